@@ -1,0 +1,52 @@
+# Run `make help` for the list. PYTHON is the interpreter that the environment is built from.
+PYTHON ?= python3
+VENV   ?= .venv
+# `system` keeps your own torch; without a word, whatever the environment was built with.
+TORCH  ?= $(if $(wildcard $(VENV)/installed-system),system,pinned)
+JOBS   ?= 2
+ARGS   ?=
+OUT    ?= dist/gpu
+
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed-$(TORCH)
+# The tests take the cores; inside each of them one thread is enough.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help venv bench test test-slow lint format gpu clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## builds .venv; TORCH=system keeps your own torch
+
+$(STAMP): pyproject.toml constraints.txt tools/build_venv.sh
+	tools/build_venv.sh $(PYTHON) $(VENV) $(TORCH)
+
+# A case that failed (exit code 5) is part of the report; any other failure left nothing to report.
+bench: venv ## measures the default sweep, prints its table, writes its report; ARGS='--seq 1k..4k'
+	@status=0; $(BIN)/attnbench run $(ARGS) || status=$$?; \
+	case $$status in 0 | 5) $(BIN)/attnbench report last || exit;; esac; exit $$status
+
+test: venv ## every test that needs no GPU and no patience
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(ARGS)
+
+test-slow: venv ## the tests marked slow, one after another
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+lint: venv ## format, lint, types, layers
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-logo
+
+format: venv ## formats the code and mends what can be mended
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+gpu: ## GPU tests and suites with the packages of PYTHON, nothing installed; results in OUT
+	PYTHON=$(PYTHON) OUT=$(OUT) tools/gpu_check.sh
+
+clean: ## removes the environment and every cache; keeps results
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find attnbench tests -name __pycache__ -prune -exec rm -rf {} +

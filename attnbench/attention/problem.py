@@ -1,0 +1,156 @@
+"""A Problem: everything that decides what is computed, and nothing about who computes it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import lru_cache
+
+import msgspec
+
+from attnbench.attention import masks
+from attnbench.attention.masks import Grid, Mask
+from attnbench.attention.scores import Score
+from attnbench.errors import ProblemError
+
+
+class Dtype(StrEnum):
+    """Number formats of q, k and v. fp32 is IEEE on every device; tf32 is fp32 tensors on TF32 tensor cores."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8_E4M3 = "fp8_e4m3"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one number as stored."""
+        return {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3": 1}[self.value]
+
+    @property
+    def out(self) -> Dtype:
+        """The format of the output: that of the inputs, bf16 for fp8."""
+        return Dtype.BF16 if self is Dtype.FP8_E4M3 else self
+
+
+class Mode(StrEnum):
+    """Which passes a call makes."""
+
+    FWD = "fwd"
+    BWD = "bwd"
+    FWD_BWD = "fwd_bwd"
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether gradients of q, k and v are wanted."""
+        return self is not Mode.FWD
+
+
+class Returns(StrEnum):
+    """What a call gives back beside the output."""
+
+    OUT = "out"
+    LSE = "lse"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One attention problem. `kv_heads`, `seq_kv` and `head_dim_v` follow heads, seq_q and head_dim when left out.
+
+    q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];
+    v: [batch, kv_heads, seq_kv, head_dim_v]; out: [batch, heads, seq_q, head_dim_v].
+    """
+
+    seq_q: int
+    seq_kv: int = 0
+    batch: int = 1
+    heads: int = 8
+    kv_heads: int = 0
+    head_dim: int = 64
+    head_dim_v: int = 0
+    dtype: Dtype = Dtype.FP32
+    mask: str = "none"  # canonical text of a masks.Mask
+    score: Score = Score()
+    lengths: tuple[int, ...] = ()  # tokens of every sequence of a ragged batch, each attending to itself
+    returns: Returns = Returns.OUT
+
+    def __post_init__(self) -> None:
+        fill = msgspec.structs.force_setattr
+        fill(self, "dtype", Dtype(self.dtype))
+        fill(self, "lengths", tuple(self.lengths))
+        for name, other in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("head_dim_v", "head_dim")):
+            if getattr(self, name) == 0:
+                fill(self, name, getattr(self, other))
+        for name in ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v"):
+            if getattr(self, name) < 1:
+                raise ProblemError(f"{name}={getattr(self, name)}: must be at least 1")
+        fill(self, "mask", masks.parse(self.mask).text)
+        self._check()
+
+    def _check(self) -> None:
+        if self.heads % self.kv_heads:
+            divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise ProblemError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; kv_heads may be {divisors}"
+            )
+        if self.lengths:
+            if len(self.lengths) != self.batch:
+                raise ProblemError(f"lengths has {len(self.lengths)} sequences, batch is {self.batch}")
+            if not self.seq_q == self.seq_kv == max(self.lengths) or min(self.lengths) < 1:
+                raise ProblemError(
+                    f"lengths {self.lengths}: each at least 1, the longest equal to seq_q={self.seq_q} "
+                    f"and seq_kv={self.seq_kv}"
+                )
+        self.masking.check(self.grid)
+
+    @property
+    def grid(self) -> Grid:
+        """The shape on which the mask is laid."""
+        return Grid(self.batch, self.seq_q, self.seq_kv, self.lengths)
+
+    @property
+    def masking(self) -> Mask:
+        """The mask with its behaviour."""
+        return masks.parse(self.mask)
+
+    @property
+    def scale(self) -> float:
+        """The factor on q . k."""
+        return self.score.scale_for(self.head_dim)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What a backend must be able to do; plain multi-head self-attention needs nothing."""
+        return _features(self)
+
+
+FEATURES: dict[str, str] = {
+    "causal": "causal mask, aligned to the bottom right",
+    "window": "sliding window",
+    "prefix": "prefix mask",
+    "document": "document mask of packed sequences",
+    "padding": "key padding",
+    "varlen": "ragged batch (lengths)",
+    "blind_rows": "rows that see no key",
+    "gqa": "fewer kv_heads than heads",
+    "cross": "seq_q different from seq_kv",
+    "head_dim_v": "head_dim_v different from head_dim",
+    "scale": "a scale of its own",
+    "softcap": "soft cap on the logits",
+    "lse": "log-sum-exp beside the output",
+}
+
+
+@lru_cache(maxsize=65536)
+def _features(problem: Problem) -> frozenset[str]:
+    needed = set(problem.masking.words)
+    conditions = {
+        "varlen": bool(problem.lengths),
+        "gqa": problem.kv_heads < problem.heads,
+        "cross": problem.seq_q != problem.seq_kv,
+        "head_dim_v": problem.head_dim_v != problem.head_dim,
+        "scale": problem.score.scale is not None,
+        "softcap": problem.score.softcap is not None,
+        "lse": problem.returns is Returns.LSE,
+        "blind_rows": not problem.lengths and problem.masking.has_blind_rows(problem.grid),
+    }
+    return frozenset(needed | {word for word, holds in conditions.items() if holds})

@@ -1,0 +1,170 @@
+"""Who computes it: one leaf file a backend, loaded by name; support is data, a refusal is a list of reasons.
+
+A backend is named as a user types it: a built-in name, `file.py:callable`, or an entry point of the group
+`attnbench.backends`. Importing this package or a leaf imports no torch; `Backend.prepare` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from importlib import import_module, metadata
+from typing import Any
+
+import msgspec
+
+from attnbench.attention import cost
+from attnbench.attention.problem import FEATURES, Dtype, Mode
+from attnbench.case import Case
+from attnbench.errors import UnknownNameError
+
+ENTRY_POINTS = "attnbench.backends"
+
+# The leaf module of every built-in name; each holds BACKENDS, by name.
+BUILTIN: dict[str, str] = {
+    "naive": "naive",
+    "sdpa": "sdpa",
+    "sdpa:math": "sdpa",
+    "sdpa:flash": "sdpa",
+    "sdpa:efficient": "sdpa",
+    "sdpa:cudnn": "sdpa",
+    "flex": "flex",
+    "flex:eager": "flex",
+    "xformers": "xformers",
+    "xformers:cutlass": "xformers",
+    "xformers:fa2": "xformers",
+    "xformers:fa3": "xformers",
+    "xformers:splitk": "xformers",
+    "flash-attn:2": "flash_attn",
+    "flash-attn:3": "flash_attn",
+    "flash-attn:4": "flash_attn",
+    "triton": "triton",
+}
+
+
+class Layout(StrEnum):
+    """The order of dimensions in which a backend takes q, k, v and gives out; inputs are made in it, untimed."""
+
+    BHSD = "bhsd"  # [batch, heads, seq, head_dim]
+    BSHD = "bshd"  # [batch, seq, heads, head_dim]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend can do on one kind of device."""
+
+    dtypes: frozenset[Dtype]
+    features: frozenset[str] = frozenset()  # words of problem.FEATURES
+    modes: frozenset[Mode] = frozenset({Mode.FWD})
+    head_dim_most: int = 0  # 0: any
+    head_dim_multiple: int = 1
+    capability: tuple[int, int] = (0, 0)  # least CUDA compute capability
+    capability_below: tuple[int, int] = (0, 0)  # first capability that is too new; (0, 0): none
+    combinations: tuple[frozenset[str], ...] = ()  # features that exclude one another
+
+
+class Prepared(msgspec.Struct, kw_only=True):
+    """A backend made ready for one case.
+
+    call(q, k, v) -> out, or (out, lse) where the problem returns the lse. Tensors are in the backend's layout; lse is
+    float32 [batch, heads, seq_q], natural log. Differentiable where the case's mode needs gradients.
+    """
+
+    call: Callable[..., Any]
+    seconds: dict[str, float] = {}  # untimed work done once: "mask_build"
+    facts: dict[str, Any] = {}
+    late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """One implementation of attention."""
+
+    name: str
+    summary: str
+    limits: Mapping[str, Limits]  # by kind of device: "cpu", "cuda"
+    prepare: Callable[[Case, str], Prepared]  # (case, torch device) -> what is timed; imports torch
+    # Bytes beyond inputs and outputs at the peak of one call, predicted without running.
+    scratch_bytes: Callable[[Case], int]
+    requires: tuple[str, ...] = ()  # modules that must import
+    install: str = ""  # the command that brings them
+    layout: Layout = Layout.BHSD
+    compiles: bool = False  # minutes before the first call: measured in a later pass
+    untimed: str = ""  # why its times on a CPU mean nothing; empty: they do
+    probe: Callable[[str], str | None] | None = None  # tried on the torch device: why it cannot run there, or None
+    error_factor: float = 2.0  # times the error of the plain formula in the same dtype
+
+    def objections(self, case: Case, kind: str, capability: tuple[int, int] = (0, 0)) -> list[str]:
+        """Every reason against running `case` on a device of that kind; empty means that it runs."""
+        limits = self.limits.get(kind)
+        if limits is None:
+            return [f"runs on {', '.join(self.limits)}, not on {kind}"]
+        return [
+            *_objections_of_device(limits, capability),
+            *_objections_of_shape(limits, case),
+            *_objections_of_features(limits, case.problem.features),
+        ]
+
+    def peak_bytes(self, case: Case) -> int:
+        """Predicted bytes at the peak of a call: inputs, outputs, the gradient of out, and scratch."""
+        problem, mode = case.problem, case.mode
+        total = cost.input_bytes(problem) + cost.output_bytes(problem, Mode.FWD) + self.scratch_bytes(case)
+        if mode.needs_grad:
+            total += cost.output_bytes(problem, Mode.FWD_BWD)
+        return total
+
+
+def _objections_of_device(limits: Limits, capability: tuple[int, int]) -> list[str]:
+    if capability == (0, 0):
+        return []
+    have = f"this device has {capability[0]}.{capability[1]}"
+    if capability < limits.capability:
+        return [f"needs compute capability {limits.capability[0]}.{limits.capability[1]}, {have}"]
+    if limits.capability_below != (0, 0) and capability >= limits.capability_below:
+        return [f"needs compute capability below {limits.capability_below[0]}.{limits.capability_below[1]}, {have}"]
+    return []
+
+
+def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
+    reasons = []
+    problem = case.problem
+    if problem.dtype not in limits.dtypes:
+        reasons.append(f"no {problem.dtype} (takes {', '.join(d for d in Dtype if d in limits.dtypes)})")
+    if case.mode not in limits.modes:
+        reasons.append(f"no {case.mode}" + (" (forward only)" if limits.modes == {Mode.FWD} else ""))
+    for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():
+        if limits.head_dim_most and width > limits.head_dim_most:
+            reasons.append(f"{name} {width} is over {limits.head_dim_most}")
+        if width % limits.head_dim_multiple:
+            reasons.append(f"{name} {width} is not a multiple of {limits.head_dim_multiple}")
+    return list(dict.fromkeys(reasons))
+
+
+def _objections_of_features(limits: Limits, needed: frozenset[str]) -> list[str]:
+    reasons = [f"no {FEATURES.get(word, word)}" for word in sorted(needed - limits.features)]
+    for together in limits.combinations:
+        if together <= needed:
+            reasons.append(f"not {' with '.join(sorted(together))}")
+    return reasons
+
+
+def load(name: str) -> Backend:
+    """The backend of that name, built in or from an entry point; `file.py:callable` is read by `plugin.load`."""
+    if is_file(name):
+        plugin = import_module("attnbench.backends.plugin")
+        return plugin.load(name)  # type: ignore[no-any-return]
+    if name in BUILTIN:
+        return import_module(f"attnbench.backends.{BUILTIN[name]}").BACKENDS[name]  # type: ignore[no-any-return]
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        if entry.name == name:
+            plugin = import_module("attnbench.backends.plugin")
+            return plugin.wrap(entry.load(), name)  # type: ignore[no-any-return]
+    raise UnknownNameError("backend", name, names(), where="--backend")
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `load` knows, files aside."""
+    return (*BUILTIN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)))
+
+
+def is_file(name: str) -> bool:
+    """Whether the name is `file.py:callable`."""
+    return ".py:" in name or name.endswith(".py")

@@ -1,0 +1,96 @@
+"""A Case: one problem, one backend, one mode; its label for people and its stable id for machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from attnbench.attention.problem import Mode, Problem
+
+__all__ = ["Case", "Mode", "canonical", "problem_label"]
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What is measured: the same problem on two backends is two cases."""
+
+    problem: Problem
+    backend: str
+    mode: Mode = Mode.FWD
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "mode", Mode(self.mode))
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that depend on values alone: equal however the case was written down."""
+        return _id(self)
+
+    @property
+    def label(self) -> str:
+        """`b4 h32/8 q4096 kv4096 d128 causal bf16 fwd sdpa:flash`, and every field that is not at its default."""
+        return f"{problem_label(self.problem, self.mode)} {self.backend}"
+
+
+def problem_label(problem: Problem, mode: Mode) -> str:
+    """The label of a case without its backend."""
+    heads = f"h{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else "")
+    parts = [f"b{problem.batch}", heads, f"q{problem.seq_q}", f"kv{problem.seq_kv}", f"d{problem.head_dim}"]
+    if problem.head_dim_v != problem.head_dim:
+        parts.append(f"dv{problem.head_dim_v}")
+    parts += [problem.mask, problem.dtype.value, mode.value]
+    shown = {"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v", "dtype", "mask"}
+    rest = {name: value for name, value in canonical(problem).items() if name not in shown}
+    parts += [f"{name}={_spell(value)}" for name, value in sorted(_flatten(rest).items())]
+    return " ".join(parts)
+
+
+def canonical(record: msgspec.Struct) -> dict[str, Any]:
+    """A record as plain values: fields equal to their default dropped, recursively, empty records too.
+
+    Never an encoder's output: msgspec drops defaults by identity, so 30 and 30.0 would give two ids.
+    """
+    plain: dict[str, Any] = {}
+    for field in msgspec.structs.fields(record):
+        value = getattr(record, field.name)
+        if not field.required and value == field.default:
+            continue
+        if isinstance(value, msgspec.Struct):
+            if nested := canonical(value):
+                plain[field.name] = nested
+        else:
+            plain[field.name] = _plain(value)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@lru_cache(maxsize=200_000)
+def _id(case: Case) -> str:
+    text = json.dumps(canonical(case), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _spell(value: Any) -> str:
+    return (
+        "-".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,0 +1,114 @@
+"""Progress on stderr: one live line on a terminal, one plain line a case elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from attnbench.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from attnbench.result import Result
+
+STYLES = ("auto", "bar", "lines", "none")
+
+
+def observer(style: str, total: int) -> Plain | Bar | Silent:
+    """The progress display of that style; `auto` is a bar on a terminal outside CI."""
+    if style not in STYLES:
+        raise UnknownNameError("progress style", style, STYLES, where="--progress")
+    if style == "auto":
+        style = "bar" if sys.stderr.isatty() and not os.environ.get("CI") else "lines"
+    return {"bar": Bar, "lines": Plain, "none": Silent}[style](total)
+
+
+class Silent:
+    """Says nothing."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.count = total, 0
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def phase(self, text: str) -> None:
+        """What goes on now."""
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        """A case ended."""
+        self.count += 1
+
+
+class Plain(Silent):
+    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s 5.2 MiB`."""
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        super().result(result, remaining_s)
+        print(f"[{self.count}/{self.total}] {line(result)}", file=sys.stderr, flush=True)
+
+
+class Bar(Silent):
+    """A bar, what is done of all, the time left, and what goes on."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            BarColumn(bar_width=26),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+            # A thread that redraws would wake up inside the timed blocks: draw when something happens, not by a clock.
+            auto_refresh=False,
+        )
+        self._task = self._progress.add_task("", total=total, left="")
+        self._drawn = 0.0
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, text: str) -> None:
+        if time.monotonic() - self._drawn > 0.1:
+            self._draw(description=text[:60])
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        super().result(result, remaining_s)
+        left = f"{int(remaining_s // 60)}:{int(remaining_s % 60):02d} left"
+        self._draw(completed=self.count, left=left)
+
+    def _draw(self, **fields: Any) -> None:
+        self._drawn = time.monotonic()
+        self._progress.update(self._task, refresh=True, **fields)
+
+
+def line(result: Result) -> str:
+    """One result in one line."""
+    from attnbench.metrics import METRICS
+    from attnbench.units import percent, rate, seconds, size
+
+    name = f"{result.status.value} {result.case.label}" + (f"#{result.arm.twin}" if result.arm.twin > 1 else "")
+    if result.reason:
+        return f"{name}: {result.reason}"
+    time_s, low_s, high_s = (METRICS[key].compute(result) for key in ("time_s", "time_low_s", "time_high_s"))
+    spread = (high_s - low_s) / (2 * time_s) if time_s and low_s is not None and high_s is not None else None
+    parts = [
+        name,
+        seconds(time_s),
+        f"+-{percent(spread)}",
+        rate(METRICS["flop_per_s"].compute(result), "FLOP/s"),
+        size(METRICS["peak_bytes"].compute(result)),
+    ]
+    return " ".join(parts)

@@ -1,0 +1,79 @@
+"""How a device is measured: clocks, memory, energy. Imported by the worker alone; torch is at home here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from attnbench.arm import Device
+from attnbench.result import Environment, Procedure, Timing
+
+Call = Callable[[], Any]
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How a block is cut: `readings` values, each the mean time of `calls` calls in a row."""
+
+    calls: int
+    readings: int
+    call_s: float  # of one call, while settling
+    settled: bool  # whether it grew steady in the time allowed
+    settle_s: float
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """One block: seconds a call for each reading, and what the machine did meanwhile."""
+
+    values: list[float]
+    calls: int
+    tags: tuple[str, ...] = ()
+    facts: dict[str, float] = {}
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one call, after a warm call, outside the timed rounds. `peak` is over inputs and outputs."""
+
+    peak: int  # highest allocated during the call, above what was allocated before it, less what it returns
+    total: int  # highest allocated during the call, above what was allocated before it
+    facts: dict[str, int] = {}
+
+
+class Instrument(Protocol):
+    """One device, ready to measure."""
+
+    torch_device: str
+    capability: tuple[int, int]
+
+    def environment(self) -> Environment:
+        """What this device and its software are."""
+
+    def refuses(self, timing: Timing) -> str | None:
+        """Why that timing mode cannot be had here, or None."""
+
+    def settle(self, call: Call, procedure: Procedure) -> Pace:
+        """Call until the time is steady, within the limits of docs/method.md, and cut the blocks."""
+
+    def block(self, call: Call, pace: Pace, procedure: Procedure) -> Reading:
+        """One timed block."""
+
+    def memory(self, call: Call) -> Memory:
+        """The exact allocator peak of one call; to be made after a warm call."""
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+
+    def release(self) -> None:
+        """Give cached memory back to the system."""
+
+
+def instrument(device: Device) -> Instrument:
+    """The instrument of that device. Raises RuntimeError, saying why, where it is not there."""
+    if device.kind == "cuda":
+        from attnbench.device.cuda import CudaInstrument
+
+        return CudaInstrument(device)
+    from attnbench.device.cpu import CpuInstrument
+
+    return CpuInstrument(device)

@@ -1,0 +1,96 @@
+"""What a user can do wrong, and the exit codes of every command.
+
+    AttnbenchError              one line, names the flag, file or key, the value, and what would do
+    ├── UsageError              a wrong option, value or combination                     exit 2
+    │   ├── RangeError          a list or range of numbers
+    │   ├── ProblemError        an impossible problem: heads, lengths, mask, score
+    │   ├── SuiteError          a suite or configuration file
+    │   ├── UnknownNameError    a name that is not there, with the nearest one
+    │   └── UnsupportedPlatformError
+    ├── StoreError              a run directory that cannot be read or written           exit 2
+    │   ├── LockedError         another process is writing to it
+    │   └── SchemaError         written by a newer attnbench
+    ├── NotComparableError      another machine, another procedure, no baseline          exit 4
+    └── NothingMeasuredError    not one result is `ok`                                   exit 6
+
+What a measured kernel does wrong is no exception but a `Status` (see `result.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes, the same for every command."""
+
+    OK = 0
+    REGRESSED = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    NOT_COMPARABLE = 4
+    FAILED = 5
+    NOTHING_MEASURED = 6
+    INTERRUPTED = 130
+
+
+class AttnbenchError(Exception):
+    """A mistake of the user, or of the surroundings: told in one line, without a traceback."""
+
+    exit: Exit = Exit.USAGE
+
+
+class UsageError(AttnbenchError):
+    """A wrong option, value or combination."""
+
+
+class RangeError(UsageError):
+    """A list or range of numbers that cannot be read."""
+
+
+class ProblemError(UsageError):
+    """An impossible attention problem."""
+
+
+class SuiteError(UsageError):
+    """A suite or configuration file that cannot be used."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not there."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.known) or 'none'}"
+        super().__init__(f"{where + ': ' if where else ''}no {kind} {name!r}; {hint}")
+
+
+class UnsupportedPlatformError(UsageError):
+    """An operating system on which attnbench cannot measure."""
+
+
+class StoreError(AttnbenchError):
+    """A run directory that cannot be read or written."""
+
+
+class LockedError(StoreError):
+    """Another process is writing to this run directory."""
+
+
+class SchemaError(StoreError):
+    """A run written by a newer attnbench."""
+
+
+class NotComparableError(AttnbenchError):
+    """Two things that must not be compared, or a baseline that is not there."""
+
+    exit = Exit.NOT_COMPARABLE
+
+
+class NothingMeasuredError(AttnbenchError):
+    """A run without a single `ok` result."""
+
+    exit = Exit.NOTHING_MEASURED

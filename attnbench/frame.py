@@ -1,0 +1,188 @@
+"""Results -> one row a (case, arm), launches joined: the one table that every output draws from.
+
+`rows` is plain Python, so that tables and JSON need no pandas; `frame` is the same as a DataFrame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from attnbench import stats
+from attnbench.attention.problem import Mode, Problem
+from attnbench.case import problem_label
+from attnbench.metrics import METRICS, Joined, impossible
+from attnbench.result import Result, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+# Within one launch an interval cannot see what differs between launches (sd 0.3 to 5 %, docs/method.md): two arms of
+# one launch that are closer than this are never ranked.
+TIE_FLOOR = 0.02
+
+
+class Place(StrEnum):
+    """How an arm did among those of its device on one problem."""
+
+    FASTEST = "fastest"
+    TIED = "tied"  # with the fastest: closer than the intervals tell apart
+    BEHIND = "behind"
+    ALONE = "alone"  # no other was measured
+
+
+def axes(problem: Problem) -> dict[str, Any]:
+    """Every field of a problem, records flattened, as plain values."""
+    return _flat(problem)
+
+
+def _flat(record: msgspec.Struct) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in msgspec.structs.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, msgspec.Struct):
+            flat.update(_flat(value))
+        elif isinstance(value, tuple):
+            flat[field.name] = "-".join(map(str, value))
+        else:
+            flat[field.name] = value.value if isinstance(value, Enum) else value
+    return flat
+
+
+AXES = tuple(axes(Problem(seq_q=1)))
+
+COLUMNS: dict[str, str] = {
+    "case_id": "12 hex digits of problem, backend and mode",
+    "label": "the case in words",
+    "problem": "the case in words, without its backend",
+    "arm": "backend, device and environment",
+    "arm_name": "backend and twin number",
+    "backend": "who computes it",
+    "device": "where",
+    "mode": "fwd, bwd or fwd_bwd",
+    **{axis: f"of the problem: {axis.replace('_', ' ')}" for axis in AXES},
+    "status": "ok if every launch that was tried is, else the worst",
+    "reason": "why it is not ok",
+    "launches": "launches that were measured and are joined in this row",
+    "reference": "the arm that the speed-up is against",
+    "interval": "what the 95 % interval is over: within one launch, or launches",
+    "noisy": "whether the median block took over 1.25 times the least",
+    "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other was measured",
+    "impossible": "why the figures cannot be true; such a row is not ranked",
+    **{metric.name: metric.summary + (f" ({metric.unit})" if metric.unit else "") for metric in METRICS.values()},
+}
+
+Key = tuple[Problem, Mode, str]
+
+
+def rows(results: Iterable[Result], reference: str | None = None, silicon_flop_per_s: float | None = None) -> list[Row]:
+    """One row a (case, arm), in order of appearance; `reference` names another arm for the speed-ups than the run's."""
+    joined = join(results, reference)
+    places = _places(joined, silicon_flop_per_s)
+    return [_row(one, place, silicon_flop_per_s) for one, place in zip(joined, places, strict=True)]
+
+
+def frame(
+    results: Iterable[Result], reference: str | None = None, silicon_flop_per_s: float | None = None
+) -> pd.DataFrame:
+    """`rows` as a DataFrame with the columns of COLUMNS; not measured is missing."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows(results, reference, silicon_flop_per_s), columns=list(COLUMNS))
+    for name in METRICS:
+        table[name] = pd.to_numeric(table[name])
+    return table
+
+
+def join(results: Iterable[Result], reference: str | None = None) -> list[Joined]:
+    """The launches of each (case, arm) beside its reference arm's. Of several lines with one key the last counts."""
+    last = {result.key: result for result in results}
+    by_arm: dict[Key, list[Result]] = {}
+    for result in last.values():
+        by_arm.setdefault((result.case.problem, result.case.mode, result.arm.id), []).append(result)
+    known = _references(last.values())
+    partners: dict[tuple[Problem, Mode, str], list[Result]] = {}  # by device
+    for (problem, mode, arm_id), launches in by_arm.items():
+        arm = launches[0].arm
+        if arm.name == reference if reference else arm_id == known.get(arm.device):
+            partners[problem, mode, arm.device] = launches
+    return [
+        Joined(launches, partners.get((problem, mode, launches[0].arm.device), ()))
+        for (problem, mode, _), launches in by_arm.items()
+    ]
+
+
+def _references(results: Iterable[Result]) -> dict[str, str]:
+    """The reference arm's id of each device, as the results themselves name it."""
+    return {result.arm.device: str(result.facts["reference"]) for result in results if "reference" in result.facts}
+
+
+def _row(joined: Joined, place: Place | None, silicon_flop_per_s: float | None) -> Row:
+    case, arm, worst = joined.case, joined.arm, joined.worst
+    return {
+        "case_id": case.id,
+        "label": case.label,
+        "problem": problem_label(case.problem, case.mode),
+        "arm": arm.id,
+        "arm_name": arm.name,
+        "backend": arm.backend,
+        "device": arm.device,
+        "mode": case.mode.value,
+        **axes(case.problem),
+        "status": worst.status.value,
+        "reason": one_line(worst.reason),
+        "launches": joined.launches,
+        "reference": joined.reference if joined.speedup else None,
+        "interval": joined.time.label if joined.time else None,
+        "noisy": joined.noisy if joined.times else None,
+        "place": place.value if place else None,
+        "impossible": impossible(joined, silicon_flop_per_s) or None,
+        **{name: metric.compute(joined) for name, metric in METRICS.items()},
+    }
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters, which a kernel's message may hold and a terminal would obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable() or c == "\u200d")
+
+
+def _places(joined: Sequence[Joined], silicon_flop_per_s: float | None) -> list[Place | None]:
+    rivals: dict[tuple[Problem, Mode, str], list[int]] = {}
+    for index, one in enumerate(joined):
+        if one.status is Status.OK and one.time and not impossible(one, silicon_flop_per_s):
+            rivals.setdefault((one.case.problem, one.case.mode, one.arm.device), []).append(index)
+    places: list[Place | None] = [None] * len(joined)
+    for indices in rivals.values():
+        for index, place in zip(indices, _rank([joined[index] for index in indices]), strict=True):
+            places[index] = place
+    return places
+
+
+def _rank(rivals: Sequence[Joined]) -> list[Place]:
+    if len(rivals) == 1:
+        return [Place.ALONE]
+    best = min(rivals, key=_time)
+    level = [one is not best and not _separated(best, one) for one in rivals]
+    first = Place.TIED if any(level) else Place.FASTEST
+    return [
+        first if one is best else Place.TIED if tied else Place.BEHIND for one, tied in zip(rivals, level, strict=True)
+    ]
+
+
+def _time(joined: Joined) -> float:
+    assert joined.time
+    return joined.time.value
+
+
+def _separated(best: Joined, other: Joined) -> bool:
+    """Whether `best` is faster beyond doubt; in another pass, also in relation to the reference arm."""
+    floor = 1 + (TIE_FLOOR if min(best.launches, other.launches) == 1 else 0.0)
+    ratios = [best.ratio_to(other)]
+    if ratios[0] and ratios[0].method is stats.Method.BOUNDS and best.speedup and other.speedup:
+        ratios.append(stats.unpaired_ratio(best.speedup, other.speedup))
+    return all(ratio is not None and ratio.low is not None and ratio.low > floor for ratio in ratios)

@@ -1,0 +1,210 @@
+"""What runner and worker say to each other: messages, and the pipe that carries them.
+
+A message is msgpack behind four bytes of length. The first one carries the protocol version, since an arm may import
+attnbench from an environment of its own. Nothing here uses stdout: kernels and autotuners print there.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from typing import Any
+
+import msgspec
+
+from attnbench.attention.problem import Mode, Problem
+from attnbench.case import Case
+from attnbench.result import Environment, Procedure, Status
+
+VERSION = 1
+
+_LENGTH = struct.Struct("!I")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Something said; the class is the tag."""
+
+
+class Open(Message):
+    """The first message. A worker without a backend is an oracle: it makes expected values, and times nothing."""
+
+    version: int = VERSION
+    backend: str = ""
+    device: str = "cpu"
+    memory_bytes: int = 0  # limit of the worker's own data; 0: none
+    cpus: tuple[int, ...] = ()  # to run on; empty: any
+
+
+class Opened(Message):
+    """The worker is up: what it is, or why it cannot serve."""
+
+    version: int = VERSION
+    environment: Environment = Environment()
+    capability: tuple[int, int] = (0, 0)
+    unavailable: str = ""  # why the backend cannot run on this device
+
+
+class Expect(Message):
+    """To the oracle: compute the expected values of this problem, and write them to `directory`."""
+
+    problem: Problem
+    mode: Mode
+    seed: int
+    inputs: str
+    directory: str
+    budget_s: float
+
+
+class Expected(Message):
+    """They are written."""
+
+    share: float  # of all query rows
+    seconds: float
+
+
+class Prepare(Message):
+    """Make inputs and backend ready, and call once."""
+
+    case: Case
+    procedure: Procedure
+
+
+class Prepared(Message):
+    """Ready. Seconds of what was done once, facts of what runs."""
+
+    seconds: dict[str, float]
+    facts: dict[str, Any]
+
+
+class Verify(Message):
+    """Check the output against expected values: those of the procedure's inputs, and of peaked ones where given."""
+
+    directory: str
+    peaked_directory: str = ""
+
+
+class Verified(Message):
+    """The verdict of a check."""
+
+    ok: bool
+    reason: str
+    errors: dict[str, dict[str, float | None]]
+
+
+class Settle(Message):
+    """Call until the time is steady."""
+
+
+class Settled(Message):
+    """It is, or the time for it is over."""
+
+    call_s: float
+    settled: bool
+    seconds: float
+
+
+class Time(Message):
+    """One block, on inputs that differ from those of the block before."""
+
+
+class Timed(Message):
+    """The readings of a block."""
+
+    values: list[float]
+    calls: int
+    tags: tuple[str, ...] = ()
+    facts: dict[str, float] = {}
+
+
+class Check(Message):
+    """Judge the output of the last timed call."""
+
+
+class Measure(Message):
+    """Memory of one call."""
+
+
+class Measured(Message):
+    """Bytes."""
+
+    peak: int
+    total: int
+    facts: dict[str, int] = {}
+
+
+class Release(Message):
+    """Forget the case; give memory back."""
+
+
+class Done(Message):
+    """Nothing more to say."""
+
+
+class Failed(Message):
+    """What went wrong in the worker; it is still there to say so."""
+
+    status: Status
+    reason: str
+    trace: str = ""
+
+
+Request = Open | Expect | Prepare | Verify | Settle | Time | Check | Measure | Release
+Reply = Opened | Expected | Prepared | Verified | Settled | Timed | Measured | Done | Failed
+
+
+class ClosedError(Exception):
+    """The other side is gone."""
+
+
+class SilentError(Exception):
+    """The other side did not answer in time."""
+
+
+class Channel:
+    """One end of the pipe pair between runner and worker."""
+
+    def __init__(self, read_fd: int, write_fd: int, kind: Any) -> None:
+        self._read_fd, self._write_fd = read_fd, write_fd
+        self._decoder = msgspec.msgpack.Decoder(kind)
+
+    def send(self, message: Message) -> None:
+        """Write one message. Raises ClosedError."""
+        body = msgspec.msgpack.encode(message)
+        view = memoryview(_LENGTH.pack(len(body)) + body)
+        try:
+            while view:
+                view = view[os.write(self._write_fd, view) :]
+        except (BrokenPipeError, OSError) as error:
+            raise ClosedError(str(error)) from error
+
+    def receive(self, timeout_s: float | None = None) -> Any:
+        """Read one message; blocks without polling. Raises ClosedError or SilentError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        length = _LENGTH.unpack(self._take(_LENGTH.size, deadline))[0]
+        return self._decoder.decode(self._take(length, deadline))
+
+    def close(self) -> None:
+        """Close both ends; closing twice does no harm."""
+        for descriptor in (self._read_fd, self._write_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._read_fd = self._write_fd = -1
+
+    def _take(self, count: int, deadline: float | None) -> bytes:
+        chunks: list[bytes] = []
+        while count:
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([self._read_fd], [], [], left)[0]:
+                    raise SilentError
+            try:
+                chunk = os.read(self._read_fd, min(count, 1 << 20))
+            except OSError as error:
+                raise ClosedError(str(error)) from error
+            if not chunk:
+                raise ClosedError("end of file")
+            chunks.append(chunk)
+            count -= len(chunk)
+        return b"".join(chunks)

@@ -1,0 +1,1 @@
+"""One file a format; all draw from `frame.rows`."""

@@ -1,0 +1,246 @@
+"""One sweep from request to stored run: what `attnbench run` does, callable from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from attnbench import backends, host, plan, store, suite
+from attnbench.arm import Arm, Device, parse_device
+from attnbench.attention.problem import Dtype
+from attnbench.errors import NothingMeasuredError, UsageError
+from attnbench.plan import Plan
+from attnbench.ranges import words
+from attnbench.result import Cache, Procedure, Record, Result, Timing
+from attnbench.runner import Ending, Observer, Runner
+from attnbench.runner import Terms as RunTerms
+from attnbench.suite import Cell, Impossible, Suite
+from attnbench.units import parse_bytes, parse_seconds, parse_share
+
+DEFAULT_SUITE = "quick"
+DEFAULT_BUDGET = "5m"
+DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
+
+
+class Request(Record):
+    """What a user asked for, as typed; stored in the manifest, so that a resume can ask for it again."""
+
+    suites: tuple[str, ...] = ()
+    axes: dict[str, str] = {}
+    backend: str = ""  # comma list; empty: as the suite says, else auto
+    device: str = ""  # comma list; empty: cuda:0 where there is a GPU, else cpu
+    reference: str = plan.DEFAULT_REFERENCE
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    shard: str = ""
+    budget: str = ""
+    rounds: str = "5..30"
+    launches: int = 1
+    timeout: str = "60s"
+    mem_limit: str = "80%"
+    timing: str = ""
+    cache: str = ""
+    rel_ci: str = "2%"
+    seed: int = 0
+    tags: dict[str, str] = {}
+
+
+class Sweep(msgspec.Struct, kw_only=True):
+    """A request made ready: its plan and the limits that hold."""
+
+    request: Request
+    name: str
+    devices: list[Device]
+    plan: Plan
+    terms: RunTerms
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """A sweep that ended: where it lies, and how it went."""
+
+    directory: Path
+    run: store.Run
+    ending: Ending
+    planned: int
+
+
+def ready(request: Request) -> Sweep:
+    """Read suites and options, look at the machine, and plan. Raises UsageError and its kinds; loads no torch."""
+    if objection := host.platform_objection():
+        raise UsageError(objection)
+    devices = _devices(request.device)
+    chosen = _suites(request)
+    kinds = list(dict.fromkeys(device.kind for device in devices))
+    terms = _terms(request, chosen, kinds)
+    gpus = {gpu.index: gpu for gpu in host.gpus()} if "cuda" in kinds else {}
+    impossible: list[tuple[str, str]] = []
+    asked = _asked(request, chosen, devices, impossible)
+    made = plan.make(
+        asked,
+        plan.Terms(
+            memory_bytes=terms.memory_bytes,
+            procedures=terms.procedures,
+            reference=request.reference,
+            gpu_memory_bytes={index: int(gpu.memory_bytes * 0.9) for index, gpu in gpus.items()},
+            capability={index: gpu.capability for index, gpu in gpus.items()},
+        ),
+    )
+    made.impossible.extend(impossible)
+    if not made.cases:
+        raise UsageError("nothing is left to run: --only, --skip and --shard exclude every case")
+    if not made.groups and not made.refusals:
+        raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
+    return Sweep(request=request, name="+".join(one.name for one in chosen), devices=devices, plan=made, terms=terms)
+
+
+def run(
+    request: Request,
+    observer: Observer,
+    *,
+    directory: Path | None = None,
+    retry_failed: bool = False,
+    force: bool = False,
+    fail_fast: bool = False,
+    watch: Callable[[Runner], None] | None = None,
+    sweep: Sweep | None = None,
+) -> Outcome:
+    """Measure a request into a run directory, going on where it stopped. `watch` is given the runner before it runs."""
+    sweep = sweep or ready(request)
+    now = datetime.now(UTC)
+    where = directory or store.new_directory(store.results_root(), sweep.name, sweep.devices[0].text, now)
+    with store.RunWriter(where, _manifest(sweep, now), force=force) as writer:
+        done = store.done_keys(writer.run, retry_failed)
+        refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
+        writer.append(refusals)
+        for refusal in refusals:
+            observer.result(refusal, sweep.plan.seconds)
+        runner = Runner(sweep.plan, sweep.terms, lambda results: writer.append(results), observer, done, where / "logs")
+        if watch:
+            watch(runner)
+        try:
+            ending = runner.run()
+        finally:
+            writer.update(environments=runner.environments)
+    return Outcome(directory=where, run=store.read(where), ending=ending, planned=sweep.plan.cases)
+
+
+def _devices(text: str) -> list[Device]:
+    names = words(text, "--device") if text else (("cuda:0",) if host.gpus() else ("cpu",))
+    devices = []
+    for name in names:
+        device = parse_device(name)
+        if objection := host.check_device(device):
+            raise UsageError(f"--device {name}: {objection}")
+        if device.kind == "cpu" and not device.threads:
+            device = msgspec.structs.replace(device, threads=host.default_threads())
+        devices.append(device)
+    return devices
+
+
+def _suites(request: Request) -> list[Suite]:
+    if not request.suites:
+        return [suite.from_flags(request.axes)] if request.axes else [suite.load(DEFAULT_SUITE)]
+    return [suite.override(suite.load(name), request.axes) for name in request.suites]
+
+
+def _asked(
+    request: Request, chosen: Sequence[Suite], devices: Sequence[Device], impossible: list[tuple[str, str]]
+) -> Iterator[tuple[Cell, list[Arm]]]:
+    """Every cell with its arms, after the filters; cells that are no problem go to `impossible`."""
+    only = [suite.parse_filter(text) for text in request.only]
+    skip = [suite.parse_filter(text) for text in request.skip]
+    named = _named_backends(request.backend)
+    arms_of: dict[tuple[tuple[str, ...], str], list[Arm]] = {}
+    for kind in dict.fromkeys(device.kind for device in devices):
+        own = [device for device in devices if device.kind == kind]
+        for one in chosen:
+            for cell in suite.expand(one, kind=kind, dtype=DEFAULT_DTYPE[kind], shard=request.shard):
+                if isinstance(cell, Impossible):
+                    impossible.append((cell.text, cell.reason))
+                    continue
+                names = named or cell.backends or ("auto",)
+                if (names, kind) not in arms_of:
+                    arms_of[names, kind] = plan.arms_of(_expand_names(names, kind), own)
+                arms = [
+                    arm
+                    for arm in arms_of[names, kind]
+                    if all(f.matches(cell.problem, cell.mode, arm.backend, arm.device) for f in only)
+                    and not any(f.matches(cell.problem, cell.mode, arm.backend, arm.device) for f in skip)
+                ]
+                if arms:
+                    yield cell, arms
+
+
+def _named_backends(text: str) -> tuple[str, ...]:
+    names = words(text, "--backend") if text else ()
+    for name in names:
+        if backends.is_file(name):
+            from attnbench.backends import plugin
+
+            plugin.check(name)
+        elif name not in ("auto", "all"):
+            backends.load(name)
+    return names
+
+
+def _expand_names(names: tuple[str, ...], kind: str) -> list[str]:
+    expanded: list[str] = []
+    for name in names:
+        expanded += {"auto": plan.auto(kind), "all": backends.names()}.get(name, (name,))
+    return expanded
+
+
+def _terms(request: Request, chosen: Sequence[Suite], kinds: Sequence[str]) -> RunTerms:
+    low, _, high = request.rounds.partition("..")
+    if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
+        raise UsageError(f"--rounds: not a range of rounds: {request.rounds!r} (try 5..30 or 10)")
+    if request.launches < 1:
+        raise UsageError(f"--launches: {request.launches}: at least 1")
+    limit = parse_bytes(request.mem_limit, "--mem-limit")
+    budget = parse_seconds(request.budget or chosen[0].budget or DEFAULT_BUDGET, "--budget")
+    timeout_s = parse_seconds(request.timeout, "--timeout")
+    common: dict[str, Any] = {
+        "seed": request.seed,
+        "launches": request.launches,
+        "rounds_least": int(low),
+        "rounds_most": int(high or low),
+        "rel_ci": parse_share(request.rel_ci, "--rel-ci"),
+        "timeout_s": timeout_s,
+        "allocator": host.allocator(),
+    }
+    timing = {kind: _timing(request, kind) for kind in kinds}
+    cache = {kind: _cache(request, kind) for kind in kinds}
+    return RunTerms(
+        procedures={kind: Procedure(timing=timing[kind], cache=cache[kind], **common) for kind in kinds},
+        launches=request.launches,
+        seed=request.seed,
+        timeout_s=timeout_s,
+        budget_s=budget or None,
+        memory_bytes=limit if isinstance(limit, int) else int(limit * host.memory_free_bytes()),
+        reference=request.reference,
+    )
+
+
+def _timing(request: Request, kind: str) -> Timing:
+    default = Timing.EVENTS if kind == "cuda" else Timing.WALL
+    if not request.timing:
+        return default
+    if request.timing not in tuple(Timing):
+        raise UsageError(f"--timing: no mode {request.timing!r}; there are {', '.join(Timing)}")
+    if kind == "cpu" and request.timing != Timing.WALL:
+        raise UsageError(f"--timing {request.timing}: a CPU has only wall")
+    return Timing(request.timing)
+
+
+def _cache(request: Request, kind: str) -> Cache:
+    if not request.cache:
+        return Cache.COLD if kind == "cuda" else Cache.WARM
+    if request.cache not in tuple(Cache):
+        raise UsageError(f"--cache: no state {request.cache!r}; there are {', '.join(Cache)}")
+    if kind == "cpu" and request.cache != Cache.WARM:
+        raise UsageError("--cache cold: a CPU is measured with warm caches")
+    return Cache(request.cache)

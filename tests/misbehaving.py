@@ -1,0 +1,191 @@
+"""Backends that misbehave, one fault each: `--backend tests/misbehaving.py:hang`. Real ones, run in real workers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+
+import attnbench
+
+
+def _right(q, k, v, causal, scale):
+    """Correct attention, causal at the bottom right; q, k, v: [batch, heads, seq, head_dim]."""
+    scores = q @ k.transpose(-2, -1) * scale
+    if causal:
+        seq_q, seq_kv = scores.shape[-2:]
+        hidden = torch.ones(seq_q, seq_kv, dtype=torch.bool, device=q.device).triu(seq_kv - seq_q + 1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def right(q, k, v, *, causal, scale):
+    return _right(q, k, v, causal, scale)
+
+
+def raises(q, k, v, *, causal, scale):
+    raise ValueError("the tile size 48 is not a power of two")
+
+
+def raises_base_exception(q, k, v, *, causal, scale):
+    raise SystemExit(3)
+
+
+def wrong_shape(q, k, v, *, causal, scale):
+    return _right(q, k, v, causal, scale)[..., :-1]
+
+
+def wrong_dtype(q, k, v, *, causal, scale):
+    return _right(q, k, v, causal, scale).double()
+
+
+def wrong_device(q, k, v, *, causal, scale):
+    return _right(q, k, v, causal, scale).to("meta")
+
+
+def not_a_tensor(q, k, v, *, causal, scale):
+    return _right(q, k, v, causal, scale).tolist()
+
+
+def nan(q, k, v, *, causal, scale):
+    out = _right(q, k, v, causal, scale).clone()
+    out[0, 0, -1, -1] = float("nan")
+    return out
+
+
+def zeros(q, k, v, *, causal, scale):
+    return torch.zeros_like(_right(q, k, v, causal, scale))
+
+
+def mean_of_v(q, k, v, *, causal, scale):
+    return v.mean(-2, keepdim=True).expand(*q.shape[:-1], v.shape[-1]).clone()
+
+
+def unwritten(q, k, v, *, causal, scale):
+    return torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
+
+
+def top_left(q, k, v, *, causal, scale):
+    """Causal aligned to the wrong corner: right where seq_q == seq_kv."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+
+_kept: dict[tuple[int, ...], torch.Tensor] = {}
+
+
+def last_output(q, k, v, *, causal, scale):
+    """A cache keyed by address and shape: a second call with new values gives the first one's output."""
+    key = (q.data_ptr(), k.data_ptr(), v.data_ptr(), *q.shape)
+    if key not in _kept:
+        _kept[key] = _right(q, k, v, causal, scale)
+    return _kept[key].clone()
+
+
+def view_of_input(q, k, v, *, causal, scale):
+    q.copy_(_right(q, k, v, causal, scale))
+    return q
+
+
+def changes_inputs(q, k, v, *, causal, scale):
+    out = _right(q, k, v, causal, scale)
+    k.mul_(1.0).add_(1e-3)
+    return out
+
+
+def chatty(q, k, v, *, causal, scale):
+    """Right, but prints: two gigabytes over the life of a case."""
+    line = b"tuning configuration, please wait ... " * 27000
+    for _ in range(60):
+        os.write(1, line)
+        os.write(2, line)
+    return _right(q, k, v, causal, scale)
+
+
+def segfault(q, k, v, *, causal, scale):
+    ctypes.string_at(0)
+
+
+def exits(q, k, v, *, causal, scale):
+    os._exit(7)
+
+
+def hang(q, k, v, *, causal, scale):
+    while True:
+        time.sleep(0.05)
+
+
+def hang_in_c(q, k, v, *, causal, scale):
+    libc = ctypes.PyDLL(None)  # keeps the interpreter lock: no Python code runs any more
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    libc.sleep(100_000)
+
+
+_leak: list[torch.Tensor] = []
+
+
+def leaks(q, k, v, *, causal, scale):
+    while True:
+        _leak.append(torch.ones(64 * 1024**2 // 4))
+
+
+def spins(q, k, v, *, causal, scale):
+    """Right, but leaves a thread behind that never rests."""
+    if not any(thread.name == "spinner" for thread in threading.enumerate()):
+        threading.Thread(target=_spin, name="spinner", daemon=True).start()
+    return _right(q, k, v, causal, scale)
+
+
+def _spin():
+    matrix = torch.ones(64, 64)
+    while True:
+        matrix @ matrix
+
+
+def wrong_later(q, k, v, *, causal, scale):
+    """Right for the first 20 calls, wrong from then on: as a race, or a kernel that cheats once it is trusted."""
+    wrong_later.calls = getattr(wrong_later, "calls", 0) + 1
+    out = _right(q, k, v, causal, scale)
+    return out if wrong_later.calls <= 20 else out * 1.01
+
+
+def orphan(q, k, v, *, causal, scale):
+    """Right, but starts a process of its own that would live on."""
+    if not _kept:
+        if os.fork() == 0:
+            os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)  # attnbench-orphan"])
+        _kept[(0,)] = q
+    return _right(q, k, v, causal, scale)
+
+
+@attnbench.backend(features={"causal", "lse"}, modes={"fwd"})
+def wrong_lse(q, k, v, problem):
+    scores = q @ k.transpose(-2, -1) * problem.scale
+    out = _right(q, k, v, "causal" in problem.features, problem.scale)
+    return (out, scores.logsumexp(-1) + 1) if problem.returns == "lse" else out
+
+
+@attnbench.backend(dtypes={"fp32"}, features={"causal"}, modes={"fwd"})
+def wrong_gradient_refused(q, k, v, problem):
+    return _right(q, k, v, "causal" in problem.features, problem.scale)
+
+
+class _WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, q, k, v, causal, scale):
+        context.save_for_backward(q, k, v)
+        return _right(q, k, v, causal, scale)
+
+    @staticmethod
+    def backward(context, dout):
+        q, k, v = context.saved_tensors
+        return q, k, v, None, None
+
+
+def wrong_gradient(q, k, v, *, causal, scale):
+    return _WrongGradient.apply(q, k, v, causal, scale)

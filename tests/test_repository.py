@@ -1,0 +1,71 @@
+"""What holds for the repository as a whole and no linter sees."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+VAGUE = {"utils", "util", "helpers", "common", "misc", "base", "manager"}
+LONGEST = 450
+# A longer file, and why it is not cut.
+LONG: dict[str, str] = {}
+
+
+@cache
+def files(suffix: str = "") -> tuple[Path, ...]:
+    """Every file that git has or would take."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout here")
+    paths = (ROOT / line for line in listed.stdout.splitlines())
+    return tuple(path for path in paths if path.name.endswith(suffix) and path.is_file())
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert names([path for path in files(".py") if path.stem in VAGUE]) == []
+
+
+def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
+    long = [path for path in files(".py") if len(path.read_text().splitlines()) > LONGEST]
+    assert names(long) == sorted(LONG)
+
+
+def test_every_module_opens_with_a_sentence() -> None:
+    def opening(path: Path) -> str:
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+
+    package = [path for path in files(".py") if path.is_relative_to(ROOT / "attnbench")]
+    assert names([path for path in package if not opening(path).endswith((".", ":", "`"))]) == []
+
+
+def test_no_file_names_a_place_of_one_machine() -> None:
+    # Put together here, so that this file does not hold what it looks for.
+    place = re.compile(rb"(?<![\w.~$}])/(" + rb"|".join([b"root", b"home", b"work", b"Users"]) + rb")/")
+    assert names([path for path in files() if place.search(path.read_bytes())]) == []
+
+
+def test_layers_of_the_design_are_those_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [layer.replace("(", "").replace(")", "") for layer in contracts[0]["layers"]]
+    section = (ROOT / "docs" / "design.md").read_text().partition("## Layers")[2]
+    drawn = section.split("```")[1].split("\n", 1)[1].strip().splitlines()
+    assert drawn == checked
+
+
+def test_every_built_in_backend_is_a_leaf_of_its_own() -> None:
+    from attnbench.backends import BUILTIN
+
+    leaves = {path.stem for path in (ROOT / "attnbench" / "backends").glob("*.py")} - {"__init__", "plugin"}
+    assert leaves == set(BUILTIN.values())

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# What `make gpu` does: the tests marked gpu and the reference suites on cuda:0, with the packages of PYTHON as they are.
+# A step that fails does not end it; the exit code is the worst one. OUT gets summary.txt, gpu.log and runs.tar.gz.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+out=${OUT:-dist/gpu}
+suites=(${SUITES:-quick llama3-8b bert-base})
+total_s=${TOTAL_S:-525}  # nine minutes, less what it takes to stop the last step and to pack
+tests_s=200
+grace_s=25               # from the end of a suite's budget until its table is printed
+
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+runs=$(mktemp -d)
+trap 'rm -rf "$runs"' EXIT
+log=$out/gpu.log summary=$out/summary.txt worst=0
+: >"$log" >"$summary"
+
+say() { echo "$*" | tee -a "$summary"; }
+
+# step NAME SECONDS COMMAND...: runs it into the log. An interrupt first: a run then stores what it has.
+step() {
+  local name=$1 limit=$2 began=$SECONDS code
+  shift 2
+  echo "== $*" >>"$log"
+  timeout --signal=INT --kill-after=10 "$limit" "$@" </dev/null >"$runs/.output" 2>>"$log"
+  code=$?
+  cat "$runs/.output" >>"$log"
+  say "$name: exit code $code after $((SECONDS - began)) s"
+  tail -n "${SHOWN:-40}" "$runs/.output" | tee -a "$summary"
+  ((code > worst)) && worst=$code
+}
+
+missing=$("$python" - 2>>"$log" <<'PY'
+from importlib.util import find_spec
+
+wanted = "hypothesis msgspec numpy pandas platformdirs psutil pynvml pytest rich scipy typer".split()
+print(*[name for name in wanted if find_spec(name) is None])
+PY
+)
+[ -z "$missing" ] || say "not installed: $missing; put them on PYTHONPATH if a step below asks for them"
+if ! device=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0), "torch", torch.__version__)' 2>>"$log"); then
+  say "no GPU: $python sees none through torch; $log says why"
+  exit 1
+fi
+say "$device"
+
+SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu
+for index in "${!suites[@]}"; do
+  suite=${suites[$index]}
+  share_s=$(((total_s - SECONDS) / (${#suites[@]} - index)))
+  if ((share_s <= 2 * grace_s)); then
+    say "suite $suite: no time left"
+    worst=$((worst > 124 ? worst : 124))
+    continue
+  fi
+  step "suite $suite" "$share_s" "$python" -m attnbench run --suite "$suite" --device cuda:0 \
+    --budget "$((share_s - grace_s))s" --out "$runs/$suite"
+done
+
+rm -f "$runs/.output"
+tar -czf "$out/runs.tar.gz" -C "$runs" .
+say "runs: $out/runs.tar.gz   log: $log   summary: $summary"
+exit "$worst"
