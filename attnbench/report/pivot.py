@@ -9,6 +9,7 @@ import msgspec
 
 from attnbench.attention.problem import Problem
 from attnbench.frame import AXES, Place, Row, axes
+from attnbench.result import Status
 
 Key = Callable[[Row], Hashable]
 
@@ -112,18 +113,15 @@ def _only(values: Iterable[str]) -> list[str]:
 
 def _columns(measured: Sequence[Row]) -> list[Column]:
     several = len({row["device"] for row in measured}) > 1
-    columns: dict[str, Column] = {}
-    for row in measured:
-        alike = {other["arm"] for other in measured if (other["arm_name"], other["device"]) == _place(row)}
-        heading = [row["arm_name"], *([row["device"]] if several else [])]
-        if len(alike) > 1:  # another interpreter, path or environment: only the id tells
-            heading = row["arm"].split("@")
-        columns.setdefault(row["arm"], Column(arm=row["arm"], heading=tuple(heading)))
-    return list(columns.values())
-
-
-def _place(row: Row) -> tuple[str, str]:
-    return row["arm_name"], row["device"]
+    arms = {row["arm"]: row for row in measured}
+    places = [(row["arm_name"], row["device"]) for row in arms.values()]
+    columns = []
+    for arm, place in zip(arms, places, strict=True):
+        heading = place if several else place[:1]
+        if places.count(place) > 1:  # another interpreter, path or environment: only the id tells
+            heading = tuple(arm.split("@"))
+        columns.append(Column(arm=arm, heading=heading))
+    return columns
 
 
 def _blocks(
@@ -154,11 +152,11 @@ def _order(rows: Sequence[Row], words: dict[int, dict[str, str]], axis: str, acr
 
 
 def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:
+    several = len({row["device"] for row in rows}) > 1
     reasons: dict[str, dict[str, None]] = {}
     for row in rows:
         if row["arm"] not in measured:
-            name = row["arm_name"] if len({other["device"] for other in rows}) == 1 else row["arm"]
-            reasons.setdefault(name, {})[why(row)] = None
+            reasons.setdefault(row["arm"] if several else row["arm_name"], {})[why(row)] = None
     merged: dict[tuple[str, ...], list[str]] = {}
     for name, found in reasons.items():
         merged.setdefault(tuple(found), []).append(name)
@@ -167,6 +165,8 @@ def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:
 
 def why(row: Row) -> str:
     """Status and reason of a case that has no time."""
+    if row["status"] == Status.OK:
+        return "no finite reading"
     return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
 
 
@@ -209,6 +209,6 @@ def mark(row: Row) -> str:
 
 def references(rows: Sequence[Row]) -> str:
     """The names of the arms that speed-ups are against."""
-    names = {row["arm"]: row["arm_name"] for row in rows}
-    found = dict.fromkeys(names.get(row["reference"], row["reference"]) for row in rows if row["reference"])
-    return " or ".join(found)
+    names = {str(row["arm"]): str(row["arm_name"]) for row in rows}
+    found = dict.fromkeys(str(row["reference"]) for row in rows if row["reference"])
+    return " or ".join(dict.fromkeys(names.get(arm, arm) for arm in found))
