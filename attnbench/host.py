@@ -177,9 +177,10 @@ def arm_environment(device: Device) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "passive",
         "KMP_BLOCKTIME": "0",
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
+        "MALLOC_MMAP_MAX_": "0",  # no threshold to move: glibc before 2.36 caps MALLOC_MMAP_THRESHOLD_ at 32 MiB
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         "MALLOC_TOP_PAD_": str(256 * MIB),
+        "MALLOC_ARENA_MAX": "1",  # other arenas live in heaps of 64 MiB, too small for what attention allocates
         "PYTHONHASHSEED": "0",
     }
     if device.isa:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from torch import Tensor
 
 from attnbench import kernels
-from attnbench.attention.problem import Problem
+from attnbench.attention.problem import Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.backends import load
 from attnbench.case import Case
@@ -24,10 +25,11 @@ from attnbench.kernels import Tiling, portable
 
 SMALL = Tiling(block_q=16, block_kv=16, warps=4, stages=1)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Given = tuple[Tensor, Tensor, Tensor]  # q, k, v
 EVERYTHING = 10**6  # a window that wide hides nothing
 
 
-def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Given:
     """shape: batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v."""
     batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v = shape
     generator = torch.Generator().manual_seed(seed)
@@ -58,16 +60,14 @@ def formula(
     return weights @ v, torch.logsumexp(logits, 3).masked_fill(blind, -math.inf)
 
 
-def assert_right(
-    given: tuple[Tensor, Tensor, Tensor], visible: Tensor, cut: Tiling | None = SMALL, **options: Any
-) -> None:
+def assert_right(given: Given, visible: Tensor, cut: Tiling | None = SMALL, **options: Any) -> None:
     """No further from float64 than twice the plain formula in the same dtype, and a few roundings."""
     score = {name: options[name] for name in ("scale", "softcap") if name in options}
     out, lse = kernels.attention(*given, return_lse=True, cut=cut, **options)
     assert_near(out, lse, given, visible, **score)
 
 
-def assert_near(out: Tensor, lse: Tensor, given: tuple[Tensor, Tensor, Tensor], visible: Tensor, **score: Any) -> None:
+def assert_near(out: Tensor, lse: Tensor, given: Given, visible: Tensor, **score: Any) -> None:
     dtype = given[0].dtype
     exact, exact_lse = formula(*(tensor.double() for tensor in given), visible, **score)
     plain, _ = formula(*given, visible, **score)
@@ -248,10 +248,10 @@ def test_strides_do_not_matter(change: Any) -> None:
     assert torch.equal(kernels.attention(*given, causal=True, cut=SMALL), expected)
 
 
-@pytest.mark.parametrize("resident", [1, 2, 3, 4, 6, 50])
+@pytest.mark.parametrize("resident", [1, 2, 4, 50])
 @pytest.mark.parametrize("long_first", [False, True])
 def test_the_order_of_tiles_does_not_matter(resident: int, long_first: bool) -> None:
-    given = inputs((2, 3, 1, 50, 50, 16, 16))
+    given = inputs((2, 3, 1, 40, 40, 16, 16))
     cut = Tiling(block_q=16, block_kv=16, warps=4, stages=1, resident=resident, long_first=long_first)
     expected = kernels.attention(*given, causal=True, cut=SMALL)
     assert torch.equal(kernels.attention(*given, causal=True, cut=cut), expected)
@@ -315,7 +315,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
 def test_the_backend_computes_the_problem(problem: Problem) -> None:
-    problem = Problem(**{name: getattr(problem, name) for name in problem.__struct_fields__} | {"returns": "lse"})
+    problem = replace(problem, returns=Returns.LSE)
     backend, case = load("triton"), Case(problem=problem, backend="triton")
     assert backend.objections(case, "cpu") == []
     p = problem
