@@ -1,4 +1,4 @@
-"""What there is without torch: cores, memory, GPUs by NVML, the environment of a worker, a fingerprint of the machine."""
+"""What there is without torch: cores, memory, GPUs by NVML, a worker's environment, the machine's fingerprint."""
 
 from __future__ import annotations
 

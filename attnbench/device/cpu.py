@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import resource
 import statistics
@@ -77,8 +78,8 @@ class CpuInstrument:
                 settled = abs(near - 1) < SETTLE_WITHIN
         call_s = statistics.median(windows[-SETTLE_WINDOW:])
         calls = self._calls(call_s)
-        readings = max(1, min(READINGS_MOST, round(procedure.block_s / (calls * call_s))))
-        calls = max(calls, round(procedure.block_s / (readings * call_s)))
+        readings = max(1, min(READINGS_MOST, math.ceil(procedure.block_s / (calls * call_s))))
+        calls = max(calls, math.ceil(procedure.block_s / (readings * call_s)))
         return Pace(calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=time.monotonic() - started)
 
     def _calls(self, call_s: float) -> int:
