@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from attnbench.attention import cost
-from attnbench.attention.masks import Causal, Document, Padding, Prefix, Window
+from attnbench.attention.masks import Causal, Document, Padding, Prefix, Term, Window
 from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
@@ -79,25 +79,7 @@ class _CompileClock:
 
 def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
     """The mask as flex wants it: a predicate of (batch, head, query index, key index) as tensors; None for no mask."""
-    import torch
-
-    parts: list[Callable[..., Any]] = []
-    offset = problem.grid.offset
-    for term in problem.masking.terms:
-        if isinstance(term, Causal):
-            parts.append(lambda b, h, i, j: j <= i + offset)
-        elif isinstance(term, Window):
-            left, right = term.left, term.right
-            parts.append(lambda b, h, i, j: (j >= i + offset - left) & (j <= i + offset + right))
-        elif isinstance(term, Prefix):
-            count = term.count
-            parts.append(lambda b, h, i, j: (j < count) | (j <= i + offset))
-        elif isinstance(term, Document):
-            owner = torch.from_numpy(term.owner(problem.grid)).to(device)
-            parts.append(lambda b, h, i, j: owner[i] == owner[j])
-        elif isinstance(term, Padding):
-            lengths = torch.from_numpy(term.key_lengths(problem.grid)).to(device)
-            parts.append(lambda b, h, i, j: j < lengths[b])
+    parts = [_predicate(term, problem, device) for term in problem.masking.terms]
     if not parts:
         return None
 
@@ -108,6 +90,27 @@ def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
         return seen  # type: ignore[no-any-return]
 
     return visible
+
+
+def _predicate(term: Term, problem: Problem, device: str) -> Callable[..., Any]:
+    """One term. Tables that are looked up by index must be tensors on the device."""
+    import torch
+
+    grid, offset = problem.grid, problem.grid.offset
+    if isinstance(term, Document):
+        owner = torch.from_numpy(term.owner(grid)).to(device)
+        return lambda b, h, i, j: owner[i] == owner[j]
+    if isinstance(term, Padding):
+        lengths = torch.from_numpy(term.key_lengths(grid)).to(device)
+        return lambda b, h, i, j: j < lengths[b]
+    if isinstance(term, Window):
+        left, right = term.left, term.right
+        return lambda b, h, i, j: (j >= i + offset - left) & (j <= i + offset + right)
+    if isinstance(term, Prefix):
+        count = term.count
+        return lambda b, h, i, j: (j < count) | (j <= i + offset)
+    assert isinstance(term, Causal)
+    return lambda b, h, i, j: j <= i + offset
 
 
 def score_mod(problem: Problem) -> Callable[..., Tensor] | None:

@@ -1,4 +1,4 @@
-"""Attention as the textbook has it: every step a tensor of its own. Runs everything; the others are measured against it."""
+"""Attention as the textbook has it, every step a tensor. It runs everything; the others are compared with it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def prepare(case: Case, device: str) -> Prepared:
 
 
 def restrict(kernel: str) -> None:
-    """Let torch use that kernel alone, or all of them for an empty name. It holds for the process, which is one arm's."""
+    """Let torch use that kernel alone, or any for an empty name; for the whole process, which is one arm's."""
     from torch.backends import cuda
 
     cuda.enable_flash_sdp(kernel in ("", "flash"))
@@ -132,7 +132,13 @@ def _cuda_limits(kernel: str) -> Limits:
     return {
         "math": Limits(dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES, modes=_MODES),
         "flash": Limits(
-            dtypes=_HALVES, features=frozenset({"causal", "gqa", "scale"}), modes=_MODES, head_dim_most=256, capability=(8, 0)
+            dtypes=_HALVES,
+            features=frozenset({"causal", "gqa", "scale", "cross"}),
+            modes=_MODES,
+            head_dim_most=256,
+            capability=(8, 0),
+            # is_causal is top-left: where the lengths differ it would be another mask, and flash takes no mask tensor.
+            combinations=(frozenset({"causal", "cross"}),),
         ),
         "efficient": Limits(dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES, modes=_MODES, capability=(5, 0)),
         "cudnn": Limits(

@@ -48,9 +48,9 @@ def attention(
 
     _check_tensors(q, k, v)
     _check_options(q, intervals, scale, softcap, precision)
-    _check_device(q, k, v, precision, portable.INTERPRETED)
     seq_q, seq_kv = q.shape[2], k.shape[2]
     left, right = _band(causal, window, seq_q, seq_kv)
+    _check_device(q, k, v, precision, portable.INTERPRETED)
     cut = cut or _choose(q, k, v, growing=right < seq_q - 1 and left >= seq_kv - 1)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     out, lse, compiled = portable.forward(
@@ -65,7 +65,7 @@ def attention(
 def _band(causal: bool, window: int | tuple[int, int] | None, seq_q: int, seq_kv: int) -> tuple[int, int]:
     """Keys that a row sees before and after its diagonal; no more than there can be."""
     most = seq_q + seq_kv
-    sides = (-1, -1) if window is None else (window, window) if isinstance(window, int) else tuple(window)
+    sides = (-1, -1) if window is None else window if isinstance(window, tuple) else (window, window)
     if len(sides) != 2 or any(not isinstance(side, int) or side < -1 for side in sides):
         raise ValueError(f"window={window!r}: a number of keys, or two (before, after), each at least 0, or -1 for all")
     left, right = (most if side == -1 else min(side, most) for side in sides)
