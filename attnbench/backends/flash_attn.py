@@ -1,0 +1,215 @@
+"""FlashAttention 2, 3 and 4, as their packages give them.
+
+Their words mean what ours mean: causal is aligned to the last query and key (since 2.1), `window_size` counts the keys
+beyond the diagonal one, heads may share keys. Documents are a ragged batch that lies end to end already, so they cost
+no copy. A batch of ragged lengths comes padded, and is packed and unpacked inside the timed call.
+https://github.com/Dao-AILab/flash-attention
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from attnbench.attention.masks import Causal, Document, Window
+from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.backends import Backend, Layout, Limits, Prepared
+from attnbench.case import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Segments(NamedTuple):
+    """A ragged batch: where each sequence starts in the row of all tokens, and where the last one ends."""
+
+    starts: tuple[int, ...]
+    longest: int
+    tokens: tuple[int, ...] | None  # which of the padded tokens are real; None: all of them, in order
+
+
+class Release(NamedTuple):
+    """What differs between the packages."""
+
+    module: str  # holds flash_attn_func and flash_attn_varlen_func
+    lse_flag: str  # asks for the lse beside the output
+
+
+RELEASES = {
+    "flash-attn:2": Release("flash_attn.flash_attn_interface", "return_attn_probs"),
+    "flash-attn:3": Release("flash_attn_interface", "return_attn_probs"),
+    "flash-attn:4": Release("flash_attn.cute", "return_lse"),
+}
+
+
+def arguments(problem: Problem) -> dict[str, Any]:
+    """The problem in the keywords of flash_attn_func."""
+    window = problem.masking.find(Window)
+    return {
+        "softmax_scale": problem.scale,
+        "causal": problem.masking.find(Causal) is not None,
+        "window_size": (window.left, window.right) if window else (-1, -1),
+        "softcap": problem.score.softcap or 0.0,
+    }
+
+
+def segments(problem: Problem) -> Segments | None:
+    """The sequences of flash_attn_varlen_func, where the problem needs it: documents, and ragged lengths."""
+    seq = problem.seq_q
+    if problem.lengths:
+        starts = itertools.accumulate(problem.lengths, initial=0)
+        tokens = (b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
+        return Segments(tuple(starts), max(problem.lengths), tuple(tokens))
+    document = problem.masking.find(Document)
+    if document is None:
+        return None
+    spans = [int(start) for start in document.spans(problem.grid)]
+    starts = (b * seq + start for b in range(problem.batch) for start in spans[:-1])
+    longest = max(end - start for start, end in itertools.pairwise(spans))
+    return Segments((*starts, problem.batch * seq), longest, None)
+
+
+def prepare(case: Case, device: str, name: str) -> Prepared:
+    """The call, and for a ragged batch the positions of its sequences on the device."""
+    release, problem = RELEASES[name], case.problem
+    module = import_module(release.module)
+    options = arguments(problem)
+    if problem.returns is Returns.LSE:
+        options[release.lse_flag] = True
+    ragged = segments(problem)
+    attend = (
+        _dense(module.flash_attn_func, options)
+        if ragged is None
+        else _ragged(module.flash_attn_varlen_func, options, ragged, device)
+    )
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        out, lse = attend(q, k, v)
+        return (out, lse) if problem.returns is Returns.LSE else out
+
+    packing = "none" if ragged is None else "free" if ragged.tokens is None else "inside the call"
+    return Prepared(call=call, facts={"packing": packing})
+
+
+Attend = Callable[["Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor | None"]]
+
+
+def _dense(function: Callable[..., Any], options: dict[str, Any]) -> Attend:
+    return lambda q, k, v: _out_and_lse(function(q, k, v, **options))
+
+
+def _ragged(function: Callable[..., Any], options: dict[str, Any], ragged: Segments, device: str) -> Attend:
+    import torch
+
+    starts = torch.tensor(ragged.starts, dtype=torch.int32, device=device)
+    tokens = None if ragged.tokens is None else torch.tensor(ragged.tokens, device=device)
+    options = {
+        **options,
+        **{"cu_seqlens_q": starts, "cu_seqlens_k": starts},
+        **{"max_seqlen_q": ragged.longest, "max_seqlen_k": ragged.longest},
+    }
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        batch, seq = q.shape[:2]
+        flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
+        packed = flat if tokens is None else [tensor.index_select(0, tokens) for tensor in flat]
+        out, lse = _out_and_lse(function(*packed, **options))
+        if tokens is not None:
+            out = out.new_zeros(batch * seq, *out.shape[1:]).index_copy(0, tokens, out)
+        if lse is None:
+            return out.unflatten(0, (batch, seq)), None
+        if tokens is not None:
+            lse = lse.new_full((lse.shape[0], batch * seq), float("-inf")).index_copy(1, tokens, lse)
+        return out.unflatten(0, (batch, seq)), lse.unflatten(1, (batch, seq)).transpose(0, 1)
+
+    return attend
+
+
+def _out_and_lse(result: Any) -> tuple[Tensor, Tensor | None]:
+    """Depending on release and flags the packages give out, (out, lse) or (out, lse, more)."""
+    return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
+
+
+def scratch_bytes(case: Case) -> int:
+    """The lse, copies of what is packed or padded, and backward float32 sums of dq and dk, dv of every query head."""
+    problem = case.problem
+    rows, keys = problem.batch * problem.heads * problem.seq_q, problem.batch * problem.heads * problem.seq_kv
+    width, size = problem.head_dim + problem.head_dim_v, problem.dtype.bytes
+    copies = 0
+    if problem.lengths or problem.head_dim % 8:
+        copies = size * width * (rows + keys * problem.kv_heads // problem.heads)
+    if case.mode is Mode.FWD:
+        return 4 * rows + copies
+    shared = size * width * keys if problem.kv_heads < problem.heads else 0
+    return 8 * rows + 2 * copies + 4 * rows * problem.head_dim + shared
+
+
+def probe(device: str, name: str) -> str | None:
+    """Run it on 64 tokens."""
+    import torch
+
+    try:
+        attend = _dense(import_module(RELEASES[name].module).flash_attn_func, {})
+        tokens = torch.zeros(1, 64, 1, 64, dtype=torch.float16, device=device)
+        attend(tokens, tokens, tokens)
+    except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+DTYPES = frozenset({Dtype.FP16, Dtype.BF16})
+FEATURES = frozenset(
+    {"causal", "window", "document", "varlen", "blind_rows", "gqa", "cross", "scale", "softcap", "lse"}
+)
+# A document of a ragged batch would need both meanings of a sequence at once.
+COMBINATIONS = (frozenset({"document", "varlen"}),)
+
+
+def _limits(**changes: Any) -> Limits:
+    base: dict[str, Any] = {"features": FEATURES, "combinations": COMBINATIONS, "head_dim_most": 256}
+    return Limits(dtypes=DTYPES, modes=frozenset(Mode), **{**base, **changes})
+
+
+def _backend(name: str, summary: str, limits: Limits, requires: tuple[str, ...], install: str) -> Backend:
+    return Backend(
+        name=name,
+        summary=summary,
+        limits={"cuda": limits},
+        prepare=partial(prepare, name=name),
+        scratch_bytes=scratch_bytes,
+        requires=requires,
+        install=install,
+        layout=Layout.BSHD,
+        probe=partial(probe, name=name),
+    )
+
+
+BACKENDS = {
+    "flash-attn:2": _backend(
+        "flash-attn:2",
+        "FlashAttention-2, CUDA kernels for Ampere and newer",
+        # It pads odd head dims itself. A row that sees no key has +inf as lse there, which nobody asked for.
+        _limits(capability=(8, 0), combinations=(*COMBINATIONS, frozenset({"blind_rows", "lse"}))),
+        ("flash_attn", "flash_attn_2_cuda"),
+        "pip install --no-build-isolation 'flash-attn>=2.8'",
+    ),
+    "flash-attn:3": _backend(
+        "flash-attn:3",
+        "FlashAttention-3, CUDA kernels for Hopper",
+        _limits(capability=(9, 0), capability_below=(10, 0), head_dim_multiple=8),
+        ("flash_attn_3", "flash_attn_interface"),
+        "git clone --recursive https://github.com/Dao-AILab/flash-attention && "
+        "pip install --no-build-isolation ./flash-attention/hopper",
+    ),
+    "flash-attn:4": _backend(
+        "flash-attn:4",
+        "FlashAttention-4, CuTe kernels for Hopper and Blackwell, compiled at the first call",
+        # 12.x lacks parts of the backward pass. Blackwell takes head dims to 128, 192 with 128, and 256.
+        _limits(capability=(9, 0), capability_below=(12, 0), head_dim_multiple=8, features=FEATURES | {"head_dim_v"}),
+        ("flash_attn.cute",),
+        "pip install --pre flash-attn-4",
+    ),
+}
