@@ -60,9 +60,8 @@ def segments(problem: Problem) -> Segments | None:
     """The sequences of flash_attn_varlen_func, where the problem needs it: documents, and ragged lengths."""
     seq = problem.seq_q
     if problem.lengths:
-        starts = itertools.accumulate(problem.lengths, initial=0)
         tokens = (b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
-        return Segments(tuple(starts), max(problem.lengths), tuple(tokens))
+        return Segments(tuple(itertools.accumulate(problem.lengths, initial=0)), seq, tuple(tokens))
     document = problem.masking.find(Document)
     if document is None:
         return None
@@ -106,11 +105,8 @@ def _ragged(function: Callable[..., Any], options: dict[str, Any], ragged: Segme
 
     starts = torch.tensor(ragged.starts, dtype=torch.int32, device=device)
     tokens = None if ragged.tokens is None else torch.tensor(ragged.tokens, device=device)
-    options = {
-        **options,
-        **{"cu_seqlens_q": starts, "cu_seqlens_k": starts},
-        **{"max_seqlen_q": ragged.longest, "max_seqlen_k": ragged.longest},
-    }
+    options = options | dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), starts)
+    options |= dict.fromkeys(("max_seqlen_q", "max_seqlen_k"), ragged.longest)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
         batch, seq = q.shape[:2]
@@ -120,10 +116,10 @@ def _ragged(function: Callable[..., Any], options: dict[str, Any], ragged: Segme
         if tokens is not None:
             out = out.new_zeros(batch * seq, *out.shape[1:]).index_copy(0, tokens, out)
         if lse is None:
-            return out.unflatten(0, (batch, seq)), None
+            return out.view(batch, seq, *out.shape[1:]), None
         if tokens is not None:
             lse = lse.new_full((lse.shape[0], batch * seq), float("-inf")).index_copy(1, tokens, lse)
-        return out.unflatten(0, (batch, seq)), lse.unflatten(1, (batch, seq)).transpose(0, 1)
+        return out.view(batch, seq, *out.shape[1:]), lse.view(-1, batch, seq).transpose(0, 1)
 
     return attend
 
