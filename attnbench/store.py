@@ -17,7 +17,7 @@ from typing import IO, Any
 import msgspec
 
 from attnbench.arm import Arm
-from attnbench.errors import LockedError, NotComparableError, SchemaError, StoreError
+from attnbench.errors import AttnbenchError, LockedError, NotComparableError, SchemaError, StoreError
 from attnbench.result import Environment, Procedure, Record, Result, Status
 
 VERSION = 1
@@ -103,7 +103,7 @@ def _read_results(path: Path) -> tuple[list[Result], int]:
         for line in lines:
             try:
                 result = decoder.decode(line)
-            except Exception:  # noqa: BLE001 - a garbage line may break any check of the records; it is counted
+            except (msgspec.MsgspecError, AttnbenchError):
                 skipped += 1
                 continue
             by_key[result.key] = result
@@ -222,9 +222,8 @@ class RunWriter:
                 os.ftruncate(self._file.fileno(), size)
             # What Python still holds back would be tried again when the file is closed.
             self._file = (self.directory / RESULTS).open("ab")
-            raise StoreError(
-                f"cannot write to {self.directory / RESULTS}: {error.strerror}; all earlier results are kept"
-            ) from error
+            where = f"cannot write to {self.directory / RESULTS}"
+            raise StoreError(f"{where}: {error.strerror}; all earlier results are kept") from error
 
     def update(self, **fields: Any) -> None:
         """Change fields of the manifest, atomically; environments are added to."""

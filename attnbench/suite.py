@@ -31,6 +31,9 @@ TABLE_KEYS = (*AXES, "backend", "exclude", *ABOUT)
 TOP_KEYS = ("title", "source", "extends", "budget", "gate", "problem")
 FILTER_KEYS = (*AXES, "backend", "device")
 
+# Keys that say the same: a table has one side or the other.
+_RIVALS = {"seq": ("seq_q", "seq_kv"), "tokens": ("batch",), "lengths": ("seq", "seq_q", "seq_kv", "batch", "tokens")}
+
 DEFAULT_MASKS = ("none", "causal")
 _COMPARED = re.compile(r"(\w*)\.\.(\w*)")
 
@@ -155,9 +158,8 @@ def _load(path: Path, above: tuple[Path, ...]) -> Suite:
 
 def _extended(own: Suite, parent_name: str, path: Path, above: tuple[Path, ...]) -> Suite:
     beside = path.parent / parent_name
-    parent = _load(
-        beside if parent_name.endswith(".toml") and beside.is_file() else _path_of(parent_name), (*above, path)
-    )
+    is_file = parent_name.endswith(".toml") and beside.is_file()
+    parent = _load(beside if is_file else _path_of(parent_name), (*above, path))
     return msgspec.structs.replace(
         own,
         tables=parent.tables + own.tables,
@@ -197,11 +199,7 @@ def _known(raw: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
 
 
 def _exclusive(axes: Mapping[str, Any], where: str) -> None:
-    for one, others in (
-        ("seq", ("seq_q", "seq_kv")),
-        ("tokens", ("batch",)),
-        ("lengths", ("seq", "seq_q", "seq_kv", "batch")),
-    ):
+    for one, others in _RIVALS.items():
         for other in others:
             if one in axes and other in axes:
                 raise SuiteError(f"{where}: {one} and {other} say the same; give one of them")
@@ -220,9 +218,8 @@ def _values(key: str, value: Any, where: str) -> tuple[Any, ...]:
             raise SuiteError(f"{where} = {value!r}: must be an integer or a range such as 512..4k")
         return ranges.integers(value, where)
     if key == "lengths":
-        return tuple(
-            tuple(ranges.integer(n, where) for n in item.split("-")) for item in ranges.words(str(value), where)
-        )
+        items = ranges.words(str(value), where)
+        return tuple(tuple(ranges.integer(number, where) for number in item.split("-")) for item in items)
     words = ranges.words(str(value), where)
     return tuple(_READERS[key](word, where) for word in words)
 
@@ -241,7 +238,7 @@ def _read_number(word: str, where: str) -> float:
         raise RangeError(f"{where}: not a number: {word!r} (try 30 or 0.125)") from None
 
 
-def _read_mask(word: str, where: str) -> str:
+def _read_mask(word: str, _: str) -> str:
     return masks.parse(word).text
 
 
@@ -288,26 +285,22 @@ def from_flags(flags: Mapping[str, str]) -> Suite:
 
 
 def override(suite: Suite, flags: Mapping[str, str]) -> Suite:
-    """Options replace a key in every table; `--seq` replaces seq_q and seq_kv too, `--tokens` batch, and the reverse."""
+    """Options replace a key in every table, and its rivals: `--seq` replaces seq_q and seq_kv too, and the reverse."""
     axes = {key: _values(_axis(key), value, _option(key)) for key, value in flags.items()}
     _exclusive(axes, "options")
     gone = set(axes)
-    for one, others in (
-        ("seq", ("seq_q", "seq_kv", "lengths")),
-        ("tokens", ("batch",)),
-        ("lengths", ("seq", "seq_q", "seq_kv")),
-    ):
+    for one, others in _RIVALS.items():
         if one in axes:
             gone.update(others)
         if any(other in axes for other in others):
             gone.add(one)
-    tables = tuple(
-        msgspec.structs.replace(
-            table, axes={**{key: values for key, values in table.axes.items() if key not in gone}, **axes}
-        )
-        for table in suite.tables
-    )
-    return msgspec.structs.replace(suite, tables=tables)
+    tables = []
+    for table in suite.tables:
+        kept = {key: values for key, values in table.axes.items() if key not in gone}
+        if "seq" in table.axes and "seq" in gone and not {"seq", "lengths"} & set(axes):
+            kept["seq_q"] = kept["seq_kv"] = table.axes["seq"]  # one half of it was replaced
+        tables.append(msgspec.structs.replace(table, axes={**kept, **axes}))
+    return msgspec.structs.replace(suite, tables=tuple(tables))
 
 
 def _axis(key: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from attnbench import backends, host, plan, store, suite
+from attnbench import __version__, backends, host, plan, store, suite
 from attnbench.arm import Arm, Device, parse_device
 from attnbench.attention.problem import Dtype
-from attnbench.errors import NothingMeasuredError, UsageError
+from attnbench.errors import UsageError
 from attnbench.plan import Plan
 from attnbench.ranges import words
-from attnbench.result import Cache, Procedure, Record, Result, Timing
+from attnbench.result import Cache, Procedure, Record, Timing
 from attnbench.runner import Ending, Observer, Runner
 from attnbench.runner import Terms as RunTerms
 from attnbench.suite import Cell, Impossible, Suite
@@ -110,6 +113,7 @@ def run(
 ) -> Outcome:
     """Measure a request into a run directory, going on where it stopped. `watch` is given the runner before it runs."""
     sweep = sweep or ready(request)
+    terms = msgspec.structs.replace(sweep.terms, fail_fast=fail_fast)
     now = datetime.now(UTC)
     where = directory or store.new_directory(store.results_root(), sweep.name, sweep.devices[0].text, now)
     with store.RunWriter(where, _manifest(sweep, now), force=force) as writer:
@@ -118,7 +122,7 @@ def run(
         writer.append(refusals)
         for refusal in refusals:
             observer.result(refusal, sweep.plan.seconds)
-        runner = Runner(sweep.plan, sweep.terms, lambda results: writer.append(results), observer, done, where / "logs")
+        runner = Runner(sweep.plan, terms, writer.append, observer, done, where / "logs")
         if watch:
             watch(runner)
         try:
@@ -126,6 +130,31 @@ def run(
         finally:
             writer.update(environments=runner.environments)
     return Outcome(directory=where, run=store.read(where), ending=ending, planned=sweep.plan.cases)
+
+
+def _manifest(sweep: Sweep, now: datetime) -> store.Manifest:
+    fingerprint, _ = host.fingerprint()
+    return store.Manifest(
+        attnbench=__version__,
+        created_at=now.isoformat(timespec="seconds"),
+        suite=sweep.name,
+        command=_command(),
+        request=msgspec.to_builtins(sweep.request),
+        procedures=sweep.terms.procedures,
+        arms=tuple(sweep.plan.arms),
+        machine=host.machine_card(),
+        fingerprint=fingerprint,
+        commit=host.commit(Path()),
+        planned=sweep.plan.cases,
+        impossible=tuple(sweep.plan.impossible),
+        tags=sweep.request.tags,
+    )
+
+
+def _command() -> str:
+    """As typed, with paths relative to the working directory: neither a user nor a host is named."""
+    here = os.getcwd() + os.sep
+    return shlex.join(["attnbench", *(word.replace(here, "") for word in sys.argv[1:])])
 
 
 def _devices(text: str) -> list[Device]:
@@ -142,9 +171,10 @@ def _devices(text: str) -> list[Device]:
 
 
 def _suites(request: Request) -> list[Suite]:
-    if not request.suites:
-        return [suite.from_flags(request.axes)] if request.axes else [suite.load(DEFAULT_SUITE)]
-    return [suite.override(suite.load(name), request.axes) for name in request.suites]
+    """The named suites; without a name a suite of the options, or the default one where they give no length."""
+    if not request.suites and {"seq", "seq_q", "lengths"} & set(request.axes):
+        return [suite.from_flags(request.axes)]
+    return [suite.override(suite.load(name), request.axes) for name in request.suites or (DEFAULT_SUITE,)]
 
 
 def _asked(

@@ -71,9 +71,9 @@ def segments(problem: Problem) -> Segments | None:
     return Segments((*starts, problem.batch * seq), longest, None)
 
 
-def prepare(case: Case, device: str, name: str) -> Prepared:
+def prepare(case: Case, device: str) -> Prepared:
     """The call, and for a ragged batch the positions of its sequences on the device."""
-    release, problem = RELEASES[name], case.problem
+    release, problem = RELEASES[case.backend], case.problem
     module = import_module(release.module)
     options = arguments(problem)
     if problem.returns is Returns.LSE:
@@ -174,7 +174,7 @@ def _backend(name: str, summary: str, limits: Limits, requires: tuple[str, ...],
         name=name,
         summary=summary,
         limits={"cuda": limits},
-        prepare=partial(prepare, name=name),
+        prepare=prepare,
         scratch_bytes=scratch_bytes,
         requires=requires,
         install=install,
