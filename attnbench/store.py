@@ -27,10 +27,10 @@ BUDGET = "budget"  # how the reason of a case begins that the budget cut: a resu
 Key = tuple[str, str, int]
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """What `run.json` holds: everything about a run but its results."""
 
-    schema_version: int = VERSION
+    schema_version: int  # never left out: it is read before the rest
     attnbench: str
     created_at: str  # UTC, ISO 8601
     suite: str

@@ -135,6 +135,7 @@ def run(
 def _manifest(sweep: Sweep, now: datetime) -> store.Manifest:
     fingerprint, _ = host.fingerprint()
     return store.Manifest(
+        schema_version=store.VERSION,
         attnbench=__version__,
         created_at=now.isoformat(timespec="seconds"),
         suite=sweep.name,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from attnbench.attention import inputs, reference
 from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Dtype, Mode, Problem
-from attnbench.attention.reference import Group, Span
+from attnbench.attention.reference import Group, Span, query_heads
 from attnbench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -325,9 +325,7 @@ def _judge_one(expected: Expected, name: str, output: Tensor, sign: int, factor:
 
     shape, dtype = _form(expected.problem, name)
     if tuple(output.shape) != shape or output.dtype != dtype:
-        return Error(), (
-            f"is {_spell(output.dtype)} {list(output.shape)} and should be {_spell(dtype)} {list(shape)}"
-        )
+        return Error(), (f"is {_spell(output.dtype)} {list(output.shape)} and should be {_spell(dtype)} {list(shape)}")
     output = output.detach()
     bad = output.isnan() | output.isposinf() if name == "lse" else ~output.isfinite()
     if bad.any():
@@ -347,3 +345,125 @@ class _Errors:
 
     def __init__(self, expected: Expected, name: str, tolerance: Tolerance, factor: float) -> None:
         self.expected, self.name, self.tolerance, self.factor = expected, name, tolerance, factor
+        self.truth = expected.array(name)
+        self.tiles = expected.array(f"{name}.tiles")
+        self.numbers, self.total, self.squares = 0, 0.0, 0.0
+        self.worst, self.worst_at = 0.0, ""
+        self.odd = ""  # the first element or tile that breaks a rule of its own
+
+    @property
+    def budget(self) -> float:
+        """Of the largest error."""
+        return self.factor * self.tolerance.yardstick_max + self.tolerance.rounding
+
+    def add(self, place: int, group: Group, part: Tensor) -> None:
+        """[heads, rows, width] of the group at `place`, as float64."""
+        import torch
+
+        truth = torch.from_numpy(np.array(self.truth[place], dtype=np.float64))
+        seen = truth.isfinite()
+        error = (part - truth).where(seen, 0.0).abs()
+        self.numbers += int(seen.sum())
+        self.total += float(error.sum())
+        self.squares += float(error.square().sum())
+        if float(error.max()) > self.worst:
+            self.worst = float(error.max())
+            self.worst_at = self._at(group, (error == error.max()).nonzero()[0].tolist())
+        if not self.odd:
+            self.odd = self._odd_lse(group, part, truth) if self.name == "lse" else self._odd_tile(place, group, error)
+
+    def _odd_lse(self, group: Group, part: Tensor, truth: Tensor) -> str:
+        """-inf just where the reference has it, elsewhere within the precision of float32 sums."""
+        blind = truth.isinf()
+        if (differs := part.isinf() != blind).any():
+            where = differs.nonzero()[0].tolist()
+            return f"{float(part[tuple(where)])} at {self._at(group, where)}, the reference has {float(truth[tuple(where)])}"
+        limit = PRECISION[self.expected.problem.dtype].lse * truth.abs().clamp_min(1.0)
+        if (over := ~blind & ((part - truth).abs() > limit)).any():
+            where = over.nonzero()[0].tolist()
+            error, most = float((part - truth)[tuple(where)]), float(limit[tuple(where)])
+            return f"off by {error:.3g} at {self._at(group, where)}, allowed {most:.3g}"
+        return ""
+
+    def _odd_tile(self, place: int, group: Group, error: Tensor) -> str:
+        import torch
+
+        # Rounding alone may be all there is, where the reference is nearly zero.
+        limit = self.factor * torch.from_numpy(np.array(self.tiles[place], dtype=np.float64)) + self.tolerance.rounding
+        found = _tile_rms(error)
+        if not (over := found > limit).any():
+            return ""
+        head, tile = over.nonzero()[0].tolist()
+        where = self._at(group, [head, tile * TILE])
+        return f"root mean square error of {TILE} rows from {where} is {found[head, tile]:.3g}, over {limit[head, tile]:.3g}"
+
+    def _at(self, group: Group, where: list[int]) -> str:
+        """`[b0 h3 q17 d5]`, from indices into the part of a group."""
+        head, row, *width = where
+        if self.name in ("dk", "dv"):
+            return _at(self.name, [*group, row, *width])
+        first = query_heads(self.expected.problem, group).start
+        rows = [n for start, stop in self.expected.selection.spans for n in range(start, stop)]
+        return _at(
+            self.name, [group[0], first + head, rows[row] if rows else row, *(width if self.name != "lse" else ())]
+        )
+
+    @property
+    def error(self) -> Error:
+        """The figures."""
+        numbers = max(1, self.numbers)
+        size = self.tolerance.rms
+        rel = (self.squares / numbers) ** 0.5 / size if size else None
+        return Error(max_abs=self.worst, mean_abs=self.total / numbers, rel=rel, budget=self.budget)
+
+    @property
+    def reason(self) -> str:
+        """The first rule that is broken, or nothing."""
+        if self.name == "lse":
+            return self.odd
+        numbers = max(1, self.numbers)
+        rms, allowed = (self.squares / numbers) ** 0.5, self.factor * self.tolerance.rms_error
+        mean = self.factor * self.tolerance.yardstick_mean + self.tolerance.rounding
+        rule = f"{self.factor:g} x the error of the plain formula and rounding"
+        if not self.worst <= self.budget:
+            return f"max |error| {self.worst:.3g} at {self.worst_at} is over {self.budget:.3g}, {rule}"
+        if not self.total / numbers <= mean:
+            return f"mean |error| {self.total / numbers:.3g} is over {mean:.3g}, {rule}"
+        if not rms <= allowed + (0.0 if self.tolerance.rms else self.tolerance.rounding):
+            return f"root mean square error {rms:.3g} is over {allowed:.3g}, the reference has {self.tolerance.rms:.3g}"
+        return self.odd
+
+
+def _form(problem: Problem, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype that an output must have."""
+    queries, keys = (problem.batch, problem.heads, problem.seq_q), (problem.batch, problem.kv_heads, problem.seq_kv)
+    shapes = {
+        "out": (*queries, problem.head_dim_v),
+        "lse": queries,
+        "dq": (*queries, problem.head_dim),
+        "dk": (*keys, problem.head_dim),
+        "dv": (*keys, problem.head_dim_v),
+    }
+    return shapes[name], torch_dtype(Dtype.FP32 if name == "lse" else problem.dtype.out)
+
+
+def _part(expected: Expected, name: str, output: Tensor, group: Group) -> Tensor:
+    """[heads, rows, width]: what was selected of one group."""
+    import torch
+
+    b, kv_head = group
+    if name in ("dk", "dv"):
+        return output[b, kv_head : kv_head + 1]
+    part = output[b, query_heads(expected.problem, group)]
+    if spans := expected.selection.spans:
+        part = torch.cat([part[:, start:stop] for start, stop in spans], dim=1)
+    return part[..., None] if name == "lse" else part
+
+
+def _at(name: str, where: list[int]) -> str:
+    letters = "bhkd" if name in ("dk", "dv") else "bhqd"
+    return "[" + " ".join(f"{letter}{number}" for letter, number in zip(letters, where, strict=False)) + "]"
+
+
+def _spell(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from attnbench import arm, backends, protocol, verify
 from attnbench.attention import inputs as made
 from attnbench.attention.problem import Mode, Returns
@@ -223,14 +225,14 @@ class Session:
                 return _verified(verdict, "peaked inputs: ")
             loaded.fill(loaded.procedure.inputs)
         loaded.expected = verify.load(Path(message.directory))
-        if loaded.expected.input_digest != loaded.digest:
-            digests = f"{loaded.digest} here, {loaded.expected.input_digest} for the reference"
+        if loaded.expected.digest != loaded.digest:
+            digests = f"{loaded.digest} here, {loaded.expected.digest} for the reference"
             return Failed(status=Status.ERROR, reason=f"inputs differ from those of the reference: digest {digests}")
         verdict = self._judge(loaded, loaded.expected)
         if not verdict.ok:
             return _verified(verdict)
         if misuse := self._misuse(loaded):
-            return protocol.Verified(ok=False, reason=misuse, errors=verdict.errors)
+            return protocol.Verified(ok=False, reason=misuse, errors=_figures(verdict))
         loaded.negate()
         again = self._judge(loaded, loaded.expected)
         if not again.ok:
@@ -254,7 +256,7 @@ class Session:
         for name, tensor in outputs.items():
             if str(tensor.device.type) != loaded.q.device.type:
                 reason = f"{name} is on {tensor.device}, the inputs are on {loaded.q.device}"
-                return verify.Judgement(ok=False, reason=reason, errors={})
+                return verify.Judgement(ok=False, reason=reason)
         return verify.judge(expected, outputs, loaded.sign, self.backend.error_factor)
 
     def _poison(self, loaded: Loaded) -> None:
@@ -343,7 +345,11 @@ def _describe(value: Any) -> str:
 
 def _verified(judgement: verify.Judgement, prefix: str = "") -> protocol.Verified:
     reason = prefix + judgement.reason if judgement.reason else ""
-    return protocol.Verified(ok=judgement.ok, reason=reason, errors=judgement.errors)
+    return protocol.Verified(ok=judgement.ok, reason=reason, errors=_figures(judgement))
+
+
+def _figures(judgement: verify.Judgement) -> dict[str, dict[str, float | None]]:
+    return {name: msgspec.structs.asdict(error) for name, error in judgement.errors.items()}
 
 
 def _one_line(error: BaseException) -> str:

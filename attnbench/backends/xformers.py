@@ -1,0 +1,283 @@
+"""xformers' memory_efficient_attention: its own choice of kernel, and each of its kernels alone.
+
+A mask is said by one of the classes of `xformers.ops.fmha.attn_bias` where the kernel takes it, else by a tensor that is
+added to the logits. What each kernel takes is written down in its class, as of xformers 0.0.35.
+https://facebookresearch.github.io/xformers/components/ops.html
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attnbench.attention.masks import Document, Padding, Window
+from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.backends import Backend, Layout, Limits, Prepared
+from attnbench.case import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Bias(StrEnum):
+    """How a mask is said: by a class of attn_bias, or by a tensor."""
+
+    NONE = "none"
+    CAUSAL = "LowerTriangularFromBottomRightMask"
+    CAUSAL_WINDOW = "LowerTriangularFromBottomRightLocalAttentionMask"
+    WINDOW = "LocalAttentionFromBottomRightMask"
+    BLOCKS = "BlockDiagonalMask"
+    CAUSAL_BLOCKS = "BlockDiagonalCausalMask"
+    CAUSAL_WINDOW_BLOCKS = "BlockDiagonalCausalLocalAttentionMask"
+    PADDED = "BlockDiagonalPaddedKeysMask"
+    TENSOR = "Tensor"
+
+    @property
+    def folded(self) -> bool:
+        """Whether the sequences of the batch lie end to end in one."""
+        return self.startswith("BlockDiagonal")
+
+
+# The class that says a mask of these words, whatever the kernel.
+NATURAL = {
+    frozenset[str](): Bias.NONE,
+    frozenset({"causal"}): Bias.CAUSAL,
+    frozenset({"causal", "window"}): Bias.CAUSAL_WINDOW,
+    frozenset({"window"}): Bias.WINDOW,
+    frozenset({"document"}): Bias.BLOCKS,
+    frozenset({"document", "causal"}): Bias.CAUSAL_BLOCKS,
+    frozenset({"document", "causal", "window"}): Bias.CAUSAL_WINDOW_BLOCKS,
+    frozenset({"padding"}): Bias.PADDED,
+}
+_BLOCKS = frozenset({Bias.BLOCKS, Bias.CAUSAL_BLOCKS, Bias.CAUSAL_WINDOW_BLOCKS})
+_FLASH = _BLOCKS | {Bias.CAUSAL, Bias.CAUSAL_WINDOW, Bias.WINDOW}
+_CUTLASS_BACKWARD = _BLOCKS | {Bias.CAUSAL}
+TAKEN = {
+    "cutlass": _CUTLASS_BACKWARD | {Bias.CAUSAL_WINDOW},
+    "fa2": _FLASH,
+    "fa3": _FLASH,
+    "splitk": frozenset({Bias.PADDED}),
+}
+
+# The module of each kernel in xformers.ops.fmha, which holds FwOp and, but for split-K, BwOp.
+MODULES = {"cutlass": "cutlass", "fa2": "flash", "fa3": "flash3", "splitk": "triton_splitk"}
+TENSOR_ALIGNMENT = 8  # rows of a bias tensor start at multiples of 16 bytes
+
+
+def bias(case: Case) -> Bias:
+    """How this mask is said to this kernel."""
+    problem = case.problem
+    if problem.masking.pairs(problem.grid) == problem.batch * problem.seq_q * problem.seq_kv:
+        return Bias.NONE  # as a causal mask over one query
+    natural = NATURAL.get(problem.masking.words, Bias.TENSOR)
+    return natural if natural in _taken(case) else Bias.TENSOR
+
+
+def _taken(case: Case) -> frozenset[Bias]:
+    kernel = _kernel(case)
+    if not kernel:  # xformers takes a flash kernel wherever one can serve
+        problem = case.problem
+        fits = problem.head_dim == problem.head_dim_v <= 256 and problem.head_dim % 8 == 0
+        kernel = "fa2" if fits and problem.dtype in _HALVES else "cutlass"
+    if kernel == "cutlass" and case.mode.needs_grad:
+        return _CUTLASS_BACKWARD
+    return TAKEN[kernel]
+
+
+def build(kind: Bias, problem: Problem, device: str, dtype: Any) -> Any:
+    """The attn_bias argument; a tensor is [batch, heads, seq_q, seq_kv], its rows aligned, its heads one in memory."""
+    if kind is Bias.NONE:
+        return None
+    if kind is Bias.TENSOR:
+        return _tensor(problem, device, dtype)
+    from xformers.ops.fmha import attn_bias
+
+    made = getattr(attn_bias, kind.value)
+    window = problem.masking.find(Window)
+    if kind is Bias.CAUSAL:
+        return made()
+    if kind is Bias.CAUSAL_WINDOW:
+        return made(window.left + 1)  # counts the diagonal key too
+    if kind is Bias.WINDOW:
+        return made(window_left=window.left, window_right=window.right)
+    if kind is Bias.PADDED:
+        lengths = problem.masking.find(Padding).key_lengths(problem.grid).tolist()
+        return made.from_seqlens([problem.seq_q] * problem.batch, problem.seq_kv, lengths, device=_torch_device(device))
+    spans = problem.masking.find(Document).spans(problem.grid).tolist()
+    lengths = [end - start for start, end in zip(spans, spans[1:], strict=False)] * problem.batch
+    blocks = attn_bias.BlockDiagonalMask.from_seqlens(lengths, device=_torch_device(device))
+    if kind is Bias.CAUSAL_WINDOW_BLOCKS:
+        return blocks.make_local_attention(window.left + 1)
+    return blocks.make_causal() if kind is Bias.CAUSAL_BLOCKS else blocks
+
+
+def _torch_device(device: str) -> Any:
+    import torch
+
+    return torch.device(device)
+
+
+def _tensor(problem: Problem, device: str, dtype: Any) -> Tensor:
+    import torch
+
+    visible = torch.from_numpy(problem.masking.dense(problem.grid)).to(device)
+    aligned = -(-problem.seq_kv // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+    padded = torch.zeros(*visible.shape[:2], aligned, dtype=dtype, device=device)
+    added = padded[..., : problem.seq_kv].masked_fill_(~visible, float("-inf"))
+    return added[:, None].expand(problem.batch, problem.heads, problem.seq_q, problem.seq_kv)
+
+
+def arrange(problem: Problem, kind: Bias, grouped: bool, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """q, k and v as xformers takes them, from [batch, seq, heads, head_dim].
+
+    Heads that share keys: [batch, seq, kv_heads, group, head_dim] with keys expanded in place where `grouped`, which
+    only forward passes take; else keys repeated, a copy that xformers asks of its users.
+    """
+    tensors = [tensor.flatten(0, 1)[None] if kind.folded else tensor for tensor in (q, k, v)]
+    group = problem.heads // problem.kv_heads
+    if group == 1:
+        return tensors
+    q, *shared = tensors
+    if not grouped:
+        return [q, *(tensor.repeat_interleave(group, dim=2) for tensor in shared)]
+    q = q.view(*q.shape[:2], problem.kv_heads, group, q.shape[3])
+    return [q, *(tensor[:, :, :, None].expand(-1, -1, -1, group, -1) for tensor in shared)]
+
+
+def prepare(case: Case, device: str) -> Prepared:
+    """The mask is built here, untimed; sharing heads is part of the call."""
+    from xformers.ops import fmha
+
+    from attnbench.attention.inputs import torch_dtype
+
+    problem, kind = case.problem, bias(case)
+    started = time.perf_counter()
+    attn_bias = build(kind, problem, device, torch_dtype(problem.dtype))
+    seconds = {"mask_build": time.perf_counter() - started} if attn_bias is not None else {}
+    grouped = problem.heads > problem.kv_heads and not case.mode.needs_grad
+    if grouped and kind is Bias.TENSOR:
+        attn_bias = attn_bias.unflatten(1, (problem.kv_heads, -1))
+    operators = _operators(_kernel(case))
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, seq = q.shape[:2]
+        arranged = arrange(problem, kind, grouped, q, k, v)
+        out: Tensor = fmha.memory_efficient_attention(*arranged, attn_bias, scale=problem.scale, op=operators)
+        return out.reshape(batch, seq, problem.heads, problem.head_dim_v)
+
+    shared = "none" if problem.heads == problem.kv_heads else "grouped" if grouped else "expanded in the call"
+    return Prepared(call=call, seconds=seconds, facts={"attn_bias": kind.value, "shared_heads": shared})
+
+
+def _kernel(case: Case) -> str:
+    return case.backend.partition(":")[2]
+
+
+def _operators(kernel: str) -> Any:
+    """The pair of a forward and a backward operator; None leaves the choice to xformers."""
+    from xformers.ops import fmha
+
+    if not kernel:
+        return None
+    module = getattr(fmha, MODULES[kernel])
+    return module.FwOp, getattr(module, "BwOp", None)
+
+
+def scratch_bytes(case: Case) -> int:
+    """The lse, the bias tensor, repeated keys, and backward a float32 sum of dq."""
+    problem = case.problem
+    rows = problem.batch * problem.heads * problem.seq_q
+    total = 4 * rows
+    if bias(case) is Bias.TENSOR:
+        sequences = problem.batch if "padding" in problem.features else 1
+        # The mask as booleans lives beside it while it is built, before the call.
+        total += sequences * problem.seq_q * problem.seq_kv * problem.dtype.bytes
+    if not case.mode.needs_grad:
+        return total
+    repeated = 0
+    if problem.heads > problem.kv_heads:
+        numbers = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)
+        repeated = 2 * numbers * problem.dtype.bytes  # keys and values, and their gradients
+    return total + 4 * rows + 4 * rows * problem.head_dim + repeated
+
+
+def probe(device: str, kernel: str) -> str | None:
+    """Run it on 64 tokens: xformers lists kernels as available that this GPU, or this build, has not."""
+    import torch
+
+    try:
+        from xformers.ops import fmha
+
+        tokens = torch.zeros(1, 64, 1, 64, dtype=torch.float16, device=device)
+        fmha.memory_efficient_attention(tokens, tokens, tokens, op=_operators(kernel))
+    except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+_HALVES = frozenset({Dtype.FP16, Dtype.BF16})
+_SHAPES = frozenset({"gqa", "cross", "scale"})
+_ANY_MASK = frozenset({"causal", "window", "prefix", "document", "padding"})
+_MODES = frozenset(Mode)
+_FLASH_LIMITS: dict[str, Any] = {
+    "dtypes": _HALVES,
+    "features": _SHAPES | {"causal", "window", "document"},
+    "modes": _MODES,
+    "head_dim_most": 256,
+    # Only causal windows are said for documents.
+    "combinations": (frozenset({"document", "window"}),),
+}
+LIMITS = {
+    "": Limits(
+        dtypes=_HALVES | {Dtype.FP32},
+        features=_SHAPES | _ANY_MASK | {"head_dim_v"},
+        modes=_MODES,
+        head_dim_multiple=8,
+        capability=(8, 0),
+    ),
+    "cutlass": Limits(
+        dtypes=_HALVES | {Dtype.FP32},
+        features=_SHAPES | _ANY_MASK | {"head_dim_v"},
+        modes=_MODES,
+        head_dim_multiple=8,
+        capability=(8, 0),
+        capability_below=(9, 1),
+    ),
+    "fa2": Limits(**_FLASH_LIMITS, head_dim_multiple=8, capability=(8, 0)),
+    # Forward from head_dim 32, backward from 64: what both have.
+    "fa3": Limits(**_FLASH_LIMITS, head_dim_multiple=64, capability=(9, 0), capability_below=(9, 1)),
+    # Powers of two from 16 to 512, of which a multiple and a bound can say 64 and 128.
+    "splitk": Limits(
+        dtypes=_HALVES,
+        features=_SHAPES | _ANY_MASK - {"document"},
+        head_dim_most=128,
+        head_dim_multiple=64,
+        capability=(8, 0),
+    ),
+}
+SUMMARIES = {
+    "": "xformers, the kernel that xformers picks",
+    "cutlass": "xformers, the CUTLASS kernel alone",
+    "fa2": "xformers, FlashAttention-2 alone",
+    "fa3": "xformers, FlashAttention-3 alone (Hopper)",
+    "splitk": "xformers, the Triton split-K kernel alone, forward",
+}
+
+
+def _backend(kernel: str) -> Backend:
+    return Backend(
+        name=f"xformers:{kernel}" if kernel else "xformers",
+        summary=SUMMARIES[kernel],
+        limits={"cuda": LIMITS[kernel]},
+        prepare=prepare,
+        scratch_bytes=scratch_bytes,
+        requires=("xformers", "xformers.ops"),
+        install="pip install 'xformers>=0.0.35'",
+        layout=Layout.BSHD,
+        probe=partial(probe, kernel=kernel),
+    )
+
+
+BACKENDS = {backend.name: backend for backend in map(_backend, LIMITS)}
