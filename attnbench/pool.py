@@ -103,7 +103,7 @@ class Worker:
         """Wait until it is up; the clock of the import started with the process."""
         if self.opened is None:
             reply = self._receive(timeout_s - (time.monotonic() - self.started), timeout_s, "import")
-            self.import_s = time.monotonic() - self.started
+            self.import_s = time.monotonic() - self.started - reply.warm_s
             if reply.version != protocol.VERSION:
                 reason = f"its attnbench speaks protocol {reply.version}, this one {protocol.VERSION}: not comparable"
                 self._fail(Status.UNAVAILABLE, reason)

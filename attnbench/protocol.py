@@ -44,6 +44,7 @@ class Opened(Message):
     environment: Environment = Environment()
     capability: tuple[int, int] = (0, 0)
     unavailable: str = ""  # why the backend cannot run on this device
+    warm_s: float = 0.0  # of the time so far, spent on the instrument and not on imports
 
 
 class Expect(Message):

@@ -141,8 +141,6 @@ class Session:
         """Import everything, look at the device, and say whether the backend can run on it."""
         if message.version != protocol.VERSION:
             return protocol.Opened(unavailable=f"speaks protocol {protocol.VERSION}, was asked for {message.version}")
-        if message.cpus and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, message.cpus)
         if not message.backend:
             import torch
 
@@ -158,10 +156,17 @@ class Session:
         if message.memory_bytes and device.kind == "cpu":
             resource.setrlimit(resource.RLIMIT_DATA, (message.memory_bytes, resource.RLIM_INFINITY))
         self.backend = backends.load(message.backend)
+        unavailable = self._unavailable(device.kind)
+        started = time.perf_counter()
+        self.instrument.warm()
+        warm_s = time.perf_counter() - started
+        if message.cpus and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, message.cpus)  # not before: workers that start together import on all cores
         return protocol.Opened(
             environment=self._environment(),
             capability=self.instrument.capability,
-            unavailable=self._unavailable(device.kind),
+            unavailable=unavailable,
+            warm_s=warm_s,
         )
 
     def _environment(self) -> Environment:

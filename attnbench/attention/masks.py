@@ -318,7 +318,7 @@ def _parse_term(part: str, text: str) -> Term:
             raise UnknownNameError(f"key of {word}", name, names, where=f"mask {text!r}")
         given[name] = _READERS[str(fields[names.index(name)].type)](rest if equals else value, text)
     if missing := [field.name for field in fields if field.required and field.name not in given]:
-        raise ProblemError(f"mask {text!r}: {word} needs {missing[0]}, as in {_EXAMPLES[word]}")
+        raise ProblemError(f"mask {text!r}: {word} needs {missing[0]}, as in {EXAMPLES[word]}")
     return kind(**given)
 
 
@@ -344,7 +344,7 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     str(float): _read_share,
     str(tuple[int, ...]): _read_lengths,
 }
-_EXAMPLES = {"window": "window:512", "prefix": "prefix:64", "document": "document:8", "padding": "padding:0.3"}
+EXAMPLES = {"window": "window:512", "prefix": "prefix:64", "document": "document:8", "padding": "padding:0.3"}
 
 
 def _is_default(term: Term, field: msgspec.structs.FieldInfo) -> bool:

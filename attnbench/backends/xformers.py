@@ -1,12 +1,13 @@
 """xformers' memory_efficient_attention: its own choice of kernel, and each of its kernels alone.
 
-A mask is said by one of the classes of `xformers.ops.fmha.attn_bias` where the kernel takes it, else by a tensor that is
-added to the logits. What each kernel takes is written down in its class, as of xformers 0.0.35.
+A mask is said by one of the classes of `xformers.ops.fmha.attn_bias` where the kernel takes it, else by a tensor that
+is added to the logits. What each kernel takes is written down in its class, as of xformers 0.0.35.
 https://facebookresearch.github.io/xformers/components/ops.html
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from enum import StrEnum
 from functools import partial
@@ -106,7 +107,7 @@ def build(kind: Bias, problem: Problem, device: str, dtype: Any) -> Any:
         lengths = problem.masking.find(Padding).key_lengths(problem.grid).tolist()
         return made.from_seqlens([problem.seq_q] * problem.batch, problem.seq_kv, lengths, device=_torch_device(device))
     spans = problem.masking.find(Document).spans(problem.grid).tolist()
-    lengths = [end - start for start, end in zip(spans, spans[1:], strict=False)] * problem.batch
+    lengths = [end - start for start, end in itertools.pairwise(spans)] * problem.batch
     blocks = attn_bias.BlockDiagonalMask.from_seqlens(lengths, device=_torch_device(device))
     if kind is Bias.CAUSAL_WINDOW_BLOCKS:
         return blocks.make_local_attention(window.left + 1)

@@ -96,19 +96,20 @@ class Bar(Silent):
 
 def line(result: Result) -> str:
     """One result in one line."""
-    from attnbench.metrics import METRICS
+    from attnbench.metrics import METRICS, Joined
     from attnbench.units import percent, rate, seconds, size
 
     name = f"{result.status.value} {result.case.label}" + (f"#{result.arm.twin}" if result.arm.twin > 1 else "")
     if result.reason:
         return f"{name}: {result.reason}"
-    time_s, low_s, high_s = (METRICS[key].compute(result) for key in ("time_s", "time_low_s", "time_high_s"))
+    one = Joined([result])
+    time_s, low_s, high_s = (METRICS[key].compute(one) for key in ("time_s", "time_low_s", "time_high_s"))
     spread = (high_s - low_s) / (2 * time_s) if time_s and low_s is not None and high_s is not None else None
     parts = [
         name,
         seconds(time_s),
         f"+-{percent(spread)}",
-        rate(METRICS["flop_per_s"].compute(result), "FLOP/s"),
-        size(METRICS["peak_bytes"].compute(result)),
+        rate(METRICS["flop_per_s"].compute(one), "FLOP/s"),
+        size(METRICS["peak_bytes"].compute(one)),
     ]
     return " ".join(parts)

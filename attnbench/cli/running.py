@@ -19,8 +19,6 @@ from attnbench.result import Result, Status
 from attnbench.runner import Runner
 from attnbench.sweep import Outcome, Request, Sweep
 
-FORMATS = ("table", "md", "csv", "jsonl")
-
 
 class Manner(msgspec.Struct, frozen=True, kw_only=True):
     """How a run is started and shown; nothing of it changes a number."""
@@ -43,6 +41,8 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 
 def main(request: Request, manner: Manner) -> int:
     """The whole command; gives the exit code."""
+    from attnbench.report import FORMATS
+
     if manner.format not in FORMATS:
         raise UnknownNameError("format", manner.format, FORMATS, where="--format")
     if manner.resume and manner.out:
@@ -96,7 +96,8 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
                 sweep=ready,
             )
     code = exit_code(outcome, manner.strict)
-    show(outcome.run, manner.format, color=manner.color, saved=manner.save, code=code, planned=outcome.planned)
+    printed = observer.printed if isinstance(observer, Streaming) else ()
+    show(outcome.run, manner.format, color=manner.color, saved=manner.save, code=code, printed=printed)
     if manner.report:
         from attnbench.report import write
 
@@ -129,6 +130,7 @@ class Streaming:
     def __init__(self, watcher: progress.Silent, launches: int) -> None:
         self._watcher, self._launches = watcher, launches
         self._seen: dict[tuple[str, str], list[Result]] = {}
+        self.printed: set[str] = set()
 
     def phase(self, text: str) -> None:
         """Passed on."""
@@ -136,14 +138,18 @@ class Streaming:
 
     def result(self, result: Result, remaining_s: float) -> None:
         """Passed on, and printed when the case is complete."""
-        from attnbench.report import jsonl
-
         self._watcher.result(result, remaining_s)
         launches = self._seen.setdefault((result.case.id, result.arm.id), [])
         launches.append(result)
         if len(launches) == self._launches or not result.group:  # a refusal of the plan has one line for all launches
-            for row in frame.rows(launches):
-                print(jsonl.line(row), flush=True)
+            self._print(launches)
+
+    def _print(self, launches: list[Result]) -> None:
+        from attnbench.report import jsonl
+
+        for row in frame.rows(launches):
+            self.printed.add(row["case_id"] + row["arm"])
+            print(jsonl.line(jsonl.record(row)), flush=True)
 
 
 def exit_code(outcome: Outcome, strict: bool) -> int:

@@ -52,6 +52,9 @@ class Instrument(Protocol):
     def refuses(self, timing: Timing) -> str | None:
         """Why that timing mode cannot be had here, or None."""
 
+    def warm(self) -> None:
+        """Do once what the first measurement would else pay for."""
+
     def settle(self, call: Call, procedure: Procedure) -> Pace:
         """Call until the time is steady, within the limits of docs/method.md, and cut the blocks."""
 

@@ -64,6 +64,9 @@ class CpuInstrument:
     def refuses(self, timing: Timing) -> str | None:
         return None if timing is Timing.WALL else f"a CPU has no timing mode {timing}; it has wall"
 
+    def warm(self) -> None:
+        self.memory(lambda: torch.zeros(1))  # the profiler's first use takes over a second
+
     def settle(self, call: Call, procedure: Procedure) -> Pace:
         started = time.monotonic()
         first_s = _timed(call, 1)

@@ -1,1 +1,28 @@
-"""One file a format; all draw from `frame.rows`."""
+"""Runs as people read them: one file a format; all draw from `frame.rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnbench.errors import StoreError
+from attnbench.frame import rows
+from attnbench.report import csv, markdown
+from attnbench.store import Run
+
+
+def write(run: Run, directory: Path | None = None, title: str = "") -> Path:
+    """Write `report.md` and `tables/results.csv` under `directory`, by default `report/` in the run; gives the folder."""
+    where = directory or run.path / "report"
+    table = rows(run.results)
+    texts = {where / "report.md": markdown.page(run, table, title), where / "tables" / "results.csv": csv.text(table)}
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except OSError as error:
+        raise StoreError(f"cannot write the report to {where}: {error.strerror}") from error
+    return where
+
+
+FORMATS: Sequence[str] = ("table", "md", "csv", "jsonl")

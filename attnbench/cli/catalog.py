@@ -1,0 +1,90 @@
+"""`attnbench list`: what there is, and what is missing. Package metadata is read; nothing is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Backends, suites, masks, devices: what there is and what is missing.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+@app.command()
+def backends(json_: Json = False) -> None:
+    """Every backend, where it runs, and the command that brings what is missing."""
+    from attnbench import backends, plan
+
+    records = []
+    for name in backends.names():
+        backend = backends.load(name)
+        absent = plan.missing(backend)
+        records.append(
+            {
+                "backend": name,
+                "devices": ",".join(sorted(backend.limits)),
+                "installed": "no" if absent else "yes",
+                "summary": backend.summary + (f"; install: {backend.install}" if absent else ""),
+            }
+        )
+    _print(records, json_)
+
+
+@app.command()
+def suites(json_: Json = False) -> None:
+    """Every shipped suite, its cells, and the source of its shapes."""
+    from attnbench import suite
+    from attnbench.attention.problem import Dtype
+
+    records = []
+    for name in suite.shipped():
+        one = suite.load(name)
+        cells = {kind: sum(1 for _ in suite.expand(one, kind=kind, dtype=Dtype.FP32)) for kind in ("cpu", "cuda")}
+        count = "/".join(str(number) for number in dict.fromkeys(cells.values()))
+        records.append({"suite": name, "cells": count, "title": one.title, "source": one.source})
+    _print(records, json_)
+
+
+@app.command()
+def masks(json_: Json = False) -> None:
+    """Every mask, how it is written, and the backends that take it."""
+    from attnbench import backends
+    from attnbench.attention.masks import EXAMPLES, PRIMITIVES
+
+    records = []
+    for word in ("none", *PRIMITIVES):
+        takers = [
+            name
+            for name in backends.names()
+            if word == "none" or any(word in limits.features for limits in backends.load(name).limits.values())
+        ]
+        about = "every key" if word == "none" else (PRIMITIVES[word].__doc__ or "").splitlines()[0]
+        records.append({"mask": EXAMPLES.get(word, word), "means": about, "backends": ", ".join(takers)})
+    _print(records, json_)
+
+
+@app.command()
+def devices(json_: Json = False) -> None:
+    """What `--device` can be on this machine."""
+    from attnbench import host
+
+    model = host.cpu_model() or "CPU"
+    gpus = {f"cuda:{gpu.index}": gpu.name for gpu in host.gpus()}
+    records = [{"device": name, "is": gpus.get(name, model)} for name in host.devices()]
+    _print(records, json_)
+
+
+def _print(records: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        for record in records:
+            print(msgspec.json.encode(record).decode())
+        return
+    names = list(records[0])
+    widths = [max(len(str(record[name])) for record in [*records, {name: name}]) for name in names]
+    for record in [{name: name for name in names}, *records]:
+        padded = (str(record[name]).ljust(width) for name, width in zip(names, widths, strict=True))
+        print("  ".join(padded).rstrip())
