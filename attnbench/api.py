@@ -48,9 +48,7 @@ def run(
         if isinstance(chosen.get(name), str):
             chosen[name] = (chosen[name],)
     request = msgspec.convert({"suites": suites, "axes": axes, **chosen}, Request)
-    outcome = sweep.run(
-        request, Quiet(), directory=Path(out) if out else None, retry_failed=retry_failed, force=force
-    )
+    outcome = sweep.run(request, Quiet(), directory=Path(out) if out else None, retry_failed=retry_failed, force=force)
     return outcome.run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
@@ -55,7 +55,7 @@ def canonical(record: msgspec.Struct) -> dict[str, Any]:
     Never an encoder's output: msgspec drops defaults by identity, so 30 and 30.0 would give two ids.
     """
     plain: dict[str, Any] = {}
-    for field in msgspec.structs.fields(record):
+    for field in _fields(type(record)):
         value = getattr(record, field.name)
         if not field.required and value == field.default:
             continue
@@ -65,6 +65,10 @@ def canonical(record: msgspec.Struct) -> dict[str, Any]:
         else:
             plain[field.name] = _plain(value)
     return plain
+
+
+# msgspec evaluates the annotations of a class anew at every call: most of the time of an id.
+_fields = cache(msgspec.structs.fields)
 
 
 def _plain(value: Any) -> Any:

@@ -40,11 +40,13 @@ def text(report: dict[str, Any]) -> Iterator[str]:
     yield f"system   {machine['system']} {machine['kernel']}, Python {machine['python']}, {machine['allocator']}"
     yield f"packages {versions}"
     load = machine["load"]
-    yield f"load     {'unknown' if load is None else f'{load:.2f}'}{', busy: wait until others are done' if host.busy() else ''}"
+    advice = ", busy: wait until others are done" if host.busy() else ""
+    yield f"load     {'unknown' if load is None else f'{load:.2f}'}{advice}"
     if report["noise"]:
-        spread, stolen = report["noise"]["spread"], report["noise"]["longest"]
-        verdict = "quiet" if spread < QUIET_SPREAD else "noisy: compare backends only within one run, with launches"
-        yield f"noise    the middle half of equal work spreads over {percent(spread)}, the worst took {stolen:.2f}x: {verdict}"
+        spread, longest = percent(report["noise"]["spread"]), report["noise"]["longest"]
+        quiet = report["noise"]["spread"] < QUIET_SPREAD
+        yield f"noise    equal work: middle half spreads over {spread}, the worst took {longest:.2f} x the median"
+        yield "         quiet" if quiet else "         noisy: compare backends only within one run, with --launches 6"
     for one in report["backends"]:
         missing = f"missing {', '.join(one['missing'])}; install: {one['install']}" if one["missing"] else ""
         here = "not on this machine" if not one["here"] else "ready"

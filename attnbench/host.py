@@ -32,7 +32,7 @@ _ISA = {
 _ISA_FLAG = {"default": "", "avx2": "avx2", "avx512": "avx512f", "amx": "amx_tile"}
 
 
-class Gpu(Record):
+class Gpu(Record, frozen=True, kw_only=True):
     """One NVIDIA GPU, as NVML tells it."""
 
     index: int

@@ -103,6 +103,11 @@ class Forecast:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, Dtype, Mode], list[tuple[int, float]]] = {}
+        self._compile_s: dict[str, float] = {}
+
+    def learn_compile(self, arm: Arm, seconds: float) -> None:
+        """Remember how long a compiling backend took to its first call; the last one counts, as caches fill."""
+        self._compile_s[arm.id] = seconds
 
     def learn(self, arm: Arm, case: Case, call_s: float) -> None:
         """Remember one measured call."""
@@ -124,7 +129,7 @@ class Forecast:
             case = group.case(arm)
             total += ARM_OVERHEAD_S + LEAST_CALLS * self.call_s(arm, case)
             if group.late and arm not in group.borrowed:
-                total += COMPILE_S
+                total += self._compile_s.get(arm.id, COMPILE_S)
         return total
 
 
@@ -148,9 +153,7 @@ def missing(backend: Backend) -> list[str]:
     return [module for module in backend.requires if not _installed(module)]
 
 
-def make(
-    asked: Iterable[tuple[Cell, Sequence[Arm]]], terms: Terms, impossible: Iterable[tuple[str, str]] = ()
-) -> Plan:
+def make(asked: Iterable[tuple[Cell, Sequence[Arm]]], terms: Terms, impossible: Iterable[tuple[str, str]] = ()) -> Plan:
     """Group the cells, refuse what cannot run, order the rest from cheap to dear, what compiles last."""
     forecast = Forecast()
     groups: list[Group] = []

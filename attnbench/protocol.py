@@ -27,7 +27,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Something said; the class is the tag."""
 
 
-class Open(Message):
+class Open(Message, frozen=True, kw_only=True):
     """The first message. A worker without a backend is an oracle: it makes expected values, and times nothing."""
 
     version: int = VERSION
@@ -37,7 +37,7 @@ class Open(Message):
     cpus: tuple[int, ...] = ()  # to run on; empty: any
 
 
-class Opened(Message):
+class Opened(Message, frozen=True, kw_only=True):
     """The worker is up: what it is, or why it cannot serve."""
 
     version: int = VERSION
@@ -47,7 +47,7 @@ class Opened(Message):
     warm_s: float = 0.0  # of the time so far, spent on the instrument and not on imports
 
 
-class Expect(Message):
+class Expect(Message, frozen=True, kw_only=True):
     """To the oracle: compute the expected values of this problem, and write them to `directory`."""
 
     problem: Problem
@@ -58,35 +58,35 @@ class Expect(Message):
     budget_s: float
 
 
-class Expected(Message):
+class Expected(Message, frozen=True, kw_only=True):
     """They are written."""
 
     share: float  # of all query rows
     seconds: float
 
 
-class Prepare(Message):
+class Prepare(Message, frozen=True, kw_only=True):
     """Make inputs and backend ready, and call once."""
 
     case: Case
     procedure: Procedure
 
 
-class Prepared(Message):
+class Prepared(Message, frozen=True, kw_only=True):
     """Ready. Seconds of what was done once, facts of what runs."""
 
     seconds: dict[str, float]
     facts: dict[str, Any]
 
 
-class Verify(Message):
+class Verify(Message, frozen=True, kw_only=True):
     """Check the output against expected values: those of the procedure's inputs, and of peaked ones where given."""
 
     directory: str
     peaked_directory: str = ""
 
 
-class Verified(Message):
+class Verified(Message, frozen=True, kw_only=True):
     """The verdict of a check."""
 
     ok: bool
@@ -94,11 +94,11 @@ class Verified(Message):
     errors: dict[str, dict[str, float | None]]
 
 
-class Settle(Message):
+class Settle(Message, frozen=True, kw_only=True):
     """Call until the time is steady."""
 
 
-class Settled(Message):
+class Settled(Message, frozen=True, kw_only=True):
     """It is, or the time for it is over."""
 
     call_s: float
@@ -106,11 +106,11 @@ class Settled(Message):
     seconds: float
 
 
-class Time(Message):
+class Time(Message, frozen=True, kw_only=True):
     """One block, on inputs that differ from those of the block before."""
 
 
-class Timed(Message):
+class Timed(Message, frozen=True, kw_only=True):
     """The readings of a block."""
 
     values: list[float]
@@ -119,15 +119,15 @@ class Timed(Message):
     facts: dict[str, float] = {}
 
 
-class Check(Message):
+class Check(Message, frozen=True, kw_only=True):
     """Judge the output of the last timed call."""
 
 
-class Measure(Message):
+class Measure(Message, frozen=True, kw_only=True):
     """Memory of one call."""
 
 
-class Measured(Message):
+class Measured(Message, frozen=True, kw_only=True):
     """Bytes."""
 
     peak: int
@@ -135,15 +135,15 @@ class Measured(Message):
     facts: dict[str, int] = {}
 
 
-class Release(Message):
+class Release(Message, frozen=True, kw_only=True):
     """Forget the case; give memory back."""
 
 
-class Done(Message):
+class Done(Message, frozen=True, kw_only=True):
     """Nothing more to say."""
 
 
-class Failed(Message):
+class Failed(Message, frozen=True, kw_only=True):
     """What went wrong in the worker; it is still there to say so."""
 
     status: Status

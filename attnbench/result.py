@@ -55,7 +55,7 @@ class Cache(StrEnum):
     COLD = "cold"
 
 
-class Procedure(Record):
+class Procedure(Record, frozen=True, kw_only=True):
     """How it was measured. `timing`, `cache`, `power` and `inputs` are part of the comparison key."""
 
     timing: Timing = Timing.WALL
@@ -73,7 +73,7 @@ class Procedure(Record):
     wait_policy: str = "passive"
 
 
-class Block(Record):
+class Block(Record, frozen=True, kw_only=True):
     """One uninterrupted stretch of readings by one arm; the values of a Sample in their order."""
 
     round: int
@@ -84,7 +84,7 @@ class Block(Record):
     facts: dict[str, float] = {}  # clocks, faults, switches round the block, in base units
 
 
-class Sample(Record):
+class Sample(Record, frozen=True, kw_only=True):
     """Readings of one quantity, raw, in the order taken."""
 
     unit: str
@@ -93,7 +93,7 @@ class Sample(Record):
     not_finite: int = 0
 
 
-class Environment(Record):
+class Environment(Record, frozen=True, kw_only=True):
     """Where an arm ran: what it imported and on what. Facts are plain values."""
 
     device: str = ""  # the name of the CPU or GPU
@@ -101,7 +101,7 @@ class Environment(Record):
     packages: dict[str, str] = {}
 
 
-class Result(Record):
+class Result(Record, frozen=True, kw_only=True):
     """One line of results.jsonl. Of several lines with one key the last counts."""
 
     case: Case
@@ -134,7 +134,7 @@ class Outcome(StrEnum):
     BROKEN = "broken"
 
 
-class Verdict(Record):
+class Verdict(Record, frozen=True, kw_only=True):
     """The outcome of one metric of one case."""
 
     case_id: str

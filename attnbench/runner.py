@@ -229,6 +229,8 @@ class Runner:
         self.observer.phase(f"{bench.case.label}  verifying")
         bench.verify(expected, peaked)
         self.forecast.learn(bench.arm, bench.case, bench.settle())
+        if bench.group.late and (first := bench.samples["first_call"].values[0]) is not None:
+            self.forecast.learn_compile(bench.arm, first)
 
     def _rounds(self, benches: list[Bench], results: dict[str, Result], deadline: float) -> str:
         """Rounds until every arm is precise enough; gives the reason of stopping."""

@@ -55,13 +55,6 @@ class Run(msgspec.Struct, kw_only=True):
     results: list[Result]
     skipped_lines: int = 0  # lines that are no result: torn, or not ours
 
-    @property
-    def frame(self) -> Any:
-        """One row a (case, arm) as a pandas DataFrame; see docs/formats.md for its columns."""
-        from attnbench.frame import frame
-
-        return frame(self.results)
-
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 

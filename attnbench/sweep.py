@@ -29,7 +29,7 @@ DEFAULT_BUDGET = "5m"
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
 
 
-class Request(Record):
+class Request(Record, frozen=True, kw_only=True):
     """What a user asked for, as typed; stored in the manifest, so that a resume can ask for it again."""
 
     suites: tuple[str, ...] = ()

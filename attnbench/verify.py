@@ -1,8 +1,8 @@
-"""Is an output right? Expected values, computed once for a problem and shared by files, and the rule that judges by them.
+"""Is an output right? Expected values, computed once for a problem and shared by files, and the rule that judges them.
 
-The rule follows flash-attention's tests: an output may be twice as far from the float64 reference as a plain formula in
-the same dtype is, plus what rounding alone explains. Such a bound is loose where a few large numbers set it, so the root
-mean square is bounded as well, over everything and over every tile of 16 rows: one wrong tile is no small error.
+The rule follows flash-attention's tests: an output may be twice as far from the float64 reference as a plain formula
+in the same dtype is, plus what rounding alone explains. Such a bound is loose where a few large numbers set it, so the
+root mean square is bounded as well, over everything and over every tile of 16 rows: one wrong tile is no small error.
 https://github.com/Dao-AILab/flash-attention/blob/main/tests/cute/test_flash_attn.py
 """
 
@@ -58,7 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Values only, unknown keys refused."""
 
 
-class Selection(Record):
+class Selection(Record, frozen=True, kw_only=True):
     """What is checked: rows `spans` of every group in `groups`; no spans are all rows."""
 
     groups: tuple[Group, ...]
@@ -71,7 +71,7 @@ class Selection(Record):
         return list(self.spans) or None
 
 
-class Tolerance(Record):
+class Tolerance(Record, frozen=True, kw_only=True):
     """How far an output may be from the reference. `factor` multiplies all but `rounding`."""
 
     yardstick_max: float  # largest error of the plain formula
@@ -81,7 +81,7 @@ class Tolerance(Record):
     rms_error: float  # of the plain formula, or what half the cap of the dtype allows, whichever is more
 
 
-class Expected(Record):
+class Expected(Record, frozen=True, kw_only=True):
     """Expected values of a problem; the arrays lie beside its file and are mapped when used."""
 
     problem: Problem
@@ -104,7 +104,7 @@ class Expected(Record):
         return np.load(Path(self.directory) / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
 
-class Error(Record):
+class Error(Record, frozen=True, kw_only=True):
     """How far one output is from the reference. None: not finite, or a reference that is zero throughout."""
 
     max_abs: float | None = None
@@ -113,7 +113,7 @@ class Error(Record):
     budget: float | None = None  # of max_abs
 
 
-class Judgement(Record):
+class Judgement(Record, frozen=True, kw_only=True):
     """Whether all outputs are right; if not, the first reason, for whoever wrote the kernel."""
 
     ok: bool
@@ -238,12 +238,12 @@ def _tile_rms(numbers: Tensor) -> Tensor:
     rows = numbers.square().mean(-1)
     spare = -rows.shape[1] % TILE
     filled = torch.nn.functional.pad(torch.stack([rows, torch.ones_like(rows)]), (0, spare))
-    sums, counts = filled.unflatten(-1, (-1, TILE)).sum(-1)
-    return (sums / counts).sqrt()
+    sums, counts = filled.unflatten(-1, (-1, TILE)).sum(-1)  # type: ignore[no-untyped-call]
+    return (sums / counts).sqrt()  # type: ignore[no-any-return]
 
 
 def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
-    """Everything, if it fits the budget; else whole groups drawn by seed; else, for a forward pass, rows of one group."""
+    """Everything, if it fits the budget; else whole groups drawn by seed; else, if only forward, rows of one group."""
     every = reference.groups(problem)
     seconds = _predictor(problem, mode)
     whole = [seconds(b, None) for b in range(problem.batch)]
@@ -377,7 +377,8 @@ class _Errors:
         blind = truth.isinf()
         if (differs := part.isinf() != blind).any():
             where = differs.nonzero()[0].tolist()
-            return f"{float(part[tuple(where)])} at {self._at(group, where)}, the reference has {float(truth[tuple(where)])}"
+            found, wanted = float(part[tuple(where)]), float(truth[tuple(where)])
+            return f"{found} at {self._at(group, where)}, the reference has {wanted}"
         limit = PRECISION[self.expected.problem.dtype].lse * truth.abs().clamp_min(1.0)
         if (over := ~blind & ((part - truth).abs() > limit)).any():
             where = over.nonzero()[0].tolist()
@@ -395,7 +396,8 @@ class _Errors:
             return ""
         head, tile = over.nonzero()[0].tolist()
         where = self._at(group, [head, tile * TILE])
-        return f"root mean square error of {TILE} rows from {where} is {found[head, tile]:.3g}, over {limit[head, tile]:.3g}"
+        rms, most = float(found[head, tile]), float(limit[head, tile])
+        return f"root mean square error of {TILE} rows from {where} is {rms:.3g}, over {most:.3g}"
 
     def _at(self, group: Group, where: list[int]) -> str:
         """`[b0 h3 q17 d5]`, from indices into the part of a group."""

@@ -270,7 +270,7 @@ class Session:
 
         problem = loaded.case.problem
         loaded.outputs = None
-        shapes = [(problem.batch, problem.heads, problem.seq_q, problem.head_dim_v)]
+        shapes: list[tuple[int, ...]] = [(problem.batch, problem.heads, problem.seq_q, problem.head_dim_v)]
         if loaded.case.mode.needs_grad:
             shapes += [tuple(tensor.shape) for tensor in (loaded.q, loaded.k, loaded.v)]
         dtype = made.torch_dtype(problem.dtype.out)

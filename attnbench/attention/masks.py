@@ -266,7 +266,7 @@ class Mask(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def _pairs(mask: Mask, grid: Grid) -> int:
     low, high = mask.rows(grid)
-    return int((high - low).sum()) * (grid.batch // low.shape[0])
+    return int((high - low).sum()) * (grid.batch // int(low.shape[0]))
 
 
 @lru_cache(maxsize=4096)
@@ -287,6 +287,12 @@ def parse(text: str) -> Mask:
             raise ProblemError(f"mask {text!r}: {term.word} stands twice")
         terms[type(term)] = term
     return _canonical(terms, text)
+
+
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> str:
+    """The canonical form of a mask's text."""
+    return parse(text).text
 
 
 def _canonical(terms: dict[type[Term], Term], text: str) -> Mask:

@@ -83,7 +83,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         for name in ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v"):
             if getattr(self, name) < 1:
                 raise ProblemError(f"{name}={getattr(self, name)}: must be at least 1")
-        fill(self, "mask", masks.parse(self.mask).text)
+        fill(self, "mask", masks.canonical(self.mask))
         self._check()
 
     def _check(self) -> None:

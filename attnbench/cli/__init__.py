@@ -45,7 +45,7 @@ def _version(value: bool) -> None:
 @app.callback(help=HELP)
 def _root(
     context: typer.Context,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print it.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, on stderr.")] = False,

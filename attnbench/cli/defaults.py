@@ -38,7 +38,8 @@ def origins(context: typer.Context) -> dict[str, str]:
         if word == "default_map":
             word = next((file for file, sections in _files() if name in sections.get(command, {})), word)
         if word != "default":
-            found[name] = f"{context.params[name]!r} from {word.replace('_', ' ').replace('commandline', 'command line')}"
+            where = {"commandline": "the command line", "environment": "the environment"}.get(word, word)
+            found[name] = f"{context.params[name]!r} from {where}"
     return found
 
 

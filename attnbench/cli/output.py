@@ -32,12 +32,12 @@ def show(
     elif format_ == "csv":
         print(csv.text(rows), end="")
     else:
-        _table(run, rows, color)
+        _table(rows, color)
     if format_ != "jsonl":
         _after(run, rows, saved, sys.stdout if format_ == "table" else sys.stderr)
 
 
-def _table(run: Run, rows: Sequence[frame.Row], color: str) -> None:
+def _table(rows: Sequence[frame.Row], color: str) -> None:
     if color not in COLORS:
         raise UnknownNameError("colour", color, COLORS, where="--color")
     if _styled(color):

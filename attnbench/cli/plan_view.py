@@ -60,7 +60,8 @@ def show(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
         else:
             write(f"{refusal.case.label}@{refusal.arm.device}  {refusal.status.value}: {refusal.reason}\n")
     for text, reason in sweep.plan.impossible:
-        write(_line({"type": "impossible", "cell": text, "reason": reason}) if as_json else f"{text}  skipped: {reason}\n")
+        record = {"type": "impossible", "cell": text, "reason": reason}
+        write(_line(record) if as_json else f"{text}  skipped: {reason}\n")
     _sums(sweep, as_json)
     for name, origin in origins.items():
         print(f"{name}: {origin}", file=sys.stderr)
@@ -79,7 +80,9 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
     budget = "no budget" if sweep.terms.budget_s is None else f"budget {seconds(sweep.terms.budget_s)}"
     limit = size(sweep.terms.memory_bytes)
     print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
-    print(f"predicted: at least {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are rough guesses")
+    print(
+        f"predicted: at least {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are rough guesses"
+    )
 
 
 def _peak(group: Group, backend: str) -> int | None:

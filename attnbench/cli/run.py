@@ -65,7 +65,9 @@ def run(
         str, typer.Option(rich_help_panel=CHOOSING, help="One part of all cases: 3/8.", metavar="K/N")
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", rich_help_panel=CHOOSING, help="Print the plan alone.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", rich_help_panel=CHOOSING, help="Stop at a failure.")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", rich_help_panel=CHOOSING, help="Stop at a failure.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", rich_help_panel=CHOOSING, help="Exit 5 for oom, skipped, unavailable too.")
     ] = False,

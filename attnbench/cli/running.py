@@ -111,7 +111,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
 def _interruptible(runners: list[Runner]) -> Iterator[None]:
     """The first Ctrl-C lets the block in progress end and keeps all results; the second stops at once."""
 
-    def ask_to_stop(number: int, stack: object) -> None:
+    def ask_to_stop(*_: object) -> None:
         if not runners or runners[0].stop_requested:
             raise KeyboardInterrupt
         runners[0].stop_requested = True
@@ -153,7 +153,7 @@ class Streaming:
 
 
 def exit_code(outcome: Outcome, strict: bool) -> int:
-    """130 if interrupted, 5 if a case failed, 6 if nothing is ok, else 0. `strict` fails refusals of circumstance too."""
+    """130 if interrupted, 5 if a case failed, 6 if nothing is ok, else 0; `strict` counts oom and skipped as failed."""
     if outcome.ending.interrupted:
         return Exit.INTERRUPTED
     statuses = {result.status for result in outcome.run.results}

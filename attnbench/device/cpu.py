@@ -57,7 +57,6 @@ class CpuInstrument:
             "allocator": host.allocator(),
             "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
             "timer_resolution_s": self.resolution_s,
-            "mkl": torch.backends.mkl.is_available(),
         }
         return Environment(device=host.cpu_model() or "CPU", facts=facts, packages=host.packages())
 

@@ -176,8 +176,8 @@ def forward_kernel(
         # Before the whole tiles, not after: else ptxas serialises the asynchronous matrix products of Hopper (C7515).
         start = first // BLOCK_KV
         end = tl.cdiv(last, BLOCK_KV)
-        tiles_left = tl.maximum(tl.minimum(whole, end) - start, 0)
-        tiles = tiles_left + tl.maximum(end - whole_end, 0)
+        tiles_left = tl.maximum(whole - start, 0)  # where no row sees a key, start lies behind
+        tiles = tiles_left + end - whole_end
         acc_QE, total_Q, peak_Q = _attend(
             acc_QE, total_Q, peak_Q, q_QD, k_ptr, v_ptr, low_Q, high_Q, first, last,
             tiles, tiles_left, start * BLOCK_KV, (whole_end - tiles_left) * BLOCK_KV,
@@ -225,9 +225,7 @@ def forward(
     """
     batch, heads, seq_q, head_dim = q.shape
     seq_kv, head_dim_v = v.shape[2:]
-    # The interpreter cuts off what bf16 cannot hold; torch rounds.
-    wide = INTERPRETED and q.dtype is torch.bfloat16
-    out = q.new_empty(batch, heads, seq_q, head_dim_v, dtype=torch.float32 if wide else q.dtype)
+    out = q.new_empty(batch, heads, seq_q, head_dim_v)
     lse = q.new_empty(batch, heads, seq_q, dtype=torch.float32) if with_lse else None
     low, high = intervals or (None, None)
     # A band that no row feels, and keys in whole tiles: no tile needs a mask.
@@ -248,7 +246,7 @@ def forward(
             FUSED=softcap is None and scale > 0, SOFTCAP=softcap is not None, LSE=with_lse,
             PRECISION=precision, UPCAST=INTERPRETED, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
-    return (out.to(q.dtype) if wide else out), lse, compiled
+    return out, lse, compiled
 
 
 def describe(cut: Tiling, compiled: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from attnbench.store import Run
 
 
 def write(run: Run, directory: Path | None = None, title: str = "") -> Path:
-    """Write `report.md` and `tables/results.csv` under `directory`, by default `report/` in the run; gives the folder."""
+    """Write report.md and tables/results.csv to `directory`, by default RUN/report; gives the folder."""
     where = directory or run.path / "report"
     table = rows(run.results)
     texts = {where / "report.md": markdown.page(run, table, title), where / "tables" / "results.csv": csv.text(table)}

@@ -1,0 +1,24 @@
+"""What is to be measured: suite files and options -> tables of axes -> cells, one after another. No torch."""
+
+from __future__ import annotations
+
+from attnbench.suite.cells import Cell, Impossible, Suite, Table, expand
+from attnbench.suite.files import from_flags, load, override, schema, shipped
+from attnbench.suite.filters import Filter, parse_filter
+from attnbench.suite.keys import AXES
+
+__all__ = [
+    "AXES",
+    "Cell",
+    "Filter",
+    "Impossible",
+    "Suite",
+    "Table",
+    "expand",
+    "from_flags",
+    "load",
+    "override",
+    "parse_filter",
+    "schema",
+    "shipped",
+]
