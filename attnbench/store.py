@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +20,10 @@ import msgspec
 from attnbench.arm import Arm
 from attnbench.errors import AttnbenchError, LockedError, NotComparableError, SchemaError, StoreError
 from attnbench.result import Environment, Procedure, Record, Result, Status
+from attnbench.suite import schema as suite_schema
 
 VERSION = 1
-MANIFEST, RESULTS, LOCK = "run.json", "results.jsonl", ".lock"
+MANIFEST, RESULTS, LOCK, DRAFT = "run.json", "results.jsonl", ".lock", "run.tmp"
 BUDGET = "budget"  # how the reason of a case begins that the budget cut: a resume measures it
 
 Key = tuple[str, str, int]
@@ -54,6 +56,11 @@ class Run(msgspec.Struct, kw_only=True):
     manifest: Manifest
     results: list[Result]
     skipped_lines: int = 0  # lines that are no result: torn, or not ours
+
+    @property
+    def by_key(self) -> dict[Key, Result]:
+        """The results by (case id, arm id, launch)."""
+        return {result.key: result for result in self.results}
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -89,18 +96,31 @@ class _Versioned(msgspec.Struct):
 
 
 def _read_results(path: Path) -> tuple[list[Result], int]:
-    decoder = msgspec.json.Decoder(Result)
     by_key: dict[Key, Result] = {}
     skipped = 0
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
-        for line in lines:
-            try:
-                result = decoder.decode(line)
-            except (msgspec.MsgspecError, AttnbenchError):
-                skipped += 1
-                continue
-            by_key[result.key] = result
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                if result := _decoded(line):
+                    by_key[result.key] = result
+                else:
+                    skipped += 1
+    except FileNotFoundError:
+        pass  # killed between the manifest and the first line
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     return list(by_key.values()), skipped
+
+
+_DECODER = msgspec.json.Decoder(Result)
+
+
+def _decoded(line: bytes) -> Result | None:
+    """The result on a line, or None for what is no result."""
+    try:
+        return _DECODER.decode(line)
+    except (msgspec.MsgspecError, AttnbenchError, RecursionError):
+        return None
 
 
 def done_keys(run: Run, retry_failed: bool) -> frozenset[Key]:
@@ -123,19 +143,28 @@ def results_root() -> Path:
 
 
 def new_directory(root: Path, suite: str, device: str, now: datetime) -> Path:
-    """A name that sorts by time: `20261121T001500Z-quick-cpu`; a second run of the same second gets a suffix."""
-    words = f"{suite}-{device}".replace(":", "-").replace("=", "").replace("/", "_")
-    stem = f"{now:%Y%m%dT%H%M%SZ}-{words}"
-    path, count = root / stem, 1
-    while path.exists():
-        count += 1
-        path = root / f"{stem}.{count}"
-    return path
+    """Make `20261121T001500Z-quick-cpu`, a name that sorts by time; a second run of the same second gets a suffix."""
+    kind, _, index = device.partition(":")
+    words = f"{suite}-{kind}{index if kind == 'cuda' else ''}"
+    stem = now.astimezone(UTC).strftime(_STAMP) + "-" + re.sub(r"[^\w.+-]", "_", words)[:100]
+    for count in range(1, 1000):
+        path = root / (stem if count == 1 else f"{stem}.{count}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StoreError(f"cannot write to {root}: {error.strerror}") from error
+        return path
+    raise StoreError(f"{root} holds a thousand runs of this second: give another --out")
+
+
+_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 def resolve(text: str, root: Path) -> Path:
     """A run directory from `last`, a name under the root, or a path."""
-    runs = sorted(path.parent for path in root.glob(f"*/{MANIFEST}")) if root.is_dir() else []
+    runs = sorted((path.parent for path in root.glob(f"*/{MANIFEST}")), key=_started) if root.is_dir() else []
     if text == "last":
         if not runs:
             raise StoreError(f"no run in {root}/ yet: attnbench run makes one")
@@ -147,51 +176,65 @@ def resolve(text: str, root: Path) -> Path:
     raise StoreError(f"no run {text!r}: neither a run directory nor a name in {root}/ (newest there: {there})")
 
 
+def _started(directory: Path) -> tuple[str, str]:
+    """What sorts runs by time: the stamp of the name, or where the user chose the name the time of the manifest."""
+    if match := re.match(r"\d{8}T\d{6}Z(?=-)", directory.name):
+        return match[0], directory.name
+    return datetime.fromtimestamp((directory / MANIFEST).stat().st_mtime, UTC).strftime(_STAMP), directory.name
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 class RunWriter:
-    """The one writer of a run directory: opens or creates it, under a lock that ends with the process."""
+    """The one writer of a run directory: opens or creates it, under a lock that ends with the process.
+
+    A run goes on only on the machine and by the procedure with which it began; `force` goes on all the same, and marks
+    each result with the fingerprint of the machine that it comes from.
+    """
 
     def __init__(self, directory: Path, manifest: Manifest, force: bool = False) -> None:
         self.directory = directory
-        try:
+        with _reported(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(directory)
-        except OSError as error:
-            raise StoreError(f"cannot write to {directory}: {error.strerror}") from error
+        self._results = -1
         try:
             self._begin(manifest, force)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def _begin(self, manifest: Manifest, force: bool) -> None:
         path = self.directory
+        self._mark = ""
         if (path / MANIFEST).exists():
             before = read_manifest(path)
-            _comparable(before, manifest, path, force)
-            manifest = msgspec.structs.replace(
-                manifest,
-                created_at=before.created_at,
-                environments=before.environments,
-                tags=before.tags | manifest.tags,
-            )
-        elif any(item.name != LOCK for item in path.iterdir()):
-            raise StoreError(f"{path} is not empty and no run directory: give another --out")
-        self.manifest = manifest
+            if not force:
+                _comparable(before, manifest, path)
+            elif before.fingerprint != manifest.fingerprint:
+                self._mark = manifest.fingerprint
+            manifest = _continued(before, manifest)
+        elif foreign := sorted(item.name for item in path.iterdir() if item.name not in (LOCK, DRAFT)):
+            raise StoreError(f"{path} holds {foreign[0]!r} and is no run directory: give another --out")
+        self.manifest = msgspec.structs.replace(manifest, command=anonymous(manifest.command))
         self._write_manifest()
-        try:
-            self._file: IO[bytes] = (path / RESULTS).open("ab")
-            _cut_torn_line(path / RESULTS)
-        except OSError as error:
-            raise StoreError(f"cannot write to {path / RESULTS}: {error.strerror}") from error
+        with _reported(path / RESULTS):
+            self._results = os.open(path / RESULTS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            _mend_torn_line(self._results)
+            _sync_folder(path)
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._results >= 0:
+            os.close(self._results)
+            self._results = -1
         self._lock.close()
 
     @property
@@ -204,96 +247,157 @@ class RunWriter:
         if not results:
             return
         encoder = msgspec.json.Encoder()
-        data = b"".join(encoder.encode(result) + b"\n" for result in results)
-        size = self._file.seek(0, os.SEEK_END)
+        data = b"".join(encoder.encode(_fit_to_share(result, self._mark)) + b"\n" for result in results)
+        size = os.fstat(self._results).st_size
         try:
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            _write(self._results, data)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file.fileno(), size)
-            # What Python still holds back would be tried again when the file is closed.
-            self._file = (self.directory / RESULTS).open("ab")
+                os.ftruncate(self._results, size)
             where = f"cannot write to {self.directory / RESULTS}"
             raise StoreError(f"{where}: {error.strerror}; all earlier results are kept") from error
 
-    def update(self, **fields: Any) -> None:
-        """Change fields of the manifest, atomically; environments are added to."""
-        if "environments" in fields:
-            fields["environments"] = self.manifest.environments | fields["environments"]
-        self.manifest = msgspec.structs.replace(self.manifest, **fields)
+    def update(self, *, environments: Mapping[str, Environment]) -> None:
+        """Add environments of arms to the manifest, atomically."""
+        merged = self.manifest.environments | dict(environments)
+        self.manifest = msgspec.structs.replace(self.manifest, environments=merged)
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        try:
+        with _reported(self.directory / MANIFEST):
             _write_atomically(
                 self.directory / MANIFEST, msgspec.json.format(msgspec.json.encode(self.manifest), indent=2)
             )
-        except OSError as error:
-            raise StoreError(f"cannot write to {self.directory / MANIFEST}: {error.strerror}") from error
 
 
-def _comparable(before: Manifest, now: Manifest, path: Path, force: bool) -> None:
-    """A run goes on only on the machine where it began."""
-    if before.fingerprint == now.fingerprint or force:
-        return
-    changed = [
-        f"{name}: {before.machine.get(name)} then, {value} now"
-        for name, value in now.machine.items()
-        if name in ("cpu", "cores", "isa", "memory_gib", "gpus", "system") and before.machine.get(name) != value
-    ]
-    raise NotComparableError(
-        f"{path} was begun on another machine ({'; '.join(changed)}); --force goes on all the same"
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """What the system refuses becomes one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
+
+
+def anonymous(text: str) -> str:
+    """The text with paths relative to the working directory, and the user's home as `~`: neither names a user."""
+    for folder, short in ((os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
+        if len(folder) > 1:
+            text = re.sub(rf"(?<![\w.-]){re.escape(folder)}(?:/|(?![\w.-]))", short, text)
+    return text
+
+
+def _fit_to_share(result: Result, mark: str) -> Result:
+    """Free text without the user's paths; ids stay as they are. `mark` is the machine of a forced continuation."""
+    facts = dict(result.facts)
+    if isinstance(trace := facts.get("trace"), str):
+        facts["trace"] = anonymous(trace)
+    if mark:
+        facts["fingerprint"] = mark
+    return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts)
+
+
+def _continued(before: Manifest, now: Manifest) -> Manifest:
+    """The manifest of a run that goes on: asked anew, begun then."""
+    return msgspec.structs.replace(
+        now,
+        created_at=before.created_at,
+        procedures=before.procedures | now.procedures,
+        arms=tuple({arm.id: arm for arm in (*before.arms, *now.arms)}.values()),
+        environments=before.environments | now.environments,
+        machine=before.machine,
+        fingerprint=before.fingerprint,
+        tags=before.tags | now.tags,
     )
+
+
+def _comparable(before: Manifest, now: Manifest, path: Path) -> None:
+    """Refuse another machine, or another way of timing, naming what was and what is."""
+    changed = [
+        f"{kind} {name}: {getattr(before.procedures[kind], name)} then, {getattr(procedure, name)} now"
+        for kind, procedure in now.procedures.items()
+        for name in ("timing", "cache", "power", "inputs")
+        if kind in before.procedures and getattr(before.procedures[kind], name) != getattr(procedure, name)
+    ]
+    if before.fingerprint != now.fingerprint:
+        changed += [f"machine: {before.fingerprint} then, {now.fingerprint} now"]
+        changed += [
+            f"{name}: {before.machine.get(name)} then, {value} now"
+            for name, value in now.machine.items()
+            if name in ("cpu", "cores", "isa", "memory_gib", "gpus", "system") and before.machine.get(name) != value
+        ]
+    if changed:
+        raise NotComparableError(f"{path} was begun otherwise ({'; '.join(changed)}); --force goes on all the same")
 
 
 def _locked(directory: Path) -> IO[str]:
     lock = (directory / LOCK).open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip() or "unknown"
         lock.close()
         raise LockedError(f"{directory} is being written to by process {holder}") from None
-    lock.seek(0)
-    lock.truncate()
+    except OSError:
+        lock.close()
+        raise
+    lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Drop what stands behind the last line end: the piece of a line that a kill left."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            at = file.read(end - start).rfind(b"\n")
-            if at >= 0:
-                file.truncate(start + at + 1)
-                return
-            end = start
-        file.truncate(0)
+def _mend_torn_line(descriptor: int) -> None:
+    """Drop the piece of a line that a kill left at the end; a whole result gets the line end that it lacks."""
+    end = start = os.lseek(descriptor, 0, os.SEEK_END)
+    tail = b""
+    while start and b"\n" not in tail:
+        start = max(0, start - max(65536, len(tail)))
+        tail = os.pread(descriptor, end - start, start)
+    rest = tail.rpartition(b"\n")[2]
+    if rest and _decoded(rest):
+        _write(descriptor, b"\n")
+    elif rest:
+        os.ftruncate(descriptor, end - len(rest))
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """All of it, synced. Not a buffered file: that would try again at its end what the system has refused."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    draft = path.parent / DRAFT
+    with draft.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    draft.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON Schemas of both files, by file name under docs/schema/."""
-    yield "run.json", msgspec.json.schema(Manifest)
-    yield "result.json", msgspec.json.schema(Result)
+def schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schemas of a manifest, of a line of results, and of a suite, by file name under docs/schema/."""
+    return {
+        "run.json": msgspec.json.schema(Manifest),
+        "result.json": msgspec.json.schema(Result),
+        "suite.json": suite_schema(),
+    }
+
+
+def write_schemas(folder: Path) -> None:
+    """Bring docs/schema/ up to date."""
+    for name, schema in schemas().items():
+        (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(schema, order="sorted"), indent=2) + b"\n")

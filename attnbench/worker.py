@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from attnbench.device import Instrument, Pace
 
 TRACE_LINES = 30
+POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 SPINNING_CORES = 0.5  # an idle worker that burns more than this disturbs the others
 
 
@@ -274,7 +276,11 @@ class Session:
         if loaded.case.mode.needs_grad:
             shapes += [tuple(tensor.shape) for tensor in (loaded.q, loaded.k, loaded.v)]
         dtype = made.torch_dtype(problem.dtype.out)
-        blocks = [torch.full(shape, float("nan"), dtype=dtype, device=loaded.q.device) for shape in shapes]
+        blocks = []
+        for shape in shapes:
+            # An allocator has several free blocks of a small size, and may hand out any of them.
+            copies = max(1, min(POISONED_COPIES, POISONED_BYTES // max(1, 4 * math.prod(shape))))
+            blocks += [torch.full(shape, float("nan"), dtype=dtype, device=loaded.q.device) for _ in range(copies)]
         del blocks
 
     def _misuse(self, loaded: Loaded) -> str:

@@ -55,3 +55,13 @@ def _no_gpu() -> str:
     import torch
 
     return "" if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+@pytest.fixture(scope="session")
+def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run, measured once for all tests that only read it."""
+    import attnbench
+
+    folder = tmp_path_factory.mktemp("stored") / "run"
+    attnbench.run(seq="32,48", heads=2, backend="naive,sdpa:flash,triton", rounds="3", budget="0", out=folder)
+    return folder

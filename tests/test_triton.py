@@ -24,7 +24,8 @@ pytest.importorskip("triton")
 
 def run_apart(file: str, tmp_path: Path, *options: str, interpreted: bool) -> str:
     """Run a file of tests in a fresh process, where Triton is imported anew; empty if all of them pass."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    foreign = ("TRITON_INTERPRET", "PYTEST_ADDOPTS")
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment |= {"TRITON_INTERPRET": "1"} if interpreted else {}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(TESTS / file)]
@@ -143,6 +144,7 @@ def tokens(*shape: int, dtype: Any = torch.float32) -> Any:
 
 
 Q = tokens(2, 4, 8, 16)
+BOUND = tokens(2, 8, dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,7 @@ Q = tokens(2, 4, 8, 16)
         ((Q, Q, Q), {"softcap": -1.0}, "softcap=-1.0: must be a positive number"),
         ((Q, Q, Q), {"precision": "tf16"}, "precision='tf16': must be one of ieee, tf32"),
         ((Q, Q, Q), {"intervals": (tokens(8), tokens(8))}, r"intervals: low is torch.float32 \[8\]"),
+        ((Q, Q, Q), {"intervals": (BOUND, BOUND[:1])}, r"intervals: \[2, 8\] .* \[1, 8\] .*: must be of one shape"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(given: Any, options: dict[str, Any], message: str) -> None:

@@ -125,12 +125,17 @@ def _check_options(
     import torch
 
     for name, tensor in zip(("low", "high"), intervals or (), strict=False):
-        shapes = [[rows, q.shape[2]] for rows in dict.fromkeys((1, q.shape[0]))]
+        shapes = [[rows, q.shape[2]] for rows in dict.fromkeys((q.shape[0], 1))]
         if tensor.dtype is not torch.int32 or tensor.device != q.device or list(tensor.shape) not in shapes:
             have = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"intervals: {name} is {have}: must be int32 {shapes[-1]} or {shapes[0]} on {q.device}")
-        if tensor.stride(1) != 1 and tensor.shape[1] > 1:
-            raise ValueError(f"intervals: {name} has strides {tensor.stride()}: rows must lie side by side")
+            raise ValueError(
+                f"intervals: {name} is {have}: must be int32 {' or '.join(map(str, shapes))} on {q.device}"
+            )
+    if intervals and (
+        intervals[0].shape != intervals[1].shape or not all(bound.is_contiguous() for bound in intervals)
+    ):
+        have = ", ".join(f"{list(bound.shape)} with strides {bound.stride()}" for bound in intervals)
+        raise ValueError(f"intervals: {have}: must be of one shape, and contiguous")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale={scale!r}: must be a finite number")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):

@@ -1,0 +1,115 @@
+"""The figures of docs/benchmarks.md, each by one command: `python tools/figures.py timer | aa | overhead | idle`.
+
+Run alone on the machine: another process on the same cores ruins them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import attnbench
+from attnbench import host, protocol, stats, store
+from attnbench.arm import Arm, Device, parse_device
+from attnbench.attention.problem import Problem
+from attnbench.case import Case
+from attnbench.metrics import Joined
+from attnbench.pool import Worker
+from attnbench.result import Procedure
+
+SHAPES = ({"seq_q": 128}, {"seq_q": 512}, {"seq_q": 1024, "heads": 4}, {"seq_q": 1, "seq_kv": 4096}, {"seq_q": 384, "mask": "causal"})
+BACKENDS = ("naive", "sdpa:math", "sdpa:flash")
+
+
+def timer() -> None:
+    """Our median of blocks against torch's own timer: same process, same closure, turn about."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    from attnbench import backends
+    from attnbench.attention import inputs
+    from attnbench.device.cpu import CpuInstrument
+
+    instrument = CpuInstrument(Device(kind="cpu", threads=1))
+    print("| case | attnbench | torch Timer | ratio |\n|---|---:|---:|---:|")
+    ratios = []
+    for shape in SHAPES:
+        for name in BACKENDS:
+            case = Case(problem=Problem(**shape), backend=name)
+            made = inputs.make(case.problem, 0)
+            call = backends.load(name).prepare(case, "cpu").call
+            with torch.no_grad():
+                run = lambda: call(made.q, made.k, made.v)  # noqa: B023, E731
+                pace = instrument.settle(run, Procedure())
+                ours, theirs = [], []
+                for _ in range(15):
+                    ours.append(statistics.median(instrument.block(run, pace, Procedure()).values))
+                    theirs.append(Timer("run()", globals={"run": run}).blocked_autorange(min_run_time=0.02).median)
+            own, other = statistics.median(ours), statistics.median(theirs)
+            ratios.append(own / other)
+            print(f"| {case.label} | {own * 1e3:.3f} ms | {other * 1e3:.3f} ms | {own / other:.3f} |")
+    worst = max(ratios, key=lambda ratio: abs(ratio - 1))
+    print(f"\nworst {worst:.3f}; within 5 %: {sum(abs(r - 1) <= 0.05 for r in ratios)} of {len(ratios)}")
+
+
+def aa(launches: int = 6) -> None:
+    """The same backend as two arms: does the interval of their ratio hold 1?"""
+    stored = attnbench.run(
+        seq="64..1024:n7",
+        mask=["none", "causal", "causal+window:64"],
+        heads="4,8",
+        backend="sdpa:flash,sdpa:flash",
+        reference="sdpa:flash",
+        launches=launches,
+        budget="0",
+        rounds="5..15",
+        timeout="120s",
+    )
+    by_case: dict[str, dict[int, list]] = {}
+    for result in stored.results:
+        by_case.setdefault(result.case.label, {}).setdefault(result.arm.twin, []).append(result)
+    print("| case | ratio of the twins | 95 % | holds 1 |\n|---|---:|---:|---|")
+    held = []
+    for label, twins in by_case.items():
+        ratio = Joined(twins[1]).ratio_to(Joined(twins[2]))
+        if ratio is None or ratio.low is None or ratio.high is None:
+            continue
+        held.append(ratio.low <= 1 <= ratio.high)
+        print(f"| {label} | {ratio.value:.4f} | {ratio.low:.4f} .. {ratio.high:.4f} | {'yes' if held[-1] else 'no'} |")
+    print(f"\n{sum(held)} of {len(held)} intervals hold 1; run {stored.path}")
+
+
+def overhead() -> None:
+    """What a run of 200 cases of at least 1 ms spends outside kernels and verification."""
+    started = time.monotonic()
+    stored = attnbench.run(
+        seq="256..512:+32,544,576,608,640",
+        mask=["none", "causal"],
+        heads="4,6,8,10",
+        backend="naive,sdpa:flash",
+        budget="0",
+        rounds="5..10",
+    )
+    total = time.monotonic() - started
+    print(f"{len(stored.results)} cases in {total:.1f} s; run {stored.path}")
+
+
+def idle() -> None:
+    """One round trip to an idle worker."""
+    arm = Arm(backend="naive", device="cpu:threads=1")
+    worker = Worker(arm, host.cores_for(parse_device(arm.device)), 0)
+    worker.open(60)
+    took = []
+    for _ in range(2000):
+        start = time.perf_counter()
+        worker.ask(protocol.Release(), 10)
+        took.append(time.perf_counter() - start)
+    worker.bury()
+    print(f"median {statistics.median(took) * 1e3:.3f} ms, p95 {statistics.quantiles(took, n=20)[-1] * 1e3:.3f} ms")
+
+
+if __name__ == "__main__":
+    {"timer": timer, "aa": aa, "overhead": overhead, "idle": idle}[sys.argv[1]]()
