@@ -56,7 +56,7 @@ def parse_device(text: str) -> Device:
     """Read one device; whether the machine has it is not looked at here."""
     kind, *options = text.strip().split(":")
     if kind == "cuda":
-        if len(options) > 1 or (options and not options[0].isdigit()):
+        if len(options) > 1 or (options and not options[0].isdecimal()):
             raise UsageError(f"--device: not a CUDA device: {text!r} (try cuda:0)")
         return Device(kind="cuda", index=int(options[0]) if options else 0)
     if kind != "cpu":

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -21,14 +22,19 @@ from attnbench.result import Record
 BUSY_SHARE = 0.5  # of all cores: above it the load average calls the machine busy
 PACKAGES = ("attnbench", "torch", "triton", "numpy", "msgspec", "xformers", "flash-attn", "flash-attn-4")
 MIB = 1024**2
+ROOT = Path("/")
 
-# ATen and oneDNN read these before their import: an instruction set is a fact of an arm's environment.
+# What ATen, oneDNN and MKL may use, read before their import: an instruction set is a fact of an arm's environment.
+# https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
 _ISA = {
-    "default": ("default", "SSE41"),
-    "avx2": ("avx2", "AVX2"),
-    "avx512": ("avx512", "AVX512_CORE"),
-    "amx": ("avx512", "AVX512_CORE_AMX"),
+    "default": ("default", "SSE41", "SSE4_2"),
+    "avx2": ("avx2", "AVX2", "AVX2"),
+    "avx512": ("avx512", "AVX512_CORE_FP16", "AVX512"),
+    "amx": ("avx512", "AVX512_CORE_AMX", ""),  # the best that MKL knows is its default
 }
+_ISA_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+_GPU_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+_UNLIMITED = 1 << 60  # version 1 says "no limit" by a number near 2**63
 _ISA_FLAG = {"default": "", "avx2": "avx2", "avx512": "avx512f", "amx": "amx_tile"}
 
 
@@ -44,19 +50,32 @@ class Gpu(Record, frozen=True, kw_only=True):
 
 
 def available_cores() -> tuple[int, ...]:
-    """The cores that this process may run on."""
+    """One CPU of every physical core that this process may run on, no more than a container's quota pays for."""
+    cores = whole_cores(_allowed_cpus())
+    quota = cpu_quota()
+    return cores if quota is None else cores[: max(1, int(quota))]
+
+
+def whole_cores(cpus: tuple[int, ...], root: Path = ROOT) -> tuple[int, ...]:
+    """The first CPU of every physical core among these; the other hyper-threads of a core are left out."""
+    first: dict[str, int] = {}
+    for cpu in cpus:
+        siblings = _text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+        first.setdefault(siblings, cpu)
+    return tuple(sorted(first.values()))
+
+
+def _allowed_cpus() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+    import psutil
+
+    return tuple(range(psutil.cpu_count(logical=False) or 1))
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use, hyper-threads and container quotas counted out."""
-    import psutil
-
-    cores = min(psutil.cpu_count(logical=False) or 1, len(available_cores()))
-    quota = _cpu_quota()
-    return max(1, min(cores, int(quota)) if quota else cores)
+    """How many physical cores this process may use."""
+    return len(available_cores())
 
 
 def default_threads() -> int:
@@ -76,15 +95,55 @@ def memory_free_bytes() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    pairs = (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    )
-    for limit, used in pairs:
-        bound, current = _number(limit), _number(used)
-        if bound is not None and current is not None:
-            free = min(free, max(bound - current, 0))
-    return free
+    container = container_memory()
+    return free if container is None else min(free, container[1])
+
+
+def container_memory(root: Path = ROOT) -> tuple[int, int] | None:
+    """Limit and what is free of it, in bytes, of the container that leaves least; None without a limit."""
+    files = ("memory.max", "memory.current", "inactive_file")
+    files_v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    found = []
+    for folder in cgroups("memory", root):
+        for limit_file, used_file, idle in (files, files_v1):
+            limit, used = _number(folder / limit_file), _number(folder / used_file)
+            if limit is not None and used is not None and limit < _UNLIMITED:
+                # The page cache counts as used, and goes when memory is asked for.
+                free = limit - used + int(_table(folder / "memory.stat").get(idle, "0"))
+                found.append((max(free, 0), limit))
+    free, limit = min(found, default=(0, 0))
+    return (limit, free) if limit else None
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Cores that the container may use in the mean; None without a limit."""
+    shares = []
+    for folder in cgroups("cpu", root):
+        quota, _, period = (_text(folder / "cpu.max") or "").partition(" ")
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
+        if quota.isdigit() and period.isdigit():
+            shares.append(int(quota) / int(period))
+    return min(shares, default=None)
+
+
+def cgroups(controller: str, root: Path = ROOT) -> Iterator[Path]:
+    """The folders of this process's control group and of those above it, nearest first; version 1 or 2."""
+    paths = dict(line.split(":", 2)[1:] for line in _lines(root / "proc/self/cgroup") if line.count(":") > 1)
+    for line in _lines(root / "proc/self/mountinfo"):
+        # proc_pid_mountinfo(5): id parent device root mount_point options ... - type source super_options
+        before, _, after = line.partition(" - ")
+        kind, *_, options = after.split() or [""]
+        if kind == "cgroup2":
+            path = paths.get("", "/")
+        elif kind == "cgroup" and controller in options.split(","):
+            path = next((path for names, path in paths.items() if controller in names.split(",")), "/")
+        else:
+            continue
+        top, mount = before.split()[3], root / before.split()[4].lstrip("/")
+        # Seen from a namespace of its own, a container's path may lie outside of what is mounted.
+        inside = Path(path).relative_to(top) if Path(path).is_relative_to(top) and ".." not in path else Path()
+        yield from (mount / folder for folder in (inside, *inside.parents))
 
 
 def load() -> float | None:
@@ -99,13 +158,31 @@ def busy() -> bool:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Every NVIDIA GPU that NVML sees; none where there is no driver."""
-    return _gpus()[0]
+    """The NVIDIA GPUs that NVML sees and CUDA_VISIBLE_DEVICES leaves, in the order in which CUDA numbers them."""
+    return visible(_gpus()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(found: tuple[Gpu, ...], variable: str | None) -> tuple[Gpu, ...]:
+    """Those that this value of CUDA_VISIBLE_DEVICES names, renumbered; CUDA stops at the first name that is not there.
+
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#env-vars
+    """
+    if variable is None:
+        return found
+    chosen: list[Gpu] = []
+    for name in (part.strip() for part in variable.split(",")):
+        match = next((gpu for gpu in found if name == str(gpu.index) or _hash(name) == gpu.uuid_hash), None)
+        if match is None:
+            break
+        chosen.append(msgspec.structs.replace(match, index=len(chosen)))
+    return tuple(chosen)
 
 
 def gpu_objection() -> str:
-    """Why NVML sees no GPU; empty if it does."""
-    return _gpus()[1]
+    """Why there is no GPU to use; empty if there is one."""
+    if gpus():
+        return ""
+    return _gpus()[1] or "CUDA_VISIBLE_DEVICES names none of the GPUs here"
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +193,7 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
         return (), "nvidia-ml-py is not installed"
     try:
         pynvml.nvmlInit()
-        driver = pynvml.nvmlSystemGetDriverVersion()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
         found = tuple(_gpu(pynvml, index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
     except pynvml.NVMLError as error:
         return (), f"NVML: {error}"
@@ -124,34 +201,55 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
 
 
 def _gpu(nvml: Any, index: int, driver: str) -> Gpu:
+    import psutil
+
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    capability, memory_bytes = (0, 0), int(psutil.virtual_memory().total)
+    with contextlib.suppress(nvml.NVMLError):
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        capability = int(major), int(minor)
+    with contextlib.suppress(nvml.NVMLError):  # a chip that shares the host's memory has none of its own to tell
+        memory_bytes = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    uuid = str(nvml.nvmlDeviceGetUUID(handle))
     return Gpu(
         index=index,
         name=str(nvml.nvmlDeviceGetName(handle)),
-        memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        capability=(int(major), int(minor)),
-        driver=str(driver),
-        uuid_hash=_hash(str(nvml.nvmlDeviceGetUUID(handle))),
+        memory_bytes=memory_bytes,
+        capability=capability,
+        driver=driver,
+        uuid_hash=_hash(uuid),
     )
 
 
 def check_device(device: Device) -> str | None:
     """Why this machine does not have that device, and what it has; None if it does."""
     if device.kind == "cuda":
-        count = len(gpus())
-        if device.index < count:
-            return None
-        return f"no such GPU: {gpu_objection() or f'there are {count}: ' + ', '.join(gpu.name for gpu in gpus())}"
+        return _check_gpu(device.index)
     cores = len(available_cores())
     if device.threads > cores:
         return f"{device.threads} threads, and {cores} cores to run them on"
+    if device.isa and platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"instruction sets are a choice of x86 CPUs; this one is {platform.machine()}"
     flag = _ISA_FLAG.get(device.isa, "")
-    flags = cpu_flags()
-    if flag and flags and flag not in flags:
-        have = ", ".join(isa for isa, needed in _ISA_FLAG.items() if not needed or needed in flags)
+    if flag and flag not in cpu_flags():
+        have = ", ".join(isa for isa, needed in _ISA_FLAG.items() if not needed or needed in cpu_flags())
         return f"this CPU has no {device.isa}; it has {have}"
     return None
+
+
+def _check_gpu(index: int) -> str | None:
+    found = gpus()
+    if index < len(found):
+        return None
+    if found:
+        return f"no such GPU; there are {', '.join(f'cuda:{gpu.index} ({gpu.name})' for gpu in found)}"
+    if _gpus()[0]:
+        part = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[index : index + 1]
+        if part and part[0].strip().startswith(("MIG-", "GPU-")):
+            return None  # a slice or a shortened UUID: the worker's torch will tell
+    elif any(Path(node).exists() for node in _GPU_NODES):
+        return None  # a GPU without NVML, as under ROCm or in some containers
+    return f"no GPU: {gpu_objection()}"
 
 
 def devices() -> list[str]:
@@ -184,15 +282,15 @@ def arm_environment(device: Device) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
     }
     if device.isa:
-        chosen["ATEN_CPU_CAPABILITY"], chosen["ONEDNN_MAX_CPU_ISA"] = _ISA[device.isa]
+        chosen |= {name: value for name, value in zip(_ISA_VARIABLES, _ISA[device.isa], strict=True) if value}
     if device.kind == "cuda":
         chosen |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": _visible(device.index)}
     return chosen
 
 
 def _visible(index: int) -> str:
-    """NVML numbers all GPUs; a list that is set already renumbers them for CUDA."""
-    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    """The name to give CUDA, so that the worker sees this GPU alone; a list that is set already renumbers them."""
+    given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return given[index] if index < len(given) else str(index)
 
 
@@ -203,13 +301,15 @@ def allocator() -> str:
             if name in preload:
                 return name
     name, version = platform.libc_ver()
+    if not name and any(Path("/lib").glob("ld-musl-*")):
+        return "musl"
     return f"{name} {version}".strip() or platform.system()
 
 
 @lru_cache(maxsize=1)
 def cpu_model() -> str | None:
     """The name that the CPU gives itself."""
-    for line in _lines("/proc/cpuinfo"):
+    for line in _lines(ROOT / "proc/cpuinfo"):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or None
@@ -218,7 +318,7 @@ def cpu_model() -> str | None:
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
     """Instruction sets and features, as Linux lists them."""
-    for line in _lines("/proc/cpuinfo"):
+    for line in _lines(ROOT / "proc/cpuinfo"):
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
@@ -250,7 +350,7 @@ def fingerprint() -> tuple[str, dict[str, Any]]:
 
 def machine_card() -> dict[str, Any]:
     """Everything worth a line in `doctor` and in a manifest."""
-    governor = next(iter(_lines("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")), None)
+    container = container_memory()
     return {
         **fingerprint()[1],
         "memory_free_bytes": memory_free_bytes(),
@@ -258,8 +358,10 @@ def machine_card() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "allocator": allocator(),
-        "governor": governor,
-        "cpu_quota": _cpu_quota(),
+        "governor": _text(ROOT / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "huge_pages": _text(ROOT / "sys/kernel/mm/transparent_hugepage/enabled"),
+        "cpu_quota": cpu_quota(),
+        "memory_limit_bytes": container[0] if container else None,
         "gpu_details": [msgspec.to_builtins(gpu) for gpu in gpus()],
     }
 
@@ -285,23 +387,22 @@ def _git(path: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _cpu_quota() -> float | None:
-    """Cores that the container may use in the mean; None without a limit."""
-    for line in _lines("/sys/fs/cgroup/cpu.max"):
-        quota, _, period = line.partition(" ")
-        if quota.isdigit() and period.strip().isdigit():
-            return int(quota) / int(period)
-    return None
-
-
-def _number(path: str) -> int | None:
-    text = next(iter(_lines(path)), "").strip()
+def _number(path: Path) -> int | None:
+    text = _text(path) or ""
     return int(text) if text.isdigit() else None
 
 
-def _lines(path: str) -> list[str]:
+def _table(path: Path) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition(" ") for line in _lines(path))}
+
+
+def _text(path: Path) -> str | None:
+    return next(iter(_lines(path)), "").strip() or None
+
+
+def _lines(path: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        return Path(path).read_text(errors="replace").splitlines()
+        return path.read_text(errors="replace").splitlines()
     return []
 
 

@@ -56,7 +56,9 @@ class Log:
 
     def last_line(self) -> str:
         """The last line that says something."""
-        lines = [line.strip() for line in self.text().splitlines() if line.strip()]
+        # torch traces its profiler with USDT lines; they say nothing of a death.
+        said = (line.strip() for line in self.text().splitlines())
+        lines = [line for line in said if line and not line.startswith("USDT:")]
         return lines[-1][:300] if lines else ""
 
     def finish(self) -> None:

@@ -14,8 +14,9 @@ import re
 from attnbench.errors import RangeError
 
 MOST_VALUES = 1_000_000
+LARGEST = 1 << 40  # beyond any length; products of a few such sizes still fit into what is stored
 
-_INTEGER = re.compile(r"(\d+)([km]?)")
+_INTEGER = re.compile(r"(\d{1,18})([km]?)")
 _SUFFIX = {"": 1, "k": 1024, "m": 1024**2}
 
 
@@ -24,7 +25,10 @@ def integer(text: str, name: str = "") -> int:
     match = _INTEGER.fullmatch(text.strip().lower())
     if not match:
         raise RangeError(f"{_at(name)}not an integer: {text!r} (try 512, 4k or 512..16384)")
-    return int(match[1]) * _SUFFIX[match[2]]
+    value = int(match[1]) * _SUFFIX[match[2]]
+    if value > LARGEST:
+        raise RangeError(f"{_at(name)}{text.strip()} is too large: at most {LARGEST}")
+    return value
 
 
 def integers(text: str | int, name: str = "") -> tuple[int, ...]:

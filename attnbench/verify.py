@@ -238,7 +238,7 @@ def _tile_rms(numbers: Tensor) -> Tensor:
     rows = numbers.square().mean(-1)
     spare = -rows.shape[1] % TILE
     filled = torch.nn.functional.pad(torch.stack([rows, torch.ones_like(rows)]), (0, spare))
-    sums, counts = filled.unflatten(-1, (-1, TILE)).sum(-1)  # type: ignore[no-untyped-call]
+    sums, counts = filled.unflatten(-1, (-1, TILE)).sum(-1)
     return (sums / counts).sqrt()  # type: ignore[no-any-return]
 
 

@@ -75,7 +75,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
-        fill(self, "dtype", Dtype(self.dtype))
+        fill(self, "dtype", _member(Dtype, "dtype", self.dtype))
+        fill(self, "returns", _member(Returns, "returns", self.returns))
         fill(self, "lengths", tuple(self.lengths))
         for name, other in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("head_dim_v", "head_dim")):
             if getattr(self, name) == 0:
@@ -121,6 +122,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def features(self) -> frozenset[str]:
         """What a backend must be able to do; plain multi-head self-attention needs nothing."""
         return _features(self)
+
+
+def _member(kind: type[StrEnum], name: str, value: str) -> StrEnum:
+    if value not in tuple(kind):
+        raise ProblemError(f"{name}={value!r}: one of {', '.join(kind)}")
+    return kind(value)
 
 
 FEATURES: dict[str, str] = {

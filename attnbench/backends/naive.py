@@ -26,16 +26,14 @@ def prepare(case: Case, device: str) -> Prepared:
     if problem.mask != "none" or problem.lengths:
         visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1).to(device)
         hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features or problem.lengths else None
-    tf32 = problem.dtype is Dtype.TF32
+    # A switch of the process, which has one case at a time. torch has two ways to say it, and refuses a mixture.
+    matmul, tf32 = torch.backends.cuda.matmul, problem.dtype is Dtype.TF32
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    else:
+        matmul.allow_tf32 = tf32
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        if tf32:
-            before = torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = True
-            try:
-                return attend(problem, q, k, v, visible, hidden_rows)
-            finally:
-                torch.backends.cuda.matmul.allow_tf32 = before
         return attend(problem, q, k, v, visible, hidden_rows)
 
     return Prepared(call=call)
@@ -50,7 +48,9 @@ def attend(
     """
     if problem.kv_heads != problem.heads:
         k, v = (tensor.repeat_interleave(problem.heads // problem.kv_heads, dim=1) for tensor in (k, v))
-    scores = q @ k.transpose(-2, -1) * problem.scale
+    wants_lse = problem.returns is Returns.LSE
+    # A log-sum-exp is float32: summed over scores that were rounded to 16 bits it would not be worth the name.
+    scores = (q.float() @ k.float().transpose(-2, -1) if wants_lse else q @ k.transpose(-2, -1)) * problem.scale
     if (cap := problem.score.softcap) is not None:
         scores = cap * (scores / cap).tanh()
     if visible is not None:
@@ -60,8 +60,8 @@ def attend(
     else:
         # A row of -inf alone would be NaN here and, through 0 x NaN, in the gradients of its neighbours.
         weights = scores.masked_fill(hidden_rows, 0.0).softmax(-1).masked_fill(hidden_rows, 0.0)
-    out = weights @ v
-    return (out, scores.float().logsumexp(-1)) if problem.returns is Returns.LSE else out
+    out = weights.to(v.dtype) @ v
+    return (out, scores.logsumexp(-1)) if wants_lse else out
 
 
 def scratch_bytes(case: Case) -> int:

@@ -80,3 +80,19 @@ def instrument(device: Device) -> Instrument:
     from attnbench.device.cpu import CpuInstrument
 
     return CpuInstrument(device)
+
+
+def returned_bytes(outputs: Any) -> int:
+    """Bytes of the storages given back, each once."""
+    import torch
+
+    storages: dict[int, int] = {}
+    waiting = [outputs]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, tuple | list):
+            waiting.extend(item)
+    return sum(storages.values())

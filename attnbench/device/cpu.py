@@ -18,7 +18,7 @@ import torch
 
 from attnbench import host
 from attnbench.arm import Device
-from attnbench.device import Call, Memory, Pace, Reading
+from attnbench.device import Call, Memory, Pace, Reading, returned_bytes
 from attnbench.result import Environment, Procedure, Timing
 
 READINGS_MOST = 16
@@ -100,7 +100,7 @@ class CpuInstrument:
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             outputs = call()
-        returned = _returned_bytes(outputs)
+        returned = returned_bytes(outputs)
         del outputs
         running = highest = 0
         for change in _allocations(profiler):
@@ -210,17 +210,3 @@ def _allocations(profiler: Any) -> list[int]:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return [event.nbytes() for event in events]
-
-
-def _returned_bytes(outputs: Any) -> int:
-    """Bytes of the storages given back, each once."""
-    storages: dict[int, int] = {}
-    waiting = [outputs]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, torch.Tensor):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(item, tuple | list):
-            waiting.extend(item)
-    return sum(storages.values())
