@@ -58,13 +58,23 @@ class SuiteError(UsageError):
     """A suite or configuration file that cannot be used."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like this one, of two alike the one of like length; None if none is near."""
+
+    def likeness(other: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, other, name).ratio(), -abs(len(other) - len(name))
+
+    best = max(known, key=likeness, default="")
+    return best if likeness(best)[0] >= 0.5 else None
+
+
 class UnknownNameError(UsageError):
     """A name that is not there."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.known) or 'none'}"
+        near = nearest(name, self.known)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(self.known) or 'none'}"
         super().__init__(f"{where + ': ' if where else ''}no {kind} {name!r}; {hint}")
 
 

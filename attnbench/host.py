@@ -133,7 +133,7 @@ def cgroups(controller: str, root: Path = ROOT) -> Iterator[Path]:
     for line in _lines(root / "proc/self/mountinfo"):
         # proc_pid_mountinfo(5): id parent device root mount_point options ... - type source super_options
         before, _, after = line.partition(" - ")
-        kind, *_, options = after.split() or [""]
+        kind, options = after.partition(" ")[0], after.rpartition(" ")[2]
         if kind == "cgroup2":
             path = paths.get("", "/")
         elif kind == "cgroup" and controller in options.split(","):

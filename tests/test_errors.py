@@ -42,6 +42,10 @@ def test_unknown_name_comes_with_the_nearest() -> None:
     assert str(UnknownNameError("backend", "navie", ("naive", "flex"))) == "no backend 'navie'; did you mean 'naive'?"
 
 
+def test_of_two_names_that_are_as_near_the_one_of_like_length_is_meant() -> None:
+    assert str(UnknownNameError("key", "sek", ("seq_kv", "seq"))) == "no key 'sek'; did you mean 'seq'?"
+
+
 def test_unknown_name_without_a_near_one_comes_with_all() -> None:
     assert str(UnknownNameError("backend", "xyz", ("naive", "flex"))) == "no backend 'xyz'; there are naive, flex"
 

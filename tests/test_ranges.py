@@ -62,7 +62,7 @@ def test_mistake_is_named_with_its_remedy(text: str, complaint: str) -> None:
 
 
 def test_complaint_begins_with_the_option() -> None:
-    with pytest.raises(RangeError, match="^--seq: not an integer"):
+    with pytest.raises(RangeError, match=r"^--seq: not an integer"):
         integers("x", "--seq")
 
 

@@ -115,5 +115,5 @@ def test_percent_of_memory_is_a_share() -> None:
 
 @pytest.mark.parametrize("text", ["0", "much", "-1GiB", "8XiB", "0%"])
 def test_bad_size_names_the_option(text: str) -> None:
-    with pytest.raises(UsageError, match="^--mem-limit: not a s"):
+    with pytest.raises(UsageError, match=r"^--mem-limit: not a s"):
         parse_bytes(text, "--mem-limit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ from attnbench.arm import Device
 from attnbench.result import Environment, Procedure, Timing
 
 Call = Callable[[], Any]
+
+READINGS_MOST = 16  # in a block
+TICKS = 1000  # a reading is at least that many steps of its clock long
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +73,14 @@ class Instrument(Protocol):
 
     def release(self) -> None:
         """Give cached memory back to the system."""
+
+
+def cut(call_s: float, tick_s: float, block_s: float) -> tuple[int, int]:
+    """Calls in a reading and readings in a block, for a call of that length and a clock of that step."""
+    call_s = max(call_s, 1e-9)
+    calls = max(1, math.ceil(TICKS * tick_s / call_s))
+    readings = min(READINGS_MOST, max(1, math.ceil(block_s / (calls * call_s))))
+    return max(calls, math.ceil(block_s / (readings * call_s))) if readings == READINGS_MOST else calls, readings
 
 
 def instrument(device: Device) -> Instrument:

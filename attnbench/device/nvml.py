@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from attnbench import host
@@ -39,7 +40,7 @@ class Gauge:
         if self._nvml is None:
             return {}
         nvml, handle = self._nvml, self._handle
-        readings = {
+        readings: dict[str, Callable[[], Any]] = {
             "sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
             "memory_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1e6,
             "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
@@ -57,7 +58,7 @@ class Gauge:
         if self._nvml is None:
             return {}
         nvml, handle = self._nvml, self._handle
-        readings = {
+        readings: dict[str, Callable[[], Any]] = {
             "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
             "vbios": lambda: nvml.nvmlDeviceGetVbiosVersion(handle),
             "mig_mode": lambda: nvml.nvmlDeviceGetMigMode(handle)[0],
