@@ -15,10 +15,17 @@ SLOW_TO_LOAD = ("pandas", "scipy", "rich", "jinja2", "pynvml", "psutil")
 PROGRAM = """
 import sys
 
+import importlib.machinery
+
 class Blocker:
+    # Found, so that it counts as installed; but whoever runs it fails.
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked!r}:
-            raise ImportError("blocked: " + name)
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise ImportError("blocked: " + spec.name)
+    def exec_module(self, module):
+        raise AssertionError
 
 sys.meta_path.insert(0, Blocker())
 from attnbench.cli import invoke

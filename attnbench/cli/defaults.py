@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import typer
 
-from attnbench.errors import SuiteError
+from attnbench.errors import SuiteError, UnknownNameError
 
 LOCAL, PYPROJECT, USER = "attnbench.toml", "pyproject.toml", "config.toml"
 
@@ -74,14 +73,11 @@ def _known(app: typer.Typer) -> dict[str, set[str]]:
 
 def _check(file: str, section: str, values: Any, known: Mapping[str, set[str]]) -> None:
     if section not in known:
-        raise SuiteError(f"{file}: no section [{section}]; {_hint(section, known)}")
+        raise SuiteError(str(UnknownNameError("section", section, known, where=file)))
     if not isinstance(values, dict):
         raise SuiteError(f"{file}: {section} must be a table: [{section}]")
     for key in values:
         if key not in known[section]:
-            raise SuiteError(f"{file}: no key {section}.{key}; {_hint(key, known[section])}")
-
-
-def _hint(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise SuiteError(
+                str(UnknownNameError("key", key, sorted(known[section]), where=f"{file}: {section}.{key}"))
+            )
