@@ -24,8 +24,8 @@ Expectation = tuple[Path, float]  # the folder of expected values, and the share
 class Oracle:
     """The process that computes expected values, once a problem; every arm reads them from memory-mapped files."""
 
-    def __init__(self, directory: Path, timeout_s: float) -> None:
-        self._directory, self._timeout_s = directory, timeout_s
+    def __init__(self, directory: Path, timeout_s: float, spent: dict[str, float]) -> None:
+        self._directory, self._timeout_s, self._spent = directory, timeout_s, spent
         self._worker: Worker | None = None
         self._made: dict[tuple[Problem, Mode, str], Expectation] = {}
         self._count = 0
@@ -33,7 +33,7 @@ class Oracle:
     def start(self) -> None:
         """Begin to import, so that it is up when it is needed."""
         if self._worker is None:
-            self._worker = Worker(None, host.available_cores(), 0)
+            self._worker = Worker(None, host.available_cores(), 0, spent=self._spent)
 
     def both(self, problem: Problem, mode: Mode, procedure: Procedure) -> tuple[Expectation, Expectation]:
         """Expectations for the procedure's own inputs, and for peaked ones."""

@@ -72,9 +72,9 @@ class UnknownNameError(UsageError):
     """A name that is not there."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
-        self.kind, self.name, self.known = kind, name, tuple(known)
+        self.kind, self.name, self.known = kind, name, tuple(map(str, known))
         near = nearest(name, self.known)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(self.known) or 'none'}"
+        hint = f"did you mean {str(near)!r}?" if near else f"there are {', '.join(self.known) or 'none'}"
         super().__init__(f"{where + ': ' if where else ''}no {kind} {name!r}; {hint}")
 
 

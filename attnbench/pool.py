@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,16 @@ class Log:
 class Worker:
     """One worker process. Raises BuriedError from `ask`, and is then of no further use."""
 
-    def __init__(self, arm: Arm | None, cpus: Sequence[int], memory_bytes: int, log_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        arm: Arm | None,
+        cpus: Sequence[int],
+        memory_bytes: int,
+        log_path: Path | None = None,
+        spent: dict[str, float] | None = None,
+    ) -> None:
         self.arm, self.cpus, self.memory_bytes, self._log_path = arm, tuple(cpus), memory_bytes, log_path
+        self.spent = defaultdict(float) if spent is None else spent  # seconds of waiting for an answer, by phase
         self.started = time.monotonic()
         self.import_s: float | None = None
         self.opened: protocol.Opened | None = None
@@ -134,12 +143,15 @@ class Worker:
                 self._log_path.write_text(text)
 
     def _receive(self, left_s: float, timeout_s: float, phase: str) -> Any:
+        started = time.monotonic()
         try:
             reply = self._channel.receive(max(left_s, 0.001))
         except protocol.SilentError:
             self._fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s")
         except protocol.ClosedError:
             self._report_death(phase)
+        finally:
+            self.spent[phase] += time.monotonic() - started
         if isinstance(reply, protocol.Failed):
             if reply.status is Status.UNSUPPORTED:
                 raise BuriedError(reply.status, reply.reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,7 @@ class Runner:
         self._workers: dict[str, Worker] = {}
         self._lost: dict[str, tuple[Status, str]] = {}  # arms whose worker cannot even start
         self._outgrown: dict[tuple[str, str, str], tuple[int, str]] = {}  # (arm, dtype, mode): work that was too much
+        self.spent: dict[str, float] = defaultdict(float)  # seconds by phase; the rest of a run is our own
         self.environments: dict[str, Environment] = {}
         self._random = random.Random(terms.seed)
 
@@ -87,7 +89,7 @@ class Runner:
         """Measure everything that is not done; whatever happens, no worker outlives this call."""
         ending = Ending()
         with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-            self._oracle = Oracle(Path(folder), self.terms.timeout_s)
+            self._oracle = Oracle(Path(folder), self.terms.timeout_s, self.spent)
             try:
                 for launch in range(self.terms.launches):
                     if not self._launch(launch):
@@ -97,6 +99,7 @@ class Runner:
             finally:
                 self._bury_all()
                 self._oracle.bury()
+                self.spent["total"] += time.monotonic() - self._started
         return ending
 
     def _launch(self, launch: int) -> bool:
@@ -113,12 +116,17 @@ class Runner:
             if not missing.arms:
                 continue
             results = self._measure(missing, launch, rest_s)
-            self.append(results)
+            self._store(results)
             for result in results:
                 self.observer.result(result, rest_s)
             if self.terms.fail_fast and any(result.status.failed for result in results):
                 return False
         return not self.stop_requested
+
+    def _store(self, results: list[Result]) -> None:
+        started = time.monotonic()
+        self.append(results)
+        self.spent["store"] += time.monotonic() - started
 
     def _missing(self, group: Group, launch: int) -> Group:
         """The group without what is stored already; a reference arm that is done comes along to be paired with."""
@@ -208,7 +216,7 @@ class Runner:
 
     def _start(self, arm: Arm) -> Worker:
         log = self._logs / f"{arm.id.replace('/', '_')}.log" if self._logs else None
-        return Worker(arm, host.cores_for(parse_device(arm.device)), self.terms.memory_bytes, log)
+        return Worker(arm, host.cores_for(parse_device(arm.device)), self.terms.memory_bytes, log, self.spent)
 
     def _await(self, group: Group, arm: Arm, launch: int, results: dict[str, Result]) -> None:
         worker = self._workers[arm.id]

@@ -45,6 +45,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     fingerprint: str = ""  # of the stable facts of the machine
     commit: dict[str, Any] | None = None  # of the working directory
     planned: int = 0  # cases, refusals and impossible cells too
+    seconds: dict[str, float] = {}  # of the latest part of the run, by phase, and in total
     impossible: tuple[tuple[str, str], ...] = ()  # cells that are no problem, and why
     tags: dict[str, str] = {}
 

@@ -128,7 +128,7 @@ def run(
         try:
             ending = runner.run()
         finally:
-            writer.update(environments=runner.environments)
+            writer.update(environments=runner.environments, seconds=dict(runner.spent))
     return Outcome(directory=where, run=store.read(where), ending=ending, planned=sweep.plan.cases)
 
 

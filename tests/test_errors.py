@@ -7,6 +7,7 @@ import re
 import pytest
 
 from attnbench import errors
+from attnbench.attention.problem import Dtype
 from attnbench.errors import AttnbenchError, Exit, UnknownNameError
 
 
@@ -40,6 +41,10 @@ def test_interruption_has_the_code_of_the_signal() -> None:
 
 def test_unknown_name_comes_with_the_nearest() -> None:
     assert str(UnknownNameError("backend", "navie", ("naive", "flex"))) == "no backend 'navie'; did you mean 'naive'?"
+
+
+def test_member_of_a_closed_set_is_hinted_at_as_it_is_typed() -> None:
+    assert str(UnknownNameError("dtype", "bf61", Dtype)) == "no dtype 'bf61'; did you mean 'bf16'?"
 
 
 def test_of_two_names_that_are_as_near_the_one_of_like_length_is_meant() -> None:

@@ -44,7 +44,8 @@ def test_four_suites_are_shipped() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_suite_has_title_and_source(name: str) -> None:
     one = suite.load(name)
-    assert one.title and one.source
+    assert one.title
+    assert one.source
 
 
 @pytest.mark.parametrize("name", ["bert-base", "llama3-8b"])

@@ -20,7 +20,13 @@ from attnbench.metrics import Joined
 from attnbench.pool import Worker
 from attnbench.result import Procedure
 
-SHAPES = ({"seq_q": 128}, {"seq_q": 512}, {"seq_q": 1024, "heads": 4}, {"seq_q": 1, "seq_kv": 4096}, {"seq_q": 384, "mask": "causal"})
+SHAPES = (
+    {"seq_q": 128},
+    {"seq_q": 512},
+    {"seq_q": 1024, "heads": 4},
+    {"seq_q": 1, "seq_kv": 4096},
+    {"seq_q": 384, "mask": "causal"},
+)
 BACKENDS = ("naive", "sdpa:math", "sdpa:flash")
 
 
@@ -94,7 +100,13 @@ def overhead() -> None:
         rounds="5..10",
     )
     total = time.monotonic() - started
+    spent = stored.manifest.seconds
+    kernels = sum(block.facts["seconds"] for result in stored.results for block in result.samples["time"].blocks)
+    asked = sum(seconds for phase, seconds in spent.items() if phase not in ("total", "store", "time"))
+    own = spent["total"] - asked - kernels
     print(f"{len(stored.results)} cases in {total:.1f} s; run {stored.path}")
+    print({phase: round(seconds, 2) for phase, seconds in spent.items()}, f"blocks {kernels:.2f}")
+    print(f"outside kernels, verification and starting: {own:.2f} s, {100 * own / spent['total']:.1f} %")
 
 
 def idle() -> None:

@@ -80,7 +80,7 @@ def cut(call_s: float, tick_s: float, block_s: float) -> tuple[int, int]:
     call_s = max(call_s, 1e-9)
     calls = max(1, math.ceil(TICKS * tick_s / call_s))
     readings = min(READINGS_MOST, max(1, math.ceil(block_s / (calls * call_s))))
-    return max(calls, math.ceil(block_s / (readings * call_s))) if readings == READINGS_MOST else calls, readings
+    return max(calls, math.ceil(block_s / (readings * call_s))), readings
 
 
 def instrument(device: Device) -> Instrument:
@@ -92,6 +92,22 @@ def instrument(device: Device) -> Instrument:
     from attnbench.device.cpu import CpuInstrument
 
     return CpuInstrument(device)
+
+
+def returned_bytes(outputs: Any) -> int:
+    """Bytes of the storages given back, each once."""
+    import torch
+
+    storages: dict[int, int] = {}
+    waiting = [outputs]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, tuple | list):
+            waiting.extend(item)
+    return sum(storages.values())
 
 
 def returned_bytes(outputs: Any) -> int:

@@ -86,13 +86,12 @@ def faults() -> dict[str, float]:
 
 def waiting() -> dict[str, float]:
     """Seconds that threads of this process were ready and had no core; from /proc/PID/task/TID/schedstat."""
-    waited_ns = 0
-    with contextlib.suppress(OSError, IndexError, ValueError):
+    waited_ns = []
+    with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task")[:THREADS_LOOKED_AT]:
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # a thread that has just ended
-                waited_ns += int(_read_text(f"/proc/self/task/{thread}/schedstat").split()[1])
-        return {"waiting_s": waited_ns / 1e9}
-    return {}
+            with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has just ended
+                waited_ns.append(int(_read_text(f"/proc/self/task/{thread}/schedstat").split()[1]))
+    return {"waiting_s": sum(waited_ns) / 1e9} if waited_ns else {}
 
 
 def stolen(cpus: tuple[int, ...]) -> dict[str, float]:
