@@ -258,10 +258,10 @@ class RunWriter:
             where = f"cannot write to {self.directory / RESULTS}"
             raise StoreError(f"{where}: {error.strerror}; all earlier results are kept") from error
 
-    def update(self, *, environments: Mapping[str, Environment]) -> None:
-        """Add environments of arms to the manifest, atomically."""
+    def update(self, *, environments: Mapping[str, Environment], seconds: Mapping[str, float]) -> None:
+        """Add environments of arms to the manifest, and where the time went, atomically."""
         merged = self.manifest.environments | dict(environments)
-        self.manifest = msgspec.structs.replace(self.manifest, environments=merged)
+        self.manifest = msgspec.structs.replace(self.manifest, environments=merged, seconds=dict(seconds))
         self._write_manifest()
 
     def _write_manifest(self) -> None:

@@ -108,19 +108,3 @@ def returned_bytes(outputs: Any) -> int:
         elif isinstance(item, tuple | list):
             waiting.extend(item)
     return sum(storages.values())
-
-
-def returned_bytes(outputs: Any) -> int:
-    """Bytes of the storages given back, each once."""
-    import torch
-
-    storages: dict[int, int] = {}
-    waiting = [outputs]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, torch.Tensor):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(item, tuple | list):
-            waiting.extend(item)
-    return sum(storages.values())

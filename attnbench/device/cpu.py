@@ -26,6 +26,8 @@ SETTLE_BLOCKS_MOST = 40
 WINDOW_MOST_S = 0.25  # longer blocks come in smaller windows
 LONG_CALL_S = 0.4  # one such call warms as well as many
 
+_CAPABILITY = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512", "amx": "AVX512"}  # as torch says it
+
 _clock = time.perf_counter_ns
 
 
@@ -42,8 +44,8 @@ class CpuInstrument:
         with contextlib.suppress(RuntimeError):  # only once a process
             torch.set_num_interop_threads(1)
         self.isa = torch.backends.cpu.get_cpu_capability()
-        if device.isa in ("default", "avx2") and self.isa != device.isa.upper():
-            raise RuntimeError(f"torch uses {self.isa}, not {device.isa}: ATEN_CPU_CAPABILITY was not set at the start")
+        if device.isa and self.isa != (wanted := _CAPABILITY[device.isa]):
+            raise RuntimeError(f"{device.text}: torch uses {self.isa}; it must start with ATEN_CPU_CAPABILITY={wanted}")
         self.resolution_s = timer_resolution_s()
         self.counters = Counters(host.cores_for(device))
 
@@ -64,7 +66,10 @@ class CpuInstrument:
         return None if timing is Timing.WALL else f"a CPU has no timing mode {timing}; it has wall"
 
     def warm(self) -> None:
-        self.memory(lambda: torch.zeros(1))  # the profiler's first use takes over a second
+        """Use the profiler once, which takes a second, and keep all that is imported out of later collections."""
+        self.memory(lambda: torch.zeros(1))
+        gc.collect()
+        gc.freeze()
 
     def settle(self, call: Call, procedure: Procedure) -> Pace:
         started = time.monotonic()
@@ -74,7 +79,7 @@ class CpuInstrument:
             while not settled and len(blocks) <= SETTLE_BLOCKS_MOST and time.monotonic() - started < SETTLE_MOST_S:
                 calls, readings = cut(blocks[-1], self.resolution_s, procedure.block_s)
                 blocks.append(statistics.median(_timed(call, calls) for _ in range(readings)))
-                settled = _steady(blocks[1:], procedure.block_s)
+                settled = _steady(blocks, procedure.block_s)
         call_s = statistics.median(blocks[-SETTLE_WINDOW:])
         calls, readings = cut(call_s, self.resolution_s, procedure.block_s)
         return Pace(calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=time.monotonic() - started)
@@ -91,15 +96,14 @@ class CpuInstrument:
         """What torch's allocator gives; what MKL or oneDNN take for themselves is not seen."""
         from torch.profiler import ProfilerActivity, profile
 
-        gc.collect()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with _without_collector(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             outputs = call()
         held = highest = 0
         for change in _allocations(profiler):
             held += change
             highest = max(highest, held)
-        returned = min(returned_bytes(outputs), max(held, 0))  # what was there before the call is not counted
-        facts = {"outputs": returned, "saved": held - returned, "workspace": highest - max(held, 0)}
+        returned = min(returned_bytes(outputs), held)  # what was there before the call is not of its making
+        facts = {"outputs": returned, "saved": held - returned, "workspace": highest - held}
         return Memory(peak=highest - returned, total=highest, facts=facts)
 
     def synchronize(self) -> None:
@@ -152,14 +156,12 @@ def _timed(call: Call, calls: int) -> float:
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
     enabled = gc.isenabled()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
             gc.enable()
-        gc.unfreeze()
 
 
 def _allocations(profiler: Any) -> list[int]:
