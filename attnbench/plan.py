@@ -42,7 +42,7 @@ ORACLE_BYTES = 600 * 1024**2
 
 # Calls of one arm in the shortest measurement: first, two sets of inputs, negated inputs, settling, rounds.
 LEAST_CALLS = 5 + 3
-ARM_OVERHEAD_S = 0.25
+ARM_OVERHEAD_S = 0.5
 COMPILE_S = 8.0  # measured on a 2-core CPU: 3.7 to 7.7 s a graph of flex_attention, 27 s for the first of a cold cache
 
 # Guesses of one CPU thread and of one GPU in FLOP/s on fp32 and bf16; they only order cases and share out the budget,

@@ -26,6 +26,7 @@ from attnbench.pool import BuriedError, Worker
 from attnbench.result import Environment, Procedure, Result, Status
 
 LEAST_ROUNDS_IN_HASTE = 3
+ROUNDS_S = 1.0  # for the rounds of a group, however tight the budget
 MORE_ROUNDS_WHEN_NOISY = 30
 
 Key = tuple[str, str, int]
@@ -189,7 +190,8 @@ class Runner:
         own = self.forecast.group_s(group)
         if own > left:
             return None
-        return left * own / (own + rest_s)
+        # What compiles comes last and may be cut: it must not leave the others with too few rounds.
+        return min(left, max(left * own / (own + rest_s), own + ROUNDS_S))
 
     def _open(self, group: Group, launch: int, results: dict[str, Result]) -> list[Bench]:
         """A worker for every arm, at most as many starting at once as there are cores."""
@@ -202,6 +204,8 @@ class Runner:
         cores = len(host.available_cores())
         for first in range(0, len(wanted), cores):
             batch = wanted[first : first + cores]
+            if len(batch) < cores:
+                self._oracle.start()
             for arm in batch:
                 if arm.id not in self._workers:
                     self.observer.phase(f"starting {arm.name}")

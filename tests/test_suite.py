@@ -12,7 +12,7 @@ from attnbench import suite
 from attnbench.attention.problem import Dtype, Mode, Returns
 from attnbench.errors import RangeError, SuiteError, UnknownNameError, UsageError
 from attnbench.suite import Cell, Suite, Table
-from attnbench.suite.files import ProblemTable, SuiteFile, _folder
+from attnbench.suite.files import ProblemTable, SuiteFile, shipped_folder
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = suite.shipped()
@@ -55,7 +55,7 @@ def test_suite_of_a_model_cites_the_published_configuration(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_suite_names_no_device(name: str) -> None:
-    assert not re.search(r"\b(device|cuda:\d|cpu:)", (_folder() / f"{name}.toml").read_text())
+    assert not re.search(r"\b(device|cuda:\d|cpu:)", (shipped_folder() / f"{name}.toml").read_text())
 
 
 @pytest.mark.parametrize("kind", suite.files.KINDS)
@@ -84,7 +84,7 @@ def test_llama_prefill_and_decode_have_the_published_heads() -> None:
 
 
 def test_shipped_suite_without_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite.files, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(suite.files, "shipped_folder", lambda: tmp_path)
     written(tmp_path, "[[problem]]\nseq = 8\n", "made.toml")
     with pytest.raises(SuiteError, match=r"suites/made\.toml: source: a shipped suite names where"):
         suite.load("made")

@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from attnbench import host
-
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, as nvml.h names them
 # (https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html).
 SW_POWER_CAP = 0x04
@@ -17,6 +15,8 @@ HW_THERMAL = 0x40
 HW_POWER_BRAKE = 0x80
 _THROTTLED = HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | HW_POWER_BRAKE
 
+CLOCKS, CLOCKS_WITHIN = 5, 0.01
+
 
 def tags(reasons: int) -> tuple[str, ...]:
     """What the bits mean for a reading: slowed by heat or hardware, or held by the power limit."""
@@ -24,47 +24,70 @@ def tags(reasons: int) -> tuple[str, ...]:
     return (*found, "power_capped") if reasons & SW_POWER_CAP else found
 
 
-class Gauge:
-    """NVML's figures of one GPU. Without NVML every reading is empty."""
+def steady(clocks: list[float]) -> bool:
+    """Whether the last readings of a clock are near one another."""
+    last = clocks[-CLOCKS:]
+    return len(last) == CLOCKS and max(last) <= (1 + CLOCKS_WITHIN) * min(last)
 
-    def __init__(self, index: int) -> None:
+
+class Gauge:
+    """NVML's figures of one GPU, found by its UUID. Without NVML, or where it does not know the UUID, all are empty."""
+
+    def __init__(self, uuid: str) -> None:
         self._nvml: Any = None
-        if index < len(host.gpus()):
+        with contextlib.suppress(ImportError):
             import pynvml
 
-            self._nvml = pynvml
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                self._handle = _handle(pynvml, uuid.removeprefix("GPU-"))
+                self._nvml = pynvml
 
     def read(self) -> dict[str, float]:
         """Figures in base units, and the clock-event reasons as bits."""
-        if self._nvml is None:
-            return {}
-        nvml, handle = self._nvml, self._handle
+        nvml = self._nvml
         readings: dict[str, Callable[[], Any]] = {
-            "sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
-            "memory_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1e6,
-            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            "clock_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            "sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM) * 1e6,
+            "memory_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_MEM) * 1e6,
+            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(self._handle) / 1e3,
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(self._handle, nvml.NVML_TEMPERATURE_GPU),
+            # The name that drivers before 535 know too.
+            "clock_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle),
+            "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)),
         }
-        found = {}
-        for name, read in readings.items():
-            with contextlib.suppress(nvml.NVMLError, AttributeError):
-                found[name] = float(read())
-        return found
+        return {name: float(value) for name, value in self._answers(readings).items()}
+
+    def sm_clock_hz(self) -> float | None:
+        """The clock alone."""
+        nvml = self._nvml
+        read = {"it": lambda: nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM) * 1e6}
+        return self._answers(read).get("it")
 
     def about(self) -> dict[str, Any]:
-        """What does not change: power limit, VBIOS, MIG mode."""
-        if self._nvml is None:
-            return {}
-        nvml, handle = self._nvml, self._handle
-        readings: dict[str, Callable[[], Any]] = {
-            "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
-            "vbios": lambda: nvml.nvmlDeviceGetVbiosVersion(handle),
-            "mig_mode": lambda: nvml.nvmlDeviceGetMigMode(handle)[0],
-        }
-        found = {}
-        for name, read in readings.items():
-            with contextlib.suppress(nvml.NVMLError, AttributeError):
-                found[name] = read()
+        """What does not change: driver, power limit, VBIOS, MIG mode, the highest clock."""
+        nvml = self._nvml
+        return self._answers(
+            {
+                "driver": lambda: str(nvml.nvmlSystemGetDriverVersion()),
+                "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(self._handle) / 1e3,
+                "vbios": lambda: str(nvml.nvmlDeviceGetVbiosVersion(self._handle)),
+                "mig_mode": lambda: nvml.nvmlDeviceGetMigMode(self._handle)[0],
+                "sm_clock_most_hz": lambda: nvml.nvmlDeviceGetMaxClockInfo(self._handle, nvml.NVML_CLOCK_SM) * 1e6,
+            }
+        )
+
+    def _answers(self, readings: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self._nvml is not None:
+            for name, read in readings.items():
+                with contextlib.suppress(self._nvml.NVMLError, AttributeError):
+                    found[name] = read()
         return found
+
+
+def _handle(nvml: Any, uuid: str) -> Any:
+    """A whole GPU, or a MIG slice of one."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except nvml.NVMLError:
+        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")

@@ -99,7 +99,7 @@ def override(suite: Suite, flags: Mapping[str, str]) -> Suite:
 
 def shipped() -> tuple[str, ...]:
     """The names of the shipped suites."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    return tuple(sorted(path.stem for path in shipped_folder().glob("*.toml")))
 
 
 def schema() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def schema() -> dict[str, Any]:
     return msgspec.json.schema(SuiteFile)
 
 
-def _folder() -> Path:
+def shipped_folder() -> Path:
     """Where the shipped suites lie: in an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     installed = package / "shipped_suites"
@@ -119,7 +119,7 @@ def _find(text: str, beside: Path, where: str) -> Path:
         if text not in shipped():
             hint = "" if where == "suite" else where
             raise UnknownNameError("suite", text, shipped(), where=hint)
-        return _folder() / f"{text}.toml"
+        return shipped_folder() / f"{text}.toml"
     path = beside / Path(text).expanduser()
     if not path.is_file():
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.toml"))) or "no suite"
@@ -137,7 +137,7 @@ def _load(path: Path, chain: tuple[Path, ...]) -> Suite:
     parent = Suite(name="", tables=())
     if written.extends:
         parent = _load(_find(written.extends, path.parent, f"{place}: extends"), (*chain, resolved))
-    if path.parent == _folder() and not written.source:
+    if path.parent == shipped_folder() and not written.source:
         raise SuiteError(f"{place}: source: a shipped suite names where its shapes come from")
     try:
         tables = [_table(table, f"{place}: problem[{index}]") for index, table in enumerate(written.problem)]
@@ -235,7 +235,7 @@ def _option(key: str) -> str:
 
 def _shown(path: Path) -> str:
     """The path as messages have it: a shipped suite by its folder and name, others relative where they can be."""
-    if path.parent == _folder():
+    if path.parent == shipped_folder():
         return f"suites/{path.name}"
     try:
         return path.resolve().relative_to(Path.cwd()).as_posix()
