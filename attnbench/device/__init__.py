@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from attnbench.arm import Device
 from attnbench.result import Environment, Procedure, Timing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Call = Callable[[], Any]
 
@@ -72,7 +77,7 @@ class Instrument(Protocol):
         """Wait for the device."""
 
     def release(self) -> None:
-        """Give cached memory back to the system."""
+        """Forget the call; give cached memory back to the system."""
 
 
 def cut(call_s: float, tick_s: float, block_s: float) -> tuple[int, int]:
@@ -94,17 +99,26 @@ def instrument(device: Device) -> Instrument:
     return CpuInstrument(device)
 
 
+def tensors(outputs: Any) -> list[Tensor]:
+    """Those of a nest of tuples and lists, in order."""
+    if isinstance(outputs, tuple | list):
+        return [tensor for item in outputs for tensor in tensors(item)]
+    return [outputs] if hasattr(outputs, "untyped_storage") else []
+
+
 def returned_bytes(outputs: Any) -> int:
     """Bytes of the storages given back, each once."""
-    import torch
+    storages = [tensor.untyped_storage() for tensor in tensors(outputs)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    storages: dict[int, int] = {}
-    waiting = [outputs]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, torch.Tensor):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(item, tuple | list):
-            waiting.extend(item)
-    return sum(storages.values())
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """No garbage collection meanwhile."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -8,14 +8,13 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from attnbench import host
 from attnbench.arm import Device
-from attnbench.device import Call, Memory, Pace, Reading, cut, returned_bytes
+from attnbench.device import Call, Memory, Pace, Reading, collector_off, cut, returned_bytes
 from attnbench.device.counters import Counters, tags
 from attnbench.result import Environment, Procedure, Timing
 
@@ -73,7 +72,7 @@ class CpuInstrument:
 
     def settle(self, call: Call, procedure: Procedure) -> Pace:
         started = time.monotonic()
-        with _without_collector():
+        with collector_off():
             blocks = [_timed(call, 1)]
             settled = blocks[0] >= LONG_CALL_S
             while not settled and len(blocks) <= SETTLE_BLOCKS_MOST and time.monotonic() - started < SETTLE_MOST_S:
@@ -85,7 +84,7 @@ class CpuInstrument:
         return Pace(calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=time.monotonic() - started)
 
     def block(self, call: Call, pace: Pace, procedure: Procedure) -> Reading:
-        with _without_collector():
+        with collector_off():
             finish = self.counters.start()
             values = [_timed(call, pace.calls) for _ in range(pace.readings)]
             facts = finish()
@@ -96,7 +95,7 @@ class CpuInstrument:
         """What torch's allocator gives; what MKL or oneDNN take for themselves is not seen."""
         from torch.profiler import ProfilerActivity, profile
 
-        with _without_collector(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with collector_off(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             outputs = call()
         held = highest = 0
         for change in _allocations(profiler):
@@ -151,17 +150,6 @@ def _timed(call: Call, calls: int) -> float:
     elapsed = _clock() - start
     del kept
     return elapsed / calls / 1e9
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _allocations(profiler: Any) -> list[int]:

@@ -1,221 +1,183 @@
-"""A CUDA GPU: event, graph and wall timing with a cold or a warm L2, the allocator's peak, clocks round every block."""
+"""A CUDA GPU: four ways to time a call, clocks and power round every block, the peak of the caching allocator."""
 
 from __future__ import annotations
 
 import gc
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any
 
 import torch
 
 from attnbench import host
 from attnbench.arm import Device
-from attnbench.device import Call, Memory, Pace, Reading, returned_bytes
-from attnbench.device.nvml import Gauge, tags
+from attnbench.device import (
+    READINGS_MOST,
+    TICKS,
+    Call,
+    Memory,
+    Pace,
+    Reading,
+    collector_off,
+    cupti,
+    cut,
+    returned_bytes,
+)
+from attnbench.device.nvml import Gauge, steady, tags
+from attnbench.device.stopwatch import Shot, Stage, Stopwatch, stopwatch
 from attnbench.result import Cache, Environment, Procedure, Timing
 
-READINGS_MOST = 16
+# https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__EVENT.html: "a resolution of around 0.5 microseconds".
+TICK_S = 0.5e-6
 SETTLE_LEAST_S, SETTLE_MOST_S = 0.2, 3.0
 SETTLE_CALLS = 3
-CLOCKS, CLOCKS_WITHIN = 5, 0.01
-L2_BYTES = 64 * 1024**2  # where the driver does not tell
-FLUSHED = 2  # times the L2
-# The host needs this many times its own launch time before the start event may fire.
-HIDDEN = 2.0
-HIDDEN_LEAST_S, HIDDEN_MOST_S = 50e-6, 5e-3
 GRAPH_CALLS_MOST = 64
+L2_BYTES = 64 * 1024**2  # where the driver does not tell
+# Power regimes: in `burst` the device rests after so much work, as long as it worked; `sustained` heats it up first.
+BURST_S, REST_MOST_S = 5e-3, 50e-3
+SUSTAINED_S = 1.0
 
 
 class CudaInstrument:
-    """The one GPU that this worker sees."""
-
-    torch_device = "cuda:0"
+    """The one GPU that this worker sees; in another process, the one of that index."""
 
     def __init__(self, device: Device) -> None:
         if not torch.cuda.is_available():
-            raise RuntimeError("torch finds no CUDA device: a CPU build of torch, or no driver")
-        self.device = device
-        self.properties = torch.cuda.get_device_properties(0)
-        self.capability = (self.properties.major, self.properties.minor)
-        self.l2_bytes = getattr(self.properties, "L2_cache_size", 0) or L2_BYTES
-        self._gauge = Gauge(device.index)
-        self._flusher: torch.Tensor | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._graph_of: Call | None = None
-        self._launch_s = HIDDEN_LEAST_S
-        self._cycles_s = 0.0
+            build = (
+                "has no CUDA" if torch.version.cuda is None and torch.version.hip is None else "finds no CUDA device"
+            )
+            raise RuntimeError(f"torch {torch.__version__} {build}")
+        count = torch.cuda.device_count()
+        index = 0 if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ else device.index
+        if index >= count:
+            raise RuntimeError(f"no cuda:{index}; torch sees {count}")
+        torch.cuda.set_device(index)
         exact_fp32()
+        self.torch_device = f"cuda:{index}"
+        self.properties = torch.cuda.get_device_properties(index)
+        self.capability = (int(self.properties.major), int(self.properties.minor))
+        self.l2_bytes = int(getattr(self.properties, "L2_cache_size", 0)) or L2_BYTES
+        self._gauge = Gauge(str(getattr(self.properties, "uuid", "")))
+        self._stage = Stage(self.l2_bytes, self.torch_device)
+        self._stopwatch: Stopwatch | None = None
 
     def environment(self) -> Environment:
         facts = {
             "capability": f"{self.capability[0]}.{self.capability[1]}",
             "cuda": torch.version.cuda or torch.version.hip,
+            "cudnn": torch.backends.cudnn.version(),
             "memory_bytes": self.properties.total_memory,
             "multiprocessors": self.properties.multi_processor_count,
             "l2_bytes": self.l2_bytes,
-            "driver": next((gpu.driver for gpu in host.gpus()), None),
             **self._gauge.about(),
         }
         return Environment(device=self.properties.name, facts=facts, packages=host.packages())
 
     def refuses(self, timing: Timing) -> str | None:
-        if timing is Timing.CUPTI:
-            if find_spec("cupti") is None:
-                return "timing mode cupti needs cupti-python: pip install cupti-python"
-            return "timing mode cupti is not built yet; there are events, graph and wall"
-        return None
+        return cupti.objection() if timing is Timing.CUPTI else None
 
     def warm(self) -> None:
-        torch.zeros(1, device=self.torch_device)
-        start = time.perf_counter()
-        torch.cuda._sleep(1_000_000)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        torch.cuda._sleep(10_000_000)
-        torch.cuda.synchronize()
-        self._cycles_s = 10_000_000 / (time.perf_counter() - start)
+        """Make the CUDA context, and keep all that is imported out of later garbage collections."""
+        self._stage.calibrate()
+        gc.collect()
+        gc.freeze()
 
     def settle(self, call: Call, procedure: Procedure) -> Pace:
-        self._graph = None
         started = time.monotonic()
-        times: list[float] = []
+        self._stage.cold = procedure.cache is Cache.COLD
+        self._stage.calibrate()
+        rough = stopwatch(self._stage, Procedure(timing=Timing.WALL), call, 1)
+        times = [rough.take(call, 1).seconds for _ in range(SETTLE_CALLS - 1)]
+        calls, _ = pace_of(times[-1], procedure)
+        self._stopwatch = stopwatch(self._stage, procedure, call, calls)
         clocks: list[float] = []
-        steady = False
-        while time.monotonic() - started < SETTLE_MOST_S and not steady:
-            begun = time.perf_counter()
-            call()
-            self._launch_s = time.perf_counter() - begun
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - begun)
-            clocks += [reading["sm_clock_hz"]] if "sm_clock_hz" in (reading := self._gauge.read()) else []
-            last = clocks[-CLOCKS:]
-            calm = not clocks or (len(last) == CLOCKS and max(last) <= (1 + CLOCKS_WITHIN) * min(last))
-            steady = calm and len(times) >= SETTLE_CALLS and time.monotonic() - started >= SETTLE_LEAST_S
+        settled, times = False, []
+        while not settled and (not times or time.monotonic() - started < SETTLE_MOST_S):
+            times.append(self._stopwatch.take(call, calls).seconds)
+            clocks += [clock] if (clock := self._gauge.sm_clock_hz()) is not None else []
+            settled = time.monotonic() - started >= SETTLE_LEAST_S and (steady(clocks) or not clocks)
         call_s = statistics.median(times[-5:])
-        calls, readings = cut(call_s, procedure)
-        return Pace(calls=calls, readings=readings, call_s=call_s, settled=steady, settle_s=time.monotonic() - started)
+        recut, readings = pace_of(call_s, procedure)
+        if procedure.timing is not Timing.GRAPH:  # a graph is captured, and holds as many calls as it does
+            calls = recut
+        return Pace(calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=time.monotonic() - started)
 
     def block(self, call: Call, pace: Pace, procedure: Procedure) -> Reading:
+        assert self._stopwatch
+        if procedure.power == "sustained":
+            self._keep_busy(call)
         before = self._gauge.read()
-        gc.disable()
-        try:
-            read = {Timing.WALL: self._wall, Timing.EVENTS: self._events, Timing.GRAPH: self._replayed}[
-                procedure.timing
-            ]
-            taken = [read(call, pace, procedure) for _ in range(pace.readings)]
-        finally:
-            gc.enable()
+        with collector_off():
+            shots = self._shots(self._stopwatch, call, pace, procedure)
         after = self._gauge.read()
-        facts = {f"{name}_before": value for name, value in before.items()} | after
+        self._stopwatch.check(call)
         reasons = int(before.get("clock_reasons", 0)) | int(after.get("clock_reasons", 0))
-        bound = ("host_bound",) if any(not hidden for _, hidden in taken) else ()
-        return Reading(
-            values=[seconds for seconds, _ in taken], calls=pace.calls, tags=(*tags(reasons), *bound), facts=facts
-        )
+        found = dict.fromkeys((*tags(reasons), *(tag for shot in shots for tag in shot.tags)))
+        facts = {f"{name}_before": value for name, value in before.items()} | after
+        return Reading(values=[shot.seconds for shot in shots], calls=pace.calls, tags=tuple(found), facts=facts)
 
-    def _wall(self, call: Call, pace: Pace, procedure: Procedure) -> tuple[float, bool]:
-        self._prepare_cache(procedure)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(pace.calls):
+    def _shots(self, taker: Stopwatch, call: Call, pace: Pace, procedure: Procedure) -> list[Shot]:
+        shots: list[Shot] = []
+        busy_s = 0.0
+        for _ in range(pace.readings):
+            if procedure.power == "burst" and busy_s >= BURST_S:
+                time.sleep(min(busy_s, REST_MOST_S))
+                busy_s = 0.0
+            shots.append(taker.take(call, pace.calls))
+            busy_s += shots[-1].seconds * pace.calls
+        return shots
+
+    def _keep_busy(self, call: Call) -> None:
+        until = time.monotonic() + SUSTAINED_S
+        while time.monotonic() < until:
             call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / pace.calls, True
-
-    def _events(self, call: Call, pace: Pace, procedure: Procedure) -> tuple[float, bool]:
-        def work() -> None:
-            for _ in range(pace.calls):
-                call()
-
-        return self._between_events(work, pace.calls, procedure)
-
-    def _replayed(self, call: Call, pace: Pace, procedure: Procedure) -> tuple[float, bool]:
-        if self._graph is None or self._graph_of is not call:
-            self._graph, self._graph_of = self._captured(call, pace.calls), call
-        return self._between_events(self._graph.replay, pace.calls, procedure)
-
-    def _between_events(self, work: Callable[[], Any], calls: int, procedure: Procedure) -> tuple[float, bool]:
-        """Seconds a call on the current stream, and whether the host had queued all of it before it began."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        self._prepare_cache(procedure)
-        hide_s = min(max(HIDDEN * calls * self._launch_s, HIDDEN_LEAST_S), HIDDEN_MOST_S)
-        if self._cycles_s:
-            torch.cuda._sleep(int(hide_s * self._cycles_s))
-        start.record()
-        work()
-        end.record()
-        hidden = not start.query()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3 / calls, hidden
-
-    def _prepare_cache(self, procedure: Procedure) -> None:
-        """Cold: write twice the L2, so that every reading starts as it would between other layers."""
-        if procedure.cache is not Cache.COLD:
-            return
-        if self._flusher is None:
-            self._flusher = torch.empty(FLUSHED * self.l2_bytes, dtype=torch.int8, device=self.torch_device)
-        self._flusher.zero_()
-
-    def _captured(self, call: Call, calls: int) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        outside = self._kernels(call)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                call()
-        inside = self._kernels(graph.replay)
-        # A capture can skip a kernel, and pass on what the call before it left.
-        if inside < calls * outside:
-            raise RuntimeError(f"the CUDA graph holds {inside} kernels; {calls} calls launch {calls * outside}")
-        return graph
-
-    @staticmethod
-    def _kernels(work: Callable[[], Any]) -> int:
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            work()
             torch.cuda.synchronize()
-        return sum("CUDA" in str(event.device_type) for event in profiler.events())
 
     def memory(self, call: Call) -> Memory:
+        """What the caching allocator gives, rounded up by it to 512 bytes; `requested` is without the rounding."""
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_stats()
         outputs = call()
         torch.cuda.synchronize()
-        total = torch.cuda.max_memory_allocated() - before
-        returned = returned_bytes(outputs)
-        facts = {"returned": returned, "reserved": torch.cuda.max_memory_reserved()}
-        return Memory(peak=max(total - returned, 0), total=total, facts=facts)
+        after = torch.cuda.memory_stats()
+
+        def grown(counter: str, moment: str) -> int:
+            return int(after[f"{counter}.all.{moment}"] - before[f"{counter}.all.current"])
+
+        total, held = grown("allocated_bytes", "peak"), max(grown("allocated_bytes", "current"), 0)
+        returned = min(returned_bytes(outputs), held)
+        facts = {
+            "outputs": returned,
+            "saved": held - returned,
+            "workspace": total - held,
+            "requested": grown("requested_bytes", "peak"),
+            "reserved": int(after["reserved_bytes.all.peak"]),
+        }
+        return Memory(peak=total - returned, total=total, facts=facts)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
     def release(self) -> None:
-        self._graph = self._graph_of = self._flusher = None
+        self._stopwatch = None
+        self._stage.release()
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def cut(call_s: float, procedure: Procedure) -> tuple[int, int]:
+def pace_of(call_s: float, procedure: Procedure) -> tuple[int, int]:
     """Calls in a reading and readings in a block. With a cold cache a reading is one call: the second would be warm."""
-    if procedure.cache is Cache.COLD and procedure.timing is not Timing.GRAPH:
+    call_s = max(call_s, 1e-9)
+    if procedure.timing is Timing.GRAPH:
+        calls = min(GRAPH_CALLS_MOST, max(1, math.ceil(TICKS * TICK_S / call_s)))
+    elif procedure.cache is Cache.COLD:
         calls = 1
     else:
-        calls = max(1, min(GRAPH_CALLS_MOST, math.ceil(procedure.block_s / READINGS_MOST / call_s)))
-    return calls, max(1, min(READINGS_MOST, math.ceil(procedure.block_s / (calls * call_s))))
+        return cut(call_s, TICK_S, procedure.block_s)
+    return calls, min(READINGS_MOST, max(1, math.ceil(procedure.block_s / (calls * call_s))))
 
 
 def exact_fp32() -> None:

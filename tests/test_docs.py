@@ -1,0 +1,98 @@
+"""What the documents show, run as it is written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("attnbench")]
+
+
+def attnbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "attnbench", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        check=False,
+    )
+
+
+def written_kernel(folder: Path) -> None:
+    (folder / "my_kernel.py").write_text(next(block for block in blocks("python") if "# my_kernel.py" in block))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[1] == "run" and "--resume" not in c], ids=" ".join)
+def test_every_run_of_the_readme_can_be_planned(command, tmp_path):
+    written_kernel(tmp_path)
+    done = attnbench(*command[1:], "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.workers
+def test_the_kernel_of_the_readme_is_measured(tmp_path):
+    written_kernel(tmp_path)
+    command = next(command for command in commands() if "naive,my_kernel.py:attend" in command)
+    done = attnbench(*command[1:], "--rounds", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "my_kernel.py:attend" in done.stdout
+    assert "4 cases" in done.stdout or "8 cases: 8 ok" in done.stdout
+
+
+@pytest.mark.workers
+def test_the_example_file_is_right(tmp_path):
+    example = ROOT / "examples" / "my_kernel.py"
+    done = attnbench(
+        "run",
+        "--seq",
+        "48",
+        "--set",
+        "softcap=20",
+        "-b",
+        f"naive,{example}:attend_capped",
+        "--rounds",
+        "3",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 cases: 4 ok" in done.stdout
+
+
+@pytest.mark.workers
+def test_the_python_of_the_readme_runs(tmp_path):
+    program = next(block for block in blocks("python") if "attnbench.run" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert path.startswith("http") or (ROOT / path).exists(), path
+
+
+def test_every_suite_key_and_json_key_is_documented():
+    from attnbench.report import jsonl
+    from attnbench.suite import AXES
+
+    formats = (ROOT / "docs" / "formats.md").read_text()
+    for key in (*AXES, *jsonl.KEYS):
+        assert f"`{key}`" in formats, key
