@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,13 +109,14 @@ def run(
     fail_fast: bool = False,
     watch: Callable[[Runner], None] | None = None,
     sweep: Sweep | None = None,
+    command: Sequence[str] = (),
 ) -> Outcome:
     """Measure a request into a run directory, going on where it stopped. `watch` is given the runner before it runs."""
     sweep = sweep or ready(request)
     terms = msgspec.structs.replace(sweep.terms, fail_fast=fail_fast)
     now = datetime.now(UTC)
     where = directory or store.new_directory(store.results_root(), sweep.name, sweep.devices[0].text, now)
-    with store.RunWriter(where, _manifest(sweep, now), force=force) as writer:
+    with store.RunWriter(where, _manifest(sweep, now, command), force=force) as writer:
         done = store.done_keys(writer.run, retry_failed)
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
         writer.append(refusals)
@@ -132,14 +132,14 @@ def run(
     return Outcome(directory=where, run=store.read(where), ending=ending, planned=sweep.plan.cases)
 
 
-def _manifest(sweep: Sweep, now: datetime) -> store.Manifest:
+def _manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Manifest:
     fingerprint, _ = host.fingerprint()
     return store.Manifest(
         schema_version=store.VERSION,
         attnbench=__version__,
         created_at=now.isoformat(timespec="seconds"),
         suite=sweep.name,
-        command=_command(),
+        command=_shown(command),
         request=msgspec.to_builtins(sweep.request),
         procedures=sweep.terms.procedures,
         arms=tuple(sweep.plan.arms),
@@ -152,10 +152,10 @@ def _manifest(sweep: Sweep, now: datetime) -> store.Manifest:
     )
 
 
-def _command() -> str:
+def _shown(command: Sequence[str]) -> str:
     """As typed, with paths relative to the working directory: neither a user nor a host is named."""
     here = os.getcwd() + os.sep
-    return shlex.join(["attnbench", *(word.replace(here, "") for word in sys.argv[1:])])
+    return shlex.join(word.replace(here, "") for word in command)
 
 
 def _devices(text: str) -> list[Device]:

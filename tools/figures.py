@@ -8,11 +8,9 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from datetime import datetime
-from pathlib import Path
 
 import attnbench
-from attnbench import host, protocol, stats, store
+from attnbench import host, protocol
 from attnbench.arm import Arm, Device, parse_device
 from attnbench.attention.problem import Problem
 from attnbench.case import Case

@@ -94,6 +94,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
                 fail_fast=manner.fail_fast,
                 watch=runner_seen.append,
                 sweep=ready,
+                command=["attnbench", *sys.argv[1:]],
             )
     code = exit_code(outcome, manner.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()

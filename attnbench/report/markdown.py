@@ -25,8 +25,7 @@ def page(run: Run, rows: Sequence[Row], title: str = "") -> str:
     manifest = run.manifest
     parts = [
         f"# {escape(title or f'attnbench: {manifest.suite}')}",
-        f"{escape(summary.sentence(rows)[:1].upper() + summary.sentence(rows)[1:])} "
-        f"{escape(summary.tally(rows, len(manifest.impossible)))}",
+        f"Finding: {escape(summary.sentence(rows))} {escape(summary.tally(rows, len(manifest.impossible)))}",
         *_tables(rows),
         *_details(rows),
         *_refusals(rows, manifest),
