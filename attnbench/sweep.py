@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -139,7 +138,7 @@ def _manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Mani
         attnbench=__version__,
         created_at=now.isoformat(timespec="seconds"),
         suite=sweep.name,
-        command=_shown(command),
+        command=store.anonymous(shlex.join(command)),
         request=msgspec.to_builtins(sweep.request),
         procedures=sweep.terms.procedures,
         arms=tuple(sweep.plan.arms),
@@ -150,12 +149,6 @@ def _manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Mani
         impossible=tuple(sweep.plan.impossible),
         tags=sweep.request.tags,
     )
-
-
-def _shown(command: Sequence[str]) -> str:
-    """As typed, with paths relative to the working directory: neither a user nor a host is named."""
-    here = os.getcwd() + os.sep
-    return shlex.join(word.replace(here, "") for word in command)
 
 
 def _devices(text: str) -> list[Device]:

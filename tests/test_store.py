@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from attnbench.arm import Arm
 from attnbench.attention.problem import Mode, Problem
 from attnbench.case import Case
 from attnbench.errors import NotComparableError, SchemaError, StoreError
-from attnbench.result import Block, Environment, Procedure, Result, Status, Timing, sample
+from attnbench.result import Block, Environment, Procedure, Result, Sample, Status, Timing, sample
 from attnbench.store import Manifest, RunWriter
 
 ROOT = Path(__file__).parent.parent
@@ -320,6 +321,20 @@ def test_neither_file_names_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
+
+
+def fields(kind: Any) -> set[str]:
+    """Every key of a record and of the records within it."""
+    found = set()
+    for field in msgspec.structs.fields(kind):
+        found |= {field.name} | (fields(field.type) if hasattr(field.type, "__struct_fields__") else set())
+    return found
+
+
+@pytest.mark.parametrize("kind", [Manifest, Result, Sample, Block, Environment], ids=lambda kind: kind.__name__)
+def test_every_key_is_documented(kind: type[msgspec.Struct]) -> None:
+    runs = (ROOT / "docs" / "formats.md").read_text().partition("## Runs")[2]
+    assert fields(kind) <= set(re.findall(r"`(\w+)`", runs))
 
 
 def test_schemas_in_the_documentation_are_current(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from attnbench.suite import Cell, Suite, Table
 from attnbench.suite.files import ProblemTable, SuiteFile, shipped_folder
 
 ROOT = Path(__file__).parent.parent
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
 SHIPPED = suite.shipped()
 
 
@@ -306,6 +307,23 @@ def test_suite_survives_a_manifest() -> None:
 
 def test_keys_of_a_written_table_are_those_of_a_table() -> None:
     assert ProblemTable.__struct_fields__ == Table.__struct_fields__
+
+
+def test_every_key_is_documented() -> None:
+    documented = set(re.findall(r"`(\w+)`", FORMATS.partition("## Configuration")[0]))
+    assert documented >= {*ProblemTable.__struct_fields__, *SuiteFile.__struct_fields__}
+
+
+def test_example_of_the_documentation_has_the_cells_that_it_says(tmp_path: Path) -> None:
+    one = suite.load(written(tmp_path, FORMATS.split("```")[1].removeprefix("toml")))
+    found = list(suite.expand(one, kind="cuda", dtype=Dtype.BF16))
+    rows = [(c.problem.mask, c.problem.seq_q, c.problem.seq_kv) for c in found if isinstance(c, Cell)]
+    assert rows == [
+        ("causal", 1024, 1024),
+        *(("causal+window:1023", seq, seq) for seq in (1024, 2048, 4096)),
+        *(("causal", 1, seq) for seq in (2048, 8192)),
+    ]
+    assert len(found) - len(rows) == 4
 
 
 def test_schema_describes_every_key() -> None:

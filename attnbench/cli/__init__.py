@@ -52,7 +52,7 @@ def _root(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results alone.")] = False,
     color: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
 ) -> None:
-    context.obj = {"verbose": verbose, "quiet": quiet, "color": color}
+    context.obj = {"verbose": verbose, "quiet": quiet, "color": color, "app": app}
 
 
 def main() -> None:

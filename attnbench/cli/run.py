@@ -154,7 +154,7 @@ def run(
             report=report,
             progress=progress,
             quiet=context.obj["quiet"],
-            origins=defaults.origins(context) if context.obj["verbose"] else {},
+            origins=defaults.origins(context, context.obj["app"]) if context.obj["verbose"] else {},
             color=context.obj["color"],
         ),
     )
