@@ -55,20 +55,22 @@ def canonical(record: msgspec.Struct) -> dict[str, Any]:
     Never an encoder's output: msgspec drops defaults by identity, so 30 and 30.0 would give two ids.
     """
     plain: dict[str, Any] = {}
-    for field in _fields(type(record)):
-        value = getattr(record, field.name)
-        if not field.required and value == field.default:
+    for name, default in _defaults(type(record)):
+        value = getattr(record, name)
+        if value == default:
             continue
         if isinstance(value, msgspec.Struct):
             if nested := canonical(value):
-                plain[field.name] = nested
+                plain[name] = nested
         else:
-            plain[field.name] = _plain(value)
+            plain[name] = _plain(value)
     return plain
 
 
-# msgspec evaluates the annotations of a class anew at every call: most of the time of an id.
-_fields = cache(msgspec.structs.fields)
+@cache
+def _defaults(kind: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    """Name and default of every field. Kept, since msgspec evaluates the annotations of a class at every call."""
+    return tuple((field.name, field.default) for field in msgspec.structs.fields(kind))
 
 
 def _plain(value: Any) -> Any:

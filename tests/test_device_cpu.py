@@ -180,9 +180,9 @@ def test_two_views_of_one_output_count_once(cpu: CpuInstrument) -> None:
 
 def test_what_autograd_keeps_is_saved_memory(cpu: CpuInstrument) -> None:
     numbers = torch.ones(1000, requires_grad=True)
-    # 2 * numbers goes at the end; tanh keeps its own output; the sum is one number.
-    memory = cpu.memory(lambda: (2 * numbers).tanh().sum())
-    assert memory.facts == {"outputs": 4, "saved": 4000, "workspace": 4000}
+    # At the peak 8000: neg, which goes again, and tanh, which keeps its own output. The sum is one number.
+    memory = cpu.memory(lambda: numbers.neg().tanh().sum())
+    assert memory.facts == {"outputs": 4, "saved": 4000, "workspace": 8000 - 4004}
 
 
 @pytest.mark.parametrize(("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim"), SHAPES)
@@ -208,7 +208,7 @@ def test_memory_of_plain_attention_counted_by_hand(
 def test_memory_of_the_math_path_counted_by_hand(
     cpu: CpuInstrument, batch: int, heads: int, kv_heads: int, seq_q: int, seq_kv: int, head_dim: int
 ) -> None:
-    """_scaled_dot_product_attention_math: q and k are scaled; _safe_softmax marks -inf, a byte each, then whole rows."""
+    """q and k are scaled, each in a copy; _safe_softmax marks what is -inf, a byte each, and then whole rows."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     q = torch.randn(batch, heads, seq_q, head_dim)

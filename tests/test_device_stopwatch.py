@@ -5,12 +5,12 @@ from importlib.util import find_spec
 import pytest
 
 from attnbench.arm import parse_device
-from attnbench.device import cupti
+from attnbench.device import cupti, exact_fp32
 from attnbench.result import Cache, Procedure, Timing
 
 torch = pytest.importorskip("torch")
 
-from attnbench.device.cuda import CudaInstrument, exact_fp32, pace_of  # noqa: E402
+from attnbench.device.cuda import CudaInstrument, pace_of  # noqa: E402
 from attnbench.device.stopwatch import _near, hidden_s  # noqa: E402
 
 COLD = Procedure(timing=Timing.EVENTS, cache=Cache.COLD)
@@ -78,10 +78,16 @@ def test_without_a_gpu_the_instrument_says_which_torch_has_none() -> None:
         CudaInstrument(parse_device("cuda:0"))
 
 
-def test_fp32_is_exact_in_both_ways_of_saying_it() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+@pytest.mark.parametrize("said", ["allow_tf32", "fp32_precision", "set_float32_matmul_precision"])
+def test_fp32_is_exact_whatever_was_said_before(said: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    if said == "allow_tf32":
+        matmul.allow_tf32 = True
+    elif said == "fp32_precision":
+        if not hasattr(matmul, "fp32_precision"):
+            pytest.skip("this torch has no fp32_precision")
+        matmul.fp32_precision = "tf32"
+    else:
+        torch.set_float32_matmul_precision("high")
     exact_fp32()
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert torch.backends.cuda.matmul.allow_tf32 is False
-    torch.backends.cuda.matmul.allow_tf32 = before
+    assert (torch.get_float32_matmul_precision(), matmul.allow_tf32) == ("highest", False)

@@ -25,12 +25,15 @@ class Dtype(StrEnum):
     @property
     def bytes(self) -> int:
         """Bytes of one number as stored."""
-        return {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "fp8_e4m3": 1}[self.value]
+        return _BYTES[self]
 
     @property
     def out(self) -> Dtype:
         """The format of the output: that of the inputs, bf16 for fp8."""
         return Dtype.BF16 if self is Dtype.FP8_E4M3 else self
+
+
+_BYTES = {Dtype.FP32: 4, Dtype.TF32: 4, Dtype.FP16: 2, Dtype.BF16: 2, Dtype.FP8_E4M3: 1}
 
 
 class Mode(StrEnum):

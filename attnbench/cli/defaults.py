@@ -1,4 +1,4 @@
-"""Values that neither the command line nor the environment gives, from configuration files, and where each came from."""
+"""Values that neither command line nor environment gives, from configuration files, and where each came from."""
 
 from __future__ import annotations
 

@@ -122,3 +122,13 @@ def collector_off() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def exact_fp32() -> None:
+    """fp32 is IEEE on every device; TF32 is a dtype of its own.
+
+    torch has two ways to say it and refuses to read a mixture; this one sets both, for cuBLAS and oneDNN.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("highest")

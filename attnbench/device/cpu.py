@@ -14,7 +14,7 @@ import torch
 
 from attnbench import host
 from attnbench.arm import Device
-from attnbench.device import Call, Memory, Pace, Reading, collector_off, cut, returned_bytes
+from attnbench.device import Call, Memory, Pace, Reading, collector_off, cut, exact_fp32, returned_bytes
 from attnbench.device.counters import Counters, tags
 from attnbench.result import Environment, Procedure, Timing
 
@@ -42,6 +42,7 @@ class CpuInstrument:
         torch.set_num_threads(self.threads)
         with contextlib.suppress(RuntimeError):  # only once a process
             torch.set_num_interop_threads(1)
+        exact_fp32()
         self.isa = torch.backends.cpu.get_cpu_capability()
         if device.isa and self.isa != (wanted := _CAPABILITY[device.isa]):
             raise RuntimeError(f"{device.text}: torch uses {self.isa}; it must start with ATEN_CPU_CAPABILITY={wanted}")

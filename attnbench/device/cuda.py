@@ -22,6 +22,7 @@ from attnbench.device import (
     collector_off,
     cupti,
     cut,
+    exact_fp32,
     returned_bytes,
 )
 from attnbench.device.nvml import Gauge, steady, tags
@@ -178,11 +179,3 @@ def pace_of(call_s: float, procedure: Procedure) -> tuple[int, int]:
     else:
         return cut(call_s, TICK_S, procedure.block_s)
     return calls, min(READINGS_MOST, max(1, math.ceil(procedure.block_s / (calls * call_s))))
-
-
-def exact_fp32() -> None:
-    """fp32 is IEEE here; TF32 is a dtype of its own. torch has two ways to say it, and refuses a mixture."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = False
