@@ -24,6 +24,7 @@ from attnbench.bench import Bench, Expectation, Oracle
 from attnbench.plan import Forecast, Group, Plan
 from attnbench.pool import BuriedError, Worker
 from attnbench.result import Environment, Procedure, Result, Status
+from attnbench.store import BUDGET
 
 LEAST_ROUNDS_IN_HASTE = 3
 ROUNDS_S = 1.0  # for the rounds of a group, however tight the budget
@@ -149,7 +150,7 @@ class Runner:
     def _measure(self, group: Group, launch: int, rest_s: float) -> list[Result]:
         share_s = self._share(group, rest_s)
         if share_s is None:
-            return [self._refusal(group, arm, launch, Status.SKIPPED, "budget") for arm in group.arms]
+            return [self._refusal(group, arm, launch, Status.SKIPPED, BUDGET) for arm in group.arms]
         deadline = time.monotonic() + share_s
         results: dict[str, Result] = {}
         benches = self._open(group, launch, results)

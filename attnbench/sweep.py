@@ -220,7 +220,7 @@ def _expand_names(names: tuple[str, ...], kind: str) -> list[str]:
 
 def _terms(request: Request, chosen: Sequence[Suite], kinds: Sequence[str]) -> RunTerms:
     low, _, high = request.rounds.partition("..")
-    if not (low.isdigit() and (high or low).isdigit() and 1 <= int(low) <= int(high or low)):
+    if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
         raise UsageError(f"--rounds: not a range of rounds: {request.rounds!r} (try 5..30 or 10)")
     if request.launches < 1:
         raise UsageError(f"--launches: {request.launches}: at least 1")
