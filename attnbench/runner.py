@@ -24,7 +24,7 @@ from attnbench.bench import Bench, Expectation, Oracle
 from attnbench.plan import Forecast, Group, Plan
 from attnbench.pool import BuriedError, Worker
 from attnbench.result import Environment, Procedure, Result, Status
-from attnbench.store import BUDGET
+from attnbench.store import BUDGET, OUTGROWN
 
 LEAST_ROUNDS_IN_HASTE = 3
 ROUNDS_S = 1.0  # for the rounds of a group, however tight the budget
@@ -320,7 +320,7 @@ class Runner:
         key = (arm.id, group.problem.dtype.value, group.mode.value)
         work, reason = self._outgrown.get(key, (0, ""))
         if reason and cost.flops_dense(group.problem, group.mode) >= work:
-            return Status.SKIPPED, f"a case no larger {reason}"
+            return Status.SKIPPED, f"{OUTGROWN} {reason}"
         return None
 
     def _refusal(self, group: Group, arm: Arm, launch: int, status: Status, reason: str, trace: str = "") -> Result:

@@ -24,6 +24,7 @@ from attnbench.suite import schema as suite_schema
 
 VERSION = 1
 MANIFEST, RESULTS, LOCK, DRAFT = "run.json", "results.jsonl", ".lock", "run.tmp"
+OUTGROWN = "a case no larger"  # how the reason begins of a case that was not tried after such a failure
 BUDGET = "budget"  # how the reason of a case begins that the budget cut: a resume measures it
 
 Key = tuple[str, str, int]
@@ -125,14 +126,14 @@ def _decoded(line: bytes) -> Result | None:
 
 
 def done_keys(run: Run, retry_failed: bool) -> frozenset[Key]:
-    """What a resume leaves alone: all but what the budget cut and, with `retry_failed`, what failed."""
-    again = {Status.OOM} if retry_failed else set()
-    return frozenset(
-        result.key
-        for result in run.results
-        if not (result.status is Status.SKIPPED and result.reason.startswith(BUDGET))
-        and not (retry_failed and (result.status.failed or result.status in again))
-    )
+    """What a resume leaves alone: all but what the budget cut and, if asked for, what failed or gave way to it."""
+
+    def again(result: Result) -> bool:
+        if result.status is Status.SKIPPED:
+            return result.reason.startswith(BUDGET) or (retry_failed and result.reason.startswith(OUTGROWN))
+        return retry_failed and (result.status.failed or result.status is Status.OOM)
+
+    return frozenset(result.key for result in run.results if not again(result))
 
 
 # -- places ------------------------------------------------------------------------------------------------------------

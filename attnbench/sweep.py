@@ -92,7 +92,10 @@ def ready(request: Request) -> Sweep:
     )
     made.impossible.extend(impossible)
     if not made.cases:
-        raise UsageError("nothing is left to run: --only, --skip and --shard exclude every case")
+        chosen_by = [name for name in ("only", "skip", "shard") if getattr(request, name)]
+        if chosen_by:
+            raise UsageError(f"nothing is left to run: --{', --'.join(chosen_by)} exclude every case")
+        raise UsageError(f"suite {chosen[0].name} has no table for {', '.join(kinds)}")
     if not made.groups and not made.refusals:
         raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
     return Sweep(request=request, name="+".join(one.name for one in chosen), devices=devices, plan=made, terms=terms)
@@ -175,8 +178,7 @@ def _asked(
     request: Request, chosen: Sequence[Suite], devices: Sequence[Device], impossible: list[tuple[str, str]]
 ) -> Iterator[tuple[Cell, list[Arm]]]:
     """Every cell with its arms, after the filters; cells that are no problem go to `impossible`."""
-    only = [suite.parse_filter(text) for text in request.only]
-    skip = [suite.parse_filter(text) for text in request.skip]
+    only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
     named = _named_backends(request.backend)
     arms_of: dict[tuple[tuple[str, ...], str], list[Arm]] = {}
     for kind in dict.fromkeys(device.kind for device in devices):
@@ -197,6 +199,14 @@ def _asked(
                 ]
                 if arms:
                     yield cell, arms
+
+
+def _filter(text: str) -> suite.Filter:
+    found = suite.parse_filter(text)
+    if found.key == "backend":
+        for name in found.words:
+            _named_backends(name)
+    return found
 
 
 def _named_backends(text: str) -> tuple[str, ...]:
