@@ -162,8 +162,7 @@ class Session:
         started = time.perf_counter()
         self.instrument.warm()
         warm_s = time.perf_counter() - started
-        if message.cpus and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, message.cpus)  # not before: workers that start together import on all cores
+        _pin(message.cpus)  # not before: workers that start together import on all cores
         return protocol.Opened(
             environment=self._environment(),
             capability=self.instrument.capability,
@@ -204,7 +203,7 @@ class Session:
         kind = self.instrument.torch_device.partition(":")[0]
         if objections := self.backend.objections(message.case, kind, self.instrument.capability):
             return Failed(status=Status.UNSUPPORTED, reason="; ".join(objections))
-        if kind == "cuda" and (reason := self.instrument.refuses(message.procedure.timing)):
+        if reason := self.instrument.refuses(message.procedure.timing):
             return Failed(status=Status.UNAVAILABLE, reason=reason)
         started = time.perf_counter()
         loaded = Loaded(message.case, message.procedure, self.backend, self.instrument)
@@ -337,6 +336,15 @@ class Session:
 
     def _forget(self) -> None:
         self.loaded = None
+
+
+def _pin(cpus: tuple[int, ...]) -> None:
+    """Every thread of this process: those that a library has started keep else where they may run."""
+    if cpus and hasattr(os, "sched_setaffinity"):
+        tasks = Path("/proc/self/task")
+        for thread in [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cpus)
 
 
 def _first(outputs: Any) -> Any:

@@ -26,12 +26,8 @@ def prepare(case: Case, device: str) -> Prepared:
     if problem.mask != "none" or problem.lengths:
         visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1).to(device)
         hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features or problem.lengths else None
-    # A switch of the process, which has one case at a time. torch has two ways to say it, and refuses a mixture.
-    matmul, tf32 = torch.backends.cuda.matmul, problem.dtype is Dtype.TF32
-    if hasattr(matmul, "fp32_precision"):
-        matmul.fp32_precision = "tf32" if tf32 else "ieee"
-    else:
-        matmul.allow_tf32 = tf32
+    # A switch of the process, which has one case at a time; torch keeps its older and newer names of it in step.
+    torch.set_float32_matmul_precision("high" if problem.dtype is Dtype.TF32 else "highest")
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return attend(problem, q, k, v, visible, hidden_rows)
