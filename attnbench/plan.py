@@ -193,12 +193,18 @@ def refuse(case: Case, arm: Arm, terms: Terms) -> tuple[Status, str] | None:
         return Status.UNAVAILABLE, backend.untimed
     if objections := backend.objections(case, device.kind, capability):
         return Status.UNSUPPORTED, "; ".join(objections)
-    needed, limit = backend.peak_bytes(case), _limit(device, terms)
+    needed, limit = peak_bytes(case) or 0, _limit(device, terms)
     if device.kind == "cpu":
         needed += WORKER_BYTES + ORACLE_BYTES + cost.input_bytes(case.problem)
     if needed > limit:
         return Status.SKIPPED, f"needs {size(needed)}, limit {size(limit)}"
     return None
+
+
+@lru_cache(maxsize=200_000)
+def peak_bytes(case: Case) -> int | None:
+    """Predicted, of one call; None for a user's file, which only the worker reads."""
+    return None if backends.is_file(case.backend) else backends.load(case.backend).peak_bytes(case)
 
 
 def _groups_of(cell: Cell, arms: list[Arm], terms: Terms) -> list[Group]:
@@ -241,9 +247,7 @@ def _peak(cell: Cell, arms: Sequence[Arm]) -> int:
     total = ORACLE_BYTES
     for arm in arms:
         total += WORKER_BYTES + cost.input_bytes(cell.problem)
-        if not backends.is_file(arm.backend):
-            case = Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
-            total += backends.load(arm.backend).peak_bytes(case)
+        total += peak_bytes(Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)) or 0
     return total
 
 

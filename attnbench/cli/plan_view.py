@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import msgspec
 
 import attnbench
-from attnbench import backends, host
+from attnbench import host, plan
 from attnbench.case import Case
-from attnbench.plan import Forecast, Group
+from attnbench.plan import Forecast
 from attnbench.sweep import Sweep
 from attnbench.units import seconds, size
 
@@ -48,7 +48,7 @@ def show(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
         late = sweep.terms.budget_s is not None and spent > sweep.terms.budget_s
         for arm in group.arms:
             case = group.case(arm)
-            call_s, peak = forecast.call_s(arm, case), _peak(group, arm.backend)
+            call_s, peak = forecast.call_s(arm, case), plan.peak_bytes(case)
             if as_json:
                 write(_json(case, arm.id, "planned", "", call_s, peak))
             else:
@@ -83,12 +83,6 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
     print(
         f"predicted: at least {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are rough guesses"
     )
-
-
-def _peak(group: Group, backend: str) -> int | None:
-    if backends.is_file(backend):
-        return None  # a user's file is read by the worker alone
-    return backends.load(backend).peak_bytes(Case(problem=group.problem, backend=backend, mode=group.mode))
 
 
 def _json(case: Case, arm: str, status: str, reason: str, call_s: float | None, peak: int | None) -> str:
