@@ -1,0 +1,69 @@
+"""Attention in float64 by einsum, and gradients by autograd: what backends are compared with. None of our own code."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WITHIN = {"fp32": 2e-5, "bf16": 6e-2, "fp16": 8e-3}
+
+
+def drawn(problem: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """q, k, v and dout of a problem."""
+    torch.manual_seed(7)
+    dtype = DTYPES[problem.dtype]
+    shapes = (
+        (problem.heads, problem.seq_q, problem.head_dim),
+        (problem.kv_heads, problem.seq_kv, problem.head_dim),
+        (problem.kv_heads, problem.seq_kv, problem.head_dim_v),
+        (problem.heads, problem.seq_q, problem.head_dim_v),
+    )
+    *qkv, dout = (torch.randn(problem.batch, *shape).to(dtype) for shape in shapes)
+    return qkv, dout
+
+
+def attend(problem: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse; the mask is written out pair by pair."""
+    q, k, v = (tensor.double() for tensor in (q, k, v))
+    sharing = problem.heads // problem.kv_heads
+    k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
+    logits = torch.einsum("bhid,bhjd->bhij", q, k) * problem.scale
+    if problem.score.softcap:
+        logits = problem.score.softcap * torch.tanh(logits / problem.score.softcap)
+    seen = visible(problem)
+    logits = logits.masked_fill(~seen, -1e30)
+    out = torch.einsum("bhij,bhjd->bhid", logits.softmax(-1) * seen, v)
+    return out, torch.where(seen.any(-1), logits.logsumexp(-1), torch.tensor(-math.inf, dtype=torch.double))
+
+
+def visible(problem: Any) -> torch.Tensor:
+    """[batch, 1, seq_q, seq_kv], from the text of the mask: causal, window, prefix, document and padding."""
+    i = torch.arange(problem.seq_q)[:, None]
+    j = torch.arange(problem.seq_kv)[None, :]
+    d = i + problem.seq_kv - problem.seq_q
+    seen = torch.ones(problem.batch, 1, problem.seq_q, problem.seq_kv, dtype=torch.bool)
+    terms = dict(term.partition(":")[::2] for term in problem.mask.split("+"))
+    if "causal" in terms:
+        seen &= j <= d
+    if "window" in terms:
+        left, _, right = terms["window"].partition(":")
+        reach = 0 if "causal" in terms else int(right or left)
+        seen &= (j >= d - int(left)) & (j <= d + reach)
+    if "prefix" in terms:
+        seen &= (j < int(terms["prefix"])) | (j <= d)
+    if "document" in terms:
+        count, rest = divmod(problem.seq_q, int(terms["document"]))
+        owner = torch.repeat_interleave(
+            torch.arange(int(terms["document"])),
+            torch.tensor([count + (n < rest) for n in range(int(terms["document"]))]),
+        )
+        seen &= owner[i] == owner[j]
+    if "padding" in terms:
+        share = float(terms["padding"])
+        for b in range(problem.batch):
+            length = max(1, math.floor(problem.seq_kv * (1 - 2 * share * (b + 0.5) / problem.batch) + 0.5))
+            seen[b] &= j < length
+    return seen
