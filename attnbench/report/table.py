@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 LEAST_WIDTH = 40  # below it not even one backend fits beside its row labels
-HEAD_MOST = 18  # a longer heading or label goes on in the next line
+HEAD_MOST = 24  # a longer heading or label goes on in the next line
 GAP = 2
 
 Line = list[tuple[str, bool]]  # pieces of text, and whether they are bold

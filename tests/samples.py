@@ -1,0 +1,34 @@
+"""Samples and Results made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attnbench.arm import Arm
+from attnbench.attention.problem import Problem
+from attnbench.case import Case
+from attnbench.result import Block, Result, Sample, Status, sample
+
+
+def timed(values: Sequence[float], rounds: Sequence[int] | None = None) -> Sample:
+    """One reading a block, one block a round."""
+    numbers = rounds or range(len(values))
+    return sample("s", list(values), tuple(Block(round=n, position=0, readings=1) for n in numbers))
+
+
+def result(
+    values: Sequence[float] = (), backend: str = "naive", launch: int = 0, group: str = "g", **fields: Any
+) -> Result:
+    """A Result of that backend on a small problem; ok if it has times."""
+    case = Case(problem=fields.pop("problem", Problem(seq_q=64)), backend=backend)
+    samples = {"time": timed(values)} if values else {}
+    status = Status.OK if values else Status.ERROR
+    return Result(
+        case=case,
+        case_id=case.id,
+        arm=Arm(backend=backend, device="cpu:threads=1"),
+        launch=launch,
+        group=group,
+        **{"status": status, "reason": "" if values else "x", "samples": samples, **fields},
+    )
