@@ -23,7 +23,6 @@ def examine(noise: bool = True) -> dict[str, Any]:
         "machine": host.machine_card(),
         "packages": host.packages(),
         "gpu": host.gpu_objection() or "ok",
-        "platform": host.platform_objection() or "ok",
         "noise": _noise() if noise else None,
         "backends": [_backend(name) for name in backends.names()],
     }

@@ -19,6 +19,7 @@ What a measured kernel does wrong is no exception but a `Status` (see `result.py
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -80,6 +81,12 @@ class UnknownNameError(UsageError):
 
 class UnsupportedPlatformError(UsageError):
     """An operating system on which attnbench cannot measure."""
+
+
+def check_platform() -> None:
+    """Refuse Windows before anything is imported that it lacks. Raises UnsupportedPlatformError."""
+    if sys.platform.startswith("win"):
+        raise UnsupportedPlatformError("Windows is not supported: use Linux, or Linux in WSL 2")
 
 
 class StoreError(AttnbenchError):

@@ -7,7 +7,6 @@ import hashlib
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import metadata
@@ -373,13 +372,6 @@ def commit(path: Path) -> dict[str, Any] | None:
         return {"commit": head, "dirty": bool(_git(path, "status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def platform_objection() -> str | None:
-    """Why nothing can be measured on this operating system, or None."""
-    if sys.platform.startswith("win"):
-        return "Windows is not supported: use Linux, or Linux in WSL 2"
-    return None
 
 
 def _git(path: Path, *arguments: str) -> str:

@@ -90,6 +90,15 @@ def test_the_environment_gives_any_option(tmp_path):
     assert "q80 kv80" in done.stdout
 
 
+@pytest.mark.parametrize(("name", "code"), [("win32", 2), ("linux", 0), ("darwin", 0)])
+def test_windows_is_refused_before_anything_is_imported_that_it_lacks(name, code, monkeypatch, capsys):
+    from attnbench.cli import invoke
+
+    monkeypatch.setattr(sys, "platform", name)
+    assert invoke(["list", "masks"]) == code
+    assert ("WSL" in capsys.readouterr().err) is bool(code)
+
+
 @pytest.mark.workers
 def test_json_is_one_object_a_case_and_a_summary(tmp_path):
     done = attnbench("run", "--json", "--seq", "32,64", "-b", "naive,sdpa:flash,triton", *SMALL)

@@ -354,10 +354,3 @@ def test_a_commit_says_whether_files_were_changed_since(tmp_path: Path) -> None:
 def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert host.commit(tmp_path) is None
-
-
-@pytest.mark.parametrize(("name", "told"), [("win32", True), ("linux", False), ("darwin", False)])
-def test_windows_is_refused_and_says_what_would_do(monkeypatch: pytest.MonkeyPatch, name: str, told: bool) -> None:
-    monkeypatch.setattr(sys, "platform", name)
-    objection = host.platform_objection()
-    assert ("WSL" in objection if objection else False) is told

@@ -12,7 +12,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 import attnbench
 from attnbench.cli import catalog, doctor, explain, report, run, show
-from attnbench.errors import AttnbenchError
+from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
 HELP = "Benchmark, verify and guard attention kernels."
@@ -65,6 +65,7 @@ def invoke(arguments: list[str]) -> int:
     from attnbench.cli.defaults import default_map
 
     try:
+        check_platform()
         result = app(arguments, standalone_mode=False, default_map=default_map(app), prog_name="attnbench")
         sys.stdout.flush()
     except Exit as leaving:
