@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import lengths, manifest, result, stored
 
 from attnbench import store
 from attnbench.errors import LockedError, StoreError
 from attnbench.store import RunWriter
+from tests.test_store import lengths, manifest, result, stored
 
 
 def script(body: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
