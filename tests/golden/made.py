@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from attnbench.arm import Arm
 from attnbench.attention.problem import Mode, Problem
 from attnbench.case import Case
 from attnbench.result import Block, Procedure, Result, Sample, Status, sample
+from attnbench.store import Manifest, Run
 
 ROUNDS = 8
 
@@ -77,3 +79,20 @@ def results() -> list[Result]:
                 found.append(measured(problem, "flex", 1.5 * unit_s, group=f"late-{seq}", samples=late))
             found.append(refused(problem, "xformers", Status.UNAVAILABLE, "not installed: xformers"))
     return found
+
+
+def run() -> Run:
+    """These results as a stored run, on a machine that is not there."""
+    found = results()
+    manifest = Manifest(
+        schema_version=1,
+        attnbench="0.1.0",
+        created_at="2026-01-02T03:04:05Z",
+        suite="made",
+        command="attnbench run --seq 512,1024,4096 --mask none,causal",
+        machine={"cpu": "Abacus | 2 cores", "memory_bytes": 8 * 1024**3},
+        planned=len(found) + 1,
+        impossible=(("heads=12 kv_heads=8", "heads=12 is not a multiple of kv_heads=8"),),
+        tags={"note": "=1+1 <b> \U0001f600"},
+    )
+    return Run(path=Path("results/made"), manifest=manifest, results=found)
