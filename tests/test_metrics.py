@@ -83,3 +83,70 @@ def test_the_frame_has_every_documented_column():
     table = frame.frame([result([1e-3] * 3), result(backend="flex", problem=Problem(seq_q=128))])
     assert list(table.columns) == list(frame.COLUMNS)
     assert len(table) == 2
+
+
+def test_rate_above_silicon_is_marked():
+    fast, slow = result([1e-6] * 6), result([1e-3] * 6, backend="flex")
+    rows = frame.rows([fast, slow], silicon_flop_per_s=1e12)
+    assert "8.39 TFLOP/s is above the 1.00 TFLOP/s of the silicon" in rows[0]["impossible"]
+    assert [row["place"] for row in rows] == [None, "alone"]
+
+
+def test_causal_decode_rates_count_every_key():
+    decode = result([1e-3] * 6, problem=Problem(seq_q=1, seq_kv=4096, mask="causal"))
+    assert METRICS["flop_per_s"].compute(decode) == pytest.approx(4 * 8 * 4096 * 64 / 1e-3)
+    assert METRICS["tokens_per_s"].compute(decode) == pytest.approx(1000)
+
+
+def test_errors_are_the_worst_of_all_outputs_and_none_where_one_is_not_finite():
+    errors = {"out": {"max_abs": 1e-6, "rel": 1e-7}, "dq": {"max_abs": 3e-6, "rel": None}}
+    one = result([1e-3] * 3, facts={"errors": errors})
+    assert (METRICS["max_abs_err"].compute(one), METRICS["rel_err"].compute(one)) == (3e-6, 1e-7)
+    broken = result(facts={"errors": {**errors, "dv": {"max_abs": None, "rel": None}}}, status=Status.INCORRECT)
+    assert METRICS["max_abs_err"].compute(broken) is None
+
+
+def test_launches_of_both_arms_are_paired_launch_by_launch():
+    made = []
+    for launch, level in enumerate((1e-3, 5e-3, 2e-3)):  # whole launches differ; the ratio does not
+        made.append(with_reference(result([3 * level] * 5, launch=launch)))
+        made.append(with_reference(result([level] * 5, backend="flex", launch=launch)))
+    row = frame.rows(made)[1]
+    assert (row["speedup"], row["speedup_low"], row["speedup_high"]) == pytest.approx((3.0, 3.0, 3.0))
+    assert (row["launches"], row["rounds"], row["interval"]) == (3, 15, "over 3 launches")
+    assert row["place"] == "fastest"
+
+
+def test_a_launch_that_the_budget_skipped_leaves_the_others_their_time():
+    skipped = result(launch=1, status=Status.SKIPPED, reason="budget")
+    (row,) = frame.rows([result([1e-3] * 5), skipped])
+    assert (row["status"], row["time_s"], row["launches"]) == ("ok", 1e-3, 1)
+
+
+def test_arms_that_share_no_rounds_have_a_wide_ratio():
+    slow = with_reference(result([3.9e-3, 4e-3, 4.1e-3], group="one"))
+    fast = with_reference(result([1.9e-3, 2e-3, 2.1e-3], backend="flex", group="two"))
+    row = frame.rows([slow, fast])[1]
+    assert (row["speedup"], row["speedup_low"]) == pytest.approx((2.0, 3.9 / 2.1))
+
+
+def test_another_reference_can_be_asked_for():
+    made = [with_reference(result([4e-3] * 5)), with_reference(result([2e-3] * 5, backend="flex"))]
+    assert [row["speedup"] for row in frame.rows(made, reference="flex")] == pytest.approx([0.5, 1.0])
+
+
+def test_two_percent_apart_in_one_launch_is_a_tie():
+    near = [result([1e-3] * 20), result([1.015e-3] * 20, backend="flex")]
+    assert {row["place"] for row in frame.rows(near)} == {"tied"}
+    again = [msgspec.structs.replace(one, launch=1) for one in near]
+    assert [row["place"] for row in frame.rows([*near, *again])] == ["fastest", "behind"]
+
+
+def test_once_paid_seconds_are_those_of_the_first_launch():
+    cold, warm = (Sample(unit="s", values=(seconds,)) for seconds in (27.0, 0.5))
+    made = [result([1e-3] * 3, launch=n) for n in (0, 1)]
+    made = [
+        msgspec.structs.replace(one, samples={**one.samples, "compile": sample})
+        for one, sample in zip(made, (cold, warm), strict=True)
+    ]
+    assert frame.rows(made)[0]["compile_s"] == 27.0

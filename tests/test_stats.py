@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench import stats
+from attnbench.result import Block, sample
 from tests.samples import timed
 
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=40)
@@ -118,3 +119,109 @@ def test_rounds_stop_on_precision():
 def test_noisy_is_a_median_over_a_quarter_above_the_least():
     assert stats.is_noisy(timed([1.0, 1.3, 1.3]))
     assert not stats.is_noisy(timed([1.0, 1.2, 9.0]))
+
+
+@given(TIMES, st.randoms())
+def test_the_order_of_rounds_plays_no_part_in_an_interval(values, source):
+    rounds = list(range(len(values)))
+    other = [value * (1 + 0.01 * number) for number, value in enumerate(values)]
+    source.shuffle(rounds)
+    shuffled = [timed([times[n] for n in rounds], rounds) for times in (values, other)]
+    assert stats.estimate(shuffled[:1]) == stats.estimate([timed(values)])
+    assert stats.ratio([tuple(shuffled)]) == stats.ratio([(timed(values), timed(other))])
+
+
+@given(st.lists(st.none() | st.floats(0, 1e3) | st.just(math.nan) | st.just(math.inf), max_size=3))
+def test_few_zero_and_broken_readings_never_crash(values):
+    one = sample("s", [math.nan if value is None else value for value in values])
+    stats.estimate([one]), stats.estimate([one, one]), stats.ratio([(one, one)]), stats.ratio([(one, one)] * 2)
+    stats.noise(one), stats.is_noisy(one), stats.enough(one, 0.02, 0.01), stats.launch_sd([one, one])
+    assert stats.percentile(one, 0.95) is None
+
+
+@pytest.mark.parametrize("count", [6, 9, 15, 30, 60])
+def test_the_interval_of_a_median_equals_scipy(count):
+    from scipy.stats import quantile_test
+
+    values = np.random.default_rng(count).normal(10, 1, count)
+    expected = quantile_test(values, q=10, p=0.5).confidence_interval(0.95)
+    found = stats.median_estimate(values, stats.Over.BLOCKS)
+    assert (found.low, found.high, found.method) == (expected.low, expected.high, stats.Method.ORDER)
+
+
+def test_five_blocks_show_their_range_and_say_what_it_holds():
+    found = stats.estimate([timed([1.0, 1.1, 1.2, 1.3, 1.4])])
+    assert (found.low, found.high, found.method) == (1.0, 1.4, stats.Method.RANGE)
+    assert found.confidence == pytest.approx(0.9375)
+    assert found.label == "within one launch"
+
+
+def test_an_interval_within_one_launch_misses_what_differs_between_launches():
+    source = np.random.default_rng(14)
+    held = 0
+    for _ in range(500):
+        level = math.exp(source.normal(0, 0.02))
+        found = stats.estimate([timed(level * np.exp(source.normal(0, 0.01, 12)))])
+        held += found.low <= 1 <= found.high
+    assert held / 500 < 0.6  # why the label is there
+
+
+def test_launches_weigh_the_same_however_many_rounds_they_have():
+    found = stats.estimate([timed([1.0] * 30), timed([4.0] * 5)])
+    assert found.value == pytest.approx(2.0)
+    assert found.label == "over 2 launches"
+
+
+def test_an_unpaired_ratio_spans_the_ends_of_both_intervals():
+    above, below = (stats.estimate([timed([scale * t for t in (0.9, 1.0, 1.1)])]) for scale in (3.0, 1.0))
+    found = stats.unpaired_ratio(above, below)
+    assert (found.value, found.low, found.high) == pytest.approx((3.0, 2.7 / 1.1, 3.3 / 0.9))
+    assert found.confidence == pytest.approx(0.5)  # twice 0.75, less one
+
+
+def test_a_geometric_mean_of_ratios_is_that_of_a_worked_example():
+    found = stats.geometric_mean([2.0, 8.0, None])
+    assert (found.value, found.count) == (pytest.approx(4.0), 2)
+    assert stats.geometric_mean([]) is None
+
+
+def test_percentiles_need_enough_readings_to_mean_anything():
+    assert stats.percentile(timed([float(n) for n in range(1, 101)]), 0.99) == pytest.approx(99.01)
+    assert stats.percentile(timed([float(n) for n in range(1, 100)]), 0.99) is None
+
+
+def test_rounds_stop_where_launches_differ_more():
+    restless = timed([1.0, 1.1] * 10)
+    assert stats.enough(restless, 0.001, launch_sd=0.05) is stats.Stop.LAUNCHES
+    assert stats.enough(restless, 0.001, launch_sd=0.01) is None
+
+
+@pytest.mark.parametrize("name", stats.LOCATIONS)
+def test_a_location_moves_and_scales_with_the_values(name):
+    values = np.random.default_rng(3).lognormal(0, 0.3, 11)
+    assert stats.location(3 * values + 1, name) == pytest.approx(3 * stats.location(values, name) + 1)
+
+
+def test_hodges_lehmann_equals_a_worked_example():
+    # Means of pairs of 1, 2, 6: 1, 1.5, 2, 3.5, 4, 6; their median lies between 2 and 3.5.
+    assert stats.location([1.0, 2.0, 6.0], "hodges_lehmann") == 2.75
+
+
+def test_a_drift_is_seen_as_a_trend_and_as_autocorrelation():
+    found = stats.noise(timed([1 + 0.01 * n for n in range(20)]))
+    assert found.trend == pytest.approx(1.0)
+    assert found.autocorrelation > 0.8
+    assert stats.noise(timed([1.0] * 20)).trend is None
+
+
+def test_the_position_effect_is_last_over_first():
+    blocks = tuple(Block(round=n // 2, position=n % 2, readings=1) for n in range(8))
+    found = stats.noise(sample("s", [1.0, 1.1] * 4, blocks))
+    assert found.position_effect == pytest.approx(math.log(1.1))
+
+
+def test_tags_are_counted_and_their_blocks_kept():
+    blocks = tuple(Block(round=n, position=0, readings=1, tags=("stolen",) if n == 0 else ()) for n in range(4))
+    tagged = sample("s", [9.0, 1.0, 1.0, 1.0], blocks)
+    assert stats.noise(tagged).tagged == {"stolen": 0.25}
+    assert stats.estimate([tagged]).high == 9.0

@@ -19,7 +19,7 @@ def write(run: Run, directory: Path | None = None, title: str = "") -> Path:
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write the report to {where}: {error.strerror}") from error
     return where

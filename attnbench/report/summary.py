@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,9 @@ from attnbench import stats
 from attnbench.frame import Place, Row
 from attnbench.report.pivot import factor, references
 from attnbench.result import Status
+
+REASONS_MOST = 3
+REASON_MOST = 100  # characters; footnotes and reports give it whole
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -46,8 +50,7 @@ def tally(rows: Sequence[Row], impossible: int = 0) -> str:
             noisy = sum(bool(row["noisy"]) for row in rows)
             text += f" ({noisy} noisy)" if noisy else ""
         else:
-            reasons = Counter(_kind(row["reason"]) for row in rows if row["status"] == status)
-            text += f" ({'; '.join(reason for reason, _ in reasons.most_common(2))})"
+            text += _reasons([str(row["reason"]) for row in rows if row["status"] == status])
         parts.append(text)
     if impossible:
         parts.append(f"{impossible} impossible")
@@ -69,9 +72,19 @@ def record(rows: Sequence[Row], planned: int, path: str, code: int) -> dict[str,
     }
 
 
-def _kind(reason: str) -> str:
-    """A reason without its details, so that like ones are counted together."""
-    return reason.split(":")[0].split(",")[0][:60]
+def _reasons(given: Sequence[str]) -> str:
+    """The most frequent reasons, counted where there are several; those that differ in numbers alone are one."""
+    alike: dict[str, list[str]] = {}
+    for reason in given:
+        alike.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), []).append(reason[:REASON_MOST])
+    kinds = sorted((kind for kind in alike.values() if kind[0]), key=lambda kind: -len(kind))
+    if not kinds:
+        return ""
+    if len(kinds) == 1:
+        return f" ({kinds[0][0]})"
+    shown = [f"{len(kind)} {kind[0]}" for kind in kinds[:REASONS_MOST]]
+    rest = len(kinds) - len(shown)
+    return f" ({'; '.join(shown)}{f'; {rest} more' if rest else ''})"
 
 
 def _count(number: int, noun: str) -> str:
