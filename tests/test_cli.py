@@ -108,6 +108,7 @@ def test_json_is_one_object_a_case_and_a_summary(tmp_path):
     assert "\x1b" not in done.stdout
     flash = next(line for line in lines if line.get("backend") == "sdpa:flash")
     assert flash["status"] == "ok"
+    assert flash["speedup"] is not None
     assert flash["time_low_s"] <= flash["time_s"] <= flash["time_high_s"]
     assert flash["flops"] == 4 * 2 * flash_pairs(flash["label"]) * 64
     assert flash["flop_per_s"] == pytest.approx(flash["flops"] / flash["time_s"])
@@ -115,6 +116,15 @@ def test_json_is_one_object_a_case_and_a_summary(tmp_path):
     assert (refused["status"], refused["time_s"]) == ("unavailable", None)
     assert "interpreted" in refused["reason"]
     assert lines[-1]["status"] == {"ok": 4, "unavailable": 2}
+
+
+@pytest.mark.workers
+def test_an_impossible_cell_has_its_line_too(tmp_path):
+    done = attnbench("run", "--json", "--seq", "32", "-b", "naive", "--kv-heads", "2,3", *SMALL)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["type"], line.get("status")) for line in lines[:-1]] == [("case", "ok"), ("case", "skipped")]
+    assert "not a multiple of kv_heads=3" in lines[1]["reason"]
+    assert lines[-1]["planned"] == 2
 
 
 def flash_pairs(label: str) -> int:

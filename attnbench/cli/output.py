@@ -25,6 +25,8 @@ def show(
         for row in rows:
             if row["case_id"] + row["arm"] not in printed:
                 print(jsonl.line(jsonl.record(row)))
+        for text, reason in run.manifest.impossible:
+            print(jsonl.line(jsonl.impossible(text, reason)))
         path = str(run.path) if saved else ""
         print(jsonl.line(summary.record(rows, run.manifest.planned, path, code)))
     elif format_ == "md":

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from attnbench import frame, store, sweep
+from attnbench.attention.problem import Mode, Problem
 from attnbench.cli import plan_view, progress
 from attnbench.cli.output import show
 from attnbench.errors import Exit, UnknownNameError, UsageError
@@ -131,6 +132,7 @@ class Streaming:
     def __init__(self, watcher: progress.Silent, launches: int) -> None:
         self._watcher, self._launches = watcher, launches
         self._seen: dict[tuple[str, str], list[Result]] = {}
+        self._beside: dict[tuple[Problem, Mode], list[Result]] = {}
         self.printed: set[str] = set()
 
     def phase(self, text: str) -> None:
@@ -148,9 +150,13 @@ class Streaming:
     def _print(self, launches: list[Result]) -> None:
         from attnbench.report import jsonl
 
-        for row in frame.rows(launches):
-            self.printed.add(row["case_id"] + row["arm"])
-            print(jsonl.line(jsonl.record(row)), flush=True)
+        # Beside what the other arms of the problem gave so far, or there would be no speed-up.
+        beside = self._beside.setdefault((launches[0].case.problem, launches[0].case.mode), [])
+        beside += launches
+        for row in frame.rows(beside):
+            if row["arm"] == launches[0].arm.id:
+                self.printed.add(row["case_id"] + row["arm"])
+                print(jsonl.line(jsonl.record(row)), flush=True)
 
 
 def exit_code(outcome: Outcome, strict: bool) -> int:

@@ -43,6 +43,11 @@ def record(row: Row) -> dict[str, Any]:
     return {"type": "case", **{key: _plain(row[key]) for key in KEYS}}
 
 
+def impossible(text: str, reason: str) -> dict[str, Any]:
+    """A cell of a product that is no problem: planned, and skipped."""
+    return {"type": "case", **dict.fromkeys(KEYS), "label": text, "status": "skipped", "reason": reason}
+
+
 def line(value: dict[str, Any]) -> str:
     """One line, without its end."""
     return msgspec.json.encode(value).decode()
