@@ -266,6 +266,8 @@ class Runner:
             return "budget"
         if rounds < procedure.rounds_least:
             return ""
+        if procedure.rounds_least == procedure.rounds_most:
+            return "rounds"  # the number that was asked for, however noisy
         samples = [bench.timed() for bench in benches]
         noisy = any(stats.is_noisy(one) for one in samples)
         if rounds >= procedure.rounds_most + (MORE_ROUNDS_WHEN_NOISY if noisy else 0):

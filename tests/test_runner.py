@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 import attnbench
+from attnbench import stats
 from attnbench.result import Result, Status
 
 pytestmark = pytest.mark.workers
@@ -171,6 +172,13 @@ def test_every_arm_stands_equally_often_in_every_position(tmp_path):
     for result in stored.results:
         positions = [block.position for block in result.samples["time"].blocks]
         assert sorted(positions) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("rounds", "most"), [("4", 4), ("4..5", 35)])
+def test_noise_brings_more_rounds_unless_their_number_was_asked_for(tmp_path, rounds, most):
+    sample = run(tmp_path, "erratic", rounds=rounds)["erratic"].samples["time"]
+    assert stats.is_noisy(sample)
+    assert len(sample.blocks) == most
 
 
 def test_reference_is_timed_in_rounds_like_everyone(tmp_path):
