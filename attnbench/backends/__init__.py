@@ -60,6 +60,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     capability: tuple[int, int] = (0, 0)  # least CUDA compute capability
     capability_below: tuple[int, int] = (0, 0)  # first capability that is too new; (0, 0): none
     combinations: tuple[frozenset[str], ...] = ()  # features that exclude one another
+    forward_only: Mapping[Dtype, tuple[int, int]] = {}  # dtypes without a backward pass, and their least capability
 
 
 class Prepared(msgspec.Struct, kw_only=True):
@@ -98,7 +99,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
         return [
-            *_objections_of_device(limits, capability),
+            *_objections_of_device(limits, case.problem.dtype, capability),
             *_objections_of_shape(limits, case),
             *_objections_of_features(limits, case.problem.features),
         ]
@@ -112,7 +113,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         return total
 
 
-def _objections_of_device(limits: Limits, capability: tuple[int, int]) -> list[str]:
+def _objections_of_device(limits: Limits, dtype: Dtype, capability: tuple[int, int]) -> list[str]:
     if capability == (0, 0):
         return []
     have = f"this device has {capability[0]}.{capability[1]}"
@@ -120,14 +121,19 @@ def _objections_of_device(limits: Limits, capability: tuple[int, int]) -> list[s
         return [f"needs compute capability {limits.capability[0]}.{limits.capability[1]}, {have}"]
     if limits.capability_below != (0, 0) and capability >= limits.capability_below:
         return [f"needs compute capability below {limits.capability_below[0]}.{limits.capability_below[1]}, {have}"]
+    if capability < (least := limits.forward_only.get(dtype, (0, 0))):
+        return [f"needs compute capability {least[0]}.{least[1]} for {dtype}, {have}"]
     return []
 
 
 def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
     reasons = []
     problem = case.problem
-    if problem.dtype not in limits.dtypes:
-        reasons.append(f"no {problem.dtype} (takes {', '.join(d for d in Dtype if d in limits.dtypes)})")
+    taken = limits.dtypes | set(limits.forward_only)
+    if problem.dtype not in taken:
+        reasons.append(f"no {problem.dtype} (takes {', '.join(d for d in Dtype if d in taken)})")
+    if problem.dtype in limits.forward_only and case.mode.needs_grad:
+        reasons.append(f"no {case.mode} of {problem.dtype} (forward only)")
     if case.mode not in limits.modes:
         reasons.append(f"no {case.mode}" + (" (forward only)" if limits.modes == {Mode.FWD} else ""))
     for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from attnbench.attention.masks import Causal, Window
-from attnbench.attention.problem import Dtype, Problem, Returns
+from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
-from attnbench.kernels.tiling import HEAD_DIM_MOST
+from attnbench.kernels.tiling import DECODE_ROWS_MOST, HEAD_DIM_MOST, SPLITS_MOST
 
 FEATURES = frozenset(
     {
@@ -19,6 +19,7 @@ FEATURES = frozenset(
 )
 UNTIMED = "interpreted on a CPU: its times mean nothing"
 DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
+LIMITS = {"features": FEATURES, "modes": frozenset(Mode), "head_dim_most": HEAD_DIM_MOST}
 
 
 def arguments(problem: Problem) -> dict[str, Any]:
@@ -49,22 +50,34 @@ def prepare(case: Case, device: str) -> Prepared:
     seconds: dict[str, float] = {}
     if needs_intervals(problem):
         started = time.perf_counter()
-        rows = problem.masking.rows(problem.grid)
-        low, high = (torch.from_numpy(bound).to(device=device, dtype=torch.int32).contiguous() for bound in rows)
-        options["intervals"] = low, high
+        low, high = (torch.from_numpy(bound).to(device) for bound in problem.masking.rows(problem.grid))
+        options["mask"] = kernels.rows(low, high, seq_kv=problem.seq_kv)
+        # The intervals hold the band too.
+        options |= {"causal": False, "window": None}
         seconds["mask_build"] = time.perf_counter() - started
     facts: dict[str, Any] = {}
+    if problem.dtype is Dtype.FP8_E4M3:
+        heads = (problem.heads, problem.kv_heads, problem.kv_heads)
+        options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
-        return kernels.attention(q, k, v, facts=None if facts else facts, **options)
+        return kernels.attention(q, k, v, facts=None if "path" in facts else facts, **options)
 
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
 
 
 def scratch_bytes(case: Case) -> int:
-    """Two int32 for every row whose keys are listed; the kernel itself keeps everything on the chip."""
+    """Intervals of rows, and what passes hand on: the lse and delta, the splits of a decode, gradients in parts."""
     problem = case.problem
-    return 8 * problem.batch * problem.seq_q if needs_intervals(problem) else 0
+    rows = problem.batch * problem.heads * problem.seq_q
+    total = 12 * problem.batch * problem.seq_q if needs_intervals(problem) else 0
+    if case.mode.needs_grad:
+        # A gradient of k and v for every query head, at most, where too few key heads would leave the chip idle.
+        keys = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)
+        total += 8 * rows + (4 * keys if problem.kv_heads < problem.heads else 0)
+    elif problem.seq_q <= DECODE_ROWS_MOST:
+        total += 4 * SPLITS_MOST * rows * (problem.head_dim_v + 1)
+    return total
 
 
 def probe(device: str) -> str | None:
@@ -84,11 +97,11 @@ def probe(device: str) -> str | None:
 BACKENDS = {
     "triton": Backend(
         name="triton",
-        summary="in-house Triton kernels, forward",
+        summary="in-house Triton kernels",
         limits={
-            "cpu": Limits(dtypes=DTYPES, features=FEATURES, head_dim_most=HEAD_DIM_MOST),
+            "cpu": Limits(dtypes=DTYPES, forward_only={Dtype.FP8_E4M3: (0, 0)}, **LIMITS),
             "cuda": Limits(
-                dtypes=DTYPES | {Dtype.TF32}, features=FEATURES, head_dim_most=HEAD_DIM_MOST, capability=(8, 0)
+                dtypes=DTYPES | {Dtype.TF32}, forward_only={Dtype.FP8_E4M3: (8, 9)}, capability=(8, 0), **LIMITS
             ),
         },
         prepare=prepare,

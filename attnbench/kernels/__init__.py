@@ -1,23 +1,21 @@
-"""In-house attention kernels in Triton, behind one function.
+"""In-house attention kernels in Triton, usable outside the benchmark: `attention`, and `decode` for cached keys.
 
 On a CPU they run in Triton's interpreter, for tests alone: TRITON_INTERPRET=1 must be set before Triton is imported.
+docs/kernels.md explains the algorithms.
 """
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from attnbench.kernels.tiling import HEAD_DIM_MOST, INTERPRETER, Tiling, tiling
+from attnbench.kernels.tiling import Kernel, Tiling, tiling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Tiling", "attention", "tiling"]
+    from attnbench.kernels.masking import Blocks, Rows
 
-PRECISIONS = ("ieee", "tf32")
-LENGTH_MOST = 2**30  # indices are 32 bits wide, and a window adds to them
+__all__ = ["Kernel", "Tiling", "attention", "blocks", "decode", "rows", "t5_bias", "tiling"]
 
 
 def attention(
@@ -27,134 +25,220 @@ def attention(
     *,
     causal: bool = False,
     window: int | tuple[int, int] | None = None,
-    intervals: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_kv: Tensor | None = None,
+    mask: str | Tensor | Rows | Blocks | None = None,
+    return_lse: bool = False,
+    descale: tuple[Tensor, Tensor, Tensor] | None = None,
+    precision: str = "ieee",
+    path: str = "",
+    cuts: dict[Kernel, Tiling] | None = None,
+    facts: dict[str, Any] | None = None,
+    check: bool = True,
+) -> Any:
+    """Exact attention: out [batch, heads, seq_q, head_dim_v], or (out, lse) with lse float32 [batch, heads, seq_q].
+
+    q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim]; v: [batch, kv_heads, seq_kv,
+    head_dim_v]; packed: [tokens, heads, width] with cu_seqlens, out and lse [heads, tokens] alike. float32, float16,
+    bfloat16, or float8_e4m3fn (forward only, out in bfloat16, `descale` float32 [heads], [kv_heads], [kv_heads]).
+    Any strides whose last is 1. kv_heads divides heads; head dims are 1 to 256.
+
+    The logit of a pair is softcap(scale q.k) + bias - slope |key - diagonal|, where softcap(x) = c tanh(x / c), scale
+    is by default head_dim^-0.5, and the diagonal key of a row is row + seq_kv - seq_q (in a packed sequence its own).
+
+    - causal hides keys behind the diagonal; `window` (left, right) keeps that many keys beside it, -1 for all.
+    - alibi_slopes: [heads] or [batch, heads] (https://arxiv.org/abs/2108.12409).
+    - bias: [batch or 1, heads or 1, seq_q or 1, seq_kv or 1], or by distance [heads or 1, seq_q + seq_kv - 1], where
+      entry key - diagonal + seq_kv - 1 serves a pair: see `t5_bias`.
+    - sinks: [heads], a logit without a value in each softmax (https://arxiv.org/abs/2309.17453); lse holds it.
+    - dropout of the weights: what is kept follows from (seed, batch, head, query, key) alone, by Philox 4x32-10:
+      `attnbench.attention.dropout.kept` makes it again. In packed sequences batch is 0, query and key count tokens.
+    - mask: text as in `attnbench list masks`; bool [batch or 1, heads or 1, seq_q, seq_kv], True where visible;
+      `rows(...)` or `blocks(...)`, built once and used often. All conditions hold together.
+
+    A row that sees no key gives 0, and -inf (or its sink) as lse. Gradients of q, k, v, bias, sinks, also through lse,
+    are deterministic; the same graph can be walked again with retain_graph.
+
+    `precision` is that of products of float32: ieee or tf32. `path` (decode, descriptors, portable) and `cuts` replace
+    what `tiling` chooses; `facts` is filled with what ran. `check=False` leaves out the checks that read tensors.
+    ValueError names a bad argument and its value, before any launch. RuntimeError: the kernels cannot run there.
+    """
+    from attnbench.kernels import arguments
+    from attnbench.kernels.arguments import FP8
+    from attnbench.kernels.launch import Terms
+
+    packed = cu_seqlens_q is not None or cu_seqlens_kv is not None
+    arguments.check_tensors(q, k, v, "tokens, heads, head_dim" if packed else "batch, heads, seq, head_dim")
+    lengths = None
+    if packed:
+        lengths = _lengths(q, k, cu_seqlens_q, cu_seqlens_kv, check)
+        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
+    arguments.check_shapes(q, k, v)
+    arguments.check_numbers(scale, softcap, dropout, seed, precision)
+    batch, heads, _, head_dim = q.shape
+    seq_kv = k.shape[2]
+    slopes = arguments.per_head("alibi_slopes", alibi_slopes, heads, batch, q.device)
+    sinks = arguments.per_head("sinks", sinks, heads, batch, q.device)
+    terms = Terms(
+        keys=arguments.keys_of(mask, causal, window, q, seq_kv, lengths),
+        scale=head_dim**-0.5 if scale is None else scale,
+        softcap=softcap,
+        slopes=None if slopes is None else slopes.detach().float().contiguous().reshape(-1, heads),
+        dropout=dropout,
+        seed=seed,
+        by_distance=arguments.check_bias(bias, q, seq_kv, packed),
+        descale=arguments.check_descale(descale, q, k.shape[1]),
+        precision=precision,
+        path=path,
+        cuts=cuts,
+    )
+    arguments.check_device(q, precision)
+    needs_grad = _needs_grad(q, k, v, bias, sinks)
+    if needs_grad and q.dtype is FP8:
+        raise ValueError("q is torch.float8_e4m3fn: it has no backward pass; call it under torch.no_grad()")
+    out, lse = _compute(q, k, v, bias, sinks, terms, facts, needs_grad, return_lse)
+    if packed:
+        out, lse = out[0].transpose(0, 1), lse[0] if return_lse else None
+    return (out, lse) if return_lse else out
+
+
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    kv_lengths: Tensor | None = None,
+    page_table: Tensor | None = None,
+    causal: bool = True,
+    window: int | tuple[int, int] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    descale: tuple[Tensor, Tensor, Tensor] | None = None,
     precision: str = "ieee",
     return_lse: bool = False,
     cut: Tiling | None = None,
     facts: dict[str, Any] | None = None,
+    check: bool = True,
 ) -> Any:
-    """Exact attention, forward only: out [batch, heads, seq_q, head_dim_v], or (out, lse [batch, heads, seq_q]).
+    """The newest 1 to 16 queries of each sequence against its cached keys: out [batch, heads, seq_q, head_dim_v].
 
-    q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];
-    v: [batch, kv_heads, seq_kv, head_dim_v]; float32, float16 or bfloat16, with any strides.
-    Causal is aligned to the last query and the last key. `window` counts the keys before and after that diagonal, -1
-    for all of them. `intervals` are the keys [low, high) that each row sees, two int32 tensors [batch or 1, seq_q].
-    All conditions hold together; a row that sees no key gives 0, and -inf as lse. `precision` is that of products of
-    float32, ieee or tf32. `cut` replaces the tiles of the tables; `facts` is filled with what ran.
+    q: [batch, heads, seq_q, head_dim]. k: [batch, kv_heads, seq_kv, head_dim], v: [batch, kv_heads, seq_kv,
+    head_dim_v]; or in pages of 16 to 256 tokens, k: [pages, page_size, kv_heads, head_dim], v: [pages, page_size,
+    kv_heads, head_dim_v], and page_table int32 [batch, pages of a sequence].
+    kv_lengths: int32 [batch], tokens in the cache of each sequence, the new ones included; by default all that fit.
+
+    The last query stands on the last key of its sequence. Other options are those of `attention`. Forward only. The
+    keys are split among programs where the chip would be idle otherwise (Flash-Decoding,
+    https://pytorch.org/blog/flash-decoding/). With `check=False` page numbers and lengths are not read, which would
+    wait for the device. ValueError names a bad argument and its value; RuntimeError: the kernels cannot run there.
     """
-    from attnbench.kernels import portable
+    from attnbench.kernels import arguments
+    from attnbench.kernels.launch import Terms, decode_pass
+    from attnbench.kernels.masking import Keys, band
 
-    _check_tensors(q, k, v)
-    _check_options(q, intervals, scale, softcap, precision)
-    seq_q, seq_kv = q.shape[2], k.shape[2]
-    left, right = _band(causal, window, seq_q, seq_kv)
-    _check_device(q, k, v, precision, portable.INTERPRETED)
-    cut = cut or _choose(q, k, v, growing=right < seq_q - 1 and left >= seq_kv - 1)
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    out, lse, compiled = portable.forward(
-        q, k, v, left=left, right=right, intervals=intervals, scale=scale, softcap=softcap, precision=precision,
-        with_lse=return_lse, cut=cut,
-    )  # fmt: skip
+    arguments.check_tensors(q, k, v)
+    seq_kv = k.shape[2]
+    if page_table is not None:
+        seq_kv = arguments.check_paged(q, k, v, page_table, kv_lengths, check)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        arguments.check_heads(q, k)
+    else:
+        arguments.check_shapes(q, k, v)
+    arguments.check_cached(q, kv_lengths, seq_kv, check and page_table is None)
+    arguments.check_numbers(scale, softcap, 0.0, 0, precision)
+    arguments.check_device(q, precision)
+    batch, heads, seq_q, head_dim = q.shape
+    slopes = arguments.per_head("alibi_slopes", alibi_slopes, heads, batch, q.device)
+    terms = Terms(
+        keys=Keys(*band(causal, window, seq_q, seq_kv)),
+        scale=head_dim**-0.5 if scale is None else scale,
+        softcap=softcap,
+        slopes=None if slopes is None else slopes.float().contiguous().reshape(-1, heads),
+        descale=arguments.check_descale(descale, q, k.shape[1]),
+        precision=precision,
+        cuts={Kernel.DECODE: cut} if cut else None,
+    )
+    if _needs_grad(q, k, v, None, sinks):
+        raise ValueError("q, k or v requires a gradient: decode has no backward pass; call it under torch.no_grad()")
+    sinks = arguments.per_head("sinks", sinks, heads, batch, q.device)
+    out, lse, found = decode_pass(q, k, v, sinks, terms, return_lse, kv_lengths, page_table)
     if facts is not None:
-        facts.update(portable.describe(cut, compiled))
+        facts.update(found)
     return (out, lse) if return_lse else out
 
 
-def _band(causal: bool, window: int | tuple[int, int] | None, seq_q: int, seq_kv: int) -> tuple[int, int]:
-    """Keys that a row sees before and after its diagonal; no more than there can be."""
-    most = seq_q + seq_kv
-    sides = (-1, -1) if window is None else window if isinstance(window, tuple) else (window, window)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < -1 for side in sides):
-        raise ValueError(f"window={window!r}: a number of keys, or two (before, after), each at least 0, or -1 for all")
-    left, right = (most if side == -1 else min(side, most) for side in sides)
-    return left, 0 if causal else right
+def rows(low: Tensor, high: Tensor, *, seq_kv: int) -> Rows:
+    """A mask by intervals: row i of a sequence sees keys [low, high); both int [batch or 1, seq_q]."""
+    from attnbench.kernels.masking import rows_of
+
+    most = low.shape[-1] + seq_kv
+    return rows_of(low, high, most, most, seq_kv)
 
 
-def _choose(q: Tensor, k: Tensor, v: Tensor, growing: bool) -> Tiling:
-    arch = _arch(q.device.index or 0) if q.device.type == "cuda" else INTERPRETER
-    batch, heads, seq_q, head_dim = q.shape
-    return _cached_tiling(
-        arch=arch, dtype_bytes=q.element_size(), head_dim=head_dim, head_dim_v=v.shape[3], batch=batch, heads=heads,
-        kv_heads=k.shape[1], seq_q=seq_q, seq_kv=k.shape[2], growing=growing,
-    )  # fmt: skip
+def blocks(visible: Tensor, block_q: int = 64, block_kv: int = 64) -> Blocks:
+    """A block-sparse mask; visible: bool [batch or 1, heads or 1, ceil(seq_q / block_q), ceil(seq_kv / block_kv)]."""
+    from attnbench.kernels.masking import blocks_of
+
+    return blocks_of(visible, block_q, block_kv)
 
 
-_cached_tiling = lru_cache(maxsize=4096)(tiling)
+def t5_bias(
+    table: Tensor, seq_q: int, seq_kv: int, *, bidirectional: bool = True, max_distance: int = 128
+) -> Tensor:
+    """The relative bias of T5 by distance, [heads, seq_q + seq_kv - 1], from its table [buckets, heads].
+
+    Half of the buckets are single distances, the others grow by a constant factor up to `max_distance`
+    (https://arxiv.org/abs/1910.10683). Gradients flow into the table.
+    """
+    from attnbench.kernels.relative import t5_buckets
+
+    return table[t5_buckets(table.shape[0], seq_q, seq_kv, bidirectional, max_distance).to(table.device)].T
 
 
-@lru_cache(maxsize=64)
-def _arch(index: int) -> str:
-    """`sm_90`, or `gfx942` on ROCm."""
+def _lengths(
+    q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_kv: Tensor | None, check: bool
+) -> tuple[Tensor, Tensor]:
+    from attnbench.kernels import arguments
+
+    of_q = cu_seqlens_q if cu_seqlens_q is not None else cu_seqlens_kv
+    of_kv = cu_seqlens_kv if cu_seqlens_kv is not None else cu_seqlens_q
+    assert of_q is not None
+    assert of_kv is not None
+    if check:
+        arguments.check_lengths("cu_seqlens_q", of_q, q.shape[0], q.device)
+        arguments.check_lengths("cu_seqlens_kv", of_kv, k.shape[0], q.device)
+    if of_q.shape != of_kv.shape:
+        raise ValueError(
+            f"cu_seqlens_kv has {len(of_kv) - 1} sequences, cu_seqlens_q has {len(of_q) - 1}: must be as many"
+        )
+    return of_q, of_kv
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
     import torch
 
-    if torch.version.hip:
-        name: str = torch.cuda.get_device_properties(index).gcnArchName
-        return name.partition(":")[0]
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"sm_{major}{minor}"
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    import torch
+def _compute(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Any, facts: Any,
+    needs_grad: bool, with_lse: bool,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    from attnbench.kernels.autograd import Attention
+    from attnbench.kernels.launch import forward_pass
 
-    for name, tensor in {"q": q, "k": k, "v": v}.items():
-        if tensor.ndim != 4:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}: must be [batch, heads, seq, head_dim]")
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"{name} is {tensor.dtype}: must be float32, float16 or bfloat16")
-        if tensor.dtype != q.dtype or tensor.device != q.device:
-            here, there = f"{tensor.dtype} on {tensor.device}", f"{q.dtype} on {q.device}"
-            raise ValueError(f"{name} is {here}: must be as q, {there}")
-        if not 1 <= tensor.shape[3] <= HEAD_DIM_MOST:
-            raise ValueError(f"{name} has head_dim {tensor.shape[3]}: must be 1 to {HEAD_DIM_MOST}")
-        if tensor.shape[2] > LENGTH_MOST:
-            raise ValueError(f"{name} has {tensor.shape[2]} rows: at most {LENGTH_MOST}")
-    if k.shape[:3] != v.shape[:3]:
-        raise ValueError(f"v has shape {list(v.shape)}: batch, heads and rows must be those of k, {list(k.shape)}")
-    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
-        raise ValueError(f"k has shape {list(k.shape)}: batch and head_dim must be those of q, {list(q.shape)}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"k has {k.shape[1]} heads: the {q.shape[1]} heads of q must be a multiple of them")
-
-
-def _check_options(
-    q: Tensor, intervals: tuple[Tensor, Tensor] | None, scale: float | None, softcap: float | None, precision: str
-) -> None:
-    import torch
-
-    for name, tensor in zip(("low", "high"), intervals or (), strict=False):
-        shapes = [[rows, q.shape[2]] for rows in dict.fromkeys((q.shape[0], 1))]
-        if tensor.dtype is not torch.int32 or tensor.device != q.device or list(tensor.shape) not in shapes:
-            have = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(
-                f"intervals: {name} is {have}: must be int32 {' or '.join(map(str, shapes))} on {q.device}"
-            )
-    if intervals and (
-        intervals[0].shape != intervals[1].shape or not all(bound.is_contiguous() for bound in intervals)
-    ):
-        have = ", ".join(f"{list(bound.shape)} with strides {bound.stride()}" for bound in intervals)
-        raise ValueError(f"intervals: {have}: must be of one shape, and contiguous")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale={scale!r}: must be a finite number")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise ValueError(f"softcap={softcap!r}: must be a positive number, or None")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
-
-
-def _check_device(q: Tensor, k: Tensor, v: Tensor, precision: str, interpreted: bool) -> None:
-    import torch
-
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)):
-        raise RuntimeError("attnbench.kernels has no backward pass: call it under torch.no_grad()")
-    if q.device.type == "cuda" and not interpreted:
-        return
-    if q.device.type != "cpu":
-        hint = "unset TRITON_INTERPRET" if q.device.type == "cuda" else "kernels run on cuda"
-        raise RuntimeError(f"q is on {q.device}: {hint}, or move it to the CPU for the interpreter")
-    if not interpreted:
-        raise RuntimeError("q is on the CPU: set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels")
-    if precision != "ieee":
-        raise ValueError(f"precision={precision!r}: the interpreter computes in ieee float32")
+    if needs_grad:
+        return Attention.apply(q, k, v, bias, sinks, terms, facts)  # type: ignore[no-untyped-call,no-any-return]
+    out, lse, found = forward_pass(q, k, v, bias, sinks, terms, with_lse)
+    if facts is not None:
+        facts.update(found)
+    return out, lse

@@ -1,98 +1,206 @@
-"""How a kernel is cut: plain values in, a `Tiling` out. No torch, no GPU; which path serves is decided here too.
+"""How a launch is cut: plain values in, a `Tiling` out. No torch, no GPU; which path serves is decided here too.
 
-The tables are chosen by what compiles: the largest tiles whose shared memory fits and that spill fewest registers. No
-search runs at call time: it would need the GPU for itself, and a bad configuration can crash the compiler.
+The shipped table (tiles.csv) holds the largest tiles whose shared memory fits and that spill no registers; what
+`attnbench tune` measured on a device goes before it. No search runs at call time: it would need the GPU for itself,
+and a bad configuration can crash the compiler.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from enum import StrEnum
 
 import msgspec
+
+from attnbench.kernels.tables import Cut, Table, shipped
 
 HEAD_DIM_MOST = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
 
 # Keys and values of the heads that run side by side are to stay in the L2 cache; FlashAttention-3 allows them as much.
 # https://github.com/Dao-AILab/flash-attention/blob/main/hopper/tile_scheduler.hpp
-RESIDENT_BYTES = 32 * 2**20
+RESIDENT_BYTES = {"forward": 32 * 2**20, "backward": 40 * 2**20}
 
-# Shared memory of one block: the CUDA programming guide, table of compute capabilities; the LDS of CDNA 3 and 4.
+# Shared memory of one block: the CUDA programming guide, table of compute capabilities; the LDS of CDNA 3.
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
 SHARED_BYTES = {
     "sm_80": 166912,
     "sm_86": 101376,
     "sm_90": 232448,
     "sm_100": 232448,
+    "sm_120": 101376,
     "gfx942": 65536,
 }
+DECODE_ROWS_MOST = 16  # queries of a sequence that count as decoding
+SPLITS_MOST = 128  # of the keys of one sequence
+# A launch with tensor descriptors costs some 20 microseconds more; a shorter pass does not win them back.
+# https://github.com/triton-lang/triton/pull/7987
+DESCRIPTOR_FLOPS_LEAST = 2 * 10**10
+
+
+class Kernel(StrEnum):
+    """The kernels that have configurations of their own."""
+
+    FORWARD = "forward"
+    FORWARD_TMA = "forward_tma"
+    BACKWARD_KV = "backward_kv"
+    BACKWARD_Q = "backward_q"
+    DECODE = "decode"
+
+
+class Path(StrEnum):
+    """Ways to compute a forward pass, from the fastest; or one of the passes of a backward."""
+
+    DECODE = "decode"
+    DESCRIPTORS = "descriptors"
+    PORTABLE = "portable"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The chip: `sm_90`, `gfx942` or `interpreter`, and its processors (SMs, CUs)."""
+
+    arch: str
+    processors: int = 1
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a launch computes, in plain values."""
+
+    dtype: str  # half, fp8, fp32 or tf32
+    head_dim: int
+    head_dim_v: int
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_q: int
+    seq_kv: int
+    masked: bool = False  # some pair is hidden
+    growing: bool = False  # later rows see more keys
+    list_q: int = 0  # rows and keys of a block of a list; 0: no list
+    list_kv: int = 0
+    descriptors: str = ""  # why tensor descriptors cannot serve these tensors; empty: they can
+    split: str = ""  # why the keys cannot be split among programs; empty: they can
+    path: str = ""  # one that is asked for
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one number."""
+        return {"half": 2, "fp8": 1}.get(self.dtype, 4)
 
 
 class Tiling(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to cut a forward pass."""
+    """One way to cut a launch."""
 
-    path: str = "portable"  # the file that holds the kernel
+    path: str = "portable"
     block_q: int
     block_kv: int
     warps: int
-    stages: int  # tiles of keys and values in flight
+    stages: int  # tiles in flight
+    splits: int = 1  # shares of the keys
+    parts: int = 1  # shares of the query heads of a key head, in the pass for dk and dv
     resident: int = 1  # (batch, head) pairs whose tiles run side by side
     long_first: bool = False  # the tiles of the last rows before those of the first
+    passed_over: tuple[str, ...] = ()  # faster paths, and why not
 
 
-# (family, bytes of a number, padded head_dim): block_q, block_kv, warps, stages
-TABLE: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("sm_80", 2, 64): (128, 64, 8, 3),
-    ("sm_80", 2, 128): (128, 32, 8, 3),
-    ("sm_80", 2, 256): (64, 32, 8, 2),
-    ("sm_86", 2, 64): (128, 64, 8, 2),
-    ("sm_86", 2, 128): (128, 32, 8, 2),
-    ("sm_86", 2, 256): (64, 32, 8, 2),
-    ("sm_90", 2, 64): (128, 128, 8, 3),
-    ("sm_90", 2, 128): (128, 64, 8, 3),
-    ("sm_90", 2, 256): (128, 32, 8, 2),
-    ("sm_100", 2, 64): (128, 64, 4, 3),
-    ("sm_100", 2, 128): (128, 64, 8, 3),
-    ("sm_100", 2, 256): (128, 32, 8, 2),
-    ("gfx942", 2, 64): (128, 64, 4, 1),
-    ("gfx942", 2, 128): (128, 64, 4, 1),
-    ("gfx942", 2, 256): (64, 32, 4, 1),
-}
-# IEEE float32 runs on no tensor core and keeps its operands in registers: small tiles, whatever the GPU.
-TABLE |= {
-    (family, 4, width): cut
-    for family in SHARED_BYTES
-    for width, cut in {64: (64, 32, 8, 2), 128: (64, 16, 8, 2), 256: (32, 16, 8, 1)}.items()
-}
+def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: Table | None = None) -> Tiling:
+    """The cut of a launch. `table` are entries that go before the shipped ones.
+
+    A forward pass takes the first path without an objection; a path that is asked for and cannot serve is a ValueError.
+    """
+    if kernel is not Kernel.FORWARD:
+        return _cut(work, target, kernel, table, path=Path.PORTABLE)
+    objections = {Path.DECODE: _no_split(work), Path.DESCRIPTORS: _no_descriptors(work, target), Path.PORTABLE: ""}
+    if work.path:
+        if work.path not in objections:
+            raise ValueError(f"path={work.path!r}: must be one of {', '.join(objections)}")
+        forced = Path(work.path)
+        reason = objections[forced]
+        # What is only slower is no objection to a path that is asked for.
+        if reason and not reason.startswith("slower: "):
+            raise ValueError(f"path={work.path!r} cannot serve: {reason}")
+        return _cut(work, target, _KERNELS[forced], table, path=forced)
+    chosen = next(path for path, reason in objections.items() if not reason)
+    passed = tuple(f"{path}: {reason}" for path, reason in objections.items() if reason)
+    return _cut(work, target, _KERNELS[chosen], table, path=chosen, passed_over=passed)
 
 
-def tiling(
-    *,
-    arch: str,
-    dtype_bytes: int,
-    head_dim: int,
-    head_dim_v: int,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    seq_q: int,
-    seq_kv: int,
-    growing: bool,
+_KERNELS = {Path.DECODE: Kernel.DECODE, Path.DESCRIPTORS: Kernel.FORWARD_TMA, Path.PORTABLE: Kernel.FORWARD}
+
+
+def _no_split(work: Work) -> str:
+    if work.split:
+        return work.split
+    if work.seq_q > DECODE_ROWS_MOST:
+        return f"slower: {work.seq_q} queries, more than the {DECODE_ROWS_MOST} of decoding"
+    return ""
+
+
+def _no_descriptors(work: Work, target: Target) -> str:
+    nvidia = re.fullmatch(r"sm_(\d+)", target.arch)
+    if target.arch != INTERPRETER and not (nvidia and int(nvidia[1]) >= 90):
+        return f"{target.arch} has no tensor memory accelerator (sm_90 and later have)"
+    if work.descriptors:
+        return work.descriptors
+    if work.list_q:
+        return "a list of blocks is walked by pointers"
+    flops = 2 * work.batch * work.heads * work.seq_q * work.seq_kv * (work.head_dim + work.head_dim_v)
+    if flops < DESCRIPTOR_FLOPS_LEAST:
+        return "slower: too short to win back the dearer launch"
+    return ""
+
+
+def _cut(
+    work: Work, target: Target, kernel: Kernel, table: Table | None, path: Path, passed_over: tuple[str, ...] = ()
 ) -> Tiling:
-    """The cut for a shape on an arch: `sm_90`, `gfx942`, `interpreter`. `growing`: later rows see more keys."""
-    width = max(64, padded(max(head_dim, head_dim_v)))
-    small = (32, 32, 1, 1)
-    block_q, block_kv, warps, stages = small if arch == INTERPRETER else TABLE[family(arch), dtype_bytes, width]
-    block_q = min(block_q, padded(seq_q))
+    cut = _entry(work, target, kernel, table)
+    block_q = min(cut.block_q, padded(work.seq_q), work.list_q or cut.block_q)
+    block_kv = min(cut.block_kv, padded(work.seq_kv), work.list_kv or cut.block_kv)
+    splits = parts = 1
+    if kernel is Kernel.DECODE:
+        rows = work.heads // work.kv_heads * work.seq_q
+        block_q = min(cut.block_q, padded(rows))
+        tiles = work.batch * work.kv_heads * -(-rows // block_q)
+        splits = split_count(tiles, -(-work.seq_kv // block_kv), target.processors)
+    if kernel is Kernel.BACKWARD_KV:
+        tiles = work.batch * work.kv_heads * -(-work.seq_kv // block_kv)
+        parts = part_count(tiles, work.heads // work.kv_heads, target.processors)
+    # A pass over keys starts with the first keys, which most rows see; one over rows with the last.
+    growing = work.growing and kernel is not Kernel.BACKWARD_KV and kernel is not Kernel.DECODE
+    limit = RESIDENT_BYTES["forward" if kernel in (Kernel.FORWARD, Kernel.FORWARD_TMA) else "backward"]
     return Tiling(
+        path=path.value,
         block_q=block_q,
-        block_kv=min(block_kv, padded(seq_kv)),
+        block_kv=block_kv,
         # Below 64 rows eight warps would have no rows of their own.
-        warps=warps if block_q >= 64 else min(warps, 4),
-        stages=stages,
-        resident=_resident(seq_kv * (head_dim + head_dim_v) * dtype_bytes, batch, heads, kv_heads) if growing else 1,
+        warps=cut.warps if max(block_q, block_kv if kernel is Kernel.BACKWARD_KV else 0) >= 64 else min(cut.warps, 4),
+        stages=cut.stages,
+        splits=splits,
+        parts=parts,
+        resident=_resident(work, limit, kernel, parts) if work.growing else 1,
         long_first=growing,
+        passed_over=passed_over,
     )
+
+
+def _entry(work: Work, target: Target, kernel: Kernel, table: Table | None) -> Cut:
+    if target.arch == INTERPRETER:
+        return Cut(block_q=32, block_kv=32, warps=1, stages=1)
+    width = max(64, padded(max(work.head_dim, work.head_dim_v)))
+    dtype = "fp32" if work.dtype == "tf32" else work.dtype
+    # The user's entries are for one arch; the shipped ones for its family.
+    for rows, arch in ((table or {}, target.arch), (table or {}, family(target.arch)), (shipped(), family(target.arch))):
+        if found := _find(rows, kernel, arch, dtype, width, work.masked):
+            return found
+    raise ValueError(f"no configuration of {kernel} for {work.dtype} on {target.arch}")
+
+
+def _find(rows: Mapping[tuple[str, ...], Cut], kernel: str, arch: str, dtype: str, width: int, masked: bool) -> Cut | None:
+    for mask in ("some" if masked else "none", "any"):
+        if found := rows.get((kernel, arch, dtype, str(width), mask)):
+            return found
+    return None
 
 
 def family(arch: str) -> str:
@@ -101,7 +209,8 @@ def family(arch: str) -> str:
         return arch
     if (nvidia := re.fullmatch(r"sm_(\d+)", arch)) and int(nvidia[1]) > 80:
         # 10x and 11x are Blackwell with much shared memory; 8x and 12x are consumer GPUs with little.
-        return "sm_100" if 100 <= int(nvidia[1]) < 120 else "sm_86"
+        number = int(nvidia[1])
+        return "sm_86" if number < 90 else "sm_90" if number < 100 else "sm_100" if number < 120 else "sm_120"
     if arch.startswith("gfx9"):
         return "gfx942"
     raise ValueError(f"arch={arch!r}: no kernel configuration; there are sm_80 and newer, and gfx9")
@@ -112,7 +221,34 @@ def padded(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def _resident(pair_bytes: int, batch: int, heads: int, kv_heads: int) -> int:
+def split_count(tiles: int, blocks: int, processors: int) -> int:
+    """Into how many shares the `blocks` of keys go, where `tiles` programs are there without any split.
+
+    One share if the programs fill four fifths of the chip or there is little to share; else the fewest that come
+    within 85 % of the best filling of whole waves.
+    """
+    if 5 * tiles >= 4 * processors or blocks <= 4:
+        return 1
+
+    def filling(splits: int) -> float:
+        waves = -(-tiles * splits // processors)
+        return tiles * splits / (waves * processors)
+
+    # Shares that leave another one empty are no candidates.
+    candidates = [n for n in range(1, min(blocks, SPLITS_MOST) + 1) if -(-blocks // -(-blocks // n)) == n]
+    best = max(map(filling, candidates))
+    return next(n for n in candidates if filling(n) >= 0.85 * best)
+
+
+def part_count(tiles: int, group: int, processors: int) -> int:
+    """Into how many parts the `group` query heads of a key head go, so that dk and dv occupy the chip."""
+    divisors = [n for n in range(1, group + 1) if group % n == 0]
+    return next((n for n in divisors if tiles * n >= processors), group)
+
+
+def _resident(work: Work, limit: int, kernel: Kernel, parts: int) -> int:
     """How many (batch, head) pairs run side by side; the heads of a group share one K and V."""
-    groups = max(1, RESIDENT_BYTES // max(1, pair_bytes))
-    return min(batch * heads, groups * (heads // kv_heads))
+    pair_bytes = work.seq_kv * (work.head_dim + work.head_dim_v) * work.dtype_bytes
+    groups = max(1, limit // max(1, pair_bytes))
+    of_group = parts if kernel is Kernel.BACKWARD_KV else work.heads // work.kv_heads
+    return min(work.batch * work.kv_heads * of_group, groups * of_group)

@@ -1,0 +1,253 @@
+"""What the kernels are given, checked before any launch: a ValueError names the argument, its value and the rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench.kernels.masking import Blocks, Keys, Rows, band, blocks_around, packed_rows, rows_of
+from attnbench.kernels.tile import INTERPRETED
+from attnbench.kernels.tiling import HEAD_DIM_MOST
+
+PRECISIONS = ("ieee", "tf32")
+LENGTH_MOST = 2**30  # indices are 32 bits wide, and a window adds to them
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FP8 = torch.float8_e4m3fn
+PAGE_SIZES = (16, 256)
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, seq, head_dim") -> None:
+    """q, k and v fit each other; all are [batch, heads, rows, width] here, whatever `names` says they were."""
+    for name, tensor in {"q": q, "k": k, "v": v}.items():
+        if tensor.ndim != len(names.split(", ")):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}: must be [{names}]")
+        if tensor.dtype not in (*FLOATS, FP8):
+            raise ValueError(f"{name} is {tensor.dtype}: must be float32, float16, bfloat16 or float8_e4m3fn")
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            here, there = f"{tensor.dtype} on {tensor.device}", f"{q.dtype} on {q.device}"
+            raise ValueError(f"{name} is {here}: must be as q, {there}")
+        if not 1 <= tensor.shape[-1] <= HEAD_DIM_MOST:
+            raise ValueError(f"{name} has head_dim {tensor.shape[-1]}: must be 1 to {HEAD_DIM_MOST}")
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}: the last must be 1 (call .contiguous())")
+        if max(tensor.shape) > LENGTH_MOST:
+            raise ValueError(f"{name} has {max(tensor.shape)} rows: at most {LENGTH_MOST}")
+
+
+def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """As [batch, heads, rows, width]."""
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"v has shape {list(v.shape)}: batch, heads and rows must be those of k, {list(k.shape)}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"k has shape {list(k.shape)}: batch and head_dim must be those of q, {list(q.shape)}")
+    check_heads(q, k)
+
+
+def check_heads(q: Tensor, k: Tensor) -> None:
+    """The heads of k share those of q."""
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"k has {k.shape[1]} heads: the {q.shape[1]} heads of q must be a multiple of them")
+
+
+def check_numbers(scale: float | None, softcap: float | None, dropout: float, seed: int, precision: str) -> None:
+    """The options that are numbers and words."""
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r}: must be a finite number")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ValueError(f"softcap={softcap!r}: must be a positive number, or None")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}: must be in [0, 1)")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: must be in [0, 2^63)")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+
+
+def check_device(q: Tensor, precision: str) -> None:
+    """The kernels can run where q is."""
+    if q.device.type == "cuda" and not INTERPRETED:
+        return
+    if q.device.type != "cpu":
+        hint = "unset TRITON_INTERPRET" if q.device.type == "cuda" else "kernels run on cuda"
+        raise RuntimeError(f"q is on {q.device}: {hint}, or move it to the CPU for the interpreter")
+    if not INTERPRETED:
+        raise RuntimeError("q is on the CPU: set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels")
+    if precision != "ieee":
+        raise ValueError(f"precision={precision!r}: the interpreter computes in ieee float32")
+
+
+def per_head(name: str, tensor: Tensor | None, heads: int, batch: int, device: torch.device) -> Tensor | None:
+    """ALiBi slopes or sinks as contiguous float32 [batch or 1, heads]."""
+    if tensor is None:
+        return None
+    shapes = [[heads], *([[rows, heads] for rows in dict.fromkeys((batch, 1))] if name == "alibi_slopes" else [])]
+    if list(tensor.shape) not in shapes or not tensor.is_floating_point() or tensor.device != device:
+        have = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        raise ValueError(f"{name} is {have}: must be floats {' or '.join(map(str, shapes))} on {device}")
+    return tensor
+
+
+def check_bias(bias: Tensor | None, q: Tensor, seq_kv: int, packed: bool) -> bool:
+    """Whether the bias is by distance, [heads or 1, seq_q + seq_kv - 1]."""
+    if bias is None:
+        return False
+    if packed:
+        raise ValueError(f"bias has shape {list(bias.shape)}: packed sequences take alibi_slopes, no bias")
+    batch, heads, seq_q, _ = q.shape
+    ways = [[rows, h, m, n] for rows in (batch, 1) for h in (heads, 1) for m in (seq_q, 1) for n in (seq_kv, 1)]
+    steps = [[h, seq_q + seq_kv - 1] for h in (heads, 1)]
+    if not bias.is_floating_point() or bias.device != q.device or list(bias.shape) not in [*ways, *steps]:
+        have = f"{bias.dtype} {list(bias.shape)} on {bias.device}"
+        raise ValueError(
+            f"bias is {have}: must be floats {[batch, heads, seq_q, seq_kv]} or 1 in place of any, "
+            f"or by distance {steps[0]}, on {q.device}"
+        )
+    return bias.ndim == 2
+
+
+def check_descale(descale: tuple[Tensor, Tensor, Tensor] | None, q: Tensor, kv_heads: int) -> Tensor | None:
+    """The scales of fp8 inputs as float32 [2, heads]: of the products q k, and of v."""
+    if (descale is not None) != (q.dtype is FP8):
+        have = "no descale" if descale is None else f"descale with {q.dtype}"
+        raise ValueError(f"{have}: float8_e4m3fn inputs, and they alone, need descale=(of q, of k, of v)")
+    if descale is None:
+        return None
+    heads = (q.shape[1], kv_heads, kv_heads)
+    for name, tensor, count in zip("qkv", descale, heads, strict=True):
+        if list(tensor.shape) != [count] or tensor.device != q.device or tensor.dtype is not torch.float32:
+            have = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"descale of {name} is {have}: must be float32 [{count}] on {q.device}")
+    group = q.shape[1] // kv_heads
+    of_q, of_k, of_v = descale
+    return torch.stack([of_q * of_k.repeat_interleave(group), of_v.repeat_interleave(group)]).contiguous()
+
+
+def check_lengths(name: str, cu_seqlens: Tensor, tokens: int, device: torch.device) -> None:
+    """cu_seqlens: int32 or int64 [sequences + 1], from 0, never falling, at most `tokens`. Reads them."""
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        have = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+        raise ValueError(f"{name} is {have}: must be int32 or int64 [sequences + 1]")
+    if cu_seqlens.device != device:
+        raise ValueError(f"{name} is on {cu_seqlens.device}: must be on {device}")
+    values = cu_seqlens.tolist()
+    if values[0] != 0 or values != sorted(values) or values[-1] > tokens:
+        shown = f"{values[:8]}{'...' if len(values) > 8 else ''}"
+        raise ValueError(f"{name}={shown}: must start at 0, never fall, and end within the {tokens} tokens")
+
+
+def check_pages(table: Tensor, lengths: Tensor | None, pages: int, page_size: int) -> None:
+    """Page numbers in use are numbers of pages, and lengths fit their pages. Reads both."""
+    room = table.shape[1] * page_size
+    needed = torch.full((len(table),), room) if lengths is None else lengths.cpu()
+    if len(needed) and not 0 <= int(needed.min()) <= int(needed.max()) <= room:
+        worst = int(needed.max()) if int(needed.max()) > room else int(needed.min())
+        raise ValueError(f"kv_lengths holds {worst}: must be 0 to {room}, {table.shape[1]} pages of {page_size}")
+    used = torch.arange(table.shape[1])[None] * page_size < needed[:, None]
+    numbers = table.cpu()
+    wrong = used & ((numbers < 0) | (numbers >= pages))
+    if wrong.any():
+        sequence, entry = (int(index) for index in wrong.nonzero()[0])
+        value = int(numbers[sequence, entry])
+        raise ValueError(f"page_table[{sequence}, {entry}]={value}: must be a page of the cache, 0 to {pages - 1}")
+
+
+def keys_of(
+    mask: str | Tensor | Rows | Blocks | None, causal: bool, window: Any, q: Tensor, seq_kv: int,
+    cu_seqlens: tuple[Tensor, Tensor] | None,
+) -> Keys:  # fmt: skip
+    """All conditions on what a row sees, as the kernels take them."""
+    batch, heads, seq_q, _ = q.shape
+    left, right = band(causal, window, seq_q, seq_kv)
+    rows = packed_rows(*cu_seqlens, seq_q, seq_kv, left, right) if cu_seqlens else None
+    if mask is None:
+        return Keys(left, right, rows)
+    if isinstance(mask, str | Rows) and cu_seqlens:
+        raise ValueError(f"mask={mask!r}: packed sequences take causal, window, Blocks or booleans")
+    if isinstance(mask, str):
+        return Keys(left, right, _rows_of_text(mask, q, seq_kv, left, right))
+    if isinstance(mask, Rows):
+        _check_rows(mask, batch, seq_q, q.device)
+        return Keys(left, right, mask if (left, right) == band(False, None, seq_q, seq_kv) else _narrowed(mask, left, right, seq_kv))
+    if isinstance(mask, Blocks):
+        _check_blocks(mask, q, seq_kv)
+        return Keys(left, right, rows, mask)
+    shapes = [[b, h, seq_q, seq_kv] for b in dict.fromkeys((batch, 1)) for h in dict.fromkeys((heads, 1))]
+    if mask.dtype is not torch.bool or mask.device != q.device or list(mask.shape) not in shapes:
+        have = f"{mask.dtype} {list(mask.shape)} on {mask.device}"
+        raise ValueError(f"mask is {have}: must be bool {' or '.join(map(str, shapes))} on {q.device}")
+    return Keys(left, right, rows, blocks_around(mask), mask)
+
+
+def _rows_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> Rows:
+    from attnbench.attention.masks import Grid, parse
+
+    grid = Grid(q.shape[0], q.shape[2], seq_kv)
+    masking = parse(text)
+    masking.check(grid)
+    low, high = (torch.from_numpy(bound).to(q.device) for bound in masking.rows(grid))
+    return rows_of(low, high, left, right, seq_kv)
+
+
+def _narrowed(rows: Rows, left: int, right: int, seq_kv: int) -> Rows:
+    low, high, diagonal = rows.listed
+    return rows_of(low, high, left, right, seq_kv, diagonal)
+
+
+def _check_rows(rows: Rows, batch: int, seq_q: int, device: torch.device) -> None:
+    listed = rows.listed
+    shapes = [[3, b, seq_q] for b in dict.fromkeys((batch, 1))]
+    if listed.dtype is not torch.int32 or listed.device != device or list(listed.shape) not in shapes:
+        have = f"{listed.dtype} {list(listed.shape)} on {listed.device}"
+        raise ValueError(f"mask lists {have}: must be int32 {' or '.join(map(str, shapes))} on {device}")
+
+
+def _check_blocks(blocks: Blocks, q: Tensor, seq_kv: int) -> None:
+    batch, heads, seq_q, _ = q.shape
+    for name in ("block_q", "block_kv"):
+        size = getattr(blocks, name)
+        if size < 16 or size & (size - 1):
+            raise ValueError(f"mask has {name}={size}: must be a power of two from 16")
+    tiles = -(-seq_q // blocks.block_q), -(-seq_kv // blocks.block_kv)
+    for name, counts, count in (("counts", blocks.counts, tiles[0]), ("key_counts", blocks.key_counts, tiles[1])):
+        shapes = [[b, h, count] for b in dict.fromkeys((batch, 1)) for h in dict.fromkeys((heads, 1))]
+        if list(counts.shape) not in shapes or counts.dtype is not torch.int32 or counts.device != q.device:
+            have = f"{counts.dtype} {list(counts.shape)} on {counts.device}"
+            raise ValueError(f"mask has {name} {have}: must be int32 {' or '.join(map(str, shapes))} on {q.device}")
+
+
+def check_cached(q: Tensor, lengths: Tensor | None, seq_kv: int, read: bool) -> None:
+    """The queries are few, and lengths fit the cache; reads them if asked to."""
+    from attnbench.kernels.tiling import DECODE_ROWS_MOST
+
+    if q.shape[2] > DECODE_ROWS_MOST:
+        raise ValueError(f"q has {q.shape[2]} queries of a sequence: decode takes 1 to {DECODE_ROWS_MOST}")
+    if lengths is None:
+        return
+    if lengths.dtype is not torch.int32 or list(lengths.shape) != [q.shape[0]] or lengths.device != q.device:
+        have = f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
+        raise ValueError(f"kv_lengths is {have}: must be int32 [{q.shape[0]}] on {q.device}")
+    if read and len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= seq_kv:
+        worst = int(lengths.max()) if int(lengths.max()) > seq_kv else int(lengths.min())
+        raise ValueError(f"kv_lengths holds {worst}: must be 0 to {seq_kv}, the keys of the cache")
+
+
+def check_paged(q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor | None, read: bool) -> int:
+    """k and v are pages and the table fits them; gives the most keys of a sequence."""
+    pages, page_size = k.shape[:2]
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"v has shape {list(v.shape)}: pages, page_size and heads must be those of k, {list(k.shape)}")
+    if k.shape[3] != q.shape[3]:
+        raise ValueError(f"k has head_dim {k.shape[3]}: must be that of q, {q.shape[3]}")
+    if not PAGE_SIZES[0] <= page_size <= PAGE_SIZES[1]:
+        raise ValueError(f"k has pages of {page_size} tokens: must be {PAGE_SIZES[0]} to {PAGE_SIZES[1]}")
+    if table.dtype is not torch.int32 or table.ndim != 2 or len(table) != q.shape[0] or table.device != q.device:
+        have = f"{table.dtype} {list(table.shape)} on {table.device}"
+        raise ValueError(f"page_table is {have}: must be int32 [{q.shape[0]}, pages of a sequence] on {q.device}")
+    if table.stride(1) != 1:
+        raise ValueError(f"page_table has strides {table.stride()}: the last must be 1")
+    if read:
+        check_pages(table, lengths, pages, page_size)
+    return table.shape[1] * page_size

@@ -1,0 +1,419 @@
+"""From tensors to launches: what each kernel is given, and how it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from attnbench.kernels import backward, decoding, forward, tables
+from attnbench.kernels.masking import Keys
+from attnbench.kernels.tile import INTERPRETED, BlockList, Listed, Operand, Pairs
+from attnbench.kernels.tiling import INTERPRETER, Kernel, Path, Target, Tiling, Work, padded, tiling
+
+DESCRIBED = ("block_q", "block_kv", "warps", "stages", "splits", "parts", "resident", "long_first")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a call asks for beside its tensors, checked."""
+
+    keys: Keys
+    scale: float
+    softcap: float | None = None
+    slopes: Tensor | None = None  # ALiBi, fp32 [batch or 1, heads]
+    dropout: float = 0.0
+    seed: int = 0
+    descale: Tensor | None = None  # fp32 [2, heads]: of q k, and of v
+    precision: str = "ieee"
+    path: str = ""  # one of tiling.Path; empty: the fastest
+    cuts: Mapping[Kernel, Tiling] | None = None  # in place of those of the tables
+    by_distance: bool = False  # the bias is one number for every distance
+
+
+class Call(NamedTuple):
+    """One launch."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    cut: Tiling
+
+
+def operand(tensor: Tensor) -> Operand:
+    """A tensor [batch, heads, rows, columns] whose columns adjoin."""
+    return Operand(tensor, *tensor.stride()[:3])
+
+
+# -- what all kernels are given -------------------------------------------------------------------------------------
+
+
+def _masks(terms: Terms, kernel: Kernel) -> dict[str, Any]:
+    keys = terms.keys
+    found: dict[str, Any] = {"listed": None, "blocks": None, "shown": None, "left": keys.left, "right": keys.right}
+    if keys.rows is not None:
+        listed = keys.rows.listed
+        found["listed"] = Listed(listed, listed.stride(0), listed.stride(1) if listed.shape[1] > 1 else 0)
+    if keys.blocks is not None:
+        from_keys = kernel is Kernel.BACKWARD_KV
+        counts = keys.blocks.key_counts if from_keys else keys.blocks.counts
+        indices = keys.blocks.key_indices if from_keys else keys.blocks.indices
+        found["blocks"] = BlockList(counts, indices, *_shared_strides(counts)[:2], indices.shape[3])
+    if keys.shown is not None:
+        shown = keys.shown.view(torch.uint8)
+        found["shown"] = Pairs(shown, *_shared_strides(shown))
+    return found
+
+
+def _shared_strides(tensor: Tensor) -> list[int]:
+    """Strides, 0 where one entry serves all."""
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def _common(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel) -> dict[str, Any]:
+    batch, heads, seq_q, head_dim = q.shape
+    seq_kv, head_dim_v = v.shape[2:]
+    slopes, keys = terms.slopes, terms.keys
+    extra = terms.softcap is not None or slopes is not None or bias is not None
+    return _masks(terms, kernel) | {
+        "q": operand(q), "k": operand(k), "v": operand(v),
+        "bias": _bias(bias, terms.by_distance), "slopes_ptr": slopes,
+        "slopes_batch": slopes.stride(0) if slopes is not None and slopes.shape[0] > 1 else 0,
+        "pairs": batch * heads, "heads": heads, "seq_q": seq_q, "seq_kv": seq_kv,
+        "scale": float(terms.scale), "softcap": float(terms.softcap or 1.0),
+        "seed": terms.seed, "threshold": round(terms.dropout * 2**31), "amplify": 1.0 / (1.0 - terms.dropout),
+        "GROUP": heads // k.shape[1], "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": padded(head_dim), "BLOCK_E": padded(head_dim_v),
+        "LIST_Q": keys.blocks.block_q if keys.blocks else 1, "LIST_KV": keys.blocks.block_kv if keys.blocks else 1,
+        "FUSED": terms.scale > 0 and not extra, "SOFTCAP": terms.softcap is not None,
+        "BY_DISTANCE": terms.by_distance, "DROPOUT": terms.dropout > 0,
+        "PRECISION": terms.precision, "UPCAST": INTERPRETED,
+    }  # fmt: skip
+
+
+def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
+    if bias is None:
+        return None
+    if by_distance:
+        return Pairs(bias, 0, bias.stride(0) if bias.shape[0] > 1 else 0, 0, bias.stride(1))
+    return Pairs(bias, *_shared_strides(bias))
+
+
+def _cut_of(
+    q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split: str = ""
+) -> Tiling:
+    if terms.cuts and kernel in terms.cuts:
+        return terms.cuts[kernel]
+    keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
+    work = Work(
+        dtype={1: "fp8", 2: "half"}.get(q.element_size(), "tf32" if terms.precision == "tf32" else "fp32"),
+        head_dim=q.shape[3], head_dim_v=v.shape[3], batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1],
+        seq_q=seq_q, seq_kv=seq_kv,
+        masked=keys.hides(seq_q, seq_kv) or keys.shown is not None or keys.blocks is not None,
+        growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
+        list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,
+        descriptors=_no_descriptors(q, k, v) if kernel is Kernel.FORWARD else "", split=split, path=terms.path,
+    )  # fmt: skip
+    return _cached_tiling(work, target_of(q), kernel)
+
+
+@lru_cache(maxsize=4096)
+def _cached_tiling(work: Work, target: Target, kernel: Kernel) -> Tiling:
+    return tiling(work, target, kernel, _users_table())
+
+
+@lru_cache(maxsize=1)
+def _users_table() -> tables.Table:
+    return tables.users()
+
+
+def target_of(tensor: Tensor) -> Target:
+    """The chip on which a tensor lies."""
+    return _target(tensor.device.index or 0) if tensor.device.type == "cuda" else Target(INTERPRETER)
+
+
+@lru_cache(maxsize=64)
+def _target(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return Target(properties.gcnArchName.partition(":")[0], properties.multi_processor_count)
+    major, minor = torch.cuda.get_device_capability(index)
+    return Target(f"sm_{major}{minor}", properties.multi_processor_count)
+
+
+def _no_descriptors(*tensors: Tensor) -> str:
+    """Why tensor descriptors cannot describe these tensors; the rules are those of cuTensorMapEncodeTiled."""
+    for name, tensor in zip("qkv", tensors, strict=True):
+        if tensor.data_ptr() % 16:
+            return f"{name} starts at no multiple of 16 bytes"
+        odd = [stride for stride in tensor.stride()[:3] if stride * tensor.element_size() % 16 or stride == 0]
+        if odd:
+            return f"{name} has a stride of {odd[0]} numbers, no multiple of 16 bytes above 0"
+    return ""
+
+
+def run(call: Call, device: torch.device) -> Any:
+    """Launch it; what Triton says of the compiled kernel, None in the interpreter."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return call.kernel[(call.programs,)](**call.arguments, num_warps=call.cut.warps, num_stages=call.cut.stages)
+
+
+def describe(cut: Tiling, compiled: Any) -> dict[str, Any]:
+    """Facts of a launch: its tiles, and what the compiler made of them."""
+    facts: dict[str, Any] = {"path": cut.path, "triton": triton.__version__, "interpreted": INTERPRETED}
+    facts |= {name: getattr(cut, name) for name in DESCRIBED}
+    if cut.passed_over:
+        facts["passed_over"] = list(cut.passed_over)
+    if compiled is not None:
+        facts["registers"], facts["spilled_registers"] = compiled.n_regs, compiled.n_spills
+        facts["shared_bytes"] = compiled.metadata.shared
+    return facts
+
+
+def new_like(tensor: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """An empty [batch, heads, rows, width], its heads inside or outside its rows as in `tensor`."""
+    batch, heads, rows, _ = tensor.shape
+    if heads > 1 and rows > 1 and tensor.stride(1) < tensor.stride(2):
+        return tensor.new_empty(batch, rows, heads, width, dtype=dtype).transpose(1, 2)
+    return tensor.new_empty(batch, heads, rows, width, dtype=dtype)
+
+
+# -- forward --------------------------------------------------------------------------------------------------------
+
+
+def forward_call(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, bias: Tensor | None, sinks: Tensor | None,
+    terms: Terms, cut: Tiling,
+) -> Call:  # fmt: skip
+    """The launch of a forward pass by pointers or descriptors."""
+    seq_q, seq_kv = q.shape[2], k.shape[2]
+    arguments = _common(q, k, v, bias, terms, Kernel.FORWARD) | {
+        "out": operand(out), "lse_ptr": lse, "sinks_ptr": sinks, "descale_ptr": terms.descale,
+        "resident": cut.resident, "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv, "LONG_FIRST": cut.long_first,
+        "EDGES": terms.keys.hides(seq_q, seq_kv) or seq_kv % cut.block_kv != 0,
+        "DESCRIPTORS": cut.path == Path.DESCRIPTORS,
+    }  # fmt: skip
+    if cut.path == Path.DESCRIPTORS:
+        blocks = {"q": cut.block_q, "k": cut.block_kv, "v": cut.block_kv}
+        for name, tensor in {"q": q, "k": k, "v": v}.items():
+            box = [1, 1, blocks[name], padded(tensor.shape[3])]
+            arguments[name] = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box)
+    return Call(forward.forward_kernel, triton.cdiv(seq_q, cut.block_q) * q.shape[0] * q.shape[1], arguments, cut)
+
+
+def forward_pass(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Terms, with_lse: bool
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """out [batch, heads, seq_q, head_dim_v], lse [batch, heads, seq_q], and the facts of the launch."""
+    out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
+    sinks = None if sinks is None else sinks.float().contiguous()
+    cut = _cut_of(q, k, v, terms, Kernel.FORWARD, split=_no_split(bias, terms))
+    if out.numel() == 0:
+        return out, lse, describe(cut, None)
+    if cut.path == Path.DECODE:
+        compiled = _decode(q, k, v, out, lse, sinks, terms, cut, None, None)
+    else:
+        compiled = run(forward_call(q, k, v, out, lse, bias, sinks, terms, cut), q.device)
+    return out, lse, describe(cut, compiled)
+
+
+def _no_split(bias: Tensor | None, terms: Terms) -> str:
+    keys = terms.keys
+    reasons = {
+        "an additive bias": bias is not None,
+        "dropout": terms.dropout > 0,
+        "intervals of rows": keys.rows is not None,
+        "a list of blocks": keys.blocks is not None,
+        "booleans of pairs": keys.shown is not None,
+    }
+    return next((f"{what} is not split" for what, there in reasons.items() if there), "")
+
+
+# -- decode ---------------------------------------------------------------------------------------------------------
+
+
+def decode_calls(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, terms: Terms, cut: Tiling,
+    lengths: Tensor | None, table: Tensor | None,
+) -> list[Call]:  # fmt: skip
+    """The split pass, and the one that adds the splits up where there are several.
+
+    k and v: [batch, kv_heads, seq_kv, width], or with `table` [pages, kv_heads, page_size, width].
+    """
+    batch, heads, seq_q, head_dim_v = *q.shape[:3], v.shape[3]
+    kv_heads = k.shape[1]
+    page = k.shape[2] if table is not None else 1
+    row_tiles = triton.cdiv(heads // kv_heads * seq_q, cut.block_q)
+    parts, lse_parts, several = out, lse, cut.splits > 1
+    if several:
+        parts = q.new_empty(cut.splits, *q.shape[:3], head_dim_v, dtype=torch.float32)
+        lse_parts = q.new_empty(cut.splits, *q.shape[:3], dtype=torch.float32)
+    common = _common(q, k, v, None, terms, Kernel.DECODE)
+    names = decoding.split_kernel.arg_names
+    arguments = {name: value for name, value in common.items() if name in names} | {
+        "out": operand(parts[0]) if several else operand(out), "lse_ptr": lse_parts, "lengths_ptr": lengths,
+        "table_ptr": table, "sinks_ptr": sinks, "descale_ptr": terms.descale,
+        "table_batch": table.stride(0) if table is not None else 0,
+        "out_split": parts.stride(0) if several else 0,
+        "lse_split": lse_parts.stride(0) if several and lse_parts is not None else 0,
+        "row_tiles": row_tiles, "splits": cut.splits,
+        "seq_kv": k.shape[2] if table is None else table.shape[1] * page,
+        "BLOCK_R": cut.block_q, "BLOCK_KV": cut.block_kv, "PAGE": page,
+    }  # fmt: skip
+    if several:
+        arguments["out"] = Operand(parts, *parts.stride()[1:4])
+    calls = [Call(decoding.split_kernel, batch * kv_heads * row_tiles * cut.splits, arguments, cut)]
+    if several and lse_parts is not None:
+        together = {
+            "parts": Operand(parts, *parts.stride()[1:4]), "lse_parts_ptr": lse_parts, "out": operand(out),
+            "lse_ptr": lse, "part_split": parts.stride(0), "lse_split": lse_parts.stride(0), "heads": heads,
+            "seq_q": seq_q, "splits": cut.splits, "HEAD_DIM_V": head_dim_v, "BLOCK_E": padded(head_dim_v),
+            "BLOCK_S": triton.next_power_of_2(cut.splits),
+        }  # fmt: skip
+        small = Tiling(path=cut.path, block_q=1, block_kv=1, warps=4, stages=1)
+        calls.append(Call(decoding.combine_kernel, batch * heads * seq_q, together, small))
+    return calls
+
+
+def _decode(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, terms: Terms, cut: Tiling,
+    lengths: Tensor | None, table: Tensor | None,
+) -> Any:  # fmt: skip
+    calls = decode_calls(q, k, v, out, lse, sinks, terms, cut, lengths, table)
+    return [run(call, q.device) for call in calls][0]
+
+
+def decode_pass(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, terms: Terms, with_lse: bool, lengths: Tensor | None,
+    table: Tensor | None,
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
+    """As `forward_pass`, for cached keys."""
+    out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
+    sinks = None if sinks is None else sinks.float().contiguous()
+    keys = k if table is None else k.new_empty((q.shape[0], k.shape[1], table.shape[1] * k.shape[2], 0))
+    cut = _cut_of(q, keys, v, terms, Kernel.DECODE)
+    cut = Tiling(**{name: getattr(cut, name) for name in cut.__struct_fields__} | {"path": Path.DECODE.value})
+    compiled = _decode(q, k, v, out, lse, sinks, terms, cut, lengths, table) if out.numel() else None
+    return out, lse, describe(cut, compiled)
+
+
+# -- backward -------------------------------------------------------------------------------------------------------
+
+
+class Saved(NamedTuple):
+    """What a backward pass starts from. delta: fp32 [batch, heads, seq_q], see `delta_call`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    out: Tensor
+    lse: Tensor
+    dout: Tensor
+    delta: Tensor
+
+
+def delta_call(saved: Saved, dlse: Tensor | None) -> Call:
+    """delta = rowsum(out dout) - dlse."""
+    batch, heads, seq_q, head_dim_v = saved.out.shape
+    cut = Tiling(block_q=32, block_kv=1, warps=4, stages=1)
+    arguments = {
+        "out": operand(saved.out), "dout": operand(saved.dout), "dlse_ptr": dlse, "delta_ptr": saved.delta,
+        "pairs": batch * heads, "heads": heads, "seq_q": seq_q,
+        "HEAD_DIM_V": head_dim_v, "BLOCK_E": padded(head_dim_v), "BLOCK_Q": cut.block_q,
+    }  # fmt: skip
+    return Call(backward.delta_kernel, triton.cdiv(seq_q, cut.block_q) * batch * heads, arguments, cut)
+
+
+def _of_backward(saved: Saved, terms: Terms, kernel: Kernel, cut: Tiling) -> dict[str, Any]:
+    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
+    return _common(saved.q, saved.k, saved.v, saved.bias, terms, kernel) | {
+        "dout": operand(saved.dout), "lse_ptr": saved.lse, "delta_ptr": saved.delta, "resident": cut.resident,
+        "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv,
+        # The pass over rows needs no mask at the end of the keys.
+        "EDGES": terms.keys.hides(seq_q, seq_kv) or (kernel is Kernel.BACKWARD_Q and seq_kv % cut.block_kv != 0),
+    }  # fmt: skip
+
+
+def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) -> Call:
+    """dk and dv: [batch, kv_heads * parts, seq_kv, width]."""
+    batch, heads, seq_kv = saved.q.shape[0], saved.q.shape[1], saved.k.shape[2]
+    shares = saved.k.shape[1] * cut.parts
+    arguments = _of_backward(saved, terms, Kernel.BACKWARD_KV, cut) | {
+        "dk": operand(dk), "dv": operand(dv), "pairs": batch * shares, "parts": cut.parts, "GROUP": heads // shares,
+    }  # fmt: skip
+    return Call(backward.key_kernel, triton.cdiv(seq_kv, cut.block_kv) * batch * shares, arguments, cut)
+
+
+def query_call(saved: Saved, dq: Tensor, terms: Terms, cut: Tiling) -> Call:
+    """dq: as q."""
+    batch, heads, seq_q = saved.q.shape[:3]
+    arguments = _of_backward(saved, terms, Kernel.BACKWARD_Q, cut)
+    arguments |= {"dq": operand(dq), "LONG_FIRST": cut.long_first}
+    return Call(backward.query_kernel, triton.cdiv(seq_q, cut.block_q) * batch * heads, arguments, cut)
+
+
+def bias_call(saved: Saved, dbias: Tensor, terms: Terms, cut: Tiling) -> Call:
+    """dbias: fp32 [batch or 1, heads or 1, seq_q, seq_kv]."""
+    batch, seq_q, seq_kv = saved.q.shape[0], saved.q.shape[2], saved.k.shape[2]
+    arguments = _of_backward(saved, terms, Kernel.BACKWARD_Q, cut)
+    for name in ("pairs", "resident", "EDGES"):
+        del arguments[name]
+    arguments |= {
+        "dbias": operand(dbias), "batches": batch, "bias_batches": dbias.shape[0], "bias_heads": dbias.shape[1]
+    }  # fmt: skip
+    programs = triton.cdiv(seq_q, cut.block_q) * triton.cdiv(seq_kv, cut.block_kv) * dbias.shape[0] * dbias.shape[1]
+    return Call(backward.bias_kernel, programs, arguments, cut)
+
+
+def backward_pass(
+    saved: Saved, dlse: Tensor | None, terms: Terms, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+    """dq, dk, dv, the gradient of the bias if it is wanted, and the facts of the launches. Fills `saved.delta`."""
+    q, k, v = saved.q, saved.k, saved.v
+    dq = torch.zeros_like(q) if k.shape[2] == 0 else new_like(q, q.shape[3], q.dtype)
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        return dq, torch.zeros_like(k), torch.zeros_like(v), None, {}
+    run(delta_call(saved, dlse), q.device)
+    key_cut, query_cut = (_cut_of(q, k, v, terms, kernel) for kernel in (Kernel.BACKWARD_KV, Kernel.BACKWARD_Q))
+    dk, dv = (_shares(tensor, key_cut.parts) for tensor in (k, v))
+    of_keys = run(key_call(saved, dk, dv, terms, key_cut), q.device)
+    of_queries = run(query_call(saved, dq, terms, query_cut), q.device)
+    dbias = _bias_gradient(saved, terms, query_cut) if with_bias and saved.bias is not None else None
+    if key_cut.parts > 1:
+        dk, dv = (g.unflatten(1, (-1, key_cut.parts)).sum(2).to(k.dtype) for g in (dk, dv))
+    facts = {"backward_kv": describe(key_cut, of_keys), "backward_q": describe(query_cut, of_queries)}
+    return dq, dk, dv, dbias, facts
+
+
+def _shares(tensor: Tensor, parts: int) -> Tensor:
+    if parts == 1:
+        return new_like(tensor, tensor.shape[3], tensor.dtype)
+    batch, heads, rows, width = tensor.shape
+    return tensor.new_empty(batch, heads * parts, rows, width, dtype=torch.float32)
+
+
+def _bias_gradient(saved: Saved, terms: Terms, cut: Tiling) -> Tensor:
+    """In the shape and dtype of the bias."""
+    bias = saved.bias
+    assert bias is not None
+    batches, heads = (1, bias.shape[0]) if terms.by_distance else bias.shape[:2]
+    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
+    pairs = torch.empty(batches, heads, seq_q, seq_kv, dtype=torch.float32, device=bias.device)
+    run(bias_call(saved, pairs, terms, cut), bias.device)
+    if terms.by_distance:
+        # Read with rows one number shorter, row i moves by seq_q - 1 - i: equal distances stand in one column.
+        wide = pairs.new_zeros(heads, seq_q, seq_q + seq_kv)
+        wide[:, :, :seq_kv] = pairs[0].flip(1)
+        sheared = wide.flatten(1)[:, : seq_q * (seq_q + seq_kv - 1)].unflatten(1, (seq_q, -1))
+        return sheared.sum(1).to(bias.dtype)
+    return pairs.sum_to_size(bias.shape).to(bias.dtype)

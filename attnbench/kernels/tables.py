@@ -1,0 +1,88 @@
+"""Tables of kernel configurations: one CSV format for those that are shipped and those that a user measured.
+
+A key is (kernel, arch, dtype, head_dim padded to a power of two, mask): `mask` is `some`, `none` or `any`.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+COLUMNS = ("kernel", "arch", "dtype", "width", "mask", "block_q", "block_kv", "warps", "stages", "source")
+KEYS = 5
+SHIPPED = Path(__file__).with_name("tiles.csv")
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """Tile sizes, warps and pipeline stages; `source` says why: compiled, or where it was measured."""
+
+    block_q: int
+    block_kv: int
+    warps: int
+    stages: int
+    source: str = ""
+
+
+Key = tuple[str, ...]  # kernel, arch, dtype, width, mask
+Table = dict[Key, Cut]
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Table:
+    """The table of this package."""
+    return read(SHIPPED)
+
+
+def users_file() -> Path:
+    """Where `attnbench tune` writes what it measured on this machine."""
+    from platformdirs import user_config_path
+
+    return user_config_path("attnbench") / "tiles.csv"
+
+
+def users() -> Table:
+    """The user's table; empty where there is none."""
+    path = users_file()
+    return read(path) if path.exists() else {}
+
+
+def read(path: Path) -> Table:
+    """The table of a file. ValueError names the file, the line and the column."""
+    table: Table = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = csv.DictReader(file)
+        if tuple(lines.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: the first line must be {','.join(COLUMNS)}")
+        for number, line in enumerate(lines, start=2):
+            key = tuple(str(line[name]) for name in COLUMNS[:KEYS])
+            sizes = {name: _size(path, number, name, line[name]) for name in ("block_q", "block_kv", "warps", "stages")}
+            table[key] = Cut(**sizes, source=line["source"] or "")
+    return table
+
+
+def write(path: Path, table: Table) -> None:
+    """Write a table; a reader finds the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(COLUMNS)
+        for key, cut in sorted(table.items(), key=_order):
+            out.writerow([*key, cut.block_q, cut.block_kv, cut.warps, cut.stages, cut.source])
+    draft.replace(path)
+
+
+def _order(entry: tuple[Key, Cut]) -> tuple[str, str, str, int, str]:
+    kernel, arch, dtype, width, mask = entry[0]
+    return kernel, arch, dtype, int(width), mask
+
+
+def _size(path: Path, line: int, column: str, text: str | None) -> int:
+    size = int(text) if text and text.isdecimal() else 0
+    rule = "a power of two" if column != "stages" else "a number"
+    if size < 1 or (column != "stages" and size & (size - 1)):
+        raise ValueError(f"{path}: line {line}: {column}={text!r}: must be {rule}")
+    return size
