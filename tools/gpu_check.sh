@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-dist/gpu}
-suites=(${SUITES:-quick llama3-8b bert-base})
+suites=(${SUITES:-kernels quick llama3-8b bert-base})
 total_s=${TOTAL_S:-525}  # nine minutes, less what it takes to stop the last step and to pack
 tests_s=200
 grace_s=25               # from the end of a suite's budget until its table is printed

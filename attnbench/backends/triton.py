@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from msgspec.structs import replace
+
 from attnbench.attention.masks import Causal, Window
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
@@ -19,7 +21,10 @@ FEATURES = frozenset(
 )
 UNTIMED = "interpreted on a CPU: its times mean nothing"
 DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
-LIMITS = {"features": FEATURES, "modes": frozenset(Mode), "head_dim_most": HEAD_DIM_MOST}
+FP8 = Dtype.FP8_E4M3
+LIMITS = Limits(
+    dtypes=DTYPES, forward_only={FP8: (8, 9)}, features=FEATURES, modes=frozenset(Mode), head_dim_most=HEAD_DIM_MOST
+)
 
 
 def arguments(problem: Problem) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def prepare(case: Case, device: str) -> Prepared:
         options |= {"causal": False, "window": None}
         seconds["mask_build"] = time.perf_counter() - started
     facts: dict[str, Any] = {}
-    if problem.dtype is Dtype.FP8_E4M3:
+    if problem.dtype is FP8:
         heads = (problem.heads, problem.kv_heads, problem.kv_heads)
         options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
 
@@ -98,12 +103,7 @@ BACKENDS = {
     "triton": Backend(
         name="triton",
         summary="in-house Triton kernels",
-        limits={
-            "cpu": Limits(dtypes=DTYPES, forward_only={Dtype.FP8_E4M3: (0, 0)}, **LIMITS),
-            "cuda": Limits(
-                dtypes=DTYPES | {Dtype.TF32}, forward_only={Dtype.FP8_E4M3: (8, 9)}, capability=(8, 0), **LIMITS
-            ),
-        },
+        limits={"cpu": LIMITS, "cuda": replace(LIMITS, dtypes=DTYPES | {Dtype.TF32}, capability=(8, 0))},
         prepare=prepare,
         scratch_bytes=scratch_bytes,
         requires=("triton",),

@@ -191,9 +191,7 @@ def blocks(visible: Tensor, block_q: int = 64, block_kv: int = 64) -> Blocks:
     return blocks_of(visible, block_q, block_kv)
 
 
-def t5_bias(
-    table: Tensor, seq_q: int, seq_kv: int, *, bidirectional: bool = True, max_distance: int = 128
-) -> Tensor:
+def t5_bias(table: Tensor, seq_q: int, seq_kv: int, *, bidirectional: bool = True, max_distance: int = 128) -> Tensor:
     """The relative bias of T5 by distance, [heads, seq_q + seq_kv - 1], from its table [buckets, heads].
 
     Half of the buckets are single distances, the others grow by a constant factor up to `max_distance`

@@ -170,7 +170,11 @@ def keys_of(
         return Keys(left, right, _rows_of_text(mask, q, seq_kv, left, right))
     if isinstance(mask, Rows):
         _check_rows(mask, batch, seq_q, q.device)
-        return Keys(left, right, mask if (left, right) == band(False, None, seq_q, seq_kv) else _narrowed(mask, left, right, seq_kv))
+        return Keys(
+            left,
+            right,
+            mask if (left, right) == band(False, None, seq_q, seq_kv) else _narrowed(mask, left, right, seq_kv),
+        )
     if isinstance(mask, Blocks):
         _check_blocks(mask, q, seq_kv)
         return Keys(left, right, rows, mask)

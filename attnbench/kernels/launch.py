@@ -65,7 +65,8 @@ def _masks(terms: Terms, kernel: Kernel) -> dict[str, Any]:
         from_keys = kernel is Kernel.BACKWARD_KV
         counts = keys.blocks.key_counts if from_keys else keys.blocks.counts
         indices = keys.blocks.key_indices if from_keys else keys.blocks.indices
-        found["blocks"] = BlockList(counts, indices, *_shared_strides(counts)[:2], indices.shape[3])
+        batch, head, _ = _shared_strides(counts)
+        found["blocks"] = BlockList(counts, indices, batch, head, indices.shape[3])
     if keys.shown is not None:
         shown = keys.shown.view(torch.uint8)
         found["shown"] = Pairs(shown, *_shared_strides(shown))
@@ -106,9 +107,7 @@ def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
     return Pairs(bias, *_shared_strides(bias))
 
 
-def _cut_of(
-    q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split: str = ""
-) -> Tiling:
+def _cut_of(q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split: str = "") -> Tiling:
     if terms.cuts and kernel in terms.cuts:
         return terms.cuts[kernel]
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
@@ -288,7 +287,8 @@ def _decode(
     lengths: Tensor | None, table: Tensor | None,
 ) -> Any:  # fmt: skip
     calls = decode_calls(q, k, v, out, lse, sinks, terms, cut, lengths, table)
-    return [run(call, q.device) for call in calls][0]
+    compiled = [run(call, q.device) for call in calls]
+    return compiled[0]
 
 
 def decode_pass(
@@ -415,5 +415,7 @@ def _bias_gradient(saved: Saved, terms: Terms, cut: Tiling) -> Tensor:
         wide = pairs.new_zeros(heads, seq_q, seq_q + seq_kv)
         wide[:, :, :seq_kv] = pairs[0].flip(1)
         sheared = wide.flatten(1)[:, : seq_q * (seq_q + seq_kv - 1)].unflatten(1, (seq_q, -1))
-        return sheared.sum(1).to(bias.dtype)
-    return pairs.sum_to_size(bias.shape).to(bias.dtype)
+        steps: Tensor = sheared.sum(1)
+        return steps.to(bias.dtype)
+    summed: Tensor = pairs.sum_to_size(bias.shape)
+    return summed.to(bias.dtype)

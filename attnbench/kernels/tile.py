@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 
 
 class BlockList(NamedTuple):
-    """For every tile of a list how many blocks it meets [batch, heads, tiles], and which [batch, heads, tiles, most]."""
+    """How many blocks every tile of a list meets [batch, heads, tiles], and which [batch, heads, tiles, most]."""
 
     counts: Any
     indices: Any

@@ -141,6 +141,8 @@ def _no_descriptors(work: Work, target: Target) -> str:
     nvidia = re.fullmatch(r"sm_(\d+)", target.arch)
     if target.arch != INTERPRETER and not (nvidia and int(nvidia[1]) >= 90):
         return f"{target.arch} has no tensor memory accelerator (sm_90 and later have)"
+    if work.dtype in ("fp32", "tf32"):
+        return "numbers of 32 bits go through registers anyway"
     if work.descriptors:
         return work.descriptors
     if work.list_q:
@@ -173,8 +175,7 @@ def _cut(
         path=path.value,
         block_q=block_q,
         block_kv=block_kv,
-        # Below 64 rows eight warps would have no rows of their own.
-        warps=cut.warps if max(block_q, block_kv if kernel is Kernel.BACKWARD_KV else 0) >= 64 else min(cut.warps, 4),
+        warps=_warps(cut, kernel, block_q, block_kv),
         stages=cut.stages,
         splits=splits,
         parts=parts,
@@ -184,19 +185,31 @@ def _cut(
     )
 
 
+def _warps(cut: Cut, kernel: Kernel, block_q: int, block_kv: int) -> int:
+    """Those of the table, unless a short sequence leaves a tile that eight warps could not share."""
+    rows, of_table = (block_kv, cut.block_kv) if kernel is Kernel.BACKWARD_KV else (block_q, cut.block_q)
+    return min(cut.warps, 4) if rows < min(64, of_table) else cut.warps
+
+
 def _entry(work: Work, target: Target, kernel: Kernel, table: Table | None) -> Cut:
     if target.arch == INTERPRETER:
         return Cut(block_q=32, block_kv=32, warps=1, stages=1)
     width = max(64, padded(max(work.head_dim, work.head_dim_v)))
     dtype = "fp32" if work.dtype == "tf32" else work.dtype
     # The user's entries are for one arch; the shipped ones for its family.
-    for rows, arch in ((table or {}, target.arch), (table or {}, family(target.arch)), (shipped(), family(target.arch))):
+    for rows, arch in (
+        (table or {}, target.arch),
+        (table or {}, family(target.arch)),
+        (shipped(), family(target.arch)),
+    ):
         if found := _find(rows, kernel, arch, dtype, width, work.masked):
             return found
     raise ValueError(f"no configuration of {kernel} for {work.dtype} on {target.arch}")
 
 
-def _find(rows: Mapping[tuple[str, ...], Cut], kernel: str, arch: str, dtype: str, width: int, masked: bool) -> Cut | None:
+def _find(
+    rows: Mapping[tuple[str, ...], Cut], kernel: str, arch: str, dtype: str, width: int, masked: bool
+) -> Cut | None:
     for mask in ("some" if masked else "none", "any"):
         if found := rows.get((kernel, arch, dtype, str(width), mask)):
             return found

@@ -27,18 +27,18 @@ from attnbench.kernels.launch import Call
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Matrix products of each architecture: those of tensor cores, and their operands.
+# Matrix products on tensor cores. On Hopper and data centre Blackwell small ones still go by mma.sync.
 PRODUCTS = {
     "sm_80": r"\bmma\.sync\.\S+",
-    "sm_86": r"\bmma\.sync\.\S+",
-    "sm_90": r"\bwgmma\.mma_async\.\S+",
-    "sm_100": r"\btcgen05\.mma\.\S+",
+    "sm_89": r"\bmma\.sync\.\S+",
+    "sm_90": r"\b(?:wgmma\.mma_async|mma\.sync)\.\S+",
+    "sm_100": r"\b(?:tcgen05\.mma|mma\.sync)\.\S+",
     "sm_120": r"\bmma\.sync\.\S+",
     "gfx942": r"\bv_mfma_\S+",
 }

@@ -1,4 +1,4 @@
-"""Every shipped configuration of the Triton kernels, compiled ahead of time for GPUs that are not here.
+"""Every shipped configuration and every feature of the Triton kernels, compiled for GPUs that are not here.
 
 Compiling needs TRITON_INTERPRET to be unset, so these tests need a process of their own: `test_triton.py` starts it,
 and no collection finds this file by itself.
@@ -6,170 +6,90 @@ and no collection finds this file by itself.
 
 from __future__ import annotations
 
-import re
-import subprocess
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from attnbench.kernels import portable
-from attnbench.kernels.tiling import SHARED_BYTES, TABLE, padded
+from tests.compiled.build import Built, build
+from tests.compiled.grid import Variant, call_of, everything, shared_limit
+from tests.compiled.table import BEGIN, DOCUMENT, row
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_86": GPUTarget("cuda", 86, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-# The matrix products of bf16 on each architecture.
-PRODUCTS = {
-    "sm_80": r"mma\.sync\.\S*bf16\.bf16",
-    "sm_86": r"mma\.sync\.\S*bf16\.bf16",
-    "sm_90": r"wgmma\.mma_async\.\S*bf16\.bf16",
-    "sm_100": r"tcgen05\.mma\.\S*kind::f16",
-    "gfx942": r"v_mfma_f32_\S*bf16",
-}
-# Bytes of spill stores that are borne. IEEE float32 keeps its operands in registers, as it uses no tensor core.
-SPILLED_MOST = {2: 0, 4: 1024}
+# Bytes of spill stores that are borne, by the start of a name. Whatever is not listed may spill none.
+SPILLS: dict[str, int] = {}
 CHOSEN_WITH = "3.7"  # the tables go by what this Triton compiles
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+QUICK = (
+    Variant("forward", "sm_90"),
+    Variant("forward", "sm_80", mask="none"),
+    Variant("forward_tma", "sm_90"),
+    Variant("backward_kv", "sm_90"),
+    Variant("backward_q", "sm_80"),
+    Variant("decode", "sm_90", feature="pages"),
+    Variant("forward", "gfx942"),
+)
+GRID = [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in everything() if one not in QUICK)]
+every_variant = pytest.mark.parametrize("variant", GRID, ids=lambda variant: variant.name.replace(" ", "-"))
 
 
-class Variant(NamedTuple):
-    """What a kernel is specialised for."""
-
-    family: str
-    dtype: str
-    width: int
-    mask: str = "none"  # none, causal, rows
-    softcap: bool = False
-    precision: str = "ieee"
+def built(variant: Variant) -> Built:
+    made = build(call_of(variant), variant.arch)
+    assert not made.error
+    return made
 
 
-def label(variant: Variant) -> str:
-    return "-".join(str(value) for value in variant)
-
-
-class Built(NamedTuple):
-    """What the compiler made."""
-
-    assembly: str
-    shared_bytes: int
-    spilled_bytes: int
-    remarks: str
-
-
-def constants(variant: Variant) -> dict[str, Any]:
-    """As `portable.forward` gives them, with contiguous tensors."""
-    block_q, block_kv, _, _ = TABLE[variant.family, size(variant), variant.width]
-    fixed: dict[str, Any] = {
-        "GROUP": 4,
-        "HEAD_DIM": variant.width,
-        "HEAD_DIM_V": variant.width,
-        "BLOCK_D": padded(variant.width),
-        "BLOCK_E": padded(variant.width),
-        "BLOCK_Q": block_q,
-        "BLOCK_KV": block_kv,
-        "LONG_FIRST": variant.mask == "causal",
-        "ROWS": variant.mask == "rows",
-        "EDGES": variant.mask != "none",
-        "FUSED": not variant.softcap,
-        "SOFTCAP": variant.softcap,
-        "LSE": True,
-        "PRECISION": variant.precision,
-        "UPCAST": False,
-    }
-    fixed |= dict.fromkeys(("stride_qd", "stride_kd", "stride_ve", "stride_oe"), 1)
-    return fixed if variant.mask == "rows" else fixed | {"low_ptr": None, "high_ptr": None}
-
-
-def size(variant: Variant) -> int:
-    return 4 if variant.dtype == "fp32" else 2
-
-
-def kind(name: str, dtype: str) -> str:
-    kinds = {"lse_ptr": "*fp32", "low_ptr": "*i32", "high_ptr": "*i32", "scale": "fp32", "softcap": "fp32"}
-    return kinds.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-
-
-@cache
-def build(variant: Variant) -> Built:
-    names, fixed = portable.forward_kernel.arg_names, constants(variant)
-    signature = {name: "constexpr" if name in fixed else kind(name, variant.dtype) for name in names}
-    aligned = [
-        index
-        for index, name in enumerate(names)
-        if name not in fixed and name != "stride_rows" and (name.endswith("_ptr") or name.startswith("stride_"))
-    ]
-    source = ASTSource(
-        portable.forward_kernel,
-        signature,
-        constexprs={(names.index(name),): value for name, value in fixed.items()},
-        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
-    )
-    _, _, warps, stages = TABLE[variant.family, size(variant), variant.width]
-    target = TARGETS[variant.family]
-    compiled = triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
-    if target.backend == "hip":
-        assembly = compiled.asm["amdgcn"]
-        spilled = re.findall(r"vgpr_spill_count: *(\d+)", assembly)
-        return Built(assembly, compiled.metadata.shared, 4 * int(spilled[0]), "")
-    remarks = assemble(compiled.asm["ptx"], variant.family)
-    spilled = re.findall(r"(\d+) bytes spill stores", remarks)
-    return Built(compiled.asm["ptx"], compiled.metadata.shared, int(spilled[0]), remarks)
-
-
-def assemble(ptx: str, family: str) -> str:
-    """What ptxas says of it."""
-    number = int(family.removeprefix("sm_"))
-    program = BINARIES / ("ptxas-blackwell" if number >= 100 else "ptxas")
-    name = family + ("a" if number >= 90 else "")
-    command = [program, "-v", "--gpu-name", name, "--output-file", "/dev/null", "/dev/stdin"]
-    done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
-
-
-QUICK = [Variant("sm_90", "bf16", 128, "causal"), Variant("sm_80", "bf16", 64)]
-SLOW = [
-    *(Variant(family, "bf16", width, mask) for family in TARGETS for width in (64, 128) for mask in ("none", "causal")),
-    *(Variant(family, "bf16", 256, "causal") for family in TARGETS),
-    *(Variant(family, "bf16", 128, "rows") for family in TARGETS),
-    *(Variant(family, "fp16", 128, "causal", softcap=True) for family in TARGETS),
-]
-IEEE = [Variant(family, "fp32", width, "causal") for family in ("sm_80", "sm_90", "gfx942") for width in (64, 128, 256)]
-TF32 = [
-    Variant(family, "fp32", width, "causal", precision="tf32") for family in ("sm_80", "sm_90") for width in (64, 128)
-]
-HALVES = [*QUICK, *(pytest.param(variant, marks=pytest.mark.slow) for variant in SLOW if variant not in QUICK)]
-FLOATS = [pytest.param(variant, marks=pytest.mark.slow) for variant in (*IEEE, *TF32)]
-
-
-@pytest.mark.parametrize("variant", [*HALVES, *FLOATS], ids=label)
+@every_variant
 def test_shared_memory_fits(variant: Variant) -> None:
-    assert build(variant).shared_bytes <= SHARED_BYTES[variant.family]
+    assert built(variant).shared_bytes <= shared_limit(variant.arch)
+
+
+@every_variant
+def test_a_block_has_the_registers_it_needs(variant: Variant) -> None:
+    made = built(variant)
+    file = 2**16 if variant.arch.startswith("sm") else 4 * 512 * 64
+    assert made.registers * made.threads <= file
 
 
 @pytest.mark.skipif(
     not triton.__version__.startswith(CHOSEN_WITH), reason=f"the tables were chosen with Triton {CHOSEN_WITH}"
 )
-@pytest.mark.parametrize("variant", [*HALVES, *FLOATS], ids=label)
-def test_registers_hold_what_a_kernel_needs(variant: Variant) -> None:
-    assert build(variant).spilled_bytes <= SPILLED_MOST[size(variant)]
+@every_variant
+def test_nothing_spills_but_what_is_listed(variant: Variant) -> None:
+    borne = max((most for start, most in SPILLS.items() if variant.name.startswith(start)), default=0)
+    assert built(variant).spilled_bytes <= borne
 
 
-@pytest.mark.parametrize("variant", [*HALVES, *FLOATS], ids=label)
+@every_variant
 def test_asynchronous_products_are_not_serialised(variant: Variant) -> None:
-    assert "serialized" not in build(variant).remarks
+    assert not built(variant).serialized
 
 
-@pytest.mark.parametrize("variant", [variant for variant in HALVES if "bf16" in str(variant)], ids=label)
-def test_products_of_bf16_run_on_tensor_cores(variant: Variant) -> None:
-    found = re.findall(PRODUCTS[variant.family], build(variant).assembly)
-    loops = 1 if variant.mask == "none" else 2
-    assert len(found) >= 2 * loops  # q k and p v
+@every_variant
+def test_products_run_on_tensor_cores(variant: Variant) -> None:
+    made = built(variant)
+    if variant.dtype == "fp32" or variant.feature in ("combine", "delta"):
+        assert not any("f16" in name or "bf16" in name for name in made.products)
+        return
+    operands = {"half": "bf16", "fp16": "f16", "fp8": "e4m3"}[variant.dtype]
+    names = " ".join(made.products)
+    if variant.arch == "sm_100" and "tcgen05" in names:
+        operands = {"fp8": "f8f6f4"}.get(variant.dtype, "kind::f16")
+    if variant.dtype == "fp8" and variant.kernel == "decode":
+        operands = "bf16"  # keys of 8 bits are widened: reading them is what takes the time
+    assert operands in names
+    if variant.arch == "sm_90" and variant.kernel != "decode":
+        assert "wgmma" in names
+
+
+@every_variant
+def test_descriptors_are_read_in_bulk(variant: Variant) -> None:
+    copies = built(variant).copies
+    assert copies > 0 if variant.kernel == "forward_tma" else copies == 0
+
+
+@pytest.mark.skipif(
+    not triton.__version__.startswith(CHOSEN_WITH), reason="the document was written with another Triton"
+)
+@pytest.mark.parametrize("variant", QUICK, ids=lambda variant: variant.name.replace(" ", "-"))
+def test_the_document_tells_what_is_compiled(variant: Variant) -> None:
+    text = Path(DOCUMENT).read_text(encoding="utf-8").partition(BEGIN)[2]
+    assert row(variant, built(variant)) in text.splitlines()
