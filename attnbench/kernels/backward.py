@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.tile import LOG2E, extent, intervals, kept, logits, place, read
+from attnbench.kernels.tile import LOG2E, extent, intervals, kept, logits, place, read, start_of
 
 
 @triton.jit
@@ -23,14 +23,14 @@ def delta_kernel(
 ):  # fmt: skip
     """delta = rowsum(out dout), less the gradient of the log-sum-exp where there is one."""
     tile, pair = place(tl.cdiv(seq_q, BLOCK_Q), pairs, 1, False)
-    batch = tl.cast(pair // heads, tl.int64)
-    head = tl.cast(pair % heads, tl.int64)
+    batch = pair // heads
+    head = pair % heads
     row = tile * BLOCK_Q
     rows_Q = row + tl.arange(0, BLOCK_Q)
     columns_E = tl.arange(0, BLOCK_E)
     inside_Q = rows_Q < seq_q
-    out_base = out.pointer + batch * out.batch + head * out.head
-    dout_base = dout.pointer + batch * dout.batch + head * dout.head
+    out_base = start_of(out, batch, head, False)
+    dout_base = start_of(dout, batch, head, False)
     out_QE = read(out, out_base, batch, head, row, inside_Q, columns_E, True, HEAD_DIM_V, BLOCK_Q)
     dout_QE = read(dout, dout_base, batch, head, row, inside_Q, columns_E, True, HEAD_DIM_V, BLOCK_Q)
     delta_Q = tl.sum(out_QE.to(tl.float32) * dout_QE.to(tl.float32), 1)
@@ -81,9 +81,9 @@ def _gather_rows(
     tiles, tiles_left, start, start_right, listing, key, left, right, batch, head, seq_q, seq_kv, scale, softcap,
     seed, threshold, amplify,
     HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, LIST_Q: tl.constexpr, MASKED: tl.constexpr, FUSED: tl.constexpr,
-    SOFTCAP: tl.constexpr, BY_DISTANCE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, LIST_Q: tl.constexpr, RAGGED: tl.constexpr, MASKED: tl.constexpr,
+    FUSED: tl.constexpr, SOFTCAP: tl.constexpr, BY_DISTANCE: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Take in tiles of queries of one head: the sums of ds q and of p dout."""
     inside_Q = tl.arange(0, BLOCK_Q)
@@ -98,8 +98,8 @@ def _gather_rows(
             row = tile * BLOCK_Q + (tl.where(tile < tiles_left, start, start_right) if MASKED else start)
         row = tl.multiple_of(row, BLOCK_Q)
         rows_Q = row + inside_Q
-        q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, True, HEAD_DIM, BLOCK_Q)
-        dout_QE = read(dout, dout_base, batch, head, row, rows_Q < seq_q, columns_E, True, HEAD_DIM_V, BLOCK_Q)
+        q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, RAGGED, HEAD_DIM, BLOCK_Q)
+        dout_QE = read(dout, dout_base, batch, head, row, rows_Q < seq_q, columns_E, RAGGED, HEAD_DIM_V, BLOCK_Q)
         if UPCAST:
             q_QD = q_QD.to(tl.float32)
             dout_QE = dout_QE.to(tl.float32)
@@ -139,9 +139,9 @@ def key_kernel(
     q, k, v, dout, dk, dv, lse_ptr, delta_ptr, listed, blocks, shown, bias, slopes_ptr,
     slopes_batch, pairs, heads, parts, seq_q, seq_kv, left, right, resident, scale, softcap, seed, threshold, amplify,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, LIST_Q: tl.constexpr, LIST_KV: tl.constexpr, EDGES: tl.constexpr,
-    FUSED: tl.constexpr, SOFTCAP: tl.constexpr, BY_DISTANCE: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, LIST_Q: tl.constexpr, LIST_KV: tl.constexpr, RAGGED: tl.constexpr,
+    EDGES: tl.constexpr, FUSED: tl.constexpr, SOFTCAP: tl.constexpr, BY_DISTANCE: tl.constexpr, DROPOUT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of keys, summed over GROUP query heads, which are one of `parts` shares of a key head's."""
     tile, pair = place(tl.cdiv(seq_kv, BLOCK_KV), pairs, resident, False)
@@ -154,10 +154,11 @@ def key_kernel(
     keys_K = key + tl.arange(0, BLOCK_KV)
     columns_D = tl.arange(0, BLOCK_D)
     columns_E = tl.arange(0, BLOCK_E)
-    k_base = k.pointer + batch_64 * k.batch + tl.cast(kv_head, tl.int64) * k.head
-    v_base = v.pointer + batch_64 * v.batch + tl.cast(kv_head, tl.int64) * v.head
-    k_KD = read(k, k_base, batch, kv_head, key, keys_K < seq_kv, columns_D, True, HEAD_DIM, BLOCK_KV)
-    v_KE = read(v, v_base, batch, kv_head, key, keys_K < seq_kv, columns_E, True, HEAD_DIM_V, BLOCK_KV)
+    some: tl.constexpr = not DESCRIPTORS  # a descriptor gives zeros beyond the end by itself
+    k_base = start_of(k, batch, kv_head, DESCRIPTORS)
+    v_base = start_of(v, batch, kv_head, DESCRIPTORS)
+    k_KD = read(k, k_base, batch, kv_head, key, keys_K < seq_kv, columns_D, some, HEAD_DIM, BLOCK_KV)
+    v_KE = read(v, v_base, batch, kv_head, key, keys_K < seq_kv, columns_E, some, HEAD_DIM_V, BLOCK_KV)
     if UPCAST:
         k_KD = k_KD.to(tl.float32)
         v_KE = v_KE.to(tl.float32)
@@ -186,10 +187,9 @@ def key_kernel(
     tiles_left = whole - start
     for member in tl.range(0, GROUP):
         head = share * GROUP + member
-        head_64 = tl.cast(head, tl.int64)
-        q_base = q.pointer + batch_64 * q.batch + head_64 * q.head
-        dout_base = dout.pointer + batch_64 * dout.batch + head_64 * dout.head
-        at = (batch_64 * heads + head_64) * seq_q
+        q_base = start_of(q, batch, head, DESCRIPTORS)
+        dout_base = start_of(dout, batch, head, DESCRIPTORS)
+        at = (batch_64 * heads + head) * seq_q
         slope = None
         if slopes_ptr is not None:
             slope = tl.load(slopes_ptr + batch * slopes_batch + head)
@@ -200,8 +200,8 @@ def key_kernel(
                 dk_KD, dv_KE, k_KD, v_KE, q, dout, q_base, dout_base, lse_ptr, delta_ptr, at, listed, bias, shown,
                 slope, count, 0, 0, 0, blocks.indices + place_in_list * blocks.most,
                 key, left, right, batch, head, seq_q, seq_kv, scale, softcap, seed, threshold, amplify,
-                HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_E, BLOCK_Q, BLOCK_KV, LIST_Q, EDGES, FUSED, SOFTCAP, BY_DISTANCE,
-                DROPOUT, PRECISION, UPCAST,
+                HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_E, BLOCK_Q, BLOCK_KV, LIST_Q, RAGGED, EDGES, FUSED, SOFTCAP,
+                BY_DISTANCE, DROPOUT, PRECISION, UPCAST,
             )  # fmt: skip
         else:
             if EDGES:
@@ -210,7 +210,7 @@ def key_kernel(
                     slope, tiles_left + end - whole_end, tiles_left, start * BLOCK_Q,
                     (whole_end - tiles_left) * BLOCK_Q, None,
                     key, left, right, batch, head, seq_q, seq_kv, scale, softcap, seed, threshold, amplify,
-                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_E, BLOCK_Q, BLOCK_KV, LIST_Q, True, FUSED, SOFTCAP,
+                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_E, BLOCK_Q, BLOCK_KV, LIST_Q, RAGGED, True, FUSED, SOFTCAP,
                     BY_DISTANCE, DROPOUT, PRECISION, UPCAST,
                 )  # fmt: skip
             if listed is None:
@@ -218,7 +218,7 @@ def key_kernel(
                     dk_KD, dv_KE, k_KD, v_KE, q, dout, q_base, dout_base, lse_ptr, delta_ptr, at, listed, bias, shown,
                     slope, whole_end - whole, 0, whole * BLOCK_Q, 0, None,
                     key, left, right, batch, head, seq_q, seq_kv, scale, softcap, seed, threshold, amplify,
-                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_E, BLOCK_Q, BLOCK_KV, LIST_Q, False, FUSED, SOFTCAP,
+                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_E, BLOCK_Q, BLOCK_KV, LIST_Q, RAGGED, False, FUSED, SOFTCAP,
                     BY_DISTANCE, DROPOUT, PRECISION, UPCAST,
                 )  # fmt: skip
 
@@ -258,6 +258,7 @@ def _gather_keys(
             at = tile * BLOCK_KV + (tl.where(tile < tiles_left, start, start_right) if MASKED else start)
         at = tl.multiple_of(at, BLOCK_KV)
         read_K = (at + keys_K >= first) & (at + keys_K < last)
+        # In ds k a weight of 0 would not save from NaN in a key that is not seen.
         k_KD = read(k, k_base, batch, kv_head, at, read_K, columns_D, MASKED, HEAD_DIM, BLOCK_KV)
         v_KE = read(v, v_base, batch, kv_head, at, read_K, columns_E, MASKED, HEAD_DIM_V, BLOCK_KV)
         if UPCAST:
@@ -281,7 +282,8 @@ def query_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, LIST_Q: tl.constexpr, LIST_KV: tl.constexpr,
     LONG_FIRST: tl.constexpr, EDGES: tl.constexpr, FUSED: tl.constexpr, SOFTCAP: tl.constexpr,
-    BY_DISTANCE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BY_DISTANCE: tl.constexpr, DROPOUT: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dq of one tile of queries of one head."""
     tile, pair = place(tl.cdiv(seq_q, BLOCK_Q), pairs, resident, LONG_FIRST)
@@ -294,12 +296,13 @@ def query_kernel(
     rows_Q = row + tl.arange(0, BLOCK_Q)
     columns_D = tl.arange(0, BLOCK_D)
     columns_E = tl.arange(0, BLOCK_E)
-    q_base = q.pointer + batch_64 * q.batch + head_64 * q.head
-    dout_base = dout.pointer + batch_64 * dout.batch + head_64 * dout.head
-    k_base = k.pointer + batch_64 * k.batch + head_64 // GROUP * k.head
-    v_base = v.pointer + batch_64 * v.batch + head_64 // GROUP * v.head
-    q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, True, HEAD_DIM, BLOCK_Q)
-    dout_QE = read(dout, dout_base, batch, head, row, rows_Q < seq_q, columns_E, True, HEAD_DIM_V, BLOCK_Q)
+    some: tl.constexpr = not DESCRIPTORS
+    q_base = start_of(q, batch, head, DESCRIPTORS)
+    dout_base = start_of(dout, batch, head, DESCRIPTORS)
+    k_base = start_of(k, batch, kv_head, DESCRIPTORS)
+    v_base = start_of(v, batch, kv_head, DESCRIPTORS)
+    q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, some, HEAD_DIM, BLOCK_Q)
+    dout_QE = read(dout, dout_base, batch, head, row, rows_Q < seq_q, columns_E, some, HEAD_DIM_V, BLOCK_Q)
     if UPCAST:
         q_QD = q_QD.to(tl.float32)
         dout_QE = dout_QE.to(tl.float32)
@@ -378,10 +381,10 @@ def bias_kernel(
         batch_64 = tl.cast(batch, tl.int64)
         head_64 = tl.cast(head, tl.int64)
         low_Q, high_Q, diagonal_Q = intervals(rows_Q, listed, batch_64, seq_q, seq_kv, left, right)
-        q_base = q.pointer + batch_64 * q.batch + head_64 * q.head
-        dout_base = dout.pointer + batch_64 * dout.batch + head_64 * dout.head
-        k_base = k.pointer + batch_64 * k.batch + head_64 // GROUP * k.head
-        v_base = v.pointer + batch_64 * v.batch + head_64 // GROUP * v.head
+        q_base = start_of(q, batch, head, False)
+        dout_base = start_of(dout, batch, head, False)
+        k_base = start_of(k, batch, head // GROUP, False)
+        v_base = start_of(v, batch, head // GROUP, False)
         q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, True, HEAD_DIM, BLOCK_Q)
         dout_QE = read(dout, dout_base, batch, head, row, rows_Q < seq_q, columns_E, True, HEAD_DIM_V, BLOCK_Q)
         k_KD = read(k, k_base, batch, head, key, keys_K < seq_kv, columns_D, True, HEAD_DIM, BLOCK_KV)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.tile import LN2, LOG2E, extent, intervals, kept, logits, place, read
+from attnbench.kernels.tile import LN2, LOG2E, extent, intervals, kept, logits, place, read, start_of
 
 
 @triton.jit
@@ -99,15 +99,11 @@ def forward_kernel(
     head_64 = tl.cast(head, tl.int64)
     rows_Q = row + tl.arange(0, BLOCK_Q)
     columns_D = tl.arange(0, BLOCK_D)
-    if DESCRIPTORS:
-        q_QD = read(q, None, batch, head, row, rows_Q < seq_q, columns_D, False, HEAD_DIM, BLOCK_Q)
-        k_base = None
-        v_base = None
-    else:
-        q_base = q.pointer + batch_64 * q.batch + head_64 * q.head
-        q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, True, HEAD_DIM, BLOCK_Q)
-        k_base = k.pointer + batch_64 * k.batch + head_64 // GROUP * k.head
-        v_base = v.pointer + batch_64 * v.batch + head_64 // GROUP * v.head
+    some: tl.constexpr = not DESCRIPTORS  # a descriptor gives zeros beyond the end by itself
+    q_base = start_of(q, batch, head, DESCRIPTORS)
+    k_base = start_of(k, batch, kv_head, DESCRIPTORS)
+    v_base = start_of(v, batch, kv_head, DESCRIPTORS)
+    q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, some, HEAD_DIM, BLOCK_Q)
     if UPCAST:
         q_QD = q_QD.to(tl.float32)
     slope = None

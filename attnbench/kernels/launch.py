@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from msgspec.structs import replace
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -107,7 +108,9 @@ def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
     return Pairs(bias, *_shared_strides(bias))
 
 
-def _cut_of(q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split: str = "") -> Tiling:
+def _cut_of(
+    q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split: str = "", dout: Tensor | None = None
+) -> Tiling:
     if terms.cuts and kernel in terms.cuts:
         return terms.cuts[kernel]
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
@@ -118,7 +121,7 @@ def _cut_of(q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split
         masked=keys.hides(seq_q, seq_kv) or keys.shown is not None or keys.blocks is not None,
         growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
         list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,
-        descriptors=_no_descriptors(q, k, v) if kernel is Kernel.FORWARD else "", split=split, path=terms.path,
+        descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split, path=terms.path,
     )  # fmt: skip
     return _cached_tiling(work, target_of(q), kernel)
 
@@ -147,9 +150,11 @@ def _target(index: int) -> Target:
     return Target(f"sm_{major}{minor}", properties.multi_processor_count)
 
 
-def _no_descriptors(*tensors: Tensor) -> str:
+def _no_descriptors(**tensors: Tensor | None) -> str:
     """Why tensor descriptors cannot describe these tensors; the rules are those of cuTensorMapEncodeTiled."""
-    for name, tensor in zip("qkv", tensors, strict=True):
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
         if tensor.data_ptr() % 16:
             return f"{name} starts at no multiple of 16 bytes"
         odd = [stride for stride in tensor.stride()[:3] if stride * tensor.element_size() % 16 or stride == 0]
@@ -197,13 +202,8 @@ def forward_call(
         "out": operand(out), "lse_ptr": lse, "sinks_ptr": sinks, "descale_ptr": terms.descale,
         "resident": cut.resident, "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv, "LONG_FIRST": cut.long_first,
         "EDGES": terms.keys.hides(seq_q, seq_kv) or seq_kv % cut.block_kv != 0,
-        "DESCRIPTORS": cut.path == Path.DESCRIPTORS,
     }  # fmt: skip
-    if cut.path == Path.DESCRIPTORS:
-        blocks = {"q": cut.block_q, "k": cut.block_kv, "v": cut.block_kv}
-        for name, tensor in {"q": q, "k": k, "v": v}.items():
-            box = [1, 1, blocks[name], padded(tensor.shape[3])]
-            arguments[name] = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box)
+    arguments |= _sources({"q": q, "k": k, "v": v}, cut)
     return Call(forward.forward_kernel, triton.cdiv(seq_q, cut.block_q) * q.shape[0] * q.shape[1], arguments, cut)
 
 
@@ -301,7 +301,7 @@ def decode_pass(
     sinks = None if sinks is None else sinks.float().contiguous()
     keys = k if table is None else k.new_empty((q.shape[0], k.shape[1], table.shape[1] * k.shape[2], 0))
     cut = _cut_of(q, keys, v, terms, Kernel.DECODE)
-    cut = Tiling(**{name: getattr(cut, name) for name in cut.__struct_fields__} | {"path": Path.DECODE.value})
+    cut = replace(cut, path=Path.DECODE.value)
     compiled = _decode(q, k, v, out, lse, sinks, terms, cut, lengths, table) if out.numel() else None
     return out, lse, describe(cut, compiled)
 
@@ -336,12 +336,24 @@ def delta_call(saved: Saved, dlse: Tensor | None) -> Call:
 
 def _of_backward(saved: Saved, terms: Terms, kernel: Kernel, cut: Tiling) -> dict[str, Any]:
     seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
-    return _common(saved.q, saved.k, saved.v, saved.bias, terms, kernel) | {
+    arguments = _common(saved.q, saved.k, saved.v, saved.bias, terms, kernel) | {
         "dout": operand(saved.dout), "lse_ptr": saved.lse, "delta_ptr": saved.delta, "resident": cut.resident,
         "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv,
         # The pass over rows needs no mask at the end of the keys.
         "EDGES": terms.keys.hides(seq_q, seq_kv) or (kernel is Kernel.BACKWARD_Q and seq_kv % cut.block_kv != 0),
     }  # fmt: skip
+    tensors = {"q": saved.q, "k": saved.k, "v": saved.v, "dout": saved.dout}
+    return arguments | _sources(tensors, cut)
+
+
+def _sources(tensors: Mapping[str, Tensor], cut: Tiling) -> dict[str, Any]:
+    """Descriptors of what a kernel reads, if its path is theirs: a box is a tile of queries, or of keys."""
+    described = cut.path == Path.DESCRIPTORS
+    found: dict[str, Any] = {"DESCRIPTORS": described}
+    for name, tensor in tensors.items() if described else ():
+        box = [1, 1, cut.block_kv if name in ("k", "v") else cut.block_q, padded(tensor.shape[3])]
+        found[name] = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box)
+    return found
 
 
 def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) -> Call:
@@ -350,6 +362,7 @@ def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) ->
     shares = saved.k.shape[1] * cut.parts
     arguments = _of_backward(saved, terms, Kernel.BACKWARD_KV, cut) | {
         "dk": operand(dk), "dv": operand(dv), "pairs": batch * shares, "parts": cut.parts, "GROUP": heads // shares,
+        "RAGGED": saved.q.shape[2] % cut.block_q != 0 and cut.path != Path.DESCRIPTORS,
     }  # fmt: skip
     return Call(backward.key_kernel, triton.cdiv(seq_kv, cut.block_kv) * batch * shares, arguments, cut)
 
@@ -366,7 +379,7 @@ def bias_call(saved: Saved, dbias: Tensor, terms: Terms, cut: Tiling) -> Call:
     """dbias: fp32 [batch or 1, heads or 1, seq_q, seq_kv]."""
     batch, seq_q, seq_kv = saved.q.shape[0], saved.q.shape[2], saved.k.shape[2]
     arguments = _of_backward(saved, terms, Kernel.BACKWARD_Q, cut)
-    for name in ("pairs", "resident", "EDGES"):
+    for name in ("pairs", "resident", "EDGES", "DESCRIPTORS"):
         del arguments[name]
     arguments |= {
         "dbias": operand(dbias), "batches": batch, "bias_batches": dbias.shape[0], "bias_heads": dbias.shape[1]
@@ -384,11 +397,16 @@ def backward_pass(
     if q.shape[2] == 0 or k.shape[2] == 0:
         return dq, torch.zeros_like(k), torch.zeros_like(v), None, {}
     run(delta_call(saved, dlse), q.device)
-    key_cut, query_cut = (_cut_of(q, k, v, terms, kernel) for kernel in (Kernel.BACKWARD_KV, Kernel.BACKWARD_Q))
+    kernels = Kernel.BACKWARD_KV, Kernel.BACKWARD_Q
+    key_cut, query_cut = (_cut_of(q, k, v, terms, kernel, dout=saved.dout) for kernel in kernels)
     dk, dv = (_shares(tensor, key_cut.parts) for tensor in (k, v))
     of_keys = run(key_call(saved, dk, dv, terms, key_cut), q.device)
     of_queries = run(query_call(saved, dq, terms, query_cut), q.device)
-    dbias = _bias_gradient(saved, terms, query_cut) if with_bias and saved.bias is not None else None
+    dbias = (
+        _bias_gradient(saved, terms, replace(query_cut, path=Path.PORTABLE.value))
+        if with_bias and saved.bias is not None
+        else None
+    )
     if key_cut.parts > 1:
         dk, dv = (g.unflatten(1, (-1, key_cut.parts)).sum(2).to(k.dtype) for g in (dk, dv))
     facts = {"backward_kv": describe(key_cut, of_keys), "backward_q": describe(query_cut, of_queries)}

@@ -106,10 +106,20 @@ def extent(low_Q, high_Q, seq_kv, BLOCK_KV: tl.constexpr):
 
 
 @triton.jit
+def start_of(source, batch, head, DESCRIPTORS: tl.constexpr):
+    """The pointer of a batch and head of an operand; None where a descriptor is asked by indices instead."""
+    if DESCRIPTORS:
+        base = None
+    else:
+        base = source.pointer + tl.cast(batch, tl.int64) * source.batch + tl.cast(head, tl.int64) * source.head
+    return base
+
+
+@triton.jit
 def read(source, base, batch, head, at, wanted, columns, SOME: tl.constexpr, WIDTH: tl.constexpr, LENGTH: tl.constexpr):
     """Rows [at, at + LENGTH) of an operand: zeros beyond its width, and where not `wanted` if SOME says there are such.
 
-    `base` is the pointer of its batch and head; a tensor descriptor is asked by indices instead.
+    `base` is that of `start_of`.
     """
     # Triton compiles what follows a return in an `if` too: one return, at the end.
     if base is None:

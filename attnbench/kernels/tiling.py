@@ -45,7 +45,9 @@ class Kernel(StrEnum):
     FORWARD = "forward"
     FORWARD_TMA = "forward_tma"
     BACKWARD_KV = "backward_kv"
+    BACKWARD_KV_TMA = "backward_kv_tma"
     BACKWARD_Q = "backward_q"
+    BACKWARD_Q_TMA = "backward_q_tma"
     DECODE = "decode"
 
 
@@ -107,26 +109,34 @@ class Tiling(msgspec.Struct, frozen=True, kw_only=True):
 def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: Table | None = None) -> Tiling:
     """The cut of a launch. `table` are entries that go before the shipped ones.
 
-    A forward pass takes the first path without an objection; a path that is asked for and cannot serve is a ValueError.
+    A pass takes the first path without an objection; a path that is asked for and cannot serve is a ValueError.
     """
-    if kernel is not Kernel.FORWARD:
+    of_path = {Path.DECODE: _no_split(work), Path.DESCRIPTORS: _no_descriptors(work, target), Path.PORTABLE: ""}
+    objections = {path: reason for path, reason in of_path.items() if (kernel, path) in _KERNELS}
+    if not objections:
         return _cut(work, target, kernel, table, path=Path.PORTABLE)
-    objections = {Path.DECODE: _no_split(work), Path.DESCRIPTORS: _no_descriptors(work, target), Path.PORTABLE: ""}
-    if work.path:
-        if work.path not in objections:
-            raise ValueError(f"path={work.path!r}: must be one of {', '.join(objections)}")
-        forced = Path(work.path)
-        reason = objections[forced]
+    if work.path and work.path not in tuple(Path):
+        raise ValueError(f"path={work.path!r}: must be one of {', '.join(Path)}")
+    forced = next((path for path in objections if path == work.path), None)
+    if forced:
         # What is only slower is no objection to a path that is asked for.
-        if reason and not reason.startswith("slower: "):
-            raise ValueError(f"path={work.path!r} cannot serve: {reason}")
-        return _cut(work, target, _KERNELS[forced], table, path=forced)
+        if objections[forced] and not objections[forced].startswith("slower: "):
+            raise ValueError(f"path={work.path!r} cannot serve: {objections[forced]}")
+        return _cut(work, target, _KERNELS[kernel, forced], table, path=forced)
     chosen = next(path for path, reason in objections.items() if not reason)
     passed = tuple(f"{path}: {reason}" for path, reason in objections.items() if reason)
-    return _cut(work, target, _KERNELS[chosen], table, path=chosen, passed_over=passed)
+    return _cut(work, target, _KERNELS[kernel, chosen], table, path=chosen, passed_over=passed)
 
 
-_KERNELS = {Path.DECODE: Kernel.DECODE, Path.DESCRIPTORS: Kernel.FORWARD_TMA, Path.PORTABLE: Kernel.FORWARD}
+_KERNELS = {
+    (Kernel.FORWARD, Path.DECODE): Kernel.DECODE,
+    (Kernel.FORWARD, Path.DESCRIPTORS): Kernel.FORWARD_TMA,
+    (Kernel.FORWARD, Path.PORTABLE): Kernel.FORWARD,
+    (Kernel.BACKWARD_KV, Path.DESCRIPTORS): Kernel.BACKWARD_KV_TMA,
+    (Kernel.BACKWARD_KV, Path.PORTABLE): Kernel.BACKWARD_KV,
+    (Kernel.BACKWARD_Q, Path.DESCRIPTORS): Kernel.BACKWARD_Q_TMA,
+    (Kernel.BACKWARD_Q, Path.PORTABLE): Kernel.BACKWARD_Q,
+}
 
 
 def _no_split(work: Work) -> str:
@@ -153,6 +163,9 @@ def _no_descriptors(work: Work, target: Target) -> str:
     return ""
 
 
+_OF_KEYS = (Kernel.BACKWARD_KV, Kernel.BACKWARD_KV_TMA)
+
+
 def _cut(
     work: Work, target: Target, kernel: Kernel, table: Table | None, path: Path, passed_over: tuple[str, ...] = ()
 ) -> Tiling:
@@ -165,12 +178,12 @@ def _cut(
         block_q = min(cut.block_q, padded(rows))
         tiles = work.batch * work.kv_heads * -(-rows // block_q)
         splits = split_count(tiles, -(-work.seq_kv // block_kv), target.processors)
-    if kernel is Kernel.BACKWARD_KV:
+    if kernel in _OF_KEYS:
         tiles = work.batch * work.kv_heads * -(-work.seq_kv // block_kv)
         parts = part_count(tiles, work.heads // work.kv_heads, target.processors)
     # A pass over keys starts with the first keys, which most rows see; one over rows with the last.
-    growing = work.growing and kernel is not Kernel.BACKWARD_KV and kernel is not Kernel.DECODE
-    limit = RESIDENT_BYTES["forward" if kernel in (Kernel.FORWARD, Kernel.FORWARD_TMA) else "backward"]
+    growing = work.growing and kernel not in (*_OF_KEYS, Kernel.DECODE)
+    limit = RESIDENT_BYTES["backward" if kernel.startswith("backward") else "forward"]
     return Tiling(
         path=path.value,
         block_q=block_q,
@@ -187,7 +200,7 @@ def _cut(
 
 def _warps(cut: Cut, kernel: Kernel, block_q: int, block_kv: int) -> int:
     """Those of the table, unless a short sequence leaves a tile that eight warps could not share."""
-    rows, of_table = (block_kv, cut.block_kv) if kernel is Kernel.BACKWARD_KV else (block_q, cut.block_q)
+    rows, of_table = (block_kv, cut.block_kv) if kernel in _OF_KEYS else (block_q, cut.block_q)
     return min(cut.warps, 4) if rows < min(64, of_table) else cut.warps
 
 
@@ -263,5 +276,5 @@ def _resident(work: Work, limit: int, kernel: Kernel, parts: int) -> int:
     """How many (batch, head) pairs run side by side; the heads of a group share one K and V."""
     pair_bytes = work.seq_kv * (work.head_dim + work.head_dim_v) * work.dtype_bytes
     groups = max(1, limit // max(1, pair_bytes))
-    of_group = parts if kernel is Kernel.BACKWARD_KV else work.heads // work.kv_heads
+    of_group = parts if kernel in _OF_KEYS else work.heads // work.kv_heads
     return min(work.batch * work.kv_heads * of_group, groups * of_group)

@@ -56,11 +56,13 @@ def configurations() -> Iterator[Variant]:
     """All configurations of the tables, as they are taken for self-attention."""
     for arch in ARCHES:
         for kernel in Kernel:
-            if kernel is Kernel.FORWARD_TMA and arch not in TMA:
+            described = kernel.endswith("tma")
+            if described and arch not in TMA:
                 continue
             for width in WIDTHS:
                 yield from (Variant(kernel, arch, "half", width, mask) for mask in ("none", "causal"))
-                yield Variant(kernel, arch, "fp32", width)
+                if not described:
+                    yield Variant(kernel, arch, "fp32", width)
                 if arch in FP8 and not kernel.startswith("backward"):
                     yield Variant(kernel, arch, "fp8", width)
 
@@ -78,12 +80,9 @@ def cut_of(variant: Variant) -> Tiling:
         masked=variant.mask != "none", growing=variant.mask == "causal",
         list_q=128 if variant.feature == "blocks" else 0, list_kv=128 if variant.feature == "blocks" else 0,
     )  # fmt: skip
-    target = Target(variant.arch, 132)
-    if kernel is Kernel.FORWARD:
-        return tiling(replace(work, path="portable"), target)
-    if kernel is Kernel.FORWARD_TMA:
-        return tiling(replace(work, path="descriptors"), target)
-    return tiling(work, target, kernel)
+    path = Path.DESCRIPTORS if kernel.endswith("tma") else Path.PORTABLE
+    plain = Kernel(kernel.removesuffix("_tma"))
+    return tiling(replace(work, path="" if kernel is Kernel.DECODE else path.value), Target(variant.arch, 132), plain)
 
 
 def call_of(variant: Variant) -> Call:
@@ -104,19 +103,12 @@ def call_of(variant: Variant) -> Call:
     if feature == "delta":
         return launch.delta_call(saved, None)
     if feature == "bias_gradient":
-        half = tiling(Work(**_fields(variant)), Target(variant.arch, 132), Kernel.BACKWARD_Q)
         pairs = torch.empty(1, HEADS, SEQ, SEQ, device="meta")
+        half = cut_of(variant._replace(kernel="backward_q"))
         return launch.bias_call(saved._replace(bias=pairs), pairs, terms, half)
-    if kernel == "backward_kv":
+    if kernel.startswith("backward_kv"):
         return launch.key_call(saved, k, v, terms, replace(cut, parts=1))
     return launch.query_call(saved, q, terms, cut)
-
-
-def _fields(variant: Variant) -> dict[str, object]:
-    return {
-        "dtype": variant.dtype, "head_dim": variant.width, "head_dim_v": variant.width, "batch": BATCH, "heads": HEADS,
-        "kv_heads": KV_HEADS, "seq_q": SEQ, "seq_kv": SEQ, "masked": True, "growing": True,
-    }  # fmt: skip
 
 
 def _rows(heads: int, width: int, dtype: torch.dtype) -> torch.Tensor:
