@@ -69,6 +69,9 @@ def _slopes(
         met = tl.where(keep, p * amplify, 0.0)
         dp = tl.where(keep, dp * amplify, 0.0)
     dlogits = p * (dp - delta)
+    if MASKED:
+        # A hidden key may hold NaN, and 0 NaN is NaN.
+        dlogits = tl.where(p == 0.0, 0.0, dlogits)
     ds = dlogits
     if SOFTCAP:
         ds = ds * (1.0 - bent * bent)

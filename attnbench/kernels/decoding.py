@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from attnbench.kernels.forward import fold
-from attnbench.kernels.tile import LN2, LOG2E, logits
+from attnbench.kernels.tile import LN2, LOG2E, LOWEST, logits
 
 
 class Cache(NamedTuple):
@@ -68,8 +68,6 @@ def split_kernel(
     q_rows_R = tl.cast(head_R, tl.int64) * q.head + query_R * q.row
     q_pointers = q.pointer + batch_64 * q.batch + q_rows_R[:, None] + columns_D[None, :]
     q_RD = tl.load(q_pointers, mask=inside_R[:, None] & (columns_D < HEAD_DIM)[None, :], other=0.0)
-    if UPCAST:
-        q_RD = q_RD.to(tl.float32)
     length = seq_kv
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + batch)
@@ -86,7 +84,9 @@ def split_kernel(
         # Numbers of 8 bits are whole in bfloat16; the heads of a group may have scales of their own.
         q_RD = q_RD.to(tl.bfloat16)
         descale_R = tl.load(descale_ptr + head_R, mask=inside_R, other=0.0)
-    peak_R = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    if UPCAST:
+        q_RD = q_RD.to(tl.float32)
+    peak_R = tl.full([BLOCK_R], LOWEST, tl.float32)
     total_R = tl.zeros([BLOCK_R], tl.float32)
     if sinks_ptr is not None:
         # The sink stands in the sum once: in the first split.
@@ -128,7 +128,7 @@ def split_kernel(
             batch, 0, slope_R, None, None, seq_q, length, scale, softcap, True, FUSED, SOFTCAP, precise, False,
         )  # fmt: skip
         factor = scale * LOG2E if FUSED else 1.0
-        acc_RE, total_R, peak_R = fold(acc_RE, total_R, peak_R, s_RK, factor, v_KE, None, True, PRECISION)
+        acc_RE, total_R, peak_R = fold(acc_RE, total_R, peak_R, s_RK, factor, v_KE, None, PRECISION)
 
     if descale_ptr is not None:
         acc_RE *= tl.load(descale_ptr + heads + head_R, mask=inside_R, other=0.0)[:, None]

@@ -12,18 +12,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnbench.kernels.tile import LN2, LOG2E, extent, intervals, kept, logits, place, read, start_of
+from attnbench.kernels.tile import LN2, LOG2E, LOWEST, extent, intervals, kept, logits, place, read, start_of
 
 
 @triton.jit
-def fold(acc_QE, total_Q, peak_Q, s_QK, factor, v_KE, keep_QK, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+def fold(acc_QE, total_Q, peak_Q, s_QK, factor, v_KE, keep_QK, PRECISION: tl.constexpr):
     """One step of the online softmax: the sums of p v and of p, and the highest logit of each row, in base 2."""
     # With scale > 0 and nothing added, the highest score gives the highest logit: one multiply-add an element.
     new_Q = tl.maximum(peak_Q, tl.max(s_QK, 1) * factor)
-    # For a row that has seen no key yet, -inf - (-inf) would be NaN.
-    pivot_Q = tl.where(new_Q == float("-inf"), 0.0, new_Q) if MASKED else new_Q
-    p_QK = tl.exp2(s_QK * factor - pivot_Q[:, None])
-    decay_Q = tl.exp2(peak_Q - pivot_Q)
+    p_QK = tl.exp2(s_QK * factor - new_Q[:, None])
+    decay_Q = tl.exp2(peak_Q - new_Q)
     total_Q = total_Q * decay_Q + tl.sum(p_QK, 1)
     if keep_QK is not None:
         p_QK = tl.where(keep_QK, p_QK, 0.0)
@@ -47,7 +45,6 @@ def _attend(
     columns_D = tl.arange(0, BLOCK_D)
     columns_E = tl.arange(0, BLOCK_E)
     precise: tl.constexpr = PRECISION == "ieee" and q_QD.dtype == tl.float32
-    pivoted: tl.constexpr = MASKED or shown is not None
     for tile in tl.range(0, tiles):
         if listing is not None:
             at = tl.load(listing + tile // (LIST_KV // BLOCK_KV)) * LIST_KV + tile % (LIST_KV // BLOCK_KV) * BLOCK_KV
@@ -75,7 +72,7 @@ def _attend(
         if DROPOUT:
             keep_QK = kept(batch, head, row + rows_Q[:, None], at + keys_K[None, :], seed, threshold)
         factor = scale * LOG2E if FUSED else 1.0
-        acc_QE, total_Q, peak_Q = fold(acc_QE, total_Q, peak_Q, s_QK, factor, v_KE, keep_QK, pivoted, PRECISION)
+        acc_QE, total_Q, peak_Q = fold(acc_QE, total_Q, peak_Q, s_QK, factor, v_KE, keep_QK, PRECISION)
     return acc_QE, total_Q, peak_Q
 
 
@@ -118,7 +115,7 @@ def forward_kernel(
         peak_Q = tl.zeros([BLOCK_Q], tl.float32) + tl.load(sinks_ptr + head) * LOG2E
         total_Q = tl.full([BLOCK_Q], 1.0, tl.float32)
     else:
-        peak_Q = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        peak_Q = tl.full([BLOCK_Q], LOWEST, tl.float32)
         total_Q = tl.zeros([BLOCK_Q], tl.float32)
     low_Q, high_Q, diagonal_Q = intervals(rows_Q, listed, batch_64, seq_q, seq_kv, left, right)
     first, last, whole, whole_end = extent(low_Q, high_Q, seq_kv, BLOCK_KV)

@@ -109,8 +109,9 @@ def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
 
 
 def _cut_of(
-    q: Tensor, k: Tensor, v: Tensor, terms: Terms, kernel: Kernel, split: str = "", dout: Tensor | None = None
-) -> Tiling:
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel, split: str = "",
+    dout: Tensor | None = None,
+) -> Tiling:  # fmt: skip
     if terms.cuts and kernel in terms.cuts:
         return terms.cuts[kernel]
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
@@ -121,6 +122,7 @@ def _cut_of(
         masked=keys.hides(seq_q, seq_kv) or keys.shown is not None or keys.blocks is not None,
         growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
         list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,
+        pair_bytes=(keys.shown is not None) + (bias.element_size() if bias is not None else 0),
         descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split, path=terms.path,
     )  # fmt: skip
     return _cached_tiling(work, target_of(q), kernel)
@@ -214,7 +216,7 @@ def forward_pass(
     out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
     sinks = None if sinks is None else sinks.float().contiguous()
-    cut = _cut_of(q, k, v, terms, Kernel.FORWARD, split=_no_split(bias, terms))
+    cut = _cut_of(q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms))
     if out.numel() == 0:
         return out, lse, describe(cut, None)
     if cut.path == Path.DECODE:
@@ -300,7 +302,7 @@ def decode_pass(
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
     sinks = None if sinks is None else sinks.float().contiguous()
     keys = k if table is None else k.new_empty((q.shape[0], k.shape[1], table.shape[1] * k.shape[2], 0))
-    cut = _cut_of(q, keys, v, terms, Kernel.DECODE)
+    cut = _cut_of(q, keys, v, None, terms, Kernel.DECODE)
     cut = replace(cut, path=Path.DECODE.value)
     compiled = _decode(q, k, v, out, lse, sinks, terms, cut, lengths, table) if out.numel() else None
     return out, lse, describe(cut, compiled)
@@ -398,12 +400,12 @@ def backward_pass(
         return dq, torch.zeros_like(k), torch.zeros_like(v), None, {}
     run(delta_call(saved, dlse), q.device)
     kernels = Kernel.BACKWARD_KV, Kernel.BACKWARD_Q
-    key_cut, query_cut = (_cut_of(q, k, v, terms, kernel, dout=saved.dout) for kernel in kernels)
+    key_cut, query_cut = (_cut_of(q, k, v, saved.bias, terms, kernel, dout=saved.dout) for kernel in kernels)
     dk, dv = (_shares(tensor, key_cut.parts) for tensor in (k, v))
     of_keys = run(key_call(saved, dk, dv, terms, key_cut), q.device)
     of_queries = run(query_call(saved, dq, terms, query_cut), q.device)
     dbias = (
-        _bias_gradient(saved, terms, replace(query_cut, path=Path.PORTABLE.value))
+        _bias_gradient(saved, terms, replace(query_cut, path=Path.PORTABLE.value, stages=1))
         if with_bias and saved.bias is not None
         else None
     )

@@ -88,7 +88,7 @@ def blocks_of(visible: Tensor, block_q: int, block_kv: int) -> Blocks:
     return Blocks(counts, indices, key_counts, key_indices, block_q, block_kv)
 
 
-def blocks_around(shown: Tensor, block: int = 64) -> Blocks:
+def blocks_around(shown: Tensor, block: int = 128) -> Blocks:
     """The blocks that hold any pair that is shown; shown: bool [batch or 1, heads or 1, seq_q, seq_kv]."""
     seq_q, seq_kv = shown.shape[2:]
     filled = torch.nn.functional.pad(shown, (0, -seq_kv % block, 0, -seq_q % block))

@@ -19,6 +19,8 @@ from triton.runtime.jit import JITFunction
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# The highest logit of a row that has seen no key: finite, as -inf - (-inf) would be NaN, and below any logit.
+LOWEST = tl.constexpr(-(2.0**126))
 
 
 class Operand(NamedTuple):

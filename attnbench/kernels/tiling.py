@@ -81,6 +81,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     growing: bool = False  # later rows see more keys
     list_q: int = 0  # rows and keys of a block of a list; 0: no list
     list_kv: int = 0
+    pair_bytes: int = 0  # read for every pair: biases, booleans
     descriptors: str = ""  # why tensor descriptors cannot serve these tensors; empty: they can
     split: str = ""  # why the keys cannot be split among programs; empty: they can
     path: str = ""  # one that is asked for
@@ -113,6 +114,9 @@ def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: T
     """
     of_path = {Path.DECODE: _no_split(work), Path.DESCRIPTORS: _no_descriptors(work, target), Path.PORTABLE: ""}
     objections = {path: reason for path, reason in of_path.items() if (kernel, path) in _KERNELS}
+    for path in objections:
+        if not objections[path] and not _entry(work, target, _KERNELS[kernel, path], table):
+            objections[path] = f"no configuration for head dims of {_width(work)} in {work.dtype} on {target.arch}"
     if not objections:
         return _cut(work, target, kernel, table, path=Path.PORTABLE)
     if work.path and work.path not in tuple(Path):
@@ -123,7 +127,7 @@ def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: T
         if objections[forced] and not objections[forced].startswith("slower: "):
             raise ValueError(f"path={work.path!r} cannot serve: {objections[forced]}")
         return _cut(work, target, _KERNELS[kernel, forced], table, path=forced)
-    chosen = next(path for path, reason in objections.items() if not reason)
+    chosen = next((path for path, reason in objections.items() if not reason), Path.PORTABLE)
     passed = tuple(f"{path}: {reason}" for path, reason in objections.items() if reason)
     return _cut(work, target, _KERNELS[kernel, chosen], table, path=chosen, passed_over=passed)
 
@@ -170,6 +174,10 @@ def _cut(
     work: Work, target: Target, kernel: Kernel, table: Table | None, path: Path, passed_over: tuple[str, ...] = ()
 ) -> Tiling:
     cut = _entry(work, target, kernel, table)
+    if cut is None:
+        raise ValueError(
+            f"no configuration of {kernel} for head dims of {_width(work)} in {work.dtype} on {target.arch}"
+        )
     block_q = min(cut.block_q, padded(work.seq_q), work.list_q or cut.block_q)
     block_kv = min(cut.block_kv, padded(work.seq_kv), work.list_kv or cut.block_kv)
     splits = parts = 1
@@ -189,7 +197,7 @@ def _cut(
         block_q=block_q,
         block_kv=block_kv,
         warps=_warps(cut, kernel, block_q, block_kv),
-        stages=cut.stages,
+        stages=_stages(work, target, kernel, cut.stages, block_q, block_kv),
         splits=splits,
         parts=parts,
         resident=_resident(work, limit, kernel, parts) if work.growing else 1,
@@ -204,20 +212,32 @@ def _warps(cut: Cut, kernel: Kernel, block_q: int, block_kv: int) -> int:
     return min(cut.warps, 4) if rows < min(64, of_table) else cut.warps
 
 
-def _entry(work: Work, target: Target, kernel: Kernel, table: Table | None) -> Cut:
+def _stages(work: Work, target: Target, kernel: Kernel, stages: int, block_q: int, block_kv: int) -> int:
+    """Those of the table, fewer where what is read for every pair would not fit into shared memory beside them."""
+    if not work.pair_bytes or target.arch == INTERPRETER:
+        return stages
+    width = (padded(work.head_dim) + padded(work.head_dim_v)) * work.dtype_bytes
+    moving, staying = (block_q, block_kv) if kernel in _OF_KEYS else (block_kv, block_q)
+    each = moving * width + block_q * block_kv * work.pair_bytes
+    fitting = (SHARED_BYTES[family(target.arch)] - staying * width) // each
+    return max(1, min(stages, fitting))
+
+
+def _width(work: Work) -> int:
+    """The width that the tables go by."""
+    return max(64, padded(max(work.head_dim, work.head_dim_v)))
+
+
+def _entry(work: Work, target: Target, kernel: Kernel, table: Table | None) -> Cut | None:
     if target.arch == INTERPRETER:
         return Cut(block_q=32, block_kv=32, warps=1, stages=1)
-    width = max(64, padded(max(work.head_dim, work.head_dim_v)))
     dtype = "fp32" if work.dtype == "tf32" else work.dtype
     # The user's entries are for one arch; the shipped ones for its family.
-    for rows, arch in (
-        (table or {}, target.arch),
-        (table or {}, family(target.arch)),
-        (shipped(), family(target.arch)),
-    ):
-        if found := _find(rows, kernel, arch, dtype, width, work.masked):
+    here = family(target.arch)
+    for rows, arch in ((table or {}, target.arch), (table or {}, here), (shipped(), here)):
+        if found := _find(rows, kernel, arch, dtype, _width(work), work.masked):
             return found
-    raise ValueError(f"no configuration of {kernel} for {work.dtype} on {target.arch}")
+    return None
 
 
 def _find(

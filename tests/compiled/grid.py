@@ -11,17 +11,16 @@ from msgspec.structs import replace
 from attnbench.kernels import launch
 from attnbench.kernels.launch import Call, Saved, Terms
 from attnbench.kernels.masking import Blocks, Keys, Rows
+from attnbench.kernels.tables import shipped
 from attnbench.kernels.tiling import SHARED_BYTES, Kernel, Path, Target, Tiling, Work, family, tiling
 
 ARCHES = (*(arch for arch in SHARED_BYTES if arch != "sm_86"), "sm_89")  # sm_89 stands for its family, and has fp8
-TMA = ("sm_90", "sm_100", "sm_120")
-FP8 = ("sm_89", *TMA)
-WIDTHS = (64, 128, 256)
 DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 FEATURES = (
     *("rows", "blocks", "booleans", "softcap", "alibi", "bias", "bias_by_distance", "dropout", "window"),
     *("sinks", "pages", "odd_width", "combine", "delta", "bias_gradient"),
 )
+LISTED = ("blocks", "booleans")  # booleans come with the list of the blocks that hold any
 SEQ, HEADS, KV_HEADS, BATCH = 4096, 8, 2, 2
 FAR = 2 * SEQ
 
@@ -47,24 +46,17 @@ def everything() -> Iterator[Variant]:
     yield from configurations()
     for arch in ARCHES:
         yield from (Variant(_kernel_of(feature), arch, feature=feature) for feature in FEATURES)
-        yield from (Variant(kernel, arch, feature="rows") for kernel in ("backward_kv", "backward_q"))
-        yield from (Variant(kernel, arch, feature="dropout") for kernel in ("backward_kv", "backward_q"))
+        for kernel in ("backward_kv", "backward_q"):
+            yield from (Variant(kernel, arch, feature=feature) for feature in ("rows", "dropout", "bias", "softcap"))
         yield Variant("forward", arch, dtype="fp16")
 
 
 def configurations() -> Iterator[Variant]:
     """All configurations of the tables, as they are taken for self-attention."""
-    for arch in ARCHES:
-        for kernel in Kernel:
-            described = kernel.endswith("tma")
-            if described and arch not in TMA:
-                continue
-            for width in WIDTHS:
-                yield from (Variant(kernel, arch, "half", width, mask) for mask in ("none", "causal"))
-                if not described:
-                    yield Variant(kernel, arch, "fp32", width)
-                if arch in FP8 and not kernel.startswith("backward"):
-                    yield Variant(kernel, arch, "fp8", width)
+    for kernel, arch, dtype, width, mask in shipped():
+        both = ("none", "causal") if dtype == "half" else ("causal",)
+        for shown in {"any": both, "none": ("none",), "some": ("causal",)}[mask]:
+            yield Variant(kernel, {"sm_86": "sm_89"}.get(arch, arch), dtype, int(width), shown)
 
 
 def _kernel_of(feature: str) -> str:
@@ -78,7 +70,8 @@ def cut_of(variant: Variant) -> Tiling:
         dtype="half" if variant.dtype == "fp16" else variant.dtype, head_dim=variant.width, head_dim_v=variant.width,
         batch=BATCH, heads=HEADS, kv_heads=KV_HEADS, seq_q=1 if kernel is Kernel.DECODE else SEQ, seq_kv=SEQ,
         masked=variant.mask != "none", growing=variant.mask == "causal",
-        list_q=128 if variant.feature == "blocks" else 0, list_kv=128 if variant.feature == "blocks" else 0,
+        pair_bytes={"bias": 2, "bias_by_distance": 2, "booleans": 1}.get(variant.feature, 0),
+        list_q=128 if variant.feature in LISTED else 0, list_kv=128 if variant.feature in LISTED else 0,
     )  # fmt: skip
     path = Path.DESCRIPTORS if kernel.endswith("tma") else Path.PORTABLE
     plain = Kernel(kernel.removesuffix("_tma"))
@@ -104,7 +97,7 @@ def call_of(variant: Variant) -> Call:
         return launch.delta_call(saved, None)
     if feature == "bias_gradient":
         pairs = torch.empty(1, HEADS, SEQ, SEQ, device="meta")
-        half = cut_of(variant._replace(kernel="backward_q"))
+        half = replace(cut_of(variant._replace(kernel="backward_q")), stages=1)
         return launch.bias_call(saved._replace(bias=pairs), pairs, terms, half)
     if kernel.startswith("backward_kv"):
         return launch.key_call(saved, k, v, terms, replace(cut, parts=1))
@@ -125,7 +118,7 @@ def _terms(variant: Variant) -> Terms:
     rows = Rows(torch.empty(3, BATCH, SEQ, dtype=torch.int32, device="meta")) if feature == "rows" else None
     lists = torch.empty(1, 1, SEQ // 128, dtype=torch.int32, device="meta")
     indices = torch.empty(1, 1, SEQ // 128, 8, dtype=torch.int32, device="meta")
-    blocks = Blocks(lists, indices, lists, indices, 128, 128) if feature == "blocks" else None
+    blocks = Blocks(lists, indices, lists, indices, 128, 128) if feature in LISTED else None
     shown = torch.empty(1, 1, SEQ, SEQ, dtype=torch.bool, device="meta") if feature == "booleans" else None
     keys = Keys(
         left=512 if feature == "window" else FAR,

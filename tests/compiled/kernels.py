@@ -12,11 +12,40 @@ import pytest
 import triton
 
 from tests.compiled.build import Built, build
-from tests.compiled.grid import Variant, call_of, everything, shared_limit
+from tests.compiled.grid import Variant, call_of, cut_of, everything, shared_limit
 from tests.compiled.table import BEGIN, DOCUMENT, row
 
-# Bytes of spill stores that are borne, by the start of a name. Whatever is not listed may spill none.
-SPILLS: dict[str, int] = {}
+# Bytes of spill stores that are borne: features that the tiles were not chosen for. All else may spill none.
+SPILLS = {
+    "forward sm_80 half 128 causal bias_by_distance": 220,
+    "forward sm_90 half 128 causal bias_by_distance": 884,
+    "forward sm_90 half 128 causal odd_width": 24,
+    "forward sm_90 half 128 causal bias_gradient": 92,
+    "backward_kv sm_90 half 128 causal dropout": 24,
+    "backward_kv sm_90 half 128 causal bias": 28,
+    "forward sm_100 half 128 causal bias_by_distance": 12,
+    "forward sm_100 half 128 causal odd_width": 836,
+    "backward_kv sm_100 half 128 causal bias": 32,
+    "forward sm_120 half 128 causal booleans": 152,
+    "forward sm_120 half 128 causal bias": 184,
+    "forward sm_120 half 128 causal bias_by_distance": 1588,
+    "forward sm_120 half 128 causal dropout": 4,
+    "forward sm_120 half 128 causal odd_width": 572,
+    "forward sm_120 half 128 causal bias_gradient": 16,
+    "backward_kv sm_120 half 128 causal dropout": 16,
+    "backward_kv sm_120 half 128 causal softcap": 16,
+    "forward gfx942 half 128 causal alibi": 168,
+    "forward gfx942 half 128 causal bias": 52,
+    "forward gfx942 half 128 causal bias_by_distance": 340,
+    "forward gfx942 half 128 causal dropout": 520,
+    "forward gfx942 half 128 causal odd_width": 364,
+    "forward sm_89 half 128 causal booleans": 60,
+    "forward sm_89 half 128 causal bias": 136,
+    "forward sm_89 half 128 causal bias_by_distance": 1528,
+    "forward sm_89 half 128 causal odd_width": 56,
+    "forward sm_89 half 128 causal bias_gradient": 16,
+    "backward_kv sm_89 half 128 causal dropout": 48,
+}
 CHOSEN_WITH = "3.7"  # the tables go by what this Triton compiles
 QUICK = (
     Variant("forward", "sm_90"),
@@ -37,6 +66,14 @@ def built(variant: Variant) -> Built:
     return made
 
 
+def rows_of_a_product(variant: Variant) -> int:
+    """Of the smallest product; those of Hopper have 64 rows."""
+    cut = cut_of(variant)
+    if variant.kernel == "decode":
+        return 16
+    return cut.block_kv if variant.kernel.startswith("backward_kv") else cut.block_q
+
+
 @every_variant
 def test_shared_memory_fits(variant: Variant) -> None:
     assert built(variant).shared_bytes <= shared_limit(variant.arch)
@@ -54,8 +91,7 @@ def test_a_block_has_the_registers_it_needs(variant: Variant) -> None:
 )
 @every_variant
 def test_nothing_spills_but_what_is_listed(variant: Variant) -> None:
-    borne = max((most for start, most in SPILLS.items() if variant.name.startswith(start)), default=0)
-    assert built(variant).spilled_bytes <= borne
+    assert built(variant).spilled_bytes <= SPILLS.get(variant.name, 0)
 
 
 @every_variant
@@ -76,7 +112,7 @@ def test_products_run_on_tensor_cores(variant: Variant) -> None:
     if variant.dtype == "fp8" and variant.kernel == "decode":
         operands = "bf16"  # keys of 8 bits are widened: reading them is what takes the time
     assert operands in names
-    if variant.arch == "sm_90" and variant.kernel != "decode":
+    if variant.arch == "sm_90" and rows_of_a_product(variant) >= 64:
         assert "wgmma" in names
 
 
