@@ -1,44 +1,163 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.kernels.tiling import SHARED_BYTES, TABLE, Tiling, family, padded, tiling
+from attnbench.kernels.tables import Cut, Kernel, shipped
+from attnbench.kernels.tiling import (
+    INTERPRETER,
+    SHARED_BYTES,
+    SPLITS_MOST,
+    Target,
+    Tiling,
+    Work,
+    family,
+    padded,
+    part_count,
+    split_count,
+    tiling,
+)
 
-SHAPE = {"batch": 2, "heads": 8, "kv_heads": 8, "seq_q": 4096, "seq_kv": 4096, "growing": False}
+HOPPER = Target("sm_90", 132)
 
 
-def cut(**changes: object) -> Tiling:
-    values = {"arch": "sm_90", "dtype_bytes": 2, "head_dim": 128, "head_dim_v": 128, **SHAPE, **changes}
-    return tiling(**values)  # type: ignore[arg-type]
+def work(**changes: Any) -> Work:
+    shape = {"batch": 2, "heads": 8, "kv_heads": 8, "seq_q": 4096, "seq_kv": 4096, "head_dim": 128, "head_dim_v": 128}
+    return Work(**{"dtype": "half", **shape, **changes})
 
 
-def test_hopper_has_a_configuration_of_its_own() -> None:
-    found = cut()
-    assert (found.block_q, found.block_kv, found.warps, found.stages) == TABLE["sm_90", 2, 128]
+def sizes(cut: Tiling) -> tuple[int, int, int, int]:
+    return cut.block_q, cut.block_kv, cut.warps, cut.stages
 
 
-@pytest.mark.parametrize("dtype_bytes", [2, 4])
-@pytest.mark.parametrize("head_dim", [1, 64, 65, 128, 129, 256])
+def entry(kernel: str, arch: str, width: int, mask: str = "any", dtype: str = "half") -> tuple[int, int, int, int]:
+    cut = shipped()[kernel, arch, dtype, str(width), mask]
+    return cut.block_q, cut.block_kv, cut.warps, cut.stages
+
+
+# -- paths ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_pass_on_hopper_goes_by_descriptors() -> None:
+    cut = tiling(work(), HOPPER)
+    assert cut.path == "descriptors"
+    assert sizes(cut) == entry("forward_tma", "sm_90", 128)
+    assert cut.passed_over == ("decode: slower: 4096 queries, more than the 16 of decoding",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "reason"),
+    [
+        ({}, Target("sm_80", 108), "sm_80 has no tensor memory accelerator (sm_90 and later have)"),
+        ({}, Target("gfx942", 304), "gfx942 has no tensor memory accelerator (sm_90 and later have)"),
+        ({"descriptors": "q starts at no multiple of 16 bytes"}, HOPPER, "q starts at no multiple of 16 bytes"),
+        ({"seq_q": 256, "seq_kv": 256}, HOPPER, "slower: too short to win back the dearer launch"),
+        ({"dtype": "fp32"}, HOPPER, "numbers of 32 bits go through registers anyway"),
+        ({"list_q": 128, "list_kv": 128}, HOPPER, "a list of blocks is walked by pointers"),
+        ({"head_dim": 256, "masked": 1}, Target("sm_120"), "no configuration for head dims of 256 in half on sm_120"),
+    ],
+)  # fmt: skip
+def test_pointers_serve_where_descriptors_cannot(changes: dict[str, Any], target: Target, reason: str) -> None:
+    cut = tiling(work(**changes), target)
+    assert cut.path == "portable"
+    assert cut.passed_over[1] == f"descriptors: {reason}"
+
+
+def test_few_queries_are_decoded() -> None:
+    cut = tiling(work(seq_q=1, batch=1, heads=32, kv_heads=8, seq_kv=2**17), HOPPER)
+    assert cut.path == "decode"
+    assert (cut.block_q, cut.passed_over) == (16, ())
+    assert cut.splits > 8
+
+
+def test_few_queries_with_what_cannot_be_split_are_not() -> None:
+    cut = tiling(work(seq_q=1, split="dropout is not split"), HOPPER)
+    assert (cut.path, cut.passed_over[0]) == ("portable", "decode: dropout is not split")
+
+
+@pytest.mark.parametrize("path", ["portable", "descriptors"])
+def test_a_path_that_is_only_slower_may_be_asked_for(path: str) -> None:
+    assert tiling(work(seq_q=64, seq_kv=64, path=path), HOPPER).path == path
+
+
+def test_a_path_that_cannot_serve_is_an_error() -> None:
+    with pytest.raises(ValueError, match="path='descriptors' cannot serve: sm_80 has no tensor memory accelerator"):
+        tiling(work(path="descriptors"), Target("sm_80"))
+    with pytest.raises(ValueError, match="path='fast': must be one of decode, descriptors, portable"):
+        tiling(work(path="fast"), HOPPER)
+
+
+def test_a_path_asked_of_the_forward_pass_leaves_the_backward_to_choose() -> None:
+    assert tiling(work(path="decode"), HOPPER, Kernel.BACKWARD_KV).path == "descriptors"
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head_dim", [1, 16, 40, 64, 65, 128, 129, 256])
 @pytest.mark.parametrize("arch", SHARED_BYTES)
-def test_every_arch_has_a_configuration_for_every_width(arch: str, head_dim: int, dtype_bytes: int) -> None:
-    assert cut(arch=arch, head_dim=head_dim, dtype_bytes=dtype_bytes).block_q >= 16
+@pytest.mark.parametrize("kernel", [Kernel.FORWARD, Kernel.BACKWARD_KV, Kernel.BACKWARD_Q])
+@pytest.mark.parametrize("dtype", ["half", "fp32", "tf32"])
+def test_every_width_has_a_configuration(arch: str, head_dim: int, kernel: Kernel, dtype: str) -> None:
+    for masked in (False, True):
+        cut = tiling(work(head_dim=head_dim, dtype=dtype, masked=masked), Target(arch, 100), kernel)
+        assert min(cut.block_q, cut.block_kv) >= 16
 
 
 def test_the_wider_of_head_dim_and_head_dim_v_decides() -> None:
-    assert cut(head_dim=64, head_dim_v=256).block_kv == TABLE["sm_90", 2, 256][1]
+    assert sizes(tiling(work(head_dim=64, head_dim_v=256), HOPPER)) == entry("forward_tma", "sm_90", 256)
+
+
+def test_masked_and_plain_passes_have_entries_of_their_own() -> None:
+    plain, masked = (tiling(work(masked=masked, path="portable"), HOPPER) for masked in (False, True))
+    assert sizes(plain) == entry("forward", "sm_90", 128, "none")
+    assert sizes(masked) == entry("forward", "sm_90", 128, "some")
+
+
+@pytest.mark.parametrize(("seq_q", "seq_kv", "blocks"), [(1, 20, (16, 32)), (40, 7, (64, 16)), (64, 64, (64, 64))])
+def test_a_short_sequence_has_short_tiles(seq_q: int, seq_kv: int, blocks: tuple[int, int]) -> None:
+    cut = tiling(work(seq_q=seq_q, seq_kv=seq_kv, path="portable"), HOPPER)
+    assert (cut.block_q, cut.block_kv) == blocks
+    assert cut.warps == (4 if seq_q < 40 else 8)
+
+
+def test_tiles_fit_the_blocks_of_a_list() -> None:
+    cut = tiling(work(list_q=32, list_kv=16), HOPPER)
+    assert (cut.block_q, cut.block_kv) == (32, 16)
+
+
+def test_a_bias_takes_the_place_of_stages() -> None:
+    target = Target("sm_89", 100)
+    assert tiling(work(), target).stages > tiling(work(pair_bytes=4), target).stages >= 1
+
+
+def test_an_entry_of_the_user_goes_before_those_that_are_shipped() -> None:
+    cut = Cut(block_q=64, block_kv=32, warps=4, stages=4, source="measured")
+    table = {("forward_tma", "sm_90", "half", "128", "none"): cut}
+    assert sizes(tiling(work(), HOPPER, table=table)) == (64, 32, 4, 4)
+    assert sizes(tiling(work(masked=True), HOPPER, table=table)) == entry("forward_tma", "sm_90", 128)
+
+
+def test_an_entry_for_the_very_gpu_goes_before_that_for_its_family() -> None:
+    cuts = [Cut(block_q=16, block_kv=size, warps=4, stages=1) for size in (16, 32)]
+    keys = [("forward", arch, "half", "128", "any") for arch in ("sm_86", "sm_89")]
+    found = tiling(work(), Target("sm_89"), table=dict(zip(keys, cuts, strict=True)))
+    assert found.block_kv == 32
+
+
+def test_interpreted_tiles_are_small() -> None:
+    cut = tiling(work(), Target(INTERPRETER))
+    assert sizes(cut) == (32, 32, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [
-        ("sm_80", "sm_80"),
-        ("sm_89", "sm_86"),
-        ("sm_90", "sm_90"),
-        ("sm_103", "sm_100"),
-        ("sm_120", "sm_86"),
-        ("gfx950", "gfx942"),
+        *(("sm_80", "sm_80"), ("sm_87", "sm_86"), ("sm_89", "sm_86"), ("sm_90", "sm_90"), ("sm_103", "sm_100")),
+        *(("sm_110", "sm_100"), ("sm_120", "sm_120"), ("sm_121", "sm_120"), ("gfx950", "gfx942")),
     ],
 )
 def test_an_arch_takes_the_tables_of_its_family(arch: str, expected: str) -> None:
@@ -51,40 +170,69 @@ def test_an_arch_without_tables_is_refused_by_name(arch: str) -> None:
         family(arch)
 
 
-def test_a_short_sequence_has_a_short_tile() -> None:
-    assert cut(seq_q=1).block_q == 16
-    assert cut(seq_kv=20).block_kv == 32
+@given(st.integers(1, 2**20))
+def test_padded_is_the_least_power_of_two(length: int) -> None:
+    found = padded(length)
+    assert found >= max(16, length)
+    assert found.bit_count() == 1
+    assert found == 16 or found // 2 < length
 
 
-def test_a_tile_of_few_rows_has_few_warps() -> None:
-    assert cut(seq_q=1).warps == 4
+# -- order ----------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 10**6))
-def test_padded_is_the_least_power_of_two_that_holds_it(length: int) -> None:
-    side = padded(length)
-    assert side & (side - 1) == 0
-    assert side >= length
-    assert side == 16 or side // 2 < length
+def test_long_tiles_start_first_where_rows_grow() -> None:
+    assert tiling(work(growing=True), HOPPER).long_first
+    assert not tiling(work(), HOPPER).long_first
+    # The first keys are seen by most rows: their tiles come first as they are.
+    assert not tiling(work(growing=True), HOPPER, Kernel.BACKWARD_KV).long_first
 
 
-def test_rows_that_see_more_and_more_keys_start_with_the_last() -> None:
-    assert cut(growing=True).long_first
-    assert not cut(growing=False).long_first
+def test_as_many_heads_run_side_by_side_as_their_keys_fit_the_cache() -> None:
+    # 4096 keys of 256 numbers of 2 bytes: 2 MiB a head, 16 of them in 32 MiB.
+    assert tiling(work(growing=True, batch=8), HOPPER).resident == 16
+    # Four query heads share one key head: 16 key heads are 64 query heads, all that there are.
+    assert tiling(work(growing=True, batch=8, heads=8, kv_heads=2), HOPPER).resident == 64
+    assert tiling(work(growing=True, seq_kv=2**18), HOPPER).resident == 1
 
 
-def test_as_many_heads_run_side_by_side_as_fit_the_cache() -> None:
-    # 4096 keys x (128 + 128) numbers x 2 bytes are 2 MiB of K and V a head: sixteen in 32 MiB.
-    assert cut(growing=True, batch=8).resident == 16
+# -- splits and parts -----------------------------------------------------------------------------------------------
 
 
-def test_heads_that_share_keys_count_once_in_the_cache() -> None:
-    assert cut(growing=True, batch=8, kv_heads=2).resident == 64
+@pytest.mark.parametrize(
+    ("tiles", "blocks", "processors", "expected"),
+    [
+        (106, 1000, 132, 1),  # four fifths of the chip are busy
+        (8, 4, 132, 1),  # little to share
+        (8, 2048, 132, 15),  # 120 programs fill 91 %; 14 splits would fill less than 85 %
+        (64, 64, 132, 2),  # 128 programs fill 97 %
+        (1, 128, 132, 128),  # with shares of two blocks only 64 programs would run
+    ],
+)
+def test_splits_by_hand(tiles: int, blocks: int, processors: int, expected: int) -> None:
+    assert split_count(tiles, blocks, processors) == expected
 
 
-def test_no_more_heads_run_side_by_side_than_there_are() -> None:
-    assert cut(growing=True, batch=1, seq_kv=16).resident == 8
+@given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 304))
+def test_splits_fill_the_chip_as_well_as_any_number_of_them(tiles: int, blocks: int, processors: int) -> None:
+    found = split_count(tiles, blocks, processors)
+    assert 1 <= found <= min(blocks, SPLITS_MOST)
+    # No share is empty.
+    assert -(-blocks // -(-blocks // found)) == found
+    if found > 1:
+
+        def filling(splits: int) -> float:
+            return tiles * splits / (-(-tiles * splits // processors) * processors)
+
+        # Numbers that leave a share empty do the work of a smaller one.
+        real = [n for n in range(1, min(blocks, SPLITS_MOST) + 1) if -(-blocks // -(-blocks // n)) == n]
+        assert filling(found) >= 0.85 * max(map(filling, real))
+        assert all(filling(n) < 0.85 * max(map(filling, real)) for n in real if n < found)
 
 
-def test_one_head_at_least_runs_whatever_its_length() -> None:
-    assert cut(growing=True, seq_kv=2**24).resident == 1
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 304))
+def test_parts_divide_the_group_and_are_the_fewest_that_fill_the_chip(tiles: int, group: int, processors: int) -> None:
+    found = part_count(tiles, group, processors)
+    assert group % found == 0
+    assert tiles * found >= processors or found == group
+    assert all(tiles * n < processors for n in range(1, found) if group % n == 0)

@@ -33,11 +33,11 @@ def run_apart(file: str, tmp_path: Path, *options: str, interpreted: bool) -> st
     return "" if done.returncode == 0 else done.stdout[-8000:] + done.stderr[-2000:]
 
 
-def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path) -> None:
-    assert not run_apart("interpreted/kernels.py", tmp_path, interpreted=True)
+def test_decoding_is_right_in_the_interpreter(tmp_path: Path) -> None:
+    assert not run_apart("interpreted/cached.py", tmp_path, interpreted=True)
 
 
-def test_the_usual_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
+def test_the_usual_kernels_compile_for_every_kind_of_gpu(tmp_path: Path) -> None:
     assert not run_apart("compiled/kernels.py", tmp_path, "-m", "not slow", interpreted=False)
 
 
@@ -69,13 +69,25 @@ def test_every_mask_and_score_runs_on_both_devices(fields: dict[str, Any]) -> No
     assert load("triton").objections(case(**fields), "cuda", (9, 0)) == []
 
 
-def test_a_backward_pass_is_refused() -> None:
-    assert load("triton").objections(case(mode=Mode.BWD), "cuda", (9, 0)) == ["no bwd (forward only)"]
+@pytest.mark.parametrize("mode", Mode)
+def test_every_mode_runs_on_both_devices(mode: Mode) -> None:
+    assert load("triton").objections(case(mode=mode), "cpu") == []
+    assert load("triton").objections(case(mode=mode), "cuda", (8, 0)) == []
+
+
+def test_fp8_runs_forward_on_gpus_that_multiply_it() -> None:
+    assert load("triton").objections(case(dtype="fp8_e4m3"), "cuda", (8, 9)) == []
+    assert load("triton").objections(case(dtype="fp8_e4m3"), "cuda", (8, 0)) == [
+        "needs compute capability 8.9 for fp8_e4m3, this device has 8.0"
+    ]
+    assert load("triton").objections(case(dtype="fp8_e4m3", mode=Mode.BWD), "cuda", (9, 0)) == [
+        "no bwd of fp8_e4m3 (forward only)"
+    ]
 
 
 def test_tf32_runs_on_a_gpu_alone() -> None:
     assert load("triton").objections(case(dtype="tf32"), "cuda", (9, 0)) == []
-    assert load("triton").objections(case(dtype="tf32"), "cpu") == ["no tf32 (takes fp32, fp16, bf16)"]
+    assert load("triton").objections(case(dtype="tf32"), "cpu") == ["no tf32 (takes fp32, fp16, bf16, fp8_e4m3)"]
 
 
 def test_a_gpu_older_than_ampere_is_refused() -> None:
@@ -137,46 +149,3 @@ uninterpreted = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="TRI
 @uninterpreted
 def test_the_probe_says_how_to_run_on_a_cpu() -> None:
     assert "TRITON_INTERPRET=1" in (backend.probe("cpu") or "")
-
-
-def tokens(*shape: int, dtype: Any = torch.float32) -> Any:
-    return torch.zeros(*shape, dtype=dtype)
-
-
-Q = tokens(2, 4, 8, 16)
-BOUND = tokens(2, 8, dtype=torch.int32)
-
-
-@pytest.mark.parametrize(
-    ("given", "options", "message"),
-    [
-        ((Q[0], Q, Q), {}, r"q has shape \[4, 8, 16\]"),
-        ((Q.double(), Q, Q), {}, "q is torch.float64"),
-        ((Q, Q.half(), Q), {}, "k is torch.float16 on cpu: must be as q, torch.float32"),
-        ((Q, tokens(2, 3, 8, 16), tokens(2, 3, 8, 16)), {}, "k has 3 heads: the 4 heads of q"),
-        ((Q, tokens(2, 4, 8, 32), Q), {}, r"k has shape \[2, 4, 8, 32\]"),
-        ((Q, Q, tokens(2, 4, 9, 16)), {}, r"v has shape \[2, 4, 9, 16\]"),
-        ((tokens(1, 1, 8, 300),) * 3, {}, "q has head_dim 300: must be 1 to 256"),
-        ((Q, Q, Q), {"window": -5}, "window=-5"),
-        ((Q, Q, Q), {"window": (1, 2, 3)}, r"window=\(1, 2, 3\)"),
-        ((Q, Q, Q), {"window": 1.5}, "window=1.5"),
-        ((Q, Q, Q), {"scale": float("nan")}, "scale=nan: must be a finite number"),
-        ((Q, Q, Q), {"softcap": -1.0}, "softcap=-1.0: must be a positive number"),
-        ((Q, Q, Q), {"precision": "tf16"}, "precision='tf16': must be one of ieee, tf32"),
-        ((Q, Q, Q), {"intervals": (tokens(8), tokens(8))}, r"intervals: low is torch.float32 \[8\]"),
-        ((Q, Q, Q), {"intervals": (BOUND, BOUND[:1])}, r"intervals: \[2, 8\] .* \[1, 8\] .*: must be of one shape"),
-    ],
-)
-def test_a_bad_argument_is_named_with_its_value(given: Any, options: dict[str, Any], message: str) -> None:
-    from attnbench import kernels
-
-    with pytest.raises(ValueError, match=message):
-        kernels.attention(*given, **options)
-
-
-@uninterpreted
-def test_cpu_tensors_are_refused_outside_the_interpreter() -> None:
-    from attnbench import kernels
-
-    with pytest.raises(RuntimeError, match="set TRITON_INTERPRET=1"):
-        kernels.attention(Q, Q, Q)

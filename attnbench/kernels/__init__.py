@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attnbench.kernels.tiling import Kernel, Tiling, tiling
+from attnbench.kernels.tables import Kernel
+from attnbench.kernels.tiling import Tiling, tiling
 
 if TYPE_CHECKING:
     from torch import Tensor

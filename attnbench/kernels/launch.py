@@ -16,8 +16,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnbench.kernels import backward, decoding, forward, tables
 from attnbench.kernels.masking import Keys
+from attnbench.kernels.tables import Kernel
 from attnbench.kernels.tile import INTERPRETED, BlockList, Listed, Operand, Pairs
-from attnbench.kernels.tiling import INTERPRETER, Kernel, Path, Target, Tiling, Work, padded, tiling
+from attnbench.kernels.tiling import INTERPRETER, Path, Target, Tiling, Work, padded, tiling
 
 DESCRIBED = ("block_q", "block_kv", "warps", "stages", "splits", "parts", "resident", "long_first")
 

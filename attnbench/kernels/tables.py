@@ -6,6 +6,7 @@ A key is (kernel, arch, dtype, head_dim padded to a power of two, mask): `mask` 
 from __future__ import annotations
 
 import csv
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +14,26 @@ import msgspec
 
 COLUMNS = ("kernel", "arch", "dtype", "width", "mask", "block_q", "block_kv", "warps", "stages", "source")
 KEYS = 5
+
+
+class Kernel(StrEnum):
+    """The kernels that have configurations of their own."""
+
+    FORWARD = "forward"
+    FORWARD_TMA = "forward_tma"
+    BACKWARD_KV = "backward_kv"
+    BACKWARD_KV_TMA = "backward_kv_tma"
+    BACKWARD_Q = "backward_q"
+    BACKWARD_Q_TMA = "backward_q_tma"
+    DECODE = "decode"
+
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "kernel": tuple(Kernel),
+    "dtype": ("half", "fp8", "fp32"),
+    "width": ("64", "128", "256"),
+    "mask": ("some", "none", "any"),
+}
 SHIPPED = Path(__file__).with_name("tiles.csv")
 
 
@@ -57,7 +78,7 @@ def read(path: Path) -> Table:
         if tuple(lines.fieldnames or ()) != COLUMNS:
             raise ValueError(f"{path}: the first line must be {','.join(COLUMNS)}")
         for number, line in enumerate(lines, start=2):
-            key = tuple(str(line[name]) for name in COLUMNS[:KEYS])
+            key = tuple(_word(path, number, name, line[name]) for name in COLUMNS[:KEYS])
             sizes = {name: _size(path, number, name, line[name]) for name in ("block_q", "block_kv", "warps", "stages")}
             table[key] = Cut(**sizes, source=line["source"] or "")
     return table
@@ -78,6 +99,13 @@ def write(path: Path, table: Table) -> None:
 def _order(entry: tuple[Key, Cut]) -> tuple[str, str, str, int, str]:
     kernel, arch, dtype, width, mask = entry[0]
     return kernel, arch, dtype, int(width), mask
+
+
+def _word(path: Path, line: int, column: str, text: str | None) -> str:
+    words = WORDS.get(column, ())
+    if not text or (words and text not in words):
+        raise ValueError(f"{path}: line {line}: {column}={text!r}: must be one of {', '.join(words)}")
+    return text
 
 
 def _size(path: Path, line: int, column: str, text: str | None) -> int:

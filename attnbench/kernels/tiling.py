@@ -7,13 +7,14 @@ and a bad configuration can crash the compiler.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
-from attnbench.kernels.tables import Cut, Table, shipped
+from attnbench.kernels.tables import Cut, Kernel, Table, shipped
 
 HEAD_DIM_MOST = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
@@ -37,18 +38,6 @@ SPLITS_MOST = 128  # of the keys of one sequence
 # A launch with tensor descriptors costs some 20 microseconds more; a shorter pass does not win them back.
 # https://github.com/triton-lang/triton/pull/7987
 DESCRIPTOR_FLOPS_LEAST = 2 * 10**10
-
-
-class Kernel(StrEnum):
-    """The kernels that have configurations of their own."""
-
-    FORWARD = "forward"
-    FORWARD_TMA = "forward_tma"
-    BACKWARD_KV = "backward_kv"
-    BACKWARD_KV_TMA = "backward_kv_tma"
-    BACKWARD_Q = "backward_q"
-    BACKWARD_Q_TMA = "backward_q_tma"
-    DECODE = "decode"
 
 
 class Path(StrEnum):
@@ -128,7 +117,8 @@ def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: T
             raise ValueError(f"path={work.path!r} cannot serve: {objections[forced]}")
         return _cut(work, target, _KERNELS[kernel, forced], table, path=forced)
     chosen = next((path for path, reason in objections.items() if not reason), Path.PORTABLE)
-    passed = tuple(f"{path}: {reason}" for path, reason in objections.items() if reason)
+    faster = itertools.takewhile(lambda path: path is not chosen, objections)
+    passed = tuple(f"{path}: {objections[path]}" for path in faster)
     return _cut(work, target, _KERNELS[kernel, chosen], table, path=chosen, passed_over=passed)
 
 

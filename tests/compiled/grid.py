@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from attnbench.kernels import launch
 from attnbench.kernels.launch import Call, Saved, Terms
 from attnbench.kernels.masking import Blocks, Keys, Rows
-from attnbench.kernels.tables import shipped
-from attnbench.kernels.tiling import SHARED_BYTES, Kernel, Path, Target, Tiling, Work, family, tiling
+from attnbench.kernels.tables import Kernel, shipped
+from attnbench.kernels.tiling import SHARED_BYTES, Path, Target, Tiling, Work, family, tiling
 
 ARCHES = (*(arch for arch in SHARED_BYTES if arch != "sm_86"), "sm_89")  # sm_89 stands for its family, and has fp8
 DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}

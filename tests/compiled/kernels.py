@@ -17,35 +17,35 @@ from tests.compiled.table import BEGIN, DOCUMENT, row
 
 # Bytes of spill stores that are borne: features that the tiles were not chosen for. All else may spill none.
 SPILLS = {
-    "forward sm_80 half 128 causal bias_by_distance": 220,
-    "forward sm_90 half 128 causal bias_by_distance": 884,
+    "forward sm_80 half 128 causal bias_by_distance": 216,
+    "forward sm_80 half 128 causal bias_gradient": 84,
+    "forward sm_90 half 128 causal bias_by_distance": 816,
     "forward sm_90 half 128 causal odd_width": 24,
-    "forward sm_90 half 128 causal bias_gradient": 92,
-    "backward_kv sm_90 half 128 causal dropout": 24,
+    "forward sm_90 half 128 causal bias_gradient": 96,
+    "backward_kv sm_90 half 128 causal dropout": 36,
     "backward_kv sm_90 half 128 causal bias": 28,
     "forward sm_100 half 128 causal bias_by_distance": 12,
     "forward sm_100 half 128 causal odd_width": 836,
     "backward_kv sm_100 half 128 causal bias": 32,
-    "forward sm_120 half 128 causal booleans": 152,
-    "forward sm_120 half 128 causal bias": 184,
+    "forward sm_120 half 128 causal booleans": 144,
+    "forward sm_120 half 128 causal bias": 152,
     "forward sm_120 half 128 causal bias_by_distance": 1588,
-    "forward sm_120 half 128 causal dropout": 4,
     "forward sm_120 half 128 causal odd_width": 572,
-    "forward sm_120 half 128 causal bias_gradient": 16,
-    "backward_kv sm_120 half 128 causal dropout": 16,
-    "backward_kv sm_120 half 128 causal softcap": 16,
+    "forward sm_120 half 128 causal bias_gradient": 88,
     "forward gfx942 half 128 causal alibi": 168,
     "forward gfx942 half 128 causal bias": 52,
     "forward gfx942 half 128 causal bias_by_distance": 340,
-    "forward gfx942 half 128 causal dropout": 520,
+    "forward gfx942 half 128 causal dropout": 568,
     "forward gfx942 half 128 causal odd_width": 364,
-    "forward sm_89 half 128 causal booleans": 60,
+    "forward sm_89 half 128 causal booleans": 64,
     "forward sm_89 half 128 causal bias": 136,
-    "forward sm_89 half 128 causal bias_by_distance": 1528,
+    "forward sm_89 half 128 causal bias_by_distance": 1516,
     "forward sm_89 half 128 causal odd_width": 56,
-    "forward sm_89 half 128 causal bias_gradient": 16,
-    "backward_kv sm_89 half 128 causal dropout": 48,
+    "forward sm_89 half 128 causal bias_gradient": 88,
+    "backward_kv sm_89 half 128 causal dropout": 32,
 }
+# A walk over single booleans defines the accumulators between two products, and ptxas waits for each (C7515).
+SERIALIZED = ("forward sm_90 half 128 causal booleans",)
 CHOSEN_WITH = "3.7"  # the tables go by what this Triton compiles
 QUICK = (
     Variant("forward", "sm_90"),
@@ -96,7 +96,7 @@ def test_nothing_spills_but_what_is_listed(variant: Variant) -> None:
 
 @every_variant
 def test_asynchronous_products_are_not_serialised(variant: Variant) -> None:
-    assert not built(variant).serialized
+    assert built(variant).serialized is (variant.name in SERIALIZED)
 
 
 @every_variant

@@ -8,8 +8,8 @@ import pytest
 
 from attnbench.attention import inputs, reference
 from attnbench.attention.problem import Problem
-from attnbench.kernels.tables import KEYS, Cut, shipped, users
-from attnbench.kernels.tiling import Kernel, Path, Tiling, family
+from attnbench.kernels.tables import KEYS, Cut, Kernel, shipped, users
+from attnbench.kernels.tiling import Path, Tiling, family
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

@@ -393,6 +393,69 @@ def test_the_same_graph_twice_gives_the_same_bits() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*twice, strict=True))
 
 
+REFUSED = [
+    ({"path": "fast"}, "path='fast': must be one of decode, descriptors, portable"),
+    ({"path": "descriptors"}, "path='descriptors' cannot serve: numbers of 32 bits"),
+    ({"path": "decode", "dropout": 0.5}, "path='decode' cannot serve: dropout is not split"),
+    ({"precision": "tf32"}, "precision='tf32': the interpreter computes in ieee float32"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_what_cannot_serve_is_an_error_with_its_reason(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.attention(*inputs(Shape()), **options)
+
+
+def test_gradients_that_do_not_exist_are_refused() -> None:
+    q, k, v = inputs(Shape(seq_q=4))
+    with pytest.raises(ValueError, match="decode has no backward pass"):
+        kernels.decode(q.requires_grad_(), k, v)
+    eight = [tensor.detach().to(torch.float8_e4m3fn) for tensor in (q, k, v)]
+    with pytest.raises(ValueError, match="float8_e4m3fn: it has no backward pass"):
+        kernels.attention(eight[0].requires_grad_(), *eight[1:], descale=(normal(2), normal(1), normal(1)))
+
+
+def test_facts_say_what_ran_and_what_was_passed_over() -> None:
+    facts: dict[str, Any] = {}
+    kernels.attention(*inputs(Shape()), facts=facts)
+    assert (facts["path"], facts["block_q"], facts["interpreted"]) == ("portable", 32, True)
+    assert facts["passed_over"] == [
+        "decode: slower: 40 queries, more than the 16 of decoding",
+        "descriptors: numbers of 32 bits go through registers anyway",
+    ]
+
+
+def t5(table: Tensor, seq_q: int, seq_kv: int, bidirectional: bool, most: int) -> Tensor:
+    """The bias of T5 as its paper words it, one pair after the other: [heads, seq_q, seq_kv]."""
+    count = len(table) // 2 if bidirectional else len(table)
+    bias = torch.zeros(table.shape[1], seq_q, seq_kv, dtype=table.dtype)
+    for i in range(seq_q):
+        for j in range(seq_kv):
+            ahead = j - (i + seq_kv - seq_q)
+            back = abs(ahead) if bidirectional else max(-ahead, 0)
+            step = back
+            if back >= count // 2:
+                growth = math.log(back / (count // 2)) / math.log(most / (count // 2))
+                step = min(count // 2 + int(growth * (count - count // 2)), count - 1)
+            bias[:, i, j] = table[step + (count if bidirectional and ahead > 0 else 0)]
+    return bias
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_the_bias_of_t5_and_the_gradient_of_its_table(bidirectional: bool) -> None:
+    q, k, v = inputs(Shape(seq_q=30, seq_kv=50))
+    tables = [normal(16, 2).to(dtype).requires_grad_() for dtype in (torch.float32, torch.float64)]
+    bias = kernels.t5_bias(tables[0], 30, 50, bidirectional=bidirectional, max_distance=20)
+    out = kernels.attention(q, k, v, bias=bias, cuts=cuts())
+    full = t5(tables[1], 30, 50, bidirectional, 20)
+    exact, _ = attend(q.double(), k.double(), v.double(), full[None], None, visible=band(30, 50))
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=2e-6)
+    (found,) = torch.autograd.grad(out.sum() + out.square().sum(), tables[0])
+    (true,) = torch.autograd.grad(exact.sum() + exact.square().sum(), tables[1])
+    torch.testing.assert_close(found.double(), true, rtol=1e-4, atol=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_band_and_any_intervals(data: st.DataObject) -> None:

@@ -1,0 +1,131 @@
+"""Seeded bugs: each is put into a copy of the kernels, and a few quick checks must notice it.
+
+`python -m tests.interpreted.mutations` tries them all and prints, as JSON, what the checks said of each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutation(NamedTuple):
+    """Text of a file of attnbench/kernels, and the bug that takes its place wherever it stands."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+MUTATIONS = {
+    "diagonal off by one": Mutation(
+        "tile.py", "tl.minimum(diagonal_Q + right + 1, seq_kv)", "tl.minimum(diagonal_Q + right, seq_kv)"
+    ),
+    "window off by one": Mutation(
+        "tile.py", "tl.maximum(diagonal_Q - left, 0)", "tl.maximum(diagonal_Q - left + 1, 0)"
+    ),
+    "causal aligned to the top left": Mutation("tile.py", "rows_Q + (seq_kv - seq_q)", "rows_Q"),
+    "accumulator not rescaled": Mutation("forward.py", "acc_QE * decay_Q[:, None]", "acc_QE"),
+    "sum not rescaled": Mutation("forward.py", "total_Q * decay_Q", "total_Q"),
+    "lse without the highest logit": Mutation(
+        "forward.py", "(peak_Q + tl.log2(total_Q)) * LN2", "tl.log2(total_Q) * LN2"
+    ),
+    "wrong key head": Mutation("forward.py", "kv_head = head // GROUP", "kv_head = head % (heads // GROUP)"),
+    "swapped strides": Mutation(
+        "launch.py",
+        "return Operand(tensor, *tensor.stride()[:3])",
+        "return Operand(tensor, tensor.stride(0), tensor.stride(2), tensor.stride(1))",
+    ),
+    "whole tiles reach too far": Mutation(
+        "tile.py",
+        "tl.where(seeing_Q, high_Q, last), 0) // BLOCK_KV",
+        "tl.where(seeing_Q, high_Q, last) + BLOCK_KV - 1, 0) // BLOCK_KV",
+    ),
+    "end of the keys not masked": Mutation("launch.py", "or seq_kv % cut.block_kv != 0,", ","),
+    "softcap without its derivative": Mutation("backward.py", "ds = ds * (1.0 - bent * bent)", "ds = ds"),
+    "delta not subtracted": Mutation("backward.py", "p * (dp - delta)", "p * dp"),
+    "dk without the scale": Mutation("backward.py", "dk_KD * scale", "dk_KD"),
+    "dropout of backward for other pairs": Mutation(
+        "backward.py", "kept(batch, head, row + row_in, key + key_in", "kept(batch, head, key + key_in, row + row_in"
+    ),
+    "dropout of backward not amplified": Mutation(
+        "backward.py", "dp = tl.where(keep, dp * amplify, 0.0)", "dp = tl.where(keep, dp, 0.0)"
+    ),
+    "slope of the wrong sign": Mutation("tile.py", "s -= slope * LOG2E", "s += slope * LOG2E"),
+    "bias in base e": Mutation(
+        "tile.py", "mask=inside, other=0.0).to(tl.float32) * LOG2E", "mask=inside, other=0.0).to(tl.float32)"
+    ),
+    "blind rows read as any": Mutation(
+        "backward.py", 'tl.where(lse_Q == float("-inf"), float("inf"), lse_Q * LOG2E)', "lse_Q * LOG2E"
+    ),
+    "gradient of the lse forgotten": Mutation(
+        "backward.py", "delta_Q -= tl.load(dlse_ptr", "delta_Q += 0.0 * tl.load(dlse_ptr"
+    ),
+    "sink in every split": Mutation("decoding.py", "split == 0", "split >= 0"),
+    "splits weigh alike": Mutation(
+        "decoding.py", "weight_S = tl.exp2((lse_S - pivot) * LOG2E)", "weight_S = tl.where(lse_S > -1e30, 1.0, 0.0)"
+    ),
+    "page of the next key": Mutation("decoding.py", "table + keys_K // PAGE", "table + (keys_K + 1) // PAGE"),
+    "packed rows of the wrong head": Mutation("decoding.py", "packed_R // seq_q", "packed_R % GROUP"),
+    "blocks of a key tile from the list of rows": Mutation(
+        "launch.py", "from_keys = kernel is Kernel.BACKWARD_KV", "from_keys = False"
+    ),
+}
+
+
+def main() -> int:
+    """Try every mutation, and none; print which were caught, as JSON."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+    import triton.language  # noqa: F401  # imported once: the children only fork
+
+    torch.set_num_threads(1)
+    found = {"": _tried(None)} | {name: _tried(mutation) for name, mutation in MUTATIONS.items()}
+    print(json.dumps(found))
+    return 0
+
+
+def _tried(mutation: Mutation | None) -> str:
+    """What the quick checks say of a copy with that bug: `right`, `mismatch`, or what else went wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for package in ("attnbench", "tests/interpreted"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutation:
+            path = folder / "attnbench" / "kernels" / mutation.file
+            text = path.read_text(encoding="utf-8")
+            if mutation.right not in text:
+                return f"{mutation.file} does not hold {mutation.right!r}: write this mutation anew"
+            path.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
+        child = os.fork()
+        if child == 0:
+            os._exit(_checked(folder))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return "crash" if code < 0 else {0: "right", 1: "mismatch"}.get(code, f"exit code {code}")
+
+
+def _checked(folder: Path) -> int:
+    """In the child: the quick checks, on the copy."""
+    try:
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("attnbench", "tests")]:
+            del sys.modules[name]
+        quick = importlib.import_module("tests.interpreted.quick")
+        return int(quick.main())
+    except Exception:
+        traceback.print_exc()
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""A few checks of the kernels, small enough to run once for every seeded bug. Exits with 1 at the first mismatch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+import attnbench
+from attnbench import kernels
+from attnbench.kernels import Tiling
+from tests.interpreted.cached import LENGTHS, assert_decoded, paged, poisoned
+from tests.interpreted.formula import EVERYTHING, Shape, assert_right, band, cuts, inputs, normal
+
+
+def check_masks() -> None:
+    """No mask, causal and windows over unequal lengths, shared heads, heads inside and outside of rows."""
+    assert_right(Shape(seq_q=20, seq_kv=25), band(20, 25))
+    shape = Shape(2, 4, 2, 25, 45, 16, 24)
+    apart = tuple(t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs(shape))
+    assert_right(shape, band(25, 45, right=0), given=apart, causal=True)  # type: ignore[arg-type]
+    assert_right(Shape(seq_q=40, seq_kv=25), band(40, 25, right=0), through_lse=True, causal=True)
+    assert_right(Shape(seq_q=40, seq_kv=45), band(40, 45, 7, EVERYTHING), window=(7, -1))
+
+
+def check_blocks() -> None:
+    """A list that is not its own transpose."""
+    tiles = torch.tensor([[True, True, False], [False, True, False]])
+    visible = tiles.repeat_interleave(16, 0).repeat_interleave(16, 1)[:30, :40]
+    assert_right(Shape(seq_q=30), visible, mask=kernels.blocks(tiles[None, None], 16, 16))
+
+
+def check_scores() -> None:
+    """Softcap, slopes, biases, sinks, dropout."""
+    visible = band(20, 30, right=0)
+    shape = Shape(1, 2, 1, 20, 30)
+    assert_right(shape, visible, causal=True, scores={"softcap": 2.0, "alibi_slopes": torch.tensor([0.5, 0.1])})
+    assert_right(shape, visible, causal=True, bias=normal(2, 49), sinks=normal(2))
+    assert_right(shape, visible, causal=True, scores={"dropout": 0.4, "seed": 7})
+
+
+def check_decoding() -> None:
+    """Splits, sinks, pages, packed heads."""
+    made = inputs(Shape(3, 4, 2, 2, 200))
+    lengths = torch.tensor(LENGTHS, dtype=torch.int32)
+    (k, table), (v, _) = paged(poisoned(made[1], LENGTHS), 16), paged(poisoned(made[2], LENGTHS), 16)
+    cut = Tiling(path="decode", block_q=16, block_kv=32, warps=4, stages=1, splits=3)
+    options = {"kv_lengths": lengths, "page_table": table, "sinks": normal(4), "return_lse": True, "cut": cut}
+    assert_decoded(kernels.decode(made[0], k, v, **options), made, LENGTHS, sinks=normal(4))
+
+
+def main() -> int:
+    """Run them all; 0 if all is right."""
+    assert Path(attnbench.__file__).is_relative_to(Path.cwd())  # the copy, not what is installed
+    assert cuts()
+    for check in (check_masks, check_blocks, check_scores, check_decoding):
+        try:
+            check()
+        except AssertionError as wrong:
+            print(f"{check.__name__}: {wrong}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

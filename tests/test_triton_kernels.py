@@ -1,0 +1,16 @@
+"""The forward and backward kernels; their tests run in Triton's interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_triton import run_apart
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+
+def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path) -> None:
+    assert not run_apart("interpreted/attention.py", tmp_path, interpreted=True)
