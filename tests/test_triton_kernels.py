@@ -14,3 +14,7 @@ pytest.importorskip("triton")
 
 def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path) -> None:
     assert not run_apart("interpreted/attention.py", tmp_path, interpreted=True)
+
+
+def test_memory_is_read_and_written_as_it_should(tmp_path: Path) -> None:
+    assert not run_apart("interpreted/memory.py", tmp_path, interpreted=True)

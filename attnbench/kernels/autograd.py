@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnbench.kernels.launch import Saved, Terms, backward_pass, forward_pass
+from attnbench.kernels.gradients import Saved, backward_pass
+from attnbench.kernels.launch import Terms, forward_pass
 
 
 class Attention(torch.autograd.Function):

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attnbench.kernels import backward, decoding, forward, tables
+from attnbench.kernels import decoding, forward, tables
 from attnbench.kernels.masking import Keys
 from attnbench.kernels.tables import Kernel
 from attnbench.kernels.tile import INTERPRETED, BlockList, Listed, Operand, Pairs
@@ -54,9 +54,6 @@ def operand(tensor: Tensor) -> Operand:
     return Operand(tensor, *tensor.stride()[:3])
 
 
-# -- what all kernels are given -------------------------------------------------------------------------------------
-
-
 def _masks(terms: Terms, kernel: Kernel) -> dict[str, Any]:
     keys = terms.keys
     found: dict[str, Any] = {"listed": None, "blocks": None, "shown": None, "left": keys.left, "right": keys.right}
@@ -80,7 +77,8 @@ def _shared_strides(tensor: Tensor) -> list[int]:
     return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-def _common(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel) -> dict[str, Any]:
+def common(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel) -> dict[str, Any]:
+    """What every kernel is given."""
     batch, heads, seq_q, head_dim = q.shape
     seq_kv, head_dim_v = v.shape[2:]
     slopes, keys = terms.slopes, terms.keys
@@ -109,10 +107,11 @@ def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
     return Pairs(bias, *_shared_strides(bias))
 
 
-def _cut_of(
+def cut_of(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel, split: str = "",
     dout: Tensor | None = None,
 ) -> Tiling:  # fmt: skip
+    """How a pass over these tensors is cut; `split` says why its keys cannot be split."""
     if terms.cuts and kernel in terms.cuts:
         return terms.cuts[kernel]
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
@@ -192,7 +191,14 @@ def new_like(tensor: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     return tensor.new_empty(batch, heads, rows, width, dtype=dtype)
 
 
-# -- forward --------------------------------------------------------------------------------------------------------
+def sources(tensors: Mapping[str, Tensor], cut: Tiling) -> dict[str, Any]:
+    """Descriptors of what a kernel reads, if its path is theirs: a box is a tile of queries, or of keys."""
+    described = cut.path == Path.DESCRIPTORS
+    found: dict[str, Any] = {"DESCRIPTORS": described}
+    for name, tensor in tensors.items() if described else ():
+        box = [1, 1, cut.block_kv if name in ("k", "v") else cut.block_q, padded(tensor.shape[3])]
+        found[name] = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box)
+    return found
 
 
 def forward_call(
@@ -201,12 +207,12 @@ def forward_call(
 ) -> Call:  # fmt: skip
     """The launch of a forward pass by pointers or descriptors."""
     seq_q, seq_kv = q.shape[2], k.shape[2]
-    arguments = _common(q, k, v, bias, terms, Kernel.FORWARD) | {
+    arguments = common(q, k, v, bias, terms, Kernel.FORWARD) | {
         "out": operand(out), "lse_ptr": lse, "sinks_ptr": sinks, "descale_ptr": terms.descale,
         "resident": cut.resident, "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv, "LONG_FIRST": cut.long_first,
         "EDGES": terms.keys.hides(seq_q, seq_kv) or seq_kv % cut.block_kv != 0,
     }  # fmt: skip
-    arguments |= _sources({"q": q, "k": k, "v": v}, cut)
+    arguments |= sources({"q": q, "k": k, "v": v}, cut)
     return Call(forward.forward_kernel, triton.cdiv(seq_q, cut.block_q) * q.shape[0] * q.shape[1], arguments, cut)
 
 
@@ -217,7 +223,7 @@ def forward_pass(
     out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
     sinks = None if sinks is None else sinks.float().contiguous()
-    cut = _cut_of(q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms))
+    cut = cut_of(q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms))
     if out.numel() == 0:
         return out, lse, describe(cut, None)
     if cut.path == Path.DECODE:
@@ -239,9 +245,6 @@ def _no_split(bias: Tensor | None, terms: Terms) -> str:
     return next((f"{what} is not split" for what, there in reasons.items() if there), "")
 
 
-# -- decode ---------------------------------------------------------------------------------------------------------
-
-
 def decode_calls(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, terms: Terms, cut: Tiling,
     lengths: Tensor | None, table: Tensor | None,
@@ -258,9 +261,9 @@ def decode_calls(
     if several:
         parts = q.new_empty(cut.splits, *q.shape[:3], head_dim_v, dtype=torch.float32)
         lse_parts = q.new_empty(cut.splits, *q.shape[:3], dtype=torch.float32)
-    common = _common(q, k, v, None, terms, Kernel.DECODE)
     names = decoding.split_kernel.arg_names
-    arguments = {name: value for name, value in common.items() if name in names} | {
+    every = common(q, k, v, None, terms, Kernel.DECODE)
+    arguments = {name: value for name, value in every.items() if name in names} | {
         "out": operand(parts[0]) if several else operand(out), "lse_ptr": lse_parts, "lengths_ptr": lengths,
         "table_ptr": table, "sinks_ptr": sinks, "descale_ptr": terms.descale,
         "table_batch": table.stride(0) if table is not None else 0,
@@ -303,140 +306,7 @@ def decode_pass(
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
     sinks = None if sinks is None else sinks.float().contiguous()
     keys = k if table is None else k.new_empty((q.shape[0], k.shape[1], table.shape[1] * k.shape[2], 0))
-    cut = _cut_of(q, keys, v, None, terms, Kernel.DECODE)
+    cut = cut_of(q, keys, v, None, terms, Kernel.DECODE)
     cut = replace(cut, path=Path.DECODE.value)
     compiled = _decode(q, k, v, out, lse, sinks, terms, cut, lengths, table) if out.numel() else None
     return out, lse, describe(cut, compiled)
-
-
-# -- backward -------------------------------------------------------------------------------------------------------
-
-
-class Saved(NamedTuple):
-    """What a backward pass starts from. delta: fp32 [batch, heads, seq_q], see `delta_call`."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
-    out: Tensor
-    lse: Tensor
-    dout: Tensor
-    delta: Tensor
-
-
-def delta_call(saved: Saved, dlse: Tensor | None) -> Call:
-    """delta = rowsum(out dout) - dlse."""
-    batch, heads, seq_q, head_dim_v = saved.out.shape
-    cut = Tiling(block_q=32, block_kv=1, warps=4, stages=1)
-    arguments = {
-        "out": operand(saved.out), "dout": operand(saved.dout), "dlse_ptr": dlse, "delta_ptr": saved.delta,
-        "pairs": batch * heads, "heads": heads, "seq_q": seq_q,
-        "HEAD_DIM_V": head_dim_v, "BLOCK_E": padded(head_dim_v), "BLOCK_Q": cut.block_q,
-    }  # fmt: skip
-    return Call(backward.delta_kernel, triton.cdiv(seq_q, cut.block_q) * batch * heads, arguments, cut)
-
-
-def _of_backward(saved: Saved, terms: Terms, kernel: Kernel, cut: Tiling) -> dict[str, Any]:
-    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
-    arguments = _common(saved.q, saved.k, saved.v, saved.bias, terms, kernel) | {
-        "dout": operand(saved.dout), "lse_ptr": saved.lse, "delta_ptr": saved.delta, "resident": cut.resident,
-        "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv,
-        # The pass over rows needs no mask at the end of the keys.
-        "EDGES": terms.keys.hides(seq_q, seq_kv) or (kernel is Kernel.BACKWARD_Q and seq_kv % cut.block_kv != 0),
-    }  # fmt: skip
-    tensors = {"q": saved.q, "k": saved.k, "v": saved.v, "dout": saved.dout}
-    return arguments | _sources(tensors, cut)
-
-
-def _sources(tensors: Mapping[str, Tensor], cut: Tiling) -> dict[str, Any]:
-    """Descriptors of what a kernel reads, if its path is theirs: a box is a tile of queries, or of keys."""
-    described = cut.path == Path.DESCRIPTORS
-    found: dict[str, Any] = {"DESCRIPTORS": described}
-    for name, tensor in tensors.items() if described else ():
-        box = [1, 1, cut.block_kv if name in ("k", "v") else cut.block_q, padded(tensor.shape[3])]
-        found[name] = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box)
-    return found
-
-
-def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) -> Call:
-    """dk and dv: [batch, kv_heads * parts, seq_kv, width]."""
-    batch, heads, seq_kv = saved.q.shape[0], saved.q.shape[1], saved.k.shape[2]
-    shares = saved.k.shape[1] * cut.parts
-    arguments = _of_backward(saved, terms, Kernel.BACKWARD_KV, cut) | {
-        "dk": operand(dk), "dv": operand(dv), "pairs": batch * shares, "parts": cut.parts, "GROUP": heads // shares,
-        "RAGGED": saved.q.shape[2] % cut.block_q != 0 and cut.path != Path.DESCRIPTORS,
-    }  # fmt: skip
-    return Call(backward.key_kernel, triton.cdiv(seq_kv, cut.block_kv) * batch * shares, arguments, cut)
-
-
-def query_call(saved: Saved, dq: Tensor, terms: Terms, cut: Tiling) -> Call:
-    """dq: as q."""
-    batch, heads, seq_q = saved.q.shape[:3]
-    arguments = _of_backward(saved, terms, Kernel.BACKWARD_Q, cut)
-    arguments |= {"dq": operand(dq), "LONG_FIRST": cut.long_first}
-    return Call(backward.query_kernel, triton.cdiv(seq_q, cut.block_q) * batch * heads, arguments, cut)
-
-
-def bias_call(saved: Saved, dbias: Tensor, terms: Terms, cut: Tiling) -> Call:
-    """dbias: fp32 [batch or 1, heads or 1, seq_q, seq_kv]."""
-    batch, seq_q, seq_kv = saved.q.shape[0], saved.q.shape[2], saved.k.shape[2]
-    arguments = _of_backward(saved, terms, Kernel.BACKWARD_Q, cut)
-    for name in ("pairs", "resident", "EDGES", "DESCRIPTORS"):
-        del arguments[name]
-    arguments |= {
-        "dbias": operand(dbias), "batches": batch, "bias_batches": dbias.shape[0], "bias_heads": dbias.shape[1]
-    }  # fmt: skip
-    programs = triton.cdiv(seq_q, cut.block_q) * triton.cdiv(seq_kv, cut.block_kv) * dbias.shape[0] * dbias.shape[1]
-    return Call(backward.bias_kernel, programs, arguments, cut)
-
-
-def backward_pass(
-    saved: Saved, dlse: Tensor | None, terms: Terms, with_bias: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-    """dq, dk, dv, the gradient of the bias if it is wanted, and the facts of the launches. Fills `saved.delta`."""
-    q, k, v = saved.q, saved.k, saved.v
-    dq = torch.zeros_like(q) if k.shape[2] == 0 else new_like(q, q.shape[3], q.dtype)
-    if q.shape[2] == 0 or k.shape[2] == 0:
-        return dq, torch.zeros_like(k), torch.zeros_like(v), None, {}
-    run(delta_call(saved, dlse), q.device)
-    kernels = Kernel.BACKWARD_KV, Kernel.BACKWARD_Q
-    key_cut, query_cut = (_cut_of(q, k, v, saved.bias, terms, kernel, dout=saved.dout) for kernel in kernels)
-    dk, dv = (_shares(tensor, key_cut.parts) for tensor in (k, v))
-    of_keys = run(key_call(saved, dk, dv, terms, key_cut), q.device)
-    of_queries = run(query_call(saved, dq, terms, query_cut), q.device)
-    dbias = (
-        _bias_gradient(saved, terms, replace(query_cut, path=Path.PORTABLE.value, stages=1))
-        if with_bias and saved.bias is not None
-        else None
-    )
-    if key_cut.parts > 1:
-        dk, dv = (g.unflatten(1, (-1, key_cut.parts)).sum(2).to(k.dtype) for g in (dk, dv))
-    facts = {"backward_kv": describe(key_cut, of_keys), "backward_q": describe(query_cut, of_queries)}
-    return dq, dk, dv, dbias, facts
-
-
-def _shares(tensor: Tensor, parts: int) -> Tensor:
-    if parts == 1:
-        return new_like(tensor, tensor.shape[3], tensor.dtype)
-    batch, heads, rows, width = tensor.shape
-    return tensor.new_empty(batch, heads * parts, rows, width, dtype=torch.float32)
-
-
-def _bias_gradient(saved: Saved, terms: Terms, cut: Tiling) -> Tensor:
-    """In the shape and dtype of the bias."""
-    bias = saved.bias
-    assert bias is not None
-    batches, heads = (1, bias.shape[0]) if terms.by_distance else bias.shape[:2]
-    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
-    pairs = torch.empty(batches, heads, seq_q, seq_kv, dtype=torch.float32, device=bias.device)
-    run(bias_call(saved, pairs, terms, cut), bias.device)
-    if terms.by_distance:
-        # Read with rows one number shorter, row i moves by seq_q - 1 - i: equal distances stand in one column.
-        wide = pairs.new_zeros(heads, seq_q, seq_q + seq_kv)
-        wide[:, :, :seq_kv] = pairs[0].flip(1)
-        sheared = wide.flatten(1)[:, : seq_q * (seq_q + seq_kv - 1)].unflatten(1, (seq_q, -1))
-        steps: Tensor = sheared.sum(1)
-        return steps.to(bias.dtype)
-    summed: Tensor = pairs.sum_to_size(bias.shape)
-    return summed.to(bias.dtype)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from msgspec.structs import replace
 
-from attnbench.kernels import launch
-from attnbench.kernels.launch import Call, Saved, Terms
+from attnbench.kernels import gradients, launch
+from attnbench.kernels.gradients import Saved
+from attnbench.kernels.launch import Call, Terms
 from attnbench.kernels.masking import Blocks, Keys, Rows
 from attnbench.kernels.tables import Kernel, shipped
 from attnbench.kernels.tiling import SHARED_BYTES, Path, Target, Tiling, Work, family, tiling
@@ -94,14 +95,14 @@ def call_of(variant: Variant) -> Call:
         return _decode(variant, q, k, v, out, lse, terms, replace(cut, splits=4, path=Path.DECODE.value))
     saved = Saved(q, k, v, bias, out, lse, out, lse)
     if feature == "delta":
-        return launch.delta_call(saved, None)
+        return gradients.delta_call(saved, None)
     if feature == "bias_gradient":
         pairs = torch.empty(1, HEADS, SEQ, SEQ, device="meta")
         half = replace(cut_of(variant._replace(kernel="backward_q")), stages=1)
-        return launch.bias_call(saved._replace(bias=pairs), pairs, terms, half)
+        return gradients.bias_call(saved._replace(bias=pairs), pairs, terms, half)
     if kernel.startswith("backward_kv"):
-        return launch.key_call(saved, k, v, terms, replace(cut, parts=1))
-    return launch.query_call(saved, q, terms, cut)
+        return gradients.key_call(saved, k, v, terms, replace(cut, parts=1))
+    return gradients.query_call(saved, q, terms, cut)
 
 
 def _rows(heads: int, width: int, dtype: torch.dtype) -> torch.Tensor:
