@@ -125,7 +125,7 @@ def expect(problem: Problem, mode: Mode, seed: int, distribution: str, directory
         digest=inputs.digest(made),
         selection=selection,
         tolerances={
-            name: tally.tolerance(tallies["lse"].largest if name in GRADIENTS else 0.0)
+            name: tally.tolerance(_walk(problem) * tallies["lse"].largest if name in GRADIENTS else 0.0)
             for name, tally in tallies.items()
         },
         seconds=time.perf_counter() - start,
@@ -161,6 +161,11 @@ def _computed(
         yield from zip(("dq", "dk", "dv"), true_gradients, gradients, masses, strict=True)
 
 
+def _walk(problem: Problem) -> float:
+    """How far rounding carries a sum of head_dim terms, in units of eps: as a random walk, two sums apart."""
+    return max(1.0, problem.head_dim**0.5 / 2)
+
+
 class _Tally:
     """Writes one output group by group, and sums up what its tolerance follows from."""
 
@@ -191,11 +196,11 @@ class _Tally:
         limit = (size * self._half_cap).maximum(tile_rms(error)) * TILE_SLACK
         self._write(place, f"{self.name}.tiles", limit, exact=True)
 
-    def tolerance(self, largest_lse: float = 0.0) -> Tolerance:
+    def tolerance(self, logits: float = 0.0) -> Tolerance:
         """Of the whole output. A fused backward makes its weights again as exp(logit - lse).
 
-        Both are float32 numbers of the size of `largest_lse`; the plain formula, which keeps the weights, has no such
-        error.
+        Both are float32 sums that may be off by eps(fp32) times `logits`, each in its own way; the plain formula, which
+        keeps the weights, has no such error.
         """
         numbers = max(1, self.numbers)
         rms, error, mass = (float(x) for x in np.sqrt(self.squares / numbers))
@@ -203,7 +208,7 @@ class _Tally:
         return Tolerance(
             yardstick_max=self.worst,
             yardstick_mean=self.total / numbers,
-            rounding=2 * self.rounding + (8 * eps + 2.0**-23 * largest_lse) * self.largest,
+            rounding=2 * self.rounding + (8 * eps + 2.0**-23 * logits) * self.largest,
             rms=rms,
             rms_error=max(error, self._half_cap * max(rms, mass)),
         )

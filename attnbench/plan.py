@@ -133,14 +133,22 @@ class Forecast:
         return total
 
 
-def arms_of(names: Sequence[str], devices: Sequence[Device]) -> list[Arm]:
-    """One arm for each backend on each device; the same name again is a twin."""
+def arms_of(names: Sequence[str], devices: Sequence[Device], interpreted: bool = False) -> list[Arm]:
+    """One arm for each backend on each device; the same name again is a twin.
+
+    `interpreted`: on a CPU a backend that cannot be timed there runs in its interpreter.
+    """
     arms: list[Arm] = []
     for device in devices:
         for name in names:
             twins = sum(arm.backend == name and arm.device == device.text for arm in arms)
-            arms.append(Arm(backend=name, device=device.text, twin=twins + 1))
+            env = _interpreter(name) if interpreted and device.kind == "cpu" else ()
+            arms.append(Arm(backend=name, device=device.text, twin=twins + 1, env=env))
     return arms
+
+
+def _interpreter(name: str) -> tuple[tuple[str, str], ...]:
+    return () if backends.is_file(name) else backends.load(name).interpreter
 
 
 def auto(kind: str) -> tuple[str, ...]:
@@ -189,7 +197,8 @@ def refuse(case: Case, arm: Arm, terms: Terms) -> tuple[Status, str] | None:
     if not arm.python and (absent := missing(backend)):
         hint = f"; install: {backend.install}" if backend.install else ""
         return Status.UNAVAILABLE, f"not installed: {', '.join(absent)}{hint}"
-    if device.kind == "cpu" and backend.untimed:
+    interpreted = bool(backend.interpreter) and set(backend.interpreter) <= set(arm.env)
+    if device.kind == "cpu" and backend.untimed and not interpreted:
         return Status.UNAVAILABLE, backend.untimed
     if objections := backend.objections(case, device.kind, capability):
         return Status.UNSUPPORTED, "; ".join(objections)

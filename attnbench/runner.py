@@ -54,6 +54,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     reference: str = ""
     fail_fast: bool = False
+    verify_only: bool = False  # nothing is timed
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,13 +176,19 @@ class Runner:
             results |= {b.arm.id: self._refusal(group, b.arm, launch, Status.SKIPPED, reason) for b in benches}
             return
         self._guarded(benches, results, lambda bench: self._make_ready(bench, expected, None if launch else peaked))
+        if self.terms.verify_only:
+            results |= {bench.arm.id: bench.result() for bench in benches}
+        else:
+            self._time(group, benches, results, deadline)
+        for bench in list(benches):
+            self._guarded([bench], {}, Bench.release)
+
+    def _time(self, group: Group, benches: list[Bench], results: dict[str, Result], deadline: float) -> None:
         reason = self._rounds(benches, results, deadline)
         if reason == "interrupted" and any(len(b.blocks) < b.procedure.rounds_least for b in benches):
             return  # too few rounds to keep: a resume measures this group again
         self._guarded(benches, results, Bench.finish)
         self._collect(group, benches, results, reason)
-        for bench in list(benches):
-            self._guarded([bench], {}, Bench.release)
 
     def _share(self, group: Group, rest_s: float) -> float | None:
         """Seconds for this group out of what the budget leaves; None if not even the shortest measurement fits."""
@@ -241,6 +248,8 @@ class Runner:
         bench.prepare()
         self.observer.phase(f"{bench.case.label}  verifying")
         bench.verify(expected, peaked)
+        if self.terms.verify_only:
+            return
         self.forecast.learn(bench.arm, bench.case, bench.settle())
         if bench.group.late and (first := bench.samples["first_call"].values[0]) is not None:
             self.forecast.learn_compile(bench.arm, first)

@@ -69,15 +69,18 @@ class Outcome(msgspec.Struct, kw_only=True):
     planned: int
 
 
-def ready(request: Request) -> Sweep:
-    """Read suites and options, look at the machine, and plan. Raises UsageError and its kinds; loads no torch."""
+def ready(request: Request, *, interpreted: bool = False, default_suite: str = DEFAULT_SUITE) -> Sweep:
+    """Read suites and options, look at the machine, and plan. Raises UsageError and its kinds; loads no torch.
+
+    `interpreted`: what cannot be timed on a CPU runs in its interpreter there.
+    """
     devices = _devices(request.device)
-    chosen = _suites(request)
+    chosen = _suites(request, default_suite)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     terms = _terms(request, chosen, kinds)
     gpus = {gpu.index: gpu for gpu in host.gpus()} if "cuda" in kinds else {}
     impossible: list[tuple[str, str]] = []
-    asked = _asked(request, chosen, devices, impossible)
+    asked = _asked(request, chosen, devices, impossible, interpreted)
     made = plan.make(
         asked,
         plan.Terms(
@@ -165,15 +168,19 @@ def _devices(text: str) -> list[Device]:
     return devices
 
 
-def _suites(request: Request) -> list[Suite]:
+def _suites(request: Request, default: str) -> list[Suite]:
     """The named suites; without a name a suite of the options, or the default one where they give no length."""
     if not request.suites and {"seq", "seq_q", "lengths"} & set(request.axes):
         return [suite.from_flags(request.axes)]
-    return [suite.override(suite.load(name), request.axes) for name in request.suites or (DEFAULT_SUITE,)]
+    return [suite.override(suite.load(name), request.axes) for name in request.suites or (default,)]
 
 
 def _asked(
-    request: Request, chosen: Sequence[Suite], devices: Sequence[Device], impossible: list[tuple[str, str]]
+    request: Request,
+    chosen: Sequence[Suite],
+    devices: Sequence[Device],
+    impossible: list[tuple[str, str]],
+    interpreted: bool,
 ) -> Iterator[tuple[Cell, list[Arm]]]:
     """Every cell with its arms, after the filters; cells that are no problem go to `impossible`."""
     only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
@@ -188,7 +195,7 @@ def _asked(
                     continue
                 names = named or cell.backends or ("auto",)
                 if (names, kind) not in arms_of:
-                    arms_of[names, kind] = plan.arms_of(_expand_names(names, kind), own)
+                    arms_of[names, kind] = plan.arms_of(_expand_names(names, kind), own, interpreted)
                 arms = [
                     arm
                     for arm in arms_of[names, kind]

@@ -39,7 +39,7 @@ def cells(one: Suite, kind: str = "cpu") -> list[Cell]:
 
 
 def test_four_suites_are_shipped() -> None:
-    assert SHIPPED == ("bert-base", "ci", "kernels", "llama3-8b", "quick")
+    assert SHIPPED == ("bert-base", "ci", "kernels", "llama3-8b", "quick", "verify")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

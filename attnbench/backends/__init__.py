@@ -90,6 +90,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout = Layout.BHSD
     compiles: bool = False  # minutes before the first call: measured in a later pass
     untimed: str = ""  # why its times on a CPU mean nothing; empty: they do
+    interpreter: tuple[tuple[str, str], ...] = ()  # variables with which it runs on a CPU all the same, to be verified
     probe: Callable[[str], str | None] | None = None  # tried on the torch device: why it cannot run there, or None
     error_factor: float = 2.0  # times the error of the plain formula in the same dtype
 

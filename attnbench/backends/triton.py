@@ -109,6 +109,7 @@ BACKENDS = {
         requires=("triton",),
         install="pip install 'triton>=3.6,<3.8'",
         untimed=UNTIMED,
+        interpreter=(("TRITON_INTERPRET", "1"),),
         probe=probe,
     )
 }

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 import attnbench
-from attnbench.cli import catalog, doctor, explain, report, run, show
+from attnbench.cli import catalog, doctor, explain, report, run, show, verify
 from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(report.report)
 app.command()(show.show)
+app.command()(verify.verify)
 app.command()(explain.explain)
 app.command()(doctor.doctor)
 app.add_typer(catalog.app, name="list")

@@ -49,20 +49,37 @@ def suites(json_: Json = False) -> None:
 
 @app.command()
 def masks(json_: Json = False) -> None:
-    """Every mask, how it is written, and the backends that take it."""
+    """Every mask, how it is written, and which backends take it: all of a library's, some of them, or none."""
     from attnbench import backends
     from attnbench.attention.masks import EXAMPLES, PRIMITIVES
 
-    records = []
+    features = {
+        name: {word for limits in backends.load(name).limits.values() for word in limits.features}
+        for name in backends.names()
+    }
+    records, meanings = [], []
     for word in ("none", *PRIMITIVES):
-        takers = [
-            name
-            for name in backends.names()
-            if word == "none" or any(word in limits.features for limits in backends.load(name).limits.values())
-        ]
+        takers = [name for name, words in features.items() if word == "none" or word in words]
+        written = EXAMPLES.get(word, word)
         about = "every key" if word == "none" else (PRIMITIVES[word].__doc__ or "").splitlines()[0]
-        records.append({"mask": EXAMPLES.get(word, word), "means": about, "backends": ", ".join(takers)})
+        if json_:
+            records.append({"mask": written, "means": about, "backends": ", ".join(takers)})
+        else:
+            records.append({"mask": written, **_share_of_libraries(tuple(features), takers)})
+            meanings.append(f"{written}: {about}")
     _print(records, json_)
+    for meaning in meanings:
+        print(meaning)
+
+
+def _share_of_libraries(names: Sequence[str], takers: Sequence[str]) -> dict[str, str]:
+    """By library, how many of its backends are takers: yes, no, or `4 of 5`."""
+    shares = {}
+    for library in dict.fromkeys(name.partition(":")[0] for name in names):
+        own = [name for name in names if name.partition(":")[0] == library]
+        count = sum(name in takers for name in own)
+        shares[library] = "yes" if count == len(own) else f"{count} of {len(own)}" if count else "no"
+    return shares
 
 
 @app.command()

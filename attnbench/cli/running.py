@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from attnbench.cli import plan_view, progress
 from attnbench.cli.output import show
 from attnbench.errors import Exit, UnknownNameError, UsageError
 from attnbench.result import Result, Status
-from attnbench.runner import Runner
-from attnbench.sweep import Outcome, Request, Sweep
+from attnbench.runner import Ending, Runner
+from attnbench.sweep import Request, Sweep
 
 
 class Manner(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
     with progress.observer(style, ready.plan.cases * ready.terms.launches) as watcher:
         observer = Streaming(watcher, ready.terms.launches) if streaming else watcher
         runner_seen: list[Runner] = []
-        with _interruptible(runner_seen):
+        with interruptible(runner_seen):
             outcome = sweep.run(
                 ready.request,
                 observer,
@@ -97,7 +97,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
                 sweep=ready,
                 command=["attnbench", *sys.argv[1:]],
             )
-    code = exit_code(outcome, manner.strict)
+    code = exit_code(outcome.run.results, outcome.ending, manner.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
     show(outcome.run, manner.format, color=manner.color, saved=manner.save, code=code, printed=printed)
     if manner.report:
@@ -110,7 +110,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
 
 
 @contextmanager
-def _interruptible(runners: list[Runner]) -> Iterator[None]:
+def interruptible(runners: list[Runner]) -> Iterator[None]:
     """The first Ctrl-C lets the block in progress end and keeps all results; the second stops at once."""
 
     def ask_to_stop(*_: object) -> None:
@@ -159,11 +159,11 @@ class Streaming:
                 print(jsonl.line(jsonl.record(row)), flush=True)
 
 
-def exit_code(outcome: Outcome, strict: bool) -> int:
+def exit_code(results: Iterable[Result], ending: Ending, strict: bool = False) -> int:
     """130 if interrupted, 5 if a case failed, 6 if nothing is ok, else 0; `strict` counts oom and skipped as failed."""
-    if outcome.ending.interrupted:
+    if ending.interrupted:
         return Exit.INTERRUPTED
-    statuses = {result.status for result in outcome.run.results}
+    statuses = {result.status for result in results}
     if any(status.failed for status in statuses):
         return Exit.FAILED
     if strict and statuses & {Status.OOM, Status.SKIPPED, Status.UNAVAILABLE}:

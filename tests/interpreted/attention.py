@@ -1,7 +1,7 @@
 """The forward and backward kernels in Triton's interpreter, against float64 in plain torch.
 
-TRITON_INTERPRET is read when a kernel is decorated, so these tests need a process of their own: `test_triton_kernels.py` starts
-it, and no collection finds this file by itself.
+TRITON_INTERPRET is read when a kernel is decorated, so these tests need a process of their own, which
+`test_triton_kernels.py` starts; no collection finds this file by itself.
 """
 
 from __future__ import annotations

@@ -1,0 +1,116 @@
+"""`attnbench verify`: outputs against float64, with no timing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from attnbench.cli import options
+from attnbench.cli.options import CHOOSING, MEASURING, OUTPUT
+
+if TYPE_CHECKING:
+    from attnbench.runner import Runner
+    from attnbench.verification import Verified
+
+
+def verify(
+    context: typer.Context,
+    suites: options.Suites = None,
+    suite: options.Suite = None,
+    seq: options.Seq = None,
+    seq_q: options.SeqQ = None,
+    seq_kv: options.SeqKv = None,
+    batch: options.Batch = None,
+    tokens: options.Tokens = None,
+    heads: options.Heads = None,
+    kv_heads: options.KvHeads = None,
+    head_dim: options.HeadDim = None,
+    head_dim_v: options.HeadDimV = None,
+    dtype: options.Dtype = None,
+    mask: options.Mask = None,
+    score: options.Score = None,
+    mode: options.ModeOption = None,
+    set_: options.Set = None,
+    backend: options.BackendOption = None,
+    device: options.DeviceOption = None,
+    budget: Annotated[
+        str,
+        typer.Option(rich_help_panel=MEASURING, help="Time for everything: 45s, 5m; none by default.", metavar="TIME"),
+    ] = "",
+    timeout: Annotated[
+        str, typer.Option(rich_help_panel=MEASURING, help="For each phase of a case.", metavar="TIME")
+    ] = "60s",
+    mem_limit: Annotated[
+        str, typer.Option(rich_help_panel=MEASURING, help="80% of what is free, or 8GiB.", metavar="SIZE")
+    ] = "80%",
+    seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of the inputs.", metavar="N")] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Drop these: backend=flex.", metavar="KEY=VALUES")
+    ] = None,
+    progress_: Annotated[
+        str, typer.Option("--progress", rich_help_panel=OUTPUT, help="auto, bar, lines or none.", metavar="STYLE")
+    ] = "auto",
+    json_: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON object a line.")] = False,
+) -> int:
+    """Check outputs and gradients against float64, of the suite `verify` unless others are named; nothing is timed."""
+    from attnbench import verification
+    from attnbench.cli import progress, running
+    from attnbench.sweep import Request
+
+    axes = options.axes(
+        set_,
+        seq=seq,
+        seq_q=seq_q,
+        seq_kv=seq_kv,
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        dtype=dtype,
+        mask=mask,
+        score=score,
+        mode=mode,
+    )
+    request = Request(
+        suites=(*(suites or ()), *(suite or ())),
+        axes=axes,
+        backend=backend or "",
+        device=device or "",
+        budget=budget,
+        timeout=timeout,
+        mem_limit=mem_limit,
+        seed=seed,
+        only=tuple(only or ()),
+        skip=tuple(skip or ()),
+    )
+    planned = verification.ready(request)
+    with progress.observer("none" if context.obj["quiet"] else progress_, planned.plan.cases) as watcher:
+        runners: list[Runner] = []
+        with running.interruptible(runners):
+            found = verification.run(planned, watcher, runners.append)
+    return _show(found, json_)
+
+
+def _show(found: Verified, as_json: bool) -> int:
+    import msgspec
+
+    from attnbench.cli.running import exit_code
+    from attnbench.report import errors
+
+    code = exit_code(found.results, found.ending)
+    if as_json:
+        for line in (*map(errors.record, found.results), errors.summary(found.results, code)):
+            print(msgspec.json.encode(line).decode())
+        return code
+    for text in errors.text(found.results):
+        print(text)
+    for cell, reason in found.impossible:
+        print(f"impossible: {cell}: {reason}", file=sys.stderr)
+    return code

@@ -1,0 +1,23 @@
+"""The interpreter, as quick as it can be, for all files beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.interpreted.overflow import look_for_overflow
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> None:
+    """No look at overflow, but where a test asks for it."""
+    look_for_overflow(False)
+
+
+@pytest.fixture
+def overflow_is_noticed() -> Iterator[None]:
+    """A number that 32 bits do not hold is an AssertionError."""
+    look_for_overflow(True)
+    yield
+    look_for_overflow(False)

@@ -1,0 +1,85 @@
+"""`attnbench verify`, on real workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnbench.cli import invoke
+
+pytestmark = pytest.mark.workers
+
+HERE = Path(__file__).parent
+SMALL = ["verify", "--seq", "32", "--heads", "2", "--mask", "causal", "--timeout", "30s", "--progress", "none"]
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_is_right_is_shown_with_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "naive,sdpa:flash", "--mode", "fwd,bwd"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 cases: 4 ok." in shown
+    assert "naive on cpu" in shown
+    row = next(line for line in shown.splitlines() if line.endswith("ok") and " bwd " in line)
+    assert row.count("%") == 4  # out, dq, dk, dv
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_interpreter_runs_what_a_cpu_cannot_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "triton", "--mode", "bwd", "--json"]) == 0
+    case, summary = lines(capsys.readouterr().out)
+    assert (case["status"], case["verified_share"]) == ("ok", 1.0)
+    assert set(case["errors"]) == {"out", "dq", "dk", "dv"}  # type: ignore[call-overload]
+    assert summary == {"type": "summary", "cases": 1, "status": {"ok": 1}, "exit_code": 0}
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "word"),
+    [
+        ("zeros", "incorrect", "max |error|"),
+        ("raises", "error", "not a power of two"),
+        ("segfault", "crashed", "SIGSEGV"),
+    ],
+)
+def test_what_is_wrong_leaves_the_others_theirs(
+    function: str, status: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = f"{HERE / 'misbehaving.py'}:{function}"
+    assert invoke([*SMALL, "-b", f"{bad},naive", "--json"]) == 5
+    wrong, right, summary = lines(capsys.readouterr().out)
+    assert (wrong["status"], right["status"]) == (status, "ok")
+    assert word in str(wrong["reason"])
+    assert summary["exit_code"] == 5
+
+
+def test_the_reason_stands_under_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", f"{HERE / 'misbehaving.py'}:zeros"]) == 5
+    shown = capsys.readouterr().out
+    assert "incorrect [1]" in shown
+    assert "[1] peaked inputs: out: max |error|" in shown
+    assert ">999%" in shown
+
+
+def test_a_hang_ends_at_its_timeout(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*SMALL, "-b", f"{HERE / 'misbehaving.py'}:hang", "--timeout", "8s", "--json"]
+    assert invoke(command) == 5
+    assert lines(capsys.readouterr().out)[0]["status"] == "timeout"
+
+
+def test_what_a_backend_cannot_do_is_told_and_nothing_verified_is_6(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "naive", "--dtype", "tf32"]) == 6
+    assert "unsupported [1]" in capsys.readouterr().out
+
+
+def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "trition"]) == 2
+    assert "triton" in capsys.readouterr().err
+
+
+def test_nothing_is_stored(tmp_path: Path) -> None:
+    assert invoke([*SMALL, "-b", "naive"]) == 0
+    assert not (tmp_path / "results").exists()
