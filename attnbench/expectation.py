@@ -6,6 +6,7 @@ They are written to files, so that any number of processes can share them. Where
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -163,7 +164,7 @@ def _computed(
 
 def _walk(problem: Problem) -> float:
     """How far rounding carries a sum of head_dim terms, in units of eps: as a random walk, two sums apart."""
-    return max(1.0, problem.head_dim**0.5 / 2)
+    return max(1.0, math.sqrt(problem.head_dim) / 2)
 
 
 class _Tally:
