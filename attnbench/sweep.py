@@ -78,19 +78,9 @@ def ready(request: Request, *, interpreted: bool = False, default_suite: str = D
     chosen = _suites(request, default_suite)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     terms = _terms(request, chosen, kinds)
-    gpus = {gpu.index: gpu for gpu in host.gpus()} if "cuda" in kinds else {}
     impossible: list[tuple[str, str]] = []
     asked = _asked(request, chosen, devices, impossible, interpreted)
-    made = plan.make(
-        asked,
-        plan.Terms(
-            memory_bytes=terms.memory_bytes,
-            procedures=terms.procedures,
-            reference=request.reference,
-            gpu_memory_bytes={index: int(gpu.memory_bytes * 0.9) for index, gpu in gpus.items()},
-            capability={index: gpu.capability for index, gpu in gpus.items()},
-        ),
-    )
+    made = plan.make(asked, plan_terms(terms))
     made.impossible.extend(impossible)
     if not made.cases:
         chosen_by = [name for name in ("only", "skip", "shard") if getattr(request, name)]
@@ -100,6 +90,18 @@ def ready(request: Request, *, interpreted: bool = False, default_suite: str = D
     if not made.groups and not made.refusals:
         raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
     return Sweep(request=request, name="+".join(one.name for one in chosen), devices=devices, plan=made, terms=terms)
+
+
+def plan_terms(terms: RunTerms) -> plan.Terms:
+    """What a plan goes by, of the limits of a run and of the GPUs that are there."""
+    gpus = {gpu.index: gpu for gpu in host.gpus()} if "cuda" in terms.procedures else {}
+    return plan.Terms(
+        memory_bytes=terms.memory_bytes,
+        procedures=terms.procedures,
+        reference=terms.reference,
+        gpu_memory_bytes={index: int(gpu.memory_bytes * 0.9) for index, gpu in gpus.items()},
+        capability={index: gpu.capability for index, gpu in gpus.items()},
+    )
 
 
 def run(

@@ -85,7 +85,7 @@ def test_a_reading_is_the_mean_time_of_its_calls(cpu: CpuInstrument) -> None:
     reading = cpu.block(lambda: time.sleep(0.002), pace, PROCEDURE)
     assert (len(reading.values), reading.calls) == (3, 5)
     assert min(reading.values) >= 0.002
-    assert min(reading.values) < 0.004  # the least of three: others may hold the core
+    assert min(reading.values) < 0.009  # not the 0.010 of five calls; the least of three, as others may hold the core
 
 
 def test_giving_back_the_last_output_is_not_timed(cpu: CpuInstrument) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from attnbench.kernels.tables import Kernel
 from attnbench.kernels.tile import INTERPRETED, BlockList, Listed, Operand, Pairs
 from attnbench.kernels.tiling import INTERPRETER, Path, Target, Tiling, Work, padded, tiling
 
+PATH_VARIABLE = "ATTNBENCH_KERNEL_PATH"  # a path for calls that ask for none
 DESCRIBED = ("block_q", "block_kv", "warps", "stages", "splits", "parts", "resident", "long_first")
 
 
@@ -123,7 +125,8 @@ def cut_of(
         growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
         list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,
         pair_bytes=(keys.shown is not None) + (bias.element_size() if bias is not None else 0),
-        descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split, path=terms.path,
+        descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split,
+        path=terms.path or os.environ.get(PATH_VARIABLE, ""),
     )  # fmt: skip
     return _cached_tiling(work, target_of(q), kernel)
 

@@ -6,6 +6,7 @@ A key is (kernel, arch, dtype, head_dim padded to a power of two, mask): `mask` 
 from __future__ import annotations
 
 import csv
+import os
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "width": ("64", "128", "256"),
     "mask": ("some", "none", "any"),
 }
+VARIABLE = "ATTNBENCH_TILES"
 SHIPPED = Path(__file__).with_name("tiles.csv")
 
 
@@ -58,16 +60,21 @@ def shipped() -> Table:
 
 
 def users_file() -> Path:
-    """Where `attnbench tune` writes what it measured on this machine."""
+    """Where `attnbench tune` writes what it measured on this machine; ATTNBENCH_TILES names another file."""
     from platformdirs import user_config_path
 
-    return user_config_path("attnbench") / "tiles.csv"
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else user_config_path("attnbench") / "tiles.csv"
 
 
 def users() -> Table:
     """The user's table; empty where there is none."""
     path = users_file()
-    return read(path) if path.exists() else {}
+    if not path.exists():
+        if os.environ.get(VARIABLE):
+            raise ValueError(f"{VARIABLE}={path}: no such file")
+        return {}
+    return read(path)
 
 
 def read(path: Path) -> Table:
@@ -82,6 +89,11 @@ def read(path: Path) -> Table:
             sizes = {name: _size(path, number, name, line[name]) for name in ("block_q", "block_kv", "warps", "stages")}
             table[key] = Cut(**sizes, source=line["source"] or "")
     return table
+
+
+def find(table: Table, key: Key) -> Cut | None:
+    """The entry for exactly that mask, else that for any."""
+    return table.get(key) or table.get((*key[:-1], "any"))
 
 
 def write(path: Path, table: Table) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
-from attnbench.kernels.tables import Cut, Kernel, Table, shipped
+from attnbench.kernels.tables import Cut, Kernel, Table, find, shipped
 
 HEAD_DIM_MOST = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
@@ -225,16 +224,7 @@ def _entry(work: Work, target: Target, kernel: Kernel, table: Table | None) -> C
     # The user's entries are for one arch; the shipped ones for its family.
     here = family(target.arch)
     for rows, arch in ((table or {}, target.arch), (table or {}, here), (shipped(), here)):
-        if found := _find(rows, kernel, arch, dtype, _width(work), work.masked):
-            return found
-    return None
-
-
-def _find(
-    rows: Mapping[tuple[str, ...], Cut], kernel: str, arch: str, dtype: str, width: int, masked: bool
-) -> Cut | None:
-    for mask in ("some" if masked else "none", "any"):
-        if found := rows.get((kernel, arch, dtype, str(width), mask)):
+        if found := find(rows, (kernel.value, arch, dtype, str(_width(work)), "some" if work.masked else "none")):
             return found
     return None
 

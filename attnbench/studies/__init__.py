@@ -1,0 +1,1 @@
+"""One file a study: what is learned from runs made for it."""
