@@ -68,6 +68,30 @@ def test_every_gpu_has_a_configuration_of_every_kernel(key: tuple[str, ...]) -> 
     assert key in shipped() or (*key[:4], "any") in shipped()
 
 
+DESCRIBED = [
+    (kernel, arch, dtype, width)
+    for kernel in ("forward_tma", "backward_kv_tma", "backward_q_tma")
+    for arch in ("sm_90", "sm_100")
+    for dtype in (("half", "fp8") if kernel == "forward_tma" else ("half",))
+    for width in ("64", "128", "256")
+] + [("forward_tma", "sm_120", dtype, width) for dtype in ("half", "fp8") for width in ("64", "128")]
+
+
+@pytest.mark.parametrize("key", DESCRIBED, ids="-".join)
+@pytest.mark.parametrize("mask", ["some", "none"])
+def test_gpus_with_a_tensor_memory_accelerator_have_a_configuration_of_it(key: tuple[str, ...], mask: str) -> None:
+    assert (*key, mask) in shipped() or (*key, "any") in shipped()
+
+
+def test_every_entry_is_for_a_gpu_that_can_run_it() -> None:
+    kernels_of = {arch: {key[0] for key in shipped() if key[1] == arch} for arch in {key[1] for key in shipped()}}
+    assert kernels_of.keys() == SHARED_BYTES.keys()
+    assert all(not kernel.endswith("tma") for arch in ("sm_80", "sm_86", "gfx942") for kernel in kernels_of[arch])
+    of_8_bits = {key[:2] for key in shipped() if key[2] == "fp8"}
+    assert {arch for _, arch in of_8_bits} <= {"sm_86", "sm_90", "sm_100", "sm_120"}
+    assert {kernel for kernel, _ in of_8_bits} <= {"forward", "forward_tma", "decode"}
+
+
 def test_no_entry_stands_beside_one_for_any_mask() -> None:
     doubled = [key for key in shipped() if key[4] != "any" and (*key[:4], "any") in shipped()]
     assert doubled == []

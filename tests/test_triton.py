@@ -33,8 +33,9 @@ def run_apart(file: str, tmp_path: Path, *options: str, interpreted: bool) -> st
     return "" if done.returncode == 0 else done.stdout[-8000:] + done.stderr[-2000:]
 
 
-def test_decoding_is_right_in_the_interpreter(tmp_path: Path) -> None:
-    assert not run_apart("interpreted/cached.py", tmp_path, interpreted=True)
+@pytest.mark.parametrize("file", ["cached", "serving", "together", "wide"])
+def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path, file: str) -> None:
+    assert not run_apart(f"interpreted/{file}.py", tmp_path, interpreted=True)
 
 
 def test_the_usual_kernels_compile_for_every_kind_of_gpu(tmp_path: Path) -> None:

@@ -18,3 +18,7 @@ def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path) -> None:
 
 def test_memory_is_read_and_written_as_it_should(tmp_path: Path) -> None:
     assert not run_apart("interpreted/memory.py", tmp_path, interpreted=True)
+
+
+def test_packed_sequences_are_right(tmp_path: Path) -> None:
+    assert not run_apart("interpreted/packed.py", tmp_path, interpreted=True)

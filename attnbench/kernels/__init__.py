@@ -156,7 +156,6 @@ def decode(
         arguments.check_shapes(q, k, v)
     arguments.check_cached(q, kv_lengths, seq_kv, check and page_table is None)
     arguments.check_numbers(scale, softcap, 0.0, 0, precision)
-    arguments.check_device(q, precision)
     batch, heads, seq_q, head_dim = q.shape
     slopes = arguments.per_head("alibi_slopes", alibi_slopes, heads, batch, q.device)
     terms = Terms(
@@ -169,8 +168,9 @@ def decode(
         cuts={Kernel.DECODE: cut} if cut else None,
     )
     if _needs_grad(q, k, v, None, sinks):
-        raise ValueError("q, k or v requires a gradient: decode has no backward pass; call it under torch.no_grad()")
+        raise ValueError("q, k, v or sinks requires grad: decode has no backward pass; call it under torch.no_grad()")
     sinks = arguments.per_head("sinks", sinks, heads, batch, q.device)
+    arguments.check_device(q, precision)
     out, lse, found = decode_pass(q, k, v, sinks, terms, return_lse, kv_lengths, page_table)
     if facts is not None:
         facts.update(found)
@@ -179,16 +179,20 @@ def decode(
 
 def rows(low: Tensor, high: Tensor, *, seq_kv: int) -> Rows:
     """A mask by intervals: row i of a sequence sees keys [low, high); both int [batch or 1, seq_q]."""
+    from attnbench.kernels.arguments import check_intervals
     from attnbench.kernels.masking import rows_of
 
+    check_intervals(low, high)
     most = low.shape[-1] + seq_kv
     return rows_of(low, high, most, most, seq_kv)
 
 
 def blocks(visible: Tensor, block_q: int = 64, block_kv: int = 64) -> Blocks:
     """A block-sparse mask; visible: bool [batch or 1, heads or 1, ceil(seq_q / block_q), ceil(seq_kv / block_kv)]."""
+    from attnbench.kernels.arguments import check_visible
     from attnbench.kernels.masking import blocks_of
 
+    check_visible(visible)
     return blocks_of(visible, block_q, block_kv)
 
 
@@ -198,8 +202,10 @@ def t5_bias(table: Tensor, seq_q: int, seq_kv: int, *, bidirectional: bool = Tru
     Half of the buckets are single distances, the others grow by a constant factor up to `max_distance`
     (https://arxiv.org/abs/1910.10683). Gradients flow into the table.
     """
+    from attnbench.kernels.arguments import check_buckets
     from attnbench.kernels.relative import t5_buckets
 
+    check_buckets(table, bidirectional, max_distance)
     return table[t5_buckets(table.shape[0], seq_q, seq_kv, bidirectional, max_distance).to(table.device)].T
 
 

@@ -60,8 +60,8 @@ def check_numbers(scale: float | None, softcap: float | None, dropout: float, se
         raise ValueError(f"softcap={softcap!r}: must be a positive number, or None")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r}: must be in [0, 1)")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r}: must be in [0, 2^63)")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: must be a whole number in [0, 2^63)")
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
 
@@ -115,6 +115,8 @@ def check_descale(descale: tuple[Tensor, Tensor, Tensor] | None, q: Tensor, kv_h
         raise ValueError(f"{have}: float8_e4m3fn inputs, and they alone, need descale=(of q, of k, of v)")
     if descale is None:
         return None
+    if len(descale) != 3:
+        raise ValueError(f"descale has {len(descale)} tensors: must be three, (of q, of k, of v)")
     heads = (q.shape[1], kv_heads, kv_heads)
     for name, tensor, count in zip("qkv", descale, heads, strict=True):
         if list(tensor.shape) != [count] or tensor.device != q.device or tensor.dtype is not torch.float32:
@@ -178,11 +180,38 @@ def keys_of(
     if isinstance(mask, Blocks):
         _check_blocks(mask, q, seq_kv)
         return Keys(left, right, rows, mask)
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"mask={mask!r}: must be text, a tensor of bool, or of rows(...) or blocks(...)")
     shapes = [[b, h, seq_q, seq_kv] for b in dict.fromkeys((batch, 1)) for h in dict.fromkeys((heads, 1))]
     if mask.dtype is not torch.bool or mask.device != q.device or list(mask.shape) not in shapes:
         have = f"{mask.dtype} {list(mask.shape)} on {mask.device}"
         raise ValueError(f"mask is {have}: must be bool {' or '.join(map(str, shapes))} on {q.device}")
     return Keys(left, right, rows, blocks_around(mask), mask)
+
+
+def check_intervals(low: Tensor, high: Tensor) -> None:
+    """The bounds of a mask by intervals."""
+    for name, bound in {"low": low, "high": high}.items():
+        if bound.dtype not in (torch.int32, torch.int64) or bound.ndim != 2 or bound.shape != low.shape:
+            have = f"{bound.dtype} {list(bound.shape)}"
+            raise ValueError(f"{name} is {have}: both must be int32 or int64 [batch or 1, seq_q], of one shape")
+
+
+def check_visible(visible: Tensor) -> None:
+    """The table of a block-sparse mask."""
+    if visible.dtype is not torch.bool or visible.ndim != 4:
+        have = f"{visible.dtype} {list(visible.shape)}"
+        raise ValueError(f"visible is {have}: must be bool [batch or 1, heads or 1, blocks of rows, blocks of keys]")
+
+
+def check_buckets(table: Tensor, bidirectional: bool, max_distance: int) -> None:
+    """The table of a bias of T5 has both single distances and growing ones."""
+    if table.ndim != 2 or table.shape[0] < (4 if bidirectional else 2):
+        least = "4 buckets, 2 to each side" if bidirectional else "2 buckets"
+        raise ValueError(f"table has shape {list(table.shape)}: must be [buckets, heads], of at least {least}")
+    single = table.shape[0] // (4 if bidirectional else 2)
+    if max_distance <= single:
+        raise ValueError(f"max_distance={max_distance}: must be above {single}, the buckets of single distances")
 
 
 def _rows_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> Rows:

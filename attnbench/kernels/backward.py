@@ -101,14 +101,19 @@ def _gather_rows(
             row = tile * BLOCK_Q + (tl.where(tile < tiles_left, start, start_right) if MASKED else start)
         row = tl.multiple_of(row, BLOCK_Q)
         rows_Q = row + inside_Q
-        q_QD = read(q, q_base, batch, head, row, rows_Q < seq_q, columns_D, RAGGED, HEAD_DIM, BLOCK_Q)
-        dout_QE = read(dout, dout_base, batch, head, row, rows_Q < seq_q, columns_E, RAGGED, HEAD_DIM_V, BLOCK_Q)
+        low_Q, high_Q, diagonal_Q = intervals(rows_Q, listed, tl.cast(batch, tl.int64), seq_q, seq_kv, left, right)
+        wanted_Q = rows_Q < seq_q
+        if listed is not None:
+            # Rows of no sequence may hold NaN, and the sums over rows would take it in.
+            wanted_Q = high_Q > low_Q
+        some: tl.constexpr = RAGGED or listed is not None
+        q_QD = read(q, q_base, batch, head, row, wanted_Q, columns_D, some, HEAD_DIM, BLOCK_Q)
+        dout_QE = read(dout, dout_base, batch, head, row, wanted_Q, columns_E, some, HEAD_DIM_V, BLOCK_Q)
         if UPCAST:
             q_QD = q_QD.to(tl.float32)
             dout_QE = dout_QE.to(tl.float32)
         lse_Q = _lse(lse_ptr, at, rows_Q, seq_q)
         delta_Q = tl.load(delta_ptr + at + rows_Q, mask=rows_Q < seq_q, other=0.0)
-        low_Q, high_Q, diagonal_Q = intervals(rows_Q, listed, tl.cast(batch, tl.int64), seq_q, seq_kv, left, right)
         s_KQ = tl.dot(k_KD, tl.trans(q_QD), input_precision=PRECISION)
         dp_KQ = tl.dot(v_KE, tl.trans(dout_QE), input_precision=PRECISION)
         p_KQ, _, ds_KQ = _slopes(

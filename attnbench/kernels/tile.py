@@ -146,7 +146,7 @@ def read(source, base, batch, head, at, wanted, columns, SOME: tl.constexpr, WID
 @triton.jit
 def of_pairs(source, batch, head, row, key, row_in, key_in, inside):
     """What `source` holds for pairs of rows `row + row_in` and keys `key + key_in`, 0 where not `inside`."""
-    base = source.pointer + batch * source.batch + head * source.head
+    base = source.pointer + tl.cast(batch, tl.int64) * source.batch + tl.cast(head, tl.int64) * source.head
     base += tl.cast(row, tl.int64) * source.row + tl.cast(key, tl.int64) * source.key
     return tl.load(base + row_in * source.row + key_in * source.key, mask=inside, other=0)
 

@@ -169,12 +169,16 @@ def _number(pattern: str, text: str) -> int:
 def _digest(call: Call, arch: str) -> str:
     launch = source(call)
     said = (launch.signature, sorted(map(str, launch.constants.items())), sorted(launch.attrs), arch, call.cut)
-    return hashlib.sha256(f"{_sources()} {triton.__version__} {call.kernel.__name__} {said}".encode()).hexdigest()[:24]
+    return hashlib.sha256(
+        f"{_sources(call.kernel.fn.__module__)} {triton.__version__} {call.kernel.__name__} {said}".encode()
+    ).hexdigest()[:24]
 
 
 @cache
-def _sources() -> str:
+def _sources(module: str) -> str:
+    """Of the file of a kernel, and those that it imports from."""
     state = hashlib.sha256()
-    for name in ("tile", "forward", "backward", "decoding"):
+    own = module.rpartition(".")[2]
+    for name in ("tile", *(("forward",) if own == "decoding" else ()), own):
         state.update((SOURCES / f"{name}.py").read_bytes())
     return state.hexdigest()

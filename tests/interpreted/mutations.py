@@ -74,8 +74,27 @@ MUTATIONS = {
     "splits weigh alike": Mutation(
         "decoding.py", "weight_S = tl.exp2((lse_S - pivot) * LOG2E)", "weight_S = tl.where(lse_S > -1e30, 1.0, 0.0)"
     ),
+    "a split without keys weighs": Mutation(
+        "decoding.py",
+        'tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, float("-inf"))',
+        "tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, 0.0)",
+    ),
     "page of the next key": Mutation("decoding.py", "table + keys_K // PAGE", "table + (keys_K + 1) // PAGE"),
     "packed rows of the wrong head": Mutation("decoding.py", "packed_R // seq_q", "packed_R % GROUP"),
+    "wrong key head in the backward pass": Mutation("backward.py", "kv_head = share // parts", "kv_head = 0"),
+    "rows that see a key cut short": Mutation(
+        "backward.py", "tl.where(seeing, rows + 1, 0)", "tl.where(seeing, rows, 0)"
+    ),
+    "intervals of the first sequence for all": Mutation(
+        "tile.py", "listed.pointer + batch * listed.batch", "listed.pointer"
+    ),
+    "bias of one head given one head's gradient": Mutation(
+        "backward.py", "batches // bias_batches * sharing_heads", "batches // bias_batches"
+    ),
+    "booleans of the first head for all": Mutation(
+        "launch.py", "Pairs(shown, *_shared_strides(shown))", "Pairs(shown, *_shared_strides(shown[:, :1]))"
+    ),
+    "dropout without its amplification": Mutation("forward.py", "acc_QE *= amplify", "acc_QE *= 1.0"),
     "blocks of a key tile from the list of rows": Mutation(
         "launch.py", "from_keys = kernel is Kernel.BACKWARD_KV", "from_keys = False"
     ),
@@ -85,8 +104,12 @@ MUTATIONS = {
 def main() -> int:
     """Try every mutation, and none; print which were caught, as JSON."""
     os.environ["TRITON_INTERPRET"] = "1"
+    # Imported once: the children only fork.
+    import hypothesis.strategies  # noqa: F401
+    import pytest  # noqa: F401
     import torch
-    import triton.language  # noqa: F401  # imported once: the children only fork
+    import triton.language
+    import triton.runtime.interpreter  # noqa: F401
 
     torch.set_num_threads(1)
     found = {"": _tried(None)} | {name: _tried(mutation) for name, mutation in MUTATIONS.items()}
