@@ -178,14 +178,12 @@ def test_masks_and_biases_are_not_made_of_what_they_cannot_be(make: Any, message
 
 
 @uninterpreted  # which would read beyond the keys
-@pytest.mark.xfail(strict=True, reason="a mask by intervals does not know the length that it was made for")
 def test_intervals_made_for_more_keys_are_refused() -> None:
     low, high = torch.zeros(2, 8, dtype=torch.int64), torch.full((2, 8), 64)
     with pytest.raises(ValueError, match="mask is of 64 keys: must be of 8"):
         kernels.attention(Q, Q, Q, mask=kernels.rows(low, high, seq_kv=64))
 
 
-@pytest.mark.xfail(strict=True, reason="bool is a kind of int")
 def test_a_window_is_no_truth_value() -> None:
     with pytest.raises(ValueError, match="window=True: a number of keys"):
         kernels.attention(Q, Q, Q, window=True)

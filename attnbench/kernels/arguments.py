@@ -171,7 +171,7 @@ def keys_of(
     if isinstance(mask, str):
         return Keys(left, right, _rows_of_text(mask, q, seq_kv, left, right))
     if isinstance(mask, Rows):
-        _check_rows(mask, batch, seq_q, q.device)
+        _check_rows(mask, q, seq_kv)
         return Keys(
             left,
             right,
@@ -229,12 +229,14 @@ def _narrowed(rows: Rows, left: int, right: int, seq_kv: int) -> Rows:
     return rows_of(low, high, left, right, seq_kv, diagonal)
 
 
-def _check_rows(rows: Rows, batch: int, seq_q: int, device: torch.device) -> None:
+def _check_rows(rows: Rows, q: Tensor, seq_kv: int) -> None:
     listed = rows.listed
-    shapes = [[3, b, seq_q] for b in dict.fromkeys((batch, 1))]
-    if listed.dtype is not torch.int32 or listed.device != device or list(listed.shape) not in shapes:
+    shapes = [[3, b, q.shape[2]] for b in dict.fromkeys((q.shape[0], 1))]
+    if listed.dtype is not torch.int32 or listed.device != q.device or list(listed.shape) not in shapes:
         have = f"{listed.dtype} {list(listed.shape)} on {listed.device}"
-        raise ValueError(f"mask lists {have}: must be int32 {' or '.join(map(str, shapes))} on {device}")
+        raise ValueError(f"mask lists {have}: must be int32 {' or '.join(map(str, shapes))} on {q.device}")
+    if rows.seq_kv != seq_kv:
+        raise ValueError(f"mask is of {rows.seq_kv} keys: must be of {seq_kv}, those of k")
 
 
 def _check_blocks(blocks: Blocks, q: Tensor, seq_kv: int) -> None:

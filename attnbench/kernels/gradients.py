@@ -90,9 +90,11 @@ def backward_pass(
     """dq, dk, dv, the gradient of the bias if it is wanted, and the facts of the launches. Fills `saved.delta`."""
     q, k, v = saved.q, saved.k, saved.v
     dq = torch.zeros_like(q) if k.shape[2] == 0 else new_like(q, q.shape[3], q.dtype)
+    if q.shape[2]:
+        run(delta_call(saved, dlse), q.device)
     if q.shape[2] == 0 or k.shape[2] == 0:
-        return dq, torch.zeros_like(k), torch.zeros_like(v), None, {}
-    run(delta_call(saved, dlse), q.device)
+        dbias = None if saved.bias is None else torch.zeros_like(saved.bias)
+        return dq, torch.zeros_like(k), torch.zeros_like(v), dbias, {}
     kernels = Kernel.BACKWARD_KV, Kernel.BACKWARD_Q
     key_cut, query_cut = (cut_of(q, k, v, saved.bias, terms, kernel, dout=saved.dout) for kernel in kernels)
     dk, dv = (_shares(tensor, key_cut.parts) for tensor in (k, v))

@@ -114,9 +114,9 @@ def cut_of(
     dout: Tensor | None = None,
 ) -> Tiling:  # fmt: skip
     """How a pass over these tensors is cut; `split` says why its keys cannot be split."""
-    if terms.cuts and kernel in terms.cuts:
-        return terms.cuts[kernel]
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
+    if terms.cuts and kernel in terms.cuts:
+        return _checked(terms.cuts[kernel], keys, split)
     work = Work(
         dtype={1: "fp8", 2: "half"}.get(q.element_size(), "tf32" if terms.precision == "tf32" else "fp32"),
         head_dim=q.shape[3], head_dim_v=v.shape[3], batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1],
@@ -129,6 +129,17 @@ def cut_of(
         path=terms.path or os.environ.get(PATH_VARIABLE, ""),
     )  # fmt: skip
     return _cached_tiling(work, target_of(q), kernel)
+
+
+def _checked(cut: Tiling, keys: Keys, split: str) -> Tiling:
+    """A cut that the caller chose, if it can serve."""
+    if cut.path == Path.DECODE and split:
+        raise ValueError(f"cuts has path={cut.path!r}: {split}")
+    for name in ("block_q", "block_kv") if keys.blocks else ():
+        tile, block = getattr(cut, name), getattr(keys.blocks, name)
+        if block % tile:
+            raise ValueError(f"cuts has {name}={tile}: must divide the {block} of a block of the mask")
+    return cut
 
 
 @lru_cache(maxsize=4096)

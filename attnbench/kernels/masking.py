@@ -10,9 +10,13 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """The keys [low, high) that each row sees, and the key on its diagonal: int32 [3, batch or 1, seq_q]."""
+    """The keys [low, high) that each row sees of `seq_kv`, and the key on its diagonal.
+
+    listed: int32 [3, batch or 1, seq_q].
+    """
 
     listed: Tensor
+    seq_kv: int
 
 
 class Blocks(NamedTuple):
@@ -49,7 +53,7 @@ def band(causal: bool, window: Any, seq_q: int, seq_kv: int) -> tuple[int, int]:
     """Keys that a row sees before and after its diagonal; no more than there can be."""
     most = seq_q + seq_kv
     sides = (-1, -1) if window is None else window if isinstance(window, tuple) else (window, window)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < -1 for side in sides):
+    if len(sides) != 2 or any(type(side) is not int or side < -1 for side in sides):
         raise ValueError(f"window={window!r}: a number of keys, or two (before, after), each at least 0, or -1 for all")
     left, right = (most if side == -1 else min(side, most) for side in sides)
     return left, 0 if causal else right
@@ -63,7 +67,7 @@ def rows_of(low: Tensor, high: Tensor, left: int, right: int, seq_kv: int, diago
     diagonal = diagonal.expand_as(low)
     low = torch.maximum(low.clamp(min=0), diagonal - left)
     high = torch.minimum(high.clamp(max=seq_kv), diagonal + right + 1)
-    return Rows(torch.stack([low, high, diagonal]).to(torch.int32).contiguous())
+    return Rows(torch.stack([low, high, diagonal]).to(torch.int32).contiguous(), seq_kv)
 
 
 def packed_rows(cu_seqlens_q: Tensor, cu_seqlens_kv: Tensor, seq_q: int, seq_kv: int, left: int, right: int) -> Rows:

@@ -116,7 +116,7 @@ def _bias(feature: str) -> torch.Tensor | None:
 
 def _terms(variant: Variant) -> Terms:
     feature = variant.feature
-    rows = Rows(torch.empty(3, BATCH, SEQ, dtype=torch.int32, device="meta")) if feature == "rows" else None
+    rows = Rows(torch.empty(3, BATCH, SEQ, dtype=torch.int32, device="meta"), SEQ) if feature == "rows" else None
     lists = torch.empty(1, 1, SEQ // 128, dtype=torch.int32, device="meta")
     indices = torch.empty(1, 1, SEQ // 128, 8, dtype=torch.int32, device="meta")
     blocks = Blocks(lists, indices, lists, indices, 128, 128) if feature in LISTED else None

@@ -243,7 +243,6 @@ def test_slopes_biases_and_lists_may_be_parts_of_others() -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="delta is not computed where there is no key")
 def test_sinks_have_a_gradient_where_there_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Tensor.new_empty
     monkeypatch.setattr(Tensor, "new_empty", lambda *sizes, **options: real(*sizes, **options).fill_(math.nan))
@@ -256,14 +255,12 @@ def test_sinks_have_a_gradient_where_there_is_no_key(monkeypatch: pytest.MonkeyP
     assert torch.equal(torch.autograd.grad(lse.sum(), sinks)[0], torch.tensor([40.0, 40.0]))
 
 
-@pytest.mark.xfail(strict=True, reason="a tile larger than a block of the list is taken as it is")
 def test_a_cut_that_does_not_fit_a_list_is_an_error() -> None:
     mask = kernels.blocks(torch.ones(1, 1, 3, 3, dtype=torch.bool), 16, 16)
     with pytest.raises(ValueError, match="block_q=32"):
         kernels.attention(*inputs(Shape()), mask=mask, cuts=cuts(32, 32))
 
 
-@pytest.mark.xfail(strict=True, reason="a cut that decodes is taken as it is, and the bias forgotten")
 def test_a_cut_that_cannot_serve_is_an_error() -> None:
     with pytest.raises(ValueError, match="an additive bias is not split"):
         kernels.attention(*inputs(Shape(seq_q=4)), bias=normal(1, 1, 4, 40), cuts=cuts(path="decode"))
