@@ -28,7 +28,7 @@ def run_apart(file: str, tmp_path: Path, *options: str, interpreted: bool) -> st
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment |= {"TRITON_INTERPRET": "1"} if interpreted else {}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(TESTS / file)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / file)]
     done = subprocess.run([*command, *options], env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stdout[-8000:] + done.stderr[-2000:]
 
@@ -44,7 +44,10 @@ def test_the_usual_kernels_compile_for_every_kind_of_gpu(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_every_configuration_compiles(tmp_path: Path) -> None:
-    assert not run_apart("compiled/kernels.py", tmp_path, "-m", "slow", interpreted=False)
+    # On all cores: nothing else runs beside the slow tests.
+    assert not run_apart(
+        "compiled/kernels.py", tmp_path, "-m", "slow", "-n", "auto", "--dist", "loadgroup", interpreted=False
+    )
 
 
 def case(mode: Mode = Mode.FWD, **fields: Any) -> Case:

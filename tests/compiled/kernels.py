@@ -57,7 +57,15 @@ QUICK = (
     Variant("decode", "sm_90", feature="pages"),
     Variant("forward", "gfx942"),
 )
-GRID = [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in everything() if one not in QUICK)]
+
+
+def _param(variant: Variant) -> object:
+    # One process compiles a variant, and all that is asked of it.
+    group = pytest.mark.xdist_group(variant.name)
+    return pytest.param(variant, marks=[group] if variant in QUICK else [group, pytest.mark.slow])
+
+
+GRID = [_param(one) for one in (*QUICK, *(other for other in everything() if other not in QUICK))]
 every_variant = pytest.mark.parametrize("variant", GRID, ids=lambda variant: variant.name.replace(" ", "-"))
 
 
