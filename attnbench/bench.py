@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attnbench import host, protocol
+from attnbench import host, plan, protocol
 from attnbench.arm import Arm
 from attnbench.attention.problem import Mode, Problem
 from attnbench.plan import Group
 from attnbench.pool import BuriedError, Worker
-from attnbench.result import Block, Procedure, Result, Sample, Status, sample
+from attnbench.result import Block, Procedure, Result, Sample, Status, Timing, sample
 
 BUDGET_S = 2.0  # of computing expected values: beyond it, whole (batch, kv head) groups are drawn by seed
 PEAKED_BUDGET_S = 0.2
+RETIMED_BLOCKS = 5
 KEPT_BYTES = 2 * 1024**3  # of expected values on disk
 
 Expectation = tuple[Path, float]  # the folder of expected values, and the share of query rows that they cover
@@ -105,6 +107,10 @@ class Bench:
         self._judge(self._ask(message))
         self.facts["verified_share"] = expected[1]
 
+    def probe(self, names: Collection[str]) -> None:
+        """Questions beyond right or wrong."""
+        self.facts["probes"] = self._ask(protocol.Probe(names=tuple(names))).figures
+
     def settle(self) -> float:
         """Warm up; gives the seconds of a call."""
         reply = self._ask(protocol.Settle())
@@ -126,13 +132,41 @@ class Bench:
             )
         )
 
-    def finish(self) -> None:
-        """The last timed output is judged; then memory, outside the timed rounds."""
+    def finish(self, extras: Collection[str] = ()) -> None:
+        """The last timed output is judged; then memory and what else was asked for, outside the timed rounds."""
         self._judge(self._ask(protocol.Check()))
         memory = self._ask(protocol.Measure())
         self.samples["peak_memory"] = sample("B", [memory.peak])
         self.samples["total_memory"] = sample("B", [memory.total])
         self.facts |= {f"memory_{name}": value for name, value in memory.facts.items()}
+        if (predicted := plan.scratch_bytes(self.case)) is not None:
+            self.facts["memory_predicted"] = predicted
+        if "energy" in extras:
+            self._energy()
+        if "timers" in extras:
+            self._other_timers()
+
+    def _energy(self) -> None:
+        reply = self._ask(protocol.Energize())
+        if reply.absent:
+            self.facts.setdefault("absent", {})["energy"] = reply.absent
+            return
+        self.samples["energy"] = sample("J", [reply.joules])
+        if reply.above_idle is not None:
+            self.samples["energy_above_idle"] = sample("J", [reply.above_idle])
+        self.facts["energy"] = {"source": reply.source, "seconds": reply.seconds, "calls": reply.calls}
+
+    def _other_timers(self) -> None:
+        for timing in (mode for mode in Timing if mode is not self.procedure.timing):
+            reply = self._ask(protocol.Retime(timing=timing, blocks=RETIMED_BLOCKS))
+            if reply.absent:
+                self.facts.setdefault("absent", {})[f"time_{timing}"] = reply.absent
+            else:
+                blocks = tuple(
+                    Block(round=n, position=0, readings=len(r.values), calls=r.calls, tags=r.tags, facts=r.facts)
+                    for n, r in enumerate(reply.blocks)
+                )
+                self.samples[f"time_{timing}"] = sample("s", [v for r in reply.blocks for v in r.values], blocks)
 
     def timed(self) -> Sample:
         """All readings so far."""

@@ -75,6 +75,7 @@ class Tolerance(Record, frozen=True, kw_only=True):
 
     yardstick_max: float  # largest error of the plain formula
     yardstick_mean: float
+    yardstick_rms: float
     rounding: float  # what rounding of the output and cancelling terms explain, at any element
     rms: float  # of the reference
     rms_error: float  # of the plain formula, or what half the cap of the dtype allows, whichever is more
@@ -209,6 +210,7 @@ class _Tally:
         return Tolerance(
             yardstick_max=self.worst,
             yardstick_mean=self.total / numbers,
+            yardstick_rms=error,
             rounding=2 * self.rounding + (8 * eps + 2.0**-23 * logits) * self.largest,
             rms=rms,
             rms_error=max(error, self._half_cap * max(rms, mass)),

@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from attnbench import stats
+from attnbench import ceilings, stats
 from attnbench.attention.problem import Mode, Problem
 from attnbench.case import problem_label
-from attnbench.metrics import METRICS, Joined, impossible
+from attnbench.ceilings import Ceilings
+from attnbench.joined import Joined
+from attnbench.metrics import METRICS, impossible, timers_disagree
 from attnbench.result import Result, Status
+from attnbench.store import Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+Roofs = Mapping[str, Ceilings]  # by device
+NONE: Roofs = {}
 
 # Within one launch an interval cannot see what differs between launches (sd 0.3 to 5 %, docs/method.md): two arms of
 # one launch that are closer than this are never ranked.
@@ -74,32 +79,46 @@ COLUMNS: dict[str, str] = {
     "noisy": "whether the median block took over 1.25 times the least",
     "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other was measured",
     "impossible": "why the figures cannot be true; such a row is not ranked",
+    "bound": "what binds by the measured ceilings: compute, memory or exp",
+    "notes": "what a reader must know: a ceiling beaten, timers that disagree, why a figure is missing",
     **{metric.name: metric.summary + (f" ({metric.unit})" if metric.unit else "") for metric in METRICS.values()},
 }
 
 Key = tuple[Problem, Mode, str]
 
 
-def rows(results: Iterable[Result], reference: str | None = None, silicon_flop_per_s: float | None = None) -> list[Row]:
-    """One row a (case, arm), in order of appearance; `reference` names another arm for the speed-ups than the run's."""
-    joined = join(results, reference)
-    places = _places(joined, silicon_flop_per_s)
-    return [_row(one, place, silicon_flop_per_s) for one, place in zip(joined, places, strict=True)]
+def rows(results: Iterable[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Row]:
+    """One row a (case, arm), in order of appearance; `reference` names another arm for the speed-ups than the run's.
+
+    `roofs`: ceilings of devices, for the roofline.
+    """
+    joined = join(results, reference, roofs)
+    return [_row(one, place) for one, place in zip(joined, _places(joined), strict=True)]
 
 
-def frame(
-    results: Iterable[Result], reference: str | None = None, silicon_flop_per_s: float | None = None
-) -> pd.DataFrame:
+def frame(results: Iterable[Result], reference: str | None = None, roofs: Roofs = NONE) -> pd.DataFrame:
     """`rows` as a DataFrame with the columns of COLUMNS; not measured is missing."""
     import pandas as pd
 
-    table = pd.DataFrame(rows(results, reference, silicon_flop_per_s), columns=list(COLUMNS))
+    table = pd.DataFrame(rows(results, reference, roofs), columns=list(COLUMNS))
     for name in METRICS:
         table[name] = pd.to_numeric(table[name])
     return table
 
 
-def join(results: Iterable[Result], reference: str | None = None) -> list[Joined]:
+def roofs_of(manifest: Manifest) -> Roofs:
+    """The ceilings of a run's devices: those that its manifest holds, else what was calibrated there since."""
+    found: dict[str, Ceilings] = dict(manifest.ceilings)
+    for arm in manifest.arms:
+        environment = manifest.environments.get(arm.id)
+        if arm.device not in found and environment:
+            torch = environment.packages.get("torch", "")
+            if one := ceilings.load(manifest.fingerprint, arm.device, torch):
+                found[arm.device] = one
+    return found
+
+
+def join(results: Iterable[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Joined]:
     """The launches of each (case, arm) beside its reference arm's. Of several lines with one key the last counts."""
     last = {result.key: result for result in results}
     by_arm: dict[Key, list[Result]] = {}
@@ -112,7 +131,11 @@ def join(results: Iterable[Result], reference: str | None = None) -> list[Joined
         if arm.name == reference if reference else arm_id == known.get(arm.device):
             partners[problem, mode, arm.device] = launches
     return [
-        Joined(launches, partners.get((problem, mode, launches[0].arm.device), ()))
+        Joined(
+            launches,
+            partners.get((problem, mode, launches[0].arm.device), ()),
+            roofs.get(launches[0].arm.device),
+        )
         for (problem, mode, _), launches in by_arm.items()
     ]
 
@@ -122,7 +145,7 @@ def _references(results: Iterable[Result]) -> dict[str, str]:
     return {result.arm.device: str(result.facts["reference"]) for result in results if "reference" in result.facts}
 
 
-def _row(joined: Joined, place: Place | None, silicon_flop_per_s: float | None) -> Row:
+def _row(joined: Joined, place: Place | None) -> Row:
     case, arm, worst = joined.case, joined.arm, joined.worst
     return {
         "case_id": case.id,
@@ -141,9 +164,18 @@ def _row(joined: Joined, place: Place | None, silicon_flop_per_s: float | None) 
         "interval": joined.time.label if joined.time else None,
         "noisy": joined.noisy if joined.times else None,
         "place": place.value if place else None,
-        "impossible": impossible(joined, silicon_flop_per_s) or None,
+        "impossible": impossible(joined) or None,
+        "bound": joined.roof.bound.value if joined.roof else None,
+        "notes": "; ".join(filter(None, (joined.beyond_roof, timers_disagree(joined), _absent(joined)))) or None,
         **{name: metric.compute(joined) for name, metric in METRICS.items()},
     }
+
+
+def _absent(joined: Joined) -> str:
+    """Why figures that were asked for are missing."""
+    return "; ".join(
+        dict.fromkeys(text for result in joined.results for text in result.facts.get("absent", {}).values())
+    )
 
 
 def one_line(text: str) -> str:
@@ -151,10 +183,10 @@ def one_line(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable() or c == "\u200d")
 
 
-def _places(joined: Sequence[Joined], silicon_flop_per_s: float | None) -> list[Place | None]:
+def _places(joined: Sequence[Joined]) -> list[Place | None]:
     rivals: dict[tuple[Problem, Mode, str], list[int]] = {}
     for index, one in enumerate(joined):
-        if one.status is Status.OK and one.time and not impossible(one, silicon_flop_per_s):
+        if one.status is Status.OK and one.time and not impossible(one):
             rivals.setdefault((one.case.problem, one.case.mode, one.arm.device), []).append(index)
     places: list[Place | None] = [None] * len(joined)
     for indices in rivals.values():

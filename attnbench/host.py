@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import lru_cache
@@ -253,10 +254,9 @@ def _check_gpu(index: int) -> str | None:
 
 def devices() -> list[str]:
     """What `--device` can be here."""
-    isas = [isa for isa, flag in _ISA_FLAG.items() if flag and flag in cpu_flags()]
     return [
         f"cpu:threads={default_threads()}",
-        *(f"cpu:isa={isa}" for isa in isas),
+        *(f"cpu:isa={isa}" for isa in cpu_isas()),
         *(f"cuda:{gpu.index}" for gpu in gpus()),
     ]
 
@@ -312,6 +312,32 @@ def cpu_model() -> str | None:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def cpu_isas() -> list[str]:
+    """Instruction sets that this CPU has, of those that a device can name."""
+    return [isa for isa, flag in _ISA_FLAG.items() if flag and flag in cpu_flags()]
+
+
+def cpu_clock_hz() -> float | None:
+    """The highest clock that the system names; in a virtual machine only the nominal one is told."""
+    if (khz := _number(ROOT / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")) is not None:
+        return 1e3 * khz
+    for line in _lines(ROOT / "proc/cpuinfo"):
+        if line.startswith("cpu MHz"):
+            with contextlib.suppress(ValueError):
+                return 1e6 * float(line.partition(":")[2])
+    return None
+
+
+def cache_bytes(root: Path = ROOT) -> dict[str, int]:
+    """Size of each data cache that the first core sees: L1, L2, L3."""
+    found = {}
+    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        size = re.fullmatch(r"(\d+)([KM])", _text(folder / "size") or "")
+        if size and _text(folder / "type") != "Instruction":
+            found[f"L{_text(folder / 'level')}"] = int(size[1]) * {"K": 1024, "M": MIB}[size[2]]
+    return found
 
 
 @lru_cache(maxsize=1)

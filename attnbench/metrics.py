@@ -5,109 +5,18 @@ A column, a plot axis and a gate criterion follow from a row. Units are base uni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
 import msgspec
 
-from attnbench import stats, units
+from attnbench import datasheet, stats, units
 from attnbench.attention import cost
-from attnbench.result import Result, Sample, Status
-from attnbench.stats import Estimate
-
-# The worst first: what a case says of itself when its launches ended differently.
-WORST_FIRST = (
-    Status.INCORRECT,
-    Status.CRASHED,
-    Status.ERROR,
-    Status.TIMEOUT,
-    Status.OOM,
-    Status.UNAVAILABLE,
-    Status.UNSUPPORTED,
-    Status.OK,
-    Status.SKIPPED,
-)
-
-
-class Joined:
-    """All launches of one (case, arm), and those of the arm that its speed-up is against.
-
-    Times are None unless every launch that was tried is ok; counts of the problem and error figures are always there.
-    """
-
-    def __init__(self, results: Sequence[Result], partner: Sequence[Result] = ()) -> None:
-        self.results = tuple(sorted(results, key=lambda result: result.launch))
-        self.partner = tuple(sorted(partner, key=lambda result: result.launch))
-        self.case, self.arm = self.results[0].case, self.results[0].arm
-
-    @cached_property
-    def worst(self) -> Result:
-        """The launch that gives status and reason. One that was skipped does not undo those that were measured."""
-        return min(self.results, key=lambda result: WORST_FIRST.index(result.status))
-
-    @property
-    def status(self) -> Status:
-        """ok if every launch that was tried is, else the worst."""
-        return self.worst.status
-
-    @property
-    def launches(self) -> int:
-        """How many of them were measured."""
-        return len(self.times)
-
-    @cached_property
-    def times(self) -> list[Sample]:
-        """One Sample a launch; empty unless all went well."""
-        if self.status is not Status.OK:
-            return []
-        return [result.samples["time"] for result in self.results if "time" in result.samples]
-
-    @cached_property
-    def time(self) -> Estimate | None:
-        """Seconds a call."""
-        return stats.estimate(self.times)
-
-    @property
-    def noisy(self) -> bool:
-        """Whether any launch was."""
-        return any(stats.is_noisy(sample) for sample in self.times)
-
-    @cached_property
-    def speedup(self) -> Estimate | None:
-        """The partner's time over this one's, paired by round where both were in the same rounds."""
-        if not self.times:
-            return None
-        by_launch = {result.launch: result for result in self.partner}
-        pairs = [pair for own in self.results if (pair := _paired(by_launch.get(own.launch), own))]
-        if len(pairs) == len(self.times):
-            return stats.ratio(pairs)
-        reference = Joined(self.partner).time if self.partner else None
-        return stats.unpaired_ratio(reference, self.time) if reference and self.time else None
-
-    @property
-    def reference(self) -> str | None:
-        """The id of the arm that `speedup` is against."""
-        if self.partner:
-            return self.partner[0].arm.id
-        return next((str(r.facts["reference"]) for r in self.results if "reference" in r.facts), None)
-
-    def ratio_to(self, other: Joined) -> Estimate | None:
-        """As `speedup`, against any arm that measured the same problem."""
-        return Joined(self.results, other.results).speedup
-
-
-def _paired(reference: Result | None, own: Result) -> stats.Pair | None:
-    """The two Samples of one launch that share rounds: taken side by side, or beside a borrowed reference arm."""
-    if "time" not in own.samples:
-        return None
-    if reference is not None and own.group and reference.group == own.group and "time" in reference.samples:
-        return reference.samples["time"], own.samples["time"]
-    borrowed = own.samples.get("reference_time")
-    if borrowed is None or (reference is not None and own.facts.get("reference") != reference.arm.id):
-        return None
-    return borrowed, own.samples["time"]
-
+from attnbench.errors import UnknownNameError
+from attnbench.joined import Joined
+from attnbench.ranges import words
+from attnbench.result import Result, Sample, Timing
 
 Compute = Callable[[Joined], float | None]
 
@@ -120,6 +29,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     better: Literal["lower", "higher"] | None
     summary: str
     follow: Compute  # from the joined launches; may ask for the reference arm
+    needs: str = ""  # what must be asked for to be measured: energy, timers
 
     def compute(self, measured: Joined | Result) -> float | None:
         """The number, of all launches or of one Result alone."""
@@ -182,10 +92,76 @@ def _most(name: str) -> Compute:
     return most
 
 
+def _fact(name: str) -> Compute:
+    """The most of any launch, of a whole number among the facts."""
+
+    def fact(joined: Joined) -> float | None:
+        return max((result.facts[name] for result in joined.results if name in result.facts), default=None)
+
+    return fact
+
+
+def _roofline_s(joined: Joined) -> float | None:
+    return joined.roof.seconds if joined.roof else None
+
+
+def _roofline_share(joined: Joined) -> float | None:
+    if joined.roof is None or joined.time is None or joined.time.value <= 0:
+        return None
+    return joined.roof.seconds / joined.time.value
+
+
+def _flop_per_j(joined: Joined) -> float | None:
+    energy = METRICS["energy_j"].compute(joined)
+    return cost.flops(joined.case.problem, joined.case.mode) / energy if energy else None
+
+
+def _middle(name: str) -> Compute:
+    """The median over launches of what each of them says."""
+
+    def middle(joined: Joined) -> float | None:
+        samples = [result.samples[name] for result in joined.results if name in result.samples]
+        return stats.location(stats.location(sample.values) for sample in samples)
+
+    return middle
+
+
+def _host_s(joined: Joined) -> float | None:
+    """The wall clock less the time on the device; where one timing mode alone was used, None."""
+    wall, device = (METRICS[f"time_{mode}_s"].compute(joined) for mode in ("wall", "events"))
+    return None if wall is None or device is None else wall - device
+
+
+def _by_timing(mode: Timing) -> Compute:
+    """The case's own time, if that is its mode, or what was measured beside it."""
+
+    def timed(joined: Joined) -> float | None:
+        if joined.results[0].procedure.timing is mode:
+            return joined.time.value if joined.time else None
+        return _middle(f"time_{mode}")(joined)
+
+    return timed
+
+
 def _max_abs_err(joined: Joined) -> float | None:
     """None where nothing was checked, and where an output held what is not finite."""
     found = _errors(joined, "max_abs")
     return None if None in found else max((value for value in found if value is not None), default=None)
+
+
+def _rms_err(joined: Joined) -> float | None:
+    return max((value for value in _errors(joined, "rms") if value is not None), default=None)
+
+
+def _err_vs_plain(joined: Joined) -> float | None:
+    """Outputs that the plain formula gives without any error have none."""
+    pairs = zip(_errors(joined, "max_abs"), _errors(joined, "plain_max"), strict=True)
+    return max((error / plain for error, plain in pairs if error is not None and plain), default=None)
+
+
+def _not_finite(joined: Joined) -> float | None:
+    counts = [(errors.get("nan") or 0) + (errors.get("inf") or 0) for errors in _outputs(joined)]
+    return max(counts, default=None)
 
 
 def _rel_err(joined: Joined) -> float | None:
@@ -194,10 +170,11 @@ def _rel_err(joined: Joined) -> float | None:
 
 
 def _errors(joined: Joined, figure: str) -> list[float | None]:
-    outputs: list[dict[str, float | None]] = [
-        errors for result in joined.results for errors in result.facts.get("errors", {}).values()
-    ]
-    return [errors.get(figure) for errors in outputs]
+    return [errors.get(figure) for errors in _outputs(joined)]
+
+
+def _outputs(joined: Joined) -> list[dict[str, float | None]]:
+    return [errors for result in joined.results for errors in result.facts.get("errors", {}).values()]
 
 
 def _rounds(joined: Joined) -> int | None:
@@ -213,8 +190,10 @@ def _intensity(joined: Joined) -> float:
     return cost.flops(problem, mode) / cost.traffic_bytes(problem, mode)
 
 
-def _row(name: str, unit: str, better: Literal["lower", "higher", ""], summary: str, follow: Compute) -> Metric:
-    return Metric(name=name, unit=unit, better=better or None, summary=summary, follow=follow)
+def _row(
+    name: str, unit: str, better: Literal["lower", "higher", ""], summary: str, follow: Compute, needs: str = ""
+) -> Metric:
+    return Metric(name=name, unit=unit, better=better or None, summary=summary, follow=follow, needs=needs)
 
 
 METRICS: dict[str, Metric] = {
@@ -246,7 +225,43 @@ METRICS: dict[str, Metric] = {
         _row("tokens_per_s", "token/s", "higher", "query tokens over time", _rate(_tokens)),
         _row("peak_bytes", "B", "lower", "peak memory of a call over inputs and outputs", _most("peak_memory")),
         _row("total_bytes", "B", "lower", "peak memory of a call, with its outputs", _most("total_memory")),
+        _row("input_bytes", "B", "", "q, k and v", _count(lambda problem, _: cost.input_bytes(problem))),
+        _row("output_bytes", "B", "", "storages that a call gives back", _fact("memory_outputs")),
+        _row("saved_bytes", "B", "lower", "kept for the backward pass", _fact("memory_saved")),
+        _row("workspace_bytes", "B", "lower", "scratch of a call that is gone again", _fact("memory_workspace")),
+        _row(
+            "predicted_bytes", "B", "", "peak over inputs and outputs that the plan expected", _fact("memory_predicted")
+        ),
+        _row(
+            "first_kept_bytes", "B", "lower", "what the first call leaves behind in torch", _fact("memory_first_kept")
+        ),
+        _row("reserved_bytes", "B", "lower", "held by the caching allocator of CUDA", _fact("memory_reserved")),
+        _row(
+            "outside_bytes", "B", "lower", "of the process on the GPU and not torch's, by NVML", _fact("memory_outside")
+        ),
+        _row("roofline_s", "s", "", "least time by the measured ceilings of the device", _roofline_s),
+        _row("roofline_share", "", "higher", "that least time over the time: 1 is the roof", _roofline_share),
+        _row("energy_j", "J", "lower", "energy of a call, of the whole device", _middle("energy"), "energy"),
+        _row(
+            "energy_above_idle_j",
+            "J",
+            "lower",
+            "the same less what the idle device takes",
+            _middle("energy_above_idle"),
+            "energy",
+        ),
+        _row("flop_per_j", "FLOP/J", "higher", "exact work over energy", _flop_per_j, "energy"),
+        _row("time_wall_s", "s", "lower", "by the host's clock, end to end", _by_timing(Timing.WALL), "timers"),
+        _row("time_events_s", "s", "lower", "by CUDA events, one call", _by_timing(Timing.EVENTS), "timers"),
+        _row("time_graph_s", "s", "lower", "in a CUDA graph", _by_timing(Timing.GRAPH), "timers"),
+        _row("time_cupti_s", "s", "lower", "kernels alone, by CUPTI", _by_timing(Timing.CUPTI), "timers"),
+        _row("host_s", "s", "lower", "wall clock less time on the device", _host_s, "timers"),
         _row("max_abs_err", "", "lower", "largest error against float64, over all outputs", _max_abs_err),
+        _row("rms_err", "", "lower", "root mean square error against float64, of the worst output", _rms_err),
+        _row(
+            "err_vs_plain", "", "lower", "largest error over that of the plain formula in the same dtype", _err_vs_plain
+        ),
+        _row("not_finite", "", "lower", "NaN and Inf in an output, where there should be none", _not_finite),
         _row("rel_err", "", "lower", "error over the norm of the reference, of the worst output", _rel_err),
         _row("import_s", "s", "lower", "start of the process and its imports", _first("import")),
         _row("first_call_s", "s", "lower", "the first call, compiling included", _first("first_call")),
@@ -256,17 +271,82 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def impossible(joined: Joined, silicon_flop_per_s: float | None = None) -> str:
-    """Why the figures of a case cannot be true, or nothing: such a case is marked, and neither ranked nor gated.
+# Names that stand for several.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "memory": (
+        "input_bytes", "output_bytes", "saved_bytes", "workspace_bytes", "peak_bytes", "predicted_bytes",
+        "first_kept_bytes", "reserved_bytes", "outside_bytes",
+    ),
+    "roofline": ("flop_per_s", "bytes_per_s", "intensity", "roofline_s", "roofline_share"),
+    "energy": ("energy_j", "energy_above_idle_j", "flop_per_j"),
+    "timers": ("time_wall_s", "time_events_s", "time_graph_s", "time_cupti_s", "host_s"),
+    "errors": ("max_abs_err", "rms_err", "rel_err", "err_vs_plain", "not_finite"),
+    "once": ("import_s", "first_call_s", "compile_s", "mask_build_s"),
+}  # fmt: skip
 
-    `silicon_flop_per_s` is FLOP a clock x units x highest clock of the device, where that is known.
-    """
+
+def named(text: str, where: str = "--metrics") -> tuple[str, ...]:
+    """A comma list of metrics and groups of them. Raises UnknownNameError."""
+    found: dict[str, None] = {}
+    for word in words(text, where) if text else ():
+        if word not in METRICS and word not in GROUPS:
+            raise UnknownNameError("metric", word, (*METRICS, *GROUPS), where=where)
+        found |= dict.fromkeys(GROUPS.get(word, (word,)))
+    return tuple(found)
+
+
+def needs(names: Iterable[str]) -> tuple[str, ...]:
+    """What must be measured beyond time and memory for these."""
+    return tuple(sorted({METRICS[name].needs for name in names} - {""}))
+
+
+def impossible(joined: Joined) -> str:
+    """Why the figures of a case cannot be true, or nothing: such a case is marked, and neither ranked nor gated."""
     if joined.time is None:
         return ""
     if joined.time.value <= 0:
         return f"a call in {joined.time.value:g} s: the time is wrong"
+    if joined.ceilings is None:
+        return ""
+    silicon = datasheet.silicon(joined.ceilings.name, joined.case.problem.dtype.value, joined.ceilings.facts)
     rate = METRICS["flop_per_s"].compute(joined)
-    if silicon_flop_per_s and rate and rate > silicon_flop_per_s:
-        most = units.rate(silicon_flop_per_s, "FLOP/s")
+    if silicon and rate and rate > silicon:
+        most = units.rate(silicon, "FLOP/s")
         return f"{units.rate(rate, 'FLOP/s')} is above the {most} of the silicon: time or count is wrong"
     return ""
+
+
+def timers_disagree(joined: Joined) -> str:
+    """Which timing modes of one case are more than 5 % and 2 us apart, and the likely cause; empty if none are."""
+    seen = {mode: METRICS[f"time_{mode}_s"].compute(joined) for mode in Timing}
+    found = {mode: seconds for mode, seconds in seen.items() if seconds}
+    if len(found) < 2:
+        return ""
+    low, high = min(found, key=lambda mode: found[mode]), max(found, key=lambda mode: found[mode])
+    gap = found[high] - found[low]
+    if gap <= TIMERS_WITHIN_S or gap <= TIMERS_WITHIN * found[low]:
+        return ""
+    tags = {
+        tag for result in joined.results for sample in result.samples.values() for b in sample.blocks for tag in b.tags
+    }
+    cause = _cause(low, high, found, tags)
+    said = f"{high} {units.seconds(found[high])}, {low} {units.seconds(found[low])}"
+    return f"timers disagree: {said}: {cause}"
+
+
+TIMERS_WITHIN, TIMERS_WITHIN_S = 0.05, 2e-6
+
+
+def _cause(low: Timing, high: Timing, found: Mapping[Timing, float], tags: AbstractSet[str]) -> str:
+    """The likely one, by which mode is the odd one out."""
+    if low is Timing.GRAPH and found[low] < found[high] / 10:
+        return "the graph captured nothing, or not all of it"
+    if "host_bound" in tags:
+        return "host-bound: the host queues slower than the device works"
+    if high is Timing.WALL:
+        return "launch-bound: the host's share of a call is no small part of it"
+    if low is Timing.GRAPH:
+        return "cache-resident: calls in a graph find the last one's data in the cache"
+    if low is Timing.CUPTI:
+        return "gaps between kernels, which CUPTI does not count"
+    return "unknown"

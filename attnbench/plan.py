@@ -210,6 +210,11 @@ def refuse(case: Case, arm: Arm, terms: Terms) -> tuple[Status, str] | None:
     return None
 
 
+def scratch_bytes(case: Case) -> int | None:
+    """Predicted, of one call beyond its inputs and outputs; None for a user's file."""
+    return None if backends.is_file(case.backend) else backends.load(case.backend).scratch_bytes(case)
+
+
 @lru_cache(maxsize=200_000)
 def peak_bytes(case: Case) -> int | None:
     """Predicted, of one call; None for a user's file, which only the worker reads."""

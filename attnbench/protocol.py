@@ -16,7 +16,8 @@ import msgspec
 
 from attnbench.attention.problem import Mode, Problem
 from attnbench.case import Case
-from attnbench.result import Environment, Procedure, Status
+from attnbench.ceilings import Point, Rate
+from attnbench.result import Environment, Procedure, Status, Timing
 
 VERSION = 1
 
@@ -28,11 +29,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Open(Message, frozen=True, kw_only=True):
-    """The first message. A worker without a backend is an oracle: it makes expected values, and times nothing."""
+    """The first message. A worker without a device is an oracle: it makes expected values, and times nothing."""
 
     version: int = VERSION
-    backend: str = ""
-    device: str = "cpu"
+    backend: str = ""  # empty: the device alone is looked at
+    device: str = ""
     memory_bytes: int = 0  # limit of the worker's own data; 0: none
     cpus: tuple[int, ...] = ()  # to run on; empty: any
 
@@ -135,6 +136,64 @@ class Measured(Message, frozen=True, kw_only=True):
     facts: dict[str, int] = {}
 
 
+class Probe(Message, frozen=True, kw_only=True):
+    """Ask the case what `probes.PROBES` names."""
+
+    names: tuple[str, ...]
+
+
+class Probed(Message, frozen=True, kw_only=True):
+    """Figures by probe."""
+
+    figures: dict[str, dict[str, Any]]
+
+
+class Energize(Message, frozen=True, kw_only=True):
+    """Energy of a call, over seconds of calls on end."""
+
+
+class Energized(Message, frozen=True, kw_only=True):
+    """Joules of one call, or why they cannot be had."""
+
+    joules: float = 0.0
+    above_idle: float | None = None
+    seconds: float = 0.0
+    calls: int = 0
+    source: str = ""
+    absent: str = ""
+
+
+class Retime(Message, frozen=True, kw_only=True):
+    """Time the case by another mode: settle, then so many blocks."""
+
+    timing: Timing
+    blocks: int
+
+
+class Retimed(Message, frozen=True, kw_only=True):
+    """The blocks, or why that mode cannot be had."""
+
+    blocks: tuple[Timed, ...] = ()
+    absent: str = ""
+
+
+class Calibrate(Message, frozen=True, kw_only=True):
+    """Measure what the device can do at most; `parts` of: matmul, bandwidth, exp, launch."""
+
+    parts: tuple[str, ...]
+
+
+class Calibrated(Message, frozen=True, kw_only=True):
+    """Ceilings, as `ceilings.Ceilings` has them."""
+
+    matmul: dict[str, Rate]
+    refused: dict[str, str]
+    bandwidth: dict[str, tuple[Point, ...]]
+    exp_per_s: float | None
+    exp_derived: bool
+    launch_s: float | None
+
+
 class Release(Message, frozen=True, kw_only=True):
     """Forget the case; give memory back."""
 
@@ -151,8 +210,13 @@ class Failed(Message, frozen=True, kw_only=True):
     trace: str = ""
 
 
-Request = Open | Expect | Prepare | Verify | Settle | Time | Check | Measure | Release
-Reply = Opened | Expected | Prepared | Verified | Settled | Timed | Measured | Done | Failed
+Request = (
+    Open | Expect | Prepare | Verify | Probe | Settle | Time | Check | Measure | Energize | Retime | Calibrate | Release
+)
+Reply = (
+    Opened | Expected | Prepared | Verified | Probed | Settled | Timed | Measured | Energized | Retimed | Calibrated
+    | Done | Failed
+)  # fmt: skip
 
 
 class ClosedError(Exception):

@@ -55,6 +55,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     reference: str = ""
     fail_fast: bool = False
     verify_only: bool = False  # nothing is timed
+    probes: tuple[str, ...] = ()  # asked of every case that is right
+    extras: tuple[str, ...] = ()  # beyond time and memory: energy, timers
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +189,7 @@ class Runner:
         reason = self._rounds(benches, results, deadline)
         if reason == "interrupted" and any(len(b.blocks) < b.procedure.rounds_least for b in benches):
             return  # too few rounds to keep: a resume measures this group again
-        self._guarded(benches, results, Bench.finish)
+        self._guarded(benches, results, lambda bench: bench.finish(self.terms.extras))
         self._collect(group, benches, results, reason)
 
     def _share(self, group: Group, rest_s: float) -> float | None:
@@ -248,6 +250,8 @@ class Runner:
         bench.prepare()
         self.observer.phase(f"{bench.case.label}  verifying")
         bench.verify(expected, peaked)
+        if self.terms.probes:
+            bench.probe(self.terms.probes)
         if self.terms.verify_only:
             return
         self.forecast.learn(bench.arm, bench.case, bench.settle())

@@ -42,6 +42,7 @@ class Over(StrEnum):
     ROUNDS = "rounds"
     LAUNCHES = "launches"
     CASES = "cases"
+    POINTS = "points"
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +268,32 @@ def geometric_mean(values: Iterable[float | None]) -> Estimate | None:
     kept = finite(values)
     kept = kept[kept > 0]
     return _exp(t_estimate(np.log(kept), Over.CASES)) if len(kept) else None
+
+
+def local_slopes(x: Sequence[float], y: Sequence[float]) -> list[float]:
+    """The exponent between each point and the next, of positive numbers."""
+    return [float(slope) for slope in np.diff(np.log(y)) / np.diff(np.log(x))]
+
+
+def power_law(x: Sequence[float], y: Sequence[float]) -> Estimate:
+    """The exponent b of y = a x^b: least squares of the logarithms, with a t interval on n - 2 degrees of freedom.
+
+    The scatter about the line holds noise and curvature alike; from three points on there is an interval.
+    """
+    log_x, log_y = np.log(np.asarray(x, dtype=np.float64)), np.log(np.asarray(y, dtype=np.float64))
+    centred = log_x - log_x.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ log_y) / spread
+    count = len(log_x)
+    if count < 3:
+        return Estimate(value=slope, over=Over.POINTS, count=count)
+    from scipy.special import stdtrit
+
+    residuals = log_y - log_y.mean() - slope * centred
+    error = math.sqrt(float(residuals @ residuals) / (count - 2) / spread)
+    half = float(stdtrit(count - 2, (1 + CONFIDENCE) / 2)) * error
+    ends = {"low": slope - half, "high": slope + half}
+    return Estimate(value=slope, **ends, method=Method.T, confidence=CONFIDENCE, over=Over.POINTS, count=count)
 
 
 def percentile(sample: Sample, share: float) -> float | None:

@@ -18,6 +18,7 @@ from typing import IO, Any
 import msgspec
 
 from attnbench.arm import Arm
+from attnbench.ceilings import Ceilings
 from attnbench.errors import AttnbenchError, LockedError, NotComparableError, SchemaError, StoreError
 from attnbench.result import Environment, Procedure, Record, Result, Status
 from attnbench.suite import schema as suite_schema
@@ -44,6 +45,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     environments: dict[str, Environment] = {}  # by arm id
     machine: dict[str, Any] = {}
     fingerprint: str = ""  # of the stable facts of the machine
+    ceilings: dict[str, Ceilings] = {}  # by device, as `calibrate` measured them before the run
     commit: dict[str, Any] | None = None  # of the working directory
     planned: int = 0  # cases, refusals and impossible cells too
     seconds: dict[str, float] = {}  # of the latest part of the run, by phase, and in total

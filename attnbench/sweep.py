@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from attnbench import __version__, backends, host, plan, store, suite
+from attnbench import __version__, backends, ceilings, host, metrics, plan, store, suite
 from attnbench.arm import Arm, Device, parse_device
+from attnbench.attention import inputs
 from attnbench.attention.problem import Dtype
+from attnbench.ceilings import Ceilings
 from attnbench.errors import UsageError
 from attnbench.plan import Plan
 from attnbench.ranges import words
@@ -24,6 +26,7 @@ from attnbench.units import parse_bytes, parse_seconds, parse_share
 
 DEFAULT_SUITE = "quick"
 DEFAULT_BUDGET = "5m"
+ALL_TIMINGS = "all"  # each case by the usual mode, then once by every other one
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
 
 
@@ -48,6 +51,8 @@ class Request(Record, frozen=True, kw_only=True):
     rel_ci: str = "2%"
     seed: int = 0
     tags: dict[str, str] = {}
+    metrics: str = ""  # comma list, shown after the table; what they need is measured
+    inputs: str = "normal"
 
 
 class Sweep(msgspec.Struct, kw_only=True):
@@ -74,7 +79,7 @@ def ready(request: Request, *, interpreted: bool = False, default_suite: str = D
 
     `interpreted`: what cannot be timed on a CPU runs in its interpreter there.
     """
-    devices = _devices(request.device)
+    devices = devices_of(request.device)
     chosen = _suites(request, default_suite)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     terms = _terms(request, chosen, kinds)
@@ -150,6 +155,7 @@ def _manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Mani
         arms=tuple(sweep.plan.arms),
         machine=host.machine_card(),
         fingerprint=fingerprint,
+        ceilings=calibrated({device.text for device in sweep.devices}, fingerprint),
         commit=host.commit(Path()),
         planned=sweep.plan.cases,
         impossible=tuple(sweep.plan.impossible),
@@ -157,7 +163,15 @@ def _manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Mani
     )
 
 
-def _devices(text: str) -> list[Device]:
+def calibrated(devices: Iterable[str], fingerprint: str) -> dict[str, Ceilings]:
+    """The ceilings of those of these devices that were calibrated on this machine with this torch."""
+    torch = host.packages().get("torch", "")
+    found = {device: ceilings.load(fingerprint, device, torch) for device in sorted(devices)}
+    return {device: one for device, one in found.items() if one}
+
+
+def devices_of(text: str) -> list[Device]:
+    """A comma list of devices, all of them there; by default the GPU, or else the CPU with all cores less one."""
     names = words(text, "--device") if text else (("cuda:0",) if host.gpus() else ("cpu",))
     devices = []
     for name in names:
@@ -241,11 +255,13 @@ def _terms(request: Request, chosen: Sequence[Suite], kinds: Sequence[str]) -> R
         raise UsageError(f"--rounds: not a range of rounds: {request.rounds!r} (try 5..30 or 10)")
     if request.launches < 1:
         raise UsageError(f"--launches: {request.launches}: at least 1")
+    inputs.check(request.inputs, "--inputs")
     limit = parse_bytes(request.mem_limit, "--mem-limit")
     budget = parse_seconds(request.budget or chosen[0].budget or DEFAULT_BUDGET, "--budget")
     timeout_s = parse_seconds(request.timeout, "--timeout")
     common: dict[str, Any] = {
         "seed": request.seed,
+        "inputs": request.inputs,
         "launches": request.launches,
         "rounds_least": int(low),
         "rounds_most": int(high or low),
@@ -263,15 +279,22 @@ def _terms(request: Request, chosen: Sequence[Suite], kinds: Sequence[str]) -> R
         budget_s=budget or None,
         memory_bytes=limit if isinstance(limit, int) else int(limit * host.memory_free_bytes()),
         reference=request.reference,
+        extras=_extras(request),
     )
+
+
+def _extras(request: Request) -> tuple[str, ...]:
+    """What is measured of each case beyond time and memory."""
+    wanted = set(metrics.needs(metrics.named(request.metrics)))
+    return tuple(sorted(wanted | ({"timers"} if request.timing == ALL_TIMINGS else set())))
 
 
 def _timing(request: Request, kind: str) -> Timing:
     default = Timing.EVENTS if kind == "cuda" else Timing.WALL
-    if not request.timing:
+    if not request.timing or request.timing == ALL_TIMINGS:
         return default
     if request.timing not in tuple(Timing):
-        raise UsageError(f"--timing: no mode {request.timing!r}; there are {', '.join(Timing)}")
+        raise UsageError(f"--timing: no mode {request.timing!r}; there are {', '.join(Timing)}, {ALL_TIMINGS}")
     if kind == "cpu" and request.timing != Timing.WALL:
         raise UsageError(f"--timing {request.timing}: a CPU has only wall")
     return Timing(request.timing)

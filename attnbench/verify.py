@@ -30,8 +30,14 @@ class Error(Record, frozen=True, kw_only=True):
 
     max_abs: float | None = None
     mean_abs: float | None = None
-    rel: float | None = None  # in the root mean square
+    rms: float | None = None
+    rel: float | None = None  # rms over that of the reference
     budget: float | None = None  # of max_abs
+    plain_max: float | None = None  # errors of the plain formula in the same dtype
+    plain_mean: float | None = None
+    plain_rms: float | None = None
+    nan: int = 0  # how many numbers are not finite, where they should be
+    inf: int = 0
 
 
 class Judgement(Record, frozen=True, kw_only=True):
@@ -68,7 +74,8 @@ def _judge_one(expected: Expected, name: str, output: Tensor, sign: int, factor:
     if bad.any():
         where = bad.nonzero()[0].tolist()
         value = float(output[tuple(where)])
-        return Error(), f"{value} at {_at(name, where)}, not finite in {int(bad.sum())} of {bad.numel()} numbers"
+        error = Error(nan=int(output.isnan().sum()), inf=int((bad & ~output.isnan()).sum()))
+        return error, f"{value} at {_at(name, where)}, not finite in {int(bad.sum())} of {bad.numel()} numbers"
     tolerance = expected.tolerances[name]
     found = _Errors(expected, name, tolerance, factor)
     for place, group in enumerate(expected.selection.groups):
@@ -150,10 +157,18 @@ class _Errors:
     @property
     def error(self) -> Error:
         """The figures."""
-        numbers = max(1, self.numbers)
-        size = self.tolerance.rms
-        rel = (self.squares / numbers) ** 0.5 / size if size else None
-        return Error(max_abs=self.worst, mean_abs=self.total / numbers, rel=rel, budget=self.budget)
+        numbers, tolerance = max(1, self.numbers), self.tolerance
+        rms = (self.squares / numbers) ** 0.5
+        return Error(
+            max_abs=self.worst,
+            mean_abs=self.total / numbers,
+            rms=rms,
+            rel=rms / tolerance.rms if tolerance.rms else None,
+            budget=self.budget,
+            plain_max=tolerance.yardstick_max,
+            plain_mean=tolerance.yardstick_mean,
+            plain_rms=tolerance.yardstick_rms,
+        )
 
     @property
     def reason(self) -> str:

@@ -15,116 +15,26 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from attnbench import arm, backends, protocol, verify
 from attnbench.attention import inputs as made
-from attnbench.attention.problem import Mode, Returns
-from attnbench.backends import Backend, Layout
-from attnbench.case import Case
+from attnbench.backends import Backend
+from attnbench.loaded import Loaded
 from attnbench.protocol import Failed
-from attnbench.result import Environment, Procedure, Status
+from attnbench.result import Environment, Status
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnbench.device import Instrument, Pace
+    from attnbench.device import Instrument, Reading
 
 TRACE_LINES = 30
 POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 SPINNING_CORES = 0.5  # an idle worker that burns more than this disturbs the others
-
-
-class Loaded:
-    """One case ready to run: inputs in the backend's layout, and the call that is timed."""
-
-    def __init__(self, case: Case, procedure: Procedure, backend: Backend, instrument: Instrument) -> None:
-        self.case, self.procedure, self.backend, self.instrument = case, procedure, backend, instrument
-        self.sign = 1  # inputs are negated between blocks; so are out and gradients, exactly
-        self.outputs: Any = None
-        self.pace: Pace | None = None
-        self.expected: verify.Expected | None = None
-        given = made.make(case.problem, procedure.seed, procedure.inputs)
-        self.digest = made.digest(given)
-        self.q, self.k, self.v, self.dout = (self.place(t) for t in (given.q, given.k, given.v, given.dout))
-        self.prepared = backend.prepare(case, instrument.torch_device)
-        if case.mode.needs_grad:
-            for tensor in (self.q, self.k, self.v):
-                tensor.requires_grad_()
-        self.call = self._build()
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """On the device, in the backend's layout, contiguous there."""
-        turned = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
-        return turned.to(self.instrument.torch_device)
-
-    def _build(self) -> Callable[[], Any]:
-        """The timed call. It gives its outputs back, and keeps those of the last call for `Check`."""
-        import torch
-
-        call, inputs = self.prepared.call, (self.q, self.k, self.v)
-
-        def forward() -> Any:
-            with torch.no_grad():
-                self.outputs = call(*inputs), ()
-            return self.outputs
-
-        def both() -> Any:
-            out = call(*inputs)
-            self.outputs = out, torch.autograd.grad(_first(out), inputs, self.dout)
-            return self.outputs
-
-        def backward() -> Any:
-            self.outputs = self._out, torch.autograd.grad(_first(self._out), inputs, self.dout, retain_graph=True)
-            return self.outputs[1]
-
-        if self.case.mode is Mode.BWD:
-            self._out = call(*inputs)
-        return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.case.mode]
-
-    def fill(self, distribution: str) -> None:
-        """Put other inputs into the same tensors."""
-        given = made.make(self.case.problem, self.procedure.seed, distribution)
-        self._rewrite(lambda tensor, fresh: tensor.copy_(self.place(fresh)), given)
-        self.sign = 1
-
-    def negate(self) -> None:
-        """Turn the sign of every input, in place: a cached output would now be wrong."""
-        self._rewrite(lambda tensor, _: tensor.neg_(), None)
-        self.sign = -self.sign
-
-    def _rewrite(self, change: Callable[[Tensor, Any], Any], given: made.Inputs | None) -> None:
-        import torch
-
-        self.outputs = None
-        with torch.no_grad():
-            for name in ("q", "k", "v", "dout"):
-                change(getattr(self, name), getattr(given, name) if given else None)
-        if self.case.mode is Mode.BWD:
-            self._out = self.prepared.call(self.q, self.k, self.v)
-        self.instrument.synchronize()
-
-    def named_outputs(self) -> dict[str, Tensor]:
-        """out, lse, dq, dk, dv of the last call, as [batch, heads, seq, dim], as far as the case gives them."""
-        import torch
-
-        outputs, gradients = self.outputs
-        named: dict[str, Any] = {"out": outputs}
-        if self.case.problem.returns is Returns.LSE:
-            if not (isinstance(outputs, tuple) and len(outputs) == 2):
-                raise TypeError(f"the backend was asked for (out, lse) and gave {_describe(outputs)}")
-            named = {"out": outputs[0], "lse": outputs[1]}
-        named.update(zip(("dq", "dk", "dv"), gradients, strict=False))
-        for name, tensor in named.items():
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"{name} is {_describe(tensor)}, not a tensor")
-            if name != "lse" and self.backend.layout is Layout.BSHD and tensor.ndim == 4:
-                named[name] = tensor.transpose(1, 2)
-        return named
 
 
 class Session:
@@ -143,7 +53,7 @@ class Session:
         """Import everything, look at the device, and say whether the backend can run on it."""
         if message.version != protocol.VERSION:
             return protocol.Opened(unavailable=f"speaks protocol {protocol.VERSION}, was asked for {message.version}")
-        if not message.backend:
+        if not message.device:
             import torch
 
             torch.set_num_threads(len(message.cpus) or 1)
@@ -157,8 +67,8 @@ class Session:
             return protocol.Opened(unavailable=str(error))
         if message.memory_bytes and device.kind == "cpu":
             resource.setrlimit(resource.RLIMIT_DATA, (message.memory_bytes, resource.RLIM_INFINITY))
-        self.backend = backends.load(message.backend)
-        unavailable = self._unavailable(device.kind)
+        self.backend = backends.load(message.backend) if message.backend else None
+        unavailable = self._unavailable(device.kind) if self.backend else ""
         started = time.perf_counter()
         self.instrument.warm()
         warm_s = time.perf_counter() - started
@@ -208,12 +118,16 @@ class Session:
         started = time.perf_counter()
         loaded = Loaded(message.case, message.procedure, self.backend, self.instrument)
         self.instrument.synchronize()
+        held = self.instrument.allocated()
         prepared_at = time.perf_counter()
         loaded.call()
         self.instrument.synchronize()
         first_call_s = time.perf_counter() - prepared_at
         self.loaded = loaded
         facts = dict(loaded.prepared.facts)
+        if held is not None:
+            loaded.outputs = None  # what stays is no result: workspaces that libraries keep
+            facts["memory_first_kept"] = (self.instrument.allocated() or 0) - held
         late = loaded.prepared.late_facts() if loaded.prepared.late_facts else {}
         seconds = {"prepare": prepared_at - started, "first_call": first_call_s, **loaded.prepared.seconds}
         if (compile_s := late.pop("compile_s", None)) is not None:
@@ -300,6 +214,11 @@ class Session:
 
         return busy_threads()
 
+    def on_probe(self, message: protocol.Probe) -> protocol.Reply:
+        from attnbench import probes
+
+        return protocol.Probed(figures=probes.run(message.names, self._case()))
+
     def on_settle(self, message: protocol.Settle) -> protocol.Reply:
         loaded = self._case()
         loaded.pace = loaded.instrument.settle(loaded.call, loaded.procedure)
@@ -309,8 +228,7 @@ class Session:
         loaded = self._case()
         assert loaded.pace
         loaded.negate()
-        reading = loaded.instrument.block(loaded.call, loaded.pace, loaded.procedure)
-        return protocol.Timed(values=reading.values, calls=reading.calls, tags=reading.tags, facts=reading.facts)
+        return _timed(loaded.instrument.block(loaded.call, loaded.pace, loaded.procedure))
 
     def on_check(self, message: protocol.Check) -> protocol.Reply:
         loaded = self._case()
@@ -321,7 +239,38 @@ class Session:
         loaded = self._case()
         loaded.outputs = None
         memory = loaded.instrument.memory(loaded.call)
-        return protocol.Measured(peak=memory.peak, total=memory.total, facts=memory.facts)
+        facts = memory.facts
+        if loaded.case.mode.needs_grad:
+            # What autograd keeps is there between the passes alone: a call that holds both shows it as scratch.
+            facts = {**facts, "saved": loaded.instrument.memory(loaded.forward).facts["saved"]}
+        return protocol.Measured(peak=memory.peak, total=memory.total, facts=facts)
+
+    def on_energize(self, message: protocol.Energize) -> protocol.Reply:
+        from attnbench.device import energy
+
+        loaded = self._case()
+        assert loaded.pace
+        found = energy.measure(loaded.instrument, loaded.call, loaded.pace.call_s)
+        return protocol.Energized(**found) if isinstance(found, dict) else protocol.Energized(absent=found)
+
+    def on_retime(self, message: protocol.Retime) -> protocol.Reply:
+        loaded = self._case()
+        if absent := loaded.instrument.refuses(message.timing):
+            return protocol.Retimed(absent=absent)
+        procedure = msgspec.structs.replace(loaded.procedure, timing=message.timing)
+        try:
+            pace = loaded.instrument.settle(loaded.call, procedure)
+            readings = [loaded.instrument.block(loaded.call, pace, procedure) for _ in range(message.blocks)]
+        except RuntimeError as error:  # a graph that cannot be captured says nothing against the case
+            return protocol.Retimed(absent=_one_line(error))
+        return protocol.Retimed(blocks=tuple(map(_timed, readings)))
+
+    def on_calibrate(self, message: protocol.Calibrate) -> protocol.Reply:
+        from attnbench.device import ceilings
+
+        assert self.instrument
+        facts = self.instrument.environment().facts
+        return protocol.Calibrated(**ceilings.calibrate(self.instrument.torch_device, facts, message.parts))
 
     def on_release(self, message: protocol.Release) -> protocol.Reply:
         self._forget()
@@ -347,10 +296,6 @@ def _pin(cpus: tuple[int, ...]) -> None:
                 os.sched_setaffinity(thread, cpus)
 
 
-def _first(outputs: Any) -> Any:
-    return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
 def _same(tensor: Tensor, other: Tensor) -> bool:
     """Equal bytes, so that fp8 and NaN compare too."""
     import torch
@@ -358,8 +303,8 @@ def _same(tensor: Tensor, other: Tensor) -> bool:
     return torch.equal(tensor.detach().view(torch.uint8), other.view(torch.uint8))
 
 
-def _describe(value: Any) -> str:
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
+def _timed(reading: Reading) -> protocol.Timed:
+    return protocol.Timed(values=reading.values, calls=reading.calls, tags=reading.tags, facts=reading.facts)
 
 
 def _verified(judgement: verify.Judgement, prefix: str = "") -> protocol.Verified:

@@ -8,6 +8,7 @@ from typing import Any
 from attnbench.arm import Arm
 from attnbench.attention.problem import Problem
 from attnbench.case import Case
+from attnbench.ceilings import Ceilings
 from attnbench.result import Block, Result, Sample, Status, sample
 
 
@@ -32,3 +33,9 @@ def result(
         group=group,
         **{"status": status, "reason": "" if values else "x", "samples": samples, **fields},
     )
+
+
+def ceilings(**fields: Any) -> Ceilings:
+    """Ceilings of the device of `result`, with nothing measured but what is given."""
+    plain = {"version": 1, "device": "cpu:threads=1", "name": "CPU", "measured_at": "", "seconds": 1.0, "torch": "2"}
+    return Ceilings(**{**plain, **fields})

@@ -7,9 +7,13 @@ import pytest
 
 from attnbench import frame
 from attnbench.attention.problem import Problem
-from attnbench.metrics import METRICS, Joined
-from attnbench.result import Sample, Status
-from tests.samples import result, timed
+from attnbench.ceilings import Rate
+from attnbench.errors import UnknownNameError
+from attnbench.joined import Joined
+from attnbench.metrics import METRICS, named, needs, timers_disagree
+from attnbench.report import columns
+from attnbench.result import Sample, Status, Timing, sample
+from tests.samples import ceilings, result, timed
 
 
 def test_a_rate_is_flops_over_time():
@@ -86,10 +90,71 @@ def test_the_frame_has_every_documented_column():
 
 
 def test_rate_above_silicon_is_marked():
-    fast, slow = result([1e-6] * 6), result([1e-3] * 6, backend="flex")
-    rows = frame.rows([fast, slow], silicon_flop_per_s=1e12)
-    assert "8.39 TFLOP/s is above the 1.00 TFLOP/s of the silicon" in rows[0]["impossible"]
+    fast, slow = result([1e-7] * 6), result([1e-3] * 6, backend="flex")
+    known = ceilings(name="NVIDIA H200", matmul={"fp32": Rate(burst=5e13, sustained=5e13, size=4096)})
+    rows = frame.rows([fast, slow], roofs={"cpu:threads=1": known})
+    assert "83.9 TFLOP/s is above the 77.0 TFLOP/s of the silicon" in rows[0]["impossible"]
     assert [row["place"] for row in rows] == [None, "alone"]
+
+
+def test_the_share_of_the_roof_is_its_time_over_the_time():
+    one = result([1e-3] * 6, problem=Problem(seq_q=256))  # 4 x 8 x 256 x 256 x 64 FLOP = 134 MFLOP
+    known = ceilings(matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=1024)})
+    (row,) = frame.rows([one], roofs={"cpu:threads=1": known})
+    assert row["roofline_s"] == pytest.approx(134217728e-12)
+    assert row["roofline_share"] == pytest.approx(0.134217728)
+    assert row["bound"] == "compute"
+    assert frame.rows([one])[0]["roofline_share"] is None
+
+
+def test_a_beaten_ceiling_is_never_bare():
+    one = result([1e-4] * 6, problem=Problem(seq_q=256))
+    known = ceilings(matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=1024)})
+    (row,) = frame.rows([one], roofs={"cpu:threads=1": known})
+    assert row["roofline_share"] > 1.05
+    assert "1.34x the measured compute ceiling: a higher clock" in row["notes"]
+    assert "[1]" in "\n".join(columns.lines([row], ("roofline_share",), 80))
+
+
+def test_what_a_group_of_metrics_needs_is_measured_and_nothing_else():
+    assert needs(named("memory,roofline")) == ()
+    assert needs(named("energy,timers,peak_bytes")) == ("energy", "timers")
+    with pytest.raises(UnknownNameError, match="no metric 'enrgy'; did you mean 'energy'"):
+        named("enrgy")
+
+
+@pytest.mark.parametrize(
+    ("times", "cause"),
+    [
+        ({"wall": 50e-6, "events": 10e-6}, "launch-bound"),
+        ({"wall": 51e-6, "events": 50e-6}, ""),
+        ({"events": 1e-3, "graph": 5e-6}, "captured nothing"),
+        ({"events": 100e-6, "graph": 80e-6}, "cache-resident"),
+        ({"events": 100e-6, "cupti": 80e-6}, "gaps between kernels"),
+        ({"events": 3e-6, "graph": 2e-6}, ""),
+    ],
+    ids=str,
+)
+def test_timing_modes_that_disagree_are_told_with_the_likely_cause(times, cause):
+    one = result([1.0] * 3)
+    procedure = msgspec.structs.replace(one.procedure, timing=Timing.EVENTS)
+    samples = {f"time_{mode}": timed([value] * 3) for mode, value in times.items() if mode != "events"}
+    one = msgspec.structs.replace(one, procedure=procedure, samples={"time": timed([times["events"]] * 3), **samples})
+    said = timers_disagree(Joined([one]))
+    assert cause in said
+    assert bool(said) is bool(cause)
+
+
+def test_why_a_figure_is_absent_is_told():
+    one = result([1e-3] * 3, facts={"absent": {"energy": "RAPL: no package"}})
+    assert frame.rows([one])[0]["notes"] == "RAPL: no package"
+    assert frame.rows([one])[0]["energy_j"] is None
+
+
+def test_energy_of_a_call_and_work_per_joule():
+    one = result([1e-3] * 3, problem=Problem(seq_q=256))
+    one = msgspec.structs.replace(one, samples={**one.samples, "energy": sample("J", [0.5])})
+    assert METRICS["flop_per_j"].compute(one) == pytest.approx(134217728 / 0.5)
 
 
 def test_causal_decode_rates_count_every_key():

@@ -20,6 +20,11 @@ def flops(problem: Problem, mode: Mode) -> int:
     return _flops(pairs(problem), problem, mode)
 
 
+def exponentials(problem: Problem, mode: Mode) -> int:
+    """exp of one call: one a visible pair in each pass, since a fused backward makes the weights again."""
+    return pairs(problem) * (2 if mode is Mode.FWD_BWD else 1)
+
+
 def flops_dense(problem: Problem, mode: Mode) -> int:
     """FLOPs if every pair were visible."""
     return _flops(_all_pairs(problem), problem, mode)

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Backends, suites, masks, devices: what there is and what is missing.", no_args_is_help=True)
+app = typer.Typer(
+    help="Backends, suites, masks, metrics, devices: what there is and what is missing.", no_args_is_help=True
+)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -80,6 +82,21 @@ def _share_of_libraries(names: Sequence[str], takers: Sequence[str]) -> dict[str
         count = sum(name in takers for name in own)
         shares[library] = "yes" if count == len(own) else f"{count} of {len(own)}" if count else "no"
     return shares
+
+
+@app.command()
+def metrics(json_: Json = False) -> None:
+    """Every number that follows from a result, for --metrics; and the groups of them."""
+    from attnbench.metrics import GROUPS, METRICS
+
+    groups = {name: ",".join(group for group, names in GROUPS.items() if name in names) for name in METRICS}
+    _print(
+        [
+            {"metric": one.name, "unit": one.unit or "-", "group": groups[one.name] or "-", "summary": one.summary}
+            for one in METRICS.values()
+        ],
+        json_,
+    )
 
 
 @app.command()

@@ -109,6 +109,29 @@ DeviceOption = Annotated[
     ),
 ]
 
+_METRICS = ("memory", "roofline", "energy", "timers", "errors", "once")
+Metrics = Annotated[
+    str,
+    _option(
+        "--metrics",
+        panel=OUTPUT,
+        help="Columns after the table: memory, roofline, energy, timers, errors, once, or any of `list metrics`.",
+        offer=_METRICS,
+        metavar="LIST",
+    ),
+]
+_INPUTS = ("normal", "uniform", "outlier", "large", "sink", "zeros", "peaked", "file:")
+Inputs = Annotated[
+    str,
+    _option(
+        "--inputs",
+        panel=MEASURING,
+        help="Distribution: normal, uniform, outlier, large, sink, zeros, file:x.safetensors.",
+        offer=_INPUTS,
+        metavar="NAME",
+    ),
+]
+
 
 def axes(set_: Sequence[str] | None = None, **given: str | None) -> dict[str, str]:
     """The problem options that were given, by suite key; `--set` adds any other key."""

@@ -8,23 +8,30 @@ from collections.abc import Collection, Sequence
 
 from attnbench import frame
 from attnbench.errors import UnknownNameError
-from attnbench.report import FORMATS, csv, jsonl, markdown, summary, table
+from attnbench.report import FORMATS, columns, csv, jsonl, markdown, summary, table
 from attnbench.store import Run
 
 COLORS = ("auto", "always", "never")
 
 
 def show(
-    run: Run, format_: str, *, color: str = "auto", saved: bool = True, code: int = 0, printed: Collection[str] = ()
+    run: Run,
+    format_: str,
+    *,
+    color: str = "auto",
+    saved: bool = True,
+    code: int = 0,
+    printed: Collection[str] = (),
+    metrics: Sequence[str] = (),
 ) -> None:
     """Print the run. `printed` are case ids and arms that stand on stdout already, for JSON Lines."""
     if format_ not in FORMATS:
         raise UnknownNameError("format", format_, FORMATS, where="--format")
-    rows = frame.rows(run.results)
+    rows = frame.rows(run.results, roofs=frame.roofs_of(run.manifest))
     if format_ == "jsonl":
         for row in rows:
             if row["case_id"] + row["arm"] not in printed:
-                print(jsonl.line(jsonl.record(row)))
+                print(jsonl.line(jsonl.record(row, metrics)))
         for text, reason in run.manifest.impossible:
             print(jsonl.line(jsonl.impossible(text, reason)))
         path = str(run.path) if saved else ""
@@ -35,6 +42,8 @@ def show(
         print(csv.text(rows), end="")
     else:
         _table(rows, color)
+        if metrics:
+            _metrics(run, rows, metrics)
     if format_ != "jsonl":
         _after(run, rows, saved, sys.stdout if format_ == "table" else sys.stderr)
 
@@ -48,6 +57,14 @@ def _table(rows: Sequence[frame.Row], color: str) -> None:
         Console(force_terminal=True, highlight=False).print(table.styled(rows), soft_wrap=True, end="")
     else:
         print(table.text(rows), end="")
+    print()
+
+
+def _metrics(run: Run, rows: Sequence[frame.Row], names: Sequence[str]) -> None:
+    for line in columns.lines(rows, names, table.columns()):
+        print(line)
+    if not frame.roofs_of(run.manifest) and any(name.startswith("roofline") for name in names):
+        print("no ceilings of this machine yet, so no roofline: attnbench calibrate")
     print()
 
 

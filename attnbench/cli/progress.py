@@ -96,7 +96,8 @@ class Bar(Silent):
 
 def line(result: Result) -> str:
     """One result in one line."""
-    from attnbench.metrics import METRICS, Joined
+    from attnbench.joined import Joined
+    from attnbench.metrics import METRICS
     from attnbench.units import percent, rate, seconds, size
 
     name = f"{result.status.value} {result.case.label}" + (f"#{result.arm.twin}" if result.arm.twin > 1 else "")

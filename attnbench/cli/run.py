@@ -48,13 +48,14 @@ def run(
         str, typer.Option(rich_help_panel=MEASURING, help="80% of what is free, or 8GiB.", metavar="SIZE")
     ] = "80%",
     timing: Annotated[
-        str, typer.Option(rich_help_panel=MEASURING, help="wall, events, graph, cupti.", metavar="MODE")
+        str, typer.Option(rich_help_panel=MEASURING, help="wall, events, graph, cupti, or all of them.", metavar="MODE")
     ] = "",
     cache: Annotated[str, typer.Option(rich_help_panel=MEASURING, help="cold or warm.", metavar="STATE")] = "",
     rel_ci: Annotated[
         str, typer.Option(rich_help_panel=MEASURING, help="Stop at this half-width of the interval.", metavar="SHARE")
     ] = "2%",
     seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of inputs and of the order.", metavar="N")] = 0,
+    inputs: options.Inputs = "normal",
     only: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
     ] = None,
@@ -80,6 +81,7 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", rich_help_panel=OUTPUT, help="Measure failed cases again.")
     ] = False,
+    metrics: options.Metrics = "",
     force: Annotated[
         bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Go on although the machine changed.")
     ] = False,
@@ -138,6 +140,8 @@ def run(
         rel_ci=rel_ci,
         seed=seed,
         tags=options.pairs(tag, "--tag"),
+        metrics=metrics,
+        inputs=inputs,
     )
     return running.main(
         request,

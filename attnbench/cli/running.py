@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from attnbench import frame, store, sweep
+from attnbench import frame, host, metrics, store, sweep
 from attnbench.attention.problem import Mode, Problem
 from attnbench.cli import plan_view, progress
 from attnbench.cli.output import show
@@ -79,11 +79,12 @@ def _stored_request(directory: Path, request: Request) -> Request:
 
 def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
     streaming = manner.format == "jsonl"
+    names = metrics.named(ready.request.metrics)
     style = "none" if manner.quiet else manner.progress
     if not manner.quiet:
         plan_view.headline(ready)
     with progress.observer(style, ready.plan.cases * ready.terms.launches) as watcher:
-        observer = Streaming(watcher, ready.terms.launches) if streaming else watcher
+        observer = Streaming(watcher, ready, names) if streaming else watcher
         runner_seen: list[Runner] = []
         with interruptible(runner_seen):
             outcome = sweep.run(
@@ -99,7 +100,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
             )
     code = exit_code(outcome.run.results, outcome.ending, manner.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
-    show(outcome.run, manner.format, color=manner.color, saved=manner.save, code=code, printed=printed)
+    show(outcome.run, manner.format, color=manner.color, saved=manner.save, code=code, printed=printed, metrics=names)
     if manner.report:
         from attnbench.report import write
 
@@ -129,8 +130,10 @@ def interruptible(runners: list[Runner]) -> Iterator[None]:
 class Streaming:
     """Writes one JSON line to stdout as each case ends: with several launches, as its last one ends."""
 
-    def __init__(self, watcher: progress.Silent, launches: int) -> None:
-        self._watcher, self._launches = watcher, launches
+    def __init__(self, watcher: progress.Silent, ready: Sweep, names: Sequence[str]) -> None:
+        self._watcher, self._launches, self._names = watcher, ready.terms.launches, names
+        devices = {arm.device for arm in ready.plan.arms}
+        self._roofs = sweep.calibrated(devices, host.fingerprint()[0]) if names else {}
         self._seen: dict[tuple[str, str], list[Result]] = {}
         self._beside: dict[tuple[Problem, Mode], list[Result]] = {}
         self.printed: set[str] = set()
@@ -153,10 +156,10 @@ class Streaming:
         # Beside what the other arms of the problem gave so far, or there would be no speed-up.
         beside = self._beside.setdefault((launches[0].case.problem, launches[0].case.mode), [])
         beside += launches
-        for row in frame.rows(beside):
+        for row in frame.rows(beside, roofs=self._roofs):
             if row["arm"] == launches[0].arm.id:
                 self.printed.add(row["case_id"] + row["arm"])
-                print(jsonl.line(jsonl.record(row)), flush=True)
+                print(jsonl.line(jsonl.record(row, self._names)), flush=True)
 
 
 def exit_code(results: Iterable[Result], ending: Ending, strict: bool = False) -> int:

@@ -45,6 +45,22 @@ def verify(
     mem_limit: Annotated[
         str, typer.Option(rich_help_panel=MEASURING, help="80% of what is free, or 8GiB.", metavar="SIZE")
     ] = "80%",
+    inputs: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MEASURING,
+            help="Distributions: normal,uniform,outlier,large,sink,zeros,file:x.safetensors.",
+            metavar="LIST",
+        ),
+    ] = "normal",
+    probe: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MEASURING,
+            help="Questions beyond right or wrong: noise,adversarial,determinism,batch,double_backward.",
+            metavar="LIST",
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of the inputs.", metavar="N")] = 0,
     only: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
@@ -55,11 +71,16 @@ def verify(
     progress_: Annotated[
         str, typer.Option("--progress", rich_help_panel=OUTPUT, help="auto, bar, lines or none.", metavar="STYLE")
     ] = "auto",
+    figures: Annotated[
+        bool, typer.Option("--figures", rich_help_panel=OUTPUT, help="Max, mean and rms error of every output.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON object a line.")] = False,
 ) -> int:
     """Check outputs and gradients against float64, of the suite `verify` unless others are named; nothing is timed."""
     from attnbench import verification
+    from attnbench.attention.inputs import check
     from attnbench.cli import progress, running
+    from attnbench.ranges import words
     from attnbench.sweep import Request
 
     axes = options.axes(
@@ -90,15 +111,23 @@ def verify(
         only=tuple(only or ()),
         skip=tuple(skip or ()),
     )
-    planned = verification.ready(request)
-    with progress.observer("none" if context.obj["quiet"] else progress_, planned.plan.cases) as watcher:
-        runners: list[Runner] = []
-        with running.interruptible(runners):
-            found = verification.run(planned, watcher, runners.append)
-    return _show(found, json_)
+    distributions = words(inputs, "--inputs")
+    for one in distributions:
+        check(one, "--inputs")
+    planned = verification.ready(request, words(probe, "--probe") if probe else ())
+    runners: list[Runner] = []
+
+    def watch(runner: Runner) -> None:
+        runners[:] = [runner]
+
+    cases = planned.plan.cases * len(distributions)
+    observer = progress.observer("none" if context.obj["quiet"] else progress_, cases)
+    with observer as watcher, running.interruptible(runners):
+        found = verification.run(planned, watcher, watch, distributions)
+    return _show(found, json_, figures)
 
 
-def _show(found: Verified, as_json: bool) -> int:
+def _show(found: Verified, as_json: bool, figures: bool) -> int:
     import msgspec
 
     from attnbench.cli.running import exit_code
@@ -109,7 +138,7 @@ def _show(found: Verified, as_json: bool) -> int:
         for line in (*map(errors.record, found.results), errors.summary(found.results, code)):
             print(msgspec.json.encode(line).decode())
         return code
-    for text in errors.text(found.results):
+    for text in errors.text(found.results, figures):
         print(text)
     for cell, reason in found.impossible:
         print(f"impossible: {cell}: {reason}", file=sys.stderr)

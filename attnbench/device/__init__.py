@@ -73,6 +73,12 @@ class Instrument(Protocol):
     def memory(self, call: Call) -> Memory:
         """The exact allocator peak of one call; to be made after a warm call."""
 
+    def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
+        """What counts energy, and a function that gives the joules so far; or why nothing does."""
+
+    def allocated(self) -> int | None:
+        """Bytes that torch holds now; None where that is not told."""
+
     def synchronize(self) -> None:
         """Wait for the device."""
 

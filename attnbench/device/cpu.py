@@ -8,6 +8,7 @@ import gc
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from attnbench import host
 from attnbench.arm import Device
 from attnbench.device import Call, Memory, Pace, Reading, collector_off, cut, exact_fp32, returned_bytes
 from attnbench.device.counters import Counters, tags
+from attnbench.device.energy import rapl
 from attnbench.result import Environment, Procedure, Timing
 
 SETTLE_WINDOW = 5  # blocks
@@ -105,6 +107,12 @@ class CpuInstrument:
         returned = min(returned_bytes(outputs), held)  # what was there before the call is not of its making
         facts = {"outputs": returned, "saved": held - returned, "workspace": highest - held}
         return Memory(peak=highest - returned, total=highest, facts=facts)
+
+    def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
+        return rapl()
+
+    def allocated(self) -> int | None:
+        return None
 
     def synchronize(self) -> None:
         """A CPU is never behind."""

@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -62,6 +63,7 @@ class CudaInstrument:
         self._gauge = Gauge(str(getattr(self.properties, "uuid", "")))
         self._stage = Stage(self.l2_bytes, self.torch_device)
         self._stopwatch: Stopwatch | None = None
+        self._outside_before: int | None = None
 
     def environment(self) -> Environment:
         facts = {
@@ -81,6 +83,7 @@ class CudaInstrument:
     def warm(self) -> None:
         """Make the CUDA context, and keep all that is imported out of later garbage collections."""
         self._stage.calibrate()
+        self._outside_before = self.outside_bytes()
         gc.collect()
         gc.freeze()
 
@@ -157,7 +160,20 @@ class CudaInstrument:
             "requested": grown("requested_bytes", "peak"),
             "reserved": int(after["reserved_bytes.all.peak"]),
         }
+        if self._outside_before is not None and (outside := self.outside_bytes()) is not None:
+            facts["outside"] = outside - self._outside_before
         return Memory(peak=total - returned, total=total, facts=facts)
+
+    def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
+        return self._gauge.energy_meter()
+
+    def allocated(self) -> int | None:
+        return int(torch.cuda.memory_allocated())
+
+    def outside_bytes(self) -> int | None:
+        """What this process holds on the GPU and torch does not own: the context, and what libraries took."""
+        used = self._gauge.process_bytes()
+        return None if used is None else used - int(torch.cuda.memory_reserved())
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

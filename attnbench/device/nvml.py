@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,32 @@ class Gauge:
         nvml = self._nvml
         read = {"it": lambda: nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM) * 1e6}
         return self._answers(read).get("it")
+
+    def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
+        """The counter of the whole GPU in joules, since the driver was loaded; or why there is none."""
+        nvml = self._nvml
+        if nvml is None:
+            return "NVML: not there, so no energy counter"
+
+        def joules() -> float:
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+
+        try:
+            joules()
+        except nvml.NVMLError as error:
+            return f"NVML: no energy counter: {error}"
+        return "NVML, total energy of the GPU", joules
+
+    def process_bytes(self) -> int | None:
+        """Memory of this process on the GPU; of all processes where a container hides their numbers."""
+        nvml = self._nvml
+
+        def own() -> int | None:
+            running = nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+            return next((one.usedGpuMemory for one in running if one.pid == os.getpid()), None)
+
+        found = self._answers({"own": own, "all": lambda: nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
+        return found.get("own") or found.get("all")
 
     def about(self) -> dict[str, Any]:
         """What does not change: driver, power limit, VBIOS, MIG mode, the highest clock."""

@@ -6,20 +6,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from attnbench.case import problem_label
+from attnbench.report import accuracy
+from attnbench.report.accuracy import OUTPUTS, WIDTH
 from attnbench.report.table import wrap
 from attnbench.result import Result, Status
 
-OUTPUTS = ("out", "lse", "dq", "dk", "dv")
-WIDTH = 80
 
+def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
+    """Lines: for each arm its cases, the error of out, and of every output the error as a share of what it may be.
 
-def text(results: Sequence[Result]) -> Iterator[str]:
-    """Lines: for each arm its cases, the error of out, and of every output the error as a share of what it may be."""
+    `figures` adds max, mean and rms error of every output, and how many times those of the plain formula they are.
+    """
     for arm in dict.fromkeys(result.arm.id for result in results):
         own = [result for result in results if result.arm.id == arm]
         yield from _table(own)
         yield ""
+        yield from accuracy.figures(own) if figures else ()
+        yield from accuracy.growth(own)
+        yield from accuracy.probes(own)
     yield "error: the largest of out; percentages: largest errors, of what they may be"
     yield tally(results)
 
@@ -43,7 +47,9 @@ def record(result: Result) -> dict[str, Any]:
         "status": result.status.value,
         "reason": result.reason,
         "verified_share": result.facts.get("verified_share"),
+        "inputs": result.procedure.inputs,
         "errors": result.facts.get("errors", {}),
+        "probes": result.facts.get("probes", {}),
     }
 
 
@@ -58,7 +64,7 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
     shown = [name for name in OUTPUTS if any(name in result.facts.get("errors", {}) for result in results)]
     notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
     cells = [_cells(result, shown, notes) for result in results]
-    labels = [problem_label(result.case.problem, result.case.mode) for result in results]
+    labels = [accuracy.label(result) for result in results]
     width = min(max(map(len, labels)), WIDTH - 18 - 6 * len(shown))
     env = "".join(f" {key}={value}" for key, value in arm.env)
     yield f"{arm.name} on {arm.device}{env}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -38,9 +39,10 @@ KEYS = (
 )
 
 
-def record(row: Row) -> dict[str, Any]:
-    """One case."""
-    return {"type": "case", **{key: _plain(row[key]) for key in KEYS}}
+def record(row: Row, metrics: Sequence[str] = ()) -> dict[str, Any]:
+    """One case; with metrics, those too, what binds it, and what a reader must know of it."""
+    more = (*metrics, "bound", "notes") if metrics else ()
+    return {"type": "case", **{key: _plain(row[key]) for key in (*KEYS, *more)}}
 
 
 def impossible(text: str, reason: str) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""One case ready to run in a worker: inputs in the backend's layout, and the call that is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from attnbench import verify
+from attnbench.attention import inputs as made
+from attnbench.attention.problem import Mode, Returns
+from attnbench.backends import Backend, Layout
+from attnbench.case import Case
+from attnbench.result import Procedure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnbench.device import Instrument, Pace
+
+
+class Loaded:
+    """One case ready to run: inputs in the backend's layout, and the call that is timed."""
+
+    def __init__(self, case: Case, procedure: Procedure, backend: Backend, instrument: Instrument) -> None:
+        self.case, self.procedure, self.backend, self.instrument = case, procedure, backend, instrument
+        self.sign = 1  # inputs are negated between blocks; so are out and gradients, exactly
+        self.outputs: Any = None
+        self.pace: Pace | None = None
+        self.expected: verify.Expected | None = None
+        given = made.make(case.problem, procedure.seed, procedure.inputs)
+        self.digest = made.digest(given)
+        self.q, self.k, self.v, self.dout = (self.place(t) for t in (given.q, given.k, given.v, given.dout))
+        self.prepared = backend.prepare(case, instrument.torch_device)
+        if case.mode.needs_grad:
+            for tensor in (self.q, self.k, self.v):
+                tensor.requires_grad_()
+        self.call = self._build()
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """On the device, in the backend's layout, contiguous there."""
+        turned = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
+        return turned.to(self.instrument.torch_device)
+
+    def _build(self) -> Callable[[], Any]:
+        """The timed call. It gives its outputs back, and keeps those of the last call for `Check`."""
+        import torch
+
+        call, inputs = self.prepared.call, (self.q, self.k, self.v)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                self.outputs = call(*inputs), ()
+            return self.outputs
+
+        def both() -> Any:
+            out = call(*inputs)
+            self.outputs = out, torch.autograd.grad(_first(out), inputs, self.dout)
+            return self.outputs
+
+        def backward() -> Any:
+            self.outputs = self._out, torch.autograd.grad(_first(self._out), inputs, self.dout, retain_graph=True)
+            return self.outputs[1]
+
+        if self.case.mode is Mode.BWD:
+            self._out = call(*inputs)
+        return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.case.mode]
+
+    def forward(self) -> Any:
+        """The forward pass as a backward pass needs it: what it keeps hangs on what it gives back."""
+        return self.prepared.call(self.q, self.k, self.v)
+
+    def fill(self, distribution: str) -> None:
+        """Put other inputs into the same tensors."""
+        given = made.make(self.case.problem, self.procedure.seed, distribution)
+        self._rewrite(lambda tensor, fresh: tensor.copy_(self.place(fresh)), given)
+        self.sign = 1
+
+    def negate(self) -> None:
+        """Turn the sign of every input, in place: a cached output would now be wrong."""
+        self._rewrite(lambda tensor, _: tensor.neg_(), None)
+        self.sign = -self.sign
+
+    def _rewrite(self, change: Callable[[Tensor, Any], Any], given: made.Inputs | None) -> None:
+        import torch
+
+        self.outputs = None
+        with torch.no_grad():
+            for name in ("q", "k", "v", "dout"):
+                change(getattr(self, name), getattr(given, name) if given else None)
+        if self.case.mode is Mode.BWD:
+            self._out = self.prepared.call(self.q, self.k, self.v)
+        self.instrument.synchronize()
+
+    def named_outputs(self) -> dict[str, Tensor]:
+        """out, lse, dq, dk, dv of the last call, as [batch, heads, seq, dim], as far as the case gives them."""
+        import torch
+
+        outputs, gradients = self.outputs
+        named: dict[str, Any] = {"out": outputs}
+        if self.case.problem.returns is Returns.LSE:
+            if not (isinstance(outputs, tuple) and len(outputs) == 2):
+                raise TypeError(f"the backend was asked for (out, lse) and gave {_describe(outputs)}")
+            named = {"out": outputs[0], "lse": outputs[1]}
+        named.update(zip(("dq", "dk", "dv"), gradients, strict=False))
+        for name, tensor in named.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{name} is {_describe(tensor)}, not a tensor")
+            if name != "lse" and self.backend.layout is Layout.BSHD and tensor.ndim == 4:
+                named[name] = tensor.transpose(1, 2)
+        return named
+
+
+def _first(outputs: Any) -> Any:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _describe(value: Any) -> str:
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"

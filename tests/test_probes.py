@@ -1,0 +1,109 @@
+"""Probes, asked of functions whose answers are known by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from attnbench import backends, probes
+from attnbench.arm import parse_device
+from attnbench.attention.problem import Mode, Problem
+from attnbench.backends import Backend, Prepared
+from attnbench.case import Case
+from attnbench.loaded import Loaded
+from attnbench.result import Procedure
+
+torch = pytest.importorskip("torch")
+
+from attnbench.device.cpu import CpuInstrument  # noqa: E402
+
+Attend = Callable[[Any, Any, Any], Any]
+CPU = CpuInstrument(parse_device("cpu:threads=1"))
+
+
+def loaded(attend: Attend | str, mode: Mode = Mode.FWD, inputs: str = "normal", **fields: Any) -> Loaded:
+    """A case of a backend, or of a function in place of it."""
+    backend: Backend = backends.load(attend if isinstance(attend, str) else "naive")
+    if not isinstance(attend, str):
+        prepared = Prepared(call=attend)
+        backend = Backend(
+            name="naive", summary="", limits=backend.limits, prepare=lambda *_: prepared, scratch_bytes=lambda _: 0
+        )
+    problem = Problem(**{"seq_q": 24, "heads": 2, "head_dim": 16, **fields})
+    return Loaded(Case(problem=problem, backend=backend.name, mode=mode), Procedure(inputs=inputs), backend, CPU)
+
+
+def test_of_a_linear_function_the_gain_is_the_same_for_any_noise() -> None:
+    found = probes.run(["noise"], loaded(lambda q, k, v: 3 * v))["noise"]
+    assert list(found["gain"]) == ["0.0001", "0.001", "0.01", "0.1"]
+    assert all(gain == pytest.approx(1, rel=0.1) for gain in found["gain"].values())
+
+
+def test_attention_of_equal_logits_averages_noise_away() -> None:
+    found = probes.run(["noise"], loaded("naive", seq_q=64, inputs="normal"))["noise"]["gain"]
+    assert all(0.2 < gain < 3 for gain in found.values())
+
+
+def test_noise_below_the_spacing_of_the_dtype_is_no_change() -> None:
+    found = probes.run(["noise"], loaded(lambda q, k, v: v, inputs="zeros"))["noise"]["gain"]
+    assert set(found.values()) == {None}
+
+
+def test_the_worst_step_of_a_linear_function_goes_into_the_one_input_that_counts() -> None:
+    found = probes.run(["adversarial"], loaded(lambda q, k, v: 3 * v))["adversarial"]
+    assert found["gain"] == pytest.approx(math.sqrt(3), rel=1e-3)  # all of the step in v, of three equal inputs
+    assert found["random_gain"] == pytest.approx(1, rel=0.05)
+
+
+def test_the_gradient_finds_a_worse_step_than_chance() -> None:
+    found = probes.run(["adversarial"], loaded("naive"))["adversarial"]
+    assert found["gain"] > 2 * found["random_gain"]
+
+
+def test_a_function_without_gradient_says_so() -> None:
+    found = probes.run(["adversarial", "double_backward"], loaded(lambda q, k, v: v.detach() * 2))
+    assert found["adversarial"] == {"absent": "the backend gives no gradient"}
+    assert "absent" in found["double_backward"]
+
+
+def test_bits_that_change_are_seen() -> None:
+    count = itertools.count()
+    equal = probes.run(["determinism"], loaded("naive", Mode.FWD_BWD))["determinism"]
+    other = probes.run(["determinism"], loaded(lambda q, k, v: v + (next(count) == 3)))["determinism"]
+    assert equal == {"repeats": 5, "equal": True, "largest": 0.0}
+    assert other["equal"] is False
+    assert other["largest"] == pytest.approx(1)
+
+
+def test_what_depends_on_the_batch_is_seen() -> None:
+    equal = probes.run(["batch"], loaded("naive", batch=2, mask="causal"))["batch"]
+    by_size = probes.run(["batch"], loaded(lambda q, k, v: v * (1 + len(v))))["batch"]
+    by_place = probes.run(["batch"], loaded(lambda q, k, v: v + torch.arange(len(v)).view(-1, 1, 1, 1)))["batch"]
+    assert equal["equal"] is True
+    assert (by_size["equal"], by_place["equal"]) == (False, False)
+    assert by_place["largest"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"batch": 2, "lengths": (24, 3)}, "different lengths"), ({"mask": "padding:0.5"}, "differs from sequence")],
+)
+def test_a_batch_of_different_sequences_is_not_asked(fields: dict[str, Any], reason: str) -> None:
+    assert reason in probes.run(["batch"], loaded("naive", **fields))["batch"]["absent"]
+
+
+def test_the_gradient_of_the_gradient_of_the_plain_formula() -> None:
+    found = probes.run(["double_backward"], loaded("naive"))["double_backward"]
+    assert found["finite"] is True
+    assert 0 < found["seconds"] < 10
+
+
+def test_probes_leave_the_inputs_as_they_were() -> None:
+    case = loaded("naive", Mode.FWD_BWD)
+    before = [tensor.detach().clone() for tensor in (case.q, case.k, case.v)]
+    probes.run(list(probes.PROBES), case)
+    assert all(map(torch.equal, before, (case.q, case.k, case.v)))
