@@ -146,6 +146,11 @@ class Bench:
         if "timers" in extras:
             self._other_timers()
 
+    def profile(self, directory: str, bare: bool) -> None:
+        """A deep look, slowed by being looked at: after everything that is timed."""
+        message = protocol.Profile(directory=directory, bare=bare)
+        self.facts["profile"] = self.worker.ask(message, 2 * self.procedure.timeout_s).figures
+
     def _energy(self) -> None:
         reply = self._ask(protocol.Energize())
         if reply.absent:

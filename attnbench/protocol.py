@@ -148,6 +148,19 @@ class Probed(Message, frozen=True, kw_only=True):
     figures: dict[str, dict[str, Any]]
 
 
+class Profile(Message, frozen=True, kw_only=True):
+    """Look at the case, and leave files in `directory`; `bare` only calls it in NVTX ranges."""
+
+    directory: str
+    bare: bool = False
+
+
+class Profiled(Message, frozen=True, kw_only=True):
+    """What was seen."""
+
+    figures: dict[str, Any]
+
+
 class Energize(Message, frozen=True, kw_only=True):
     """Energy of a call, over seconds of calls on end."""
 
@@ -211,11 +224,12 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 Request = (
-    Open | Expect | Prepare | Verify | Probe | Settle | Time | Check | Measure | Energize | Retime | Calibrate | Release
-)
+    Open | Expect | Prepare | Verify | Probe | Settle | Time | Check | Measure | Energize | Retime | Profile | Calibrate
+    | Release
+)  # fmt: skip
 Reply = (
-    Opened | Expected | Prepared | Verified | Probed | Settled | Timed | Measured | Energized | Retimed | Calibrated
-    | Done | Failed
+    Opened | Expected | Prepared | Verified | Probed | Settled | Timed | Measured | Energized | Retimed | Profiled
+    | Calibrated | Done | Failed
 )  # fmt: skip
 
 

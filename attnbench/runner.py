@@ -57,6 +57,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     verify_only: bool = False  # nothing is timed
     probes: tuple[str, ...] = ()  # asked of every case that is right
     extras: tuple[str, ...] = ()  # beyond time and memory: energy, timers
+    profile: str = ""  # a folder: look at each case after its rounds, and leave files there
+    bare: bool = False  # of a profile, nothing but the calls
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +192,16 @@ class Runner:
         if reason == "interrupted" and any(len(b.blocks) < b.procedure.rounds_least for b in benches):
             return  # too few rounds to keep: a resume measures this group again
         self._guarded(benches, results, lambda bench: bench.finish(self.terms.extras))
+        if self.terms.profile:
+            self._guarded(benches, results, self._profile)
         self._collect(group, benches, results, reason)
+
+    def _profile(self, bench: Bench) -> None:
+        """Into the folder itself, or with several cases into one of its own for each."""
+        folder = Path(self.terms.profile)
+        if self.plan.cases > 1:
+            folder /= f"{bench.case.id}-{bench.arm.name}".replace("/", "_")
+        bench.profile(str(folder), self.terms.bare)
 
     def _share(self, group: Group, rest_s: float) -> float | None:
         """Seconds for this group out of what the budget leaves; None if not even the shortest measurement fits."""

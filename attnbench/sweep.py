@@ -53,6 +53,7 @@ class Request(Record, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     metrics: str = ""  # comma list, shown after the table; what they need is measured
     inputs: str = "normal"
+    profile: bool = False  # look at each case after its rounds
 
 
 class Sweep(msgspec.Struct, kw_only=True):
@@ -123,9 +124,10 @@ def run(
 ) -> Outcome:
     """Measure a request into a run directory, going on where it stopped. `watch` is given the runner before it runs."""
     sweep = sweep or ready(request)
-    terms = msgspec.structs.replace(sweep.terms, fail_fast=fail_fast)
     now = datetime.now(UTC)
     where = directory or store.new_directory(store.results_root(), sweep.name, sweep.devices[0].text, now)
+    profile = str((where / "profile").absolute()) if sweep.request.profile else ""
+    terms = msgspec.structs.replace(sweep.terms, fail_fast=fail_fast, profile=profile)
     with store.RunWriter(where, _manifest(sweep, now, command), force=force) as writer:
         done = store.done_keys(writer.run, retry_failed)
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]

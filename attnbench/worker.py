@@ -265,6 +265,16 @@ class Session:
             return protocol.Retimed(absent=_one_line(error))
         return protocol.Retimed(blocks=tuple(map(_timed, readings)))
 
+    def on_profile(self, message: protocol.Profile) -> protocol.Reply:
+        from attnbench.device import profiling
+
+        loaded = self._case()
+        if message.bare:
+            profiling.bare(loaded.instrument, loaded.call)
+            return protocol.Profiled(figures={})
+        found = profiling.look(loaded.instrument, loaded.call, Path(message.directory))
+        return protocol.Profiled(figures=found)
+
     def on_calibrate(self, message: protocol.Calibrate) -> protocol.Reply:
         from attnbench.device import ceilings
 

@@ -38,8 +38,8 @@ def cells(one: Suite, kind: str = "cpu") -> list[Cell]:
 # -- shipped -----------------------------------------------------------------------------------------------------------
 
 
-def test_four_suites_are_shipped() -> None:
-    assert SHIPPED == ("bert-base", "ci", "kernels", "llama3-8b", "quick", "verify")
+def test_these_suites_are_shipped() -> None:
+    assert SHIPPED == ("bert-base", "ci", "kernels", "llama3-8b", "quick", "scaling", "verify")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

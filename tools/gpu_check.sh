@@ -8,7 +8,7 @@ out=${OUT:-dist/gpu}
 suites=(${SUITES:-kernels quick llama3-8b bert-base})
 total_s=${TOTAL_S:-525}  # nine minutes, less what it takes to stop the last step and to pack
 tests_s=120
-kernels_s=180            # most of it is compiling
+kernels_s=150            # most of it is compiling
 grace_s=25               # from the end of a suite's budget until its table is printed
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -51,6 +51,13 @@ say "$device"
 kernels=tests/gpu/test_kernels_on_gpu.py
 SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu --ignore "$kernels"
 SHOWN=1 step "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels"
+study() { step "$1" "$2" "$python" -m attnbench "${@:3}"; }
+study calibrate 60 calibrate --device cuda:0
+study verify 60 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
+  --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 40s --progress lines
+study energy 40 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton --budget 25s \
+  --metrics energy,timers,memory,roofline --timing all --no-save
+study profile 40 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
 for index in "${!suites[@]}"; do
   suite=${suites[$index]}
   share_s=$(((total_s - SECONDS) / (${#suites[@]} - index)))

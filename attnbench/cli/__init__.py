@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 import attnbench
-from attnbench.cli import calibrate, catalog, doctor, explain, report, run, show, tune, verify
+from attnbench.cli import calibrate, catalog, doctor, explain, profile, report, run, scaling, show, tune, verify
 from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
@@ -33,6 +33,8 @@ app.command()(report.report)
 app.command()(show.show)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)
+app.command()(scaling.scaling)
+app.command()(profile.profile)
 app.command()(tune.tune)
 app.command()(explain.explain)
 app.command()(doctor.doctor)

@@ -56,6 +56,12 @@ def run(
     ] = "2%",
     seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of inputs and of the order.", metavar="N")] = 0,
     inputs: options.Inputs = "normal",
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", rich_help_panel=MEASURING, help="Look at each case after its rounds; traces go into the run."
+        ),
+    ] = False,
     only: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
     ] = None,
@@ -142,6 +148,7 @@ def run(
         tags=options.pairs(tag, "--tag"),
         metrics=metrics,
         inputs=inputs,
+        profile=profile,
     )
     return running.main(
         request,

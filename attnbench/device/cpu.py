@@ -101,7 +101,7 @@ class CpuInstrument:
         with collector_off(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             outputs = call()
         held = highest = 0
-        for change in _allocations(profiler):
+        for _, change in allocations(profiler):
             held += change
             highest = max(highest, held)
         returned = min(returned_bytes(outputs), held)  # what was there before the call is not of its making
@@ -161,8 +161,7 @@ def _timed(call: Call, calls: int) -> float:
     return elapsed / calls / 1e9
 
 
-def _allocations(profiler: Any) -> list[int]:
-    """Bytes taken (+) and given back (-), in order: the profiler's own memory events."""
+def allocations(profiler: Any) -> list[tuple[int, int]]:
+    """When (ns) and how many bytes were taken (+) or given back (-), in order: the profiler's own memory events."""
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return [event.nbytes() for event in events]
+    return sorted(((event.start_ns(), event.nbytes()) for event in events), key=lambda change: change[0])

@@ -21,7 +21,7 @@ from attnbench.units import parse_seconds
 KINDS = ("cpu", "cuda")
 
 Integers = int | str | tuple[int | str, ...]
-Numbers = float | str | tuple[float | str, ...]
+Numbers = int | float | str | tuple[int | float | str, ...]
 Words = str | tuple[str, ...]
 
 # Keys that a flag for one of them replaces: each says in another way what the others say.
