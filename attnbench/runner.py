@@ -7,6 +7,7 @@ each round asks every arm, in random balanced order, for one timed block while t
 from __future__ import annotations
 
 import random
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -200,7 +201,7 @@ class Runner:
         """Into the folder itself, or with several cases into one of its own for each."""
         folder = Path(self.terms.profile)
         if self.plan.cases > 1:
-            folder /= f"{bench.case.id}-{bench.arm.name}".replace("/", "_")
+            folder /= re.sub(r"[^\w.-]", "_", f"{bench.case.id}-{bench.arm.name}")
         bench.profile(str(folder), self.terms.bare)
 
     def _share(self, group: Group, rest_s: float) -> float | None:

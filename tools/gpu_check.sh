@@ -7,9 +7,9 @@ python=${PYTHON:-python3}
 out=${OUT:-dist/gpu}
 suites=(${SUITES:-kernels quick llama3-8b bert-base})
 total_s=${TOTAL_S:-525}  # nine minutes, less what it takes to stop the last step and to pack
-tests_s=120
-kernels_s=150            # most of it is compiling
-grace_s=25               # from the end of a suite's budget until its table is printed
+tests_s=100
+kernels_s=130            # most of it is compiling
+grace_s=18               # from the end of a suite's budget until its table is printed
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
@@ -52,12 +52,12 @@ kernels=tests/gpu/test_kernels_on_gpu.py
 SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu --ignore "$kernels"
 SHOWN=1 step "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels"
 study() { step "$1" "$2" "$python" -m attnbench "${@:3}"; }
-study calibrate 60 calibrate --device cuda:0
-study verify 60 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
-  --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 40s --progress lines
-study energy 40 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton --budget 25s \
+study calibrate 45 calibrate --device cuda:0
+study verify 30 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
+  --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 18s --progress lines
+study energy 30 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton --budget 18s \
   --metrics energy,timers,memory,roofline --timing all --no-save
-study profile 40 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
+study profile 25 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
 for index in "${!suites[@]}"; do
   suite=${suites[$index]}
   share_s=$(((total_s - SECONDS) / (${#suites[@]} - index)))

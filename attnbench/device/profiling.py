@@ -120,7 +120,7 @@ def _gpu(instrument: Instrument, call: Call, folder: Path) -> dict[str, Any]:
 
 def gaps(spans: Sequence[tuple[float, float]]) -> float:
     """Time between the first start and the last end in which nothing ran; spans may overlap."""
-    idle, reached = 0.0, spans[0][0] if spans else 0.0
+    idle, reached = 0.0, min(spans)[0] if spans else 0.0
     for start, end in sorted(spans):
         idle += max(0.0, start - reached)
         reached = max(reached, end)

@@ -81,7 +81,7 @@ def _counters(found: dict[str, Any]) -> Iterator[str]:
     counts = found["per_call"]
     said = [f"{name} {units.rate(value, '')}".strip() for name, value in counts.items() if name != "task-clock"]
     if counts.get("cycles") and counts.get("instructions"):
-        said.append(f"{counts['instructions'] / counts['cycles']:.2f} instructions a cycle")
+        yield f"counters: {counts['instructions'] / counts['cycles']:.2f} instructions a cycle"
     yield from wrap(f"counters of a call: {', '.join(said)}", WIDTH, indent=4)
     if found.get("not_counted"):
         yield from wrap(f"not counted on this machine: {', '.join(found['not_counted'])}", WIDTH, indent=4)
