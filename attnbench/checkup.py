@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attnbench
-from attnbench import backends, host, plan
+from attnbench import backends, host, plan, sweep
 from attnbench.units import percent, size
 
 SPIN_S = 1.0
@@ -23,6 +23,7 @@ def examine(noise: bool = True) -> dict[str, Any]:
         "machine": host.machine_card(),
         "packages": host.packages(),
         "gpu": host.gpu_objection() or "ok",
+        "ceilings": {device.text: _calibrated(device.text) for device in sweep.devices_of("")},
         "noise": _noise() if noise else None,
         "backends": [_backend(name) for name in backends.names()],
     }
@@ -38,6 +39,8 @@ def text(report: dict[str, Any]) -> Iterator[str]:
     yield f"gpu      {', '.join(machine['gpus']) or report['gpu']}"
     yield f"system   {machine['system']} {machine['kernel']}, Python {machine['python']}, {machine['allocator']}"
     yield f"packages {versions}"
+    for device, said in report["ceilings"].items():
+        yield f"ceilings {device}: {said}"
     load = machine["load"]
     advice = ", busy: wait until others are done" if host.busy() else ""
     yield f"load     {'unknown' if load is None else f'{load:.2f}'}{advice}"
@@ -50,6 +53,11 @@ def text(report: dict[str, Any]) -> Iterator[str]:
         missing = f"missing {', '.join(one['missing'])}; install: {one['install']}" if one["missing"] else ""
         here = "not on this machine" if not one["here"] else "ready"
         yield f"  {one['backend']:<18} {missing or here}"
+
+
+def _calibrated(device: str) -> str:
+    found = sweep.calibrated([device], host.fingerprint()[0]).get(device)
+    return f"calibrated {found.measured_at[:10]}" if found else "not calibrated: attnbench calibrate"
 
 
 def _backend(name: str) -> dict[str, Any]:

@@ -111,6 +111,14 @@ def _roofline_share(joined: Joined) -> float | None:
     return joined.roof.seconds / joined.time.value
 
 
+def _sheet_share(joined: Joined) -> float | None:
+    """None on a device without a data sheet, as a CPU is."""
+    sheet = datasheet.sheet(joined.ceilings.name) if joined.ceilings else None
+    peak = sheet.flop_per_s.get(joined.case.problem.dtype.value) if sheet else None
+    rate = METRICS["flop_per_s"].compute(joined)
+    return rate / peak if rate and peak else None
+
+
 def _flop_per_j(joined: Joined) -> float | None:
     energy = METRICS["energy_j"].compute(joined)
     return cost.flops(joined.case.problem, joined.case.mode) / energy if energy else None
@@ -241,6 +249,7 @@ METRICS: dict[str, Metric] = {
         ),
         _row("roofline_s", "s", "", "least time by the measured ceilings of the device", _roofline_s),
         _row("roofline_share", "", "higher", "that least time over the time: 1 is the roof", _roofline_share),
+        _row("sheet_share", "", "higher", "work over time over the dense peak of the data sheet", _sheet_share),
         _row("energy_j", "J", "lower", "energy of a call, of the whole device", _middle("energy"), "energy"),
         _row(
             "energy_above_idle_j",
@@ -277,7 +286,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "input_bytes", "output_bytes", "saved_bytes", "workspace_bytes", "peak_bytes", "predicted_bytes",
         "first_kept_bytes", "reserved_bytes", "outside_bytes",
     ),
-    "roofline": ("flop_per_s", "bytes_per_s", "intensity", "roofline_s", "roofline_share"),
+    "roofline": ("flop_per_s", "bytes_per_s", "intensity", "roofline_s", "roofline_share", "sheet_share"),
     "energy": ("energy_j", "energy_above_idle_j", "flop_per_j"),
     "timers": ("time_wall_s", "time_events_s", "time_graph_s", "time_cupti_s", "host_s"),
     "errors": ("max_abs_err", "rms_err", "rel_err", "err_vs_plain", "not_finite"),

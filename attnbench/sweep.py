@@ -285,10 +285,15 @@ def _terms(request: Request, chosen: Sequence[Suite], kinds: Sequence[str]) -> R
     )
 
 
+def shown_metrics(request: Request) -> tuple[str, ...]:
+    """What is shown after the table: what was named, and with all timing modes their times."""
+    names = metrics.named(request.metrics)
+    return names if request.timing != ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))
+
+
 def _extras(request: Request) -> tuple[str, ...]:
     """What is measured of each case beyond time and memory."""
-    wanted = set(metrics.needs(metrics.named(request.metrics)))
-    return tuple(sorted(wanted | ({"timers"} if request.timing == ALL_TIMINGS else set())))
+    return metrics.needs(shown_metrics(request))
 
 
 def _timing(request: Request, kind: str) -> Timing:

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md, each by one command: `python tools/figures.py timer | aa | overhead | idle`.
+"""The figures of docs/benchmarks.md, one command each: `python tools/figures.py timer | products | aa | overhead | idle`.
 
 Run alone on the machine: another process on the same cores ruins them.
 """
@@ -15,7 +15,7 @@ from attnbench import host, protocol
 from attnbench.arm import Arm, Device, parse_device
 from attnbench.attention.problem import Problem
 from attnbench.case import Case
-from attnbench.metrics import Joined
+from attnbench.joined import Joined
 from attnbench.pool import Worker
 from attnbench.result import Procedure
 
@@ -38,10 +38,7 @@ def timer() -> None:
     from attnbench.attention import inputs
     from attnbench.device.cpu import CpuInstrument
 
-    variables = host.arm_environment(Device(kind="cpu", threads=1))
-    if any(os.environ.get(name) != value for name, value in variables.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})  # as a worker has them
-    os.sched_setaffinity(0, host.cores_for(Device(kind="cpu", threads=1)))
+    _like_a_worker()
     instrument = CpuInstrument(Device(kind="cpu", threads=1))
     print("| case | attnbench | torch Timer | ratio |\n|---|---:|---:|---:|")
     ratios = []
@@ -62,6 +59,41 @@ def timer() -> None:
             print(f"| {case.label} | {own * 1e3:.3f} ms | {other * 1e3:.3f} ms | {ratios[-1]:.3f} |")
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))
     print(f"\nworst {worst:.3f}; within 5 %: {sum(abs(r - 1) <= 0.05 for r in ratios)} of {len(ratios)}")
+
+
+def _like_a_worker() -> None:
+    """Start anew with a worker's environment, on its core."""
+    variables = host.arm_environment(Device(kind="cpu", threads=1))
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
+    os.sched_setaffinity(0, host.cores_for(Device(kind="cpu", threads=1)))
+
+
+def products() -> None:
+    """The sustained rate of `calibrate` against torch's own timer on the same product: same process, turn about."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    from attnbench.device import ceilings
+    from attnbench.device.cpu import CpuInstrument
+
+    _like_a_worker()
+    CpuInstrument(Device(kind="cpu", threads=1))
+    meter = ceilings.Meter("cpu")
+    print("| product | calibrate | torch Timer | ratio |\n|---|---:|---:|---:|")
+    for dtype in ("fp32", "bf16"):
+        size = ceilings.products(meter, dtype).size
+        kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        a, b = (torch.randn(size, size).to(kind) for _ in range(2))
+        out = torch.empty_like(a)
+        run = lambda: torch.mm(a, b, out=out)  # noqa: B023, E731
+        pairs = []
+        for _ in range(9):
+            own = meter.sustained(run, 0.3)
+            pairs.append((own, Timer("run()", globals={"run": run}).blocked_autorange(min_run_time=0.3).median))
+        rates = [2 * size**3 / statistics.median(times) / 1e9 for times in zip(*pairs, strict=True)]
+        ratio = statistics.median(other / own for own, other in pairs)
+        print(f"| {dtype} n {size} | {rates[0]:.1f} GFLOP/s | {rates[1]:.1f} GFLOP/s | {ratio:.3f} |")
 
 
 def aa(launches: int = 6) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench import frame, host, metrics, store, sweep
+from attnbench import frame, host, store, sweep
 from attnbench.attention.problem import Mode, Problem
 from attnbench.cli import plan_view, progress
 from attnbench.cli.output import show
@@ -79,7 +79,7 @@ def _stored_request(directory: Path, request: Request) -> Request:
 
 def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
     streaming = manner.format == "jsonl"
-    names = metrics.named(ready.request.metrics)
+    names = sweep.shown_metrics(ready.request)
     style = "none" if manner.quiet else manner.progress
     if not manner.quiet:
         plan_view.headline(ready)
