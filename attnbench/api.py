@@ -41,7 +41,7 @@ def run(
         if name in AXES:
             axes[name] = _text(value)
         elif name in fields:
-            chosen[name] = value if name in ("launches", "seed", "tags", "only", "skip") else _text(value)
+            chosen[name] = value if name in ("launches", "seed", "tags", "only", "skip", "profile") else _text(value)
         else:
             raise UnknownNameError("option", name, sorted((*AXES, *fields)))
     for name in ("only", "skip"):

@@ -66,7 +66,8 @@ def test_help_loads_nothing_that_is_slow():
 
 def test_a_stored_run_is_shown_and_reported_without_torch(tmp_path, stored_run):
     for arguments in (("show", str(stored_run)), ("show", str(stored_run), "--json"), ("report", str(stored_run))):
-        done = light(*arguments)
+        drawing = arguments[0] == "report"
+        done = light(*arguments, blocked=tuple(name for name in BLOCKED if not (drawing and name == "altair")))
         assert done.returncode == 0, done.stderr
         assert done.stdout
     assert (Path(stored_run) / "report" / "report.md").is_file()

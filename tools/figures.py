@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md, one command each: `python tools/figures.py timer | products | aa | overhead | idle`.
+"""The figures of docs/benchmarks.md, by `python tools/figures.py timer | products | aa | overhead | idle`.
 
 Run alone on the machine: another process on the same cores ruins them.
 """

@@ -11,7 +11,20 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 import attnbench
-from attnbench.cli import calibrate, catalog, doctor, explain, profile, report, run, scaling, show, tune, verify
+from attnbench.cli import (
+    calibrate,
+    catalog,
+    compare,
+    doctor,
+    explain,
+    profile,
+    report,
+    run,
+    scaling,
+    show,
+    tune,
+    verify,
+)
 from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
@@ -31,6 +44,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(report.report)
 app.command()(show.show)
+app.command()(compare.compare)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)
 app.command()(scaling.scaling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attnbench.frame import COLUMNS, Row
@@ -12,12 +12,12 @@ from attnbench.frame import COLUMNS, Row
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would run
 
 
-def text(rows: Sequence[Row]) -> str:
+def text(rows: Sequence[Row], columns: Iterable[str] = COLUMNS) -> str:
     """The whole file."""
-    out = io.StringIO()
+    out, names = io.StringIO(), tuple(columns)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(row[name]) for name in COLUMNS] for row in rows)
+    writer.writerow(names)
+    writer.writerows([_cell(row[name]) for name in names] for row in rows)
     return out.getvalue()
 
 

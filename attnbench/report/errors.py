@@ -19,6 +19,11 @@ def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
     """
     for arm in dict.fromkeys(result.arm.id for result in results):
         own = [result for result in results if result.arm.id == arm]
+        if len(own) > 1 and len({(result.status, result.reason) for result in own}) == 1 and own[0].reason:
+            said = f"{_named(own[0])}: {len(own)} {own[0].status.value}: {own[0].reason}"
+            yield from wrap(said, WIDTH, indent=2)
+            yield ""
+            continue
         yield from _table(own)
         yield ""
         yield from accuracy.figures(own) if figures else ()
@@ -60,14 +65,12 @@ def summary(results: Sequence[Result], code: int) -> dict[str, Any]:
 
 
 def _table(results: Sequence[Result]) -> Iterator[str]:
-    arm = results[0].arm
     shown = [name for name in OUTPUTS if any(name in result.facts.get("errors", {}) for result in results)]
     notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
     cells = [_cells(result, shown, notes) for result in results]
     labels = [accuracy.label(result) for result in results]
     width = min(max(map(len, labels)), WIDTH - 18 - 6 * len(shown))
-    env = "".join(f" {key}={value}" for key, value in arm.env)
-    yield f"{arm.name} on {arm.device}{env}"
+    yield _named(results[0])
     yield "case".ljust(width) + "    error" + "".join(name.rjust(6) for name in shown)
     for label, (error, *shares, verdict) in zip(labels, cells, strict=True):
         first, *rest = wrap(label, width)
@@ -77,6 +80,11 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
         yield from (f"  {line}" for line in rest)
     for number, note in enumerate(notes, start=1):
         yield from wrap(f"[{number}] {note}", WIDTH)
+
+
+def _named(result: Result) -> str:
+    env = "".join(f" {key}={value}" for key, value in result.arm.env)
+    return f"{result.arm.name} on {result.arm.device}{env}"
 
 
 def _cells(result: Result, shown: Sequence[str], notes: Sequence[str]) -> list[str]:
