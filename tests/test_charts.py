@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attnbench import frame
+from attnbench import cli, frame
 from attnbench.attention.problem import Problem
 from attnbench.report import charts, plots, style
 from attnbench.result import Result, Status
@@ -122,3 +122,35 @@ def test_a_name_that_would_be_markup_stays_text(tmp_path: Path) -> None:
     evil = [result([1e-3] * 5, "x</text><script>alert(1)</script>.py:f", problem=Problem(seq_q=n)) for n in (64, 128)]
     (path, *_) = plots.write(frame.rows(evil), tmp_path, ("svg",))
     assert "<script>" not in path.read_text()
+
+
+def test_a_chart_of_ones_own_has_its_axes_and_lines() -> None:
+    rows = frame.rows(made(masks=("none", "causal")))
+    chart = charts.custom(rows, "seq_q", "flop_per_s", "mask", ("device",), "")
+    points = values(chart, "point")
+    assert {row["arm"] for row in points} == {"none", "causal"}
+    assert {row["panel"] for row in points} == {"cpu:threads=1"}
+    assert {row["y"] for row in points} == {row["flop_per_s"] for row in rows if row["flop_per_s"]}
+    assert charts.custom(rows, "seq_q", "energy_j", "mask", None, "") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--x", "sq"], "--x: no column 'sq'; did you mean 'seq'"),
+        (["--y", "tim_s"], "--y: no column 'tim_s'; did you mean 'time_s'"),
+        (["--facet", "maks"], "--facet: no column 'maks'; did you mean 'mask'"),
+        (["-o", "p.gif"], "ends with none of .svg, .png, .pdf"),
+        (["--y", "energy_j"], "nothing of it was measured"),
+    ],
+)
+def test_what_cannot_be_plotted_is_named(
+    options: list[str], said: str, stored_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(["plot", str(stored_run), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_plot_of_a_stored_run(stored_run: str, tmp_path: Path) -> None:
+    assert cli.invoke(["plot", str(stored_run), "--x", "seq", "--y", "time_s", "-o", str(tmp_path / "p.svg")]) == 0
+    assert (tmp_path / "p.svg").read_text().startswith("<svg")

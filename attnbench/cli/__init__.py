@@ -17,6 +17,7 @@ from attnbench.cli import (
     compare,
     doctor,
     explain,
+    plot,
     profile,
     report,
     run,
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(report.report)
 app.command()(show.show)
+app.command()(plot.plot)
 app.command()(compare.compare)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)

@@ -8,10 +8,11 @@ title.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attnbench.frame import Row
+from attnbench.metrics import METRICS
 from attnbench.report import summary
 from attnbench.report.style import in_order, look
 
@@ -68,6 +69,23 @@ CHARTS: dict[str, tuple[str, Callable[[Sequence[Row], str], Chart | None]]] = {
 }
 
 
+def custom(rows: Sequence[Row], x: str, y: str, by: str, panels: Sequence[str] | None, caption: str) -> Chart | None:
+    """Any metric over any axis, by the same rules."""
+    metric = METRICS[y]
+    ends = {
+        "time_s": ("time_low_s", "time_high_s"),
+        "speedup": ("speedup_low", "speedup_high"),
+        "flop_per_s": _inverse_ends,
+    }
+    title = f"{y}: {metric.summary}" if len(metric.summary) < 50 else y
+    unit = metric.unit if metric.unit in _SPELLED else "any"
+    log = metric.unit in ("s", "B", "") and y != "speedup"
+    return _lines(
+        rows, y, title, caption, unit=unit, log=log, base=2 if unit == "B" else 10, ends=ends.get(y),
+        refusals=y in ("time_s", "total_bytes", "peak_bytes"), x=x, by=by, panels=panels,
+    )  # fmt: skip
+
+
 def caption_of(rows: Sequence[Row], version: str) -> str:
     """Device, what all cases share, and the version: what stands below a title."""
     names = ("device", "dtype", "mode", "mask", "batch", "heads", "head_dim")
@@ -95,20 +113,26 @@ def _inverse_ends(row: Row) -> tuple[float | None, float | None]:
 
 def _lines(
     rows: Sequence[Row], value: str, title: str, caption: str, *, unit: str = "", log: bool = True, base: int = 10,
-    ends: Any = None, refusals: bool = False, rule: float | None = None,
+    ends: Any = None, refusals: bool = False, rule: float | None = None, x: str = "", by: str = "arm_name",
+    panels: Sequence[str] | None = None,
 ) -> Chart | None:  # fmt: skip
-    """A value over the axis that varies most; None where there is nothing to draw."""
+    """A value over `x`, by default the axis that varies most, a line for each `by`; None where nothing can be drawn."""
     measured = [row for row in rows if _drawable(row[value])]
     if not measured:
         return None
     import altair as alt
 
-    x = axis_of(rows)
-    panels = _panels(rows, x)
-    data = [_point(row, x, value, ends, panels) for row in measured]
+    x = x or axis_of(rows)
+    panels = _panels(rows, x) if panels is None else panels
+    data = [_point(row, x, value, ends, panels, by) for row in measured if _drawable(row[x])]
+    if not data:
+        return None
     _segment(data, rows, x, panels)
-    named = list(dict.fromkeys(point["panel"] for point in data))
-    data += _refusals(rows, x, panels) if refusals else []
+    # Numbers by size, words by their first appearance.
+    ordered = sorted(rows, key=lambda row: [row[name] if isinstance(row[name], int) else 0 for name in panels])
+    drawn_panels = {point["panel"] for point in data}
+    named = [panel for panel in dict.fromkeys(_panel(row, panels) for row in ordered) if panel in drawn_panels]
+    data += _refusals(rows, x, panels, by) if refusals else []
     data += [{"kind": "rule", "panel": panel, "y": rule} for panel in named] if rule is not None else []
     scale = alt.Scale(type="log", base=base) if log else alt.Scale(zero=True)
     ticks = {"values": _ticks(data)} if log and base == 10 else {"tickCount": 6}
@@ -119,9 +143,7 @@ def _lines(
 
     # One table for all layers: a chart of panels takes no other.
     whole = alt.Chart(alt.InlineData(values=data))
-    drawn = alt.layer(*_layers(whole, rows, x, upward, {one["kind"] for one in data})).properties(
-        width=WIDTH, height=HEIGHT
-    )
+    drawn = alt.layer(*_layers(whole, data, x, upward)).properties(width=WIDTH, height=HEIGHT)
     heading = alt.TitleParams(
         summary.sentence(rows) if unit in ("s", "FLOP/s", "x") else title,
         subtitle=[caption],
@@ -134,17 +156,17 @@ def _lines(
     return drawn.configure_view(strokeWidth=0.5).configure_legend(symbolSize=60, labelLimit=300)
 
 
-def _layers(
-    whole: Chart, rows: Sequence[Row], x: str, upward: Callable[[str], Any], kinds: Collection[str]
-) -> Iterator[Chart]:
+def _layers(whole: Chart, data: Sequence[Mapping[str, Any]], x: str, upward: Callable[[str], Any]) -> Iterator[Chart]:
     """Bands and lines, intervals, points; the even line; the refusals at the top edge."""
     import altair as alt
 
-    arms = in_order(row["arm_name"] for row in rows)
+    arms = in_order(one["arm"] for one in data if "arm" in one)
+    kinds = {one["kind"] for one in data}
+    values = sorted({one["x"] for one in data if "x" in one})
     along = alt.X(
         "x:Q",
         scale=alt.Scale(type="log", base=2, nice=False, padding=12),
-        axis=alt.Axis(values=sorted({row[x] for row in rows}), labelExpr=_SHORT, labelOverlap=True, grid=False),
+        axis=alt.Axis(values=values, labelExpr=_SHORT, labelOverlap=True, grid=False),
         title={"seq_q": "sequence length", "seq_kv": "key length"}.get(x, x.replace("_", " ")),
     )
 
@@ -177,6 +199,7 @@ _SPELLED = {
     "? format(datum.value * 1e3, '~g') + ' ms' : format(datum.value * 1e6, '~g') + ' us'",
     "B": "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~r') + ' GiB' : datum.value >= 1048576 "
     "? format(datum.value / 1048576, '~r') + ' MiB' : format(datum.value / 1024, '~r') + ' KiB'",
+    "any": "format(datum.value, '~s')",
     "FLOP/s": "format(datum.value, '~s')",
     "x": "format(datum.value, '~g') + 'x'",
 }
@@ -203,13 +226,13 @@ def _panel(row: Row, panels: Iterable[str]) -> str:
     return ", ".join(f"{_WORD.get(name, '')}{row[name]}" for name in panels)
 
 
-def _point(row: Row, x: str, value: str, ends: Any, panels: Sequence[str]) -> dict[str, Any]:
+def _point(row: Row, x: str, value: str, ends: Any, panels: Sequence[str], by: str) -> dict[str, Any]:
     low, high = ends(row) if callable(ends) else (row[ends[0]], row[ends[1]]) if ends else (None, None)
     y = row[value]
     return {
         "kind": "point", "x": row[x], "y": y,
         "low": low if _drawable(low) else y, "high": high if _drawable(high) else y,
-        "arm": row["arm_name"], "label": row["label"], "panel": _panel(row, panels), "place": row["place"] or "",
+        "arm": str(row[by]), "label": row["label"], "panel": _panel(row, panels), "place": row["place"] or "",
     }  # fmt: skip
 
 
@@ -228,12 +251,12 @@ def _segment(data: list[dict[str, Any]], rows: Sequence[Row], x: str, panels: Se
         point["segment"] = f"{point['arm']} {number}"
 
 
-def _refusals(rows: Sequence[Row], x: str, panels: Sequence[str]) -> list[dict[str, Any]]:
+def _refusals(rows: Sequence[Row], x: str, panels: Sequence[str], by: str) -> list[dict[str, Any]]:
     return [
         {
-            "kind": "refusal", "x": row[x], "arm": row["arm_name"], "label": row["label"], "panel": _panel(row, panels),
+            "kind": "refusal", "x": row[x], "arm": str(row[by]), "label": row["label"], "panel": _panel(row, panels),
             "reason": f"{row['status']}: {row['reason']}",
         }
         for row in rows
-        if row["time_s"] is None
+        if row["time_s"] is None and _drawable(row[x])
     ]  # fmt: skip
