@@ -159,4 +159,4 @@ def idle() -> None:
 
 
 if __name__ == "__main__":
-    {"timer": timer, "aa": aa, "overhead": overhead, "idle": idle}[sys.argv[1]]()
+    {"timer": timer, "products": products, "aa": aa, "overhead": overhead, "idle": idle}[sys.argv[1]]()
