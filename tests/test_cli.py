@@ -227,7 +227,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_no_child(tmp_path):
 
 
 @pytest.mark.workers
-@pytest.mark.parametrize("lines", [0, 2, 5])
+@pytest.mark.parametrize("lines", [2, *(pytest.param(lines, marks=pytest.mark.slow) for lines in (0, 5))])
 def test_kill_9_at_any_moment_loses_nothing_and_leaves_no_child(tmp_path, lines):
     import psutil
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.interpreted.mutations import MUTATIONS
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 

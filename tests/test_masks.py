@@ -68,6 +68,15 @@ def test_equal_masks_have_one_form(text):
     assert masks.parse(text).text == "causal+window:512"
 
 
+def test_a_prefix_behind_a_one_sided_window_hides_nothing_more():
+    grid = Grid(1, 9, 9)
+    found = masks.parse("prefix:4+window:2:0")
+    assert found.text == "causal+window:2"
+    low, high = masks.parse("prefix:4").rows(grid)
+    assert (low == 0).all()
+    assert (high >= found.rows(grid)[1]).all()
+
+
 # The table of the mechanisms page, for one head and n = 4096.
 AT_4096 = {
     "none": 16_777_216,

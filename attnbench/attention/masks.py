@@ -296,12 +296,16 @@ def canonical(text: str) -> str:
 
 
 def _canonical(terms: dict[type[Term], Term], text: str) -> Mask:
-    """Equal sets of visible pairs, one form: a one-sided window is causal, and causal makes a window one-sided."""
+    """Equal sets of visible pairs, one form: a one-sided window is causal, and causal makes a window one-sided.
+
+    A window that shows no key behind the diagonal leaves nothing of a prefix.
+    """
     window = terms.get(Window)
     if Causal in terms and Prefix in terms:
         raise ProblemError(f"mask {text!r}: prefix holds causal already; write prefix alone")
     if isinstance(window, Window) and (Causal in terms or window.right == 0):
         terms[Causal], terms[Window] = Causal(), Window(window.left, 0)
+        terms.pop(Prefix, None)  # which sees all that is causal, and so hides nothing more
     return Mask(tuple(terms[kind] for kind in PRIMITIVES.values() if kind in terms))
 
 
