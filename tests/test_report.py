@@ -24,14 +24,15 @@ def rows_of(stored_run):
 
 def test_the_report_is_written_with_machine_tables_and_command(stored_run, tmp_path):
     run, rows = rows_of(stored_run)
-    folder = write(run, tmp_path / "report")
+    folder = write([run], tmp_path / "report")
     page = (folder / "report.md").read_text()
     assert page.startswith("# attnbench: custom")
     for row in rows:
         assert row["time_s"] is None or markdown.escape(row["label"]) in page
     assert "interpreted" in page
     assert "## Repeat" in page or not run.manifest.command
-    assert (folder / "tables" / "results.csv").is_file()
+    assert (folder / "data.csv").is_file()
+    assert (folder / "index.html").is_file()
 
 
 def test_csv_reads_back_to_the_same_numbers(stored_run):

@@ -27,7 +27,7 @@ def plot(
     from attnbench.metrics import METRICS
     from attnbench.ranges import words
     from attnbench.report import charts, plots
-    from attnbench.suite import parse_filter
+    from attnbench.suite import keeps
 
     for value, known, flag in ((x, AXES, "--x"), (y, METRICS, "--y"), (color, COLORS, "--color")):
         if value not in known:
@@ -42,14 +42,7 @@ def plot(
     if not plots.available():
         raise UsageError(plots.MISSING)
     stored = api.load(run)
-    kept, dropped = ([parse_filter(text) for text in texts or ()] for texts in (only, skip))
-
-    def wanted(result: object) -> bool:
-        case, arm = result.case, result.arm  # type: ignore[attr-defined]
-        facts = (case.problem, case.mode, arm.backend, arm.device)
-        return all(one.matches(*facts) for one in kept) and not any(one.matches(*facts) for one in dropped)
-
-    rows = frame.rows(filter(wanted, stored.results), roofs=frame.roofs_of(stored.manifest))
+    rows = frame.rows(filter(keeps(only, skip), stored.results), roofs=frame.roofs_of(stored.manifest))
     column = {"seq": "seq_q"}.get(x, x)
     by = {"backend": "arm_name"}.get(color, color)
     chart = charts.custom(rows, column, y, by, panels, charts.caption_of(rows, __version__))

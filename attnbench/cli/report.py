@@ -10,22 +10,42 @@ import typer
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="Run directory, its name, or `last`.")] = "last",
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, names, or `last`, the default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/report by default.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "",
+    theme: Annotated[str, typer.Option(help="auto, light, dark or print.")] = "auto",
+    reference: Annotated[str, typer.Option(help="Whom speed-ups are against, if not whom the run says.")] = "",
+    pages: Annotated[str, typer.Option(help="Comma list: latency, memory ...; all by default.", metavar="LIST")] = "",
+    only: Annotated[list[str] | None, typer.Option(help="Keep these: seq=..4k.", metavar="KEY=VALUES")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Drop these: backend=flex.", metavar="KEY=VALUES")] = None,
+    anonymize: Annotated[bool, typer.Option("--anonymize", help="Without names, commands, commits and tags.")] = False,
     plots_: Annotated[str, typer.Option("--plots", help="Formats: svg, png, pdf.", metavar="LIST")] = "svg,png",
 ) -> None:
-    """Write report.md, tables/results.csv and plots of a stored run."""
+    """Write index.html (one file, offline), report.md, data.csv, tables and plots of one run or several."""
     from attnbench import api
     from attnbench.errors import UnknownNameError
     from attnbench.ranges import words
-    from attnbench.report import plots, write
+    from attnbench.report import Choice, html, plots, write
+    from attnbench.suite import keeps
 
     formats = words(plots_, "--plots")
     for name in formats:
         if name not in plots.FORMATS:
             raise UnknownNameError("format", name, plots.FORMATS, where="--plots")
-    where = write(api.load(run), out, title, formats)
+    if theme not in html.THEMES:
+        raise UnknownNameError("theme", theme, html.THEMES, where="--theme")
+    choice = Choice(
+        title=title,
+        theme=theme,
+        plots=formats,
+        reference=reference or None,
+        keep=keeps(only, skip),
+        only=words(pages, "--pages") if pages else (),
+        anonymize=anonymize,
+    )
+    where = write([api.load(name) for name in runs or ("last",)], out, choice)
     if not plots.available():
         print(plots.MISSING, file=sys.stderr)
     for path in sorted(where.rglob("*.*")):

@@ -104,7 +104,7 @@ def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
     if manner.report:
         from attnbench.report import write
 
-        print(f"report: {write(outcome.run)}", file=sys.stderr)
+        print(f"report: {write([outcome.run])}", file=sys.stderr)
     if outcome.ending.interrupted:
         print(f"stopped; go on with: attnbench run --resume {outcome.directory}", file=sys.stderr)
     return code

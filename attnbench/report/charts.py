@@ -153,7 +153,22 @@ def _lines(
     if len(named) > 1:
         drawn = drawn.facet(facet=alt.Facet("panel:N", title=None, sort=named), columns=COLUMNS)
     drawn = drawn.properties(title=heading)
-    return drawn.configure_view(strokeWidth=0.5).configure_legend(symbolSize=60, labelLimit=300)
+    return _painted(drawn)
+
+
+def _painted(chart: Chart) -> Chart:
+    """Text and lines in the colour of the page that the chart stands on; black where it stands alone."""
+    ink = {"labelColor": INK, "titleColor": INK}
+    return (
+        chart.configure_view(strokeWidth=0.5, stroke=FAINT)
+        .configure_axis(**ink, domainColor=INK, tickColor=INK, gridColor=FAINT)
+        .configure_legend(**ink, symbolSize=60, labelLimit=300)
+        .configure_title(color=INK, subtitleColor=INK)
+        .configure_header(**ink)
+    )
+
+
+INK, FAINT = "currentColor", "#88888866"
 
 
 def _layers(whole: Chart, data: Sequence[Mapping[str, Any]], x: str, upward: Callable[[str], Any]) -> Iterator[Chart]:

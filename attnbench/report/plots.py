@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from attnbench import __version__
 from attnbench.frame import Row
@@ -30,6 +31,24 @@ def render(chart: charts.Chart, format_: str) -> bytes:
         return text.getvalue().encode()
     chart.save(held, format=format_, **({"scale_factor": SCALE} if format_ == "png" else {}))
     return held.getvalue()
+
+
+def spec(chart: charts.Chart) -> dict[str, Any]:
+    """The Vega-Lite of a chart, its data in place and its background clear."""
+    found: dict[str, Any] = chart.to_dict()
+    # altair names its tables and keeps them apart; a page filters the one that there is.
+    for values in found.pop("datasets", {}).values():
+        found["data"] = {"values": values}
+    found["background"] = None
+    return found
+
+
+def inline(chart: charts.Chart) -> str:
+    """SVG to stand within a page: clear background, the page's own text colour."""
+    import vl_convert
+
+    svg: str = vl_convert.vegalite_to_svg(spec(chart))
+    return svg
 
 
 def write(rows: Sequence[Row], folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:

@@ -1,7 +1,8 @@
 """One look for every backend, the same in each chart and under any filter; safe for the colour-blind.
 
-Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), the yellow darkened so that it shows on white. A marker
-and a dash tell backends apart where a colour serves two of them, or where there is no colour at all.
+Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), the yellow darkened, grey and brown added, so that all
+show on white and on dark. A marker and a dash tell backends apart where a colour serves two of them, or where there is
+no colour at all.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-BLACK, ORANGE, SKY, GREEN = "#333333", "#E69F00", "#56B4E9", "#009E73"
+GREY, ORANGE, SKY, GREEN = "#767676", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PINK = "#B59F00", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#888888"
-COLORS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW, BLACK)
+BROWN = "#A6761D"
+COLORS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW, BROWN)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 SOLID, DASHED, DOTTED, TWIN = (1, 0), (6, 3), (2, 2), (8, 2, 2, 2)
 
@@ -28,8 +29,8 @@ class Look(msgspec.Struct, frozen=True):
 
 
 KNOWN = {
-    "naive": Look(BLACK, "circle"),
-    "sdpa": Look(GREY, "square", DASHED),
+    "naive": Look(GREY, "circle"),
+    "sdpa": Look(BROWN, "square", DASHED),
     "sdpa:math": Look(ORANGE, "square"),
     "sdpa:flash": Look(BLUE, "diamond"),
     "sdpa:efficient": Look(SKY, "triangle-up"),

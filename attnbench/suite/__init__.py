@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnbench.suite.cells import Cell, Impossible, Suite, Table, expand
 from attnbench.suite.files import from_flags, load, override, schema, shipped
-from attnbench.suite.filters import Filter, parse_filter
+from attnbench.suite.filters import Filter, keeps, parse_filter
 from attnbench.suite.keys import AXES
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Table",
     "expand",
     "from_flags",
+    "keeps",
     "load",
     "override",
     "parse_filter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attnbench import ranges
@@ -54,6 +54,17 @@ class Filter(Record, frozen=True, kw_only=True):
             return mode in self.words
         value = _OF_PROBLEM[self.key](problem)
         return any(low <= value <= high for low, high in self.spans) if self.spans else value in self.words
+
+
+def keeps(only: Sequence[str] | None, skip: Sequence[str] | None) -> Callable[[Any], bool]:
+    """Whether a Result is wanted: it fulfils all of `--only` and none of `--skip`."""
+    kept, dropped = ([parse_filter(text) for text in texts or ()] for texts in (only, skip))
+
+    def wanted(result: Any) -> bool:
+        facts = result.case.problem, result.case.mode, result.arm.backend, result.arm.device
+        return all(one.matches(*facts) for one in kept) and not any(one.matches(*facts) for one in dropped)
+
+    return wanted
 
 
 def parse_filter(text: str) -> Filter:
