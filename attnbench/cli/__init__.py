@@ -17,6 +17,7 @@ from attnbench.cli import (
     compare,
     doctor,
     explain,
+    export,
     plot,
     profile,
     report,
@@ -46,6 +47,7 @@ app.command()(run.run)
 app.command()(report.report)
 app.command()(show.show)
 app.command()(plot.plot)
+app.command()(export.export)
 app.command()(compare.compare)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)

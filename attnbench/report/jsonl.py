@@ -42,7 +42,7 @@ KEYS = (
 def record(row: Row, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """One case; with metrics, those too, what binds it, and what a reader must know of it."""
     more = (*metrics, "bound", "notes") if metrics else ()
-    return {"type": "case", **{key: _plain(row[key]) for key in (*KEYS, *more)}}
+    return {"type": "case", **{key: plain(row[key]) for key in (*KEYS, *more)}}
 
 
 def impossible(text: str, reason: str) -> dict[str, Any]:
@@ -55,5 +55,6 @@ def line(value: dict[str, Any]) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What strict JSON can hold: no NaN, no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
