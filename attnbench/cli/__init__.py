@@ -18,6 +18,7 @@ from attnbench.cli import (
     doctor,
     explain,
     export,
+    merge,
     plot,
     profile,
     report,
@@ -47,6 +48,7 @@ app.command()(run.run)
 app.command()(report.report)
 app.command()(show.show)
 app.command()(plot.plot)
+app.command()(merge.merge)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command()(verify.verify)
