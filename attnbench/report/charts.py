@@ -77,12 +77,12 @@ def custom(rows: Sequence[Row], x: str, y: str, by: str, panels: Sequence[str] |
         "speedup": ("speedup_low", "speedup_high"),
         "flop_per_s": _inverse_ends,
     }
-    title = f"{y}: {metric.summary}" if len(metric.summary) < 50 else y
     unit = metric.unit if metric.unit in _SPELLED else "any"
     log = metric.unit in ("s", "B", "") and y != "speedup"
     return _lines(
-        rows, y, title, caption, unit=unit, log=log, base=2 if unit == "B" else 10, ends=ends.get(y),
+        rows, y, y, caption, unit=unit, log=log, base=2 if unit == "B" else 10, ends=ends.get(y),
         refusals=y in ("time_s", "total_bytes", "peak_bytes"), x=x, by=by, panels=panels,
+        heading=f"{y}: {metric.summary}",
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _inverse_ends(row: Row) -> tuple[float | None, float | None]:
 def _lines(
     rows: Sequence[Row], value: str, title: str, caption: str, *, unit: str = "", log: bool = True, base: int = 10,
     ends: Any = None, refusals: bool = False, rule: float | None = None, x: str = "", by: str = "arm_name",
-    panels: Sequence[str] | None = None,
+    panels: Sequence[str] | None = None, heading: str = "",
 ) -> Chart | None:  # fmt: skip
     """A value over `x`, by default the axis that varies most, a line for each `by`; None where nothing can be drawn."""
     measured = [row for row in rows if _drawable(row[value])]
@@ -144,15 +144,11 @@ def _lines(
     # One table for all layers: a chart of panels takes no other.
     whole = alt.Chart(alt.InlineData(values=data))
     drawn = alt.layer(*_layers(whole, data, x, upward)).properties(width=WIDTH, height=HEIGHT)
-    heading = alt.TitleParams(
-        summary.sentence(rows) if unit in ("s", "FLOP/s", "x") else title,
-        subtitle=[caption],
-        anchor="start",
-        fontSize=13,
-    )
+    finding = summary.sentence(rows) if unit in ("s", "FLOP/s", "x") else heading or title
+    above = alt.TitleParams(finding, subtitle=[caption], anchor="start", fontSize=13)
     if len(named) > 1:
         drawn = drawn.facet(facet=alt.Facet("panel:N", title=None, sort=named), columns=COLUMNS)
-    drawn = drawn.properties(title=heading)
+    drawn = drawn.properties(title=above)
     return _painted(drawn)
 
 
@@ -248,6 +244,7 @@ def _point(row: Row, x: str, value: str, ends: Any, panels: Sequence[str], by: s
         "kind": "point", "x": row[x], "y": y,
         "low": low if _drawable(low) else y, "high": high if _drawable(high) else y,
         "arm": str(row[by]), "label": row["label"], "panel": _panel(row, panels), "place": row["place"] or "",
+        "t": row["time_s"], "t_low": row["time_low_s"], "t_high": row["time_high_s"],  # for another reference
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from attnbench import __version__, frame, stats, units
+from attnbench import __version__, comparison, frame, stats, units
+from attnbench.errors import NotComparableError
 from attnbench.frame import Place, Row
 from attnbench.joined import Joined
 from attnbench.metrics import METRICS
@@ -116,7 +117,7 @@ def _best(rows: Sequence[Row]) -> Table:
         names = ", ".join(row["arm_name"] for row in sorted(first, key=lambda row: row["time_s"]))
         verdict = {Place.FASTEST: "fastest", Place.TIED: "tied", Place.ALONE: "alone"}[Place(best["place"])]
         lines.append((problem, device, names, verdict, units.seconds(best["time_s"]), pivot.factor(best["speedup"])))
-    head = ("problem", "device", "best", "", "time", "speed-up")
+    head = ("problem", "device", "best", "place", "time", "speed-up")
     return Table(
         heading="Best backend", head=head, rows=lines, numbers=(False, False, False, False, True, True),
         note="tied: closer than their intervals tell apart",
@@ -248,11 +249,11 @@ def _scaling(found: Material) -> Page:
         tables=(
             Table(
                 heading="Exponents",
-                head=("", "backend", "axis", "predicted", "measured (95 %)", "local slopes", "verdict"),
+                head=("quantity", "backend", "axis", "predicted", "measured (95 %)", "local slopes", "verdict"),
                 rows=lines,
                 numbers=(False, False, False, True, True, False, False),
             ),
-            Table(heading="Claims", head=("", "claim", "predicts", "measured", "verdict"), rows=claims),
+            Table(heading="Claims", head=("id", "claim", "predicts", "measured", "verdict"), rows=claims),
         ),
         fill="attnbench scaling measures exponents",
     )
@@ -343,7 +344,7 @@ def _quality(found: Material) -> Page:
                 ", ".join(f"{tag} {units.percent(share)}" for tag, share in noise.tagged.items()),
             )
         )  # fmt: skip
-    head = ("case", "rounds", "launches", "half-width", "IQR", "drift", "", "tags")
+    head = ("case", "rounds", "launches", "half-width", "IQR", "drift", "noisy", "tags")
     numbers = (False, True, True, True, True, True, False, False)
     note = "half-width of the 95 % interval; IQR of block medians; drift: Spearman's rho over rounds; tags: of blocks"
     return Page(
@@ -351,6 +352,38 @@ def _quality(found: Material) -> Page:
         title="Data quality",
         tables=(Table(heading="Noise", head=head, rows=lines, numbers=numbers, note=note),),
     )
+
+
+def _history(found: Material) -> Page:
+    """The first run against each later one, across machines too, which the words then say."""
+    tables, words = [], []
+    for later in found.runs[1:]:
+        try:
+            one = comparison.compare(found.runs[0], later, cross_machine=True)
+        except NotComparableError as why:
+            words.append(str(why))
+            continue
+        words += [f"{later.path.name}: two machines, nothing here is a regression"] if one.cross_machine else []
+        lines = [
+            (
+                pair.label, units.seconds(pair.old_s), units.seconds(pair.new_s),
+                f"{pair.ratio.value:.3f}" if pair.ratio else "-", _ends(pair.ratio), pair.change.value, pair.reason,
+            )
+            for pair in one.pairs
+        ]  # fmt: skip
+        tables.append(
+            Table(
+                heading=f"{later.path.name} against {found.runs[0].path.name}",
+                head=("case", "old", "new", "new / old", "95 %", "change", "reason"),
+                rows=lines,
+                numbers=(False, True, True, True, True, False, False),
+            )
+        )
+    return Page(name="history", title="Comparison", words=tuple(words), tables=tuple(tables))
+
+
+def _ends(ratio: stats.Estimate | None) -> str:
+    return f"{ratio.low:.3f} .. {ratio.high:.3f}" if ratio and ratio.low is not None and ratio.high is not None else "-"
 
 
 def _raw(found: Material) -> Page:
@@ -393,7 +426,7 @@ def repeat(row: Row) -> str:
 
 PAGES: tuple[Callable[[Material], Page], ...] = (
     _latency, _throughput, _speedup, _memory, _roofline, _scaling, _accuracy, _support, _profile, _applications,
-    _quality, _raw,
+    _quality, _history, _raw,
 )  # fmt: skip
 
 
