@@ -69,7 +69,7 @@ def test_a_call_on_this_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rows = (tmp_path / "seen" / "memory.csv").read_text().splitlines()
     assert rows[0] == "time_s,allocated_bytes"
     assert max(int(row.split(",")[1]) for row in rows[1:]) == 2 * 256 * 256 * 4
-    assert found["busy"]["cores"] > 0.5
+    assert 0 < found["busy"]["cores"] < 1.5
 
 
 def profiled(**more: Any) -> dict[str, Any]:
