@@ -10,9 +10,10 @@ import pytest
 
 from attnbench import cli, frame
 from attnbench.attention.problem import Problem
+from attnbench.ceilings import Point, Rate
 from attnbench.report import charts, plots, style
 from attnbench.result import Result, Status
-from tests.samples import result
+from tests.samples import ceilings, result
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -154,3 +155,23 @@ def test_what_cannot_be_plotted_is_named(
 def test_a_plot_of_a_stored_run(stored_run: str, tmp_path: Path) -> None:
     assert cli.invoke(["plot", str(stored_run), "--x", "seq", "--y", "time_s", "-o", str(tmp_path / "p.svg")]) == 0
     assert (tmp_path / "p.svg").read_text().startswith("<svg")
+
+
+def test_the_roof_bends_where_memory_and_products_meet() -> None:
+    known = ceilings(
+        matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=512)},
+        bandwidth={"read": (Point(bytes=2**30, rate=5e10),)},
+    )
+    roofs = {"cpu:threads=1": known}
+    rows = frame.rows(made(), roofs=roofs)
+    chart = charts.roofline(rows, roofs, "x")
+    points, roof = values(chart, "point"), values(chart, "roof")
+    assert {(row["x"], row["y"]) for row in points} == {(r["intensity"], r["flop_per_s"]) for r in rows if r["time_s"]}
+    assert [(row["x"], row["y"]) for row in roof][1:] == [
+        (20.0, 1e12),
+        (2 * max(row["x"] for row in points), 1e12),
+    ]
+    assert roof[0]["y"] == pytest.approx(5e10 * roof[0]["x"])
+    assert "comes nearest to its roof" in json.dumps(chart.to_dict())
+    assert plots.render(chart, "svg").startswith(b"<svg")
+    assert charts.roofline(frame.rows(made()), {}, "x") is None

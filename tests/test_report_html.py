@@ -15,6 +15,7 @@ from attnbench import cli
 from attnbench.attention.problem import Problem
 from attnbench.errors import StoreError
 from attnbench.report import Choice, pages, plots, write
+from attnbench.report.material import material
 from attnbench.result import Result, Status
 from attnbench.store import Manifest, Run
 from tests.samples import ceilings, result
@@ -180,7 +181,7 @@ def test_only_some_pages_and_some_cases(tmp_path: Path) -> None:
 
 
 def test_each_row_says_how_to_repeat_it(tmp_path: Path) -> None:
-    found = pages.material([run(tmp_path, *several())])
+    found = material([run(tmp_path, *several())])
     commands = [pages.repeat(row) for row in found.rows]
     assert commands[0].startswith("attnbench run --batch 1 --heads 8")
     for command in commands[:2]:

@@ -12,7 +12,7 @@ import msgspec
 from attnbench.errors import StoreError
 from attnbench.report import csv, html, markdown, pages, plots
 from attnbench.report.markdown import escape
-from attnbench.report.pages import Page
+from attnbench.report.material import Page, Table, material
 from attnbench.store import Run
 
 FORMATS: Sequence[str] = ("table", "md", "csv", "jsonl")
@@ -43,7 +43,7 @@ def write(runs: Sequence[Run], directory: Path | None = None, choice: Choice | N
     _check(where)
     if choice.anonymize:
         runs = [_anonymous(run, number) for number, run in enumerate(runs)]
-    found = pages.material(runs, choice.keep, choice.reference)
+    found = material(runs, choice.keep, choice.reference)
     drawn = plots.available()
     made = [page for page in pages.pages(found) if not choice.only or page.name in choice.only]
     if not drawn:
@@ -83,7 +83,7 @@ def _anonymous(run: Run, number: int) -> Run:
     return msgspec.structs.replace(run, path=Path(f"run-{number + 1}"), manifest=manifest)
 
 
-def _tables(made: Sequence[Page], spell: Callable[[pages.Table], str]) -> Sequence[tuple[str, str]]:
+def _tables(made: Sequence[Page], spell: Callable[[Table], str]) -> Sequence[tuple[str, str]]:
     found = []
     for page in made:
         for table in page.tables:
@@ -94,12 +94,12 @@ def _tables(made: Sequence[Page], spell: Callable[[pages.Table], str]) -> Sequen
     return found
 
 
-def _csv(table: pages.Table) -> str:
+def _csv(table: Table) -> str:
     head = [name or f"column_{place}" for place, name in enumerate(table.head)]
     return csv.text([dict(zip(head, row, strict=True)) for row in table.rows], head)
 
 
-def _markdown(table: pages.Table) -> str:
+def _markdown(table: Table) -> str:
     numbers = table.numbers or (False,) * len(table.head)
     lines = [
         f"| {' | '.join(map(escape, table.head))} |",

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attnbench.frame import Row
+from attnbench.ceilings import Ceilings
+from attnbench.frame import Roofs, Row
 from attnbench.metrics import METRICS
 from attnbench.report import summary
 from attnbench.report.style import in_order, look
@@ -67,6 +68,62 @@ CHARTS: dict[str, tuple[str, Callable[[Sequence[Row], str], Chart | None]]] = {
     "memory": ("Peak memory", memory),
     "error": ("Error against float64", error),
 }
+
+
+def roofline(rows: Sequence[Row], roofs: Roofs, caption: str) -> Chart | None:
+    """FLOP/s over intensity beneath the measured ceilings, a panel for each device and dtype."""
+    measured = [row for row in rows if row["roofline_share"] is not None and row["device"] in roofs]
+    if not measured:
+        return None
+    import altair as alt
+
+    data: list[dict[str, Any]] = []
+    for row in measured:
+        data.append(
+            {
+                "kind": "point", "x": row["intensity"], "y": row["flop_per_s"], "arm": row["arm_name"],
+                "label": row["label"], "share": row["roofline_share"], "bound": row["bound"],
+                "panel": f"{row['device']} {row['dtype']}", "note": row["notes"] or "",
+            }
+        )  # fmt: skip
+    panels = list(dict.fromkeys(point["panel"] for point in data))
+    for row in {(row["device"], row["dtype"]): row for row in measured}.values():
+        own = [point["x"] for point in data if point["panel"] == f"{row['device']} {row['dtype']}"]
+        data += _ceiling(roofs[row["device"]], row["dtype"], f"{row['device']} {row['dtype']}", min(own), max(own))
+    arms = in_order(point["arm"] for point in data if "arm" in point)
+    scale = alt.Scale(type="log", nice=False, padding=8)
+    thin: dict[str, Any] = {"gridOpacity": 0.4, "tickCount": 4}
+    spelled = alt.Axis(labelExpr=_SPELLED["FLOP/s"], **thin)
+    x = alt.X("x:Q", scale=scale, axis=alt.Axis(**thin), title="FLOP a byte, exact work over compulsory traffic")
+    y = alt.Y("y:Q", scale=scale, axis=spelled, title="FLOP/s")
+    color = alt.Scale(domain=arms, range=[look(arm).color for arm in arms])
+    shape = alt.Scale(domain=arms, range=[look(arm).shape for arm in arms])
+    whole = alt.Chart(alt.InlineData(values=data)).encode(x=x, y=y)
+    points = whole.transform_filter("datum.kind == 'point'").mark_point(filled=True, size=50, opacity=1)
+    layers = [
+        whole.transform_filter("datum.kind == 'roof'").mark_line(color=INK, strokeWidth=1.2),
+        points.encode(
+            color=alt.Color("arm:N", scale=color, title=None),
+            shape=alt.Shape("arm:N", scale=shape, title=None),
+            tooltip=["label:N", "x:Q", "y:Q", "share:Q", "bound:N", "note:N"],
+        ),
+    ]
+    drawn = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    best = max(measured, key=lambda row: row["roofline_share"])
+    finding = f"{best['arm_name']} comes nearest to its roof: {best['roofline_share']:.0%}, bound by {best['bound']}"
+    if len(panels) > 1:
+        drawn = drawn.facet(facet=alt.Facet("panel:N", title=None, sort=panels), columns=COLUMNS)
+    return _painted(drawn.properties(title=alt.TitleParams(finding, subtitle=[caption], anchor="start", fontSize=13)))
+
+
+def _ceiling(known: Ceilings, dtype: str, panel: str, low: float, high: float) -> list[dict[str, Any]]:
+    """The roof as a line: memory up to the ridge, then the burst rate of matrix products."""
+    rate, memory = known.matmul.get(dtype), known.memory
+    if rate is None or memory is None:
+        return []
+    ridge = rate.burst / memory
+    ends = sorted({min(low, ridge) / 2, ridge, max(high, ridge) * 2})
+    return [{"kind": "roof", "panel": panel, "x": x, "y": min(rate.burst, memory * x)} for x in ends]
 
 
 def custom(rows: Sequence[Row], x: str, y: str, by: str, panels: Sequence[str] | None, caption: str) -> Chart | None:

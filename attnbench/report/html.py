@@ -12,7 +12,7 @@ from typing import Any
 
 from attnbench import __version__
 from attnbench.report import plots
-from attnbench.report.pages import ROWS_MOST, Page
+from attnbench.report.material import ROWS_MOST, Page
 
 THEMES = ("auto", "light", "dark", "print")
 

@@ -10,71 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
-from attnbench import __version__, comparison, frame, stats, units
+from attnbench import comparison, frame, stats, units
 from attnbench.errors import NotComparableError
 from attnbench.frame import Place, Row
-from attnbench.joined import Joined
 from attnbench.metrics import METRICS
 from attnbench.report import charts, pivot, summary
+from attnbench.report.material import Material, Page, Table
 from attnbench.result import Status
 from attnbench.store import Run
 from attnbench.studies import scaling
-
-ROWS_MOST = 2000  # of one table on a page; data.csv has them all
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """A table under its heading; `numbers` says which columns are aligned as numbers."""
-
-    heading: str
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    numbers: tuple[bool, ...] = ()
-    note: str = ""
-
-
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """One section of the report."""
-
-    name: str
-    title: str
-    words: tuple[str, ...] = ()
-    charts: tuple[tuple[str, Any], ...] = ()  # name and chart
-    tables: tuple[Table, ...] = ()
-    fill: str = ""  # the command that would fill a page that is empty
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to show."""
-        return not (self.charts or any(table.rows for table in self.tables))
-
-
-class Material(msgspec.Struct, frozen=True, kw_only=True):
-    """What all pages draw from."""
-
-    runs: tuple[Run, ...]
-    rows: list[Row]
-    joined: list[Joined]
-
-    @property
-    def caption(self) -> str:
-        """Below the title of every chart."""
-        return charts.caption_of(self.rows, __version__)
-
-
-def material(
-    runs: Sequence[Run], keep: Callable[[Any], bool] = lambda _: True, reference: str | None = None
-) -> Material:
-    """The rows of all runs, in order; `keep` chooses among their Results."""
-    rows: list[Row] = []
-    joined: list[Joined] = []
-    for run in runs:
-        results, roofs = list(filter(keep, run.results)), frame.roofs_of(run.manifest)
-        rows += frame.rows(results, reference, roofs)
-        joined += frame.join(results, reference, roofs)
-    return Material(runs=tuple(runs), rows=rows, joined=joined)
 
 
 def pages(found: Material) -> list[Page]:
@@ -220,10 +164,13 @@ def _roofline(found: Material) -> Page:
         ],
         numbers=(False, True, True, True, True, False, False),
     )  # fmt: skip
+    roofs = {device: one for run in found.runs for device, one in frame.roofs_of(run.manifest).items()}
+    chart = charts.roofline(rows, roofs, found.caption)
     return Page(
         name="roofline",
         title="Roofline",
         words=("Ceilings as attnbench calibrate measured them; a row that beats one says why.",),
+        charts=(("roofline", chart),) if chart is not None else (),
         tables=(table,),
         fill="attnbench calibrate measures the ceilings",
     )
