@@ -15,9 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench import host
+from attnbench import backends, host
 from attnbench.arm import parse_device
+from attnbench.attention.problem import Mode, Problem
+from attnbench.case import Case
 from attnbench.device import Pace, cut, instrument
+from attnbench.loaded import Loaded
 from attnbench.result import Procedure, Timing
 
 torch = pytest.importorskip("torch")
@@ -226,6 +229,36 @@ def test_memory_of_the_math_path_counted_by_hand(
     at_product = out + keys + square
     at_softmax = out + 2 * square + square // 4 + rows + 4
     assert cpu.memory(attend).total == repeated + max(at_product, at_softmax)
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="counted by hand from the source of torch 2.13")
+@pytest.mark.parametrize("backend", ["naive", "sdpa:math"])
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim"), SHAPES)
+def test_memory_of_a_backward_pass_counted_by_hand(
+    cpu: CpuInstrument, backend: str, batch: int, heads: int, kv_heads: int, seq_q: int, seq_kv: int, head_dim: int
+) -> None:
+    """What each keeps is the weights and the repeated heads; the math path also keeps q and k as it scaled them.
+
+    At the peak of the backward pass stand dv and two gradients of score size, or else what comes after: dq, dk and dv,
+    beside the last of these (plain) or beside a copy of dq or dk that is yet to be scaled (math).
+    """
+    shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "seq_q": seq_q, "seq_kv": seq_kv}
+    case = Case(problem=Problem(**shape, head_dim=head_dim), backend=backend, mode=Mode.BWD)
+    loaded = Loaded(case, Procedure(), backends.load(backend), cpu)
+    loaded.call()
+    loaded.outputs = None
+    square, dq = 4 * batch * heads * seq_q * seq_kv, 4 * batch * heads * seq_q * head_dim
+    dk = dv = keys = 4 * batch * heads * seq_kv * head_dim  # of all heads: shared ones are summed up at the end
+    repeated = keys if heads != kv_heads else 0
+    number = 4  # a scale is a tensor of one number
+    if backend == "naive":
+        saved = square + 2 * repeated + 2 * number
+        peak = max(2 * square + dv + number, square + dq + dk + dv)
+    else:
+        saved = square + dq + keys + repeated
+        peak = max(2 * square + dv, square + dq + dk + dv, max(dq, dk) + dq + dk + dv + 3 * number)
+    assert cpu.memory(loaded.forward).facts["saved"] == saved
+    assert cpu.memory(loaded.call).total == peak
 
 
 def test_an_idle_process_keeps_no_core_busy() -> None:
