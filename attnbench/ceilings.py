@@ -18,6 +18,7 @@ from attnbench.errors import StoreError
 from attnbench.result import Record
 
 VERSION = 1
+CLOCK_MOST = 1.5  # times a compute ceiling: what clocks and better products can explain
 BEATEN = 1.05  # times a measured ceiling: beyond, a row is explained
 
 
@@ -116,9 +117,6 @@ def beaten(ceilings: Ceilings, problem: Problem, mode: Mode, seconds: float) -> 
     if limit.seconds / seconds < CLOCK_MOST:
         return f"{times}: a higher clock than when it was calibrated, or products faster than the library's"
     return f"{times}: the FLOPs or the time are wrong"
-
-
-CLOCK_MOST = 1.5  # what clocks and better products can explain
 
 
 # -- storage -----------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def _pair(old: Joined | None, new: Joined | None) -> Pair:
     return Pair(
         case_id=one.case.id,
         label=one.case.label,
-        arm=one.arm.name if one.arm.device == "" else f"{one.arm.name}@{one.arm.device}",
+        arm=f"{one.arm.name}@{one.arm.device}",
         backend=one.arm.backend,
         change=_change(old, new, ratio),
         old_s=old.time.value if old and old.time else None,

@@ -19,7 +19,7 @@ from attnbench.case import Case
 from attnbench.ceilings import Point, Rate
 from attnbench.result import Environment, Procedure, Status, Timing
 
-VERSION = 1
+VERSION = 2
 
 _LENGTH = struct.Struct("!I")
 

@@ -74,7 +74,7 @@ def test_exponents_of_a_small_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(records[0]["points"]) == 4
 
 
-def test_a_run_without_a_ladder_has_no_exponents(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_search_for_a_length_takes_no_length_and_needs_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["scaling", "--find-max-seq", "--seq", "64"]) == 2
     assert "give no --seq" in capsys.readouterr().err
     assert cli.invoke(["scaling", "--find-max-seq", "--mem-limit", "100MiB"]) == 6

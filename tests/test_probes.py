@@ -48,7 +48,7 @@ def test_attention_of_equal_logits_averages_noise_away() -> None:
     assert all(0.2 < gain < 3 for gain in found.values())
 
 
-def test_noise_below_the_spacing_of_the_dtype_is_no_change() -> None:
+def test_noise_in_units_of_an_input_of_zeros_is_no_change() -> None:
     found = probes.run(["noise"], loaded(lambda q, k, v: v, inputs="zeros"))["noise"]["gain"]
     assert set(found.values()) == {None}
 

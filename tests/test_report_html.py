@@ -196,3 +196,10 @@ def test_the_command_takes_the_last_run(
     assert str(tmp_path / "r" / "index.html") in capsys.readouterr().out
     assert cli.invoke(["report", "--theme", "drak"]) == 2
     assert "did you mean 'dark'" in capsys.readouterr().err
+    assert cli.invoke(["report", "--pages", "latancy"]) == 2
+    assert "did you mean 'latency'" in capsys.readouterr().err
+
+
+def test_every_page_can_be_asked_for_by_its_name(tmp_path: Path) -> None:
+    found = material([run(tmp_path, *several())])
+    assert ("summary", *(make(found).name for make in pages.PAGES)) == pages.NAMES

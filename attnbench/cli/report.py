@@ -28,6 +28,7 @@ def report(
     from attnbench.errors import UnknownNameError
     from attnbench.ranges import words
     from attnbench.report import Choice, html, plots, write
+    from attnbench.report.pages import NAMES
     from attnbench.suite import keeps
 
     formats = words(plots_, "--plots")
@@ -36,17 +37,24 @@ def report(
             raise UnknownNameError("format", name, plots.FORMATS, where="--plots")
     if theme not in html.THEMES:
         raise UnknownNameError("theme", theme, html.THEMES, where="--theme")
+    chosen = words(pages, "--pages") if pages else ()
+    for name in chosen:
+        if name not in NAMES:
+            raise UnknownNameError("page", name, NAMES, where="--pages")
     choice = Choice(
         title=title,
         theme=theme,
         plots=formats,
         reference=reference or None,
         keep=keeps(only, skip),
-        only=words(pages, "--pages") if pages else (),
+        only=chosen,
         anonymize=anonymize,
     )
     where = write([api.load(name) for name in runs or ("last",)], out, choice)
     if not plots.available():
         print(plots.MISSING, file=sys.stderr)
-    for path in sorted(where.rglob("*.*")):
-        print(path)
+    for name in ("index.html", "report.md", "data.csv"):
+        print(where / name)
+    for folder in ("tables", "plots"):
+        if (where / folder).is_dir():
+            print(f"{where / folder}/ ({len(list((where / folder).iterdir()))} files)")

@@ -20,7 +20,6 @@ from attnbench.report.style import in_order, look
 WIDTH, HEIGHT = 320, 240
 COLUMNS = 2
 Chart = Any  # altair has no stubs that mypy could follow
-AXES = ("seq", "seq_kv", "batch", "heads", "head_dim")
 PANEL = ("dtype", "mode", "mask", "head_dim", "heads", "batch", "device")
 
 
@@ -61,12 +60,12 @@ def error(rows: Sequence[Row], caption: str) -> Chart | None:
     return _lines(rows, "rms_err", "rms error against float64", caption)
 
 
-CHARTS: dict[str, tuple[str, Callable[[Sequence[Row], str], Chart | None]]] = {
-    "latency": ("Time of a call", latency),
-    "throughput": ("Throughput", throughput),
-    "speedup": ("Speed-up", speedup),
-    "memory": ("Peak memory", memory),
-    "error": ("Error against float64", error),
+CHARTS: dict[str, Callable[[Sequence[Row], str], Chart | None]] = {
+    "latency": latency,
+    "throughput": throughput,
+    "speedup": speedup,
+    "memory": memory,
+    "error": error,
 }
 
 

@@ -20,6 +20,11 @@ from attnbench.result import Status
 from attnbench.store import Run
 from attnbench.studies import scaling
 
+NAMES = (
+    "summary", "latency", "throughput", "speedup", "memory", "roofline", "scaling", "accuracy", "support", "profile",
+    "applications", "quality", "history", "raw",
+)  # fmt: skip
+
 
 def pages(found: Material) -> list[Page]:
     """All that have something to show, the summary first."""
@@ -381,7 +386,7 @@ PAGES: tuple[Callable[[Material], Page], ...] = (
 
 
 def _chart(name: str, found: Material, rows: Sequence[Row]) -> tuple[tuple[str, Any], ...]:
-    chart = charts.CHARTS[name][1](rows, found.caption) if rows else None
+    chart = charts.CHARTS[name](rows, found.caption) if rows else None
     return ((name, chart),) if chart is not None else ()
 
 

@@ -56,7 +56,7 @@ def write(rows: Sequence[Row], folder: Path, formats: Sequence[str] = ("svg", "p
     folder.mkdir(parents=True, exist_ok=True)
     caption = charts.caption_of(rows, __version__)
     written = []
-    for name, (_, draw) in charts.CHARTS.items():
+    for name, draw in charts.CHARTS.items():
         chart = draw(rows, caption)
         if chart is None:
             continue

@@ -251,12 +251,13 @@ def _of_heads(time: Sequence[Law]) -> Iterator[Claim]:
         measured=f"FLOPs {'equal' if same else 'differ'}, exact{'; ' + times if times else ''}",
         verdict=Verdict.REFUTED if same else Verdict.INCONCLUSIVE,
     )
+    counts = {heads: parameters(512, heads) for heads in (2, 32)}
     yield Claim(
         id="C4",
         says="many heads need many more parameters (d_model fixed)",
         predicts="parameters grow with heads",
-        measured=f"parameters equal: 4 d_model^2 = {parameters(512, 2)} with 2 heads, {parameters(512, 32)} with 32",
-        verdict=Verdict.REFUTED,
+        measured=f"4 d_model^2 of d_model 512, exact: {', '.join(f'{n} with {h} heads' for h, n in counts.items())}",
+        verdict=Verdict.CONFIRMED if counts[32] > counts[2] else Verdict.REFUTED,
     )
 
 
