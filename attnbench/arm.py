@@ -30,7 +30,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return ":".join(["cpu", *(f"{name}={value}" for name, value in options.items() if value)])
 
 
-class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One way to run a problem. Two equal arms are told apart by `twin`: `sdpa:flash` and `sdpa:flash#2`."""
 
     backend: str

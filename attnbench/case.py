@@ -15,7 +15,7 @@ from attnbench.attention.problem import Mode, Problem
 __all__ = ["Case", "Mode", "canonical", "problem_label"]
 
 
-class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """What is measured: the same problem on two backends is two cases."""
 
     problem: Problem

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
 from attnbench import frame, stats
 from attnbench.errors import NotComparableError
+from attnbench.frame import Row
 from attnbench.joined import Joined
 from attnbench.metrics import METRICS
 from attnbench.result import Status
@@ -64,8 +66,38 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 _FIRST = (Change.BROKEN, Change.MISSING, Change.MENDED, Change.NEW)
 
 
-def compare(old: Run, new: Run, cross_machine: bool = False) -> Comparison:
-    """Case by case. NotComparableError where machine or procedure differ; `cross_machine` looks all the same."""
+class Side(NamedTuple):
+    """One (case, arm) of one run, as far as a comparison looks."""
+
+    case_id: str
+    label: str
+    arm: str
+    backend: str
+    status: str
+    reason: str
+    launches: int
+    time: Estimate | None
+    peak: float | None
+
+    @classmethod
+    def of_row(cls, row: Row) -> Side:
+        """From a row of the frame, whose interval has lost nothing that a ratio needs."""
+        seconds, ends = row["time_s"], {"low": row["time_low_s"], "high": row["time_high_s"]}
+        return cls(
+            row["case_id"], row["label"], f"{row['arm_name']}@{row['device']}", row["backend"], row["status"],
+            row["reason"], row["launches"], None if seconds is None else Estimate(value=seconds, **ends),
+            row["peak_bytes"],
+        )  # fmt: skip
+
+
+Sides = Mapping[tuple[str, str], Side]  # by case id and arm id
+
+
+def compare(old: Run, new: Run, cross_machine: bool = False, sides: tuple[Sides, Sides] | None = None) -> Comparison:
+    """Case by case. NotComparableError where machine or procedure differ; `cross_machine` looks all the same.
+
+    `sides`: those of the two runs, where they are known already.
+    """
     crossed = old.manifest.fingerprint != new.manifest.fingerprint
     if crossed and not cross_machine:
         machines = f"{_machine(old)} ({old.manifest.fingerprint}), {_machine(new)} ({new.manifest.fingerprint})"
@@ -80,7 +112,7 @@ def compare(old: Run, new: Run, cross_machine: bool = False) -> Comparison:
                 raise NotComparableError(
                     f"{old.path.name} was measured with {name} {one}, {new.path.name} with {other}"
                 )
-    before_by, after_by = _by_key(old), _by_key(new)
+    before_by, after_by = sides or (_sides(old), _sides(new))
     pairs = [_pair(before_by.get(key), after_by.get(key)) for key in dict.fromkeys((*before_by, *after_by))]
     if not any(pair.ratio for pair in pairs) and not set(before_by) & set(after_by):
         raise NotComparableError(f"{old.path.name} and {new.path.name} have no case in common")
@@ -104,32 +136,45 @@ def _machine(run: Run) -> str:
     return ", ".join(machine.get("gpus") or [str(machine.get("cpu"))])
 
 
-def _by_key(run: Run) -> dict[tuple[str, str], Joined]:
-    return {(one.case.id, one.arm.id): one for one in frame.join(run.results)}
+def _sides(run: Run) -> Sides:
+    return dict(frame.each(run.results, _keyed))
 
 
-def _pair(old: Joined | None, new: Joined | None) -> Pair:
+def _keyed(joined: Joined, _: object) -> tuple[tuple[str, str], Side]:
+    case, arm = joined.case, joined.arm
+    side = Side(
+        case.id, case.label, f"{arm.name}@{arm.device}", arm.backend, joined.status.value,
+        frame.one_line(joined.worst.reason), joined.launches, joined.time, METRICS["peak_bytes"].compute(joined),
+    )  # fmt: skip
+    return (case.id, arm.id), side
+
+
+def sides_of(rows: Iterable[Row]) -> Sides:
+    """Those of a run whose rows are known."""
+    return {(row["case_id"], row["arm"]): Side.of_row(row) for row in rows}
+
+
+def _pair(old: Side | None, new: Side | None) -> Pair:
     one = new or old
     assert one
     ratio = stats.unpaired_ratio(new.time, old.time) if old and new and old.time and new.time else None
-    reason = next((side.worst.reason for side in (new, old) if side and side.worst.reason), "")
     return Pair(
-        case_id=one.case.id,
-        label=one.case.label,
-        arm=f"{one.arm.name}@{one.arm.device}",
-        backend=one.arm.backend,
+        case_id=one.case_id,
+        label=one.label,
+        arm=one.arm,
+        backend=one.backend,
         change=_change(old, new, ratio),
         old_s=old.time.value if old and old.time else None,
         new_s=new.time.value if new and new.time else None,
         ratio=ratio,
-        old_peak=METRICS["peak_bytes"].compute(old) if old else None,
-        new_peak=METRICS["peak_bytes"].compute(new) if new else None,
-        reason=frame.one_line(reason),
+        old_peak=old.peak if old else None,
+        new_peak=new.peak if new else None,
+        reason=next((side.reason for side in (new, old) if side and side.reason), ""),
     )
 
 
-def _change(old: Joined | None, new: Joined | None, ratio: Estimate | None) -> Change:
-    was, now = bool(old and old.status is Status.OK), bool(new and new.status is Status.OK)
+def _change(old: Side | None, new: Side | None, ratio: Estimate | None) -> Change:
+    was, now = bool(old and old.status == Status.OK), bool(new and new.status == Status.OK)
     if old is None or new is None:
         return Change.NEW if old is None else Change.MISSING
     if was != now:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -92,6 +93,7 @@ def silicon(device_name: str, dtype: str, facts: Mapping[str, Any]) -> float | N
     return per_clock * CPU_CLOCK_MOST_HZ * threads if per_clock and threads else None
 
 
+@cache
 def sheet(device_name: str) -> Sheet | None:
     """That of a GPU, by the name that it gives itself."""
     return next((one for one in SHEETS if re.search(one.pattern, device_name)), None)

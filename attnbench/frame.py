@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from attnbench import ceilings, stats
+from attnbench import ceilings, crew, stats
 from attnbench.attention.problem import Mode, Problem
 from attnbench.case import problem_label
 from attnbench.ceilings import Ceilings
 from attnbench.joined import Joined
+from attnbench.lines import Lines
 from attnbench.metrics import METRICS, impossible, timers_disagree
 from attnbench.result import Result, Status
 from attnbench.store import Manifest
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Roofs = Mapping[str, Ceilings]  # by device
+T = TypeVar("T")
+Follow = Callable[[Joined, "Place | None"], T]
+Group = dict[int, list[int]]  # of one problem on one device: the place of each arm's row, and its results' indices
 NONE: Roofs = {}
 
 # Within one launch an interval cannot see what differs between launches (sd 0.3 to 5 %, docs/method.md): two arms of
@@ -48,15 +53,21 @@ def axes(problem: Problem) -> dict[str, Any]:
 
 def _flat(record: msgspec.Struct) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for field in msgspec.structs.fields(record):
-        value = getattr(record, field.name)
+    for name in _names(type(record)):
+        value = getattr(record, name)
         if isinstance(value, msgspec.Struct):
             flat.update(_flat(value))
         elif isinstance(value, tuple):
-            flat[field.name] = "-".join(map(str, value))
+            flat[name] = "-".join(map(str, value))
         else:
-            flat[field.name] = value.value if isinstance(value, Enum) else value
+            flat[name] = value.value if isinstance(value, Enum) else value
     return flat
+
+
+@cache
+def _names(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The fields of a record. Kept, since msgspec evaluates the annotations of a class at every call."""
+    return tuple(field.name for field in msgspec.structs.fields(kind))
 
 
 AXES = tuple(axes(Problem(seq_q=1)))
@@ -84,26 +95,29 @@ COLUMNS: dict[str, str] = {
     **{metric.name: metric.summary + (f" ({metric.unit})" if metric.unit else "") for metric in METRICS.values()},
 }
 
-Key = tuple[Problem, Mode, str]
 
-
-def rows(results: Iterable[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Row]:
+def rows(results: Sequence[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Row]:
     """One row a (case, arm), in order of appearance; `reference` names another arm for the speed-ups than the run's.
 
     `roofs`: ceilings of devices, for the roofline.
     """
-    joined = join(results, reference, roofs)
-    return [_row(one, place) for one, place in zip(joined, _places(joined), strict=True)]
+    return each(results, row_of, reference, roofs)
 
 
-def frame(results: Iterable[Result], reference: str | None = None, roofs: Roofs = NONE) -> pd.DataFrame:
+def frame(results: Sequence[Result], reference: str | None = None, roofs: Roofs = NONE) -> pd.DataFrame:
     """`rows` as a DataFrame with the columns of COLUMNS; not measured is missing."""
+    return table(rows(results, reference, roofs))
+
+
+def table(made: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> pd.DataFrame:
+    """Rows as a DataFrame: numbers as numbers, `noisy` as a nullable boolean, all else as text."""
     import pandas as pd
 
-    table = pd.DataFrame(rows(results, reference, roofs), columns=list(COLUMNS))
+    held = pd.DataFrame(made, columns=list(columns))
     for name in METRICS:
-        table[name] = pd.to_numeric(table[name])
-    return table
+        held[name] = pd.to_numeric(held[name])
+    held["noisy"] = held["noisy"].astype("boolean")
+    return held
 
 
 def roofs_of(manifest: Manifest) -> Roofs:
@@ -118,34 +132,59 @@ def roofs_of(manifest: Manifest) -> Roofs:
     return found
 
 
-def join(results: Iterable[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Joined]:
+def join(results: Sequence[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Joined]:
     """The launches of each (case, arm) beside its reference arm's. Of several lines with one key the last counts."""
-    last = {result.key: result for result in results}
-    by_arm: dict[Key, list[Result]] = {}
-    for result in last.values():
-        by_arm.setdefault((result.case.problem, result.case.mode, result.arm.id), []).append(result)
-    known = _references(last.values())
-    partners: dict[tuple[Problem, Mode, str], list[Result]] = {}  # by device
-    for (problem, mode, arm_id), launches in by_arm.items():
-        arm = launches[0].arm
-        if arm.name == reference if reference else arm_id == known.get(arm.device):
-            partners[problem, mode, arm.device] = launches
-    return [
-        Joined(
-            launches,
-            partners.get((problem, mode, launches[0].arm.device), ()),
-            roofs.get(launches[0].arm.device),
-        )
-        for (problem, mode, _), launches in by_arm.items()
-    ]
+    return each(results, lambda joined, _: joined, reference, roofs)
 
 
-def _references(results: Iterable[Result]) -> dict[str, str]:
-    """The reference arm's id of each device, as the results themselves name it."""
-    return {result.arm.device: str(result.facts["reference"]) for result in results if "reference" in result.facts}
+def each(results: Sequence[Result], follow: Follow[T], reference: str | None = None, roofs: Roofs = NONE) -> list[T]:
+    """What `follow` makes of each (case, arm), in order of appearance.
+
+    Problem by problem: of results that are not held in memory, those of one problem on one device are there at a time,
+    and all cores share the work.
+    """
+    heads = results.heads if isinstance(results, Lines) else results
+    problems: dict[tuple[Problem, Mode, str], Group] = {}
+    order: dict[tuple[Problem, Mode, str], int] = {}
+    for index in {(head.case, head.arm.id, head.launch): index for index, head in enumerate(heads)}.values():
+        case, arm = heads[index].case, heads[index].arm
+        group = problems.setdefault((case.problem, case.mode, arm.device), {})
+        place = order.setdefault((case.problem, case.mode, arm.id), len(order))
+        group.setdefault(place, []).append(index)
+    known = {head.arm.device: str(head.facts["reference"]) for head in heads if "reference" in head.facts}
+    work = _Work(results, follow, reference, known, roofs)
+    found = crew.share(work.of, list(problems.values()), pooled=isinstance(results, Lines))
+    made: list[Any] = [None] * len(order)
+    for group, values in zip(problems.values(), found, strict=True):
+        for place, value in zip(group, values, strict=True):
+            made[place] = value
+    return made
 
 
-def _row(joined: Joined, place: Place | None) -> Row:
+class _Work(NamedTuple, Generic[T]):
+    """What one problem needs to be followed."""
+
+    results: Sequence[Result]
+    follow: Follow[T]
+    reference: str | None
+    known: Mapping[str, str]  # the reference arm's id of each device, as the results themselves name it
+    roofs: Roofs
+
+    def of(self, group: Group) -> list[T]:
+        """For each arm of a problem on one device."""
+        launches = [[self.results[index] for index in indices] for indices in group.values()]
+        device = launches[0][0].arm.device
+        partner: Sequence[Result] = ()
+        for own in launches:
+            arm = own[0].arm
+            if arm.name == self.reference if self.reference else arm.id == self.known.get(device):
+                partner = own
+        joined = [Joined(own, partner, self.roofs.get(device)) for own in launches]
+        return [self.follow(one, place) for one, place in zip(joined, _places(joined), strict=True)]
+
+
+def row_of(joined: Joined, place: Place | None) -> Row:
+    """One row, with the columns of COLUMNS."""
     case, arm, worst = joined.case, joined.arm, joined.worst
     return {
         "case_id": case.id,
@@ -183,21 +222,16 @@ def one_line(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable() or c == "\u200d")
 
 
-def _places(joined: Sequence[Joined]) -> list[Place | None]:
-    rivals: dict[tuple[Problem, Mode, str], list[int]] = {}
-    for index, one in enumerate(joined):
-        if one.status is Status.OK and one.time and not impossible(one):
-            rivals.setdefault((one.case.problem, one.case.mode, one.arm.device), []).append(index)
-    places: list[Place | None] = [None] * len(joined)
-    for indices in rivals.values():
-        for index, place in zip(indices, _rank([joined[index] for index in indices]), strict=True):
-            places[index] = place
-    return places
+def _places(arms: Sequence[Joined]) -> list[Place | None]:
+    """Of the arms of one device on one problem."""
+    rivals = [one for one in arms if one.status is Status.OK and one.time and not impossible(one)]
+    places = dict(zip(map(id, rivals), _rank(rivals), strict=True))
+    return [places.get(id(one)) for one in arms]
 
 
 def _rank(rivals: Sequence[Joined]) -> list[Place]:
-    if len(rivals) == 1:
-        return [Place.ALONE]
+    if len(rivals) < 2:
+        return [Place.ALONE] * len(rivals)
     best = min(rivals, key=_time)
     level = [one is not best and not _separated(best, one) for one in rivals]
     first = Place.TIED if any(level) else Place.FASTEST

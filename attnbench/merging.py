@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench import store
+from attnbench import lines, store
 from attnbench.errors import StoreError
 from attnbench.result import Result
 from attnbench.store import Manifest, Run
@@ -21,8 +21,8 @@ def merge(runs: Sequence[Run], directory: Path) -> list[str]:
     """
     if (directory / store.MANIFEST).exists():
         raise StoreError(f"{directory} holds a run already: give another --out")
-    kept: dict[store.Key, Result] = {}
-    owner: dict[store.Key, str] = {}
+    kept: dict[lines.Key, Result] = {}
+    owner: dict[lines.Key, str] = {}
     conflicts = []
     for run in runs:
         foreign = run.manifest.fingerprint != runs[0].manifest.fingerprint

@@ -16,8 +16,8 @@ from attnbench.arm import Arm
 from attnbench.case import Case
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A stored record: values only, unknown keys refused."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """A stored record: values only, so that no cycle needs collecting; unknown keys refused."""
 
 
 class Status(StrEnum):

@@ -17,9 +17,10 @@ from typing import IO, Any
 
 import msgspec
 
+from attnbench import lines
 from attnbench.arm import Arm
 from attnbench.ceilings import Ceilings
-from attnbench.errors import AttnbenchError, LockedError, NotComparableError, SchemaError, StoreError
+from attnbench.errors import LockedError, NotComparableError, SchemaError, StoreError
 from attnbench.result import Environment, Procedure, Record, Result, Status
 from attnbench.suite import schema as suite_schema
 
@@ -27,8 +28,6 @@ VERSION = 1
 MANIFEST, RESULTS, LOCK, DRAFT = "run.json", "results.jsonl", ".lock", "run.tmp"
 OUTGROWN = "a case no larger"  # how the reason begins of a case that was not tried after such a failure
 BUDGET = "budget"  # how the reason of a case begins that the budget cut: a resume measures it
-
-Key = tuple[str, str, int]
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -58,11 +57,11 @@ class Run(msgspec.Struct, kw_only=True):
 
     path: Path
     manifest: Manifest
-    results: list[Result]
+    results: Sequence[Result]
     skipped_lines: int = 0  # lines that are no result: torn, or not ours
 
     @property
-    def by_key(self) -> dict[Key, Result]:
+    def by_key(self) -> dict[lines.Key, Result]:
         """The results by (case id, arm id, launch)."""
         return {result.key: result for result in self.results}
 
@@ -73,7 +72,7 @@ class Run(msgspec.Struct, kw_only=True):
 def read(directory: Path) -> Run:
     """The run in a directory. Lines that cannot be read are counted, never fatal."""
     manifest = read_manifest(directory)
-    results, skipped = _read_results(directory / RESULTS)
+    results, skipped = lines.read(directory / RESULTS)
     return Run(path=directory, manifest=manifest, results=results, skipped_lines=skipped)
 
 
@@ -99,35 +98,7 @@ class _Versioned(msgspec.Struct):
     schema_version: int
 
 
-def _read_results(path: Path) -> tuple[list[Result], int]:
-    by_key: dict[Key, Result] = {}
-    skipped = 0
-    try:
-        with path.open("rb") as lines:
-            for line in lines:
-                if result := _decoded(line):
-                    by_key[result.key] = result
-                else:
-                    skipped += 1
-    except FileNotFoundError:
-        pass  # killed between the manifest and the first line
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    return list(by_key.values()), skipped
-
-
-_DECODER = msgspec.json.Decoder(Result)
-
-
-def _decoded(line: bytes) -> Result | None:
-    """The result on a line, or None for what is no result."""
-    try:
-        return _DECODER.decode(line)
-    except (msgspec.MsgspecError, AttnbenchError, RecursionError):
-        return None
-
-
-def done_keys(run: Run, retry_failed: bool) -> frozenset[Key]:
+def done_keys(run: Run, retry_failed: bool) -> frozenset[lines.Key]:
     """What a resume leaves alone: all but what the budget cut and, if asked for, what failed or gave way to it."""
 
     def again(result: Result) -> bool:
@@ -360,7 +331,7 @@ def _mend_torn_line(descriptor: int) -> None:
         start = max(0, start - max(65536, len(tail)))
         tail = os.pread(descriptor, end - start, start)
     rest = tail.rpartition(b"\n")[2]
-    if rest and _decoded(rest):
+    if rest and lines.decoded(rest):
         _write(descriptor, b"\n")
     elif rest:
         os.ftruncate(descriptor, end - len(rest))

@@ -56,7 +56,7 @@ class Returns(StrEnum):
     LSE = "lse"
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One attention problem. `kv_heads`, `seq_kv` and `head_dim_v` follow heads, seq_q and head_dim when left out.
 
     q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];

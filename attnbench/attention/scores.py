@@ -15,7 +15,7 @@ class Similarity(StrEnum):
     DOT = "dot"
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """The logit of a pair."""
 
     similarity: Similarity = Similarity.DOT

@@ -22,11 +22,11 @@ def plot(
     out: Annotated[Path, typer.Option("--out", "-o", help="plot.svg, plot.png or plot.pdf.")] = Path("plot.svg"),
 ) -> int:
     """Draw any metric of a run over any axis: intervals, refusals and looks as in the report."""
-    from attnbench import __version__, api, frame
+    from attnbench import __version__, api, frame, lines
     from attnbench.errors import Exit, StoreError, UnknownNameError, UsageError
     from attnbench.metrics import METRICS
     from attnbench.ranges import words
-    from attnbench.report import charts, plots
+    from attnbench.report import charts, drawing, plots
     from attnbench.suite import keeps
 
     for value, known, flag in ((x, AXES, "--x"), (y, METRICS, "--y"), (color, COLORS, "--color")):
@@ -34,18 +34,18 @@ def plot(
             raise UnknownNameError("column", value, known, where=flag)
     panels = words(facet, "--facet") if facet else None
     for name in panels or ():
-        if name not in charts.PANEL:
-            raise UnknownNameError("column", name, charts.PANEL, where="--facet")
+        if name not in drawing.PANEL:
+            raise UnknownNameError("column", name, drawing.PANEL, where="--facet")
     format_ = out.suffix.removeprefix(".")
     if format_ not in plots.FORMATS:
         raise UsageError(f"--out {out}: ends with none of .{', .'.join(plots.FORMATS)}")
     if not plots.available():
         raise UsageError(plots.MISSING)
     stored = api.load(run)
-    rows = frame.rows(filter(keeps(only, skip), stored.results), roofs=frame.roofs_of(stored.manifest))
+    rows = frame.rows(lines.chosen(stored.results, keeps(only, skip)), roofs=frame.roofs_of(stored.manifest))
     column = {"seq": "seq_q"}.get(x, x)
     by = {"backend": "arm_name"}.get(color, color)
-    chart = charts.custom(rows, column, y, by, panels, charts.caption_of(rows, __version__))
+    chart = charts.custom(rows, column, y, by, panels, drawing.caption_of(rows, __version__))
     if chart is None:
         raise UsageError(f"--y {y}: nothing of it was measured in {stored.path.name}")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from attnbench.frame import COLUMNS, Row
 
@@ -15,15 +14,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsh
 def text(rows: Sequence[Row], columns: Iterable[str] = COLUMNS) -> str:
     """The whole file."""
     out, names = io.StringIO(), tuple(columns)
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out, lineterminator="\n")  # which writes None as nothing, and floats by repr
     writer.writerow(names)
-    writer.writerows([_cell(row[name]) for name in names] for row in rows)
+    writer.writerows([_cell(value) if type(value := row[name]) is str else value for name in names] for row in rows)
     return out.getvalue()
 
 
-def _cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
-    return repr(value) if isinstance(value, float) else value
+def _cell(text: str) -> str:
+    return "'" + text if text.startswith(_FORMULA) else text

@@ -11,23 +11,8 @@ import msgspec
 from attnbench import frame, stats
 from attnbench.frame import Row
 from attnbench.joined import Joined
-from attnbench.report import csv, jsonl, markdown
+from attnbench.report import csv, latex, markdown
 from attnbench.store import Run
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
 
 
 class Made(NamedTuple):
@@ -43,8 +28,7 @@ def _csv(made: Made) -> str:
 
 def _json(made: Made) -> str:
     """One object: the manifest, and one row a case with every column of the frame."""
-    plain = [{name: jsonl.plain(row[name]) for name in frame.COLUMNS} for row in made.rows]
-    return _pretty({"manifest": msgspec.to_builtins(made.run.manifest), "columns": frame.COLUMNS, "rows": plain})
+    return _pretty({"manifest": made.run.manifest, "columns": frame.COLUMNS, "rows": made.rows})
 
 
 def _markdown(made: Made) -> str:
@@ -53,27 +37,17 @@ def _markdown(made: Made) -> str:
 
 def _latex(made: Made) -> str:
     """A table in the style of booktabs; times in ms with their intervals."""
-    lines = [
-        r"\begin{tabular}{lrrrr}",
-        r"\toprule",
-        r"case & time (ms) & 95\,\% (ms) & GFLOP/s & speed-up \\",
-        r"\midrule",
-    ]
-    for row in made.rows:
-        if row["time_s"] is None:
-            lines.append(f"{_tex(row['label'])} & \\multicolumn{{4}}{{l}}{{{_tex(row['status'])}}} \\\\")
-            continue
-        ends = (
-            f"{1e3 * row['time_low_s']:.4g}--{1e3 * row['time_high_s']:.4g}" if row["time_low_s"] is not None else "--"
-        )
-        speedup = f"{row['speedup']:.2f}" if row["speedup"] is not None else "--"
-        rate = f"{row['flop_per_s'] / 1e9:.4g}"
-        lines.append(f"{_tex(row['label'])} & {1e3 * row['time_s']:.4g} & {ends} & {rate} & {speedup} \\\\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    head = ("case", "time (ms)", r"95\,\% (ms)", "GFLOP/s", "speed-up")
+    return latex.written("lrrrr", head, map(_tex, made.rows))
 
 
-def _tex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+def _tex(row: Row) -> tuple[str, ...]:
+    label = latex.escape(row["label"])
+    if row["time_s"] is None:
+        return label, rf"\multicolumn{{4}}{{l}}{{{latex.escape(row['status'])}}}"
+    ends = f"{1e3 * row['time_low_s']:.4g}--{1e3 * row['time_high_s']:.4g}" if row["time_low_s"] is not None else "--"
+    speedup = f"{row['speedup']:.2f}" if row["speedup"] is not None else "--"
+    return label, f"{1e3 * row['time_s']:.4g}", ends, f"{row['flop_per_s'] / 1e9:.4g}", speedup
 
 
 def _action(made: Made) -> str:

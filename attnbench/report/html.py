@@ -5,10 +5,11 @@ Every chart stands as inline SVG; where scripts run, Vega draws it again, with t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from attnbench import __version__
 from attnbench.report import plots
@@ -17,21 +18,47 @@ from attnbench.report.material import ROWS_MOST, Page
 THEMES = ("auto", "light", "dark", "print")
 
 
-def page(pages: Sequence[Page], title: str, theme: str = "auto") -> str:
+class Drawing(msgspec.Struct, frozen=True):
+    """One chart of a page: what Vega draws, and the same as inline SVG."""
+
+    page: str
+    name: str
+    spec: dict[str, Any]
+    svg: str
+
+    @property
+    def file(self) -> str:
+        """What its files in plots/ are called: by the page, and by the chart where that is another word."""
+        return self.name if self.name == self.page else f"{self.page}-{self.name}"
+
+    @property
+    def heading(self) -> str:
+        """What a screen reader says instead of the marks."""
+        title = self.spec.get("title")
+        return str(title.get("text", "")) if isinstance(title, dict) else ""
+
+
+def draw(pages: Sequence[Page]) -> list[Drawing]:
+    """Every chart of the pages."""
+    drawn = []
+    for one in pages:
+        for name, chart in one.charts:
+            found = plots.spec(chart)
+            drawn.append(Drawing(one.name, name, found, plots.inline(found)))
+    return drawn
+
+
+def page(pages: Sequence[Page], drawn: Sequence[Drawing], title: str, theme: str = "auto") -> str:
     """The whole file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    drawn: dict[str, list[tuple[str, Any]]] = {one.name: [] for one in pages}
-    specs: dict[str, Mapping[str, Any]] = {}
-    for one in pages:
-        for name, chart in one.charts:
-            drawn[one.name].append((name, Markup(plots.inline(chart))))
-            specs[f"{one.name}/{name}"] = plots.spec(chart)
+    specs = {f"{one.page}/{one.name}": one.spec for one in drawn}
     environment = Environment(
         loader=PackageLoader("attnbench.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["drawing"] = Markup
     return environment.get_template("report.html.j2").render(
         pages=pages,
         drawn=drawn,
@@ -39,7 +66,7 @@ def page(pages: Sequence[Page], title: str, theme: str = "auto") -> str:
         theme=theme,
         most=ROWS_MOST,
         version=__version__,
-        specs=Markup(_inline(json.dumps(specs, sort_keys=True))),
+        specs=Markup(_inline(msgspec.json.encode(specs, order="deterministic").decode())),
         bundle=Markup(_bundle()) if specs else "",
     )
 

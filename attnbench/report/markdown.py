@@ -13,6 +13,8 @@ from attnbench.store import Manifest, Run
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
+CASES_MOST = 1000  # of one page
+
 _METHOD = (
     "Every output was checked against a float64 reference before it was timed. Backends ran in processes of their own, "
     "in paired rounds of random balanced order; the time is the median of blocks, with its 95 % interval. "
@@ -26,8 +28,9 @@ def page(run: Run, rows: Sequence[Row], title: str = "") -> str:
     parts = [
         f"# {escape(title or f'attnbench: {manifest.suite}')}",
         f"Finding: {escape(summary.sentence(rows))} {escape(summary.tally(rows, len(manifest.impossible)))}",
-        *_tables(rows),
-        *_details(rows),
+        f"The first {CASES_MOST} of {len(rows)} cases; data.csv has all." if len(rows) > CASES_MOST else "",
+        *_tables(rows[:CASES_MOST]),
+        *_details(rows[:CASES_MOST]),
         *_refusals(rows, manifest),
         *_machine(manifest),
         f"## Method\n\n{_METHOD}",
@@ -35,6 +38,16 @@ def page(run: Run, rows: Sequence[Row], title: str = "") -> str:
         f"{run.skipped_lines} lines of the results file could not be read." if run.skipped_lines else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:
+    """A table of text, its numbers aligned to the right."""
+    lines = [
+        f"| {' | '.join(map(escape, head))} |",
+        f"|{'|'.join('---:' if number else '---' for number in numbers)}|",
+        *(f"| {' | '.join(map(escape, row))} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def tables(rows: Sequence[Row]) -> str:

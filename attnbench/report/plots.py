@@ -1,16 +1,14 @@
-"""Charts as files: SVG, PNG, PDF, by vl-convert; no browser, no network."""
+"""Charts as files and as pieces of a page: SVG, PNG, PDF, by vl-convert; no browser, no network."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attnbench import __version__
-from attnbench.frame import Row
-from attnbench.report import charts
+from attnbench.report.drawing import Chart
 
 FORMATS = ("svg", "png", "pdf")
 SCALE = 2  # pixels of a PNG to one of the chart
@@ -22,46 +20,53 @@ def available() -> bool:
     return bool(find_spec("altair") and find_spec("vl_convert"))
 
 
-def render(chart: charts.Chart, format_: str) -> bytes:
-    """One chart as svg, png or pdf; the same bytes for the same data."""
-    held = io.BytesIO()
-    text = io.StringIO()
-    if format_ == "svg":
-        chart.save(text, format="svg")
-        return text.getvalue().encode()
-    chart.save(held, format=format_, **({"scale_factor": SCALE} if format_ == "png" else {}))
-    return held.getvalue()
-
-
-def spec(chart: charts.Chart) -> dict[str, Any]:
+def spec(chart: Chart) -> dict[str, Any]:
     """The Vega-Lite of a chart, its data in place and its background clear."""
     found: dict[str, Any] = chart.to_dict()
     # altair names its tables and keeps them apart; a page filters the one that there is.
     for values in found.pop("datasets", {}).values():
         found["data"] = {"values": values}
     found["background"] = None
+    found["config"]["aria"] = False  # a label on every mark would triple the size; the chart has one, and its table
     return found
 
 
-def inline(chart: charts.Chart) -> str:
-    """SVG to stand within a page: clear background, the page's own text colour."""
+def inline(found: Mapping[str, Any]) -> str:
+    """SVG of a spec, to stand within a page: clear background, the page's own text colour."""
     import vl_convert
 
-    svg: str = vl_convert.vegalite_to_svg(spec(chart))
+    svg: str = vl_convert.vegalite_to_svg(dict(found))
     return svg
 
 
-def write(rows: Sequence[Row], folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
-    """Every chart that the rows have data for, in every format."""
+def standing(svg: str) -> str:
+    """The same to stand alone: on white, in black."""
+    return re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
+
+
+def render(chart: Chart, format_: str) -> bytes:
+    """One chart as svg, png or pdf; the same bytes for the same data, but for the date in a PDF."""
+    return convert(standing(inline(spec(chart))), format_)
+
+
+def convert(svg: str, format_: str) -> bytes:
+    """A standing SVG in one of FORMATS."""
+    import vl_convert
+
+    if format_ == "svg":
+        return svg.encode()
+    made: bytes = vl_convert.svg_to_png(svg, scale=SCALE) if format_ == "png" else vl_convert.svg_to_pdf(svg)
+    return made
+
+
+def write(drawings: Mapping[str, str], folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Every inline SVG as a file, in every format."""
     folder.mkdir(parents=True, exist_ok=True)
-    caption = charts.caption_of(rows, __version__)
     written = []
-    for name, draw in charts.CHARTS.items():
-        chart = draw(rows, caption)
-        if chart is None:
-            continue
+    for name, svg in drawings.items():
+        alone = standing(svg)
         for format_ in formats:
             path = folder / f"{name}.{format_}"
-            path.write_bytes(render(chart, format_))
+            path.write_bytes(convert(alone, format_))
             written.append(path)
     return written

@@ -21,7 +21,8 @@ def sentence(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row["place"]]
     if not measured:
         return "nothing was measured."
-    contested = {(row["problem"], row["device"]) for row in measured if Place(row["place"]) is not Place.ALONE}
+    rivals = [row for row in measured if Place(row["place"]) is not Place.ALONE]
+    contested = {(row["problem"], row["device"], row.get("run")) for row in rivals}
     if not contested:
         return "one backend was measured for each problem: nothing to compare."
     wins = Counter(row["arm_name"] for row in measured if Place(row["place"]) is Place.FASTEST)

@@ -1,0 +1,27 @@
+"""What several pages are put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attnbench.frame import Row
+from attnbench.metrics import METRICS
+from attnbench.report.drawing import Chart
+from attnbench.report.material import Table
+
+
+def drawn(**charts: Chart | None) -> tuple[tuple[str, Any], ...]:
+    """Those that there is data for, by name."""
+    return tuple((name, chart) for name, chart in charts.items() if chart is not None)
+
+
+def metrics(heading: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
+    """One line a case with these metrics; a column that nothing was measured of is left out."""
+    kept = [name for name in names if any(row[name] is not None for row in rows)]
+    lines = [
+        (row["label"], *(METRICS[name].show(row[name]) for name in kept))
+        for row in rows
+        if any(row[name] is not None for name in kept)
+    ]
+    return Table(heading=heading, head=("case", *kept), rows=lines, numbers=(False, *([True] * len(kept))))
