@@ -137,16 +137,17 @@ def _machine(run: Run) -> str:
 
 
 def _sides(run: Run) -> Sides:
-    return dict(frame.each(run.results, _keyed))
+    return dict(frame.each(run.results, lambda arms: map(_keyed, arms)))
 
 
-def _keyed(joined: Joined, _: object) -> tuple[tuple[str, str], Side]:
+def _keyed(joined: Joined) -> tuple[tuple[str, str], Side]:
     case, arm = joined.case, joined.arm
+    case_id = case.id
     side = Side(
-        case.id, case.label, f"{arm.name}@{arm.device}", arm.backend, joined.status.value,
+        case_id, case.label, f"{arm.name}@{arm.device}", arm.backend, joined.status.value,
         frame.one_line(joined.worst.reason), joined.launches, joined.time, METRICS["peak_bytes"].compute(joined),
     )  # fmt: skip
-    return (case.id, arm.id), side
+    return (case_id, arm.id), side
 
 
 def sides_of(rows: Iterable[Row]) -> Sides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ def share(task: Callable[[Item], Made], items: Sequence[Item], pooled: bool = Tr
 def _adopt(task: Callable[[int], Any]) -> None:
     global _task
     _task = task
+    gc.disable()  # what is shared stays shared, and what is made here goes by its count of references
 
 
 def _run(place: int) -> Any:

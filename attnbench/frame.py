@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Roofs = Mapping[str, Ceilings]  # by device
 T = TypeVar("T")
-Follow = Callable[[Joined, "Place | None"], T]
+Follow = Callable[[list[Joined]], Iterable[T]]
 Group = dict[int, list[int]]  # of one problem on one device: the place of each arm's row, and its results' indices
 NONE: Roofs = {}
 
@@ -101,7 +101,7 @@ def rows(results: Sequence[Result], reference: str | None = None, roofs: Roofs =
 
     `roofs`: ceilings of devices, for the roofline.
     """
-    return each(results, row_of, reference, roofs)
+    return each(results, _rows_of, reference, roofs)
 
 
 def frame(results: Sequence[Result], reference: str | None = None, roofs: Roofs = NONE) -> pd.DataFrame:
@@ -134,13 +134,13 @@ def roofs_of(manifest: Manifest) -> Roofs:
 
 def join(results: Sequence[Result], reference: str | None = None, roofs: Roofs = NONE) -> list[Joined]:
     """The launches of each (case, arm) beside its reference arm's. Of several lines with one key the last counts."""
-    return each(results, lambda joined, _: joined, reference, roofs)
+    return each(results, lambda arms: arms, reference, roofs)
 
 
 def each(results: Sequence[Result], follow: Follow[T], reference: str | None = None, roofs: Roofs = NONE) -> list[T]:
-    """What `follow` makes of each (case, arm), in order of appearance.
+    """What `follow` makes of the arms that one device has on one problem, one thing of each; in order of appearance.
 
-    Problem by problem: of results that are not held in memory, those of one problem on one device are there at a time,
+    Of results that are not held in memory, those of one problem on one device are there at a time,
     and all cores share the work.
     """
     heads = results.heads if isinstance(results, Lines) else results
@@ -171,7 +171,7 @@ class _Work(NamedTuple, Generic[T]):
     roofs: Roofs
 
     def of(self, group: Group) -> list[T]:
-        """For each arm of a problem on one device."""
+        """For each arm of one problem on one device."""
         launches = [[self.results[index] for index in indices] for indices in group.values()]
         device = launches[0][0].arm.device
         partner: Sequence[Result] = ()
@@ -179,12 +179,14 @@ class _Work(NamedTuple, Generic[T]):
             arm = own[0].arm
             if arm.name == self.reference if self.reference else arm.id == self.known.get(device):
                 partner = own
-        joined = [Joined(own, partner, self.roofs.get(device)) for own in launches]
-        return [self.follow(one, place) for one, place in zip(joined, _places(joined), strict=True)]
+        return list(self.follow([Joined(own, partner, self.roofs.get(device)) for own in launches]))
 
 
-def row_of(joined: Joined, place: Place | None) -> Row:
-    """One row, with the columns of COLUMNS."""
+def _rows_of(arms: Sequence[Joined]) -> Iterator[Row]:
+    return (_row(one, place) for one, place in zip(arms, _places(arms), strict=True))
+
+
+def _row(joined: Joined, place: Place | None) -> Row:
     case, arm, worst = joined.case, joined.arm, joined.worst
     return {
         "case_id": case.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple, overload
 
 import msgspec
 
@@ -52,8 +52,8 @@ class Mark(NamedTuple):
 class Lines(Sequence[Result]):
     """The results of a large file: their heads are held, the rest is read when it is asked for."""
 
-    def __init__(self, path: Path, marks: list[Mark]) -> None:
-        self.path, self.marks = path, marks
+    def __init__(self, path: Path, marks: list[Mark], file: BinaryIO | None = None) -> None:
+        self.path, self.marks, self._file = path, marks, file or path.open("rb")
 
     @property
     def heads(self) -> list[Result]:
@@ -68,28 +68,30 @@ class Lines(Sequence[Result]):
     @overload
     def __getitem__(self, place: slice) -> Lines: ...
     def __getitem__(self, place: int | slice) -> Result | Lines:
-        if isinstance(place, slice):
-            return Lines(self.path, self.marks[place])
-        return next(iter(Lines(self.path, [self.marks[place]])))
+        found = self.marks[place]
+        return self.of(found) if isinstance(found, list) else self._read(found)
 
     def __iter__(self) -> Iterator[Result]:
+        return map(self._read, self.marks)
+
+    def of(self, marks: list[Mark]) -> Lines:
+        """Some of them."""
+        return Lines(self.path, marks, self._file)
+
+    def _read(self, mark: Mark) -> Result:
+        """One line; if it has the head of a result and nonsense in the rest, or the file has changed, an error."""
         try:
-            with self.path.open("rb") as file:
-                for mark in self.marks:
-                    yield decoded(os.pread(file.fileno(), mark.size, mark.start)) or self._unreadable(mark)
+            result = decoded(os.pread(self._file.fileno(), mark.size, mark.start))
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
-
-    def _unreadable(self, mark: Mark) -> Result:
-        """JSON with the head of a result and nonsense in the rest, or a file that has changed."""
         reason = f"byte {mark.start} of {self.path.name}: its line holds no result"
-        return msgspec.structs.replace(mark.head, status=Status.ERROR, reason=reason)
+        return result or msgspec.structs.replace(mark.head, status=Status.ERROR, reason=reason)
 
 
 def chosen(results: Sequence[Result], keep: Callable[[Result], bool]) -> Sequence[Result]:
     """The results that `keep` wants, by case, arm, launch and status."""
     if isinstance(results, Lines):
-        return Lines(results.path, [mark for mark in results.marks if keep(mark.head)])
+        return results.of([mark for mark in results.marks if keep(mark.head)])
     return list(filter(keep, results))
 
 

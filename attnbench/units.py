@@ -54,6 +54,11 @@ def rate(value: float | None, unit: str) -> str:
     return f"{_three_digits(value)} {_DECIMAL[step]}{unit}"
 
 
+def short(value: float) -> str:
+    """512, 1k, 2k: a length as tables and axes have it."""
+    return f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"
+
+
 def percent(value: float | None) -> str:
     """+-1.2%."""
     return "-" if value is None else f"{_three_digits(100 * value)}%"

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from attnbench import cli, frame
+from attnbench import cli, comparison, frame
 from attnbench.attention.problem import Problem
 from attnbench.ceilings import Point, Rate
-from attnbench.report import charts, plots, style
-from attnbench.result import Result, Status
-from tests.samples import ceilings, result
+from attnbench.report import charts, diagrams, drawing, plots, style
+from attnbench.report.material import material
+from attnbench.result import Result, Status, sample
+from attnbench.store import Manifest, Run
+from attnbench.studies import scaling as study
+from tests.samples import ceilings, result, timed
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -83,7 +86,7 @@ def test_axes_have_units_and_lengths_their_values() -> None:
 
 
 def test_the_caption_has_what_all_cases_share() -> None:
-    said = charts.caption_of(frame.rows(made(masks=("none", "causal"))), "0.1.0")
+    said = drawing.caption_of(frame.rows(made(masks=("none", "causal"))), "0.1.0")
     assert said.startswith("cpu:threads=1, fp32, fwd, batch 1, heads 8, head_dim 64")
     assert said.endswith("attnbench 0.1.0")
     assert "causal" not in said
@@ -111,18 +114,142 @@ def test_the_same_data_gives_the_same_file(format_: str, begins: bytes) -> None:
         assert one == again
 
 
-def test_files_are_written_for_what_has_data(tmp_path: Path) -> None:
-    names = [path.name for path in plots.write(frame.rows(made()), tmp_path, ("svg",))]
-    assert names == ["latency.svg", "throughput.svg"]
-    text = (tmp_path / "latency.svg").read_text()
+def test_a_file_stands_on_white_and_a_drawing_of_the_page_does_not(tmp_path: Path) -> None:
+    svg = plots.inline(plots.spec(charts.latency(frame.rows(made()), "")))
+    (path,) = plots.write({"latency": svg}, tmp_path, ("svg",))
+    text = path.read_text()
     assert "sdpa:flash is fastest" in text
     assert "sequence length" in text
+    assert 'fill="white"' in text
+    assert 'fill="white"' not in svg
 
 
-def test_a_name_that_would_be_markup_stays_text(tmp_path: Path) -> None:
+def test_a_name_that_would_be_markup_stays_text() -> None:
     evil = [result([1e-3] * 5, "x</text><script>alert(1)</script>.py:f", problem=Problem(seq_q=n)) for n in (64, 128)]
-    (path, *_) = plots.write(frame.rows(evil), tmp_path, ("svg",))
-    assert "<script>" not in path.read_text()
+    assert b"<script>" not in plots.render(charts.latency(frame.rows(evil), ""), "svg")
+
+
+def test_many_panels_are_cut_and_it_is_said() -> None:
+    rows = [row for batch in range(1, 31) for row in frame.rows(made(batch=batch))]
+    chart = charts.latency(rows, "below")
+    panels = {row["panel"] for row in values(chart, "point")}
+    assert panels == {f"batch {batch}" for batch in range(1, 13)}
+    assert "12 of 30 panels; attnbench plot --only draws the others" in chart.to_dict()["title"]["subtitle"]
+
+
+def test_many_points_are_thinned_to_the_first_and_the_last_and_some_between() -> None:
+    lengths = range(16, 16 * 4001, 16)
+    rows = frame.rows([result([1e-3] * 3, problem=Problem(seq_q=n)) for n in lengths])
+    chart = charts.latency(rows, "")
+    drawn = [row["x"] for row in values(chart, "point")]
+    assert drawn == [*list(lengths)[::2], lengths[-1]]
+    assert len({row["segment"] for row in values(chart, "point")}) == 1
+    assert any("one of 2 values of seq_q shown" in line for line in chart.to_dict()["title"]["subtitle"])
+
+
+def test_of_very_many_rows_charts_look_at_the_first_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for batch in range(1, 31) for row in frame.rows(made(batch=batch))]
+    assert drawing.focus(rows) == (rows, "")
+    monkeypatch.setattr(drawing, "ROWS_MOST", 100)
+    kept, said = drawing.focus(rows)
+    assert {row["batch"] for row in kept} == set(range(1, 13))
+    assert said == "charts show 120 of 300 cases; attnbench plot --only draws the others"
+
+
+def known_ceilings() -> dict[str, Any]:
+    return {"cpu:threads=1": ceilings(matmul={"fp32": Rate(burst=3e11, sustained=2e11, size=512)})}
+
+
+def test_rates_stand_beneath_the_measured_peak() -> None:
+    rows = frame.rows(made())
+    (peak,) = values(charts.throughput(rows, "", known_ceilings()), "peak")
+    assert (peak["y"], peak["label"]) == (3e11, "measured peak 300 GFLOP/s")
+    assert values(charts.throughput(rows, ""), "peak") == []
+
+
+def test_a_peak_far_above_is_named_below_the_title() -> None:
+    far = {"cpu:threads=1": ceilings(name="NVIDIA H200", matmul={"fp32": Rate(burst=1e15, sustained=1e15, size=9)})}
+    chart = charts.throughput(frame.rows(made()), "", far)
+    assert values(chart, "peak") == []
+    below = " ".join(chart.to_dict()["title"]["subtitle"])
+    assert "measured peak 1000 TFLOP/s (fp32) is far above" in below
+    assert "data sheet 67.0 TFLOP/s (fp32) is far above" in below
+
+
+def test_bars_become_lines_where_there_are_too_many() -> None:
+    few = json.dumps(charts.throughput(frame.rows(made()), "").to_dict())
+    many = [result([1e-3] * 3, problem=Problem(seq_q=n)) for n in range(64, 64 * 50, 64)]
+    lines = json.dumps(charts.throughput(frame.rows(many), "").to_dict())
+    assert '"bar"' in few
+    assert '"bar"' not in lines
+    assert '"zero": true' in few
+    assert '"zero": true' in lines
+
+
+def with_memory() -> list[Result]:
+    return [
+        result((1e-3,) * 3, problem=Problem(seq_q=n), samples={"time": timed((1e-3,) * 3), "total_memory": peak})
+        for n in LENGTHS
+        for peak in [sample("B", [8.0 * n * n])]
+    ]
+
+
+def test_memory_has_guides_of_both_orders() -> None:
+    guides = values(charts.memory(frame.rows(with_memory()), ""), "guide")
+    ends = {guide["label"]: guide["y"] for guide in guides if guide["last"]}
+    start = 8.0 * 256 * 256
+    assert ends == {"O(n)": start * 16, "O(n²)": start * 256}
+    assert {guide["y"] for guide in guides if not guide["last"]} == {start}
+
+
+def test_the_grid_names_the_best_and_greys_what_is_level() -> None:
+    close = [result([1.0] * 6, problem=Problem(seq_q=n)) for n in (64, 128, 256)]
+    close += [result([1.001] * 6, "sdpa:flash", problem=Problem(seq_q=n)) for n in (64, 128)]
+    close += [result([0.5] * 6, "sdpa:flash", problem=Problem(seq_q=256), facts={"reference": "naive@cpu:threads=1"})]
+    cells = values(diagrams.grid(frame.rows(close), ""), "cell")
+    assert [(cell["x"], cell["best"], cell["text"]) for cell in cells] == [
+        (64, "tied", "~"), (128, "tied", "~"), (256, "sdpa:flash", "2x"),
+    ]  # fmt: skip
+    assert cells[0]["names"] == "naive, sdpa:flash"
+    assert diagrams.grid(frame.rows([result([1.0] * 6)]), "") is None
+
+
+def test_slopes_are_those_of_the_laws() -> None:
+    laws = list(study.laws(frame.rows(made())))
+    points = values(diagrams.slopes(laws, ""), "point")
+    assert {point["arm"] for point in points} == {"sdpa:flash", "naive"}
+    assert all(point["y"] == pytest.approx(2.0) for point in points)
+    assert "256 to 512" in {point["x"] for point in points}
+    assert diagrams.slopes([], "") is None
+
+
+def stored(results: list[Result], name: str) -> Run:
+    manifest = Manifest(schema_version=1, attnbench="0", created_at="", suite="made", fingerprint="f")
+    return Run(path=Path(name), manifest=manifest, results=results)
+
+
+def test_ratios_stand_by_their_effect_and_the_trend_follows_the_runs() -> None:
+    one, slower = [result([1.0, 1.01, 1.02], problem=Problem(seq_q=n)) for n in (64, 128)], []
+    for factor, n in ((1.5, 64), (3.0, 128)):
+        slower.append(result([factor, factor * 1.01, factor * 1.02], problem=Problem(seq_q=n)))
+    found = comparison.compare(stored(one, "a"), stored(slower, "b"))
+    points = values(diagrams.ratios(found.pairs, "a", "b"), "point")
+    assert [point["x"] for point in points] == [pytest.approx(3.0), pytest.approx(1.5)]
+    assert all(point["low"] < point["x"] < point["high"] for point in points)
+    trend = values(diagrams.trend([("b", found.geomeans), ("c", found.geomeans)]), "point")
+    assert [(point["x"], point["y"]) for point in trend] == [
+        ("b", pytest.approx(4.5**0.5)),
+        ("c", pytest.approx(4.5**0.5)),
+    ]
+    assert diagrams.trend([("b", found.geomeans)]) is None
+
+
+def test_noise_is_shown_block_by_block() -> None:
+    run = stored([result([1.0, 1.0, 1.0, 2.0])], "a")
+    (detail,) = material([run]).details
+    assert [(block["x"], block["y"]) for block in detail.blocks] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+    assert len(values(diagrams.noise(detail.blocks, "", ""), "point")) == 4
+    assert diagrams.noise([], "", "") is None
 
 
 def test_a_chart_of_ones_own_has_its_axes_and_lines() -> None:
@@ -164,7 +291,7 @@ def test_the_roof_bends_where_memory_and_products_meet() -> None:
     )
     roofs = {"cpu:threads=1": known}
     rows = frame.rows(made(), roofs=roofs)
-    chart = charts.roofline(rows, roofs, "x")
+    chart = diagrams.roofline(rows, roofs, "x")
     points, roof = values(chart, "point"), values(chart, "roof")
     assert {(row["x"], row["y"]) for row in points} == {(r["intensity"], r["flop_per_s"]) for r in rows if r["time_s"]}
     assert [(row["x"], row["y"]) for row in roof][1:] == [
@@ -174,4 +301,4 @@ def test_the_roof_bends_where_memory_and_products_meet() -> None:
     assert roof[0]["y"] == pytest.approx(5e10 * roof[0]["x"])
     assert "comes nearest to its roof" in json.dumps(chart.to_dict())
     assert plots.render(chart, "svg").startswith(b"<svg")
-    assert charts.roofline(frame.rows(made()), {}, "x") is None
+    assert diagrams.roofline(frame.rows(made()), {}, "x") is None

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from attnbench import cli, frame, store
-from attnbench.report import export
+from attnbench.report import export, latex
 from attnbench.store import Run
 
 
@@ -70,7 +70,7 @@ def test_latex_has_a_row_for_each_case_and_no_bare_special(run: Run) -> None:
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 1 + len(frame.rows(run.results))
     assert all(line.count("&") in (1, 4) for line in rows)
-    assert export._tex("a_b%c{d}\\<") == r"a\_b\%c\{d\}\textbackslash{}\textless{}"
+    assert latex.escape("a_b%c{d}\\<") == r"a\_b\%c\{d\}\textbackslash{}\textless{}"
 
 
 def test_the_command_writes_and_names_what_it_cannot(

@@ -11,7 +11,7 @@ from attnbench.report import drawing, summary
 from attnbench.report.drawing import Chart, Measure, Point
 
 BARS_MOST = 40  # of one panel; more are drawn as lines
-CEILING_FAR = 20  # times above all that was measured: a ceiling is named below the title and not drawn
+CEILING_FAR = 5  # times above all that was measured: a ceiling is named below the title and not drawn
 
 _TIME = Measure(
     column="time_s", title="time of a call", unit="s", ends=("time_low_s", "time_high_s"), refusals=True

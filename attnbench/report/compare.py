@@ -14,6 +14,7 @@ from attnbench.report.table import width_of, wrap
 FORMATS = ("table", "md", "csv", "jsonl")
 MEMORY_WITHIN = 0.01  # of the peak, and a mebibyte: less is no change worth a word
 MEMORY_WITHIN_BYTES = 2**20
+PAIRS_MOST = 1000  # of a table for people
 HEADS = ("old", "new", "new / old", "95 %", "")
 
 
@@ -38,7 +39,7 @@ def tally(one: Comparison) -> str:
 def _table(one: Comparison, width: int) -> Iterator[str]:
     yield from wrap(f"{one.new} against {one.old}" + (CROSSED if one.cross_machine else ""), width, indent=2)
     yield ""
-    rows = [(pair, _cells(pair)) for pair in one.pairs]
+    rows = [(pair, _cells(pair)) for pair in one.pairs[:PAIRS_MOST]]
     wide = [max([width_of(head), *(width_of(cells[place]) for _, cells in rows)]) for place, head in enumerate(HEADS)]
     label_most = max(24, width - sum(wide) - 2 * len(wide))
     label = min(label_most, max((width_of(_name(pair)) for pair, _ in rows), default=4))
@@ -53,6 +54,7 @@ def _table(one: Comparison, width: int) -> Iterator[str]:
         yield from (f"  {piece}" for piece in rest)
         yield from (f"    {line}" for note in _notes(pair) for line in wrap(note, width - 4))
     yield ""
+    yield from _more(one)
     yield from _means(one)
     yield tally(one)
 
@@ -62,12 +64,12 @@ def _markdown(one: Comparison) -> Iterator[str]:
     yield ""
     yield f"| case | {' | '.join(HEADS[:4])} | change |"
     yield "|---|---:|---:|---:|---:|---|"
-    for pair in one.pairs:
+    for pair in one.pairs[:PAIRS_MOST]:
         notes = "; ".join(_notes(pair))
         cells = [*_cells(pair)[:4], pair.change.value + (f" ({notes})" if notes else "")]
         yield f"| {escape(_name(pair))} | {' | '.join(map(escape, cells))} |"
     yield ""
-    yield from (f"{line}  " for line in _means(one))
+    yield from (f"{line}  " for line in (*_more(one), *_means(one)))
     yield tally(one)
     yield ""
 
@@ -93,6 +95,11 @@ def _notes(pair: Pair) -> Iterator[str]:
     old, new = pair.old_peak, pair.new_peak
     if old is not None and new is not None and abs(new - old) > max(MEMORY_WITHIN * old, MEMORY_WITHIN_BYTES):
         yield f"peak memory {units.size(old)} -> {units.size(new)}"
+
+
+def _more(one: Comparison) -> Iterator[str]:
+    if len(one.pairs) > PAIRS_MOST:
+        yield f"the first {PAIRS_MOST} of {len(one.pairs)}, largest effects first; --format csv has all"
 
 
 def _means(one: Comparison) -> Iterator[str]:

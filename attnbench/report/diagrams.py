@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from attnbench import units
 from attnbench.ceilings import Ceilings
 from attnbench.comparison import Pair
 from attnbench.frame import TIE_FLOOR, Place, Roofs, Row
@@ -131,20 +132,23 @@ def slopes(laws: Sequence[Law], caption: str) -> Chart | None:
     axes = [law.axis for law in laws]
     axis = max(dict.fromkeys(axes), key=axes.count)
     data: list[dict[str, Any]] = []
+    middles: dict[str, float] = {}
     for number, law in enumerate(law for law in laws if law.axis == axis):
         panel = {"time": "time of a call", "peak": "peak memory"}.get(law.quantity, law.quantity)
         steps = zip(law.points, law.points[1:], law.slopes, strict=False)
         for (left, _), (right, _), slope in steps:
-            middle = math.sqrt(left * right)
+            step = f"{units.short(left)} to {units.short(right)}"
+            middles[step] = left * right
             data.append({
-                "kind": "point", "x": middle, "y": slope, "arm": law.arm, "panel": panel, "law": number,
-                "label": f"{law.problem}: {left:g} to {right:g}",
+                "kind": "point", "x": step, "y": slope, "arm": law.arm, "panel": panel, "law": number,
+                "label": f"{law.problem}: {step}",
             })  # fmt: skip
         data.append({"kind": "rule", "y": law.predicted, "panel": panel})
     arms = in_order(point["arm"] for point in data if "arm" in point)
     whole = alt.Chart(alt.InlineData(values=data))
     y = alt.Y("y:Q", title="local exponent", scale=alt.Scale(zero=False, padding=10))
-    x = alt.X("x:Q", scale=alt.Scale(type="log", base=2, padding=12), title=axis, axis=alt.Axis(grid=False))
+    order = sorted(middles, key=lambda step: middles[step])
+    x = alt.X("x:O", sort=order, title=axis, axis=alt.Axis(grid=False, labelAngle=-30))
     points = whole.transform_filter("datum.kind == 'point'").encode(
         x=x, y=y, color=drawing.of_arm(alt.Color, arms), detail="law:N"
     )
@@ -156,7 +160,7 @@ def slopes(laws: Sequence[Law], caption: str) -> Chart | None:
         ),
     ]
     drawn = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
-    panels = list(dict.fromkeys(point["panel"] for point in data))
+    panels = sorted({point["panel"] for point in data}, reverse=True)
     heading = f"Exponents between neighbours along {axis}; dashed: what is predicted"
     return drawing.titled(drawing.faceted(drawn, panels), heading, caption)
 

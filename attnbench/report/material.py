@@ -9,7 +9,7 @@ import msgspec
 
 from attnbench import __version__, frame, lines, stats, units
 from attnbench.errors import UsageError
-from attnbench.frame import Place, Roofs, Row
+from attnbench.frame import Roofs, Row
 from attnbench.joined import Joined
 from attnbench.report import drawing
 from attnbench.result import Result
@@ -94,7 +94,7 @@ def material(
         own = frame.roofs_of(run.manifest)
         rows = frame.rows(results, reference, own)
         by_run.append([{**row, "run": names[len(by_run)]} for row in rows] if len(runs) > 1 else rows)
-        details += filter(None, frame.each(results[: DETAILS_MOST - len(details)], _detail))
+        details += filter(None, frame.each(results[: DETAILS_MOST - len(details)], lambda arms: map(_detail, arms)))
         roofs |= own
     for detail in details[DRIFT_MOST:]:
         if detail.blocks:
@@ -118,7 +118,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(folders, start=1)]
 
 
-def _detail(joined: Joined, _: Place | None) -> Detail | None:
+def _detail(joined: Joined) -> Detail | None:
     """None where nothing was timed and nothing profiled."""
     profiles = [result.facts["profile"] for result in joined.results if "profile" in result.facts]
     kernels = [row for seen in profiles for row in (seen.get("kernels") or seen.get("operators") or [])]

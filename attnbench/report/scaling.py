@@ -95,14 +95,10 @@ def _cells(law: Law) -> tuple[str, ...]:
     slopes = [f"{slope:.2f}" for slope in law.slopes]
     return (
         f"{law.quantity:<5}{law.arm}",
-        f"{law.axis} {_short(first)}..{_short(last)}",
+        f"{law.axis} {units.short(first)}..{units.short(last)}",
         f"{law.predicted:g}",
         f"{measured.value:.2f}",
         ends,
         " ".join(slopes),
         law.verdict.value + (f": {law.why}" if law.why else ""),
     )
-
-
-def _short(value: float) -> str:
-    return f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"
