@@ -172,7 +172,7 @@ def test_a_peak_far_above_is_named_below_the_title() -> None:
     chart = charts.throughput(frame.rows(made()), "", far)
     assert values(chart, "peak") == []
     below = " ".join(chart.to_dict()["title"]["subtitle"])
-    assert "measured peak 1000 TFLOP/s (fp32) is far above" in below
+    assert "measured peak 1.00 PFLOP/s (fp32) is far above" in below
     assert "data sheet 67.0 TFLOP/s (fp32) is far above" in below
 
 

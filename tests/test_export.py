@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 import pytest
 
 from attnbench import cli, frame, store
+from attnbench.errors import UsageError
 from attnbench.report import export, latex
 from attnbench.store import Run
 
@@ -84,3 +89,112 @@ def test_the_command_writes_and_names_what_it_cannot(
     assert "did you mean 'bencher'" in capsys.readouterr().err
     assert cli.invoke(["export", str(stored_run), "-o", str(tmp_path / "none" / "b.json")]) == 2
     assert "cannot write to" in capsys.readouterr().err
+
+
+def test_parquet_keeps_every_column_and_its_type(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "run.parquet"
+    export.write(run, "parquet", path)
+    table = pd.read_parquet(path)
+    assert list(table.columns) == list(frame.COLUMNS)
+    assert table["time_s"].dropna().tolist() == [row["time_s"] for row in measured(run)]
+    assert table["seq_q"].dtype.kind == "i"
+
+
+def test_asv_loads_its_own_folder(run: Run, tmp_path: Path) -> None:
+    results = pytest.importorskip("asv.results")
+    manifest = msgspec.structs.replace(run.manifest, commit={"commit": "f00dcafe" * 5, "dirty": False})
+    export.write(msgspec.structs.replace(run, manifest=manifest), "asv", tmp_path)
+    (path,) = tmp_path.glob("*/f00dcafe-*.json")
+    held = results.Results.load(str(path), machine_name=run.manifest.fingerprint)
+    names = {f"time.{row['label']}@{row['device']}": row for row in measured(run)}
+    assert names.keys() <= set(held.get_all_result_keys())
+    for name, row in names.items():
+        assert held.get_result_value(name, []) == [row["time_s"]]
+        (stats,) = held.get_result_stats(name, [])
+        assert (stats["ci_99_a"], stats["ci_99_b"]) == (row["time_low_s"], row["time_high_s"])
+    assert [one.params["machine"] for one in results.iter_results(str(tmp_path))] == [run.manifest.fingerprint]
+    benchmarks = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert set(held.get_all_result_keys()) == benchmarks.keys() - {"version"}
+
+
+def test_asv_needs_a_commit(run: Run, tmp_path: Path) -> None:
+    manifest = msgspec.structs.replace(run.manifest, commit=None)
+    with pytest.raises(UsageError, match="outside a git repository"):
+        export.write(msgspec.structs.replace(run, manifest=manifest), "asv", tmp_path)
+
+
+def test_tensorboards_own_reader_finds_every_time_at_its_length(run: Run, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    export.write(run, "tensorboard", tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert socket.gethostname() not in path.name
+    seen = reader.EventAccumulator(str(tmp_path))
+    seen.Reload()
+    tags = [tag for tag in seen.Tags()["scalars"] if tag.startswith("time_s/")]
+    times = sorted((event.step, event.value) for tag in tags for event in seen.Scalars(tag))
+    wanted = sorted((row["seq_q"], row["time_s"]) for row in measured(run))
+    assert [step for step, _ in times] == [step for step, _ in wanted]
+    assert [value for _, value in times] == pytest.approx([value for _, value in wanted], rel=1e-6)
+    assert "run" in seen.Tags()["tensors"]
+
+
+def leveldb_log(held: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format behind 7 bytes; wandb ships no reader for it."""
+    assert held.startswith(b":W&B")
+    place, parts = 7, []
+    while place + 7 <= len(held):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        _, size, kind = struct.unpack("<IHB", held[place : place + 7])
+        parts.append(held[place + 7 : place + 7 + size])
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
+@pytest.mark.slow
+def test_wandb_reads_back_what_it_wrote_offline(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    export.write(run, "wandb", tmp_path)
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    values: list[float] = []
+    for data in leveldb_log(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            key = item.key or "/".join(item.nested_key)
+            values += [json.loads(item.value_json)] if key.startswith("time_s/") else []
+    assert sorted(values) == sorted(row["time_s"] for row in measured(run))
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
+    held = json.loads(table.read_text())
+    assert [line[0] for line in held["data"]] == [row["label"] for row in frame.rows(run.results)]
+    assert not list(tmp_path.glob("wandb/**/*.log"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "parquet"], "--to parquet writes a binary file: give --out"),
+        (["--to", "tensorboard"], "--to tensorboard writes a folder: give --out"),
+    ],
+)
+def test_what_stdout_cannot_hold_is_refused(
+    options: list[str], said: str, stored_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(["export", str(stored_run), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    stored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda _: None)
+    assert cli.invoke(["export", str(stored_run), "--to", "parquet", "-o", str(tmp_path / "p")]) == 2
+    assert "--to parquet needs pyarrow: pip install 'attnbench[parquet]'" in capsys.readouterr().err

@@ -13,25 +13,27 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="csv, json, md, latex, github-action-benchmark, bencher, pytest-benchmark.", metavar="FORMAT"
+            "--to",
+            help="csv, json, parquet, md, latex, github-action-benchmark, bencher, pytest-benchmark, asv, tensorboard, "
+            "wandb.",
+            metavar="FORMAT",
         ),
     ] = "json",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; stdout by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A file, or a folder for asv, tensorboard and wandb; stdout by default."),
+    ] = None,
 ) -> int:
     """Print a stored run in the format of another tool, or write it to a file."""
     from attnbench import api
-    from attnbench.errors import Exit, StoreError, UnknownNameError
+    from attnbench.errors import Exit
     from attnbench.report import export as report
 
-    if to not in report.FORMATS:
-        raise UnknownNameError("format", to, report.FORMATS, where="--to")
-    text = report.text(api.load(run), to)
+    report.check(to, out)
+    stored = api.load(run)
     if out is None:
-        print(text, end="")
+        print(report.text(stored, to), end="")
         return Exit.OK
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write to {out}: {error.strerror}") from error
+    report.write(stored, to, out)
     print(out)
     return Exit.OK

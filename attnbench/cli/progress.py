@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from attnbench.errors import UnknownNameError
@@ -22,6 +24,18 @@ def observer(style: str, total: int) -> Plain | Bar | Silent:
     if style == "auto":
         style = "bar" if sys.stderr.isatty() and not os.environ.get("CI") else "lines"
     return {"bar": Bar, "lines": Plain, "none": Silent}[style](total)
+
+
+@contextlib.contextmanager
+def steps(first: str) -> Iterator[Callable[[str], None]]:
+    """What goes on, as one live line on a terminal outside CI; elsewhere nothing: the command's output will say it."""
+    if not sys.stderr.isatty() or os.environ.get("CI"):
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(first) as status:
+        yield lambda text: status.update(text)
 
 
 class Silent:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
+
 
 def report(
     runs: Annotated[
@@ -25,6 +27,7 @@ def report(
 ) -> None:
     """Write index.html (one file, offline), report.md, data.csv, tables and plots of one run or several."""
     from attnbench import api
+    from attnbench.cli.progress import steps
     from attnbench.errors import UnknownNameError
     from attnbench.ranges import words
     from attnbench.report import Choice, html, plots, write
@@ -50,11 +53,13 @@ def report(
         only=chosen,
         anonymize=anonymize,
     )
-    where = write([api.load(name) for name in runs or ("last",)], out, choice)
+    with steps("reading runs") as begin:
+        where = write([api.load(name) for name in runs or ("last",)], out, choice, begin)
     if not plots.available():
         print(plots.MISSING, file=sys.stderr)
-    for name in ("index.html", "report.md", "data.csv"):
-        print(where / name)
+    for name in FILES:
+        if (where / name).exists():
+            print(where / name)
     for folder in ("tables", "plots"):
         if (where / folder).is_dir():
             print(f"{where / folder}/ ({len(list((where / folder).iterdir()))} files)")

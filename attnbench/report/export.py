@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from attnbench import frame, stats
+from attnbench.errors import StoreError, UnknownNameError, UsageError
 from attnbench.frame import Row
 from attnbench.joined import Joined
-from attnbench.report import csv, latex, markdown
+from attnbench.report import csv, latex, markdown, trackers
+from attnbench.report.trackers import Made, named
 from attnbench.store import Run
-
-
-class Made(NamedTuple):
-    """What a format is written from."""
-
-    run: Run
-    rows: list[Row]
 
 
 def _csv(made: Made) -> str:
@@ -56,9 +54,9 @@ def _action(made: Made) -> str:
     for row in made.rows:
         if row["time_s"] is not None:
             half = (row["time_high_s"] - row["time_low_s"]) / 2 if row["time_low_s"] is not None else 0.0
-            found.append({"name": _name(row), "unit": "s", "value": row["time_s"], "range": f"± {half:.3g}"})
+            found.append({"name": named(row), "unit": "s", "value": row["time_s"], "range": f"± {half:.3g}"})
         if row["peak_bytes"] is not None:
-            found.append({"name": f"{_name(row)} peak memory", "unit": "B", "value": row["peak_bytes"]})
+            found.append({"name": f"{named(row)} peak memory", "unit": "B", "value": row["peak_bytes"]})
     return _pretty(found)
 
 
@@ -70,7 +68,7 @@ def _bencher(made: Made) -> str:
             latency = {"value": 1e9 * row["time_s"]}
             if row["time_low_s"] is not None and row["time_high_s"] is not None:
                 latency |= {"lower_value": 1e9 * row["time_low_s"], "upper_value": 1e9 * row["time_high_s"]}
-            found[_name(row)] = {"latency": latency}
+            found[named(row)] = {"latency": latency}
     return _pretty(found)
 
 
@@ -152,26 +150,76 @@ def _benchmark(one: Joined) -> dict[str, Any]:
     }
 
 
-def _name(row: Row) -> str:
-    return f"{row['label']}@{row['device']}"
-
-
 def _pretty(value: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
-Writer = Callable[[Made], str]
-FORMATS: dict[str, tuple[str, Writer]] = {
-    "csv": ("csv", _csv),
-    "json": ("json", _json),
-    "md": ("md", _markdown),
-    "latex": ("tex", _latex),
-    "github-action-benchmark": ("json", _action),
-    "bencher": ("json", _bencher),
-    "pytest-benchmark": ("json", _pytest_benchmark),
+def _parquet(made: Made) -> bytes:
+    """Every column of the frame, its type kept."""
+    held = io.BytesIO()
+    frame.table(made.rows).to_parquet(held, index=False)
+    return held.getvalue()
+
+
+class Format(msgspec.Struct, frozen=True):
+    """How a run becomes a file of that ending, or a folder."""
+
+    suffix: str
+    make: Callable[[Made], str | bytes] | None = None
+    fill: Callable[[Made, Path], None] | None = None  # a folder
+    needs: str = ""  # a package that is no dependency of ours, and the extra that brings it
+
+
+FORMATS: dict[str, Format] = {
+    "csv": Format("csv", _csv),
+    "json": Format("json", _json),
+    "parquet": Format("parquet", _parquet, needs="pyarrow"),
+    "md": Format("md", _markdown),
+    "latex": Format("tex", _latex),
+    "github-action-benchmark": Format("json", _action),
+    "bencher": Format("json", _bencher),
+    "pytest-benchmark": Format("json", _pytest_benchmark),
+    "asv": Format("", fill=trackers.asv),
+    "tensorboard": Format("", fill=trackers.tensorboard, needs="tensorboard"),
+    "wandb": Format("", fill=trackers.wandb, needs="wandb"),
 }
+_EXTRAS = {"pyarrow": "parquet"}
 
 
-def text(run: Run, format_: str) -> str:
-    """The run in one of FORMATS."""
-    return FORMATS[format_][1](Made(run, frame.rows(run.results, roofs=frame.roofs_of(run.manifest))))
+def made(run: Run) -> Made:
+    """A run with its rows."""
+    return Made(run, frame.rows(run.results, roofs=frame.roofs_of(run.manifest)))
+
+
+def text(run: Run, format_: str) -> str | bytes:
+    """The run in one of FORMATS that is a file; bytes for Parquet."""
+    make = FORMATS[format_].make
+    assert make
+    return make(made(run))
+
+
+def check(format_: str, out: Path | None) -> None:
+    """Refuse an unknown format, one whose package is missing, and a folder or a binary file on stdout."""
+    if format_ not in FORMATS:
+        raise UnknownNameError("format", format_, FORMATS, where="--to")
+    one = FORMATS[format_]
+    if one.needs and not find_spec(one.needs):
+        extra = _EXTRAS.get(one.needs, one.needs)
+        raise UsageError(f"--to {format_} needs {one.needs}: pip install 'attnbench[{extra}]'")
+    if out is None and (one.fill or format_ == "parquet"):
+        what = "a folder" if one.fill else "a binary file"
+        raise UsageError(f"--to {format_} writes {what}: give --out")
+
+
+def write(run: Run, format_: str, out: Path) -> None:
+    """The run in any of FORMATS, as a file or a folder. StoreError where it cannot be written."""
+    one = FORMATS[format_]
+    try:
+        if one.fill:
+            out.mkdir(parents=True, exist_ok=True)
+            one.fill(made(run), out)
+        else:
+            content = text(run, format_)
+            out.write_bytes(content if isinstance(content, bytes) else content.encode())
+    except OSError as error:
+        raise StoreError(f"cannot write to {out}: {error.strerror}") from error

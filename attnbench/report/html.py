@@ -5,7 +5,7 @@ Every chart stands as inline SVG; where scripts run, Vega draws it again, with t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -69,6 +69,18 @@ def page(pages: Sequence[Page], drawn: Sequence[Drawing], title: str, theme: str
         specs=Markup(_inline(msgspec.json.encode(specs, order="deterministic").decode())),
         bundle=Markup(_bundle()) if specs else "",
     )
+
+
+def fragment(said: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+    """Sentences and a table, for a notebook."""
+    from markupsafe import Markup, escape
+
+    cells = [
+        Markup("<tr>") + Markup("").join(Markup("<td>{}</td>").format(one) for one in row.values()) for row in rows
+    ]
+    head = Markup("").join(Markup("<th>{}</th>").format(name) for name in (rows[0] if rows else ()))
+    body = Markup("</tr>").join(cells)
+    return "".join(f"<p>{escape(line)}</p>" for line in said) + f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _inline(text: str) -> str:

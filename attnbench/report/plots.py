@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from attnbench.errors import StoreError, UsageError
 from attnbench.report.drawing import Chart
 
 FORMATS = ("svg", "png", "pdf")
@@ -57,6 +58,26 @@ def convert(svg: str, format_: str) -> bytes:
         return svg.encode()
     made: bytes = vl_convert.svg_to_png(svg, scale=SCALE) if format_ == "png" else vl_convert.svg_to_pdf(svg)
     return made
+
+
+class Picture:
+    """A chart that a notebook shows as SVG, without the network; `chart` is altair's."""
+
+    def __init__(self, chart: Chart) -> None:
+        self.chart = chart
+
+    def _repr_svg_(self) -> str:
+        return standing(inline(spec(self.chart)))
+
+    def save(self, path: Path) -> None:
+        """As plot.svg, plot.png or plot.pdf. Raises UsageError for another ending, StoreError where it cannot."""
+        format_ = path.suffix.removeprefix(".")
+        if format_ not in FORMATS:
+            raise UsageError(f"{path}: ends with none of .{', .'.join(FORMATS)}")
+        try:
+            path.write_bytes(render(self.chart, format_))
+        except OSError as error:
+            raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def write(drawings: Mapping[str, str], folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
