@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import wraps
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +24,9 @@ CONFIDENCE = 0.95
 NOISY_RATIO = 1.25
 LOG_MOST = 700.0  # beyond it a float overflows: an interval without an upper end
 
+REMEMBERED = 64
+
+Made = TypeVar("Made")
 Floats = NDArray[np.float64]
 Pair = tuple[Sample, Sample]  # two arms in the rounds of one launch
 
@@ -133,12 +138,32 @@ def finite(values: Iterable[float | None]) -> Floats:
     return np.array(kept, dtype=np.float64)
 
 
-def block_medians(sample: Sample) -> list[float | None]:
+def _remembered(compute: Callable[[Sample], Made]) -> Callable[[Sample], Made]:
+    """The same for the last few samples, which never change: each is asked for once by every rival of its arm."""
+    kept: dict[int, tuple[Sample, Made]] = {}
+
+    @wraps(compute)
+    def of(sample: Sample) -> Made:
+        found = kept.get(id(sample))
+        if found and found[0] is sample:
+            return found[1]
+        value = compute(sample)
+        if len(kept) >= REMEMBERED:
+            kept.clear()
+        kept[id(sample)] = sample, value
+        return value
+
+    return of
+
+
+@_remembered
+def block_medians(sample: Sample) -> Sequence[float | None]:
     """One value a block, in the order taken. Values outside any block count as blocks of one reading."""
     return [location(values) for _, values in _blocks(sample)]
 
 
-def by_round(sample: Sample) -> dict[int, float]:
+@_remembered
+def by_round(sample: Sample) -> Mapping[int, float]:
     """The median of every round that has a finite reading."""
     readings: dict[int, list[float | None]] = {}
     for block, values in _blocks(sample):

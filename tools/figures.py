@@ -1,14 +1,20 @@
-"""The figures of docs/benchmarks.md, by `python tools/figures.py timer | products | aa | overhead | idle`.
+"""The figures of docs/benchmarks.md, by `python tools/figures.py timer | products | aa | overhead | idle | reports`.
 
 Run alone on the machine: another process on the same cores ruins them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+
+import msgspec
 
 import attnbench
 from attnbench import host, protocol
@@ -18,6 +24,7 @@ from attnbench.case import Case
 from attnbench.joined import Joined
 from attnbench.pool import Worker
 from attnbench.result import Procedure
+from attnbench.store import Run
 
 SHAPES = (
     {"seq_q": 128},
@@ -59,6 +66,48 @@ def timer() -> None:
             print(f"| {case.label} | {own * 1e3:.3f} ms | {other * 1e3:.3f} ms | {ratios[-1]:.3f} |")
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))
     print(f"\nworst {worst:.3f}; within 5 %: {sum(abs(r - 1) <= 0.05 for r in ratios)} of {len(ratios)}")
+
+
+def reports(source: str = "last") -> None:
+    """Time and memory of `report` and `compare` on many cases, made from a real run by giving it other batches."""
+    real = attnbench.load(source)
+    print("| command | cases | wall | peak memory | index.html |\n|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for cases in (500, 100_000):
+            run = _enlarged(real, Path(folder) / str(cases), cases)
+            for command in (["report", run], ["report", run, "--plots", "svg"], ["compare", run, run]):
+                seconds, peak = _timed([sys.executable, "-m", "attnbench", *map(str, command)])
+                page = run / "report" / "index.html"
+                size = f"{page.stat().st_size / 1e6:.1f} MB" if command[0] == "report" else ""
+                shown = " ".join(map(str, command)).replace(str(run), "RUN")
+                print(f"| `{shown}` | {cases} | {seconds:.1f} s | {peak / 2**30:.2f} GiB | {size} |")
+
+
+def _enlarged(real: Run, folder: Path, cases: int) -> Path:
+    """As many lines as asked for: those of the run, batch by batch."""
+    folder.mkdir()
+    (folder / "run.json").write_bytes((real.path / "run.json").read_bytes())
+    with (folder / "results.jsonl").open("wb") as file:
+        for number in range(cases):
+            result = real.results[number % len(real.results)]
+            problem = msgspec.structs.replace(result.case.problem, batch=1 + number // len(real.results))
+            case = msgspec.structs.replace(result.case, problem=problem)
+            file.write(msgspec.json.encode(msgspec.structs.replace(result, case=case, case_id=case.id)) + b"\n")
+    return folder
+
+
+def _timed(command: list[str]) -> tuple[float, int]:
+    """Wall seconds and the most bytes that the process and those it forks held together."""
+    import psutil
+
+    start, peak = time.perf_counter(), 0
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Forked processes share pages: what each has of its own, and its part of what is shared.
+            peak = max(peak, sum(one.memory_full_info().pss for one in (process, *process.children(recursive=True))))
+        time.sleep(3)  # to add up the pages of large processes takes a while, of their time too
+    return time.perf_counter() - start, peak
 
 
 def _like_a_worker() -> None:
@@ -159,4 +208,5 @@ def idle() -> None:
 
 
 if __name__ == "__main__":
-    {"timer": timer, "products": products, "aa": aa, "overhead": overhead, "idle": idle}[sys.argv[1]]()
+    known = {"timer": timer, "products": products, "aa": aa, "overhead": overhead, "idle": idle, "reports": reports}
+    known[sys.argv[1]](*sys.argv[2:])

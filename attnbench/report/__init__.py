@@ -56,9 +56,10 @@ def write(
         runs = [_anonymous(run, number) for number, run in enumerate(runs)]
     step("reading")
     found = material(runs, choice.keep, choice.reference)
-    made = [page for page in pages.pages(found) if not choice.only or page.name in choice.only]
-    step("drawing")
-    drawn = html.draw(made) if plots.available() else []
+    with plots.unchecked():
+        made = [page for page in pages.pages(found) if not choice.only or page.name in choice.only]
+        step("drawing")
+        drawn = html.draw(made) if plots.available() else []
     title = choice.title or f"attnbench: {', '.join(dict.fromkeys(run.manifest.suite for run in runs))}"
     columns = (*frame.COLUMNS, "run") if len(runs) > 1 else tuple(frame.COLUMNS)
     step("writing")

@@ -33,13 +33,15 @@ def text(found: Sequence[Comparison], format_: str, width: int) -> Iterator[str]
 def tally(one: Comparison) -> str:
     """`12 cases: 8 ~, 3 slower, 1 new.`"""
     counts = Counter(pair.change.value for pair in one.pairs)
-    return f"{len(one.pairs)} cases: {', '.join(f'{count} {change}' for change, count in counts.most_common())}."
+    words = {Change.NOTHING.value: "ok in neither"}
+    said = [f"{count} {words.get(change, change)}" for change, count in counts.most_common()]
+    return f"{len(one.pairs)} cases: {', '.join(said)}."
 
 
 def _table(one: Comparison, width: int) -> Iterator[str]:
     yield from wrap(f"{one.new} against {one.old}" + (CROSSED if one.cross_machine else ""), width, indent=2)
     yield ""
-    rows = [(pair, _cells(pair)) for pair in one.pairs[:PAIRS_MOST]]
+    rows = [(pair, _cells(pair)) for pair in _shown(one)]
     wide = [max([width_of(head), *(width_of(cells[place]) for _, cells in rows)]) for place, head in enumerate(HEADS)]
     label_most = max(24, width - sum(wide) - 2 * len(wide))
     label = min(label_most, max((width_of(_name(pair)) for pair, _ in rows), default=4))
@@ -64,7 +66,7 @@ def _markdown(one: Comparison) -> Iterator[str]:
     yield ""
     yield f"| case | {' | '.join(HEADS[:4])} | change |"
     yield "|---|---:|---:|---:|---:|---|"
-    for pair in one.pairs[:PAIRS_MOST]:
+    for pair in _shown(one):
         notes = "; ".join(_notes(pair))
         cells = [*_cells(pair)[:4], pair.change.value + (f" ({notes})" if notes else "")]
         yield f"| {escape(_name(pair))} | {' | '.join(map(escape, cells))} |"
@@ -97,9 +99,14 @@ def _notes(pair: Pair) -> Iterator[str]:
         yield f"peak memory {units.size(old)} -> {units.size(new)}"
 
 
+def _shown(one: Comparison) -> list[Pair]:
+    """Without those that are ok in neither run, which the tally counts and CSV has."""
+    return [pair for pair in one.pairs if pair.change is not Change.NOTHING][:PAIRS_MOST]
+
+
 def _more(one: Comparison) -> Iterator[str]:
-    if len(one.pairs) > PAIRS_MOST:
-        yield f"the first {PAIRS_MOST} of {len(one.pairs)}, largest effects first; --format csv has all"
+    if len(_shown(one)) == PAIRS_MOST:
+        yield f"the first {PAIRS_MOST}, largest effects first; --format csv has all {len(one.pairs)}"
 
 
 def _means(one: Comparison) -> Iterator[str]:

@@ -5,8 +5,11 @@ Every chart stands as inline SVG; where scripts run, Vega draws it again, with t
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -88,10 +91,20 @@ def _inline(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-@lru_cache(maxsize=1)
 def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script, as vl-convert carries them."""
+    """Vega, Vega-Lite and Vega-Embed in one script, as vl-convert carries them; kept: to join them takes a second."""
+    import platformdirs
+
+    kept = Path(platformdirs.user_cache_dir("attnbench")) / f"vega-{version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError):
+        return kept.read_text(encoding="utf-8")
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    made: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    made = made.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(f".{os.getpid()}")
+        draft.write_text(made, encoding="utf-8")
+        draft.replace(kept)
+    return made

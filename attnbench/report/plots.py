@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,24 @@ def available() -> bool:
     return bool(find_spec("altair") and find_spec("vl_convert"))
 
 
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Without altair's check of each piece of a chart against its schema, which takes longer than to draw it.
+
+    The tests make every chart with it.
+    """
+    if not available():
+        yield
+        return
+    from altair.utils.schemapi import debug_mode
+
+    with debug_mode(False):
+        yield
+
+
 def spec(chart: Chart) -> dict[str, Any]:
     """The Vega-Lite of a chart, its data in place and its background clear."""
-    found: dict[str, Any] = chart.to_dict()
+    found: dict[str, Any] = chart.to_dict(validate=False)
     # altair names its tables and keeps them apart; a page filters the one that there is.
     for values in found.pop("datasets", {}).values():
         found["data"] = {"values": values}
