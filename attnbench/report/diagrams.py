@@ -174,7 +174,7 @@ def noise(drift: Sequence[Mapping[str, Any]], caption: str, left_out: str) -> Ch
     arms = in_order({point["arm"] for point in drift})
     whole = alt.Chart(alt.InlineData(values=list(drift)))
     y = alt.Y("y:Q", title="block over median of its case", scale=alt.Scale(zero=False))
-    points = whole.mark_point(size=14, opacity=0.6, filled=True).encode(
+    points = whole.mark_point(size=18, opacity=0.8, filled=True).encode(
         x=alt.X("x:Q", title="round", axis=alt.Axis(grid=False, tickMinStep=1)), y=y,
         color=drawing.of_arm(alt.Color, arms), shape=drawing.of_arm(alt.Shape, arms),
         tooltip=["label:N", "y:Q", "x:Q", "position:Q", "load:Q", "tags:N"],

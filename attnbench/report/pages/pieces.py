@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from attnbench.frame import Row
 from attnbench.metrics import METRICS
 from attnbench.report.drawing import Chart
@@ -25,3 +27,14 @@ def metrics(heading: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
         if any(row[name] is not None for name in kept)
     ]
     return Table(heading=heading, head=("case", *kept), rows=lines, numbers=(False, *([True] * len(kept))))
+
+
+def filled(table: Table) -> Table:
+    """Without the columns in which no row says anything."""
+    kept = [place for place in range(len(table.head)) if any(row[place] for row in table.rows)]
+    return msgspec.structs.replace(
+        table,
+        head=tuple(table.head[place] for place in kept),
+        numbers=tuple(table.numbers[place] for place in kept),
+        rows=[tuple(row[place] for place in kept) for row in table.rows],
+    )

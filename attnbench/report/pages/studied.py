@@ -10,7 +10,7 @@ from attnbench import comparison, stats, units
 from attnbench.errors import NotComparableError
 from attnbench.report import diagrams, pivot
 from attnbench.report.material import DETAILS_MOST, DRIFT_MOST, Material, Page, Table
-from attnbench.report.pages.pieces import drawn, metrics
+from attnbench.report.pages.pieces import drawn, filled, metrics
 from attnbench.result import Status
 from attnbench.studies import scaling as study
 
@@ -20,7 +20,7 @@ def scaling(found: Material) -> Page:
     laws = list(study.laws(found.rows))
     lines = [
         (
-            law.quantity, law.arm, law.axis, f"{law.predicted:g}", study.interval(law.measured),
+            law.quantity, law.arm, law.problem, law.axis, f"{law.predicted:g}", study.interval(law.measured),
             " ".join(f"{slope:.2f}" for slope in law.slopes), law.verdict.value + (f": {law.why}" if law.why else ""),
         )
         for law in laws
@@ -37,9 +37,9 @@ def scaling(found: Material) -> Page:
         tables=(
             Table(
                 heading="Exponents",
-                head=("quantity", "backend", "axis", "predicted", "measured (95 %)", "local slopes", "verdict"),
+                head=("quantity", "backend", "at", "axis", "predicted", "measured (95 %)", "local slopes", "verdict"),
                 rows=lines,
-                numbers=(False, False, False, True, True, False, False),
+                numbers=(False, False, False, False, True, True, False, False),
             ),
             Table(heading="Claims", head=("id", "claim", "predicts", "measured", "verdict"), rows=claims),
         ),
@@ -126,7 +126,7 @@ def quality(found: Material) -> Page:
         words=(f"Of the first {DETAILS_MOST} results; data.csv has `noisy` of all.",)
         if len(found.rows) > DETAILS_MOST
         else (),
-        tables=(Table(heading="Noise", head=head, rows=lines, numbers=numbers, note=note),),
+        tables=(filled(Table(heading="Noise", head=head, rows=lines, numbers=numbers, note=note)),),
     )
 
 
@@ -154,16 +154,18 @@ def history(found: Material) -> Page:
             )
             for pair in one.pairs
         ]  # fmt: skip
-        tables.append(
-            Table(
-                heading=f"{later.path.name} against {first.path.name}",
-                head=("case", "old", "new", "new / old", "95 %", "change", "reason"),
-                rows=lines,
-                numbers=(False, True, True, True, True, False, False),
-            )
+        table = Table(
+            heading=f"{later.path.name} against {first.path.name}",
+            head=("case", "old", "new", "new / old", "95 %", "change", "reason"),
+            rows=lines,
+            numbers=(False, True, True, True, True, False, False),
         )
+        tables.append(filled(table))
     named = [(f"{name}-{number}" if len(charts) > 1 else name, chart) for number, (name, chart) in enumerate(charts, 1)]
-    trend = drawn(trend=diagrams.trend(means))
+    if means:
+        level = {arm: stats.Estimate(value=1.0) for _, seen in means for arm in seen}
+        means.insert(0, (first.path.name, level))
+    trend = drawn(trend=diagrams.trend(means)) if len(means) > 2 else ()
     return Page(
         name="history", title="Comparison", words=tuple(words), charts=(*trend, *named), tables=tuple(tables),
         fill="attnbench report OLD NEW sets runs side by side",
