@@ -36,7 +36,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     backend: str
     device: str
     python: str = ""  # another interpreter; empty: this one
-    path: tuple[str, ...] = ()  # put first on the import path
+    path: tuple[str, ...] = ()  # put first on the import path; the first is the working directory too
     env: tuple[tuple[str, str], ...] = ()  # variables of its own
     twin: int = 1
 

@@ -6,7 +6,7 @@ Every A/A measurement adds to what the machine's calibration keeps; a margin tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,6 +67,37 @@ def of_run(joined: Iterable[Joined], torch: str = "") -> Iterator[Twins]:
             torch=torch,
             measured_at=now,
         )
+
+
+def factor(twins: Sequence[Twins]) -> tuple[float, int]:
+    """How many standard errors equal arms lie apart, at the 99th percentile, and the number of A/A runs behind it.
+
+    Normal launches without any bias of an arm give Student's t; what the machine adds to that shows here. 0 below
+    ENOUGH runs.
+    """
+    from scipy.special import stdtrit
+
+    runs = len({one.measured_at for one in twins})
+    scores = [
+        abs(one.effect) / (one.half_width / float(stdtrit(one.launches - 1, 0.975)))
+        for one in twins
+        if one.half_width > 0 and one.launches > 1
+    ]
+    return (float(np.quantile(scores, QUANTILE)), runs) if scores and runs >= ENOUGH else (0.0, runs)
+
+
+def of_effects(one: Joined, effects: Mapping[int, float], measured_at: str, torch: str = "") -> Twins | None:
+    """An arm against its equal, by the effects of every launch; None for fewer than two launches."""
+    values = np.array(list(effects.values()))
+    if len(values) < 2 or not one.time:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
+    return Twins(
+        device=one.arm.device, label=one.case.label, seconds=one.time.value, effect=float(values.mean()),
+        half_width=half, launches=len(values), torch=torch, measured_at=measured_at,
+    )  # fmt: skip
 
 
 def classes(twins: Sequence[Twins]) -> list[Floor]:

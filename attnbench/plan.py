@@ -185,6 +185,32 @@ def make(asked: Iterable[tuple[Cell, Sequence[Arm]]], terms: Terms, impossible: 
     return Plan(groups=numbered, refusals=refusals, arms=list(arms.values()), impossible=list(impossible))
 
 
+def together(asked: Iterable[tuple[Cell, Sequence[Arm]]], terms: Terms) -> Plan:
+    """A group of each cell and its arms as they are given: what must share rounds, whatever else there is.
+
+    An arm that cannot run is refused by itself. Order is that of `asked`.
+    """
+    forecast = Forecast()
+    groups: list[Group] = []
+    refusals: list[Result] = []
+    arms: dict[str, Arm] = {}
+    for cell, wanted in asked:
+        refused = {
+            arm.id: refuse(Case(problem=cell.problem, backend=arm.backend, mode=cell.mode), arm, terms)
+            for arm in wanted
+        }
+        arms |= {arm.id: arm for arm in wanted}
+        for arm in wanted:
+            if reason := refused[arm.id]:
+                case = Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
+                refusals.append(_refusal(case, arm, terms, *reason))
+        if runnable := [arm for arm in wanted if not refused[arm.id]]:
+            group = _group(cell, runnable, late=any(map(_compiles, runnable)))
+            named = msgspec.structs.replace(group, id=f"g{len(groups):05d}", seconds=forecast.group_s(group))
+            groups.append(named)
+    return Plan(groups=groups, refusals=refusals, arms=list(arms.values()), impossible=[])
+
+
 def refuse(case: Case, arm: Arm, terms: Terms) -> tuple[Status, str] | None:
     """Why this case will not be tried, as far as can be told without the device; None if it will."""
     if backends.is_file(arm.backend):

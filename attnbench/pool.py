@@ -94,6 +94,9 @@ class Worker:
             stderr=out_write,
             pass_fds=(down_read, up_write),
             env=_environment(arm, len(self.cpus)),
+            cwd=arm.path[0]
+            if arm and arm.path
+            else None,  # a relative `file.py:callable` is that of the arm's own tree
             start_new_session=True,  # the terminal's Ctrl-C is not for workers; and the whole session can be killed
         )
         for descriptor in (down_read, up_write, out_write):

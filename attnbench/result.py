@@ -135,13 +135,21 @@ class Outcome(StrEnum):
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """The outcome of one metric of one case."""
+    """The outcome of one metric of one case on one device."""
 
     case_id: str
+    label: str
+    device: str
+    backend: str
     metric: str
     outcome: Outcome
+    base: float | None = None  # in the metric's unit
+    head: float | None = None
     change: float | None = None  # relative, 0.05 is 5 % more
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None  # 95 %, of the change
+    margin: float | None = None  # relative: what a change must exceed
+    launches: int = 0  # of relaunched workers behind it
+    p: float | None = None  # of the test that decided, corrected for the number of cases
     reason: str = ""
 
 

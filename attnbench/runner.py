@@ -49,6 +49,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     procedures: dict[str, Procedure]  # by kind of device
     launches: int = 1
+    first_launch: int = 0  # their first number: fresh ones go on where others ended
     seed: int = 0
     timeout_s: float = 60.0  # for each phase
     budget_s: float | None = None  # None: none
@@ -99,7 +100,7 @@ class Runner:
         with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
             self._oracle = Oracle(Path(folder), self.terms.timeout_s, self.spent)
             try:
-                for launch in range(self.terms.launches):
+                for launch in range(self.terms.first_launch, self.terms.first_launch + self.terms.launches):
                     if not self._launch(launch):
                         ending = Ending(interrupted=self.stop_requested, stopped=not self.stop_requested)
                         break

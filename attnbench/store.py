@@ -50,6 +50,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     seconds: dict[str, float] = {}  # of the latest part of the run, by phase, and in total
     impossible: tuple[tuple[str, str], ...] = ()  # cells that are no problem, and why
     tags: dict[str, str] = {}
+    gate: dict[str, Any] = {}  # of a gate: its sides, stages and margins; with the results it gives the verdicts again
 
 
 class Run(msgspec.Struct, kw_only=True):

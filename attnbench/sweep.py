@@ -62,6 +62,7 @@ class Sweep(msgspec.Struct, kw_only=True):
     request: Request
     name: str
     devices: list[Device]
+    asked: list[tuple[Cell, list[Arm]]]  # what the plan was made of
     plan: Plan
     terms: RunTerms
 
@@ -81,11 +82,11 @@ def ready(request: Request, *, interpreted: bool = False, default_suite: str = D
     `interpreted`: what cannot be timed on a CPU runs in its interpreter there.
     """
     devices = devices_of(request.device)
-    chosen = _suites(request, default_suite)
+    chosen = suites_of(request, default_suite)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     terms = _terms(request, chosen, kinds)
     impossible: list[tuple[str, str]] = []
-    asked = _asked(request, chosen, devices, impossible, interpreted)
+    asked = list(_asked(request, chosen, devices, impossible, interpreted))
     made = plan.make(asked, plan_terms(terms))
     made.impossible.extend(impossible)
     if not made.cases:
@@ -95,7 +96,8 @@ def ready(request: Request, *, interpreted: bool = False, default_suite: str = D
         raise UsageError(f"suite {chosen[0].name} has no table for {', '.join(kinds)}")
     if not made.groups and not made.refusals:
         raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
-    return Sweep(request=request, name="+".join(one.name for one in chosen), devices=devices, plan=made, terms=terms)
+    name = "+".join(one.name for one in chosen)
+    return Sweep(request=request, name=name, devices=devices, asked=asked, plan=made, terms=terms)
 
 
 def plan_terms(terms: RunTerms) -> plan.Terms:
@@ -128,7 +130,7 @@ def run(
     where = directory or store.new_directory(store.results_root(), sweep.name, sweep.devices[0].text, now)
     profile = str((where / "profile").absolute()) if sweep.request.profile else ""
     terms = msgspec.structs.replace(sweep.terms, fail_fast=fail_fast, profile=profile)
-    with store.RunWriter(where, _manifest(sweep, now, command), force=force) as writer:
+    with store.RunWriter(where, manifest(sweep, now, command), force=force) as writer:
         done = store.done_keys(writer.run, retry_failed)
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
         writer.append(refusals)
@@ -144,7 +146,8 @@ def run(
     return Outcome(directory=where, run=store.read(where), ending=ending, planned=sweep.plan.cases)
 
 
-def _manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Manifest:
+def manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> store.Manifest:
+    """Everything about a run but its results, before it begins."""
     fingerprint, _ = host.fingerprint()
     return store.Manifest(
         schema_version=store.VERSION,
@@ -186,7 +189,7 @@ def devices_of(text: str) -> list[Device]:
     return devices
 
 
-def _suites(request: Request, default: str) -> list[Suite]:
+def suites_of(request: Request, default: str) -> list[Suite]:
     """The named suites; without a name a suite of the options, or the default one where they give no length."""
     if not request.suites and {"seq", "seq_q", "lengths"} & set(request.axes):
         return [suite.from_flags(request.axes)]

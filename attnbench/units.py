@@ -64,6 +64,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{_three_digits(100 * value)}%"
 
 
+def change(value: float | None) -> str:
+    """+4.2 %, -0.1 %: a relative change."""
+    return "-" if value is None else f"{100 * value:+.1f} %"
+
+
 def parse_seconds(text: str, name: str) -> float:
     """`45s`, `2m`, `500ms`, `1.5h` or a bare number of seconds; `name` is the option that it came from."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?", text.strip())

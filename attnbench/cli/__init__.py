@@ -18,6 +18,7 @@ from attnbench.cli import (
     doctor,
     explain,
     export,
+    gate,
     merge,
     plot,
     profile,
@@ -51,6 +52,7 @@ app.command()(plot.plot)
 app.command()(merge.merge)
 app.command()(export.export)
 app.command()(compare.compare)
+app.command()(gate.gate)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)
 app.command()(scaling.scaling)

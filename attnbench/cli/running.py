@@ -115,9 +115,9 @@ def interruptible(runners: list[Runner]) -> Iterator[None]:
     """The first Ctrl-C lets the block in progress end and keeps all results; the second stops at once."""
 
     def ask_to_stop(*_: object) -> None:
-        if not runners or runners[0].stop_requested:
+        if not runners or runners[-1].stop_requested:
             raise KeyboardInterrupt
-        runners[0].stop_requested = True
+        runners[-1].stop_requested = True  # of several stages the one that goes on
         print("\nstopping after this block; Ctrl-C again stops at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, ask_to_stop)
