@@ -12,6 +12,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 import attnbench
 from attnbench.cli import (
+    baseline,
     calibrate,
     catalog,
     compare,
@@ -61,6 +62,7 @@ app.command()(tune.tune)
 app.command()(explain.explain)
 app.command()(doctor.doctor)
 app.add_typer(catalog.app, name="list")
+app.add_typer(baseline.app, name="baseline")
 
 
 def _version(value: bool) -> None:

@@ -121,6 +121,11 @@ def support(pair: Pairing) -> Verdict | None:
     return None
 
 
+def unreadable(pair: Pairing) -> Verdict:
+    """Of a case whose times are there and cannot be computed with."""
+    return _plain(pair, "time_s", Outcome.INCONCLUSIVE, "no launch has a finite time of both sides")
+
+
 def _status(side: Joined | None) -> Status | None:
     return side.status if side else None
 

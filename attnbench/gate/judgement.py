@@ -20,7 +20,9 @@ from attnbench.store import Run
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """A gate that ended: every verdict, and what to know about them."""
 
-    verdicts: tuple[Verdict, ...]
+    base: str  # what people call the two
+    head: str
+    verdicts: tuple[Verdict, ...]  # the worst first
     geomeans: dict[str, tuple[float, float, float, int]]  # by backend: ratio, its interval, cases
     floor: str  # where the margins come from
     doubt: str = ""  # why nothing of the run may be believed
@@ -39,11 +41,13 @@ def judge(run: Run) -> Judged:
     margins = margins_of(record)
     doubt = rule.restless(evidence.equal_arms(pairs, record["screen_launches"]), margins)
     verdicts = rule.verdicts(cases, margins, doubt)
+    judged = {(one.case_id, one.device) for one in cases}
     refused = 0
     for pair in pairs:
         if found := evidence.support(pair):
             verdicts.append(found)
         elif pair.base and pair.head and pair.base.times and pair.head.times:
+            verdicts += [] if pair.key in judged else [evidence.unreadable(pair)]
             verdicts += evidence.memory(pair)
             more = [tuple(both) for both in record["seeds"].get("@".join(pair.key), ())]
             error = evidence.accuracy(pair, more)
@@ -51,7 +55,9 @@ def judge(run: Run) -> Judged:
         else:
             refused += 1
     return Judged(
-        verdicts=tuple(sorted(verdicts, key=_order)),
+        base=record["base"]["name"],
+        head=record["head"]["name"],
+        verdicts=in_order(verdicts),
         geomeans=_geomeans(cases),
         floor=_said(record),
         doubt=doubt,
@@ -64,6 +70,11 @@ ORDER = (
     Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW,
     Outcome.SAME,
 )  # fmt: skip
+
+
+def in_order(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """The worst first."""
+    return tuple(sorted(verdicts, key=_order))
 
 
 def _order(one: Verdict) -> tuple[int, float]:

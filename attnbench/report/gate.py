@@ -48,10 +48,9 @@ def sentence(judged: Judged) -> str:
     return f"{sum(counts.values())} cases: {said or 'nothing measured'}{refused}."
 
 
-def text(run: Run, judged: Judged, width: int, everything: bool = False) -> Iterator[str]:
+def text(judged: Judged, width: int, everything: bool = False) -> Iterator[str]:
     """What changed, then what to do about it; with `everything` what did not change too."""
-    record = run.manifest.gate
-    yield from wrap(f"{record['head']['name']} against {record['base']['name']}", width, indent=2)
+    yield from wrap(f"{judged.head} against {judged.base}", width, indent=2)
     times = [one for one in judged.verdicts if one.metric in ("time_s", "status") or one.outcome in LOUD]
     shown = [one for one in times if everything or one.outcome in LOUD] or times
     yield ""
@@ -124,8 +123,7 @@ def markdown(run: Run, judged: Judged, most: int = COMMENT_MOST) -> str:
     head = [
         f"### attnbench gate: {'**failed**' if red else 'passed'}",
         "",
-        f"{escape(run.manifest.gate['head']['name'])} against {escape(run.manifest.gate['base']['name'])}. "
-        f"{escape(sentence(judged))}",
+        f"{escape(judged.head)} against {escape(judged.base)}. {escape(sentence(judged))}",
         "",
     ]
     columns = "| case | metric | base | head | change | 95 % | margin | |\n|---|---|---:|---:|---:|---:|---:|---|"
