@@ -209,6 +209,18 @@ def test_the_command_takes_the_last_run(
     assert "did you mean 'latency'" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_memory_page_says_what_stopped_the_next_length(tmp_path: Path) -> None:
+    found = several()
+    found.append(result(problem=Problem(seq_q=8192), status=Status.SKIPPED, reason="needs 16 GiB, limit 9 GiB"))
+    written(tmp_path, *found)
+    (table,) = (tmp_path / "out" / "tables").glob("memory-longest*.csv")
+    lines = table.read_text().splitlines()
+    assert lines[1:] == ['naive,cpu:threads=1,fp32,fwd,4096,"8192: skipped: needs 16 GiB, limit 9 GiB"']
+    assert (tmp_path / "out" / "data.json").stat().st_size > 1000
+    assert r"\toprule" in table.with_suffix(".tex").read_text()
+
+
 def test_every_page_can_be_asked_for_by_its_name(tmp_path: Path) -> None:
     found = material([run(tmp_path, *several())])
     assert ("summary", *(make(found).name for make in pages.PAGES.values())) == pages.NAMES

@@ -13,6 +13,7 @@ from typer.exceptions import Abort, Exit, TyperException
 import attnbench
 from attnbench.cli import (
     baseline,
+    bisect,
     calibrate,
     catalog,
     compare,
@@ -20,6 +21,7 @@ from attnbench.cli import (
     explain,
     export,
     gate,
+    history,
     merge,
     plot,
     profile,
@@ -54,6 +56,8 @@ app.command()(merge.merge)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command()(gate.gate)
+app.command()(bisect.bisect)
+app.command()(history.history)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)
 app.command()(scaling.scaling)

@@ -50,10 +50,7 @@ def of_ref(ref: str) -> Iterator[Side]:
     root, prefix = _repository()
     if not root:
         raise UsageError(f"--base-ref {ref}: {os.getcwd()} is in no git repository: give --base-path DIR")
-    commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", fails=True).strip()
-    if not commit:
-        near = _git("for-each-ref", "--format=%(refname:short)", "--count=5").split()
-        raise UsageError(f"--base-ref {ref}: no such commit, branch or tag (there are {', '.join(near) or 'none'})")
+    commit = commit_of(ref, "--base-ref")
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
@@ -70,6 +67,27 @@ def of_ref(ref: str) -> Iterator[Side]:
             yield Side(name=f"{ref} ({commit[:12]})", path=_places(tree, prefix), commit=commit)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit_of(ref: str, where: str) -> str:
+    """The full name of a commit, branch or tag. UsageError, with those that there are, for none."""
+    commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", fails=True).strip()
+    if not commit:
+        near = _git("for-each-ref", "--format=%(refname:short)", "--count=5").split()
+        raise UsageError(f"{where} {ref}: no such commit, branch or tag (there are {', '.join(near) or 'none'})")
+    return commit
+
+
+def between(first: str, last: str) -> list[str]:
+    """The commits after `first` up to `last` along the first parents, oldest first; none where it is no ancestor."""
+    if _git("merge-base", first, last, fails=True).strip() != first:
+        return []
+    return _git("rev-list", "--reverse", "--first-parent", f"{first}..{last}").split()
+
+
+def subject(commit: str) -> str:
+    """`c0ffee123456 what it says`."""
+    return _git("log", "-1", "--format=%h %s", commit).strip()
 
 
 def of_path(folder: Path) -> Side:

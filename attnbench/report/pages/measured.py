@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attnbench import stats, units
-from attnbench.frame import Place
+from attnbench.frame import Place, Row
 from attnbench.metrics import METRICS
 from attnbench.report import charts, diagrams, pivot
 from attnbench.report.material import Material, Page, Table
@@ -79,8 +81,30 @@ def memory(found: Material) -> Page:
         title="Memory",
         words=("Peak is over inputs and outputs; the chart shows it with outputs, from what O(n) and O(n²) would be.",),
         charts=drawn(memory=charts.memory(found.charted, found.caption)),
-        tables=(metrics("Bytes of a call", [row for row in found.rows if row["peak_bytes"] is not None], columns),),
+        tables=(
+            metrics("Bytes of a call", [row for row in found.rows if row["peak_bytes"] is not None], columns),
+            _longest(found.rows),
+        ),
     )
+
+
+def _longest(rows: Sequence[Row]) -> Table:
+    """The longest that was measured of each arm, dtype and mode, and what stopped the next one."""
+    families: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        families.setdefault((row["arm_name"], row["device"], row["dtype"], row["mode"]), []).append(row)
+    lines = []
+    for family, own in families.items():
+        longest = max((row["seq_kv"] for row in own if row["time_s"] is not None), default=None)
+        beyond = [row for row in own if row["time_s"] is None and row["seq_kv"] > (longest or 0)]
+        stop = min(beyond, key=lambda row: row["seq_kv"], default=None)
+        why = f"{stop['seq_kv']}: {pivot.why(stop)}" if stop else ""
+        if longest and why:
+            lines.append((*family, str(longest), why))
+    head = ("backend", "device", "dtype", "mode", "longest", "the next one")
+    note = "attnbench scaling --find-max-seq looks for the longest that fits"
+    numbers = (False, False, False, False, True, False)
+    return Table(heading="Longest that was measured", head=head, rows=lines, numbers=numbers, note=note)
 
 
 def roofline(found: Material) -> Page:
