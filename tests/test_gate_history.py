@@ -21,8 +21,8 @@ HERE = host.fingerprint()[0]
 def made(seconds: list[float], fingerprint: str = HERE) -> list[Point]:
     return [
         Point(
-            commit=f"{n:040x}", measured_at=f"2026-11-{1 + n // 24:02}T{n % 24:02}:00:00+00:00", fingerprint=fingerprint,
-            suite="ci", run=f"run-{n}", seconds={"case@cpu": value},
+            commit=f"{n:040x}", measured_at=f"2026-11-{1 + n // 24:02}T{n % 24:02}:00:00+00:00",
+            fingerprint=fingerprint, suite="ci", run=f"run-{n}", seconds={"case@cpu": value},
         )
         for n, value in enumerate(seconds)
     ]  # fmt: skip

@@ -11,7 +11,9 @@ import typer
 
 def history(
     file: Annotated[Path | None, typer.Argument(help="results/history.jsonl by default.", metavar="[FILE]")] = None,
-    add: Annotated[str, typer.Option("--add", help="Append this run, or the head of this gate, first.", metavar="RUN")] = "",
+    add: Annotated[
+        str, typer.Option("--add", help="Append this run, or the head of this gate, first.", metavar="RUN")
+    ] = "",
     case: Annotated[str, typer.Option("--case", help="Only cases whose label holds this.", metavar="TEXT")] = "",
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:

@@ -105,8 +105,10 @@ def changes(case: str, values: Sequence[tuple[Point, float]]) -> list[Change]:
     logs = np.log([seconds for _, seconds in values])
     steps = np.abs(np.diff(logs))
     sd = max(float(np.median(steps)) / 0.6745 / math.sqrt(2), 1e-4)
-    found = Pelt(model="l2", min_size=LEAST, jump=1).fit(logs.reshape(-1, 1)).predict(
-        pen=PENALTY * sd * sd * math.log(len(logs))
+    found = (
+        Pelt(model="l2", min_size=LEAST, jump=1)
+        .fit(logs.reshape(-1, 1))
+        .predict(pen=PENALTY * sd * sd * math.log(len(logs)))
     )
     edges = [0, *found]
     levels = [float(np.median(logs[low:high])) for low, high in zip(edges, found, strict=False)]
