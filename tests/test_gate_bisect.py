@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 
 from attnbench import cli
 from attnbench.errors import UsageError
-from attnbench.gate import bisect
+from attnbench.gate import bisect, paired
 from attnbench.gate.bisect import Word
+from attnbench.gate.judgement import Judged
+from attnbench.result import Outcome, Verdict
 
 
 @given(st.integers(1, 60), st.data())
@@ -80,12 +84,43 @@ def test_what_is_between_and_what_is_not(repository: list[str]) -> None:
         bisect.commits("nowhere", "HEAD")
 
 
-@pytest.mark.slow
-@pytest.mark.workers
-def test_the_commit_that_made_it_slow_is_named(repository: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--seq", "256", "--mask", "none", "-b", "my_kernel.py:attend", "--rounds", "5"]
+def test_the_commit_that_made_it_slow_is_named(
+    repository: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything but the measuring, which tests/test_gate_paired.py does: the verdict follows from head's own file."""
+
+    def judged(ready: Any, base: Any, head: Any, **options: Any) -> SimpleNamespace:
+        text, good = ((Path(side.path[0]) / "my_kernel.py").read_text() for side in (head, base))
+        assert "range(0)" in good
+        case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "time_s"}
+        outcome = Outcome.REGRESSED if "range(3)" in text else Outcome.SAME
+        verdicts = (Verdict(**case, outcome=outcome),)
+        return SimpleNamespace(judged=Judged(base="", head="", verdicts=verdicts, geomeans={}, floor=""))
+
+    monkeypatch.setattr(paired, "measure", judged)
+    options = ["--seq", "256", "--mask", "none", "-b", "my_kernel.py:attend"]
     assert cli.invoke(["bisect", repository[0], "HEAD", *options]) == 0
     said = capsys.readouterr()
     assert "first bad: " in said.out
     assert "number 2" in said.out
     assert "good " in said.err
+    assert cli.invoke(["bisect", repository[0], repository[1], *options]) == 0
+    assert "nothing to look for" in capsys.readouterr().out
+    assert cli.invoke(["bisect", repository[0], "HEAD", *options, "--case", "nothing"]) == 2
+    assert "no such case; there are b1 h8 q256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "word"),
+    [
+        ([Outcome.SAME], Word.GOOD),
+        ([Outcome.IMPROVED, Outcome.SAME], Word.GOOD),
+        ([Outcome.SAME, Outcome.REGRESSED], Word.BAD),
+        ([Outcome.INCONCLUSIVE], Word.SKIP),
+        ([], Word.SKIP),
+    ],
+)
+def test_what_a_step_says(outcomes: list[Outcome], word: Word) -> None:
+    case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "time_s"}
+    verdicts = tuple(Verdict(**case, outcome=one) for one in outcomes)
+    assert bisect.word(Judged(base="", head="", verdicts=verdicts, geomeans={}, floor="")) is word
