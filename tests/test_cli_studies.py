@@ -105,7 +105,10 @@ def test_two_calibrations_agree(capsys: pytest.CaptureFixture[str]) -> None:
         record = json.loads(capsys.readouterr().out)
         return {dtype: rate["burst"] for dtype, rate in record["matmul"].items()} | {"exp": record["exp_per_s"]}
 
-    first, second = measured(), measured()
-    assert first.keys() == second.keys() >= {"fp32", "bf16"}
-    # A shared machine may slow down by half between the two: docs/benchmarks.md has the figures of a quiet one.
-    assert all(1 / 3 < first[name] / second[name] < 3 for name in first)
+    def agree() -> bool:
+        first, second = measured(), measured()
+        assert first.keys() == second.keys() >= {"fp32", "bf16"}
+        return all(0.7 < first[name] / second[name] < 1.4 for name in first)
+
+    # Neighbours of a shared machine may slow one of the two down; docs/benchmarks.md has the figures of a quiet one.
+    assert any(agree() for _ in range(3))

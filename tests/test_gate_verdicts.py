@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,17 @@ def mixed() -> tuple[Run, judgement.Judged]:
 
 
 def test_the_table_says_what_changed_first_and_what_to_do() -> None:
-    _, judged = mixed()
-    text = "\n".join(gate.text(judged, 100))
+    run, judged = mixed()
+    text = "\n".join(gate.text(run, judged, 100))
     places = [text.index(word) for word in ("broken", "regressed", "inconclusive")]
     assert places == sorted(places)
     assert "the working tree against HEAD~1" in text
-    assert "attnbench profile" in text
+    (closer, *_) = [
+        line.partition(": attnbench profile ")[2] for line in text.splitlines() if "attnbench profile" in line
+    ]
+    assert cli.invoke(["run", *shlex.split(closer), "--dry-run"]) == 0  # profile takes the same options
     assert "q128" not in text
-    assert "q128" in "\n".join(gate.text(judged, 100, everything=True))
+    assert "q128" in "\n".join(gate.text(run, judged, 100, everything=True))
     assert text.splitlines()[-1] == "4 cases: 1 broken, 1 regressed, 1 inconclusive, 1 same."
 
 

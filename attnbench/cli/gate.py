@@ -241,7 +241,7 @@ def _print(run: Run, judged: Judged, code: int, *, as_json: bool, everything: bo
             print(jsonl.line(report.record(one)))
         print(jsonl.line(report.summary(run, judged, Exit(code))))
         return
-    for line in report.text(judged, columns(), everything):
+    for line in report.text(run, judged, columns(), everything):
         print(line)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -190,8 +190,3 @@ def _plain(pair: Pairing, metric: str, outcome: Outcome, reason: str) -> Verdict
         case_id=one.case.id, label=one.case.label, device=one.arm.device, backend=one.case.backend, metric=metric,
         outcome=outcome, reason=reason, launches=len(one.times),
     )  # fmt: skip
-
-
-def chosen(found: Iterable[Pairing], keep: Callable[[Pairing], bool]) -> list[Pairing]:
-    """Those that `keep` wants."""
-    return [pair for pair in found if keep(pair)]

@@ -31,7 +31,6 @@ SENTINEL_EVERY = 4  # cases of the most frequent backend, of which one carries a
 ROUNDS = "10"
 BATCHES = (6, 6, 4, 4)  # of confirming launches: at least 12, at most 20
 SEEDS = 5  # on which an error must have grown
-BUDGET = "15m"
 
 
 class Ended(msgspec.Struct, kw_only=True):
@@ -216,7 +215,7 @@ def _unsettled(results: Sequence[Result], record: dict[str, Any]) -> set[tuple[s
 
 def _more_seeds(whole: Plan, results: Sequence[Result], stage: _Stage) -> dict[str, list[tuple[float, float]]]:
     """(base, head) errors of further seeds, for cases whose error grew on the first."""
-    suspects = evidence.chosen(evidence.pairings(results), evidence.errors_grew)
+    suspects = [pair for pair in evidence.pairings(results) if evidence.errors_grew(pair)]
     if not suspects:
         return {}
     part = _part(whole, {pair.key for pair in suspects})

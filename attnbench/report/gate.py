@@ -8,17 +8,19 @@ from typing import Any
 
 import msgspec
 
-from attnbench import units
+from attnbench import frame, units
 from attnbench.errors import Exit
 from attnbench.gate.judgement import Judged
 from attnbench.metrics import METRICS
 from attnbench.report.markdown import escape
+from attnbench.report.pages.ends import repeat
 from attnbench.report.table import width_of, wrap
 from attnbench.result import Outcome, Verdict
 from attnbench.store import Run
 
 HEADS = ("base", "head", "change", "95 %", "margin", "")
 LOUD = (Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)
+CLOSER_MOST = 3  # cases that commands are printed for
 SUMMARY_MOST = 1_000_000  # bytes of a step summary, below 1 MiB
 COMMENT_MOST = 60_000  # bytes of a comment on GitHub, below its 65,536 characters
 
@@ -48,7 +50,7 @@ def sentence(judged: Judged) -> str:
     return f"{sum(counts.values())} cases: {said or 'nothing measured'}{refused}."
 
 
-def text(judged: Judged, width: int, everything: bool = False) -> Iterator[str]:
+def text(run: Run, judged: Judged, width: int, everything: bool = False) -> Iterator[str]:
     """What changed, then what to do about it; with `everything` what did not change too."""
     yield from wrap(f"{judged.head} against {judged.base}", width, indent=2)
     times = [one for one in judged.verdicts if one.metric in ("time_s", "status") or one.outcome in LOUD]
@@ -62,7 +64,7 @@ def text(judged: Judged, width: int, everything: bool = False) -> Iterator[str]:
     yield from wrap(f"margins: {judged.floor}", width, indent=2)
     for note in (*judged.notes, judged.doubt):
         yield from wrap(note, width, indent=2) if note else ()
-    yield from _next(judged.verdicts, width)
+    yield from _next(run, judged.verdicts)
     yield sentence(judged)
 
 
@@ -92,11 +94,13 @@ def _cells(one: Verdict) -> tuple[str, ...]:
     return show(one.base), show(one.head), units.change(one.change), ends, margin, one.outcome.value
 
 
-def _next(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
-    """The commands that look closer at what is red."""
-    red = [one for one in verdicts if one.outcome in (Outcome.REGRESSED, Outcome.BROKEN)]
-    for one in red[:3]:
-        yield from wrap(f"look: attnbench explain {one.case_id}; attnbench profile {one.case_id}", width, indent=6)
+def _next(run: Run, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The commands that look closer at what is red; whole lines, since they are there to be copied."""
+    red = list(dict.fromkeys(one.case_id for one in verdicts if one.outcome in (Outcome.REGRESSED, Outcome.BROKEN)))
+    rows = {row["case_id"]: row for row in frame.rows(run.results)} if red else {}
+    for case_id in red[:CLOSER_MOST]:
+        if case_id in rows:
+            yield f"{case_id}: {repeat(rows[case_id], 'profile')}"
 
 
 def record(one: Verdict) -> dict[str, Any]:

@@ -109,12 +109,12 @@ def raw(found: Material) -> Page:
     )
 
 
-def repeat(row: Row) -> str:
-    """The command that measures one row again."""
+def repeat(row: Row, command: str = "run") -> str:
+    """The command that measures one row again, or profiles it."""
     options = {
         "--batch": row["batch"], "--heads": row["heads"], "--kv-heads": row["kv_heads"], "--seq-q": row["seq_q"],
         "--seq-kv": row["seq_kv"], "--head-dim": row["head_dim"], "--head-dim-v": row["head_dim_v"],
         "--mask": row["mask"], "--dtype": row["dtype"], "--mode": row["mode"], "--device": row["device"],
         "-b": row["backend"],
     }  # fmt: skip
-    return shlex.join(["attnbench", "run", *(str(part) for pair in options.items() for part in pair)])
+    return shlex.join(["attnbench", command, *(str(part) for pair in options.items() for part in pair)])
