@@ -111,6 +111,13 @@ def run(
     `attnbench.run(seq="512..4k", mask=["none", "causal"], backend="naive,sdpa:flash", budget="1m")`. Lists and numbers
     stand for their comma lists. Raises AttnbenchError for what the command answers with exit code 2 or 4.
     """
+    given = request(*suites, **options)
+    outcome = sweep.run(given, Quiet(), directory=Path(out) if out else None, retry_failed=retry_failed, force=force)
+    return _measured(outcome.run)
+
+
+def request(*suites: str, **options: Any) -> Request:
+    """The options of `run` as a Request. Raises UnknownNameError for a name that is none."""
     fields = {field.name for field in msgspec.structs.fields(Request)} - {"suites", "axes"}
     axes: dict[str, str] = {}
     chosen: dict[str, Any] = {}
@@ -124,9 +131,7 @@ def run(
     for name in ("only", "skip"):
         if isinstance(chosen.get(name), str):
             chosen[name] = (chosen[name],)
-    request = msgspec.convert({"suites": suites, "axes": axes, **chosen}, Request)
-    outcome = sweep.run(request, Quiet(), directory=Path(out) if out else None, retry_failed=retry_failed, force=force)
-    return _measured(outcome.run)
+    return msgspec.convert({"suites": suites, "axes": axes, **chosen}, Request)
 
 
 def load(name: str | Path = "last") -> Measured:

@@ -102,8 +102,9 @@ class Bench:
         self.facts |= reply.facts
 
     def verify(self, expected: Expectation, peaked: Expectation | None) -> None:
-        """The gate before any timing; raises BuriedError where the output is wrong."""
-        message = protocol.Verify(directory=str(expected[0]), peaked_directory=str(peaked[0]) if peaked else "")
+        """The gate before any timing, in full where `peaked` is given; raises BuriedError where the output is wrong."""
+        folder = str(peaked[0]) if peaked else ""
+        message = protocol.Verify(directory=str(expected[0]), peaked_directory=folder, brief=peaked is None)
         self._judge(self._ask(message))
         self.facts["verified_share"] = expected[1]
 

@@ -81,10 +81,14 @@ class Prepared(Message, frozen=True, kw_only=True):
 
 
 class Verify(Message, frozen=True, kw_only=True):
-    """Check the output against expected values: those of the procedure's inputs, and of peaked ones where given."""
+    """Check the output against expected values: those of the procedure's inputs, and of peaked ones where given.
+
+    `brief`: the procedure's inputs alone, in a launch after the first; all else was checked there.
+    """
 
     directory: str
     peaked_directory: str = ""
+    brief: bool = False
 
 
 class Verified(Message, frozen=True, kw_only=True):

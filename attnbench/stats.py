@@ -165,11 +165,15 @@ def block_medians(sample: Sample) -> Sequence[float | None]:
 @_remembered
 def by_round(sample: Sample) -> Mapping[int, float]:
     """The median of every round that has a finite reading."""
+    return _located(sample, "median")
+
+
+def _located(sample: Sample, name: str) -> dict[int, float]:
     readings: dict[int, list[float | None]] = {}
     for block, values in _blocks(sample):
         readings.setdefault(block.round, []).extend(values)
-    medians = {number: location(values) for number, values in readings.items()}
-    return {number: median for number, median in medians.items() if median is not None}
+    found = {number: location(values, name) for number, values in readings.items()}
+    return {number: value for number, value in found.items() if value is not None}
 
 
 def _blocks(sample: Sample) -> list[tuple[Block, tuple[float | None, ...]]]:
@@ -250,9 +254,9 @@ def _exp(log: Estimate) -> Estimate:
     return msgspec.structs.replace(log, value=math.exp(log.value), low=low, high=high)
 
 
-def log_ratios(above: Sample, below: Sample) -> Floats:
-    """log(above / below) of every round that both took part in, in the order of rounds."""
-    over, under = by_round(above), by_round(below)
+def log_ratios(above: Sample, below: Sample, within: str = "median") -> Floats:
+    """log(above / below) of every round that both took part in, in their order; `within`: the location of a block."""
+    over, under = (by_round(one) if within == "median" else _located(one, within) for one in (above, below))
     shared = [number for number in sorted(over.keys() & under.keys()) if over[number] > 0 and under[number] > 0]
     return np.array([math.log(over[number]) - math.log(under[number]) for number in shared], dtype=np.float64)
 

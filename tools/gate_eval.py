@@ -1,31 +1,42 @@
 """How often the gate errs on this machine: real A/A runs, and real slowdowns of known size. Resumable.
 
-`python tools/gate_eval.py run OUT HOURS` runs gates until the time is over, each kept under OUT, and `python
-tools/gate_eval.py table OUT` says what they show, and what other rules make of the same raw data. `make gate-eval` does
-both.
+`python tools/gate_eval.py run FILE HOURS` runs gates until the time is over and appends a line for each to FILE: what
+the rule decides on, and the blocks of the first launch for other rules. `python tools/gate_eval.py table FILE` says
+what they show. `make gate-eval` does both.
 
-A slowdown is real work: behind the same label head computes more heads than base (40 against 42, 44, 48).
+A slowdown is real work: behind the same label head computes more heads than base (40 against 41, 42, 44, 48). How much
+slower that is, case by case, is measured apart (`python tools/gate_eval.py realised FILE`): both kernels call by call
+in turn, in one process.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from attnbench import stats, store
-from attnbench.gate import evidence, judgement
-from attnbench.result import Outcome, Sample
-from attnbench.store import Run
+from attnbench.gate import evidence, judgement, rule
+from attnbench.gate.rule import Evidence, Margins
+from attnbench.result import Outcome, Verdict
 
 HEADS = 40
-MORE = (0, 2, 4, 8, 16)  # heads: 0, 5, 10, 20, 40 % more work
-LENGTHS = "192,256,384"
+MORE = (0, 1, 2, 4, 8)  # heads: 0, 2.5, 5, 10, 20 % more work
+LENGTHS = (128, 160, 192, 224, 256, 288, 320, 352, 384, 448)
+MASKS = ("none", "causal")
+DIGITS = 4
+RESAMPLED = 2000
 KERNEL = """
 import torch
 import torch.nn.functional as F
@@ -33,115 +44,310 @@ import torch.nn.functional as F
 HEADS, MORE = {heads}, {more}
 
 def attend(q, k, v, causal=False, scale=None):
-    # More heads than asked for, behind the same label: views of the first ones, so that nothing is copied for them.
-    q, k, v = (torch.cat([one, one[:, :MORE]], dim=1) if MORE else one.clone() for one in (q, k, v))
+    # More heads than asked for, behind the same label.
+    more = MORE[q.shape[2], causal]
+    q, k, v = (torch.cat([one, one[:, :more]], dim=1) if more else one.clone() for one in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)[:, :HEADS].contiguous()
 """
 
 
-def run(out: Path, hours: float) -> None:
-    """One gate after another, A/A and every level in turn, until the time is over."""
+class Case(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What was measured of one case, and what is known of it."""
+
+    evidence: Evidence
+    more: int = 0  # heads that head computes beyond base's
+    base: tuple[float, ...] = ()  # medians of the blocks of the first launch
+    head: tuple[float, ...] = ()
+
+
+class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One gate, as a line of the file."""
+
+    kind: str  # aa or power
+    at: str
+    commit: str
+    machine: str
+    seconds: float
+    load: float  # average over a minute, when it began
+    factor: float
+    resolution_s: float
+    cases: list[Case]
+    sentinels: list[Evidence]
+
+    def verdicts(self) -> list[Verdict]:
+        """Of time, by the rule as it stands."""
+        margins = Margins(factor=self.factor, resolution_s=self.resolution_s)
+        doubt = rule.restless({f"{one.label}@{one.device}": one for one in self.sentinels}, margins)
+        return rule.verdicts([one.evidence for one in self.cases], margins, doubt)
+
+
+def levels(number: int) -> dict[tuple[int, bool], int]:
+    """More heads by length and mask, another for every case in every gate."""
+    cells = [(length, mask == "causal") for length in LENGTHS for mask in MASKS]
+    return {cell: MORE[(place + number) % len(MORE)] for place, cell in enumerate(cells)}
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def run(file: Path, hours: float) -> None:
+    """One gate after another, A/A and power in turn, until the time is over."""
     until = time.monotonic() + 3600 * hours
-    for level in MORE:
-        folder = out / "kernels" / str(level)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "kernel.py").write_text(KERNEL.format(heads=HEADS, more=level))
+    number = len(read(file))
     while time.monotonic() < until:
-        done = [path.name for path in out.glob("*-*") if (path / store.MANIFEST).exists()]
-        number = len(done)
-        # Every other gate is an A/A run of the whole suite; between them the levels take turns.
-        level = MORE[1:][number // 2 % (len(MORE) - 1)] if number % 2 else 0
-        name = f"{number:04d}-{'aa' if not number % 2 else f'heads{level}'}"
-        command = [sys.executable, "-m", "attnbench", "-q", "gate", "-o", str((out / name).absolute())]
-        if number % 2:
-            base = (out / "kernels" / "0").absolute()
-            command += ["-b", "kernel.py:attend", "--seq", LENGTHS, "--heads", str(HEADS), "--mask", "none"]
-            command += ["--base-path", str(base)]
-        else:
-            command += ["ci", "--noop"]
-        where = out / "kernels" / str(level) if number % 2 else Path()
-        subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=where)
+        load = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory(prefix="gate-eval-") as folder:
+            more = _measure(Path(folder), number)
+            one = distilled(Path(folder) / "run", more, load)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as lines:
+            lines.write(msgspec.json.encode(one) + b"\n")
+        seen = Counter(verdict.outcome.value for verdict in one.verdicts())
+        print(number, one.kind, f"{one.seconds:.0f} s", dict(seen), flush=True)
+        number += 1
 
 
-def table(out: Path) -> Iterator[str]:
+def _measure(folder: Path, number: int) -> dict[tuple[int, bool], int] | None:
+    """A gate into folder/run; its levels, or None for one of the whole suite against itself."""
+    command = [sys.executable, "-m", "attnbench", "-q", "gate", "-o", str(folder / "run"), "--inconclusive", "ok"]
+    if number % 2 == 0:
+        subprocess.run([*command, "ci", "--noop"], check=False, stdout=subprocess.DEVNULL)
+        return None
+    more = levels(number // 2)
+    for name, own in (("base", dict.fromkeys(more, 0)), ("head", more)):
+        (folder / name).mkdir()
+        (folder / name / "kernel.py").write_text(KERNEL.format(heads=HEADS, more=own))
+    command += ["-b", "kernel.py:attend", "--seq", ",".join(map(str, LENGTHS)), "--heads", str(HEADS)]
+    command += ["--mask", ",".join(MASKS), "--base-path", str(folder / "base")]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=folder / "head")
+    return more
+
+
+def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float) -> Gate:
+    """A stored gate -> what the rules need of it."""
+    run = store.read(path)
+    record, found = run.manifest.gate, evidence.pairings(run.results)
+    pairs = {pair.key: pair for pair in found}
+    cases = []
+    for one in judgement.cases_of(found, record):
+        pair = pairs[one.case_id, one.device]
+        assert pair.base
+        assert pair.head
+        cell = pair.any.case.problem.seq_q, pair.any.case.problem.mask.text == "causal"
+        cases.append(
+            Case(
+                evidence=_short(one), more=more[cell] if more else 0,
+                base=_blocks(pair.base.times[0]), head=_blocks(pair.head.times[0]),
+            )
+        )  # fmt: skip
+    margins = judgement.margins_of(record)
+    return Gate(
+        kind="power" if more else "aa", at=run.manifest.created_at, commit=run.manifest.commit.get("commit", "")[:12],
+        machine=run.manifest.fingerprint, seconds=round(run.manifest.seconds["total"], 1), load=round(load, 2),
+        factor=margins.factor, resolution_s=margins.resolution_s, cases=cases,
+        sentinels=[_short(one) for one in evidence.equal_arms(found, record["screen_launches"]).values()],
+    )  # fmt: skip
+
+
+def _short(one: Evidence) -> Evidence:
+    return msgspec.structs.replace(
+        one, base_s=_digits(one.base_s), head_s=_digits(one.head_s), screen=tuple(map(_digits, one.screen)),
+        confirm=tuple(map(_digits, one.confirm)),
+    )  # fmt: skip
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _blocks(sample: Any) -> tuple[float, ...]:
+    return tuple(_digits(value) for value in stats.finite(stats.block_medians(sample)))
+
+
+def read(file: Path) -> list[Gate]:
+    """All gates that were measured."""
+    return [msgspec.json.decode(line, type=Gate) for line in file.read_bytes().splitlines()] if file.exists() else []
+
+
+# -- how large the slowdowns really are --------------------------------------------------------------------------------
+
+REALISED = """
+import importlib.util, json, sys, time
+import torch
+torch.set_num_threads(1)
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.attend
+
+base, *heads = [load(path) for path in sys.argv[1:]]
+for length in {lengths}:
+    for causal in (False, True):
+        q, k, v = (torch.randn(1, {heads}, length, 64) for _ in range(3))
+        times = [[] for _ in sys.argv[1:]]
+        for turn in range({turns}):
+            for place in range(len(times)):
+                place = (place + turn) % len(times)
+                start = time.perf_counter_ns()
+                (base, *heads)[place](q, k, v, causal=causal)
+                times[place].append(time.perf_counter_ns() - start)
+        print(json.dumps([length, causal, times]), flush=True)
+"""
+
+
+def realised(turns: int = 200, processes: int = 3) -> dict[tuple[int, bool, int], float]:
+    """log(head / base) by length, mask and level: medians of calls in turn in one process, over some processes."""
+    found: dict[tuple[int, bool, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for more in MORE:
+            path = Path(folder) / f"kernel{more}.py"
+            same = {(length, causal): more for length in LENGTHS for causal in (False, True)}
+            path.write_text(KERNEL.format(heads=HEADS, more=same))
+            paths.append(str(path))
+        script = REALISED.format(lengths=LENGTHS, heads=HEADS, turns=turns)
+        for _ in range(processes):
+            done = subprocess.run(
+                [sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            for length, causal, times in map(json.loads, done.stdout.splitlines()):
+                base = np.array(times[0])
+                for more, head in zip(MORE[1:], times[1:], strict=True):
+                    logs = np.log(np.array(head) / base)[turns // 10 :]
+                    found.setdefault((length, causal, more), []).append(float(np.median(logs)))
+    return {key: float(np.median(values)) for key, values in found.items()}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(gates: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
     """Markdown: errors of the gate, then those of other rules on the same samples."""
-    runs = [store.read(path.parent) for path in sorted(out.glob(f"*-*/{store.MANIFEST}"))]
-    equal = [one for one in runs if one.path.name.endswith("aa")]
-    yield "| A/A | |\n|---|---:|"
-    red = sum(_red(one) for one in equal)
-    verdicts = [v for one in equal for v in judgement.judge(one).verdicts if v.metric == "time_s"]
+    equal, slower = [one for one in gates if one.kind == "aa"], [one for one in gates if one.kind == "power"]
+    yield from _alarms(equal)
+    yield ""
+    yield from _power(slower, truth)
+    yield ""
+    yield from _others(equal, slower)
+
+
+def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
+    verdicts = [one.verdicts() for one in equal]
+    every = [v for each in verdicts for v in each]
+    red = sum(any(v.outcome is Outcome.REGRESSED for v in each) for each in verdicts)
+    loose = sum(v.outcome is Outcome.INCONCLUSIVE for v in every)
+    again, runs = resampled(equal)
+    margins = sorted(v.margin for v in every if v.margin is not None)
+    widest, middle = 100 * margins[-1], 100 * float(np.median(margins))
+    quiet = [one.seconds for one in equal if not any(case.evidence.confirm for case in one.cases)]
+    seconds = [one.seconds for one in equal]
+    yield "| A/A: `attnbench gate ci --noop` | |\n|---|---:|"
     yield f"| real gate runs | {len(equal)} |"
-    yield f"| with any `regressed` | {red}, {_wilson(red, len(equal))} |"
-    loose = sum(v.outcome is Outcome.INCONCLUSIVE for v in verdicts)
-    yield f"| inconclusive cases | {loose} of {len(verdicts)}, {_wilson(loose, len(verdicts))} |"
-    margins = sorted(v.margin for v in verdicts if v.margin is not None)
-    if margins:
-        ends = f"{100 * margins[0]:.1f} to {100 * margins[-1]:.1f} %"
-        yield f"| margins: median, range | {100 * margins[len(margins) // 2]:.1f} %, {ends} |"
-    seconds = [one.manifest.seconds["total"] for one in equal if "total" in one.manifest.seconds]
-    if seconds:
-        yield f"| wall time of a run: median, longest | {np.median(seconds):.0f} s, {max(seconds):.0f} s |"
-    yield ""
-    yield "| more heads | cases | slowdown seen, median | `regressed` | in margins: 1 to 2 | 2 to 3 | above 3 |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
-    for level in MORE[1:]:
-        own = [one for one in runs if one.path.name.endswith(f"heads{level}")]
-        found = [v for one in own for v in judgement.judge(one).verdicts if v.metric == "time_s"]
+    yield f"| with any `regressed` | {red} ({wilson(red, len(equal))}) |"
+    yield f"| resampled from them, signs of launches at random: with any `regressed` | {again} of {runs} |"
+    yield f"| inconclusive cases | {loose} of {len(every)} ({wilson(loose, len(every))}) |"
+    yield f"| margins | {100 * margins[0]:.1f} to {widest:.1f} %, median {middle:.1f} % |"
+    yield f"| wall time of a run | median {np.median(seconds):.0f} s, longest {max(seconds):.0f} s |"
+    if quiet:
+        yield f"| of the {len(quiet)} where the screen settled everything | median {np.median(quiet):.0f} s |"
+
+
+def resampled(equal: Sequence[Gate], runs: int = RESAMPLED) -> tuple[int, int]:
+    """A/A runs made of the launches of real ones, drawn again with random signs: how many have any `regressed`."""
+    rng = np.random.default_rng(0)
+    red = 0
+    for _ in range(runs):
+        one = equal[rng.integers(len(equal))]
+        cases = []
+        for case in one.cases:
+            pool = np.array(case.evidence.both)
+            drawn = rng.choice(pool, rule.SCREEN_LAUNCHES + rule.CONFIRM_MOST)
+            drawn *= rng.choice([-1, 1], len(drawn))
+            split = rule.SCREEN_LAUNCHES
+            cases.append(
+                msgspec.structs.replace(case.evidence, screen=tuple(drawn[:split]), confirm=tuple(drawn[split:]))
+            )
+        margins = Margins(factor=one.factor, resolution_s=one.resolution_s)
+        red += any(v.outcome is Outcome.REGRESSED for v in rule.verdicts(cases, margins))
+    return red, runs
+
+
+def _power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
+    rows: dict[int, list[tuple[float, Verdict]]] = {more: [] for more in MORE}
+    for one in slower:
+        for case, verdict in zip(one.cases, one.verdicts(), strict=True):
+            rows[case.more].append((_true(case, truth), verdict))
+    yield "| more heads | slowdown, measured apart | cases | `regressed` | 95 % interval holds it | error, median |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for more, found in rows.items():
         if found:
-            yield _level(level, found)
-    yield ""
-    yield "| rule, on the same samples | A/A cases red | A/A runs with any | slower cases found |\n|---|---:|---:|---:|"
-    slower = [one for one in runs if "heads" in one.path.name]
-    for name, rule in RULES.items():
-        alarms = [[rule(base, head) for base, head in _pairs(one)] for one in equal]
-        hits = [rule(base, head) for one in slower for base, head in _pairs(one)]
+            slow = 100 * math.expm1(float(np.median([true for true, _ in found])))
+            hit = sum(v.outcome is Outcome.REGRESSED for _, v in found)
+            held = [v.interval[0] <= math.expm1(true) <= v.interval[1] for true, v in found if v.interval]
+            off = 100 * float(np.median([abs((v.change or 0.0) - math.expm1(true)) for true, v in found]))
+            shares = f"{_share(hit, len(found))} | {_share(sum(held), len(held))}"
+            yield f"| {more} of {HEADS} | {slow:+.1f} % | {len(found)} | {shares} | {off:.2f} % |"
+    yield "\n| slowdown, in printed margins | cases | `regressed` | 95 % interval of that share |\n|---|---:|---:|---:|"
+    every = [(math.expm1(true) / v.margin, v) for found in rows.values() for true, v in found if v.margin]
+    for low, high in ((0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2), (2, 3), (3, math.inf)):
+        own = [v.outcome is Outcome.REGRESSED for times, v in every if low <= times < high]
+        name = f"{low} to {high}" if high < math.inf else f"{low} and more"
+        yield f"| {name} | {len(own)} | {_share(sum(own), len(own))} | {wilson(sum(own), len(own))} |"
+
+
+def _true(case: Case, truth: dict[tuple[int, bool, int], float]) -> float:
+    if not case.more:
+        return 0.0
+    words = case.evidence.label.split()
+    length = next(int(word[1:]) for word in words if word[0] == "q" and word[1:].isdigit())
+    return truth[length, "causal" in words, case.more]
+
+
+# -- other rules, on the first launch of each side, as they would see it -----------------------------------------------
+
+
+def _others(equal: Sequence[Gate], slower: Sequence[Gate]) -> Iterator[str]:
+    yield "| rule, on the same samples | A/A cases red | A/A runs with any | found of +5 % | of +10 % | of +20 % |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    ours = {"attnbench gate": [[v.outcome is Outcome.REGRESSED for v in one.verdicts()] for one in (*equal, *slower)]}
+    for name, red in RULES.items():
+        ours[name] = [[red(case.base, case.head) for case in one.cases] for one in (*equal, *slower)]
+    for name, hits in ours.items():
+        alarms = hits[: len(equal)]
+        by_level = {more: [0, 0] for more in MORE}
+        for one, flags in zip(slower, hits[len(equal) :], strict=True):
+            for case, hit in zip(one.cases, flags, strict=True):
+                by_level[case.more][0] += hit
+                by_level[case.more][1] += 1
         cases = [hit for each in alarms for hit in each]
-        yield f"| {name} | {_share(cases)} | {_share([any(each) for each in alarms])} | {_share(hits)} |"
+        found = " | ".join(_share(*by_level[more]) for more in MORE[2:])
+        runs = _share(sum(map(any, alarms)), len(alarms))
+        yield f"| {name} | {_share(sum(cases), len(cases))} | {runs} | {found} |"
 
 
-def _level(level: int, found: Sequence) -> str:
-    changes = sorted(v.change for v in found)
-    hit = [v.outcome is Outcome.REGRESSED for v in found]
-    true = changes[len(changes) // 2]  # the level's own median: every run sees the same work
-    bins: list[list[bool]] = [[], [], []]
-    for v, red in zip(found, hit, strict=True):
-        times = true / v.margin
-        if times >= 1:
-            bins[0 if times < 2 else 1 if times < 3 else 2].append(red)
-    cells = " | ".join(_share(one) for one in bins)
-    return f"| {HEADS} against {HEADS + level} | {len(found)} | {100 * true:+.1f} % | {_share(hit)} | {cells} |"
+def _pytest_benchmark(base: Sequence[float], head: Sequence[float]) -> bool:
+    """--benchmark-compare-fail=median:5%, by its own check."""
+    from pytest_benchmark.utils import PercentageRegressionCheck
+
+    sides = [{"median": float(np.median(one))} for one in (head, base)]
+    return PercentageRegressionCheck("median", 5.0).fails(*sides) is not None
 
 
-# -- other rules, on the first launch of each side, as they would see it ----------------------------------------------
-
-
-def _pairs(run: Run) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for pair in evidence.pairings(run.results):
-        if pair.base and pair.head and pair.base.times and pair.head.times:
-            yield _blocks(pair.base.times[0]), _blocks(pair.head.times[0])
-
-
-def _blocks(sample: Sample) -> np.ndarray:
-    return stats.finite(stats.block_medians(sample))
-
-
-def _pytest_benchmark(base: np.ndarray, head: np.ndarray) -> bool:
-    """--benchmark-compare-fail=median:5%."""
-    return bool(np.median(head) > 1.05 * np.median(base))
-
-
-def _asv(base: np.ndarray, head: np.ndarray) -> bool:
+def _asv(base: Sequence[float], head: Sequence[float]) -> bool:
     """asv continuous: worse by its factor of 1.1, and different by its own test."""
     from asv._stats import is_different
     from asv_runner.statistics import compute_stats
 
-    sides = [one.tolist() for one in (base, head)]
-    known = [compute_stats(one, 1)[1] for one in sides]
-    return bool(np.median(head) > 1.1 * np.median(base)) and bool(is_different(*sides, *known))
+    known = [compute_stats(list(one), 1)[1] for one in (base, head)]
+    different = is_different(list(base), list(head), *known)
+    return bool(np.median(head) > 1.1 * np.median(base)) and bool(different)
 
 
-def _mann_whitney(base: np.ndarray, head: np.ndarray) -> bool:
-    """At 0.05, one-sided."""
+def _mann_whitney(base: Sequence[float], head: Sequence[float]) -> bool:
+    """At 0.05, one-sided (scipy)."""
     from scipy.stats import mannwhitneyu
 
     return bool(mannwhitneyu(head, base, alternative="greater").pvalue < 0.05)
@@ -154,25 +360,43 @@ RULES = {
 }
 
 
-def _red(run: Run) -> bool:
-    return any(v.outcome is Outcome.REGRESSED and v.metric == "time_s" for v in judgement.judge(run).verdicts)
+def _share(hits: int, count: int) -> str:
+    return f"{hits} of {count}, {100 * hits / count:.0f} %" if count else "-"
 
 
-def _share(hits: Sequence[bool]) -> str:
-    return f"{sum(hits)} of {len(hits)}" if hits else "-"
-
-
-def _wilson(hits: int, count: int, z: float = 1.96) -> str:
+def wilson(hits: int, count: int) -> str:
     """The 95 % interval of a share (Wilson 1927)."""
     if not count:
         return "-"
-    share, spread = hits / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return f"{100 * max(0.0, middle - half):.1f} to {100 * min(1.0, middle + half):.1f} %"
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, count).proportion_ci(method="wilson")
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f} %"
+
+
+def truths(file: Path) -> Path:
+    """Where the realised slowdowns lie: beside the gates."""
+    return file.with_name("realised.json")
+
+
+def known(file: Path) -> dict[tuple[int, bool, int], float]:
+    """What `realised` wrote."""
+    return {(length, causal, more): value for length, causal, more, value in json.loads(truths(file).read_text())}
+
+
+def main(arguments: Sequence[str]) -> Iterable[str]:
+    """One of three commands; gives the lines to print."""
+    command, file = arguments[0], Path(arguments[1])
+    if command == "run":
+        run(file, float(arguments[2]))
+        return []
+    if command == "realised":
+        found = [[*key, _digits(value)] for key, value in sorted(realised().items())]
+        truths(file).parent.mkdir(parents=True, exist_ok=True)
+        truths(file).write_text(json.dumps(found).replace("], [", "],\n[") + "\n")
+        return []
+    return table(read(file), known(file))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        run(Path(sys.argv[2]), float(sys.argv[3]))
-    print("\n".join(table(Path(sys.argv[2]))))
+    print("\n".join(main(sys.argv[1:])))

@@ -16,7 +16,6 @@ from attnbench.cli.options import ARMS, CHOOSING, MEASURING, OUTPUT
 if TYPE_CHECKING:
     from attnbench.gate.judgement import Judged
     from attnbench.gate.paired import Ended
-    from attnbench.gate.settings import Settings
     from attnbench.gate.trees import Side
     from attnbench.store import Run
     from attnbench.sweep import Request
@@ -105,6 +104,7 @@ def gate(
     from attnbench import api
     from attnbench.errors import Exit, UsageError
     from attnbench.gate import judgement
+    from attnbench.gate import stored as rule
     from attnbench.report import gate as report
     from attnbench.sweep import Request
 
@@ -116,7 +116,10 @@ def gate(
         if base_ref or base_path or base_python or noop:
             raise UsageError(f"{stored} is a run that was measured: a base is given for what is to be measured")
         run: Run = api.load(stored)
-        judged = _against(run, baseline) if baseline else judgement.judge(run)
+        if baseline:
+            judged = rule.against(run, rule.base_of(baseline, run.manifest.fingerprint))
+        else:
+            judged = judgement.judge(run)
     elif baseline:
         raise UsageError(f"--baseline {baseline}: against which run? attnbench gate RUN --baseline {baseline}")
     else:
@@ -151,41 +154,6 @@ def _stored(names: list[str] | None) -> str:
         if names[0] == "last":
             return "last"
     return ""
-
-
-def _against(run: Run, baseline: str) -> Judged:
-    """The verdicts of a stored run against another, or against a name."""
-    from datetime import UTC, datetime
-
-    from attnbench import store
-    from attnbench.errors import StoreError
-    from attnbench.gate import baselines, settings
-    from attnbench.gate import stored as rule
-
-    try:
-        place = store.resolve(baseline, store.results_root())
-    except StoreError:  # no run, so a name
-        base = baselines.find(baseline, run.manifest.fingerprint)
-    else:
-        base = store.read(place)
-    others = [store.read(path) for path, _ in baselines.every()]
-    return rule.judge(run, base, _settings(run, settings.DEFAULT), datetime.now(UTC).date(), others)
-
-
-def _settings(run: Run, default: Settings) -> Settings:
-    """`[gate]` of the suites that the run was measured with, as they stand."""
-    from attnbench import suite
-    from attnbench.errors import UsageError
-    from attnbench.gate import settings
-
-    found = default
-    for name in run.manifest.request.get("suites", ()):
-        try:
-            one = suite.load(name)
-        except UsageError:  # it is gone: its run is not
-            continue
-        found = settings.read(one.gate, one.name) if one.gate else found
-    return found
 
 
 def _base(ref: str, path: Path | None, python: str, noop: bool) -> AbstractContextManager[Side]:

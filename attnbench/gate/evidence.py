@@ -57,16 +57,20 @@ _NAMES = {BASE: "base", HEAD: "head", SENTINEL: "sentinel"}
 
 
 def effects(above: Joined, below: Joined) -> dict[int, float]:
-    """log(above / below) of every launch in which both took part in the same rounds: the mean over rounds."""
+    """log(above / below) of every launch in which both took part in the same rounds: the median over rounds.
+
+    Of a block the lower quartile counts. On A/A runs both together were the steadiest where other processes disturb,
+    and as good as any where none do (docs/gate.md).
+    """
     others = {result.launch: result for result in below.results}
     found = {}
     for own in above.results:
         other = others.get(own.launch)
         if other is None or own.group != other.group or "time" not in own.samples or "time" not in other.samples:
             continue
-        logs = stats.log_ratios(own.samples["time"], other.samples["time"])
+        logs = stats.log_ratios(own.samples["time"], other.samples["time"], within="lower_quartile")
         if len(logs):
-            found[own.launch] = float(np.mean(logs))
+            found[own.launch] = float(np.median(logs))
     return found
 
 

@@ -29,6 +29,7 @@ from attnbench.sweep import Request, Sweep
 DEFAULT_SUITE = "ci"
 SENTINEL_EVERY = 4  # cases of the most frequent backend, of which one carries a twin of base: one more worker in all
 ROUNDS = "10"
+BUDGET_S = 15 * 60.0
 BATCHES = (6, 6, 4, 4)  # of confirming launches: at least 12, at most 20
 SEEDS = 5  # on which an error must have grown
 
@@ -43,8 +44,13 @@ class Ended(msgspec.Struct, kw_only=True):
 
 def request(given: Request) -> Request:
     """With a gate's own defaults: one thread on a CPU, a fixed number of rounds."""
-    device = given.device or ("cuda:0" if host.gpus() else "cpu:threads=1")
-    return msgspec.structs.replace(given, device=device, rounds=given.rounds or ROUNDS, launches=rule.SCREEN_LAUNCHES)
+    given = on_device(given)
+    return msgspec.structs.replace(given, rounds=given.rounds or ROUNDS, launches=rule.SCREEN_LAUNCHES)
+
+
+def on_device(given: Request) -> Request:
+    """On a GPU, or else with one thread, which a contended CPU disturbs least."""
+    return msgspec.structs.replace(given, device=given.device or ("cuda:0" if host.gpus() else "cpu:threads=1"))
 
 
 def results_expected(ready: Sweep) -> int:
@@ -53,8 +59,8 @@ def results_expected(ready: Sweep) -> int:
 
 
 def measure(
-    ready: Sweep, base: Side, head: Side, *, directory: Path, observer: Observer, budget_s: float,
-    watch: Callable[[Runner], None], command: Sequence[str] = (), today: date | None = None,
+    ready: Sweep, base: Side, head: Side, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
+    watch: Callable[[Runner], None] = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
 ) -> Ended:  # fmt: skip
     """Both stages, stored as they go. A budget that ends early leaves cases inconclusive, never red."""
     started = time.monotonic()

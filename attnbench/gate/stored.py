@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 
 import numpy as np
 
-from attnbench import frame, stats
-from attnbench.errors import NotComparableError
-from attnbench.gate import evidence, rule
+from attnbench import frame, stats, store, suite
+from attnbench.errors import NotComparableError, StoreError, UsageError
+from attnbench.gate import baselines, evidence, rule, settings
 from attnbench.gate.evidence import Pairing
 from attnbench.gate.judgement import Judged, in_order
 from attnbench.gate.rule import Interval
@@ -25,6 +25,32 @@ from attnbench.store import Run
 ASSUMED = 0.10  # between runs on different days, where nothing tells it
 QUANTILE = 0.99
 SAME = ("timing", "cache", "power", "inputs", "allocator", "wait_policy")
+
+
+def base_of(name: str, fingerprint: str) -> Run:
+    """A run, or the baseline of that name for this machine."""
+    try:
+        place = store.resolve(name, store.results_root())
+    except StoreError:  # no run, so a name
+        return baselines.find(name, fingerprint)
+    return store.read(place)
+
+
+def against(head: Run, base: Run) -> Judged:
+    """As `judge`, with `[gate]` of the suites that head was measured with, as they stand, and with what is kept."""
+    others = [store.read(path) for path, _ in baselines.every()]
+    return judge(head, base, _settings(head), datetime.now(UTC).date(), others)
+
+
+def _settings(head: Run) -> Settings:
+    found = settings.DEFAULT
+    for name in head.manifest.request.get("suites", ()):
+        try:
+            one = suite.load(name)
+        except UsageError:  # it is gone: its run is not
+            continue
+        found = settings.read(one.gate, one.name) if one.gate else found
+    return found
 
 
 def judge(head: Run, base: Run, minded: Settings, today: date, others: Iterable[Run] = ()) -> Judged:

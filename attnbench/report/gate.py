@@ -20,6 +20,7 @@ from attnbench.store import Run
 
 HEADS = ("base", "head", "change", "95 %", "margin", "")
 LOUD = (Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)
+RED = (Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED)
 CLOSER_MOST = 3  # cases that commands are printed for
 SUMMARY_MOST = 1_000_000  # bytes of a step summary, below 1 MiB
 COMMENT_MOST = 60_000  # bytes of a comment on GitHub, below its 65,536 characters
@@ -82,6 +83,13 @@ def _table(shown: Sequence[Verdict], width: int) -> Iterator[str]:
         yield from (f"    {line}" for line in (wrap(one.reason, width - 4) if one.reason else ()))
 
 
+def said(one: Verdict) -> str:
+    """A line: `time_s regressed: 1.20 ms, was 1.00 ms (+20.0 %, 95 % +18.1 % .. +22.0 %, margin 2.0 %)`."""
+    base, head, change, ends, margin, outcome = _cells(one)
+    figures = f": {head}, was {base} ({change}, 95 % {ends}, margin {margin})" if one.base is not None else ""
+    return f"{one.metric} {outcome}{figures}{f': {one.reason}' if one.reason else ''}"
+
+
 def _name(one: Verdict) -> str:
     metric = "" if one.metric in ("time_s", "status") else f" {one.metric}"
     return f"{one.label}@{one.device}{metric}"
@@ -123,7 +131,7 @@ def summary(run: Run, judged: Judged, code: Exit) -> dict[str, Any]:
 
 def markdown(run: Run, judged: Judged, most: int = COMMENT_MOST) -> str:
     """For a comment or a step summary: what changed, the rest folded; cut to `most` bytes, which is said."""
-    red = {one.outcome for one in judged.verdicts} & {Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED}
+    red = {one.outcome for one in judged.verdicts} & set(RED)
     head = [
         f"### attnbench gate: {'**failed**' if red else 'passed'}",
         "",
