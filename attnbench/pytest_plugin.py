@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from inspect import getsourcefile
 from pathlib import Path
@@ -88,12 +89,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("attnbench")
     if mark is None:
         return
-    place = metafunc.definition.nodeid
     if "attnbench_case" not in metafunc.fixturenames:
-        raise pytest.UsageError(f"{place}: marked attnbench, but takes no fixture attnbench_case")
+        raise pytest.Collector.CollectError(f"{metafunc.function.__name__}: takes no fixture attnbench_case")
     if not metafunc.config.pluginmanager.hasplugin("benchmark"):
-        raise pytest.UsageError(f"{place}: needs pytest-benchmark: pip install 'attnbench[pytest]'")
-    source = _source(metafunc.config, mark, place)
+        raise pytest.Collector.CollectError("cases need pytest-benchmark: pip install 'attnbench[pytest]'")
+    source = _source(metafunc.config, mark, metafunc.function.__name__)
     params = []
     for name, target in source.targets.items():
         timed = pytest.mark.benchmark(timer=target.clock, group=target.problem)
@@ -112,7 +112,7 @@ def _source(config: pytest.Config, mark: pytest.Mark, place: str) -> Source:
         options.setdefault("device", config.option.attnbench_device)
         return Source(config.stash[SESSION], [suite] if suite else [], options)
     except AttnbenchError as wrong:
-        raise pytest.UsageError(f"{place}: {wrong}") from None
+        raise pytest.Collector.CollectError(f"{place}: {wrong}") from None
 
 
 def _named(kernel: str | Callable[..., Any]) -> str:
@@ -169,10 +169,10 @@ class Source:
         self.wanted: set[tuple[str, str]] = set()
         self._ended: tuple[Run, Judged | None] | None = None
 
-    def measured(self, verify_only: bool) -> tuple[Run, Judged | None]:
+    def measured(self, verify_only: bool, temporary: pytest.TempPathFactory) -> tuple[Run, Judged | None]:
         """The stored run of the wanted cases, and what was judged, where a base was given."""
         if self._ended is None:
-            self._ended = self.session.measure(self, verify_only)
+            self._ended = self.session.measure(self, verify_only, temporary)
         return self._ended
 
     def keep(self, cell: Cell, arms: Sequence[Arm]) -> list[Arm]:
@@ -202,7 +202,9 @@ class Session:
         """Whether cases are judged against a base."""
         return bool(self.baseline or self.base_ref)
 
-    def measure(self, source: Source, verify_only: bool) -> tuple[Run, Judged | None]:
+    def measure(
+        self, source: Source, verify_only: bool, temporary: pytest.TempPathFactory
+    ) -> tuple[Run, Judged | None]:
         """All wanted cases of a source. AttnbenchError for a base that is none, or is not comparable."""
         import msgspec
 
@@ -216,7 +218,7 @@ class Session:
         ready.asked = [(cell, wanted) for cell, arms in ready.asked if (wanted := source.keep(cell, arms))]
         ready.plan = plan.make(ready.asked, sweep.plan_terms(ready.terms))
         ready.terms = msgspec.structs.replace(ready.terms, verify_only=verify_only and not self.gates)
-        where, watcher = self._directory(ready), Watcher(self.config, ready)
+        where, watcher = self._directory(ready, temporary), Watcher(self.config, ready)
         judged = None
         if self.base_ref:
             with trees.of_ref(self.base_ref) as base:
@@ -231,12 +233,12 @@ class Session:
         self.judged += [(run, judged)] if judged else []
         return run, judged
 
-    def _directory(self, ready: Sweep) -> Path:
+    def _directory(self, ready: Sweep, temporary: pytest.TempPathFactory) -> Path:
         """A new run directory: where it was asked for, else among pytest's temporary ones."""
         from attnbench import store
 
         out = self.config.option.attnbench_out
-        root = Path(out) if out else self.config._tmp_path_factory.mktemp("attnbench")
+        root = Path(out) if out else temporary.mktemp("attnbench")
         return store.new_directory(root, f"pytest-{ready.name}", ready.devices[0].text, datetime.now(UTC))
 
 
@@ -245,7 +247,8 @@ class Watcher:
 
     def __init__(self, config: pytest.Config, ready: Sweep) -> None:
         self._terminal = config.pluginmanager.get_plugin("terminalreporter")
-        self._capture = config.pluginmanager.get_plugin("capturemanager")
+        capture = config.pluginmanager.get_plugin("capturemanager")
+        self._shown = capture.global_and_fixture_disabled if capture else nullcontext
         self._verbose = config.get_verbosity() > 0
         self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.terms.launches} launches")
 
@@ -259,7 +262,7 @@ class Watcher:
 
     def _write(self, line: str) -> None:
         if self._terminal:
-            with self._capture.global_and_fixture_disabled():
+            with self._shown():
                 self._terminal.ensure_newline()
                 self._terminal.write_line(line)
 
@@ -270,8 +273,8 @@ class Watcher:
 class AttentionCase:
     """What a test is given: one case of its mark."""
 
-    def __init__(self, target: Target, benchmark: BenchmarkFixture) -> None:
-        self._target, self._benchmark = target, benchmark
+    def __init__(self, target: Target, benchmark: BenchmarkFixture, temporary: pytest.TempPathFactory) -> None:
+        self._target, self._benchmark, self._temporary = target, benchmark, temporary
 
     @property
     def label(self) -> str:
@@ -291,6 +294,8 @@ class AttentionCase:
         joined = self._joined()
         why = f"{joined.status.value}: {joined.worst.reason}"
         if joined.status.failed:
+            with suppress(RuntimeError):  # pytest-benchmark wants to see the call that failed
+                self._benchmark.pedantic(_raise, args=(why,))
             pytest.fail(why, pytrace=False)
         if joined.status is not joined.status.OK:
             pytest.skip(why)
@@ -311,7 +316,7 @@ class AttentionCase:
         from attnbench.errors import AttnbenchError
 
         try:
-            return self._target.source.measured(verify_only=self._benchmark.disabled)
+            return self._target.source.measured(self._benchmark.disabled, self._temporary)
         except AttnbenchError as wrong:
             pytest.exit(f"attnbench: {wrong}", returncode=int(wrong.exit))
 
@@ -347,12 +352,18 @@ class AttentionCase:
             pytest.skip("\n".join(map(gate.said, undecided)))
 
 
+def _raise(why: str) -> None:
+    raise RuntimeError(why)
+
+
 @pytest.fixture
-def attnbench_case(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> AttentionCase:
+def attnbench_case(
+    request: pytest.FixtureRequest, benchmark: BenchmarkFixture, tmp_path_factory: pytest.TempPathFactory
+) -> AttentionCase:
     """One case of the mark `attnbench`; its `check()` verifies, measures and judges it."""
     if not isinstance(getattr(request, "param", None), Target):
         pytest.fail("attnbench_case is for tests marked attnbench", pytrace=False)
-    return AttentionCase(request.param, benchmark)
+    return AttentionCase(request.param, benchmark, tmp_path_factory)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench import cli, host
+from attnbench import cli, host, report, store
 from attnbench.errors import StoreError
 from attnbench.gate import history
 from attnbench.gate.history import Point
+from tests.golden import made as golden
+from tests.test_gate_verdicts import gated, lines
 
 HERE = host.fingerprint()[0]
 
@@ -21,7 +24,7 @@ HERE = host.fingerprint()[0]
 def made(seconds: list[float], fingerprint: str = HERE) -> list[Point]:
     return [
         Point(
-            commit=f"{n:040x}", measured_at=f"2026-11-{1 + n // 24:02}T{n % 24:02}:00:00+00:00",
+            commit=f"{n:03x}".ljust(40, "0"), measured_at=f"2026-11-{1 + n // 24:02}T{n % 24:02}:00:00+00:00",
             fingerprint=fingerprint, suite="ci", run=f"run-{n}", seconds={"case@cpu": value},
         )
         for n, value in enumerate(seconds)
@@ -80,7 +83,39 @@ def test_the_command_adds_a_run_and_tells_of_changes(
         history.append(path, one)
     assert cli.invoke(["history", str(path), "--case", "case@cpu"]) == 0
     said = capsys.readouterr().out
-    assert "+100.0 % at 000000000000" in said
+    assert "+100.0 % at 005000000000" in said
     assert cli.invoke(["history", str(path), "--case", "case@cpu", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["changes"][0]["at"] == f"{5:040x}"
+    assert record["changes"][0]["at"] == "005".ljust(40, "0")
+
+
+def test_a_gate_appends_what_head_took(tmp_path: Path) -> None:
+    stored = gated(*lines(head=1.5))
+    with store.RunWriter(tmp_path / "gate", stored.manifest) as writer:
+        writer.append(stored.results)
+    file = tmp_path / "trend" / "history.jsonl"
+    for _ in range(2):
+        assert cli.invoke(["gate", str(tmp_path / "gate"), "--history", str(file)]) == 1
+    points, skipped = history.load(file)
+    assert (len(points), skipped) == (2, 0)
+    assert points[0] == points[1]
+    (seconds,) = points[0].seconds.values()
+    assert seconds == pytest.approx(1.5e-3, rel=0.01)
+
+
+def test_the_report_draws_commits_and_says_where_levels_changed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times = [1e-3 * (1.5 if n >= 12 else 1.0) * float(np.exp(rng.normal(0, 0.01))) for n in range(24)]
+    label = "b1 h8 q256 kv256 d64 causal fp32 fwd naive@cpu:threads=1"
+    points = [msgspec.structs.replace(one, seconds={label: s}) for one, s in zip(made(times), times, strict=True)]
+    run = golden.run()
+    run = msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, fingerprint=HERE))
+    where = report.write([run], tmp_path / "shown", report.Choice(trend=points))
+    (picture,) = (where / "plots").glob("*commits*.svg")
+    assert "Commit by commit: 1 changes of level, in 1 of 1 cases" in picture.read_text()
+    (table,) = (where / "tables").glob("*changes*.csv")
+    assert f"{label},{points[12].name}," in table.read_text()
+    hidden = report.write([run], tmp_path / "hidden", report.Choice(trend=points, anonymize=True))
+    assert points[12].name not in (hidden / "index.html").read_text()
+    alone = report.write([run], tmp_path / "alone", report.Choice())
+    assert not list((alone / "plots").glob("*commits*"))

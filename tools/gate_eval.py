@@ -126,14 +126,15 @@ def _measure(folder: Path, number: int) -> dict[tuple[int, bool], int] | None:
 def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float) -> Gate:
     """A stored gate -> what the rules need of it."""
     run = store.read(path)
-    record, found = run.manifest.gate, evidence.pairings(run.results)
+    record, found, commit = run.manifest.gate, evidence.pairings(run.results), run.manifest.commit or {}
+    assert record
     pairs = {pair.key: pair for pair in found}
     cases = []
     for one in judgement.cases_of(found, record):
         pair = pairs[one.case_id, one.device]
         assert pair.base
         assert pair.head
-        cell = pair.any.case.problem.seq_q, pair.any.case.problem.mask.text == "causal"
+        cell = pair.any.case.problem.seq_q, pair.any.case.problem.mask == "causal"
         cases.append(
             Case(
                 evidence=_short(one), more=more[cell] if more else 0,
@@ -142,7 +143,7 @@ def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float)
         )  # fmt: skip
     margins = judgement.margins_of(record)
     return Gate(
-        kind="power" if more else "aa", at=run.manifest.created_at, commit=run.manifest.commit.get("commit", "")[:12],
+        kind="power" if more else "aa", at=run.manifest.created_at, commit=commit.get("commit", "")[:12],
         machine=run.manifest.fingerprint, seconds=round(run.manifest.seconds["total"], 1), load=round(load, 2),
         factor=margins.factor, resolution_s=margins.resolution_s, cases=cases,
         sentinels=[_short(one) for one in evidence.equal_arms(found, record["screen_launches"]).values()],
@@ -260,7 +261,7 @@ def resampled(equal: Sequence[Gate], runs: int = RESAMPLED) -> tuple[int, int]:
     rng = np.random.default_rng(0)
     red = 0
     for _ in range(runs):
-        one = equal[rng.integers(len(equal))]
+        one = equal[int(rng.integers(len(equal)))]
         cases = []
         for case in one.cases:
             pool = np.array(case.evidence.both)

@@ -93,6 +93,10 @@ def gate(
     github: Annotated[
         bool, typer.Option("--github", rich_help_panel=OUTPUT, help="Annotations, and the step summary.")
     ] = False,
+    history_: Annotated[
+        Path | None,
+        typer.Option("--history", rich_help_panel=OUTPUT, help="Append head's times to this trend.", metavar="FILE"),
+    ] = None,
     progress_: Annotated[
         str, typer.Option("--progress", rich_help_panel=OUTPUT, help="auto, bar, lines or none.", metavar="STYLE")
     ] = "auto",
@@ -103,7 +107,7 @@ def gate(
     """
     from attnbench import api
     from attnbench.errors import Exit, UsageError
-    from attnbench.gate import judgement
+    from attnbench.gate import history, judgement
     from attnbench.gate import stored as rule
     from attnbench.report import gate as report
     from attnbench.sweep import Request
@@ -137,6 +141,8 @@ def gate(
     code = report.exit_code(judged, inconclusive == "ok")
     _print(run, judged, code, as_json=json_, everything=everything or noop)
     _files(run, judged, markdown, junit, gitlab, github)
+    if history_:
+        history.append(history_, history.point(run))
     if noop and not json_:
         print(f"\n{report.reach(judged)}")
     print(f"run: {run.path}", file=sys.stderr)

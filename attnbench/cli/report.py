@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from attnbench.gate.history import Point
 
 FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
 
@@ -23,6 +26,10 @@ def report(
     only: Annotated[list[str] | None, typer.Option(help="Keep these: seq=..4k.", metavar="KEY=VALUES")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Drop these: backend=flex.", metavar="KEY=VALUES")] = None,
     anonymize: Annotated[bool, typer.Option("--anonymize", help="Without names, commands, commits and tags.")] = False,
+    history_: Annotated[
+        Path | None,
+        typer.Option("--history", help="Trend of the project; results/history.jsonl where it is.", metavar="FILE"),
+    ] = None,
     plots_: Annotated[str, typer.Option("--plots", help="Formats: svg, png, pdf.", metavar="LIST")] = "svg,png",
 ) -> None:
     """Write index.html (one file, offline), report.md, data.csv, tables and plots of one run or several."""
@@ -52,6 +59,7 @@ def report(
         keep=keeps(only, skip),
         only=chosen,
         anonymize=anonymize,
+        trend=_trend(history_),
     )
     with steps("reading runs") as begin:
         where = write([api.load(name) for name in runs or ("last",)], out, choice, begin)
@@ -63,3 +71,14 @@ def report(
     for folder in ("tables", "plots"):
         if (where / folder).is_dir():
             print(f"{where / folder}/ ({len(list((where / folder).iterdir()))} files)")
+
+
+def _trend(file: Path | None) -> list[Point]:
+    """The points of the history that was named, or of the usual one where there is any."""
+    from attnbench import store
+    from attnbench.gate import history
+
+    usual = store.results_root() / history.FILE
+    if file is None and not usual.is_file():
+        return []
+    return history.load(file or usual)[0]

@@ -30,6 +30,11 @@ class Point(Record, frozen=True, kw_only=True):
     dirty: bool = False
     seconds: dict[str, float]  # of a call, by label and device
 
+    @property
+    def name(self) -> str:
+        """The commit in short, or the run where there is none."""
+        return f"{self.commit[:12] or self.run}{' with changes' if self.dirty else ''}"
+
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """Where the level of a case changed."""

@@ -12,6 +12,7 @@ import msgspec
 
 from attnbench import crew, frame
 from attnbench.errors import StoreError
+from attnbench.gate.history import Point
 from attnbench.report import csv, html, latex, markdown, pages, plots
 from attnbench.report.material import ROWS_MOST, Material, Page, Table, material
 from attnbench.store import Run
@@ -35,6 +36,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     keep: Callable[[Any], bool] | None = None
     only: tuple[str, ...] = ()  # pages; empty: all
     anonymize: bool = False
+    trend: Sequence[Point] = ()  # of the project's history; none where it is anonymous
 
 
 def _silent(_: str) -> None:
@@ -55,7 +57,7 @@ def write(
     if choice.anonymize:
         runs = [_anonymous(run, number) for number, run in enumerate(runs)]
     step("reading")
-    found = material(runs, choice.keep, choice.reference)
+    found = material(runs, choice.keep, choice.reference, () if choice.anonymize else choice.trend)
     with plots.unchecked():
         made = [page for page in pages.pages(found) if not choice.only or page.name in choice.only]
         step("drawing")

@@ -10,6 +10,8 @@ from attnbench import units
 from attnbench.ceilings import Ceilings
 from attnbench.comparison import Pair
 from attnbench.frame import TIE_FLOOR, Place, Roofs, Row
+from attnbench.gate import history
+from attnbench.gate.history import Point
 from attnbench.report import drawing
 from attnbench.report.drawing import FAINT, GUIDE, HEIGHT, INK, WIDTH, Chart
 from attnbench.report.style import in_order, look
@@ -17,6 +19,7 @@ from attnbench.stats import Estimate
 from attnbench.studies.scaling import Law
 
 GRID_MOST = 40  # rows of the best-backend grid
+TRENDS_MOST = 40  # cases whose commits are drawn
 PAIRS_MOST = 40  # of the ratios between two runs, the largest effects
 TIED = "tied"
 
@@ -258,3 +261,50 @@ def trend(geomeans: Iterable[tuple[str, Mapping[str, Estimate]]]) -> Chart | Non
     return drawing.titled(
         drawn, "Run by run: geometric mean of times over the first run's", "95 % intervals over cases"
     )
+
+
+def commits(seen: Mapping[str, Sequence[tuple[Point, float]]]) -> Chart | None:
+    """Times by commit over the first, a line for each case, largest changes first; a ring where a level changes."""
+    found = {case: history.changes(case, values) for case, values in seen.items() if len(values) > 1}
+    if not found:
+        return None
+    import altair as alt
+
+    def largest(case: str) -> float:
+        return max((abs(math.log(one.ratio)) for one in found[case]), default=0.0)
+
+    kept = sorted(found, key=largest, reverse=True)[:TRENDS_MOST]
+    order = list(dict.fromkeys(point.name for values in seen.values() for point, _ in values))
+    data: list[dict[str, Any]] = []
+    for case in kept:
+        edges = {one.at.name: one.ratio for one in found[case]}
+        first = seen[case][0][1]
+        data += [
+            {
+                "kind": "point", "x": point.name, "y": seconds / first, "detail": case, "seconds": seconds,
+                "arm": case.partition("@")[0].rpartition(" ")[2], "at": point.measured_at,
+                "changed": edges.get(point.name),
+            }
+            for point, seconds in seen[case]
+        ]  # fmt: skip
+    whole = alt.Chart(alt.InlineData(values=data)).encode(
+        x=alt.X("x:O", sort=order, title=None, axis=alt.Axis(labelAngle=-30, labelLimit=140, labelOverlap=True)),
+        y=alt.Y(
+            "y:Q", scale=alt.Scale(type="log", base=2, nice=False, padding=10), title="time over the first commit's",
+            axis=alt.Axis(labelExpr=drawing.SPELLED["x"]),
+        ),
+        color=drawing.of_arm(alt.Color, in_order({point["arm"] for point in data})),
+        tooltip=["detail:N", "x:N", "at:N", "seconds:Q", "y:Q", "changed:Q"],
+    )  # fmt: skip
+    layers = [
+        whole.mark_line(strokeWidth=1.2, opacity=0.8).encode(detail="detail:N"),
+        whole.mark_point(filled=True, size=14, opacity=1),
+        whole.transform_filter("isValid(datum.changed)").mark_point(size=130, strokeWidth=2, color=INK, filled=False),
+    ]
+    count = sum(map(len, found.values()))
+    said = (
+        f"{count} changes of level, in {sum(map(bool, found.values()))} of {len(found)} cases" if count else "no change"
+    )
+    left_out = f"; the {len(kept)} with the largest changes of {len(found)}" if len(kept) < len(found) else ""
+    drawn = alt.layer(*layers).properties(width=2 * WIDTH, height=HEIGHT)
+    return drawing.titled(drawn, f"Commit by commit: {said}", f"a ring: the level changes there (PELT){left_out}")

@@ -25,6 +25,5 @@ def text(seen: Mapping[str, Sequence[tuple[Point, float]]], as_json: bool) -> It
             continue
         yield f"{case}: {units.seconds(first)} -> {units.seconds(last)} over {len(values)} points"
         for one in found:
-            commit = f"{one.at.commit[:12] or one.at.run}{' with changes' if one.at.dirty else ''}"
             times = f"{units.seconds(one.before_s)} -> {units.seconds(one.after_s)}"
-            yield f"    {units.change(one.ratio - 1)} at {commit}, {one.at.measured_at}: {times}"
+            yield f"    {units.change(one.ratio - 1)} at {one.at.name}, {one.at.measured_at}: {times}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +10,8 @@ import msgspec
 from attnbench import __version__, frame, lines, stats, units
 from attnbench.errors import UsageError
 from attnbench.frame import Roofs, Row
+from attnbench.gate import history
+from attnbench.gate.history import Point
 from attnbench.joined import Joined
 from attnbench.report import drawing
 from attnbench.result import Result
@@ -75,12 +77,19 @@ class Material(msgspec.Struct, frozen=True, kw_only=True):
     details: list[Detail]  # of the first DETAILS_MOST results
     by_run: tuple[list[Row], ...]
     roofs: Roofs
+    trend: Mapping[str, Sequence[tuple[Point, float]]]  # of the first run's machine, by case
 
 
 def material(
-    runs: Sequence[Run], keep: Callable[[Result], bool] | None = None, reference: str | None = None
+    runs: Sequence[Run],
+    keep: Callable[[Result], bool] | None = None,
+    reference: str | None = None,
+    points: Iterable[Point] = (),
 ) -> Material:
-    """The rows of all runs, in order; `keep` chooses among their Results. UsageError for more than a page can hold."""
+    """The rows of all runs, in order; `keep` chooses among their Results; `points` are of a project's history.
+
+    UsageError for more than a page can hold.
+    """
     kept = [lines.chosen(run.results, keep) if keep else run.results for run in runs]
     if sum(map(len, kept)) > CASES_MOST:
         raise UsageError(
@@ -104,7 +113,7 @@ def material(
     caption = "; ".join(filter(None, (drawing.caption_of(every, __version__), left_out)))
     return Material(
         runs=tuple(runs), rows=every, charted=charted, caption=caption, details=details, by_run=tuple(by_run),
-        roofs=roofs,
+        roofs=roofs, trend=history.series(points, runs[0].manifest.fingerprint),
     )  # fmt: skip
 
 

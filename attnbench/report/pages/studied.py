@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnbench import comparison, stats, units
 from attnbench.errors import NotComparableError
+from attnbench.gate.history import Point, changes
 from attnbench.report import diagrams, pivot
 from attnbench.report.material import DETAILS_MOST, DRIFT_MOST, Material, Page, Table
 from attnbench.report.pages.pieces import drawn, filled, metrics
@@ -165,11 +167,30 @@ def history(found: Material) -> Page:
     if means:
         level = {arm: stats.Estimate(value=1.0) for _, seen in means for arm in seen}
         means.insert(0, (first.path.name, level))
-    trend = drawn(trend=diagrams.trend(means)) if len(means) > 2 else ()
+    trend = drawn(trend=diagrams.trend(means) if len(means) > 2 else None, commits=diagrams.commits(found.trend))
+    tables += [filled(_changes(found.trend))] if found.trend else []
     return Page(
         name="history", title="Comparison", words=tuple(words), charts=(*trend, *named), tables=tuple(tables),
-        fill="attnbench report OLD NEW sets runs side by side",
+        fill="attnbench report OLD NEW sets runs side by side; attnbench history --add RUN begins a trend",
     )  # fmt: skip
+
+
+def _changes(trend: Mapping[str, Sequence[tuple[Point, float]]]) -> Table:
+    """Where levels changed, the largest first."""
+    every = [one for case, values in trend.items() for one in changes(case, values)]
+    lines = [
+        (one.case, one.at.name, one.at.measured_at, units.seconds(one.before_s), units.seconds(one.after_s),
+         units.change(one.ratio - 1))
+        for one in sorted(every, key=lambda one: -abs(math.log(one.ratio)))
+    ]  # fmt: skip
+    commits = len({point.name for values in trend.values() for point, _ in values})
+    return Table(
+        heading="Changes of level over the history",
+        head=("case", "first of the new level", "measured", "before", "after", "change"),
+        rows=lines,
+        numbers=(False, False, False, True, True, True),
+        note=f"{commits} commits of this machine, {len(trend)} cases. {'' if lines else 'No level changed.'}".strip(),
+    )
 
 
 def _ends(ratio: stats.Estimate | None) -> str:

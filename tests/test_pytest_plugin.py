@@ -1,0 +1,200 @@
+"""pytest runs suites and marked tests of one's own; pytest-benchmark is told what workers measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from attnbench import stats, store
+
+pytest_plugins = ["pytester"]
+
+SUITE = """
+[[problem]]
+seq = [32, 64]
+heads = 2
+dtype = "fp32"
+mask = "causal"
+backend = ["naive", "sdpa:flash"]
+"""
+KERNEL = """
+import torch.nn.functional as F
+
+def attend(q, k, v, causal=False, scale=None):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+def wrong(q, k, v, causal=False, scale=None):
+    return 0.5 * v
+
+def dead(q, k, v, causal=False, scale=None):
+    import os
+    os._exit(3)
+"""
+
+
+def case(backend: str, seq: int = 32) -> str:
+    return f"b1 h2 q{seq} kv{seq} d64 causal fp32 fwd {backend}"
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return pytester.runpytest_subprocess("-p", "no:xdist", *arguments)
+
+
+def the_run(folder: Path) -> store.Run:
+    (found,) = folder.iterdir()
+    return store.read(found)
+
+
+@pytest.mark.workers
+def test_a_suite_is_measured_and_told_to_pytest_benchmark(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".toml", small=SUITE)
+    done = run(pytester, "small.toml", "-k", "q64", "--attnbench-out", "kept", "--benchmark-json", "told.json", "-v")
+    done.assert_outcomes(passed=2, deselected=2)
+    done.stdout.fnmatch_lines(["*attnbench measures 2 cases of small, 1 launches*", f"*{case('naive', 64)}*PASSED*"])
+    measured = {one.case.backend: one for one in the_run(pytester.path / "kept").results}
+    assert {one.case.label for one in measured.values()} == {case("naive", 64), case("sdpa:flash", 64)}
+    told = json.loads((pytester.path / "told.json").read_text())["benchmarks"]
+    assert {one["group"] for one in told} == {"b1 h2 q64 kv64 d64 causal fp32 fwd"}
+    for one in told:
+        own = measured[one["extra_info"]["backend"]]
+        assert one["name"] == f"test_attention[{own.case.label}]"
+        assert one["extra_info"]["case_id"] == own.case_id
+        assert one["extra_info"]["peak_bytes"] == own.samples["peak_memory"].values[0]
+        # The clock adds up, so a difference may lose the last bits.
+        assert one["stats"]["data"] == pytest.approx(stats.block_medians(own.samples["time"]), rel=1e-9)
+
+
+@pytest.mark.workers
+def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        my_kernel=KERNEL,
+        test_mine="""
+        import pytest
+        from my_kernel import attend, dead, wrong
+
+        @pytest.mark.attnbench(attend, wrong, dead, "triton", seq=32, heads=2, mask="causal", dtype="fp32")
+        def test_kernels(attnbench_case):
+            attnbench_case.check()
+            assert attnbench_case.row["rms_err"] < 1e-6
+            assert "my_kernel.py:attend" in attnbench_case.label
+        """,
+    )
+    done = run(pytester, "test_mine.py", "--benchmark-disable")
+    done.assert_outcomes(passed=1, failed=2, skipped=1)
+    done.stdout.fnmatch_lines(["*incorrect: *max |error|*", "*crashed: *exited with code 3*"])
+    done.stdout.no_fnmatch_line("*fixture was not used*")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("@pytest.mark.attnbench(lambda q: q, seq=32)\ndef test_it(attnbench_case): ...", "*a function at the top"),
+        ("@pytest.mark.attnbench('naive', seq=32)\ndef test_it(): ...", "*test_it: takes no fixture attnbench_case"),
+        ("@pytest.mark.attnbench('naive', sek=32)\ndef test_it(attnbench_case): ...", "*'sek'; did you mean 'seq'*"),
+        ("@pytest.mark.attnbench('nave', seq=32)\ndef test_it(attnbench_case): ...", "*'nave'; did you mean 'naive'*"),
+    ],
+)  # fmt: skip
+def test_a_mark_that_cannot_be_is_an_error_of_one_line(pytester: pytest.Pytester, source: str, said: str) -> None:
+    pytester.makepyfile(test_it=f"import pytest\n\n{source}\n")
+    done = run(pytester, "test_it.py")
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines([f"{said}*"])
+    done.stdout.no_fnmatch_line("*_hookexec*")
+
+
+def test_a_suite_with_a_wrong_key_is_an_error_of_one_line(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".toml", small=SUITE.replace("heads", "heds"))
+    done = run(pytester, "small.toml")
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*small.toml: problem?0?.heds: no key 'heds'; did you mean 'heads'?"])
+
+
+def test_a_folder_with_a_suite_in_it_is_nothing_to_collect(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".toml", small=SUITE)
+    assert run(pytester, ".").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_two_bases_are_one_too_many(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".toml", small=SUITE)
+    done = run(pytester, "small.toml", "--attnbench-gate", "main", "--attnbench-base-ref", "HEAD")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["*name the base twice*"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code", "said"),
+    [("--attnbench-gate", "mane", 4, "no baseline 'mane'"), ("--attnbench-base-ref", "mane", 2, "is in no git")],
+)
+def test_a_base_that_is_none_ends_the_session_before_anything_is_measured(
+    pytester: pytest.Pytester, option: str, value: str, code: int, said: str
+) -> None:
+    pytester.makefile(".toml", small=SUITE)
+    done = run(pytester, "small.toml", option, value)
+    assert done.ret == code
+    done.stdout.fnmatch_lines([f"*attnbench: *{said}*"])
+    done.stdout.no_fnmatch_line("*passed*")
+
+
+def test_pytest_loads_nothing_of_ours_at_its_start() -> None:
+    script = (
+        "import sys, attnbench.pytest_plugin; print(*{'numpy', 'msgspec', 'torch', 'attnbench.sweep'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert not done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
+    """Base is what was just measured, with one case four times as fast and one that nobody can run any more."""
+    pytester.makefile(".toml", small=SUITE)
+    first = run(pytester, "small.toml", "--attnbench-gate", "first", "--attnbench-out", "kept")
+    assert first.ret == 4
+    plain = run(pytester, "small.toml", "--attnbench-out", "kept")
+    plain.assert_outcomes(passed=4)
+    base = the_run(pytester.path / "kept")
+    launches = []
+    for launch in range(6):
+        for one in base.results:
+            factor = 0.25 if one.case.backend == "naive" and one.case.problem.seq_q == 64 else 1.0
+            values = tuple(factor * v if v else v for v in one.samples["time"].values)
+            time = msgspec.structs.replace(one.samples["time"], values=values)
+            samples = {**one.samples, "time": time}
+            launches.append(msgspec.structs.replace(one, launch=launch, samples=samples))
+    gone = msgspec.structs.replace(launches[0].case, backend="sdpa:math")
+    launches.append(msgspec.structs.replace(launches[0], case=gone, case_id=gone.id))
+    (folder,) = (pytester.path / "kept").iterdir()
+    shutil.rmtree(folder)
+    with store.RunWriter(pytester.path / "base", base.manifest) as writer:
+        writer.append(launches)
+    done = run(pytester, "small.toml", "--attnbench-gate", "base", "-rA", "--attnbench-out", "kept")
+    done.stdout.fnmatch_lines([f"*FAILED*{case('naive', 64)}*"])
+    assert done.parseoutcomes()["failed"] == 1
+    done.stdout.fnmatch_lines(["*time_s regressed: *, was *margin 12.5 %*"])
+    done.stdout.fnmatch_lines(["*attnbench gate*", "*in base alone*", "*cases: 1 missing, 1 regressed*"])
+    # What was deselected is not missing; what only base has still is, and fails the session without a test.
+    less = run(pytester, "small.toml", "--attnbench-gate", "base", "-k", "flash")
+    assert less.ret == pytest.ExitCode.TESTS_FAILED
+    assert "failed" not in less.parseoutcomes()
+    less.stdout.fnmatch_lines(["*1 missing*"])
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_a_commit_judges_each_case_side_by_side(pytester: pytest.Pytester) -> None:
+    pytester.makefile(".toml", small=SUITE.replace('["naive", "sdpa:flash"]', '"kernel.py:attend"'))
+    kernel = pytester.path / "kernel.py"
+    kernel.write_text(KERNEL)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    kernel.write_text(KERNEL.replace("return F.", "F.scaled_dot_product_attention(q, k, v)\n    return F."))
+    done = run(pytester, "small.toml", "--attnbench-base-ref", "HEAD")
+    done.assert_outcomes(failed=2)
+    done.stdout.fnmatch_lines(["*time_s regressed: *", "*2 cases: 2 regressed.*"])
