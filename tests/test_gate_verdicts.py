@@ -19,7 +19,7 @@ from attnbench.attention.problem import Problem
 from attnbench.case import Case
 from attnbench.errors import Exit, SuiteError, UsageError
 from attnbench.gate import judgement, settings
-from attnbench.report import ci, gate
+from attnbench.report import ci, closer, gate
 from attnbench.result import Outcome, Result, Status, sample
 from attnbench.store import Manifest, Run
 from tests.samples import timed
@@ -208,6 +208,56 @@ def test_the_table_says_what_changed_first_and_what_to_do() -> None:
     assert "q128" not in text
     assert "q128" in "\n".join(gate.text(run, judged, 100, everything=True))
     assert text.splitlines()[-1] == "4 cases: 1 broken, 1 regressed, 1 inconclusive, 1 same."
+
+
+def looked_at(launches: int = 18, **record: Any) -> list[str]:
+    request = {"suites": ["ci"], "axes": {"seq": "64"}, "backend": "kernel.py:f", "device": "cpu:threads=1"}
+    run = gated(*lines(head=1.5, launches=launches), **record)
+    run = msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, request=request))
+    return list(closer.look(run, judgement.judge(run).verdicts))
+
+
+def test_a_red_case_shows_its_launches() -> None:
+    label, strip, legend, *_ = looked_at(launches=12)
+    assert label == "b1 h8 q64 kv64 d64 none fp32 fwd naive@cpu:threads=1"
+    assert strip.startswith("  launches: +0.0 % [|")
+    assert strip.endswith("] +50.5 %")
+    shown = strip.partition("[")[2].partition("]")[0]
+    assert len(shown) == closer.STRIP
+    # Twelve launches of six values close to one another: every mark stands right of the margin.
+    assert shown.index("|") == 0
+    assert shown.index("|") < shown.index(":") < min(shown.index(c) for c in shown if c.isdigit() or c in "ox")
+    assert sum(int(c) for c in shown if c.isdigit()) + sum(c in "ox" for c in shown) == 12
+    assert "margin 2.0 %" in legend
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "expected"),
+    [
+        (
+            {"name": "main (aaa)", "commit": "aaa"}, {"name": "the working tree", "commit": "bbb"},
+            ["git archive aaa |", "gate ci --set seq=64 -b kernel.py:f --device cpu:threads=1 --base-ref aaa --case",
+             "attnbench bisect --suite ci --set seq=64 -b kernel.py:f --device cpu:threads=1 --case"],
+        ),
+        (
+            {"name": "HEAD (aaa)", "commit": "aaa"}, {"name": "the working tree", "commit": "aaa", "dirty": True},
+            ["git archive aaa |", "--base-ref aaa --case"],
+        ),
+        (
+            {"name": "py", "commit": "aaa", "python": "old/bin/python"}, {"name": "the working tree", "commit": "aaa"},
+            ["profile base: old/bin/python -m attnbench profile", "--base-python old/bin/python --case"],
+        ),
+        ({"name": "../old"}, {"name": "the working tree"}, ["(cd ../old && attnbench profile", "--base-path ../old"]),
+        ({"name": "the working tree"}, {"name": "the working tree"}, []),
+    ],
+)  # fmt: skip
+def test_what_to_do_next_knows_where_base_came_from(base: Any, head: Any, expected: list[str]) -> None:
+    said = looked_at(base=base, head=head)
+    for piece in expected:
+        assert any(piece in line for line in said), said
+    assert any("bisect" in line for line in said) is any("bisect" in piece for piece in expected)
+    gates = [line.partition("attnbench gate ")[2] for line in said if "attnbench gate" in line]
+    assert bool(gates) is bool(expected)
 
 
 def test_json_has_every_verdict_and_a_summary() -> None:

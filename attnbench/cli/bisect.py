@@ -50,7 +50,7 @@ def bisect(
     budget_s = parse_seconds(budget, "--budget") or float("inf")
     commits = study.commits(good, bad)
     ready = sweep.ready(paired.request(request), default_suite=paired.DEFAULT_SUITE)
-    ready = study.only(ready, case) if case else ready
+    ready = paired.only(ready, case) if case else ready
 
     def ask(commit: str) -> Word:
         with (

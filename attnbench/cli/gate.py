@@ -71,6 +71,9 @@ def gate(
         str, typer.Option(rich_help_panel=MEASURING, help="For each phase of a case.", metavar="TIME")
     ] = "60s",
     seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of inputs and of the order.", metavar="N")] = 0,
+    case: Annotated[
+        str, typer.Option("--case", rich_help_panel=CHOOSING, help="One alone: its label or id.", metavar="CASE")
+    ] = "",
     only: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
     ] = None,
@@ -136,7 +139,7 @@ def gate(
             timeout=timeout, seed=seed, only=tuple(only or ()), skip=tuple(skip or ()),
         )  # fmt: skip
         with _base(base_ref, base_path, base_python, noop) as base:
-            ended = _measure(request, base, out, budget, "none" if context.obj["quiet"] else progress_)
+            ended = _measure(request, case, base, out, budget, "none" if context.obj["quiet"] else progress_)
         run, judged, interrupted = ended.run, ended.judged, ended.interrupted
     code = report.exit_code(judged, inconclusive == "ok")
     _print(run, judged, code, as_json=json_, everything=everything or noop)
@@ -178,7 +181,7 @@ def _base(ref: str, path: Path | None, python: str, noop: bool) -> AbstractConte
     return nullcontext(trees.of_python(python) if python else trees.head())
 
 
-def _measure(request: Request, base: Side, out: Path | None, budget: str, style: str) -> Ended:
+def _measure(request: Request, case: str, base: Side, out: Path | None, budget: str, style: str) -> Ended:
     from datetime import UTC, datetime
 
     from attnbench import store, sweep
@@ -189,6 +192,7 @@ def _measure(request: Request, base: Side, out: Path | None, budget: str, style:
 
     budget_s = parse_seconds(budget, "--budget") or float("inf")
     ready = sweep.ready(paired.request(request), default_suite=paired.DEFAULT_SUITE)
+    ready = paired.only(ready, case) if case else ready
     where = out or store.new_directory(
         store.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
     )

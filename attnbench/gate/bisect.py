@@ -7,12 +7,10 @@ from enum import StrEnum
 
 import msgspec
 
-from attnbench.case import Case
 from attnbench.errors import UsageError
 from attnbench.gate import trees
 from attnbench.gate.judgement import Judged
 from attnbench.result import Outcome
-from attnbench.sweep import Sweep
 
 RED = (Outcome.REGRESSED, Outcome.BROKEN, Outcome.MISSING)
 
@@ -66,19 +64,6 @@ def commits(good: str, bad: str) -> list[str]:
     if not found:
         raise UsageError(f"{good} is no earlier commit than {bad}")
     return found
-
-
-def only(ready: Sweep, label: str) -> Sweep:
-    """The sweep with that case alone, by its label or the beginning of its id. UsageError with the nearest for none."""
-    kept, labels = [], []
-    for cell, arms in ready.asked:
-        cases = {arm: Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms}
-        labels += [case.label for case in cases.values()]
-        if own := [arm for arm, case in cases.items() if case.label == label or case.id.startswith(label)]:
-            kept.append((cell, own))
-    if not kept:
-        raise UsageError(f"--case {label!r}: no such case; there are {'; '.join(labels[:3])} ...")
-    return msgspec.structs.replace(ready, asked=kept)
 
 
 def word(judged: Judged) -> Word:

@@ -13,6 +13,7 @@ import msgspec
 
 from attnbench import floor, host, plan, store, sweep
 from attnbench.arm import Arm
+from attnbench.case import Case
 from attnbench.errors import UsageError
 from attnbench.gate import evidence, judgement, rule, settings
 from attnbench.gate.evidence import BASE, HEAD, SENTINEL
@@ -51,6 +52,19 @@ def request(given: Request) -> Request:
 def on_device(given: Request) -> Request:
     """On a GPU, or else with one thread, which a contended CPU disturbs least."""
     return msgspec.structs.replace(given, device=given.device or ("cuda:0" if host.gpus() else "cpu:threads=1"))
+
+
+def only(ready: Sweep, label: str) -> Sweep:
+    """The sweep with that case alone, by its label or the beginning of its id. UsageError with the nearest for none."""
+    kept, labels = [], []
+    for cell, arms in ready.asked:
+        cases = {arm: Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms}
+        labels += [case.label for case in cases.values()]
+        if own := [arm for arm, case in cases.items() if case.label == label or case.id.startswith(label)]:
+            kept.append((cell, own))
+    if not kept:
+        raise UsageError(f"--case {label!r}: no such case; there are {'; '.join(labels[:3])} ...")
+    return msgspec.structs.replace(ready, asked=kept)
 
 
 def results_expected(ready: Sweep) -> int:

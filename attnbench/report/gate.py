@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from attnbench import frame, units
+from attnbench import units
 from attnbench.errors import Exit
 from attnbench.gate.judgement import Judged
 from attnbench.metrics import METRICS
+from attnbench.report import closer
 from attnbench.report.markdown import escape
-from attnbench.report.pages.ends import repeat
 from attnbench.report.table import width_of, wrap
 from attnbench.result import Outcome, Verdict
 from attnbench.store import Run
@@ -21,7 +21,6 @@ from attnbench.store import Run
 HEADS = ("base", "head", "change", "95 %", "margin", "")
 LOUD = (Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)
 RED = (Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED)
-CLOSER_MOST = 3  # cases that commands are printed for
 SUMMARY_MOST = 1_000_000  # bytes of a step summary, below 1 MiB
 COMMENT_MOST = 60_000  # bytes of a comment on GitHub, below its 65,536 characters
 
@@ -65,7 +64,7 @@ def text(run: Run, judged: Judged, width: int, everything: bool = False) -> Iter
     yield from wrap(f"margins: {judged.floor}", width, indent=2)
     for note in (*judged.notes, judged.doubt):
         yield from wrap(note, width, indent=2) if note else ()
-    yield from _next(run, judged.verdicts)
+    yield from closer.look(run, judged.verdicts)
     yield sentence(judged)
 
 
@@ -102,15 +101,6 @@ def _cells(one: Verdict) -> tuple[str, ...]:
     return show(one.base), show(one.head), units.change(one.change), ends, margin, one.outcome.value
 
 
-def _next(run: Run, verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """The commands that look closer at what is red; whole lines, since they are there to be copied."""
-    red = list(dict.fromkeys(one.case_id for one in verdicts if one.outcome in (Outcome.REGRESSED, Outcome.BROKEN)))
-    rows = {row["case_id"]: row for row in frame.rows(run.results)} if red else {}
-    for case_id in red[:CLOSER_MOST]:
-        if case_id in rows:
-            yield f"{case_id}: {repeat(rows[case_id], 'profile')}"
-
-
 def record(one: Verdict) -> dict[str, Any]:
     """One line of `gate --json`."""
     return {"type": "verdict", **msgspec.to_builtins(one), "outcome": one.outcome.value, "change": one.change}
@@ -141,7 +131,10 @@ def markdown(run: Run, judged: Judged, most: int = COMMENT_MOST) -> str:
     columns = "| case | metric | base | head | change | 95 % | margin | |\n|---|---|---:|---:|---:|---:|---:|---|"
     loud = [one for one in judged.verdicts if one.outcome in LOUD]
     rest = [one for one in judged.verdicts if one.outcome not in LOUD]
-    tail = ["", f"Margins: {escape(judged.floor)}."]
+    near = list(closer.look(run, judged.verdicts))
+    fits = near and sum(len(line.encode()) + 1 for line in near) < most / 2
+    tail = ["", "~~~~text", *near, "~~~~"] if fits else []
+    tail += ["", f"Margins: {escape(judged.floor)}."]
     tail += [escape(note) for note in (*judged.notes, judged.doubt) if note]
     room = most - len("\n".join([*head, columns, *tail]).encode()) - 400
     lines: list[str] = []
