@@ -6,7 +6,8 @@ TORCH  ?= $(if $(wildcard $(VENV)/installed-system),system,pinned)
 JOBS   ?= 2
 ARGS   ?=
 OUT    ?= dist/gpu
-EVAL   ?= results/gate-eval
+BASE   ?= HEAD~1
+EVAL   ?= results/reference/gate-eval/gates.jsonl
 HOURS  ?= 2
 
 BIN    := $(VENV)/bin
@@ -15,7 +16,7 @@ STAMP  := $(VENV)/installed-$(TORCH)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv bench gate-eval test test-slow lint format gpu clean
+.PHONY: help venv bench gate gate-eval test test-slow lint format gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +37,12 @@ test: venv ## every test that needs no GPU and no patience
 test-slow: venv ## the tests marked slow, one after another
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
+gate: venv ## the suite `ci` against BASE=HEAD~1, side by side
+	$(BIN)/attnbench gate ci --base-ref $(BASE) --inconclusive ok $(ARGS)
+
 gate-eval: venv ## how often the gate errs here: A/A runs and real slowdowns, added to what EVAL holds; HOURS=2
 	OMP_NUM_THREADS=1 $(BIN)/python tools/gate_eval.py run $(EVAL) $(HOURS)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/gate_eval.py table $(EVAL)
 
 lint: venv ## format, lint, types, layers
 	$(BIN)/python -m ruff format --check .

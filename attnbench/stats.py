@@ -159,7 +159,7 @@ def _remembered(compute: Callable[[Sample], Made]) -> Callable[[Sample], Made]:
 @_remembered
 def block_medians(sample: Sample) -> Sequence[float | None]:
     """One value a block, in the order taken. Values outside any block count as blocks of one reading."""
-    return [location(values) for _, values in _blocks(sample)]
+    return [location(values) for _, values in by_block(sample)]
 
 
 @_remembered
@@ -170,13 +170,14 @@ def by_round(sample: Sample) -> Mapping[int, float]:
 
 def _located(sample: Sample, name: str) -> dict[int, float]:
     readings: dict[int, list[float | None]] = {}
-    for block, values in _blocks(sample):
+    for block, values in by_block(sample):
         readings.setdefault(block.round, []).extend(values)
     found = {number: location(values, name) for number, values in readings.items()}
     return {number: value for number, value in found.items() if value is not None}
 
 
-def _blocks(sample: Sample) -> list[tuple[Block, tuple[float | None, ...]]]:
+def by_block(sample: Sample) -> list[tuple[Block, tuple[float | None, ...]]]:
+    """Every block with its readings; values outside any block count as blocks of one reading."""
     cut, start = [], 0
     for block in sample.blocks:
         cut.append((block, sample.values[start : start + block.readings]))
@@ -370,7 +371,7 @@ def launch_sd(samples: Sequence[Sample], name: str = "median") -> float | None:
 
 def noise(sample: Sample) -> Noise:
     """The restlessness of one launch."""
-    blocks = [(block, median) for block, values in _blocks(sample) if (median := location(values)) is not None]
+    blocks = [(block, median) for block, values in by_block(sample) if (median := location(values)) is not None]
     medians = np.array([median for _, median in blocks])
     tags = [tag for block in sample.blocks for tag in block.tags]
     tagged = {tag: tags.count(tag) / len(sample.blocks) for tag in sorted(set(tags))}

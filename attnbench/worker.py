@@ -23,6 +23,7 @@ import msgspec
 from attnbench import arm, backends, protocol, verify
 from attnbench.attention import inputs as made
 from attnbench.backends import Backend
+from attnbench.errors import UnknownNameError
 from attnbench.loaded import Loaded
 from attnbench.protocol import Failed
 from attnbench.result import Environment, Status
@@ -67,7 +68,10 @@ class Session:
             return protocol.Opened(unavailable=str(error))
         if message.memory_bytes and device.kind == "cpu":
             resource.setrlimit(resource.RLIMIT_DATA, (message.memory_bytes, resource.RLIM_INFINITY))
-        self.backend = backends.load(message.backend) if message.backend else None
+        try:
+            self.backend = backends.load(message.backend) if message.backend else None
+        except UnknownNameError as error:  # another tree may lack what this one has
+            return protocol.Opened(unavailable=str(error))
         unavailable = self._unavailable(device.kind) if self.backend else ""
         started = time.perf_counter()
         self.instrument.warm()

@@ -41,7 +41,7 @@ WRONG = {
     ("run", "--seq", "64", "--set", "softcapp=3"): "'softcap'",
     ("run", "--seq", "64", "--device", "cpu:threads=999"): "999 threads",
     ("run", "--seq", "64", "--device", "tpu"): "no device 'tpu'",
-    ("run", "--seq", "64", "--backend", "missing.py:attend"): "no file missing.py",
+    ("run", "--seq", "64", "--backend", "missing.py:attend"): "no file 'missing.py'",
     ("run", "--seq", "64", "--budget", "soon"): "--budget",
     ("run", "--seq", "64", "--only", "seq=4k.."): "nothing is left to run",
     ("run", "--seq", "64", "--timing", "events"): "a CPU has only wall",

@@ -24,6 +24,7 @@ from attnbench.errors import UnknownNameError, UsageError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PLAIN_FEATURES = frozenset({"causal", "cross", "gqa", "scale", "head_dim_v"})
+NAMED_MOST = 5  # files that are named where one is missing
 PLAIN_DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 
 
@@ -103,7 +104,8 @@ def check(name: str) -> tuple[Path, str]:
     if not attribute:
         raise UsageError(f"--backend {name}: which callable of the file? (try {name}:attend)")
     if not path.is_file():
-        raise UsageError(f"--backend {name}: no file {file}.py")
+        there = sorted(other.name for other in path.parent.glob("*.py"))[:NAMED_MOST]
+        raise UnknownNameError("file", f"{file}.py", there, where=f"--backend {name}")
     try:
         tree = ast.parse(path.read_text())
     except (SyntaxError, UnicodeDecodeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -13,8 +13,9 @@ from attnbench.gate import rule
 from attnbench.gate.rule import Evidence
 from attnbench.joined import Joined
 from attnbench.metrics import METRICS
-from attnbench.result import Outcome, Result, Status, Verdict
+from attnbench.result import Outcome, Result, Sample, Status, Verdict
 
+CLOCKS = ("sm_clock_hz_before", "sm_clock_hz")  # facts of a block
 BASE, HEAD, SENTINEL = 1, 2, 3  # twin numbers of a case's arms
 MEMORY = ("peak_bytes", "saved_bytes", "workspace_bytes")
 MEMORY_SHARE, MEMORY_BYTES = 0.01, 2**20
@@ -53,10 +54,26 @@ def pairings(results: Iterable[Result]) -> list[Pairing]:
     ]
 
 
+def _as_it_is(time: Sample) -> Sample:
+    return time
+
+
+def _in_cycles(time: Sample) -> Sample | None:
+    """Times by the clock that the GPU had around each block; None where no clock was read."""
+    values: list[float | None] = []
+    for block, seconds in stats.by_block(time):
+        clocks = [block.facts[name] for name in CLOCKS if name in block.facts]
+        if not clocks:
+            return None
+        hertz = sum(clocks) / len(clocks)
+        values += [None if value is None else value * hertz for value in seconds]
+    return msgspec.structs.replace(time, unit="1", values=tuple(values))
+
+
 _NAMES = {BASE: "base", HEAD: "head", SENTINEL: "sentinel"}
 
 
-def effects(above: Joined, below: Joined) -> dict[int, float]:
+def effects(above: Joined, below: Joined, read: Callable[[Sample], Sample | None] = _as_it_is) -> dict[int, float]:
     """log(above / below) of every launch in which both took part in the same rounds: the median over rounds.
 
     Of a block the lower quartile counts. On A/A runs both together were the steadiest where other processes disturb,
@@ -68,7 +85,10 @@ def effects(above: Joined, below: Joined) -> dict[int, float]:
         other = others.get(own.launch)
         if other is None or own.group != other.group or "time" not in own.samples or "time" not in other.samples:
             continue
-        logs = stats.log_ratios(own.samples["time"], other.samples["time"], within="lower_quartile")
+        over, under = read(own.samples["time"]), read(other.samples["time"])
+        if over is None or under is None:
+            continue
+        logs = stats.log_ratios(over, under, within="lower_quartile")
         if len(logs):
             found[own.launch] = float(np.median(logs))
     return found
@@ -94,6 +114,7 @@ def _evidence(base: Joined | None, head: Joined | None, screen_launches: int, to
         head_s=head.time.value,
         screen=tuple(value for launch, value in by_launch.items() if launch < screen_launches),
         confirm=tuple(value for launch, value in by_launch.items() if launch >= screen_launches),
+        cycles=tuple(effects(head, base, _in_cycles).values()),
         tolerance=tolerance,
     )
 
@@ -123,6 +144,18 @@ def support(pair: Pairing) -> Verdict | None:
         why = "in head alone" if base is None else f"base: {base.value}: {_reason(pair.base)}"
         return _plain(pair, "status", Outcome.NEW, why)
     return None
+
+
+def base_fails(pairs: Sequence[Pairing]) -> str:
+    """Why, where head is ok in some case and base fails in every such one; empty otherwise.
+
+    A base that lacks a backend is another matter: then the case is new.
+    """
+    runs = [pair for pair in pairs if _status(pair.head) is Status.OK]
+    if any(pair.head and pair.head.status.failed for pair in pairs):
+        return ""
+    failed = [pair for pair in runs if pair.base and pair.base.status.failed]
+    return _reason(failed[0].base) if runs and len(failed) == len(runs) else ""
 
 
 def unreadable(pair: Pairing) -> Verdict:

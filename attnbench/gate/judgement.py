@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from attnbench import floor
-from attnbench.errors import UsageError
+from attnbench.errors import NotComparableError, UsageError
 from attnbench.gate import evidence, rule, settings
 from attnbench.gate.evidence import Pairing
 from attnbench.gate.rule import Evidence, Margins
@@ -31,11 +31,16 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(run: Run) -> Judged:
-    """The verdicts of a stored gate: the same whenever they are asked for. UsageError for a run that is none."""
+    """The verdicts of a stored gate: the same whenever they are asked for.
+
+    UsageError for a run that is none; NotComparableError where base fails in every case that head can run.
+    """
     record = run.manifest.gate
     if not record:
         raise UsageError(f"{run.path.name} is no run of a gate: attnbench gate makes one")
     pairs = evidence.pairings(run.results)
+    if why := evidence.base_fails(pairs):
+        raise NotComparableError(f"{record['base']['name']} runs none of the cases, so nothing can be compared: {why}")
     minded, today = settings.read(record["settings"], run.path.name), date.fromisoformat(record["today"])
     cases = cases_of(pairs, record)
     margins = margins_of(record)

@@ -35,6 +35,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     head_s: float
     screen: tuple[float, ...]
     confirm: tuple[float, ...] = ()
+    cycles: tuple[float, ...] = ()  # the same of all launches in clock cycles, where a GPU told its clock
     tolerance: float = TOLERANCE
 
     @property
@@ -188,6 +189,8 @@ def _verdict(one: Evidence, margin: float, signed_p: float | None, doubt: str) -
         outcome, reason = Outcome.SAME, ""
     else:
         outcome, reason = Outcome.INCONCLUSIVE, _why(seen, margin, len(one.both))
+    if one.cycles and outcome in (Outcome.REGRESSED, Outcome.IMPROVED) and interval(one.cycles).value * seen.value <= 0:
+        outcome, reason = Outcome.INCONCLUSIVE, "in seconds, but not in cycles: the clock changed, not the kernel"
     if doubt and outcome in (Outcome.REGRESSED, Outcome.IMPROVED, Outcome.SAME):
         outcome, reason = Outcome.INCONCLUSIVE, doubt
     bounded = math.isfinite(seen.low) and math.isfinite(seen.high)
