@@ -218,18 +218,18 @@ class Session:
         ready.asked = [(cell, wanted) for cell, arms in ready.asked if (wanted := source.keep(cell, arms))]
         ready.plan = plan.make(ready.asked, sweep.plan_terms(ready.terms))
         ready.terms = msgspec.structs.replace(ready.terms, verify_only=verify_only and not self.gates)
-        where, watcher = self._directory(ready, temporary), Watcher(self.config, ready)
         judged = None
-        if self.base_ref:
-            with trees.of_ref(self.base_ref) as base:
+        base_run = stored.base_of(self.baseline, host.fingerprint()[0]) if self.baseline else None
+        with trees.of_ref(self.base_ref) if self.base_ref else nullcontext() as base:
+            where, watcher = self._directory(ready, temporary), Watcher(self.config, ready)
+            if base:
                 ended = paired.measure(ready, base, trees.head(), directory=where, observer=watcher)
-            run, judged = ended.run, ended.judged
-        else:
-            base_run = stored.base_of(self.baseline, host.fingerprint()[0]) if self.baseline else None
-            run = sweep.run(ready.request, watcher, directory=where, sweep=ready).run
-            if base_run:
-                kept = lines.chosen(base_run.results, lambda one: not source.deselected(one))
-                judged = stored.against(run, msgspec.structs.replace(base_run, results=kept))
+                run, judged = ended.run, ended.judged
+            else:
+                run = sweep.run(ready.request, watcher, directory=where, sweep=ready).run
+        if base_run:
+            kept = lines.chosen(base_run.results, lambda one: not source.deselected(one))
+            judged = stored.against(run, msgspec.structs.replace(base_run, results=kept))
         self.judged += [(run, judged)] if judged else []
         return run, judged
 
@@ -378,9 +378,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """The gate's own table."""
     for run, judged in config.stash[SESSION].judged:
         from attnbench.report import gate
+        from attnbench.report.table import columns
 
         terminalreporter.section("attnbench gate")
-        for line in gate.text(run, judged, terminalreporter.screen_width):
+        for line in gate.text(run, judged, columns()):
             terminalreporter.write_line(line)
 
 

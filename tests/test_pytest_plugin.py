@@ -168,7 +168,8 @@ def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
             samples = {**one.samples, "time": time}
             launches.append(msgspec.structs.replace(one, launch=launch, samples=samples))
     gone = msgspec.structs.replace(launches[0].case, backend="sdpa:math")
-    launches.append(msgspec.structs.replace(launches[0], case=gone, case_id=gone.id))
+    arm = msgspec.structs.replace(launches[0].arm, backend="sdpa:math")
+    launches.append(msgspec.structs.replace(launches[0], case=gone, case_id=gone.id, arm=arm))
     (folder,) = (pytester.path / "kept").iterdir()
     shutil.rmtree(folder)
     with store.RunWriter(pytester.path / "base", base.manifest) as writer:
