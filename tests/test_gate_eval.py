@@ -1,4 +1,4 @@
-"""The published evaluation of the gate, replayed: what docs/gate.md says follows from the recorded gates by the rule."""
+"""The published evaluation of the gate, replayed: docs/gate.md says what the rule makes of the recorded gates."""
 
 from __future__ import annotations
 
