@@ -40,7 +40,7 @@ def attend(problem: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
 
 
 def visible(problem: Any) -> torch.Tensor:
-    """[batch, 1, seq_q, seq_kv], from the text of the mask: causal, window, prefix, document and padding."""
+    """[batch, 1, seq_q, seq_kv], from the text of the mask; patterns by hash as they are: other tests look at them."""
     i = torch.arange(problem.seq_q)[:, None]
     j = torch.arange(problem.seq_kv)[None, :]
     d = i + problem.seq_kv - problem.seq_q
@@ -66,4 +66,16 @@ def visible(problem: Any) -> torch.Tensor:
         for b in range(problem.batch):
             length = max(1, math.floor(problem.seq_kv * (1 - 2 * share * (b + 0.5) / problem.batch) + 0.5))
             seen[b] &= j < length
+    back = d - j
+    if "dilated" in terms:
+        seen &= back.remainder(int(terms["dilated"])) == 0
+    if "strided" in terms:
+        stride = int(terms["strided"])
+        seen &= (back >= 0) & ((back < stride) | (back.remainder(stride) == 0))
+    if "longformer" in terms:
+        width, _, first = terms["longformer"].partition(":")
+        few = int(first or 1)
+        seen &= (back.abs() <= int(width) // 2) | (i < few) | (j < few)
+    if {"blocksparse", "bigbird", "graph"} & set(terms):
+        seen &= torch.from_numpy(problem.masking.pattern.visible(problem.grid, 0, i.numpy(), j.numpy()))
     return seen

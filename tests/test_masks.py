@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.attention import masks
-from attnbench.attention.masks import Grid
+from attnbench.attention import bands, masks
+from attnbench.attention.terms import Grid
 from attnbench.errors import ProblemError, RangeError, UnknownNameError
 
 SQUARE = ("document:3", "document:1")
@@ -95,7 +95,7 @@ def test_pairs_at_4096(text, pairs):
 
 
 def test_padding_lengths_of_the_worked_example():
-    padding = masks.parse("padding:0.3").find(masks.Padding)
+    padding = masks.parse("padding:0.3").find(bands.Padding)
     assert padding.key_lengths(Grid(4, 512, 512)).tolist() == [474, 397, 320, 243]
 
 

@@ -14,6 +14,7 @@ from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.backends import load
 from attnbench.backends import triton as backend
+from attnbench.backends.triton import Told
 from attnbench.case import Case
 
 TESTS = Path(__file__).parent
@@ -128,18 +129,25 @@ def test_arguments_of_a_problem_with_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "listed"),
+    ("fields", "way"),
     [
-        ({}, False),
-        ({"mask": "causal+window:7"}, False),
-        ({"mask": "prefix:7"}, True),
-        ({"mask": "document:3"}, True),
-        ({"batch": 2, "lengths": (64, 3)}, True),
+        ({}, Told.BAND),
+        ({"mask": "causal+window:7"}, Told.BAND),
+        ({"mask": "prefix:7"}, Told.ROWS),
+        ({"mask": "document:3"}, Told.ROWS),
+        ({"batch": 2, "lengths": (64, 3)}, Told.ROWS),
+        ({"mask": "causal+blocksparse:0.5:16"}, Told.BLOCKS),
+        ({"mask": "bigbird:16"}, Told.BLOCKS),
+        ({"mask": "bigbird:8"}, Told.TENSOR),
+        ({"mask": "blocksparse:0.5:48"}, Told.TENSOR),
+        ({"mask": "blocksparse:0.5:16+padding:0.2"}, Told.TENSOR),
+        ({"mask": "dense+causal"}, Told.TENSOR),
+        ({"mask": "dilated:2"}, Told.TENSOR),
     ],
     ids=str,
 )
-def test_keys_are_listed_where_the_mask_is_no_band(fields: dict[str, Any], listed: bool) -> None:
-    assert backend.needs_intervals(Problem(seq_q=64, **fields)) is listed
+def test_a_mask_is_told_in_the_leanest_way(fields: dict[str, Any], way: Told) -> None:
+    assert backend.told(Problem(seq_q=64, **fields)) is way
 
 
 def test_building_the_intervals_is_time_apart() -> None:

@@ -32,7 +32,7 @@ def flops_dense(problem: Problem, mode: Mode) -> int:
 
 def flops_half_causal(problem: Problem, mode: Mode) -> int:
     """The convention of most published figures: dense, halved for any mask that holds causal."""
-    halved = bool(problem.masking.words & {"causal", "prefix"})
+    halved = bool(problem.masking.words & {"causal", "prefix", "strided"})
     return flops_dense(problem, mode) // (2 if halved else 1)
 
 

@@ -8,8 +8,9 @@ from functools import lru_cache
 import msgspec
 
 from attnbench.attention import masks
-from attnbench.attention.masks import Grid, Mask
+from attnbench.attention.masks import Mask
 from attnbench.attention.scores import Score
+from attnbench.attention.terms import Grid
 from attnbench.errors import ProblemError
 
 
@@ -133,12 +134,20 @@ def _member(kind: type[StrEnum], name: str, value: str) -> StrEnum:
     return kind(value)
 
 
+PATTERNS = frozenset({"dilated", "strided", "blocksparse", "longformer", "bigbird", "graph"})
 FEATURES: dict[str, str] = {
     "causal": "causal mask, aligned to the bottom right",
     "window": "sliding window",
     "prefix": "prefix mask",
     "document": "document mask of packed sequences",
     "padding": "key padding",
+    "dilated": "dilated keys",
+    "strided": "strided keys",
+    "blocksparse": "block-sparse mask",
+    "longformer": "window with global tokens (Longformer)",
+    "bigbird": "window, global and random blocks (BigBird)",
+    "graph": "mask by the edges of a graph",
+    "dense": "mask as a boolean tensor",
     "varlen": "ragged batch (lengths)",
     "blind_rows": "rows that see no key",
     "gqa": "fewer kv_heads than heads",

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attnbench.attention.masks import Causal, Document, Window
+from attnbench.attention.bands import Causal, Document, Window
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Layout, Limits, Prepared
 from attnbench.case import Case

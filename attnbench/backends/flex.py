@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from attnbench.attention import cost
-from attnbench.attention.masks import Causal, Document, Padding, Prefix, Term, Window
+from attnbench.attention.bands import Causal, Document, Padding, Prefix, Window
+from attnbench.attention.patterns import Blocks, Dilated, Graph, Longformer, Strided
 from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
+from attnbench.attention.terms import Term
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FEATURES = frozenset(FEATURES) - {"varlen"}
+_FEATURES = frozenset(FEATURES) - {"varlen", "dense"}
 _DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 BLOCK = 128  # of a BlockMask, torch's default
 
@@ -109,6 +111,21 @@ def _predicate(term: Term, problem: Problem, device: str) -> Callable[..., Any]:
     if isinstance(term, Prefix):
         count = term.count
         return lambda b, h, i, j: (j < count) | (j <= i + offset)
+    if isinstance(term, Dilated):
+        step = term.step
+        return lambda b, h, i, j: (i + offset - j) % step == 0
+    if isinstance(term, Strided):
+        stride = term.stride
+        return lambda b, h, i, j: (j <= i + offset) & ((i + offset - j < stride) | ((i + offset - j) % stride == 0))
+    if isinstance(term, Longformer):
+        half, first = term.width // 2, term.global_
+        return lambda b, h, i, j: ((i - j).abs() <= half) | (i < first) | (j < first)
+    if isinstance(term, Blocks):
+        kept, size = torch.from_numpy(term.kept(grid)).to(device), term.size
+        return lambda b, h, i, j: kept[i // size, j // size]
+    if isinstance(term, Graph):
+        neighbours = torch.from_numpy(term.adjacency(grid)).to(device)
+        return lambda b, h, i, j: neighbours[i, j]
     assert isinstance(term, Causal)
     return lambda b, h, i, j: j <= i + offset
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from attnbench.attention import cost
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
 
@@ -21,7 +21,7 @@ DOCS = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scale
 _HALVES = frozenset({Dtype.FP16, Dtype.BF16})
 _CPU_DTYPES = _HALVES | {Dtype.FP32}
 _MODES = frozenset(Mode)
-_MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows"})
+_MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
 _SHAPES = frozenset({"gqa", "cross", "scale", "head_dim_v"})
 
 # torch's names of the kernels, as torch.nn.attention.SDPBackend has them.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from typing import Any
 
 from msgspec.structs import replace
 
-from attnbench.attention.masks import Causal, Window
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.bands import Causal, Window
+from attnbench.attention.patterns import Blocks
+from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
-from attnbench.kernels.tiling import DECODE_ROWS_MOST, HEAD_DIM_MOST, SPLITS_MOST
+from attnbench.kernels.tiling import BLOCK_LEAST, DECODE_ROWS_MOST, HEAD_DIM_MOST, SPLITS_MOST
 
 FEATURES = frozenset(
     {
-        *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows"),
+        *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "dense", *PATTERNS),
         *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse"),
     }
 )
@@ -40,27 +42,39 @@ def arguments(problem: Problem) -> dict[str, Any]:
     }
 
 
-def needs_intervals(problem: Problem) -> bool:
-    """Whether the mask is more than a band along the diagonal, so that the keys of each row are listed."""
-    return bool(problem.lengths or problem.masking.words - {"causal", "window"})
+class Told(StrEnum):
+    """How the kernels are told a mask."""
+
+    BAND = "band"  # causal and window, by arguments
+    ROWS = "rows"  # the run of keys of each row
+    BLOCKS = "blocks"
+    TENSOR = "boolean tensor"  # of which they skip the tiles that are hidden as a whole
+
+
+def told(problem: Problem) -> Told:
+    """The leanest way that says the whole mask."""
+    masking = problem.masking
+    pattern = masking.pattern
+    if isinstance(pattern, Blocks) and not problem.lengths:
+        alone = masking.words <= {pattern.word, "causal", "window"}
+        if alone and pattern.size >= BLOCK_LEAST and pattern.size.bit_count() == 1:
+            return Told.BLOCKS
+    if pattern or "dense" in masking.words:
+        return Told.TENSOR
+    return Told.ROWS if problem.lengths or masking.words - {"causal", "window"} else Told.BAND
 
 
 def prepare(case: Case, device: str) -> Prepared:
-    """The intervals of the rows are built here, untimed; the call takes them as they are."""
+    """What the mask needs beyond arguments is built here, untimed; the call takes it as it is."""
     import torch
 
     from attnbench import kernels
 
-    problem, options = case.problem, arguments(case.problem)
-    seconds: dict[str, float] = {}
-    if needs_intervals(problem):
-        started = time.perf_counter()
-        low, high = (torch.from_numpy(bound).to(device) for bound in problem.masking.rows(problem.grid))
-        options["mask"] = kernels.rows(low, high, seq_kv=problem.seq_kv)
-        # The intervals hold the band too.
-        options |= {"causal": False, "window": None}
-        seconds["mask_build"] = time.perf_counter() - started
-    facts: dict[str, Any] = {}
+    problem, way = case.problem, told(case.problem)
+    started = time.perf_counter()
+    options = arguments(problem) | _mask(problem, way, device)
+    seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
+    facts: dict[str, Any] = {"mask": way.value} if way in (Told.BLOCKS, Told.TENSOR) else {}
     if problem.dtype is FP8:
         heads = (problem.heads, problem.kv_heads, problem.kv_heads)
         options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
@@ -71,11 +85,36 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
 
 
+def _mask(problem: Problem, way: Told, device: str) -> dict[str, Any]:
+    """The arguments that say the mask, where causal and window do not."""
+    import torch
+
+    from attnbench import kernels
+
+    if way is Told.BAND:
+        return {}
+    if way is Told.BLOCKS:
+        pattern = problem.masking.pattern
+        assert isinstance(pattern, Blocks)
+        kept = torch.from_numpy(pattern.kept(problem.grid))[None, None].to(device)
+        return {"mask": kernels.blocks(kept, pattern.size, pattern.size)}
+    # What follows holds causal and window too.
+    alone = {"causal": False, "window": None}
+    if way is Told.TENSOR:
+        return {"mask": torch.from_numpy(problem.masking.dense(problem.grid))[:, None].to(device), **alone}
+    low, high = (torch.from_numpy(bound).to(device) for bound in problem.masking.rows(problem.grid))
+    return {"mask": kernels.rows(low, high, seq_kv=problem.seq_kv), **alone}
+
+
 def scratch_bytes(case: Case) -> int:
     """Intervals of rows, and what passes hand on: the lse and delta, the splits of a decode, gradients in parts."""
     problem = case.problem
     rows = problem.batch * problem.heads * problem.seq_q
-    total = 12 * problem.batch * problem.seq_q if needs_intervals(problem) else 0
+    way = told(problem)
+    total = 12 * problem.batch * problem.seq_q if way is Told.ROWS else 0
+    if way is Told.TENSOR:
+        sequences = problem.batch if "padding" in problem.features or problem.lengths else 1
+        total += sequences * problem.seq_q * problem.seq_kv
     if case.mode.needs_grad:
         # A gradient of k and v for every query head, at most, where too few key heads would leave the chip idle.
         keys = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)

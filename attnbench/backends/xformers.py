@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention.masks import Document, Padding, Window
+from attnbench.attention.bands import Document, Padding, Window
 from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.backends import Backend, Layout, Limits, Prepared
 from attnbench.case import Case

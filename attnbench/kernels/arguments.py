@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnbench.kernels.masking import Blocks, Keys, Rows, band, blocks_around, packed_rows, rows_of
 from attnbench.kernels.tile import INTERPRETED
-from attnbench.kernels.tiling import HEAD_DIM_MOST
+from attnbench.kernels.tiling import BLOCK_LEAST, HEAD_DIM_MOST
 
 PRECISIONS = ("ieee", "tf32")
 LENGTH_MOST = 2**30  # indices are 32 bits wide, and a window adds to them
@@ -169,7 +169,7 @@ def keys_of(
     if isinstance(mask, str | Rows) and cu_seqlens:
         raise ValueError(f"mask={mask!r}: packed sequences take causal, window, Blocks or booleans")
     if isinstance(mask, str):
-        return Keys(left, right, _rows_of_text(mask, q, seq_kv, left, right))
+        return _keys_of_text(mask, q, seq_kv, left, right)
     if isinstance(mask, Rows):
         _check_rows(mask, q, seq_kv)
         return Keys(
@@ -214,14 +214,18 @@ def check_buckets(table: Tensor, bidirectional: bool, max_distance: int) -> None
         raise ValueError(f"max_distance={max_distance}: must be above {single}, the buckets of single distances")
 
 
-def _rows_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> Rows:
-    from attnbench.attention.masks import Grid, parse
+def _keys_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> Keys:
+    from attnbench.attention.masks import parse
+    from attnbench.attention.terms import Grid
 
     grid = Grid(q.shape[0], q.shape[2], seq_kv)
     masking = parse(text)
     masking.check(grid)
+    if masking.pattern:
+        shown = torch.from_numpy(masking.dense(grid))[:, None].to(q.device)
+        return Keys(left, right, None, blocks_around(shown), shown)
     low, high = (torch.from_numpy(bound).to(q.device) for bound in masking.rows(grid))
-    return rows_of(low, high, left, right, seq_kv)
+    return Keys(left, right, rows_of(low, high, left, right, seq_kv))
 
 
 def _narrowed(rows: Rows, left: int, right: int, seq_kv: int) -> Rows:
@@ -243,8 +247,8 @@ def _check_blocks(blocks: Blocks, q: Tensor, seq_kv: int) -> None:
     batch, heads, seq_q, _ = q.shape
     for name in ("block_q", "block_kv"):
         size = getattr(blocks, name)
-        if size < 16 or size & (size - 1):
-            raise ValueError(f"mask has {name}={size}: must be a power of two from 16")
+        if size < BLOCK_LEAST or size & (size - 1):
+            raise ValueError(f"mask has {name}={size}: must be a power of two from {BLOCK_LEAST}")
     tiles = -(-seq_q // blocks.block_q), -(-seq_kv // blocks.block_kv)
     for name, counts, count in (("counts", blocks.counts, tiles[0]), ("key_counts", blocks.key_counts, tiles[1])):
         shapes = [[b, h, count] for b in dict.fromkeys((batch, 1)) for h in dict.fromkeys((heads, 1))]

@@ -15,6 +15,7 @@ import msgspec
 
 from attnbench.kernels.tables import Cut, Kernel, Table, find, shipped
 
+BLOCK_LEAST = 16  # tokens of a block of a block-sparse mask
 HEAD_DIM_MOST = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
 

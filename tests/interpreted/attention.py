@@ -194,12 +194,16 @@ def test_any_mask_of_booleans(sizes: tuple[int, int]) -> None:
     assert_right(Shape(batch=2, seq_q=70, seq_kv=75), shown, mask=shown)
 
 
-TEXTS = ["prefix:13", "document:3-30-17", "causal+document:4", "causal+window:7", "padding:0.4", "causal+padding:0.4"]
+TEXTS = [
+    *("prefix:13", "document:3-30-17", "causal+document:4", "causal+window:7", "padding:0.4", "causal+padding:0.4"),
+    *("dilated:3", "longformer:8:2", "causal+blocksparse:0.5:16", "graph:0.2"),
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_masks_by_text(text: str) -> None:
-    from attnbench.attention.masks import Grid, parse
+    from attnbench.attention.masks import parse
+    from attnbench.attention.terms import Grid
 
     visible = torch.from_numpy(parse(text).dense(Grid(3, 50, 50)))[:, None]
     assert_right(Shape(batch=3, seq_q=50, seq_kv=50), visible, mask=text)

@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnbench import kernels
+from attnbench import backends, kernels
+from attnbench.attention.problem import Problem
+from attnbench.case import Case
+from tests import oracle
 from tests.interpreted.cached import LENGTHS, assert_decoded, cut, paged, poisoned
 from tests.interpreted.formula import DTYPES, Shape, inputs, normal
 
@@ -159,3 +162,11 @@ def test_facts_say_how_it_was_split() -> None:
     facts: dict[str, Any] = {}
     kernels.decode(*inputs(SHAPE), cut=cut(3, block_kv=32), facts=facts)
     assert (facts["path"], facts["splits"], facts["block_q"], facts["block_kv"]) == ("decode", 3, 16, 32)
+
+
+@pytest.mark.parametrize("mask", ["causal+blocksparse:0.5:16", "bigbird:8", "strided:5+padding:0.3", "dense+causal"])
+def test_the_backend_tells_the_kernels_a_pattern(mask: str) -> None:
+    problem = Problem(seq_q=50, batch=2, heads=2, head_dim=24, head_dim_v=16, mask=mask)
+    qkv, _ = oracle.drawn(problem)
+    out = backends.load("triton").prepare(Case(problem=problem, backend="triton"), "cpu").call(*qkv)
+    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)

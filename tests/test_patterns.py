@@ -1,0 +1,203 @@
+"""Masks whose keys are no single run: exact counts against brute force, closed forms, and what random ones promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench.attention import masks, patterns
+from attnbench.attention.terms import Grid
+from attnbench.errors import ProblemError, UnknownNameError
+
+SQUARE = ("longformer", "bigbird", "graph", "document")
+
+
+@st.composite
+def patterned_grids(draw):
+    """A pattern, perhaps under runs of keys, and a shape on which it makes sense."""
+    seq_q, seq_kv, batch = draw(st.integers(1, 30)), draw(st.integers(1, 30)), draw(st.integers(1, 3))
+    block, draw_ = draw(st.integers(1, 9)), draw(st.integers(0, 3))
+    pattern = draw(
+        st.sampled_from([
+            f"dilated:{draw(st.integers(1, 9))}",
+            f"strided:{draw(st.integers(1, 9))}",
+            f"blocksparse:{draw(st.integers(1, 100)) / 100}:{block}:draw={draw_}",
+            f"longformer:{2 * draw(st.integers(0, 6))}:{draw(st.integers(0, 1))}",
+            f"bigbird:{block}:random={draw(st.integers(0, 4))}:global={draw(st.integers(0, 3))}:draw={draw_}",
+            f"graph:{draw(st.integers(1, 100)) / 100}:draw={draw_}",
+        ])
+    )  # fmt: skip
+    terms = [pattern]
+    if draw(st.booleans()) and "strided" not in pattern:
+        terms.append("causal" if draw(st.booleans()) else f"prefix:{draw(st.integers(0, 30))}")
+    if draw(st.booleans()):
+        terms.append(f"window:{draw(st.integers(0, 30))}")
+    if draw(st.booleans()):
+        terms.append(f"padding:{draw(st.integers(0, 50)) / 100}")
+    if draw(st.booleans()):
+        terms.append(f"document:{draw(st.integers(1, seq_q))}")
+    if draw(st.booleans()):
+        terms.append("dense")
+    if any(term.startswith(SQUARE) for term in terms):
+        seq_kv = seq_q
+    return "+".join(draw(st.permutations(terms))), Grid(batch, seq_q, seq_kv)
+
+
+@given(patterned_grids())
+def test_counts_pairs_and_dense_equal_the_predicate(drawn):
+    text, grid = drawn
+    mask = masks.parse(text)
+    mask.check(grid)
+    b, i, j = np.ogrid[: grid.batch, : grid.seq_q, : grid.seq_kv]
+    seen = np.broadcast_to(mask.visible(grid, b, i, j), (grid.batch, grid.seq_q, grid.seq_kv))
+    assert np.array_equal(np.broadcast_to(mask.counts(grid), seen.shape[:2]), seen.sum(-1))
+    assert mask.pairs(grid) == int(seen.sum())
+    assert np.array_equal(np.broadcast_to(mask.dense(grid), seen.shape), seen)
+    assert mask.has_blind_rows(grid) == bool((~seen.any(-1)).any())
+
+
+@given(patterned_grids())
+def test_text_and_mask_go_back_and_forth(drawn):
+    mask = masks.parse(drawn[0])
+    assert masks.parse(mask.text) == mask
+    assert masks.parse(mask.text).text == mask.text
+
+
+# The table of the mechanisms page, for one head and n = 4096.
+AT_4096 = {
+    "dilated:4": 4_194_304, "causal+dilated:4": 2_099_200, "strided:128": 579_648, "longformer:512": 2_043_134,
+    "bigbird": 2_547_712, "blocksparse:0.25": 4_194_304,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "pairs"), AT_4096.items())
+def test_pairs_at_4096(text, pairs):
+    assert masks.parse(text).pairs(Grid(1, 4096, 4096)) == pairs
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_closed_forms_of_the_mechanisms_page(n, step):
+    grid = Grid(1, n, n)
+    q, r = divmod(n, step)
+    assert masks.parse(f"dilated:{step}").pairs(grid) == r * (q + 1) ** 2 + (step - r) * q**2
+    if n >= step:
+        strided = n * step - step * (step - 1) // 2 + step * q * (q - 1) // 2 + r * q
+        assert masks.parse(f"strided:{step}").pairs(grid) == strided
+    half = step // 2
+    if 1 <= half < n:
+        longformer = n * (2 * half + 1) - half * (half + 1) + 2 * (n - half - 1)
+        assert masks.parse(f"longformer:{2 * half}").pairs(grid) == longformer
+
+
+@pytest.mark.parametrize("text", ["blocksparse:0.25", "causal+blocksparse:0.25", "blocksparse:0.1:64", "bigbird"])
+def test_counting_takes_its_time_by_blocks(text):
+    """128k x 128k: an array of pairs would take 16 GiB."""
+    grid = Grid(1, 131072, 131072)
+    share = masks.parse(text).pairs(grid) / 131072**2
+    wanted = {"blocksparse:0.25": 0.25, "causal+blocksparse:0.25": 0.125, "blocksparse:0.1:64": 0.1, "bigbird": 0.0049}
+    assert share == pytest.approx(wanted[text], rel=0.01)
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
+def test_each_block_row_keeps_its_diagonal_and_its_share(density, rows, columns, draw):
+    grid = Grid(1, 4 * rows, 4 * columns)
+    term = masks.parse(f"blocksparse:{density:g}:4:{draw}").find(patterns.BlockSparse)
+    kept = term.kept(grid)
+    assert set(kept.sum(1)) == {max(1, int(np.floor(term.density * columns + 0.5)))}
+    for row in range(rows):
+        diagonal = columns - rows + row
+        assert diagonal < 0 or kept[row, diagonal]
+
+
+def test_under_causal_a_share_of_the_visible_blocks_is_kept():
+    kept = masks.parse("causal+blocksparse:0.5:4").find(patterns.BlockSparse).kept(Grid(1, 64, 64))
+    assert not np.triu(kept, 1).any()
+    assert kept.sum(1).tolist() == [max(1, int(np.floor(0.5 * (row + 1) + 0.5))) for row in range(16)]
+
+
+def test_another_draw_is_another_pattern_and_the_same_draw_the_same():
+    first, again, other = (
+        masks.parse(f"blocksparse:0.3:4:{draw}").find(patterns.BlockSparse).kept(Grid(1, 128, 128))
+        for draw in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert 0.2 < (first != other).mean() < 0.6
+
+
+def test_the_hash_is_splitmix64():
+    """The first numbers of the generator with seed 0 (its reference implementation by Vigna)."""
+    state, found = 0, []
+    for _ in range(3):
+        found.append(int(patterns.hashed(state)))
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+    assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+def test_a_random_graph_is_symmetric_with_that_density():
+    adjacency = masks.parse("graph:0.2").find(patterns.Graph).adjacency(Grid(1, 200, 200))
+    assert np.array_equal(adjacency, adjacency.T)
+    assert adjacency.diagonal().all()
+    edges = np.triu(adjacency, 1).sum()
+    assert abs(edges - 0.2 * 19900) < 5 * (19900 * 0.2 * 0.8) ** 0.5
+
+
+def test_a_graph_from_a_file(tmp_path: Path):
+    file = tmp_path / "kg.txt"
+    file.write_text("# who knows whom\n0 1\n3,1\n\n")
+    seen = masks.parse(f"graph:edges={file}").dense(Grid(1, 4, 4))[0]
+    wanted = np.eye(4, dtype=bool)
+    for i, j in ((0, 1), (3, 1)):
+        wanted[i, j] = wanted[j, i] = True
+    assert np.array_equal(seen, wanted)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [("0 9\n", "kg.txt:1: node 9 of a graph of 4: nodes are 0 to 3"), ("0 1\nx y\n", "kg.txt:2: not two node numbers")],
+)
+def test_an_edge_that_cannot_be_names_its_line(tmp_path: Path, lines: str, said: str):
+    file = tmp_path / "kg.txt"
+    file.write_text(lines)
+    with pytest.raises(ProblemError, match=said):
+        masks.parse(f"graph:edges={file}").check(Grid(1, 4, 4))
+
+
+WRONG = {
+    "blocksparse:0": (ProblemError, "density=0 lies outside (0, 1]"),
+    "blocksparse:1.5": (ProblemError, "density=1.5 lies outside (0, 1]"),
+    "blocksparse": (ProblemError, "blocksparse needs density, as in blocksparse:0.25"),
+    "longformer:511": (ProblemError, "an even number"),
+    "dilated:0": (ProblemError, "step=0: at least 1"),
+    "bigbird:window=2": (ProblemError, "an odd number"),
+    "bigbird:glbal=2": (UnknownNameError, "did you mean 'global'?"),
+    "dilated:2+strided:4": (ProblemError, "dilated and strided are two patterns: one at a time"),
+    "causal+strided:4": (ProblemError, "strided holds causal already; write strided alone"),
+    "graph": (ProblemError, "a density or a file of edges"),
+    "graph:0.1:edges=x": (ProblemError, "a density or a file of edges"),
+    "dense": (ProblemError, "dense what? (try dense+causal)"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG.items())
+def test_a_slip_is_named(text, expected):
+    with pytest.raises(expected[0]) as caught:
+        masks.parse(text)
+    assert expected[1] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "grid", "said"),
+    [
+        ("longformer:4:global=9", Grid(1, 8, 8), "9 global tokens, beyond the 8 of the sequence"),
+        ("bigbird", Grid(1, 8, 9), "needs seq_q == seq_kv, not 8 and 9"),
+        ("graph:0.1", Grid(1, 20000, 20000), "a graph has at most 16384"),
+        ("graph:edges=none.txt", Grid(1, 8, 8), "cannot be read"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_named(text, grid, said):
+    with pytest.raises(ProblemError, match=said):
+        masks.parse(text).check(grid)
