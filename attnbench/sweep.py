@@ -41,6 +41,7 @@ class Request(Record, frozen=True, kw_only=True):
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     shard: str = ""
+    shrink: str = ""  # lengths and batches at that share
     budget: str = ""
     rounds: str = "5..30"
     launches: int = 1
@@ -96,7 +97,8 @@ def ready(request: Request, *, interpreted: bool = False, default_suite: str = D
         raise UsageError(f"suite {chosen[0].name} has no table for {', '.join(kinds)}")
     if not made.groups and not made.refusals:
         raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
-    name = "+".join(one.name for one in chosen)
+    share = suite.parse_shrink(request.shrink)
+    name = "+".join(one.name for one in chosen) + (f"-shrunk-{share:g}" if share < 1 else "")
     return Sweep(request=request, name=name, devices=devices, asked=asked, plan=made, terms=terms)
 
 
@@ -205,12 +207,14 @@ def _asked(
 ) -> Iterator[tuple[Cell, list[Arm]]]:
     """Every cell with its arms, after the filters; cells that are no problem go to `impossible`."""
     only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
+    share = suite.parse_shrink(request.shrink)
     named = _named_backends(request.backend)
     arms_of: dict[tuple[tuple[str, ...], str], list[Arm]] = {}
     for kind in dict.fromkeys(device.kind for device in devices):
         own = [device for device in devices if device.kind == kind]
         for one in chosen:
-            for cell in suite.expand(one, kind=kind, dtype=DEFAULT_DTYPE[kind], shard=request.shard):
+            cells = suite.expand(one, kind=kind, dtype=DEFAULT_DTYPE[kind], shard=request.shard)
+            for cell in suite.shrunk(cells, share) if share < 1 else cells:
                 if isinstance(cell, Impossible):
                     impossible.append((cell.text, cell.reason))
                     continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from attnbench.attention.terms import Grid, Indices, Term
+from attnbench.attention.terms import Grid, Indices, Term, part
 from attnbench.errors import ProblemError
 
 
@@ -43,6 +44,9 @@ class Window(Term, frozen=True):
         d = i + grid.offset
         return d - self.left, d + self.right + 1
 
+    def shrunk(self, share: float) -> Window:
+        return Window(part(self.left, share), part(self.right, share))
+
     @property
     def text(self) -> str:
         return f"window:{self.left}" + (f":{self.right}" if self.right != self.left else "")
@@ -53,6 +57,9 @@ class Prefix(Term, frozen=True):
 
     word = "prefix"
     count: int
+
+    def shrunk(self, share: float) -> Prefix:
+        return Prefix(part(self.count, share))
 
     def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
         return (j < self.count) | (j <= i + grid.offset)
@@ -72,6 +79,12 @@ class Document(Term, frozen=True):
             raise ProblemError(
                 f"mask {self.text!r}: a count or lengths of at least 1, as document:8 or document:300-200"
             )
+
+    def shrunk(self, share: float) -> Document:
+        if len(self.lengths) == 1:  # a count of documents, of whatever length
+            return self
+        ends = [0, *(part(int(end), share) for end in np.cumsum(self.lengths))]  # so that they add up to the sequence
+        return Document(tuple(stop - start for start, stop in itertools.pairwise(ends)))
 
     def spans(self, grid: Grid) -> Indices:
         """The first index of every document, and the end of the last."""

@@ -57,6 +57,10 @@ class Mask(msgspec.Struct, frozen=True):
         for term in self.terms:
             term.check(grid)
 
+    def shrunk(self, share: float) -> Mask:
+        """The mask for sequences of that share of their length."""
+        return Mask(tuple(term.shrunk(share) for term in self.terms))
+
     def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
         """Whether row `i` of sequence `b` sees key `j`, by broadcasting."""
         seen = np.ones(np.broadcast_shapes(np.shape(b), np.shape(i), np.shape(j)), dtype=bool)

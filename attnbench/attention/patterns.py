@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.attention import bands
-from attnbench.attention.terms import Grid, Indices, Term
+from attnbench.attention.terms import Grid, Indices, Term, part
 from attnbench.errors import ProblemError
 
 GRAPH_MOST = 16384  # tokens of a random graph: every pair is drawn once
@@ -80,6 +80,9 @@ class Strided(Pattern, frozen=True):
     def __post_init__(self) -> None:
         _at_least(self, "stride", 1)
 
+    def shrunk(self, share: float) -> Strided:
+        return Strided(part(self.stride, share))
+
     def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
         back = i + grid.offset - j
         return (back >= 0) & ((back < self.stride) | (back % self.stride == 0))
@@ -107,6 +110,9 @@ class Longformer(Pattern, frozen=True):
             raise ProblemError(
                 f"mask {self.text!r}: width={self.width} is the whole width, half to each side: an even number"
             )
+
+    def shrunk(self, share: float) -> Longformer:
+        return Longformer(2 * part(self.width // 2, share), self.global_)
 
     def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
         return (abs(i - j) <= self.width // 2) | (i < self.global_) | (j < self.global_)

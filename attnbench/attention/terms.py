@@ -42,6 +42,10 @@ class Term(msgspec.Struct, frozen=True):
     def check(self, grid: Grid) -> None:
         """Raise ProblemError where the term makes no sense on this shape."""
 
+    def shrunk(self, share: float) -> Term:
+        """The term for sequences of that share of their length: what it counts in tokens shrinks with them."""
+        return self
+
     @property
     def text(self) -> str:
         """The term as a user types it: defaults left out, and a key named where a value before it is left out."""
@@ -55,6 +59,11 @@ class Term(msgspec.Struct, frozen=True):
             value = spell(getattr(self, field.name))
             parts.append(f"{field.name.rstrip('_')}={value}" if skipped else value)
         return ":".join(parts)
+
+
+def part(count: int, share: float) -> int:
+    """That share of a count, half up, at least 1 of any."""
+    return max(1, int(count * share + 0.5)) if count else 0
 
 
 def spell(value: Any) -> str:

@@ -68,6 +68,14 @@ def run(
     skip: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Drop these: backend=flex.", metavar="KEY=VALUES")
     ] = None,
+    shrink: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CHOOSING,
+            help="Lengths and batches at that share, for a small machine: 0.25.",
+            metavar="SHARE",
+        ),
+    ] = "",
     shard: Annotated[
         str, typer.Option(rich_help_panel=CHOOSING, help="One part of all cases: 3/8.", metavar="K/N")
     ] = "",
@@ -136,6 +144,7 @@ def run(
         only=tuple(only or ()),
         skip=tuple(skip or ()),
         shard=shard,
+        shrink=shrink,
         budget=budget,
         rounds=rounds,
         launches=launches,

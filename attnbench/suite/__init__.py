@@ -6,6 +6,7 @@ from attnbench.suite.cells import Cell, Impossible, Suite, Table, expand
 from attnbench.suite.files import from_flags, load, override, schema, shipped
 from attnbench.suite.filters import Filter, keeps, parse_filter
 from attnbench.suite.keys import AXES
+from attnbench.suite.shrink import parse_shrink, shrunk
 
 __all__ = [
     "AXES",
@@ -20,6 +21,8 @@ __all__ = [
     "load",
     "override",
     "parse_filter",
+    "parse_shrink",
     "schema",
     "shipped",
+    "shrunk",
 ]

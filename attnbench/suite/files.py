@@ -123,7 +123,9 @@ def _find(text: str, beside: Path, where: str) -> Path:
     path = beside / Path(text).expanduser()
     if not path.is_file():
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.toml"))) or "no suite"
-        raise SuiteError(f"{where}: no file {text!r}; in that folder there is {there}; shipped: {', '.join(shipped())}")
+        raise SuiteError(
+            f"{where}: no file {text!r}; in that folder there is {there}; shipped ones: attnbench list suites"
+        )
     return path
 
 
