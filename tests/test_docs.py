@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from attnbench import cli, suite
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -96,3 +98,20 @@ def test_every_suite_key_and_json_key_is_documented():
     formats = (ROOT / "docs" / "formats.md").read_text()
     for key in (*AXES, *jsonl.KEYS):
         assert f"`{key}`" in formats, key
+
+
+def mechanisms() -> list[str]:
+    """Every sweep of docs/mechanisms.md that takes a plan."""
+    text = (ROOT / "docs" / "mechanisms.md").read_text()
+    return list(dict.fromkeys(re.findall(r"`attnbench (run [^`]*)`", text)))
+
+
+@pytest.mark.parametrize("command", mechanisms())
+def test_every_command_of_the_map_of_mechanisms_can_be_planned(command: str) -> None:
+    assert cli.invoke([*shlex.split(command), "--device", "cpu:threads=1", "--dry-run"]) == 0
+
+
+def test_the_map_of_mechanisms_names_every_suite_of_an_application() -> None:
+    text = (ROOT / "docs" / "mechanisms.md").read_text()
+    own = {"ci", "kernels", "quick", "scaling", "verify"}
+    assert not [name for name in suite.shipped() if name not in own and f"`{name}`" not in text]

@@ -29,6 +29,7 @@ from attnbench.cli import (
     run,
     scaling,
     show,
+    suite,
     tune,
     verify,
 )
@@ -67,6 +68,7 @@ app.command()(explain.explain)
 app.command()(doctor.doctor)
 app.add_typer(catalog.app, name="list")
 app.add_typer(baseline.app, name="baseline")
+app.add_typer(suite.app, name="suite")
 
 
 def _version(value: bool) -> None:

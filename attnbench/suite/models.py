@@ -1,0 +1,160 @@
+"""A model's config.json, as the transformers library writes it, -> a suite of its attention. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attnbench.errors import SuiteError
+
+HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
+LENGTH = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_source_positions")
+PARTS = ("text_config", "vision_config", "encoder_config", "decoder_config", "audio_config")
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+GENERATES = ("ForCausalLM", "LMHeadModel")
+LONGEST = 32768  # tokens of a prompt that a suite goes up to
+SHORTEST = 128
+
+
+def suite_of(config: Mapping[str, Any], source: str) -> str:
+    """The text of a suite file. SuiteError names the fields that are missing."""
+    parts = {name: config[name] for name in PARTS if isinstance(config.get(name), Mapping)}
+    tables: list[dict[str, Any]] = []
+    if _first(config, HEADS) or config.get("encoder_attention_heads") or not parts:
+        tables += _tables(config, "")
+    for name, part in parts.items():
+        tables += _tables({**part, "torch_dtype": part.get("torch_dtype", config.get("torch_dtype"))}, name)
+    kind = config.get("model_type") or "model"
+    lines = [f"title = {_quoted(f'Attention of {kind}, from its config.json')}", f"source = {_quoted(source)}"]
+    for table in tables:
+        lines += ["", "[[problem]]", *(f"{key} = {_value(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(config: Mapping[str, Any], part: str) -> Iterator[dict[str, Any]]:
+    """Prefill and decode of a decoder, texts or images of an encoder, and all three of an encoder-decoder."""
+    place = f"{part}." if part else ""
+    title = f"{part.removesuffix('_config')}, " if part else ""
+    if config.get("is_encoder_decoder"):
+        yield from _both(config, place, title)
+        return
+    shape = _shape(config, place)
+    if (image := config.get("image_size")) and (patch := config.get("patch_size")):
+        yield {"name": f"{title}images", "seq": (_int(image) // _int(patch)) ** 2 + 1, **shape, "mask": "none"}
+        return
+    longest = _length(config, place)
+    lengths = _range(longest)
+    mask = _mask(config)
+    if not _is_causal(config):
+        yield {
+            "name": f"{title}texts",
+            "seq": lengths,
+            **shape,
+            "mask": [mask, "padding:0.3"] if mask == "none" else mask,
+        }
+        return
+    yield {"name": f"{title}prefill", "seq": lengths, **shape, "mask": mask}
+    yield {"name": f"{title}decode", "seq_q": 1, "seq_kv": lengths, **shape, "mask": mask}
+
+
+def _both(config: Mapping[str, Any], place: str, title: str) -> Iterator[dict[str, Any]]:
+    """An encoder, a decoder, and the decoder's look at what was encoded."""
+    width = _needed(config, WIDTH, place)
+    longest = _length(config, place)
+    sides = {}
+    for side in ("encoder", "decoder"):
+        heads = config.get(f"{side}_attention_heads") or _needed(config, (f"{side}_attention_heads", *HEADS), place)
+        sides[side] = {
+            "heads": _int(heads),
+            "head_dim": _int(config.get("d_kv") or width // _int(heads)),
+            **_dtype(config),
+        }
+    answer = _int(config.get("max_target_positions") or longest)
+    yield {"name": f"{title}encoder", "seq": _range(longest), **sides["encoder"], "mask": "none"}
+    yield {"name": f"{title}decoder, itself", "seq": _range(answer), **sides["decoder"], "mask": "causal"}
+    yield {
+        "name": f"{title}decoder, the source", "seq_q": [1, min(answer, SHORTEST)], "seq_kv": _range(longest),
+        **sides["decoder"], "mask": "none",
+    }  # fmt: skip
+
+
+def _shape(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+    heads = _needed(config, HEADS, place)
+    shape: dict[str, Any] = {"heads": heads}
+    kv_heads = 1 if config.get("multi_query") else _first(config, KV_HEADS)
+    latent = config.get("qk_nope_head_dim")
+    if kv_heads and kv_heads != heads and not latent:
+        shape["kv_heads"] = kv_heads
+    if latent:  # keys of a latent attention have a part with positions beside one without
+        shape["head_dim"] = _int(latent) + _int(config.get("qk_rope_head_dim") or 0)
+        shape["head_dim_v"] = _int(config.get("v_head_dim") or latent)
+    elif head_dim := config.get("head_dim"):
+        shape["head_dim"] = _int(head_dim)
+    else:
+        width = _needed(config, WIDTH, place)
+        if width % heads:
+            raise SuiteError(f"{place}{WIDTH[0]}={width} is no multiple of {heads} heads, and there is no head_dim")
+        shape["head_dim"] = width // heads
+    if scalar := config.get("query_pre_attn_scalar"):
+        shape["scale"] = float(scalar) ** -0.5
+    if cap := config.get("attn_logit_softcapping"):
+        shape["softcap"] = float(cap)
+    return shape | _dtype(config)
+
+
+def _dtype(config: Mapping[str, Any]) -> dict[str, str]:
+    name = str(config.get("torch_dtype") or config.get("dtype") or "")
+    return {"dtype": DTYPES[name]} if name in DTYPES else {}
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures") or ()
+    return bool(config.get("is_decoder")) or any(str(name).endswith(GENERATES) for name in names)
+
+
+def _mask(config: Mapping[str, Any]) -> str:
+    """A window counts the token itself; a list of widths is Longformer's, one for each layer."""
+    if widths := config.get("attention_window"):
+        return f"longformer:{max(widths) if isinstance(widths, list) else _int(widths)}"
+    if not _is_causal(config):
+        return "none"
+    window = config.get("sliding_window")
+    return f"causal+window:{_int(window) - 1}" if window and config.get("use_sliding_window", True) else "causal"
+
+
+def _length(config: Mapping[str, Any], place: str) -> int:
+    return min(_needed(config, LENGTH, place), LONGEST)
+
+
+def _range(longest: int) -> str | int:
+    return f"{SHORTEST}..{longest}" if longest > SHORTEST else longest
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    """The first of these fields that is there; 0 for none."""
+    return next((_int(config[name], name) for name in names if config.get(name) is not None), 0)
+
+
+def _needed(config: Mapping[str, Any], names: tuple[str, ...], place: str) -> int:
+    if found := _first(config, names):
+        return found
+    raise SuiteError(f"config.json has no {place}{names[0]} (nor {', '.join(names[1:])}): no suite can be made of it")
+
+
+def _int(value: Any, name: str = "config.json") -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise SuiteError(f"{name}: {value!r} is no count")
+    return value
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # which is a basic string of TOML too
