@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,21 @@ def test_counts_pairs_and_dense_equal_the_predicate(drawn):
     assert mask.pairs(grid) == int(seen.sum())
     assert np.array_equal(np.broadcast_to(mask.dense(grid), seen.shape), seen)
     assert mask.has_blind_rows(grid) == bool((~seen.any(-1)).any())
+
+
+@given(patterned_grids(), st.integers(1, 12), st.booleans())
+def test_shares_of_cells_equal_means_of_the_whole(drawn, size, by_block):
+    text, grid = drawn
+    mask = masks.parse(text)
+    found = mask.shares(grid, block=size) if by_block else mask.shares(grid, size)
+    whole = mask.dense(grid).mean(axis=0)
+    if by_block:
+        edges = [[*range(0, length, size), length] for length in whole.shape]
+    else:
+        edges = [np.linspace(0, length, min(size, length) + 1).astype(int) for length in whole.shape]
+    for r, (top, bottom) in enumerate(itertools.pairwise(edges[0])):
+        for c, (left, right) in enumerate(itertools.pairwise(edges[1])):
+            assert found[r, c] == pytest.approx(whole[top:bottom, left:right].mean())
 
 
 @given(patterned_grids())

@@ -32,6 +32,7 @@ from attnbench.cli import (
     suite,
     tune,
     verify,
+    viz,
 )
 from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
@@ -53,6 +54,7 @@ app.command()(run.run)
 app.command()(report.report)
 app.command()(show.show)
 app.command()(plot.plot)
+app.command()(viz.viz)
 app.command()(merge.merge)
 app.command()(export.export)
 app.command()(compare.compare)
