@@ -30,9 +30,11 @@ def attend(problem: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
     q, k, v = (tensor.double() for tensor in (q, k, v))
     sharing = problem.heads // problem.kv_heads
     k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
-    logits = torch.einsum("bhid,bhjd->bhij", q, k) * problem.scale
-    if problem.score.softcap:
-        logits = problem.score.softcap * torch.tanh(logits / problem.score.softcap)
+    score = problem.score
+    logits = torch.einsum("bhid,bhjd->bhij", q, k) * (score.scale or problem.head_dim**-0.5)
+    if score.softcap:
+        logits = score.softcap * torch.tanh(logits / score.softcap)
+    logits = logits / (score.temperature or 1.0)
     seen = visible(problem)
     logits = logits.masked_fill(~seen, -1e30)
     out = torch.einsum("bhij,bhjd->bhid", logits.softmax(-1) * seen, v)

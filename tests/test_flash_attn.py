@@ -165,7 +165,7 @@ def inputs(problem: Problem) -> tuple[Any, Any, Any]:
 
 def expected(problem: Problem, given: tuple[Any, Any, Any]) -> tuple[Any, Any]:
     visible = torch.from_numpy(problem.masking.dense(problem.grid))[:, None]
-    return formula(*given, visible, problem.scale, problem.score.softcap or 0.0)
+    return formula(*given, visible, problem.scale, problem.softcap or 0.0)
 
 
 PROBLEMS = {

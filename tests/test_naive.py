@@ -83,6 +83,21 @@ def test_lse_and_softcap_equal_float64(name, mask):
         torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["naive", "flex:eager", "sdpa:math", "sdpa:flash"])
+@pytest.mark.parametrize("score", [Score(temperature=2.5), Score(scale=0.6, softcap=4.0, temperature=0.5)])
+def test_a_temperature_divides_what_the_cap_leaves(name, score):
+    backend, ran = backends.load(name), 0
+    for problem in problems("causal", "fp32", score=score):
+        case = Case(problem=problem, backend=name)
+        if backend.objections(case, "cpu"):
+            continue
+        qkv, _ = oracle.drawn(problem)
+        out = backend.prepare(case, "cpu").call(*qkv)
+        torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+        ran += 1
+    assert bool(ran) is (score.softcap is None or name in ("naive", "flex:eager"))
+
+
 def test_a_ragged_batch_leaves_the_rest_zero():
     problem = Problem(seq_q=9, batch=3, lengths=(9, 1, 4), heads=2, mask="causal", returns="lse")
     qkv, _ = oracle.drawn(problem)

@@ -119,8 +119,13 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     @property
     def scale(self) -> float:
-        """The factor on q . k."""
+        """The factor on q . k, with the temperature in it."""
         return self.score.scale_for(self.head_dim)
+
+    @property
+    def softcap(self) -> float | None:
+        """The soft cap on logits."""
+        return self.score.cap
 
     @property
     def features(self) -> frozenset[str]:
@@ -167,7 +172,7 @@ def _features(problem: Problem) -> frozenset[str]:
         "gqa": problem.kv_heads < problem.heads,
         "cross": problem.seq_q != problem.seq_kv,
         "head_dim_v": problem.head_dim_v != problem.head_dim,
-        "scale": problem.score.scale is not None,
+        "scale": problem.score.scale is not None or problem.score.temperature is not None,
         "softcap": problem.score.softcap is not None,
         "lse": problem.returns is Returns.LSE,
         "blind_rows": not problem.lengths and problem.masking.has_blind_rows(problem.grid),

@@ -154,7 +154,7 @@ def _weights(problem: Problem, queries: Tensor, keys: Tensor, hidden: Tensor) ->
     """Softmax over the visible keys, its log-sum-exp, and the derivative of the soft cap where there is one."""
     logits = (queries @ keys.T).mul_(problem.scale)
     slope = None
-    if cap := problem.score.softcap:
+    if cap := problem.softcap:
         capped = logits.div_(cap).tanh_()
         slope = 1 - capped**2
         logits = capped.mul_(cap)
@@ -207,7 +207,7 @@ def yardstick_gradients_group(
             logits, tanh = _plain_logits(problem, step, part, scaled[seen], _hidden(problem, group[0], block))
             weights = step.softmax(logits)
             dweights = step.product(dout_part, values[seen].T)
-            dlogits, size = _plain_dlogits(step, weights, dweights, tanh, problem.score.softcap)
+            dlogits, size = _plain_dlogits(step, weights, dweights, tanh, problem.softcap)
             found.dq[heads, block.rows] = step.product(dlogits, scaled[seen])
             dk[:, seen] += step.exact_product(dlogits.mT, part)
             dv[:, seen] += step.exact_product(weights.mT, dout_part)
@@ -268,7 +268,7 @@ def _plain_logits(
     """Logits as a plain implementation rounds them, and the tanh of the soft cap where there is one."""
     logits = step.product(queries, scaled_keys.T)
     tanh = None
-    if cap := problem.score.softcap:
+    if cap := problem.softcap:
         tanh = step.rounded(step.rounded(logits / cap).tanh())
         logits = step.rounded(tanh * cap)
     return logits.masked_fill(hidden, float("-inf")), tanh

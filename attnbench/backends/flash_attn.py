@@ -52,7 +52,7 @@ def arguments(problem: Problem) -> dict[str, Any]:
         "softmax_scale": problem.scale,
         "causal": problem.masking.find(Causal) is not None,
         "window_size": (window.left, window.right) if window else (-1, -1),
-        "softcap": problem.score.softcap or 0.0,
+        "softcap": problem.softcap or 0.0,
     }
 
 

@@ -134,7 +134,7 @@ def score_mod(problem: Problem) -> Callable[..., Tensor] | None:
     """The soft cap as flex wants it; the scale is an argument of its own."""
     import torch
 
-    cap = problem.score.softcap
+    cap = problem.softcap
     if cap is None:
         return None
     return lambda score, b, h, i, j: cap * torch.tanh(score / cap)

@@ -47,7 +47,7 @@ def attend(
     wants_lse = problem.returns is Returns.LSE
     # A log-sum-exp is float32: summed over scores that were rounded to 16 bits it would not be worth the name.
     scores = (q.float() @ k.float().transpose(-2, -1) if wants_lse else q @ k.transpose(-2, -1)) * problem.scale
-    if (cap := problem.score.softcap) is not None:
+    if (cap := problem.softcap) is not None:
         scores = cap * (scores / cap).tanh()
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
@@ -71,7 +71,7 @@ def scratch_bytes(case: Case) -> int:
     masked = problem.mask != "none" or bool(problem.lengths)
     tensors = 2 + (problem.returns is Returns.LSE) * (8 // problem.dtype.bytes)
     if mode.needs_grad:
-        tensors = 3 + 2 * (problem.score.softcap is not None)
+        tensors = 3 + 2 * (problem.softcap is not None)
     total = tensors * scores
     if masked:
         sequences = problem.batch if problem.lengths or "padding" in problem.features else 1

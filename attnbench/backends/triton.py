@@ -36,7 +36,7 @@ def arguments(problem: Problem) -> dict[str, Any]:
         "causal": problem.masking.find(Causal) is not None,
         "window": (window.left, window.right) if window else None,
         "scale": problem.scale,
-        "softcap": problem.score.softcap,
+        "softcap": problem.softcap,
         "precision": "tf32" if problem.dtype is Dtype.TF32 else "ieee",
         "return_lse": problem.returns is Returns.LSE,
     }

@@ -80,7 +80,8 @@ Mask = Annotated[
     _option("--mask", panel=PROBLEM, help="none, causal, causal+window:512 ...", offer=_MASKS, metavar="LIST"),
 ]
 Score = Annotated[
-    str | None, _option("--score", panel=PROBLEM, help="dot, dot:softcap=30, dot:scale=1.", metavar="LIST")
+    str | None,
+    _option("--score", panel=PROBLEM, help="dot, dot:softcap=30, dot:scale=1:temperature=2.", metavar="LIST"),
 ]
 ModeOption = Annotated[
     str | None, _option("--mode", panel=PROBLEM, help="fwd, bwd, fwd_bwd.", offer=_MODES, metavar="LIST")

@@ -10,8 +10,10 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
+from msgspec.structs import replace
+
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
-from attnbench.attention.scores import Score
+from attnbench.attention.scores import NUMBERS, Score
 from attnbench.errors import ProblemError, UsageError
 from attnbench.result import Record
 from attnbench.suite.filters import Filter
@@ -38,6 +40,7 @@ class Table(Record, frozen=True, kw_only=True):
     score: tuple[str, ...] = ()
     scale: tuple[float | None, ...] = ()
     softcap: tuple[float | None, ...] = ()
+    temperature: tuple[float | None, ...] = ()
     lengths: tuple[tuple[int, ...], ...] = ()
     returns: tuple[Returns, ...] = ()
     mode: tuple[Mode, ...] = ()
@@ -94,7 +97,7 @@ def check(table: Table, place: str) -> None:
         raise UsageError(f"{place}: seq beside both seq_q and seq_kv: two of the three are enough")
     if given >= {"batch", "tokens"}:
         raise UsageError(f"{place}: batch and tokens exclude each other: tokens decides the batch")
-    for field in ("scale", "softcap"):
+    for field in NUMBERS:
         if field in given and any(getattr(parse_score(text), field) is not None for text in table.score):
             raise UsageError(f"{place}: {field} is given twice, in score and by itself")
     count = math.prod(len(getattr(table, name)) for name in given - _NO_AXES)
@@ -172,15 +175,10 @@ def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:
 
 def _scores(table: Table) -> tuple[Score, ...]:
     found = []
-    for text, scale, softcap in product(table.score or ("dot",), table.scale or (None,), table.softcap or (None,)):
-        named = parse_score(text)
-        found.append(
-            Score(
-                similarity=named.similarity,
-                scale=named.scale if scale is None else scale,
-                softcap=named.softcap if softcap is None else softcap,
-            )
-        )
+    axes = [getattr(table, name) or (None,) for name in NUMBERS]
+    for text, *values in product(table.score or ("dot",), *axes):
+        given = {name: value for name, value in zip(NUMBERS, values, strict=True) if value is not None}
+        found.append(replace(parse_score(text), **given))
     return tuple(dict.fromkeys(found))
 
 

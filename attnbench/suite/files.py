@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
+from attnbench.attention.scores import NUMBERS
 from attnbench.errors import SuiteError, UnknownNameError, UsageError
 from attnbench.result import Record
 from attnbench.suite.cells import Suite, Table, check
@@ -33,7 +34,7 @@ _REPLACED_BY: Mapping[str, tuple[str, ...]] = {
     "batch": ("batch", "tokens"),
     "tokens": ("batch", "tokens"),
 }
-_OPTIONS = frozenset(AXES) - {"scale", "softcap", "lengths", "returns"}
+_OPTIONS = frozenset(AXES) - {*NUMBERS, "lengths", "returns"}
 
 
 class ProblemTable(Record, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     score: Words | UnsetType = UNSET
     scale: Numbers | UnsetType = UNSET
     softcap: Numbers | UnsetType = UNSET
+    temperature: Numbers | UnsetType = UNSET
     lengths: Words | UnsetType = UNSET
     returns: Words | UnsetType = UNSET
     mode: Words | UnsetType = UNSET

@@ -29,6 +29,7 @@ _OF_PROBLEM: Mapping[str, Callable[[Problem], Any]] = {
     "score": lambda problem: spell_score(problem.score),
     "scale": lambda problem: spell(problem.score.scale),
     "softcap": lambda problem: spell(problem.score.softcap),
+    "temperature": lambda problem: spell(problem.score.temperature),
     "lengths": lambda problem: spell(problem.lengths),
     "returns": lambda problem: problem.returns,
 }

@@ -13,7 +13,7 @@ from typing import Any
 from attnbench import ranges
 from attnbench.attention import masks
 from attnbench.attention.problem import Dtype, Mode, Returns
-from attnbench.attention.scores import Score, Similarity
+from attnbench.attention.scores import NUMBERS, Score, Similarity
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 
 Reader = Callable[[Any, str], tuple[Any, ...]]
@@ -105,8 +105,8 @@ def parse_score(text: str) -> Score:
     fields: dict[str, Any] = {}
     for value in values:
         key, equals, number = value.partition("=")
-        if key not in ("scale", "softcap"):
-            raise UnknownNameError(f"key of {word}", key, ("scale", "softcap"))
+        if key not in NUMBERS:
+            raise UnknownNameError(f"key of {word}", key, NUMBERS)
         try:
             fields[key] = float(number)
         except ValueError:
@@ -119,7 +119,7 @@ def parse_score(text: str) -> Score:
 
 def spell_score(score: Score) -> str:
     """The score as a user types it."""
-    given = {"scale": score.scale, "softcap": score.softcap}
+    given = {name: getattr(score, name) for name in NUMBERS}
     return ":".join([score.similarity.value, *(f"{key}={spell(v)}" for key, v in given.items() if v is not None)])
 
 
@@ -147,6 +147,7 @@ AXES: Mapping[str, Reader] = {
     "score": _scores,
     "scale": _numbers("scale"),
     "softcap": _numbers("softcap"),
+    "temperature": _numbers("temperature"),
     "lengths": _ragged,
     "returns": _members(Returns, "return value"),
     "mode": _members(Mode, "mode"),

@@ -85,7 +85,7 @@ def formula(problem: Problem, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     group = problem.heads // problem.kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     logits = q @ k.transpose(2, 3) * problem.scale
-    if (cap := problem.score.softcap) is not None:
+    if (cap := problem.softcap) is not None:
         logits = cap * torch.tanh(logits / cap)
     visible = torch.from_numpy(problem.masking.dense(problem.grid)).to(DEVICE)[:, None]
     blind = ~visible.any(-1, keepdim=True)
@@ -168,7 +168,7 @@ def test_a_backend_computes_the_problem(name: str, label: str, dtype: Dtype, mod
         pytest.skip("compiles for many seconds: a few problems are enough here")
     given = inputs(case.problem)
     exact, plain = outputs(case.problem, mode, given, torch.float64), outputs(case.problem, mode, given)
-    capped = case.problem.score.softcap is not None
+    capped = case.problem.softcap is not None
     assert_right(measured(backend, case, given), exact, plain, dtype, capped)
 
 
