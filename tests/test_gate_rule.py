@@ -246,3 +246,13 @@ def test_a_slowdown_of_twice_and_three_times_the_printed_margin_is_found(times, 
         covered += verdict.interval[0] <= truth <= verdict.interval[1]
     assert found >= least * 300
     assert covered >= 0.90 * 300
+
+
+def test_what_is_surely_slower_is_never_the_same():
+    """Six restless launches give a wide margin; twelve calm ones then show a change that is no accident."""
+    restless = (0.0, 0.2, 0.05, 0.15, 0.02, 0.1)
+    one = case(screen=restless, confirm=(0.08, 0.085) * 6)
+    (verdict,) = rule.verdicts([one], rule.Margins())
+    assert verdict.margin > 0.08
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "slower by more than 2 %, but not beyond what equal arms might show here" in verdict.reason

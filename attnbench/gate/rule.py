@@ -112,10 +112,13 @@ class Margins(msgspec.Struct, frozen=True):
             return 0.0
         return math.expm1(max(self.factor, chance(len(one.screen))) * seen.sd / math.sqrt(len(one.screen)))
 
+    def allowance(self, one: Evidence) -> float:
+        """What nobody minds, however well it is measured; in logarithms."""
+        return math.log1p(max(one.tolerance, self.resolution_s / one.base_s if one.base_s > 0 else 0.0))
+
     def of(self, one: Evidence) -> float:
         """In logarithms."""
-        timer = self.resolution_s / one.base_s if one.base_s > 0 else 0.0
-        return math.log1p(max(one.tolerance, FLOOR_FACTOR * self.floor(one), timer))
+        return max(self.allowance(one), math.log1p(FLOOR_FACTOR * self.floor(one)))
 
 
 def chance(launches: int) -> float:
@@ -169,22 +172,26 @@ def verdicts(cases: Sequence[Evidence], margins: Margins, doubt: str = "") -> li
     for side, sign in ((flags.slower, 1), (flags.faster, -1)):
         tested = {_key(one): exceeds([sign * effect for effect in one.confirm], margins.of(one)) for one in side}
         confirmed |= {key: sign * p if p else sign * 1e-300 for key, p in holm(tested).items()}
-    return [_verdict(one, margins.of(one), confirmed.get(_key(one)), doubt) for one in cases]
+    return [_verdict(one, margins, confirmed.get(_key(one)), doubt) for one in cases]
 
 
 def _key(one: Evidence) -> str:
     return f"{one.case_id}@{one.device}"
 
 
-def _verdict(one: Evidence, margin: float, signed_p: float | None, doubt: str) -> Verdict:
+def _verdict(one: Evidence, margins: Margins, signed_p: float | None, doubt: str) -> Verdict:
     """`signed_p`: corrected, negative for a suspicion of being faster; None where the screen had none."""
-    flagged = signed_p is not None
+    flagged, margin = signed_p is not None, margins.of(one)
     # The screen chose the flagged ones for being extreme: only their fresh launches are free of that choice.
     seen = interval(one.confirm if flagged and one.confirm else one.both)
     p = abs(signed_p) if signed_p is not None else None
     if p is not None and p < CONFIRM_ALPHA:
         outcome = Outcome.REGRESSED if signed_p is not None and signed_p > 0 else Outcome.IMPROVED
         reason = ""
+    elif margins.allowance(one) < seen.low < seen.high < margin:
+        outcome = Outcome.INCONCLUSIVE
+        allowed, shown = (100 * math.expm1(value) for value in (margins.allowance(one), margin))
+        reason = f"slower by more than {allowed:.2g} %, but not beyond what equal arms might show here: {shown:.1f} %"
     elif seen.high < margin:
         outcome, reason = Outcome.SAME, ""
     else:
