@@ -26,7 +26,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from attnbench import stats, store
+from attnbench import host, stats, store
+from attnbench.arm import parse_device
 from attnbench.gate import evidence, judgement, rule
 from attnbench.gate.rule import Evidence, Margins
 from attnbench.result import Outcome, Verdict
@@ -199,7 +200,7 @@ for length in {lengths}:
 """
 
 
-def realised(turns: int = 200, processes: int = 3) -> dict[tuple[int, bool, int], float]:
+def realised(turns: int = 60, processes: int = 2) -> dict[tuple[int, bool, int], float]:
     """log(head / base) by length, mask and level: medians of calls in turn in one process, over some processes."""
     found: dict[tuple[int, bool, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -213,7 +214,7 @@ def realised(turns: int = 200, processes: int = 3) -> dict[tuple[int, bool, int]
         for _ in range(processes):
             done = subprocess.run(
                 [sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **host.arm_environment(parse_device("cpu:threads=1"))},  # its allocator above all
             )  # fmt: skip
             for length, causal, times in map(json.loads, done.stdout.splitlines()):
                 base = np.array(times[0])
