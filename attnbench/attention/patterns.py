@@ -256,24 +256,24 @@ def _bird_blocks(term: BigBird, grid: Grid) -> NDArray[np.bool_]:
     kept = everywhere | ((abs(r - c) <= term.window // 2) if term.window else False)
     rank = hashed(term.draw, r, c)
     rank[kept] = np.iinfo(np.uint64).max
-    count = np.minimum(term.random, (~kept).sum(1))
-    if columns and term.random:
-        edge = np.take_along_axis(np.sort(rank, axis=1), np.maximum(count - 1, 0)[:, None], axis=1)
-        kept = kept | ((rank <= edge) & ~kept & (count > 0)[:, None])
+    if term.random:
+        place = min(term.random, columns) - 1
+        edge = np.partition(rank, place, axis=1)[:, place, None]  # the largest number where fewer are left
+        kept = kept | ((rank <= edge) & ~kept)
     return np.asarray(kept)
 
 
 def hashed(*parts: Any) -> NDArray[np.uint64]:
     """A fixed hash of integers that broadcast: splitmix64 (Steele, Lea and Flood 2014), part after part."""
-    state: Any = np.uint64(0)
+    state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
-        for part in parts:
-            state = state ^ np.asarray(part).astype(np.uint64)
-            state = state + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return np.asarray(state)
+        for number in parts:
+            state = np.atleast_1d(state ^ np.asarray(number).astype(np.uint64))  # from here on in place: it may be large
+            state += np.uint64(0x9E3779B97F4A7C15)
+            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+                state ^= state >> np.uint64(shift)
+                state *= np.uint64(factor)
+    return state.reshape(np.broadcast_shapes(*map(np.shape, parts)))
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------
