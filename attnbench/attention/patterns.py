@@ -268,7 +268,7 @@ def hashed(*parts: Any) -> NDArray[np.uint64]:
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for number in parts:
-            state = np.atleast_1d(state ^ np.asarray(number).astype(np.uint64))  # from here on in place: it may be large
+            state = np.atleast_1d(state ^ np.asarray(number).astype(np.uint64))  # then in place: it may be large
             state += np.uint64(0x9E3779B97F4A7C15)
             for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
                 state ^= state >> np.uint64(shift)
