@@ -38,6 +38,13 @@ def dead(q, k, v, causal=False, scale=None):
 """
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests that are started here run in no worker of pytest-xdist, wherever they are started from."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def case(backend: str, seq: int = 32) -> str:
     return f"b1 h2 q{seq} kv{seq} d64 causal fp32 fwd {backend}"
 
