@@ -115,3 +115,11 @@ def test_the_map_of_mechanisms_names_every_suite_of_an_application() -> None:
     text = (ROOT / "docs" / "mechanisms.md").read_text()
     own = {"ci", "kernels", "quick", "scaling", "verify"}
     assert not [name for name in suite.shipped() if name not in own and f"`{name}`" not in text]
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("articles.md", "mechanisms.md", "gate.md"))
+    defined = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", pages))
+    assert len(named) >= 10
+    assert not [name for name in named if f"def {name}(" not in defined]
