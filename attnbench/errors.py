@@ -98,7 +98,7 @@ class LockedError(StoreError):
 
 
 class SchemaError(StoreError):
-    """A run written by a newer attnbench."""
+    """A run written by a newer attnbench, or by one too old."""
 
 
 class NotComparableError(AttnbenchError):

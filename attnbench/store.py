@@ -25,6 +25,7 @@ from attnbench.result import Environment, Procedure, Record, Result, Status
 from attnbench.suite import schema as suite_schema
 
 VERSION = 1
+OLDEST = 1  # that is still read
 MANIFEST, RESULTS, LOCK, DRAFT = "run.json", "results.jsonl", ".lock", "run.tmp"
 OUTGROWN = "a case no larger"  # how the reason begins of a case that was not tried after such a failure
 BUDGET = "budget"  # how the reason of a case begins that the budget cut: a resume measures it
@@ -78,7 +79,7 @@ def read(directory: Path) -> Run:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest alone. Raises SchemaError for a newer format, StoreError for none."""
+    """The manifest alone. Raises SchemaError for a newer or too old a format, StoreError for none."""
     path = directory / MANIFEST
     try:
         data = path.read_bytes()
@@ -89,6 +90,11 @@ def read_manifest(directory: Path) -> Manifest:
         if version > VERSION:
             raise SchemaError(
                 f"{path}: format {version}, written by a newer attnbench; this one reads up to {VERSION}: upgrade it"
+            )
+        if version < OLDEST:
+            raise SchemaError(
+                f"{path}: format {version}, written by an older attnbench; this one reads {OLDEST} to {VERSION}: "
+                "measure again, or read it with the version that wrote it"
             )
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:

@@ -193,12 +193,15 @@ def test_a_missing_baseline_is_exit_4_and_says_what_there_is(root: Path, capsys:
     assert cli.invoke(["gate", "--baseline", "main"]) == 2
 
 
-def test_a_newer_format_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("version", "said"), [(9, "written by a newer attnbench"), (0, "written by an older attnbench")]
+)
+def test_another_format_is_named(root: Path, version: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     written(root, "first", made())
     path = written(root, "second", made()).path / "run.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 9'))
+    path.write_text(path.read_text().replace('"schema_version": 1', f'"schema_version": {version}'))
     assert cli.invoke(["gate", "first", "--baseline", "second"]) == 2
-    assert "written by a newer attnbench" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_suites_of_the_run_give_the_tolerances(root: Path, tmp_path: Path) -> None:

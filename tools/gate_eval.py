@@ -6,7 +6,7 @@ what they show. `make gate-eval` does both.
 
 A slowdown is real work: behind the same label head computes more heads than base (40 against 41, 42, 44). How much
 slower that is, case by case, is measured apart (`python tools/gate_eval.py realised FILE`): both kernels call by call
-in turn, in one process.
+in turn, in one process. `python tools/gate_eval.py spreads RUN` compares locations of a launch on a stored A/A gate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,29 @@ def _blocks(sample: Any) -> tuple[float, ...]:
 def read(file: Path) -> list[Gate]:
     """All gates that were measured."""
     return [msgspec.json.decode(line, type=Gate) for line in file.read_bytes().splitlines()] if file.exists() else []
+
+
+# -- which location of a launch is the steadiest -----------------------------------------------------------------------
+
+
+def spreads(path: Path) -> Iterator[str]:
+    """Of a stored gate of equal sides: the sd between launches by the location within a block and over rounds."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for pair in evidence.pairings(store.read(path).results):
+        for twin in filter(None, (pair.head, pair.sentinel)):
+            assert pair.base
+            others = {one.launch: one for one in pair.base.results}
+            for within, over in product(("median", "lower_quartile", "least"), ("mean", "median", "trimmed_mean")):
+                logs = [
+                    stats.log_ratios(one.samples["time"], others[one.launch].samples["time"], within)
+                    for one in twin.results
+                    if one.launch in others
+                ]
+                sd = np.std([stats.LOCATIONS[over](one) for one in logs], ddof=1)
+                found.setdefault((within, over), []).append(100 * float(sd))
+    yield f"{path.name}: sd between launches, median over {len(found['median', 'mean'])} pairs of equal arms"
+    for (within, over), values in found.items():
+        yield f"  block {within:<14}  rounds {over:<12}  {np.median(values):.2f} %"
 
 
 # -- how large the slowdowns really are --------------------------------------------------------------------------------
@@ -388,8 +412,10 @@ def known(file: Path) -> dict[tuple[int, bool, int], float]:
 
 
 def main(arguments: Sequence[str]) -> Iterable[str]:
-    """One of three commands; gives the lines to print."""
+    """One of four commands; gives the lines to print."""
     command, file = arguments[0], Path(arguments[1])
+    if command == "spreads":
+        return spreads(file)
     if command == "run":
         run(file, float(arguments[2]))
         return []

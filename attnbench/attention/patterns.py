@@ -250,17 +250,21 @@ def _sparse_blocks(term: BlockSparse, grid: Grid) -> NDArray[np.bool_]:
 @lru_cache(maxsize=64)
 def _bird_blocks(term: BigBird, grid: Grid) -> NDArray[np.bool_]:
     rows, columns = term.shape(grid)
-    r, c = np.ogrid[:rows, :columns]
     first, last = -(-term.global_ // 2), term.global_ // 2
-    everywhere = (r < first) | (r >= rows - last) | (c < first) | (c >= columns - last)
-    kept = everywhere | ((abs(r - c) <= term.window // 2) if term.window else False)
-    rank = hashed(term.draw, r, c)
-    rank[kept] = np.iinfo(np.uint64).max
+    kept = np.zeros((rows, columns), bool)
+    for edge in (kept, kept.T):
+        edge[:first] = edge[max(0, len(edge) - last) :] = True
+    row = np.arange(rows)
+    for step in range(-(term.window // 2), term.window // 2 + 1) if term.window else ():
+        inside = row[(row + step >= 0) & (row + step < columns)]
+        kept[inside, inside + step] = True
     if term.random:
+        rank = hashed(term.draw, row[:, None], np.arange(columns))
+        np.putmask(rank, kept, np.iinfo(np.uint64).max)
         place = min(term.random, columns) - 1
-        edge = np.partition(rank, place, axis=1)[:, place, None]  # the largest number where fewer are left
-        kept = kept | ((rank <= edge) & ~kept)
-    return np.asarray(kept)
+        # The largest number, and so all others, where fewer are left.
+        kept |= rank <= np.partition(rank, place, axis=1)[:, place, None]
+    return kept
 
 
 def hashed(*parts: Any) -> NDArray[np.uint64]:

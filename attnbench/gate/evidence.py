@@ -76,8 +76,8 @@ _NAMES = {BASE: "base", HEAD: "head", SENTINEL: "sentinel"}
 def effects(above: Joined, below: Joined, read: Callable[[Sample], Sample | None] = _as_it_is) -> dict[int, float]:
     """log(above / below) of every launch in which both took part in the same rounds: the median over rounds.
 
-    Of a block the lower quartile counts. On A/A runs both together were the steadiest where other processes disturb,
-    and as good as any where none do (docs/gate.md).
+    Of a block the lower quartile counts. On A/A runs both together were steady where other processes disturb, and as
+    good as any where none do (docs/gate.md).
     """
     others = {result.launch: result for result in below.results}
     found = {}

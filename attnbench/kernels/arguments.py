@@ -221,7 +221,7 @@ def _keys_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> K
     grid = Grid(q.shape[0], q.shape[2], seq_kv)
     masking = parse(text)
     masking.check(grid)
-    if masking.pattern:
+    if masking.pattern or "dense" in masking.words:
         shown = torch.from_numpy(masking.dense(grid))[:, None].to(q.device)
         return Keys(left, right, None, blocks_around(shown), shown)
     low, high = (torch.from_numpy(bound).to(q.device) for bound in masking.rows(grid))

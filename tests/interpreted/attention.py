@@ -196,7 +196,7 @@ def test_any_mask_of_booleans(sizes: tuple[int, int]) -> None:
 
 TEXTS = [
     *("prefix:13", "document:3-30-17", "causal+document:4", "causal+window:7", "padding:0.4", "causal+padding:0.4"),
-    *("dilated:3", "longformer:8:2", "causal+blocksparse:0.5:16", "graph:0.2"),
+    *("dilated:3", "longformer:8:2", "causal+blocksparse:0.5:16", "graph:0.2", "dense+causal"),
 ]
 
 
