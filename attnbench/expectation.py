@@ -19,10 +19,10 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from attnbench.attention import inputs, reference
+from attnbench.attention import general, inputs, reference
+from attnbench.attention.blocks import Group, Span, groups, touched
 from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Dtype, Mode, Problem
-from attnbench.attention.reference import Group, Span
 from attnbench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Tolerance(Record, frozen=True, kw_only=True):
     rounding: float  # what rounding of the output and cancelling terms explain, at any element
     rms: float  # of the reference
     rms_error: float  # of the plain formula, or what half the cap of the dtype allows, whichever is more
+    loose: float = 0.0  # the largest error that another choice of keys makes, where a rounding decides it
 
 
 class Expected(Record, frozen=True, kw_only=True):
@@ -115,10 +116,10 @@ def expect(problem: Problem, mode: Mode, seed: int, distribution: str, directory
     selection = select(problem, mode, seed, budget_s)
     tallies: dict[str, _Tally] = {}
     for place, group in enumerate(selection.groups):
-        for name, truth, plain, mass in _computed(problem, mode, made, group, selection.span_list):
-            if name not in tallies:
-                tallies[name] = _Tally(problem.dtype, directory, name, len(selection.groups))
-            tallies[name].add(place, truth, plain, mass)
+        for output in _computed(problem, mode, made, group, selection.span_list):
+            if output.name not in tallies:
+                tallies[output.name] = _Tally(problem.dtype, directory, output.name, len(selection.groups))
+            tallies[output.name].add(place, output)
     expected = Expected(
         problem=problem,
         mode=mode,
@@ -148,19 +149,47 @@ def load(directory: Path) -> Expected:
     return replace(msgspec.json.decode(facts, type=Expected), directory=str(directory))
 
 
-def _computed(
-    problem: Problem, mode: Mode, made: Inputs, group: Group, spans: list[Span] | None
-) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Of every output of a group: name, reference, yardstick, mass."""
+class Output(NamedTuple):
+    """One output of a group, [heads, rows, width], and what its tolerance follows from; mass and loose have width 1."""
+
+    name: str
+    truth: Tensor
+    plain: Tensor
+    mass: Tensor
+    loose: Tensor | None = None  # the error that another choice of keys makes, where a rounding decides it
+
+
+def _computed(problem: Problem, mode: Mode, made: Inputs, group: Group, spans: list[Span] | None) -> Iterator[Output]:
+    """Every output of a group."""
+    if not general.is_plain(problem):
+        yield from _computed_generally(problem, mode, made, group, spans)
+        return
     qkv = made.q, made.k, made.v
     truth = reference.attend_group(problem, *qkv, group, spans)
     plain, mass = reference.yardstick_group(problem, *qkv, group, spans)
-    yield "out", truth.out, plain.out, mass
-    yield "lse", truth.lse[..., None], plain.lse[..., None], mass.new_zeros(mass.shape)
+    yield Output("out", truth.out, plain.out, mass)
+    yield Output("lse", truth.lse[..., None], plain.lse[..., None], mass.new_zeros(mass.shape))
     if mode.needs_grad:
         true_gradients = reference.gradients_group(problem, *qkv, made.dout, group)
         gradients, masses = reference.yardstick_gradients_group(problem, *qkv, made.dout, group)
-        yield from zip(("dq", "dk", "dv"), true_gradients, gradients, masses, strict=True)
+        yield from map(Output, GRADIENTS, true_gradients, gradients, masses)
+
+
+def _computed_generally(
+    problem: Problem, mode: Mode, made: Inputs, group: Group, spans: list[Span] | None
+) -> Iterator[Output]:
+    qkv, step = (made.q, made.k, made.v), general.steps_for(problem)
+    truth = general.forward_group(problem, *qkv, group, spans, None)
+    plain = general.forward_group(problem, *qkv, group, spans, step)
+    nothing = plain.mass.new_zeros(plain.mass.shape)
+    yield Output("out", truth.out, plain.out, plain.mass, truth.loose)
+    yield Output("lse", truth.lse[..., None], plain.lse[..., None], nothing)
+    if truth.weights is not None and plain.weights is not None:
+        yield Output("weights", truth.weights, plain.weights, nothing)
+    if mode.needs_grad:
+        true = general.gradients_group(problem, *qkv, made.dout, group, None)
+        rough = general.gradients_group(problem, *qkv, made.dout, group, step)
+        yield from map(Output, GRADIENTS, true.gradients, rough.gradients, rough.mass, true.loose)
 
 
 def _walk(problem: Problem) -> float:
@@ -175,16 +204,19 @@ class _Tally:
         self.dtype, self.name, self.count = dtype, name, count
         self.path, self.arrays = directory, dict[str, NDArray[np.floating]]()
         self.numbers, self.worst, self.total, self.rounding = 0, 0.0, 0.0, 0.0
-        self.largest = 1.0
-        self.squares = np.zeros(3)  # of the reference, the error of the yardstick, the mass
+        self.largest, self.loose = 1.0, 0.0
+        self.squares = np.zeros(4)  # of the reference, the error of the yardstick, the mass, what is loose
 
-    def add(self, place: int, truth: Tensor, plain: Tensor, mass: Tensor) -> None:
-        """[heads, rows, width] of the group at `place`."""
+    def add(self, place: int, output: Output) -> None:
+        """One output of the group at `place`."""
+        truth, mass = output.truth, output.mass
         seen = truth.isfinite()
         known = truth.where(seen, 0.0)
         # A plain formula may overflow, in fp16; such elements say nothing about normal errors.
-        error = (plain.double() - known).where(seen, 0.0).nan_to_num(0.0, 0.0, 0.0)
+        error = (output.plain.double() - known).where(seen, 0.0).nan_to_num(0.0, 0.0, 0.0)
         mass = mass.double().nan_to_num(0.0, 0.0, 0.0)
+        loose = mass.new_zeros(mass.shape) if output.loose is None else output.loose
+        self.loose = max(self.loose, float(loose.max()))
         self.numbers += int(seen.sum())
         self.worst = max(self.worst, float(error.abs().max()))
         self.total += float(error.abs().sum())
@@ -192,10 +224,10 @@ class _Tally:
         # Rounded first: unrounded, adding and taking away 0.3 in float64 would show no rounding at all.
         stored = known.to(torch_dtype(Dtype.FP32 if self.name == "lse" else self.dtype.out))
         self.rounding = max(self.rounding, float((stored + 0.3 - 0.3 - stored).abs().max()))
-        self.squares += [float(t.square().mean(-1).sum()) * truth.shape[-1] for t in (known, error, mass)]
+        self.squares += [float(t.square().mean(-1).sum()) * truth.shape[-1] for t in (known, error, mass, loose)]
         size = tile_rms(known).maximum(tile_rms(mass))
         self._write(place, self.name, truth, exact=self.dtype.bytes == 4 or self.name == "lse")
-        limit = (size * self._half_cap).maximum(tile_rms(error)) * TILE_SLACK
+        limit = (size * self._half_cap).maximum(tile_rms(error)) * TILE_SLACK + tile_rms(loose)
         self._write(place, f"{self.name}.tiles", limit, exact=True)
 
     def tolerance(self, logits: float = 0.0) -> Tolerance:
@@ -205,7 +237,7 @@ class _Tally:
         keeps the weights, has no such error.
         """
         numbers = max(1, self.numbers)
-        rms, error, mass = (float(x) for x in np.sqrt(self.squares / numbers))
+        rms, error, mass, loose = (float(x) for x in np.sqrt(self.squares / numbers))
         eps = 2.0**-23 if self.name == "lse" else PRECISION[self.dtype].eps
         return Tolerance(
             yardstick_max=self.worst,
@@ -213,7 +245,8 @@ class _Tally:
             yardstick_rms=error,
             rounding=2 * self.rounding + (8 * eps + 2.0**-23 * logits) * self.largest,
             rms=rms,
-            rms_error=max(error, self._half_cap * max(rms, mass)),
+            rms_error=max(error, self._half_cap * max(rms, mass)) + loose,
+            loose=self.loose,
         )
 
     @property
@@ -240,7 +273,7 @@ def tile_rms(numbers: Tensor) -> Tensor:
 
 def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
     """Everything, if it fits the budget; else whole groups drawn by seed; else, if only forward, rows of one group."""
-    every = reference.groups(problem)
+    every = groups(problem)
     seconds = _predictor(problem, mode)
     whole = [seconds(b, None) for b in range(problem.batch)]
     if sum(whole) * problem.kv_heads <= budget_s:
@@ -296,6 +329,6 @@ def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None
     per_logit = probe(rows, keys) / (rows * keys * min(sharing, 4))
 
     def seconds(sequence: int, spans: list[Span] | None) -> float:
-        return fixed + sharing * per_logit * reference.touched(problem, sequence, spans)
+        return fixed + sharing * per_logit * touched(problem, sequence, spans)
 
     return seconds

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench import verify
 from attnbench.attention import inputs as made
 from attnbench.attention.problem import Mode, Returns
-from attnbench.backends import Backend, Layout
+from attnbench.backends import Backend, Layout, around
 from attnbench.case import Case
 from attnbench.result import Procedure
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnbench.device import Instrument, Pace
+
+
+INPUTS = ("q", "k", "v", "dout")
 
 
 class Loaded:
@@ -30,7 +33,7 @@ class Loaded:
         given = made.make(case.problem, procedure.seed, procedure.inputs)
         self.digest = made.digest(given)
         self.q, self.k, self.v, self.dout = (self.place(t) for t in (given.q, given.k, given.v, given.dout))
-        self.prepared = backend.prepare(case, instrument.torch_device)
+        self.prepared = around.prepare(backend, case, instrument.torch_device)
         if case.mode.needs_grad:
             for tensor in (self.q, self.k, self.v):
                 tensor.requires_grad_()
@@ -76,16 +79,18 @@ class Loaded:
         self.sign = 1
 
     def negate(self) -> None:
-        """Turn the sign of every input, in place: a cached output would now be wrong."""
-        self._rewrite(lambda tensor, _: tensor.neg_(), None)
+        """Turn the sign of inputs, in place, as `verify.negates` has it: a cached output would now be wrong."""
+        self._rewrite(lambda tensor, _: tensor.neg_(), None, verify.negates(self.case.problem)[0])
         self.sign = -self.sign
 
-    def _rewrite(self, change: Callable[[Tensor, Any], Any], given: made.Inputs | None) -> None:
+    def _rewrite(
+        self, change: Callable[[Tensor, Any], Any], given: made.Inputs | None, names: tuple[str, ...] = INPUTS
+    ) -> None:
         import torch
 
         self.outputs = None
         with torch.no_grad():
-            for name in ("q", "k", "v", "dout"):
+            for name in names:
                 change(getattr(self, name), getattr(given, name) if given else None)
         if self.case.mode is Mode.BWD:
             self._out = self.prepared.call(self.q, self.k, self.v)
@@ -97,15 +102,15 @@ class Loaded:
 
         outputs, gradients = self.outputs
         named: dict[str, Any] = {"out": outputs}
-        if self.case.problem.returns is Returns.LSE:
+        if (second := self.case.problem.returns) is not Returns.OUT:
             if not (isinstance(outputs, tuple) and len(outputs) == 2):
-                raise TypeError(f"the backend was asked for (out, lse) and gave {_describe(outputs)}")
-            named = {"out": outputs[0], "lse": outputs[1]}
+                raise TypeError(f"the backend was asked for (out, {second}) and gave {_describe(outputs)}")
+            named = {"out": outputs[0], second.value: outputs[1]}
         named.update(zip(("dq", "dk", "dv"), gradients, strict=False))
         for name, tensor in named.items():
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(f"{name} is {_describe(tensor)}, not a tensor")
-            if name != "lse" and self.backend.layout is Layout.BSHD and tensor.ndim == 4:
+            if name not in ("lse", "weights") and self.backend.layout is Layout.BSHD and tensor.ndim == 4:
                 named[name] = tensor.transpose(1, 2)
         return named
 

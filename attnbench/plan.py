@@ -238,7 +238,7 @@ def refuse(case: Case, arm: Arm, terms: Terms) -> tuple[Status, str] | None:
 
 def scratch_bytes(case: Case) -> int | None:
     """Predicted, of one call beyond its inputs and outputs; None for a user's file."""
-    return None if backends.is_file(case.backend) else backends.load(case.backend).scratch_bytes(case)
+    return None if backends.is_file(case.backend) else backends.load(case.backend).extra_bytes(case)
 
 
 @lru_cache(maxsize=200_000)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from attnbench.attention.problem import Mode
+from attnbench.backends import around
 from attnbench.case import Case
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def batch(loaded: Loaded) -> Figures:
         case = Case(problem=replace(problem, batch=count), backend=loaded.case.backend, mode=Mode.FWD)
         if objections := loaded.backend.objections(case, loaded.q.device.type, loaded.instrument.capability):
             raise ValueError("; ".join(objections))
-        prepared = loaded.backend.prepare(case, str(loaded.q.device))
+        prepared = around.prepare(loaded.backend, case, str(loaded.q.device))
         with torch.no_grad():
             copies = (tensor[:1].repeat(count, 1, 1, 1) for tensor in (loaded.q, loaded.k, loaded.v))
             outputs.append(_first(prepared.call(*copies)).clone())

@@ -17,6 +17,7 @@ class Causal(Term, frozen=True):
     """Keys up to the diagonal."""
 
     word = "causal"
+    example = "causal"
 
     def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
         return j <= i + grid.offset
@@ -29,6 +30,7 @@ class Window(Term, frozen=True):
     """Keys from `left` before the diagonal one to `right` after it, as flash-attn's `window_size`."""
 
     word = "window"
+    example = "window:512"
     left: int
     right: int = -1  # as `left`
 
@@ -56,6 +58,7 @@ class Prefix(Term, frozen=True):
     """The first `count` keys for every row, causal behind them (a prefix language model)."""
 
     word = "prefix"
+    example = "prefix:64"
     count: int
 
     def shrunk(self, share: float) -> Prefix:
@@ -72,6 +75,7 @@ class Document(Term, frozen=True):
     """Query and key in one document of a packed sequence: `count` near-equal ones, or the given `lengths`."""
 
     word = "document"
+    example = "document:8"
     lengths: tuple[int, ...]  # one number is a count of near-equal documents
 
     def __post_init__(self) -> None:
@@ -123,6 +127,7 @@ class Padding(Term, frozen=True):
     """Keys below the length of their sequence; lengths fall linearly, `share` of all keys are padding."""
 
     word = "padding"
+    example = "padding:0.3"
     share: float
 
     def __post_init__(self) -> None:

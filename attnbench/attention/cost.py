@@ -46,6 +46,8 @@ def output_bytes(problem: Problem, mode: Mode) -> int:
     out = _out_numbers(problem) * problem.dtype.out.bytes
     if problem.returns is Returns.LSE:
         out += _lse_bytes(problem)
+    if problem.returns is Returns.WEIGHTS:
+        out += problem.batch * problem.heads * problem.seq_q * problem.seq_kv * problem.dtype.out.bytes
     if mode is Mode.FWD:
         return out
     gradients = (_q_numbers(problem) + _k_numbers(problem) + _v_numbers(problem)) * problem.dtype.out.bytes

@@ -1,7 +1,7 @@
 """Masks as data: primitives that are pure predicates of indices, and compose by `and`.
 
-A mask is written `term(+term)*`, a term `name(:value|:key=value)*`, as in `causal+window:512`. A key is visible if
-every term allows it. `d` is the diagonal key of a row: `d = i + seq_kv - seq_q`, so causal is bottom-right aligned.
+A mask is written `term(+term)*`, as in `causal+window:512`; grammar.py reads a term. A key is visible if every term
+allows it. `d` is the diagonal key of a row: `d = i + seq_kv - seq_q`, so causal is bottom-right aligned.
 Pairs are counted row by row, from runs of keys (bands.py) and at most one pattern (patterns.py), never from an array
 of seq_q x seq_kv.
 """
@@ -9,7 +9,6 @@ of seq_q x seq_kv.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from attnbench.attention import bands
+from attnbench.attention import bands, grammar
 from attnbench.attention.bands import Causal, Document, Padding, Prefix, Ragged, Window
 from attnbench.attention.patterns import BigBird, BlockSparse, Dense, Dilated, Graph, Longformer, Pattern, Strided
 from attnbench.attention.terms import Grid, Indices, Term
-from attnbench.errors import ProblemError, UnknownNameError
-from attnbench.ranges import integer
+from attnbench.errors import ProblemError
 
 _KINDS: tuple[type[Term], ...] = (
     Dense, Causal, Window, Prefix, Document, Padding, Dilated, Strided, BlockSparse, Longformer, BigBird, Graph,
@@ -154,7 +152,9 @@ def parse(text: str) -> Mask:
         return Mask()
     terms: dict[type[Term], Term] = {}
     for part in text.strip().split("+"):
-        term = _parse_term(part.strip(), text)
+        if part.strip().partition(":")[0] == "none":
+            raise ProblemError(f"mask {text!r}: none stands alone")
+        term = grammar.read(part.strip(), PRIMITIVES, "mask", text, ("none",))
         if type(term) in terms:
             raise ProblemError(f"mask {text!r}: {term.word} stands twice")
         terms[type(term)] = term
@@ -191,57 +191,3 @@ def _canonical(terms: dict[type[Term], Term], text: str) -> Mask:
     if set(terms) == {Dense}:
         raise ProblemError(f"mask {text!r}: dense what? (try dense+causal)")
     return Mask(tuple(terms[kind] for kind in _KINDS if kind in terms))
-
-
-def _parse_term(part: str, text: str) -> Term:
-    word, *values = part.split(":")
-    if word == "none":
-        raise ProblemError(f"mask {text!r}: none stands alone")
-    if word not in PRIMITIVES:
-        raise UnknownNameError("mask", word, ("none", *PRIMITIVES), where=f"mask {text!r}" if word != text else "")
-    kind = PRIMITIVES[word]
-    fields = [field for field in msgspec.structs.fields(kind) if field.name not in kind.unspelled]
-    names = [field.name.rstrip("_") for field in fields]
-    given: dict[str, Any] = {}
-    for position, value in enumerate(values):
-        key, equals, rest = value.partition("=")
-        name = key if equals else (names[position] if position < len(names) else "")
-        if not name:
-            raise ProblemError(f"mask {text!r}: {word} takes {len(names)} value(s), not {len(values)}")
-        if name not in names:
-            raise UnknownNameError(f"key of {word}", name, names, where=f"mask {text!r}")
-        field = fields[names.index(name)]
-        given[field.name] = _READERS[str(field.type)](rest if equals else value, text)
-    if missing := [field.name for field in fields if field.required and field.name not in given]:
-        raise ProblemError(f"mask {text!r}: {word} needs {missing[0]}, as in {EXAMPLES[word]}")
-    return kind(**given)
-
-
-def _read_integer(value: str, text: str) -> int:
-    if value.startswith("-"):
-        raise ProblemError(f"mask {text!r}: {value} is negative; write a number of keys, as in window:512")
-    return integer(value, f"mask {text!r}")
-
-
-def _read_lengths(value: str, text: str) -> tuple[int, ...]:
-    return tuple(_read_integer(item, text) for item in value.split("-"))
-
-
-def _read_share(value: str, text: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ProblemError(f"mask {text!r}: not a number: {value!r} (try 0.3)") from None
-
-
-_READERS: dict[str, Callable[[str, str], Any]] = {
-    str(int): _read_integer,
-    str(float): _read_share,
-    str(tuple[int, ...]): _read_lengths,
-    str(str): lambda value, text: value,
-}
-EXAMPLES = {
-    "window": "window:512", "prefix": "prefix:64", "document": "document:8", "padding": "padding:0.3",
-    "dilated": "dilated:4", "strided": "strided:128", "blocksparse": "blocksparse:0.25", "bigbird": "bigbird",
-    "longformer": "longformer:512", "graph": "graph:0.05", "dense": "dense+causal",
-}  # fmt: skip

@@ -58,6 +58,7 @@ class Dilated(Pattern, frozen=True):
     """Every `step`-th key, counted from the diagonal one in both directions (as in LongNet and dilated windows)."""
 
     word = "dilated"
+    example = "dilated:4"
     step: int
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class Strided(Pattern, frozen=True):
     """The last `stride` keys up to the diagonal, every `stride`-th before (Sparse Transformer, arXiv 1904.10509)."""
 
     word = "strided"
+    example = "strided:128"
     holds_causal = True
     stride: int
 
@@ -100,6 +102,7 @@ class Longformer(Pattern, frozen=True):
     """
 
     word = "longformer"
+    example = "longformer:512"
     width: int
     global_: int = 1
 
@@ -175,6 +178,7 @@ class BlockSparse(Blocks, frozen=True):
     """
 
     word = "blocksparse"
+    example = "blocksparse:0.25"
     unspelled = frozenset({"under"})
     density: float
     block: int = 128
@@ -201,6 +205,7 @@ class BigBird(Blocks, frozen=True):
     """
 
     word = "bigbird"
+    example = "bigbird"
     block: int = 64
     window: int = 3
     global_: int = 2
@@ -290,6 +295,7 @@ class Graph(Pattern, frozen=True):
     """
 
     word = "graph"
+    example = "graph:0.05"
     density: float = 0.0
     edges: str = ""
     draw: int = 0
@@ -354,6 +360,7 @@ class Dense(Term, frozen=True):
     """Hides nothing: the mask beside it is handed over as a boolean tensor, which shows what materialising costs."""
 
     word = "dense"
+    example = "dense+causal"
 
     def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
         return np.True_

@@ -7,10 +7,12 @@ from functools import lru_cache
 
 import msgspec
 
-from attnbench.attention import masks
+from attnbench.attention import biases, masks, weightings
+from attnbench.attention.biases import Bias
 from attnbench.attention.masks import Mask
-from attnbench.attention.scores import Score
+from attnbench.attention.scores import COSINE_SCALE, Score, Similarity
 from attnbench.attention.terms import Grid
+from attnbench.attention.weightings import Weighting
 from attnbench.errors import ProblemError
 
 
@@ -55,6 +57,15 @@ class Returns(StrEnum):
 
     OUT = "out"
     LSE = "lse"
+    WEIGHTS = "weights"  # [batch, heads, seq_q, seq_kv], in the dtype of the output
+
+
+class Positions(StrEnum):
+    """What tells queries and keys where they stand; applied within the call."""
+
+    NONE = "none"
+    SINUSOIDAL = "sinusoidal"  # added to q and k
+    ROPE = "rope"  # q and k rotated
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -76,11 +87,17 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     score: Score = Score()
     lengths: tuple[int, ...] = ()  # tokens of every sequence of a ragged batch, each attending to itself
     returns: Returns = Returns.OUT
+    weighting: str = "softmax"  # canonical text of a weightings.Weighting
+    sinks: bool = False  # a logit of each head that takes weight and has no value
+    dropout: float = 0.0  # the share of weights that a call drops, drawn anew each time
+    positions: Positions = Positions.NONE
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
         fill(self, "dtype", _member(Dtype, "dtype", self.dtype))
         fill(self, "returns", _member(Returns, "returns", self.returns))
+        fill(self, "positions", _member(Positions, "positions", self.positions))
+        fill(self, "weighting", weightings.parse(self.weighting).text)
         fill(self, "lengths", tuple(self.lengths))
         for name, other in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("head_dim_v", "head_dim")):
             if getattr(self, name) == 0:
@@ -106,6 +123,23 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
                     f"and seq_kv={self.seq_kv}"
                 )
         self.masking.check(self.grid)
+        if (bias := self.bias) is not None:
+            bias.check(self)
+        self._check_mechanisms()
+
+    def _check_mechanisms(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ProblemError(f"dropout={self.dropout!r}: from 0 to below 1")
+        if self.weighting != "softmax":
+            for name, holds in {"sinks": self.sinks, "returns=lse": self.returns is Returns.LSE}.items():
+                if holds:
+                    raise ProblemError(
+                        f"{name} with weighting={self.weighting}: needs softmax, which has a denominator"
+                    )
+        if self.positions is Positions.ROPE and self.head_dim % 2:
+            raise ProblemError(f"positions=rope with head_dim={self.head_dim}: rotates pairs, so an even width")
+        if self.lengths and self.bias is not None:
+            raise ProblemError(f"lengths with bias={self.score.bias}: a bias is laid on one length; use padding")
 
     @property
     def grid(self) -> Grid:
@@ -126,6 +160,32 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def softcap(self) -> float | None:
         """The soft cap on logits."""
         return self.score.cap
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; scale, soft cap and biases hold it."""
+        return self.score.temperature or 1.0
+
+    @property
+    def bias(self) -> Bias | None:
+        """What is added to the logits, with its behaviour."""
+        return biases.parse(self.score.bias)
+
+    @property
+    def weigh(self) -> Weighting:
+        """The weighting with its behaviour."""
+        return weightings.parse(self.weighting)
+
+    @property
+    def core(self) -> Problem:
+        """The problem that is left to a backend, with what turns q and k beforehand taken off."""
+        return _core(self)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the logits stay as they are when q and k are negated together."""
+        linear = self.score.similarity in (Similarity.DOT, Similarity.COSINE, Similarity.BILINEAR)
+        return linear and self.positions is not Positions.SINUSOIDAL and not isinstance(self.bias, biases.Relative)
 
     @property
     def features(self) -> frozenset[str]:
@@ -161,13 +221,41 @@ FEATURES: dict[str, str] = {
     "scale": "a scale of its own",
     "softcap": "soft cap on the logits",
     "lse": "log-sum-exp beside the output",
+    "weights": "weights beside the output: a fused kernel has none",
+    "alibi": "ALiBi bias",
+    "t5": "T5's bias by buckets",
+    "xl": "Transformer-XL's relative bias",
+    "shaw": "Shaw's relative bias",
+    "span": "adaptive span",
+    "edge": "bias by type of edge",
+    "dense_bias": "bias as a tensor",
+    "additive": "additive score",
+    "file": "score of a user's function",
+    "sinks": "sinks",
+    "dropout": "dropout",
+    "argmax": "hard attention (argmax)",
+    "topk": "hard attention (top k)",
+    "sample": "hard attention (sampled)",
+    "topp": "top-p weighting",
+    "raw": "weights without softmax",
+    "sparsemax": "sparsemax",
+    "sigmoid": "sigmoid weighting",
 }
 
 
 @lru_cache(maxsize=65536)
 def _features(problem: Problem) -> frozenset[str]:
     needed = set(problem.masking.words)
+    if problem.weighting != "softmax":
+        needed.add(problem.weigh.feature)
+    if (bias := problem.bias) is not None:
+        needed |= {bias.word} | ({"dense_bias"} if bias.dense else set())
     conditions = {
+        "additive": problem.score.similarity is Similarity.ADDITIVE,
+        "file": problem.score.similarity is Similarity.FILE,
+        "sinks": problem.sinks,
+        "dropout": problem.dropout > 0,
+        "weights": problem.returns is Returns.WEIGHTS,
         "varlen": bool(problem.lengths),
         "gqa": problem.kv_heads < problem.heads,
         "cross": problem.seq_q != problem.seq_kv,
@@ -178,3 +266,14 @@ def _features(problem: Problem) -> frozenset[str]:
         "blind_rows": not problem.lengths and problem.masking.has_blind_rows(problem.grid),
     }
     return frozenset(needed | {word for word, holds in conditions.items() if holds})
+
+
+@lru_cache(maxsize=65536)
+def _core(problem: Problem) -> Problem:
+    score = problem.score
+    if score.similarity is Similarity.COSINE:
+        scale = COSINE_SCALE if score.scale is None else score.scale
+        score = msgspec.structs.replace(score, similarity=Similarity.DOT, scale=scale)
+    elif score.similarity is Similarity.BILINEAR:
+        score = msgspec.structs.replace(score, similarity=Similarity.DOT)
+    return msgspec.structs.replace(problem, score=score, positions=Positions.NONE)

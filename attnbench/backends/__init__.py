@@ -99,16 +99,25 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         limits = self.limits.get(kind)
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
+        case = msgspec.structs.replace(case, problem=case.problem.core)
         return [
             *_objections_of_device(limits, case.problem.dtype, capability),
             *_objections_of_shape(limits, case),
             *_objections_of_features(limits, case.problem.features),
         ]
 
+    def extra_bytes(self, case: Case) -> int:
+        """Predicted bytes beyond inputs and outputs at the peak of a call, with what stands round the core."""
+        core = msgspec.structs.replace(case, problem=case.problem.core)
+        total = self.scratch_bytes(core)
+        if core.problem != case.problem:  # q and k as the backend is given them
+            total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
+        return total
+
     def peak_bytes(self, case: Case) -> int:
-        """Predicted bytes at the peak of a call: inputs, outputs, the gradient of out, and scratch."""
+        """Predicted bytes at the peak of a call: inputs, outputs, the gradient of out, and what is beyond them."""
         problem, mode = case.problem, case.mode
-        total = cost.input_bytes(problem) + cost.output_bytes(problem, Mode.FWD) + self.scratch_bytes(case)
+        total = cost.input_bytes(problem) + cost.output_bytes(problem, Mode.FWD) + self.extra_bytes(case)
         if mode.needs_grad:
             total += cost.output_bytes(problem, Mode.FWD_BWD)
         return total

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention import cost
+from attnbench.attention import cost, formula
 from attnbench.attention.bands import Causal, Document, Padding, Prefix, Window
+from attnbench.attention.biases import Alibi, ByDistance, Constant, Relative
 from attnbench.attention.patterns import Blocks, Dilated, Graph, Longformer, Strided
 from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
 from attnbench.attention.terms import Term
@@ -17,7 +18,8 @@ from attnbench.case import Case
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FEATURES = frozenset(FEATURES) - {"varlen", "dense"}
+_BEYOND = frozenset({"varlen", "dense", "weights", "additive", "file", "dropout"})  # no score_mod says these
+_FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
 _DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 BLOCK = 128  # of a BlockMask, torch's default
 
@@ -32,26 +34,34 @@ def prepare(case: Case, device: str) -> Prepared:
     if compiled:
         torch._dynamo.reset()  # another case's graphs would count against the limit of recompiles
         torch._dynamo.config.suppress_errors = False  # a compile that fails must not become eager in silence
-    function: Any = torch.compile(flex_attention, dynamic=False, fullgraph=True) if compiled else flex_attention
     started = time.perf_counter()
     block_mask = None
     if predicate := mask_mod(problem, device):
         batch = problem.batch if "padding" in problem.features else None
         block_mask = create_block_mask(predicate, batch, None, problem.seq_q, problem.seq_kv, device=device)
     mask_build_s = time.perf_counter() - started
+    wants_lse = problem.returns is Returns.LSE or problem.sinks
     arguments: dict[str, Any] = {
         "block_mask": block_mask,
-        "score_mod": score_mod(problem),
         "scale": problem.scale,
         "enable_gqa": problem.heads > problem.kv_heads,
     }
-    if problem.returns is Returns.LSE:
+    if wants_lse:
         arguments["return_aux"] = AuxRequest(lse=True)
+    tables = score_tables(problem, device)
+    sinks = formula.sinks(problem).float().to(device)[:, None] if problem.sinks else None
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        given = function(q, k, v, **arguments)
-        return (given[0], given[1].lse) if problem.returns is Returns.LSE else given
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        given = flex_attention(q, k, v, score_mod=score_mod(problem, tables, q, k), **arguments)
+        if not wants_lse:
+            return given
+        out, lse = given[0], given[1].lse
+        if sinks is not None:  # a sink takes weight from every key alike
+            out = (out * (lse - sinks).sigmoid()[..., None]).to(out.dtype)
+            lse = torch.logaddexp(lse, sinks)
+        return (out, lse) if problem.returns is Returns.LSE else out
 
+    call: Any = torch.compile(attend, dynamic=False, fullgraph=True) if compiled else attend
     seconds = {"mask_build": mask_build_s} if block_mask is not None else {}
     facts = {"block_sparsity": float(block_mask.sparsity())} if block_mask is not None else {}
     clock = _CompileClock() if compiled else None
@@ -130,14 +140,62 @@ def _predicate(term: Term, problem: Problem, device: str) -> Callable[..., Any]:
     return lambda b, h, i, j: j <= i + offset
 
 
-def score_mod(problem: Problem) -> Callable[..., Tensor] | None:
-    """The soft cap as flex wants it; the scale is an argument of its own."""
+def score_tables(problem: Problem, device: str) -> dict[str, Tensor]:
+    """What a bias looks up, as tensors on the device, in float32: `slopes`, `steps`, `pairs` or `places`."""
     import torch
 
-    cap = problem.softcap
+    bias = problem.bias
+    if isinstance(bias, Alibi) and not bias.dense:
+        found = {"slopes": bias.slopes(problem)}
+    elif isinstance(bias, ByDistance) and not bias.dense:
+        found = {"steps": bias.distances(problem)}
+    elif isinstance(bias, Constant):
+        found = {"pairs": bias.dense_tensor(problem)}
+    elif isinstance(bias, Relative):
+        steps = torch.arange(problem.seq_q + problem.seq_kv - 1) - (problem.seq_kv - 1)
+        return {"places": bias.place(problem, steps).to(device)}
+    else:
+        found = {}
+    return {name: tensor.float().contiguous().to(device) for name, tensor in found.items()}
+
+
+def score_mod(problem: Problem, tables: dict[str, Tensor], q: Tensor, k: Tensor) -> Callable[..., Tensor] | None:
+    """Soft cap and bias as flex wants them; the scale is an argument of its own. None where there is neither."""
+    import torch
+
+    cap, added = problem.softcap, _added(problem, tables, q, k)
     if cap is None:
+        return None if added is None else lambda score, b, h, i, j: score + added(b, h, i, j)
+    if added is None:
+        return lambda score, b, h, i, j: cap * torch.tanh(score / cap)
+    return lambda score, b, h, i, j: cap * torch.tanh(score / cap) + added(b, h, i, j)
+
+
+def _added(problem: Problem, tables: dict[str, Tensor], q: Tensor, k: Tensor) -> Callable[..., Tensor] | None:
+    """The bias as a function of (batch, head, query index, key index)."""
+    bias, offset, last = problem.bias, problem.grid.offset, problem.seq_kv - 1
+    if bias is None:
         return None
-    return lambda score, b, h, i, j: cap * torch.tanh(score / cap)
+    if "slopes" in tables:
+        slopes = tables["slopes"]
+        return lambda b, h, i, j: -slopes[h] * (j - i - offset).abs()
+    if "steps" in tables:
+        steps = tables["steps"]
+        if len(steps) == 1:
+            return lambda b, h, i, j: steps[0, j - i - offset + last]
+        return lambda b, h, i, j: steps[h, j - i - offset + last]
+    if "pairs" in tables:
+        pairs = tables["pairs"]
+        if len(pairs) == 1:
+            return lambda b, h, i, j: pairs[0, i, j]
+        return lambda b, h, i, j: pairs[h, i, j]
+    assert isinstance(bias, Relative)
+    every, places = slice(0, problem.heads), tables["places"]
+    products = bias.products(problem, every, q)
+    of_keys = bias.of_keys(problem, every, k.repeat_interleave(problem.heads // problem.kv_heads, dim=1))
+    if of_keys is None:
+        return lambda b, h, i, j: products[b, h, i, places[j - i - offset + last]]
+    return lambda b, h, i, j: products[b, h, i, places[j - i - offset + last]] + of_keys[b, h, 0, j]
 
 
 def scratch_bytes(case: Case) -> int:
@@ -148,6 +206,12 @@ def scratch_bytes(case: Case) -> int:
     pairs = problem.seq_q * problem.seq_kv
     # The block mask is built from the whole mask as booleans.
     mask = pairs * (problem.batch if "padding" in problem.features else 1) if problem.mask != "none" else 0
+    if isinstance(problem.bias, Relative):
+        mask += problem.batch * problem.heads * problem.seq_q * (problem.seq_q + problem.seq_kv) * problem.dtype.bytes
+    elif problem.bias and (problem.bias.dense or not isinstance(problem.bias, ByDistance)):
+        mask += problem.heads * pairs * 4
+    if problem.sinks:
+        small += problem.batch * problem.heads * problem.seq_q * problem.head_dim_v * problem.dtype.bytes
     if case.backend == "flex":
         return small + mask
     return small + mask + 3 * problem.batch * problem.heads * pairs * 4

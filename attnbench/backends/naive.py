@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attnbench.attention import cost
+from attnbench.attention import cost, formula
+from attnbench.attention.biases import Constant, Relative
+from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
+from attnbench.attention.scores import Similarity
+from attnbench.attention.weightings import Sample
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
 
@@ -18,46 +22,97 @@ _CPU_DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 
 
 def prepare(case: Case, device: str) -> Prepared:
-    """The mask is made here; the call holds all the rest."""
+    """What depends on no input is made here; the call holds all the rest."""
     import torch
 
     problem = case.problem
-    visible = hidden_rows = None
-    if problem.mask != "none" or problem.lengths:
-        visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1).to(device)
-        hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features or problem.lengths else None
+    fixed = _fixed(problem, device)
     # A switch of the process, which has one case at a time; torch keeps its older and newer names of it in step.
     torch.set_float32_matmul_precision("high" if problem.dtype is Dtype.TF32 else "highest")
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        return attend(problem, q, k, v, visible, hidden_rows)
+        return attend(problem, fixed, q, k, v)
 
     return Prepared(call=call)
 
 
-def attend(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, hidden_rows: Tensor | None
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax(scale q k^T) v, in the dtype of the inputs.
+class Fixed(NamedTuple):
+    """The tensors of a problem that are no inputs, each None where there is none of it."""
 
-    q: [batch, heads, seq_q, head_dim]; k, v: [batch, kv_heads, seq_kv, ...]; visible: [batch or 1, 1, seq_q, seq_kv].
+    visible: Tensor | None  # [batch or 1, 1, seq_q, seq_kv]
+    hidden_rows: Tensor | None  # [batch or 1, 1, seq_q, 1], rows that see no key
+    bias: Tensor | None  # [heads or 1, seq_q, seq_kv]
+    noise: Tensor | None  # [batch, heads, seq_q, seq_kv], of hard:sample
+    sinks: Tensor | None  # [heads, 1, 1]
+
+
+def _fixed(problem: Problem, device: str) -> Fixed:
+    import torch
+
+    visible = hidden_rows = bias = noise = sinks = None
+    dtype = torch_dtype(problem.dtype)
+    if problem.mask != "none" or problem.lengths:
+        visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1).to(device)
+        hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features or problem.lengths else None
+    if isinstance(problem.bias, Constant):
+        bias = problem.bias.dense_tensor(problem).to(device, dtype)
+    if isinstance(problem.weigh, Sample):
+        rows, keys = torch.arange(problem.seq_q), torch.arange(problem.seq_kv)
+        drawn = [Sample.noise(b, slice(0, problem.heads), rows, keys).to(dtype) for b in range(problem.batch)]
+        noise = torch.stack(drawn).to(device)
+    if problem.sinks:
+        sinks = formula.sinks(problem).to(device, dtype)[:, None, None]
+    return Fixed(visible, hidden_rows, bias, noise, sinks)
+
+
+def attend(problem: Problem, fixed: Fixed, q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax(scale q k^T) v and what stands round it, in the dtype of the inputs.
+
+    q: [batch, heads, seq_q, head_dim]; k, v: [batch, kv_heads, seq_kv, ...].
     """
+    import torch
+
     if problem.kv_heads != problem.heads:
         k, v = (tensor.repeat_interleave(problem.heads // problem.kv_heads, dim=1) for tensor in (k, v))
     wants_lse = problem.returns is Returns.LSE
     # A log-sum-exp is float32: summed over scores that were rounded to 16 bits it would not be worth the name.
-    scores = (q.float() @ k.float().transpose(-2, -1) if wants_lse else q @ k.transpose(-2, -1)) * problem.scale
+    wide = (q.float(), k.float()) if wants_lse else (q, k)
+    logits = formula.similarity(problem, *wide) * problem.scale
     if (cap := problem.softcap) is not None:
-        scores = cap * (scores / cap).tanh()
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    if hidden_rows is None:
-        weights = scores.softmax(-1)
-    else:
-        # A row of -inf alone would be NaN here and, through 0 x NaN, in the gradients of its neighbours.
-        weights = scores.masked_fill(hidden_rows, 0.0).softmax(-1).masked_fill(hidden_rows, 0.0)
-    out = weights.to(v.dtype) @ v
-    return (out, scores.logsumexp(-1)) if wants_lse else out
+        logits = cap * (logits / cap).tanh()
+    if fixed.bias is not None:
+        logits = logits + fixed.bias
+    elif (bias := problem.bias) is not None:
+        rows, keys = torch.arange(problem.seq_q), torch.arange(problem.seq_kv)
+        logits = logits + bias.added(problem, slice(0, problem.heads), *wide, rows, keys)
+    if fixed.visible is not None:
+        logits = logits.masked_fill(~fixed.visible, float("-inf"))
+    weights = _weights(problem, fixed, logits)
+    kept = torch.nn.functional.dropout(weights, problem.dropout) if problem.dropout else weights
+    out = kept.to(v.dtype) @ v
+    if wants_lse:
+        return out, logits.logsumexp(-1) if fixed.sinks is None else _with_sinks(fixed, logits).logsumexp(-1)
+    return (out, kept) if problem.returns is Returns.WEIGHTS else out
+
+
+def _weights(problem: Problem, fixed: Fixed, logits: Tensor) -> Tensor:
+    if fixed.noise is not None:
+        logits = logits + fixed.noise
+    if problem.weighting != "softmax":
+        return problem.weigh.weights(logits)
+    if fixed.sinks is not None:
+        return _with_sinks(fixed, logits).softmax(-1)[..., :-1]
+    if fixed.hidden_rows is None:
+        return logits.softmax(-1)
+    # A row of -inf alone would be NaN here and, through 0 x NaN, in the gradients of its neighbours.
+    return logits.masked_fill(fixed.hidden_rows, 0.0).softmax(-1).masked_fill(fixed.hidden_rows, 0.0)
+
+
+def _with_sinks(fixed: Fixed, logits: Tensor) -> Tensor:
+    import torch
+
+    assert fixed.sinks is not None
+    return torch.cat([logits, fixed.sinks.to(logits).expand(*logits.shape[:3], 1)], dim=-1)
 
 
 def scratch_bytes(case: Case) -> int:
@@ -72,6 +127,13 @@ def scratch_bytes(case: Case) -> int:
     tensors = 2 + (problem.returns is Returns.LSE) * (8 // problem.dtype.bytes)
     if mode.needs_grad:
         tensors = 3 + 2 * (problem.softcap is not None)
+    tensors += bool(problem.bias) + problem.sinks + 2 * (problem.dropout > 0)
+    if problem.weighting != "softmax":  # those that choose keys sort them, with their places in 64 bits
+        tensors += 4 + 16 // problem.dtype.bytes
+    if problem.score.similarity is Similarity.ADDITIVE:  # a vector for each pair, before and after its tanh
+        tensors += 2 * problem.head_dim
+    if isinstance(problem.bias, Relative):  # the products, and the places that are picked from them
+        tensors += 2 + 8 // problem.dtype.bytes
     total = tensors * scores
     if masked:
         sequences = problem.batch if problem.lengths or "padding" in problem.features else 1

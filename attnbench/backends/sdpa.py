@@ -8,8 +8,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from attnbench.attention import cost
-from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem
+from attnbench.attention.biases import BIASES, Constant, Relative
+from attnbench.attention.inputs import torch_dtype
+from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
 
@@ -23,6 +27,7 @@ _CPU_DTYPES = _HALVES | {Dtype.FP32}
 _MODES = frozenset(Mode)
 _MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
 _SHAPES = frozenset({"gqa", "cross", "scale", "head_dim_v"})
+_BIASES = frozenset({*BIASES, "dense_bias"})
 
 # torch's names of the kernels, as torch.nn.attention.SDPBackend has them.
 _KERNELS = {"math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
@@ -38,19 +43,25 @@ def prepare(case: Case, device: str) -> Prepared:
     restrict(kernel)
     started = time.perf_counter()
     mask = dense_mask(problem, device)
-    arguments: dict[str, Any] = {"is_causal": is_top_left(problem), "scale": problem.scale}
+    arguments: dict[str, Any] = {"is_causal": is_top_left(problem) and mask is None, "scale": problem.scale}
     if mask is not None:
         arguments["attn_mask"] = mask
     seconds = {"mask_build": time.perf_counter() - started} if mask is not None else {}
+    if problem.dropout:
+        arguments["dropout_p"] = problem.dropout
+    relative = problem.bias if isinstance(problem.bias, Relative) else None
+    attend = _with_weights if problem.returns is Returns.WEIGHTS else F.scaled_dot_product_attention
     groups = problem.heads // problem.kv_heads
     # On CUDA the efficient kernel takes no grouped heads: the expansion is part of its cost.
     expand = groups > 1 and kernel == "efficient"
     arguments["enable_gqa"] = groups > 1 and not expand
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
         if expand:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return F.scaled_dot_product_attention(q, k, v, **arguments)
+        if relative is None:
+            return attend(q, k, v, **arguments)
+        return attend(q, k, v, **arguments | {"attn_mask": _relative(problem, relative, mask, q, k)})
 
     def late_facts() -> dict[str, Any]:
         return {"resolved": kernel or chosen(problem, torch.device(device), mask)}
@@ -75,20 +86,46 @@ def is_top_left(problem: Problem) -> bool:
 
 
 def dense_mask(problem: Problem, device: str) -> Tensor | None:
-    """The mask as booleans [batch or 1, 1, seq_q, seq_kv], True where visible; None where SDPA says it by itself."""
+    """What SDPA is told as a tensor, or None where it says the mask by itself.
+
+    Booleans [batch or 1, 1, seq_q, seq_kv], True where visible; with a bias numbers [batch or 1, heads or 1, seq_q,
+    seq_kv] to be added. A relative bias is added within the call, to a mask of zeros and -inf.
+    """
     import torch
 
-    if problem.mask == "none" or is_top_left(problem):
+    if problem.bias is None and (problem.mask == "none" or is_top_left(problem)):
         return None
-    return torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1).to(device)
+    visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1)
+    if problem.bias is None and problem.returns is not Returns.WEIGHTS:
+        return visible.to(device)
+    added = torch.zeros(1, 1, 1, dtype=torch.float64)
+    if isinstance(problem.bias, Constant):
+        added = problem.bias.dense_tensor(problem)
+    return added[None].masked_fill(~visible, float("-inf")).to(device, torch_dtype(problem.dtype))
+
+
+def _relative(problem: Problem, bias: Relative, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    import torch
+
+    if problem.kv_heads != problem.heads and k.shape[1] != problem.heads:
+        k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
+    rows, keys = torch.arange(problem.seq_q), torch.arange(problem.seq_kv)
+    added = bias.added(problem, slice(0, problem.heads), q, k, rows, keys)
+    return added if mask is None else added + mask
+
+
+def _with_weights(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **arguments: Any) -> Any:
+    """The unfused kernel under the name that gives its weights back too; its mask is added, never booleans."""
+    import torch
+
+    dropout, causal = arguments.pop("dropout_p", 0.0), arguments.pop("is_causal")
+    return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout, causal, **arguments)
 
 
 def chosen(problem: Problem, device: Any, mask: Tensor | None) -> str:
     """The kernel that torch picks by itself: it is asked with small stand-ins of the same shape, on that device."""
     import torch
     from torch.nn.attention import SDPBackend
-
-    from attnbench.attention.inputs import torch_dtype
 
     dtype = torch_dtype(problem.dtype)
     shapes = (
@@ -102,7 +139,8 @@ def chosen(problem: Problem, device: Any, mask: Tensor | None) -> str:
         k,
         v,
         attn_mask=mask,
-        is_causal=is_top_left(problem),
+        dropout_p=problem.dropout,
+        is_causal=is_top_left(problem) and mask is None,
         scale=problem.scale,
         enable_gqa=problem.heads > problem.kv_heads,
     )
@@ -115,8 +153,10 @@ def scratch_bytes(case: Case) -> int:
     problem, mode = case.problem, case.mode
     number = problem.dtype.bytes
     scores = problem.batch * problem.heads * problem.seq_q * problem.seq_kv
-    masked = problem.mask != "none" and not is_top_left(problem)
+    masked = bool(problem.bias) or (problem.mask != "none" and not is_top_left(problem))
     sequences = problem.batch if "padding" in problem.features else 1
+    if problem.bias:  # [batch, heads, seq_q, seq_kv] where the queries decide it, with the places that are picked
+        sequences *= problem.heads * (6 * problem.batch if isinstance(problem.bias, Relative) else 1)
     mask = sequences * problem.seq_q * problem.seq_kv * (1 + 2 * number) if masked else 0
     inputs = cost.input_bytes(problem)
     expanded = problem.heads // problem.kv_heads * inputs if problem.kv_heads != problem.heads else 0
@@ -130,20 +170,22 @@ def scratch_bytes(case: Case) -> int:
 def _cuda_limits(kernel: str) -> Limits:
     """As torch's own checks have them (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
     return {
-        "math": Limits(dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES, modes=_MODES),
+        "math": Limits(dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES | _BIASES | {"dropout", "weights"}, modes=_MODES),
         "flash": Limits(
             dtypes=_HALVES,
-            features=frozenset({"causal", "gqa", "scale", "cross"}),
+            features=frozenset({"causal", "gqa", "scale", "cross", "dropout"}),
             modes=_MODES,
             head_dim_most=256,
             capability=(8, 0),
             # is_causal is top-left: where the lengths differ it would be another mask, and flash takes no mask tensor.
             combinations=(frozenset({"causal", "cross"}),),
         ),
-        "efficient": Limits(dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES, modes=_MODES, capability=(5, 0)),
+        "efficient": Limits(
+            dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES | _BIASES | {"dropout"}, modes=_MODES, capability=(5, 0)
+        ),
         "cudnn": Limits(
             dtypes=_HALVES,
-            features=_MASKS | _SHAPES,
+            features=_MASKS | _SHAPES | {"dropout"},
             modes=_MODES,
             head_dim_most=256,
             head_dim_multiple=8,
@@ -155,8 +197,14 @@ def _cuda_limits(kernel: str) -> Limits:
 def _backend(name: str, summary: str) -> Backend:
     kernel = name.partition(":")[2]
     limits = {"cuda": _cuda_limits(kernel or "math")}
+    if not kernel:  # its choice is a fused kernel where there is one, and that gives no weights
+        limits["cuda"] = replace(limits["cuda"], features=limits["cuda"].features - {"weights"})
     if kernel in ("", "math", "flash"):
-        features = _MASKS | _SHAPES if kernel != "flash" else (_MASKS | _SHAPES) - {"head_dim_v"}
+        features = _MASKS | _SHAPES | _BIASES
+        if kernel == "flash":  # a mask that depends on the queries has a gradient, which it does not give
+            features -= {"head_dim_v", "xl", "shaw"}
+        else:
+            features |= {"dropout"} | ({"weights"} if kernel else frozenset())
         limits["cpu"] = Limits(dtypes=_CPU_DTYPES, features=features, modes=_MODES)
     return Backend(
         name=name,

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from attnbench.attention import formula
 from attnbench.attention.bands import Causal, Window
+from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Relative
 from attnbench.attention.patterns import Blocks
 from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
 from attnbench.kernels.tiling import BLOCK_LEAST, DECODE_ROWS_MOST, HEAD_DIM_MOST, SPLITS_MOST
 
+if TYPE_CHECKING:
+    import torch
+
 FEATURES = frozenset(
     {
         *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "dense", *PATTERNS),
-        *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse"),
+        *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", *BIASES),
     }
 )
 UNTIMED = "interpreted on a CPU: its times mean nothing"
@@ -72,15 +78,21 @@ def prepare(case: Case, device: str) -> Prepared:
 
     problem, way = case.problem, told(case.problem)
     started = time.perf_counter()
-    options = arguments(problem) | _mask(problem, way, device)
+    options = arguments(problem) | _mask(problem, way, device) | _terms(problem, device)
     seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
     facts: dict[str, Any] = {"mask": way.value} if way in (Told.BLOCKS, Told.TENSOR) else {}
     if problem.dtype is FP8:
         heads = (problem.heads, problem.kv_heads, problem.kv_heads)
         options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
 
+    relative = problem.bias if isinstance(problem.bias, Relative) else None
+    seeds = itertools.count()
+
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
-        return kernels.attention(q, k, v, facts=None if "path" in facts else facts, **options)
+        own: dict[str, Any] = {"seed": next(seeds)} if problem.dropout else {}
+        if relative is not None:
+            own["bias"] = _relative(problem, relative, q, k)
+        return kernels.attention(q, k, v, facts=None if "path" in facts else facts, **options, **own)
 
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
 
@@ -106,15 +118,41 @@ def _mask(problem: Problem, way: Told, device: str) -> dict[str, Any]:
     return {"mask": kernels.rows(low, high, seq_kv=problem.seq_kv), **alone}
 
 
+def _terms(problem: Problem, device: str) -> dict[str, Any]:
+    """Sinks, dropout, and a bias that depends on no tensor: by slope or by distance, or as a tensor where asked for."""
+    found: dict[str, Any] = {"dropout": problem.dropout} if problem.dropout else {}
+    if problem.sinks:
+        found["sinks"] = formula.sinks(problem).float().to(device)
+    bias = problem.bias
+    if isinstance(bias, Alibi) and not bias.dense:
+        found["alibi_slopes"] = bias.slopes(problem).float().to(device)
+    elif isinstance(bias, ByDistance) and not bias.dense:
+        found["bias"] = bias.distances(problem).float().contiguous().to(device)
+    elif isinstance(bias, Constant):
+        found["bias"] = bias.dense_tensor(problem).float()[None].contiguous().to(device)
+    return found
+
+
+def _relative(problem: Problem, bias: Relative, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
+    return bias.added(problem, slice(0, problem.heads), q, k, torch.arange(problem.seq_q), torch.arange(problem.seq_kv))
+
+
 def scratch_bytes(case: Case) -> int:
     """Intervals of rows, and what passes hand on: the lse and delta, the splits of a decode, gradients in parts."""
     problem = case.problem
     rows = problem.batch * problem.heads * problem.seq_q
-    way = told(problem)
+    way, rows_of_bias = told(problem), problem.heads * problem.seq_q * problem.seq_kv
     total = 12 * problem.batch * problem.seq_q if way is Told.ROWS else 0
     if way is Told.TENSOR:
         sequences = problem.batch if "padding" in problem.features or problem.lengths else 1
         total += sequences * problem.seq_q * problem.seq_kv
+    if isinstance(problem.bias, Relative):  # its products with the queries, and the places that are picked
+        total += problem.batch * rows_of_bias * (12 + problem.dtype.bytes)
+    elif problem.bias and (problem.bias.dense or not isinstance(problem.bias, ByDistance)):
+        total += 4 * rows_of_bias
     if case.mode.needs_grad:
         # A gradient of k and v for every query head, at most, where too few key heads would leave the chip idle.
         keys = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)

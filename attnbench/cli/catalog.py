@@ -53,7 +53,7 @@ def suites(json_: Json = False) -> None:
 def masks(json_: Json = False) -> None:
     """Every mask, how it is written, and which backends take it: all of a library's, some of them, or none."""
     from attnbench import backends
-    from attnbench.attention.masks import EXAMPLES, PRIMITIVES
+    from attnbench.attention.masks import PRIMITIVES
 
     features = {
         name: {word for limits in backends.load(name).limits.values() for word in limits.features}
@@ -62,7 +62,7 @@ def masks(json_: Json = False) -> None:
     records, meanings = [], []
     for word in ("none", *PRIMITIVES):
         takers = [name for name, words in features.items() if word == "none" or word in words]
-        written = EXAMPLES.get(word, word)
+        written = PRIMITIVES[word].example
         about = "every key" if word == "none" else (PRIMITIVES[word].__doc__ or "").splitlines()[0]
         if json_:
             records.append({"mask": written, "means": about, "backends": ", ".join(takers)})

@@ -25,6 +25,7 @@ def explain(
     dtype: options.Dtype = None,
     mask: options.Mask = None,
     score: options.Score = None,
+    bias: options.Bias = None,
     mode: options.ModeOption = None,
     set_: options.Set = None,
     backend: options.BackendOption = "all",
@@ -47,6 +48,7 @@ def explain(
         dtype=dtype,
         mask=mask,
         score=score,
+        bias=bias,
         mode=mode,
     )
     request = Request(axes=axes, backend=backend or "all", device=device or "", budget="0")

@@ -57,6 +57,7 @@ def gate(
     dtype: options.Dtype = None,
     mask: options.Mask = None,
     score: options.Score = None,
+    bias: options.Bias = None,
     mode: options.ModeOption = None,
     set_: options.Set = None,
     backend: options.BackendOption = None,
@@ -132,7 +133,7 @@ def gate(
     else:
         axes = options.axes(
             set_, seq=seq, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, mask=mask,
-            score=score, mode=mode,
+            score=score, bias=bias, mode=mode,
         )  # fmt: skip
         request = Request(
             suites=tuple(suites or ()), axes=axes, backend=backend or "", device=device, budget="0", rounds=rounds,

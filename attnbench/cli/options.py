@@ -12,6 +12,7 @@ from attnbench.errors import UsageError
 PROBLEM, ARMS, MEASURING, CHOOSING, OUTPUT = "Problem", "Arms", "Measuring", "Choosing", "Output"
 
 # Completion offers static names: looking backends up would import packages.
+_BIASES = ("none", "alibi", "t5", "xl", "shaw:", "span:", "edge:")
 _MASKS = ("none", "causal", "window:", "causal+window:", "prefix:", "document:", "padding:")
 _DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8_e4m3")
 _MODES = ("fwd", "bwd", "fwd_bwd")
@@ -81,13 +82,18 @@ Mask = Annotated[
 ]
 Score = Annotated[
     str | None,
-    _option("--score", panel=PROBLEM, help="dot, dot:softcap=30, dot:scale=1:temperature=2.", metavar="LIST"),
+    _option("--score", panel=PROBLEM, help="dot:softcap=30, cosine, additive, file.py:fn ...", metavar="LIST"),
+]
+Bias = Annotated[
+    str | None,
+    _option("--bias", panel=PROBLEM, help="none, alibi, t5, xl, shaw:16 ...", offer=_BIASES, metavar="LIST"),
 ]
 ModeOption = Annotated[
     str | None, _option("--mode", panel=PROBLEM, help="fwd, bwd, fwd_bwd.", offer=_MODES, metavar="LIST")
 ]
 Set = Annotated[
-    list[str] | None, _option("--set", panel=PROBLEM, help="Any other suite key: softcap=30.", metavar="KEY=VALUES")
+    list[str] | None,
+    _option("--set", panel=PROBLEM, help="Any other suite key: weighting=hard:topk=32.", metavar="KEY=VALUES"),
 ]
 BackendOption = Annotated[
     str | None,

@@ -28,6 +28,7 @@ def profile(
     dtype: options.Dtype = None,
     mask: options.Mask = None,
     score: options.Score = None,
+    bias: options.Bias = None,
     mode: options.ModeOption = None,
     set_: options.Set = None,
     backend: options.BackendOption = None,
@@ -60,7 +61,7 @@ def profile(
 
     axes = options.axes(
         set_, seq=seq, seq_q=seq_q, seq_kv=seq_kv, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        head_dim_v=head_dim_v, dtype=dtype, mask=mask, score=score, mode=mode,
+        head_dim_v=head_dim_v, dtype=dtype, mask=mask, score=score, bias=bias, mode=mode,
     )  # fmt: skip
     request = Request(
         axes=study.DEFAULT_AXES | axes

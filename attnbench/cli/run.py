@@ -27,6 +27,7 @@ def run(
     dtype: options.Dtype = None,
     mask: options.Mask = None,
     score: options.Score = None,
+    bias: options.Bias = None,
     mode: options.ModeOption = None,
     set_: options.Set = None,
     backend: options.BackendOption = None,
@@ -133,6 +134,7 @@ def run(
         dtype=dtype,
         mask=mask,
         score=score,
+        bias=bias,
         mode=mode,
     )
     request = Request(

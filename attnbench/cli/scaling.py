@@ -26,6 +26,7 @@ def scaling(
     dtype: options.Dtype = None,
     mask: options.Mask = None,
     score: options.Score = None,
+    bias: options.Bias = None,
     mode: options.ModeOption = None,
     set_: options.Set = None,
     backend: options.BackendOption = None,
@@ -64,7 +65,7 @@ def scaling(
 
     axes = options.axes(
         set_, seq=seq, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, mask=mask,
-        score=score, mode=mode,
+        score=score, bias=bias, mode=mode,
     )  # fmt: skip
     request = Request(
         suites=tuple(suites or ()),

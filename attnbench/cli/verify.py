@@ -31,6 +31,7 @@ def verify(
     dtype: options.Dtype = None,
     mask: options.Mask = None,
     score: options.Score = None,
+    bias: options.Bias = None,
     mode: options.ModeOption = None,
     set_: options.Set = None,
     backend: options.BackendOption = None,
@@ -97,6 +98,7 @@ def verify(
         dtype=dtype,
         mask=mask,
         score=score,
+        bias=bias,
         mode=mode,
     )
     request = Request(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from msgspec.structs import replace
 
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.problem import Dtype, Mode, Positions, Problem, Returns
 from attnbench.attention.scores import NUMBERS, Score
 from attnbench.errors import ProblemError, UsageError
 from attnbench.result import Record
@@ -41,6 +41,11 @@ class Table(Record, frozen=True, kw_only=True):
     scale: tuple[float | None, ...] = ()
     softcap: tuple[float | None, ...] = ()
     temperature: tuple[float | None, ...] = ()
+    bias: tuple[str, ...] = ()
+    weighting: tuple[str, ...] = ()
+    sinks: tuple[bool, ...] = ()
+    dropout: tuple[float, ...] = ()
+    positions: tuple[Positions, ...] = ()
     lengths: tuple[tuple[int, ...], ...] = ()
     returns: tuple[Returns, ...] = ()
     mode: tuple[Mode, ...] = ()
@@ -151,9 +156,13 @@ def _excluded(table: Table, problem: Problem, mode: Mode) -> bool:
     return any(all(one.matches(problem, mode, "", "") for one in conditions) for conditions in table.exclude)
 
 
+# Axes that are a field of Problem by the same name, and the value of a table that does not name them.
+_PLAIN: Mapping[str, Any] = {"weighting": "softmax", "sinks": False, "dropout": 0.0, "positions": Positions.NONE}
+
+
 def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:
     """The fields of a Problem for every combination, the lengths varying fastest."""
-    names = ("dtype", "heads", "kv_heads", "head_dim", "head_dim_v", "mask", "score", "returns")
+    names = ("dtype", "heads", "kv_heads", "head_dim", "head_dim_v", "mask", "score", "returns", *_PLAIN)
     axes: tuple[tuple[Any, ...], ...] = (
         table.dtype or (dtype,),
         table.heads or (8,),
@@ -163,6 +172,7 @@ def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:
         table.mask or DEFAULT_MASKS,
         _scores(table),
         table.returns or (Returns.OUT,),
+        *(getattr(table, name) or (default,) for name, default in _PLAIN.items()),
     )
     shapes = _shapes(table)
     for combination in product(*axes):
@@ -175,9 +185,10 @@ def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:
 
 def _scores(table: Table) -> tuple[Score, ...]:
     found = []
-    axes = [getattr(table, name) or (None,) for name in NUMBERS]
+    names = (*NUMBERS, "bias")
+    axes = [getattr(table, name) or (None,) for name in names]
     for text, *values in product(table.score or ("dot",), *axes):
-        given = {name: value for name, value in zip(NUMBERS, values, strict=True) if value is not None}
+        given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         found.append(replace(parse_score(text), **given))
     return tuple(dict.fromkeys(found))
 
@@ -203,7 +214,9 @@ def _shapes(table: Table) -> list[dict[str, Any]]:
 def _text(values: dict[str, Any]) -> str:
     """The values of a combination, those that are empty left out."""
     shown = {name: spell_score(value) if name == "score" else spell(value) for name, value in values.items()}
-    quiet = {"score": "dot", "lengths": "none", "returns": "out"}
+    shown["bias"] = values["score"].bias
+    quiet = {"score": "dot", "lengths": "none", "returns": "out", "bias": "none"}
+    quiet |= {name: spell(default) for name, default in _PLAIN.items()}
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 
 

@@ -34,7 +34,7 @@ _REPLACED_BY: Mapping[str, tuple[str, ...]] = {
     "batch": ("batch", "tokens"),
     "tokens": ("batch", "tokens"),
 }
-_OPTIONS = frozenset(AXES) - {*NUMBERS, "lengths", "returns"}
+_OPTIONS = frozenset(AXES) - {*NUMBERS, "lengths", "returns", "weighting", "sinks", "dropout", "positions"}
 
 
 class ProblemTable(Record, frozen=True, kw_only=True):
@@ -55,6 +55,11 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     scale: Numbers | UnsetType = UNSET
     softcap: Numbers | UnsetType = UNSET
     temperature: Numbers | UnsetType = UNSET
+    bias: Words | UnsetType = UNSET
+    weighting: Words | UnsetType = UNSET
+    sinks: bool | tuple[bool, ...] | str | UnsetType = UNSET
+    dropout: Numbers | UnsetType = UNSET
+    positions: Words | UnsetType = UNSET
     lengths: Words | UnsetType = UNSET
     returns: Words | UnsetType = UNSET
     mode: Words | UnsetType = UNSET

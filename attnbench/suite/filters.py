@@ -30,6 +30,11 @@ _OF_PROBLEM: Mapping[str, Callable[[Problem], Any]] = {
     "scale": lambda problem: spell(problem.score.scale),
     "softcap": lambda problem: spell(problem.score.softcap),
     "temperature": lambda problem: spell(problem.score.temperature),
+    "bias": lambda problem: problem.score.bias,
+    "weighting": lambda problem: problem.weighting,
+    "sinks": lambda problem: spell(problem.sinks),
+    "dropout": lambda problem: spell(problem.dropout),
+    "positions": lambda problem: problem.positions,
     "lengths": lambda problem: spell(problem.lengths),
     "returns": lambda problem: problem.returns,
 }

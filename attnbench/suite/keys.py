@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from attnbench import ranges
-from attnbench.attention import masks
-from attnbench.attention.problem import Dtype, Mode, Returns
+from attnbench.attention import biases, masks, weightings
+from attnbench.attention.problem import Dtype, Mode, Positions, Returns
 from attnbench.attention.scores import NUMBERS, Score, Similarity
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 
@@ -62,6 +62,38 @@ def _masks(value: Any, place: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_located(masks.parse, word, place).text for word in words(value, place)))
 
 
+def _biases(value: Any, place: str) -> tuple[str, ...]:
+    found = (_located(biases.parse, word, place) for word in words(value, place))
+    return tuple(dict.fromkeys(bias.text if bias else "none" for bias in found))
+
+
+def _weightings(value: Any, place: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_located(weightings.parse, word, place).text for word in words(value, place)))
+
+
+def _switches(value: Any, place: str) -> tuple[bool, ...]:
+    known = {"true": True, "false": False}
+    found = []
+    for item in _items(value):
+        if (word := str(item).strip().lower()) not in known:
+            raise UnknownNameError("switch", word, tuple(known), where=place)
+        found.append(known[word])
+    return tuple(dict.fromkeys(found))
+
+
+def _shares(value: Any, place: str) -> tuple[float, ...]:
+    found = []
+    for item in _items(value):
+        try:
+            share = float(item)
+        except ValueError:
+            raise UsageError(f"{place}: not a number: {item!r} (try 0.1)") from None
+        if not 0 <= share < 1:
+            raise UsageError(f"{place}: {item}: from 0 to below 1")
+        found.append(share)
+    return tuple(dict.fromkeys(found))
+
+
 def _scores(value: Any, place: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spell_score(_located(parse_score, word, place)) for word in words(value, place)))
 
@@ -100,8 +132,9 @@ def _located(parse: Callable[[Any], Any], value: Any, place: str) -> Any:
 
 @lru_cache(maxsize=1024)
 def parse_score(text: str) -> Score:
-    """Read `dot`, `dot:softcap=30` or `dot:scale=1`."""
-    word, *values = text.split(":")
+    """Read `dot`, `dot:softcap=30`, `cosine:scale=20`, or `file.py:function`."""
+    file, dot_py, rest = text.partition(".py:")
+    word, *values = (rest if dot_py else text).split(":")
     fields: dict[str, Any] = {}
     for value in values:
         key, equals, number = value.partition("=")
@@ -112,19 +145,24 @@ def parse_score(text: str) -> Score:
         except ValueError:
             hint = "not a number" if equals else "no value"
             raise ProblemError(f"score {text!r}: {hint}: {value!r} (try {key}=30)") from None
+    if dot_py:
+        return Score(similarity=Similarity.FILE, function=f"{file}.py:{word}", **fields)
     if word not in tuple(Similarity):
-        raise UnknownNameError("score", word, tuple(Similarity))
+        raise UnknownNameError("score", word, (*(one for one in Similarity if one != "file"), "file.py:function"))
     return Score(similarity=Similarity(word), **fields)
 
 
 def spell_score(score: Score) -> str:
-    """The score as a user types it."""
+    """The score as a user types it, its bias aside, which is an axis of its own."""
     given = {name: getattr(score, name) for name in NUMBERS}
-    return ":".join([score.similarity.value, *(f"{key}={spell(v)}" for key, v in given.items() if v is not None)])
+    keys = (f"{key}={spell(value)}" for key, value in given.items() if value is not None)
+    return ":".join([score.function or score.similarity.value, *keys])
 
 
 def spell(value: Any) -> str:
     """One value of an axis as a user types it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return "-".join(map(str, value)) or "none"
     if isinstance(value, float):
@@ -148,6 +186,11 @@ AXES: Mapping[str, Reader] = {
     "scale": _numbers("scale"),
     "softcap": _numbers("softcap"),
     "temperature": _numbers("temperature"),
+    "bias": _biases,
+    "weighting": _weightings,
+    "sinks": _switches,
+    "dropout": _shares,
+    "positions": _members(Positions, "kind of positions"),
     "lengths": _ragged,
     "returns": _members(Returns, "return value"),
     "mode": _members(Mode, "mode"),

@@ -1,0 +1,260 @@
+"""Biases, scores, weightings, sinks and positions: against their definitions, and wherever a backend says it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnbench import backends
+from attnbench.attention import biases, general, parameters, reference, weightings
+from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.scores import Score
+from attnbench.backends import around
+from attnbench.case import Case
+from attnbench.errors import ProblemError, UnknownNameError
+from attnbench.suite.keys import parse_score
+from tests import definitions, oracle
+
+SUM_OF_X = 18.8266
+SHAPE = {"batch": 2, "heads": 6, "kv_heads": 3, "seq_q": 7, "seq_kv": 11, "head_dim": 8, "head_dim_v": 5}
+BIASES = ("alibi", "t5", "xl", "shaw:3", "span:3:2", "alibi:dense")
+WEIGHTINGS = ("hard:argmax", "hard:topk=3", "topp:0.7", "raw", "sparsemax", "sigmoid")
+# Every mechanism alone and some together, each on masks that bite.
+PROBLEMS = {
+    **{bias: {"score": Score(bias=bias)} for bias in BIASES},
+    **{f"{bias} causal": {"score": Score(bias=bias), "mask": "causal"} for bias in ("t5", "xl", "alibi")},
+    "t5 capped at 2, twice as hot": {"score": Score(bias="t5", softcap=2.0, temperature=2.0), "mask": "causal"},
+    "xl hot": {"score": Score(bias="xl", temperature=3.0)},
+    **{weighting: {"weighting": weighting, "mask": "causal"} for weighting in WEIGHTINGS},
+    "sinks": {"sinks": True, "mask": "causal"},
+    "sinks lse": {"sinks": True, "returns": "lse"},
+    "sinks alibi window": {"sinks": True, "score": Score(bias="alibi"), "mask": "causal+window:2"},
+    **{name: {"score": parse_score(name)} for name in ("cosine", "cosine:scale=3", "bilinear", "additive")},
+    "rope": {"positions": "rope", "mask": "causal"},
+    "sinusoidal": {"positions": "sinusoidal", "mask": "window:3"},
+    "rope cosine": {"positions": "rope", "score": parse_score("cosine")},
+    "weights": {"returns": "weights", "mask": "causal"},
+    "weights hard": {"returns": "weights", "weighting": "hard:topk=2"},
+    "t5 padding": {"score": Score(bias="t5"), "mask": "padding:0.4"},
+    "rows that see nothing": {"score": Score(bias="t5"), "mask": "causal", "seq_q": 11, "seq_kv": 7},
+    "no row for sparsemax": {"weighting": "sparsemax", "mask": "causal", "seq_q": 11, "seq_kv": 7},
+    "sinks for rows that see nothing": {"sinks": True, "mask": "causal", "seq_q": 11, "seq_kv": 7, "returns": "lse"},
+}
+NAMES = ("naive", "sdpa", "sdpa:math", "sdpa:flash", "flex:eager")
+
+
+def made(name: str, **more) -> Problem:
+    return Problem(**{**SHAPE, **PROBLEMS[name], **more})
+
+
+def drawn(problem: Problem):
+    return oracle.drawn(problem)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_reference_follows_the_definition(name):
+    problem = made(name)
+    qkv, _ = drawn(problem)
+    out, lse, weights = definitions.attend(problem, *qkv)
+    found = general.forward_group  # all groups, by the public function
+    forward = reference.attend(problem, *qkv)
+    torch.testing.assert_close(forward.out, torch.from_numpy(out), rtol=0, atol=1e-12)
+    if problem.weighting == "softmax":
+        torch.testing.assert_close(forward.lse, torch.from_numpy(lse), rtol=0, atol=1e-12)
+    if problem.returns == "weights":
+        group = found(problem, *qkv, (1, 2), None, None)
+        np.testing.assert_allclose(group.weights.numpy(), weights[1, 4:6], atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("dtype", oracle.DTYPES)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_backends_follow_the_reference_or_refuse(name, dtype, backend):
+    problem = made(name, dtype=dtype)
+    if backend != "naive":
+        problem = made(name, dtype=dtype, head_dim_v=8)
+    case = Case(problem=problem, backend=backend)
+    chosen = backends.load(backend)
+    if chosen.objections(case, "cpu"):
+        assert backend != "naive"
+        return
+    if problem.weighting.startswith("topp") and dtype != "fp32":
+        pytest.skip("where a share is reached is a matter of rounding: test_verify judges it")
+    qkv, _ = drawn(problem)
+    given = around.prepare(chosen, case, "cpu").call(*qkv)
+    out, *rest = given if isinstance(given, tuple) else (given,)
+    assert out.dtype == oracle.DTYPES[dtype]
+    within = oracle.WITHIN[dtype] * (3 if dtype != "fp32" else 1)
+    expected = reference.attend(problem, *qkv)
+    torch.testing.assert_close(out.double(), expected.out, rtol=2e-2 if dtype == "bf16" else 2e-3, atol=within)
+    if problem.returns == "lse":
+        torch.testing.assert_close(rest[0].double(), expected.lse, rtol=0, atol=within)
+    if problem.returns == "weights" and problem.weighting == "softmax":
+        torch.testing.assert_close(rest[0].double() @ _wide(problem, qkv[2]), expected.out, rtol=0, atol=within)
+
+
+def _wide(problem, v):
+    return v.double().repeat_interleave(problem.heads // problem.kv_heads, 1)
+
+
+@pytest.mark.parametrize("backend", ["naive", "sdpa:math", "sdpa:flash"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradients_are_those_of_the_definition(name, backend):
+    problem = made(name, head_dim_v=8)
+    case = Case(problem=problem, backend=backend, mode=Mode.FWD_BWD)
+    chosen = backends.load(backend)
+    if chosen.objections(case, "cpu"):
+        return
+    qkv, dout = drawn(problem)
+    leaves = [tensor.requires_grad_() for tensor in qkv]
+    out = around.prepare(chosen, case, "cpu").call(*leaves)
+    found = torch.autograd.grad(out[0] if isinstance(out, tuple) else out, leaves, dout)
+    expected = reference.gradients(problem, *(tensor.detach() for tensor in qkv), dout)
+    for one, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), truth, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if "hard" not in name and "topp" not in name])
+def test_gradients_of_the_reference_are_differences_of_its_outputs(name):
+    problem = made(name, batch=1, heads=2, kv_heads=1, dtype="fp32")
+    qkv, dout = drawn(problem)
+    qkv = [tensor.double() for tensor in qkv]
+    gradients = reference.gradients(problem, *qkv, dout)
+    torch.manual_seed(1)
+    for place, gradient in enumerate(gradients):
+        along = torch.randn_like(qkv[place])
+
+        def value(step, place=place, along=along):
+            moved = [tensor + step * along if n == place else tensor for n, tensor in enumerate(qkv)]
+            return float((reference.attend(problem, *moved).out * dout.double()).sum())
+
+        slope = (value(1e-5) - value(-1e-5)) / 2e-5
+        assert float((gradient * along).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+def test_plain_problems_agree_with_the_general_way():
+    for mask in ("none", "causal+window:3", "padding:0.4"):
+        problem = Problem(**{**SHAPE, "mask": mask, "score": Score(softcap=2.0)})
+        qkv, dout = drawn(problem)
+        for group in ((0, 1), (1, 2)):
+            by_hand = reference.attend_group(problem, *qkv, group)
+            found = general.forward_group(problem, *qkv, group, None, None)
+            torch.testing.assert_close(found.out, by_hand.out, rtol=0, atol=1e-13)
+            torch.testing.assert_close(found.lse, by_hand.lse, rtol=0, atol=1e-13)
+            one = general.gradients_group(problem, *qkv, dout, group, None).gradients
+            for left, right in zip(one, reference.gradients_group(problem, *qkv, dout, group), strict=True):
+                torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+            _, mass = reference.yardstick_group(problem, *qkv, group)
+            rounded = general.forward_group(problem, *qkv, group, None, general.steps_for(problem))
+            torch.testing.assert_close(rounded.mass, mass, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", *WEIGHTINGS])
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_row_is_weighed_as_defined(weighting, data):
+    count = data.draw(st.integers(1, 12))
+    numbers = st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1.0, -np.inf]))
+    row = np.array(data.draw(st.lists(numbers, min_size=count, max_size=count)))
+    found = weightings.parse(weighting).weights(torch.from_numpy(row)[None])[0].numpy()
+    expected = definitions.weigh(weighting, row)
+    if weighting.startswith("topp"):  # which keys reach a share may hang on the last bit of a sum
+        assert found.sum() == pytest.approx(expected.sum())
+        assert abs((found > 0).sum() - (expected > 0).sum()) <= 1
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_topp_keeps_the_smallest_set():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert (weightings.parse("topp:0.6").weights(logits) > 0).sum() == 2
+    assert (weightings.parse("topp:1").weights(logits) > 0).sum() == 4
+
+
+def test_a_sampled_key_comes_as_often_as_its_weight():
+    logits = torch.tensor([0.5, 0.2, 0.2, 0.1]).double().log()
+    rows = torch.arange(20_000)
+    noise = weightings.Sample.noise(0, slice(0, 1), rows, torch.arange(4))[0]
+    drawn = weightings.parse("hard:sample").weights(logits + noise).mean(0)
+    torch.testing.assert_close(drawn, logits.exp(), rtol=0, atol=0.015)  # four standard errors
+
+
+def test_biases_by_distance_are_those_of_pairs():
+    for text in ("alibi", "t5", "span:3:2"):
+        problem = made(text)
+        dense, listed = problem.bias.dense_tensor(problem), problem.bias.distances(problem)
+        for i, j in np.ndindex(problem.seq_q, problem.seq_kv):
+            entry = j - (i + problem.seq_kv - problem.seq_q) + problem.seq_kv - 1
+            torch.testing.assert_close(dense[:, i, j], listed[:, entry])
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_buckets_of_t5_are_the_published_ones(one_sided):
+    bias = biases.parse("t5")
+    for relative in range(-300, 300):
+        assert int(bias.bucket(torch.tensor(relative), one_sided)) == definitions.bucket(relative, one_sided)
+
+
+def test_edges_are_symmetric_and_of_every_type():
+    problem = Problem(seq_q=40, heads=2, score=Score(bias="edge:3"), mask="graph:0.3")
+    dense = problem.bias.dense_tensor(problem)
+    torch.testing.assert_close(dense, dense.mT)
+    counts = [int((dense[0] == value).sum()) for value in dense[0].unique()]
+    assert len(counts) == 3
+    assert min(counts) > 40 * 40 / 3 * 0.8
+
+
+def test_parameters_are_fixed_by_their_name():
+    """The sum pins the generator: another one would change every result that a bias is in."""
+    first = parameters.normal("x", 1000)
+    assert first.tolist() == parameters.normal("x", 1000).tolist()
+    assert first.tolist() != parameters.normal("y", 1000).tolist()
+    assert float(first.sum()) == pytest.approx(SUM_OF_X, abs=1e-3)
+
+
+WRONG = {
+    "bias=alibbi": ({"score": {"bias": "alibbi"}}, "alibi"),
+    "shaw without a clip": ({"score": {"bias": "shaw"}}, "shaw:16"),
+    "xl as a tensor": ({"score": {"bias": "xl:dense"}}, "depends on the queries"),
+    "span with padding": ({"score": {"bias": "span:4:2"}, "mask": "padding:0.3"}, "no padding"),
+    "too few buckets": ({"score": {"bias": "t5:2"}}, "at least 4 buckets"),
+    "hard": ({"weighting": "hard:first"}, "argmax"),
+    "top none": ({"weighting": "hard:topk=0"}, "at least 1"),
+    "top of more than all": ({"weighting": "topp:1.5"}, "at most 1"),
+    "sinks without softmax": ({"sinks": True, "weighting": "sigmoid"}, "denominator"),
+    "lse without softmax": ({"returns": "lse", "weighting": "raw"}, "denominator"),
+    "odd rope": ({"positions": "rope", "head_dim": 7}, "even"),
+    "all dropped": ({"dropout": 1.0}, "below 1"),
+    "ragged bias": ({"score": {"bias": "t5"}, "lengths": (7, 3), "seq_kv": 7}, "padding"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_makes_no_sense_is_said(name):
+    values, hint = WRONG[name]
+    with pytest.raises((ProblemError, UnknownNameError), match=hint):
+        Problem(**{**SHAPE, **values, "score": Score(**values.get("score", {}))})
+
+
+def test_scores_of_a_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def squared(q, k):\n    return -(q[..., :, None, :] - k[..., None, :, :]).square().sum(-1)\n"
+        "def wrong(q, k):\n    return q\n"
+    )
+    problem = Problem(**SHAPE, score=parse_score(f"{file}:squared"))
+    qkv, _ = drawn(problem)
+    given = around.prepare(backends.load("naive"), Case(problem=problem, backend="naive"), "cpu").call(*qkv)
+    torch.testing.assert_close(given.double(), reference.attend(problem, *qkv).out, rtol=0, atol=2e-5)
+    plain = torch.cdist(qkv[0].double(), _wide(problem, qkv[1])).square().neg().softmax(-1) @ _wide(problem, qkv[2])
+    torch.testing.assert_close(given.double(), plain, rtol=0, atol=2e-5)
+    for name, hint in {
+        f"{file}:wrong": "is due",
+        f"{file}:none": "there: squared, wrong",
+        "no.py:f": "no file",
+    }.items():
+        with pytest.raises(ProblemError, match=hint):
+            reference.attend(Problem(**SHAPE, score=parse_score(name)), *qkv)
