@@ -34,6 +34,7 @@ TILE_SLACK = 2.0  # a tile may be off by this much more than the whole
 RUN = 64  # rows of a sample, where one group is too dear
 FACTS = "expected.json"
 GRADIENTS = ("dq", "dk", "dv")
+DROPPED = ("out", "dv")  # outputs that dropout changes without a bias: their mean is that of no dropout
 
 
 class Precision(NamedTuple):
@@ -120,6 +121,8 @@ def expect(problem: Problem, mode: Mode, seed: int, distribution: str, directory
             if output.name not in tallies:
                 tallies[output.name] = _Tally(problem.dtype, directory, output.name, len(selection.groups))
             tallies[output.name].add(place, output)
+            if problem.dropout and output.name in DROPPED:
+                tallies[output.name].keep_mass(place, output)
     expected = Expected(
         problem=problem,
         mode=mode,
@@ -229,6 +232,10 @@ class _Tally:
         self._write(place, self.name, truth, exact=self.dtype.bytes == 4 or self.name == "lse")
         limit = (size * self._half_cap).maximum(tile_rms(error)) * TILE_SLACK + tile_rms(loose)
         self._write(place, f"{self.name}.tiles", limit, exact=True)
+
+    def keep_mass(self, place: int, output: Output) -> None:
+        """Write the mass of every row: dropout makes errors of its size."""
+        self._write(place, f"{self.name}.mass", output.mass, exact=True)
 
     def tolerance(self, logits: float = 0.0) -> Tolerance:
         """Of the whole output. A fused backward makes its weights again as exp(logit - lse).

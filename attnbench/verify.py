@@ -8,6 +8,7 @@ https://github.com/Dao-AILab/flash-attention/blob/main/tests/cute/test_flash_att
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,19 @@ import numpy as np
 from attnbench.attention.blocks import Group, query_heads
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Dtype, Problem
-from attnbench.expectation import FACTOR, PRECISION, TILE, Expected, Record, Tolerance, expect, load, select, tile_rms
+from attnbench.expectation import (
+    DROPPED,
+    FACTOR,
+    PRECISION,
+    TILE,
+    Expected,
+    Record,
+    Tolerance,
+    expect,
+    load,
+    select,
+    tile_rms,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +99,53 @@ def _judge_one(expected: Expected, name: str, output: Tensor, sign: int, factor:
         value = float(output[tuple(where)])
         error = Error(nan=int(output.isnan().sum()), inf=int((bad & ~output.isnan()).sum()))
         return error, f"{value} at {_at(name, where)}, not finite in {int(bad.sum())} of {bad.numel()} numbers"
+    if expected.problem.dropout and name != "lse":
+        return Error(), _judge_dropped(expected, name, output, sign) if name in DROPPED else ""
     tolerance = expected.tolerances[name]
     found = _Errors(expected, name, tolerance, factor)
     for place, group in enumerate(expected.selection.groups):
         part = _part(expected, name, output, group).to("cpu", torch.float64)
         found.add(place, group, part * sign if name in negates(expected.problem)[1] else part)
     return found.error, found.reason
+
+
+def _judge_dropped(expected: Expected, name: str, output: Tensor, sign: int) -> str:
+    """What speaks against an output of which a call drops a share of the weights; empty: nothing.
+
+    Without dropout the output would be the mean of all such calls. A dropped weight is a factor of mean 1 and variance
+    r / (1 - r), drawn for each by itself: so a row is off by that times its mass, in the mean of squares, and the rows
+    together follow the reference with the slope 1. Bounds are six standard errors wide.
+    """
+    import torch
+
+    rate = expected.problem.dropout
+    variance = rate / (1 - rate)
+    # The fourth moment of a factor over the square of its variance; of a sum of many it tends to 3.
+    kurtosis = max(3.0, (rate + rate**4 / (1 - rate) ** 3) / variance**2)
+    truth, rows, spread = [], [], []
+    for place, group in enumerate(expected.selection.groups):
+        truth.append(torch.from_numpy(np.array(expected.array(name)[place], dtype=np.float64)).flatten(0, 1))
+        rows.append(_part(expected, name, output, group).to("cpu", torch.float64).flatten(0, 1) * sign)
+        mass = torch.from_numpy(np.array(expected.array(f"{name}.mass")[place], dtype=np.float64))
+        spread.append(mass.flatten().square() * variance)
+    wanted, found, due = torch.cat(truth), torch.cat(rows), torch.cat(spread)
+    off = (found - wanted).square().mean(-1)
+    rounding = (PRECISION[expected.problem.dtype].cap * wanted.square().mean(-1).sqrt()).square()
+    if (wild := off > (40 + 4 / variance) * due + 4 * rounding).any():
+        return f"a row is off by {float(off[wild].max().sqrt()):.3g}, more than dropout {rate:g} explains"
+    total = float(due.sum()) or 1.0
+    share, error = float(off.sum()) / total, math.sqrt((kurtosis - 1) * float(due.square().sum())) / total
+    allowed = 6 * error + 0.02 + float(rounding.sum()) / total
+    if not abs(share - 1) <= allowed:
+        return f"the variance over rows is {share:.3g} times that of dropout {rate:g}, allowed are {allowed:.2g} from 1"
+    size = float(wanted.square().sum())
+    slope = float((found * wanted).sum()) / size if size else 1.0
+    width = wanted.shape[-1]
+    error = math.sqrt(float((due * width * wanted.square().sum(-1)).sum())) / size if size else 0.0
+    allowed = 6 * error + 0.01
+    if not abs(slope - 1) <= allowed:
+        return f"the mean is {slope:.3g} times that without dropout, allowed are {allowed:.2g} from 1"
+    return ""
 
 
 class _Errors:

@@ -41,25 +41,33 @@ def documented(seq_q: int, seq_kv: int, causal: bool, window_size: tuple[int, in
     return after_left if right == -1 else after_left & (key <= diagonal + right)
 
 
-def formula(q: Any, k: Any, v: Any, visible: Any, scale: float, softcap: float) -> tuple[Any, Any]:
-    """[batch, seq, heads, head_dim] in and out; lse: [batch, heads, seq_q]."""
+def formula(
+    q: Any, k: Any, v: Any, visible: Any, scale: float, softcap: float, slopes: Any = None, sink: Any = None
+) -> tuple[Any, Any]:
+    """[batch, seq, heads, head_dim] in and out; lse: [batch, heads, seq_q]; slopes and sink: [heads]."""
     group = q.shape[2] // k.shape[2]
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     logits = q @ k.transpose(2, 3) * scale
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
+    if slopes is not None:  # "-alibi_slope * |i + seqlen_k - seqlen_q - j|"
+        rows, keys = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+        logits = logits - slopes[:, None, None] * (rows + len(keys) - len(rows) - keys).abs()
     blind = ~visible.any(-1, keepdim=True)
     logits = logits.masked_fill(~visible, -math.inf)
+    if sink is not None:
+        every = torch.cat([logits, sink[:, None, None].to(logits).expand(*logits.shape[:3], 1)], -1)
+        return (every.softmax(-1)[..., :-1] @ v).transpose(1, 2), every.logsumexp(-1)
     weights = logits.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
     return (weights @ v).transpose(1, 2), logits.logsumexp(-1)
 
 
 def attend(
-    q: Any, k: Any, v: Any, softmax_scale: Any, causal: bool, window_size: Any, softcap: float
+    q: Any, k: Any, v: Any, softmax_scale: Any, causal: bool, window_size: Any, softcap: float, **terms: Any
 ) -> tuple[Any, Any]:
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    return formula(q, k, v, documented(q.shape[1], k.shape[1], causal, window_size), scale, softcap)
+    return formula(q, k, v, documented(q.shape[1], k.shape[1], causal, window_size), scale, softcap, **terms)
 
 
 def attend_ragged(
@@ -77,13 +85,18 @@ def attend_ragged(
     return torch.cat([out[0] for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
 
 
+GIVEN: dict[str, Any] = {}  # of the last call
+
+
 class Release2:
     @staticmethod
     def flash_attn_func(
         q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
-        return_attn_probs=False,
+        alibi_slopes=None, return_attn_probs=False,
     ):  # fmt: skip
-        out, lse = attend(q, k, v, softmax_scale, causal, window_size, softcap)
+        GIVEN["dropout_p"] = dropout_p
+        assert alibi_slopes is None or alibi_slopes.dtype is torch.float32
+        out, lse = attend(q, k, v, softmax_scale, causal, window_size, softcap, slopes=alibi_slopes)
         return (out, lse, None) if return_attn_probs else out
 
     @staticmethod
@@ -124,7 +137,7 @@ class Release4:
         q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False, window_size=(None, None),
         learnable_sink=None, softcap=0.0, return_lse=False,
     ):  # fmt: skip
-        out, lse = attend(q, k, v, softmax_scale, causal, window_size, softcap)
+        out, lse = attend(q, k, v, softmax_scale, causal, window_size, softcap, sink=learnable_sink)
         return out, lse if return_lse else None
 
     @staticmethod
@@ -315,3 +328,31 @@ def test_a_package_that_works_gives_no_reason(packages: None) -> None:
 def test_a_backward_pass_needs_more_scratch_than_a_forward_pass() -> None:
     backend_2 = load("flash-attn:2")
     assert backend_2.scratch_bytes(case(mode=Mode.BWD)) > backend_2.scratch_bytes(case())
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("flash-attn:2", {"score": Score(bias="alibi")}),
+        ("flash-attn:2", {"score": Score(bias="alibi", temperature=2.0), "mask": "causal", "seq_kv": 80}),
+        ("flash-attn:4", {"sinks": True, "mask": "causal+window:8"}),
+    ],
+)
+def test_biases_and_sinks_are_translated(name, fields, packages):
+    from attnbench.attention import reference
+    from attnbench.attention.inputs import make
+
+    one = case(name, heads=4, **fields)
+    assert not load(name).objections(one, "cuda")
+    made = make(one.problem, 0)
+    qkv = [tensor.float() for tensor in (made.q, made.k, made.v)]
+    out = load(name).prepare(one, "cpu").call(*(tensor.transpose(1, 2) for tensor in qkv))
+    torch.testing.assert_close(out.transpose(1, 2).double(), reference.attend(one.problem, *qkv).out, rtol=0, atol=2e-2)
+
+
+def test_dropout_is_handed_on(packages):
+    one = case("flash-attn:2", dropout=0.1)
+    made = torch.randn(1, 64, 8, 64)
+    load("flash-attn:2").prepare(one, "cpu").call(made, made, made)
+    assert GIVEN["dropout_p"] == 0.1
+    assert load("flash-attn:3").objections(case("flash-attn:3", dropout=0.1), "cuda") == ["no dropout"]

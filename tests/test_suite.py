@@ -162,7 +162,7 @@ def test_top_level_keys_are_read(tmp_path: Path) -> None:
         ('[[problem]]\nseq = 8\nmask = "casual"', "problem[0].mask: no mask 'casual'; did you mean 'causal'?"),
         ('[[problem]]\nseq = 8\nmask = "window:-1"', "problem[0].mask: mask 'window:-1': -1 is negative"),
         ('[[problem]]\nseq = 8\ndtype = "bf61"', "problem[0].dtype: no dtype 'bf61'; did you mean 'bf16'?"),
-        ('[[problem]]\nseq = 8\nscore = "cosine"', "problem[0].score: no score 'cosine'"),
+        ('[[problem]]\nseq = 8\nscore = "cosinus"', "problem[0].score: no score 'cosinus'"),
         ('[[problem]]\nseq = 8\nscore = "dot:softcap"', "problem[0].score: score 'dot:softcap': no value"),
         ('[[problem]]\nseq = 8\nscore = "dot:softcup=3"', "problem[0].score: no key of dot 'softcup'; did you mean"),
         ("[[problem]]\nseq = 8\nsoftcap = -1", "problem[0].softcap: score softcap=-1.0: a positive number"),

@@ -34,7 +34,7 @@ def run_apart(file: str, tmp_path: Path, *options: str, interpreted: bool) -> st
     return "" if done.returncode == 0 else done.stdout[-8000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("file", ["cached", "serving", "together", "wide"])
+@pytest.mark.parametrize("file", ["cached", "mechanisms", "serving", "together", "wide"])
 def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path, file: str) -> None:
     assert not run_apart(f"interpreted/{file}.py", tmp_path, interpreted=True)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnbench import verify
+from attnbench import backends, verify
 from attnbench.attention import inputs
 from attnbench.attention.problem import Mode, Problem
+from attnbench.case import Case
 
 DTYPES = ("fp32", "bf16", "fp16")
 SHAPES = ({"seq_q": 96}, {"seq_q": 40, "seq_kv": 88}, {"seq_q": 33, "seq_kv": 1})
@@ -146,3 +149,38 @@ def test_expectations_hold_nothing_that_a_checker_cannot_read_back(tmp_path):
     facts = json.loads((tmp_path / "expected.json").read_text())
     assert facts["digest"] == truth.digest == inputs.digest(inputs.make(truth.problem, 5))
     assert msgspec.to_builtins(truth.problem) == facts["problem"]
+
+
+@pytest.mark.parametrize("name", ["naive", "sdpa:math"])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("inputs_", ["normal", "peaked"])
+def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs_):
+    problem = Problem(batch=2, heads=8, seq_q=240, seq_kv=256, head_dim=16, mask="causal", dropout=rate)
+    expected = verify.expect(problem, Mode.FWD_BWD, 0, inputs_, tmp_path, 30.0)
+    made = inputs.make(problem, 0, inputs_)
+    leaves = [tensor.requires_grad_() for tensor in (made.q, made.k, made.v)]
+
+    def outputs(of):
+        case = Case(problem=of, backend=name, mode=Mode.FWD_BWD)
+        out = backends.load(name).prepare(case, "cpu").call(*leaves)
+        gradients = torch.autograd.grad(out, leaves, made.dout)
+        return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+
+    torch.manual_seed(0)
+    for _ in range(20):
+        judged = verify.judge(expected, outputs(problem))
+        assert judged.ok, judged.reason
+    wrong = {
+        "none at all": (replace(problem, dropout=0.0), 1.0, "variance"),
+        "another rate": (replace(problem, dropout=rate / 2), 1.0, "variance"),
+        "not scaled up": (problem, 1 - rate, "variance|mean"),
+        "scaled twice": (problem, 1 / (1 - rate), "variance|mean|row"),
+    }
+    for of, factor, hint in wrong.values():
+        found = {key: tensor * factor for key, tensor in outputs(of).items()}
+        judged = verify.judge(expected, found)
+        assert not judged.ok
+        assert re.search(hint, judged.reason)
+    broken = outputs(problem)
+    broken["out"][1, 2, 5] = 30.0
+    assert "a row is off" in verify.judge(expected, broken).reason

@@ -206,24 +206,47 @@ class Relative(Bias, frozen=True, kw_only=True):
 
     def products(self, problem: Problem, heads: slice, q: Tensor) -> Tensor:
         """[..., heads, rows, places] in the dtype of q, scaled: what `place` picks from."""
-        table = self.table(problem).to(q)
+        table, vectors = _placed(self, problem, q.dtype, q.device)
         table = table[heads] if len(table) > 1 else table
-        if (vectors := self.vectors(problem)) is not None:
-            q = q + vectors[1].to(q)[heads, None]
+        if vectors is not None:
+            q = q + vectors[1][heads, None]
         return q @ table.mT * problem.scale
 
     def of_keys(self, problem: Problem, heads: slice, k: Tensor) -> Tensor | None:
         """[..., heads, 1, keys] in the dtype of k, scaled: what a key brings whatever the query; None: nothing."""
-        if (vectors := self.vectors(problem)) is None:
-            return None
-        return vectors[0].to(k)[heads, None] @ k.mT * problem.scale
+        vectors = _placed(self, problem, k.dtype, k.device)[1]
+        return None if vectors is None else vectors[0][heads, None] @ k.mT * problem.scale
 
     def added(self, problem: Problem, heads: slice, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return self._picked(problem, heads, q, k, self.place(problem, _delta(problem, i, j)))
+
+    def whole(self, problem: Problem, q: Tensor, k: Tensor) -> Tensor:
+        """[batch, heads, seq_q, seq_kv] for q [batch, heads, ...] and k [batch, heads or kv_heads, ...]."""
+        if k.shape[1] != problem.heads:
+            k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
+        return self._picked(problem, slice(0, problem.heads), q, k, _places(self, problem, q.device))
+
+    def _picked(self, problem: Problem, heads: slice, q: Tensor, k: Tensor, places: Tensor) -> Tensor:
         products = self.products(problem, heads, q)
-        places = self.place(problem, _delta(problem, i, j)).to(q.device)
         found = products.gather(-1, places.expand(*products.shape[:-2], *places.shape))
         of_keys = self.of_keys(problem, heads, k)
         return found if of_keys is None else found + of_keys
+
+
+# What every call would otherwise make again; a process measures one problem at a time.
+@lru_cache(maxsize=4)
+def _placed(bias: Relative, problem: Problem, dtype: Any, device: Any) -> tuple[Tensor, list[Tensor] | None]:
+    vectors = bias.vectors(problem)
+    placed = None if vectors is None else [vector.to(device, dtype) for vector in vectors]
+    return bias.table(problem).to(device, dtype), placed
+
+
+@lru_cache(maxsize=1)
+def _places(bias: Relative, problem: Problem, device: Any) -> Tensor:
+    """[seq_q, seq_kv]: the row of the table for every pair."""
+    import torch
+
+    return bias.place(problem, _delta(problem, torch.arange(problem.seq_q), torch.arange(problem.seq_kv))).to(device)
 
 
 class Shaw(Relative, frozen=True, kw_only=True):
@@ -256,21 +279,17 @@ class XL(Relative, frozen=True, kw_only=True):
         return delta + problem.seq_kv - 1
 
     def table(self, problem: Problem) -> Tensor:
-        return _xl_table(problem.heads, problem.head_dim, problem.seq_q, problem.seq_kv)
+        import torch
+
+        width = problem.heads * problem.head_dim
+        distances = problem.seq_kv - 1 - torch.arange(problem.seq_q + problem.seq_kv - 1)
+        projected = parameters.sinusoids(distances, width) @ parameters.projection("xl r", width, width)
+        return projected.reshape(-1, problem.heads, problem.head_dim).transpose(0, 1)
 
     def vectors(self, problem: Problem) -> tuple[Tensor, Tensor]:
         heads, width = problem.heads, problem.head_dim
         u, v = (parameters.normal(f"xl {name} {heads} {width}", heads, width) for name in "uv")
         return u, v
-
-
-@lru_cache(maxsize=4)
-def _xl_table(heads: int, head_dim: int, seq_q: int, seq_kv: int) -> Tensor:
-    import torch
-
-    waves = parameters.sinusoids(seq_kv - 1 - torch.arange(seq_q + seq_kv - 1), heads * head_dim)
-    projected: Tensor = waves @ parameters.projection("xl r", heads * head_dim, heads * head_dim)
-    return projected.reshape(-1, heads, head_dim).transpose(0, 1)
 
 
 BIASES: dict[str, type[Bias]] = {kind.word: kind for kind in (Alibi, T5, XL, Shaw, Span, Edge)}

@@ -130,6 +130,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def _check_mechanisms(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ProblemError(f"dropout={self.dropout!r}: from 0 to below 1")
+        if self.dropout and self.returns is Returns.WEIGHTS:
+            raise ProblemError("dropout with returns=weights: which weights a call drops is not known beforehand")
         if self.weighting != "softmax":
             for name, holds in {"sinks": self.sinks, "returns=lse": self.returns is Returns.LSE}.items():
                 if holds:

@@ -96,7 +96,7 @@ class TopK(Weighting, frozen=True):
     """Softmax over the k largest logits, the first of equals."""
 
     word = "hard:topk"
-    example = "hard:topk:32"
+    example = "hard:topk=32"
     name = "topk"
 
     k: int

@@ -14,7 +14,9 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from attnbench.attention import formula
 from attnbench.attention.bands import Causal, Document, Window
+from attnbench.attention.biases import Alibi
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Layout, Limits, Prepared
 from attnbench.case import Case
@@ -56,6 +58,18 @@ def arguments(problem: Problem) -> dict[str, Any]:
     }
 
 
+def _terms(problem: Problem, device: str) -> dict[str, Any]:
+    """What flash-attn:2 takes for ALiBi and dropout, and flash-attn:4 for sinks."""
+    import torch
+
+    found: dict[str, Any] = {"dropout_p": problem.dropout} if problem.dropout else {}
+    if isinstance(problem.bias, Alibi):
+        found["alibi_slopes"] = problem.bias.slopes(problem).to(device, torch.float32)
+    if problem.sinks:
+        found["learnable_sink"] = formula.sinks(problem).to(device, torch.bfloat16)
+    return found
+
+
 def segments(problem: Problem) -> Segments | None:
     """The sequences of flash_attn_varlen_func, where the problem needs it: documents, and ragged lengths."""
     seq = problem.seq_q
@@ -75,7 +89,7 @@ def prepare(case: Case, device: str) -> Prepared:
     """The call, and for a ragged batch the positions of its sequences on the device."""
     release, problem = RELEASES[case.backend], case.problem
     module = import_module(release.module)
-    options = arguments(problem)
+    options = arguments(problem) | _terms(problem, device)
     if problem.returns is Returns.LSE:
         options[release.lse_flag] = True
     ragged = segments(problem)
@@ -188,7 +202,11 @@ BACKENDS = {
         "flash-attn:2",
         "FlashAttention-2, CUDA kernels for Ampere and newer",
         # It pads odd head dims itself. A row that sees no key has +inf as lse there, which nobody asked for.
-        _limits(capability=(8, 0), combinations=(*COMBINATIONS, frozenset({"blind_rows", "lse"}))),
+        _limits(
+            capability=(8, 0),
+            features=FEATURES | {"alibi", "dropout"},
+            combinations=(*COMBINATIONS, frozenset({"blind_rows", "lse"})),
+        ),
         ("flash_attn", "flash_attn_2_cuda"),
         "pip install --no-build-isolation 'flash-attn>=2.8'",
     ),
@@ -204,7 +222,14 @@ BACKENDS = {
         "flash-attn:4",
         "FlashAttention-4, CuTe kernels for Hopper and Blackwell, compiled at the first call",
         # 12.x lacks parts of the backward pass. Blackwell takes head dims to 128, 192 with 128, and 256.
-        _limits(capability=(9, 0), capability_below=(12, 0), head_dim_multiple=8, features=FEATURES | {"head_dim_v"}),
+        # Its lse is not said to hold the sink.
+        _limits(
+            capability=(9, 0),
+            capability_below=(12, 0),
+            head_dim_multiple=8,
+            features=FEATURES | {"head_dim_v", "sinks"},
+            combinations=(*COMBINATIONS, frozenset({"sinks", "lse"})),
+        ),
         ("flash_attn.cute",),
         "pip install --pre flash-attn-4",
     ),

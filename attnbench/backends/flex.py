@@ -48,20 +48,27 @@ def prepare(case: Case, device: str) -> Prepared:
     }
     if wants_lse:
         arguments["return_aux"] = AuxRequest(lse=True)
-    tables = score_tables(problem, device)
+    returns_lse = problem.returns is Returns.LSE
     sinks = formula.sinks(problem).float().to(device)[:, None] if problem.sinks else None
+    modify = score_mod(problem, device)
+    relative = problem.bias if isinstance(problem.bias, Relative) else None
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        given = flex_attention(q, k, v, score_mod=score_mod(problem, tables, q, k), **arguments)
+    # What is compiled closes over plain values alone: dynamo cannot look into records.
+    def attend(q: Tensor, k: Tensor, v: Tensor, *looked_up: Tensor) -> Any:
+        given = flex_attention(q, k, v, score_mod=modify(*looked_up) if modify else None, **arguments)
         if not wants_lse:
             return given
         out, lse = given[0], given[1].lse
         if sinks is not None:  # a sink takes weight from every key alike
             out = (out * (lse - sinks).sigmoid()[..., None]).to(out.dtype)
             lse = torch.logaddexp(lse, sinks)
-        return (out, lse) if problem.returns is Returns.LSE else out
+        return (out, lse) if returns_lse else out
 
-    call: Any = torch.compile(attend, dynamic=False, fullgraph=True) if compiled else attend
+    run: Any = torch.compile(attend, dynamic=False, fullgraph=True) if compiled else attend
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return run(q, k, v) if relative is None else run(q, k, v, *_products(problem, relative, q, k))
+
     seconds = {"mask_build": mask_build_s} if block_mask is not None else {}
     facts = {"block_sparsity": float(block_mask.sparsity())} if block_mask is not None else {}
     clock = _CompileClock() if compiled else None
@@ -140,62 +147,70 @@ def _predicate(term: Term, problem: Problem, device: str) -> Callable[..., Any]:
     return lambda b, h, i, j: j <= i + offset
 
 
-def score_tables(problem: Problem, device: str) -> dict[str, Tensor]:
-    """What a bias looks up, as tensors on the device, in float32: `slopes`, `steps`, `pairs` or `places`."""
+Added = Callable[..., Any]  # of (batch, head, query index, key index), as tensors
+
+
+def score_mod(problem: Problem, device: str) -> Callable[..., Callable[..., Tensor]] | None:
+    """Soft cap and bias as flex wants them; the scale is an argument of its own. None where there is neither.
+
+    Gives a function of the tensors of `_products`, none of them unless the bias is relative.
+    """
     import torch
 
-    bias = problem.bias
-    if isinstance(bias, Alibi) and not bias.dense:
-        found = {"slopes": bias.slopes(problem)}
-    elif isinstance(bias, ByDistance) and not bias.dense:
-        found = {"steps": bias.distances(problem)}
-    elif isinstance(bias, Constant):
-        found = {"pairs": bias.dense_tensor(problem)}
-    elif isinstance(bias, Relative):
-        steps = torch.arange(problem.seq_q + problem.seq_kv - 1) - (problem.seq_kv - 1)
-        return {"places": bias.place(problem, steps).to(device)}
-    else:
-        found = {}
-    return {name: tensor.float().contiguous().to(device) for name, tensor in found.items()}
+    cap, bias = problem.softcap, _bias(problem, device)
+    if bias is None:
+        if cap is None:
+            return None
+        return lambda: lambda score, b, h, i, j: cap * torch.tanh(score / cap)
+
+    def modify(*looked_up: Tensor) -> Callable[..., Tensor]:
+        added = bias(*looked_up)
+        if cap is None:
+            return lambda score, b, h, i, j: score + added(b, h, i, j)
+        return lambda score, b, h, i, j: cap * torch.tanh(score / cap) + added(b, h, i, j)
+
+    return modify
 
 
-def score_mod(problem: Problem, tables: dict[str, Tensor], q: Tensor, k: Tensor) -> Callable[..., Tensor] | None:
-    """Soft cap and bias as flex wants them; the scale is an argument of its own. None where there is neither."""
-    import torch
-
-    cap, added = problem.softcap, _added(problem, tables, q, k)
-    if cap is None:
-        return None if added is None else lambda score, b, h, i, j: score + added(b, h, i, j)
-    if added is None:
-        return lambda score, b, h, i, j: cap * torch.tanh(score / cap)
-    return lambda score, b, h, i, j: cap * torch.tanh(score / cap) + added(b, h, i, j)
-
-
-def _added(problem: Problem, tables: dict[str, Tensor], q: Tensor, k: Tensor) -> Callable[..., Tensor] | None:
-    """The bias as a function of (batch, head, query index, key index)."""
+def _bias(problem: Problem, device: str) -> Callable[..., Added] | None:
+    """Tables that are looked up by index are tensors on the device, in float32."""
     bias, offset, last = problem.bias, problem.grid.offset, problem.seq_kv - 1
     if bias is None:
         return None
-    if "slopes" in tables:
-        slopes = tables["slopes"]
-        return lambda b, h, i, j: -slopes[h] * (j - i - offset).abs()
-    if "steps" in tables:
-        steps = tables["steps"]
-        if len(steps) == 1:
-            return lambda b, h, i, j: steps[0, j - i - offset + last]
-        return lambda b, h, i, j: steps[h, j - i - offset + last]
-    if "pairs" in tables:
-        pairs = tables["pairs"]
-        if len(pairs) == 1:
-            return lambda b, h, i, j: pairs[0, i, j]
-        return lambda b, h, i, j: pairs[h, i, j]
-    assert isinstance(bias, Relative)
-    every, places = slice(0, problem.heads), tables["places"]
-    products = bias.products(problem, every, q)
-    of_keys = bias.of_keys(problem, every, k.repeat_interleave(problem.heads // problem.kv_heads, dim=1))
-    if of_keys is None:
-        return lambda b, h, i, j: products[b, h, i, places[j - i - offset + last]]
-    return lambda b, h, i, j: products[b, h, i, places[j - i - offset + last]] + of_keys[b, h, 0, j]
+    if isinstance(bias, Relative):
+        return _of_products(problem, bias, device)
+    if isinstance(bias, Alibi) and not bias.dense:
+        slopes = bias.slopes(problem).float().to(device)
+        return lambda: lambda b, h, i, j: -slopes[h] * (j - i - offset).abs()
+    by_distance = isinstance(bias, ByDistance) and not bias.dense
+    assert isinstance(bias, Constant)
+    table = bias.distances(problem) if by_distance and isinstance(bias, ByDistance) else bias.dense_tensor(problem)
+    table = table.expand(problem.heads, *table.shape[1:]).float().contiguous().to(device)
+    if by_distance:
+        return lambda: lambda b, h, i, j: table[h, j - i - offset + last]
+    return lambda: lambda b, h, i, j: table[h, i, j]
+
+
+def _of_products(problem: Problem, bias: Relative, device: str) -> Callable[..., Added]:
+    import torch
+
+    offset, last = problem.grid.offset, problem.seq_kv - 1
+    places = bias.place(problem, torch.arange(problem.seq_q + last) - last).to(device)
+
+    def picked(products: Tensor, *of_keys: Tensor) -> Added:
+        if not of_keys:
+            return lambda b, h, i, j: products[b, h, i, places[j - i - offset + last]]
+        keys = of_keys[0]
+        return lambda b, h, i, j: products[b, h, i, places[j - i - offset + last]] + keys[b, h, 0, j]
+
+    return picked
+
+
+def _products(problem: Problem, bias: Relative, q: Tensor, k: Tensor) -> list[Tensor]:
+    every = slice(0, problem.heads)
+    k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
+    found = [bias.products(problem, every, q), bias.of_keys(problem, every, k)]
+    return [tensor for tensor in found if tensor is not None]
 
 
 def scratch_bytes(case: Case) -> int:

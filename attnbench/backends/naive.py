@@ -82,9 +82,8 @@ def attend(problem: Problem, fixed: Fixed, q: Tensor, k: Tensor, v: Tensor) -> T
         logits = cap * (logits / cap).tanh()
     if fixed.bias is not None:
         logits = logits + fixed.bias
-    elif (bias := problem.bias) is not None:
-        rows, keys = torch.arange(problem.seq_q), torch.arange(problem.seq_kv)
-        logits = logits + bias.added(problem, slice(0, problem.heads), *wide, rows, keys)
+    elif isinstance(bias := problem.bias, Relative):
+        logits = logits + bias.whole(problem, *wide)
     if fixed.visible is not None:
         logits = logits.masked_fill(~fixed.visible, float("-inf"))
     weights = _weights(problem, fixed, logits)

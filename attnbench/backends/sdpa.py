@@ -59,9 +59,9 @@ def prepare(case: Case, device: str) -> Prepared:
     def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
         if expand:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        if relative is None:
+        if relative is None or mask is None:
             return attend(q, k, v, **arguments)
-        return attend(q, k, v, **arguments | {"attn_mask": _relative(problem, relative, mask, q, k)})
+        return attend(q, k, v, **arguments | {"attn_mask": relative.whole(problem, q, k) + mask})
 
     def late_facts() -> dict[str, Any]:
         return {"resolved": kernel or chosen(problem, torch.device(device), mask)}
@@ -102,16 +102,6 @@ def dense_mask(problem: Problem, device: str) -> Tensor | None:
     if isinstance(problem.bias, Constant):
         added = problem.bias.dense_tensor(problem)
     return added[None].masked_fill(~visible, float("-inf")).to(device, torch_dtype(problem.dtype))
-
-
-def _relative(problem: Problem, bias: Relative, mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
-    import torch
-
-    if problem.kv_heads != problem.heads and k.shape[1] != problem.heads:
-        k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
-    rows, keys = torch.arange(problem.seq_q), torch.arange(problem.seq_kv)
-    added = bias.added(problem, slice(0, problem.heads), q, k, rows, keys)
-    return added if mask is None else added + mask
 
 
 def _with_weights(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **arguments: Any) -> Any:

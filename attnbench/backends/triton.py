@@ -91,7 +91,7 @@ def prepare(case: Case, device: str) -> Prepared:
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
         own: dict[str, Any] = {"seed": next(seeds)} if problem.dropout else {}
         if relative is not None:
-            own["bias"] = _relative(problem, relative, q, k)
+            own["bias"] = relative.whole(problem, q, k)
         return kernels.attention(q, k, v, facts=None if "path" in facts else facts, **options, **own)
 
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
@@ -131,13 +131,6 @@ def _terms(problem: Problem, device: str) -> dict[str, Any]:
     elif isinstance(bias, Constant):
         found["bias"] = bias.dense_tensor(problem).float()[None].contiguous().to(device)
     return found
-
-
-def _relative(problem: Problem, bias: Relative, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
-    return bias.added(problem, slice(0, problem.heads), q, k, torch.arange(problem.seq_q), torch.arange(problem.seq_kv))
 
 
 def scratch_bytes(case: Case) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -52,22 +52,45 @@ def suites(json_: Json = False) -> None:
 @app.command()
 def masks(json_: Json = False) -> None:
     """Every mask, how it is written, and which backends take it: all of a library's, some of them, or none."""
-    from attnbench import backends
     from attnbench.attention.masks import PRIMITIVES
+
+    _words("mask", PRIMITIVES, {"none": "every key"}, json_)
+
+
+@app.command()
+def biases(json_: Json = False) -> None:
+    """Every bias for --bias, how it is written, and which backends take it."""
+    from attnbench.attention.biases import BIASES
+
+    _words("bias", BIASES, {"none": "no bias"}, json_)
+
+
+@app.command()
+def weightings(json_: Json = False) -> None:
+    """Every weighting for --set weighting=..., how it is written, and which backends take it."""
+    from attnbench.attention.weightings import WEIGHTINGS
+
+    _words("weighting", WEIGHTINGS, {}, json_)
+
+
+def _words(noun: str, kinds: Mapping[str, Any], everyone: Mapping[str, str], json_: bool) -> None:
+    """The words of a grammar with the backends that take them; `everyone` takes those that mean nothing special."""
+    from attnbench import backends
 
     features = {
         name: {word for limits in backends.load(name).limits.values() for word in limits.features}
         for name in backends.names()
     }
     records, meanings = [], []
-    for word in ("none", *PRIMITIVES):
-        takers = [name for name, words in features.items() if word == "none" or word in words]
-        written = PRIMITIVES[word].example
-        about = "every key" if word == "none" else (PRIMITIVES[word].__doc__ or "").splitlines()[0]
+    for word in (*everyone, *kinds):
+        feature = getattr(kinds.get(word), "name", "") or word
+        takers = [name for name, words in features.items() if word in (*everyone, "softmax") or feature in words]
+        written = word if word in everyone else kinds[word].example
+        about = everyone.get(word) or (kinds[word].__doc__ or "").splitlines()[0]
         if json_:
-            records.append({"mask": written, "means": about, "backends": ", ".join(takers)})
+            records.append({noun: written, "means": about, "backends": ", ".join(takers)})
         else:
-            records.append({"mask": written, **_share_of_libraries(tuple(features), takers)})
+            records.append({noun: written, **_share_of_libraries(tuple(features), takers)})
             meanings.append(f"{written}: {about}")
     _print(records, json_)
     for meaning in meanings:
