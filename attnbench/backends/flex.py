@@ -238,8 +238,13 @@ def _backend(name: str, summary: str, compiles: bool) -> Backend:
         name=name,
         summary=summary,
         limits={
-            # torch has no backward of flex_attention on a CPU ("NotImplementedError" in 2.13).
-            "cpu": Limits(dtypes=_DTYPES, features=_FEATURES, modes=frozenset({Mode.FWD})),
+            # torch has no backward of flex_attention on a CPU, and no lse of the compiled one ("NotImplementedError"
+            # in 2.13); sinks are made from the lse.
+            "cpu": Limits(
+                dtypes=_DTYPES,
+                features=_FEATURES - ({"lse", "sinks"} if compiles else frozenset()),
+                modes=frozenset({Mode.FWD}),
+            ),
             "cuda": Limits(dtypes=_DTYPES, features=_FEATURES, modes=modes, capability=(8, 0)),
         },
         prepare=prepare,
