@@ -57,16 +57,26 @@ class Loaded:
 
         def both() -> Any:
             out = call(*inputs)
-            self.outputs = out, torch.autograd.grad(_first(out), inputs, self.dout)
+            self.outputs = out, self._gradients(out)
             return self.outputs
 
         def backward() -> Any:
-            self.outputs = self._out, torch.autograd.grad(_first(self._out), inputs, self.dout, retain_graph=True)
+            self.outputs = self._out, self._gradients(self._out, retain_graph=True)
             return self.outputs[1]
 
         if self.case.mode is Mode.BWD:
             self._out = call(*inputs)
         return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.case.mode]
+
+    def _gradients(self, out: Any, **options: bool) -> tuple[Tensor, ...]:
+        """dq, dk, dv; those of the weights of a scope are computed as training does, and dropped."""
+        import torch
+
+        inputs = self.q, self.k, self.v
+        if not self.prepared.weights:
+            return torch.autograd.grad(_first(out), inputs, self.dout, **options)
+        every = (*inputs, *self.prepared.weights)
+        return torch.autograd.grad(out, every, self.dout, materialize_grads=True, **options)[:3]
 
     def forward(self) -> Any:
         """The forward pass as a backward pass needs it: what it keeps hangs on what it gives back."""

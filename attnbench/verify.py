@@ -16,7 +16,7 @@ import numpy as np
 
 from attnbench.attention.blocks import Group, query_heads
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.problem import Dtype, Problem, Scope
 from attnbench.expectation import (
     DROPPED,
     FACTOR,
@@ -79,8 +79,11 @@ def judge(expected: Expected, outputs: Mapping[str, Tensor], sign: int = 1, fact
 def negates(problem: Problem) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The inputs that are negated together, and the outputs that then turn their sign, exactly.
 
-    All of them, where the logits stay as they are; else v and dout, in which everything is linear.
+    All of them, where the logits stay as they are; else v and dout, in which everything is linear. A layer is odd in
+    nothing: its inputs stay.
     """
+    if problem.scoped[0] is Scope.LAYER:
+        return (), ()
     if problem.is_even:
         return ("q", "k", "v", "dout"), ("out", "dq", "dk", "dv")
     return ("v", "dout"), ("out", "dv")

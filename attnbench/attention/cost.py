@@ -7,7 +7,10 @@ Forward: q.k and p.v, so 2 pairs (d_qk + d_v). Backward: s again, then dv, dp, d
 
 from __future__ import annotations
 
-from attnbench.attention.problem import Mode, Problem, Returns
+import math
+
+from attnbench.attention import scopes
+from attnbench.attention.problem import Mode, Problem, Returns, Scope
 
 
 def pairs(problem: Problem) -> int:
@@ -16,8 +19,12 @@ def pairs(problem: Problem) -> int:
 
 
 def flops(problem: Problem, mode: Mode) -> int:
-    """FLOPs of one call, from the exact pairs."""
-    return _flops(pairs(problem), problem, mode)
+    """FLOPs of one call, from the exact pairs; a scope adds those of its matrices, and its layers."""
+    total = max(1, problem.scoped[1]) * _flops(pairs(problem), problem, mode)
+    if inner := scopes.self_attention(problem):
+        total += problem.scoped[1] * _flops(pairs(inner), inner, mode)
+    # A product has two in its backward pass: for what it was given, and for its matrix.
+    return total + 2 * _projections(problem) * {Mode.FWD: 1, Mode.BWD: 2, Mode.FWD_BWD: 3}[mode]
 
 
 def exponentials(problem: Problem, mode: Mode) -> int:
@@ -57,12 +64,34 @@ def output_bytes(problem: Problem, mode: Mode) -> int:
 def traffic_bytes(problem: Problem, mode: Mode) -> int:
     """Compulsory traffic: every input read once, every output written once, nothing kept in a cache between passes.
 
-    The backward pass reads q, k, v, out, dout and the lse, and writes dq, dk and dv.
+    The backward pass reads q, k, v, out, dout and the lse, and writes dq, dk and dv. A scope adds its weights.
     """
     forward = input_bytes(problem) + output_bytes(problem, Mode.FWD)
     out = _out_numbers(problem) * problem.dtype.out.bytes
     backward = input_bytes(problem) + 2 * out + _lse_bytes(problem) + output_bytes(problem, Mode.BWD)
+    weights = sum(math.prod(shape) for shape in scopes.shapes(problem).values()) * problem.dtype.bytes
+    forward, backward = forward + weights, backward + 2 * weights  # read again, and their gradients written
     return {Mode.FWD: forward, Mode.BWD: backward, Mode.FWD_BWD: forward + backward}[mode]
+
+
+def scope_bytes(problem: Problem, mode: Mode) -> int:
+    """Bytes at the peak of a call that a block or layers add: weights and what lies between their steps, predicted."""
+    weights = sum(math.prod(shape) for shape in scopes.shapes(problem).values()) * problem.dtype.bytes
+    tokens = input_bytes(problem) + output_bytes(problem, Mode.FWD)
+    kind, depth = problem.scoped
+    wide = (1 + scopes.FEED_FORWARD) * _q_numbers(problem) * problem.dtype.bytes if kind is Scope.LAYER else 0
+    if mode is Mode.FWD:
+        return weights + 2 * tokens + 2 * wide
+    return 2 * weights + max(1, depth) * (6 * tokens + 3 * wide)
+
+
+def _projections(problem: Problem) -> int:
+    """Multiply-adds of the matrices of a scope, forward."""
+    total = 0
+    for name, (width, out) in scopes.shapes(problem).items():
+        of_keys = name.split()[-1] in "kv" and "self" not in name
+        total += (_kv_tokens(problem) if of_keys else _q_tokens(problem)) * width * out
+    return total
 
 
 def _flops(pair_count: int, problem: Problem, mode: Mode) -> int:

@@ -114,18 +114,18 @@ def gradients_group(
     for block in blocks(problem, group[0]):
         for heads in head_blocks(problem):
             row = _Rows(problem, group, block, heads, step)
-            turned_q, turned_k = _turned(problem, step, leaves[0], leaves[1])
-            part, seen, dout_part = turned_q[heads, block.rows], turned_k[block.keys], douts[heads, block.rows]
-            logits = row.logits(part, seen)
-            weights, _ = row.weights(logits)
-            out = row.step.product(weights, leaves[2][block.keys])
+            with torch.enable_grad():  # even where a backward pass asks for it
+                turned_q, turned_k = _turned(problem, step, leaves[0], leaves[1])
+                part, seen, dout_part = turned_q[heads, block.rows], turned_k[block.keys], douts[heads, block.rows]
+                logits = row.logits(part, seen)
+                weights, _ = row.weights(logits)
+                out = row.step.product(weights, leaves[2][block.keys])
             *steps, dlogits = torch.autograd.grad(out, (*leaves, logits), dout_part)
             for total, one in zip(found, steps, strict=True):
                 total += one
             with torch.no_grad():
-                row.weigh_gradients(
-                    mass, loose, (part, seen, values[block.keys]), (logits, weights, dlogits), dout_part
-                )
+                turned = part, seen, values[block.keys]
+                row.weigh_gradients(mass, loose, turned, (logits, weights, dlogits), dout_part)
     if problem.score.similarity is Similarity.COSINE:  # whose derivative holds one over the length
         for tensor, leaf in zip(mass[:2], leaves[:2], strict=True):
             tensor.div_(leaf.detach().square().sum(-1, keepdim=True).clamp_min(1e-12))

@@ -13,7 +13,8 @@ from attnbench.attention.masks import Mask
 from attnbench.attention.scores import COSINE_SCALE, Score, Similarity
 from attnbench.attention.terms import Grid
 from attnbench.attention.weightings import Weighting
-from attnbench.errors import ProblemError
+from attnbench.errors import ProblemError, UnknownNameError
+from attnbench.ranges import integer
 
 
 class Dtype(StrEnum):
@@ -68,6 +69,14 @@ class Positions(StrEnum):
     ROPE = "rope"  # q and k rotated
 
 
+class Scope(StrEnum):
+    """How much of a model is measured."""
+
+    CORE = "core"  # attention itself
+    BLOCK = "block"  # with the projections of q, k, v and out
+    LAYER = "layer"  # `layer:N`: N layers, with norms, feed-forward and residuals
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One attention problem. `kv_heads`, `seq_kv` and `head_dim_v` follow heads, seq_q and head_dim when left out.
 
@@ -91,12 +100,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     sinks: bool = False  # a logit of each head that takes weight and has no value
     dropout: float = 0.0  # the share of weights that a call drops, drawn anew each time
     positions: Positions = Positions.NONE
+    scope: str = "core"  # core, block or layer:N
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
         fill(self, "dtype", _member(Dtype, "dtype", self.dtype))
         fill(self, "returns", _member(Returns, "returns", self.returns))
         fill(self, "positions", _member(Positions, "positions", self.positions))
+        fill(self, "scope", _scope(self.scope)[0])
         fill(self, "weighting", weightings.parse(self.weighting).text)
         fill(self, "lengths", tuple(self.lengths))
         for name, other in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("head_dim_v", "head_dim")):
@@ -140,8 +151,26 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
                     )
         if self.positions is Positions.ROPE and self.head_dim % 2:
             raise ProblemError(f"positions=rope with head_dim={self.head_dim}: rotates pairs, so an even width")
+        if self.scope != "core":
+            self._check_scope()
         if self.lengths and self.bias is not None:
             raise ProblemError(f"lengths with bias={self.score.bias}: a bias is laid on one length; use padding")
+
+    def _check_scope(self) -> None:
+        if self.returns is not Returns.OUT or self.dropout:
+            given = f"dropout={self.dropout:g}" if self.dropout else f"returns={self.returns}"
+            raise ProblemError(f"scope={self.scope} with {given}: what leaves the core is projected; use scope=core")
+        if self.scope != "block":
+            if self.lengths:
+                raise ProblemError(f"scope={self.scope} with lengths: layers are measured on full sequences")
+            if self.head_dim_v != self.head_dim:
+                widths = f"head_dim={self.head_dim} and head_dim_v={self.head_dim_v}"
+                raise ProblemError(f"scope={self.scope} with {widths}: a residual needs one width")
+
+    @property
+    def scoped(self) -> tuple[Scope, int]:
+        """The kind of scope, and how many layers deep; 0 for what is no layer."""
+        return _scope(self.scope)[1:]
 
     @property
     def grid(self) -> Grid:
@@ -180,7 +209,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     @property
     def core(self) -> Problem:
-        """The problem that is left to a backend, with what turns q and k beforehand taken off."""
+        """The problem that is left to a backend, less the scope and what turns q and k beforehand."""
         return _core(self)
 
     @property
@@ -199,6 +228,26 @@ def _member(kind: type[StrEnum], name: str, value: str) -> StrEnum:
     if value not in tuple(kind):
         raise ProblemError(f"{name}={value!r}: one of {', '.join(kind)}")
     return kind(value)
+
+
+def canonical_scope(text: str) -> str:
+    """`core`, `block` or `layer:N`. Raises ProblemError or UnknownNameError."""
+    return _scope(text)[0]
+
+
+@lru_cache(maxsize=256)
+def _scope(text: str) -> tuple[str, Scope, int]:
+    word, colon, count = text.partition(":")
+    if word not in tuple(Scope):
+        raise UnknownNameError("scope", text, ("core", "block", "layer:2"))
+    if word != Scope.LAYER:
+        if colon:
+            raise ProblemError(f"scope={text!r}: {word} takes no number")
+        return word, Scope(word), 0
+    depth = integer(count, f"scope={text!r}") if colon else 1
+    if depth < 1:
+        raise ProblemError(f"scope={text!r}: at least one layer")
+    return f"layer:{depth}", Scope.LAYER, depth
 
 
 PATTERNS = frozenset({"dilated", "strided", "blocksparse", "longformer", "bigbird", "graph"})
@@ -278,4 +327,4 @@ def _core(problem: Problem) -> Problem:
         score = msgspec.structs.replace(score, similarity=Similarity.DOT, scale=scale)
     elif score.similarity is Similarity.BILINEAR:
         score = msgspec.structs.replace(score, similarity=Similarity.DOT)
-    return msgspec.structs.replace(problem, score=score, positions=Positions.NONE)
+    return msgspec.structs.replace(problem, score=score, positions=Positions.NONE, scope="core")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from attnbench.attention import cost
+from attnbench.attention import cost, scopes
 from attnbench.attention.problem import FEATURES, Dtype, Mode
 from attnbench.case import Case
 from attnbench.errors import UnknownNameError
@@ -73,6 +73,7 @@ class Prepared(msgspec.Struct, kw_only=True):
     call: Callable[..., Any]
     seconds: dict[str, float] = {}  # untimed work done once: "mask_build"
     facts: dict[str, Any] = {}
+    weights: tuple[Any, ...] = ()  # of a block or layers: their gradients are part of a backward pass
     late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
 
 
@@ -99,12 +100,11 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         limits = self.limits.get(kind)
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
-        case = msgspec.structs.replace(case, problem=case.problem.core)
-        return [
-            *_objections_of_device(limits, case.problem.dtype, capability),
-            *_objections_of_shape(limits, case),
-            *_objections_of_features(limits, case.problem.features),
-        ]
+        found = [*_objections_of_device(limits, case.problem.dtype, capability)]
+        for problem in filter(None, (case.problem.core, scopes.self_attention(case.problem))):
+            found += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
+            found += _objections_of_features(limits, problem.core.features)
+        return list(dict.fromkeys(found))
 
     def extra_bytes(self, case: Case) -> int:
         """Predicted bytes beyond inputs and outputs at the peak of a call, with what stands round the core."""
@@ -112,6 +112,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         total = self.scratch_bytes(core)
         if core.problem != case.problem:  # q and k as the backend is given them
             total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
+        if case.problem.scope != "core":
+            total += cost.scope_bytes(case.problem, case.mode)
         return total
 
     def peak_bytes(self, case: Case) -> int:

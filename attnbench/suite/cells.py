@@ -46,6 +46,7 @@ class Table(Record, frozen=True, kw_only=True):
     sinks: tuple[bool, ...] = ()
     dropout: tuple[float, ...] = ()
     positions: tuple[Positions, ...] = ()
+    scope: tuple[str, ...] = ()
     lengths: tuple[tuple[int, ...], ...] = ()
     returns: tuple[Returns, ...] = ()
     mode: tuple[Mode, ...] = ()
@@ -157,7 +158,13 @@ def _excluded(table: Table, problem: Problem, mode: Mode) -> bool:
 
 
 # Axes that are a field of Problem by the same name, and the value of a table that does not name them.
-_PLAIN: Mapping[str, Any] = {"weighting": "softmax", "sinks": False, "dropout": 0.0, "positions": Positions.NONE}
+_PLAIN: Mapping[str, Any] = {
+    "weighting": "softmax",
+    "sinks": False,
+    "dropout": 0.0,
+    "positions": Positions.NONE,
+    "scope": "core",
+}
 
 
 def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,7 @@ _REPLACED_BY: Mapping[str, tuple[str, ...]] = {
     "batch": ("batch", "tokens"),
     "tokens": ("batch", "tokens"),
 }
-_OPTIONS = frozenset(AXES) - {*NUMBERS, "lengths", "returns", "weighting", "sinks", "dropout", "positions"}
+_OPTIONS = frozenset(AXES) - {*NUMBERS, "lengths", "returns", "weighting", "sinks", "dropout", "positions", "scope"}
 
 
 class ProblemTable(Record, frozen=True, kw_only=True):
@@ -60,6 +60,7 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     sinks: bool | tuple[bool, ...] | str | UnsetType = UNSET
     dropout: Numbers | UnsetType = UNSET
     positions: Words | UnsetType = UNSET
+    scope: Words | UnsetType = UNSET
     lengths: Words | UnsetType = UNSET
     returns: Words | UnsetType = UNSET
     mode: Words | UnsetType = UNSET

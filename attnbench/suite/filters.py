@@ -35,6 +35,7 @@ _OF_PROBLEM: Mapping[str, Callable[[Problem], Any]] = {
     "sinks": lambda problem: spell(problem.sinks),
     "dropout": lambda problem: spell(problem.dropout),
     "positions": lambda problem: problem.positions,
+    "scope": lambda problem: problem.scope,
     "lengths": lambda problem: spell(problem.lengths),
     "returns": lambda problem: problem.returns,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from attnbench import ranges
 from attnbench.attention import biases, masks, weightings
-from attnbench.attention.problem import Dtype, Mode, Positions, Returns
+from attnbench.attention.problem import Dtype, Mode, Positions, Returns, canonical_scope
 from attnbench.attention.scores import NUMBERS, Score, Similarity
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 
@@ -69,6 +69,10 @@ def _biases(value: Any, place: str) -> tuple[str, ...]:
 
 def _weightings(value: Any, place: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_located(weightings.parse, word, place).text for word in words(value, place)))
+
+
+def _scopes(value: Any, place: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_located(canonical_scope, word, place) for word in words(value, place)))
 
 
 def _switches(value: Any, place: str) -> tuple[bool, ...]:
@@ -190,6 +194,7 @@ AXES: Mapping[str, Reader] = {
     "weighting": _weightings,
     "sinks": _switches,
     "dropout": _shares,
+    "scope": _scopes,
     "positions": _members(Positions, "kind of positions"),
     "lengths": _ragged,
     "returns": _members(Returns, "return value"),
