@@ -122,7 +122,7 @@ def expect(problem: Problem, mode: Mode, seed: int, distribution: str, directory
     for place, group in enumerate(selection.groups):
         for output in _computed(problem, mode, made, group, selection.span_list):
             if output.name not in tallies:
-                tallies[output.name] = _Tally(problem.dtype, directory, output.name, len(selection.groups))
+                tallies[output.name] = _Tally(problem.working, directory, output.name, len(selection.groups))
             tallies[output.name].add(place, output)
             if problem.dropout and output.name in DROPPED:
                 tallies[output.name].keep_mass(place, output)
@@ -221,10 +221,10 @@ def _around(problem: Problem, mode: Mode, made: Inputs, sequence: int, exact: bo
     import torch
 
     of_one = replace(problem, batch=1, lengths=())
-    dtype = torch.float64 if exact else torch_dtype(problem.dtype.out)
+    dtype = torch.float64 if exact else torch_dtype(problem.working.out)
     given = {name: matrix.to(dtype) for name, matrix in scopes.weights(of_one).items()}
     leaves = [getattr(made, name)[sequence : sequence + 1].to(dtype).requires_grad_() for name in "qkv"]
-    core = differentiable(replace(of_one, scope="core"), exact)
+    core = differentiable(replace(of_one, scope="core", dtype=problem.working, autocast="none"), exact)
     inner = scopes.self_attention(of_one)
     own = None if inner is None else differentiable(inner, exact)
     out = scopes.around(of_one, given, core, own, *leaves)
@@ -366,7 +366,7 @@ def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selectio
 
 def _whole_sequences(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
     """Every group of sequences drawn by seed, one at least: a projection mixes all heads of a sequence."""
-    seconds = _predictor(replace(problem, scope="core"), mode)
+    seconds = _predictor(replace(problem, scope="core", autocast="none"), mode)
     layers = max(1, problem.scoped[1])
     one = layers * problem.kv_heads * seconds(0, None)
     count = max(1, min(problem.batch, int(budget_s / one)))

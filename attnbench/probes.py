@@ -158,12 +158,35 @@ def double_backward(loaded: Loaded) -> Figures:
     return {"seconds": seconds, "finite": finite}
 
 
+def quantisation(loaded: Loaded) -> Figures:
+    """Relative change of the output when k and v are kept in int8 or fp8, and how many bytes they then are."""
+    import torch
+
+    from attnbench.attention import cost, inputs
+    from attnbench.attention.problem import KvDtype
+
+    problem = loaded.case.problem
+    if problem.kv_dtype is not KvDtype.SAME:
+        raise ValueError("k and v are kept in few bits already")
+    q, k, v = _copies(loaded)
+    clean = _out(loaded, q, k, v)
+    error: dict[str, float] = {}
+    sizes = {problem.dtype.value: cost.kv_bytes(problem)}
+    for kind in (KvDtype.INT8, KvDtype.FP8_E4M3):
+        kept = (inputs.stored(tensor.float().cpu(), kind).to(tensor) for tensor in (k, v))
+        found = _out(loaded, q, *kept)
+        error[kind.value] = float(torch.linalg.vector_norm(found - clean) / torch.linalg.vector_norm(clean))
+        sizes[kind.value] = cost.kv_bytes(replace(problem, kv_dtype=kind))
+    return {"error": error, "bytes": sizes}
+
+
 PROBES: dict[str, Callable[[Loaded], Figures]] = {
     "noise": noise,
     "adversarial": adversarial,
     "determinism": determinism,
     "batch": batch,
     "double_backward": double_backward,
+    "quantisation": quantisation,
 }
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench import backends
-from attnbench.attention import biases, general, parameters, reference, weightings
-from attnbench.attention.problem import Mode, Problem
+from attnbench import backends, suite
+from attnbench.attention import biases, cost, general, inputs, parameters, reference, weightings
+from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import around
 from attnbench.case import Case
@@ -258,3 +258,32 @@ def test_scores_of_a_file(tmp_path):
     }.items():
         with pytest.raises(ProblemError, match=hint):
             reference.attend(Problem(**SHAPE, score=parse_score(name)), *qkv)
+
+
+@pytest.mark.parametrize(("kv_dtype", "worst"), [("int8", 0.5 / 127), ("fp8_e4m3", 2.0**-4)])
+def test_keys_and_values_are_read_back_from_few_bits(kv_dtype, worst):
+    """int8 is off by at most half a step of 1/127 of the largest, fp8 by half a spacing of 2^-3 of the number."""
+    wide = Problem(**SHAPE)
+    kept = Problem(**SHAPE, kv_dtype=kv_dtype)
+    before, after = inputs.make(wide, 0), inputs.make(kept, 0)
+    assert torch.equal(before.q, after.q)
+    for name in "kv":
+        old, new = getattr(before, name), getattr(after, name)
+        size = old.abs().amax(-1, keepdim=True) if kv_dtype == "int8" else old.abs().clamp_min(old.abs().amax() / 2**8)
+        off = ((new - old).abs() / size).max()
+        assert 0 < float(off) <= worst * 1.01
+        levels = (new / (new.abs().amax(-1, keepdim=True) / 127)).double()
+        if kv_dtype == "int8":
+            torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    numbers = 2 * 3 * 11 * (8 + 5)
+    assert cost.kv_bytes(kept) == numbers + 2 * 4 * 2 * 3 * 11
+    assert cost.kv_bytes(wide) == 4 * numbers
+    assert before.q.dtype is after.k.dtype is torch.float32
+
+
+def test_a_rank_has_its_share_of_the_heads():
+    table = {"seq": "64", "heads": "8", "kv_heads": "2", "tp": "1,2,4,3", "mask": "none"}
+    found = list(suite.expand(suite.from_flags(table), kind="cpu", dtype=Dtype.FP32))
+    shapes = [(cell.problem.heads, cell.problem.kv_heads) for cell in found if hasattr(cell, "problem")]
+    assert shapes == [(8, 2), (4, 1), (2, 1)]
+    assert ["cannot be shared out among tp=3" in cell.reason for cell in found if hasattr(cell, "reason")] == [True]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from attnbench.attention import scopes
-from attnbench.attention.problem import Mode, Problem, Returns, Scope
+from attnbench.attention.problem import KvDtype, Mode, Problem, Returns, Scope
 
 
 def pairs(problem: Problem) -> int:
@@ -44,8 +44,16 @@ def flops_half_causal(problem: Problem, mode: Mode) -> int:
 
 
 def input_bytes(problem: Problem) -> int:
-    """q, k and v, each once."""
-    return (_q_numbers(problem) + _k_numbers(problem) + _v_numbers(problem)) * problem.dtype.bytes
+    """q, k and v, each once; k and v as a cache keeps them, with their scales."""
+    return _q_numbers(problem) * problem.dtype.bytes + kv_bytes(problem)
+
+
+def kv_bytes(problem: Problem) -> int:
+    """k and v as a cache keeps them: in int8 and fp8 a byte a number, and 4 bytes of scale a token and head."""
+    numbers = _k_numbers(problem) + _v_numbers(problem)
+    if problem.kv_dtype is KvDtype.SAME:
+        return numbers * problem.dtype.bytes
+    return numbers + 2 * 4 * _kv_tokens(problem) * problem.kv_heads
 
 
 def output_bytes(problem: Problem, mode: Mode) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.problem import Dtype, KvDtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -76,11 +76,29 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
     for tensor in drawn.values():
         for b, length in enumerate(problem.lengths):
             tensor[b, :, length:] = 0
+    for name in "kv":
+        drawn[name] = stored(drawn[name], p.kv_dtype)
     if p.dtype is Dtype.FP8_E4M3:  # beyond its range the cast would make NaN of a number
         for name in "qkv":
             drawn[name].clamp_(-FP8_MOST, FP8_MOST)
     dtypes = dict.fromkeys("qkv", torch_dtype(p.dtype)) | {"dout": torch_dtype(p.dtype.out)}
     return Inputs(**{name: tensor.to(dtypes[name]).contiguous() for name, tensor in drawn.items()})
+
+
+def stored(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
+    """What is read back of keys or values kept in that format, with one scale for each token and head.
+
+    [..., width] -> the same. int8 is symmetric, from -127 to 127; fp8_e4m3 is scaled to the whole of its range.
+    """
+    import torch
+
+    if kv_dtype is KvDtype.SAME:
+        return tensor
+    most = 127.0 if kv_dtype is KvDtype.INT8 else FP8_MOST
+    scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-30) / most
+    kept = tensor / scale
+    rounded = kept.round() if kv_dtype is KvDtype.INT8 else kept.to(torch.float8_e4m3fn).float()
+    return rounded * scale
 
 
 def check(distribution: str, where: str = "") -> None:

@@ -69,6 +69,22 @@ class Positions(StrEnum):
     ROPE = "rope"  # q and k rotated
 
 
+class KvDtype(StrEnum):
+    """How k and v are kept in a cache. Simulated: the call is given what was read back, in its own format."""
+
+    SAME = "same"  # as they are computed with
+    INT8 = "int8"
+    FP8_E4M3 = "fp8_e4m3"
+
+
+class Autocast(StrEnum):
+    """What a block or layers of fp32 weights compute their products in (torch.autocast)."""
+
+    NONE = "none"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 class Scope(StrEnum):
     """How much of a model is measured."""
 
@@ -101,12 +117,16 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     dropout: float = 0.0  # the share of weights that a call drops, drawn anew each time
     positions: Positions = Positions.NONE
     scope: str = "core"  # core, block or layer:N
+    kv_dtype: KvDtype = KvDtype.SAME
+    autocast: Autocast = Autocast.NONE
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
         fill(self, "dtype", _member(Dtype, "dtype", self.dtype))
         fill(self, "returns", _member(Returns, "returns", self.returns))
         fill(self, "positions", _member(Positions, "positions", self.positions))
+        fill(self, "kv_dtype", _member(KvDtype, "kv_dtype", self.kv_dtype))
+        fill(self, "autocast", _member(Autocast, "autocast", self.autocast))
         fill(self, "scope", _scope(self.scope)[0])
         fill(self, "weighting", weightings.parse(self.weighting).text)
         fill(self, "lengths", tuple(self.lengths))
@@ -153,6 +173,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             raise ProblemError(f"positions=rope with head_dim={self.head_dim}: rotates pairs, so an even width")
         if self.scope != "core":
             self._check_scope()
+        if self.autocast is not Autocast.NONE and (self.scope == "core" or self.dtype is not Dtype.FP32):
+            given = f"scope={self.scope} and dtype={self.dtype}"
+            raise ProblemError(f"autocast={self.autocast} with {given}: needs a block or layers, and dtype=fp32")
         if self.lengths and self.bias is not None:
             raise ProblemError(f"lengths with bias={self.score.bias}: a bias is laid on one length; use padding")
 
@@ -191,6 +214,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def softcap(self) -> float | None:
         """The soft cap on logits."""
         return self.score.cap
+
+    @property
+    def working(self) -> Dtype:
+        """What products are computed in: the dtype, or that of autocast."""
+        return self.dtype if self.autocast is Autocast.NONE else Dtype(self.autocast.value)
 
     @property
     def temperature(self) -> float:
@@ -327,4 +355,5 @@ def _core(problem: Problem) -> Problem:
         score = msgspec.structs.replace(score, similarity=Similarity.DOT, scale=scale)
     elif score.similarity is Similarity.BILINEAR:
         score = msgspec.structs.replace(score, similarity=Similarity.DOT)
-    return msgspec.structs.replace(problem, score=score, positions=Positions.NONE, scope="core")
+    plain = {"positions": Positions.NONE, "scope": "core", "autocast": Autocast.NONE, "kv_dtype": KvDtype.SAME}
+    return msgspec.structs.replace(problem, score=score, dtype=problem.working, **plain)

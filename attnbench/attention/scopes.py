@@ -60,7 +60,8 @@ def self_attention(problem: Problem) -> Problem | None:
     """The causal self-attention of a decoder layer; None where there is none."""
     if problem.scoped[0] is not Scope.LAYER or problem.seq_q == problem.seq_kv:
         return None
-    return replace(problem, seq_kv=problem.seq_q, kv_heads=problem.heads, mask="causal", scope="core")
+    shape = {"seq_kv": problem.seq_q, "kv_heads": problem.heads, "mask": "causal"}
+    return replace(problem, **shape, scope="core", dtype=problem.working, autocast="none")
 
 
 def around(

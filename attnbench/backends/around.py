@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from attnbench.attention import formula, scopes
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import Problem
+from attnbench.attention.problem import Autocast, KvDtype, Problem
 from attnbench.backends import Backend, Layout, Prepared
 from attnbench.case import Case
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def prepare(backend: Backend, case: Case, device: str) -> Prepared:
     """The backend made ready for the core, and the call that holds what stands round it."""
+    import torch
+
     turned = _turned(backend, case, device)
     problem = case.problem
     if problem.scope == "core":
@@ -34,11 +36,17 @@ def prepare(backend: Backend, case: Case, device: str) -> Prepared:
     core = _seen_by_heads(turned, flip)
     own = None if second is None else _seen_by_heads(second, flip)
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if flip:
             q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         out = scopes.around(problem, given, core, own, q, k, v)
         return out.transpose(1, 2) if flip else out
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if problem.autocast is Autocast.NONE:
+            return within(q, k, v)
+        with torch.autocast(torch.device(device).type, torch_dtype(problem.working)):
+            return within(q, k, v).to(q.dtype)
 
     return replace(turned, call=call, weights=tuple(given.values()))
 
@@ -53,6 +61,9 @@ def _seen_by_heads(prepared: Prepared, flip: bool) -> scopes.Attend:
 def _turned(backend: Backend, case: Case, device: str) -> Prepared:
     problem = case.problem
     prepared = backend.prepare(replace(case, problem=problem.core), device)
+    if problem.kv_dtype is not KvDtype.SAME:
+        said = f"{problem.kv_dtype} simulated: read back as {problem.working} before the call"
+        prepared = replace(prepared, facts={**prepared.facts, "kv": said})
     if not (words := _words(problem)):
         return prepared
     inner, heads_last = prepared.call, backend.layout is Layout.BSHD

@@ -11,6 +11,7 @@ from attnbench import stats
 from attnbench.case import problem_label
 from attnbench.report.table import wrap
 from attnbench.result import Result, Status
+from attnbench.units import size
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
 WIDTH = 80
@@ -83,6 +84,7 @@ HEADINGS = {
     "determinism": "determinism: bits of repeated calls, gradients too",
     "batch": "batch: bits of one sequence alone and at every position of a batch",
     "double_backward": "double_backward: the gradient of the gradient",
+    "quantisation": "quantisation: relative change of out with k and v kept in fewer bits, and their bytes",
 }
 
 Asked = Sequence[tuple[str, dict[str, Any]]]
@@ -113,6 +115,15 @@ def _double_backward(asked: Asked) -> Iterator[str]:
     return _columns(asked, cells, ("once", "finite"))
 
 
+def _quantisation(asked: Asked) -> Iterator[str]:
+    formats = list(asked[0][1]["error"])
+    cells = [
+        [f"{_number(found['error'][name], '.2g')} {size(found['bytes'][name])}" for name in formats]
+        for _, found in asked
+    ]
+    return _columns(asked, cells, formats)
+
+
 def _equal_bits(asked: Asked) -> Iterator[str]:
     equal = sum(found["equal"] for _, found in asked)
     yield f"  equal in {equal} of {len(asked)} cases"
@@ -127,6 +138,7 @@ _COMPARED: dict[str, Callable[[Asked], Iterator[str]]] = {
     "determinism": _equal_bits,
     "batch": _equal_bits,
     "double_backward": _double_backward,
+    "quantisation": _quantisation,
 }
 
 

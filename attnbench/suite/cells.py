@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from msgspec.structs import replace
 
-from attnbench.attention.problem import Dtype, Mode, Positions, Problem, Returns
+from attnbench.attention.problem import Autocast, Dtype, KvDtype, Mode, Positions, Problem, Returns
 from attnbench.attention.scores import NUMBERS, Score
 from attnbench.errors import ProblemError, UsageError
 from attnbench.result import Record
@@ -47,6 +47,9 @@ class Table(Record, frozen=True, kw_only=True):
     dropout: tuple[float, ...] = ()
     positions: tuple[Positions, ...] = ()
     scope: tuple[str, ...] = ()
+    kv_dtype: tuple[KvDtype, ...] = ()
+    autocast: tuple[Autocast, ...] = ()
+    tp: tuple[int, ...] = ()  # ranks of tensor parallelism: the heads of one of them
     lengths: tuple[tuple[int, ...], ...] = ()
     returns: tuple[Returns, ...] = ()
     mode: tuple[Mode, ...] = ()
@@ -141,7 +144,7 @@ def _cells(table: Table, index: int, dtype: Dtype) -> Iterator[Cell | Impossible
     modes = table.mode or (Mode.FWD,)
     for values in _products(table, dtype):
         try:
-            problem = Problem(**values)
+            problem = Problem(**_of_rank(values))
         except ProblemError as wrong:
             # Exclusions may name just these; they look at attributes alone.
             asked = cast(Problem, SimpleNamespace(**values))
@@ -164,6 +167,8 @@ _PLAIN: Mapping[str, Any] = {
     "dropout": 0.0,
     "positions": Positions.NONE,
     "scope": "core",
+    "kv_dtype": KvDtype.SAME,
+    "autocast": Autocast.NONE,
 }
 
 
@@ -186,8 +191,17 @@ def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:
         values = dict(zip(names, combination, strict=True))
         values["kv_heads"] = values["kv_heads"] or values["heads"]
         values["head_dim_v"] = values["head_dim_v"] or values["head_dim"]
-        for shape in shapes:
-            yield values | shape
+        for ranks, shape in product(table.tp or (1,), shapes):
+            yield values | shape | {"tp": ranks}
+
+
+def _of_rank(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of one rank; where there are fewer key heads than ranks, each rank holds a copy of one."""
+    rest = {name: value for name, value in values.items() if name != "tp"}
+    heads, kv_heads, ranks = values["heads"], values["kv_heads"], values["tp"]
+    if heads % ranks:
+        raise ProblemError(f"heads={heads} cannot be shared out among tp={ranks} ranks")
+    return rest | {"heads": heads // ranks, "kv_heads": max(1, kv_heads // ranks)}
 
 
 def _scores(table: Table) -> tuple[Score, ...]:
@@ -223,6 +237,7 @@ def _text(values: dict[str, Any]) -> str:
     shown = {name: spell_score(value) if name == "score" else spell(value) for name, value in values.items()}
     shown["bias"] = values["score"].bias
     quiet = {"score": "dot", "lengths": "none", "returns": "out", "bias": "none"}
+    quiet["tp"] = "1"
     quiet |= {name: spell(default) for name, default in _PLAIN.items()}
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 

@@ -34,7 +34,23 @@ _REPLACED_BY: Mapping[str, tuple[str, ...]] = {
     "batch": ("batch", "tokens"),
     "tokens": ("batch", "tokens"),
 }
-_OPTIONS = frozenset(AXES) - {*NUMBERS, "lengths", "returns", "weighting", "sinks", "dropout", "positions", "scope"}
+# Keys without an option of their own.
+_BY_SET = frozenset(
+    {
+        *NUMBERS,
+        "lengths",
+        "returns",
+        "weighting",
+        "sinks",
+        "dropout",
+        "positions",
+        "scope",
+        "kv_dtype",
+        "autocast",
+        "tp",
+    }
+)
+_OPTIONS = frozenset(AXES) - _BY_SET
 
 
 class ProblemTable(Record, frozen=True, kw_only=True):
@@ -61,6 +77,9 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     dropout: Numbers | UnsetType = UNSET
     positions: Words | UnsetType = UNSET
     scope: Words | UnsetType = UNSET
+    kv_dtype: Words | UnsetType = UNSET
+    autocast: Words | UnsetType = UNSET
+    tp: Integers | UnsetType = UNSET
     lengths: Words | UnsetType = UNSET
     returns: Words | UnsetType = UNSET
     mode: Words | UnsetType = UNSET

@@ -36,6 +36,8 @@ _OF_PROBLEM: Mapping[str, Callable[[Problem], Any]] = {
     "dropout": lambda problem: spell(problem.dropout),
     "positions": lambda problem: problem.positions,
     "scope": lambda problem: problem.scope,
+    "kv_dtype": lambda problem: problem.kv_dtype,
+    "autocast": lambda problem: problem.autocast,
     "lengths": lambda problem: spell(problem.lengths),
     "returns": lambda problem: problem.returns,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from attnbench import ranges
 from attnbench.attention import biases, masks, weightings
-from attnbench.attention.problem import Dtype, Mode, Positions, Returns, canonical_scope
+from attnbench.attention.problem import Autocast, Dtype, KvDtype, Mode, Positions, Returns, canonical_scope
 from attnbench.attention.scores import NUMBERS, Score, Similarity
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 
@@ -195,6 +195,9 @@ AXES: Mapping[str, Reader] = {
     "sinks": _switches,
     "dropout": _shares,
     "scope": _scopes,
+    "kv_dtype": _members(KvDtype, "format of keys and values"),
+    "autocast": _members(Autocast, "autocast"),
+    "tp": _integers,
     "positions": _members(Positions, "kind of positions"),
     "lengths": _ragged,
     "returns": _members(Returns, "return value"),

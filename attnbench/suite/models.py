@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from attnbench.attention import biases
 from attnbench.errors import SuiteError
 
 HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
@@ -73,12 +74,20 @@ def _both(config: Mapping[str, Any], place: str, title: str) -> Iterator[dict[st
             **_dtype(config),
         }
     answer = _int(config.get("max_target_positions") or longest)
-    yield {"name": f"{title}encoder", "seq": _range(longest), **sides["encoder"], "mask": "none"}
-    yield {"name": f"{title}decoder, itself", "seq": _range(answer), **sides["decoder"], "mask": "causal"}
+    # T5 does not scale, and biases self-attention by buckets of distance.
+    plain = {"scale": 1} if config.get("relative_attention_num_buckets") else {}
+    biased = plain | {"bias": _buckets(config)} if plain else {}
+    yield {"name": f"{title}encoder", "seq": _range(longest), **sides["encoder"], "mask": "none", **biased}
+    yield {"name": f"{title}decoder, itself", "seq": _range(answer), **sides["decoder"], "mask": "causal", **biased}
     yield {
         "name": f"{title}decoder, the source", "seq_q": [1, min(answer, SHORTEST)], "seq_kv": _range(longest),
-        **sides["decoder"], "mask": "none",
+        **sides["decoder"], "mask": "none", **plain,
     }  # fmt: skip
+
+
+def _buckets(config: Mapping[str, Any]) -> str:
+    count = _int(config["relative_attention_num_buckets"])
+    return biases.T5(buckets=count, distance=_int(config.get("relative_attention_max_distance") or 128)).text
 
 
 def _shape(config: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -102,6 +111,10 @@ def _shape(config: Mapping[str, Any], place: str) -> dict[str, Any]:
         shape["scale"] = float(scalar) ** -0.5
     if cap := config.get("attn_logit_softcapping"):
         shape["softcap"] = float(cap)
+    if config.get("model_type") == "gpt_oss":
+        shape["sinks"] = True
+    if config.get("alibi") or (config.get("attn_config") or {}).get("alibi"):
+        shape["bias"] = "alibi"
     return shape | _dtype(config)
 
 
@@ -153,6 +166,8 @@ def _int(value: Any, name: str = "config.json") -> int:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return _quoted(value) if isinstance(value, str) else repr(value)
 
 
