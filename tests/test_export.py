@@ -127,8 +127,8 @@ def test_asv_needs_a_commit(run: Run, tmp_path: Path) -> None:
 def test_tensorboards_own_reader_finds_every_time_at_its_length(run: Run, tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     export.write(run, "tensorboard", tmp_path)
-    (path,) = tmp_path.iterdir()
-    assert socket.gethostname() not in path.name
+    (path,) = (path for path in tmp_path.iterdir() if path.is_file())
+    assert not any(socket.gethostname() in path.name for path in tmp_path.rglob("*"))
     seen = reader.EventAccumulator(str(tmp_path))
     seen.Reload()
     tags = [tag for tag in seen.Tags()["scalars"] if tag.startswith("time_s/")]
@@ -137,6 +137,23 @@ def test_tensorboards_own_reader_finds_every_time_at_its_length(run: Run, tmp_pa
     assert [step for step, _ in times] == [step for step, _ in wanted]
     assert [value for _, value in times] == pytest.approx([value for _, value in wanted], rel=1e-6)
     assert "run" in seen.Tags()["tensors"]
+
+
+def test_tensorboards_table_of_hyperparameters_has_every_case(run: Run, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.plugins.hparams import metadata
+
+    export.write(run, "tensorboard", tmp_path)
+    found = {}
+    for folder in (tmp_path / "cases").iterdir():
+        seen = reader.EventAccumulator(str(folder))
+        seen.Reload()
+        held = seen.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+        given = metadata.parse_session_start_info_plugin_data(held).hparams
+        shape = int(given["seq_q"].number_value), given["backend"].string_value
+        found[shape] = seen.Scalars("time_s")[0].value
+    wanted = {(row["seq_q"], row["backend"]): row["time_s"] for row in measured(run)}
+    assert found == pytest.approx(wanted, rel=1e-6)
 
 
 def leveldb_log(held: bytes) -> Iterator[bytes]:

@@ -63,17 +63,17 @@ CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "t5": (
         {"is_encoder_decoder": True, "d_model": 512, "num_heads": 6, "d_kv": 64, "n_positions": 512,
          "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
-        ["b1 h6 q512 kv512 d64 none fp32", "bias=t5", "scale=1"],
+        ["b1 h6 q512 kv512 d64 none fp32 bias=t5 scale=1", "b1 h6 q128 kv512 d64 none fp32 scale=1"],
     ),
     "gpt-oss": (
         {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_attention_heads": 64,
          "num_key_value_heads": 8, "head_dim": 64, "hidden_size": 2880, "max_position_embeddings": 4096,
          "torch_dtype": "bfloat16", "sliding_window": 128},
-        ["b1 h64/8 q4096 kv4096 d64 causal+window:127 bf16", "sinks=True"],
+        ["b1 h64/8 q4096 kv4096 d64 causal+window:127 bf16 sinks=True"],
     ),
     "bloom with alibi": (
         {"architectures": ["BloomForCausalLM"], "n_head": 8, "hidden_size": 512, "seq_length": 2048, "alibi": True},
-        ["bias=alibi"],
+        ["b1 h8 q2048 kv2048 d64 causal fp32 bias=alibi"],
     ),
     "whisper": (
         {"is_encoder_decoder": True, "d_model": 512, "encoder_attention_heads": 8, "decoder_attention_heads": 8,

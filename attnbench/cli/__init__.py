@@ -16,6 +16,7 @@ from attnbench.cli import (
     bisect,
     calibrate,
     catalog,
+    claims,
     compare,
     doctor,
     explain,
@@ -64,6 +65,7 @@ app.command()(history.history)
 app.command()(verify.verify)
 app.command()(calibrate.calibrate)
 app.command()(scaling.scaling)
+app.command()(claims.claims)
 app.command()(profile.profile)
 app.command()(tune.tune)
 app.command()(explain.explain)

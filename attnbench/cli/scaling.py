@@ -12,7 +12,7 @@ from attnbench.cli.options import MEASURING, OUTPUT
 
 if TYPE_CHECKING:
     from attnbench.store import Run
-    from attnbench.sweep import Request, Sweep
+    from attnbench.sweep import Request
 
 
 def scaling(
@@ -60,6 +60,7 @@ def scaling(
     Without options: the suite `scaling`, under three minutes on two cores.
     """
     from attnbench import api
+    from attnbench.cli import measuring
     from attnbench.studies.scaling import DEFAULT_SUITE
     from attnbench.sweep import Request, ready
 
@@ -84,7 +85,7 @@ def scaling(
     if run:
         return _show(api.load(run), width, json_)
     planned = ready(request, default_suite=DEFAULT_SUITE)
-    stored, interrupted = _measure(planned, "none" if context.obj["quiet"] else progress_)
+    stored, interrupted = measuring.measure(planned, "none" if context.obj["quiet"] else progress_)
     code = _show(stored, width, json_)
     print(f"run: {stored.path}", file=sys.stderr)
     return 130 if interrupted else code
@@ -94,19 +95,6 @@ def _columns() -> int:
     from attnbench.report.table import columns
 
     return columns()
-
-
-def _measure(planned: Sweep, style: str) -> tuple[Run, bool]:
-    from attnbench import sweep
-    from attnbench.cli import progress, running
-    from attnbench.runner import Runner
-
-    runners: list[Runner] = []
-    with progress.observer(style, planned.plan.cases) as watcher, running.interruptible(runners):
-        outcome = sweep.run(
-            planned.request, watcher, watch=runners.append, sweep=planned, command=["attnbench", *sys.argv[1:]]
-        )
-    return outcome.run, outcome.ending.interrupted
 
 
 def _show(stored: Run, width: int | None, as_json: bool) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnbench import units
 from attnbench.attention.masks import Mask
@@ -18,6 +19,7 @@ SHADES = " ░▒▓█"
 CELLS = 48  # of a picture in a terminal, to a side
 DRAWN = 96  # of a chart
 SIDE = 420  # pixels
+COLUMNS = 4  # of panels
 
 
 def text(mask: Mask, grid: Grid, block: int, cells: int = CELLS) -> Iterator[str]:
@@ -53,16 +55,32 @@ def facts(mask: Mask, grid: Grid, block: int) -> Iterator[str]:
 
 def chart(mask: Mask, grid: Grid, block: int) -> Chart:
     """The share of visible pairs, cell by cell: queries downwards, keys to the right."""
+    shares = mask.shares(grid, DRAWN)
+    blues = {"domain": [0, 1], "range": ["#dbe9f4", BLUE]}
+    drawn = tiles({"": shares}, (grid.seq_q, grid.seq_kv), SIDE, "visible", "%", blues)
+    _, pairs, *rest = facts(mask, grid, block)
+    heading = f"{mask.text}: {units.short(grid.seq_q)} queries over {units.short(grid.seq_kv)} keys"
+    return drawing.titled(drawn, heading, pairs, *rest)
+
+
+def tiles(
+    rasters: Mapping[str, NDArray[np.float64]], lengths: tuple[int, int], side: int, title: str, form: str,
+    colors: Mapping[str, Any],
+) -> Chart:  # fmt: skip
+    """Rasters of one shape as heat maps, `side` pixels along the longer of queries and keys; a name heads each.
+
+    `colors` is a scale of Vega's.
+    """
     import altair as alt
 
-    shares = mask.shares(grid, DRAWN)
-    rows, columns = shares.shape
-    tall, wide = grid.seq_q / rows, grid.seq_kv / columns
+    seq_q, seq_kv = lengths
     data = [
         {
-            "i": r * tall, "i2": (r + 1) * tall, "j": c * wide, "j2": (c + 1) * wide,
-            "share": round(float(shares[r, c]), 4),
+            "panel": name, "i": r * seq_q / shares.shape[0], "i2": (r + 1) * seq_q / shares.shape[0],
+            "j": c * seq_kv / shares.shape[1], "j2": (c + 1) * seq_kv / shares.shape[1],
+            "share": float(f"{shares[r, c]:.4g}"),
         }
+        for name, shares in rasters.items()
         for r, c in zip(*np.nonzero(shares), strict=True)
     ]  # fmt: skip
 
@@ -70,21 +88,22 @@ def chart(mask: Mask, grid: Grid, block: int) -> Chart:
         return alt.Scale(domain=[length, 0] if upward else [0, length], nice=False, zero=False)
 
     bare = alt.Axis(grid=False)
-    blues = alt.Scale(domain=[0, 1], range=["#dbe9f4", BLUE])
-    tiles = (
+    drawn = (
         alt.Chart(alt.InlineData(values=data))
         .mark_rect()
         .encode(
-            x=alt.X("j:Q", title="key", scale=along(grid.seq_kv, upward=False), axis=bare),
-            y=alt.Y("i:Q", title="query", scale=along(grid.seq_q, upward=True), axis=bare),
+            x=alt.X("j:Q", title="key", scale=along(seq_kv, upward=False), axis=bare),
+            y=alt.Y("i:Q", title="query", scale=along(seq_q, upward=True), axis=bare),
             x2="j2:Q",
             y2="i2:Q",
-            color=alt.Color("share:Q", title="visible", scale=blues, legend=alt.Legend(format="%")),
+            color=alt.Color("share:Q", title=title, scale=alt.Scale(**colors), legend=alt.Legend(format=form)),
             tooltip=["i:Q", "j:Q", "share:Q"],
         )
     )
-    height = max(40, min(SIDE, round(SIDE * grid.seq_q / grid.seq_kv)))
-    width = max(40, min(SIDE, round(SIDE * grid.seq_kv / grid.seq_q)))
-    _, pairs, *rest = facts(mask, grid, block)
-    heading = f"{mask.text}: {units.short(grid.seq_q)} queries over {units.short(grid.seq_kv)} keys"
-    return drawing.titled(tiles.properties(width=width, height=height), heading, pairs, *rest)
+    height = max(40, min(side, round(side * seq_q / seq_kv)))
+    width = max(40, min(side, round(side * seq_kv / seq_q)))
+    drawn = drawn.properties(width=width, height=height)
+    if len(rasters) == 1:
+        return drawn
+    named = alt.Facet("panel:N", title=None, sort=list(rasters), header=alt.Header(labelFontWeight="bold"))
+    return drawn.facet(facet=named, columns=COLUMNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,12 @@ def claims(found: Sequence[Claim], width: int | None) -> Iterator[str]:
     for claim in found:
         line = f"{claim.id}  {claim.says}: predicts {claim.predicts}; measured {claim.measured}: {claim.verdict.value}"
         yield from wrap(line, width, indent=4) if width else [line]
+
+
+def tally(found: Sequence[Claim]) -> str:
+    """`21 claims: 9 confirmed, 6 refuted`."""
+    counts = Counter(claim.verdict.value for claim in found)
+    return f"{len(found)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
 
 
 def longest(found: Sequence[Longest], limit: str, width: int | None) -> Iterator[str]:

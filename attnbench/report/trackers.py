@@ -6,6 +6,7 @@ None of them is asked of the network, and none is told a user's or a host's name
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -89,27 +90,77 @@ def asv(made: Made, folder: Path) -> None:
 # -- TensorBoard -------------------------------------------------------------------------------------------------------
 
 
+class Events:
+    """One event file in a folder; nothing in it or in its name tells a host."""
+
+    def __init__(self, folder: Path, when: float, name: str) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._when, self._name = folder, when, name
+        self._before = set(folder.iterdir())
+        self._writer = EventFileWriter(str(folder))
+
+    def add(self, step: int, **value: Any) -> None:
+        """One value of a Summary: `tag`, and `simple_value`, `image`, `histo` or what else it has."""
+        from tensorboard.compat.proto import summary_pb2
+
+        self.put(summary_pb2.Summary(value=[summary_pb2.Summary.Value(**value)]), step)
+
+    def put(self, summary: Any, step: int = 0) -> None:
+        """A whole Summary."""
+        from tensorboard.compat.proto import event_pb2
+
+        self._writer.add_event(event_pb2.Event(wall_time=self._when, step=step, summary=summary))
+
+    def close(self) -> None:
+        """The writer puts the host's name into that of the file: it gets another."""
+        self._writer.close()
+        for path in set(self._folder.iterdir()) - self._before:
+            if path.is_file():
+                path.rename(self._folder / f"events.out.tfevents.{int(self._when)}.attnbench-{self._name}")
+
+
 def tensorboard(made: Made, folder: Path) -> None:
-    """One event file: a scalar for each metric, panel and backend, its step the length; the manifest as text."""
-    from tensorboard.compat.proto import event_pb2, summary_pb2
+    """An event file with a scalar for each metric, panel and backend, its step the length, and the manifest as text.
+
+    Under `cases` one folder a case with its hyperparameters, and profiles where the run has them.
+    """
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
     from tensorboard.plugins.text import metadata
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    when = _seconds(made.run.manifest)
-    before = set(folder.iterdir())
-    writer = EventFileWriter(str(folder))
+    when, name = _seconds(made.run.manifest), made.run.path.name
+    events = Events(folder, when, name)
     for tag, step, value in _scalars(made.rows):
-        summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=value)])
-        writer.add_event(event_pb2.Event(wall_time=when, step=step, summary=summary))
+        events.add(step, tag=tag, simple_value=value)
     said = "\n".join(f"    {line}" for line in _facts(made.run.manifest))
     tensor = TensorProto(dtype=7, string_val=[said.encode()], tensor_shape=TensorShapeProto())  # DT_STRING
-    text = summary_pb2.Summary.Value(tag="run", metadata=metadata.create_summary_metadata("run", ""), tensor=tensor)
-    writer.add_event(event_pb2.Event(wall_time=when, step=0, summary=summary_pb2.Summary(value=[text])))
-    writer.close()
-    for path in set(folder.iterdir()) - before:  # the writer puts the host's name into that of the file
-        path.rename(folder / f"events.out.tfevents.{int(when)}.attnbench-{made.run.path.name}")
+    events.add(0, tag="run", metadata=metadata.create_summary_metadata("run", ""), tensor=tensor)
+    events.close()
+    for row in made.rows:
+        if row["time_s"] is not None:
+            _hparams(row, folder / "cases" / f"{row['case_id']}-{row['arm_name'].replace(':', '-')}", when, name)
+    for trace in sorted(made.run.path.rglob("trace.json.gz")):
+        kept = folder / "plugins" / "profile" / name / f"{trace.parent.name}.pt.trace.json.gz"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(trace, kept)
+
+
+def _hparams(row: Row, folder: Path, when: float, name: str) -> None:
+    """A session of TensorBoard's table of hyperparameters: what the problem is, who computes it, and its figures."""
+    from tensorboard.plugins.hparams import summary_v2
+
+    kept = {column: row[column] for column in (*AXES, "mode", "backend", "device")}
+    given = {
+        column: value if isinstance(value, bool | int | float | str) else str(value) for column, value in kept.items()
+    }
+    events = Events(folder, when, name)
+    events.put(summary_v2.hparams_pb(given, trial_id=row["case_id"]))
+    for metric in SCALARS:
+        if row[metric] is not None:
+            events.add(0, tag=metric, simple_value=float(row[metric]))
+    events.close()
 
 
 def _scalars(rows: list[Row]) -> Iterable[tuple[str, int, float]]:
@@ -136,15 +187,8 @@ def wandb(made: Made, folder: Path) -> None:
     import wandb as library
 
     manifest = made.run.manifest
-    quiet = library.Settings(
-        silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True, x_disable_stats=True,
-        x_disable_machine_info=True, host="attnbench", init_timeout=60,
-    )  # fmt: skip
-    run = library.init(
-        project="attnbench", dir=str(folder), mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-        name=made.run.path.name, config={"suite": manifest.suite, "fingerprint": manifest.fingerprint, **manifest.tags},
-        settings=quiet,
-    )  # fmt: skip
+    config = {"suite": manifest.suite, "fingerprint": manifest.fingerprint, **manifest.tags}
+    run = started(folder, made.run.path.name, config)
     columns = ["case", *AXES, "mode", "backend", "device", "status", *SCALARS, "time"]
     lines = [[row["label"], *(row[name] for name in columns[1:-1]), units.seconds(row["time_s"])] for row in made.rows]
     by_step: dict[int, dict[str, float]] = {}
@@ -153,6 +197,25 @@ def wandb(made: Made, folder: Path) -> None:
     for step, values in sorted(by_step.items()):
         run.log(values, step=step)
     run.log({"cases": library.Table(columns=list[str | int](columns), data=list[Iterable[Any]](lines))})
+    finished(run, folder)
+
+
+def started(folder: Path, name: str, config: dict[str, Any]) -> Any:
+    """A run of wandb that tells nothing of the machine."""
+    import wandb as library
+
+    quiet = library.Settings(
+        silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True, x_disable_stats=True,
+        x_disable_machine_info=True, host="attnbench", init_timeout=60,
+    )  # fmt: skip
+    return library.init(
+        project="attnbench", dir=str(folder), mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        name=name, config=config, settings=quiet,
+    )  # fmt: skip
+
+
+def finished(run: Any, folder: Path) -> None:
+    """End it, and leave no log behind."""
     run.finish()
     # Its logs name folders of the user; they are of the library's own running, not of the benchmark.
     for logs in folder.glob("wandb/**/*.log"):

@@ -32,6 +32,8 @@ class Verdict(StrEnum):
     CONFIRMED = "confirmed"  # wholly within 0.25 of it
     REFUTED = "refuted"  # wholly outside
     INCONCLUSIVE = "inconclusive"
+    DEPENDS = "it depends"  # backends or formats do not agree
+    MEASURED = "measured"  # nothing to confirm or refute
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True):
