@@ -43,7 +43,7 @@ PROBLEMS = {
     "no row for sparsemax": {"weighting": "sparsemax", "mask": "causal", "seq_q": 11, "seq_kv": 7},
     "sinks for rows that see nothing": {"sinks": True, "mask": "causal", "seq_q": 11, "seq_kv": 7, "returns": "lse"},
 }
-NAMES = ("naive", "sdpa", "sdpa:math", "sdpa:flash", "flex:eager")
+NAMES = ("naive", "sdpa", "sdpa:math", "sdpa:flash", "flex:eager", "gather")
 
 
 def made(name: str, **more) -> Problem:
@@ -100,7 +100,7 @@ def _wide(problem, v):
     return v.double().repeat_interleave(problem.heads // problem.kv_heads, 1)
 
 
-@pytest.mark.parametrize("backend", ["naive", "sdpa:math", "sdpa:flash"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa:math", "sdpa:flash", "gather"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients_are_those_of_the_definition(name, backend):
     problem = made(name, head_dim_v=8)
