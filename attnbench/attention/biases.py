@@ -196,6 +196,16 @@ class Relative(Bias, frozen=True, kw_only=True):
         """The row of the table that serves a distance."""
         raise NotImplementedError
 
+    def places(self, problem: Problem) -> int:
+        """Rows of the table."""
+        raise NotImplementedError
+
+    def whole_bytes(self, problem: Problem) -> int:
+        """Bytes that `whole` takes: products twice, what is picked from them, and the 64-bit places."""
+        rows = problem.batch * problem.heads * problem.seq_q
+        numbers = rows * (2 * self.places(problem) + problem.seq_kv)
+        return numbers * problem.dtype.bytes + 8 * problem.seq_q * problem.seq_kv
+
     def table(self, problem: Problem) -> Tensor:
         """[heads or 1, places, head_dim] in float64."""
         raise NotImplementedError
@@ -261,11 +271,14 @@ class Shaw(Relative, frozen=True, kw_only=True):
         if self.clip < 1:
             raise ProblemError(f"bias {self.text!r}: clip={self.clip}: at least 1")
 
+    def places(self, problem: Problem) -> int:
+        return 2 * self.clip + 1
+
     def place(self, problem: Problem, delta: Tensor) -> Tensor:
         return delta.clamp(-self.clip, self.clip) + self.clip
 
     def table(self, problem: Problem) -> Tensor:
-        places = 2 * self.clip + 1
+        places = self.places(problem)
         return parameters.normal(f"shaw {places} {problem.head_dim}", places, problem.head_dim)[None]
 
 
@@ -275,6 +288,9 @@ class XL(Relative, frozen=True, kw_only=True):
     word = "xl"
     example = "xl"
 
+    def places(self, problem: Problem) -> int:
+        return problem.seq_q + problem.seq_kv - 1
+
     def place(self, problem: Problem, delta: Tensor) -> Tensor:
         return delta + problem.seq_kv - 1
 
@@ -282,7 +298,7 @@ class XL(Relative, frozen=True, kw_only=True):
         import torch
 
         width = problem.heads * problem.head_dim
-        distances = problem.seq_kv - 1 - torch.arange(problem.seq_q + problem.seq_kv - 1)
+        distances = problem.seq_kv - 1 - torch.arange(self.places(problem))
         projected = parameters.sinusoids(distances, width) @ parameters.projection("xl r", width, width)
         return projected.reshape(-1, problem.heads, problem.head_dim).transpose(0, 1)
 

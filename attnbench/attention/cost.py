@@ -89,8 +89,8 @@ def scope_bytes(problem: Problem, mode: Mode) -> int:
     kind, depth = problem.scoped
     wide = (1 + scopes.FEED_FORWARD) * _q_numbers(problem) * problem.dtype.bytes if kind is Scope.LAYER else 0
     if mode is Mode.FWD:
-        return weights + 2 * tokens + 2 * wide
-    return 2 * weights + max(1, depth) * (6 * tokens + 3 * wide)
+        return weights + tokens + wide
+    return 2 * weights + max(1, depth) * (2 * tokens + wide)
 
 
 def _projections(problem: Problem) -> int:

@@ -222,7 +222,8 @@ def scratch_bytes(case: Case) -> int:
     # The block mask is built from the whole mask as booleans.
     mask = pairs * (problem.batch if "padding" in problem.features else 1) if problem.mask != "none" else 0
     if isinstance(problem.bias, Relative):
-        mask += problem.batch * problem.heads * problem.seq_q * (problem.seq_q + problem.seq_kv) * problem.dtype.bytes
+        places = problem.bias.places(problem)
+        mask += 2 * problem.batch * problem.heads * problem.seq_q * places * problem.dtype.bytes
     elif problem.bias and (problem.bias.dense or not isinstance(problem.bias, ByDistance)):
         mask += problem.heads * pairs * 4
     if problem.sinks:

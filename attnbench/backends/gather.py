@@ -127,7 +127,9 @@ def scratch_bytes(case: Case) -> int:
     listed = (problem.batch if "padding" in problem.features else 1) * problem.seq_q * most * 9
     # While it is prepared the whole mask is there, and the order of its keys.
     built = problem.seq_q * problem.seq_kv * 10
-    return max(built, (gathered + logits) * (3 if case.mode.needs_grad else 2) // 2) + listed + cost.input_bytes(problem)
+    return (
+        max(built, (gathered + logits) * (3 if case.mode.needs_grad else 2) // 2) + listed + cost.input_bytes(problem)
+    )
 
 
 BACKENDS = {

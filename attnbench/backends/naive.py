@@ -127,13 +127,13 @@ def scratch_bytes(case: Case) -> int:
     if mode.needs_grad:
         tensors = 3 + 2 * (problem.softcap is not None)
     tensors += bool(problem.bias) + problem.sinks + 2 * (problem.dropout > 0)
-    if problem.weighting != "softmax":  # those that choose keys sort them, with their places in 64 bits
+    if problem.weighting not in ("softmax", "raw", "sigmoid"):  # others sort the keys, with their places in 64 bits
         tensors += 4 + 16 // problem.dtype.bytes
     if problem.score.similarity is Similarity.ADDITIVE:  # a vector for each pair, before and after its tanh
-        tensors += 2 * problem.head_dim
-    if isinstance(problem.bias, Relative):  # the products, and the places that are picked from them
-        tensors += 2 + 8 // problem.dtype.bytes
+        tensors += (3 if mode.needs_grad else 2) * problem.head_dim
     total = tensors * scores
+    if isinstance(problem.bias, Relative):
+        total += problem.bias.whole_bytes(problem)
     if masked:
         sequences = problem.batch if problem.lengths or "padding" in problem.features else 1
         total += 2 * sequences * problem.seq_q * problem.seq_kv  # the mask and its negation

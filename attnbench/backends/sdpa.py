@@ -145,9 +145,11 @@ def scratch_bytes(case: Case) -> int:
     scores = problem.batch * problem.heads * problem.seq_q * problem.seq_kv
     masked = bool(problem.bias) or (problem.mask != "none" and not is_top_left(problem))
     sequences = problem.batch if "padding" in problem.features else 1
-    if problem.bias:  # [batch, heads, seq_q, seq_kv] where the queries decide it, with the places that are picked
-        sequences *= problem.heads * (6 * problem.batch if isinstance(problem.bias, Relative) else 1)
+    if isinstance(problem.bias, Constant) and "span" not in problem.features:  # a mask for each head
+        sequences *= problem.heads
     mask = sequences * problem.seq_q * problem.seq_kv * (1 + 2 * number) if masked else 0
+    if isinstance(problem.bias, Relative):
+        mask += problem.bias.whole_bytes(problem) + scores * number
     inputs = cost.input_bytes(problem)
     expanded = problem.heads // problem.kv_heads * inputs if problem.kv_heads != problem.heads else 0
     if case.backend == "sdpa:math":

@@ -142,8 +142,8 @@ def scratch_bytes(case: Case) -> int:
     if way is Told.TENSOR:
         sequences = problem.batch if "padding" in problem.features or problem.lengths else 1
         total += sequences * problem.seq_q * problem.seq_kv
-    if isinstance(problem.bias, Relative):  # its products with the queries, and the places that are picked
-        total += problem.batch * rows_of_bias * (12 + problem.dtype.bytes)
+    if isinstance(problem.bias, Relative):
+        total += problem.bias.whole_bytes(problem)
     elif problem.bias and (problem.bias.dense or not isinstance(problem.bias, ByDistance)):
         total += 4 * rows_of_bias
     if case.mode.needs_grad:
