@@ -40,6 +40,10 @@ BUILTIN: dict[str, str] = {
     "flash-attn:4": "flash_attn",
     "triton": "triton",
     "gather": "gather",
+    "ring:2": "ranks",
+    "ring:4": "ranks",
+    "ulysses:2": "ranks",
+    "ulysses:4": "ranks",
 }
 
 
@@ -94,6 +98,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     untimed: str = ""  # why its times on a CPU mean nothing; empty: they do
     interpreter: tuple[tuple[str, str], ...] = ()  # variables with which it runs on a CPU all the same, to be verified
     probe: Callable[[str], str | None] | None = None  # tried on the torch device: why it cannot run there, or None
+    refuses: Callable[[Case], list[str]] | None = None  # reasons that limits cannot say
     error_factor: float = 2.0  # times the error of the plain formula in the same dtype
 
     def objections(self, case: Case, kind: str, capability: tuple[int, int] = (0, 0)) -> list[str]:
@@ -105,6 +110,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         for problem in filter(None, (case.problem.core, scopes.self_attention(case.problem))):
             found += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
             found += _objections_of_features(limits, problem.core.features)
+            found += self.refuses(msgspec.structs.replace(case, problem=problem.core)) if self.refuses else []
         return list(dict.fromkeys(found))
 
     def extra_bytes(self, case: Case) -> int:

@@ -60,7 +60,7 @@ def judged(
         yield from one(rows)
     yield from _quantisation(quantised)
     yield from _robust(robust)
-    for one in (_weights, _unequal, _dropout, _joint, _padding, _layer):
+    for one in (_weights, _unequal, _dropout, _several, _joint, _padding, _layer):
         yield from one(rows)
     yield from _longest(longest)
 
@@ -170,6 +170,19 @@ def _dropout(rows: Sequence[Row]) -> Iterator[Claim]:
         base = {"batch": 2, "seq_q": 512, "mode": mode, "dropout": 0.0}
         found = _ratios(rows, {**base, "dropout": 0.1}, base)
         yield from _claim("C14", f"dropout of 0.1 is cheap, {mode}", f"time under {CHEAP:g} x without", found, CHEAP)
+
+
+def _several(rows: Sequence[Row]) -> Iterator[Claim]:
+    at = _at(rows, {"seq_q": CONTEXT, "seq_kv": CONTEXT, "mask": "none"})
+    ranks = {name: _ratio(row, at["sdpa:flash"]) for name, row in at.items() if ":2" in name and "sdpa:flash" in at}
+    if ranks:
+        yield Claim(
+            id="C15",
+            says="several devices help: two processes that share the cores of one",
+            predicts="nothing here: what the exchange costs, where no core is won",
+            measured=f"time of one x {_listed(ranks)}",
+            verdict=Verdict.MEASURED,
+        )
 
 
 def _joint(rows: Sequence[Row]) -> Iterator[Claim]:
