@@ -32,15 +32,17 @@ class Loaded:
         self.expected: verify.Expected | None = None
         given = made.make(case.problem, procedure.seed, procedure.inputs)
         self.digest = made.digest(given)
-        self.q, self.k, self.v, self.dout = (self.place(t) for t in (given.q, given.k, given.v, given.dout))
         self.prepared = around.prepare(backend, case, instrument.torch_device)
+        self.q, self.k, self.v, self.dout = (self.place(getattr(given, name), name) for name in INPUTS)
         if case.mode.needs_grad:
             for tensor in (self.q, self.k, self.v):
                 tensor.requires_grad_()
         self.call = self._build()
 
-    def place(self, tensor: Tensor) -> Tensor:
-        """On the device, in the backend's layout, contiguous there."""
+    def place(self, tensor: Tensor, name: str) -> Tensor:
+        """That input on the device, in the backend's layout, contiguous there; k and v in pages where they are kept."""
+        if self.prepared.stored and name in ("k", "v"):
+            return self.prepared.stored(tensor).to(self.instrument.torch_device)  # type: ignore[no-any-return]
         turned = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
         return turned.to(self.instrument.torch_device)
 
@@ -85,23 +87,23 @@ class Loaded:
     def fill(self, distribution: str) -> None:
         """Put other inputs into the same tensors."""
         given = made.make(self.case.problem, self.procedure.seed, distribution)
-        self._rewrite(lambda tensor, fresh: tensor.copy_(self.place(fresh)), given)
+        self._rewrite(lambda name, tensor, fresh: tensor.copy_(self.place(fresh, name)), given)
         self.sign = 1
 
     def negate(self) -> None:
         """Turn the sign of inputs, in place, as `verify.negates` has it: a cached output would now be wrong."""
-        self._rewrite(lambda tensor, _: tensor.neg_(), None, verify.negates(self.case.problem)[0])
+        self._rewrite(lambda _, tensor, __: tensor.neg_(), None, verify.negates(self.case.problem)[0])
         self.sign = -self.sign
 
     def _rewrite(
-        self, change: Callable[[Tensor, Any], Any], given: made.Inputs | None, names: tuple[str, ...] = INPUTS
+        self, change: Callable[[str, Tensor, Any], Any], given: made.Inputs | None, names: tuple[str, ...] = INPUTS
     ) -> None:
         import torch
 
         self.outputs = None
         with torch.no_grad():
             for name in names:
-                change(getattr(self, name), getattr(given, name) if given else None)
+                change(name, getattr(self, name), getattr(given, name) if given else None)
         if self.case.mode is Mode.BWD:
             self._out = self.prepared.call(self.q, self.k, self.v)
         self.instrument.synchronize()

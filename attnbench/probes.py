@@ -119,8 +119,8 @@ def batch(loaded: Loaded) -> Figures:
     import torch
 
     problem = loaded.case.problem
-    if problem.lengths:
-        raise ValueError("sequences of different lengths")
+    if problem.lengths or problem.page_size:
+        raise ValueError("sequences of different lengths, or keys in pages")
     several = replace(problem, batch=POSITIONS)
     rows = several.masking.rows(several.grid)
     if any(bound.shape[0] > 1 and (np.asarray(bound) != np.asarray(bound)[:1]).any() for bound in rows):
@@ -166,8 +166,8 @@ def quantisation(loaded: Loaded) -> Figures:
     from attnbench.attention.problem import KvDtype
 
     problem = loaded.case.problem
-    if problem.kv_dtype is not KvDtype.SAME:
-        raise ValueError("k and v are kept in few bits already")
+    if problem.kv_dtype is not KvDtype.SAME or problem.page_size:
+        raise ValueError("k and v are kept in few bits already, or in pages")
     q, k, v = _copies(loaded)
     clean = _out(loaded, q, k, v)
     error: dict[str, float] = {}

@@ -209,7 +209,7 @@ class Session:
                 return f"{name} shares the memory of {owner}: a result must not alias an input"
         plain = made.make(loaded.case.problem, loaded.procedure.seed, loaded.procedure.inputs)
         for name, tensor in inputs.items():
-            if not _same(tensor, loaded.place(getattr(plain, name))):
+            if not _same(tensor, loaded.place(getattr(plain, name), name)):
                 return f"{name} was changed by the call"
         return ""
 

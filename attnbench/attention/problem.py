@@ -119,6 +119,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     scope: str = "core"  # core, block or layer:N
     kv_dtype: KvDtype = KvDtype.SAME
     autocast: Autocast = Autocast.NONE
+    page_size: int = 0  # tokens of a page that keys and values are kept in; 0: in one piece
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
@@ -173,11 +174,25 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             raise ProblemError(f"positions=rope with head_dim={self.head_dim}: rotates pairs, so an even width")
         if self.scope != "core":
             self._check_scope()
+        self._check_pages()
         if self.autocast is not Autocast.NONE and (self.scope == "core" or self.dtype is not Dtype.FP32):
             given = f"scope={self.scope} and dtype={self.dtype}"
             raise ProblemError(f"autocast={self.autocast} with {given}: needs a block or layers, and dtype=fp32")
         if self.lengths and self.bias is not None:
             raise ProblemError(f"lengths with bias={self.score.bias}: a bias is laid on one length; use padding")
+
+    def _check_pages(self) -> None:
+        size = self.page_size
+        if size < 0 or size & (size - 1):
+            raise ProblemError(f"page_size={size}: a power of two, as 16 or 64, or 0 for no pages")
+        if size and (self.lengths or self.scope != "core" or self.positions is not Positions.NONE):
+            raise ProblemError(
+                f"page_size={size}: keys are written into pages before the call, so core attention alone"
+            )
+        if size and self.score.similarity is not Similarity.DOT:
+            raise ProblemError(
+                f"page_size={size} with score={self.score.similarity}: keys in pages are not turned again"
+            )
 
     def _check_scope(self) -> None:
         if self.returns is not Returns.OUT or self.dropout:
@@ -310,6 +325,7 @@ FEATURES: dict[str, str] = {
     "dense_bias": "bias as a tensor",
     "additive": "additive score",
     "file": "score of a user's function",
+    "paged": "keys in pages",
     "sinks": "sinks",
     "dropout": "dropout",
     "argmax": "hard attention (argmax)",
@@ -333,6 +349,7 @@ def _features(problem: Problem) -> frozenset[str]:
         "additive": problem.score.similarity is Similarity.ADDITIVE,
         "file": problem.score.similarity is Similarity.FILE,
         "sinks": problem.sinks,
+        "paged": problem.page_size > 0,
         "dropout": problem.dropout > 0,
         "weights": problem.returns is Returns.WEIGHTS,
         "varlen": bool(problem.lengths),

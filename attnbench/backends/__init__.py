@@ -78,6 +78,7 @@ class Prepared(msgspec.Struct, kw_only=True):
     call: Callable[..., Any]
     seconds: dict[str, float] = {}  # untimed work done once: "mask_build"
     facts: dict[str, Any] = {}
+    stored: Callable[[Any], Any] | None = None  # [batch, kv_heads, seq_kv, width] -> k and v as the call takes them
     weights: tuple[Any, ...] = ()  # of a block or layers: their gradients are part of a backward pass
     late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
 
@@ -155,6 +156,8 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
         reasons.append(f"no {case.mode} of {problem.dtype} (forward only)")
     if case.mode not in limits.modes:
         reasons.append(f"no {case.mode}" + (" (forward only)" if limits.modes == {Mode.FWD} else ""))
+    if problem.page_size and case.mode.needs_grad:
+        reasons.append(f"no {case.mode} of keys in pages (forward only)")
     for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():
         if limits.head_dim_most and width > limits.head_dim_most:
             reasons.append(f"{name} {width} is over {limits.head_dim_most}")

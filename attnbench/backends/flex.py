@@ -18,7 +18,7 @@ from attnbench.case import Case
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BEYOND = frozenset({"varlen", "dense", "weights", "additive", "file", "dropout"})  # no score_mod says these
+_BEYOND = frozenset({"varlen", "dense", "weights", "additive", "file", "dropout", "paged"})  # no score_mod says these
 _FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
 _DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 BLOCK = 128  # of a BlockMask, torch's default

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attnbench.attention import cost, formula
+import numpy as np
+
+from attnbench.attention import cost, formula, pages
 from attnbench.attention.biases import Constant, Relative
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
@@ -33,7 +36,14 @@ def prepare(case: Case, device: str) -> Prepared:
     def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return attend(problem, fixed, q, k, v)
 
-    return Prepared(call=call)
+    if not problem.page_size:
+        return Prepared(call=call)
+    where = torch.from_numpy(pages.table(problem).astype(np.int64)).to(device)
+
+    def read(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return call(q, *(pages.read(problem, tensor, where) for tensor in (k, v)))
+
+    return Prepared(call=read, stored=partial(pages.stored, problem))
 
 
 class Fixed(NamedTuple):
@@ -137,6 +147,8 @@ def scratch_bytes(case: Case) -> int:
     if masked:
         sequences = problem.batch if problem.lengths or "padding" in problem.features else 1
         total += 2 * sequences * problem.seq_q * problem.seq_kv  # the mask and its negation
+    if problem.page_size:
+        total += 2 * cost.input_bytes(problem)
     if problem.kv_heads != problem.heads:
         expanded = problem.heads // problem.kv_heads * cost.input_bytes(problem)
         total += expanded * (2 if mode.needs_grad else 1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from attnbench.attention import formula
+from attnbench.attention import formula, pages
 from attnbench.attention.bands import Causal, Window
 from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Relative
 from attnbench.attention.patterns import Blocks
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 FEATURES = frozenset(
     {
         *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "dense", *PATTERNS),
-        *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", *BIASES),
+        *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", "paged", *BIASES),
     }
 )
+PAGE_LEAST, PAGE_MOST = 16, 256  # tokens
 UNTIMED = "interpreted on a CPU: its times mean nothing"
 DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 FP8 = Dtype.FP8_E4M3
@@ -77,6 +79,8 @@ def prepare(case: Case, device: str) -> Prepared:
     from attnbench import kernels
 
     problem, way = case.problem, told(case.problem)
+    if problem.page_size:
+        return _paged(problem, device)
     started = time.perf_counter()
     options = arguments(problem) | _mask(problem, way, device) | _terms(problem, device)
     seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
@@ -95,6 +99,41 @@ def prepare(case: Case, device: str) -> Prepared:
         return kernels.attention(q, k, v, facts=None if "path" in facts else facts, **options, **own)
 
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
+
+
+def _paged(problem: Problem, device: str) -> Prepared:
+    """The decode kernel, which reads keys through a table of pages."""
+    import torch
+
+    from attnbench import kernels
+
+    options = arguments(problem) | _terms(problem, device)
+    where = torch.from_numpy(pages.table(problem)).to(device)
+    lengths = torch.full((problem.batch,), problem.seq_kv, dtype=torch.int32, device=device)
+    facts: dict[str, Any] = {"page_size": problem.page_size}
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        seen = None if "path" in facts else facts
+        return kernels.decode(q, k, v, kv_lengths=lengths, page_table=where, facts=seen, check=False, **options)
+
+    return Prepared(call=call, stored=partial(pages.stored, problem), late_facts=lambda: facts)
+
+
+def refuses(case: Case) -> list[str]:
+    """What pages ask of the decode kernel."""
+    problem = case.problem
+    if not problem.page_size:
+        return []
+    reasons = []
+    if problem.seq_q > DECODE_ROWS_MOST:
+        reasons.append(f"pages are read by the decode kernel, of at most {DECODE_ROWS_MOST} queries")
+    if not PAGE_LEAST <= problem.page_size <= PAGE_MOST:
+        reasons.append(f"page_size {problem.page_size} is not {PAGE_LEAST} to {PAGE_MOST}")
+    if beyond := problem.masking.words - {"causal", "window"}:
+        reasons.append(f"no {', '.join(sorted(beyond))} over pages")
+    if (problem.bias and problem.bias.text != "alibi") or problem.dropout:
+        reasons.append("no bias but ALiBi and no dropout over pages")
+    return reasons
 
 
 def _mask(problem: Problem, way: Told, device: str) -> dict[str, Any]:
@@ -181,5 +220,6 @@ BACKENDS = {
         untimed=UNTIMED,
         interpreter=(("TRITON_INTERPRET", "1"),),
         probe=probe,
+        refuses=refuses,
     )
 }

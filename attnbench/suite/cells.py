@@ -49,6 +49,7 @@ class Table(Record, frozen=True, kw_only=True):
     scope: tuple[str, ...] = ()
     kv_dtype: tuple[KvDtype, ...] = ()
     autocast: tuple[Autocast, ...] = ()
+    page_size: tuple[int, ...] = ()
     tp: tuple[int, ...] = ()  # ranks of tensor parallelism: the heads of one of them
     lengths: tuple[tuple[int, ...], ...] = ()
     returns: tuple[Returns, ...] = ()
@@ -169,6 +170,7 @@ _PLAIN: Mapping[str, Any] = {
     "scope": "core",
     "kv_dtype": KvDtype.SAME,
     "autocast": Autocast.NONE,
+    "page_size": 0,
 }
 
 

@@ -48,6 +48,7 @@ _BY_SET = frozenset(
         "kv_dtype",
         "autocast",
         "tp",
+        "page_size",
     }
 )
 _OPTIONS = frozenset(AXES) - _BY_SET
@@ -79,6 +80,7 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     scope: Words | UnsetType = UNSET
     kv_dtype: Words | UnsetType = UNSET
     autocast: Words | UnsetType = UNSET
+    page_size: Integers | UnsetType = UNSET
     tp: Integers | UnsetType = UNSET
     lengths: Words | UnsetType = UNSET
     returns: Words | UnsetType = UNSET

@@ -38,6 +38,7 @@ _OF_PROBLEM: Mapping[str, Callable[[Problem], Any]] = {
     "scope": lambda problem: problem.scope,
     "kv_dtype": lambda problem: problem.kv_dtype,
     "autocast": lambda problem: problem.autocast,
+    "page_size": lambda problem: spell(problem.page_size),
     "lengths": lambda problem: spell(problem.lengths),
     "returns": lambda problem: problem.returns,
 }

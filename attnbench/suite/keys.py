@@ -85,6 +85,12 @@ def _switches(value: Any, place: str) -> tuple[bool, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _sizes(value: Any, place: str) -> tuple[int, ...]:
+    """Integers, and 0 for none."""
+    found = [0 if str(item).strip() in ("0", "none") else _integers(item, place)[0] for item in _items(value)]
+    return tuple(dict.fromkeys(found))
+
+
 def _shares(value: Any, place: str) -> tuple[float, ...]:
     found = []
     for item in _items(value):
@@ -198,6 +204,7 @@ AXES: Mapping[str, Reader] = {
     "kv_dtype": _members(KvDtype, "format of keys and values"),
     "autocast": _members(Autocast, "autocast"),
     "tp": _integers,
+    "page_size": _sizes,
     "positions": _members(Positions, "kind of positions"),
     "lengths": _ragged,
     "returns": _members(Returns, "return value"),
