@@ -26,6 +26,7 @@ AUTO: dict[str, tuple[str, ...]] = {
         "sdpa:flash",
         "sdpa:efficient",
         "sdpa:cudnn",
+        "varlen",
         "flex",
         "xformers",
         "flash-attn:2",

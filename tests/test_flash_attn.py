@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnbench.attention.packing import segments
 from attnbench.attention.problem import Mode, Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.backends import flash_attn as backend
@@ -249,16 +250,16 @@ def test_arguments_of_a_plain_problem() -> None:
 
 def test_documents_of_two_sequences_lie_end_to_end() -> None:
     problem = Problem(seq_q=10, batch=2, mask="document:3-7")
-    assert backend.segments(problem) == ((0, 3, 10, 13, 20), 7, None)
+    assert segments(problem) == ((0, 3, 10, 13, 20), 7, None)
 
 
 def test_ragged_lengths_keep_the_real_tokens() -> None:
     problem = Problem(seq_q=4, batch=3, lengths=(2, 4, 1))
-    assert backend.segments(problem) == ((0, 2, 6, 7), 4, (0, 1, 4, 5, 6, 7, 8))
+    assert segments(problem) == ((0, 2, 6, 7), 4, (0, 1, 4, 5, 6, 7, 8))
 
 
 def test_a_plain_problem_is_no_ragged_batch() -> None:
-    assert backend.segments(Problem(seq_q=4, mask="causal")) is None
+    assert segments(Problem(seq_q=4, mask="causal")) is None
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ BUILTIN: dict[str, str] = {
     "flash-attn:3": "flash_attn",
     "flash-attn:4": "flash_attn",
     "triton": "triton",
+    "varlen": "varlen",
     "gather": "gather",
     "ring:2": "ranks",
     "ring:4": "ranks",

@@ -8,29 +8,21 @@ https://github.com/Dao-AILab/flash-attention
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnbench.attention import formula
-from attnbench.attention.bands import Causal, Document, Window
+from attnbench.attention.bands import Causal, Window
 from attnbench.attention.biases import Alibi
+from attnbench.attention.packing import Segments, packed, padded, segments
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Layout, Limits, Prepared
 from attnbench.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Segments(NamedTuple):
-    """A ragged batch: where each sequence starts in the row of all tokens, and where the last one ends."""
-
-    starts: tuple[int, ...]
-    longest: int
-    tokens: tuple[int, ...] | None  # which of the padded tokens are real; None: all of them, in order
 
 
 class Release(NamedTuple):
@@ -68,21 +60,6 @@ def _terms(problem: Problem, device: str) -> dict[str, Any]:
     if problem.sinks:
         found["learnable_sink"] = formula.sinks(problem).to(device, torch.bfloat16)
     return found
-
-
-def segments(problem: Problem) -> Segments | None:
-    """The sequences of flash_attn_varlen_func, where the problem needs it: documents, and ragged lengths."""
-    seq = problem.seq_q
-    if problem.lengths:
-        tokens = (b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
-        return Segments(tuple(itertools.accumulate(problem.lengths, initial=0)), seq, tuple(tokens))
-    document = problem.masking.find(Document)
-    if document is None:
-        return None
-    spans = [int(start) for start in document.spans(problem.grid)]
-    starts = (b * seq + start for b in range(problem.batch) for start in spans[:-1])
-    longest = max(end - start for start, end in itertools.pairwise(spans))
-    return Segments((*starts, problem.batch * seq), longest, None)
 
 
 def prepare(case: Case, device: str) -> Prepared:
@@ -123,17 +100,8 @@ def _ragged(function: Callable[..., Any], options: dict[str, Any], ragged: Segme
     options |= dict.fromkeys(("max_seqlen_q", "max_seqlen_k"), ragged.longest)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        batch, seq = q.shape[:2]
-        flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
-        packed = flat if tokens is None else [tensor.index_select(0, tokens) for tensor in flat]
-        out, lse = _out_and_lse(function(*packed, **options))
-        if tokens is not None:
-            out = out.new_zeros(batch * seq, *out.shape[1:]).index_copy(0, tokens, out)
-        if lse is None:
-            return out.view(batch, seq, *out.shape[1:]), None
-        if tokens is not None:
-            lse = lse.new_full((lse.shape[0], batch * seq), float("-inf")).index_copy(1, tokens, lse)
-        return out.view(batch, seq, *out.shape[1:]), lse.view(-1, batch, seq).transpose(0, 1)
+        out, lse = _out_and_lse(function(*packed(tokens, q, k, v), **options))
+        return padded(tokens, q.shape[0], q.shape[1], out, lse)
 
     return attend
 
