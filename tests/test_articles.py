@@ -6,15 +6,22 @@ Every test is named after a row there (F1 to F14) or after a slip in published c
 from __future__ import annotations
 
 import math
+import re
+import tempfile
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
-from attnbench.attention import cost, masks, reference
+from attnbench import backends
+from attnbench.attention import cost, inputs, masks, reference, scopes
 from attnbench.attention.problem import Mode, Problem
 from attnbench.attention.scores import Score
 from attnbench.attention.terms import Grid
+from attnbench.case import Case
 from attnbench.errors import UnknownNameError
+from attnbench.expectation import differentiable
 
 ODD = Problem(seq_q=5, seq_kv=7, heads=3, head_dim=4, head_dim_v=6)  # all sizes differ: nothing fits by accident
 
@@ -189,3 +196,86 @@ def test_integer_mask_is_refused_with_its_shape() -> None:
 def test_unknown_key_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'left'"):
         masks.parse("window:lef=3").check(Grid(1, 4, 4))
+
+
+def test_token_ids_are_not_vectors() -> None:
+    """Integer ids go through an embedding first; a user's own inputs that hold ids are refused by name and shape."""
+    from attnbench.errors import ProblemError
+
+    ids = torch.randint(100, (2, 5))
+    with pytest.raises(RuntimeError, match="dtype"):
+        torch.nn.Linear(5, 4)(ids)
+    vectors = torch.nn.Embedding(100, 4)(ids)
+    assert torch.nn.Linear(4, 4)(vectors).shape == (2, 5, 4)
+    safetensors = pytest.importorskip("safetensors.torch")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "ids.safetensors"
+        held = {name: torch.randint(100, (1, 3, size, 4)) for name, size in zip("qk", (5, 7), strict=True)}
+        safetensors.save_file({**held, "v": torch.randn(1, 3, 7, 6)}, file)
+        with pytest.raises(ProblemError, match=r"q is int64 \[1, 3, 5, 4\]; this case needs floats"):
+            inputs.make(ODD, 0, f"file:{file}")
+
+
+def test_fused_backends_refuse_weights() -> None:
+    """No `get_weights`, no `get_attention_scores`: what never held the weights says so, and gives the lse instead."""
+    problem = msgspec.structs.replace(ODD, head_dim_v=4, returns="weights")
+    for name in backends.names():
+        kinds = backends.load(name).limits
+        for kind in kinds:
+            case = Case(problem=problem, backend=name)
+            refused = any("weights beside the output" in why for why in backends.load(name).objections(case, kind))
+            assert refused == (name not in ("naive", "sdpa:math"))
+    for name in ("flex", "flash-attn:2", "triton"):
+        assert "lse" in backends.load(name).limits["cuda"].features
+
+
+def test_returned_weights_are_weights() -> None:
+    """Not the context under their name: [.., seq_q, seq_kv], rows that sum to 1, and out is their product with v."""
+    problem = msgspec.structs.replace(ODD, mask="causal", returns="weights", dtype="fp32")
+    q, k, v = (tensor.float() for tensor in drawn(problem))
+    for name in ("naive", "sdpa:math"):
+        out, given = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(q, k, v)
+        assert given.shape == (1, 3, 5, 7)
+        torch.testing.assert_close(given.sum(-1), torch.ones(1, 3, 5))
+        torch.testing.assert_close(given @ v, out)
+        assert (given.triu(7 - 5 + 1) == 0).all()
+
+
+def test_decoder_takes_target_then_memory() -> None:
+    """Swapped, they fail by their lengths, or compute something else: the output has the length of the target."""
+    problem = Problem(seq_q=5, seq_kv=7, heads=2, head_dim=4, scope="layer:2")
+    target, memory = (torch.randn(1, 2, n, 4, dtype=torch.float64) for n in (5, 7))
+    core = differentiable(msgspec.structs.replace(problem, scope="core"), exact=True)
+    inner = scopes.self_attention(problem)
+    assert inner is not None
+    own = differentiable(inner, exact=True)
+    out = scopes.around(problem, scopes.weights(problem), core, own, target, memory, memory)
+    assert out.shape == target.shape
+    changed = scopes.around(problem, scopes.weights(problem), core, own, target, memory + 1, memory)
+    assert not torch.allclose(out, changed)
+    later = target.clone()
+    later[:, :, -1] += 1  # the target is causal in itself: nothing before its last token changes
+    moved = scopes.around(problem, scopes.weights(problem), core, own, later, memory, memory)
+    torch.testing.assert_close(moved[:, :, :-1], out[:, :, :-1])
+    with pytest.raises(RuntimeError):
+        scopes.around(problem, scopes.weights(problem), core, own, memory, target, target)
+
+
+def test_layer_count_is_obeyed() -> None:
+    """Six layers are six times the work and six sets of weights; one article's code builds one and calls it six."""
+    one, six = (Problem(seq_q=6, heads=2, head_dim=4, scope=f"layer:{count}") for count in (1, 6))
+    assert cost.flops(six, Mode.FWD) == 6 * cost.flops(one, Mode.FWD)
+    assert len(scopes.weights(six)) == 6 * len(scopes.weights(one))
+    matrices = {tuple(matrix.flatten().tolist()) for matrix in scopes.weights(six).values()}
+    assert len(matrices) == len(scopes.weights(six))
+
+
+def test_docs_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The corrected code of docs/articles.md, piece by piece, in the order in which it stands there."""
+    text = (Path(__file__).parent.parent / "docs" / "articles.md").read_text()
+    pieces = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(pieces) >= 3
+    names: dict[str, object] = {}
+    for piece in pieces:
+        exec(compile(piece, "docs/articles.md", "exec"), names)
+    assert "loss" in capsys.readouterr().out
