@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.scores import Score
 from attnbench.backends import load, xformers
 from attnbench.backends.xformers import LIMITS, Bias
 from attnbench.case import Case
@@ -229,3 +230,22 @@ def test_the_kernel_has_nothing_against_its_arguments(name: str, mode: Mode, mas
     # There is no GPU here: what it says of the device does not count.
     of_device = ("device=", "operator wasn't built", "bf16 is only supported")
     assert [reason for reason in reasons if not reason.startswith(of_device)] == []
+
+
+@pytest.mark.parametrize("bias", ["alibi", "t5", "span:5:4", "edge:3", "alibi:dense"])
+@pytest.mark.parametrize("mask", ["none", "causal", "padding:0.3"])
+def test_a_bias_is_added_by_a_tensor(bias: str, mask: str) -> None:
+    if bias.startswith("span") and "padding" in mask:
+        return
+    problem = Problem(batch=2, seq_q=13, heads=4, head_dim=16, dtype="fp16", mask=mask, score=Score(bias=bias))
+    one = Case(problem=problem, backend="xformers:cutlass")
+    assert not load("xformers:cutlass").objections(one, "cuda", (9, 0))
+    assert xformers.bias(one) is Bias.TENSOR
+    found = xformers.build(Bias.TENSOR, problem, "cpu", torch.float32)
+    assert found.shape == (2, 4, 13, 13)
+    assert found.stride(-2) % 8 == 0
+    values = problem.bias.dense_tensor(problem).float()
+    seen = torch.from_numpy(problem.masking.dense(problem.grid))[:, None]
+    torch.testing.assert_close(found, values[None].masked_fill(~seen, float("-inf")).expand(2, 4, 13, 13))
+    for name in ("xformers:fa2", "xformers:splitk"):
+        assert load(name).objections(Case(problem=problem, backend=name), "cuda", (9, 0))

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attnbench.attention.bands import Document, Padding, Window
+from attnbench.attention.biases import Constant
 from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.backends import Backend, Layout, Limits, Prepared
 from attnbench.case import Case
@@ -70,6 +71,8 @@ TENSOR_ALIGNMENT = 8  # rows of a bias tensor start at multiples of 16 bytes
 def bias(case: Case) -> Bias:
     """How this mask is said to this kernel."""
     problem = case.problem
+    if problem.bias is not None:
+        return Bias.TENSOR
     if problem.masking.pairs(problem.grid) == problem.batch * problem.seq_q * problem.seq_kv:
         return Bias.NONE  # as a causal mask over one query
     natural = NATURAL.get(problem.masking.words, Bias.TENSOR)
@@ -123,11 +126,14 @@ def _torch_device(device: str) -> Any:
 def _tensor(problem: Problem, device: str, dtype: Any) -> Tensor:
     import torch
 
-    visible = torch.from_numpy(problem.masking.dense(problem.grid)).to(device)
+    visible = torch.from_numpy(problem.masking.dense(problem.grid)).to(device)[:, None]
     aligned = -(-problem.seq_kv // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
-    padded = torch.zeros(*visible.shape[:2], aligned, dtype=dtype, device=device)
-    added = padded[..., : problem.seq_kv].masked_fill_(~visible, float("-inf"))
-    return added[:, None].expand(problem.batch, problem.heads, problem.seq_q, problem.seq_kv)
+    values = torch.zeros(1, 1, 1)
+    if isinstance(problem.bias, Constant):
+        values = problem.bias.dense_tensor(problem)
+    padded = torch.zeros(len(visible), len(values), problem.seq_q, aligned, dtype=dtype, device=device)
+    added = padded[..., : problem.seq_kv].copy_(values).masked_fill_(~visible, float("-inf"))
+    return added.expand(problem.batch, problem.heads, problem.seq_q, problem.seq_kv)
 
 
 def arrange(problem: Problem, kind: Bias, grouped: bool, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
@@ -165,7 +171,9 @@ def prepare(case: Case, device: str) -> Prepared:
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, seq = q.shape[:2]
         arranged = arrange(problem, kind, grouped, q, k, v)
-        out: Tensor = fmha.memory_efficient_attention(*arranged, attn_bias, scale=problem.scale, op=operators)
+        out: Tensor = fmha.memory_efficient_attention(
+            *arranged, attn_bias, p=problem.dropout, scale=problem.scale, op=operators
+        )
         return out.reshape(batch, seq, problem.heads, problem.head_dim_v)
 
     shared = "none" if problem.heads == problem.kv_heads else "grouped" if grouped else "expanded in the call"
@@ -193,6 +201,7 @@ def scratch_bytes(case: Case) -> int:
     total = 4 * rows
     if bias(case) is Bias.TENSOR:
         sequences = problem.batch if "padding" in problem.features else 1
+        sequences *= problem.heads if problem.bias is not None else 1
         # The mask as booleans lives beside it while it is built, before the call.
         total += sequences * problem.seq_q * problem.seq_kv * problem.dtype.bytes
     if not case.mode.needs_grad:
@@ -221,6 +230,7 @@ def probe(device: str, kernel: str) -> str | None:
 _HALVES = frozenset({Dtype.FP16, Dtype.BF16})
 _SHAPES = frozenset({"gqa", "cross", "scale"})
 _ANY_MASK = frozenset({"causal", "window", "prefix", "document", "padding"})
+_ADDED = frozenset({"alibi", "t5", "span", "edge", "dense_bias", "dropout"})  # biases by a tensor
 _MODES = frozenset(Mode)
 _FLASH_LIMITS: dict[str, Any] = {
     "dtypes": _HALVES,
@@ -233,14 +243,14 @@ _FLASH_LIMITS: dict[str, Any] = {
 LIMITS = {
     "": Limits(
         dtypes=_HALVES | {Dtype.FP32},
-        features=_SHAPES | _ANY_MASK | {"head_dim_v"},
+        features=_SHAPES | _ANY_MASK | _ADDED | {"head_dim_v"},
         modes=_MODES,
         head_dim_multiple=8,
         capability=(8, 0),
     ),
     "cutlass": Limits(
         dtypes=_HALVES | {Dtype.FP32},
-        features=_SHAPES | _ANY_MASK | {"head_dim_v"},
+        features=_SHAPES | _ANY_MASK | _ADDED | {"head_dim_v"},
         modes=_MODES,
         head_dim_multiple=8,
         capability=(8, 0),

@@ -26,6 +26,7 @@ from attnbench.cli import (
     merge,
     plot,
     profile,
+    recommend,
     report,
     run,
     scaling,
@@ -68,6 +69,7 @@ app.command()(scaling.scaling)
 app.command()(claims.claims)
 app.command()(profile.profile)
 app.command()(tune.tune)
+app.command()(recommend.recommend)
 app.command()(explain.explain)
 app.command()(doctor.doctor)
 app.add_typer(catalog.app, name="list")
