@@ -287,3 +287,40 @@ def test_a_rank_has_its_share_of_the_heads():
     shapes = [(cell.problem.heads, cell.problem.kv_heads) for cell in found if hasattr(cell, "problem")]
     assert shapes == [(8, 2), (4, 1), (2, 1)]
     assert ["cannot be shared out among tp=3" in cell.reason for cell in found if hasattr(cell, "reason")] == [True]
+
+
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+@pytest.mark.parametrize("backend", ["naive", "sdpa:math", "sdpa:flash"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"score": Score(bias="alibi")}, {"score": Score(bias="xl")}, {"score": Score(bias="shaw:16")},
+        {"weighting": "hard:topk=8"}, {"weighting": "topp:0.9"}, {"weighting": "sparsemax"}, {"weighting": "sigmoid"},
+        {"sinks": True}, {"dropout": 0.1}, {"score": parse_score("additive"), "seq_q": 64}, {"positions": "rope"},
+        {"returns": "weights"}, {"scope": "block"}, {"scope": "layer:2"}, {"scope": "layer:2", "autocast": "bf16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_predicted_memory_is_never_below_the_measured(fields, backend, mode):
+    from attnbench.arm import Device
+    from attnbench.device.cpu import CpuInstrument
+
+    problem = Problem(**{"seq_q": 256, "heads": 4, **fields})
+    case, chosen = Case(problem=problem, backend=backend, mode=mode), backends.load(backend)
+    if chosen.objections(case, "cpu"):
+        return
+    qkv, dout = drawn(problem)
+    prepared = around.prepare(chosen, case, "cpu")
+    leaves = [tensor.requires_grad_(mode != "fwd") for tensor in qkv]
+
+    def run():
+        if mode == "fwd":
+            with torch.no_grad():
+                return prepared.call(*leaves)
+        given = prepared.call(*leaves)
+        out = given[0] if isinstance(given, tuple) else given
+        return given, torch.autograd.grad(out, [*leaves, *prepared.weights], dout, materialize_grads=True)
+
+    run()
+    measured = CpuInstrument(Device(kind="cpu", threads=1)).memory(run).peak
+    assert measured <= chosen.extra_bytes(case) * 1.1 + 3 * cost.input_bytes(problem)
