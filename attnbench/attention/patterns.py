@@ -260,16 +260,31 @@ def _bird_blocks(term: BigBird, grid: Grid) -> NDArray[np.bool_]:
     for edge in (kept, kept.T):
         edge[:first] = edge[max(0, len(edge) - last) :] = True
     row = np.arange(rows)
-    for step in range(-(term.window // 2), term.window // 2 + 1) if term.window else ():
-        inside = row[(row + step >= 0) & (row + step < columns)]
-        kept[inside, inside + step] = True
-    if term.random:
-        rank = hashed(term.draw, row[:, None], np.arange(columns))
-        np.putmask(rank, kept, np.iinfo(np.uint64).max)
-        place = min(term.random, columns) - 1
-        # The largest number, and so all others, where fewer are left.
-        kept |= rank <= np.partition(rank, place, axis=1)[:, place, None]
+    steps = np.arange(-(term.window // 2), term.window // 2 + 1 if term.window else 0)
+    ends = np.concatenate([np.arange(min(first, columns)), np.arange(max(0, columns - last), columns)])
+    taken = np.concatenate([row[:, None] + steps, np.broadcast_to(ends, (rows, len(ends)))], axis=1)
+    taken[(taken < 0) | (taken >= columns)] = columns
+    for column in taken.T:
+        inside = column < columns
+        kept[row[inside], column[inside]] = True
+    free = columns - kept.sum(axis=1)
+    for number in range(term.random):
+        left = free - number
+        drawing = left > 0
+        place = (hashed(term.draw, row, number) % np.maximum(left, 1).astype(np.uint64)).astype(np.int64)
+        taken = np.append(taken, _free_column(taken, place, columns)[:, None], axis=1)
+        taken[~drawing, -1] = columns
+        kept[row[drawing], taken[drawing, -1]] = True
     return kept
+
+
+def _free_column(taken: Indices, place: Indices, columns: int) -> Indices:
+    """The free column at that place among the free ones of each row; `taken` [rows, some], `columns` for none."""
+    ordered = np.sort(taken, axis=1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = columns  # one that stands twice is one
+    for column in np.sort(ordered, axis=1).T:
+        place = place + (column <= place)
+    return place
 
 
 def hashed(*parts: Any) -> NDArray[np.uint64]:
