@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -123,3 +124,13 @@ def test_every_test_that_a_page_names_is_there() -> None:
     named = set(re.findall(r"`(test_\w+)`", pages))
     assert len(named) >= 10
     assert not [name for name in named if f"def {name}(" not in defined]
+
+
+def test_the_table_of_features_is_that_of_the_code() -> None:
+    path = ROOT / "tools" / "support.py"
+    spec = importlib.util.spec_from_file_location("support", path)
+    assert spec
+    assert spec.loader
+    support = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(support)
+    assert "\n".join(support.lines()) in (ROOT / "docs" / "mechanisms.md").read_text()
