@@ -10,7 +10,7 @@ import pytest
 
 from attnbench import suite
 from attnbench.attention.problem import Dtype, Mode, Returns
-from attnbench.errors import RangeError, SuiteError, UnknownNameError, UsageError
+from attnbench.errors import ProblemError, RangeError, SuiteError, UnknownNameError, UsageError
 from attnbench.suite import Cell, Suite, Table
 from attnbench.suite.files import ProblemTable, SuiteFile, shipped_folder
 
@@ -301,6 +301,7 @@ def test_options_alone_make_one_table() -> None:
         ({"seq_kv": "x", "seq_q": "1"}, RangeError, "--seq-kv: not an integer: 'x'"),
         ({"seq": "8", "mask": "casual"}, UnknownNameError, "--mask: no mask 'casual'; did you mean 'causal'?"),
         ({"seq": "8", "softcup": "3"}, UnknownNameError, "--set: no suite key 'softcup'; did you mean 'softcap'?"),
+        ({"seq": "8", "score": "absent.py:mine"}, ProblemError, "--score: score 'absent.py:mine': no file absent.py"),
         ({"seq": "8", "softcap": "x"}, UsageError, "--set softcap: not a number: 'x'"),
         ({"mask": "none"}, UsageError, "options: no seq"),
     ],

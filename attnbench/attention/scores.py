@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -69,6 +70,14 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
         return self.softcap / (self.temperature or 1.0) if self.softcap else None
 
 
+def file_of(name: str) -> Path:
+    """The file of `file.py:function`. ProblemError where there is none."""
+    path = name.partition(".py:")[0]
+    if not (file := Path(f"{path}.py").expanduser()).is_file():
+        raise ProblemError(f"score {name!r}: no file {path}.py")
+    return file
+
+
 @lru_cache(maxsize=64)
 def load_function(name: str) -> Callable[..., Any]:
     """The function of `file.py:function`: q [..., seq_q, head_dim], k [..., seq_kv, head_dim] -> [..., seq_q, seq_kv].
@@ -76,12 +85,8 @@ def load_function(name: str) -> Callable[..., Any]:
     Runs the file. Raises ProblemError where there is no such file or function, or the file fails.
     """
     import runpy
-    from pathlib import Path
 
-    path, _, attribute = name.partition(".py:")
-    file = Path(f"{path}.py").expanduser()
-    if not file.is_file():
-        raise ProblemError(f"score {name!r}: no file {path}.py")
+    file, (path, _, attribute) = file_of(name), name.partition(".py:")
     try:
         found = runpy.run_path(str(file))
     except Exception as error:

@@ -13,7 +13,7 @@ from typing import Any
 from attnbench import ranges
 from attnbench.attention import biases, masks, weightings
 from attnbench.attention.problem import Autocast, Dtype, KvDtype, Mode, Positions, Returns, canonical_scope
-from attnbench.attention.scores import NUMBERS, Score, Similarity
+from attnbench.attention.scores import NUMBERS, Score, Similarity, file_of
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 
 Reader = Callable[[Any, str], tuple[Any, ...]]
@@ -105,7 +105,11 @@ def _shares(value: Any, place: str) -> tuple[float, ...]:
 
 
 def _scores(value: Any, place: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(spell_score(_located(parse_score, word, place)) for word in words(value, place)))
+    found = [_located(parse_score, word, place) for word in words(value, place)]
+    for score in found:
+        if score.function:
+            _located(file_of, score.function, place)
+    return tuple(dict.fromkeys(map(spell_score, found)))
 
 
 def _numbers(field: str) -> Reader:
