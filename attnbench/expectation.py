@@ -222,7 +222,7 @@ def _around(problem: Problem, mode: Mode, made: Inputs, sequence: int, exact: bo
 
     of_one = replace(problem, batch=1, lengths=())
     dtype = torch.float64 if exact else torch_dtype(problem.working.out)
-    given = {name: matrix.to(dtype) for name, matrix in scopes.weights(of_one).items()}
+    given = {name: matrix.to(dtype) for name, matrix in scopes.matrices(of_one)}
     leaves = [getattr(made, name)[sequence : sequence + 1].to(dtype).requires_grad_() for name in "qkv"]
     core = differentiable(replace(of_one, scope="core", dtype=problem.working, autocast="none"), exact)
     inner = scopes.self_attention(of_one)

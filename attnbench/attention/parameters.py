@@ -11,13 +11,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@lru_cache(maxsize=64)
+KEPT_MOST = 2**20  # numbers of a tensor that is kept: the matrices of a large model would fill the memory
+
+
 def normal(name: str, *shape: int, deviation: float = 1.0) -> Tensor:
-    """Independent normal numbers in float64, drawn in float32. Everyone gets the same tensor: not to be changed."""
+    """Independent normal numbers in float64, drawn in float32. Small ones are the same tensor: not to be changed."""
+    return (_kept if math.prod(shape) <= KEPT_MOST else _drawn)(name, shape, deviation)
+
+
+def _drawn(name: str, shape: tuple[int, ...], deviation: float) -> Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return (torch.randn(*shape, generator=generator) * deviation).double()
+
+
+_kept = lru_cache(maxsize=64)(_drawn)
 
 
 def projection(name: str, width: int, out: int) -> Tensor:

@@ -13,8 +13,7 @@ The feed-forward is four times as wide as the model, with a ReLU. Weights are fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -50,10 +49,15 @@ def shapes(problem: Problem) -> dict[str, tuple[int, int]]:
     return found
 
 
-@lru_cache(maxsize=2)
+def matrices(problem: Problem) -> Iterator[tuple[str, Tensor]]:
+    """One after another in float64, each as large as keeps the size of what it is given."""
+    for name, shape in shapes(problem).items():
+        yield name, parameters.projection(f"scope {name}", *shape)
+
+
 def weights(problem: Problem) -> Mapping[str, Tensor]:
-    """The matrices in float64, each as large as keeps the size of what it is given."""
-    return {name: parameters.projection(f"scope {name}", *shape) for name, shape in shapes(problem).items()}
+    """All of them by name."""
+    return dict(matrices(problem))
 
 
 def self_attention(problem: Problem) -> Problem | None:

@@ -28,7 +28,7 @@ def prepare(backend: Backend, case: Case, device: str) -> Prepared:
     if problem.scope == "core":
         return turned
     dtype, flip = torch_dtype(problem.dtype), backend.layout is Layout.BSHD
-    given = {name: matrix.to(device, dtype) for name, matrix in scopes.weights(problem).items()}
+    given = {name: matrix.to(device, dtype) for name, matrix in scopes.matrices(problem)}
     if case.mode.needs_grad:
         given = {name: matrix.requires_grad_() for name, matrix in given.items()}
     inner = scopes.self_attention(problem)
