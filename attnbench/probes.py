@@ -180,6 +180,35 @@ def quantisation(loaded: Loaded) -> Figures:
     return {"error": error, "bytes": sizes}
 
 
+def soft(loaded: Loaded) -> Figures:
+    """How far a weighting that leaves keys out is from softmax over all of them, and the share of keys that it keeps.
+
+    Both by the formula of `naive`, on the inputs of the case; an adaptive span is compared with none.
+    """
+    import torch
+
+    from attnbench import backends
+    from attnbench.attention.biases import Span
+    from attnbench.attention.problem import Returns
+
+    problem = loaded.case.problem
+    spans = isinstance(problem.bias, Span)
+    if (problem.weighting == "softmax" and not spans) or problem.scope != "core" or problem.page_size:
+        raise ValueError("softmax over all visible keys already")
+    plain = replace(problem, returns=Returns.WEIGHTS, dropout=0.0)
+    score = replace(problem.score, bias="none") if spans else problem.score
+    full = replace(plain, weighting="softmax", score=score)
+    naive, device = backends.load("naive"), str(loaded.q.device)
+    turned = loaded.backend.layout is not naive.layout
+    qkv = [tensor.transpose(1, 2) if turned else tensor for tensor in _copies(loaded)]
+    with torch.no_grad():
+        (out, weights), (dense, every) = (
+            around.prepare(naive, Case(problem=one, backend="naive"), device).call(*qkv) for one in (plain, full)
+        )
+    kept, visible = int((weights != 0).sum()), int((every > 0).sum())
+    return {"error": float((out - dense).float().norm() / dense.float().norm()), "kept": kept / max(1, visible)}
+
+
 PROBES: dict[str, Callable[[Loaded], Figures]] = {
     "noise": noise,
     "adversarial": adversarial,
@@ -187,6 +216,7 @@ PROBES: dict[str, Callable[[Loaded], Figures]] = {
     "batch": batch,
     "double_backward": double_backward,
     "quantisation": quantisation,
+    "soft": soft,
 }
 
 

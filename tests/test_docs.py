@@ -126,6 +126,17 @@ def test_every_test_that_a_page_names_is_there() -> None:
     assert not [name for name in named if f"def {name}(" not in defined]
 
 
+def test_every_row_of_the_map_has_a_command_a_suite_or_a_reason() -> None:
+    text = (ROOT / "docs" / "mechanisms.md").read_text().partition("## Mechanisms\n")[2].partition("## Claims")[0]
+    rows = re.findall(r"^\| ([MPOCHT]\d+)[^|]*\|(.*)\|$", text, flags=re.MULTILINE)
+    named = {number for number, _ in rows}
+    assert {"M1", "M38", "P1", "P23", "O1", "O10", "C1", "C6", "H1", "H10", "T1", "T11"} <= named
+    for number, rest in rows:
+        command = "`attnbench" in rest or any(f"`{name}`" in rest for name in suite.shipped())
+        assert command or re.search(r"\bout\b", rest) or "`examples/" in rest or "`--" in rest, number
+        assert "not yet" not in rest, number
+
+
 def test_the_table_of_features_is_that_of_the_code() -> None:
     path = ROOT / "tools" / "support.py"
     spec = importlib.util.spec_from_file_location("support", path)

@@ -107,3 +107,25 @@ def test_probes_leave_the_inputs_as_they_were() -> None:
     before = [tensor.detach().clone() for tensor in (case.q, case.k, case.v)]
     probes.run(list(probes.PROBES), case)
     assert all(map(torch.equal, before, (case.q, case.k, case.v)))
+
+
+def test_what_few_bits_cost_and_save() -> None:
+    case = loaded("naive", seq_q=64, inputs="normal")
+    found = probes.run(["quantisation"], case)["quantisation"]
+    assert 0.001 < found["error"]["int8"] < found["error"]["fp8_e4m3"] < 0.1
+    numbers = 2 * 2 * 64 * 16  # k and v of two heads
+    assert found["bytes"] == {"fp32": 4 * numbers, "int8": numbers + 1024, "fp8_e4m3": numbers + 1024}
+    few = probes.run(["quantisation"], loaded("naive", kv_dtype="int8"))["quantisation"]
+    assert "already" in few["absent"]
+
+
+def test_how_far_a_hard_choice_is_from_a_soft_one() -> None:
+    case = loaded("naive", weighting="hard:topk=3", mask="none")
+    found = probes.run(["soft"], case)["soft"]
+    logits = case.q.double() @ case.k.double().mT / 4
+    weights = logits.softmax(-1)
+    hard = logits.masked_fill(logits < logits.topk(3).values[..., -1:], -math.inf).softmax(-1)
+    dense = weights @ case.v.double()
+    assert found["error"] == pytest.approx(float((hard @ case.v.double() - dense).norm() / dense.norm()), rel=1e-4)
+    assert found["kept"] == pytest.approx(3 / 24)
+    assert "already" in probes.run(["soft"], loaded("naive"))["soft"]["absent"]

@@ -58,7 +58,7 @@ def verify(
         str,
         typer.Option(
             rich_help_panel=MEASURING,
-            help="Questions beyond right or wrong: noise,adversarial,determinism,batch,double_backward,quantisation.",
+            help="Beyond right or wrong: noise,adversarial,determinism,batch,double_backward,quantisation,soft.",
             metavar="LIST",
         ),
     ] = "",

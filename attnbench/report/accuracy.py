@@ -84,6 +84,7 @@ HEADINGS = {
     "determinism": "determinism: bits of repeated calls, gradients too",
     "batch": "batch: bits of one sequence alone and at every position of a batch",
     "double_backward": "double_backward: the gradient of the gradient",
+    "soft": "soft: relative change of out against softmax over all visible keys, and the share of keys kept",
     "quantisation": "quantisation: relative change of out with k and v kept in fewer bits, and their bytes",
 }
 
@@ -124,6 +125,11 @@ def _quantisation(asked: Asked) -> Iterator[str]:
     return _columns(asked, cells, formats)
 
 
+def _soft(asked: Asked) -> Iterator[str]:
+    cells = [[_number(found["error"], ".2g"), f"{found['kept']:.1%}"] for _, found in asked]
+    return _columns(asked, cells, ("error", "kept"))
+
+
 def _equal_bits(asked: Asked) -> Iterator[str]:
     equal = sum(found["equal"] for _, found in asked)
     yield f"  equal in {equal} of {len(asked)} cases"
@@ -139,6 +145,7 @@ _COMPARED: dict[str, Callable[[Asked], Iterator[str]]] = {
     "batch": _equal_bits,
     "double_backward": _double_backward,
     "quantisation": _quantisation,
+    "soft": _soft,
 }
 
 
