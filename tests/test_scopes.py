@@ -71,7 +71,7 @@ def _fill(layer, given, name, self_name):
             layer.multihead_attn.out_proj.weight.copy_(given[f"{name}o"].T)
 
 
-OPTIONS = {"dropout": 0.0, "batch_first": True, "norm_first": True, "dtype": torch.float64}
+OPTIONS = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True, "dtype": torch.float64}
 
 
 @pytest.mark.parametrize("mask", ["none", "causal"])

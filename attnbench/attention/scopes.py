@@ -8,7 +8,8 @@ Heads side by side are tokens: q [batch, heads, seq_q, head_dim] is the input [b
 - `layer:N`, lengths apart: N decoder layers, with self-attention of the tokens of q, causal, before the attention to a
   memory, the tokens of k, as torch.nn.TransformerDecoderLayer with norm_first. v is not read.
 
-The feed-forward is four times as wide as the model, with a ReLU. Weights are fixed (parameters.py); norms have none.
+The feed-forward is four times as wide as the model, with a GELU: a ReLU has a kink, at which a rounding
+would decide a gradient. Weights are fixed (parameters.py); norms have none.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def around(
         normed = _norm(x)
         source = normed if inner is None else memory
         x = x + _attended(problem, given, f"{layer} ", problem.kv_heads, core, normed, source)
-        x = x + (_norm(x) @ given[f"{layer} up"]).relu() @ given[f"{layer} down"]
+        x = x + _gelu(_norm(x) @ given[f"{layer} up"]) @ given[f"{layer} down"]
     return _heads(x, problem.heads)
 
 
@@ -108,6 +109,12 @@ def _tokens(tensor: Tensor) -> Tensor:
 
 def _heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.view(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.gelu(x)
 
 
 def _norm(x: Tensor) -> Tensor:

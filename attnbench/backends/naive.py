@@ -71,7 +71,7 @@ def _fixed(problem: Problem, device: str) -> Fixed:
         drawn = [Sample.noise(b, slice(0, problem.heads), rows, keys).to(dtype) for b in range(problem.batch)]
         noise = torch.stack(drawn).to(device)
     if problem.sinks:
-        sinks = formula.sinks(problem).to(device, dtype)[:, None, None]
+        sinks = formula.sinks(problem).float().to(device)[:, None, None]
     return Fixed(visible, hidden_rows, bias, noise, sinks)
 
 
