@@ -104,6 +104,17 @@ def test_dropout_is_cheap_below_a_tenth() -> None:
         assert dropout.verdict is verdict
 
 
+def test_packing_is_found_wherever_it_stands_in_the_run() -> None:
+    rows = [
+        measured(1.0, "flex", seq_q=1434, heads=4, mask="document:474-397-320-243"),
+        measured(2.0, "flex", batch=4, seq_q=512, heads=4, mask="padding:0.3"),
+        measured(3.0, "flex", seq_q=64, mask="none"),
+    ]
+    (packed,) = told(rows)["M16"]
+    assert packed.measured.startswith("flex 0.5 (")
+    assert packed.verdict is Verdict.CONFIRMED
+
+
 def test_a_case_that_is_wrong_refutes_unequal_lengths() -> None:
     right = measured(1.0, seq_q=3, seq_kv=5)
     assert told([right])["C13"][0].verdict is Verdict.CONFIRMED
