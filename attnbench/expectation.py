@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from attnbench.attention import general, inputs, reference, scopes
-from attnbench.attention.blocks import Group, Span, groups, query_heads, touched
+from attnbench.attention.blocks import Gradients, Group, Span, groups, query_heads, touched
 from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.errors import StoreError
@@ -220,14 +220,13 @@ def _around(problem: Problem, mode: Mode, made: Inputs, sequence: int, exact: bo
     """out and, for gradients, dq, dk, dv of one sequence: [heads, seq, width], exact or as its dtype rounds."""
     import torch
 
-    of_one = replace(problem, batch=1, lengths=())
     dtype = torch.float64 if exact else torch_dtype(problem.working.out)
-    given = {name: matrix.to(dtype) for name, matrix in scopes.matrices(of_one)}
+    given = {name: matrix.to(dtype) for name, matrix in scopes.matrices(problem)}
     leaves = [getattr(made, name)[sequence : sequence + 1].to(dtype).requires_grad_() for name in "qkv"]
-    core = differentiable(replace(of_one, scope="core", dtype=problem.working, autocast="none"), exact)
-    inner = scopes.self_attention(of_one)
-    own = None if inner is None else differentiable(inner, exact)
-    out = scopes.around(of_one, given, core, own, *leaves)
+    core = differentiable(replace(problem, scope="core", dtype=problem.working, autocast="none"), exact, sequence)
+    inner = scopes.self_attention(problem)
+    own = None if inner is None else differentiable(inner, exact, sequence)
+    out = scopes.around(problem, given, core, own, *leaves)
     found = {"out": out}
     if mode.needs_grad:
         dout = made.dout[sequence : sequence + 1].to(dtype)
@@ -235,23 +234,39 @@ def _around(problem: Problem, mode: Mode, made: Inputs, sequence: int, exact: bo
     return {name: tensor.detach()[0].double() for name, tensor in found.items()}
 
 
-def differentiable(problem: Problem, exact: bool) -> Callable[..., Tensor]:
-    """The reference as a function that autograd can walk through; else the yardstick."""
+def differentiable(problem: Problem, exact: bool, sequence: int) -> Callable[..., Tensor]:
+    """The reference of one sequence of the batch as a function that autograd can walk through; else the yardstick.
+
+    Tensors hold that sequence alone, [1, heads, seq, width]; masks may differ from sequence to sequence.
+    """
     import torch
 
-    attend: Callable[..., Any] = reference.attend if exact else reference.yardstick
-    differentiate: Callable[..., Any] = reference.gradients if exact else reference.yardstick_gradients
+    every = [(sequence, head) for head in range(problem.kv_heads)]
+
+    def attend(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if exact:
+            return reference.attend_group(problem, q, k, v, group).out
+        return reference.yardstick_group(problem, q, k, v, group)[0].out
+
+    def differentiate(group: Group, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> Gradients:
+        if exact:
+            return reference.gradients_group(problem, q, k, v, dout, group)
+        return reference.yardstick_gradients_group(problem, q, k, v, dout, group)[0]
+
+    def placed(*tensors: Tensor) -> list[Tensor]:
+        """Found under the number of the sequence, without a copy."""
+        return [tensor.expand(problem.batch, *tensor.shape[1:]) for tensor in tensors]
 
     class Reference(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             ctx.save_for_backward(q, k, v)
-            out: Tensor = attend(problem, q, k, v).out
-            return out.to(q.dtype)
+            return torch.cat([attend(group, *placed(q, k, v)) for group in every])[None].to(q.dtype)
 
         @staticmethod
         def backward(ctx: Any, dout: Tensor) -> Any:
-            return tuple(tensor.to(dout.dtype) for tensor in differentiate(problem, *ctx.saved_tensors, dout))
+            found = [differentiate(group, *placed(*ctx.saved_tensors, dout)) for group in every]
+            return tuple(torch.cat(parts)[None].to(dout.dtype) for parts in zip(*found, strict=True))
 
     applied: Callable[..., Tensor] = Reference.apply
     return applied

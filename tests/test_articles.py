@@ -245,10 +245,10 @@ def test_decoder_takes_target_then_memory() -> None:
     """Swapped, they fail by their lengths, or compute something else: the output has the length of the target."""
     problem = Problem(seq_q=5, seq_kv=7, heads=2, head_dim=4, scope="layer:2")
     target, memory = (torch.randn(1, 2, n, 4, dtype=torch.float64) for n in (5, 7))
-    core = differentiable(msgspec.structs.replace(problem, scope="core"), exact=True)
+    core = differentiable(msgspec.structs.replace(problem, scope="core"), exact=True, sequence=0)
     inner = scopes.self_attention(problem)
     assert inner is not None
-    own = differentiable(inner, exact=True)
+    own = differentiable(inner, exact=True, sequence=0)
     out = scopes.around(problem, scopes.weights(problem), core, own, target, memory, memory)
     assert out.shape == target.shape
     changed = scopes.around(problem, scopes.weights(problem), core, own, target, memory + 1, memory)
