@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from attnbench.attention.scores import Score
 from attnbench.frame import Row
 from attnbench.result import Result, Status
 from attnbench.studies import scaling
@@ -124,19 +125,27 @@ def _quantisation(results: Sequence[Result]) -> Iterator[Claim]:
 def _robust(results: Sequence[Result]) -> Iterator[Claim]:
     told = []
     for result, figures in _probed(results, "noise"):
-        score = result.case.problem.score
-        words = [score.similarity.value, *(f"scale {score.scale:g}" for _ in [0] if score.scale is not None)]
-        words += [f"temperature {score.temperature:g}" for _ in [0] if (score.temperature or 1) != 1]
         gain = figures["gain"].get(NOISE)
-        told.append(f"{' '.join(words)} {gain:.2g}" if gain is not None else "")
-    if any(told):
+        if gain is not None:
+            told.append(f"{_spelled(result.case.problem.score)} {gain:.2g}")
+    if told:
         yield Claim(
             id="C11",
             says="attention is robust to noise, or is not",
             predicts="nothing that a number could refute",
-            measured=f"change of out over a change of {NOISE} of q, k, v: {', '.join(filter(None, told))}",
+            measured=f"change of out over a change of {NOISE} of q, k, v: {', '.join(told)}",
             verdict=Verdict.MEASURED,
         )
+
+
+def _spelled(score: Score) -> str:
+    """The score in words, what is at its default left out."""
+    words = [score.similarity.value]
+    if score.scale is not None:
+        words.append(f"scale {score.scale:g}")
+    if (score.temperature or 1) != 1:
+        words.append(f"temperature {score.temperature:g}")
+    return " ".join(words)
 
 
 def _weights(rows: Sequence[Row]) -> Iterator[Claim]:
