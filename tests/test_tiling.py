@@ -45,7 +45,10 @@ def test_a_long_pass_on_hopper_goes_by_descriptors() -> None:
     cut = tiling(work(), HOPPER)
     assert cut.path == "descriptors"
     assert sizes(cut) == entry("forward_tma", "sm_90", 128)
-    assert cut.passed_over == ("decode: slower: 4096 queries, more than the 16 of decoding",)
+    assert cut.passed_over == (
+        "decode: slower: 4096 queries, more than the 16 of decoding",
+        "hopper: unproved: never run on a GPU, only compiled and simulated",
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,36 @@ def test_a_long_pass_on_hopper_goes_by_descriptors() -> None:
 def test_pointers_serve_where_descriptors_cannot(changes: dict[str, Any], target: Target, reason: str) -> None:
     cut = tiling(work(**changes), target)
     assert cut.path == "portable"
-    assert cut.passed_over[1] == f"descriptors: {reason}"
+    assert cut.passed_over[2] == f"descriptors: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "target", "reason"),
+    [
+        ({}, Target("sm_80", 108), "its kernels are in Gluon and for sm_90, not for sm_80"),
+        ({}, Target("sm_100", 148), "its kernels are in Gluon and for sm_90, not for sm_100"),
+        ({}, Target("interpreter"), "its kernels are in Gluon and for sm_90, not for interpreter"),
+        ({"dtype": "fp8"}, HOPPER, "its kernels take numbers of 16 bits, not fp8"),
+        ({"head_dim": 64, "head_dim_v": 128}, HOPPER, "head dims of 64 and 128 need tiles of different widths"),
+        ({"pair_bytes": 2}, HOPPER, "a list of blocks or a number for every pair is not in its kernels"),
+        ({"descriptors": "q starts at no multiple of 16 bytes"}, HOPPER, "q starts at no multiple of 16 bytes"),
+        ({"hopper": "a sink is not in its kernels"}, HOPPER, "a sink is not in its kernels"),
+    ],
+)
+def test_the_kernels_for_hopper_say_what_they_cannot_serve(
+    changes: dict[str, Any], target: Target, reason: str
+) -> None:
+    assert f"hopper: {reason}" in tiling(work(**changes), target).passed_over
+    with pytest.raises(ValueError, match=f"path='hopper' cannot serve: {reason}"):
+        tiling(work(path="hopper", **changes), target)
+
+
+@pytest.mark.parametrize(("head_dim", "width"), [(16, 64), (64, 64), (96, 128), (128, 128), (192, 256)])
+@pytest.mark.parametrize("seq", [1, 100, 8192])
+def test_the_kernels_for_hopper_are_taken_when_asked_for(head_dim: int, width: int, seq: int) -> None:
+    cut = tiling(work(path="hopper", head_dim=head_dim, head_dim_v=head_dim, seq_q=seq, seq_kv=seq), HOPPER)
+    assert cut.path == "hopper"
+    assert sizes(cut) == entry("forward_hopper", "sm_90", width)  # whole warpgroups, however short a sequence is
 
 
 def test_few_queries_are_decoded() -> None:
@@ -86,7 +118,7 @@ def test_a_path_that_is_only_slower_may_be_asked_for(path: str) -> None:
 def test_a_path_that_cannot_serve_is_an_error() -> None:
     with pytest.raises(ValueError, match="path='descriptors' cannot serve: sm_80 has no tensor memory accelerator"):
         tiling(work(path="descriptors"), Target("sm_80"))
-    with pytest.raises(ValueError, match="path='fast': must be one of decode, descriptors, portable"):
+    with pytest.raises(ValueError, match="path='fast': must be one of decode, hopper, descriptors, portable"):
         tiling(work(path="fast"), HOPPER)
 
 

@@ -67,8 +67,9 @@ def attention(
     A row that sees no key gives 0, and -inf (or its sink) as lse. Gradients of q, k, v, bias, sinks, also through lse,
     are deterministic; the same graph can be walked again with retain_graph.
 
-    `precision` is that of products of float32: ieee or tf32. `path` (decode, descriptors, portable) and `cuts` replace
-    what `tiling` chooses; `facts` is filled with what ran. `check=False` leaves out the checks that read tensors.
+    `precision` is that of products of float32: ieee or tf32. `path` (decode, hopper, descriptors, portable) and `cuts`
+    replace what `tiling` chooses; `facts` is filled with what ran. `check=False` leaves out the checks that read
+    tensors.
     ValueError names a bad argument and its value, before any launch. RuntimeError: the kernels cannot run there.
     """
     from attnbench.kernels import arguments

@@ -49,6 +49,7 @@ class Call(NamedTuple):
     programs: int
     arguments: dict[str, Any]
     cut: Tiling
+    warps: int = 0  # at the start of a kernel that divides its work among warps itself; 0: those of the cut
 
 
 def operand(tensor: Tensor) -> Operand:
@@ -111,9 +112,9 @@ def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
 
 def cut_of(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel, split: str = "",
-    dout: Tensor | None = None,
+    hopper: str = "", dout: Tensor | None = None,
 ) -> Tiling:  # fmt: skip
-    """How a pass over these tensors is cut; `split` says why its keys cannot be split."""
+    """How a pass over these tensors is cut; `split` and `hopper` say why these paths cannot serve it."""
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
     if terms.cuts and kernel in terms.cuts:
         return _checked(terms.cuts[kernel], keys, split)
@@ -125,7 +126,7 @@ def cut_of(
         growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
         list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,
         pair_bytes=(keys.shown is not None) + (bias.element_size() if bias is not None else 0),
-        descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split,
+        descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split, hopper=hopper,
         path=terms.path or os.environ.get(PATH_VARIABLE, ""),
     )  # fmt: skip
     return _cached_tiling(work, target_of(q), kernel)
@@ -181,8 +182,9 @@ def _no_descriptors(**tensors: Tensor | None) -> str:
 
 def run(call: Call, device: torch.device) -> Any:
     """Launch it; what Triton says of the compiled kernel, None in the interpreter."""
+    options = {"num_warps": call.warps or call.cut.warps, "num_stages": call.cut.stages}
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return call.kernel[(call.programs,)](**call.arguments, num_warps=call.cut.warps, num_stages=call.cut.stages)
+        return call.kernel[(call.programs,)](**call.arguments, **options)
 
 
 def describe(cut: Tiling, compiled: Any) -> dict[str, Any]:
@@ -237,14 +239,37 @@ def forward_pass(
     out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
     sinks = None if sinks is None else sinks.float().contiguous()
-    cut = cut_of(q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms))
+    cut = cut_of(
+        q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms), hopper=_no_hopper(k, v, bias, sinks, terms)
+    )
     if out.numel() == 0:
         return out, lse, describe(cut, None)
     if cut.path == Path.DECODE:
         compiled = _decode(q, k, v, out, lse, sinks, terms, cut, None, None)
+    elif cut.path == Path.HOPPER:
+        from attnbench.kernels import hopper_launch
+
+        compiled = run(hopper_launch.forward_call(q, k, v, out, lse, terms, cut), q.device)
     else:
         compiled = run(forward_call(q, k, v, out, lse, bias, sinks, terms, cut), q.device)
     return out, lse, describe(cut, compiled)
+
+
+def _no_hopper(k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Terms) -> str:
+    keys = terms.keys
+    reasons = {
+        "an output of rows of no multiple of 16 bytes": v.shape[3] * v.element_size() % 16 != 0,
+        "no key": k.shape[2] == 0,
+        "an additive bias": bias is not None,
+        "ALiBi": terms.slopes is not None,
+        "a soft cap": terms.softcap is not None,
+        "a scale below 0": terms.scale <= 0,
+        "a sink": sinks is not None,
+        "dropout": terms.dropout > 0,
+        "a list of blocks": keys.blocks is not None,
+        "booleans of pairs": keys.shown is not None,
+    }
+    return next((f"{what} is not in its kernels" for what, there in reasons.items() if there), "")
 
 
 def _no_split(bias: Tensor | None, terms: Terms) -> str:

@@ -22,6 +22,7 @@ class Kernel(StrEnum):
 
     FORWARD = "forward"
     FORWARD_TMA = "forward_tma"
+    FORWARD_HOPPER = "forward_hopper"
     BACKWARD_KV = "backward_kv"
     BACKWARD_KV_TMA = "backward_kv_tma"
     BACKWARD_Q = "backward_q"

@@ -18,6 +18,7 @@ from attnbench.kernels.tables import Cut, Kernel, Table, find, shipped
 BLOCK_LEAST = 16  # tokens of a block of a block-sparse mask
 HEAD_DIM_MOST = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
+HOPPER = "sm_90"
 
 # Keys and values of the heads that run side by side are to stay in the L2 cache; FlashAttention-3 allows them as much.
 # https://github.com/Dao-AILab/flash-attention/blob/main/hopper/tile_scheduler.hpp
@@ -40,10 +41,15 @@ SPLITS_MOST = 128  # of the keys of one sequence
 DESCRIPTOR_FLOPS_LEAST = 2 * 10**10
 
 
+# Reasons to pass a path over that do not hold where it is asked for by name.
+SLOWER, UNPROVED = "slower: ", "unproved: "
+
+
 class Path(StrEnum):
     """Ways to compute a forward pass, from the fastest; or one of the passes of a backward."""
 
     DECODE = "decode"
+    HOPPER = "hopper"
     DESCRIPTORS = "descriptors"
     PORTABLE = "portable"
 
@@ -73,6 +79,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     pair_bytes: int = 0  # read for every pair: biases, booleans
     descriptors: str = ""  # why tensor descriptors cannot serve these tensors; empty: they can
     split: str = ""  # why the keys cannot be split among programs; empty: they can
+    hopper: str = ""  # why the kernels in Gluon cannot serve; empty: they can
     path: str = ""  # one that is asked for
 
     @property
@@ -101,7 +108,12 @@ def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: T
 
     A pass takes the first path without an objection; a path that is asked for and cannot serve is a ValueError.
     """
-    of_path = {Path.DECODE: _no_split(work), Path.DESCRIPTORS: _no_descriptors(work, target), Path.PORTABLE: ""}
+    of_path = {
+        Path.DECODE: _no_split(work),
+        Path.HOPPER: _no_hopper(work, target),
+        Path.DESCRIPTORS: _no_descriptors(work, target),
+        Path.PORTABLE: "",
+    }
     objections = {path: reason for path, reason in of_path.items() if (kernel, path) in _KERNELS}
     for path in objections:
         if not objections[path] and not _entry(work, target, _KERNELS[kernel, path], table):
@@ -112,8 +124,7 @@ def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: T
         raise ValueError(f"path={work.path!r}: must be one of {', '.join(Path)}")
     forced = next((path for path in objections if path == work.path), None)
     if forced:
-        # What is only slower is no objection to a path that is asked for.
-        if objections[forced] and not objections[forced].startswith("slower: "):
+        if objections[forced] and not objections[forced].startswith((SLOWER, UNPROVED)):
             raise ValueError(f"path={work.path!r} cannot serve: {objections[forced]}")
         return _cut(work, target, _KERNELS[kernel, forced], table, path=forced)
     chosen = next((path for path, reason in objections.items() if not reason), Path.PORTABLE)
@@ -124,6 +135,7 @@ def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: T
 
 _KERNELS = {
     (Kernel.FORWARD, Path.DECODE): Kernel.DECODE,
+    (Kernel.FORWARD, Path.HOPPER): Kernel.FORWARD_HOPPER,
     (Kernel.FORWARD, Path.DESCRIPTORS): Kernel.FORWARD_TMA,
     (Kernel.FORWARD, Path.PORTABLE): Kernel.FORWARD,
     (Kernel.BACKWARD_KV, Path.DESCRIPTORS): Kernel.BACKWARD_KV_TMA,
@@ -131,14 +143,28 @@ _KERNELS = {
     (Kernel.BACKWARD_Q, Path.DESCRIPTORS): Kernel.BACKWARD_Q_TMA,
     (Kernel.BACKWARD_Q, Path.PORTABLE): Kernel.BACKWARD_Q,
 }
+PASSES = {kernel: pass_ for (pass_, _), kernel in _KERNELS.items()}  # the pass that a kernel of the tables computes
+PATHS = {kernel: path for (_, path), kernel in _KERNELS.items()}  # and the path that takes it
 
 
 def _no_split(work: Work) -> str:
     if work.split:
         return work.split
     if work.seq_q > DECODE_ROWS_MOST:
-        return f"slower: {work.seq_q} queries, more than the {DECODE_ROWS_MOST} of decoding"
+        return f"{SLOWER}{work.seq_q} queries, more than the {DECODE_ROWS_MOST} of decoding"
     return ""
+
+
+def _no_hopper(work: Work, target: Target) -> str:
+    if target.arch != HOPPER:
+        return f"its kernels are in Gluon and for {HOPPER}, not for {target.arch}"
+    if work.dtype != "half":
+        return f"its kernels take numbers of 16 bits, not {work.dtype}"
+    if max(64, padded(work.head_dim)) != max(64, padded(work.head_dim_v)):
+        return f"head dims of {work.head_dim} and {work.head_dim_v} need tiles of different widths"
+    if work.list_q or work.pair_bytes:
+        return "a list of blocks or a number for every pair is not in its kernels"
+    return work.descriptors or work.hopper or f"{UNPROVED}never run on a GPU, only compiled and simulated"
 
 
 def _no_descriptors(work: Work, target: Target) -> str:
@@ -153,7 +179,7 @@ def _no_descriptors(work: Work, target: Target) -> str:
         return "a list of blocks is walked by pointers"
     flops = 2 * work.batch * work.heads * work.seq_q * work.seq_kv * (work.head_dim + work.head_dim_v)
     if flops < DESCRIPTOR_FLOPS_LEAST:
-        return "slower: too short to win back the dearer launch"
+        return f"{SLOWER}too short to win back the dearer launch"
     return ""
 
 
@@ -168,8 +194,10 @@ def _cut(
         raise ValueError(
             f"no configuration of {kernel} for head dims of {_width(work)} in {work.dtype} on {target.arch}"
         )
-    block_q = min(cut.block_q, padded(work.seq_q), work.list_q or cut.block_q)
-    block_kv = min(cut.block_kv, padded(work.seq_kv), work.list_kv or cut.block_kv)
+    block_q, block_kv = cut.block_q, cut.block_kv
+    if path is not Path.HOPPER:  # whose tiles are those of its warpgroups
+        block_q = min(block_q, padded(work.seq_q), work.list_q or block_q)
+        block_kv = min(block_kv, padded(work.seq_kv), work.list_kv or block_kv)
     splits = parts = 1
     if kernel is Kernel.DECODE:
         rows = work.heads // work.kv_heads * work.seq_q

@@ -20,7 +20,8 @@ from attnbench.attention.problem import Mode, Problem
 from attnbench.errors import UsageError
 from attnbench.kernels import tables
 from attnbench.kernels.tables import Cut, Kernel
-from attnbench.kernels.tiling import SHARED_BYTES, family
+from attnbench.kernels.tiling import HOPPER, PASSES, PATHS, SHARED_BYTES, family
+from attnbench.kernels.tiling import Path as KernelPath
 from attnbench.result import Result, Status
 from attnbench.runner import Observer, Runner
 from attnbench.suite import Cell
@@ -86,7 +87,9 @@ class Finding(msgspec.Struct, kw_only=True):
 
 def candidates(kernel: Kernel, arch: str, width: int) -> list[Cut]:
     """Configurations for numbers of 16 bits that shared memory and registers can hold, by size."""
-    blocks_q, blocks_kv = BLOCKS[Kernel(kernel.removesuffix("_tma"))]
+    if PATHS[kernel] is KernelPath.HOPPER:
+        return _of_warpgroups(width) if family(arch) == HOPPER else []
+    blocks_q, blocks_kv = BLOCKS[Kernel.DECODE if kernel is Kernel.DECODE else PASSES[kernel]]
     limit = SHARED_BYTES[family(arch)]
     found = [
         Cut(block_q=block_q, block_kv=block_kv, warps=warps, stages=stages)
@@ -97,6 +100,16 @@ def candidates(kernel: Kernel, arch: str, width: int) -> list[Cut]:
         if _fits(kernel, width, block_q, block_kv, warps, stages, limit)
     ]
     return sorted(found, key=lambda cut: (cut.block_q * cut.block_kv, cut.warps, cut.stages))
+
+
+def _of_warpgroups(width: int) -> list[Cut]:
+    """Two consumers of 64 rows; beside q, which the output takes the place of, rings of keys and values."""
+    return [
+        Cut(block_q=128, block_kv=block_kv, warps=8, stages=stages)
+        for block_kv in (32, 64, 128)
+        for stages in STAGES
+        if (128 + 2 * stages * block_kv) * width * 2 + 256 <= SHARED_BYTES[HOPPER] and block_kv * width <= 128 * 128
+    ]
 
 
 def _fits(kernel: Kernel, width: int, block_q: int, block_kv: int, warps: int, stages: int, limit: int) -> bool:
@@ -125,7 +138,8 @@ def targets(
         tma = family(arch) in ("sm_90", "sm_100", "sm_120")
     except ValueError as unknown:
         raise UsageError(f"--arch: {unknown}") from None
-    chosen = [Kernel(name) for name in kernels] or [kernel for kernel in Kernel if tma or not kernel.endswith("_tma")]
+    here = {KernelPath.DESCRIPTORS: tma, KernelPath.HOPPER: family(arch) == HOPPER}
+    chosen = [Kernel(name) for name in kernels] or [kernel for kernel in Kernel if here.get(PATHS[kernel], True)]
     return [
         Target(kernel=kernel, arch=arch, width=width, mask=mask)
         for kernel in chosen
@@ -200,10 +214,7 @@ def in_use(target: Target) -> Cut | None:
 def arm(target: Target, cut: Cut | None, device: str, file: Path, twin: int) -> Arm:
     """The backend `triton` with that cut for that line, by the path that its kernel belongs to."""
     tables.write(file, {target.key: cut} if cut else {})
-    path = (
-        "decode" if target.kernel is Kernel.DECODE else "descriptors" if target.kernel.endswith("_tma") else "portable"
-    )
-    env = ((tables.VARIABLE, str(file)), ("ATTNBENCH_KERNEL_PATH", path))
+    env = ((tables.VARIABLE, str(file)), ("ATTNBENCH_KERNEL_PATH", PATHS[target.kernel].value))
     return Arm(backend="triton", device=device, twin=twin, env=env)
 
 

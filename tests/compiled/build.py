@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import attnbench.kernels
+from attnbench.kernels import gluon
 from attnbench.kernels.launch import Call
 
 TARGETS = {
@@ -66,6 +68,7 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     serialized: bool  # whether ptxas waits after each asynchronous product
     products: dict[str, int]  # instructions, and how many of each stand in the code
     copies: int  # bulk copies of the tensor memory accelerator
+    beside: int = 0  # exponentials that a warp computes while a product runs, in every loop of a Hopper kernel
     error: str = ""
 
 
@@ -84,7 +87,7 @@ def build(call: Call, arch: str) -> Built:
 
 def _build(call: Call, arch: str) -> Built:
     threads = call.cut.warps * TARGETS[arch].warp_size
-    options = {"num_warps": call.cut.warps, "num_stages": call.cut.stages}
+    options = {"num_warps": call.warps or call.cut.warps, "num_stages": call.cut.stages}
     try:
         compiled = triton.compile(source(call), target=TARGETS[arch], options=options)
     except Exception as error:  # whatever the compiler says
@@ -99,8 +102,10 @@ def _build(call: Call, arch: str) -> Built:
     else:
         assembly = compiled.asm["ptx"]
         remarks = assemble(assembly, arch)
+        threads = _number(r"\.reqntid (\d+)", assembly)
         registers, spilled_bytes = _number(r"Used (\d+) registers", remarks), _number(r"(\d+) bytes spill st", remarks)
     found = re.findall(PRODUCTS[arch], assembly)
+    beside = _beside(compiled.asm["cubin"]) if call.kernel.is_gluon() else 0
     return Built(
         shared_bytes=compiled.metadata.shared,
         registers=registers,
@@ -109,7 +114,20 @@ def _build(call: Call, arch: str) -> Built:
         serialized="serialized" in remarks,
         products={name: found.count(name) for name in dict.fromkeys(found)},
         copies=len(re.findall(r"cp\.async\.bulk\.tensor", assembly)),
+        beside=beside,
     )
+
+
+def _beside(cubin: bytes) -> int:
+    """The fewest exponentials between a wait that leaves one product under way and the wait that leaves none."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([BINARIES / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True)
+    parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", done.stdout)
+    waits = zip(parts[1::2], parts[2::2], parts[3::2], strict=False)
+    loops = [text for wait, text, next_wait in waits if (wait, next_wait) == ("0x1", "0x0")]
+    return min((text.count("MUFU.EX2") for text in loops), default=0)
 
 
 def source(call: Call) -> ASTSource:
@@ -126,7 +144,8 @@ def source(call: Call) -> ASTSource:
             elif isinstance(leaf, torch.Tensor) or (isinstance(leaf, int) and free and leaf % 16 == 0):
                 aligned.append(place)
     divisible = {place: [["tt.divisibility", 16]] for place in aligned}
-    return ASTSource(call.kernel, kinds, constexprs=constants, attrs=divisible)
+    language = gluon.GluonASTSource if call.kernel.is_gluon() else ASTSource
+    return language(call.kernel, kinds, constexprs=constants, attrs=divisible)
 
 
 def _kind(value: Any, constant: bool, free: bool) -> Any:
@@ -134,6 +153,8 @@ def _kind(value: Any, constant: bool, free: bool) -> Any:
         return "constexpr"
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{DTYPES[value.base.dtype]}{list(value.block_shape)}>"
+    if isinstance(value, gluon.TensorDescriptor):
+        return f"tensordesc<{DTYPES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
     if isinstance(value, torch.Tensor):
         return f"*{DTYPES[value.dtype]}"
     if isinstance(value, tuple):
@@ -179,6 +200,6 @@ def _sources(module: str) -> str:
     """Of the file of a kernel, and those that it imports from."""
     state = hashlib.sha256()
     own = module.rpartition(".")[2]
-    for name in ("tile", *(("forward",) if own == "decoding" else ()), own):
+    for name in ("tile", *{"decoding": ("forward",), "hopper": ("gluon",)}.get(own, ()), own):
         state.update((SOURCES / f"{name}.py").read_bytes())
     return state.hexdigest()

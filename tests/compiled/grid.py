@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from msgspec.structs import replace
 
-from attnbench.kernels import gradients, launch
+from attnbench.kernels import gradients, hopper_launch, launch
 from attnbench.kernels.gradients import Saved
 from attnbench.kernels.launch import Call, Terms
 from attnbench.kernels.masking import Blocks, Keys, Rows
 from attnbench.kernels.tables import Kernel, shipped
-from attnbench.kernels.tiling import SHARED_BYTES, Path, Target, Tiling, Work, family, tiling
+from attnbench.kernels.tiling import HOPPER, PASSES, PATHS, SHARED_BYTES, Path, Target, Tiling, Work, family, tiling
 
 ARCHES = (*(arch for arch in SHARED_BYTES if arch != "sm_86"), "sm_89")  # sm_89 stands for its family, and has fp8
 DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -50,6 +50,11 @@ def everything() -> Iterator[Variant]:
         for kernel in ("backward_kv", "backward_q"):
             yield from (Variant(kernel, arch, feature=feature) for feature in ("rows", "dropout", "bias", "softcap"))
         yield Variant("forward", arch, dtype="fp16")
+    for width in (64, 128, 256):
+        yield Variant("forward_hopper", HOPPER, width=width, feature="rows")
+    for feature in ("window", "odd_width"):
+        yield Variant("forward_hopper", HOPPER, feature=feature)
+    yield Variant("forward_hopper", HOPPER, dtype="fp16")
 
 
 def configurations() -> Iterator[Variant]:
@@ -74,9 +79,9 @@ def cut_of(variant: Variant) -> Tiling:
         pair_bytes={"bias": 2, "bias_by_distance": 2, "booleans": 1}.get(variant.feature, 0),
         list_q=128 if variant.feature in LISTED else 0, list_kv=128 if variant.feature in LISTED else 0,
     )  # fmt: skip
-    path = Path.DESCRIPTORS if kernel.endswith("tma") else Path.PORTABLE
-    plain = Kernel(kernel.removesuffix("_tma"))
-    return tiling(replace(work, path="" if kernel is Kernel.DECODE else path.value), Target(variant.arch, 132), plain)
+    path = "" if kernel is Kernel.DECODE else PATHS[kernel].value
+    pass_ = kernel if kernel is Kernel.DECODE else PASSES[kernel]
+    return tiling(replace(work, path=path), Target(variant.arch, 132), pass_)
 
 
 def call_of(variant: Variant) -> Call:
@@ -89,6 +94,8 @@ def call_of(variant: Variant) -> Call:
     lse = torch.empty(BATCH, HEADS, SEQ, device="meta")
     bias, sinks = _bias(feature), torch.empty(HEADS, device="meta") if feature == "sinks" else None
     terms = _terms(variant)
+    if kernel == "forward_hopper":
+        return hopper_launch.forward_call(q, k, v, out, lse, terms, cut)
     if kernel.startswith("forward") and feature not in ("delta", "bias_gradient"):
         return launch.forward_call(q, k, v, out, lse, bias, sinks, terms, cut)
     if kernel == "decode":

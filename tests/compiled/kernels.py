@@ -24,6 +24,12 @@ SPILLS = {
     "forward sm_90 half 128 causal bias_gradient": 100,
     "backward_kv sm_90 half 128 causal dropout": 36,
     "backward_kv sm_90 half 128 causal bias": 44,
+    "forward_hopper sm_90 half 128 causal": 4,
+    "forward_hopper sm_90 fp16 128 causal": 4,
+    "forward_hopper sm_90 half 128 causal window": 4,
+    "forward_hopper sm_90 half 128 causal odd_width": 4,
+    "forward_hopper sm_90 half 128 causal rows": 44,
+    "forward_hopper sm_90 half 256 causal rows": 220,
     "forward sm_100 half 128 causal bias_by_distance": 12,
     "forward sm_100 half 128 causal odd_width": 836,
     "backward_kv sm_100 half 128 causal bias": 32,
@@ -52,6 +58,7 @@ QUICK = (
     Variant("forward", "sm_90"),
     Variant("forward", "sm_80", mask="none"),
     Variant("forward_tma", "sm_90"),
+    Variant("forward_hopper", "sm_90"),
     Variant("backward_kv_tma", "sm_90"),
     Variant("backward_q", "sm_80"),
     Variant("decode", "sm_90", feature="pages"),
@@ -128,7 +135,13 @@ def test_products_run_on_tensor_cores(variant: Variant) -> None:
 @every_variant
 def test_descriptors_are_read_in_bulk(variant: Variant) -> None:
     copies = built(variant).copies
-    assert copies > 0 if variant.kernel.endswith("tma") else copies == 0
+    assert copies > 0 if variant.kernel.endswith(("tma", "hopper")) else copies == 0
+
+
+@pytest.mark.parametrize("variant", [param for param in GRID if "hopper" in param.values[0].kernel])
+def test_the_softmax_runs_beside_a_product(variant: Variant) -> None:
+    # Of 64 rows and a tile of keys, a thread of the 128 has its share.
+    assert built(variant).beside >= cut_of(variant).block_kv * 64 // 128
 
 
 @pytest.mark.skipif(

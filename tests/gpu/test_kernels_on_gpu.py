@@ -9,7 +9,7 @@ import pytest
 from attnbench.attention import inputs, reference
 from attnbench.attention.problem import Problem
 from attnbench.kernels.tables import KEYS, Cut, Kernel, shipped, users
-from attnbench.kernels.tiling import Path, Tiling, family
+from attnbench.kernels.tiling import PASSES, PATHS, Path, Tiling, family
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -40,10 +40,9 @@ def entries() -> list[tuple[tuple[str, ...], Cut]]:
     return [(key, cut) for key, cut in table.items() if key[1] in here and key[2] in DTYPES and len(key) == KEYS]
 
 
-def tiling_of(kernel: str, cut: Cut) -> Tiling:
-    path = Path.DECODE if kernel == "decode" else Path.DESCRIPTORS if kernel.endswith("tma") else Path.PORTABLE
+def tiling_of(kernel: Kernel, cut: Cut) -> Tiling:
     sizes = {"block_q": cut.block_q, "block_kv": cut.block_kv, "warps": cut.warps, "stages": cut.stages}
-    return Tiling(path=path.value, splits=3 if kernel == "decode" else 1, **sizes)
+    return Tiling(path=PATHS[kernel].value, splits=3 if kernel is Kernel.DECODE else 1, **sizes)
 
 
 def near(found: Any, exact: Any, dtype: Any, plain: Any) -> None:
@@ -78,9 +77,7 @@ def test_every_configuration_is_right_and_gives_the_same_bits(key: tuple[str, ..
     made = inputs.make(problem, seed=0)
     q, k, v = (tensor.cuda().requires_grad_() for tensor in (made.q, made.k, made.v))
     # A call asks for the cut of a pass; the cut says by which path.
-    passes = {Kernel.DECODE: Kernel.FORWARD}
-    asked = passes.get(kernel, Kernel(kernel.removesuffix("_tma")))
-    options: dict[str, Any] = {"cuts": {asked: tiling_of(kernel, cut)}}
+    options: dict[str, Any] = {"cuts": {PASSES[kernel]: tiling_of(kernel, cut)}}
     results = []
     for _ in range(REPEATS):
         with torch.set_grad_enabled(kernel.startswith("backward")):

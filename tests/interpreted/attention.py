@@ -289,7 +289,7 @@ def test_the_same_graph_twice_gives_the_same_bits() -> None:
 
 
 REFUSED = [
-    ({"path": "fast"}, "path='fast': must be one of decode, descriptors, portable"),
+    ({"path": "fast"}, "path='fast': must be one of decode, hopper, descriptors, portable"),
     ({"path": "descriptors"}, "path='descriptors' cannot serve: numbers of 32 bits"),
     ({"path": "decode", "dropout": 0.5}, "path='decode' cannot serve: dropout is not split"),
     ({"precision": "tf32"}, "precision='tf32': the interpreter computes in ieee float32"),
@@ -317,6 +317,7 @@ def test_facts_say_what_ran_and_what_was_passed_over() -> None:
     assert (facts["path"], facts["block_q"], facts["interpreted"]) == ("portable", 32, True)
     assert facts["passed_over"] == [
         "decode: slower: 40 queries, more than the 16 of decoding",
+        "hopper: its kernels are in Gluon and for sm_90, not for interpreter",
         "descriptors: numbers of 32 bits go through registers anyway",
     ]
 

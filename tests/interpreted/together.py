@@ -161,7 +161,7 @@ def test_what_no_descriptor_describes_is_an_error_if_asked_for(change: Any, reas
     facts: dict[str, Any] = {}
     kernels.attention(change(q), k, v, facts=facts)
     assert facts["path"] == "portable"
-    assert facts["passed_over"][1].startswith(f"descriptors: {reason}")
+    assert facts["passed_over"][2].startswith(f"descriptors: {reason}")
 
 
 # -- hard numbers ---------------------------------------------------------------------------------------------------

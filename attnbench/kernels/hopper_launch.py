@@ -1,0 +1,49 @@
+"""Launches of the kernels for Hopper."""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+
+from attnbench.kernels import hopper
+from attnbench.kernels.gluon import TensorDescriptor, gl
+from attnbench.kernels.launch import Call, Terms, target_of
+from attnbench.kernels.tile import Listed
+from attnbench.kernels.tiling import Tiling, padded
+
+WARPGROUP = 4  # warps; a launch begins with one, the others join where the kernel divides
+PINGPONG_WIDTH_MOST = 128  # wider heads leave no registers for it to win anything
+
+
+def described(tensor: Tensor, rows: int) -> TensorDescriptor:
+    """A tensor [batch, heads, rows, width] to be copied by so many rows; columns beyond its width read 0."""
+    width = max(64, padded(tensor.shape[3]))
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * tensor.element_size(), rank=4)
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1, rows, width], layout)
+
+
+def listed(terms: Terms) -> Listed | None:
+    """The intervals of rows, where there are any."""
+    if terms.keys.rows is None:
+        return None
+    table = terms.keys.rows.listed
+    return Listed(table, table.stride(0), table.stride(1) if table.shape[1] > 1 else 0)
+
+
+def forward_call(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, terms: Terms, cut: Tiling) -> Call:
+    """The launch of a forward pass: as many programs as there are processors, or fewer where there is less to do."""
+    batch, heads, seq_q, _ = q.shape
+    seq_kv = k.shape[2]
+    rows = hopper.ROWS.value
+    arguments = {
+        "q": described(q, rows), "k": described(k, cut.block_kv), "v": described(v, cut.block_kv),
+        "out": described(out, rows), "lse_ptr": lse, "listed": listed(terms),
+        "pairs": batch * heads, "heads": heads, "seq_q": seq_q, "seq_kv": seq_kv,
+        "left": terms.keys.left, "right": terms.keys.right, "resident": cut.resident, "scale": float(terms.scale),
+        "GROUP": heads // k.shape[1], "BLOCK_KV": cut.block_kv, "CONSUMERS": cut.warps // WARPGROUP,
+        "STAGES": cut.stages, "LONG_FIRST": cut.long_first,
+        "EDGES": terms.keys.hides(seq_q, seq_kv) or seq_kv % cut.block_kv != 0,
+        "PINGPONG": padded(q.shape[3]) <= PINGPONG_WIDTH_MOST,
+    }  # fmt: skip
+    tiles = triton.cdiv(seq_q, cut.block_q) * batch * heads
+    return Call(hopper.forward_kernel, min(tiles, target_of(q).processors), arguments, cut, warps=WARPGROUP)

@@ -1,0 +1,155 @@
+"""Bugs to put into the kernel for Hopper, each of which the checks of `checks.notices` must notice."""
+
+from __future__ import annotations
+
+# What is right, and what takes its place wherever it stands.
+BUGS: dict[str, tuple[str, str]] = {
+    "a slot is filled before it is free": (
+        "    wait(ring.empty.index(slot), (count // slots & 1) ^ 1)\n",
+        "",
+    ),
+    "the parity of free slots": (
+        "(count // slots & 1) ^ 1)",
+        "count // slots & 1)",
+    ),
+    "the parity of full slots": (
+        ("count // slots & 1)\n    return slot"),
+        ("count // slots & 1 ^ 1)\n    return slot"),
+    ),
+    "a tile is not awaited": (
+        "    wait(ring.full.index(slot), count // slots & 1)\n",
+        "",
+    ),
+    "bytes of half a tile": (
+        "source.block_type.nbytes)",
+        "source.block_type.nbytes // 2)",
+    ),
+    "bytes of two tiles": (
+        "source.block_type.nbytes)",
+        "2 * source.block_type.nbytes)",
+    ),
+    "keys are released while they are read": (
+        ("    s_MK = warpgroup_mma_wait(1, deps=(s_MK,))\n    arrive(memory.k.empty.index(slot_k), count=1)\n"),
+        ("    arrive(memory.k.empty.index(slot_k), count=1)\n    s_MK = warpgroup_mma_wait(1, deps=(s_MK,))\n"),
+    ),
+    "values are released while they are read": (
+        ("    acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))\n    arrive(memory.v.empty.index(slot_v), count=1)\n"),
+        ("    arrive(memory.v.empty.index(slot_v), count=1)\n    acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))\n"),
+    ),
+    "logits are taken before they are there": (
+        "    s_MK = warpgroup_mma_wait(1, deps=(s_MK,))\n",
+        "    s_MK = warpgroup_mma_wait(2, deps=(s_MK,))\n",
+    ),
+    "a poll of keys that are released": (
+        ("    _await(memory.v, count + step - 1)\n    acc_ME"),
+        ("    _await(memory.k, count + step)\n    acc_ME"),
+    ),
+    "keys of one reader": (
+        "of_k = _ring(STAGES, BLOCK_KV, CONSUMERS, k)",
+        "of_k = _ring(STAGES, BLOCK_KV, 1, k)",
+    ),
+    "values of one reader": (
+        "of_v = _ring(STAGES, BLOCK_KV, CONSUMERS, v)",
+        "of_v = _ring(STAGES, BLOCK_KV, 1, v)",
+    ),
+    "queries are not awaited": (
+        "        _await(memory.q, turn * CONSUMERS + CONSUMER)\n",
+        "",
+    ),
+    "queries are never released": (
+        "        arrive(memory.q.empty.index(CONSUMER), count=1)\n",
+        "",
+    ),
+    "the output is overwritten on its way": (
+        "        sent(0)\n",
+        "",
+    ),
+    "the output leaves without a fence": (
+        ("dtype))\n        fence_async_shared()\n"),
+        "dtype))\n",
+    ),
+    "barriers without a fence": (
+        ("scrubbed)\n    fence_async_shared()\n"),
+        "scrubbed)\n",
+    ),
+    "zeros without a fence": (
+        ("        fence_async_shared()\n        arrive(memory.scrubbed, count=1)\n"),
+        "        arrive(memory.scrubbed, count=1)\n",
+    ),
+    "zeros are not awaited": (
+        "        wait(memory.scrubbed, scrubs & 1)\n",
+        "",
+    ),
+    "zeros of one consumer alone": (
+        "place.slice(CONSUMER * share",
+        "place.slice(0 * share",
+    ),
+    "no zeros": (
+        "    if (key < walk.first) | (key + block_kv > walk.last):\n",
+        "    if False:\n",
+    ),
+    "turns never begin": (
+        "(1 if CONSUMER == 0 else 0)",
+        "0",
+    ),
+    "turns are not passed on": (
+        ("        arrive(memory.turn.index((CONSUMER + 1) % CONSUMERS), count=1)\n    s_MK"),
+        ("        pass\n    s_MK"),
+    ),
+    "the values of the tile itself": (
+        "_fetch(v, memory.v, count + step - 1, batch, head // GROUP, _key(step - 1, walk, BLOCK_KV))",
+        "_fetch(v, memory.v, count + step - 1, batch, head // GROUP, _key(step, walk, BLOCK_KV))",
+    ),
+    "the head of the queries for keys": (
+        "batch, head // GROUP, _key(0",
+        "batch, head, _key(0",
+    ),
+    "tiles of the next program": (
+        "gl.program_id(0), gl.cdiv(shape.seq_q, block_q)",
+        "0, gl.cdiv(shape.seq_q, block_q)",
+    ),
+    "the diagonal off by one": (
+        "diagonal + shape.right + 1, shape.seq_kv), 0)",
+        "diagonal + shape.right, shape.seq_kv), 0)",
+    ),
+    "a window off by one": (
+        "low = gl.maximum(diagonal - shape.left, 0)",
+        "low = gl.maximum(diagonal - shape.left + 1, 0)",
+    ),
+    "edges are not masked": (
+        "CONSUMER, CONSUMERS, True, scrub",
+        "CONSUMER, CONSUMERS, False, scrub",
+    ),
+    "whole tiles reach too far": (
+        "first_high // BLOCK_KV",
+        "gl.cdiv(first_high, BLOCK_KV)",
+    ),
+    "whole tiles begin too early": (
+        "gl.cdiv(last_low, BLOCK_KV)",
+        "last_low // BLOCK_KV",
+    ),
+    "sums do not decay": (
+        "acc_ME * decay_M[:, None], p_MK",
+        "acc_ME, p_MK",
+    ),
+    "weights do not decay": (
+        "total_M * decay_M + gl",
+        "total_M + gl",
+    ),
+    "the scale in base e": (
+        "factor = scale * LOG2E",
+        "factor = scale",
+    ),
+    "lse in base 2": (
+        "(peak_M + gl.log2(total_M)) * LN2",
+        "(peak_M + gl.log2(total_M))",
+    ),
+    "rows that see nothing": (
+        "seeing_M = (high_M > low_M) & (total_M > 0.0)",
+        "seeing_M = total_M > 0.0",
+    ),
+    "counts of tiles start anew": (
+        "        count += steps\n        turn += 1  # noqa",
+        "        turn += 1  # noqa",
+    ),
+}

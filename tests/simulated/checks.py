@@ -1,0 +1,146 @@
+"""What a simulated kernel must fulfil, on problems small enough for many schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnbench.kernels import hopper_launch
+from attnbench.kernels.launch import Terms
+from attnbench.kernels.masking import Keys, Rows
+from attnbench.kernels.tiling import Tiling
+from tests.simulated.block import Fault
+from tests.simulated.kernel import run
+
+FAR = 2**20  # no window
+WHEN = ("random", "late", "early")
+
+
+class Wrong(AssertionError):  # noqa: N818 (as Fault)
+    """A result that is not the one of the formula."""
+
+
+class Shape(NamedTuple):
+    """A problem and how it is cut."""
+
+    seq_q: int = 200
+    seq_kv: int = 150
+    heads: int = 2
+    kv_heads: int = 1
+    batch: int = 1
+    left: int = FAR
+    right: int = FAR
+    block_kv: int = 32
+    stages: int = 2
+    programs: int = 2
+    resident: int = 1
+    long_first: bool = False
+    pingpong: bool = True
+    dtype: torch.dtype = torch.bfloat16
+    width: int = 64
+
+    @property
+    def cut(self) -> Tiling:
+        """As `tiling` would give it."""
+        return Tiling(
+            path="hopper", block_q=128, block_kv=self.block_kv, warps=8, stages=self.stages, resident=self.resident,
+            long_first=self.long_first,
+        )  # fmt: skip
+
+    def terms(self, listed: Tensor | None) -> Terms:
+        """As `kernels.attention` would give them."""
+        rows = None if listed is None else Rows(listed, self.seq_kv)
+        return Terms(keys=Keys(self.left, self.right, rows), scale=self.width**-0.5)
+
+
+def drawn(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, [batch, heads, rows, width]."""
+    torch.manual_seed(seed)
+    sizes = ((shape.heads, shape.seq_q), (shape.kv_heads, shape.seq_kv), (shape.kv_heads, shape.seq_kv))
+    q, k, v = (torch.randn(shape.batch, *size, shape.width).to(shape.dtype) for size in sizes)
+    return q, k, v
+
+
+def seen(shape: Shape, listed: Tensor | None) -> Tensor:
+    """[batch or 1, seq_q, seq_kv], pair by pair."""
+    key = torch.arange(shape.seq_kv)
+    if listed is not None:
+        return (key >= listed[0][..., None]) & (key < listed[1][..., None])
+    diagonal = torch.arange(shape.seq_q)[:, None] + shape.seq_kv - shape.seq_q
+    return ((key >= diagonal - shape.left) & (key <= diagonal + shape.right))[None]
+
+
+def logits(shape: Shape, q: Tensor, k: Tensor, listed: Tensor | None) -> Tensor:
+    """In float64; NaN in keys that nobody sees is nothing."""
+    keys = k.double().nan_to_num().repeat_interleave(shape.heads // shape.kv_heads, 1)
+    return (q.double() @ keys.mT * shape.width**-0.5).masked_fill(~seen(shape, listed)[:, None], -torch.inf)
+
+
+def check(
+    module: Any, shape: Shape, *, listed: Tensor | None = None, seed: int = 0, async_when: str = "random",
+    tensors: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Run the kernel and compare it with the formula. Wrong says by how much it is off; faults pass through."""
+    q, k, v = tensors or drawn(shape, seed)
+    out, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan)
+    call = hopper_launch.forward_call(q, k, v, out, lse, shape.terms(listed), shape.cut)
+    run(module.forward_kernel, call, shape.programs, seed, async_when, PINGPONG=shape.pingpong)
+    s = logits(shape, q, k, listed)
+    values = v.double().nan_to_num().repeat_interleave(shape.heads // shape.kv_heads, 1)
+    p = torch.softmax(s, -1).nan_to_num()
+    # Weights are rounded once, and the output once: two roundings of numbers that are at most the largest value.
+    bound = 2 * torch.finfo(shape.dtype).eps * values.abs().amax()
+    compare("out", out, p @ values, float(bound))
+    compare("lse", lse, torch.logsumexp(s, -1), 1e-5)
+
+
+def compare(name: str, found: Tensor, exact: Tensor, bound: float) -> None:
+    """NaN is wrong, and infinities must stand where they should."""
+    endless = exact.isinf()
+    if not torch.equal(found[endless].double(), exact[endless]):
+        raise Wrong(f"{name}: infinities elsewhere")
+    error = (found.double() - exact)[~endless].abs()
+    if error.numel() and not error.max() <= bound:
+        raise Wrong(f"{name}: off by {float(error.max())}, more than {bound}")
+
+
+def packed(lengths: list[int], spare: int) -> Tensor:
+    """Causal sequences one behind another, and `spare` tokens that belong to none; int32 [3, 1, tokens]."""
+    low, high = [], []
+    start = 0
+    for length in lengths:
+        low += [start] * length
+        high += range(start + 1, start + length + 1)
+        start += length
+    low += [0] * spare
+    high += [0] * spare
+    rows = torch.tensor([low, high, high], dtype=torch.int32)
+    return rows[:, None].contiguous()
+
+
+def problems() -> Iterator[tuple[Shape, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
+    """Those that every seeded bug must be noticed by."""
+    yield Shape(), None, None
+    yield Shape(right=0, long_first=True, stages=1), None, None
+    yield Shape(left=20, right=30, pingpong=False), None, None
+    yield Shape(seq_q=260, seq_kv=260, right=0, programs=1, stages=3, resident=2), None, None
+    listed = packed([70, 3, 120], 20)
+    shape = Shape(seq_q=213, seq_kv=213, programs=1, block_kv=32)
+    q, k, v = drawn(shape)
+    k[:, :, 193:], v[:, :, 193:] = torch.nan, torch.nan
+    yield shape, listed, (q, k, v)
+
+
+def notices(module: Any, seeds: int = 3) -> str:
+    """What is said of a kernel: the name of the first fault, Wrong, or nothing."""
+    for shape, listed, tensors in problems():
+        for when in WHEN:
+            for seed in range(seeds):
+                try:
+                    check(module, shape, listed=listed, seed=seed, async_when=when, tensors=tensors)
+                except (Fault, Wrong) as noticed:
+                    return type(noticed).__name__
+    return ""
