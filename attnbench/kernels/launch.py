@@ -247,9 +247,9 @@ def forward_pass(
     if cut.path == Path.DECODE:
         compiled = _decode(q, k, v, out, lse, sinks, terms, cut, None, None)
     elif cut.path == Path.HOPPER:
-        from attnbench.kernels import hopper_launch
+        from attnbench.kernels.hopper import launch as hopper
 
-        compiled = run(hopper_launch.forward_call(q, k, v, out, lse, terms, cut), q.device)
+        compiled = run(hopper.forward_call(q, k, v, out, lse, terms, cut), q.device)
     else:
         compiled = run(forward_call(q, k, v, out, lse, bias, sinks, terms, cut), q.device)
     return out, lse, describe(cut, compiled)

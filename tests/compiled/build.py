@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import attnbench.kernels
-from attnbench.kernels import gluon
+from attnbench.kernels.hopper import gluon
 from attnbench.kernels.launch import Call
 
 TARGETS = {
@@ -199,7 +199,8 @@ def _digest(call: Call, arch: str) -> str:
 def _sources(module: str) -> str:
     """Of the file of a kernel, and those that it imports from."""
     state = hashlib.sha256()
-    own = module.rpartition(".")[2]
-    for name in ("tile", *{"decoding": ("forward",), "hopper": ("gluon",)}.get(own, ()), own):
+    own = module.removeprefix("attnbench.kernels.").replace(".", "/")
+    more = ("hopper/gluon", "hopper/warps") if own.startswith("hopper/") else ("forward",) if own == "decoding" else ()
+    for name in ("tile", *more, own):
         state.update((SOURCES / f"{name}.py").read_bytes())
     return state.hexdigest()

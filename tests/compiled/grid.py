@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from msgspec.structs import replace
 
-from attnbench.kernels import gradients, hopper_launch, launch
+from attnbench.kernels import gradients, launch
 from attnbench.kernels.gradients import Saved
+from attnbench.kernels.hopper import launch as hopper
 from attnbench.kernels.launch import Call, Terms
 from attnbench.kernels.masking import Blocks, Keys, Rows
 from attnbench.kernels.tables import Kernel, shipped
@@ -95,7 +96,7 @@ def call_of(variant: Variant) -> Call:
     bias, sinks = _bias(feature), torch.empty(HEADS, device="meta") if feature == "sinks" else None
     terms = _terms(variant)
     if kernel == "forward_hopper":
-        return hopper_launch.forward_call(q, k, v, out, lse, terms, cut)
+        return hopper.forward_call(q, k, v, out, lse, terms, cut)
     if kernel.startswith("forward") and feature not in ("delta", "bias_gradient"):
         return launch.forward_call(q, k, v, out, lse, bias, sinks, terms, cut)
     if kernel == "decode":

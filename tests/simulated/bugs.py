@@ -41,19 +41,19 @@ BUGS: dict[str, tuple[str, str]] = {
         "    s_MK = warpgroup_mma_wait(2, deps=(s_MK,))\n",
     ),
     "a poll of keys that are released": (
-        ("    _await(memory.v, count + step - 1)\n    acc_ME"),
-        ("    _await(memory.k, count + step)\n    acc_ME"),
+        ("    awaited(memory.v, count + step - 1)\n    acc_ME"),
+        ("    awaited(memory.k, count + step)\n    acc_ME"),
     ),
     "keys of one reader": (
-        "of_k = _ring(STAGES, BLOCK_KV, CONSUMERS, k)",
-        "of_k = _ring(STAGES, BLOCK_KV, 1, k)",
+        "of_k = new_ring(STAGES, BLOCK_KV, CONSUMERS, k)",
+        "of_k = new_ring(STAGES, BLOCK_KV, 1, k)",
     ),
     "values of one reader": (
-        "of_v = _ring(STAGES, BLOCK_KV, CONSUMERS, v)",
-        "of_v = _ring(STAGES, BLOCK_KV, 1, v)",
+        "of_v = new_ring(STAGES, BLOCK_KV, CONSUMERS, v)",
+        "of_v = new_ring(STAGES, BLOCK_KV, 1, v)",
     ),
     "queries are not awaited": (
-        "        _await(memory.q, turn * CONSUMERS + CONSUMER)\n",
+        "        awaited(memory.q, turn * CONSUMERS + CONSUMER)\n",
         "",
     ),
     "queries are never released": (
@@ -97,12 +97,12 @@ BUGS: dict[str, tuple[str, str]] = {
         ("        pass\n    s_MK"),
     ),
     "the values of the tile itself": (
-        "_fetch(v, memory.v, count + step - 1, batch, head // GROUP, _key(step - 1, walk, BLOCK_KV))",
-        "_fetch(v, memory.v, count + step - 1, batch, head // GROUP, _key(step, walk, BLOCK_KV))",
+        "request(v, memory.v, count + step - 1, batch, head // GROUP, start_of(step - 1, walk, BLOCK_KV))",
+        "request(v, memory.v, count + step - 1, batch, head // GROUP, start_of(step, walk, BLOCK_KV))",
     ),
     "the head of the queries for keys": (
-        "batch, head // GROUP, _key(0",
-        "batch, head, _key(0",
+        "batch, head // GROUP, start_of(0",
+        "batch, head, start_of(0",
     ),
     "tiles of the next program": (
         "gl.program_id(0), gl.cdiv(shape.seq_q, block_q)",

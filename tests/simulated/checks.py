@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnbench.kernels import hopper_launch
+from attnbench.kernels.hopper import launch
 from attnbench.kernels.launch import Terms
 from attnbench.kernels.masking import Keys, Rows
 from attnbench.kernels.tiling import Tiling
@@ -86,8 +86,8 @@ def check(
     """Run the kernel and compare it with the formula. Wrong says by how much it is off; faults pass through."""
     q, k, v = tensors or drawn(shape, seed)
     out, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan)
-    call = hopper_launch.forward_call(q, k, v, out, lse, shape.terms(listed), shape.cut)
-    run(module.forward_kernel, call, shape.programs, seed, async_when, PINGPONG=shape.pingpong)
+    call = launch.forward_call(q, k, v, out, lse, shape.terms(listed), shape.cut)
+    run(module.forward.forward_kernel, call, shape.programs, seed, async_when, PINGPONG=shape.pingpong)
     s = logits(shape, q, k, listed)
     values = v.double().nan_to_num().repeat_interleave(shape.heads // shape.kv_heads, 1)
     p = torch.softmax(s, -1).nan_to_num()

@@ -1,40 +1,45 @@
-"""The kernel for Hopper on simulated blocks: the source of attnbench.kernels.hopper, run line by line by Python."""
+"""The kernels for Hopper on simulated blocks: their source in attnbench/kernels/hopper, run line by line by Python."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
-from attnbench.kernels.gluon import TensorDescriptor
+from attnbench.kernels.hopper.gluon import TensorDescriptor
 from attnbench.kernels.launch import Call
-from attnbench.kernels.tile import Listed
+from attnbench.kernels.tile import Listed, Operand
 from tests.simulated import gluon
 from tests.simulated.block import Block
 from tests.simulated.gluon import Descriptor, Int, Launch, Pointer
 
-SHIM = "attnbench.kernels.gluon"
-SOURCE = Path(__file__).parents[2] / "attnbench" / "kernels" / "hopper.py"
+PACKAGE = "attnbench.kernels.hopper"
+FOLDER = Path(__file__).parents[2] / "attnbench" / "kernels" / "hopper"
+MODULES = ("warps", "forward")
 
 
-def load(text: str | None = None) -> Any:
-    """The module of the kernel, of this text or as it is, over the simulated names."""
-    text = SOURCE.read_text(encoding="utf-8") if text is None else text
-    module = ModuleType("hopper")
-    names, saved = (module.__name__, SHIM), {name: sys.modules.get(name) for name in (module.__name__, SHIM)}
-    sys.modules |= dict(zip(names, (module, gluon), strict=True))
+def load(right: str = "", wrong: str = "") -> Any:
+    """The kernels over the simulated names, with `wrong` in place of `right` wherever it stands."""
+    made = {f"{PACKAGE}.gluon": gluon} | {f"{PACKAGE}.{name}": ModuleType(f"{PACKAGE}.{name}") for name in MODULES}
+    saved = {name: sys.modules.get(name) for name in made}
+    texts = {name: (FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    if right and not any(right in text for text in texts.values()):
+        raise ValueError(f"stands nowhere: {right!r}")
+    sys.modules.update(made)
     try:
-        exec(compile(text, str(SOURCE), "exec"), module.__dict__)
+        for name, text in texts.items():
+            changed = text.replace(right, wrong) if right else text
+            exec(compile(changed, str(FOLDER / f"{name}.py"), "exec"), made[f"{PACKAGE}.{name}"].__dict__)
     finally:
         for name, before in saved.items():
             if before is None:
                 del sys.modules[name]
             else:
                 sys.modules[name] = before
-    return module
+    return SimpleNamespace(**{name: made[f"{PACKAGE}.{name}"] for name in MODULES})
 
 
 def run(kernel: Any, call: Call, programs: int, seed: int = 0, async_when: str = "random", **changes: Any) -> None:
@@ -48,8 +53,8 @@ def run(kernel: Any, call: Call, programs: int, seed: int = 0, async_when: str =
 def _simulated(value: Any) -> Any:
     if isinstance(value, TensorDescriptor):
         return Descriptor(value.base, value.block_shape, value.layout)
-    if isinstance(value, Listed):
-        return Listed(Pointer(value.pointer), Int(value.plane), Int(value.batch))
+    if isinstance(value, Listed | Operand):
+        return type(value)(*(_simulated(item) for item in value))
     if isinstance(value, Tensor):
         return Pointer(value)
     return Int(value) if type(value) is int else value

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from attnbench.kernels.gluon import (
+from attnbench.kernels.hopper.gluon import (
     MBarrierLayout,
     arrive,
-    expect,
     fence_async_shared,
-    fetch,
     gl,
     init,
     jit,
@@ -32,23 +30,26 @@ from attnbench.kernels.gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from attnbench.kernels.hopper.warps import (
+    LOG2E,
+    ROWS,
+    Ring,
+    Shape,
+    awaited,
+    edges_of,
+    hide,
+    new_ring,
+    place,
+    request,
+    seen,
+    start_of,
+    steps_of,
+    walk_keys,
+)
 
-LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 LOWEST = gl.constexpr(-(2.0**126))
-ROWS = gl.constexpr(64)  # of a consumer: those of one product of a warpgroup
 PART = gl.constexpr(16)  # rows that a consumer scrubs at once
-
-
-class Ring(NamedTuple):
-    """Tiles in shared memory [slots, rows, D], and the barriers of every slot.
-
-    `full` completes when a tile has come, `empty` when all who read it have read it.
-    """
-
-    tiles: Any
-    full: Any
-    empty: Any
 
 
 class Memory(NamedTuple):
@@ -61,127 +62,6 @@ class Memory(NamedTuple):
     scrubbed: Any  # a barrier: all consumers have put zeros where values must not be read
 
 
-class Shape(NamedTuple):
-    """The problem and the order of its tiles; all are those of `forward_kernel` in forward.py."""
-
-    listed: Any  # a tile.Listed, or None
-
-    pairs: Any
-    heads: Any
-    seq_q: Any
-    seq_kv: Any
-    left: Any
-    right: Any
-    resident: Any
-
-
-class Walk(NamedTuple):
-    """The tiles of keys of a tile of queries: [start, end) that some row sees, [whole, whole_end) that all rows see.
-
-    `first` and `last`: the keys that some row sees.
-    """
-
-    first: Any
-    last: Any
-    start: Any
-    whole: Any
-    whole_end: Any
-    end: Any
-
-
-@jit
-def _place(index, shape, BLOCK_Q: gl.constexpr, LONG_FIRST: gl.constexpr):
-    """The first row and the (batch, head) pair of a tile of queries, by its place in the order of `tile.place`."""
-    tiles = gl.cdiv(shape.seq_q, BLOCK_Q)
-    section = index // (shape.resident * tiles)
-    inside = index % (shape.resident * tiles)
-    width = gl.minimum(shape.resident, shape.pairs - section * shape.resident)
-    tile = inside // width
-    if LONG_FIRST:
-        tile = tiles - 1 - tile
-    return tile * BLOCK_Q, section * shape.resident + inside % width
-
-
-@jit
-def _seen(rows, batch, shape):
-    """The keys [low, high) that each row sees; rows beyond the sequence see none."""
-    if shape.listed is not None:
-        pointer = shape.listed.pointer + batch * shape.listed.batch + rows
-        low = gl.load(pointer, mask=rows < shape.seq_q, other=0)
-        high = gl.load(pointer + shape.listed.plane, mask=rows < shape.seq_q, other=0)
-    else:
-        diagonal = rows + (shape.seq_kv - shape.seq_q)
-        low = gl.maximum(diagonal - shape.left, 0)
-        high = gl.where(rows < shape.seq_q, gl.minimum(diagonal + shape.right + 1, shape.seq_kv), 0)
-    return low, high
-
-
-@jit
-def _walk(row, batch, shape, BLOCK_Q: gl.constexpr, BLOCK_KV: gl.constexpr):
-    """The walk of the tile of queries that starts at `row`; empty where no row sees a key."""
-    if shape.listed is not None:
-        warps: gl.constexpr = gl.num_warps()
-        across: gl.constexpr = gl.BlockedLayout([1], [32], [warps], [0])
-        low_Q, high_Q = _seen(row + gl.arange(0, BLOCK_Q, layout=across), batch, shape)
-        # A row that sees nothing does not count: its output is 0 whatever it takes in.
-        first = gl.min(gl.where(high_Q > low_Q, low_Q, shape.seq_kv), 0)
-        last = gl.max(gl.where(high_Q > low_Q, high_Q, 0), 0)
-        last_low = gl.max(gl.where(high_Q > low_Q, low_Q, 0), 0)
-        first_high = gl.min(gl.where(high_Q > low_Q, high_Q, shape.seq_kv), 0)
-    else:
-        first_diagonal = row + shape.seq_kv - shape.seq_q
-        last_diagonal = gl.minimum(row + BLOCK_Q, shape.seq_q) - 1 + shape.seq_kv - shape.seq_q
-        first = gl.maximum(first_diagonal - shape.left, 0)
-        last = gl.minimum(gl.maximum(last_diagonal + shape.right + 1, 0), shape.seq_kv)
-        last_low = gl.maximum(last_diagonal - shape.left, 0)
-        first_high = gl.minimum(gl.maximum(first_diagonal + shape.right + 1, 0), shape.seq_kv)
-    start = gl.minimum(first, shape.seq_kv - 1) // BLOCK_KV
-    end = gl.maximum(gl.cdiv(last, BLOCK_KV), start)
-    whole = gl.minimum(gl.maximum(gl.cdiv(last_low, BLOCK_KV), start), end)
-    whole_end = gl.minimum(gl.maximum(first_high // BLOCK_KV, whole), end)
-    return Walk(first, last, start, whole, whole_end, end)
-
-
-@jit
-def _steps(walk):
-    """Tiles of keys to take in: at least one, so that every tile of queries goes the same way."""
-    return gl.maximum(walk.end - walk.start, 1)
-
-
-@jit
-def _edges(walk):
-    """How many of them need the mask; they come first."""
-    return walk.whole - walk.start + walk.end - walk.whole_end
-
-
-@jit
-def _key(step, walk, BLOCK_KV: gl.constexpr):
-    """The first key of the tile of a step: tiles before the whole ones, tiles behind them, then the whole ones."""
-    before = walk.whole - walk.start
-    edges = _edges(walk)
-    behind = gl.where(step < edges, walk.whole_end + step - before, walk.whole + step - edges)
-    return gl.where(step < before, walk.start + step, behind) * BLOCK_KV
-
-
-@jit
-def _fetch(source, ring, count, batch, head, row):
-    """Ask for the tile of that row as the `count`-th of a ring, once its slot is free."""
-    slots: gl.constexpr = ring.tiles.shape[0]
-    slot = count % slots
-    wait(ring.empty.index(slot), (count // slots & 1) ^ 1)
-    expect(ring.full.index(slot), source.block_type.nbytes)
-    fetch(source, [batch, head, row, 0], ring.full.index(slot), ring.tiles.index(slot))
-
-
-@jit
-def _await(ring, count):
-    """The slot of the `count`-th tile of a ring, once the tile is there."""
-    slots: gl.constexpr = ring.tiles.shape[0]
-    slot = count % slots
-    wait(ring.full.index(slot), count // slots & 1)
-    return slot
-
-
 @jit
 def _produce(
     q, k, v, memory, shape, CONSUMERS: gl.constexpr, BLOCK_KV: gl.constexpr, GROUP: gl.constexpr,
@@ -192,28 +72,21 @@ def _produce(
     count = 0  # tiles of keys so far
     turn = 0  # tiles of queries so far
     for index in range(gl.program_id(0), gl.cdiv(shape.seq_q, block_q) * shape.pairs, gl.num_programs(0)):
-        row, pair = _place(index, shape, block_q, LONG_FIRST)
+        row, pair = place(index, shape, block_q, LONG_FIRST)
         batch = pair // shape.heads
         head = pair % shape.heads
-        walk = _walk(row, batch, shape, block_q, BLOCK_KV)
-        steps = _steps(walk)
+        walk = walk_keys(row, batch, shape, block_q, BLOCK_KV)
+        steps = steps_of(walk)
         # The first keys do not wait until the output has left the place of q.
-        _fetch(k, memory.k, count, batch, head // GROUP, _key(0, walk, BLOCK_KV))
+        request(k, memory.k, count, batch, head // GROUP, start_of(0, walk, BLOCK_KV))
         for consumer in gl.static_range(CONSUMERS):
-            _fetch(q, memory.q, turn * CONSUMERS + consumer, batch, head, row + consumer * ROWS)
+            request(q, memory.q, turn * CONSUMERS + consumer, batch, head, row + consumer * ROWS)
         for step in range(1, steps):
-            _fetch(k, memory.k, count + step, batch, head // GROUP, _key(step, walk, BLOCK_KV))
-            _fetch(v, memory.v, count + step - 1, batch, head // GROUP, _key(step - 1, walk, BLOCK_KV))
-        _fetch(v, memory.v, count + steps - 1, batch, head // GROUP, _key(steps - 1, walk, BLOCK_KV))
+            request(k, memory.k, count + step, batch, head // GROUP, start_of(step, walk, BLOCK_KV))
+            request(v, memory.v, count + step - 1, batch, head // GROUP, start_of(step - 1, walk, BLOCK_KV))
+        request(v, memory.v, count + steps - 1, batch, head // GROUP, start_of(steps - 1, walk, BLOCK_KV))
         count += steps
         turn += 1  # noqa: SIM113 (Triton has no enumerate)
-
-
-@jit
-def _hide(s_MK, key, low_M, high_M, BLOCK_KV: gl.constexpr, S: gl.constexpr):
-    """Logits, -inf where a row does not see the key."""
-    keys = (key + gl.arange(0, BLOCK_KV, layout=gl.SliceLayout(0, S)))[None, :]
-    return gl.where((keys >= low_M[:, None]) & (keys < high_M[:, None]), s_MK, float("-inf"))
 
 
 @jit
@@ -250,7 +123,7 @@ def _await_values(memory, count, key, walk, scrubs, CONSUMER: gl.constexpr, CONS
     A weight of 0 times the NaN of some padding would be NaN. The consumers put zeros, each into its share of the tile,
     and wait for one another; `scrubs` counts how often they have.
     """
-    slot = _await(memory.v, count)
+    slot = awaited(memory.v, count)
     block_kv: gl.constexpr = memory.v.tiles.shape[3]
     width: gl.constexpr = memory.v.tiles.shape[4]
     share: gl.constexpr = block_kv // CONSUMERS
@@ -278,13 +151,13 @@ def _step(
 ):  # fmt: skip
     """Issue q k of this step and p v of the one before; the softmax of the one while the other runs."""
     block_kv: gl.constexpr = memory.v.tiles.shape[3]
-    slot_k = _await(memory.k, count + step)
+    slot_k = awaited(memory.k, count + step)
     if SCRUB:
         slot_v, scrubs = _await_values(
-            memory, count + step - 1, _key(step - 1, walk, block_kv), walk, scrubs, CONSUMER, CONSUMERS
+            memory, count + step - 1, start_of(step - 1, walk, block_kv), walk, scrubs, CONSUMER, CONSUMERS
         )
     else:
-        slot_v = _await(memory.v, count + step - 1)
+        slot_v = awaited(memory.v, count + step - 1)
     if PINGPONG:
         wait(memory.turn.index(CONSUMER), (count + step & 1) ^ (1 if CONSUMER == 0 else 0))
     s_MK = _logits(memory, slot_k, CONSUMER, S)
@@ -294,12 +167,12 @@ def _step(
     s_MK = warpgroup_mma_wait(1, deps=(s_MK,))
     arrive(memory.k.empty.index(slot_k), count=1)
     if MASKED:
-        s_MK = _hide(s_MK, _key(step, walk, block_kv), low_M, high_M, block_kv, S)
+        s_MK = hide(s_MK, start_of(step, walk, block_kv), low_M, high_M, block_kv, S)
     p_MK, decay_M, peak_M, total_M = _fold(s_MK, peak_M, total_M, factor)
     p_MK = gl.convert_layout(p_MK.to(memory.v.tiles.dtype), P)
     # Without a poll between them ptxas moves the softmax behind the wait, where nothing is left to run beside it. These
     # values have come and are not released; the barrier of keys that are released may be a phase further.
-    _await(memory.v, count + step - 1)
+    awaited(memory.v, count + step - 1)
     acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))
     arrive(memory.v.empty.index(slot_v), count=1)
     decay_M = gl.convert_layout(decay_M, gl.SliceLayout(1, P.parent))
@@ -327,16 +200,16 @@ def _consume(
     turn = 0
     scrubs = 0
     for index in range(gl.program_id(0), gl.cdiv(shape.seq_q, block_q) * shape.pairs, gl.num_programs(0)):
-        row, pair = _place(index, shape, block_q, LONG_FIRST)
+        row, pair = place(index, shape, block_q, LONG_FIRST)
         batch = pair // shape.heads
-        walk = _walk(row, batch, shape, block_q, block_kv)
-        steps = _steps(walk)
+        walk = walk_keys(row, batch, shape, block_q, block_kv)
+        steps = steps_of(walk)
         rows_M = row + CONSUMER * ROWS + gl.arange(0, ROWS, layout=M)
-        low_M, high_M = _seen(rows_M, batch, shape)
+        low_M, high_M = seen(rows_M, batch, shape)
 
         # The first tile of keys has no p v before it.
-        _await(memory.q, turn * CONSUMERS + CONSUMER)
-        slot = _await(memory.k, count)
+        awaited(memory.q, turn * CONSUMERS + CONSUMER)
+        slot = awaited(memory.k, count)
         if PINGPONG:
             wait(memory.turn.index(CONSUMER), (count & 1) ^ (1 if CONSUMER == 0 else 0))
         s_MK = _logits(memory, slot, CONSUMER, S)
@@ -345,7 +218,7 @@ def _consume(
         s_MK = warpgroup_mma_wait(0, deps=(s_MK,))
         arrive(memory.k.empty.index(slot), count=1)
         if EDGES:
-            s_MK = _hide(s_MK, _key(0, walk, block_kv), low_M, high_M, block_kv, S)
+            s_MK = hide(s_MK, start_of(0, walk, block_kv), low_M, high_M, block_kv, S)
         peak_M = gl.full([ROWS], LOWEST, gl.float32, M)
         acc_ME = gl.zeros([ROWS, width], gl.float32, E)
         p_MK, _, peak_M, total_M = _fold(s_MK, peak_M, gl.zeros([ROWS], gl.float32, M), factor)
@@ -353,7 +226,7 @@ def _consume(
 
         first_whole = 1
         if EDGES:
-            first_whole = gl.maximum(_edges(walk), 1)
+            first_whole = gl.maximum(edges_of(walk), 1)
             for step in range(1, first_whole):
                 acc_ME, p_MK, peak_M, total_M, scrubs = _step(
                     acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
@@ -366,10 +239,10 @@ def _consume(
             )  # fmt: skip
         if scrub:
             slot, scrubs = _await_values(
-                memory, count + steps - 1, _key(steps - 1, walk, block_kv), walk, scrubs, CONSUMER, CONSUMERS
+                memory, count + steps - 1, start_of(steps - 1, walk, block_kv), walk, scrubs, CONSUMER, CONSUMERS
             )
         else:
-            slot = _await(memory.v, count + steps - 1)
+            slot = awaited(memory.v, count + steps - 1)
         acc_ME = warpgroup_mma_wait(0, deps=(_outputs(memory, slot, p_MK, acc_ME),))
         arrive(memory.v.empty.index(slot), count=1)
         count += steps
@@ -388,18 +261,6 @@ def _consume(
         turn += 1  # noqa: SIM113 (Triton has no enumerate)
 
 
-@jit
-def _ring(slots: gl.constexpr, rows: gl.constexpr, readers: gl.constexpr, source):
-    """A ring in shared memory for the tiles of a descriptor."""
-    tiles = gl.allocate_shared_memory(source.dtype, [slots, 1, 1, rows, source.block_shape[3]], source.layout)
-    full = gl.allocate_shared_memory(gl.int64, [slots, 1], MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [slots, 1], MBarrierLayout())
-    for slot in gl.static_range(slots):
-        init(full.index(slot), count=1)
-        init(empty.index(slot), count=readers)
-    return Ring(tiles, full, empty)
-
-
 @jit(do_not_specialize=["pairs", "heads", "seq_q", "seq_kv", "left", "right", "resident"])
 def forward_kernel(
     q, k, v, out, lse_ptr, listed, pairs, heads, seq_q, seq_kv, left, right, resident, scale,
@@ -413,9 +274,9 @@ def forward_kernel(
         init(turn.index(consumer), count=1)
     scrubbed = gl.allocate_shared_memory(gl.int64, [1], MBarrierLayout())
     init(scrubbed, count=CONSUMERS)
-    of_q = _ring(CONSUMERS, ROWS, 1, q)
-    of_k = _ring(STAGES, BLOCK_KV, CONSUMERS, k)
-    of_v = _ring(STAGES, BLOCK_KV, CONSUMERS, v)
+    of_q = new_ring(CONSUMERS, ROWS, 1, q)
+    of_k = new_ring(STAGES, BLOCK_KV, CONSUMERS, k)
+    of_v = new_ring(STAGES, BLOCK_KV, CONSUMERS, v)
     memory = Memory(of_q, of_k, of_v, turn, scrubbed)
     fence_async_shared()
     gl.warp_specialize(

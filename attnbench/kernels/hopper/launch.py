@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from attnbench.kernels import hopper
-from attnbench.kernels.gluon import TensorDescriptor, gl
+from attnbench.kernels.hopper import forward
+from attnbench.kernels.hopper.gluon import TensorDescriptor, gl
+from attnbench.kernels.hopper.warps import ROWS
 from attnbench.kernels.launch import Call, Terms, target_of
 from attnbench.kernels.tile import Listed
 from attnbench.kernels.tiling import Tiling, padded
@@ -34,7 +35,7 @@ def forward_call(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | Non
     """The launch of a forward pass: as many programs as there are processors, or fewer where there is less to do."""
     batch, heads, seq_q, _ = q.shape
     seq_kv = k.shape[2]
-    rows = hopper.ROWS.value
+    rows = ROWS.value
     arguments = {
         "q": described(q, rows), "k": described(k, cut.block_kv), "v": described(v, cut.block_kv),
         "out": described(out, rows), "lse_ptr": lse, "listed": listed(terms),
@@ -46,4 +47,4 @@ def forward_call(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | Non
         "PINGPONG": padded(q.shape[3]) <= PINGPONG_WIDTH_MOST,
     }  # fmt: skip
     tiles = triton.cdiv(seq_q, cut.block_q) * batch * heads
-    return Call(hopper.forward_kernel, min(tiles, target_of(q).processors), arguments, cut, warps=WARPGROUP)
+    return Call(forward.forward_kernel, min(tiles, target_of(q).processors), arguments, cut, warps=WARPGROUP)
