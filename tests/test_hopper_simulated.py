@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from tests.simulated.bugs import BUGS  # noqa: E402
-from tests.simulated.checks import FAR, WHEN, Shape, check, drawn, notices, packed  # noqa: E402
+from tests.simulated.checks import FAR, WHEN, Shape, check, check_gradients, drawn, notices, packed  # noqa: E402
 from tests.simulated.kernel import load  # noqa: E402
 
 
@@ -44,33 +44,41 @@ def kernel() -> Any:
 def test_the_kernel_computes_the_formula(kernel: Any, shape: Shape, pingpong: bool, when: str) -> None:
     for seed in range(3):
         check(kernel, shape._replace(pingpong=pingpong), seed=seed, async_when=when)
+        if not pingpong:
+            check_gradients(kernel, shape, seed=seed, async_when=when)
+
+
+SHAPES = st.builds(
+    Shape,
+    seq_q=st.integers(1, 300),
+    seq_kv=st.integers(1, 300),
+    heads=st.sampled_from([2, 4]),
+    kv_heads=st.sampled_from([1, 2]),
+    batch=st.integers(1, 2),
+    left=st.sampled_from([0, 1, 31, 64, 100, FAR]),
+    right=st.sampled_from([0, 1, 31, 64, 100, FAR]),
+    block_kv=st.sampled_from([32, 64]),
+    stages=st.integers(1, 4),
+    programs=st.integers(1, 7),
+    resident=st.integers(1, 4),
+    long_first=st.booleans(),
+    pingpong=st.booleans(),
+    block_q=st.sampled_from([32, 64]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    width=st.sampled_from([16, 64]),
+)
 
 
 @settings(deadline=None, max_examples=120)
-@given(
-    shape=st.builds(
-        Shape,
-        seq_q=st.integers(1, 300),
-        seq_kv=st.integers(1, 300),
-        heads=st.sampled_from([2, 4]),
-        kv_heads=st.sampled_from([1, 2]),
-        batch=st.integers(1, 2),
-        left=st.sampled_from([0, 1, 31, 64, 100, FAR]),
-        right=st.sampled_from([0, 1, 31, 64, 100, FAR]),
-        block_kv=st.sampled_from([32, 64]),
-        stages=st.integers(1, 4),
-        programs=st.integers(1, 7),
-        resident=st.integers(1, 4),
-        long_first=st.booleans(),
-        pingpong=st.booleans(),
-        dtype=st.sampled_from([torch.bfloat16, torch.float16]),
-        width=st.sampled_from([16, 64]),
-    ),
-    seed=st.integers(0, 2**16),
-    when=st.sampled_from(WHEN),
-)
+@given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
 def test_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
     check(kernel, shape, seed=seed, async_when=when)
+
+
+@settings(deadline=None, max_examples=120)
+@given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
+def test_gradients_of_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
+    check_gradients(kernel, shape, seed=seed, async_when=when)
 
 
 @settings(deadline=None, max_examples=60)

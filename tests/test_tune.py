@@ -29,7 +29,7 @@ OTHERS = [Cut(block_q=64, block_kv=64, warps=4, stages=stages) for stages in (1,
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_candidates_are_powers_of_two_that_fit(kernel: Kernel, arch: str, width: int) -> None:
     found = candidates(kernel, arch, width)
-    if PATHS[kernel] is KernelPath.HOPPER and arch != HOPPER:
+    if PATHS[kernel] is KernelPath.HOPPER and (arch != HOPPER or (width > 128 and kernel is not Kernel.FORWARD_HOPPER)):
         assert not found
         return
     assert found

@@ -10,7 +10,18 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from attnbench.kernels import backward
-from attnbench.kernels.launch import Call, Terms, common, cut_of, describe, new_like, operand, run, sources
+from attnbench.kernels.launch import (
+    Call,
+    Terms,
+    common,
+    cut_of,
+    describe,
+    new_like,
+    no_hopper,
+    operand,
+    run,
+    sources,
+)
 from attnbench.kernels.tables import Kernel
 from attnbench.kernels.tiling import Path, Tiling, padded
 
@@ -54,6 +65,10 @@ def _of_backward(saved: Saved, terms: Terms, kernel: Kernel, cut: Tiling) -> dic
 
 def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) -> Call:
     """dk and dv: [batch, kv_heads * parts, seq_kv, width]."""
+    if cut.path == Path.HOPPER:
+        from attnbench.kernels.hopper import launch as hopper
+
+        return hopper.key_call(saved, dk, dv, terms, cut)
     batch, heads, seq_kv = saved.q.shape[0], saved.q.shape[1], saved.k.shape[2]
     shares = saved.k.shape[1] * cut.parts
     arguments = _of_backward(saved, terms, Kernel.BACKWARD_KV, cut) | {
@@ -65,6 +80,10 @@ def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) ->
 
 def query_call(saved: Saved, dq: Tensor, terms: Terms, cut: Tiling) -> Call:
     """dq: as q."""
+    if cut.path == Path.HOPPER:
+        from attnbench.kernels.hopper import launch as hopper
+
+        return hopper.query_call(saved, dq, terms, cut)
     batch, heads, seq_q = saved.q.shape[:3]
     arguments = _of_backward(saved, terms, Kernel.BACKWARD_Q, cut)
     arguments |= {"dq": operand(dq), "LONG_FIRST": cut.long_first}
@@ -96,7 +115,12 @@ def backward_pass(
         dbias = None if saved.bias is None else torch.zeros_like(saved.bias)
         return dq, torch.zeros_like(k), torch.zeros_like(v), dbias, {}
     kernels = Kernel.BACKWARD_KV, Kernel.BACKWARD_Q
-    key_cut, query_cut = (cut_of(q, k, v, saved.bias, terms, kernel, dout=saved.dout) for kernel in kernels)
+    hopper = no_hopper(q, v, saved.bias, None, terms)
+    if terms.keys.rows is not None:
+        hopper = "intervals of rows are not in its backward kernels"
+    key_cut, query_cut = (
+        cut_of(q, k, v, saved.bias, terms, kernel, dout=saved.dout, hopper=hopper) for kernel in kernels
+    )
     dk, dv = (_shares(tensor, key_cut.parts) for tensor in (k, v))
     of_keys = run(key_call(saved, dk, dv, terms, key_cut), q.device)
     of_queries = run(query_call(saved, dq, terms, query_cut), q.device)

@@ -240,7 +240,7 @@ def forward_pass(
     lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
     sinks = None if sinks is None else sinks.float().contiguous()
     cut = cut_of(
-        q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms), hopper=_no_hopper(k, v, bias, sinks, terms)
+        q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms), hopper=no_hopper(q, v, bias, sinks, terms)
     )
     if out.numel() == 0:
         return out, lse, describe(cut, None)
@@ -255,11 +255,12 @@ def forward_pass(
     return out, lse, describe(cut, compiled)
 
 
-def _no_hopper(k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Terms) -> str:
+def no_hopper(q: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Terms) -> str:
+    """Why the kernels for Hopper cannot serve a call; empty: they can."""
     keys = terms.keys
     reasons = {
-        "an output of rows of no multiple of 16 bytes": v.shape[3] * v.element_size() % 16 != 0,
-        "no key": k.shape[2] == 0,
+        "a row of no multiple of 16 bytes": any(t.shape[3] * t.element_size() % 16 != 0 for t in (q, v)),
+        "no key": v.shape[2] == 0,
         "an additive bias": bias is not None,
         "ALiBi": terms.slopes is not None,
         "a soft cap": terms.softcap is not None,

@@ -25,8 +25,10 @@ class Kernel(StrEnum):
     FORWARD_HOPPER = "forward_hopper"
     BACKWARD_KV = "backward_kv"
     BACKWARD_KV_TMA = "backward_kv_tma"
+    BACKWARD_KV_HOPPER = "backward_kv_hopper"
     BACKWARD_Q = "backward_q"
     BACKWARD_Q_TMA = "backward_q_tma"
+    BACKWARD_Q_HOPPER = "backward_q_hopper"
     DECODE = "decode"
 
 

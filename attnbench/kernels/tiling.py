@@ -138,8 +138,10 @@ _KERNELS = {
     (Kernel.FORWARD, Path.HOPPER): Kernel.FORWARD_HOPPER,
     (Kernel.FORWARD, Path.DESCRIPTORS): Kernel.FORWARD_TMA,
     (Kernel.FORWARD, Path.PORTABLE): Kernel.FORWARD,
+    (Kernel.BACKWARD_KV, Path.HOPPER): Kernel.BACKWARD_KV_HOPPER,
     (Kernel.BACKWARD_KV, Path.DESCRIPTORS): Kernel.BACKWARD_KV_TMA,
     (Kernel.BACKWARD_KV, Path.PORTABLE): Kernel.BACKWARD_KV,
+    (Kernel.BACKWARD_Q, Path.HOPPER): Kernel.BACKWARD_Q_HOPPER,
     (Kernel.BACKWARD_Q, Path.DESCRIPTORS): Kernel.BACKWARD_Q_TMA,
     (Kernel.BACKWARD_Q, Path.PORTABLE): Kernel.BACKWARD_Q,
 }
@@ -183,7 +185,7 @@ def _no_descriptors(work: Work, target: Target) -> str:
     return ""
 
 
-_OF_KEYS = (Kernel.BACKWARD_KV, Kernel.BACKWARD_KV_TMA)
+_OF_KEYS = (Kernel.BACKWARD_KV, Kernel.BACKWARD_KV_TMA, Kernel.BACKWARD_KV_HOPPER)
 
 
 def _cut(
@@ -204,7 +206,7 @@ def _cut(
         block_q = min(cut.block_q, padded(rows))
         tiles = work.batch * work.kv_heads * -(-rows // block_q)
         splits = split_count(tiles, -(-work.seq_kv // block_kv), target.processors)
-    if kernel in _OF_KEYS:
+    if kernel in _OF_KEYS and path is not Path.HOPPER:
         tiles = work.batch * work.kv_heads * -(-work.seq_kv // block_kv)
         parts = part_count(tiles, work.heads // work.kv_heads, target.processors)
     # A pass over keys starts with the first keys, which most rows see; one over rows with the last.

@@ -88,7 +88,7 @@ class Finding(msgspec.Struct, kw_only=True):
 def candidates(kernel: Kernel, arch: str, width: int) -> list[Cut]:
     """Configurations for numbers of 16 bits that shared memory and registers can hold, by size."""
     if PATHS[kernel] is KernelPath.HOPPER:
-        return _of_warpgroups(width) if family(arch) == HOPPER else []
+        return _of_warpgroups(kernel, width) if family(arch) == HOPPER else []
     blocks_q, blocks_kv = BLOCKS[Kernel.DECODE if kernel is Kernel.DECODE else PASSES[kernel]]
     limit = SHARED_BYTES[family(arch)]
     found = [
@@ -102,14 +102,20 @@ def candidates(kernel: Kernel, arch: str, width: int) -> list[Cut]:
     return sorted(found, key=lambda cut: (cut.block_q * cut.block_kv, cut.warps, cut.stages))
 
 
-def _of_warpgroups(width: int) -> list[Cut]:
-    """Two consumers of 64 rows; beside q, which the output takes the place of, rings of keys and values."""
-    return [
-        Cut(block_q=128, block_kv=block_kv, warps=8, stages=stages)
-        for block_kv in (32, 64, 128)
-        for stages in STAGES
-        if (128 + 2 * stages * block_kv) * width * 2 + 256 <= SHARED_BYTES[HOPPER] and block_kv * width <= 128 * 128
-    ]
+def _of_warpgroups(kernel: Kernel, width: int) -> list[Cut]:
+    """Two warpgroups of 64 rows, or keys, each, and rings of what moves past them, two tiles a stage."""
+    backward = kernel is not Kernel.FORWARD_HOPPER
+    if backward and width > 128:
+        return []
+    found = []
+    for moving in (32, 64, 128):
+        for stages in STAGES:
+            # The output takes the place of q; dk and dv those of k and v.
+            shared = (128 * (2 if backward else 1) + 2 * stages * moving) * width * 2 + 256
+            block_q, block_kv = (moving, 128) if kernel is Kernel.BACKWARD_KV_HOPPER else (128, moving)
+            if shared <= SHARED_BYTES[HOPPER] and moving * width <= 128 * 128:
+                found.append(Cut(block_q=block_q, block_kv=block_kv, warps=8, stages=stages))
+    return found
 
 
 def _fits(kernel: Kernel, width: int, block_q: int, block_kv: int, warps: int, stages: int, limit: int) -> bool:

@@ -68,7 +68,8 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     serialized: bool  # whether ptxas waits after each asynchronous product
     products: dict[str, int]  # instructions, and how many of each stand in the code
     copies: int  # bulk copies of the tensor memory accelerator
-    beside: int = 0  # exponentials that a warp computes while a product runs, in every loop of a Hopper kernel
+    beside: int = 0  # exponentials of a kernel for Hopper where a product is under way
+    alone: int = 0  # and where none is
     error: str = ""
 
 
@@ -105,7 +106,7 @@ def _build(call: Call, arch: str) -> Built:
         threads = _number(r"\.reqntid (\d+)", assembly)
         registers, spilled_bytes = _number(r"Used (\d+) registers", remarks), _number(r"(\d+) bytes spill st", remarks)
     found = re.findall(PRODUCTS[arch], assembly)
-    beside = _beside(compiled.asm["cubin"]) if call.kernel.is_gluon() else 0
+    beside, alone = _exponentials(compiled.asm["cubin"]) if call.kernel.is_gluon() else (0, 0)
     return Built(
         shared_bytes=compiled.metadata.shared,
         registers=registers,
@@ -115,19 +116,19 @@ def _build(call: Call, arch: str) -> Built:
         products={name: found.count(name) for name in dict.fromkeys(found)},
         copies=len(re.findall(r"cp\.async\.bulk\.tensor", assembly)),
         beside=beside,
+        alone=alone,
     )
 
 
-def _beside(cubin: bytes) -> int:
-    """The fewest exponentials between a wait that leaves one product under way and the wait that leaves none."""
+def _exponentials(cubin: bytes) -> tuple[int, int]:
+    """How many stand, in machine code, behind a wait that leaves a product under way, and behind others."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         done = subprocess.run([BINARIES / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True)
-    parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", done.stdout)
-    waits = zip(parts[1::2], parts[2::2], parts[3::2], strict=False)
-    loops = [text for wait, text, next_wait in waits if (wait, next_wait) == ("0x1", "0x0")]
-    return min((text.count("MUFU.EX2") for text in loops), default=0)
+    parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", done.stdout)
+    behind = [(int(left), text.count("MUFU.EX2")) for left, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return sum(count for left, count in behind if left), sum(count for left, count in behind if not left)
 
 
 def source(call: Call) -> ASTSource:

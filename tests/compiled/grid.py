@@ -55,7 +55,10 @@ def everything() -> Iterator[Variant]:
         yield Variant("forward_hopper", HOPPER, width=width, feature="rows")
     for feature in ("window", "odd_width"):
         yield Variant("forward_hopper", HOPPER, feature=feature)
-    yield Variant("forward_hopper", HOPPER, dtype="fp16")
+    for kernel in ("forward_hopper", "backward_kv_hopper", "backward_q_hopper"):
+        yield Variant(kernel, HOPPER, dtype="fp16")
+    for kernel in ("backward_kv_hopper", "backward_q_hopper"):
+        yield Variant(kernel, HOPPER, feature="window")
 
 
 def configurations() -> Iterator[Variant]:
@@ -95,7 +98,7 @@ def call_of(variant: Variant) -> Call:
     lse = torch.empty(BATCH, HEADS, SEQ, device="meta")
     bias, sinks = _bias(feature), torch.empty(HEADS, device="meta") if feature == "sinks" else None
     terms = _terms(variant)
-    if kernel == "forward_hopper":
+    if kernel.startswith("forward") and cut.path == Path.HOPPER:
         return hopper.forward_call(q, k, v, out, lse, terms, cut)
     if kernel.startswith("forward") and feature not in ("delta", "bias_gradient"):
         return launch.forward_call(q, k, v, out, lse, bias, sinks, terms, cut)

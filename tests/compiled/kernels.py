@@ -139,9 +139,13 @@ def test_descriptors_are_read_in_bulk(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("variant", [param for param in GRID if "hopper" in param.values[0].kernel])
-def test_the_softmax_runs_beside_a_product(variant: Variant) -> None:
-    # Of 64 rows and a tile of keys, a thread of the 128 has its share.
-    assert built(variant).beside >= cut_of(variant).block_kv * 64 // 128
+def test_exponentials_are_computed_beside_a_product(variant: Variant) -> None:
+    made, cut = built(variant), cut_of(variant)
+    moving = cut.block_q if variant.kernel.startswith("backward_kv") else cut.block_kv
+    loops = 2 * (1 if variant.mask == "none" else 2)  # of two consumers, without a mask and with one
+    assert made.beside >= loops * moving * 64 // 128  # a thread of the 128 has its share of 64 rows
+    # The first tile of a forward walk has no product beside it.
+    assert made.alone <= (2 * (moving * 64 // 128 + 4) if variant.kernel == "forward_hopper" else 0)
 
 
 @pytest.mark.skipif(

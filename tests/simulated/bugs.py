@@ -149,7 +149,99 @@ BUGS: dict[str, tuple[str, str]] = {
         "seeing_M = total_M > 0.0",
     ),
     "counts of tiles start anew": (
-        "        count += steps\n        turn += 1  # noqa",
+        ("        count += steps\n        turn += 1  # noqa"),
         "        turn += 1  # noqa",
+    ),
+    "keys are released before ds k": (
+        (
+            "    dq_MD = warpgroup_mma_wait(0, deps=(warpgroup_mma(ds_MK, _tile(memory.moving, slot), "
+            "dq_MD, is_async=True),))\n"
+            "    arrive(memory.moving.empty.index(slot), count=1)\n"
+        ),
+        (
+            "    arrive(memory.moving.empty.index(slot), count=1)\n"
+            "    dq_MD = warpgroup_mma_wait(0, deps=(warpgroup_mma(ds_MK, _tile(memory.moving, slot), "
+            "dq_MD, is_async=True),))\n"
+        ),
+    ),
+    "values are not awaited in the pass for dq": (
+        ("    awaited(memory.moving_too, count + step)\n    dp_MK = _against"),
+        "    dp_MK = _against",
+    ),
+    "dp is taken before it is there": (
+        "dp_MQ = warpgroup_mma_wait(1, deps=(dp_MQ,))",
+        "dp_MQ = warpgroup_mma_wait(2, deps=(dp_MQ,))",
+    ),
+    "dout of another head": (
+        ("count + step, batch, head * GROUP + member, row)\n            count"),
+        ("count + step, batch, head * GROUP, row)\n            count"),
+    ),
+    "delta of dq not subtracted": (
+        "(dp_MK - delta_M[:, None])",
+        "dp_MK",
+    ),
+    "delta of dk not subtracted": (
+        "(dp_MQ - delta_Q[None, :])",
+        "dp_MQ",
+    ),
+    "dq without the scale": (
+        "(dq_MD * scale)",
+        "dq_MD",
+    ),
+    "dk without the scale": (
+        "(dk_MD * scale)",
+        "dk_MD",
+    ),
+    "dv in the place of dk": (
+        "send(dv, [batch, head, key + CONSUMER * ROWS, 0], memory.own_too",
+        "send(dv, [batch, head, key + CONSUMER * ROWS, 0], memory.own",
+    ),
+    "own tiles are never released": (
+        "        arrive(memory.own_too.empty.index(CONSUMER), count=1)\n",
+        "",
+    ),
+    "gradients leave without a fence": (
+        ("store(dv_ME.to(memory.own.tiles.dtype))\n        fence_async_shared()\n"),
+        "store(dv_ME.to(memory.own.tiles.dtype))\n",
+    ),
+    "rows that see nothing weigh something": (
+        'gl.where(lse == float("-inf"), float("inf"), lse * LOG2E)',
+        "lse * LOG2E",
+    ),
+    "the diagonal of rows off by one": (
+        "distance_MQ <= shape.right",
+        "distance_MQ < shape.right",
+    ),
+    "the window of rows off by one": (
+        "distance_MQ >= -shape.left",
+        "distance_MQ > -shape.left",
+    ),
+    "whole rows begin too early": (
+        "gl.cdiv(whole_row, BLOCK_Q)",
+        "whole_row // BLOCK_Q",
+    ),
+    "whole rows reach too far": (
+        "gl.minimum(whole_last, shape.seq_q) // BLOCK_Q",
+        "gl.cdiv(gl.minimum(whole_last, shape.seq_q), BLOCK_Q)",
+    ),
+    "the walk over rows ends too early": (
+        "last_key - shift + shape.left + 1, 0), shape.seq_q)",
+        "last_key - shift + shape.left - 63, 0), shape.seq_q)",
+    ),
+    "the walk over rows begins too late": (
+        ("first = gl.maximum(key - shift - shape.right, 0)\n    last = gl.minimum(gl.maximum(last_key"),
+        ("first = gl.maximum(key - shift - shape.right + 64, 0)\n    last = gl.minimum(gl.maximum(last_key"),
+    ),
+    "rows are released under ds q": (
+        (
+            "    dk_MD, dv_ME = warpgroup_mma_wait(0, deps=(dk_MD, dv_ME))\n"
+            "    arrive(memory.moving_too.empty.index(slot), count=1)\n"
+            "    arrive(memory.moving.empty.index(slot), count=1)\n"
+        ),
+        (
+            "    arrive(memory.moving_too.empty.index(slot), count=1)\n"
+            "    arrive(memory.moving.empty.index(slot), count=1)\n"
+            "    dk_MD, dv_ME = warpgroup_mma_wait(0, deps=(dk_MD, dv_ME))\n"
+        ),
     ),
 }

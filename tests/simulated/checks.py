@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
+from attnbench.kernels.gradients import Saved
 from attnbench.kernels.hopper import launch
 from attnbench.kernels.launch import Terms
 from attnbench.kernels.masking import Keys, Rows
@@ -33,6 +35,7 @@ class Shape(NamedTuple):
     batch: int = 1
     left: int = FAR
     right: int = FAR
+    block_q: int = 32  # of the pass over rows
     block_kv: int = 32
     stages: int = 2
     programs: int = 2
@@ -97,6 +100,41 @@ def check(
     compare("lse", lse, torch.logsumexp(s, -1), 1e-5)
 
 
+def check_gradients(kernels: Any, shape: Shape, *, seed: int = 0, async_when: str = "random") -> None:
+    """As `check`, of dq, dk and dv: at most twice the error of the plain formula in the same dtype."""
+    q, k, v = drawn(shape, seed)
+    dout = torch.randn(q.shape).to(shape.dtype)
+    exact = gradients(shape, q.double(), k.double(), v.double(), dout.double())
+    plain = gradients(shape, q, k, v, dout)
+    s = logits(shape, q, k, None)
+    values = v.double().repeat_interleave(shape.heads // shape.kv_heads, 1)
+    out = (torch.softmax(s, -1).nan_to_num() @ values).to(shape.dtype)
+    lse = torch.logsumexp(s, -1).float()
+    saved = Saved(q, k, v, None, out, lse, dout, (out.float() * dout.float()).sum(-1))
+    dq, dk, dv = (torch.full_like(tensor, torch.nan) for tensor in (q, k, v))
+    terms = shape.terms(None)
+    calls = {
+        "query_kernel": launch.query_call(saved, dq, terms, shape.cut),
+        "key_kernel": launch.key_call(saved, dk, dv, terms, replace(shape.cut, block_q=shape.block_q, block_kv=128)),
+    }
+    for name, call in calls.items():
+        run(getattr(kernels.backward, name), call, shape.programs, seed, async_when)
+    for name, found, true, rough in zip(("dq", "dk", "dv"), (dq, dk, dv), exact, plain, strict=True):
+        largest = max(1.0, float(true.abs().max()))
+        bound = 2 * float((rough.double() - true).abs().max()) + 8 * torch.finfo(shape.dtype).eps * largest
+        compare(name, found, true, bound)
+
+
+def gradients(shape: Shape, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+    """Of the plain formula, by autograd, in the dtype of the inputs; a row that sees no key gives none."""
+    q, k, v = (tensor.clone().requires_grad_() for tensor in (q, k, v))
+    group = shape.heads // shape.kv_heads
+    s = q @ k.repeat_interleave(group, 1).mT * shape.width**-0.5
+    visible = seen(shape, None)[:, None]
+    p = torch.softmax(s.masked_fill(~visible, torch.finfo(s.dtype).min), -1) * visible
+    return torch.autograd.grad(p @ v.repeat_interleave(group, 1), (q, k, v), dout)
+
+
 def compare(name: str, found: Tensor, exact: Tensor, bound: float) -> None:
     """NaN is wrong, and infinities must stand where they should."""
     endless = exact.isinf()
@@ -135,12 +173,14 @@ def problems() -> Iterator[tuple[Shape, Tensor | None, tuple[Tensor, Tensor, Ten
 
 
 def notices(module: Any, seeds: int = 3) -> str:
-    """What is said of a kernel: the name of the first fault, Wrong, or nothing."""
+    """What is said of the kernels: the name of the first fault, Wrong, or nothing."""
     for shape, listed, tensors in problems():
         for when in WHEN:
             for seed in range(seeds):
                 try:
                     check(module, shape, listed=listed, seed=seed, async_when=when, tensors=tensors)
+                    if listed is None:
+                        check_gradients(module, shape, seed=seed, async_when=when)
                 except (Fault, Wrong) as noticed:
                     return type(noticed).__name__
     return ""

@@ -306,7 +306,7 @@ def _most(values: Tensor, axis: int) -> Any:
     return Int(found) if found.ndim == 0 else found
 
 
-def _load(pointer: Pointer, mask: Tensor, other: int) -> Tensor:
+def _load(pointer: Pointer, mask: Tensor, other: float) -> Tensor:
     flat = pointer.base.flatten()
     return torch.where(mask, flat[torch.where(mask, pointer.offset, 0)], other)
 

@@ -18,7 +18,7 @@ from tests.simulated.gluon import Descriptor, Int, Launch, Pointer
 
 PACKAGE = "attnbench.kernels.hopper"
 FOLDER = Path(__file__).parents[2] / "attnbench" / "kernels" / "hopper"
-MODULES = ("warps", "forward")
+MODULES = ("warps", "forward", "backward")
 
 
 def load(right: str = "", wrong: str = "") -> Any:

@@ -72,7 +72,7 @@ def _produce(
     count = 0  # tiles of keys so far
     turn = 0  # tiles of queries so far
     for index in range(gl.program_id(0), gl.cdiv(shape.seq_q, block_q) * shape.pairs, gl.num_programs(0)):
-        row, pair = place(index, shape, block_q, LONG_FIRST)
+        row, pair = place(index, shape.seq_q, shape, block_q, LONG_FIRST)
         batch = pair // shape.heads
         head = pair % shape.heads
         walk = walk_keys(row, batch, shape, block_q, BLOCK_KV)
@@ -200,7 +200,7 @@ def _consume(
     turn = 0
     scrubs = 0
     for index in range(gl.program_id(0), gl.cdiv(shape.seq_q, block_q) * shape.pairs, gl.num_programs(0)):
-        row, pair = place(index, shape, block_q, LONG_FIRST)
+        row, pair = place(index, shape.seq_q, shape, block_q, LONG_FIRST)
         batch = pair // shape.heads
         walk = walk_keys(row, batch, shape, block_q, block_kv)
         steps = steps_of(walk)

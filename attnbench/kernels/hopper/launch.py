@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 from torch import Tensor
 
-from attnbench.kernels.hopper import forward
+from attnbench.kernels.gradients import Saved
+from attnbench.kernels.hopper import backward, forward
 from attnbench.kernels.hopper.gluon import TensorDescriptor, gl
 from attnbench.kernels.hopper.warps import ROWS
 from attnbench.kernels.launch import Call, Terms, target_of
@@ -48,3 +51,39 @@ def forward_call(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | Non
     }  # fmt: skip
     tiles = triton.cdiv(seq_q, cut.block_q) * batch * heads
     return Call(forward.forward_kernel, min(tiles, target_of(q).processors), arguments, cut, warps=WARPGROUP)
+
+
+def _of_backward(saved: Saved, terms: Terms, cut: Tiling) -> dict[str, Any]:
+    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
+    return {
+        "lse_ptr": saved.lse, "delta_ptr": saved.delta, "heads": saved.q.shape[1], "seq_q": seq_q, "seq_kv": seq_kv,
+        "left": terms.keys.left, "right": terms.keys.right, "resident": cut.resident, "scale": float(terms.scale),
+        "CONSUMERS": cut.warps // WARPGROUP, "STAGES": cut.stages, "EDGES": terms.keys.hides(seq_q, seq_kv),
+    }  # fmt: skip
+
+
+def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) -> Call:
+    """dk and dv: as k and v."""
+    batch, kv_heads, seq_kv = saved.k.shape[:3]
+    rows = ROWS.value
+    arguments = _of_backward(saved, terms, cut) | {
+        "q": described(saved.q, cut.block_q), "k": described(saved.k, rows), "v": described(saved.v, rows),
+        "dout": described(saved.dout, cut.block_q), "dk": described(dk, rows), "dv": described(dv, rows),
+        "pairs": batch * kv_heads, "GROUP": saved.q.shape[1] // kv_heads, "BLOCK_Q": cut.block_q,
+    }  # fmt: skip
+    tiles = triton.cdiv(seq_kv, cut.block_kv) * batch * kv_heads
+    return Call(backward.key_kernel, min(tiles, target_of(saved.q).processors), arguments, cut, warps=WARPGROUP)
+
+
+def query_call(saved: Saved, dq: Tensor, terms: Terms, cut: Tiling) -> Call:
+    """dq: as q."""
+    batch, heads, seq_q = saved.q.shape[:3]
+    rows = ROWS.value
+    arguments = _of_backward(saved, terms, cut) | {
+        "q": described(saved.q, rows), "k": described(saved.k, cut.block_kv), "v": described(saved.v, cut.block_kv),
+        "dout": described(saved.dout, rows), "dq": described(dq, rows), "pairs": batch * heads,
+        "GROUP": heads // saved.k.shape[1], "BLOCK_KV": cut.block_kv, "LONG_FIRST": cut.long_first,
+    }  # fmt: skip
+    arguments["EDGES"] |= saved.k.shape[2] % cut.block_kv != 0
+    tiles = triton.cdiv(seq_q, cut.block_q) * batch * heads
+    return Call(backward.query_kernel, min(tiles, target_of(saved.q).processors), arguments, cut, warps=WARPGROUP)

@@ -31,7 +31,6 @@ class Shape(NamedTuple):
     """The problem and the order of its tiles; all are those of `forward_kernel` in forward.py."""
 
     listed: Any  # a tile.Listed, or None
-
     pairs: Any
     heads: Any
     seq_q: Any
@@ -44,7 +43,7 @@ class Shape(NamedTuple):
 class Walk(NamedTuple):
     """The tiles of keys of a tile of queries: [start, end) that some row sees, [whole, whole_end) that all rows see.
 
-    `first` and `last`: the keys that some row sees.
+    `first` and `last`: the keys that some row sees. A tile of keys walks tiles of the rows that see it likewise.
     """
 
     first: Any
@@ -56,16 +55,16 @@ class Walk(NamedTuple):
 
 
 @jit
-def place(index, shape, BLOCK_Q: gl.constexpr, LONG_FIRST: gl.constexpr):
-    """The first row and the (batch, head) pair of a tile of queries, by its place in the order of `tile.place`."""
-    tiles = gl.cdiv(shape.seq_q, BLOCK_Q)
+def place(index, length, shape, BLOCK: gl.constexpr, LONG_FIRST: gl.constexpr):
+    """The first row and the (batch, head) pair of a tile of own rows, by its place in the order of `tile.place`."""
+    tiles = gl.cdiv(length, BLOCK)
     section = index // (shape.resident * tiles)
     inside = index % (shape.resident * tiles)
     width = gl.minimum(shape.resident, shape.pairs - section * shape.resident)
     tile = inside // width
     if LONG_FIRST:
         tile = tiles - 1 - tile
-    return tile * BLOCK_Q, section * shape.resident + inside % width
+    return tile * BLOCK, section * shape.resident + inside % width
 
 
 @jit
@@ -106,6 +105,22 @@ def walk_keys(row, batch, shape, BLOCK_Q: gl.constexpr, BLOCK_KV: gl.constexpr):
     whole = gl.minimum(gl.maximum(gl.cdiv(last_low, BLOCK_KV), start), end)
     whole_end = gl.minimum(gl.maximum(first_high // BLOCK_KV, whole), end)
     return Walk(first, last, start, whole, whole_end, end)
+
+
+@jit
+def walk_rows(key, shape, BLOCK_Q: gl.constexpr, BLOCK_KV: gl.constexpr):
+    """The walk of the tile of keys that starts at `key`, over rows; rows beyond the sequence count as seeing all."""
+    shift = shape.seq_kv - shape.seq_q
+    last_key = gl.minimum(key + BLOCK_KV, shape.seq_kv) - 1
+    first = gl.maximum(key - shift - shape.right, 0)
+    last = gl.minimum(gl.maximum(last_key - shift + shape.left + 1, 0), shape.seq_q)
+    start = gl.minimum(first, shape.seq_q - 1) // BLOCK_Q
+    end = gl.maximum(gl.cdiv(last, BLOCK_Q), start)
+    whole_row = gl.maximum(last_key - shift - shape.right, 0)
+    whole_last = gl.maximum(key - shift + shape.left + 1, 0)
+    whole = gl.minimum(gl.maximum(gl.cdiv(whole_row, BLOCK_Q), start), end)
+    whole_end = gl.where(whole_last >= shape.seq_q, end, gl.minimum(whole_last, shape.seq_q) // BLOCK_Q)
+    return Walk(first, last, start, whole, gl.minimum(gl.maximum(whole_end, whole), end), end)
 
 
 @jit
