@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,34 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 def test_nothing_is_stored(tmp_path: Path) -> None:
     assert invoke([*SMALL, "-b", "naive"]) == 0
     assert not (tmp_path / "results").exists()
+
+
+def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["verify", "--random", "8s", "-b", "sdpa:flash,naive", "--dtype", "fp32", "--progress", "none"]
+    assert invoke([*command, "--json"]) == 0
+    first = lines(capsys.readouterr().out)[:-1]
+    assert len({case["label"] for case in first}) >= 10
+    assert {case["status"] for case in first} <= {"ok", "unsupported"}
+    assert all("fp32" in str(case["label"]) for case in first)
+    assert invoke([*command, "--seed", "1", "--json"]) == 0
+    other = lines(capsys.readouterr().out)[:-1]
+    assert {case["label"] for case in first} != {case["label"] for case in other}
+
+
+def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = f"{HERE / 'misbehaving.py'}:zeros"
+    command = ["verify", "--random", "3s", "-b", f"{bad},naive", "--mode", "fwd", "--mask", "none"]
+    assert invoke([*command, "--progress", "none"]) == 5
+    shown = capsys.readouterr()
+    assert "nearest to its bound, at" in shown.out  # of naive
+    again = [line for line in shown.err.splitlines() if line.startswith("again: ")]
+    assert invoke([*shlex.split(again[0])[2:], "--progress", "none"]) == 5
+    assert "1 cases: 1 incorrect" in capsys.readouterr().out
+
+
+def test_a_random_time_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--suite", "verify"], ["--budget", "3s"]):
+        assert invoke(["verify", "--random", "3s", *more]) == 2
+        assert "--random 3s" in capsys.readouterr().err
+    assert invoke(["verify", "--random", "soon"]) == 2
+    assert "--random" in capsys.readouterr().err

@@ -161,3 +161,45 @@ uninterpreted = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="TRI
 @uninterpreted
 def test_the_probe_says_how_to_run_on_a_cpu() -> None:
     assert "TRITON_INTERPRET=1" in (backend.probe("cpu") or "")
+
+
+# -- paths by name --------------------------------------------------------------------------------------------------
+
+
+def named(path: str, mode: Mode = Mode.FWD, **fields: Any) -> list[str]:
+    kind, capability = ("cuda", (9, 0)) if path == "hopper" else ("cpu", (0, 0))
+    shape = {"seq_q": 64, "head_dim": 64, "dtype": "bf16"}
+    one = Case(problem=Problem(**{**shape, **fields}), backend=f"triton:{path}", mode=mode)
+    return load(one.backend).objections(one, kind, capability)
+
+
+@pytest.mark.parametrize("path", ["portable", "descriptors", "hopper"])
+@pytest.mark.parametrize("mode", Mode)
+def test_a_path_can_be_named(path: str, mode: Mode) -> None:
+    assert named(path, mode) == []
+    assert named(path, mode, mask="causal+window:7", heads=4, kv_heads=2, returns=Returns.LSE) == []
+    assert named(path, mask="causal+document:3") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "fields", "reason"),
+    [
+        ("descriptors", Mode.FWD, {"dtype": "fp32"}, "no fp32"),
+        ("descriptors", Mode.FWD, {"mask": "blocksparse:0.5"}, "a list of blocks is walked by pointers"),
+        ("descriptors", Mode.FWD, {"head_dim": 20}, "head_dim 20: a row is no multiple of 16 bytes"),
+        ("portable", Mode.FWD, {"seq_q": 1, "page_size": 16, "seq_kv": 64}, "pages are read by the decode kernel"),
+        ("hopper", Mode.FWD, {"dropout": 0.1}, "dropout"),
+        ("hopper", Mode.FWD, {"score": Score(softcap=30.0)}, "no soft cap"),
+        ("hopper", Mode.BWD, {"mask": "causal+document:3"}, "its backward kernels take causal and window alone"),
+        ("hopper", Mode.BWD, {"head_dim": 256}, "its backward kernels take head_dim up to 128"),
+    ],
+)
+def test_a_path_that_is_named_gives_way_to_no_other(path: str, mode: Mode, fields: dict[str, Any], reason: str) -> None:
+    assert any(reason in found for found in named(path, mode, **fields)), named(path, mode, **fields)
+
+
+def test_the_path_for_hopper_is_for_hopper_alone() -> None:
+    one = Case(problem=Problem(seq_q=64, head_dim=64, dtype="bf16"), backend="triton:hopper", mode=Mode.FWD)
+    for capability in ((8, 0), (10, 0), (12, 0)):
+        assert load(one.backend).objections(one, "cuda", capability)
+    assert load(one.backend).objections(one, "cpu") == ["runs on cuda, not on cpu"]

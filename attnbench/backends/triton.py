@@ -1,4 +1,7 @@
-"""The in-house Triton kernels. On a CPU they run interpreted, to be verified and never timed."""
+"""The in-house Triton kernels, by the path that they choose or by one that is named: docs/kernels.md.
+
+On a CPU they run interpreted, to be verified and never timed.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ FEATURES = frozenset(
     }
 )
 PAGE_LEAST, PAGE_MOST = 16, 256  # tokens
+ROW_BYTES = 16  # what the tensor memory accelerator copies is a multiple of it
+HOPPER_BACKWARD_WIDTH_MOST = 128
 UNTIMED = "interpreted on a CPU: its times mean nothing"
 DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 FP8 = Dtype.FP8_E4M3
@@ -83,6 +88,7 @@ def prepare(case: Case, device: str) -> Prepared:
         return _paged(problem, device)
     started = time.perf_counter()
     options = arguments(problem) | _mask(problem, way, device) | _terms(problem, device)
+    options["path"] = case.backend.partition(":")[2]
     seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
     facts: dict[str, Any] = {"mask": way.value} if way in (Told.BLOCKS, Told.TENSOR) else {}
     if problem.dtype is FP8:
@@ -133,6 +139,26 @@ def refuses(case: Case) -> list[str]:
         reasons.append(f"no {', '.join(sorted(beyond))} over pages")
     if (problem.bias and problem.bias.text != "alibi") or problem.dropout:
         reasons.append("no bias but ALiBi and no dropout over pages")
+    return reasons
+
+
+def refuses_of_path(case: Case) -> list[str]:
+    """What a path that is named asks for; it never gives way to another one."""
+    problem, path = case.problem, case.backend.partition(":")[2]
+    reasons = ["pages are read by the decode kernel alone"] if problem.page_size else []
+    if path == "portable":
+        return reasons
+    if told(problem) in (Told.BLOCKS, Told.TENSOR):
+        reasons.append("a list of blocks is walked by pointers")
+    widths = {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}
+    for name, width in widths.items():
+        if width * problem.dtype.bytes % ROW_BYTES:
+            reasons.append(f"{name} {width}: a row is no multiple of {ROW_BYTES} bytes")
+    if path == "hopper" and case.mode.needs_grad:
+        if told(problem) is Told.ROWS:
+            reasons.append("its backward kernels take causal and window alone")
+        if max(widths.values()) > HOPPER_BACKWARD_WIDTH_MOST:
+            reasons.append(f"its backward kernels take head_dim up to {HOPPER_BACKWARD_WIDTH_MOST}")
     return reasons
 
 
@@ -208,18 +234,35 @@ def probe(device: str) -> str | None:
     return None
 
 
-BACKENDS = {
-    "triton": Backend(
-        name="triton",
-        summary="in-house Triton kernels",
-        limits={"cpu": LIMITS, "cuda": replace(LIMITS, dtypes=DTYPES | {Dtype.TF32}, capability=(8, 0))},
-        prepare=prepare,
-        scratch_bytes=scratch_bytes,
-        requires=("triton",),
-        install="pip install 'triton>=3.6,<3.8'",
-        untimed=UNTIMED,
-        interpreter=(("TRITON_INTERPRET", "1"),),
-        probe=probe,
-        refuses=refuses,
+_CUDA = replace(LIMITS, dtypes=DTYPES | {Dtype.TF32}, capability=(8, 0))
+_HALVES = frozenset({Dtype.FP16, Dtype.BF16})
+_DESCRIBED = replace(_CUDA, dtypes=_HALVES, capability=(9, 0))
+_BY_HOPPER = frozenset(
+    {"causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "gqa", "cross", "scale", "lse"}
+)
+_HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={}, capability_below=(10, 0))
+_ANY = Backend(
+    name="triton",
+    summary="in-house Triton kernels",
+    limits={"cpu": LIMITS, "cuda": _CUDA},
+    prepare=prepare,
+    scratch_bytes=scratch_bytes,
+    requires=("triton",),
+    install="pip install 'triton>=3.6,<3.8'",
+    untimed=UNTIMED,
+    interpreter=(("TRITON_INTERPRET", "1"),),
+    probe=probe,
+    refuses=refuses,
+)
+# Paths: what they are, and on which kinds of device.
+_PATHS: dict[str, tuple[str, dict[str, Limits]]] = {
+    "portable": ("by pointers", {"cpu": LIMITS, "cuda": _CUDA}),
+    "descriptors": ("by tensor descriptors (TMA)", {"cpu": replace(LIMITS, dtypes=_HALVES), "cuda": _DESCRIBED}),
+    "hopper": ("in Gluon for Hopper, unproved (docs/hopper.md)", {"cuda": _HOPPER}),
+}
+BACKENDS = {"triton": _ANY} | {
+    f"triton:{path}": replace(
+        _ANY, name=f"triton:{path}", summary=f"{_ANY.summary}, {how}", limits=limits, refuses=refuses_of_path
     )
+    for path, (how, limits) in _PATHS.items()
 }

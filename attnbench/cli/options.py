@@ -33,6 +33,9 @@ _BACKENDS = (
     "flash-attn:3",
     "flash-attn:4",
     "triton",
+    "triton:portable",
+    "triton:descriptors",
+    "triton:hopper",
 )
 
 

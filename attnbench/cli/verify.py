@@ -62,6 +62,12 @@ def verify(
             metavar="LIST",
         ),
     ] = "",
+    random: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CHOOSING, help="Problems drawn at random for so long: 5m; options hold.", metavar="TIME"
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of the inputs.", metavar="N")] = 0,
     only: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
@@ -81,8 +87,10 @@ def verify(
     from attnbench import verification
     from attnbench.attention.inputs import check
     from attnbench.cli import progress, running
+    from attnbench.errors import UsageError
     from attnbench.ranges import words
     from attnbench.sweep import Request
+    from attnbench.units import parse_seconds
 
     axes = options.axes(
         set_,
@@ -116,12 +124,23 @@ def verify(
     distributions = words(inputs, "--inputs")
     for one in distributions:
         check(one, "--inputs")
-    planned = verification.ready(request, words(probe, "--probe") if probe else ())
+    probes = words(probe, "--probe") if probe else ()
     runners: list[Runner] = []
 
     def watch(runner: Runner) -> None:
         runners[:] = [runner]
 
+    if random:
+        if request.suites or budget:
+            raise UsageError(
+                f"--random {random}: draws its problems and is its own budget; leave suites and --budget out"
+            )
+        observer = progress.observer("none" if context.obj["quiet"] else progress_, 0)
+        with observer as watcher, running.interruptible(runners):
+            seconds = parse_seconds(random, "--random")
+            found = verification.soak(request, seconds, watcher, watch, probes, distributions)
+        return _show(found, json_, figures)
+    planned = verification.ready(request, probes)
     cases = planned.plan.cases * len(distributions)
     observer = progress.observer("none" if context.obj["quiet"] else progress_, cases)
     with observer as watcher, running.interruptible(runners):
@@ -140,8 +159,12 @@ def _show(found: Verified, as_json: bool, figures: bool) -> int:
         for line in (*map(errors.record, found.results), errors.summary(found.results, code)):
             print(msgspec.json.encode(line).decode())
         return code
-    for text in errors.text(found.results, figures):
+    for text in (errors.drawn if found.commands else errors.text)(found.results, figures):
         print(text)
+    for result in found.results:
+        if result.status.failed and (command := found.commands.get((result.case.problem, result.case.mode))):
+            arm = result.arm
+            print(f"again: {command} -b {arm.backend} --device {arm.device} --seed {found.seed}", file=sys.stderr)
     for cell, reason in found.impossible:
         print(f"impossible: {cell}: {reason}", file=sys.stderr)
     return code

@@ -117,7 +117,7 @@ def cut_of(
     """How a pass over these tensors is cut; `split` and `hopper` say why these paths cannot serve it."""
     keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
     if terms.cuts and kernel in terms.cuts:
-        return _checked(terms.cuts[kernel], keys, split)
+        return _checked(terms.cuts[kernel], keys, split, hopper)
     work = Work(
         dtype={1: "fp8", 2: "half"}.get(q.element_size(), "tf32" if terms.precision == "tf32" else "fp32"),
         head_dim=q.shape[3], head_dim_v=v.shape[3], batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1],
@@ -132,10 +132,10 @@ def cut_of(
     return _cached_tiling(work, target_of(q), kernel)
 
 
-def _checked(cut: Tiling, keys: Keys, split: str) -> Tiling:
+def _checked(cut: Tiling, keys: Keys, split: str, hopper: str) -> Tiling:
     """A cut that the caller chose, if it can serve."""
-    if cut.path == Path.DECODE and split:
-        raise ValueError(f"cuts has path={cut.path!r}: {split}")
+    if reason := {Path.DECODE: split, Path.HOPPER: hopper}.get(Path(cut.path)):
+        raise ValueError(f"cuts has path={cut.path!r}: {reason}")
     for name in ("block_q", "block_kv") if keys.blocks else ():
         tile, block = getattr(cut, name), getattr(keys.blocks, name)
         if block % tile:

@@ -33,6 +33,31 @@ def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
     yield tally(results)
 
 
+def drawn(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
+    """Lines of many problems drawn at random: for each arm how many, the one nearest to its bound, and what failed."""
+    for arm in dict.fromkeys(result.arm.id for result in results):
+        own = [result for result in results if result.arm.id == arm]
+        yield from wrap(f"{_named(own[0])}: {tally(own)}", WIDTH, indent=2)
+        judged = [(used(result), result) for result in own if result.status is Status.OK]
+        if judged:
+            share, nearest = max(judged, key=lambda pair: pair[0])
+            yield from wrap(f"  nearest to its bound, at {share:.0%}: {accuracy.label(nearest)}", WIDTH, indent=4)
+        yield ""
+    wrong = [result for result in results if result.status.failed]
+    if figures or wrong:
+        yield from text(results if figures else wrong, figures)
+    else:
+        yield tally(results)
+
+
+def used(result: Result) -> float:
+    """The largest error of an output as a share of what it may be; 0 where none was judged."""
+    errors = result.facts.get("errors", {}).values()
+    return max(
+        (one["max_abs"] / one["budget"] for one in errors if one.get("max_abs") and one.get("budget")), default=0
+    )
+
+
 def tally(results: Sequence[Result]) -> str:
     """`156 cases: 150 ok, 6 unsupported.`"""
     counts = Counter(result.status.value for result in results)

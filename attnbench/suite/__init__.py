@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnbench.suite.cells import Cell, Impossible, Suite, Table, expand
+from attnbench.suite.draw import draw
 from attnbench.suite.files import from_flags, load, override, schema, shipped
 from attnbench.suite.filters import Filter, keeps, parse_filter
 from attnbench.suite.keys import AXES
@@ -15,6 +16,7 @@ __all__ = [
     "Impossible",
     "Suite",
     "Table",
+    "draw",
     "expand",
     "from_flags",
     "keeps",
