@@ -16,7 +16,7 @@ STAMP  := $(VENV)/installed-$(TORCH)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv bench gate gate-eval test test-slow lint format gpu clean
+.PHONY: help venv bench gate gate-eval test test-slow lint format gpu hopper clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ format: venv ## formats the code and mends what can be mended
 
 gpu: ## GPU tests and suites with the packages of PYTHON, nothing installed; results in OUT
 	PYTHON=$(PYTHON) OUT=$(OUT) tools/gpu_check.sh
+
+hopper: ## the kernels for Hopper on a Hopper GPU: tests, sanitizer, soak, tuning, times; as gpu
+	PYTHON=$(PYTHON) OUT=$(OUT) tools/gpu_check.sh hopper
 
 clean: ## removes the environment and every cache; keeps results
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

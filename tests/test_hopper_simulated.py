@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,11 @@ def test_batches_have_intervals_of_their_own(kernel: Any) -> None:
 
 def test_no_fault_is_seen_without_a_bug(kernel: Any) -> None:
     assert notices(kernel) == ""
+
+
+def test_the_document_counts_the_bugs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "hopper.md").read_text(encoding="utf-8")
+    assert f"{len(BUGS)} seeded bugs" in text
 
 
 @pytest.mark.parametrize("name", BUGS)

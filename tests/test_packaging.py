@@ -203,7 +203,19 @@ def test_gpu_check_packs_every_run(tmp_path: Path) -> None:
         assert {"./one/run.json", "./two/run.json"} <= set(archive.getnames())
 
 
-def gpu_check(out: Path) -> subprocess.CompletedProcess[str]:
+def test_the_kernels_for_hopper_have_a_check_of_their_own(tmp_path: Path) -> None:
+    assert gpu_check(tmp_path, "hopper").returncode == 127  # no compute-sanitizer here
+    summary = (tmp_path / "summary.txt").read_text()
+    steps = [line.partition(": exit code")[0] for line in summary.splitlines() if "exit code" in line]
+    assert steps == [
+        "pytest -m gpu tests/gpu/test_hopper_on_gpu.py",
+        *(f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck")),
+        *("verify --random", "tune", "suite one", "suite two"),
+    ]
+    assert gpu_check(tmp_path, "fast").returncode == 2
+
+
+def gpu_check(out: Path, *plan: str) -> subprocess.CompletedProcess[str]:
     """The script with an interpreter that claims a GPU, fails its tests and one of two suites."""
     python = interpreter(
         out / "python",
@@ -213,6 +225,6 @@ def gpu_check(out: Path) -> subprocess.CompletedProcess[str]:
             for last; do :; done; mkdir "$last"; touch "$last/run.json"; [ "$5" = two ] || exit 5 ;;
         esac""",
     )
-    command = [str(ROOT / "tools" / "gpu_check.sh")]
+    command = [str(ROOT / "tools" / "gpu_check.sh"), *plan]
     surroundings = os.environ | {"PYTHON": python, "OUT": str(out), "SUITES": "one two"}
     return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)

@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
 # What `make gpu` does: the tests marked gpu and the reference suites on cuda:0, with the packages of PYTHON as they are.
-# A step that fails does not end it; the exit code is the worst one. OUT gets summary.txt, gpu.log and runs.tar.gz.
+# `make hopper` (gpu_check.sh hopper): the kernels for Hopper instead, from tests to times, each step in a process of its
+# own, since what was never run may hang. A step that fails does not end it; the exit code is the worst one. OUT gets
+# summary.txt, gpu.log and runs.tar.gz.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-dist/gpu}
-suites=(${SUITES:-kernels quick llama3-8b bert-base})
+plan=${1:-reference}
+case $plan in
+  reference) suites=(${SUITES:-kernels quick llama3-8b bert-base}) ;;
+  hopper) suites=(${SUITES:-hopper}) ;;
+  *) echo "gpu_check.sh $plan: reference or hopper"; exit 2 ;;
+esac
 total_s=${TOTAL_S:-525}  # nine minutes, less what it takes to stop the last step and to pack
 tests_s=100
 kernels_s=130            # most of it is compiling
@@ -49,15 +56,27 @@ fi
 say "$device"
 
 kernels=tests/gpu/test_kernels_on_gpu.py
-SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu --ignore "$kernels"
-SHOWN=1 step "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels"
+hopper=tests/gpu/test_hopper_on_gpu.py
 study() { step "$1" "$2" "$python" -m attnbench "${@:3}"; }
-study calibrate 45 calibrate --device cuda:0
-study verify 30 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
-  --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 18s --progress lines
-study energy 30 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton --budget 18s \
-  --metrics energy,timers,memory,roofline --timing all --no-save
-study profile 25 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
+if [ "$plan" = reference ]; then
+  SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu --ignore "$kernels" --ignore "$hopper"
+  SHOWN=1 step "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels"
+  study calibrate 45 calibrate --device cuda:0
+  study verify 30 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
+    --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 18s --progress lines
+  study energy 30 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton \
+    --budget 18s --metrics energy,timers,memory,roofline --timing all --no-save
+  study profile 25 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
+else
+  SHOWN=30 step "pytest -m gpu $hopper" 90 "$python" -m pytest -q -m gpu "$hopper"
+  for tool in memcheck racecheck synccheck; do
+    SHOWN=6 step "compute-sanitizer $tool" 25 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" -m tests.gpu.small hopper
+  done
+  study "verify --random" 75 verify --random 60s --dtype bf16,fp16 --device cuda:0 -b triton:hopper \
+    --probe determinism --timeout 20s --progress lines
+  study tune 100 tune --kernel forward_hopper,backward_kv_hopper,backward_q_hopper --head-dim 128 --budget 80s
+fi
 for index in "${!suites[@]}"; do
   suite=${suites[$index]}
   share_s=$(((total_s - SECONDS) / (${#suites[@]} - index)))
