@@ -38,7 +38,16 @@ def cells(one: Suite, kind: str = "cpu") -> list[Cell]:
 # -- shipped -----------------------------------------------------------------------------------------------------------
 
 
-OWN = {"ci", "kernels", "quick", "scaling", "verify", "mt-article3", "multitask-mix"}  # not a published model's shapes
+OWN = {
+    "ci",
+    "hopper",
+    "kernels",
+    "quick",
+    "scaling",
+    "verify",
+    "mt-article3",
+    "multitask-mix",
+}  # not a published model's shapes
 OWN |= {"claims", "grad-accumulation", "layers", "tensor-parallel"}
 # The rows of applications of docs/mechanisms.md.
 MODELS = {

@@ -73,11 +73,11 @@ BUGS: dict[str, tuple[str, str]] = {
         "scrubbed)\n",
     ),
     "zeros without a fence": (
-        ("        fence_async_shared()\n        arrive(memory.scrubbed, count=1)\n"),
-        "        arrive(memory.scrubbed, count=1)\n",
+        ("            fence_async_shared()\n            arrive(memory.scrubbed, count=1)\n"),
+        "            arrive(memory.scrubbed, count=1)\n",
     ),
     "zeros are not awaited": (
-        "        wait(memory.scrubbed, scrubs & 1)\n",
+        "            wait(memory.scrubbed, scrubs & 1)\n",
         "",
     ),
     "zeros of one consumer alone": (
@@ -85,8 +85,8 @@ BUGS: dict[str, tuple[str, str]] = {
         "place.slice(0 * share",
     ),
     "no zeros": (
-        "    if (key < walk.first) | (key + block_kv > walk.last):\n",
-        "    if False:\n",
+        "        if (key < walk.first) | (key + block_kv > walk.last):\n",
+        "        if False:\n",
     ),
     "turns never begin": (
         "(1 if CONSUMER == 0 else 0)",

@@ -117,29 +117,33 @@ def _outputs(memory, slot, p_MK, acc_ME):
 
 
 @jit
-def _await_values(memory, count, key, walk, scrubs, CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr):
-    """The slot of the values of a tile, once they are there and hold numbers where no row sees them.
+def _await_values(
+    memory, count, step, walk, scrubs, SCRUB: gl.constexpr, CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr
+):
+    """The slot of the values of a step, once they are there and, with SCRUB, hold numbers where no row sees them.
 
     A weight of 0 times the NaN of some padding would be NaN. The consumers put zeros, each into its share of the tile,
     and wait for one another; `scrubs` counts how often they have.
     """
-    slot = awaited(memory.v, count)
-    block_kv: gl.constexpr = memory.v.tiles.shape[3]
-    width: gl.constexpr = memory.v.tiles.shape[4]
-    share: gl.constexpr = block_kv // CONSUMERS
-    by_row: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    if (key < walk.first) | (key + block_kv > walk.last):
-        place = memory.v.tiles.index(slot).reshape([block_kv, width])
-        for part in gl.static_range(share // PART):  # in parts, which need few registers
-            rows = place.slice(CONSUMER * share + part * PART, PART)
-            keys = key + CONSUMER * share + part * PART + gl.arange(0, PART, layout=gl.SliceLayout(1, by_row))
-            wanted = ((keys >= walk.first) & (keys < walk.last))[:, None]
-            values = rows.load(by_row)
-            rows.store(gl.where(wanted, values, gl.zeros_like(values)))
-        fence_async_shared()
-        arrive(memory.scrubbed, count=1)
-        wait(memory.scrubbed, scrubs & 1)
-        scrubs += 1
+    slot = awaited(memory.v, count + step)
+    if SCRUB:
+        block_kv: gl.constexpr = memory.v.tiles.shape[3]
+        width: gl.constexpr = memory.v.tiles.shape[4]
+        share: gl.constexpr = block_kv // CONSUMERS
+        by_row: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+        key = start_of(step, walk, block_kv)
+        if (key < walk.first) | (key + block_kv > walk.last):
+            place = memory.v.tiles.index(slot).reshape([block_kv, width])
+            for part in gl.static_range(share // PART):  # in parts, which need few registers
+                rows = place.slice(CONSUMER * share + part * PART, PART)
+                keys = key + CONSUMER * share + part * PART + gl.arange(0, PART, layout=gl.SliceLayout(1, by_row))
+                wanted = ((keys >= walk.first) & (keys < walk.last))[:, None]
+                values = rows.load(by_row)
+                rows.store(gl.where(wanted, values, gl.zeros_like(values)))
+            fence_async_shared()
+            arrive(memory.scrubbed, count=1)
+            wait(memory.scrubbed, scrubs & 1)
+            scrubs += 1
     return slot, scrubs
 
 
@@ -152,12 +156,7 @@ def _step(
     """Issue q k of this step and p v of the one before; the softmax of the one while the other runs."""
     block_kv: gl.constexpr = memory.v.tiles.shape[3]
     slot_k = awaited(memory.k, count + step)
-    if SCRUB:
-        slot_v, scrubs = _await_values(
-            memory, count + step - 1, start_of(step - 1, walk, block_kv), walk, scrubs, CONSUMER, CONSUMERS
-        )
-    else:
-        slot_v = awaited(memory.v, count + step - 1)
+    slot_v, scrubs = _await_values(memory, count, step - 1, walk, scrubs, SCRUB, CONSUMER, CONSUMERS)
     if PINGPONG:
         wait(memory.turn.index(CONSUMER), (count + step & 1) ^ (1 if CONSUMER == 0 else 0))
     s_MK = _logits(memory, slot_k, CONSUMER, S)
@@ -237,12 +236,7 @@ def _consume(
                 acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
                 CONSUMER, CONSUMERS, False, scrub, PINGPONG, S, P,
             )  # fmt: skip
-        if scrub:
-            slot, scrubs = _await_values(
-                memory, count + steps - 1, start_of(steps - 1, walk, block_kv), walk, scrubs, CONSUMER, CONSUMERS
-            )
-        else:
-            slot = awaited(memory.v, count + steps - 1)
+        slot, scrubs = _await_values(memory, count, steps - 1, walk, scrubs, scrub, CONSUMER, CONSUMERS)
         acc_ME = warpgroup_mma_wait(0, deps=(_outputs(memory, slot, p_MK, acc_ME),))
         arrive(memory.v.empty.index(slot), count=1)
         count += steps
