@@ -16,6 +16,8 @@ from tests.simulated.bugs import BUGS  # noqa: E402
 from tests.simulated.checks import FAR, WHEN, Shape, check, check_gradients, drawn, notices, packed  # noqa: E402
 from tests.simulated.kernel import load  # noqa: E402
 
+EIGHT = torch.float8_e4m3fn
+
 
 @pytest.fixture(scope="module")
 def kernel() -> Any:
@@ -39,13 +41,16 @@ def kernel() -> Any:
         Shape(block_kv=64, dtype=torch.float16),
         Shape(width=40),
         Shape(width=128, right=0),
+        Shape(dtype=EIGHT),
+        Shape(dtype=EIGHT, right=0, heads=4, kv_heads=2, width=128),
+        Shape(dtype=EIGHT, left=40, right=0, seq_q=203, seq_kv=77, width=48),
     ],
     ids=str,
 )
 def test_the_kernel_computes_the_formula(kernel: Any, shape: Shape, pingpong: bool, when: str) -> None:
     for seed in range(3):
         check(kernel, shape._replace(pingpong=pingpong), seed=seed, async_when=when)
-        if not pingpong:
+        if not pingpong and not shape.eight:
             check_gradients(kernel, shape, seed=seed, async_when=when)
 
 
@@ -74,6 +79,12 @@ SHAPES = st.builds(
 @given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
 def test_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
     check(kernel, shape, seed=seed, async_when=when)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
+def test_8_bits_in_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
+    check(kernel, shape._replace(dtype=EIGHT), seed=seed, async_when=when)
 
 
 @settings(deadline=None, max_examples=120)

@@ -75,7 +75,7 @@ def test_pointers_serve_where_descriptors_cannot(changes: dict[str, Any], target
         ({}, Target("sm_80", 108), "its kernels are in Gluon and for sm_90, not for sm_80"),
         ({}, Target("sm_100", 148), "its kernels are in Gluon and for sm_90, not for sm_100"),
         ({}, Target("interpreter"), "its kernels are in Gluon and for sm_90, not for interpreter"),
-        ({"dtype": "fp8"}, HOPPER, "its kernels take numbers of 16 bits, not fp8"),
+        ({"dtype": "fp32"}, HOPPER, "its kernels take numbers of 16 or 8 bits, not fp32"),
         ({"head_dim": 64, "head_dim_v": 128}, HOPPER, "head dims of 64 and 128 need tiles of different widths"),
         ({"pair_bytes": 2}, HOPPER, "a list of blocks or a number for every pair is not in its kernels"),
         ({"descriptors": "q starts at no multiple of 16 bytes"}, HOPPER, "q starts at no multiple of 16 bytes"),
@@ -96,6 +96,10 @@ def test_the_kernels_for_hopper_are_taken_when_asked_for(head_dim: int, width: i
     cut = tiling(work(path="hopper", head_dim=head_dim, head_dim_v=head_dim, seq_q=seq, seq_kv=seq), HOPPER)
     assert cut.path == "hopper"
     assert sizes(cut) == entry("forward_hopper", "sm_90", width)  # whole warpgroups, however short a sequence is
+
+
+def test_numbers_of_8_bits_have_configurations_of_their_own() -> None:
+    assert sizes(tiling(work(path="hopper", dtype="fp8"), HOPPER)) == entry("forward_hopper", "sm_90", 128, dtype="fp8")
 
 
 def test_few_queries_are_decoded() -> None:

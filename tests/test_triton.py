@@ -179,6 +179,8 @@ def test_a_path_can_be_named(path: str, mode: Mode) -> None:
     assert named(path, mode) == []
     assert named(path, mode, mask="causal+window:7", heads=4, kv_heads=2, returns=Returns.LSE) == []
     assert named(path, mask="causal+document:3") == []
+    if path == "hopper":
+        assert named(path, mask="causal", dtype="fp8_e4m3") == []
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,7 @@ def test_a_path_can_be_named(path: str, mode: Mode) -> None:
         ("hopper", Mode.FWD, {"dropout": 0.1}, "dropout"),
         ("hopper", Mode.FWD, {"score": Score(softcap=30.0)}, "no soft cap"),
         ("hopper", Mode.BWD, {"mask": "causal+document:3"}, "its backward kernels take causal and window alone"),
+        ("hopper", Mode.FWD, {"mask": "causal+document:3", "dtype": "fp8_e4m3"}, "of 8 bits its kernels take causal"),
         ("hopper", Mode.BWD, {"head_dim": 256}, "its backward kernels take head_dim up to 128"),
     ],
 )

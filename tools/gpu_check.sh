@@ -73,7 +73,7 @@ else
     SHOWN=6 step "compute-sanitizer $tool" 25 compute-sanitizer --tool "$tool" --error-exitcode 9 \
       "$python" -m tests.gpu.small hopper
   done
-  study "verify --random" 75 verify --random 60s --dtype bf16,fp16 --device cuda:0 -b triton:hopper \
+  study "verify --random" 75 verify --random 60s --dtype bf16,fp16,fp8_e4m3 --device cuda:0 -b triton:hopper \
     --probe determinism --timeout 20s --progress lines
   study tune 100 tune --kernel forward_hopper,backward_kv_hopper,backward_q_hopper --head-dim 128 --budget 80s
 fi

@@ -154,6 +154,8 @@ def refuses_of_path(case: Case) -> list[str]:
     for name, width in widths.items():
         if width * problem.dtype.bytes % ROW_BYTES:
             reasons.append(f"{name} {width}: a row is no multiple of {ROW_BYTES} bytes")
+    if path == "hopper" and problem.dtype is FP8 and told(problem) is Told.ROWS:
+        reasons.append("of 8 bits its kernels take causal and window alone")
     if path == "hopper" and case.mode.needs_grad:
         if told(problem) is Told.ROWS:
             reasons.append("its backward kernels take causal and window alone")
@@ -240,7 +242,7 @@ _DESCRIBED = replace(_CUDA, dtypes=_HALVES, capability=(9, 0))
 _BY_HOPPER = frozenset(
     {"causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "gqa", "cross", "scale", "lse"}
 )
-_HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={}, capability_below=(10, 0))
+_HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={FP8: (9, 0)}, capability_below=(10, 0))
 _ANY = Backend(
     name="triton",
     summary="in-house Triton kernels",

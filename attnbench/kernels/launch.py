@@ -261,6 +261,7 @@ def no_hopper(q: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, t
     reasons = {
         "a row of no multiple of 16 bytes": any(t.shape[3] * t.element_size() % 16 != 0 for t in (q, v)),
         "no key": v.shape[2] == 0,
+        "intervals of rows with numbers of 8 bits": keys.rows is not None and q.element_size() == 1,
         "an additive bias": bias is not None,
         "ALiBi": terms.slopes is not None,
         "a soft cap": terms.softcap is not None,

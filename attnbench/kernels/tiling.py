@@ -160,8 +160,8 @@ def _no_split(work: Work) -> str:
 def _no_hopper(work: Work, target: Target) -> str:
     if target.arch != HOPPER:
         return f"its kernels are in Gluon and for {HOPPER}, not for {target.arch}"
-    if work.dtype != "half":
-        return f"its kernels take numbers of 16 bits, not {work.dtype}"
+    if work.dtype not in ("half", "fp8"):
+        return f"its kernels take numbers of 16 or 8 bits, not {work.dtype}"
     if max(64, padded(work.head_dim)) != max(64, padded(work.head_dim_v)):
         return f"head dims of {work.head_dim} and {work.head_dim_v} need tiles of different widths"
     if work.list_q or work.pair_bytes:

@@ -95,6 +95,28 @@ def test_many_tiles_for_every_program_give_what_the_portable_path_gives(width: i
         assert torch.equal(again, one[0])
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_numbers_of_8_bits(width: int) -> None:
+    from attnbench import kernels
+
+    torch.manual_seed(0)
+    q = torch.randn(2, 8, 500, width, device="cuda").to(torch.float8_e4m3fn)
+    k, v = (torch.randn(2, 2, 500, width, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
+    scales = tuple(torch.linspace(0.5, 1.5, count, device="cuda") for count in (8, 2, 2))
+    out, lse = kernels.attention(q, k, v, causal=True, descale=scales, path="hopper", return_lse=True)
+    queries, keys, values = (t.double() * s[:, None, None].double() for t, s in zip((q, k, v), scales, strict=True))
+    keys, values = keys.repeat_interleave(4, 1), values.repeat_interleave(4, 1)
+    hidden = torch.ones(500, 500, dtype=torch.bool, device="cuda").triu(1)
+    s = (queries @ keys.mT * width**-0.5).masked_fill(hidden, -torch.inf)
+    weights = torch.exp(s - s.amax(-1, keepdim=True)) * 256
+    rounded = weights.to(torch.float8_e4m3fn).double() / weights.sum(-1, keepdim=True)
+    exact = s.softmax(-1) @ values
+    # The tensor cores add products of 8 bits with some 14 bits: beside the roundings of weights and output.
+    bound = 2 * (rounded @ values - exact).abs().max() + 2**-7 * values.abs().max()
+    assert (out.double() - exact).abs().max() <= bound
+    torch.testing.assert_close(lse.double(), s.logsumexp(-1), rtol=1e-3, atol=1e-3)
+
+
 def test_nan_in_padding_does_no_harm() -> None:
     from attnbench import kernels
 

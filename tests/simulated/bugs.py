@@ -45,12 +45,12 @@ BUGS: dict[str, tuple[str, str]] = {
         ("    awaited(memory.k, count + step)\n    acc_ME"),
     ),
     "keys of one reader": (
-        "of_k = new_ring(STAGES, BLOCK_KV, CONSUMERS, k)",
-        "of_k = new_ring(STAGES, BLOCK_KV, 1, k)",
+        "of_k = new_ring(STAGES, CONSUMERS, k)",
+        "of_k = new_ring(STAGES, 1, k)",
     ),
     "values of one reader": (
-        "of_v = new_ring(STAGES, BLOCK_KV, CONSUMERS, v)",
-        "of_v = new_ring(STAGES, BLOCK_KV, 1, v)",
+        "of_v = new_ring(STAGES, CONSUMERS, v)",
+        "of_v = new_ring(STAGES, 1, v)",
     ),
     "queries are not awaited": (
         "        awaited(memory.q, turn * CONSUMERS + CONSUMER)\n",
@@ -97,8 +97,8 @@ BUGS: dict[str, tuple[str, str]] = {
         ("        pass\n    s_MK"),
     ),
     "the values of the tile itself": (
-        "request(v, memory.v, count + step - 1, batch, head // GROUP, start_of(step - 1, walk, BLOCK_KV))",
-        "request(v, memory.v, count + step - 1, batch, head // GROUP, start_of(step, walk, BLOCK_KV))",
+        "before = start_of(step - 1, walk, BLOCK_KV)",
+        "before = start_of(step, walk, BLOCK_KV)",
     ),
     "the head of the queries for keys": (
         "batch, head // GROUP, start_of(0",
@@ -141,8 +141,8 @@ BUGS: dict[str, tuple[str, str]] = {
         "factor = scale",
     ),
     "lse in base 2": (
-        "(peak_M + gl.log2(total_M)) * LN2",
-        "(peak_M + gl.log2(total_M))",
+        "(peak_M + gl.log2(total_M) - shift) * LN2",
+        "(peak_M + gl.log2(total_M) - shift)",
     ),
     "rows that see nothing": (
         "seeing_M = (high_M > low_M) & (total_M > 0.0)",
@@ -243,5 +243,21 @@ BUGS: dict[str, tuple[str, str]] = {
             "    arrive(memory.moving.empty.index(slot), count=1)\n"
             "    dk_MD, dv_ME = warpgroup_mma_wait(0, deps=(dk_MD, dv_ME))\n"
         ),
+    ),
+    "values of 8 bits from other keys": (
+        "corner = [batch, head, 0, row] if ACROSS",
+        "corner = [batch, head, 0, 0] if ACROSS",
+    ),
+    "lse of 8 bits without the shift": (
+        "gl.log2(total_M) - shift",
+        "gl.log2(total_M)",
+    ),
+    "the scale of v of another head": (
+        "descale_ptr + shape.heads + head",
+        "descale_ptr + shape.heads",
+    ),
+    "the scale of q k left out": (
+        "scale * LOG2E * gl.load(descale_ptr + head)",
+        "scale * LOG2E",
     ),
 }

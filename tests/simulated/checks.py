@@ -53,10 +53,21 @@ class Shape(NamedTuple):
             long_first=self.long_first,
         )  # fmt: skip
 
+    @property
+    def eight(self) -> bool:
+        """Whether numbers have 8 bits."""
+        return self.dtype.itemsize == 1
+
+    @property
+    def descale(self) -> Tensor:
+        """Of q k and of v, [2, heads]; ones where numbers need no scale."""
+        return torch.linspace(0.5, 2.0, 2 * self.heads).reshape(2, -1) if self.eight else torch.ones(2, self.heads)
+
     def terms(self, listed: Tensor | None) -> Terms:
         """As `kernels.attention` would give them."""
         rows = None if listed is None else Rows(listed, self.seq_kv)
-        return Terms(keys=Keys(self.left, self.right, rows), scale=self.width**-0.5)
+        descale = self.descale if self.eight else None
+        return Terms(keys=Keys(self.left, self.right, rows), scale=self.width**-0.5, descale=descale)
 
 
 def drawn(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +90,8 @@ def seen(shape: Shape, listed: Tensor | None) -> Tensor:
 def logits(shape: Shape, q: Tensor, k: Tensor, listed: Tensor | None) -> Tensor:
     """In float64; NaN in keys that nobody sees is nothing."""
     keys = k.double().nan_to_num().repeat_interleave(shape.heads // shape.kv_heads, 1)
-    return (q.double() @ keys.mT * shape.width**-0.5).masked_fill(~seen(shape, listed)[:, None], -torch.inf)
+    scale = shape.width**-0.5 * shape.descale[0, :, None, None].double()
+    return (q.double() @ keys.mT * scale).masked_fill(~seen(shape, listed)[:, None], -torch.inf)
 
 
 def check(
@@ -88,14 +100,19 @@ def check(
 ) -> None:  # fmt: skip
     """Run the kernel and compare it with the formula. Wrong says by how much it is off; faults pass through."""
     q, k, v = tensors or drawn(shape, seed)
-    out, lse = torch.full_like(q, torch.nan), torch.full(q.shape[:3], torch.nan)
+    out = torch.full(q.shape, torch.nan).to(torch.bfloat16 if shape.eight else shape.dtype)
+    lse = torch.full(q.shape[:3], torch.nan)
     call = launch.forward_call(q, k, v, out, lse, shape.terms(listed), shape.cut)
     run(module.forward.forward_kernel, call, shape.programs, seed, async_when, PINGPONG=shape.pingpong)
     s = logits(shape, q, k, listed)
     values = v.double().nan_to_num().repeat_interleave(shape.heads // shape.kv_heads, 1)
+    values = values * shape.descale[1, :, None, None].double()
     p = torch.softmax(s, -1).nan_to_num()
-    # Weights are rounded once, and the output once: two roundings of numbers that are at most the largest value.
-    bound = 2 * torch.finfo(shape.dtype).eps * values.abs().amax()
+    # Twice the error of the formula with weights rounded as they are for the product, and the rounding of the output.
+    peak = s.amax(-1, keepdim=True).nan_to_num(0.0, 0.0, 0.0)
+    weights = torch.exp(s - peak) * (256 if shape.eight else 1)
+    rounded = weights.to(shape.dtype).double() / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+    bound = 2 * ((rounded - p) @ values).abs().amax() + 2 * torch.finfo(out.dtype).eps * values.abs().amax()
     compare("out", out, p @ values, float(bound))
     compare("lse", lse, torch.logsumexp(s, -1), 1e-5)
 
@@ -170,6 +187,7 @@ def problems() -> Iterator[tuple[Shape, Tensor | None, tuple[Tensor, Tensor, Ten
     q, k, v = drawn(shape)
     k[:, :, 193:], v[:, :, 193:] = torch.nan, torch.nan
     yield shape, listed, (q, k, v)
+    yield Shape(dtype=torch.float8_e4m3fn, right=0), None, None
 
 
 def notices(module: Any, seeds: int = 3) -> str:
@@ -179,7 +197,7 @@ def notices(module: Any, seeds: int = 3) -> str:
             for seed in range(seeds):
                 try:
                     check(module, shape, listed=listed, seed=seed, async_when=when, tensors=tensors)
-                    if listed is None:
+                    if listed is None and not shape.eight:
                         check_gradients(module, shape, seed=seed, async_when=when)
                 except (Fault, Wrong) as noticed:
                     return type(noticed).__name__

@@ -134,10 +134,11 @@ class Descriptor:
 
     def box(self, corner: list[int]) -> Tensor:
         """What of it lies within the tensor."""
-        batch, head, row, _ = corner
+        batch, head, row, column = corner
         if not (0 <= batch < self.tensor.shape[0] and 0 <= head < self.tensor.shape[1]):
             raise Misuse(f"no batch {batch} and head {head} in {list(self.tensor.shape)}")
-        return self.tensor[batch, head, row : row + self.block_shape[2]]
+        rows, columns = self.block_shape[2:]
+        return self.tensor[batch, head, row : row + rows, column : column + columns]
 
 
 @dataclass
@@ -168,7 +169,7 @@ def allocate_shared_memory(dtype: Any, shape: list[int], _layout: Any) -> Any:
         launch.block.barriers.extend(made)
         return Barriers(made)
     launch.allocations += 1
-    return Place(torch.full(shape, float("nan"), dtype=dtype), launch.allocations)
+    return Place(torch.full(shape, float("nan")).to(dtype), launch.allocations)
 
 
 def init(barriers: Barriers, count: int) -> None:
@@ -306,8 +307,10 @@ def _most(values: Tensor, axis: int) -> Any:
     return Int(found) if found.ndim == 0 else found
 
 
-def _load(pointer: Pointer, mask: Tensor, other: float) -> Tensor:
+def _load(pointer: Pointer, mask: Tensor | None = None, other: float = 0) -> Any:
     flat = pointer.base.flatten()
+    if mask is None:
+        return float(flat[pointer.offset])
     return torch.where(mask, flat[torch.where(mask, pointer.offset, 0)], other)
 
 

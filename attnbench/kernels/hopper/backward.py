@@ -190,10 +190,10 @@ def query_kernel(
 ):  # fmt: skip
     """dq of descriptors [batch, heads, rows, D]; boxes are 64 rows of q, dout and dq, BLOCK_KV of k and v."""
     shape = Shape(None, pairs, heads, seq_q, seq_kv, left, right, resident)
-    of_q = new_ring(CONSUMERS, ROWS, 1, q)
-    of_dout = new_ring(CONSUMERS, ROWS, 1, dout)
-    of_k = new_ring(STAGES, BLOCK_KV, CONSUMERS, k)
-    of_v = new_ring(STAGES, BLOCK_KV, CONSUMERS, v)
+    of_q = new_ring(CONSUMERS, 1, q)
+    of_dout = new_ring(CONSUMERS, 1, dout)
+    of_k = new_ring(STAGES, CONSUMERS, k)
+    of_v = new_ring(STAGES, CONSUMERS, v)
     memory = Memory(of_q, of_dout, of_k, of_v)
     fence_async_shared()
     gl.warp_specialize(
@@ -329,10 +329,10 @@ def key_kernel(
     Descriptors are [batch, heads, rows, D]; boxes are 64 rows of k, v, dk and dv, BLOCK_Q of q and dout.
     """
     shape = Shape(None, pairs, heads, seq_q, seq_kv, left, right, resident)
-    of_k = new_ring(CONSUMERS, ROWS, 1, k)
-    of_v = new_ring(CONSUMERS, ROWS, 1, v)
-    of_q = new_ring(STAGES, BLOCK_Q, CONSUMERS, q)
-    of_dout = new_ring(STAGES, BLOCK_Q, CONSUMERS, dout)
+    of_k = new_ring(CONSUMERS, 1, k)
+    of_v = new_ring(CONSUMERS, 1, v)
+    of_q = new_ring(STAGES, CONSUMERS, q)
+    of_dout = new_ring(STAGES, CONSUMERS, dout)
     memory = Memory(of_k, of_v, of_q, of_dout)
     fence_async_shared()
     gl.warp_specialize(

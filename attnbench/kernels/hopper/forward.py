@@ -39,6 +39,7 @@ from attnbench.kernels.hopper.warps import (
     edges_of,
     hide,
     new_ring,
+    new_tiles,
     place,
     request,
     seen,
@@ -53,8 +54,12 @@ PART = gl.constexpr(16)  # rows that a consumer scrubs at once
 
 
 class Memory(NamedTuple):
-    """What the partitions share. q has a slot for each consumer; the output leaves by the same place."""
+    """What the partitions share. q and out have a slot for each consumer, and in 16 bits it is the same one.
 
+    Values of 8 bits lie across, [D, keys], as the products take them.
+    """
+
+    out: Any
     q: Ring
     k: Ring
     v: Ring
@@ -65,7 +70,7 @@ class Memory(NamedTuple):
 @jit
 def _produce(
     q, k, v, memory, shape, CONSUMERS: gl.constexpr, BLOCK_KV: gl.constexpr, GROUP: gl.constexpr,
-    LONG_FIRST: gl.constexpr,
+    LONG_FIRST: gl.constexpr, EIGHT: gl.constexpr,
 ):  # fmt: skip
     """The partition of one warp that fetches; it runs ahead of the consumers as far as the rings go."""
     block_q: gl.constexpr = CONSUMERS * ROWS
@@ -83,17 +88,22 @@ def _produce(
             request(q, memory.q, turn * CONSUMERS + consumer, batch, head, row + consumer * ROWS)
         for step in range(1, steps):
             request(k, memory.k, count + step, batch, head // GROUP, start_of(step, walk, BLOCK_KV))
-            request(v, memory.v, count + step - 1, batch, head // GROUP, start_of(step - 1, walk, BLOCK_KV))
-        request(v, memory.v, count + steps - 1, batch, head // GROUP, start_of(steps - 1, walk, BLOCK_KV))
+            before = start_of(step - 1, walk, BLOCK_KV)
+            request(v, memory.v, count + step - 1, batch, head // GROUP, before, EIGHT)
+        final = start_of(steps - 1, walk, BLOCK_KV)
+        request(v, memory.v, count + steps - 1, batch, head // GROUP, final, EIGHT)
         count += steps
         turn += 1  # noqa: SIM113 (Triton has no enumerate)
 
 
 @jit
-def _fold(s_MK, peak_M, total_M, factor):
-    """The online softmax in base 2: weights, the factor by which earlier sums decay, and the new sums."""
+def _fold(s_MK, peak_M, total_M, factor, SHIFT: gl.constexpr):
+    """The online softmax in base 2: weights, the factor by which earlier sums decay, and the new sums.
+
+    Weights and sums are 2^SHIFT times as large, so that small ones are not lost in 8 bits.
+    """
     new_M = gl.maximum(peak_M, gl.max(s_MK, 1) * factor)
-    p_MK = gl.exp2(s_MK * factor - new_M[:, None])
+    p_MK = gl.exp2(s_MK * factor - (new_M - SHIFT)[:, None])
     decay_M = gl.exp2(peak_M - new_M)
     return p_MK, decay_M, new_M, total_M * decay_M + gl.sum(p_MK, 1)
 
@@ -109,11 +119,15 @@ def _logits(memory, slot, CONSUMER: gl.constexpr, S: gl.constexpr):
 
 
 @jit
-def _outputs(memory, slot, p_MK, acc_ME):
+def _outputs(memory, slot, p_MK, acc_ME, EIGHT: gl.constexpr):
     """Issue the product of weights with the values of a slot."""
-    block_kv: gl.constexpr = memory.v.tiles.shape[3]
-    width: gl.constexpr = memory.v.tiles.shape[4]
-    return warpgroup_mma(p_MK, memory.v.tiles.index(slot).reshape([block_kv, width]), acc_ME, is_async=True)
+    block_kv: gl.constexpr = memory.k.tiles.shape[3]
+    width: gl.constexpr = memory.k.tiles.shape[4]
+    if EIGHT:
+        values = memory.v.tiles.index(slot).reshape([width, block_kv]).permute((1, 0))
+    else:
+        values = memory.v.tiles.index(slot).reshape([block_kv, width])
+    return warpgroup_mma(p_MK, values, acc_ME, is_async=True)
 
 
 @jit
@@ -151,23 +165,23 @@ def _await_values(
 def _step(
     acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
     CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr, MASKED: gl.constexpr, SCRUB: gl.constexpr,
-    PINGPONG: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+    PINGPONG: gl.constexpr, EIGHT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
 ):  # fmt: skip
     """Issue q k of this step and p v of the one before; the softmax of the one while the other runs."""
-    block_kv: gl.constexpr = memory.v.tiles.shape[3]
+    block_kv: gl.constexpr = memory.k.tiles.shape[3]
     slot_k = awaited(memory.k, count + step)
     slot_v, scrubs = _await_values(memory, count, step - 1, walk, scrubs, SCRUB, CONSUMER, CONSUMERS)
     if PINGPONG:
         wait(memory.turn.index(CONSUMER), (count + step & 1) ^ (1 if CONSUMER == 0 else 0))
     s_MK = _logits(memory, slot_k, CONSUMER, S)
-    acc_ME = _outputs(memory, slot_v, p_MK, acc_ME)
+    acc_ME = _outputs(memory, slot_v, p_MK, acc_ME, EIGHT)
     if PINGPONG:
         arrive(memory.turn.index((CONSUMER + 1) % CONSUMERS), count=1)
     s_MK = warpgroup_mma_wait(1, deps=(s_MK,))
     arrive(memory.k.empty.index(slot_k), count=1)
     if MASKED:
         s_MK = hide(s_MK, start_of(step, walk, block_kv), low_M, high_M, block_kv, S)
-    p_MK, decay_M, peak_M, total_M = _fold(s_MK, peak_M, total_M, factor)
+    p_MK, decay_M, peak_M, total_M = _fold(s_MK, peak_M, total_M, factor, 8 if EIGHT else 0)
     p_MK = gl.convert_layout(p_MK.to(memory.v.tiles.dtype), P)
     # Without a poll between them ptxas moves the softmax behind the wait, where nothing is left to run beside it. These
     # values have come and are not released; the barrier of keys that are released may be a phase further.
@@ -180,19 +194,22 @@ def _step(
 
 @jit
 def _consume(
-    out, lse_ptr, memory, shape, scale,
+    out, lse_ptr, descale_ptr, memory, shape, scale,
     CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr, EDGES: gl.constexpr, PINGPONG: gl.constexpr,
-    LONG_FIRST: gl.constexpr,
+    LONG_FIRST: gl.constexpr, EIGHT: gl.constexpr,
 ):  # fmt: skip
     """The partition of a warpgroup that computes 64 rows of every tile of queries."""
     block_q: gl.constexpr = CONSUMERS * ROWS
-    block_kv: gl.constexpr = memory.v.tiles.shape[3]
-    width: gl.constexpr = memory.v.tiles.shape[4]
+    block_kv: gl.constexpr = memory.k.tiles.shape[3]
+    width: gl.constexpr = memory.k.tiles.shape[4]
     dtype: gl.constexpr = memory.v.tiles.dtype
+    shift: gl.constexpr = 8 if EIGHT else 0  # e4m3 holds 2^-9 to 448
+    depth: gl.constexpr = 32 if EIGHT else 16
+    together: gl.constexpr = 4 if EIGHT else 2  # numbers of a register
     scrub: gl.constexpr = shape.listed is not None  # else all keys are real ones, or zeros beyond the end
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, block_kv, 16])
-    E: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
-    P: gl.constexpr = gl.DotOperandLayout(0, E, 2)
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, block_kv, depth])
+    E: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, depth])
+    P: gl.constexpr = gl.DotOperandLayout(0, E, together)
     M: gl.constexpr = gl.SliceLayout(1, S)
     factor = scale * LOG2E
     count = 0
@@ -201,6 +218,9 @@ def _consume(
     for index in range(gl.program_id(0), gl.cdiv(shape.seq_q, block_q) * shape.pairs, gl.num_programs(0)):
         row, pair = place(index, shape.seq_q, shape, block_q, LONG_FIRST)
         batch = pair // shape.heads
+        head = pair % shape.heads
+        if descale_ptr is not None:
+            factor = scale * LOG2E * gl.load(descale_ptr + head)
         walk = walk_keys(row, batch, shape, block_q, block_kv)
         steps = steps_of(walk)
         rows_M = row + CONSUMER * ROWS + gl.arange(0, ROWS, layout=M)
@@ -220,7 +240,7 @@ def _consume(
             s_MK = hide(s_MK, start_of(0, walk, block_kv), low_M, high_M, block_kv, S)
         peak_M = gl.full([ROWS], LOWEST, gl.float32, M)
         acc_ME = gl.zeros([ROWS, width], gl.float32, E)
-        p_MK, _, peak_M, total_M = _fold(s_MK, peak_M, gl.zeros([ROWS], gl.float32, M), factor)
+        p_MK, _, peak_M, total_M = _fold(s_MK, peak_M, gl.zeros([ROWS], gl.float32, M), factor, shift)
         p_MK = gl.convert_layout(p_MK.to(dtype), P)
 
         first_whole = 1
@@ -229,26 +249,28 @@ def _consume(
             for step in range(1, first_whole):
                 acc_ME, p_MK, peak_M, total_M, scrubs = _step(
                     acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
-                    CONSUMER, CONSUMERS, True, scrub, PINGPONG, S, P,
+                    CONSUMER, CONSUMERS, True, scrub, PINGPONG, EIGHT, S, P,
                 )  # fmt: skip
         for step in range(first_whole, steps):
             acc_ME, p_MK, peak_M, total_M, scrubs = _step(
                 acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
-                CONSUMER, CONSUMERS, False, scrub, PINGPONG, S, P,
+                CONSUMER, CONSUMERS, False, scrub, PINGPONG, EIGHT, S, P,
             )  # fmt: skip
         slot, scrubs = _await_values(memory, count, steps - 1, walk, scrubs, scrub, CONSUMER, CONSUMERS)
-        acc_ME = warpgroup_mma_wait(0, deps=(_outputs(memory, slot, p_MK, acc_ME),))
+        acc_ME = warpgroup_mma_wait(0, deps=(_outputs(memory, slot, p_MK, acc_ME, EIGHT),))
         arrive(memory.v.empty.index(slot), count=1)
         count += steps
 
         seeing_M = (high_M > low_M) & (total_M > 0.0)
         share_M = gl.where(seeing_M, 1.0 / gl.where(seeing_M, total_M, 1.0), 0.0)
+        if descale_ptr is not None:
+            share_M = share_M * gl.load(descale_ptr + shape.heads + head)
         out_ME = acc_ME * gl.convert_layout(share_M, gl.SliceLayout(1, E))[:, None]
-        memory.q.tiles.index(CONSUMER).reshape([ROWS, width]).store(out_ME.to(dtype))
+        memory.out.index(CONSUMER).reshape([ROWS, width]).store(out_ME.to(memory.out.dtype))
         fence_async_shared()
-        send(out, [batch, pair % shape.heads, row + CONSUMER * ROWS, 0], memory.q.tiles.index(CONSUMER))
+        send(out, [batch, head, row + CONSUMER * ROWS, 0], memory.out.index(CONSUMER))
         if lse_ptr is not None:
-            lse_M = gl.where(seeing_M, (peak_M + gl.log2(total_M)) * LN2, float("-inf"))
+            lse_M = gl.where(seeing_M, (peak_M + gl.log2(total_M) - shift) * LN2, float("-inf"))
             gl.store(lse_ptr + gl.cast(pair, gl.int64) * shape.seq_q + rows_M, lse_M, mask=rows_M < shape.seq_q)
         sent(0)
         arrive(memory.q.empty.index(CONSUMER), count=1)
@@ -257,27 +279,37 @@ def _consume(
 
 @jit(do_not_specialize=["pairs", "heads", "seq_q", "seq_kv", "left", "right", "resident"])
 def forward_kernel(
-    q, k, v, out, lse_ptr, listed, pairs, heads, seq_q, seq_kv, left, right, resident, scale,
+    q, k, v, out, lse_ptr, descale_ptr, listed, pairs, heads, seq_q, seq_kv, left, right, resident, scale,
     GROUP: gl.constexpr, BLOCK_KV: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr,
-    LONG_FIRST: gl.constexpr, EDGES: gl.constexpr, PINGPONG: gl.constexpr,
+    LONG_FIRST: gl.constexpr, EDGES: gl.constexpr, PINGPONG: gl.constexpr, EIGHT: gl.constexpr,
 ):  # fmt: skip
-    """Attention of descriptors [batch, heads, rows, D]; boxes are 64 rows of q and out, BLOCK_KV of k and v."""
+    """Attention of descriptors [batch, heads, rows, D]; boxes are 64 rows of q and out, BLOCK_KV of k and v.
+
+    EIGHT: q, k and v have 8 bits, v is [batch, heads, D, rows], and descale_ptr has their scales.
+    """
     shape = Shape(listed, pairs, heads, seq_q, seq_kv, left, right, resident)
     turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], MBarrierLayout())
     for consumer in gl.static_range(CONSUMERS):
         init(turn.index(consumer), count=1)
     scrubbed = gl.allocate_shared_memory(gl.int64, [1], MBarrierLayout())
     init(scrubbed, count=CONSUMERS)
-    of_q = new_ring(CONSUMERS, ROWS, 1, q)
-    of_k = new_ring(STAGES, BLOCK_KV, CONSUMERS, k)
-    of_v = new_ring(STAGES, BLOCK_KV, CONSUMERS, v)
-    memory = Memory(of_q, of_k, of_v, turn, scrubbed)
+    of_q = new_ring(CONSUMERS, 1, q)
+    of_k = new_ring(STAGES, CONSUMERS, k)
+    of_v = new_ring(STAGES, CONSUMERS, v)
+    of_out = new_tiles(CONSUMERS, out) if EIGHT else of_q.tiles
+    memory = Memory(of_out, of_q, of_k, of_v, turn, scrubbed)
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consume, (out, lse_ptr, memory, shape, scale, 0, CONSUMERS, EDGES, PINGPONG, LONG_FIRST)),
-            (_consume, (out, lse_ptr, memory, shape, scale, 1, CONSUMERS, EDGES, PINGPONG, LONG_FIRST)),
-            (_produce, (q, k, v, memory, shape, CONSUMERS, BLOCK_KV, GROUP, LONG_FIRST)),
+            (
+                _consume,
+                (out, lse_ptr, descale_ptr, memory, shape, scale, 0, CONSUMERS, EDGES, PINGPONG, LONG_FIRST, EIGHT),
+            ),
+            (
+                _consume,
+                (out, lse_ptr, descale_ptr, memory, shape, scale, 1, CONSUMERS, EDGES, PINGPONG, LONG_FIRST, EIGHT),
+            ),
+            (_produce, (q, k, v, memory, shape, CONSUMERS, BLOCK_KV, GROUP, LONG_FIRST, EIGHT)),
         ],
         [4, 1],
         [232, 40] if listed is not None else [240, 24],

@@ -19,11 +19,25 @@ WARPGROUP = 4  # warps; a launch begins with one, the others join where the kern
 PINGPONG_WIDTH_MOST = 128  # wider heads leave no registers for it to win anything
 
 
-def described(tensor: Tensor, rows: int) -> TensorDescriptor:
+def described(tensor: Tensor, rows: int, width: int = 0) -> TensorDescriptor:
     """A tensor [batch, heads, rows, width] to be copied by so many rows; columns beyond its width read 0."""
-    width = max(64, padded(tensor.shape[3]))
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * tensor.element_size(), rank=4)
+    width = width or tile_width(tensor.shape[3])
+    size = tensor.element_size()
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=min(128, width * size), element_bitwidth=8 * size, rank=4)
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1, rows, width], layout)
+
+
+def tile_width(head_dim: int) -> int:
+    """Columns of a tile."""
+    return max(64, padded(head_dim))
+
+
+def across(v: Tensor) -> Tensor:
+    """[batch, heads, head_dim, rows]: a product of 8 bits reads values along the rows. Zeros fill up 16 bytes."""
+    batch, heads, rows, width = v.shape
+    turned = v.new_zeros(batch, heads, width, -rows % 16 + rows)
+    turned[..., :rows] = v.transpose(2, 3)
+    return turned
 
 
 def listed(terms: Terms) -> Listed | None:
@@ -38,10 +52,11 @@ def forward_call(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | Non
     """The launch of a forward pass: as many programs as there are processors, or fewer where there is less to do."""
     batch, heads, seq_q, _ = q.shape
     seq_kv = k.shape[2]
-    rows = ROWS.value
+    rows, eight = ROWS.value, q.element_size() == 1
+    values = described(across(v), tile_width(v.shape[3]), cut.block_kv) if eight else described(v, cut.block_kv)
     arguments = {
-        "q": described(q, rows), "k": described(k, cut.block_kv), "v": described(v, cut.block_kv),
-        "out": described(out, rows), "lse_ptr": lse, "listed": listed(terms),
+        "q": described(q, rows), "k": described(k, cut.block_kv), "v": values, "EIGHT": eight,
+        "out": described(out, rows), "lse_ptr": lse, "descale_ptr": terms.descale, "listed": listed(terms),
         "pairs": batch * heads, "heads": heads, "seq_q": seq_q, "seq_kv": seq_kv,
         "left": terms.keys.left, "right": terms.keys.right, "resident": cut.resident, "scale": float(terms.scale),
         "GROUP": heads // k.shape[1], "BLOCK_KV": cut.block_kv, "CONSUMERS": cut.warps // WARPGROUP,

@@ -145,13 +145,14 @@ def start_of(step, walk, BLOCK_KV: gl.constexpr):
 
 
 @jit
-def request(source, ring, count, batch, head, row):
-    """Ask for the tile of that row as the `count`-th of a ring, once its slot is free."""
+def request(source, ring, count, batch, head, row, ACROSS: gl.constexpr = False):
+    """Ask for the tile of that row as the `count`-th of a ring, once its slot is free; ACROSS: rows are columns."""
     slots: gl.constexpr = ring.tiles.shape[0]
     slot = count % slots
     wait(ring.empty.index(slot), (count // slots & 1) ^ 1)
     expect(ring.full.index(slot), source.block_type.nbytes)
-    fetch(source, [batch, head, row, 0], ring.full.index(slot), ring.tiles.index(slot))
+    corner = [batch, head, 0, row] if ACROSS else [batch, head, row, 0]
+    fetch(source, corner, ring.full.index(slot), ring.tiles.index(slot))
 
 
 @jit
@@ -171,9 +172,16 @@ def hide(s_MK, key, low_M, high_M, BLOCK_KV: gl.constexpr, S: gl.constexpr):
 
 
 @jit
-def new_ring(slots: gl.constexpr, rows: gl.constexpr, readers: gl.constexpr, source):
+def new_tiles(slots: gl.constexpr, source):
+    """Room in shared memory for boxes of a descriptor."""
+    shape: gl.constexpr = source.block_shape
+    return gl.allocate_shared_memory(source.dtype, [slots, 1, 1, shape[2], shape[3]], source.layout)
+
+
+@jit
+def new_ring(slots: gl.constexpr, readers: gl.constexpr, source):
     """A ring in shared memory for the tiles of a descriptor."""
-    tiles = gl.allocate_shared_memory(source.dtype, [slots, 1, 1, rows, source.block_shape[3]], source.layout)
+    tiles = new_tiles(slots, source)
     full = gl.allocate_shared_memory(gl.int64, [slots, 1], MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [slots, 1], MBarrierLayout())
     for slot in gl.static_range(slots):
