@@ -96,7 +96,7 @@ def test_every_entry_is_for_a_gpu_that_can_run_it() -> None:
     assert all(not kernel.endswith("tma") for arch in ("sm_80", "sm_86", "gfx942") for kernel in kernels_of[arch])
     of_8_bits = {key[:2] for key in shipped() if key[2] == "fp8"}
     assert {arch for _, arch in of_8_bits} <= {"sm_86", "sm_90", "sm_100", "sm_120"}
-    assert {kernel for kernel, _ in of_8_bits} <= {"forward", "forward_tma", "decode"}
+    assert {kernel for kernel, _ in of_8_bits} <= {"forward", "forward_tma", "forward_hopper", "decode"}
 
 
 def test_no_entry_stands_beside_one_for_any_mask() -> None:

@@ -29,7 +29,7 @@ SPILLS = {
     "forward_hopper sm_90 half 128 causal window": 4,
     "forward_hopper sm_90 half 128 causal odd_width": 4,
     "forward_hopper sm_90 half 128 causal rows": 48,
-    "forward_hopper sm_90 half 256 causal rows": 204,
+    "forward_hopper sm_90 half 256 causal rows": 208,
     "forward sm_100 half 128 causal bias_by_distance": 12,
     "forward sm_100 half 128 causal odd_width": 836,
     "backward_kv sm_100 half 128 causal bias": 32,
