@@ -22,8 +22,18 @@ from attnbench.sweep import Request
 
 DEFAULT_SUITE = "verify"
 LONGEST = {"cpu": 256, "cuda": 4096}  # of the lengths that are drawn; an interpreter takes seconds for more
-FIRST_DRAWS = 16  # whose time says how many the next round takes
-ROUND_S = 60.0  # after so long what was drawn is shown, and workers start anew
+FIRST_DRAWS = 16  # whose time says how many the next round takes, at most so many times as many
+GROWTH = 4
+ROUND_S = 60.0  # after so long workers start anew
+# What decides lengths or sequences by itself: what is drawn of them gives way.
+GIVE_WAY = {"seq": ("seq_q", "seq_kv"), "lengths": ("seq_q", "seq_kv", "batch"), "tokens": ("batch",)}
+GIVE_WAY |= {"heads": ("kv_heads",)}
+FLAGS = frozenset(  # options of their own; others are --set KEY=VALUES
+    {
+        *("seq", "seq_q", "seq_kv", "batch", "tokens", "heads", "kv_heads", "head_dim", "head_dim_v"),
+        *("dtype", "mask", "score", "bias", "mode"),
+    }
+)
 
 
 class Verified(msgspec.Struct, kw_only=True):
@@ -32,8 +42,19 @@ class Verified(msgspec.Struct, kw_only=True):
     results: list[Result]
     impossible: list[tuple[str, str]]  # cells that are no problem, and why
     ending: Ending
-    commands: dict[tuple[Problem, Mode], str] = {}  # that ask for a problem again, of those that were drawn
+    drawn: bool = False
+    options: dict[tuple[Problem, Mode], str] = {}  # that ask for a problem again, of those that were drawn
     seed: int = 0  # with which they were drawn, and their inputs
+
+    def again(self, result: Result) -> str:
+        """The command for one that was drawn; empty for others."""
+        options = self.options.get((result.case.problem, result.case.mode))
+        if options is None:
+            return ""
+        arm = f"-b {shlex.quote(result.arm.backend)} --device {shlex.quote(result.arm.device)}"
+        inputs = result.procedure.inputs
+        more = "" if inputs == "normal" else f" --inputs {shlex.quote(inputs)}"
+        return f"attnbench verify {options} {arm} --seed {self.seed}{more}"
 
 
 def ready(request: Request, probes: Sequence[str] = ()) -> sweep.Sweep:
@@ -85,44 +106,52 @@ def soak(
 ) -> Verified:
     """Verify problems drawn at random for so long. What the request asks for is as it asks; the rest is drawn.
 
-    The seed of the request decides what is drawn, and how many; UsageError if nothing of it can be a problem.
+    The seed of the request decides what is drawn. UsageError if nothing of the first round can be a problem; a later
+    round of that kind is left out, and what was found stays.
     """
-    random, began = Random(request.seed), time.monotonic()
-    total = Verified(results=[], impossible=[], ending=Ending(), seed=request.seed)
-    draws, spent_s = FIRST_DRAWS, 0.0
-    while (left_s := seconds - (time.monotonic() - began)) > 0:
+    random, end = Random(request.seed), time.monotonic() + seconds
+    total = Verified(results=[], impossible=[], ending=Ending(), drawn=True, seed=request.seed)
+    draws = FIRST_DRAWS
+    while (left_s := end - time.monotonic()) > 0:
         started = time.monotonic()
-        planned, commands = _drawn(request, random, draws, probes, f"{left_s:.0f}s")
+        try:
+            planned, options = _drawn(request, random, draws, probes, left_s)
+        except UsageError:
+            if not total.results:
+                raise
+            continue
         found = run(planned, observer, watch, distributions)
         # What the time was too short for says nothing.
         total.results += [result for result in found.results if result.status is not Status.SKIPPED]
-        total.ending, total.commands = found.ending, total.commands | commands
-        if found.ending.interrupted:
-            break
-        spent_s = time.monotonic() - started
-        draws = max(1, int(draws * min(ROUND_S, seconds - (time.monotonic() - began)) / spent_s))
+        total.ending, total.options = found.ending, total.options | options
+        if found.ending.interrupted or not any(result.status is Status.OK for result in total.results):
+            break  # by the user, or nothing is right so far: more of it would tell no more
+        pace_s = (time.monotonic() - started) / draws
+        draws = max(1, min(GROWTH * draws, int(min(ROUND_S, end - time.monotonic()) / pace_s)))
     return total
 
 
 def _drawn(
-    request: Request, random: Random, draws: int, probes: Sequence[str], budget: str
+    request: Request, random: Random, draws: int, probes: Sequence[str], left_s: float
 ) -> tuple[sweep.Sweep, dict[tuple[Problem, Mode], str]]:
-    """A plan of as many problems, and the command for each. UsageError of the last draw if none is possible."""
+    """A plan of as many problems, and the options for each. UsageError of the last draw if none is possible."""
     longest = max(LONGEST[device.kind] for device in sweep.devices_of(request.device))
     planned: sweep.Sweep | None = None
-    commands: dict[tuple[Problem, Mode], str] = {}
+    options: dict[tuple[Problem, Mode], str] = {}
     wrong: UsageError | None = None
     for _ in range(draws):
-        axes = suite.draw(random, longest) | dict(request.axes)
-        if "seq" in request.axes:
-            axes = {key: value for key, value in axes.items() if key not in ("seq_q", "seq_kv")}
+        free = suite.draw(random, longest)
+        for given in GIVE_WAY.keys() & request.axes.keys():
+            free = {key: value for key, value in free.items() if key not in GIVE_WAY[given]}
+        axes = free | dict(request.axes)
         try:
-            one = ready(msgspec.structs.replace(request, suites=(), axes=axes, budget=budget), probes)
+            # A budget of 0 would be none.
+            one = ready(msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{max(1.0, left_s)}s"), probes)
         except UsageError as error:
             wrong = error
             continue
-        options = " ".join(f"--{key.replace('_', '-')} {shlex.quote(value)}" for key, value in axes.items())
-        commands |= {(cell.problem, cell.mode): f"attnbench verify {options}" for cell, _ in one.asked}
+        said = " ".join(_option(key, value) for key, value in axes.items())
+        options |= {(cell.problem, cell.mode): said for cell, _ in one.asked}
         if planned is None:
             planned = one
         else:
@@ -131,4 +160,10 @@ def _drawn(
         assert wrong is not None
         raise wrong
     planned.plan = plan.make(planned.asked, sweep.plan_terms(planned.terms))
-    return planned, commands
+    return planned, options
+
+
+def _option(axis: str, value: str) -> str:
+    if axis in FLAGS:
+        return f"--{axis.replace('_', '-')} {shlex.quote(value)}"
+    return f"--set {shlex.quote(f'{axis}={value}')}"

@@ -20,7 +20,13 @@ from attnbench.attention.patterns import Blocks
 from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem, Returns
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.case import Case
-from attnbench.kernels.tiling import BLOCK_LEAST, DECODE_ROWS_MOST, HEAD_DIM_MOST, SPLITS_MOST
+from attnbench.kernels.tiling import (
+    BLOCK_LEAST,
+    DECODE_ROWS_MOST,
+    HEAD_DIM_MOST,
+    HOPPER_BACKWARD_WIDTH_MOST,
+    SPLITS_MOST,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +39,6 @@ FEATURES = frozenset(
 )
 PAGE_LEAST, PAGE_MOST = 16, 256  # tokens
 ROW_BYTES = 16  # what the tensor memory accelerator copies is a multiple of it
-HOPPER_BACKWARD_WIDTH_MOST = 128
 UNTIMED = "interpreted on a CPU: its times mean nothing"
 DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 FP8 = Dtype.FP8_E4M3

@@ -159,12 +159,11 @@ def _show(found: Verified, as_json: bool, figures: bool) -> int:
         for line in (*map(errors.record, found.results), errors.summary(found.results, code)):
             print(msgspec.json.encode(line).decode())
         return code
-    for text in (errors.drawn if found.commands else errors.text)(found.results, figures):
+    for text in (errors.drawn if found.drawn else errors.text)(found.results, figures):
         print(text)
     for result in found.results:
-        if result.status.failed and (command := found.commands.get((result.case.problem, result.case.mode))):
-            arm = result.arm
-            print(f"again: {command} -b {arm.backend} --device {arm.device} --seed {found.seed}", file=sys.stderr)
+        if result.status.failed and (command := found.again(result)):
+            print(f"again: {command}", file=sys.stderr)
     for cell, reason in found.impossible:
         print(f"impossible: {cell}: {reason}", file=sys.stderr)
     return code

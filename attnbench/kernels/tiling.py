@@ -19,6 +19,7 @@ BLOCK_LEAST = 16  # tokens of a block of a block-sparse mask
 HEAD_DIM_MOST = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
 HOPPER = "sm_90"
+HOPPER_BACKWARD_WIDTH_MOST = 128  # two accumulators of a wider head leave no registers
 
 # Keys and values of the heads that run side by side are to stay in the L2 cache; FlashAttention-3 allows them as much.
 # https://github.com/Dao-AILab/flash-attention/blob/main/hopper/tile_scheduler.hpp

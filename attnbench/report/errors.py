@@ -38,7 +38,7 @@ def drawn(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
     for arm in dict.fromkeys(result.arm.id for result in results):
         own = [result for result in results if result.arm.id == arm]
         yield from wrap(f"{_named(own[0])}: {tally(own)}", WIDTH, indent=2)
-        judged = [(used(result), result) for result in own if result.status is Status.OK]
+        judged = [(_used(result), result) for result in own if result.status is Status.OK]
         if judged:
             share, nearest = max(judged, key=lambda pair: pair[0])
             yield from wrap(f"  nearest to its bound, at {share:.0%}: {accuracy.label(nearest)}", WIDTH, indent=4)
@@ -50,7 +50,7 @@ def drawn(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
         yield tally(results)
 
 
-def used(result: Result) -> float:
+def _used(result: Result) -> float:
     """The largest error of an output as a share of what it may be; 0 where none was judged."""
     errors = result.facts.get("errors", {}).values()
     return max(

@@ -20,7 +20,7 @@ from attnbench.attention.problem import Mode, Problem
 from attnbench.errors import UsageError
 from attnbench.kernels import tables
 from attnbench.kernels.tables import Cut, Kernel
-from attnbench.kernels.tiling import HOPPER, PASSES, PATHS, SHARED_BYTES, family
+from attnbench.kernels.tiling import HOPPER, HOPPER_BACKWARD_WIDTH_MOST, PASSES, PATHS, SHARED_BYTES, family
 from attnbench.kernels.tiling import Path as KernelPath
 from attnbench.result import Result, Status
 from attnbench.runner import Observer, Runner
@@ -105,7 +105,7 @@ def candidates(kernel: Kernel, arch: str, width: int) -> list[Cut]:
 def _of_warpgroups(kernel: Kernel, width: int) -> list[Cut]:
     """Two warpgroups of 64 rows, or keys, each, and rings of what moves past them, two tiles a stage."""
     backward = kernel is not Kernel.FORWARD_HOPPER
-    if backward and width > 128:
+    if backward and width > HOPPER_BACKWARD_WIDTH_MOST:
         return []
     found = []
     for moving in (32, 64, 128):
