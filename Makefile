@@ -14,9 +14,17 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed-$(TORCH)
 # The tests take the cores; inside each of them one thread is enough.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# tests/conftest.py orders the units of work.
+SPREAD := -n $(JOBS) --dist loadscope --no-loadscope-reorder
+# Tests of the layers that need no torch and no worker process.
+FAST   := $(addprefix tests/,analysis attention/masks attention/test_cost.py attention/test_dropout.py records suite \
+  engine/test_plan.py gate/test_rule.py gate/test_stored.py gate/test_verdicts.py report/test_report_table.py \
+  report/test_report_golden.py report/test_verification.py studies/test_scaling.py studies/test_claims.py \
+  cli/test_config.py test_units.py test_errors.py test_pairwise.py \
+  test_repository.py test_stored_runs.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv bench gate gate-eval test test-slow lint format gpu hopper clean
+.PHONY: help venv bench gate gate-eval test test-fast test-slow coverage lint format docs gpu hopper clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,10 +40,18 @@ bench: venv ## measures the default sweep, prints its table, writes its report; 
 	case $$status in 0 | 5) $(BIN)/attnbench report last || exit;; esac; exit $$status
 
 test: venv ## every test that needs no GPU and no patience
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "not slow and not gpu" $(ARGS)
 
-test-slow: venv ## the tests marked slow, one after another
-	$(PYTEST) -m "slow and not gpu" $(ARGS)
+test-fast: venv ## tests of the layers without torch, in seconds, for every save
+	$(PYTEST) $(SPREAD) -p tests.without_torch -m "not slow and not gpu and not workers" $(FAST) $(ARGS)
+
+coverage: venv ## branches of the layers without torch that their tests run
+	$(PYTEST) $(SPREAD) -m "not slow and not gpu and not workers" --cov --cov-report=term $(FAST) tests/gate $(ARGS)
+
+# Where ARGS selects none of them, pytest ends with 5.
+test-slow: venv ## the tests marked slow: together what only computes, one after another what times workers
+	$(PYTEST) $(SPREAD) -m "slow and not workers and not gpu" $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) -m "slow and workers and not gpu" $(ARGS) || [ $$? = 5 ]
 
 gate: venv ## the suite `ci` against BASE=HEAD~1, side by side
 	$(BIN)/attnbench gate ci --base-ref $(BASE) --inconclusive ok $(ARGS)
@@ -53,6 +69,9 @@ lint: venv ## format, lint, types, layers
 format: venv ## formats the code and mends what can be mended
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
+
+docs: venv ## the documentation as a site in dist/site; fails on broken links
+	$(BIN)/zensical build --strict
 
 gpu: ## GPU tests and suites with the packages of PYTHON, nothing installed; results in OUT
 	PYTHON=$(PYTHON) OUT=$(OUT) tools/gpu_check.sh

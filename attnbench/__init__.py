@@ -5,23 +5,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from attnbench._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from attnbench import kernels as kernels
+    from attnbench.analysis import rows as frame
     from attnbench.api import load as load
     from attnbench.api import run as run
     from attnbench.backends.plugin import backend as backend
 
-# Looked up when asked for: `import attnbench` is cheap, and loads no torch.
-_PLACES = {"run": "attnbench.api", "load": "attnbench.api", "backend": "attnbench.backends.plugin"}
+# Imported on first use: `import attnbench` stays fast and loads no torch.
+_MODULES = {"kernels": "attnbench.kernels", "frame": "attnbench.analysis.rows"}
+_FUNCTIONS = {"run": "attnbench.api", "load": "attnbench.api", "backend": "attnbench.backends.plugin"}
 
-__all__ = ["backend", "kernels", "load", "run"]
+__all__ = ["backend", "frame", "kernels", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "kernels":
-        return import_module("attnbench.kernels")
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _FUNCTIONS:
+        return getattr(import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'attnbench' has no attribute {name!r}")

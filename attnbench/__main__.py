@@ -1,7 +1,5 @@
 """`python -m attnbench`: the same as the command `attnbench`."""
 
-from __future__ import annotations
-
 from attnbench.cli import main
 
 if __name__ == "__main__":

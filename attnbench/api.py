@@ -1,147 +1,133 @@
-"""The Python side of the commands: `attnbench.run(...)` and `attnbench.load(...)`, in scripts and notebooks."""
+"""The Python interface: `attnbench.run(...)` and `attnbench.load(...)`, for scripts and notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from attnbench import __version__, frame, lines, store, sweep, units
+from attnbench import units
+from attnbench._version import __version__
+from attnbench.analysis.metrics import METRICS
+from attnbench.analysis.roofline import ceilings_by_device
+from attnbench.analysis.rows import Row, Value, as_frame, rows_of
+from attnbench.engine import sweep
+from attnbench.engine.runner import SilentObserver
 from attnbench.errors import UnknownNameError, UsageError
-from attnbench.frame import Row
-from attnbench.metrics import METRICS
-from attnbench.report import charts, drawing, html, pivot, plots, summary
-from attnbench.report.plots import Picture
-from attnbench.result import Result
-from attnbench.store import Run
+from attnbench.records import results_file, run_directory
+from attnbench.records.result import Result
+from attnbench.report import pivot, summary
+from attnbench.report.charts import any_metric, drawing, rendering
+from attnbench.report.formats import html
 from attnbench.suite import AXES
-from attnbench.sweep import Request
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-AXES_SHOWN = (
-    "seq",
-    "seq_q",
-    "seq_kv",
-    "batch",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "head_dim_v",
-    "intensity",
-    "flops",
-    "bytes",
-)
+SHAPE = ("batch", "heads", "kv_heads", "head_dim", "head_dim_v")
+PLOT_AXES = ("seq", "seq_q", "seq_kv", *SHAPE, "intensity", "flops", "bytes")
 COLORS = ("backend", "device", "dtype", "mask", "mode")
-HTML_MOST = 40  # rows of a run that a notebook shows by itself
+MAX_HTML_ROWS = 40  # of a run that a notebook displays
+TYPED_OPTIONS = ("launches", "restarts", "seed", "tags", "only", "skip", "profile")  # the others are text
 
 
-class Measured(Run, kw_only=True):
-    """A stored run with what a script or a notebook wants of it."""
+class StoredRun(run_directory.Run, kw_only=True):
+    """A stored run with its rows, its charts, and its display in a notebook."""
 
-    def rows(self, reference: str | None = None) -> list[Row]:
-        """One plain dict a case, with the columns of `attnbench.frame.COLUMNS`."""
-        return frame.rows(self.results, reference, frame.roofs_of(self.manifest))
+    def rows(self, reference: str | None = None) -> list[dict[str, Value]]:
+        """One plain dict for each case, with the columns of `attnbench.frame.COLUMNS`."""
+        return [row.plain() for row in self._rows(reference)]
+
+    def _rows(self, reference: str | None = None) -> list[Row]:
+        return rows_of(self.results, reference, ceilings_by_device(self.manifest))
 
     def frame(self, reference: str | None = None) -> pd.DataFrame:
-        """The same as a DataFrame. Units are base units and stand in the names: `time_s`, `peak_bytes`."""
-        return frame.table(self.rows(reference))
+        """The rows as a DataFrame, in base units that the column names state: `time_s`, `peak_bytes`."""
+        return as_frame(self._rows(reference))
 
     @property
     def sentence(self) -> str:
         """The finding: `sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`"""
-        return summary.sentence(self.rows())
+        return summary.sentence(self._rows())
 
     def plot(
         self, x: str = "seq", y: str = "time_s", color: str = "backend", facet: Sequence[str] | None = None,
         keep: Callable[[Result], bool] | None = None,
-    ) -> Picture:  # fmt: skip
-        """A chart by the rules of the report's, as `attnbench plot` draws it.
+    ) -> rendering.Picture:  # fmt: skip
+        """A chart as `attnbench plot` draws it; `keep` selects results.
 
-        Raises UnknownNameError for a name that is none, UsageError where nothing of `y` was measured.
+        Raises UnknownNameError for an unknown column, and UsageError if `y` was not measured or charts cannot be drawn.
         """
-        for value, known, flag in ((x, AXES_SHOWN, "--x"), (y, METRICS, "--y"), (color, COLORS, "--color")):
+        facets = ((name, drawing.PANEL_COLUMNS, "--facet") for name in facet or ())
+        for value, known, flag in ((x, PLOT_AXES, "--x"), (y, METRICS, "--y"), (color, COLORS, "--color"), *facets):
             if value not in known:
                 raise UnknownNameError("column", value, known, where=flag)
-        for name in facet or ():
-            if name not in drawing.PANEL:
-                raise UnknownNameError("column", name, drawing.PANEL, where="--facet")
-        if not plots.available():
-            raise UsageError(plots.MISSING)
-        chosen = lines.chosen(self.results, keep) if keep else self.results
-        rows = frame.rows(chosen, roofs=frame.roofs_of(self.manifest))
+        if not rendering.available():
+            raise UsageError(rendering.MISSING)
+        results = results_file.chosen(self.results, keep) if keep else self.results
+        rows = rows_of(results, ceilings=ceilings_by_device(self.manifest))
         column, by = {"seq": "seq_q"}.get(x, x), {"backend": "arm_name"}.get(color, color)
-        chart = charts.custom(rows, column, y, by, facet, drawing.caption_of(rows, __version__))
+        chart = any_metric.chart(rows, column, y, by, facet, drawing.caption_of(rows, __version__))
         if chart is None:
-            raise UsageError(f"--y {y}: nothing of it was measured in {self.path.name}")
-        return Picture(chart)
+            raise UsageError(f"--y {y}: it was not measured in {self.path.name}; choose another metric")
+        return rendering.Picture(chart)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the finding, the counts, and the first rows."""
-        rows = self.rows()
-        shown = [
-            {"case": row["label"], "device": row["device"], "time": units.seconds(row["time_s"]),
-             "speed-up": pivot.factor(row["speedup"]), "place": row["place"] or pivot.why(row)}
-            for row in rows[:HTML_MOST]
+        """The finding, the counts, and the first rows, for a notebook."""
+        rows = self._rows()
+        table = [
+            {"case": row.label, "device": row.device, "time": units.seconds(row.time_s),
+             "speed-up": pivot.factor(row.speedup), "place": row.place or pivot.why(row)}
+            for row in rows[:MAX_HTML_ROWS]
         ]  # fmt: skip
-        said = [summary.sentence(rows), summary.tally(rows, len(self.manifest.impossible))]
-        said += [f"The first {HTML_MOST}; .frame() has all."] if len(rows) > HTML_MOST else []
-        return html.fragment(said, shown)
-
-
-class Quiet:
-    """Watches a run and says nothing."""
-
-    def phase(self, text: str) -> None:
-        """Nothing."""
-
-    def result(self, result: Result, remaining_s: float) -> None:
-        """Nothing."""
+        sentences = [summary.sentence(rows), summary.tally(rows, len(self.manifest.impossible))]
+        sentences += [f"The first {MAX_HTML_ROWS}; .frame() has all."] if len(rows) > MAX_HTML_ROWS else []
+        return html.fragment(sentences, table)
 
 
 def run(
-    *suites: str, out: str | Path | None = None, retry_failed: bool = False, force: bool = False, **options: Any
-) -> Measured:
-    """Measure, store, and give the stored run; the options are those of `attnbench run`, with `_`.
+    *suites: str, out: str | Path | None = None, retry_failed: bool = False, force: bool = False, **options: object
+) -> StoredRun:
+    """Measure and store; the options are those of `attnbench run`, with `_` for `-`.
 
     `attnbench.run(seq="512..4k", mask=["none", "causal"], backend="naive,sdpa:flash", budget="1m")`. Lists and numbers
-    stand for their comma lists. Raises AttnbenchError for what the command answers with exit code 2 or 4.
+    replace comma lists. Raises AttnbenchError where the command exits with 2 or 4.
     """
-    given = request(*suites, **options)
-    outcome = sweep.run(given, Quiet(), directory=Path(out) if out else None, retry_failed=retry_failed, force=force)
-    return _measured(outcome.run)
+    ready = sweep.prepare(request(*suites, **options))
+    directory = Path(out) if out else None
+    outcome = sweep.run(ready, SilentObserver(), directory=directory, retry_failed=retry_failed, force=force)
+    return _stored(outcome.run)
 
 
-def request(*suites: str, **options: Any) -> Request:
-    """The options of `run` as a Request. Raises UnknownNameError for a name that is none."""
-    fields = {field.name for field in msgspec.structs.fields(Request)} - {"suites", "axes"}
+def request(*suites: str, **options: object) -> sweep.Request:
+    """The options of `run` as a Request. Raises UnknownNameError for an unknown option."""
+    fields = {field.name: field.encode_name for field in msgspec.structs.fields(sweep.Request)}
+    fields = {name: stored for name, stored in fields.items() if name not in ("suites", "axes")}
+    fields |= {stored: stored for stored in fields.values()}  # a renamed option keeps its former name
     axes: dict[str, str] = {}
-    chosen: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, value in options.items():
         if name in AXES:
             axes[name] = _text(value)
+        elif name in ("only", "skip") and isinstance(value, str):
+            values[name] = (value,)
         elif name in fields:
-            chosen[name] = value if name in ("launches", "seed", "tags", "only", "skip", "profile") else _text(value)
+            values[fields[name]] = value if name in TYPED_OPTIONS else _text(value)
         else:
             raise UnknownNameError("option", name, sorted((*AXES, *fields)))
-    for name in ("only", "skip"):
-        if isinstance(chosen.get(name), str):
-            chosen[name] = (chosen[name],)
-    return msgspec.convert({"suites": suites, "axes": axes, **chosen}, Request)
+    return msgspec.convert({"suites": suites, "axes": axes, **values}, sweep.Request)
 
 
-def load(name: str | Path = "last") -> Measured:
+def load(name: str | Path = "last") -> StoredRun:
     """A stored run: `last`, a name under the results root, or a path."""
-    return _measured(store.read(store.resolve(str(name), store.results_root())))
+    return _stored(run_directory.read(run_directory.resolve(str(name), run_directory.results_root())))
 
 
-def _measured(run: Run) -> Measured:
-    return Measured(**{name: getattr(run, name) for name in run.__struct_fields__})
+def _stored(run: run_directory.Run) -> StoredRun:
+    return StoredRun(**{name: getattr(run, name) for name in run.__struct_fields__})
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

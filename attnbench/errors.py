@@ -1,22 +1,19 @@
-"""What a user can do wrong, and the exit codes of every command.
+"""User-facing exceptions and exit codes.
 
-    AttnbenchError              one line, names the flag, file or key, the value, and what would do
+    AttnbenchError              one line that names the flag, file or key, its value, and what to use instead
     ├── UsageError              a wrong option, value or combination                     exit 2
     │   ├── RangeError          a list or range of numbers
     │   ├── ProblemError        an impossible problem: heads, lengths, mask, score
     │   ├── SuiteError          a suite or configuration file
-    │   ├── UnknownNameError    a name that is not there, with the nearest one
+    │   ├── UnknownNameError    an unknown name, with the nearest known one
     │   └── UnsupportedPlatformError
     ├── StoreError              a run directory that cannot be read or written           exit 2
     │   ├── LockedError         another process is writing to it
     │   └── SchemaError         written by a newer attnbench
-    ├── NotComparableError      another machine, another procedure, no baseline          exit 4
-    └── NothingMeasuredError    not one result is `ok`                                   exit 6
+    └── NotComparableError      another machine, another procedure, no baseline          exit 4
 
-What a measured kernel does wrong is no exception but a `Status` (see `result.py`).
+A failure of a measured kernel is not an exception but a `Status` (see `records/result.py`).
 """
-
-from __future__ import annotations
 
 import difflib
 import sys
@@ -38,7 +35,7 @@ class Exit(IntEnum):
 
 
 class AttnbenchError(Exception):
-    """A mistake of the user, or of the surroundings: told in one line, without a traceback."""
+    """Base class: an error of the user or the environment, printed in one line without a traceback."""
 
     exit: Exit = Exit.USAGE
 
@@ -48,7 +45,7 @@ class UsageError(AttnbenchError):
 
 
 class RangeError(UsageError):
-    """A list or range of numbers that cannot be read."""
+    """A list or range of numbers that cannot be parsed."""
 
 
 class ProblemError(UsageError):
@@ -60,17 +57,17 @@ class SuiteError(UsageError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like this one, of two alike the one of like length; None if none is near."""
+    """The known name most similar to `name`, on a tie the one of most similar length; None if none is similar."""
 
-    def likeness(other: str) -> tuple[float, int]:
+    def similarity(other: str) -> tuple[float, int]:
         return difflib.SequenceMatcher(None, other, name).ratio(), -abs(len(other) - len(name))
 
-    best = max(known, key=likeness, default="")
-    return best if likeness(best)[0] >= 0.5 else None
+    best = max(known, key=similarity, default="")
+    return best if similarity(best)[0] >= 0.5 else None
 
 
 class UnknownNameError(UsageError):
-    """A name that is not there."""
+    """An unknown name; the message gives the nearest known one, or all."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
         self.kind, self.name, self.known = kind, name, tuple(map(str, known))
@@ -84,7 +81,7 @@ class UnsupportedPlatformError(UsageError):
 
 
 def check_platform() -> None:
-    """Refuse Windows before anything is imported that it lacks. Raises UnsupportedPlatformError."""
+    """Raise UnsupportedPlatformError on Windows, before importing modules that it lacks."""
     if sys.platform.startswith("win"):
         raise UnsupportedPlatformError("Windows is not supported: use Linux, or Linux in WSL 2")
 
@@ -102,12 +99,6 @@ class SchemaError(StoreError):
 
 
 class NotComparableError(AttnbenchError):
-    """Two things that must not be compared, or a baseline that is not there."""
+    """Two runs that must not be compared, or a missing baseline."""
 
     exit = Exit.NOT_COMPARABLE
-
-
-class NothingMeasuredError(AttnbenchError):
-    """A run without a single `ok` result."""
-
-    exit = Exit.NOTHING_MEASURED

@@ -1,8 +1,8 @@
-"""pytest runs suites and marked tests: one test a case, verified and measured in workers, told to pytest-benchmark.
+"""Run suites and marked tests with pytest: one test per case, measured in workers and reported to pytest-benchmark.
 
-`pytest suites/ci.toml` collects a suite's cases; `@pytest.mark.attnbench(my_kernel, seq="256,512")` makes a test of
-one's own run for each case. The cases of one suite or one mark are measured together, in common rounds, when the first
-of their tests runs. pytest loads this module at every start, so it imports nothing of ours before it is needed.
+`pytest suites/ci.toml` collects the cases of a suite; `@pytest.mark.attnbench(my_kernel, seq="256,512")` runs a user's
+test once for each case. The cases of one suite or one mark are measured together, in common rounds, when the first of
+their tests runs. pytest loads this module at every start, so it imports attnbench only when needed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ import pytest
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from attnbench.arm import Arm
-    from attnbench.case import Case
-    from attnbench.gate.judgement import Judged
-    from attnbench.joined import Joined
-    from attnbench.result import Result
-    from attnbench.store import Run
+    from attnbench.analysis.restarts import Restarts
+    from attnbench.engine.sweep import Sweep
+    from attnbench.gate.judgement import GateVerdicts
+    from attnbench.records.arm import Arm
+    from attnbench.records.case import Case
+    from attnbench.records.result import Result
+    from attnbench.records.run_directory import Run
     from attnbench.suite import Cell
-    from attnbench.sweep import Sweep
+
+    Measured = tuple[Run, GateVerdicts | None]  # the verdicts if there is a base
 
 MARK = """attnbench(*kernels, suite=None, **axes): run the test once for each attention case. Kernels are functions or
 names of backends; axes are the options of `attnbench run` (seq="256,512", mask="causal", dtype="fp32"). The test takes
@@ -41,36 +43,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("attnbench", "attention cases (attnbench)")
     group.addoption(
         "--attnbench-gate", metavar="RUN|NAME",
-        help="Judge each case against a stored run or a named baseline, by the rule of `attnbench gate`.",
+        help="Judge each case against a stored run or a named baseline, as `attnbench gate` does.",
     )  # fmt: skip
     group.addoption(
         "--attnbench-base-ref", metavar="REF",
-        help="Judge each case against a commit, measured side by side, by the rule of `attnbench gate`.",
+        help="Judge each case against a commit that is measured side by side, as `attnbench gate` does.",
     )  # fmt: skip
-    group.addoption("--attnbench-device", metavar="LIST", default="", help="cpu:threads=1 or cuda:0 by default.")
-    group.addoption("--attnbench-out", metavar="DIR", help="Keep the run directories there.")
+    group.addoption(
+        "--attnbench-device", metavar="LIST", default="", help="Devices; cpu:threads=1 or cuda:0 by default."
+    )
+    group.addoption("--attnbench-out", metavar="DIR", help="Folder for the run directories.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The mark is known, and what this session measures has a place."""
+    """Register the mark, and store the state of this session."""
     config.addinivalue_line("markers", " ".join(MARK.split()))
     if config.option.attnbench_gate and config.option.attnbench_base_ref:
         raise pytest.UsageError("--attnbench-gate and --attnbench-base-ref name the base twice: give one")
     config.stash[SESSION] = Session(config)
 
 
-# -- collecting --------------------------------------------------------------------------------------------------------
-
-
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
-    """A suite that was named on the command line; others are data."""
-    if file_path.suffix == ".toml" and parent.session.isinitpath(file_path):
-        return SuiteFile.from_parent(parent, path=file_path)
-    return None
+    """Collect a suite that is named on the command line; other TOML files are data."""
+    suite = file_path.suffix == ".toml" and parent.session.isinitpath(file_path)
+    return SuiteFile.from_parent(parent, path=file_path) if suite else None
 
 
 class SuiteFile(pytest.Module):
-    """A suite as a module of one test, which runs once for each case."""
+    """A suite as a module with one test, which runs once for each case."""
 
     def _getobj(self) -> types.ModuleType:
         module = types.ModuleType(self.path.stem)
@@ -101,21 +101,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("attnbench_case", params, indirect=True)
 
 
-def _source(config: pytest.Config, mark: pytest.Mark, place: str) -> Source:
+def _source(config: pytest.Config, mark: pytest.Mark, place: str) -> CaseSource:
     from attnbench.errors import AttnbenchError
 
     options = dict(mark.kwargs)
     suite = options.pop("suite", None)
     try:
         if mark.args:
-            options["backend"] = ",".join([*map(_named, mark.args), *filter(None, [options.get("backend")])])
+            options["backend"] = ",".join([*map(_backend_name, mark.args), *filter(None, [options.get("backend")])])
         options.setdefault("device", config.option.attnbench_device)
-        return Source(config.stash[SESSION], [suite] if suite else [], options)
+        return CaseSource(config.stash[SESSION], [suite] if suite else [], options)
     except AttnbenchError as wrong:
         raise pytest.Collector.CollectError(f"{place}: {wrong}") from None
 
 
-def _named(kernel: str | Callable[..., Any]) -> str:
+def _backend_name(kernel: str | Callable[..., object]) -> str:
     """`file.py:name` of a function that a worker can import."""
     from attnbench.errors import UsageError
 
@@ -123,140 +123,135 @@ def _named(kernel: str | Callable[..., Any]) -> str:
         return kernel
     name, file = getattr(kernel, "__qualname__", ""), getsourcefile(kernel) if callable(kernel) else None
     if not file or not name.isidentifier():
-        raise UsageError(f"{kernel!r}: a worker imports it by its name: give a function at the top of a file")
+        raise UsageError(f"{kernel!r}: a worker imports kernels by name: use a function at module level")
     return f"{os.path.relpath(file)}:{name}"
 
 
-# -- measuring ---------------------------------------------------------------------------------------------------------
+class CollectedCase:
+    """One case of a source, and the clock that passes its measured time to pytest-benchmark."""
 
-
-class Target:
-    """One case of a source, and the clock that tells pytest-benchmark what a worker measured."""
-
-    def __init__(self, source: Source, case: Case, device: str) -> None:
+    def __init__(self, source: CaseSource, case: Case, device: str) -> None:
         self.source, self.case, self.device = source, case, device
         self.now = 0.0
 
     @property
     def key(self) -> tuple[str, str]:
-        """Case id and device."""
         return self.case.id, self.device
 
     @property
     def problem(self) -> str:
-        """The label without the backend: what pytest-benchmark groups by."""
+        """The label without the backend: the group in pytest-benchmark."""
         return self.case.label.removesuffix(f" {self.case.backend}")
 
     def clock(self) -> float:
-        """Seconds that this case was timed for."""
+        """The sum of the measured times so far, in s."""
         return self.now
 
 
-class Source:
-    """The cases of one suite or one mark. Those that are not deselected are measured together, once."""
+class CaseSource:
+    """The cases of one suite or one mark. The selected ones are measured together, once."""
 
-    def __init__(self, session: Session, suites: Sequence[str], options: dict[str, Any]) -> None:
-        from attnbench import api, sweep
+    def __init__(self, session: Session, suites: Sequence[str], options: dict[str, object]) -> None:
+        from attnbench import api
+        from attnbench.engine import sweep
         from attnbench.gate import paired
 
+        if session.gates:
+            options = {"rounds": paired.ROUNDS, **options}
         request = paired.on_device(api.request(*suites, **options))
         self.session = session
-        self.ready: Sweep = sweep.ready(paired.request(request) if session.gates else request)
-        found = [Target(self, group.case(arm), arm.device) for group in self.ready.plan.groups for arm in group.arms]
-        found += [Target(self, one.case, one.arm.device) for one in self.ready.plan.refusals]
+        self.ready: Sweep = sweep.prepare(paired.request(request) if session.gates else request)
+        plan = self.ready.plan
+        pairs = [(group.case(arm), arm) for group in plan.groups for arm in group.arms]
+        pairs += [(refusal.case, refusal.arm) for refusal in plan.refusals]
+        cases = [CollectedCase(self, case, arm.device) for case, arm in pairs]
         several = len(self.ready.devices) > 1
-        self.targets = {f"{one.case.label}@{one.device}" if several else one.case.label: one for one in found}
-        self.wanted: set[tuple[str, str]] = set()
-        self._ended: tuple[Run, Judged | None] | None = None
+        self.targets = {f"{of.case.label}@{of.device}" if several else of.case.label: of for of in cases}
+        self.selected: set[tuple[str, str]] = set()
+        self._ended: Measured | None = None
 
-    def measured(self, verify_only: bool, temporary: pytest.TempPathFactory) -> tuple[Run, Judged | None]:
-        """The stored run of the wanted cases, and what was judged, where a base was given."""
+    def measured(self, verify_only: bool, temporary: pytest.TempPathFactory) -> Measured:
+        """The stored run of the selected cases, and the verdicts if there is a base."""
         if self._ended is None:
             self._ended = self.session.measure(self, verify_only, temporary)
         return self._ended
 
     def keep(self, cell: Cell, arms: Sequence[Arm]) -> list[Arm]:
-        """The arms whose case is wanted there."""
-        from attnbench.case import Case
+        """The arms whose case is selected."""
+        from attnbench.records.case import Case
 
         cases = [(Case(problem=cell.problem, backend=arm.backend, mode=cell.mode).id, arm.device) for arm in arms]
-        return [arm for arm, key in zip(arms, cases, strict=True) if key in self.wanted]
+        return [arm for arm, key in zip(arms, cases, strict=True) if key in self.selected]
 
     def deselected(self, result: Result) -> bool:
-        """Whether pytest was told to leave this case out: its absence is no news."""
-        left_out = {one.key for one in self.targets.values()} - self.wanted
-        return (result.case.id, result.arm.device) in left_out
+        """Whether this case was deselected, so that it is not reported as missing."""
+        return (result.case.id, result.arm.device) in {case.key for case in self.targets.values()} - self.selected
 
 
 class Session:
-    """What the command line says, and what was judged so far."""
+    """The options of the command line, and the verdicts so far."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.baseline: str = config.option.attnbench_gate or ""
         self.base_ref: str = config.option.attnbench_base_ref or ""
-        self.judged: list[tuple[Run, Judged]] = []
+        self.judged: list[tuple[Run, GateVerdicts]] = []
 
     @property
     def gates(self) -> bool:
         """Whether cases are judged against a base."""
         return bool(self.baseline or self.base_ref)
 
-    def measure(
-        self, source: Source, verify_only: bool, temporary: pytest.TempPathFactory
-    ) -> tuple[Run, Judged | None]:
-        """All wanted cases of a source. AttnbenchError for a base that is none, or is not comparable."""
+    def measure(self, source: CaseSource, verify_only: bool, temporary: pytest.TempPathFactory) -> Measured:
+        """Measure the selected cases of a source. Raises AttnbenchError for an unknown or incomparable base."""
         import msgspec
 
-        from attnbench import host, lines, plan, sweep
+        from attnbench.engine import sweep
         from attnbench.errors import UsageError
         from attnbench.gate import paired, stored, trees
+        from attnbench.machine import identity
+        from attnbench.records import results_file, run_directory
 
         if self.gates and hasattr(self.config, "workerinput"):
-            raise UsageError("pytest -n: processes side by side disturb each other's times: gate without it")
-        ready = source.ready
-        ready.asked = [(cell, wanted) for cell, arms in ready.asked if (wanted := source.keep(cell, arms))]
-        ready.plan = plan.make(ready.asked, sweep.plan_terms(ready.terms))
-        ready.terms = msgspec.structs.replace(ready.terms, verify_only=verify_only and not self.gates)
+            raise UsageError("pytest -n: parallel processes disturb each other's times; run the gate without -n")
+        cells = [(cell, selected) for cell, arms in source.ready.cells if (selected := source.keep(cell, arms))]
+        ready = sweep.replan(source.ready, cells)
+        settings = msgspec.structs.replace(ready.settings, verify_only=verify_only and not self.gates)
+        source.ready = ready = msgspec.structs.replace(ready, settings=settings)
         judged = None
-        base_run = stored.base_of(self.baseline, host.fingerprint()[0]) if self.baseline else None
+        base_run = stored.base_of(self.baseline, identity.fingerprint()[0]) if self.baseline else None
+        out = self.config.option.attnbench_out
+        root = Path(out) if out else temporary.mktemp("attnbench")
+        where = run_directory.new_directory(root, f"pytest-{ready.name}", ready.devices[0].text, datetime.now(UTC))
         with trees.of_ref(self.base_ref) if self.base_ref else nullcontext() as base:
-            where, watcher = self._directory(ready, temporary), Watcher(self.config, ready)
+            watcher = Watcher(self.config, ready)
             if base:
                 ended = paired.measure(ready, base, trees.head(), directory=where, observer=watcher)
-                run, judged = ended.run, ended.judged
+                run, judged = ended.run, ended.judgement
             else:
-                run = sweep.run(ready.request, watcher, directory=where, sweep=ready).run
+                run = sweep.run(ready, watcher, directory=where).run
         if base_run:
-            kept = lines.chosen(base_run.results, lambda one: not source.deselected(one))
-            judged = stored.against(run, msgspec.structs.replace(base_run, results=kept))
+            results = results_file.chosen(base_run.results, lambda result: not source.deselected(result))
+            judged = stored.against(run, msgspec.structs.replace(base_run, results=results))
         self.judged += [(run, judged)] if judged else []
         return run, judged
 
-    def _directory(self, ready: Sweep, temporary: pytest.TempPathFactory) -> Path:
-        """A new run directory: where it was asked for, else among pytest's temporary ones."""
-        from attnbench import store
-
-        out = self.config.option.attnbench_out
-        root = Path(out) if out else temporary.mktemp("attnbench")
-        return store.new_directory(root, f"pytest-{ready.name}", ready.devices[0].text, datetime.now(UTC))
-
 
 class Watcher:
-    """Says on pytest's terminal what is measured, since the first test of a source takes the time of all."""
+    """Print progress on pytest's terminal, because the first test of a source takes the time of all."""
 
     def __init__(self, config: pytest.Config, ready: Sweep) -> None:
         self._terminal = config.pluginmanager.get_plugin("terminalreporter")
         capture = config.pluginmanager.get_plugin("capturemanager")
         self._shown = capture.global_and_fixture_disabled if capture else nullcontext
         self._verbose = config.get_verbosity() > 0
-        self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.terms.launches} launches")
+        self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.settings.restarts} restarts")
 
     def phase(self, text: str) -> None:
-        """Nothing: it changes too often for a log."""
+        """Print nothing: phases change too often for a log."""
 
     def result(self, result: Result, remaining_s: float) -> None:
-        """A line for each, where pytest is verbose."""
+        """Print one line per result if pytest is verbose."""
         if self._verbose:
             self._write(f"  {result.status.value}  {result.case.label}")
 
@@ -267,13 +262,10 @@ class Watcher:
                 self._terminal.write_line(line)
 
 
-# -- one test ----------------------------------------------------------------------------------------------------------
-
-
 class AttentionCase:
-    """What a test is given: one case of its mark."""
+    """The value of the fixture `attnbench_case`: one case of the mark."""
 
-    def __init__(self, target: Target, benchmark: BenchmarkFixture, temporary: pytest.TempPathFactory) -> None:
+    def __init__(self, target: CollectedCase, benchmark: BenchmarkFixture, temporary: pytest.TempPathFactory) -> None:
         self._target, self._benchmark, self._temporary = target, benchmark, temporary
 
     @property
@@ -284,35 +276,35 @@ class AttentionCase:
     @property
     def row(self) -> dict[str, Any]:
         """The columns of `attnbench.frame.COLUMNS`, in base units: `row["time_s"]`, `row["peak_bytes"]`."""
-        from attnbench import frame
+        from attnbench.analysis import rows
 
-        return frame.rows(self._joined().results)[0]
+        return rows.rows_of(self._joined().results)[0].plain()
 
     def check(self) -> None:
-        """Fails where the output is wrong, where the kernel fails, or where the gate says regressed; tells
-        pytest-benchmark the times. Skips a case that is refused, and one that the gate leaves open."""
+        """Fail if the output is wrong, the kernel fails, or the gate reports a regression; report times to
+        pytest-benchmark. Skip a refused case, and one that the gate cannot decide."""
         joined = self._joined()
         why = f"{joined.status.value}: {joined.worst.reason}"
         if joined.status.failed:
-            with suppress(RuntimeError):  # pytest-benchmark wants to see the call that failed
+            with suppress(RuntimeError):  # pytest-benchmark needs a call that fails
                 self._benchmark.pedantic(_raise, args=(why,))
             pytest.fail(why, pytrace=False)
         if joined.status is not joined.status.OK:
             pytest.skip(why)
-        self._tell(joined)
+        self._report(joined)
         self._gate()
 
-    def _joined(self) -> Joined:
+    def _joined(self) -> Restarts:
         from attnbench.gate import evidence
 
         run, _ = self._measured()
-        found = {pair.key: pair.head or pair.base for pair in evidence.pairings(run.results)}
-        joined = found.get(self._target.key)
+        by_key = {pair.key: pair.head or pair.base for pair in evidence.pairings(run.results)}
+        joined = by_key.get(self._target.key)
         if joined is None:
-            pytest.skip("not measured: the run was stopped before")
+            pytest.skip("not measured: the run was interrupted")
         return joined
 
-    def _measured(self) -> tuple[Run, Judged | None]:
+    def _measured(self) -> Measured:
         from attnbench.errors import AttnbenchError
 
         try:
@@ -320,12 +312,12 @@ class AttentionCase:
         except AttnbenchError as wrong:
             pytest.exit(f"attnbench: {wrong}", returncode=int(wrong.exit))
 
-    def _tell(self, joined: Joined) -> None:
-        """One round of pytest-benchmark for each block: the call that it times moves the clock by what was measured."""
-        from attnbench import stats
-        from attnbench.metrics import METRICS
+    def _report(self, joined: Restarts) -> None:
+        """Report one round per block: the call that pytest-benchmark times advances the clock by the measured time."""
+        from attnbench.analysis import readings
+        from attnbench.analysis.metrics import METRICS
 
-        times = [seconds for sample in joined.times for seconds in stats.finite(stats.block_medians(sample))]
+        times = [seconds for sample in joined.times for seconds in readings.finite(readings.block_medians(sample))]
         left = iter(times)
 
         def advance() -> None:
@@ -333,23 +325,25 @@ class AttentionCase:
 
         self._benchmark.extra_info |= {
             "case_id": joined.case.id, "backend": joined.case.backend, "device": joined.arm.device,
-            "launches": joined.launches,
+            "restarts": joined.count,
             **{name: METRICS[name].compute(joined) for name in ("peak_bytes", "rms_err")},
         }  # fmt: skip
         self._benchmark.pedantic(advance, rounds=max(1, len(times)))
 
     def _gate(self) -> None:
-        from attnbench.report import gate
-        from attnbench.result import Outcome
+        from attnbench.gate import judgement
+        from attnbench.records.result import Outcome
+        from attnbench.report.terminal import gate_verdicts
 
         _, judged = self._measured()
-        own = [one for one in (judged.verdicts if judged else ()) if (one.case_id, one.device) == self._target.key]
-        red = [one for one in own if one.outcome in gate.RED]
+        every = judged.verdicts if judged else ()
+        verdicts = [verdict for verdict in every if (verdict.case_id, verdict.device) == self._target.key]
+        red = [verdict for verdict in verdicts if verdict.outcome in judgement.RED]
         if red:
-            pytest.fail("\n".join(map(gate.said, red)), pytrace=False)
-        undecided = [one for one in own if one.outcome is Outcome.INCONCLUSIVE]
+            pytest.fail("\n".join(map(gate_verdicts.describe, red)), pytrace=False)
+        undecided = [verdict for verdict in verdicts if verdict.outcome is Outcome.INCONCLUSIVE]
         if undecided:
-            pytest.skip("\n".join(map(gate.said, undecided)))
+            pytest.skip("\n".join(map(gate_verdicts.describe, undecided)))
 
 
 def _raise(why: str) -> None:
@@ -361,34 +355,34 @@ def attnbench_case(
     request: pytest.FixtureRequest, benchmark: BenchmarkFixture, tmp_path_factory: pytest.TempPathFactory
 ) -> AttentionCase:
     """One case of the mark `attnbench`; its `check()` verifies, measures and judges it."""
-    if not isinstance(getattr(request, "param", None), Target):
+    if not isinstance(getattr(request, "param", None), CollectedCase):
         pytest.fail("attnbench_case is for tests marked attnbench", pytrace=False)
     return AttentionCase(request.param, benchmark, tmp_path_factory)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is left after -k and its kind is wanted."""
+    """Mark the cases that are left after -k and similar options as selected."""
     for item in session.items:
         target = item.callspec.params.get("attnbench_case") if hasattr(item, "callspec") else None
-        if isinstance(target, Target):
-            target.source.wanted.add(target.key)
+        if isinstance(target, CollectedCase):
+            target.source.selected.add(target.key)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The gate's own table."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of the gate."""
     for run, judged in config.stash[SESSION].judged:
-        from attnbench.report import gate
-        from attnbench.report.table import columns
+        from attnbench.report.terminal import gate_verdicts
+        from attnbench.report.terminal.text_layout import terminal_width
 
         terminalreporter.section("attnbench gate")
-        for line in gate.text(run, judged, columns()):
+        for line in gate_verdicts.text(run, judged, terminal_width()):
             terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A case that base alone has is no test that could fail; the session does."""
+    """Fail the session for cases that only base has: they have no test that could fail."""
     for _, judged in session.config.stash[SESSION].judged:
-        from attnbench.result import Outcome
+        from attnbench.records.result import Outcome
 
-        if any(one.outcome is Outcome.MISSING for one in judged.verdicts) and not session.exitstatus:
+        if any(verdict.outcome is Outcome.MISSING for verdict in judged.verdicts) and not session.exitstatus:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

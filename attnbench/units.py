@@ -1,21 +1,32 @@
-"""Base units inside (s, B, FLOP/s); scaled only here, at the moment of printing.
+"""Formatting of quantities, and parsing of durations, sizes, shares and lists of numbers.
 
-Bytes take binary prefixes (MiB), rates and times decimal ones (TFLOP/s, ms).
+Everywhere else values are in base units (s, B, FLOP/s); they are scaled here, when they are printed. Bytes have binary
+prefixes (MiB), rates and times decimal ones (TFLOP/s, ms).
+
+Lists on the command line and in suites: `512..16384`, `1k..8k:x4`, `128,777,1k..4k`.
+
+    list := item(,item)*
+    item := N | LO..HI | LO..HI:xK | LO..HI:+K | LO..HI:nK
+
+`xK` multiplies (x2 by default), `+K` adds, `nK` gives K points spaced evenly on a log scale. Both ends are always
+included. `k` and `m` are binary: 4k is 4096. Values are sorted and unique.
 """
-
-from __future__ import annotations
 
 import re
 
-from attnbench.errors import UsageError
+from attnbench.errors import RangeError, UsageError
 
+MAX_VALUES = 1_000_000  # in one list
+MAX_INTEGER = 1 << 40  # above any length in tokens
+
+_INTEGER = re.compile(r"(\d{1,18})([km]?)")
+_SUFFIX = {"": 1, "k": 1024, "m": 1024**2}
 _DECIMAL = ("", "k", "M", "G", "T", "P", "E")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
 def _three_digits(value: float) -> str:
-    """Three significant digits, never in scientific notation, never shortened by an ellipsis."""
     magnitude = abs(value)
     if magnitude >= 99.95:
         return f"{value:.0f}"
@@ -23,7 +34,7 @@ def _three_digits(value: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """4.21 ms; a dash where nothing was measured."""
+    """Format a time in seconds, as 4.21 ms; None as a dash."""
     if value is None:
         return "-"
     if value >= 120:
@@ -33,7 +44,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """512 MiB."""
+    """Format a number of bytes, as 512 MiB; None as a dash."""
     if value is None:
         return "-"
     step = 0
@@ -44,7 +55,7 @@ def size(value: float | None) -> str:
 
 
 def rate(value: float | None, unit: str) -> str:
-    """623 TFLOP/s, for a unit such as `FLOP/s` or `B/s`."""
+    """Format a rate in a unit such as `FLOP/s` or `B/s`, as 623 TFLOP/s; None as a dash."""
     if value is None:
         return "-"
     step = 0
@@ -55,22 +66,25 @@ def rate(value: float | None, unit: str) -> str:
 
 
 def short(value: float) -> str:
-    """512, 1k, 2k: a length as tables and axes have it."""
+    """Format a length in tokens for tables and axes, as 512, 1k, 2k."""
     return f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"
 
 
 def percent(value: float | None) -> str:
-    """+-1.2%."""
+    """Format a share, as 1.20%; None as a dash."""
     return "-" if value is None else f"{_three_digits(100 * value)}%"
 
 
 def change(value: float | None) -> str:
-    """+4.2 %, -0.1 %: a relative change."""
+    """Format a relative change, as +4.2 %; None as a dash."""
     return "-" if value is None else f"{100 * value:+.1f} %"
 
 
 def parse_seconds(text: str, name: str) -> float:
-    """`45s`, `2m`, `500ms`, `1.5h` or a bare number of seconds; `name` is the option that it came from."""
+    """Parse `45s`, `2m`, `500ms`, `1.5h` or a bare number of seconds.
+
+    Raises UsageError, which names the option `name`.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?", text.strip())
     if not match:
         raise UsageError(f"{name}: not a duration: {text!r} (try 45s, 2m or 500ms)")
@@ -78,7 +92,7 @@ def parse_seconds(text: str, name: str) -> float:
 
 
 def parse_share(text: str, name: str) -> float:
-    """`2%` or `0.02`."""
+    """Parse `2%` or `0.02`, above 0 and at most 1. Raises UsageError, which names the option `name`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%)?", text.strip())
     share = float(match[1]) / (100 if match and match[2] else 1) if match else -1.0
     if not 0 < share <= 1:
@@ -87,7 +101,10 @@ def parse_share(text: str, name: str) -> float:
 
 
 def parse_bytes(text: str, name: str) -> int | float:
-    """`8GiB` as bytes (int), or `80%` as a share of what is free (float)."""
+    """Parse `8GiB` as bytes (int), or `80%` as a share of free memory (float).
+
+    Raises UsageError, which names the option `name`.
+    """
     text = text.strip()
     if text.endswith("%"):
         return parse_share(text, name)
@@ -95,3 +112,76 @@ def parse_bytes(text: str, name: str) -> int | float:
     if not match or not float(match[1]):
         raise UsageError(f"{name}: not a size: {text!r} (try 80%, 8GiB or 512MiB)")
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+
+
+def integer(text: str, name: str = "") -> int:
+    """Parse `512`, `4k` or `1m`. Raises RangeError, which names the option or key `name`."""
+    match = _INTEGER.fullmatch(text.strip().lower())
+    if not match:
+        raise RangeError(f"{_at(name)}not an integer: {text!r} (try 512, 4k or 512..16384)")
+    value = int(match[1]) * _SUFFIX[match[2]]
+    if value > MAX_INTEGER:
+        raise RangeError(f"{_at(name)}{text.strip()} is too large: at most {MAX_INTEGER}")
+    return value
+
+
+def integers(text: str | int, name: str = "") -> tuple[int, ...]:
+    """Parse a list, as `128,1k..4k`; sorted and unique. Raises RangeError, which names the option or key `name`."""
+    values: set[int] = set()
+    for item in str(text).split(","):
+        values.update(_expand(item.strip(), name))
+        if len(values) > MAX_VALUES:
+            raise RangeError(f"{_at(name)}{text!r} gives more than {MAX_VALUES} values")
+    return tuple(sorted(values))
+
+
+def words(text: str, name: str = "") -> tuple[str, ...]:
+    """Split a comma-separated list, in its order. Raises RangeError for an empty item."""
+    items = tuple(word.strip() for word in text.split(","))
+    if not all(items):
+        raise RangeError(f"{_at(name)}an empty item in {text!r}")
+    return items
+
+
+def _expand(item: str, name: str) -> list[int]:
+    if ".." not in item:
+        return [integer(item, name)]
+    ends, _, step = item.partition(":")
+    low_text, _, high_text = ends.partition("..")
+    low, high = integer(low_text, name), integer(high_text, name)
+    if low > high:
+        raise RangeError(f"{_at(name)}empty range {ends!r}: the low end comes first")
+    kind, amount = (step[:1], step[1:]) if step else ("x", "2")
+    if kind not in ("x", "+", "n") or not amount:
+        raise RangeError(f"{_at(name)}no step {step!r} in {item!r} (try :x4, :+512 or :n5)")
+    count = integer(amount, name)
+    if kind == "+":
+        if count < 1:
+            raise RangeError(f"{_at(name)}step {step!r} in {item!r} must be at least 1")
+        if (high - low) // count > MAX_VALUES:
+            raise RangeError(f"{_at(name)}{item!r} gives more than {MAX_VALUES} values")
+        return [*range(low, high, count), high]
+    if low < 1:
+        raise RangeError(f"{_at(name)}{item!r} starts at {low}: a geometric range starts at 1 or more")
+    if count < 2:
+        raise RangeError(f"{_at(name)}step {step!r} in {item!r} must be at least 2")
+    return _powers(low, high, count) if kind == "x" else _log_points(low, high, count, item, name)
+
+
+def _powers(low: int, high: int, factor: int) -> list[int]:
+    values = []
+    while low < high:
+        values.append(low)
+        low *= factor
+    return [*values, high]
+
+
+def _log_points(low: int, high: int, count: int, item: str, name: str) -> list[int]:
+    if count > MAX_VALUES:
+        raise RangeError(f"{_at(name)}{item!r} gives more than {MAX_VALUES} values")
+    between = [round(low * (high / low) ** (k / (count - 1))) for k in range(1, count - 1)]
+    return [low, *between, high]
+
+
+def _at(name: str) -> str:
+    return f"{name}: " if name else ""

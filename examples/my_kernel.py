@@ -1,4 +1,4 @@
-"""A kernel of one's own, as small as it can be: `attnbench run --backend examples/my_kernel.py:attend`."""
+"""A minimal custom backend: `attnbench run --backend examples/my_kernel.py:attend`."""
 
 import torch
 
@@ -17,7 +17,7 @@ def attend(q, k, v, *, causal, scale):
 
 @attnbench.backend(dtypes={"fp32"}, features={"causal", "softcap"}, modes={"fwd"})
 def attend_capped(q, k, v, problem):
-    """One that declares what it can do, and gets the whole problem."""
+    """Attention with a soft cap: declares what it supports, and takes the whole problem."""
     scores = q @ k.transpose(-2, -1) * problem.scale
     if (cap := problem.score.softcap) is not None:
         scores = cap * torch.tanh(scores / cap)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import settings
@@ -30,6 +32,55 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
+
+
+# The longest units of work, longest first: they are handed out in the order of the collection, so that the processes of
+# pytest-xdist end together.
+LONGEST = (
+    "workers",
+    "kernels/test_triton_kernels.py",
+    "kernels/test_mutations.py",
+    "kernels/test_hopper_simulated.py",
+    "backends/test_naive.py",
+    "attention/test_mechanisms.py",
+    "report/test_report_html.py",
+)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
+
+
+@cache
+def _unit(file: str) -> str:
+    """The tests that one process runs together: those of a file, or of all files that time worker processes."""
+    path = Path(__file__).parent / file
+    return "workers" if path.is_file() and "mark.workers" in path.read_text(encoding="utf-8") else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long units of work first, where pytest-xdist shares them out."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {unit: place for place, unit in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(_unit(_file(item.nodeid)), len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadscope`: by units of work. A test of kernels is a unit, and so are those of a compiled variant."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = _file(nodeid)
+            if file.startswith("kernels/compiled/"):
+                return nodeid.partition("[")[2]
+            apart = file == "kernels/test_triton_kernels.py" or file.startswith("kernels/interpreted/")
+            return nodeid if apart else _unit(file)
+
+    return Units(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,11 +108,36 @@ def _no_gpu() -> str:
     return "" if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
+class Command(Protocol):
+    """Runs a command line."""
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def attnbench_command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """A command line in this process: what it prints and its exit code, without the start of an interpreter."""
+    from attnbench.cli import invoke
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = invoke(list(arguments))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run, measured once for all tests that only read it."""
+    """A small run, measured once for all tests that only read it, also by those of other processes of pytest-xdist."""
     import attnbench
 
-    folder = tmp_path_factory.mktemp("stored") / "run"
-    attnbench.run(seq="32,48", heads=2, backend="naive,sdpa:flash,triton", rounds="3", budget="0", out=folder)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "stored" / "run"
+    with (shared / "stored.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            attnbench.run(seq="32,48", heads=2, backend="naive,sdpa:flash,triton", rounds="3", budget="0", out=folder)
     return folder

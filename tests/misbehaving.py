@@ -1,4 +1,4 @@
-"""Backends that misbehave, one fault each: `--backend tests/misbehaving.py:hang`. Real ones, run in real workers."""
+"""Faulty backends with one fault each, for tests with real workers: `--backend tests/misbehaving.py:hang`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _calls = itertools.count()
 
 
 def erratic(q, k, v, *, causal, scale):
-    """Right, and at two calls of three twice as slow."""
+    """Correct, but twice as slow in two of three calls."""
     time.sleep(0.012 if next(_calls) % 3 == 0 else 0.024)
     return _right(q, k, v, causal, scale)
 
@@ -81,19 +81,19 @@ def unwritten(q, k, v, *, causal, scale):
 
 
 def top_left(q, k, v, *, causal, scale):
-    """Causal aligned to the wrong corner: right where seq_q == seq_kv."""
+    """Causal mask aligned to the wrong corner: correct only if seq_q == seq_kv."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
 
 
-_kept: dict[tuple[int, ...], torch.Tensor] = {}
+_cache: dict[tuple[int, ...], torch.Tensor] = {}
 
 
 def last_output(q, k, v, *, causal, scale):
     """A cache keyed by address and shape: a second call with new values gives the first one's output."""
     key = (q.data_ptr(), k.data_ptr(), v.data_ptr(), *q.shape)
-    if key not in _kept:
-        _kept[key] = _right(q, k, v, causal, scale)
-    return _kept[key].clone()
+    if key not in _cache:
+        _cache[key] = _right(q, k, v, causal, scale)
+    return _cache[key].clone()
 
 
 def view_of_input(q, k, v, *, causal, scale):
@@ -108,7 +108,7 @@ def changes_inputs(q, k, v, *, causal, scale):
 
 
 def chatty(q, k, v, *, causal, scale):
-    """Right, but prints: two gigabytes over the life of a case."""
+    """Correct, but prints two gigabytes over the life of a case."""
     line = b"tuning configuration, please wait ... " * 27000
     for _ in range(60):
         os.write(1, line)
@@ -145,31 +145,32 @@ def leaks(q, k, v, *, causal, scale):
 
 
 def spins(q, k, v, *, causal, scale):
-    """Right, but leaves a thread behind that never rests."""
+    """Correct, but leaves threads that spin: several, so that they get most of a core that others use too."""
     if not any(thread.name == "spinner" for thread in threading.enumerate()):
-        threading.Thread(target=_spin, name="spinner", daemon=True).start()
+        for _ in range(4):
+            threading.Thread(target=_spin, name="spinner", daemon=True).start()
     return _right(q, k, v, causal, scale)
 
 
 def _spin():
-    matrix = torch.ones(64, 64)
+    matrix = torch.ones(256, 256)  # large enough that the threads compute without the interpreter's lock
     while True:
         matrix @ matrix
 
 
 def wrong_later(q, k, v, *, causal, scale):
-    """Right for the first 20 calls, wrong from then on: as a race, or a kernel that cheats once it is trusted."""
+    """Correct for 20 calls, then wrong: like a race, or a kernel that cheats after verification."""
     wrong_later.calls = getattr(wrong_later, "calls", 0) + 1
     out = _right(q, k, v, causal, scale)
     return out if wrong_later.calls <= 20 else out * 1.01
 
 
 def orphan(q, k, v, *, causal, scale):
-    """Right, but starts a process of its own that would live on."""
-    if not _kept:
+    """Correct, but starts a process that outlives it."""
+    if not _cache:
         if os.fork() == 0:
             os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)  # attnbench-orphan"])
-        _kept[(0,)] = q
+        _cache[(0,)] = q
     return _right(q, k, v, causal, scale)
 
 

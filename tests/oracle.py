@@ -1,18 +1,21 @@
-"""Attention in float64 by einsum, and gradients by autograd: what backends are compared with. None of our own code."""
+"""Attention in float64 by einsum, independent of attnbench, which backends are compared with."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from attnbench.attention.problem import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WITHIN = {"fp32": 2e-5, "bf16": 6e-2, "fp16": 8e-3}
 
 
-def drawn(problem: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """q, k, v and dout of a problem."""
+def drawn(problem: Problem) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Random q, k, v and dout of a problem."""
     torch.manual_seed(7)
     dtype = DTYPES[problem.dtype]
     shapes = (
@@ -25,8 +28,8 @@ def drawn(problem: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
     return qkv, dout
 
 
-def attend(problem: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse; the mask is written out pair by pair."""
+def attend(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse; the mask is a tensor of all pairs."""
     q, k, v = (tensor.double() for tensor in (q, k, v))
     sharing = problem.heads // problem.kv_heads
     k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
@@ -41,8 +44,8 @@ def attend(problem: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
     return out, torch.where(seen.any(-1), logits.logsumexp(-1), torch.tensor(-math.inf, dtype=torch.double))
 
 
-def visible(problem: Any) -> torch.Tensor:
-    """[batch, 1, seq_q, seq_kv], from the text of the mask; patterns by hash as they are: other tests look at them."""
+def visible(problem: Problem) -> torch.Tensor:
+    """The mask from its text: [batch, 1, seq_q, seq_kv]. Random patterns are those of attnbench, tested elsewhere."""
     i = torch.arange(problem.seq_q)[:, None]
     j = torch.arange(problem.seq_kv)[None, :]
     d = i + problem.seq_kv - problem.seq_q
@@ -68,16 +71,16 @@ def visible(problem: Any) -> torch.Tensor:
         for b in range(problem.batch):
             length = max(1, math.floor(problem.seq_kv * (1 - 2 * share * (b + 0.5) / problem.batch) + 0.5))
             seen[b] &= j < length
-    back = d - j
+    distance = d - j
     if "dilated" in terms:
-        seen &= back.remainder(int(terms["dilated"])) == 0
+        seen &= distance.remainder(int(terms["dilated"])) == 0
     if "strided" in terms:
         stride = int(terms["strided"])
-        seen &= (back >= 0) & ((back < stride) | (back.remainder(stride) == 0))
+        seen &= (distance >= 0) & ((distance < stride) | (distance.remainder(stride) == 0))
     if "longformer" in terms:
         width, _, first = terms["longformer"].partition(":")
-        few = int(first or 1)
-        seen &= (back.abs() <= int(width) // 2) | (i < few) | (j < few)
+        count = int(first or 1)
+        seen &= (distance.abs() <= int(width) // 2) | (i < count) | (j < count)
     if {"blocksparse", "bigbird", "graph"} & set(terms):
         seen &= torch.from_numpy(problem.masking.pattern.visible(problem.grid, 0, i.numpy(), j.numpy()))
     return seen

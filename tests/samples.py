@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attnbench.arm import Arm
 from attnbench.attention.problem import Problem
-from attnbench.case import Case
-from attnbench.ceilings import Ceilings
-from attnbench.result import Block, Result, Sample, Status, sample
+from attnbench.records.arm import Arm
+from attnbench.records.case import Case
+from attnbench.records.ceilings import Ceilings
+from attnbench.records.result import Result, Sample, Status, TimedBlock, sample
 
 
 def timed(values: Sequence[float], rounds: Sequence[int] | None = None) -> Sample:
     """One reading a block, one block a round."""
     numbers = rounds or range(len(values))
-    return sample("s", list(values), tuple(Block(round=n, position=0, readings=1) for n in numbers))
+    return sample("s", list(values), tuple(TimedBlock(round=n, position=0, readings=1) for n in numbers))
 
 
 def result(
-    values: Sequence[float] = (), backend: str = "naive", launch: int = 0, group: str = "g", **fields: Any
+    values: Sequence[float] = (), backend: str = "naive", restart: int = 0, group: str = "g", **fields: Any
 ) -> Result:
     """A Result of that backend on a small problem; ok if it has times."""
     case = Case(problem=fields.pop("problem", Problem(seq_q=64)), backend=backend)
@@ -29,13 +29,13 @@ def result(
         case=case,
         case_id=case.id,
         arm=Arm(backend=backend, device="cpu:threads=1"),
-        launch=launch,
+        restart=restart,
         group=group,
         **{"status": status, "reason": "" if values else "x", "samples": samples, **fields},
     )
 
 
 def ceilings(**fields: Any) -> Ceilings:
-    """Ceilings of the device of `result`, with nothing measured but what is given."""
+    """Ceilings of the device of `result`, with nothing measured but the given fields."""
     plain = {"version": 1, "device": "cpu:threads=1", "name": "CPU", "measured_at": "", "seconds": 1.0, "torch": "2"}
     return Ceilings(**{**plain, **fields})

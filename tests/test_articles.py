@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from attnbench import backends
-from attnbench.attention import cost, inputs, masks, reference, scopes
+from attnbench.attention import cost, inputs, masks, scopes
 from attnbench.attention.problem import Mode, Problem
 from attnbench.attention.scores import Score
 from attnbench.attention.terms import Grid
-from attnbench.case import Case
 from attnbench.errors import UnknownNameError
-from attnbench.expectation import differentiable
+from attnbench.records.case import Case
+from attnbench.worker.reference_outputs import differentiable
+from tests import reference
 
 ODD = Problem(seq_q=5, seq_kv=7, heads=3, head_dim=4, head_dim_v=6)  # all sizes differ: nothing fits by accident
 
@@ -223,7 +224,7 @@ def test_fused_backends_refuse_weights() -> None:
         kinds = backends.load(name).limits
         for kind in kinds:
             case = Case(problem=problem, backend=name)
-            refused = any("weights beside the output" in why for why in backends.load(name).objections(case, kind))
+            refused = any("weights besides the output" in why for why in backends.load(name).objections(case, kind))
             assert refused == (name not in ("naive", "sdpa:math"))
     for name in ("flex", "flash-attn:2", "triton"):
         assert "lse" in backends.load(name).limits["cuda"].features
@@ -249,25 +250,25 @@ def test_decoder_takes_target_then_memory() -> None:
     inner = scopes.self_attention(problem)
     assert inner is not None
     own = differentiable(inner, exact=True, sequence=0)
-    out = scopes.around(problem, scopes.weights(problem), core, own, target, memory, memory)
+    out = scopes.apply(problem, dict(scopes.matrices(problem)), core, own, target, memory, memory)
     assert out.shape == target.shape
-    changed = scopes.around(problem, scopes.weights(problem), core, own, target, memory + 1, memory)
+    changed = scopes.apply(problem, dict(scopes.matrices(problem)), core, own, target, memory + 1, memory)
     assert not torch.allclose(out, changed)
     later = target.clone()
     later[:, :, -1] += 1  # the target is causal in itself: nothing before its last token changes
-    moved = scopes.around(problem, scopes.weights(problem), core, own, later, memory, memory)
+    moved = scopes.apply(problem, dict(scopes.matrices(problem)), core, own, later, memory, memory)
     torch.testing.assert_close(moved[:, :, :-1], out[:, :, :-1])
     with pytest.raises(RuntimeError):
-        scopes.around(problem, scopes.weights(problem), core, own, memory, target, target)
+        scopes.apply(problem, dict(scopes.matrices(problem)), core, own, memory, target, target)
 
 
 def test_layer_count_is_obeyed() -> None:
     """Six layers are six times the work and six sets of weights; one article's code builds one and calls it six."""
     one, six = (Problem(seq_q=6, heads=2, head_dim=4, scope=f"layer:{count}") for count in (1, 6))
     assert cost.flops(six, Mode.FWD) == 6 * cost.flops(one, Mode.FWD)
-    assert len(scopes.weights(six)) == 6 * len(scopes.weights(one))
-    matrices = {tuple(matrix.flatten().tolist()) for matrix in scopes.weights(six).values()}
-    assert len(matrices) == len(scopes.weights(six))
+    assert len(dict(scopes.matrices(six))) == 6 * len(dict(scopes.matrices(one)))
+    matrices = {tuple(matrix.flatten().tolist()) for matrix in dict(scopes.matrices(six)).values()}
+    assert len(matrices) == len(dict(scopes.matrices(six)))
 
 
 def test_docs_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,53 +26,35 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("attnbench")]
 
 
-def attnbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "attnbench", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-        check=False,
-    )
-
-
-def written_kernel(folder: Path) -> None:
-    (folder / "my_kernel.py").write_text(next(block for block in blocks("python") if "# my_kernel.py" in block))
+@pytest.fixture
+def with_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with the kernel of the README."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_kernel.py").write_text(next(block for block in blocks("python") if "# my_kernel.py" in block))
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c[1] == "run" and "--resume" not in c], ids=" ".join)
-def test_every_run_of_the_readme_can_be_planned(command, tmp_path):
-    written_kernel(tmp_path)
-    done = attnbench(*command[1:], "--dry-run", cwd=tmp_path)
+@pytest.mark.usefixtures("with_kernel")
+def test_every_run_of_the_readme_can_be_planned(command, attnbench_command):
+    done = attnbench_command(*command[1:], "--dry-run")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.workers
-def test_the_kernel_of_the_readme_is_measured(tmp_path):
-    written_kernel(tmp_path)
+@pytest.mark.usefixtures("with_kernel")
+def test_the_kernel_of_the_readme_is_measured(attnbench_command):
     command = next(command for command in commands() if "naive,my_kernel.py:attend" in command)
-    done = attnbench(*command[1:], "--rounds", "3", cwd=tmp_path)
+    done = attnbench_command(*command[1:], "--rounds", "3")
     assert done.returncode == 0, done.stderr
     assert "my_kernel.py:attend" in done.stdout
     assert "4 cases" in done.stdout or "8 cases: 8 ok" in done.stdout
 
 
 @pytest.mark.workers
-def test_the_example_file_is_right(tmp_path):
-    example = ROOT / "examples" / "my_kernel.py"
-    done = attnbench(
-        "run",
-        "--seq",
-        "48",
-        "--set",
-        "softcap=20",
-        "-b",
-        f"naive,{example}:attend_capped",
-        "--rounds",
-        "3",
-        cwd=tmp_path,
-    )
+def test_the_example_file_is_right(attnbench_command):
+    kernel = ROOT / "examples" / "my_kernel.py"
+    arguments = ("--seq", "48", "--set", "softcap=20", "-b", f"naive,{kernel}:attend_capped", "--rounds", "3")
+    done = attnbench_command("run", *arguments)
     assert done.returncode == 0, done.stderr
     assert "4 cases: 4 ok" in done.stdout
 
@@ -93,7 +75,7 @@ def test_every_file_that_the_readme_links_to_is_there():
 
 
 def test_every_suite_key_and_json_key_is_documented():
-    from attnbench.report import jsonl
+    from attnbench.report.formats import jsonl
     from attnbench.suite import AXES
 
     formats = (ROOT / "docs" / "formats.md").read_text()

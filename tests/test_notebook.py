@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import attnbench
-from attnbench import frame
+from attnbench.analysis import rows
 from attnbench.errors import UnknownNameError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "choose_a_backend.ipynb"
@@ -29,7 +29,7 @@ def test_a_run_shows_its_finding_and_escapes_its_names(stored_run: Path) -> None
 def test_the_frame_has_the_documented_columns_and_another_reference(stored_run: Path) -> None:
     run = attnbench.load(stored_run)
     table = run.frame()
-    assert list(table.columns) == list(frame.COLUMNS)
+    assert list(table.columns) == list(rows.COLUMNS)
     assert table["time_s"].dtype.kind == "f"
     other = run.frame(reference=run.rows()[-1]["arm_name"])
     assert other["speedup"].iloc[-1] == pytest.approx(1.0)
@@ -52,6 +52,6 @@ def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLE, as_version=4)
     client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert "speed-up" in "".join(one["data"].get("text/html", "") for one in shown if "data" in one)
-    assert sum("image/svg+xml" in one.get("data", {}) for one in shown) == 2
+    assert "speed-up" in "".join(output["data"].get("text/html", "") for output in shown if "data" in output)
+    assert sum("image/svg+xml" in output.get("data", {}) for output in shown) == 2
     assert [path.name for path in tmp_path.glob("results/*/report/*.html")] == ["index.html"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -228,3 +229,11 @@ def gpu_check(out: Path, *plan: str) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "tools" / "gpu_check.sh"), *plan]
     surroundings = os.environ | {"PYTHON": python, "OUT": str(out), "SUITES": "one two"}
     return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+
+
+def test_the_files_of_the_fast_tests_exist() -> None:
+    text = (ROOT / "Makefile").read_text()
+    listed = re.search(r"^FAST\s*:=.*?tests/,(.*?)\)$", text, re.MULTILINE | re.DOTALL)
+    assert listed
+    names = listed[1].replace("\\\n", " ").split()
+    assert [name for name in names if not (ROOT / "tests" / name).exists()] == []

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from attnbench import stats, store
+from attnbench.analysis import readings
+from attnbench.pytest_plugin import CaseSource
+from attnbench.records import run_directory, run_writer
 
 pytest_plugins = ["pytester"]
 
@@ -53,9 +56,14 @@ def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:xdist", *arguments)
 
 
-def the_run(folder: Path) -> store.Run:
+def run_here(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """In this process, which takes a fifth of the time; for sessions that end before anything is measured."""
+    return pytester.runpytest_inprocess("-p", "no:xdist", *arguments)
+
+
+def the_run(folder: Path) -> run_directory.Run:
     (found,) = folder.iterdir()
-    return store.read(found)
+    return run_directory.read(found)
 
 
 @pytest.mark.workers
@@ -63,7 +71,7 @@ def test_a_suite_is_measured_and_told_to_pytest_benchmark(pytester: pytest.Pytes
     pytester.makefile(".toml", small=SUITE)
     done = run(pytester, "small.toml", "-k", "q64", "--attnbench-out", "kept", "--benchmark-json", "told.json", "-v")
     done.assert_outcomes(passed=2, deselected=2)
-    done.stdout.fnmatch_lines(["*attnbench measures 2 cases of small, 1 launches*", f"*{case('naive', 64)}*PASSED*"])
+    done.stdout.fnmatch_lines(["*attnbench measures 2 cases of small, 1 restarts*", f"*{case('naive', 64)}*PASSED*"])
     measured = {one.case.backend: one for one in the_run(pytester.path / "kept").results}
     assert {one.case.label for one in measured.values()} == {case("naive", 64), case("sdpa:flash", 64)}
     told = json.loads((pytester.path / "told.json").read_text())["benchmarks"]
@@ -74,7 +82,7 @@ def test_a_suite_is_measured_and_told_to_pytest_benchmark(pytester: pytest.Pytes
         assert one["extra_info"]["case_id"] == own.case_id
         assert one["extra_info"]["peak_bytes"] == own.samples["peak_memory"].values[0]
         # The clock adds up, so a difference may lose the last bits.
-        assert one["stats"]["data"] == pytest.approx(stats.block_medians(own.samples["time"]), rel=1e-9)
+        assert one["stats"]["data"] == pytest.approx(readings.block_medians(own.samples["time"]), rel=1e-9)
 
 
 @pytest.mark.workers
@@ -101,7 +109,7 @@ def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.P
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("@pytest.mark.attnbench(lambda q: q, seq=32)\ndef test_it(attnbench_case): ...", "*a function at the top"),
+        ("@pytest.mark.attnbench(lambda q: q, seq=32)\ndef test_it(attnbench_case): ...", "*function at module level"),
         ("@pytest.mark.attnbench('naive', seq=32)\ndef test_it(): ...", "*test_it: takes no fixture attnbench_case"),
         ("@pytest.mark.attnbench('naive', sek=32)\ndef test_it(attnbench_case): ...", "*'sek'; did you mean 'seq'*"),
         ("@pytest.mark.attnbench('nave', seq=32)\ndef test_it(attnbench_case): ...", "*'nave'; did you mean 'naive'*"),
@@ -109,7 +117,7 @@ def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.P
 )  # fmt: skip
 def test_a_mark_that_cannot_be_is_an_error_of_one_line(pytester: pytest.Pytester, source: str, said: str) -> None:
     pytester.makepyfile(test_it=f"import pytest\n\n{source}\n")
-    done = run(pytester, "test_it.py")
+    done = run_here(pytester, "test_it.py")
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines([f"{said}*"])
     done.stdout.no_fnmatch_line("*_hookexec*")
@@ -117,19 +125,19 @@ def test_a_mark_that_cannot_be_is_an_error_of_one_line(pytester: pytest.Pytester
 
 def test_a_suite_with_a_wrong_key_is_an_error_of_one_line(pytester: pytest.Pytester) -> None:
     pytester.makefile(".toml", small=SUITE.replace("heads", "heds"))
-    done = run(pytester, "small.toml")
+    done = run_here(pytester, "small.toml")
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines(["*small.toml: problem?0?.heds: no key 'heds'; did you mean 'heads'?"])
 
 
 def test_a_folder_with_a_suite_in_it_is_nothing_to_collect(pytester: pytest.Pytester) -> None:
     pytester.makefile(".toml", small=SUITE)
-    assert run(pytester, ".").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert run_here(pytester, ".").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 def test_two_bases_are_one_too_many(pytester: pytest.Pytester) -> None:
     pytester.makefile(".toml", small=SUITE)
-    done = run(pytester, "small.toml", "--attnbench-gate", "main", "--attnbench-base-ref", "HEAD")
+    done = run_here(pytester, "small.toml", "--attnbench-gate", "main", "--attnbench-base-ref", "HEAD")
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     done.stderr.fnmatch_lines(["*name the base twice*"])
 
@@ -142,16 +150,15 @@ def test_a_base_that_is_none_ends_the_session_before_anything_is_measured(
     pytester: pytest.Pytester, option: str, value: str, code: int, said: str
 ) -> None:
     pytester.makefile(".toml", small=SUITE)
-    done = run(pytester, "small.toml", option, value)
+    done = run_here(pytester, "small.toml", option, value)
     assert done.ret == code
     done.stdout.fnmatch_lines([f"*attnbench: *{said}*"])
     done.stdout.no_fnmatch_line("*passed*")
 
 
 def test_pytest_loads_nothing_of_ours_at_its_start() -> None:
-    script = (
-        "import sys, attnbench.pytest_plugin; print(*{'numpy', 'msgspec', 'torch', 'attnbench.sweep'} & {*sys.modules})"
-    )
+    heavy = {"numpy", "msgspec", "torch", "attnbench.engine"}
+    script = f"import sys, attnbench.pytest_plugin; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert not done.stdout.split()
 
@@ -166,21 +173,21 @@ def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
     plain = run(pytester, "small.toml", "--attnbench-out", "kept")
     plain.assert_outcomes(passed=4)
     base = the_run(pytester.path / "kept")
-    launches = []
-    for launch in range(6):
+    restarts = []
+    for restart in range(6):
         for one in base.results:
             factor = 0.25 if one.case.backend == "naive" and one.case.problem.seq_q == 64 else 1.0
             values = tuple(factor * v if v else v for v in one.samples["time"].values)
             time = msgspec.structs.replace(one.samples["time"], values=values)
             samples = {**one.samples, "time": time}
-            launches.append(msgspec.structs.replace(one, launch=launch, samples=samples))
-    gone = msgspec.structs.replace(launches[0].case, backend="sdpa:math")
-    arm = msgspec.structs.replace(launches[0].arm, backend="sdpa:math")
-    launches.append(msgspec.structs.replace(launches[0], case=gone, case_id=gone.id, arm=arm))
+            restarts.append(msgspec.structs.replace(one, restart=restart, samples=samples))
+    gone = msgspec.structs.replace(restarts[0].case, backend="sdpa:math")
+    arm = msgspec.structs.replace(restarts[0].arm, backend="sdpa:math")
+    restarts.append(msgspec.structs.replace(restarts[0], case=gone, case_id=gone.id, arm=arm))
     (folder,) = (pytester.path / "kept").iterdir()
     shutil.rmtree(folder)
-    with store.RunWriter(pytester.path / "base", base.manifest) as writer:
-        writer.append(launches)
+    with run_writer.RunWriter(pytester.path / "base", base.manifest) as writer:
+        writer.append(restarts)
     done = run(pytester, "small.toml", "--attnbench-gate", "base", "-rA", "--attnbench-out", "kept")
     done.stdout.fnmatch_lines([f"*FAILED*{case('naive', 64)}*"])
     assert done.parseoutcomes()["failed"] == 1
@@ -206,3 +213,16 @@ def test_a_commit_judges_each_case_side_by_side(pytester: pytest.Pytester) -> No
     done = run(pytester, "small.toml", "--attnbench-base-ref", "HEAD")
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines(["*time_s regressed: *", "*2 cases: 2 regressed.*"])
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"), [({}, (10, 10)), ({"rounds": "7"}, (7, 7)), ({"rounds": "5..9"}, (5, 9))]
+)
+def test_a_gate_in_pytest_has_a_fixed_number_of_rounds_by_default(
+    options: dict[str, str], rounds: tuple[int, int]
+) -> None:
+    session = SimpleNamespace(gates=True)
+    source = CaseSource(session, [], {"seq": "32", "backend": "naive", "device": "cpu", **options})  # type: ignore[arg-type]
+    procedures = source.ready.settings.procedures.values()
+    assert {(one.min_rounds, one.max_rounds) for one in procedures} == {rounds}
+    assert source.ready.settings.restarts == 6

@@ -59,7 +59,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
 def test_layers_of_the_design_are_those_that_are_checked() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     checked = [layer.replace("(", "").replace(")", "") for layer in contracts[0]["layers"]]
-    section = (ROOT / "docs" / "design.md").read_text().partition("## Layers")[2]
+    section = (ROOT / "docs" / "design.md").read_text().partition("## Packages")[2]
     drawn = section.split("```")[1].split("\n", 1)[1].strip().splitlines()
     assert drawn == checked
 
@@ -67,5 +67,23 @@ def test_layers_of_the_design_are_those_that_are_checked() -> None:
 def test_every_built_in_backend_is_a_leaf_of_its_own() -> None:
     from attnbench.backends import BUILTIN
 
-    leaves = {path.stem for path in (ROOT / "attnbench" / "backends").glob("*.py")} - {"__init__", "around", "plugin"}
+    leaves = {path.stem for path in (ROOT / "attnbench" / "backends").glob("*.py")} - {"__init__", "scope", "plugin"}
     assert leaves == set(BUILTIN.values())
+
+
+def test_modules_and_functions_that_the_design_names_exist() -> None:
+    packages = {path.name for path in (ROOT / "attnbench").iterdir() if (path / "__init__.py").is_file()}
+    section = (ROOT / "docs" / "design.md").read_text().partition("## A case")[2].partition("## Where")[0]
+    missing = []
+    for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", section):
+        parts = name.split(".")
+        if parts[0] not in packages:
+            continue
+        path = ROOT / "attnbench"
+        while parts and (path / parts[0]).is_dir():
+            path /= parts.pop(0)
+        module = path / f"{parts[0]}.py" if parts and (path / f"{parts[0]}.py").is_file() else path / "__init__.py"
+        attribute = next((part for part in parts if part != module.stem), "")
+        if parts and not re.search(rf"^\s*(?:class |def )?{attribute}\b", module.read_text(), re.MULTILINE):
+            missing.append(name)
+    assert missing == []

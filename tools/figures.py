@@ -17,14 +17,15 @@ from pathlib import Path
 import msgspec
 
 import attnbench
-from attnbench import host, protocol
-from attnbench.arm import Arm, Device, parse_device
+from attnbench.analysis.restarts import Restarts
 from attnbench.attention.problem import Problem
-from attnbench.case import Case
-from attnbench.joined import Joined
-from attnbench.pool import Worker
-from attnbench.result import Procedure
-from attnbench.store import Run
+from attnbench.engine.worker_process import Worker
+from attnbench.machine import resources, worker_environment
+from attnbench.records.arm import Arm, Device
+from attnbench.records.case import Case
+from attnbench.records.result import Procedure, Result
+from attnbench.records.run_directory import Run
+from attnbench.worker import protocol
 
 SHAPES = (
     {"seq_q": 128},
@@ -37,13 +38,13 @@ BACKENDS = ("naive", "sdpa:math", "sdpa:flash")
 
 
 def timer() -> None:
-    """Our median of blocks against torch's own timer: same process, same closure, turn about."""
+    """The median of our blocks against torch's timer: same process, same closure, in turn."""
     import torch
     from torch.utils.benchmark import Timer
 
     from attnbench import backends
     from attnbench.attention import inputs
-    from attnbench.device.cpu import CpuInstrument
+    from attnbench.machine.device.cpu import CpuInstrument
 
     _like_a_worker()
     instrument = CpuInstrument(Device(kind="cpu", threads=1))
@@ -52,18 +53,18 @@ def timer() -> None:
     for shape in SHAPES:
         for name in BACKENDS:
             case = Case(problem=Problem(**shape), backend=name)
-            made = inputs.make(case.problem, 0)
+            tensors = inputs.make(case.problem, 0)
             call = backends.load(name).prepare(case, "cpu").call
             with torch.no_grad():
-                run = lambda: call(made.q, made.k, made.v)  # noqa: B023, E731
+                run = lambda: call(tensors.q, tensors.k, tensors.v)  # noqa: B023, E731
                 pace = instrument.settle(run, Procedure())
                 ours, theirs = [], []
                 for _ in range(15):
                     ours.append(statistics.median(instrument.block(run, pace, Procedure()).values))
                     theirs.append(Timer("run()", globals={"run": run}).blocked_autorange(min_run_time=0.02).median)
-            own, other = statistics.median(ours), statistics.median(theirs)
-            ratios.append(statistics.median(one / two for one, two in zip(ours, theirs, strict=True)))
-            print(f"| {case.label} | {own * 1e3:.3f} ms | {other * 1e3:.3f} ms | {ratios[-1]:.3f} |")
+            our_s, their_s = statistics.median(ours), statistics.median(theirs)
+            ratios.append(statistics.median(our / their for our, their in zip(ours, theirs, strict=True)))
+            print(f"| {case.label} | {our_s * 1e3:.3f} ms | {their_s * 1e3:.3f} ms | {ratios[-1]:.3f} |")
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))
     print(f"\nworst {worst:.3f}; within 5 %: {sum(abs(r - 1) <= 0.05 for r in ratios)} of {len(ratios)}")
 
@@ -84,7 +85,7 @@ def reports(source: str = "last") -> None:
 
 
 def _enlarged(real: Run, folder: Path, cases: int) -> Path:
-    """As many lines as asked for: those of the run, batch by batch."""
+    """A run of that many results: those of `real` again and again, each time with another batch."""
     folder.mkdir()
     (folder / "run.json").write_bytes((real.path / "run.json").read_bytes())
     with (folder / "results.jsonl").open("wb") as file:
@@ -97,55 +98,57 @@ def _enlarged(real: Run, folder: Path, cases: int) -> Path:
 
 
 def _timed(command: list[str]) -> tuple[float, int]:
-    """Wall seconds and the most bytes that the process and those it forks held together."""
+    """Wall seconds, and the peak memory in bytes of the process and its forks together."""
     import psutil
 
     start, peak = time.perf_counter(), 0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            # Forked processes share pages: what each has of its own, and its part of what is shared.
-            peak = max(peak, sum(one.memory_full_info().pss for one in (process, *process.children(recursive=True))))
-        time.sleep(3)  # to add up the pages of large processes takes a while, of their time too
+            # Forked processes share pages; PSS counts the private pages and a part of the shared ones.
+            peak = max(
+                peak, sum(member.memory_full_info().pss for member in (process, *process.children(recursive=True)))
+            )
+        time.sleep(3)  # counting the pages of large processes takes long, and slows them down
     return time.perf_counter() - start, peak
 
 
 def _like_a_worker() -> None:
-    """Start anew with a worker's environment, on its core."""
-    variables = host.arm_environment(Device(kind="cpu", threads=1))
+    """Restart this process with the environment and the core of a worker."""
+    variables = worker_environment.arm_environment(Device(kind="cpu", threads=1))
     if any(os.environ.get(name) != value for name, value in variables.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
-    os.sched_setaffinity(0, host.cores_for(Device(kind="cpu", threads=1)))
+    os.sched_setaffinity(0, resources.cores_for(Device(kind="cpu", threads=1)))
 
 
 def products() -> None:
-    """The sustained rate of `calibrate` against torch's own timer on the same product: same process, turn about."""
+    """The sustained rate of `calibrate` against torch's timer on the same product: same process, in turn."""
     import torch
     from torch.utils.benchmark import Timer
 
-    from attnbench.device import ceilings
-    from attnbench.device.cpu import CpuInstrument
+    from attnbench.machine.device import ceilings
+    from attnbench.machine.device.cpu import CpuInstrument
 
     _like_a_worker()
     CpuInstrument(Device(kind="cpu", threads=1))
-    meter = ceilings.Meter("cpu")
+    timer = ceilings.CallTimer("cpu")
     print("| product | calibrate | torch Timer | ratio |\n|---|---:|---:|---:|")
     for dtype in ("fp32", "bf16"):
-        size = ceilings.products(meter, dtype).size
+        size = ceilings.products(timer, dtype).size
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         a, b = (torch.randn(size, size).to(kind) for _ in range(2))
         out = torch.empty_like(a)
         run = lambda: torch.mm(a, b, out=out)  # noqa: B023, E731
         pairs = []
         for _ in range(9):
-            own = meter.sustained(run, 0.3)
-            pairs.append((own, Timer("run()", globals={"run": run}).blocked_autorange(min_run_time=0.3).median))
+            ours = timer.sustained(run, 0.3)
+            pairs.append((ours, Timer("run()", globals={"run": run}).blocked_autorange(min_run_time=0.3).median))
         rates = [2 * size**3 / statistics.median(times) / 1e9 for times in zip(*pairs, strict=True)]
-        ratio = statistics.median(other / own for own, other in pairs)
+        ratio = statistics.median(theirs / ours for ours, theirs in pairs)
         print(f"| {dtype} n {size} | {rates[0]:.1f} GFLOP/s | {rates[1]:.1f} GFLOP/s | {ratio:.3f} |")
 
 
-def aa(launches: int = 6) -> None:
+def aa(restarts: int = 6) -> None:
     """The same backend as two arms: does the interval of their ratio hold 1?"""
     stored = attnbench.run(
         seq="64..1024:n7",
@@ -153,23 +156,25 @@ def aa(launches: int = 6) -> None:
         heads="4,8",
         backend="sdpa:flash,sdpa:flash",
         reference="sdpa:flash",
-        launches=launches,
+        restarts=restarts,
         budget="0",
         rounds="5..15",
         timeout="120s",
     )
-    by_case: dict[str, dict[int, list]] = {}
+    by_case: dict[str, dict[int, list[Result]]] = {}
     for result in stored.results:
-        by_case.setdefault(result.case.label, {}).setdefault(result.arm.twin, []).append(result)
-    print("| case | ratio of the twins | 95 % | holds 1 |\n|---|---:|---:|---|")
-    held = []
-    for label, twins in by_case.items():
-        ratio = Joined(twins[1]).ratio_to(Joined(twins[2]))
+        by_case.setdefault(result.case.label, {}).setdefault(result.arm.copy, []).append(result)
+    print("| case | ratio of the two arms | 95 % | holds 1 |\n|---|---:|---:|---|")
+    covers = []
+    for label, copies in by_case.items():
+        ratio = Restarts(copies[1]).ratio_to(Restarts(copies[2]))
         if ratio is None or ratio.low is None or ratio.high is None:
             continue
-        held.append(ratio.low <= 1 <= ratio.high)
-        print(f"| {label} | {ratio.value:.4f} | {ratio.low:.4f} .. {ratio.high:.4f} | {'yes' if held[-1] else 'no'} |")
-    print(f"\n{sum(held)} of {len(held)} intervals hold 1; run {stored.path}")
+        covers.append(ratio.low <= 1 <= ratio.high)
+        print(
+            f"| {label} | {ratio.value:.4f} | {ratio.low:.4f} .. {ratio.high:.4f} | {'yes' if covers[-1] else 'no'} |"
+        )
+    print(f"\n{sum(covers)} of {len(covers)} intervals hold 1; run {stored.path}")
 
 
 def overhead() -> None:
@@ -186,27 +191,29 @@ def overhead() -> None:
     total = time.monotonic() - started
     spent = stored.manifest.seconds
     kernels = sum(block.facts["seconds"] for result in stored.results for block in result.samples["time"].blocks)
-    asked = sum(seconds for phase, seconds in spent.items() if phase not in ("total", "store", "time"))
-    own = spent["total"] - asked - kernels
+    other = sum(seconds for phase, seconds in spent.items() if phase not in ("total", "store", "time"))
+    outside = spent["total"] - other - kernels
     print(f"{len(stored.results)} cases in {total:.1f} s; run {stored.path}")
     print({phase: round(seconds, 2) for phase, seconds in spent.items()}, f"blocks {kernels:.2f}")
-    print(f"outside kernels, verification and starting: {own:.2f} s, {100 * own / spent['total']:.1f} %")
+    print(f"outside kernels, verification and starting: {outside:.2f} s, {100 * outside / spent['total']:.1f} %")
 
 
 def idle() -> None:
-    """One round trip to an idle worker."""
+    """The duration of one round trip to an idle worker."""
     arm = Arm(backend="naive", device="cpu:threads=1")
-    worker = Worker(arm, host.cores_for(parse_device(arm.device)), 0)
+    worker = Worker(arm, resources.cores_for(arm.parsed_device), 0)
     worker.open(60)
-    took = []
+    times_s = []
     for _ in range(2000):
         start = time.perf_counter()
-        worker.ask(protocol.Release(), 10)
-        took.append(time.perf_counter() - start)
-    worker.bury()
-    print(f"median {statistics.median(took) * 1e3:.3f} ms, p95 {statistics.quantiles(took, n=20)[-1] * 1e3:.3f} ms")
+        worker.ask(protocol.ReleaseCase(), 10)
+        times_s.append(time.perf_counter() - start)
+    worker.terminate()
+    print(
+        f"median {statistics.median(times_s) * 1e3:.3f} ms, p95 {statistics.quantiles(times_s, n=20)[-1] * 1e3:.3f} ms"
+    )
 
 
 if __name__ == "__main__":
-    known = {"timer": timer, "products": products, "aa": aa, "overhead": overhead, "idle": idle, "reports": reports}
-    known[sys.argv[1]](*sys.argv[2:])
+    commands = {"timer": timer, "products": products, "aa": aa, "overhead": overhead, "idle": idle, "reports": reports}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -1,12 +1,12 @@
-"""How often the gate errs on this machine: real A/A runs, and real slowdowns of known size. Resumable.
+"""Error rates of the gate on this machine, from real A/A runs and real slowdowns of known size. Resumable.
 
-`python tools/gate_eval.py run FILE HOURS` runs gates until the time is over and appends a line for each to FILE: what
-the rule decides on, and the blocks of the first launch for other rules. `python tools/gate_eval.py table FILE` says
-what they show. `make gate-eval` does both.
+`python tools/gate_eval.py run FILE HOURS` runs gates for that many hours and appends a line for each to FILE: the
+evidence for the rule, and the blocks of the first restart for other rules. `python tools/gate_eval.py table FILE`
+prints the error rates. `make gate-eval` does both.
 
-A slowdown is real work: behind the same label head computes more heads than base (40 against 41, 42, 44). How much
-slower that is, case by case, is measured apart (`python tools/gate_eval.py realised FILE`): both kernels call by call
-in turn, in one process. `python tools/gate_eval.py spreads RUN` compares locations of a launch on a stored A/A gate.
+A slowdown is real work: under the same label head computes more heads than base (40 against 41, 42, 44). Its true size,
+case by case, is measured separately (`python tools/gate_eval.py realised FILE`): both kernels call by call in turn, in
+one process. `python tools/gate_eval.py spreads RUN` compares locations of a restart on a stored A/A gate.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from attnbench import host, stats, store
-from attnbench.arm import parse_device
-from attnbench.gate import evidence, judgement, rule
+from attnbench.analysis import readings, stats
+from attnbench.gate import evidence, judgement, record, rule
 from attnbench.gate.rule import Evidence, Margins
-from attnbench.result import Outcome, Verdict
+from attnbench.machine import worker_environment
+from attnbench.records import run_directory
+from attnbench.records.arm import parse_device
+from attnbench.records.result import Outcome, Sample, Verdict
 
 HEADS = 40
 MORE = (0, 1, 2, 4)  # heads: 0, 2.5, 5, 10 % more work
@@ -47,7 +48,7 @@ import torch.nn.functional as F
 HEADS, MORE = {heads}, {more}
 
 def attend(q, k, v, causal=False, scale=None):
-    # More heads than asked for, behind the same label.
+    # More heads than requested, under the same label.
     more = MORE[q.shape[2], causal]
     q, k, v = (torch.cat([one, one[:, :more]], dim=1) if more else one.clone() for one in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)[:, :HEADS].contiguous()
@@ -55,16 +56,16 @@ def attend(q, k, v, causal=False, scale=None):
 
 
 class Case(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What was measured of one case, and what is known of it."""
+    """The evidence of one case, its true slowdown, and its first blocks."""
 
     evidence: Evidence
-    more: int = 0  # heads that head computes beyond base's
-    base: tuple[float, ...] = ()  # medians of the blocks of the first launch
+    more: int = 0  # heads that head computes in addition to those of base
+    base: tuple[float, ...] = ()  # medians of the blocks of the first restart
     head: tuple[float, ...] = ()
 
 
 class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One gate, as a line of the file."""
+    """One gate: a line of the file."""
 
     kind: str  # aa or power
     at: str
@@ -75,51 +76,51 @@ class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
     factor: float
     resolution_s: float
     cases: list[Case]
-    sentinels: list[Evidence]
+    controls: list[Evidence] = msgspec.field(name="sentinels")  # stored under its first name
 
     def verdicts(self) -> list[Verdict]:
-        """Of time, by the rule as it stands."""
+        """The verdicts on time by the current rule."""
         margins = Margins(factor=self.factor, resolution_s=self.resolution_s)
-        doubt = rule.restless({f"{one.label}@{one.device}": one for one in self.sentinels}, margins)
-        return rule.verdicts([one.evidence for one in self.cases], margins, doubt)
+        doubt = rule.too_noisy({f"{control.label}@{control.device}": control for control in self.controls}, margins)
+        return rule.verdicts([case.evidence for case in self.cases], margins, doubt)
 
 
 def levels(number: int) -> dict[tuple[int, bool], int]:
-    """More heads by length and mask, another for every case in every gate."""
+    """The additional heads by length and mask; each gate shifts them by one case."""
     cells = [(length, mask == "causal") for length in LENGTHS for mask in MASKS]
     return {cell: MORE[(place + number) % len(MORE)] for place, cell in enumerate(cells)}
 
 
-# -- running -----------------------------------------------------------------------------------------------------------
+# -- running ----------------------------------------------------------------------------------------------------------
 
 
 def run(file: Path, hours: float) -> None:
-    """One gate after another, two A/A and one of power in turn, until the time is over."""
+    """Run two A/A gates and one with slowdowns in turn, for that many hours."""
     until = time.monotonic() + 3600 * hours
     number = len(read(file))
     while time.monotonic() < until:
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory(prefix="gate-eval-") as folder:
             more = _measure(Path(folder), number)
-            one = distilled(Path(folder) / "run", more, load)
+            gate = distilled(Path(folder) / "run", more, load)
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as lines:
-            lines.write(msgspec.json.encode(one) + b"\n")
-        seen = Counter(verdict.outcome.value for verdict in one.verdicts())
-        print(number, one.kind, f"{one.seconds:.0f} s", dict(seen), flush=True)
+            lines.write(msgspec.json.encode(gate) + b"\n")
+        outcomes = Counter(verdict.outcome.value for verdict in gate.verdicts())
+        print(number, gate.kind, f"{gate.seconds:.0f} s", dict(outcomes), flush=True)
         number += 1
 
 
 def _measure(folder: Path, number: int) -> dict[tuple[int, bool], int] | None:
-    """A gate into folder/run; its levels, or None for one of the whole suite against itself."""
+    """Run a gate into folder/run; return its additional heads, or None for an A/A gate of the whole suite."""
     command = [sys.executable, "-m", "attnbench", "-q", "gate", "-o", str(folder / "run"), "--inconclusive", "ok"]
     if number % POWER_EVERY != POWER_EVERY - 1:
         subprocess.run([*command, "ci", "--noop"], check=False, stdout=subprocess.DEVNULL)
         return None
     more = levels(number // POWER_EVERY)
-    for name, own in (("base", dict.fromkeys(more, 0)), ("head", more)):
+    for name, heads in (("base", dict.fromkeys(more, 0)), ("head", more)):
         (folder / name).mkdir()
-        (folder / name / "kernel.py").write_text(KERNEL.format(heads=HEADS, more=own))
+        (folder / name / "kernel.py").write_text(KERNEL.format(heads=HEADS, more=heads))
     command += ["-b", "kernel.py:attend", "--seq", ",".join(map(str, LENGTHS)), "--heads", str(HEADS)]
     command += ["--mask", ",".join(MASKS), "--base-path", str(folder / "base")]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=folder / "head")
@@ -127,36 +128,34 @@ def _measure(folder: Path, number: int) -> dict[tuple[int, bool], int] | None:
 
 
 def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float) -> Gate:
-    """A stored gate -> what the rules need of it."""
-    run = store.read(path)
-    record, found, commit = run.manifest.gate, evidence.pairings(run.results), run.manifest.commit or {}
-    assert record
-    pairs = {pair.key: pair for pair in found}
+    """What the rules need of a stored gate."""
+    run = run_directory.read(path)
+    gate, pairings, commit = record.of(run), evidence.pairings(run.results), run.manifest.commit or {}
+    pairs = {pair.key: pair for pair in pairings}
     cases = []
-    for one in judgement.cases_of(found, record):
-        pair = pairs[one.case_id, one.device]
+    for case in judgement.cases_of(pairings, gate):
+        pair = pairs[case.case_id, case.device]
         assert pair.base
         assert pair.head
-        cell = pair.any.case.problem.seq_q, pair.any.case.problem.mask == "causal"
+        cell = pair.either.case.problem.seq_q, pair.either.case.problem.mask == "causal"
         cases.append(
             Case(
-                evidence=_short(one), more=more[cell] if more else 0,
+                evidence=_short(case), more=more[cell] if more else 0,
                 base=_blocks(pair.base.times[0]), head=_blocks(pair.head.times[0]),
             )
         )  # fmt: skip
-    margins = judgement.margins_of(record)
     return Gate(
         kind="power" if more else "aa", at=run.manifest.created_at, commit=commit.get("commit", "")[:12],
         machine=run.manifest.fingerprint, seconds=round(run.manifest.seconds["total"], 1), load=round(load, 2),
-        factor=margins.factor, resolution_s=margins.resolution_s, cases=cases,
-        sentinels=[_short(one) for one in evidence.equal_arms(found, record["screen_launches"]).values()],
+        factor=gate.noise.factor, resolution_s=gate.noise.resolution_s, cases=cases,
+        controls=[_short(control) for control in evidence.controls(pairings, gate.screen_restarts).values()],
     )  # fmt: skip
 
 
-def _short(one: Evidence) -> Evidence:
+def _short(case: Evidence) -> Evidence:
     return msgspec.structs.replace(
-        one, base_s=_digits(one.base_s), head_s=_digits(one.head_s), screen=tuple(map(_digits, one.screen)),
-        confirm=tuple(map(_digits, one.confirm)),
+        case, base_s=_digits(case.base_s), head_s=_digits(case.head_s), screen=tuple(map(_digits, case.screen)),
+        confirm=tuple(map(_digits, case.confirm)),
     )  # fmt: skip
 
 
@@ -164,39 +163,39 @@ def _digits(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _blocks(sample: Any) -> tuple[float, ...]:
-    return tuple(_digits(value) for value in stats.finite(stats.block_medians(sample)))
+def _blocks(sample: Sample) -> tuple[float, ...]:
+    return tuple(_digits(value) for value in readings.finite(readings.block_medians(sample)))
 
 
 def read(file: Path) -> list[Gate]:
-    """All gates that were measured."""
+    """All gates of the file."""
     return [msgspec.json.decode(line, type=Gate) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
-# -- which location of a launch is the steadiest -----------------------------------------------------------------------
+# -- which location of a restart is the steadiest ----------------------------------------------------------------------
 
 
 def spreads(path: Path) -> Iterator[str]:
-    """Of a stored gate of equal sides: the sd between launches by the location within a block and over rounds."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for pair in evidence.pairings(store.read(path).results):
-        for twin in filter(None, (pair.head, pair.sentinel)):
+    """The sd between restarts of a stored A/A gate, by the location within a block and over rounds."""
+    sds: dict[tuple[str, str], list[float]] = {}
+    for pair in evidence.pairings(run_directory.read(path).results):
+        for restarts in filter(None, (pair.head, pair.control)):
             assert pair.base
-            others = {one.launch: one for one in pair.base.results}
+            base = {result.restart: result for result in pair.base.results}
             for within, over in product(("median", "lower_quartile", "least"), ("mean", "median", "trimmed_mean")):
                 logs = [
-                    stats.log_ratios(one.samples["time"], others[one.launch].samples["time"], within)
-                    for one in twin.results
-                    if one.launch in others
+                    stats.log_ratios(result.samples["time"], base[result.restart].samples["time"], within)
+                    for result in restarts.results
+                    if result.restart in base
                 ]
-                sd = np.std([stats.LOCATIONS[over](one) for one in logs], ddof=1)
-                found.setdefault((within, over), []).append(100 * float(sd))
-    yield f"{path.name}: sd between launches, median over {len(found['median', 'mean'])} pairs of equal arms"
-    for (within, over), values in found.items():
+                sd = np.std([readings.LOCATIONS[over](values) for values in logs], ddof=1)
+                sds.setdefault((within, over), []).append(100 * float(sd))
+    yield f"{path.name}: sd between restarts, median over {len(sds['median', 'mean'])} pairs of equal arms"
+    for (within, over), values in sds.items():
         yield f"  block {within:<14}  rounds {over:<12}  {np.median(values):.2f} %"
 
 
-# -- how large the slowdowns really are --------------------------------------------------------------------------------
+# -- how large the slowdowns really are -------------------------------------------------------------------------------
 
 REALISED = """
 import importlib.util, json, sys, time
@@ -226,7 +225,7 @@ for length in {lengths}:
 
 def realised(turns: int = 60, processes: int = 2) -> dict[tuple[int, bool, int], float]:
     """log(head / base) by length, mask and level: medians of calls in turn in one process, over some processes."""
-    found: dict[tuple[int, bool, int], list[float]] = {}
+    effects: dict[tuple[int, bool, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for more in MORE:
@@ -238,22 +237,23 @@ def realised(turns: int = 60, processes: int = 2) -> dict[tuple[int, bool, int],
         for _ in range(processes):
             done = subprocess.run(
                 [sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True,
-                env={**os.environ, **host.arm_environment(parse_device("cpu:threads=1"))},  # its allocator above all
+                # The allocator of a worker matters most.
+                env={**os.environ, **worker_environment.arm_environment(parse_device("cpu:threads=1"))},
             )  # fmt: skip
             for length, causal, times in map(json.loads, done.stdout.splitlines()):
                 base = np.array(times[0])
                 for more, head in zip(MORE[1:], times[1:], strict=True):
                     logs = np.log(np.array(head) / base)[turns // 10 :]
-                    found.setdefault((length, causal, more), []).append(float(np.median(logs)))
-    return {key: float(np.median(values)) for key, values in found.items()}
+                    effects.setdefault((length, causal, more), []).append(float(np.median(logs)))
+    return {key: float(np.median(values)) for key, values in effects.items()}
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
+# -- the table --------------------------------------------------------------------------------------------------------
 
 
 def table(gates: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
-    """Markdown: errors of the gate, then those of other rules on the same samples."""
-    equal, slower = [one for one in gates if one.kind == "aa"], [one for one in gates if one.kind == "power"]
+    """Error rates of the gate as Markdown, then those of other rules on the same samples."""
+    equal, slower = ([gate for gate in gates if gate.kind == kind] for kind in ("aa", "power"))
     yield from _alarms(equal)
     yield ""
     yield from _power(slower, truth)
@@ -262,19 +262,19 @@ def table(gates: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> I
 
 
 def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
-    verdicts = [one.verdicts() for one in equal]
-    every = [v for each in verdicts for v in each]
-    red = sum(any(v.outcome is Outcome.REGRESSED for v in each) for each in verdicts)
+    verdicts = [gate.verdicts() for gate in equal]
+    every = [v for of_gate in verdicts for v in of_gate]
+    red = sum(any(v.outcome is Outcome.REGRESSED for v in of_gate) for of_gate in verdicts)
     loose = sum(v.outcome is Outcome.INCONCLUSIVE for v in every)
     again, runs = resampled(equal)
     margins = sorted(v.margin for v in every if v.margin is not None)
     widest, middle = 100 * margins[-1], 100 * float(np.median(margins))
-    quiet = [one.seconds for one in equal if not any(case.evidence.confirm for case in one.cases)]
-    seconds = [one.seconds for one in equal]
+    quiet = [gate.seconds for gate in equal if not any(case.evidence.confirm for case in gate.cases)]
+    seconds = [gate.seconds for gate in equal]
     yield "| A/A: `attnbench gate ci --noop` | |\n|---|---:|"
     yield f"| real gate runs | {len(equal)} |"
     yield f"| with any `regressed` | {red} ({wilson(red, len(equal))}) |"
-    yield f"| resampled from them, signs of launches at random: with any `regressed` | {again} of {runs} |"
+    yield f"| resampled from them, signs of restarts at random: with any `regressed` | {again} of {runs} |"
     yield f"| inconclusive cases | {loose} of {len(every)} ({wilson(loose, len(every))}) |"
     yield f"| margins | {100 * margins[0]:.1f} to {widest:.1f} %, median {middle:.1f} % |"
     yield f"| wall time of a run | median {np.median(seconds):.0f} s, longest {max(seconds):.0f} s |"
@@ -283,46 +283,46 @@ def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
 
 
 def resampled(equal: Sequence[Gate], runs: int = RESAMPLED) -> tuple[int, int]:
-    """A/A runs made of the launches of real ones, drawn again with random signs: how many have any `regressed`."""
+    """How many A/A runs have any `regressed`, of runs resampled from the restarts of real ones with random signs."""
     rng = np.random.default_rng(0)
     red = 0
     for _ in range(runs):
-        one = equal[int(rng.integers(len(equal)))]
+        gate = equal[int(rng.integers(len(equal)))]
         cases = []
-        for case in one.cases:
-            pool = np.array(case.evidence.both)
-            drawn = rng.choice(pool, rule.SCREEN_LAUNCHES + rule.CONFIRM_MOST)
+        for case in gate.cases:
+            pool = np.array(case.evidence.effects)
+            drawn = rng.choice(pool, rule.SCREEN_RESTARTS + rule.MAX_CONFIRM)
             drawn *= rng.choice([-1, 1], len(drawn))
-            split = rule.SCREEN_LAUNCHES
+            split = rule.SCREEN_RESTARTS
             cases.append(
                 msgspec.structs.replace(case.evidence, screen=tuple(drawn[:split]), confirm=tuple(drawn[split:]))
             )
-        margins = Margins(factor=one.factor, resolution_s=one.resolution_s)
+        margins = Margins(factor=gate.factor, resolution_s=gate.resolution_s)
         red += any(v.outcome is Outcome.REGRESSED for v in rule.verdicts(cases, margins))
     return red, runs
 
 
 def _power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
     rows: dict[int, list[tuple[float, Verdict]]] = {more: [] for more in MORE}
-    for one in slower:
-        for case, verdict in zip(one.cases, one.verdicts(), strict=True):
+    for gate in slower:
+        for case, verdict in zip(gate.cases, gate.verdicts(), strict=True):
             rows[case.more].append((_true(case, truth), verdict))
     yield "| more heads | slowdown, measured apart | cases | `regressed` | 95 % interval holds it | error, median |"
     yield "|---|---:|---:|---:|---:|---:|"
-    for more, found in rows.items():
-        if found:
-            slow = 100 * math.expm1(float(np.median([true for true, _ in found])))
-            hit = sum(v.outcome is Outcome.REGRESSED for _, v in found)
-            held = [v.interval[0] <= math.expm1(true) <= v.interval[1] for true, v in found if v.interval]
-            off = 100 * float(np.median([abs((v.change or 0.0) - math.expm1(true)) for true, v in found]))
-            shares = f"{_share(hit, len(found))} | {_share(sum(held), len(held))}"
-            yield f"| {more} of {HEADS} | {slow:+.1f} % | {len(found)} | {shares} | {off:.2f} % |"
+    for more, measured in rows.items():
+        if measured:
+            slow = 100 * math.expm1(float(np.median([true for true, _ in measured])))
+            hit = sum(v.outcome is Outcome.REGRESSED for _, v in measured)
+            covered = [v.interval[0] <= math.expm1(true) <= v.interval[1] for true, v in measured if v.interval]
+            off = 100 * float(np.median([abs((v.change or 0.0) - math.expm1(true)) for true, v in measured]))
+            shares = f"{_share(hit, len(measured))} | {_share(sum(covered), len(covered))}"
+            yield f"| {more} of {HEADS} | {slow:+.1f} % | {len(measured)} | {shares} | {off:.2f} % |"
     yield "\n| slowdown, in printed margins | cases | `regressed` | 95 % interval of that share |\n|---|---:|---:|---:|"
-    every = [(math.expm1(true) / v.margin, v) for found in rows.values() for true, v in found if v.margin]
+    every = [(math.expm1(true) / v.margin, v) for measured in rows.values() for true, v in measured if v.margin]
     for low, high in ((0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2), (2, 3), (3, math.inf)):
-        own = [v.outcome is Outcome.REGRESSED for times, v in every if low <= times < high]
+        hits = [v.outcome is Outcome.REGRESSED for times, v in every if low <= times < high]
         name = f"{low} to {high}" if high < math.inf else f"{low} and more"
-        yield f"| {name} | {len(own)} | {_share(sum(own), len(own))} | {wilson(sum(own), len(own))} |"
+        yield f"| {name} | {len(hits)} | {_share(sum(hits), len(hits))} | {wilson(sum(hits), len(hits))} |"
 
 
 def _true(case: Case, truth: dict[tuple[int, bool, int], float]) -> float:
@@ -333,33 +333,34 @@ def _true(case: Case, truth: dict[tuple[int, bool, int], float]) -> float:
     return truth[length, "causal" in words, case.more]
 
 
-# -- other rules, on the first launch of each side, as they would see it -----------------------------------------------
+# -- other rules, on the first restart of each side --------------------------------------------------------------------
 
 
 def _others(equal: Sequence[Gate], slower: Sequence[Gate]) -> Iterator[str]:
     yield "| rule, on the same samples | A/A cases red | A/A runs with any | found of +2.5 % | of +5 % | of +10 % |"
     yield "|---|---:|---:|---:|---:|---:|"
-    ours = {"attnbench gate": [[v.outcome is Outcome.REGRESSED for v in one.verdicts()] for one in (*equal, *slower)]}
+    gates = (*equal, *slower)
+    by_rule = {"attnbench gate": [[v.outcome is Outcome.REGRESSED for v in gate.verdicts()] for gate in gates]}
     for name, red in RULES.items():
-        ours[name] = [[red(case.base, case.head) for case in one.cases] for one in (*equal, *slower)]
-    for name, hits in ours.items():
+        by_rule[name] = [[red(case.base, case.head) for case in gate.cases] for gate in gates]
+    for name, hits in by_rule.items():
         alarms = hits[: len(equal)]
         by_level = {more: [0, 0] for more in MORE}
-        for one, flags in zip(slower, hits[len(equal) :], strict=True):
-            for case, hit in zip(one.cases, flags, strict=True):
+        for gate, flags in zip(slower, hits[len(equal) :], strict=True):
+            for case, hit in zip(gate.cases, flags, strict=True):
                 by_level[case.more][0] += hit
                 by_level[case.more][1] += 1
-        cases = [hit for each in alarms for hit in each]
-        found = " | ".join(_share(*by_level[more]) for more in MORE[1:])
+        cases = [hit for of_gate in alarms for hit in of_gate]
+        shares = " | ".join(_share(*by_level[more]) for more in MORE[1:])
         runs = _share(sum(map(any, alarms)), len(alarms))
-        yield f"| {name} | {_share(sum(cases), len(cases))} | {runs} | {found} |"
+        yield f"| {name} | {_share(sum(cases), len(cases))} | {runs} | {shares} |"
 
 
 def _pytest_benchmark(base: Sequence[float], head: Sequence[float]) -> bool:
     """--benchmark-compare-fail=median:5%, by its own check."""
     from pytest_benchmark.utils import PercentageRegressionCheck
 
-    sides = [{"median": float(np.median(one))} for one in (head, base)]
+    sides = [{"median": float(np.median(times))} for times in (head, base)]
     return PercentageRegressionCheck("median", 5.0).fails(*sides) is not None
 
 
@@ -368,8 +369,8 @@ def _asv(base: Sequence[float], head: Sequence[float]) -> bool:
     from asv._stats import is_different
     from asv_runner.statistics import compute_stats
 
-    known = [compute_stats(list(one), 1)[1] for one in (base, head)]
-    different = is_different(list(base), list(head), *known)
+    statistics = [compute_stats(list(times), 1)[1] for times in (base, head)]
+    different = is_different(list(base), list(head), *statistics)
     return bool(np.median(head) > 1.1 * np.median(base)) and bool(different)
 
 
@@ -397,22 +398,22 @@ def wilson(hits: int, count: int) -> str:
         return "-"
     from scipy.stats import binomtest
 
-    found = binomtest(hits, count).proportion_ci(method="wilson")
-    return f"{100 * found.low:.1f} to {100 * found.high:.1f} %"
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
 
 
 def truths(file: Path) -> Path:
-    """Where the realised slowdowns lie: beside the gates."""
+    """The file of the realised slowdowns, in the folder of the gates."""
     return file.with_name("realised.json")
 
 
 def known(file: Path) -> dict[tuple[int, bool, int], float]:
-    """What `realised` wrote."""
+    """The slowdowns that `realised` wrote."""
     return {(length, causal, more): value for length, causal, more, value in json.loads(truths(file).read_text())}
 
 
 def main(arguments: Sequence[str]) -> Iterable[str]:
-    """One of four commands; gives the lines to print."""
+    """Run one of four commands; return the lines to print."""
     command, file = arguments[0], Path(arguments[1])
     if command == "spreads":
         return spreads(file)
@@ -420,9 +421,9 @@ def main(arguments: Sequence[str]) -> Iterable[str]:
         run(file, float(arguments[2]))
         return []
     if command == "realised":
-        found = [[*key, _digits(value)] for key, value in sorted(realised().items())]
+        effects = [[*key, _digits(value)] for key, value in sorted(realised().items())]
         truths(file).parent.mkdir(parents=True, exist_ok=True)
-        truths(file).write_text(json.dumps(found).replace("], [", "],\n[") + "\n")
+        truths(file).write_text(json.dumps(effects).replace("], [", "],\n[") + "\n")
         return []
     return table(read(file), known(file))
 

@@ -1,15 +1,11 @@
-"""Which weights dropout keeps: a pure function of (seed, batch, head, query, key), made again by anyone.
+"""The weights that dropout keeps: a pure function of (seed, batch, head, query, key).
 
 The numbers are Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 https://doi.org/10.1145/2063384.2063405): key = seed, counter = (key index, query index, head, batch).
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Words = NDArray[np.uint32]
 
@@ -18,16 +14,18 @@ _STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def kept(rate: float, seed: int, b: Any, h: Any, i: Any, j: Any) -> NDArray[np.bool_]:
-    """Whether the weight of query `i` and key `j` is kept: index arrays in, booleans out, by broadcasting.
+def keep_mask(rate: float, seed: int, b: ArrayLike, h: ArrayLike, i: ArrayLike, j: ArrayLike) -> NDArray[np.bool_]:
+    """Whether dropout keeps the weight of query `i` and key `j` of head `h` in sequence `b`, by broadcasting.
 
-    A share of `rate` is dropped; what is kept is to be multiplied by 1 / (1 - rate).
+    A share of `rate` is dropped; the caller multiplies the weights that remain by 1 / (1 - rate).
     """
     first = philox((j, i, h, b), (seed & 0xFFFFFFFF, seed >> 32))[0]
     return (first >> np.uint32(1)) >= np.uint32(round(rate * 2**31))
 
 
-def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds: int = 10) -> tuple[Words, ...]:
+def philox(
+    counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key: tuple[int, int], rounds: int = 10
+) -> tuple[Words, ...]:
     """Four words of 32 random bits for every counter of four words, under a key of two."""
     words = [np.asarray(word).astype(np.uint64) for word in np.broadcast_arrays(*counter)]
     for number in range(rounds):

@@ -1,15 +1,16 @@
-"""The tensors that a problem is measured and verified on, made on the CPU from a seed.
+"""The tensors that a problem is measured and verified with, made on the CPU from a seed.
 
-Every arm makes its own inputs from the same seed, and their digests prove that they are equal.
+Every arm makes its inputs from the same seed, and their digests prove that they are equal.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from attnbench.attention.problem import Dtype, KvDtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
@@ -18,43 +19,38 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PEAKED_DEVIATION = 8.0  # of the logits: exp(8) apart, so that a few keys carry almost all the weight
-OUTLIER = 100.0  # times the other channels
+PEAKED_DEVIATION = 8.0  # standard deviation of the logits: a few keys have almost all the weight
+OUTLIER = 100.0  # factor on one channel
 LARGE = 1e4  # standard deviation of q.k
-FP8_MOST = 448.0
-SINK = 12.0  # the logit of the first key, above all others
+MAX_FP8 = 448.0  # largest number of float8_e4m3fn
+SINK = 12.0  # logit of the first key above the others
 
 FILE = "file:"
 DISTRIBUTIONS: dict[str, str] = {
     "normal": "independent, standard normal",
     "peaked": f"normal, q so wide that logits have a standard deviation of {PEAKED_DEVIATION:g}",
     "uniform": "independent, uniform, mean 0, variance 1",
-    "outlier": f"normal, one channel of q, k and v times {OUTLIER:g}, as language models have them (arXiv 2208.07339)",
+    "outlier": f"normal, one channel of q, k and v times {OUTLIER:g}, as in language models (arXiv 2208.07339)",
     "large": f"normal, q so wide that q.k has a standard deviation of {LARGE:g}",
     "sink": f"normal, the logit of the first key {SINK:g} above the others and its value near 0 (arXiv 2309.17453)",
     "zeros": "q, k and v all zero; dout normal",
 }
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a call is given, contiguous, in the dtype of the problem.
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of a call, contiguous, in the dtype of the problem."""
 
-    q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];
-    v: [batch, kv_heads, seq_kv, head_dim_v]; dout: [batch, heads, seq_q, head_dim_v], in the dtype of the output.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    dout: Tensor
+    q: Tensor  # [batch, heads, seq_q, head_dim]
+    k: Tensor  # [batch, kv_heads, seq_kv, head_dim]
+    v: Tensor  # [batch, kv_heads, seq_kv, head_dim_v]
+    dout: Tensor  # [batch, heads, seq_q, head_dim_v], in the dtype of the output
 
 
 def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
-    """Inputs on the CPU. With `lengths`, tokens beyond the end of a sequence are zero.
+    """Make inputs on the CPU. With `lengths`, tokens beyond the end of a sequence are zero.
 
     `file:x.safetensors` holds q, k, v and, for gradients, dout, in the shapes of the problem and in any float dtype.
-    Raises UnknownNameError for no distribution, ProblemError for a file that does not fit.
+    Raises UnknownNameError for an unknown distribution, ProblemError for a file that does not fit.
     """
     import torch
 
@@ -77,49 +73,49 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
         for b, length in enumerate(problem.lengths):
             tensor[b, :, length:] = 0
     for name in "kv":
-        drawn[name] = stored(drawn[name], p.kv_dtype)
-    if p.dtype is Dtype.FP8_E4M3:  # beyond its range the cast would make NaN of a number
+        drawn[name] = quantized(drawn[name], p.kv_dtype)
+    if p.dtype is Dtype.FP8_E4M3:  # the cast of a number beyond its range is NaN
         for name in "qkv":
-            drawn[name].clamp_(-FP8_MOST, FP8_MOST)
+            drawn[name].clamp_(-MAX_FP8, MAX_FP8)
     dtypes = dict.fromkeys("qkv", torch_dtype(p.dtype)) | {"dout": torch_dtype(p.dtype.out)}
     return Inputs(**{name: tensor.to(dtypes[name]).contiguous() for name, tensor in drawn.items()})
 
 
-def stored(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
-    """What is read back of keys or values kept in that format, with one scale for each token and head.
+def quantized(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
+    """Quantise keys or values to the format of the cache, and dequantise them: [..., width] -> [..., width].
 
-    [..., width] -> the same. int8 is symmetric, from -127 to 127; fp8_e4m3 is scaled to the whole of its range.
+    Each token and head has one scale. int8 is symmetric, from -127 to 127; fp8_e4m3 uses its whole range.
     """
     import torch
 
     if kv_dtype is KvDtype.SAME:
         return tensor
-    most = 127.0 if kv_dtype is KvDtype.INT8 else FP8_MOST
-    scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-30) / most
-    kept = tensor / scale
-    rounded = kept.round() if kv_dtype is KvDtype.INT8 else kept.to(torch.float8_e4m3fn).float()
+    highest = 127.0 if kv_dtype is KvDtype.INT8 else MAX_FP8
+    scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-30) / highest
+    scaled = tensor / scale
+    rounded = scaled.round() if kv_dtype is KvDtype.INT8 else scaled.to(torch.float8_e4m3fn).float()
     return rounded * scale
 
 
 def check(distribution: str, where: str = "") -> None:
-    """Raise UnknownNameError or ProblemError if this is no distribution, or a file that is not there."""
+    """Raise UnknownNameError for an unknown distribution, ProblemError for a missing file."""
     if distribution.startswith(FILE):
         if not Path(distribution.removeprefix(FILE)).is_file():
-            said = f"{where or 'inputs'}: {distribution}: no such file"
-            raise ProblemError(f"{said}; it should be a safetensors file with the tensors q, k, v and dout")
+            hint = "use a safetensors file with the tensors q, k, v and dout"
+            raise ProblemError(f"{where or 'inputs'}: {distribution}: no such file; {hint}")
     elif distribution not in DISTRIBUTIONS:
         names = (*DISTRIBUTIONS, f"{FILE}x.safetensors")
         raise UnknownNameError("input distribution", distribution, names, where=where)
 
 
 def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, generator: torch.Generator) -> None:
-    """Turn normal numbers into those of a distribution, in place."""
+    """Transform normal numbers to a distribution, in place."""
     import torch
 
     q, k, v = drawn["q"], drawn["k"], drawn["v"]
-    per_unit = abs(problem.scale) * problem.head_dim**0.5  # standard deviation of a logit, with q and k at 1
-    if distribution == "peaked" and per_unit:
-        q.mul_(PEAKED_DEVIATION / per_unit)
+    deviation = abs(problem.scale) * problem.head_dim**0.5  # of a logit, for standard normal q and k
+    if distribution == "peaked" and deviation:
+        q.mul_(PEAKED_DEVIATION / deviation)
     elif distribution == "uniform":
         for tensor in drawn.values():
             tensor.uniform_(-(3**0.5), 3**0.5, generator=generator)
@@ -130,7 +126,7 @@ def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, genera
     elif distribution == "large":
         q.mul_(LARGE / problem.head_dim**0.5)
     elif distribution == "sink" and problem.scale:
-        # Every query has a share along one direction, and the first key lies in that direction alone.
+        # All queries have the same component in one direction, and the first key has only that component.
         size = (SINK / abs(problem.scale)) ** 0.5
         q[..., 0] = size
         k[..., 0] = 0
@@ -148,37 +144,33 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
     from safetensors.torch import load_file
 
     try:
-        held = load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ProblemError(f"inputs {FILE}{path}: cannot be read: {error}") from error
-    found = {}
+    selected = {}
     for name, shape in shapes.items():
-        if name not in held and name == "dout":
-            continue
-        if name not in held:
-            raise ProblemError(f"inputs {FILE}{path}: no tensor {name!r}; it holds {', '.join(sorted(held)) or 'none'}")
-        if tuple(held[name].shape) != shape or not held[name].is_floating_point():
-            have = f"{str(held[name].dtype).removeprefix('torch.')} {list(held[name].shape)}"
-            raise ProblemError(f"inputs {FILE}{path}: {name} is {have}; this case needs floats {list(shape)}")
-        found[name] = held[name].float()
-    return found
+        if name not in tensors:
+            if name == "dout":
+                continue
+            names = ", ".join(sorted(tensors)) or "none"
+            raise ProblemError(f"inputs {FILE}{path}: no tensor {name!r}; it holds {names}")
+        if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
+            actual = f"{str(tensors[name].dtype).removeprefix('torch.')} {list(tensors[name].shape)}"
+            raise ProblemError(f"inputs {FILE}{path}: {name} is {actual}; this case needs floats {list(shape)}")
+        selected[name] = tensors[name].float()
+    return selected
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """The torch dtype in which numbers of that format are stored."""
+    """The torch dtype that numbers of that format are stored in."""
     import torch
 
-    return {
-        Dtype.FP32: torch.float32,
-        Dtype.TF32: torch.float32,
-        Dtype.FP16: torch.float16,
-        Dtype.BF16: torch.bfloat16,
-        Dtype.FP8_E4M3: torch.float8_e4m3fn,
-    }[dtype]
+    narrow = {Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16, Dtype.FP8_E4M3: torch.float8_e4m3fn}
+    return narrow.get(dtype, torch.float32)
 
 
 def digest(inputs: Inputs) -> str:
-    """16 hex digits of the bytes, shapes and dtypes, wherever the tensors lie."""
+    """16 hex digits of a hash of the bytes, shapes and dtypes, on any device."""
     import torch
 
     state = hashlib.blake2b(digest_size=8)

@@ -1,4 +1,4 @@
-"""A Problem: everything that decides what is computed, and nothing about who computes it."""
+"""Problem: what is computed, independent of the backend that computes it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import lru_cache
 import msgspec
 
 from attnbench.attention import biases, masks, weightings
-from attnbench.attention.biases import Bias
+from attnbench.attention.biases import LogitBias
 from attnbench.attention.masks import Mask
-from attnbench.attention.scores import COSINE_SCALE, Score, Similarity
+from attnbench.attention.scores import DEFAULT_SCALES, Score, Similarity
 from attnbench.attention.terms import Grid
 from attnbench.attention.weightings import Weighting
 from attnbench.errors import ProblemError, UnknownNameError
-from attnbench.ranges import integer
+from attnbench.units import integer
 
 
 class Dtype(StrEnum):
@@ -28,12 +28,12 @@ class Dtype(StrEnum):
 
     @property
     def bytes(self) -> int:
-        """Bytes of one number as stored."""
+        """Bytes of one stored number."""
         return _BYTES[self]
 
     @property
     def out(self) -> Dtype:
-        """The format of the output: that of the inputs, bf16 for fp8."""
+        """The format of the output: bf16 for fp8, else that of the inputs."""
         return Dtype.BF16 if self is Dtype.FP8_E4M3 else self
 
 
@@ -41,7 +41,7 @@ _BYTES = {Dtype.FP32: 4, Dtype.TF32: 4, Dtype.FP16: 2, Dtype.BF16: 2, Dtype.FP8_
 
 
 class Mode(StrEnum):
-    """Which passes a call makes."""
+    """The passes of a call."""
 
     FWD = "fwd"
     BWD = "bwd"
@@ -49,12 +49,12 @@ class Mode(StrEnum):
 
     @property
     def needs_grad(self) -> bool:
-        """Whether gradients of q, k and v are wanted."""
+        """Whether a call computes the gradients of q, k and v."""
         return self is not Mode.FWD
 
 
 class Returns(StrEnum):
-    """What a call gives back beside the output."""
+    """What a call returns besides the output."""
 
     OUT = "out"
     LSE = "lse"
@@ -62,7 +62,7 @@ class Returns(StrEnum):
 
 
 class Positions(StrEnum):
-    """What tells queries and keys where they stand; applied within the call."""
+    """Position embeddings of q and k, applied within the call."""
 
     NONE = "none"
     SINUSOIDAL = "sinusoidal"  # added to q and k
@@ -70,15 +70,15 @@ class Positions(StrEnum):
 
 
 class KvDtype(StrEnum):
-    """How k and v are kept in a cache. Simulated: the call is given what was read back, in its own format."""
+    """The number format of k and v in a KV cache. Simulated: a call gets the dequantised k and v in its dtype."""
 
-    SAME = "same"  # as they are computed with
+    SAME = "same"  # the dtype of the problem
     INT8 = "int8"
     FP8_E4M3 = "fp8_e4m3"
 
 
 class Autocast(StrEnum):
-    """What a block or layers of fp32 weights compute their products in (torch.autocast)."""
+    """The dtype of the matrix products of a block or layers with fp32 weights (torch.autocast)."""
 
     NONE = "none"
     BF16 = "bf16"
@@ -86,11 +86,14 @@ class Autocast(StrEnum):
 
 
 class Scope(StrEnum):
-    """How much of a model is measured."""
+    """The part of a model that is measured."""
 
     CORE = "core"  # attention itself
     BLOCK = "block"  # with the projections of q, k, v and out
     LAYER = "layer"  # `layer:N`: N layers, with norms, feed-forward and residuals
+
+
+_CLOSED_SETS = {"dtype": Dtype, "returns": Returns, "positions": Positions, "kv_dtype": KvDtype, "autocast": Autocast}
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -100,35 +103,34 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     v: [batch, kv_heads, seq_kv, head_dim_v]; out: [batch, heads, seq_q, head_dim_v].
     """
 
-    seq_q: int
-    seq_kv: int = 0
-    batch: int = 1
-    heads: int = 8
-    kv_heads: int = 0
-    head_dim: int = 64
-    head_dim_v: int = 0
-    dtype: Dtype = Dtype.FP32
+    seq_q: int  # queries of each sequence, in tokens
+    seq_kv: int = 0  # keys of each sequence, in tokens
+    batch: int = 1  # sequences
+    heads: int = 8  # query heads
+    kv_heads: int = 0  # key and value heads, a divisor of heads
+    head_dim: int = 64  # numbers of a query and a key
+    head_dim_v: int = 0  # numbers of a value
+    dtype: Dtype = Dtype.FP32  # of q, k and v
     mask: str = "none"  # canonical text of a masks.Mask
-    score: Score = Score()
-    lengths: tuple[int, ...] = ()  # tokens of every sequence of a ragged batch, each attending to itself
-    returns: Returns = Returns.OUT
+    score: Score = Score()  # how a query and a key become a logit
+    lengths: tuple[int, ...] = ()  # tokens of each sequence of a ragged batch; empty: all have seq_q and seq_kv
+    returns: Returns = Returns.OUT  # besides the output
     weighting: str = "softmax"  # canonical text of a weightings.Weighting
-    sinks: bool = False  # a logit of each head that takes weight and has no value
-    dropout: float = 0.0  # the share of weights that a call drops, drawn anew each time
-    positions: Positions = Positions.NONE
-    scope: str = "core"  # core, block or layer:N
-    kv_dtype: KvDtype = KvDtype.SAME
-    autocast: Autocast = Autocast.NONE
-    page_size: int = 0  # tokens of a page that keys and values are kept in; 0: in one piece
+    sinks: bool = False  # one more logit for each head in the denominator of softmax, without a value
+    dropout: float = 0.0  # probability that a weight is dropped, drawn anew by each call
+    positions: Positions = Positions.NONE  # embeddings of q and k
+    scope: str = "core"  # canonical text of a scope: core, block or layer:N
+    kv_dtype: KvDtype = KvDtype.SAME  # of k and v in the KV cache
+    autocast: Autocast = Autocast.NONE  # of the products of a block or layers
+    page_size: int = 0  # tokens of a page of a paged KV cache; 0: contiguous k and v
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
-        fill(self, "dtype", _member(Dtype, "dtype", self.dtype))
-        fill(self, "returns", _member(Returns, "returns", self.returns))
-        fill(self, "positions", _member(Positions, "positions", self.positions))
-        fill(self, "kv_dtype", _member(KvDtype, "kv_dtype", self.kv_dtype))
-        fill(self, "autocast", _member(Autocast, "autocast", self.autocast))
-        fill(self, "scope", _scope(self.scope)[0])
+        for name, kind in _CLOSED_SETS.items():
+            if (value := getattr(self, name)) not in tuple(kind):
+                raise ProblemError(f"{name}={value!r}: must be one of {', '.join(kind)}")
+            fill(self, name, kind(value))
+        fill(self, "scope", parse_scope(self.scope)[0])
         fill(self, "weighting", weightings.parse(self.weighting).text)
         fill(self, "lengths", tuple(self.lengths))
         for name, other in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("head_dim_v", "head_dim")):
@@ -137,23 +139,20 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         for name in ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v"):
             if getattr(self, name) < 1:
                 raise ProblemError(f"{name}={getattr(self, name)}: must be at least 1")
-        fill(self, "mask", masks.canonical(self.mask))
+        fill(self, "mask", masks.parse(self.mask).text)
         self._check()
 
     def _check(self) -> None:
         if self.heads % self.kv_heads:
             divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
-            raise ProblemError(
-                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; kv_heads may be {divisors}"
-            )
+            heads = f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
+            raise ProblemError(f"{heads}; kv_heads may be {divisors}")
         if self.lengths:
             if len(self.lengths) != self.batch:
                 raise ProblemError(f"lengths has {len(self.lengths)} sequences, batch is {self.batch}")
             if not self.seq_q == self.seq_kv == max(self.lengths) or min(self.lengths) < 1:
-                raise ProblemError(
-                    f"lengths {self.lengths}: each at least 1, the longest equal to seq_q={self.seq_q} "
-                    f"and seq_kv={self.seq_kv}"
-                )
+                longest = f"the longest equal to seq_q={self.seq_q} and seq_kv={self.seq_kv}"
+                raise ProblemError(f"lengths {self.lengths}: each at least 1, {longest}")
         self.masking.check(self.grid)
         if (bias := self.bias) is not None:
             bias.check(self)
@@ -161,125 +160,114 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     def _check_mechanisms(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise ProblemError(f"dropout={self.dropout!r}: from 0 to below 1")
+            raise ProblemError(f"dropout={self.dropout!r}: must be at least 0 and below 1")
         if self.dropout and self.returns is Returns.WEIGHTS:
-            raise ProblemError("dropout with returns=weights: which weights a call drops is not known beforehand")
-        if self.weighting != "softmax":
-            for name, holds in {"sinks": self.sinks, "returns=lse": self.returns is Returns.LSE}.items():
-                if holds:
-                    raise ProblemError(
-                        f"{name} with weighting={self.weighting}: needs softmax, which has a denominator"
-                    )
+            raise ProblemError(
+                f"dropout={self.dropout:g} with returns=weights: dropped weights are random and cannot be verified"
+            )
+        if self.weighting != "softmax" and (self.sinks or self.returns is Returns.LSE):
+            options = f"{'sinks' if self.sinks else 'returns=lse'} with weighting={self.weighting}"
+            raise ProblemError(f"{options}: only softmax has a denominator; use weighting=softmax")
         if self.positions is Positions.ROPE and self.head_dim % 2:
-            raise ProblemError(f"positions=rope with head_dim={self.head_dim}: rotates pairs, so an even width")
+            raise ProblemError(f"positions=rope with head_dim={self.head_dim}: use an even head_dim")
         if self.scope != "core":
             self._check_scope()
         self._check_pages()
         if self.autocast is not Autocast.NONE and (self.scope == "core" or self.dtype is not Dtype.FP32):
-            given = f"scope={self.scope} and dtype={self.dtype}"
-            raise ProblemError(f"autocast={self.autocast} with {given}: needs a block or layers, and dtype=fp32")
+            rest = f"scope={self.scope} and dtype={self.dtype}"
+            raise ProblemError(f"autocast={self.autocast} with {rest}: use a block or layers, and dtype=fp32")
         if self.lengths and self.bias is not None:
-            raise ProblemError(f"lengths with bias={self.score.bias}: a bias is laid on one length; use padding")
+            raise ProblemError(f"lengths with bias={self.score.bias}: a bias needs equal lengths; use padding")
 
     def _check_pages(self) -> None:
         size = self.page_size
         if size < 0 or size & (size - 1):
-            raise ProblemError(f"page_size={size}: a power of two, as 16 or 64, or 0 for no pages")
+            raise ProblemError(f"page_size={size}: must be a power of two, as 16 or 64, or 0 for no pages")
         if size and (self.lengths or self.scope != "core" or self.positions is not Positions.NONE):
-            raise ProblemError(
-                f"page_size={size}: keys are written into pages before the call, so core attention alone"
-            )
+            needs = "a paged cache needs scope=core, positions=none and no lengths"
+            raise ProblemError(f"page_size={size}: keys are written to pages before the call, so {needs}")
         if size and self.score.similarity is not Similarity.DOT:
-            raise ProblemError(
-                f"page_size={size} with score={self.score.similarity}: keys in pages are not turned again"
-            )
+            raise ProblemError(f"page_size={size} with score={self.score.similarity}: a paged cache needs score=dot")
 
     def _check_scope(self) -> None:
         if self.returns is not Returns.OUT or self.dropout:
-            given = f"dropout={self.dropout:g}" if self.dropout else f"returns={self.returns}"
-            raise ProblemError(f"scope={self.scope} with {given}: what leaves the core is projected; use scope=core")
+            option = f"dropout={self.dropout:g}" if self.dropout else f"returns={self.returns}"
+            raise ProblemError(f"scope={self.scope} with {option}: the output is projected; use scope=core")
         if self.scope != "block":
             if self.lengths:
-                raise ProblemError(f"scope={self.scope} with lengths: layers are measured on full sequences")
+                raise ProblemError(f"scope={self.scope} with lengths: layers need full lengths; use padding")
             if self.head_dim_v != self.head_dim:
                 widths = f"head_dim={self.head_dim} and head_dim_v={self.head_dim_v}"
-                raise ProblemError(f"scope={self.scope} with {widths}: a residual needs one width")
+                raise ProblemError(f"scope={self.scope} with {widths}: a residual needs equal widths")
 
     @property
     def scoped(self) -> tuple[Scope, int]:
-        """The kind of scope, and how many layers deep; 0 for what is no layer."""
-        return _scope(self.scope)[1:]
+        """The kind of scope, and its number of layers; 0 for core and block."""
+        return parse_scope(self.scope)[1:]
 
     @property
     def grid(self) -> Grid:
-        """The shape on which the mask is laid."""
+        """The shape that the mask applies to."""
         return Grid(self.batch, self.seq_q, self.seq_kv, self.lengths)
 
     @property
     def masking(self) -> Mask:
-        """The mask with its behaviour."""
         return masks.parse(self.mask)
 
     @property
     def scale(self) -> float:
-        """The factor on q . k, with the temperature in it."""
-        return self.score.scale_for(self.head_dim)
+        """The factor on q . k, divided by the temperature."""
+        scale = self.score.scale
+        if scale is None:
+            scale = DEFAULT_SCALES.get(self.score.similarity, self.head_dim**-0.5)
+        return scale / self.temperature
 
     @property
     def softcap(self) -> float | None:
-        """The soft cap on logits."""
-        return self.score.cap
+        """The soft cap on logits, divided by the temperature; None: no cap."""
+        return None if self.score.softcap is None else self.score.softcap / self.temperature
 
     @property
-    def working(self) -> Dtype:
-        """What products are computed in: the dtype, or that of autocast."""
+    def working_dtype(self) -> Dtype:
+        """The format that products are computed in: that of autocast, else the dtype."""
         return self.dtype if self.autocast is Autocast.NONE else Dtype(self.autocast.value)
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by; scale, soft cap and biases hold it."""
-        return self.score.temperature or 1.0
+        """The divisor of logits, 1 if there is none. Scale, soft cap and biases are divided by it already."""
+        return 1.0 if self.score.temperature is None else self.score.temperature
 
     @property
-    def bias(self) -> Bias | None:
-        """What is added to the logits, with its behaviour."""
+    def bias(self) -> LogitBias | None:
         return biases.parse(self.score.bias)
 
     @property
-    def weigh(self) -> Weighting:
-        """The weighting with its behaviour."""
+    def weighing(self) -> Weighting:
         return weightings.parse(self.weighting)
 
     @property
     def core(self) -> Problem:
-        """The problem that is left to a backend, less the scope and what turns q and k beforehand."""
+        """The problem that a backend solves: without scope, positions and normalisation of q and k."""
         return _core(self)
 
     @property
     def is_even(self) -> bool:
-        """Whether the logits stay as they are when q and k are negated together."""
+        """Whether negating both q and k leaves the logits unchanged."""
         linear = self.score.similarity in (Similarity.DOT, Similarity.COSINE, Similarity.BILINEAR)
         return linear and self.positions is not Positions.SINUSOIDAL and not isinstance(self.bias, biases.Relative)
 
     @property
     def features(self) -> frozenset[str]:
-        """What a backend must be able to do; plain multi-head self-attention needs nothing."""
+        """The words of FEATURES that a backend must support; plain multi-head self-attention needs none."""
         return _features(self)
 
 
-def _member(kind: type[StrEnum], name: str, value: str) -> StrEnum:
-    if value not in tuple(kind):
-        raise ProblemError(f"{name}={value!r}: one of {', '.join(kind)}")
-    return kind(value)
-
-
-def canonical_scope(text: str) -> str:
-    """`core`, `block` or `layer:N`. Raises ProblemError or UnknownNameError."""
-    return _scope(text)[0]
-
-
 @lru_cache(maxsize=256)
-def _scope(text: str) -> tuple[str, Scope, int]:
+def parse_scope(text: str) -> tuple[str, Scope, int]:
+    """The canonical text, kind and number of layers of `core`, `block` or `layer:N`.
+
+    Raises ProblemError or UnknownNameError.
+    """
     word, colon, count = text.partition(":")
     if word not in tuple(Scope):
         raise UnknownNameError("scope", text, ("core", "block", "layer:2"))
@@ -293,48 +281,25 @@ def _scope(text: str) -> tuple[str, Scope, int]:
     return f"layer:{depth}", Scope.LAYER, depth
 
 
-PATTERNS = frozenset({"dilated", "strided", "blocksparse", "longformer", "bigbird", "graph"})
 FEATURES: dict[str, str] = {
-    "causal": "causal mask, aligned to the bottom right",
-    "window": "sliding window",
-    "prefix": "prefix mask",
-    "document": "document mask of packed sequences",
-    "padding": "key padding",
-    "dilated": "dilated keys",
-    "strided": "strided keys",
-    "blocksparse": "block-sparse mask",
-    "longformer": "window with global tokens (Longformer)",
-    "bigbird": "window, global and random blocks (BigBird)",
-    "graph": "mask by the edges of a graph",
-    "dense": "mask as a boolean tensor",
+    **{word: kind.summary for word, kind in masks.PRIMITIVES.items()},
     "varlen": "ragged batch (lengths)",
     "blind_rows": "rows that see no key",
     "gqa": "fewer kv_heads than heads",
     "cross": "seq_q different from seq_kv",
     "head_dim_v": "head_dim_v different from head_dim",
-    "scale": "a scale of its own",
+    "scale": "a scale other than 1/sqrt(head_dim)",
     "softcap": "soft cap on the logits",
-    "lse": "log-sum-exp beside the output",
-    "weights": "weights beside the output: a fused kernel has none",
-    "alibi": "ALiBi bias",
-    "t5": "T5's bias by buckets",
-    "xl": "Transformer-XL's relative bias",
-    "shaw": "Shaw's relative bias",
-    "span": "adaptive span",
-    "edge": "bias by type of edge",
+    "lse": "log-sum-exp besides the output",
+    "weights": "weights besides the output: a fused kernel has none",
+    **{word: kind.summary for word, kind in biases.BIASES.items()},
     "dense_bias": "bias as a tensor",
     "additive": "additive score",
-    "file": "score of a user's function",
+    "file": "score by a user's function",
     "paged": "keys in pages",
     "sinks": "sinks",
     "dropout": "dropout",
-    "argmax": "hard attention (argmax)",
-    "topk": "hard attention (top k)",
-    "sample": "hard attention (sampled)",
-    "topp": "top-p weighting",
-    "raw": "weights without softmax",
-    "sparsemax": "sparsemax",
-    "sigmoid": "sigmoid weighting",
+    **{word: kind.summary for word, kind in weightings.WEIGHTINGS.items() if kind.summary},
 }
 
 
@@ -342,7 +307,7 @@ FEATURES: dict[str, str] = {
 def _features(problem: Problem) -> frozenset[str]:
     needed = set(problem.masking.words)
     if problem.weighting != "softmax":
-        needed.add(problem.weigh.feature)
+        needed.add(problem.weighing.word)
     if (bias := problem.bias) is not None:
         needed |= {bias.word} | ({"dense_bias"} if bias.dense else set())
     conditions = {
@@ -368,9 +333,9 @@ def _features(problem: Problem) -> frozenset[str]:
 def _core(problem: Problem) -> Problem:
     score = problem.score
     if score.similarity is Similarity.COSINE:
-        scale = COSINE_SCALE if score.scale is None else score.scale
+        scale = DEFAULT_SCALES[Similarity.COSINE] if score.scale is None else score.scale
         score = msgspec.structs.replace(score, similarity=Similarity.DOT, scale=scale)
     elif score.similarity is Similarity.BILINEAR:
         score = msgspec.structs.replace(score, similarity=Similarity.DOT)
     plain = {"positions": Positions.NONE, "scope": "core", "autocast": Autocast.NONE, "kv_dtype": KvDtype.SAME}
-    return msgspec.structs.replace(problem, score=score, dtype=problem.working, **plain)
+    return msgspec.structs.replace(problem, score=score, dtype=problem.working_dtype, **plain)

@@ -1,51 +1,157 @@
-"""What a mask is made of: conditions on (sequence, query index, key index), each a pure predicate with exact counts."""
+"""Terms, the conditions that a mask is composed of, and the shape that a mask applies to."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from attnbench.attention.grammar import Word
+from attnbench.attention.grammar import Spec
+from attnbench.errors import ProblemError
 
 Indices = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+Bound = int | Indices  # one bound for all rows, or one for each
+Predicate = Callable[[Any, Any, Any], Any]  # of indices of sequences, queries and keys, as arrays of some library
+Table = Callable[[NDArray[Any]], Any]
 
 
 class Grid(msgspec.Struct, frozen=True):
-    """The shape on which a mask is laid. With `lengths` every sequence is a self-attention of its own length."""
+    """The shape that a mask applies to. With `lengths` every sequence is a self-attention of its own length."""
 
     batch: int
-    seq_q: int
-    seq_kv: int
-    lengths: tuple[int, ...] = ()
+    seq_q: int  # tokens
+    seq_kv: int  # tokens
+    lengths: tuple[int, ...] = ()  # tokens of each sequence; empty: all have seq_q and seq_kv
 
     @property
     def offset(self) -> int:
-        """The diagonal key of row 0."""
+        """The index of the key on the diagonal of row 0."""
         return self.seq_kv - self.seq_q
 
 
-class Term(Word, frozen=True):
-    """One condition on (batch, query index, key index). Subclasses are the primitives."""
+class Term(Spec, frozen=True):
+    """One condition on (sequence, query index, key index). The keys it allows in a row form one interval.
 
-    def visible(self, grid: Grid, b: Any, i: Any, j: Any) -> Any:
-        """Whether row `i` of sequence `b` sees key `j`: index arrays in, booleans out, by broadcasting."""
+    `i + grid.offset` is the index of the key on the diagonal of row `i`.
+    """
+
+    noun = "mask"
+    summary: ClassVar[str]  # what a backend must support
+    holds_causal: ClassVar[bool] = False  # whether it hides what a causal mask hides, but for some keys
+    differs_by_sequence: ClassVar[bool] = False
+    is_square: ClassVar[bool] = False  # whether it needs seq_q == seq_kv
+
+    def predicate(self, grid: Grid, table: Table) -> Predicate:
+        """Whether row `i` of sequence `b` sees key `j`, as a function of (b, i, j) that a compiler can trace.
+
+        `table` turns arrays into those of the caller's library; the function closes over plain values only.
+        """
         raise NotImplementedError
 
-    def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Any, Any]:
-        """Keys [low, high) outside which row `i` of sequence `b` sees none; may reach beyond the sequence."""
-        raise NotImplementedError
+    def visible(self, grid: Grid, b: Indices, i: Indices, j: Indices) -> Booleans:
+        """Whether row `i` of sequence `b` sees key `j`, by broadcasting."""
+        return np.asarray(self.predicate(grid, np.asarray)(b, i, j))
+
+    def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Bound, Bound]:
+        """The interval [low, high) outside which row `i` of sequence `b` sees no key; may exceed the sequence."""
+        return 0, grid.seq_kv
 
     def check(self, grid: Grid) -> None:
-        """Raise ProblemError where the term makes no sense on this shape."""
+        """Raise ProblemError if the term does not apply to this shape."""
+        if self.is_square and grid.seq_q != grid.seq_kv:
+            raise ProblemError(f"mask {self.text!r} needs seq_q == seq_kv, not {grid.seq_q} and {grid.seq_kv}")
 
-    def shrunk(self, share: float) -> Term:
-        """The term for sequences of that share of their length: what it counts in tokens shrinks with them."""
+    def shrunk(self, share: float) -> Self:
+        """The term for sequences of `share` of their length: parameters in tokens shrink with it."""
+        return self
+
+    def combined(self, others: Iterable[Term]) -> Self:
+        """The term as it applies together with `others`."""
         return self
 
 
-def part(count: int, share: float) -> int:
-    """That share of a count, half up, at least 1 of any."""
+class Pattern(Term, frozen=True):
+    """A term whose visible keys are not one interval. A mask has at most one.
+
+    `counts` is exact and takes O(seq) or O(blocks), so pairs are counted without an array of seq_q x seq_kv. Random
+    patterns come from a fixed hash, not from the generator of a library, and are the same for every head.
+    """
+
+    def counts(self, grid: Grid, i: Indices, low: Indices, high: Indices) -> Indices:
+        """The number of visible keys of row `i` in [low, high), an interval within the sequence, by broadcasting."""
+        raise NotImplementedError
+
+
+class BlockPattern(Pattern, frozen=True):
+    """A pattern that shows or hides whole blocks of queries and keys."""
+
+    @property
+    def block(self) -> int:
+        """Tokens on each side of a block."""
+        raise NotImplementedError
+
+    def selected(self, grid: Grid, rows: int, columns: int) -> Booleans:
+        """[rows, columns] in blocks, True where visible. Not cached: use `visible_blocks`."""
+        raise NotImplementedError
+
+    def visible_blocks(self, grid: Grid) -> Booleans:
+        """[block rows, block columns], True where a block is visible."""
+        return _visible_blocks(self, grid.seq_q, grid.seq_kv)
+
+    def predicate(self, grid: Grid, table: Table) -> Predicate:
+        visible, block = table(self.visible_blocks(grid)), self.block
+        return lambda b, i, j: visible[i // block, j // block]
+
+    def counts(self, grid: Grid, i: Indices, low: Indices, high: Indices) -> Indices:
+        blocks, row = self.visible_blocks(grid), i // self.block
+        before = np.pad(np.cumsum(blocks, axis=1), ((0, 0), (1, 0)))
+        padded = np.pad(blocks, ((0, 0), (0, 1)))
+
+        def visible_below(bound: Indices) -> Indices:
+            column = bound // self.block
+            return before[row, column] * self.block + padded[row, column] * (bound % self.block)
+
+        return visible_below(high) - visible_below(low)
+
+
+@lru_cache(maxsize=64)
+def _visible_blocks(pattern: BlockPattern, seq_q: int, seq_kv: int) -> Booleans:
+    return pattern.selected(Grid(1, seq_q, seq_kv), -(-seq_q // pattern.block), -(-seq_kv // pattern.block))
+
+
+def intersection(terms: Iterable[Term], grid: Grid, b: Indices, i: Indices) -> tuple[Indices, Indices]:
+    """The interval [low, high) of keys that all terms allow in each row, within the sequence; high >= low."""
+    shape = np.broadcast_shapes(np.shape(b), np.shape(i))
+    low, high = np.zeros(shape, np.int64), np.full(shape, grid.seq_kv, np.int64)
+    for term in terms:
+        term_low, term_high = term.interval(grid, b, i)
+        low, high = np.maximum(low, term_low), np.minimum(high, term_high)
+    return low, np.maximum(low, high)
+
+
+def overlap(low: Bound, high: Bound, other_low: Bound, other_high: Bound) -> Indices:
+    """The number of keys in both [low, high) and [other_low, other_high)."""
+    count: Indices = np.minimum(high, other_high) - np.maximum(low, other_low)
+    return np.maximum(count, 0, out=count)
+
+
+def multiples(start: Indices, step: int, low: Indices, high: Indices) -> Indices:
+    """How many of start, start ± step, start ± 2 step ... are in [low, high)."""
+    count = (high - 1 - start) // step - (low - 1 - start) // step
+    return np.maximum(count, 0, out=count)
+
+
+def scaled(count: int, share: float) -> int:
+    """`share` of a count, rounded half up, and at least 1 unless the count is 0."""
     return max(1, int(count * share + 0.5)) if count else 0
+
+
+def check_density(term: Term, density: float) -> None:
+    """Raise ProblemError unless the density is in (0, 1]."""
+    if not 0 < density <= 1:
+        raise term.error(f"density={density:g} lies outside (0, 1]")

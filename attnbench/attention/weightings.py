@@ -1,6 +1,6 @@
-"""How the logits of a row become weights: softmax, and what else the field tries.
+"""Weightings, which turn the logits of a row into weights: softmax and its alternatives.
 
-Hidden keys have the logit -inf and get the weight 0; a row that sees no key gets nothing but zeros.
+Hidden keys have the logit -inf and get the weight 0; a row that sees no key gets only zeros.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 
 from attnbench.attention import grammar
 from attnbench.attention.dropout import philox
-from attnbench.errors import ProblemError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,23 +19,24 @@ if TYPE_CHECKING:
 INFINITY = float("inf")
 
 
-class Weighting(grammar.Word, frozen=True):
-    """One way to weigh keys."""
+class Weighting(grammar.Spec, frozen=True):
+    """A map from logits to weights."""
 
-    name: ClassVar[str] = ""  # of the feature; empty: the word
+    noun = "weighting"
+    summary: ClassVar[str] = ""  # what a backend must support
+    is_hard: ClassVar[bool] = False  # written as in `hard:topk=32`
+
+    @property
+    def text(self) -> str:
+        return f"hard:{super().text.replace(':', '=')}" if self.is_hard else super().text
 
     def weights(self, logits: Tensor) -> Tensor:
         """[..., keys] -> [..., keys], differentiable, in the dtype of the logits."""
         raise NotImplementedError
 
-    def unsure(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor | None:
-        """[..., 1]: the weight that may go to other keys if logits are off by `eps` of their size; None: none does."""
-        return None
-
-    @property
-    def feature(self) -> str:
-        """What a backend must be able to do."""
-        return self.name or self.word
+    def undecided_weight(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor:
+        """The weight that other keys may get if logits have a relative error of `eps`: [..., 1]."""
+        return weights.new_zeros(*weights.shape[:-1], 1)
 
 
 class Softmax(Weighting, frozen=True):
@@ -46,7 +46,7 @@ class Softmax(Weighting, frozen=True):
     example = "softmax"
 
     def weights(self, logits: Tensor) -> Tensor:
-        shifted = (logits - _finite(logits.detach().amax(-1, keepdim=True))).exp()
+        shifted = (logits - finite(logits.detach().amax(-1, keepdim=True))).exp()
         total = shifted.sum(-1, keepdim=True)
         return shifted / total.masked_fill(total == 0, 1.0)
 
@@ -54,37 +54,35 @@ class Softmax(Weighting, frozen=True):
 class Argmax(Weighting, frozen=True):
     """All weight on the largest logit, the first of equals; no gradient to q and k."""
 
-    word = "hard:argmax"
+    word = "argmax"
+    is_hard = True
     example = "hard:argmax"
-    name = "argmax"
+    summary = "hard attention (argmax)"
 
     def weights(self, logits: Tensor) -> Tensor:
-        return _one(logits) + 0 * SOFTMAX.weights(logits)
+        return _one_hot(logits) + 0 * SOFTMAX.weights(logits)
 
-    def unsure(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor | None:
-        return _near_edge(logits, 1, eps).to(logits)
+    def undecided_weight(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor:
+        return _is_tie(logits, 1, eps).to(logits)
 
 
-class Sample(Weighting, frozen=True):
-    """One key, drawn by its softmax weight (Gumbel-max, the noise fixed by place); the gradient is that of softmax.
+class GumbelMax(Argmax, frozen=True):
+    """One key, drawn by its softmax weight (Gumbel-max, noise fixed by the indices); the gradient is that of softmax.
 
-    `weights` is given logits with `noise` added.
+    The caller adds `noise` to the logits. https://arxiv.org/abs/1611.01144, the straight-through estimator.
     """
 
-    word = "hard:sample"
+    word = "sample"
     example = "hard:sample"
-    name = "sample"
+    summary = "hard attention (sampled)"
 
     def weights(self, logits: Tensor) -> Tensor:
         soft = SOFTMAX.weights(logits)
-        return _one(logits) + soft - soft.detach()
-
-    def unsure(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor | None:
-        return _near_edge(logits, 1, eps).to(logits)
+        return _one_hot(logits) + soft - soft.detach()
 
     @staticmethod
     def noise(b: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        """[heads, rows, keys] in float64: -log(-log u), u uniform, made again by anyone from the indices."""
+        """Gumbel noise -log(-log u) with u from a counter-based generator: [heads, rows, keys] in float64."""
         import torch
 
         h = np.arange(heads.start, heads.stop)[:, None, None]
@@ -95,23 +93,22 @@ class Sample(Weighting, frozen=True):
 class TopK(Weighting, frozen=True):
     """Softmax over the k largest logits, the first of equals."""
 
-    word = "hard:topk"
+    word = "topk"
+    is_hard = True
     example = "hard:topk=32"
-    name = "topk"
+    summary = "hard attention (top k)"
 
-    k: int
+    k: int  # keys of each row
 
-    @property
-    def text(self) -> str:
-        return f"hard:topk={self.k}"
+    def __post_init__(self) -> None:
+        self.check_at_least(k=1)
 
     def weights(self, logits: Tensor) -> Tensor:
         order = logits.detach().sort(dim=-1, descending=True, stable=True).indices
-        return SOFTMAX.weights(_only(logits, order, order.new_tensor(range(order.shape[-1])) < self.k))
+        return SOFTMAX.weights(_selected(logits, order, order.new_tensor(range(order.shape[-1])) < self.k))
 
-    def unsure(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor | None:
-        least = weights.masked_fill(weights == 0, INFINITY).amin(-1, keepdim=True)
-        return (_near_edge(logits, self.k, eps) * least).nan_to_num(0.0, 0.0, 0.0).to(logits)
+    def undecided_weight(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor:
+        return (_is_tie(logits, self.k, eps) * _smallest(weights)).nan_to_num(0.0, 0.0, 0.0).to(logits)
 
 
 class TopP(Weighting, frozen=True):
@@ -119,25 +116,30 @@ class TopP(Weighting, frozen=True):
 
     word = "topp"
     example = "topp:0.9"
+    summary = "top-p weighting"
 
-    share: float
+    share: float  # of the softmax weight of a row
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise self.error(f"share={self.share:g}: must be above 0 and at most 1")
 
     def weights(self, logits: Tensor) -> Tensor:
-        soft = SOFTMAX.weights(logits)
-        found = soft.detach().sort(dim=-1, descending=True, stable=True)
-        kept = found.values.cumsum(-1) - found.values < self.share
-        return SOFTMAX.weights(_only(logits, found.indices, kept))
+        ordered = SOFTMAX.weights(logits).detach().sort(dim=-1, descending=True, stable=True)
+        selected = ordered.values.cumsum(-1) - ordered.values < self.share
+        return SOFTMAX.weights(_selected(logits, ordered.indices, selected))
 
-    def unsure(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor | None:
-        # The last key that is kept, and any that weighs as much, may be in or out.
-        return weights.masked_fill(weights == 0, INFINITY).amin(-1, keepdim=True).nan_to_num(0.0, 0.0, 0.0)
+    def undecided_weight(self, logits: Tensor, weights: Tensor, eps: float) -> Tensor:
+        # A rounding may add or remove the last selected key, and any of equal weight.
+        return _smallest(weights).nan_to_num(0.0, 0.0, 0.0)
 
 
 class Raw(Weighting, frozen=True):
-    """The logits themselves, without a normalisation (as DIN has it, arXiv 1706.06978)."""
+    """The logits themselves, without a normalisation (as in DIN, arXiv 1706.06978)."""
 
     word = "raw"
     example = "raw"
+    summary = "weights without softmax"
 
     def weights(self, logits: Tensor) -> Tensor:
         return logits.masked_fill(logits == -INFINITY, 0.0)
@@ -148,6 +150,7 @@ class Sigmoid(Weighting, frozen=True):
 
     word = "sigmoid"
     example = "sigmoid"
+    summary = "sigmoid weighting"
 
     def weights(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -158,68 +161,65 @@ class Sparsemax(Weighting, frozen=True):
 
     word = "sparsemax"
     example = "sparsemax"
+    summary = "sparsemax"
 
     def weights(self, logits: Tensor) -> Tensor:
         import torch
 
-        top = _finite(logits.detach().amax(-1, keepdim=True))
-        # What lies 2 below the largest is outside whatever the rest is, so that it may stand for -inf.
+        top = finite(logits.detach().amax(-1, keepdim=True))
+        # A logit 1 below the largest has the weight 0, so -2 can replace -inf.
         z = (logits - top).clamp_min(-2.0)
         ordered = z.sort(dim=-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         sums = ordered.cumsum(-1)
-        inside = (1 + count * ordered > sums).sum(-1, keepdim=True)
-        threshold = (sums.gather(-1, inside - 1) - 1) / inside
-        found = (z - threshold).clamp_min(0.0)
-        return found.masked_fill((logits == -INFINITY).all(-1, keepdim=True), 0.0)
+        support = (1 + count * ordered > sums).sum(-1, keepdim=True)
+        threshold = (sums.gather(-1, support - 1) - 1) / support
+        weights = (z - threshold).clamp_min(0.0)
+        return weights.masked_fill((logits == -INFINITY).all(-1, keepdim=True), 0.0)
 
 
 SOFTMAX = Softmax()
-_HARD: dict[str, type[Weighting]] = {kind.word.partition(":")[2]: kind for kind in (Argmax, TopK, Sample)}
+_HARD: dict[str, type[Weighting]] = {kind.word: kind for kind in (Argmax, TopK, GumbelMax)}
 _OTHERS: dict[str, type[Weighting]] = {kind.word: kind for kind in (Softmax, TopP, Raw, Sparsemax, Sigmoid)}
-WEIGHTINGS: dict[str, type[Weighting]] = {kind.word: kind for kind in (*_OTHERS.values(), *_HARD.values())}
+WEIGHTINGS = _OTHERS | _HARD
 
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Weighting:
-    """Read `softmax`, `hard:topk=32`, `topp:0.9`. Raises ProblemError or UnknownNameError."""
+    """Parse `softmax`, `hard:topk=32`, `topp:0.9`. Raises ProblemError or UnknownNameError."""
     word, _, rest = text.partition(":")
     if word == "hard":
-        kind, equals, value = rest.partition("=")
-        hard = grammar.read(f"{kind}:{value}" if equals else kind, _HARD, "weighting", text)
-        return _checked(hard, text)
-    return _checked(grammar.read(text, _OTHERS, "weighting", text, ("hard:argmax", "hard:topk", "hard:sample")), text)
+        return grammar.parse(rest.replace("=", ":", 1), _HARD, "weighting", text)
+    return grammar.parse(text, _OTHERS, "weighting", text, tuple(f"hard:{hard}" for hard in _HARD))
 
 
-def _checked(weighting: Weighting, text: str) -> Weighting:
-    if isinstance(weighting, TopK) and weighting.k < 1:
-        raise ProblemError(f"weighting {text!r}: k={weighting.k}: at least 1")
-    if isinstance(weighting, TopP) and not 0 < weighting.share <= 1:
-        raise ProblemError(f"weighting {text!r}: {weighting.share:g}: above 0 and at most 1")
-    return weighting
-
-
-def _finite(numbers: Tensor) -> Tensor:
+def finite(numbers: Tensor) -> Tensor:
+    """Replace -inf, the maximum of a row that sees no key, by 0: exp(-inf - 0) is the weight 0."""
     return numbers.masked_fill(numbers.isneginf(), 0.0)
 
 
-def _one(logits: Tensor) -> Tensor:
-    """1 at the first of the largest logits; nothing in a row of -inf alone."""
+def _one_hot(logits: Tensor) -> Tensor:
+    """1 at the first of the largest logits; zeros if all are -inf."""
     first = logits.detach().sort(dim=-1, descending=True, stable=True).indices[..., :1]
-    one = logits.new_zeros(logits.shape).scatter(-1, first, 1.0)
-    return one.masked_fill(logits == -INFINITY, 0.0)
+    one_hot = logits.new_zeros(logits.shape).scatter(-1, first, 1.0)
+    return one_hot.masked_fill(logits == -INFINITY, 0.0)
 
 
-def _only(logits: Tensor, order: Tensor, kept: Tensor) -> Tensor:
-    """The logits with all hidden that are not kept; `kept` says it of the keys in that order."""
-    return logits.masked_fill(~kept.expand_as(order).gather(-1, order.argsort(-1)), -INFINITY)
+def _selected(logits: Tensor, order: Tensor, selected: Tensor) -> Tensor:
+    """The logits with -inf for the keys that are not selected; `selected` is in the order of `order`."""
+    return logits.masked_fill(~selected.expand_as(order).gather(-1, order.argsort(-1)), -INFINITY)
 
 
-def _near_edge(logits: Tensor, count: int, eps: float) -> Tensor:
-    """[..., 1]: whether the last logit within the `count` largest and the next one are as good as equal."""
+def _smallest(weights: Tensor) -> Tensor:
+    """The smallest weight above 0: [..., 1]; infinite if there is none."""
+    return weights.masked_fill(weights == 0, INFINITY).amin(-1, keepdim=True)
+
+
+def _is_tie(logits: Tensor, count: int, eps: float) -> Tensor:
+    """Whether the `count`-th largest logit and the next one differ by at most `eps` of their size: [..., 1]."""
     if logits.shape[-1] <= count:
         return logits[..., :1] != logits[..., :1]
     top = logits.topk(count + 1, dim=-1).values[..., -2:]
-    size = _finite(top).abs().amax(-1, keepdim=True).clamp_min(1.0)
-    near: Tensor = top[..., :1] - _finite(top[..., 1:]) <= eps * size
+    size = finite(top).abs().amax(-1, keepdim=True).clamp_min(1.0)
+    near: Tensor = top[..., :1] - finite(top[..., 1:]) <= eps * size
     return near & (top[..., 1:] > -INFINITY)

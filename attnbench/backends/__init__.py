@@ -1,7 +1,7 @@
-"""Who computes it: one leaf file a backend, loaded by name; support is data, a refusal is a list of reasons.
+"""Backends: one module for each, loaded by name; support is data, a refusal is a list of reasons.
 
 A backend is named as a user types it: a built-in name, `file.py:callable`, or an entry point of the group
-`attnbench.backends`. Importing this package or a leaf imports no torch; `Backend.prepare` does.
+`attnbench.backends`. Importing this package or a module of it imports no torch; `Backend.prepare` does.
 """
 
 from __future__ import annotations
@@ -9,50 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from importlib import import_module, metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from attnbench.attention import cost, scopes
 from attnbench.attention.problem import FEATURES, Dtype, Mode
-from attnbench.case import Case
 from attnbench.errors import UnknownNameError
+from attnbench.records.case import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Keywords: TypeAlias = dict[str, Any]  # arguments of a library's function, in its words and types
+Output: TypeAlias = "Tensor | tuple[Tensor, Tensor | None]"  # out, or out with the lse or the weights
 
 ENTRY_POINTS = "attnbench.backends"
 
-# The leaf module of every built-in name; each holds BACKENDS, by name.
-BUILTIN: dict[str, str] = {
+# Names of the built-in backends by module; each module holds BACKENDS, by name.
+_NAMES = {
     "naive": "naive",
-    "sdpa": "sdpa",
-    "sdpa:math": "sdpa",
-    "sdpa:flash": "sdpa",
-    "sdpa:efficient": "sdpa",
-    "sdpa:cudnn": "sdpa",
-    "flex": "flex",
-    "flex:eager": "flex",
-    "xformers": "xformers",
-    "xformers:cutlass": "xformers",
-    "xformers:fa2": "xformers",
-    "xformers:fa3": "xformers",
-    "xformers:splitk": "xformers",
-    "flash-attn:2": "flash_attn",
-    "flash-attn:3": "flash_attn",
-    "flash-attn:4": "flash_attn",
-    "triton": "triton",
-    "triton:portable": "triton",
-    "triton:descriptors": "triton",
-    "triton:hopper": "triton",
+    "sdpa": "sdpa sdpa:math sdpa:flash sdpa:efficient sdpa:cudnn",
+    "flex": "flex flex:eager",
+    "xformers": "xformers xformers:cutlass xformers:fa2 xformers:fa3 xformers:splitk",
+    "flash_attn": "flash-attn:2 flash-attn:3 flash-attn:4",
+    "triton": "triton triton:portable triton:descriptors triton:hopper",
     "varlen": "varlen",
     "gather": "gather",
-    "ring:2": "ranks",
-    "ring:4": "ranks",
-    "ulysses:2": "ranks",
-    "ulysses:4": "ranks",
+    "distributed": "ring:2 ring:4 ulysses:2 ulysses:4",
 }
+BUILTIN = {name: module for module, names in _NAMES.items() for name in names.split()}
+HALVES = frozenset({Dtype.FP16, Dtype.BF16})
+FLOATS = HALVES | {Dtype.FP32}
 
 
 class Layout(StrEnum):
-    """The order of dimensions in which a backend takes q, k, v and gives out; inputs are made in it, untimed."""
+    """The order of dimensions of q, k, v and out of a backend; inputs are created in it, untimed."""
 
     BHSD = "bhsd"  # [batch, heads, seq, head_dim]
     BSHD = "bshd"  # [batch, seq, heads, head_dim]
@@ -62,18 +54,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend can do on one kind of device."""
 
     dtypes: frozenset[Dtype]
-    features: frozenset[str] = frozenset()  # words of problem.FEATURES
-    modes: frozenset[Mode] = frozenset({Mode.FWD})
+    features: frozenset[str] = frozenset()  # keys of problem.FEATURES
+    modes: frozenset[Mode] = frozenset(Mode)
     head_dim_most: int = 0  # 0: any
     head_dim_multiple: int = 1
-    capability: tuple[int, int] = (0, 0)  # least CUDA compute capability
-    capability_below: tuple[int, int] = (0, 0)  # first capability that is too new; (0, 0): none
+    capability: tuple[int, int] = (0, 0)  # minimum CUDA compute capability
+    capability_below: tuple[int, int] = (0, 0)  # first capability that is not supported; (0, 0): none
     combinations: tuple[frozenset[str], ...] = ()  # features that exclude one another
-    forward_only: Mapping[Dtype, tuple[int, int]] = {}  # dtypes without a backward pass, and their least capability
+    forward_only: Mapping[Dtype, tuple[int, int]] = {}  # dtypes without a backward pass, and their minimum capability
 
 
 class Prepared(msgspec.Struct, kw_only=True):
-    """A backend made ready for one case.
+    """A backend prepared for one case.
 
     call(q, k, v) -> out, or (out, lse) where the problem returns the lse. Tensors are in the backend's layout; lse is
     float32 [batch, heads, seq_q], natural log. Differentiable where the case's mode needs gradients.
@@ -82,8 +74,9 @@ class Prepared(msgspec.Struct, kw_only=True):
     call: Callable[..., Any]
     seconds: dict[str, float] = {}  # untimed work done once: "mask_build"
     facts: dict[str, Any] = {}
-    stored: Callable[[Any], Any] | None = None  # [batch, kv_heads, seq_kv, width] -> k and v as the call takes them
-    weights: tuple[Any, ...] = ()  # of a block or layers: their gradients are part of a backward pass
+    # [batch, kv_heads, seq_kv, width] -> k or v as the call takes them.
+    stored: Callable[[Tensor], Tensor] | None = None
+    weights: tuple[Tensor, ...] = ()  # of projections or layers: their gradients are part of a backward pass
     late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
 
 
@@ -93,43 +86,43 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     summary: str
     limits: Mapping[str, Limits]  # by kind of device: "cpu", "cuda"
-    prepare: Callable[[Case, str], Prepared]  # (case, torch device) -> what is timed; imports torch
+    prepare: Callable[[Case, str], Prepared]  # (case, torch device) -> the timed call; imports torch
     # Bytes beyond inputs and outputs at the peak of one call, predicted without running.
     scratch_bytes: Callable[[Case], int]
     requires: tuple[str, ...] = ()  # modules that must import
-    install: str = ""  # the command that brings them
+    install: str = ""  # the command that installs them
     layout: Layout = Layout.BHSD
-    compiles: bool = False  # minutes before the first call: measured in a later pass
-    untimed: str = ""  # why its times on a CPU mean nothing; empty: they do
-    interpreter: tuple[tuple[str, str], ...] = ()  # variables with which it runs on a CPU all the same, to be verified
-    probe: Callable[[str], str | None] | None = None  # tried on the torch device: why it cannot run there, or None
-    refuses: Callable[[Case], list[str]] | None = None  # reasons that limits cannot say
-    error_factor: float = 2.0  # times the error of the plain formula in the same dtype
+    compiles: bool = False  # compiles for minutes before the first call: measured in a later pass
+    untimed: str = ""  # why its times on a CPU are meaningless; empty: they are valid
+    interpreter: tuple[tuple[str, str], ...] = ()  # variables with which it runs on a CPU, to be verified only
+    probe: Callable[[str], str | None] | None = None  # run on the torch device: why it cannot run there, or None
+    refuses: Callable[[Case], list[str]] | None = None  # reasons that limits cannot express
+    error_factor: float = 2.0  # multiple of the error of the same-dtype reference
 
     def objections(self, case: Case, kind: str, capability: tuple[int, int] = (0, 0)) -> list[str]:
         """Every reason against running `case` on a device of that kind; empty means that it runs."""
         limits = self.limits.get(kind)
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
-        found = [*_objections_of_device(limits, case.problem.dtype, capability)]
+        reasons = [*_objections_of_device(limits, case.problem.dtype, capability)]
         for problem in filter(None, (case.problem.core, scopes.self_attention(case.problem))):
-            found += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
-            found += _objections_of_features(limits, problem.core.features)
-            found += self.refuses(msgspec.structs.replace(case, problem=problem.core)) if self.refuses else []
-        return list(dict.fromkeys(found))
+            reasons += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
+            reasons += _objections_of_features(limits, problem.core.features)
+            reasons += self.refuses(msgspec.structs.replace(case, problem=problem.core)) if self.refuses else []
+        return list(dict.fromkeys(reasons))
 
     def extra_bytes(self, case: Case) -> int:
-        """Predicted bytes beyond inputs and outputs at the peak of a call, with what stands round the core."""
+        """Predicted bytes beyond inputs and outputs at the peak of a call, with everything applied around the core."""
         core = msgspec.structs.replace(case, problem=case.problem.core)
         total = self.scratch_bytes(core)
-        if core.problem != case.problem:  # q and k as the backend is given them
+        if core.problem != case.problem:  # q and k after positions and normalisation
             total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
         if case.problem.scope != "core":
             total += cost.scope_bytes(case.problem, case.mode)
         return total
 
     def peak_bytes(self, case: Case) -> int:
-        """Predicted bytes at the peak of a call: inputs, outputs, the gradient of out, and what is beyond them."""
+        """Predicted bytes at the peak of a call: inputs, outputs, the gradient of out, and `extra_bytes`."""
         problem, mode = case.problem, case.mode
         total = cost.input_bytes(problem) + cost.output_bytes(problem, Mode.FWD) + self.extra_bytes(case)
         if mode.needs_grad:
@@ -140,22 +133,24 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 def _objections_of_device(limits: Limits, dtype: Dtype, capability: tuple[int, int]) -> list[str]:
     if capability == (0, 0):
         return []
-    have = f"this device has {capability[0]}.{capability[1]}"
-    if capability < limits.capability:
-        return [f"needs compute capability {limits.capability[0]}.{limits.capability[1]}, {have}"]
-    if limits.capability_below != (0, 0) and capability >= limits.capability_below:
-        return [f"needs compute capability below {limits.capability_below[0]}.{limits.capability_below[1]}, {have}"]
-    if capability < (least := limits.forward_only.get(dtype, (0, 0))):
-        return [f"needs compute capability {least[0]}.{least[1]} for {dtype}, {have}"]
-    return []
+    minimum, below, of_dtype = limits.capability, limits.capability_below, limits.forward_only.get(dtype, (0, 0))
+    if capability < minimum:
+        needed = f"{minimum[0]}.{minimum[1]}"
+    elif below != (0, 0) and capability >= below:
+        needed = f"below {below[0]}.{below[1]}"
+    elif capability < of_dtype:
+        needed = f"{of_dtype[0]}.{of_dtype[1]} for {dtype}"
+    else:
+        return []
+    return [f"needs compute capability {needed}, this device has {capability[0]}.{capability[1]}"]
 
 
 def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
     reasons = []
     problem = case.problem
-    taken = limits.dtypes | set(limits.forward_only)
-    if problem.dtype not in taken:
-        reasons.append(f"no {problem.dtype} (takes {', '.join(d for d in Dtype if d in taken)})")
+    dtypes = limits.dtypes | set(limits.forward_only)
+    if problem.dtype not in dtypes:
+        reasons.append(f"no {problem.dtype} (takes {', '.join(d for d in Dtype if d in dtypes)})")
     if problem.dtype in limits.forward_only and case.mode.needs_grad:
         reasons.append(f"no {case.mode} of {problem.dtype} (forward only)")
     if case.mode not in limits.modes:
@@ -172,10 +167,7 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
 
 def _objections_of_features(limits: Limits, needed: frozenset[str]) -> list[str]:
     reasons = [f"no {FEATURES.get(word, word)}" for word in sorted(needed - limits.features)]
-    for together in limits.combinations:
-        if together <= needed:
-            reasons.append(f"not {' with '.join(sorted(together))}")
-    return reasons
+    return reasons + [f"not {' with '.join(sorted(words))}" for words in limits.combinations if words <= needed]
 
 
 def load(name: str) -> Backend:

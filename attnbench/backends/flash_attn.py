@@ -1,8 +1,8 @@
-"""FlashAttention 2, 3 and 4, as their packages give them.
+"""FlashAttention 2, 3 and 4, from their packages.
 
-Their words mean what ours mean: causal is aligned to the last query and key (since 2.1), `window_size` counts the keys
-beyond the diagonal one, heads may share keys. Documents are a ragged batch that lies end to end already, so they cost
-no copy. A batch of ragged lengths comes padded, and is packed and unpacked inside the timed call.
+Their options have the same meaning as ours: causal is aligned to the last query and key (since 2.1), `window_size`
+counts the keys beyond the diagonal one, heads may share keys. Documents are a ragged batch that is packed already, so
+they cost no copy. A batch of ragged lengths is padded, and is packed and unpacked inside the timed call.
 https://github.com/Dao-AILab/flash-attention
 """
 
@@ -11,35 +11,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from attnbench.attention import formula
-from attnbench.attention.bands import Causal, Window
+from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
-from attnbench.attention.packing import Segments, packed, padded, segments
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
-from attnbench.backends import Backend, Layout, Limits, Prepared
-from attnbench.case import Case
+from attnbench.attention.layouts import Segments, packed, padded, segments
+from attnbench.attention.masks.causal import Causal
+from attnbench.attention.masks.window import Window
+from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared
+from attnbench.records.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Release(NamedTuple):
+class PackageApi(NamedTuple):
     """What differs between the packages."""
 
     module: str  # holds flash_attn_func and flash_attn_varlen_func
-    lse_flag: str  # asks for the lse beside the output
+    lse_flag: str  # requests the lse in addition to the output
 
 
-RELEASES = {
-    "flash-attn:2": Release("flash_attn.flash_attn_interface", "return_attn_probs"),
-    "flash-attn:3": Release("flash_attn_interface", "return_attn_probs"),
-    "flash-attn:4": Release("flash_attn.cute", "return_lse"),
+PACKAGES = {
+    "flash-attn:2": PackageApi("flash_attn.flash_attn_interface", "return_attn_probs"),
+    "flash-attn:3": PackageApi("flash_attn_interface", "return_attn_probs"),
+    "flash-attn:4": PackageApi("flash_attn.cute", "return_lse"),
 }
 
 
-def arguments(problem: Problem) -> dict[str, Any]:
+def arguments(problem: Problem) -> Keywords:
     """The problem in the keywords of flash_attn_func."""
     window = problem.masking.find(Window)
     return {
@@ -50,33 +51,32 @@ def arguments(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _terms(problem: Problem, device: str) -> dict[str, Any]:
-    """What flash-attn:2 takes for ALiBi and dropout, and flash-attn:4 for sinks."""
+def _optional_arguments(problem: Problem, device: str) -> Keywords:
+    """The keywords of flash-attn:2 for ALiBi and dropout, and of flash-attn:4 for sinks."""
     import torch
 
-    found: dict[str, Any] = {"dropout_p": problem.dropout} if problem.dropout else {}
+    options: dict[str, object] = {"dropout_p": problem.dropout} if problem.dropout else {}
     if isinstance(problem.bias, Alibi):
-        found["alibi_slopes"] = problem.bias.slopes(problem).to(device, torch.float32)
+        options["alibi_slopes"] = problem.bias.slopes(problem).to(device, torch.float32)
     if problem.sinks:
-        found["learnable_sink"] = formula.sinks(problem).to(device, torch.bfloat16)
-    return found
+        options["learnable_sink"] = logits.sink_logits(problem).to(device, torch.bfloat16)
+    return options
 
 
 def prepare(case: Case, device: str) -> Prepared:
     """The call, and for a ragged batch the positions of its sequences on the device."""
-    release, problem = RELEASES[case.backend], case.problem
-    module = import_module(release.module)
-    options = arguments(problem) | _terms(problem, device)
+    package, problem = PACKAGES[case.backend], case.problem
+    module = import_module(package.module)
+    options = arguments(problem) | _optional_arguments(problem, device)
     if problem.returns is Returns.LSE:
-        options[release.lse_flag] = True
+        options[package.lse_flag] = True
     ragged = segments(problem)
-    attend = (
-        _dense(module.flash_attn_func, options)
-        if ragged is None
-        else _ragged(module.flash_attn_varlen_func, options, ragged, device)
-    )
+    if ragged is None:
+        attend = _dense(module.flash_attn_func, options)
+    else:
+        attend = _ragged(module.flash_attn_varlen_func, options, ragged, device)
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         out, lse = attend(q, k, v)
         return (out, lse) if problem.returns is Returns.LSE else out
 
@@ -84,14 +84,15 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(call=call, facts={"packing": packing})
 
 
+PackageOutput: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Attend = Callable[["Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor | None"]]
 
 
-def _dense(function: Callable[..., Any], options: dict[str, Any]) -> Attend:
+def _dense(function: Callable[..., PackageOutput], options: Keywords) -> Attend:
     return lambda q, k, v: _out_and_lse(function(q, k, v, **options))
 
 
-def _ragged(function: Callable[..., Any], options: dict[str, Any], ragged: Segments, device: str) -> Attend:
+def _ragged(function: Callable[..., PackageOutput], options: Keywords, ragged: Segments, device: str) -> Attend:
     import torch
 
     starts = torch.tensor(ragged.starts, dtype=torch.int32, device=device)
@@ -106,8 +107,8 @@ def _ragged(function: Callable[..., Any], options: dict[str, Any], ragged: Segme
     return attend
 
 
-def _out_and_lse(result: Any) -> tuple[Tensor, Tensor | None]:
-    """Depending on release and flags the packages give out, (out, lse) or (out, lse, more)."""
+def _out_and_lse(result: PackageOutput) -> tuple[Tensor, Tensor | None]:
+    """Depending on package and flags the packages give out, (out, lse) or (out, lse, more)."""
     return (result[0], result[1]) if isinstance(result, tuple) else (result, None)
 
 
@@ -130,7 +131,7 @@ def probe(device: str, name: str) -> str | None:
     import torch
 
     try:
-        attend = _dense(import_module(RELEASES[name].module).flash_attn_func, {})
+        attend = _dense(import_module(PACKAGES[name].module).flash_attn_func, {})
         tokens = torch.zeros(1, 64, 1, 64, dtype=torch.float16, device=device)
         attend(tokens, tokens, tokens)
     except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
@@ -138,7 +139,6 @@ def probe(device: str, name: str) -> str | None:
     return None
 
 
-DTYPES = frozenset({Dtype.FP16, Dtype.BF16})
 FEATURES = frozenset(
     {"causal", "window", "document", "varlen", "blind_rows", "gqa", "cross", "scale", "softcap", "lse"}
 )
@@ -146,9 +146,9 @@ FEATURES = frozenset(
 COMBINATIONS = (frozenset({"document", "varlen"}),)
 
 
-def _limits(**changes: Any) -> Limits:
-    base: dict[str, Any] = {"features": FEATURES, "combinations": COMBINATIONS, "head_dim_most": 256}
-    return Limits(dtypes=DTYPES, modes=frozenset(Mode), **{**base, **changes})
+def _limits(**changes: object) -> Limits:
+    base: Keywords = {"features": FEATURES, "combinations": COMBINATIONS, "head_dim_most": 256}
+    return Limits(dtypes=HALVES, **{**base, **changes})
 
 
 def _backend(name: str, summary: str, limits: Limits, requires: tuple[str, ...], install: str) -> Backend:
@@ -169,7 +169,7 @@ BACKENDS = {
     "flash-attn:2": _backend(
         "flash-attn:2",
         "FlashAttention-2, CUDA kernels for Ampere and newer",
-        # It pads odd head dims itself. A row that sees no key has +inf as lse there, which nobody asked for.
+        # It pads odd head dims itself. A row that sees no key has +inf as lse there, ours has -inf.
         _limits(
             capability=(8, 0),
             features=FEATURES | {"alibi", "dropout"},
@@ -190,7 +190,7 @@ BACKENDS = {
         "flash-attn:4",
         "FlashAttention-4, CuTe kernels for Hopper and Blackwell, compiled at the first call",
         # 12.x lacks parts of the backward pass. Blackwell takes head dims to 128, 192 with 128, and 256.
-        # Its lse is not said to hold the sink.
+        # It does not document whether its lse includes the sink.
         _limits(
             capability=(9, 0),
             capability_below=(12, 0),

@@ -1,4 +1,4 @@
-"""torch's FlexAttention: compiled (`flex`) and eager (`flex:eager`), never one in place of the other."""
+"""torch's FlexAttention: compiled (`flex`) and eager (`flex:eager`); neither falls back to the other."""
 
 from __future__ import annotations
 
@@ -6,67 +6,44 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention import cost, formula
-from attnbench.attention.bands import Causal, Document, Padding, Prefix, Window
+from attnbench.attention import cost, logits
 from attnbench.attention.biases import Alibi, ByDistance, Constant, Relative
-from attnbench.attention.patterns import Blocks, Dilated, Graph, Longformer, Strided
-from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
-from attnbench.attention.terms import Term
-from attnbench.backends import Backend, Limits, Prepared
-from attnbench.case import Case
+from attnbench.attention.problem import FEATURES, Mode, Problem, Returns
+from attnbench.backends import FLOATS, Backend, Keywords, Limits, Output, Prepared
+from attnbench.records.case import Case
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
 
-_BEYOND = frozenset({"varlen", "dense", "weights", "additive", "file", "dropout", "paged"})  # no score_mod says these
+# No score_mod expresses these.
+_BEYOND = {"varlen", "dense", "weights", "additive", "file", "dropout", "paged"}
 _FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
-_DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 BLOCK = 128  # of a BlockMask, torch's default
 
 
 def prepare(case: Case, device: str) -> Prepared:
-    """Build the block mask, and for `flex` set up the compile, which the first call then does."""
+    """Build the block mask and, for `flex`, set up the compilation, which the first call runs."""
     import torch
-    from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_block_mask
 
     problem = case.problem
     compiled = case.backend == "flex"
     if compiled:
-        torch._dynamo.reset()  # another case's graphs would count against the limit of recompiles
-        torch._dynamo.config.suppress_errors = False  # a compile that fails must not become eager in silence
+        torch._dynamo.reset()  # graphs of other cases would count against the recompile limit
+        torch._dynamo.config.suppress_errors = False  # a failed compilation must not fall back to eager silently
     started = time.perf_counter()
     block_mask = None
     if predicate := mask_mod(problem, device):
         batch = problem.batch if "padding" in problem.features else None
         block_mask = create_block_mask(predicate, batch, None, problem.seq_q, problem.seq_kv, device=device)
     mask_build_s = time.perf_counter() - started
-    wants_lse = problem.returns is Returns.LSE or problem.sinks
-    arguments: dict[str, Any] = {
-        "block_mask": block_mask,
-        "scale": problem.scale,
-        "enable_gqa": problem.heads > problem.kv_heads,
-    }
-    if wants_lse:
-        arguments["return_aux"] = AuxRequest(lse=True)
-    returns_lse = problem.returns is Returns.LSE
-    sinks = formula.sinks(problem).float().to(device)[:, None] if problem.sinks else None
-    modify = score_mod(problem, device)
     relative = problem.bias if isinstance(problem.bias, Relative) else None
+    attend = _attend(problem, device, block_mask)
+    run: Callable[..., Output] = torch.compile(attend, dynamic=False, fullgraph=True) if compiled else attend
 
-    # What is compiled closes over plain values alone: dynamo cannot look into records.
-    def attend(q: Tensor, k: Tensor, v: Tensor, *looked_up: Tensor) -> Any:
-        given = flex_attention(q, k, v, score_mod=modify(*looked_up) if modify else None, **arguments)
-        if not wants_lse:
-            return given
-        out, lse = given[0], given[1].lse
-        if sinks is not None:  # a sink takes weight from every key alike
-            out = (out * (lse - sinks).sigmoid()[..., None]).to(out.dtype)
-            lse = torch.logaddexp(lse, sinks)
-        return (out, lse) if returns_lse else out
-
-    run: Any = torch.compile(attend, dynamic=False, fullgraph=True) if compiled else attend
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         return run(q, k, v) if relative is None else run(q, k, v, *_products(problem, relative, q, k))
 
     seconds = {"mask_build": mask_build_s} if block_mask is not None else {}
@@ -75,14 +52,42 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(call=call, seconds=seconds, facts=facts, late_facts=clock.facts if clock else None)
 
 
+def _attend(problem: Problem, device: str, block_mask: BlockMask | None) -> Callable[..., Output]:
+    """The function to compile, of q, k, v and the tensors of `_products`."""
+    import torch
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+    returns_lse = problem.returns is Returns.LSE
+    wants_lse = returns_lse or problem.sinks
+    grouped = problem.heads > problem.kv_heads
+    arguments: Keywords = {"block_mask": block_mask, "scale": problem.scale, "enable_gqa": grouped}
+    if wants_lse:
+        arguments["return_aux"] = AuxRequest(lse=True)
+    sinks = logits.sink_logits(problem).float().to(device)[:, None] if problem.sinks else None
+    modify = score_mod(problem, device)
+
+    # The compiled function closes over plain values only: dynamo cannot trace records.
+    def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Any:
+        result: Any = flex_attention(q, k, v, score_mod=modify(*tables) if modify else None, **arguments)
+        if not wants_lse:
+            return result
+        out, lse = result[0], result[1].lse
+        if sinks is not None:  # a sink scales the weights of all keys equally
+            out = (out * (lse - sinks).sigmoid()[..., None]).to(out.dtype)
+            lse = torch.logaddexp(lse, sinks)
+        return (out, lse) if returns_lse else out
+
+    return attend
+
+
 class _CompileClock:
-    """Seconds that dynamo and inductor spent since it was made, by their own counters."""
+    """Seconds that dynamo and inductor spent since this object was created, from their counters."""
 
     def __init__(self) -> None:
         self._before = self._total()
 
-    def facts(self) -> dict[str, Any]:
-        """compile_s, or nothing where torch keeps no such counter."""
+    def facts(self) -> dict[str, object]:
+        """compile_s; empty where torch has no such counter."""
         total = self._total()
         return {} if total is None or self._before is None else {"compile_s": total - self._before}
 
@@ -91,77 +96,42 @@ class _CompileClock:
         from torch._dynamo import utils
 
         metrics = getattr(utils, "compilation_time_metrics", None)
-        if metrics is None:
-            return None
-        return float(sum(metrics.get("_compile.compile_inner", [])))
+        return None if metrics is None else float(sum(metrics.get("_compile.compile_inner", [])))
 
 
 def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
-    """The mask as flex wants it: a predicate of (batch, head, query index, key index) as tensors; None for no mask."""
-    parts = [_predicate(term, problem, device) for term in problem.masking.terms]
+    """The mask as a predicate of (batch, head, query index, key index) as tensors; None for no mask."""
+    import torch
+
+    def on_device(table: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(table).to(device)
+
+    parts = [term.predicate(problem.grid, on_device) for term in problem.masking.terms]
     if not parts:
         return None
 
-    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        seen: Any = parts[0](b, h, i, j)
+    def visible(b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen: Tensor = parts[0](b, i, j)
         for part in parts[1:]:
-            seen = seen & part(b, h, i, j)
-        return seen  # type: ignore[no-any-return]
+            seen = seen & part(b, i, j)
+        return seen
 
     return visible
 
 
-def _predicate(term: Term, problem: Problem, device: str) -> Callable[..., Any]:
-    """One term. Tables that are looked up by index must be tensors on the device."""
-    import torch
-
-    grid, offset = problem.grid, problem.grid.offset
-    if isinstance(term, Document):
-        owner = torch.from_numpy(term.owner(grid)).to(device)
-        return lambda b, h, i, j: owner[i] == owner[j]
-    if isinstance(term, Padding):
-        lengths = torch.from_numpy(term.key_lengths(grid)).to(device)
-        return lambda b, h, i, j: j < lengths[b]
-    if isinstance(term, Window):
-        left, right = term.left, term.right
-        return lambda b, h, i, j: (j >= i + offset - left) & (j <= i + offset + right)
-    if isinstance(term, Prefix):
-        count = term.count
-        return lambda b, h, i, j: (j < count) | (j <= i + offset)
-    if isinstance(term, Dilated):
-        step = term.step
-        return lambda b, h, i, j: (i + offset - j) % step == 0
-    if isinstance(term, Strided):
-        stride = term.stride
-        return lambda b, h, i, j: (j <= i + offset) & ((i + offset - j < stride) | ((i + offset - j) % stride == 0))
-    if isinstance(term, Longformer):
-        half, first = term.width // 2, term.global_
-        return lambda b, h, i, j: ((i - j).abs() <= half) | (i < first) | (j < first)
-    if isinstance(term, Blocks):
-        kept, size = torch.from_numpy(term.kept(grid)).to(device), term.size
-        return lambda b, h, i, j: kept[i // size, j // size]
-    if isinstance(term, Graph):
-        neighbours = torch.from_numpy(term.adjacency(grid)).to(device)
-        return lambda b, h, i, j: neighbours[i, j]
-    assert isinstance(term, Causal)
-    return lambda b, h, i, j: j <= i + offset
-
-
-Added = Callable[..., Any]  # of (batch, head, query index, key index), as tensors
+Added = Callable[..., "Tensor"]  # of (batch, head, query index, key index), as tensors
 
 
 def score_mod(problem: Problem, device: str) -> Callable[..., Callable[..., Tensor]] | None:
-    """Soft cap and bias as flex wants them; the scale is an argument of its own. None where there is neither.
+    """Soft cap and bias as a score_mod; the scale is a separate argument. None where there is neither.
 
-    Gives a function of the tensors of `_products`, none of them unless the bias is relative.
+    Returns a function of the tensors of `_products`, which are none unless the bias is relative.
     """
     import torch
 
     cap, bias = problem.softcap, _bias(problem, device)
     if bias is None:
-        if cap is None:
-            return None
-        return lambda: lambda score, b, h, i, j: cap * torch.tanh(score / cap)
+        return None if cap is None else lambda: lambda score, b, h, i, j: cap * torch.tanh(score / cap)
 
     def modify(*looked_up: Tensor) -> Callable[..., Tensor]:
         added = bias(*looked_up)
@@ -173,7 +143,7 @@ def score_mod(problem: Problem, device: str) -> Callable[..., Callable[..., Tens
 
 
 def _bias(problem: Problem, device: str) -> Callable[..., Added] | None:
-    """Tables that are looked up by index are tensors on the device, in float32."""
+    """The bias, from tables on the device in float32."""
     bias, offset, last = problem.bias, problem.grid.offset, problem.seq_kv - 1
     if bias is None:
         return None
@@ -195,7 +165,7 @@ def _of_products(problem: Problem, bias: Relative, device: str) -> Callable[...,
     import torch
 
     offset, last = problem.grid.offset, problem.seq_kv - 1
-    places = bias.place(problem, torch.arange(problem.seq_q + last) - last).to(device)
+    places = bias.table_row(problem, torch.arange(problem.seq_q + last) - last).to(device)
 
     def picked(products: Tensor, *of_keys: Tensor) -> Added:
         if not of_keys:
@@ -209,8 +179,8 @@ def _of_products(problem: Problem, bias: Relative, device: str) -> Callable[...,
 def _products(problem: Problem, bias: Relative, q: Tensor, k: Tensor) -> list[Tensor]:
     every = slice(0, problem.heads)
     k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
-    found = [bias.products(problem, every, q), bias.of_keys(problem, every, k)]
-    return [tensor for tensor in found if tensor is not None]
+    tensors = [bias.products(problem, every, q), bias.of_keys(problem, every, k)]
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def scratch_bytes(case: Case) -> int:
@@ -219,10 +189,10 @@ def scratch_bytes(case: Case) -> int:
     blocks = -(-problem.seq_q // BLOCK) * -(-problem.seq_kv // BLOCK)
     small = problem.batch * problem.heads * problem.seq_q * 8 + blocks * 16 * problem.batch + cost.input_bytes(problem)
     pairs = problem.seq_q * problem.seq_kv
-    # The block mask is built from the whole mask as booleans.
+    # The block mask is built from the complete boolean mask.
     mask = pairs * (problem.batch if "padding" in problem.features else 1) if problem.mask != "none" else 0
     if isinstance(problem.bias, Relative):
-        places = problem.bias.places(problem)
+        places = problem.bias.table_rows(problem)
         mask += 2 * problem.batch * problem.heads * problem.seq_q * places * problem.dtype.bytes
     elif problem.bias and (problem.bias.dense or not isinstance(problem.bias, ByDistance)):
         mask += problem.heads * pairs * 4
@@ -234,19 +204,18 @@ def scratch_bytes(case: Case) -> int:
 
 
 def _backend(name: str, summary: str, compiles: bool) -> Backend:
-    modes = frozenset(Mode)
     return Backend(
         name=name,
         summary=summary,
         limits={
             # torch has no backward of flex_attention on a CPU, and no lse of the compiled one ("NotImplementedError"
-            # in 2.13); sinks are made from the lse.
+            # in 2.13); sinks are applied with the lse.
             "cpu": Limits(
-                dtypes=_DTYPES,
+                dtypes=FLOATS,
                 features=_FEATURES - ({"lse", "sinks"} if compiles else frozenset()),
                 modes=frozenset({Mode.FWD}),
             ),
-            "cuda": Limits(dtypes=_DTYPES, features=_FEATURES, modes=modes, capability=(8, 0)),
+            "cuda": Limits(dtypes=FLOATS, features=_FEATURES, capability=(8, 0)),
         },
         prepare=prepare,
         scratch_bytes=scratch_bytes,

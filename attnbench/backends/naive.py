@@ -1,53 +1,52 @@
-"""Attention as the textbook has it, every step a tensor. It runs everything; the others are compared with it."""
+"""The textbook formula, every step a tensor. It supports everything; the other backends are compared with it."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from attnbench.attention import cost, formula, pages
+from attnbench.attention import cost, layouts
 from attnbench.attention.biases import Constant, Relative
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem, Returns
+from attnbench.attention.logits import similarity, sink_logits
+from attnbench.attention.problem import FEATURES, Dtype, Problem, Returns
 from attnbench.attention.scores import Similarity
-from attnbench.attention.weightings import Sample
-from attnbench.backends import Backend, Limits, Prepared
-from attnbench.case import Case
+from attnbench.attention.weightings import GumbelMax
+from attnbench.backends import FLOATS, Backend, Limits, Output, Prepared
+from attnbench.records.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _EVERYTHING = frozenset(FEATURES)
-_MODES = frozenset(Mode)
-_CPU_DTYPES = frozenset({Dtype.FP32, Dtype.FP16, Dtype.BF16})
 
 
 def prepare(case: Case, device: str) -> Prepared:
-    """What depends on no input is made here; the call holds all the rest."""
+    """Build the tensors that depend on no input; the call computes the rest."""
     import torch
 
     problem = case.problem
     fixed = _fixed(problem, device)
-    # A switch of the process, which has one case at a time; torch keeps its older and newer names of it in step.
+    # A global setting of the process, which runs one case at a time.
     torch.set_float32_matmul_precision("high" if problem.dtype is Dtype.TF32 else "highest")
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         return attend(problem, fixed, q, k, v)
 
     if not problem.page_size:
         return Prepared(call=call)
-    where = torch.from_numpy(pages.table(problem).astype(np.int64)).to(device)
+    where = torch.from_numpy(layouts.page_table(problem).astype(np.int64)).to(device)
 
-    def read(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        return call(q, *(pages.read(problem, tensor, where) for tensor in (k, v)))
+    def read(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        return call(q, *(layouts.gathered(problem, tensor, where) for tensor in (k, v)))
 
-    return Prepared(call=read, stored=partial(pages.stored, problem))
+    return Prepared(call=read, stored=partial(layouts.paged, problem))
 
 
 class Fixed(NamedTuple):
-    """The tensors of a problem that are no inputs, each None where there is none of it."""
+    """The tensors of a problem that are not inputs; None where the problem has none."""
 
     visible: Tensor | None  # [batch or 1, 1, seq_q, seq_kv]
     hidden_rows: Tensor | None  # [batch or 1, 1, seq_q, 1], rows that see no key
@@ -66,17 +65,17 @@ def _fixed(problem: Problem, device: str) -> Fixed:
         hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features or problem.lengths else None
     if isinstance(problem.bias, Constant):
         bias = problem.bias.dense_tensor(problem).to(device, dtype)
-    if isinstance(problem.weigh, Sample):
+    if isinstance(problem.weighing, GumbelMax):
         rows, keys = torch.arange(problem.seq_q), torch.arange(problem.seq_kv)
-        drawn = [Sample.noise(b, slice(0, problem.heads), rows, keys).to(dtype) for b in range(problem.batch)]
+        drawn = [GumbelMax.noise(b, slice(0, problem.heads), rows, keys).to(dtype) for b in range(problem.batch)]
         noise = torch.stack(drawn).to(device)
     if problem.sinks:
-        sinks = formula.sinks(problem).float().to(device)[:, None, None]
+        sinks = sink_logits(problem).float().to(device)[:, None, None]
     return Fixed(visible, hidden_rows, bias, noise, sinks)
 
 
-def attend(problem: Problem, fixed: Fixed, q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax(scale q k^T) v and what stands round it, in the dtype of the inputs.
+def attend(problem: Problem, fixed: Fixed, q: Tensor, k: Tensor, v: Tensor) -> Output:
+    """Softmax(scale q k^T) v with mask, bias, soft cap, sinks and dropout, in the dtype of the inputs.
 
     q: [batch, heads, seq_q, head_dim]; k, v: [batch, kv_heads, seq_kv, ...].
     """
@@ -85,9 +84,9 @@ def attend(problem: Problem, fixed: Fixed, q: Tensor, k: Tensor, v: Tensor) -> T
     if problem.kv_heads != problem.heads:
         k, v = (tensor.repeat_interleave(problem.heads // problem.kv_heads, dim=1) for tensor in (k, v))
     wants_lse = problem.returns is Returns.LSE
-    # A log-sum-exp is float32: summed over scores that were rounded to 16 bits it would not be worth the name.
+    # The log-sum-exp is float32: a sum over scores rounded to 16 bits would be too inaccurate.
     wide = (q.float(), k.float()) if wants_lse else (q, k)
-    logits = formula.similarity(problem, *wide) * problem.scale
+    logits = similarity(problem, *wide) * problem.scale
     if (cap := problem.softcap) is not None:
         logits = cap * (logits / cap).tanh()
     if fixed.bias is not None:
@@ -97,18 +96,18 @@ def attend(problem: Problem, fixed: Fixed, q: Tensor, k: Tensor, v: Tensor) -> T
     if fixed.visible is not None:
         logits = logits.masked_fill(~fixed.visible, float("-inf"))
     weights = _weights(problem, fixed, logits)
-    kept = torch.nn.functional.dropout(weights, problem.dropout) if problem.dropout else weights
-    out = kept.to(v.dtype) @ v
+    dropped = torch.nn.functional.dropout(weights, problem.dropout) if problem.dropout else weights
+    out = dropped.to(v.dtype) @ v
     if wants_lse:
         return out, logits.logsumexp(-1) if fixed.sinks is None else _with_sinks(fixed, logits).logsumexp(-1)
-    return (out, kept) if problem.returns is Returns.WEIGHTS else out
+    return (out, dropped) if problem.returns is Returns.WEIGHTS else out
 
 
 def _weights(problem: Problem, fixed: Fixed, logits: Tensor) -> Tensor:
     if fixed.noise is not None:
         logits = logits + fixed.noise
     if problem.weighting != "softmax":
-        return problem.weigh.weights(logits)
+        return problem.weighing.weights(logits)
     if fixed.sinks is not None:
         return _with_sinks(fixed, logits).softmax(-1)[..., :-1]
     if fixed.hidden_rows is None:
@@ -128,7 +127,7 @@ def scratch_bytes(case: Case) -> int:
     """Score-sized tensors alive at the peak, and the expanded keys and values of grouped heads.
 
     Forward: the scaled and the raw scores together, then the masked ones and their softmax: two at a time. A backward
-    keeps the weights and, with a mask or a cap, what leads to them, beside two gradients.
+    keeps the weights and, with a mask or a cap, the logits before them, in addition to two gradients.
     """
     problem, mode = case.problem, case.mode
     scores = problem.batch * problem.heads * problem.seq_q * problem.seq_kv * problem.dtype.bytes
@@ -137,13 +136,13 @@ def scratch_bytes(case: Case) -> int:
     if mode.needs_grad:
         tensors = 3 + 2 * (problem.softcap is not None)
     tensors += bool(problem.bias) + problem.sinks + 2 * (problem.dropout > 0)
-    if problem.weighting not in ("softmax", "raw", "sigmoid"):  # others sort the keys, with their places in 64 bits
+    if problem.weighting not in ("softmax", "raw", "sigmoid"):  # others sort the keys, with indices in 64 bits
         tensors += 4 + 16 // problem.dtype.bytes
     if problem.score.similarity is Similarity.ADDITIVE:  # a vector for each pair, before and after its tanh
         tensors += (3 if mode.needs_grad else 2) * problem.head_dim
     total = tensors * scores
     if isinstance(problem.bias, Relative):
-        total += problem.bias.whole_bytes(problem)
+        total += cost.relative_bias_bytes(problem, problem.bias)
     if masked:
         sequences = problem.batch if problem.lengths or "padding" in problem.features else 1
         total += 2 * sequences * problem.seq_q * problem.seq_kv  # the mask and its negation
@@ -160,8 +159,8 @@ BACKENDS = {
         name="naive",
         summary="the plain formula in torch, every step a tensor",
         limits={
-            "cpu": Limits(dtypes=_CPU_DTYPES, features=_EVERYTHING, modes=_MODES),
-            "cuda": Limits(dtypes=_CPU_DTYPES | {Dtype.TF32}, features=_EVERYTHING, modes=_MODES),
+            "cpu": Limits(dtypes=FLOATS, features=_EVERYTHING),
+            "cuda": Limits(dtypes=FLOATS | {Dtype.TF32}, features=_EVERYTHING),
         },
         prepare=prepare,
         scratch_bytes=scratch_bytes,

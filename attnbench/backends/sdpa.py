@@ -1,4 +1,4 @@
-"""torch's scaled_dot_product_attention: each of its kernels alone, and torch's own choice among them.
+"""torch's scaled_dot_product_attention: each of its kernels alone, and torch's choice among them.
 
 SDPA's `is_causal` is aligned to the top left, ours to the bottom right: it is used only where the two agree.
 """
@@ -13,18 +13,17 @@ from msgspec.structs import replace
 from attnbench.attention import cost
 from attnbench.attention.biases import BIASES, Constant, Relative
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import PATTERNS, Dtype, Mode, Problem, Returns
-from attnbench.backends import Backend, Limits, Prepared
-from attnbench.case import Case
+from attnbench.attention.masks import PATTERNS
+from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared
+from attnbench.records.case import Case
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 DOCS = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
 
-_HALVES = frozenset({Dtype.FP16, Dtype.BF16})
-_CPU_DTYPES = _HALVES | {Dtype.FP32}
-_MODES = frozenset(Mode)
 _MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
 _SHAPES = frozenset({"gqa", "cross", "scale", "head_dim_v"})
 _BIASES = frozenset({*BIASES, "dense_bias"})
@@ -34,7 +33,7 @@ _KERNELS = {"math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_
 
 
 def prepare(case: Case, device: str) -> Prepared:
-    """Restrict this process to the kernel; make the mask as a boolean tensor where the kernel cannot say it."""
+    """Restrict this process to the kernel; build a boolean mask where `is_causal` cannot express it."""
     import torch
     import torch.nn.functional as F
 
@@ -43,10 +42,10 @@ def prepare(case: Case, device: str) -> Prepared:
     restrict(kernel)
     started = time.perf_counter()
     mask = dense_mask(problem, device)
-    arguments: dict[str, Any] = {"is_causal": is_top_left(problem) and mask is None, "scale": problem.scale}
+    arguments: Keywords = {"is_causal": is_top_left(problem) and mask is None, "scale": problem.scale}
+    seconds = {}
     if mask is not None:
-        arguments["attn_mask"] = mask
-    seconds = {"mask_build": time.perf_counter() - started} if mask is not None else {}
+        arguments["attn_mask"], seconds["mask_build"] = mask, time.perf_counter() - started
     if problem.dropout:
         arguments["dropout_p"] = problem.dropout
     relative = problem.bias if isinstance(problem.bias, Relative) else None
@@ -56,21 +55,21 @@ def prepare(case: Case, device: str) -> Prepared:
     expand = groups > 1 and kernel == "efficient"
     arguments["enable_gqa"] = groups > 1 and not expand
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         if expand:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         if relative is None or mask is None:
             return attend(q, k, v, **arguments)
         return attend(q, k, v, **arguments | {"attn_mask": relative.whole(problem, q, k) + mask})
 
-    def late_facts() -> dict[str, Any]:
+    def late_facts() -> dict[str, object]:
         return {"resolved": kernel or chosen(problem, torch.device(device), mask)}
 
     return Prepared(call=call, seconds=seconds, facts={"dense_mask": mask is not None}, late_facts=late_facts)
 
 
 def restrict(kernel: str) -> None:
-    """Let torch use that kernel alone, or any for an empty name; for the whole process, which is one arm's."""
+    """Let torch use that kernel alone, or any for an empty name; for the whole process, which serves one arm."""
     from torch.backends import cuda
 
     cuda.enable_flash_sdp(kernel in ("", "flash"))
@@ -81,12 +80,12 @@ def restrict(kernel: str) -> None:
 
 
 def is_top_left(problem: Problem) -> bool:
-    """Whether `is_causal` says this mask exactly."""
+    """Whether `is_causal` is exactly this mask."""
     return problem.mask == "causal" and problem.seq_q == problem.seq_kv
 
 
 def dense_mask(problem: Problem, device: str) -> Tensor | None:
-    """What SDPA is told as a tensor, or None where it says the mask by itself.
+    """The attn_mask argument of SDPA, or None where `is_causal` is enough.
 
     Booleans [batch or 1, 1, seq_q, seq_kv], True where visible; with a bias numbers [batch or 1, heads or 1, seq_q,
     seq_kv] to be added. A relative bias is added within the call, to a mask of zeros and -inf.
@@ -105,35 +104,27 @@ def dense_mask(problem: Problem, device: str) -> Tensor | None:
 
 
 def _with_weights(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **arguments: Any) -> Any:
-    """The unfused kernel under the name that gives its weights back too; its mask is added, never booleans."""
+    """The unfused kernel, under the name that returns its weights too; its mask is added, never boolean."""
     import torch
 
     dropout, causal = arguments.pop("dropout_p", 0.0), arguments.pop("is_causal")
     return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout, causal, **arguments)
 
 
-def chosen(problem: Problem, device: Any, mask: Tensor | None) -> str:
-    """The kernel that torch picks by itself: it is asked with small stand-ins of the same shape, on that device."""
+def chosen(problem: Problem, device: torch.device, mask: Tensor | None) -> str:
+    """The kernel that torch picks, found with empty tensors of the same shapes on that device."""
     import torch
     from torch.nn.attention import SDPBackend
 
     dtype = torch_dtype(problem.dtype)
     shapes = (
         (problem.heads, problem.seq_q, problem.head_dim),
-        (problem.kv_heads, problem.seq_kv, problem.head_dim),
-        (problem.kv_heads, problem.seq_kv, problem.head_dim_v),
+        *((problem.kv_heads, problem.seq_kv, width) for width in (problem.head_dim, problem.head_dim_v)),
     )
     q, k, v = (torch.empty(problem.batch, *shape, dtype=dtype, device=device) for shape in shapes)
-    number = torch._fused_sdp_choice(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=problem.dropout,
-        is_causal=is_top_left(problem) and mask is None,
-        scale=problem.scale,
-        enable_gqa=problem.heads > problem.kv_heads,
-    )
+    causal, grouped = is_top_left(problem) and mask is None, problem.heads > problem.kv_heads
+    options: Keywords = {"scale": problem.scale, "enable_gqa": grouped}
+    number = torch._fused_sdp_choice(q, k, v, mask, problem.dropout, causal, **options)
     names = {int(getattr(SDPBackend, name).value): word for word, name in _KERNELS.items()}
     return names.get(number, str(number))
 
@@ -149,7 +140,7 @@ def scratch_bytes(case: Case) -> int:
         sequences *= problem.heads
     mask = sequences * problem.seq_q * problem.seq_kv * (1 + 2 * number) if masked else 0
     if isinstance(problem.bias, Relative):
-        mask += problem.bias.whole_bytes(problem) + scores * number
+        mask += cost.relative_bias_bytes(problem, problem.bias) + scores * number
     inputs = cost.input_bytes(problem)
     expanded = problem.heads // problem.kv_heads * inputs if problem.kv_heads != problem.heads else 0
     if case.backend == "sdpa:math":
@@ -162,23 +153,19 @@ def scratch_bytes(case: Case) -> int:
 def _cuda_limits(kernel: str) -> Limits:
     """As torch's own checks have them (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
     return {
-        "math": Limits(dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES | _BIASES | {"dropout", "weights"}, modes=_MODES),
+        "math": Limits(dtypes=FLOATS, features=_MASKS | _SHAPES | _BIASES | {"dropout", "weights"}),
         "flash": Limits(
-            dtypes=_HALVES,
+            dtypes=HALVES,
             features=frozenset({"causal", "gqa", "scale", "cross", "dropout"}),
-            modes=_MODES,
             head_dim_most=256,
             capability=(8, 0),
             # is_causal is top-left: where the lengths differ it would be another mask, and flash takes no mask tensor.
             combinations=(frozenset({"causal", "cross"}),),
         ),
-        "efficient": Limits(
-            dtypes=_CPU_DTYPES, features=_MASKS | _SHAPES | _BIASES | {"dropout"}, modes=_MODES, capability=(5, 0)
-        ),
+        "efficient": Limits(dtypes=FLOATS, features=_MASKS | _SHAPES | _BIASES | {"dropout"}, capability=(5, 0)),
         "cudnn": Limits(
-            dtypes=_HALVES,
+            dtypes=HALVES,
             features=_MASKS | _SHAPES | {"dropout"},
-            modes=_MODES,
             head_dim_most=256,
             head_dim_multiple=8,
             capability=(8, 0),
@@ -189,15 +176,15 @@ def _cuda_limits(kernel: str) -> Limits:
 def _backend(name: str, summary: str) -> Backend:
     kernel = name.partition(":")[2]
     limits = {"cuda": _cuda_limits(kernel or "math")}
-    if not kernel:  # its choice is a fused kernel where there is one, and that gives no weights
+    if not kernel:  # torch prefers a fused kernel, which returns no weights
         limits["cuda"] = replace(limits["cuda"], features=limits["cuda"].features - {"weights"})
     if kernel in ("", "math", "flash"):
         features = _MASKS | _SHAPES | _BIASES
-        if kernel == "flash":  # a mask that depends on the queries has a gradient, which it does not give
+        if kernel == "flash":  # a mask that depends on the queries needs a gradient, which it lacks
             features -= {"head_dim_v", "xl", "shaw"}
         else:
             features |= {"dropout"} | ({"weights"} if kernel else frozenset())
-        limits["cpu"] = Limits(dtypes=_CPU_DTYPES, features=features, modes=_MODES)
+        limits["cpu"] = Limits(dtypes=FLOATS, features=features)
     return Backend(
         name=name,
         summary=summary,
@@ -209,13 +196,11 @@ def _backend(name: str, summary: str) -> Backend:
     )
 
 
-BACKENDS = {
-    name: _backend(name, summary)
-    for name, summary in {
-        "sdpa": "torch SDPA, the kernel that torch picks",
-        "sdpa:math": "torch SDPA, the unfused formula alone",
-        "sdpa:flash": "torch SDPA, FlashAttention alone",
-        "sdpa:efficient": "torch SDPA, memory-efficient attention alone (CUDA)",
-        "sdpa:cudnn": "torch SDPA, cuDNN alone (CUDA)",
-    }.items()
+SUMMARIES = {
+    "sdpa": "torch SDPA, the kernel that torch picks",
+    "sdpa:math": "torch SDPA, the unfused formula alone",
+    "sdpa:flash": "torch SDPA, FlashAttention alone",
+    "sdpa:efficient": "torch SDPA, memory-efficient attention alone (CUDA)",
+    "sdpa:cudnn": "torch SDPA, cuDNN alone (CUDA)",
 }
+BACKENDS = {name: _backend(name, summary) for name, summary in SUMMARIES.items()}

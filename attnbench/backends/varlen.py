@@ -1,6 +1,6 @@
-"""torch's varlen_attn: FlashAttention over sequences that lie end to end, without a package of its own.
+"""torch's varlen_attn: FlashAttention over packed sequences, without a separate package.
 
-Documents and full batches lie so already; a batch of ragged lengths is packed and unpacked inside the timed call.
+Documents and full batches are packed already; a batch of ragged lengths is packed and unpacked inside the timed call.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import inspect
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention.bands import Causal, Window
-from attnbench.attention.packing import packed, padded, segments
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
-from attnbench.backends import Backend, Layout, Limits, Prepared
-from attnbench.case import Case
+from attnbench.attention.layouts import packed, padded, segments
+from attnbench.attention.masks.causal import Causal
+from attnbench.attention.masks.window import Window
+from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared
+from attnbench.records.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,23 +22,23 @@ if TYPE_CHECKING:
 DOCS = "https://docs.pytorch.org/docs/stable/nn.attention.varlen.html"
 
 
-def arguments(problem: Problem, known: frozenset[str]) -> dict[str, Any]:
-    """The problem in the keywords of varlen_attn; older ones say causal by a flag and have no window."""
+def arguments(problem: Problem, known: frozenset[str]) -> Keywords:
+    """The problem in the keywords of varlen_attn; older versions have a flag for causal and no window."""
     window = problem.masking.find(Window)
     right = 0 if problem.masking.find(Causal) else window.right if window else -1
     if "window_size" in known:
-        found: dict[str, Any] = {"window_size": (window.left if window else -1, right)}
+        options: dict[str, object] = {"window_size": (window.left if window else -1, right)}
     elif window:
         raise ValueError("this torch has no windows in varlen_attn: it needs 2.12 or newer")
     else:
-        found = {"is_causal": right == 0}
+        options = {"is_causal": right == 0}
     if "scale" in known:
-        found["scale"] = problem.scale
+        options["scale"] = problem.scale
     elif problem.scale != problem.head_dim**-0.5:
         raise ValueError("this torch has no scale in varlen_attn")
     if "enable_gqa" in known:
-        found["enable_gqa"] = problem.heads > problem.kv_heads
-    return found
+        options["enable_gqa"] = problem.heads > problem.kv_heads
+    return options
 
 
 def prepare(case: Case, device: str) -> Prepared:
@@ -60,11 +61,11 @@ def prepare(case: Case, device: str) -> Prepared:
         longest = ragged.longest, ragged.longest
         tokens = None if ragged.tokens is None else torch.tensor(ragged.tokens, device=device)
     assert all(a < b for a, b in itertools.pairwise(of_q))
-    starts = [torch.tensor(one, dtype=torch.int32, device=device) for one in (of_q, of_k)]
+    starts = [torch.tensor(offsets, dtype=torch.int32, device=device) for offsets in (of_q, of_k)]
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        given = attend(*packed(tokens, q, k, v), *starts, *longest, **options)
-        out, lse = given if isinstance(given, tuple) else (given, None)
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        result = attend(*packed(tokens, q, k, v), *starts, *longest, **options)
+        out, lse = result if isinstance(result, tuple) else (result, None)
         out, lse = padded(tokens, q.shape[0], q.shape[1], out, lse)
         return (out, lse) if wants_lse else out
 
@@ -101,9 +102,8 @@ BACKENDS = {
         summary="torch varlen_attn: FlashAttention over ragged batches (CUDA)",
         limits={
             "cuda": Limits(
-                dtypes=frozenset({Dtype.FP16, Dtype.BF16}),
+                dtypes=HALVES,
                 features=frozenset({"causal", "window", "document", "varlen", "gqa", "cross", "scale", "lse"}),
-                modes=frozenset(Mode),
                 head_dim_most=256,
                 head_dim_multiple=8,
                 capability=(8, 0),

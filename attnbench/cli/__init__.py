@@ -1,45 +1,28 @@
-"""The command line: one file a command; each parses, calls and prints."""
+"""The command line: one file per command; each parses, calls and prints."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-import attnbench
-from attnbench.cli import (
-    baseline,
-    bisect,
-    calibrate,
-    catalog,
-    claims,
-    compare,
-    doctor,
-    explain,
-    export,
-    gate,
-    history,
-    merge,
-    plot,
-    profile,
-    recommend,
-    report,
-    run,
-    scaling,
-    show,
-    suite,
-    tune,
-    verify,
-    viz,
-)
+from attnbench._version import __version__
+from attnbench.cli.options import GlobalOptions
 from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
 HELP = "Benchmark, verify and guard attention kernels."
+# In the order of the help. A command is the function of its name in the module of its name; a group is an `app`.
+COMMANDS = (
+    "run", "report", "show", "plot", "viz", "merge", "export", "compare", "gate", "bisect", "history", "verify",
+    "calibrate", "scaling", "claims", "profile", "tune", "recommend", "explain", "doctor",
+)  # fmt: skip
+GROUPS = ("list", "baseline", "suite")
 
 app = typer.Typer(
     help=HELP,
@@ -52,34 +35,15 @@ app = typer.Typer(
         "max_content_width": 100,
     },
 )
-app.command()(run.run)
-app.command()(report.report)
-app.command()(show.show)
-app.command()(plot.plot)
-app.command()(viz.viz)
-app.command()(merge.merge)
-app.command()(export.export)
-app.command()(compare.compare)
-app.command()(gate.gate)
-app.command()(bisect.bisect)
-app.command()(history.history)
-app.command()(verify.verify)
-app.command()(calibrate.calibrate)
-app.command()(scaling.scaling)
-app.command()(claims.claims)
-app.command()(profile.profile)
-app.command()(tune.tune)
-app.command()(recommend.recommend)
-app.command()(explain.explain)
-app.command()(doctor.doctor)
-app.add_typer(catalog.app, name="list")
-app.add_typer(baseline.app, name="baseline")
-app.add_typer(suite.app, name="suite")
+for name in COMMANDS:
+    app.command()(getattr(import_module(f"attnbench.cli.{name}"), name))
+for name in GROUPS:
+    app.add_typer(import_module(f"attnbench.cli.{name}").app, name=name)
 
 
 def _version(value: bool) -> None:
     if value:
-        print(f"attnbench {attnbench.__version__}")
+        print(f"attnbench {__version__}")
         raise typer.Exit
 
 
@@ -87,13 +51,13 @@ def _version(value: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback does the work
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results alone.")] = False,
-    color: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    color: Annotated[str, typer.Option(help="Colour: auto, always or never.")] = "auto",
 ) -> None:
-    context.obj = {"verbose": verbose, "quiet": quiet, "color": color, "app": app}
+    context.obj = GlobalOptions(app=app, verbose=verbose, quiet=quiet, color=color)
 
 
 def main() -> None:
@@ -102,8 +66,8 @@ def main() -> None:
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line; gives the exit code."""
-    from attnbench.cli.defaults import default_map
+    """Run one command line; return the exit code."""
+    from attnbench.cli.config import default_map
 
     try:
         check_platform()

@@ -5,76 +5,72 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.options import MEASURING
+
+if TYPE_CHECKING:
+    from attnbench.engine.sweep import Request, Sweep
+    from attnbench.gate.bisect import StepOutcome
 
 
+@options.with_options(
+    options.SUITE, options.PROBLEM, options.ARMS,
+    options.ROUNDS.but(default="10", help="Number of rounds of a restart.", metavar="N"),
+    options.BUDGET.but(default="5m", help="Time limit of one step."),
+)  # fmt: skip
 def bisect(
     context: typer.Context,
-    good: Annotated[str, typer.Argument(help="A commit, branch or tag at which the case was fast.", metavar="GOOD")],
-    bad: Annotated[str, typer.Argument(help="A later one at which it is slow.", metavar="BAD")] = "HEAD",
+    request: Request,
+    good: Annotated[str, typer.Argument(help="Commit, branch or tag at which the case was fast.", metavar="GOOD")],
+    bad: Annotated[str, typer.Argument(help="Later commit at which it is slow.", metavar="BAD")] = "HEAD",
     case: Annotated[
-        str, typer.Option("--case", help="Label or id, as `gate` prints it; all that is asked for by default.")
+        str, typer.Option("--case", help="Label or id of the case, as printed by `gate`; all cases by default.")
     ] = "",
-    suite: options.Suite = None,
-    seq: options.Seq = None,
-    heads: options.Heads = None,
-    head_dim: options.HeadDim = None,
-    dtype: options.Dtype = None,
-    mask: options.Mask = None,
-    mode: options.ModeOption = None,
-    set_: options.Set = None,
-    backend: options.BackendOption = None,
-    device: options.DeviceOption = None,
-    rounds: Annotated[str, typer.Option(rich_help_panel=MEASURING, help="Rounds of a launch.", metavar="N")] = "10",
-    budget: Annotated[str, typer.Option(rich_help_panel=MEASURING, help="Of one step.", metavar="TIME")] = "5m",
 ) -> int:
-    """Gate GOOD against the commits between, halving what is left; a commit that cannot be judged is skipped."""
-    from attnbench import sweep
-    from attnbench.cli import progress
+    """Gate GOOD against the commits after it by bisection; a commit that cannot be judged is skipped."""
+    from attnbench.cli import running
     from attnbench.errors import Exit
     from attnbench.gate import bisect as study
-    from attnbench.gate import paired, trees
-    from attnbench.gate.bisect import Word
-    from attnbench.sweep import Request
-    from attnbench.units import parse_seconds
+    from attnbench.gate import trees
+    from attnbench.gate.bisect import StepOutcome
 
-    axes = options.axes(set_, seq=seq, heads=heads, head_dim=head_dim, dtype=dtype, mask=mask, mode=mode)
-    request = Request(
-        suites=tuple(suite or ()), axes=axes, backend=backend or "", device=device or "", budget="0", rounds=rounds
-    )
-    budget_s = parse_seconds(budget, "--budget") or float("inf")
     commits = study.commits(good, bad)
-    ready = sweep.ready(paired.request(request), default_suite=paired.DEFAULT_SUITE)
-    ready = paired.only(ready, case) if case else ready
+    ready, budget_s = running.prepare_gate(request, case)
+    quiet = options.global_options(context).quiet
 
-    def ask(commit: str) -> Word:
-        with (
-            tempfile.TemporaryDirectory(prefix="attnbench-") as folder, trees.of_ref(good) as base,
-            trees.of_ref(commit) as head, progress.observer("none", 0) as watcher,
-        ):  # fmt: skip
-            ended = paired.measure(
-                ready, base, head, directory=Path(folder) / "run", observer=watcher, budget_s=budget_s,
-                watch=lambda _: None,
-            )  # fmt: skip
-        word = study.word(ended.judged)
-        if not context.obj["quiet"]:
-            print(f"{word.value:<5} {trees.subject(commit)}", file=sys.stderr, flush=True)
-        return word
+    def judge(commit: str) -> StepOutcome:
+        return _judge(ready, good, commit, budget_s, quiet)
 
-    last = ask(commits[-1])
-    if last is not Word.BAD:
+    last = judge(commits[-1])
+    if last is not StepOutcome.BAD:
         print(f"{bad} is not slower than {good}: {last.value}; nothing to look for")
-        return Exit.INCONCLUSIVE if last is Word.SKIP else Exit.OK
-    found = study.search(commits, ask)
-    if found.first_bad:
-        print(f"first bad: {trees.subject(found.first_bad)}")
+        return Exit.INCONCLUSIVE if last is StepOutcome.SKIP else Exit.OK
+    result = study.search(commits, judge)
+    if result.first_bad:
+        print(f"first bad: {trees.subject(result.first_bad)}")
         return Exit.OK
-    print(f"the first bad one is among {len(found.suspects)}, of which all but the last cannot be judged:")
-    for commit in found.suspects:
-        print(f"  {trees.subject(commit)}")
+    print(f"the first bad commit is one of {len(result.suspects)}; all but the last cannot be judged:")
+    print(*(f"  {trees.subject(commit)}" for commit in result.suspects), sep="\n")
     return Exit.INCONCLUSIVE
+
+
+def _judge(ready: Sweep, good: str, commit: str, budget_s: float, quiet: bool) -> StepOutcome:
+    from attnbench.cli import progress
+    from attnbench.gate import bisect as study
+    from attnbench.gate import paired, trees
+
+    with (
+        tempfile.TemporaryDirectory(prefix="attnbench-") as folder, trees.of_ref(good) as base,
+        trees.of_ref(commit) as head, progress.observer("none", 0) as watcher,
+    ):  # fmt: skip
+        ended = paired.measure(
+            ready, base, head, directory=Path(folder) / "run", observer=watcher, budget_s=budget_s,
+            watch=lambda _: None,
+        )  # fmt: skip
+    word = study.step_outcome(ended.judgement)
+    if not quiet:
+        print(f"{word.value:<5} {trees.subject(commit)}", file=sys.stderr, flush=True)
+    return word

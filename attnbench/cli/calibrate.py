@@ -1,4 +1,4 @@
-"""`attnbench calibrate`: what this machine can do at most, and how far equal arms seem to differ on it."""
+"""`attnbench calibrate`: the peak rates of a device, and its noise floor."""
 
 from __future__ import annotations
 
@@ -10,88 +10,80 @@ import typer
 from attnbench.cli import options
 
 if TYPE_CHECKING:
-    from attnbench.arm import Device
-    from attnbench.ceilings import Ceilings
+    from attnbench.engine.sweep import Request
+    from attnbench.records.arm import Device
 
 
+@options.with_options(options.DEVICE)
 def calibrate(
     context: typer.Context,
-    device: options.DeviceOption = None,
+    request: Request,
     floor: Annotated[
-        bool, typer.Option("--floor", help="The noise floor instead: equal arms over relaunched workers.")
+        bool, typer.Option("--floor", help="Measure the noise floor instead: equal arms over restarted workers.")
     ] = False,
-    budget: Annotated[str, typer.Option(help="Time for --floor: 5m, 1h.", metavar="TIME")] = "5m",
-    show: Annotated[bool, typer.Option("--show", help="Print what is stored; measure nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object a device.")] = False,
+    budget: Annotated[str, typer.Option(help="Time limit of --floor: 5m, 1h.", metavar="TIME")] = "5m",
+    show: Annotated[bool, typer.Option("--show", help="Print the stored values and measure nothing.")] = False,
+    json_: options.Json = False,
 ) -> int:
-    """Measure the ceilings of a device: matrix products, memory, exp, launches. `run` then tells how near it comes."""
+    """Measure the peak rates of a device: matrix products, memory, exp, kernel launches; `run` compares with them."""
     from attnbench.studies import calibrate as study
 
-    chosen = study.devices(device or "")
+    devices = study.devices(request.device)
+    quiet = options.global_options(context).quiet
     if floor:
-        return _floor(chosen[0][0], budget, show=show, as_json=json_, quiet=context.obj["quiet"])
-    return _ceilings(chosen, show=show, as_json=json_, quiet=context.obj["quiet"])
+        return _floor(devices[0][0], budget, show=show, as_json=json_, quiet=quiet)
+    return _ceilings(devices, show=show, as_json=json_, quiet=quiet)
 
 
-def _ceilings(chosen: list[tuple[Device, tuple[str, ...]]], show: bool, as_json: bool, quiet: bool) -> int:
-    from attnbench import ceilings, host
+def _ceilings(devices: list[tuple[Device, tuple[str, ...]]], show: bool, as_json: bool, quiet: bool) -> int:
+    from attnbench.cli import output
     from attnbench.errors import Exit
+    from attnbench.machine import identity
+    from attnbench.records import ceilings
+    from attnbench.report.terminal import ceilings as report
     from attnbench.studies import calibrate as study
 
-    fingerprint, _ = host.fingerprint()
-    torch = host.packages().get("torch", "")
+    fingerprint, _ = identity.fingerprint()
+    torch = identity.packages().get("torch", "")
     measured = 0
-    for one, parts in chosen:
+    for device, parts in devices:
+        name = device.text
         if not show and not quiet:
-            print(f"calibrating {one.text} ...", file=sys.stderr, flush=True)
-        found = ceilings.load(fingerprint, one.text, torch) if show else study.measure(one, parts)
-        if found is None:
-            print(f"{one.text}: not calibrated yet: attnbench calibrate --device {one.text}", file=sys.stderr)
+            print(f"calibrating {name} ...", file=sys.stderr, flush=True)
+        result = ceilings.load(fingerprint, name, torch) if show else study.measure(device, parts)
+        if result is None:
+            print(f"{name}: not calibrated yet: attnbench calibrate --device {name}", file=sys.stderr)
             continue
-        if isinstance(found, str):
-            print(f"{one.text}: {found}", file=sys.stderr)
+        if isinstance(result, str):
+            print(f"{name}: {result}", file=sys.stderr)
             continue
         measured += 1
-        path = None if show else ceilings.save(fingerprint, found)
-        _print(found, as_json)
+        path = None if show else ceilings.save(fingerprint, result)
+        output.lines((report.record(result),), (*report.text(result), ""), as_json)
         if path and not quiet:
-            print(f"kept: {path}", file=sys.stderr)
+            print(f"saved: {path}", file=sys.stderr)
     return Exit.OK if measured else Exit.NOTHING_MEASURED
-
-
-def _print(found: Ceilings, as_json: bool) -> None:
-    import msgspec
-
-    from attnbench.report import ceilings as report
-
-    if as_json:
-        print(msgspec.json.encode(report.record(found)).decode())
-    else:
-        print("\n".join(report.text(found)), end="\n\n")
 
 
 def _floor(device: Device, budget: str, show: bool, as_json: bool, quiet: bool) -> int:
     import msgspec
 
-    from attnbench import floor, host
-    from attnbench.cli import progress
-    from attnbench.cli.running import interruptible
+    from attnbench.analysis import noise_floor
+    from attnbench.cli import output
+    from attnbench.cli.running import watched
     from attnbench.errors import Exit
-    from attnbench.report import ceilings as report
-    from attnbench.runner import Runner
+    from attnbench.machine import identity
+    from attnbench.report.terminal import ceilings as report
     from attnbench.studies import calibrate as study
 
-    fingerprint, _ = host.fingerprint()
+    fingerprint, _ = identity.fingerprint()
     if not show:
-        runners: list[Runner] = []
-        watcher = progress.observer("none" if quiet else "auto", study.floor_cases(device))
-        with watcher as seen, interruptible(runners):
-            new = study.equal_arms(device, budget, seen, runners.append)
-        path = floor.add(fingerprint, new)
+        with watched("none" if quiet else "auto", study.floor_cases(device)) as (watcher, watch):
+            new = study.equal_arms(device, budget, watcher, watch)
+        path = noise_floor.add(fingerprint, new)
         print(f"{len(new)} pairs of equal arms added to {path}", file=sys.stderr)
-    twins = floor.load(fingerprint, device.text)
-    for line in report.floor_text(device.text, twins) if not as_json else ():
-        print(line)
-    for one in floor.classes(twins) if as_json else ():
-        print(msgspec.json.encode({"type": "floor", "device": device.text, **msgspec.to_builtins(one)}).decode())
-    return Exit.OK if twins else Exit.NOTHING_MEASURED
+    pairs = noise_floor.load(fingerprint, device.text)
+    groups = noise_floor.classes(pairs) if as_json else ()
+    records = ({"type": "floor", "device": device.text, **msgspec.to_builtins(group)} for group in groups)
+    output.lines(records, report.noise_floor(device.text, pairs), as_json)
+    return Exit.OK if pairs else Exit.NOTHING_MEASURED

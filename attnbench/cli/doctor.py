@@ -1,6 +1,4 @@
-"""`attnbench doctor`: the machine, how noisy it is, what is installed and what is missing; fit to paste."""
-
-from __future__ import annotations
+"""`attnbench doctor`: the machine, its noise, installed and missing backends; short enough to paste."""
 
 from typing import Annotated
 
@@ -8,17 +6,17 @@ import typer
 
 
 def doctor(
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Without the noise check.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the noise check.")] = False,
 ) -> None:
-    """Print the machine card, a noise check, and every backend with the command that brings what is missing."""
-    from attnbench import checkup
+    """Print the machine card, a noise check, and every backend with the command that installs what is missing."""
+    from attnbench.studies.doctor import examine, text
 
-    report = checkup.examine(noise=not quick)
+    report = examine(noise=not quick)
     if json_:
         import msgspec
 
         print(msgspec.json.encode(report).decode())
         return
-    for line in checkup.text(report):
+    for line in text(report):
         print(line)

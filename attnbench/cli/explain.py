@@ -1,60 +1,30 @@
-"""`attnbench explain`: why a backend can or cannot run a case, and which kernel really runs."""
+"""`attnbench explain`: why a backend can or cannot run a case, and which kernel it runs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import options
 
+if TYPE_CHECKING:
+    from attnbench.engine.sweep import Request
 
+
+@options.with_options(options.PROBLEM, options.BACKEND.but(default="all"), options.DEVICE)
 def explain(
+    request: Request,
     case: Annotated[
-        str, typer.Argument(help="Id, or a unique part of the label, of a case of --run; else the options.")
+        str, typer.Argument(help="Case of --run: its id or a unique part of its label. Without it, the options count.")
     ] = "",
-    run: Annotated[str, typer.Option(help="The run that CASE is of.", metavar="RUN")] = "last",
-    seq: options.Seq = None,
-    seq_q: options.SeqQ = None,
-    seq_kv: options.SeqKv = None,
-    batch: options.Batch = None,
-    heads: options.Heads = None,
-    kv_heads: options.KvHeads = None,
-    head_dim: options.HeadDim = None,
-    head_dim_v: options.HeadDimV = None,
-    dtype: options.Dtype = None,
-    mask: options.Mask = None,
-    score: options.Score = None,
-    bias: options.Bias = None,
-    mode: options.ModeOption = None,
-    set_: options.Set = None,
-    backend: options.BackendOption = "all",
-    device: options.DeviceOption = None,
+    run: Annotated[str, typer.Option(help="Run that contains CASE.", metavar="RUN")] = "last",
 ) -> None:
-    """Say for each backend whether it runs a case, and why not; ask a worker which kernel it is."""
-    from attnbench import explanation
-    from attnbench.sweep import Request
+    """Say for each backend whether it runs a case, and why not; ask a worker which kernel it selects."""
+    import msgspec
 
-    axes = options.axes(
-        set_,
-        seq=seq,
-        seq_q=seq_q,
-        seq_kv=seq_kv,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        head_dim_v=head_dim_v,
-        dtype=dtype,
-        mask=mask,
-        score=score,
-        bias=bias,
-        mode=mode,
-    )
-    request = Request(axes=axes, backend=backend or "all", device=device or "", budget="0")
-    if case:
-        for line in explanation.of_stored(case, run):
-            print(line)
-        return
-    for line in explanation.of_request(request):
+    from attnbench.studies.explain import of_request, of_stored
+
+    lines = of_stored(case, run) if case else of_request(msgspec.structs.replace(request, budget="0"))
+    for line in lines:
         print(line)

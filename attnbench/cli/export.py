@@ -1,33 +1,33 @@
 """`attnbench export`: a run in the format of another tool."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from attnbench.cli import options
+
 
 def export(
-    run: Annotated[str, typer.Argument(help="Run directory, its name, or `last`.")] = "last",
+    run: options.RunName = "last",
     to: Annotated[
         str,
         typer.Option(
             "--to",
-            help="csv, json, parquet, md, latex, github-action-benchmark, bencher, pytest-benchmark, asv, tensorboard, "
-            "wandb.",
+            help="Format: csv, json, parquet, md, latex, github-action-benchmark, bencher, pytest-benchmark, asv, "
+            "tensorboard, wandb.",
             metavar="FORMAT",
         ),
     ] = "json",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A file, or a folder for asv, tensorboard and wandb; stdout by default."),
+        typer.Option("--out", "-o", help="Output file, or folder for asv, tensorboard and wandb; stdout by default."),
     ] = None,
 ) -> int:
     """Print a stored run in the format of another tool, or write it to a file."""
     from attnbench import api
     from attnbench.errors import Exit
-    from attnbench.report import export as report
+    from attnbench.report.formats import export as report
 
     report.check(to, out)
     stored = api.load(run)

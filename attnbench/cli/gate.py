@@ -1,4 +1,4 @@
-"""`attnbench gate`: is head slower than base? With verdicts, an exit code, and what CI wants to read."""
+"""`attnbench gate`: compare head with base, with verdicts, an exit code, and reports for CI."""
 
 from __future__ import annotations
 
@@ -11,241 +11,194 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.options import ARMS, CHOOSING, MEASURING, OUTPUT
+from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
-    from attnbench.gate.judgement import Judged
-    from attnbench.gate.paired import Ended
-    from attnbench.gate.trees import Side
-    from attnbench.store import Run
-    from attnbench.sweep import Request
-
-BASE = "Base"
+    from attnbench.engine.sweep import Request
+    from attnbench.gate.judgement import GateVerdicts
+    from attnbench.gate.paired import GateRun
+    from attnbench.gate.trees import Revision
+    from attnbench.records.run_directory import Run
 
 
+class Base(OptionGroup, frozen=True, kw_only=True):
+    """What head is compared with."""
+
+    base_ref: Annotated[str, option("--base-ref", help="Base: a commit, branch or tag.", metavar="REF")] = ""
+    base_path: Annotated[Path | None, option("--base-path", help="Base: another folder.", metavar="DIR")] = None
+    base_python: Annotated[str, option("--base-python", help="Base: another environment.", metavar="PYTHON")] = ""
+    baseline: Annotated[str, option(help="Compare two stored runs instead: a run, or a name.", metavar="RUN|NAME")] = ""
+    noop: Annotated[bool, option("--noop", help="Compare head with itself: shows what this machine can detect.")] = (
+        False
+    )
+
+    @property
+    def flags(self) -> list[str]:
+        """The options that name a base to measure."""
+        values = {
+            "--base-ref": self.base_ref, "--base-path": self.base_path, "--base-python": self.base_python,
+            "--noop": self.noop,
+        }  # fmt: skip
+        return [name for name, value in values.items() if value]
+
+
+class Reports(OptionGroup, frozen=True, kw_only=True):
+    """What is printed and written, and the exit code of an undecided case."""
+
+    inconclusive: Annotated[
+        str, option(help="fail: exit with 3 if a case stays undecided; ok: exit with 0.", metavar="fail|ok")
+    ] = "fail"
+    everything: Annotated[bool, option("--all", help="Show unchanged cases too.")] = False
+    json_: options.Json = False
+    markdown: Annotated[Path | None, option(help="Write a pull-request comment.", metavar="FILE")] = None
+    junit: Annotated[Path | None, option(help="Write JUnit XML.", metavar="FILE")] = None
+    gitlab: Annotated[Path | None, option(help="Write a GitLab code quality report.", metavar="FILE")] = None
+    github: Annotated[bool, option("--github", help="Print GitHub annotations and write the step summary.")] = False
+    history_: Annotated[Path | None, option("--history", help="Append head's times to this file.", metavar="FILE")] = (
+        None
+    )
+
+
+@options.with_options(
+    options.SUITES.but(
+        metavar="[SUITE]...|RUN", help="Suites to measure, `ci` by default; or the run of a gate, to judge it again."
+    ),
+    options.PROBLEM, options.BACKEND,
+    options.DEVICE.but(help="Devices; cpu:threads=1 or cuda:0 by default."),
+    options.BUDGET.but(default="15m", help="Time after which no further restart begins."),
+    options.ROUNDS.but(default="10", help="Number of rounds of a restart.", metavar="N"),
+    options.TIMEOUT, options.SEED, options.ONLY, options.SKIP,
+)  # fmt: skip
 def gate(
     context: typer.Context,
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SUITE]...|RUN", help="What to measure, `ci` by default; or the run of a gate, judged again."
-        ),
-    ] = None,
-    base_ref: Annotated[
-        str, typer.Option("--base-ref", rich_help_panel=BASE, help="Commit, branch or tag.", metavar="REF")
-    ] = "",
-    base_path: Annotated[
-        Path | None, typer.Option("--base-path", rich_help_panel=BASE, help="Another folder.", metavar="DIR")
-    ] = None,
-    base_python: Annotated[
-        str, typer.Option("--base-python", rich_help_panel=BASE, help="Another environment.", metavar="PYTHON")
-    ] = "",
-    baseline: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=BASE, help="Compare two stored runs instead: a run, or a name.", metavar="RUN|NAME"
-        ),
-    ] = "",
-    noop: Annotated[
-        bool, typer.Option("--noop", rich_help_panel=BASE, help="Head against itself: what this machine can tell.")
-    ] = False,
-    seq: options.Seq = None,
-    batch: options.Batch = None,
-    heads: options.Heads = None,
-    kv_heads: options.KvHeads = None,
-    head_dim: options.HeadDim = None,
-    dtype: options.Dtype = None,
-    mask: options.Mask = None,
-    score: options.Score = None,
-    bias: options.Bias = None,
-    mode: options.ModeOption = None,
-    set_: options.Set = None,
-    backend: options.BackendOption = None,
-    device: Annotated[
-        str, typer.Option("--device", rich_help_panel=ARMS, help="cpu:threads=1 or cuda:0 by default.", metavar="LIST")
-    ] = "",
-    budget: Annotated[
-        str, typer.Option(rich_help_panel=MEASURING, help="No further launches begin after it.", metavar="TIME")
-    ] = "15m",
-    rounds: Annotated[str, typer.Option(rich_help_panel=MEASURING, help="Rounds of a launch.", metavar="N")] = "10",
-    timeout: Annotated[
-        str, typer.Option(rich_help_panel=MEASURING, help="For each phase of a case.", metavar="TIME")
-    ] = "60s",
-    seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of inputs and of the order.", metavar="N")] = 0,
-    case: Annotated[
-        str, typer.Option("--case", rich_help_panel=CHOOSING, help="One alone: its label or id.", metavar="CASE")
-    ] = "",
-    only: Annotated[
-        list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Drop these: backend=flex.", metavar="KEY=VALUES")
-    ] = None,
-    inconclusive: Annotated[
-        str, typer.Option(help="fail: exit 3 where a case stays open; ok: exit 0.", metavar="fail|ok")
-    ] = "fail",
-    out: Annotated[Path | None, typer.Option("--out", "-o", rich_help_panel=OUTPUT, help="Run directory.")] = None,
-    everything: Annotated[bool, typer.Option("--all", rich_help_panel=OUTPUT, help="Unchanged cases too.")] = False,
-    json_: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON object a line.")] = False,
-    markdown: Annotated[
-        Path | None, typer.Option(rich_help_panel=OUTPUT, help="A comment for a pull request.", metavar="FILE")
-    ] = None,
-    junit: Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="JUnit XML.", metavar="FILE")] = None,
-    gitlab: Annotated[
-        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Code quality report of GitLab.", metavar="FILE")
-    ] = None,
-    github: Annotated[
-        bool, typer.Option("--github", rich_help_panel=OUTPUT, help="Annotations, and the step summary.")
-    ] = False,
-    history_: Annotated[
-        Path | None,
-        typer.Option("--history", rich_help_panel=OUTPUT, help="Append head's times to this trend.", metavar="FILE"),
-    ] = None,
-    progress_: Annotated[
-        str, typer.Option("--progress", rich_help_panel=OUTPUT, help="auto, bar, lines or none.", metavar="STYLE")
-    ] = "auto",
+    request: Request,
+    base: Base,
+    reports: Reports,
+    case: Annotated[str, option("--case", help="One case: its label or id.", metavar="CASE")] = "",
+    out: Annotated[Path | None, option("--out", "-o", help="Run directory.")] = None,
+    progress_: options.Progress = "auto",
 ) -> int:
-    """Measure base and head side by side over relaunched workers, confirm what looks changed, and say so.
+    """Measure base and head side by side over restarted workers, and confirm apparent changes on fresh restarts.
 
     Exit codes: 0 ok, 1 regressed, 3 inconclusive, 4 not comparable, 5 wrong, failed or vanished, 6 nothing measured.
     """
-    from attnbench import api
     from attnbench.errors import Exit, UsageError
-    from attnbench.gate import history, judgement
-    from attnbench.gate import stored as rule
-    from attnbench.report import gate as report
-    from attnbench.sweep import Request
+    from attnbench.gate import history
+    from attnbench.report.terminal import gate_verdicts as report
 
-    if inconclusive not in ("fail", "ok"):
-        raise UsageError(f"--inconclusive {inconclusive}: fail or ok")
-    stored = _stored(suites)
+    if reports.inconclusive not in ("fail", "ok"):
+        raise UsageError(f"--inconclusive {reports.inconclusive}: fail or ok")
     interrupted = False
-    if stored:
-        if base_ref or base_path or base_python or noop:
-            raise UsageError(f"{stored} is a run that was measured: a base is given for what is to be measured")
-        run: Run = api.load(stored)
-        if baseline:
-            judged = rule.against(run, rule.base_of(baseline, run.manifest.fingerprint))
-        else:
-            judged = judgement.judge(run)
-    elif baseline:
-        raise UsageError(f"--baseline {baseline}: against which run? attnbench gate RUN --baseline {baseline}")
+    if stored := _stored(request.suites):
+        run, judged = _judged_again(stored, base)
+    elif base.baseline:
+        name = base.baseline
+        raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
-        axes = options.axes(
-            set_, seq=seq, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, mask=mask,
-            score=score, bias=bias, mode=mode,
-        )  # fmt: skip
-        request = Request(
-            suites=tuple(suites or ()), axes=axes, backend=backend or "", device=device, budget="0", rounds=rounds,
-            timeout=timeout, seed=seed, only=tuple(only or ()), skip=tuple(skip or ()),
-        )  # fmt: skip
-        with _base(base_ref, base_path, base_python, noop) as base:
-            ended = _measure(request, case, base, out, budget, "none" if context.obj["quiet"] else progress_)
-        run, judged, interrupted = ended.run, ended.judged, ended.interrupted
-    code = report.exit_code(judged, inconclusive == "ok")
-    _print(run, judged, code, as_json=json_, everything=everything or noop)
-    _files(run, judged, markdown, junit, gitlab, github)
-    if history_:
-        history.append(history_, history.point(run))
-    if noop and not json_:
+        style = options.global_options(context).progress(progress_)
+        ended = _measure(request, case, base, out, style)
+        run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
+    code = report.exit_code(judged, reports.inconclusive == "ok")
+    _print(run, judged, code, as_json=reports.json_, everything=reports.everything or base.noop)
+    _write(run, judged, reports)
+    if reports.history_:
+        history.append(reports.history_, history.point(run))
+    if base.noop and not reports.json_:
         print(f"\n{report.reach(judged)}")
     print(f"run: {run.path}", file=sys.stderr)
     return Exit.INTERRUPTED if interrupted else code
 
 
-def _stored(names: list[str] | None) -> str:
-    """The name of a run, where one was given and no suite."""
-    from attnbench import store
+def _stored(names: tuple[str, ...]) -> str:
+    """The name of a run, where a run was given and no suite."""
+    from attnbench.records import run_directory
 
-    if names and len(names) == 1:
-        for path in (Path(names[0]), store.results_root() / names[0]):
-            if (path / store.MANIFEST).is_file():
+    if len(names) == 1:
+        for path in (Path(names[0]), run_directory.results_root() / names[0]):
+            if (path / run_directory.MANIFEST).is_file():
                 return names[0]
         if names[0] == "last":
             return "last"
     return ""
 
 
-def _base(ref: str, path: Path | None, python: str, noop: bool) -> AbstractContextManager[Side]:
+def _judged_again(name: str, base: Base) -> tuple[Run, GateVerdicts]:
+    from attnbench import api
+    from attnbench.errors import UsageError
+    from attnbench.gate import judgement
+    from attnbench.gate import stored as rule
+
+    if base.flags:
+        raise UsageError(f"{base.flags[0]}: {name} is a stored run; a base is only for suites that are to be measured")
+    run = api.load(name)
+    if base.baseline:
+        return run, rule.against(run, rule.base_of(base.baseline, run.manifest.fingerprint))
+    return run, judgement.judge(run)
+
+
+def _side(base: Base) -> AbstractContextManager[Revision]:
     from attnbench.errors import UsageError
     from attnbench.gate import trees
 
-    given = [name for name, value in (("--base-ref", ref), ("--base-path", path), ("--base-python", python)) if value]
-    given += ["--noop"] if noop else []
-    if len(given) != 1:
-        said = f"{' and '.join(given)} name the base twice" if given else "no base"
-        raise UsageError(f"{said}: give one of --base-ref REF, --base-path DIR, --base-python PYTHON, --noop")
-    if ref:
-        return trees.of_ref(ref)
-    if path:
-        return nullcontext(trees.of_path(path))
-    return nullcontext(trees.of_python(python) if python else trees.head())
+    if len(base.flags) != 1:
+        problem = f"{' and '.join(base.flags)} name the base twice" if base.flags else "no base"
+        raise UsageError(f"{problem}: give one of --base-ref REF, --base-path DIR, --base-python PYTHON, --noop")
+    if base.base_ref:
+        return trees.of_ref(base.base_ref)
+    if base.base_path:
+        return nullcontext(trees.of_path(base.base_path))
+    return nullcontext(trees.of_python(base.base_python) if base.base_python else trees.head())
 
 
-def _measure(request: Request, case: str, base: Side, out: Path | None, budget: str, style: str) -> Ended:
+def _measure(request: Request, case: str, base: Base, out: Path | None, style: str) -> GateRun:
     from datetime import UTC, datetime
 
-    from attnbench import store, sweep
-    from attnbench.cli import progress, running
+    from attnbench.cli import running
     from attnbench.gate import paired, trees
-    from attnbench.runner import Runner
-    from attnbench.units import parse_seconds
+    from attnbench.records import run_directory
 
-    budget_s = parse_seconds(budget, "--budget") or float("inf")
-    ready = sweep.ready(paired.request(request), default_suite=paired.DEFAULT_SUITE)
-    ready = paired.only(ready, case) if case else ready
-    where = out or store.new_directory(
-        store.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
+    ready, budget_s = running.prepare_gate(request, case)
+    where = out or run_directory.new_directory(
+        run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
     )
-    runners: list[Runner] = []
-    launches = ready.terms.launches
-    with (
-        progress.observer(style, paired.results_expected(ready) * launches) as watcher,
-        running.interruptible(runners),
-    ):
+    total = paired.results_expected(ready) * ready.settings.restarts
+    with _side(base) as side, running.watched(style, total) as (watcher, watch):
         return paired.measure(
-            ready, base, trees.head(), directory=where, observer=watcher, budget_s=budget_s, watch=runners.append,
-            command=["attnbench", *sys.argv[1:]],
+            ready, side, trees.head(), directory=where, observer=watcher, budget_s=budget_s, watch=watch,
+            command=running.command(),
         )  # fmt: skip
 
 
-def _print(run: Run, judged: Judged, code: int, *, as_json: bool, everything: bool) -> None:
+def _print(run: Run, judged: GateVerdicts, code: int, *, as_json: bool, everything: bool) -> None:
+    from attnbench.cli import output
     from attnbench.errors import Exit
-    from attnbench.report import gate as report
-    from attnbench.report import jsonl
-    from attnbench.report.table import columns
+    from attnbench.report.terminal import gate_verdicts as report
+    from attnbench.report.terminal.text_layout import terminal_width
 
-    if as_json:
-        for one in judged.verdicts:
-            print(jsonl.line(report.record(one)))
-        print(jsonl.line(report.summary(run, judged, Exit(code))))
-        return
-    for line in report.text(run, judged, columns(), everything):
-        print(line)
+    records = (*map(report.record, judged.verdicts), report.summary(run, judged, Exit(code)))
+    output.lines(records, report.text(run, judged, terminal_width(), everything), as_json)
 
 
-def _files(
-    run: Run, judged: Judged, markdown: Path | None, junit: Path | None, gitlab: Path | None, github: bool
-) -> None:
+def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
     from attnbench.errors import StoreError
-    from attnbench.report import ci
-    from attnbench.report import gate as report
+    from attnbench.report.formats import gate_comment, github_annotations, gitlab_code_quality
+    from attnbench.report.formats import junit as junit_format
 
-    summary = os.environ.get("GITHUB_STEP_SUMMARY") if github else None
-    written = (
-        (markdown, report.markdown(run, judged)),
-        (junit, ci.junit(judged, run.manifest.suite)),
-        (gitlab, ci.gitlab(judged, run.manifest.suite)),
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if reports.github else None
+    texts = (
+        (reports.markdown, gate_comment.markdown(run, judged)),
+        (reports.junit, junit_format.xml(judged, run.manifest.suite)),
+        (reports.gitlab, gitlab_code_quality.json(judged, run.manifest.suite)),
     )
     try:
-        for path, text in written:
+        for path, text in texts:
             if path:
                 path.write_text(text, encoding="utf-8")
         if summary:
             with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(report.markdown(run, judged, report.SUMMARY_MOST))
+                file.write(gate_comment.markdown(run, judged, gate_comment.MAX_SUMMARY))
     except OSError as error:
         raise StoreError(f"cannot write {error.filename}: {error.strerror}") from error
-    if github:
-        for line in ci.commands(judged):
+    if reports.github:
+        for line in github_annotations.commands(judged):
             print(line)

@@ -1,160 +1,334 @@
-"""Options that several commands share, in the panels of `run`."""
+"""One record for each option that several commands share; the parameters of the commands follow from the records.
+
+`with_options(PROBLEM, ARMS, SEED)` gives a command these options, and one Request of their values. Everything here is
+imported by `attnbench --help`: no numpy, and the packages that completion needs are imported when it runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 
+import msgspec
 import typer
 
 from attnbench.errors import UsageError
+from attnbench.suite.keys import AXES
 
-PROBLEM, ARMS, MEASURING, CHOOSING, OUTPUT = "Problem", "Arms", "Measuring", "Choosing", "Output"
+if TYPE_CHECKING:
+    from attnbench.engine.sweep import Request
 
-# Completion offers static names: looking backends up would import packages.
-_BIASES = ("none", "alibi", "t5", "xl", "shaw:", "span:", "edge:")
-_MASKS = ("none", "causal", "window:", "causal+window:", "prefix:", "document:", "padding:")
-_DTYPES = ("fp32", "tf32", "fp16", "bf16", "fp8_e4m3")
-_MODES = ("fwd", "bwd", "fwd_bwd")
-_DEVICES = ("cpu", "cpu:threads=1", "cpu:isa=avx2", "cuda:0")
-_BACKENDS = (
-    "auto",
-    "all",
-    "naive",
-    "sdpa",
-    "sdpa:math",
-    "sdpa:flash",
-    "sdpa:efficient",
-    "sdpa:cudnn",
-    "flex",
-    "flex:eager",
-    "xformers",
-    "flash-attn:2",
-    "flash-attn:3",
-    "flash-attn:4",
-    "triton",
-    "triton:portable",
-    "triton:descriptors",
-    "triton:hopper",
-)
+T = TypeVar("T")
+Parameters = Iterator[inspect.Parameter]
+# From the strongest source to the weakest: these are the names of Typer's enumeration.
+_SOURCES = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
 
 
-def _offer(names: Sequence[str]) -> object:
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One option, by the field of Request that it fills."""
+
+    name: str  # of the parameter; a configuration file has it as a key
+    help: str
+    kind: object = str | None  # the type of the parameter
+    default: object = None
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()  # as typed; by default the name with hyphens
+    names: Callable[[], Iterable[str]] | None = None  # values that completion offers
+    older: str = ""  # a former name, accepted and hidden in the help
+    argument: bool = False  # given by position
+
+    def info(self) -> object:
+        """The description of the option for Typer, used in `Annotated`."""
+        if self.argument:
+            return typer.Argument(metavar=self.metavar, help=self.help)
+        flags = self.flags or (f"--{self.name.replace('_', '-')}",)
+        return option(*flags, help=self.help, metavar=self.metavar, names=self.names)
+
+    def parameters(self) -> Parameters:
+        """What Typer builds the option from."""
+        yield _parameter(self.name, operator.getitem(Annotated, (self.kind, self.info())), self.default)
+        if self.older:
+            older = operator.getitem(Annotated, (self.kind, typer.Option(hidden=True)))
+            yield _parameter(self.older, older, None)
+
+    def but(self, **changes: object) -> Option:
+        """The same option with other words or another default."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def option(
+    *flags: str, help: str, metavar: str | None = None, names: Callable[[], Iterable[str]] | None = None,  # noqa: A002
+) -> object:  # fmt: skip
+    """The description of an option for Typer, used in `Annotated`."""
+    return typer.Option(*flags, help=help, metavar=metavar, autocompletion=completion(names) if names else None)
+
+
+def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Complete the last item of a comma list."""
+
     def complete(incomplete: str) -> list[str]:
         done, comma, last = incomplete.rpartition(",")
-        return [done + comma + name for name in names if name.startswith(last)]
+        return [done + comma + name for name in names() if name.startswith(last)]
 
     return complete
 
 
-def _option(*names: str, panel: str, help: str, offer: Sequence[str] = (), metavar: str = "") -> object:  # noqa: A002
-    return typer.Option(
-        *names,
-        rich_help_panel=panel,
-        help=help,
-        autocompletion=_offer(offer) if offer else None,  # type: ignore[arg-type]
-        metavar=metavar or None,
-    )
+def _parameter(name: str, annotation: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-Suites = Annotated[
-    list[str] | None, typer.Argument(metavar="[SUITE]...", help="Shipped suites or paths; see `attnbench list suites`.")
-]
-Suite = Annotated[
-    list[str] | None, _option("--suite", panel=PROBLEM, help="The same as the argument.", metavar="SUITE")
-]
-Seq = Annotated[
-    str | None, _option("--seq", panel=PROBLEM, help="Lengths of self-attention: 512..16384, 1k,4k.", metavar="LIST")
-]
-SeqQ = Annotated[str | None, _option("--seq-q", panel=PROBLEM, help="Query lengths.", metavar="LIST")]
-SeqKv = Annotated[str | None, _option("--seq-kv", panel=PROBLEM, help="Key lengths.", metavar="LIST")]
-Batch = Annotated[str | None, _option("--batch", panel=PROBLEM, help="Sequences in a batch.", metavar="LIST")]
-Tokens = Annotated[
-    str | None, _option("--tokens", panel=PROBLEM, help="Constant batch x seq instead of --batch.", metavar="N")
-]
-Heads = Annotated[str | None, _option("--heads", panel=PROBLEM, help="Query heads.", metavar="LIST")]
-KvHeads = Annotated[str | None, _option("--kv-heads", panel=PROBLEM, help="Key and value heads (GQA).", metavar="LIST")]
-HeadDim = Annotated[str | None, _option("--head-dim", panel=PROBLEM, help="Width of a head.", metavar="LIST")]
-HeadDimV = Annotated[str | None, _option("--head-dim-v", panel=PROBLEM, help="Width of a value head.", metavar="LIST")]
-Dtype = Annotated[
-    str | None, _option("--dtype", panel=PROBLEM, help=", ".join(_DTYPES) + ".", offer=_DTYPES, metavar="LIST")
-]
-Mask = Annotated[
-    str | None,
-    _option("--mask", panel=PROBLEM, help="none, causal, causal+window:512 ...", offer=_MASKS, metavar="LIST"),
-]
-Score = Annotated[
-    str | None,
-    _option("--score", panel=PROBLEM, help="dot:softcap=30, cosine, additive, file.py:fn ...", metavar="LIST"),
-]
-Bias = Annotated[
-    str | None,
-    _option("--bias", panel=PROBLEM, help="none, alibi, t5, xl, shaw:16 ...", offer=_BIASES, metavar="LIST"),
-]
-ModeOption = Annotated[
-    str | None, _option("--mode", panel=PROBLEM, help="fwd, bwd, fwd_bwd.", offer=_MODES, metavar="LIST")
-]
-Set = Annotated[
-    list[str] | None,
-    _option("--set", panel=PROBLEM, help="Any other suite key: weighting=hard:topk=32.", metavar="KEY=VALUES"),
-]
-BackendOption = Annotated[
-    str | None,
-    _option(
-        "--backend",
-        "-b",
-        panel=ARMS,
-        help="auto, all, names, my_kernel.py:attend. A name given twice is two arms.",
-        offer=_BACKENDS,
-        metavar="LIST",
+def _backend_names() -> Sequence[str]:
+    from attnbench import backends
+
+    return ("auto", "all", *backends.names())
+
+
+def _device_names() -> Sequence[str]:
+    from attnbench.machine import hardware
+    from attnbench.records.arm import CPU_ISAS
+
+    return (*hardware.devices(), "cpu:threads=1", *(f"cpu:isa={isa}" for isa in CPU_ISAS))
+
+
+def _input_names() -> Sequence[str]:
+    from attnbench.attention.inputs import DISTRIBUTIONS, FILE
+
+    return (*DISTRIBUTIONS, FILE)
+
+
+def _metric_names() -> Sequence[str]:
+    from attnbench.analysis.metrics import GROUPS, METRICS
+
+    return (*GROUPS, *METRICS)
+
+
+def _filter_names() -> Sequence[str]:
+    from attnbench.suite import filters
+
+    return tuple(f"{key}=" for key in filters.filter_keys())
+
+
+def _set_names() -> Sequence[str]:
+    return tuple(f"{axis.name}=" for axis in AXES.values() if not axis.option)
+
+
+def _text(
+    name: str, metavar: str, summary: str, default: str = "", names: Callable[[], Iterable[str]] | None = None
+) -> Option:
+    return Option(name=name, help=summary, kind=str, default=default, metavar=metavar, names=names)
+
+
+def _repeatable(name: str, metavar: str, summary: str, names: Callable[[], Iterable[str]] | None = None) -> Option:
+    return Option(name=name, help=summary, kind=list[str] | None, metavar=metavar, names=names)
+
+
+SUITES = _repeatable("suites", "[SUITE]...", "Shipped suites or paths; see `attnbench list suites`.").but(argument=True)
+SUITE = _repeatable("suite", "SUITE", "Same as the argument SUITE.")
+SET = _repeatable("set_", "KEY=VALUES", "Any other suite key: weighting=hard:topk=32.", _set_names).but(
+    flags=("--set",)
+)
+PROBLEM = (
+    *(
+        Option(name=axis.name, help=axis.summary, metavar=axis.metavar, names=axis.names)
+        for axis in AXES.values()
+        if axis.option
     ),
-]
-Reference = Annotated[
-    str, _option("--reference", panel=ARMS, help="Backend that speed-ups are against.", offer=_BACKENDS, metavar="NAME")
-]
-DeviceOption = Annotated[
-    str | None,
-    _option(
-        "--device", panel=ARMS, help="cpu, cpu:threads=1, cpu:isa=avx2, cuda:0 ...", offer=_DEVICES, metavar="LIST"
-    ),
-]
+    SET,
+)
+BACKEND = Option(
+    name="backend", flags=("--backend", "-b"), metavar="LIST", names=_backend_names,
+    help="Backends: auto, all, names, my_kernel.py:attend. A name given twice is two arms.",
+)  # fmt: skip
+DEVICE = Option(
+    name="device", help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0 ...", metavar="LIST", names=_device_names
+)
+ARMS = (BACKEND, DEVICE)
+REFERENCE = _text("reference", "NAME", "Backend that speed-ups are relative to.", "naive", _backend_names)
+BUDGET = _text("budget", "TIME", "Time limit of the command: 45s, 5m; 0 for none.")
+ROUNDS = _text("rounds", "LO..HI", "Minimum and maximum number of rounds.", "5..30")
+RESTARTS = Option(
+    name="restarts", older="launches", help="Number of worker restarts.", kind=int, default=1, metavar="N"
+)
+TIMEOUT = _text("timeout", "TIME", "Time limit of each phase of a case.", "60s")
+MEM_LIMIT = _text("mem_limit", "SIZE", "Memory limit: 80% of free memory, or 8GiB.", "80%")
+TIMING = _text(
+    "timing", "MODE", "Timer: wall, events, graph, cupti, or all.",
+    names=lambda: ("wall", "events", "graph", "cupti", "all"),
+)  # fmt: skip
+CACHE = _text("cache", "STATE", "State of the caches before each call: cold or warm.", names=lambda: ("cold", "warm"))
+REL_CI = _text("rel_ci", "SHARE", "Stop when the half-width of the interval is within this share.", "2%")
+SEED = Option(name="seed", help="Random seed for inputs and order.", kind=int, default=0, metavar="N")
+INPUTS = _text(
+    "inputs", "NAME", "Distribution of inputs: normal, uniform, outlier, large, sink, zeros, file:x.safetensors.",
+    "normal", _input_names,
+)  # fmt: skip
+PROFILE = Option(
+    name="profile", help="Profile each case after its rounds; store the traces in the run.", kind=bool, default=False,
+    flags=("--profile",),
+)  # fmt: skip
+ONLY = _repeatable("only", "KEY=VALUES", "Keep matching cases: seq=..4k.", _filter_names)
+SKIP = _repeatable("skip", "KEY=VALUES", "Drop matching cases: backend=flex.", _filter_names)
+SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this share, for a small machine: 0.25.")
+SHARD = _text("shard", "K/N", "Run one part of all cases: 3/8.")
+METRICS = _text(
+    "metrics", "LIST",
+    "Columns after the table: memory, roofline, energy, timers, errors, once, or names of `list metrics`.",
+    names=_metric_names,
+)  # fmt: skip
+TAG = _repeatable("tag", "KEY=VALUE", "Store this tag with the run.")
 
-_METRICS = ("memory", "roofline", "energy", "timers", "errors", "once")
-Metrics = Annotated[
-    str,
-    _option(
-        "--metrics",
-        panel=OUTPUT,
-        help="Columns after the table: memory, roofline, energy, timers, errors, once, or any of `list metrics`.",
-        offer=_METRICS,
-        metavar="LIST",
-    ),
-]
-_INPUTS = ("normal", "uniform", "outlier", "large", "sink", "zeros", "peaked", "file:")
-Inputs = Annotated[
-    str,
-    _option(
-        "--inputs",
-        panel=MEASURING,
-        help="Distribution: normal, uniform, outlier, large, sink, zeros, file:x.safetensors.",
-        offer=_INPUTS,
-        metavar="NAME",
-    ),
-]
+# Options that fill no field of Request.
+Json = Annotated[bool, option("--json", help="Print one JSON object per line.")]
+Format = Annotated[str, option("--format", help="Output format: table, md, csv, jsonl.", metavar="FORMAT")]
+Progress = Annotated[str, option("--progress", help="Progress display: auto, bar, lines or none.", metavar="STYLE")]
+RunName = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.")]
+Only = Annotated[list[str] | None, ONLY.info()]
+Skip = Annotated[list[str] | None, SKIP.info()]
+Metrics = Annotated[str, METRICS.info()]
+Set = Annotated[list[str] | None, SET.info()]
 
 
-def axes(set_: Sequence[str] | None = None, **given: str | None) -> dict[str, str]:
-    """The problem options that were given, by suite key; `--set` adds any other key."""
-    flags = {name: value for name, value in given.items() if value is not None}
-    return flags | {key.replace("-", "_"): value for key, value in pairs(set_, "--set").items()}
+class OptionGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of one command that it receives as one object; a field is `Annotated` with an `option`."""
 
 
-def pairs(items: Sequence[str] | None, option: str) -> dict[str, str]:
+class RunOptions(OptionGroup, frozen=True, kw_only=True):
+    """How `run` is started and shown; none of it changes a measured value."""
+
+    dry_run: Annotated[bool, option("--dry-run", help="Print the plan and measure nothing.")] = False
+    fail_fast: Annotated[bool, option("--fail-fast", help="Stop at the first failure.")] = False
+    strict: Annotated[bool, option("--strict", help="Exit with 5 for oom, skipped and unavailable cases too.")] = False
+    out: Annotated[Path | None, option("--out", "-o", help="Run directory; an existing one is continued.")] = None
+    resume: Annotated[str, option(help="Continue this run, or `last`.", metavar="RUN")] = ""
+    retry_failed: Annotated[bool, option("--retry-failed", help="Measure failed cases again.")] = False
+    force: Annotated[bool, option("--force", help="Continue although the machine has changed.")] = False
+    format_: Format = "table"
+    json_: Annotated[bool, option("--json", help="Print JSON Lines on stdout.")] = False
+    no_save: Annotated[bool, option("--no-save", help="Keep no run directory.")] = False
+    report: Annotated[bool, option("--report", help="Write the report too.")] = False
+    progress: Progress = "auto"
+
+    @property
+    def format(self) -> str:
+        """The output format; `--json` is JSON Lines."""
+        return "jsonl" if self.json_ else self.format_
+
+
+class GlobalOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options before the command, and the application that parsed them."""
+
+    app: typer.Typer
+    verbose: bool = False
+    quiet: bool = False
+    color: str = "auto"
+
+    def progress(self, style: str) -> str:
+        return "none" if self.quiet else style
+
+
+def global_options(context: typer.Context) -> GlobalOptions:
+    """The options before the command."""
+    shared = context.obj
+    assert isinstance(shared, GlobalOptions)
+    return shared
+
+
+def with_options(*options: Option | Sequence[Option]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a command these options as `request`, and the options of its OptionGroups as these objects."""
+    flat = [item for group in options for item in ((group,) if isinstance(group, Option) else group)]
+
+    def decorate(command: Callable[..., T]) -> Callable[..., T]:
+        names = inspect.signature(command).parameters
+        hints = get_type_hints(command, localns={"Request": object}, include_extras=True)
+        groups = {
+            name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, OptionGroup)
+        }
+
+        @wraps(command)
+        def call(context: typer.Context, **values: object) -> T:
+            objects: dict[str, object] = {"context": context}
+            if "request" in names:
+                objects["request"] = _request(flat, context, values)
+            for name, group in groups.items():
+                objects[name] = group(**{field: values[field] for field in group.__struct_fields__})
+            return command(**{name: objects[name] if name in objects else values[name] for name in names})
+
+        parameters = list(_parameters(names, hints, groups, flat))
+        vars(call)["__signature__"] = inspect.Signature(parameters)
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+def _parameters(
+    names: Mapping[str, inspect.Parameter], hints: Mapping[str, object], groups: Mapping[str, type[OptionGroup]],
+    options: Sequence[Option],
+) -> Parameters:  # fmt: skip
+    """What Typer reads in place of the parameters of the command."""
+    yield _parameter("context", typer.Context)
+    for name, parameter in names.items():
+        if name == "request":
+            for item in options:
+                yield from item.parameters()
+        elif name in groups:
+            yield from _fields(groups[name])
+        elif name != "context":
+            yield parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+def _fields(group: type[OptionGroup]) -> Parameters:
+    hints = get_type_hints(group, include_extras=True)
+    for field in msgspec.structs.fields(group):
+        yield _parameter(field.name, hints[field.name], field.default)
+
+
+def _request(options: Sequence[Option], context: typer.Context, values: Mapping[str, object]) -> Request:
+    """The values of the options; what is not given has the default of Request."""
+    from attnbench.engine.sweep import Request
+
+    given = {item.name: value for item in options if (value := _value(item, context, values)) is not None}
+    axes = {name: str(given.pop(name)) for name in AXES if name in given}
+    fields: dict[str, object] = {
+        "axes": axes | axes_of_set(given.pop("set_", ())),
+        "suites": (*_list(given.pop("suites", ())), *_list(given.pop("suite", ()))),
+        "tags": pairs(given.pop("tag", ()), "--tag"),
+    }
+    fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    make: Callable[..., Request] = Request
+    return make(**fields)
+
+
+def _value(item: Option, context: typer.Context, values: Mapping[str, object]) -> object:
+    """The value of an option under either of its names: the one from the stronger source."""
+    names = [item.name, item.older] if item.older and values[item.older] is not None else [item.name]
+    return values[min(names, key=lambda name: _strength(context, name))]
+
+
+def _strength(context: typer.Context, name: str) -> int:
+    source = context.get_parameter_source(name)
+    return _SOURCES.index(source.name) if source and source.name in _SOURCES else len(_SOURCES)
+
+
+def _list(value: object) -> Sequence[str]:
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else ()
+
+
+def axes_of_set(items: object) -> dict[str, str]:
+    """The axes given by `--set`."""
+    return {key.replace("-", "_"): text for key, text in pairs(items, "--set").items()}
+
+
+def pairs(items: object, flag: str) -> dict[str, str]:
     """KEY=VALUE of a repeatable option."""
-    found = {}
-    for item in items or ():
+    values = {}
+    for item in _list(items):
         key, equals, value = item.partition("=")
         if not equals or not key.strip() or not value:
-            raise UsageError(f"{option}: not KEY=VALUE: {item!r}")
-        found[key.strip()] = value
-    return found
+            raise UsageError(f"{flag}: not KEY=VALUE: {item!r}")
+        values[key.strip()] = value
+    return values

@@ -1,36 +1,57 @@
-"""A run on stdout: as a table with its verdict, or in another format."""
-
-from __future__ import annotations
+"""Print a run as a table with its summary, or in another format; print a plan, and other results as JSON Lines."""
 
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TextIO
 
-from attnbench import frame
+from attnbench._version import __version__
+from attnbench.analysis.roofline import ceilings_by_device
+from attnbench.analysis.rows import Row, rows_of
+from attnbench.engine import plan
+from attnbench.engine.plan import Forecast
+from attnbench.engine.sweep import Sweep
 from attnbench.errors import UnknownNameError
-from attnbench.report import FORMATS, columns, csv, jsonl, markdown, summary, table
-from attnbench.store import Run
+from attnbench.machine import hardware, identity, resources
+from attnbench.records.case import Case
+from attnbench.records.run_directory import Run
+from attnbench.report import summary
+from attnbench.report.formats import FORMATS, csv, jsonl, markdown
+from attnbench.report.terminal import pivot_table
+from attnbench.report.terminal.text_layout import terminal_width, wrap
+from attnbench.units import seconds, size
 
 COLORS = ("auto", "always", "never")
 
 
+def lines(records: Iterable[Mapping[str, object]], text: Iterable[str], as_json: bool) -> None:
+    """Print the records as JSON Lines, or the text."""
+    for line in map(jsonl.line, records) if as_json else text:
+        print(line)
+
+
+def width() -> int | None:
+    """The width of the terminal; None if stdout is not one."""
+    return terminal_width() if sys.stdout.isatty() else None
+
+
+def check_format(name: str) -> None:
+    """Raise UnknownNameError for an unknown --format."""
+    if name not in FORMATS:
+        raise UnknownNameError("format", name, FORMATS, where="--format")
+
+
 def show(
-    run: Run,
-    format_: str,
-    *,
-    color: str = "auto",
-    saved: bool = True,
-    code: int = 0,
-    printed: Collection[str] = (),
+    run: Run, format_: str, *, color: str = "auto", saved: bool = True, code: int = 0, printed: Collection[str] = (),
     metrics: Sequence[str] = (),
-) -> None:
-    """Print the run. `printed` are case ids and arms that stand on stdout already, for JSON Lines."""
-    if format_ not in FORMATS:
-        raise UnknownNameError("format", format_, FORMATS, where="--format")
-    rows = frame.rows(run.results, roofs=frame.roofs_of(run.manifest))
+) -> None:  # fmt: skip
+    """Print the run. `printed` are the case ids and arms that were already printed as JSON Lines."""
+    check_format(format_)
+    rows = rows_of(run.results, ceilings=ceilings_by_device(run.manifest))
     if format_ == "jsonl":
         for row in rows:
-            if row["case_id"] + row["arm"] not in printed:
+            if row.case_id + row.arm not in printed:
                 print(jsonl.line(jsonl.record(row, metrics)))
         for text, reason in run.manifest.impossible:
             print(jsonl.line(jsonl.impossible(text, reason)))
@@ -39,7 +60,7 @@ def show(
     elif format_ == "md":
         print(markdown.tables(rows), end="")
     elif format_ == "csv":
-        print(csv.text(rows), end="")
+        print(csv.text(row.plain() for row in rows), end="")
     else:
         _table(rows, color)
         if metrics:
@@ -48,23 +69,23 @@ def show(
         _after(run, rows, saved, sys.stdout if format_ == "table" else sys.stderr)
 
 
-def _table(rows: Sequence[frame.Row], color: str) -> None:
+def _table(rows: Sequence[Row], color: str) -> None:
     if color not in COLORS:
         raise UnknownNameError("colour", color, COLORS, where="--color")
     if _styled(color):
         from rich.console import Console
 
-        Console(force_terminal=True, highlight=False).print(table.styled(rows), soft_wrap=True, end="")
+        Console(force_terminal=True, highlight=False).print(pivot_table.styled(rows), soft_wrap=True, end="")
     else:
-        print(table.text(rows), end="")
+        print(pivot_table.text(rows), end="")
     print()
 
 
-def _metrics(run: Run, rows: Sequence[frame.Row], names: Sequence[str]) -> None:
-    for line in columns.lines(rows, names, table.columns()):
+def _metrics(run: Run, rows: Sequence[Row], names: Sequence[str]) -> None:
+    for line in pivot_table.metric_lines(rows, names, terminal_width()):
         print(line)
-    if not frame.roofs_of(run.manifest) and any(name.startswith("roofline") for name in names):
-        print("no ceilings of this machine yet, so no roofline: attnbench calibrate")
+    if not ceilings_by_device(run.manifest) and any(name.startswith("roofline") for name in names):
+        print("no roofline, because this machine is not calibrated: attnbench calibrate")
     print()
 
 
@@ -76,14 +97,84 @@ def _styled(color: str) -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
-def _after(run: Run, rows: Sequence[frame.Row], saved: bool, stream: object) -> None:
-    """The finding, the counts, where the run lies, and what to do next."""
-    width = table.columns()
+def _after(run: Run, rows: Sequence[Row], saved: bool, stream: TextIO) -> None:
+    width = terminal_width()
     for text in (summary.sentence(rows), summary.tally(rows, len(run.manifest.impossible))):
-        for line in table.wrap(text, width):
-            print(line, file=stream)  # type: ignore[call-overload]
+        for line in wrap(text, width):
+            print(line, file=stream)
     if run.skipped_lines:
-        print(f"{run.skipped_lines} lines of the results could not be read", file=stream)  # type: ignore[call-overload]
+        print(f"{run.skipped_lines} lines of the results could not be read", file=stream)
     if saved:
-        print(f"run: {run.path}", file=stream)  # type: ignore[call-overload]
-        print("next: attnbench report last", file=stream)  # type: ignore[call-overload]
+        print(f"run: {run.path}", file=stream)
+        print("next: attnbench report last", file=stream)
+
+
+def headline(sweep: Sweep) -> None:
+    """Print two lines on stderr: the machine and its load; the suite, its cases, and their predicted time."""
+    versions = identity.packages()
+    load = resources.load()
+    machine = [
+        f"attnbench {__version__}",
+        f"torch {versions.get('torch', 'not installed')}",
+        f"{hardware.cpu_model() or 'unknown CPU'}, {len(resources.available_cores())} cores",
+        *([f"load {load:.1f}{', busy' if resources.busy() else ''}"] if load is not None else []),
+    ]
+    print(" · ".join(machine), file=sys.stderr)
+    devices = ", ".join(device.text for device in sweep.devices)
+    print(f"suite {sweep.name} · {sweep.plan.cases} cases · {devices} · {_time(sweep)}", file=sys.stderr)
+
+
+def _time(sweep: Sweep) -> str:
+    needed = sweep.plan.seconds * sweep.settings.restarts
+    if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
+        return f"more than the budget of {seconds(sweep.settings.budget_s)}"
+    return f"at least {seconds(needed)}"
+
+
+def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
+    """Print every case with its predicted time and memory, every refusal with its reason, then the totals."""
+    as_json = format_ == "jsonl"
+    forecast, spent = Forecast(), 0.0
+    for group in sweep.plan.groups:
+        spent += group.seconds * sweep.settings.restarts
+        late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
+        for arm in group.arms:
+            case = group.case(arm)
+            call_s, peak = forecast.call_s(arm, case), plan.peak_bytes(case)
+            beyond = "  beyond the budget" if late else ""
+            text = f"{case.label}@{arm.device}  ~{seconds(call_s)}  {size(peak)}{beyond}"
+            print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
+    for refusal in sweep.plan.refusals:
+        case, status, reason = refusal.case, refusal.status.value, refusal.reason
+        text = f"{case.label}@{refusal.arm.device}  {status}: {reason}"
+        print(_case(case, refusal.arm.id, status, reason, None, None) if as_json else text)
+    for cell, reason in sweep.plan.impossible:
+        record = {"type": "impossible", "cell": cell, "reason": reason}
+        print(jsonl.line(record) if as_json else f"{cell}  skipped: {reason}")
+    _sums(sweep, as_json)
+    for name, origin in origins.items():
+        print(f"{name}: {origin}", file=sys.stderr)
+
+
+def _sums(sweep: Sweep, as_json: bool) -> None:
+    counts = Counter(refusal.status.value for refusal in sweep.plan.refusals)
+    planned = sum(len(group.arms) for group in sweep.plan.groups)
+    counts["skipped"] += len(sweep.plan.impossible)
+    needed = sweep.plan.seconds * sweep.settings.restarts
+    if as_json:
+        totals = {"type": "summary", "cases": sweep.plan.cases, "planned": planned, "refused": dict(counts)}
+        print(jsonl.line({**totals, "least_s": needed, "budget_s": sweep.settings.budget_s}))
+        return
+    refused = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
+    budget = "no budget" if sweep.settings.budget_s is None else f"budget {seconds(sweep.settings.budget_s)}"
+    limit = size(sweep.settings.memory_bytes)
+    print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
+    print(
+        f"predicted: at least {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are rough guesses"
+    )
+
+
+def _case(case: Case, arm: str, status: str, reason: str, call_s: float | None, peak: int | None) -> str:
+    record = {"type": "case", "case_id": case.id, "label": case.label, "arm": arm, "backend": case.backend}
+    predicted = {"predicted_time_s": call_s, "predicted_peak_bytes": peak}
+    return jsonl.line({**record, "mode": case.mode.value, "status": status, "reason": reason, **predicted})

@@ -1,4 +1,4 @@
-"""Progress on stderr: one live line on a terminal, one plain line a case elsewhere."""
+"""Progress on stderr: one live line on a terminal, otherwise one plain line per case."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from attnbench.result import Result
+    from attnbench.records.result import Result
 
 STYLES = ("auto", "bar", "lines", "none")
 
@@ -28,7 +28,7 @@ def observer(style: str, total: int) -> Plain | Bar | Silent:
 
 @contextlib.contextmanager
 def steps(first: str) -> Iterator[Callable[[str], None]]:
-    """What goes on, as one live line on a terminal outside CI; elsewhere nothing: the command's output will say it."""
+    """Show the current step as one live line on a terminal outside CI; otherwise print nothing."""
     if not sys.stderr.isatty() or os.environ.get("CI"):
         yield lambda _: None
         return
@@ -39,7 +39,7 @@ def steps(first: str) -> Iterator[Callable[[str], None]]:
 
 
 class Silent:
-    """Says nothing."""
+    """Print nothing."""
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
@@ -51,10 +51,9 @@ class Silent:
         return None
 
     def phase(self, text: str) -> None:
-        """What goes on now."""
+        """Show the current phase."""
 
     def result(self, result: Result, remaining_s: float) -> None:
-        """A case ended."""
         self.count += 1
 
 
@@ -67,7 +66,7 @@ class Plain(Silent):
 
 
 class Bar(Silent):
-    """A bar, what is done of all, the time left, and what goes on."""
+    """A bar with the finished cases, the time left, and the current phase."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
@@ -81,7 +80,7 @@ class Bar(Silent):
             TextColumn("{task.description}", markup=False),
             console=Console(stderr=True, highlight=False),
             transient=True,
-            # A thread that redraws would wake up inside the timed blocks: draw when something happens, not by a clock.
+            # A redrawing thread would disturb the timed blocks, so the bar is drawn at events, not by a timer.
             auto_refresh=False,
         )
         self._task = self._progress.add_task("", total=total, left="")
@@ -96,35 +95,33 @@ class Bar(Silent):
 
     def phase(self, text: str) -> None:
         if time.monotonic() - self._drawn > 0.1:
-            self._draw(description=text[:60])
+            self._drawn = time.monotonic()
+            self._progress.update(self._task, refresh=True, description=text[:60])
 
     def result(self, result: Result, remaining_s: float) -> None:
         super().result(result, remaining_s)
         left = f"{int(remaining_s // 60)}:{int(remaining_s % 60):02d} left"
-        self._draw(completed=self.count, left=left)
-
-    def _draw(self, **fields: Any) -> None:
         self._drawn = time.monotonic()
-        self._progress.update(self._task, refresh=True, **fields)
+        self._progress.update(self._task, refresh=True, completed=self.count, left=left)
 
 
 def line(result: Result) -> str:
-    """One result in one line."""
-    from attnbench.joined import Joined
-    from attnbench.metrics import METRICS
+    """One result as one line."""
+    from attnbench.analysis.metrics import METRICS
+    from attnbench.analysis.restarts import Restarts
     from attnbench.units import percent, rate, seconds, size
 
-    name = f"{result.status.value} {result.case.label}" + (f"#{result.arm.twin}" if result.arm.twin > 1 else "")
+    name = f"{result.status.value} {result.case.label}" + (f"#{result.arm.copy}" if result.arm.copy > 1 else "")
     if result.reason:
         return f"{name}: {result.reason}"
-    one = Joined([result])
-    time_s, low_s, high_s = (METRICS[key].compute(one) for key in ("time_s", "time_low_s", "time_high_s"))
+    restarts = Restarts([result])
+    time_s, low_s, high_s = (METRICS[key].compute(restarts) for key in ("time_s", "time_low_s", "time_high_s"))
     spread = (high_s - low_s) / (2 * time_s) if time_s and low_s is not None and high_s is not None else None
     parts = [
         name,
         seconds(time_s),
         f"+-{percent(spread)}",
-        rate(METRICS["flop_per_s"].compute(one), "FLOP/s"),
-        size(METRICS["peak_bytes"].compute(one)),
+        rate(METRICS["flop_per_s"].compute(restarts), "FLOP/s"),
+        size(METRICS["peak_bytes"].compute(restarts)),
     ]
     return " ".join(parts)

@@ -1,6 +1,4 @@
-"""`attnbench recommend`: which backend for which shape, and what one fixed choice would cost."""
-
-from __future__ import annotations
+"""`attnbench recommend`: the best backend by shape, and the cost of one fixed choice."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,28 +7,30 @@ import typer
 
 
 def recommend(
-    run: Annotated[str, typer.Argument(help="A stored run, or `last`.", metavar="RUN")] = "last",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The dispatch table as JSON.", metavar="FILE")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="The dispatch table on stdout.")] = False,
+    run: Annotated[str, typer.Argument(help="Stored run, or `last`.", metavar="RUN")] = "last",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON.", metavar="FILE")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the dispatch table as JSON.")] = False,
 ) -> int:
-    """The fastest backend of every shape of a run, as a dispatch table, and the regret of one choice for all.
+    """Print the fastest backend of every shape of a run, and the regret of one choice for all shapes.
 
     Measures nothing.
     """
     import msgspec
 
     from attnbench import api
+    from attnbench.analysis.roofline import ceilings_by_device
+    from attnbench.analysis.rows import rows_of
     from attnbench.errors import Exit
-    from attnbench.report import recommend as report
+    from attnbench.report.terminal import dispatch_table as report
     from attnbench.studies.recommend import dispatch
 
-    found = dispatch(api.load(run).rows())
-    text = msgspec.json.format(msgspec.json.encode(found), indent=2)
+    stored = api.load(run)
+    table = dispatch(rows_of(stored.results, ceilings=ceilings_by_device(stored.manifest)))
+    text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
         out.write_bytes(text + b"\n")
-    if json_:
-        print(text.decode())
-    else:
-        for line in report.lines(found):
-            print(line)
-    return Exit.OK if found.choices else Exit.NOTHING_MEASURED
+    for line in [text.decode()] if json_ else report.lines(table):
+        print(line)
+    return Exit.OK if table.choices else Exit.NOTHING_MEASURED

@@ -1,4 +1,4 @@
-"""`attnbench report`: files for people."""
+"""`attnbench report`: HTML, Markdown, plots and tables of runs."""
 
 from __future__ import annotations
 
@@ -8,63 +8,78 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attnbench.cli import options
+from attnbench.cli.options import OptionGroup, option
+
 if TYPE_CHECKING:
-    from attnbench.gate.history import Point
+    from attnbench.gate.history import HistoryPoint
+    from attnbench.report.formats.report_directory import ReportOptions
 
 FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
 
 
+class Content(OptionGroup, frozen=True, kw_only=True):
+    """What the report shows, and how."""
+
+    title: Annotated[str, option(help="Heading of the report.")] = ""
+    theme: Annotated[str, option(help="Colours: auto, light, dark or print.")] = "auto"
+    reference: Annotated[str, option(help="Backend that speed-ups are relative to; by default that of the run.")] = ""
+    pages: Annotated[str, option(help="Pages: latency, memory ...; all by default.", metavar="LIST")] = ""
+    only: options.Only = None
+    skip: options.Skip = None
+    anonymize: Annotated[bool, option("--anonymize", help="Omit names, commands, commits and tags.")] = False
+    history_: Annotated[
+        Path | None,
+        option("--history", help="File of the history; results/history.jsonl if it exists.", metavar="FILE"),
+    ] = None
+    plots_: Annotated[str, option("--plots", help="Formats of plots: svg, png, pdf.", metavar="LIST")] = "svg,png"
+
+    def checked(self) -> ReportOptions:
+        """The options of the report. Raises UnknownNameError for an unknown format, theme or page."""
+        from attnbench.errors import UnknownNameError
+        from attnbench.report.charts import rendering
+        from attnbench.report.formats import html
+        from attnbench.report.formats.report_directory import ReportOptions
+        from attnbench.report.pages import NAMES
+        from attnbench.suite import keeps
+        from attnbench.units import words
+
+        formats = words(self.plots_, "--plots")
+        pages = words(self.pages, "--pages") if self.pages else ()
+        for noun, names, known, flag in (
+            ("format", formats, rendering.FORMATS, "--plots"),
+            ("theme", (self.theme,), html.THEMES, "--theme"),
+            ("page", pages, NAMES, "--pages"),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UnknownNameError(noun, name, known, where=flag)
+        return ReportOptions(
+            title=self.title, theme=self.theme, plots=formats, reference=self.reference or None,
+            keep=keeps(self.only, self.skip), only=pages, anonymize=self.anonymize, trend=_trend(self.history_),
+        )  # fmt: skip
+
+
+@options.with_options()
 def report(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, names, or `last`, the default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; RUN/report by default.")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "",
-    theme: Annotated[str, typer.Option(help="auto, light, dark or print.")] = "auto",
-    reference: Annotated[str, typer.Option(help="Whom speed-ups are against, if not whom the run says.")] = "",
-    pages: Annotated[str, typer.Option(help="Comma list: latency, memory ...; all by default.", metavar="LIST")] = "",
-    only: Annotated[list[str] | None, typer.Option(help="Keep these: seq=..4k.", metavar="KEY=VALUES")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Drop these: backend=flex.", metavar="KEY=VALUES")] = None,
-    anonymize: Annotated[bool, typer.Option("--anonymize", help="Without names, commands, commits and tags.")] = False,
-    history_: Annotated[
-        Path | None,
-        typer.Option("--history", help="Trend of the project; results/history.jsonl where it is.", metavar="FILE"),
-    ] = None,
-    plots_: Annotated[str, typer.Option("--plots", help="Formats: svg, png, pdf.", metavar="LIST")] = "svg,png",
+    out: Annotated[Path | None, option("--out", "-o", help="Folder; RUN/report by default.")] = None,
+    *,
+    content: Content,
 ) -> None:
-    """Write index.html (one file, offline), report.md, data.csv, tables and plots of one run or several."""
+    """Write index.html (one file, offline), report.md, data.csv, tables and plots of one or several runs."""
     from attnbench import api
     from attnbench.cli.progress import steps
-    from attnbench.errors import UnknownNameError
-    from attnbench.ranges import words
-    from attnbench.report import Choice, html, plots, write
-    from attnbench.report.pages import NAMES
-    from attnbench.suite import keeps
+    from attnbench.report.charts import rendering
+    from attnbench.report.formats.report_directory import write
 
-    formats = words(plots_, "--plots")
-    for name in formats:
-        if name not in plots.FORMATS:
-            raise UnknownNameError("format", name, plots.FORMATS, where="--plots")
-    if theme not in html.THEMES:
-        raise UnknownNameError("theme", theme, html.THEMES, where="--theme")
-    chosen = words(pages, "--pages") if pages else ()
-    for name in chosen:
-        if name not in NAMES:
-            raise UnknownNameError("page", name, NAMES, where="--pages")
-    choice = Choice(
-        title=title,
-        theme=theme,
-        plots=formats,
-        reference=reference or None,
-        keep=keeps(only, skip),
-        only=chosen,
-        anonymize=anonymize,
-        trend=_trend(history_),
-    )
+    chosen = content.checked()
     with steps("reading runs") as begin:
-        where = write([api.load(name) for name in runs or ("last",)], out, choice, begin)
-    if not plots.available():
-        print(plots.MISSING, file=sys.stderr)
+        where = write([api.load(name) for name in runs or ("last",)], out, chosen, begin)
+    if not rendering.available():
+        print(rendering.MISSING, file=sys.stderr)
     for name in FILES:
         if (where / name).exists():
             print(where / name)
@@ -73,12 +88,12 @@ def report(
             print(f"{where / folder}/ ({len(list((where / folder).iterdir()))} files)")
 
 
-def _trend(file: Path | None) -> list[Point]:
-    """The points of the history that was named, or of the usual one where there is any."""
-    from attnbench import store
+def _trend(file: Path | None) -> list[HistoryPoint]:
+    """The points of this history file, or of the default one if it exists."""
     from attnbench.gate import history
+    from attnbench.records import run_directory
 
-    usual = store.results_root() / history.FILE
+    usual = run_directory.results_root() / history.FILE
     if file is None and not usual.is_file():
         return []
     return history.load(file or usual)[0]

@@ -1,164 +1,175 @@
-"""What `run` does around a sweep: plan shown, progress, Ctrl-C, tables and the exit code."""
-
-from __future__ import annotations
+"""What commands do around a sweep: show the plan and the progress, stop at Ctrl-C, print tables, set the exit code."""
 
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from attnbench import frame, host, store, sweep
+from attnbench.analysis import rows
 from attnbench.attention.problem import Mode, Problem
-from attnbench.cli import plan_view, progress
-from attnbench.cli.output import show
-from attnbench.errors import Exit, UnknownNameError, UsageError
-from attnbench.result import Result, Status
-from attnbench.runner import Ending, Runner
-from attnbench.sweep import Request, Sweep
+from attnbench.cli import output, progress
+from attnbench.cli.options import GlobalOptions, RunOptions
+from attnbench.engine import sweep
+from attnbench.engine.runner import Ending, Runner
+from attnbench.engine.sweep import Request, Sweep
+from attnbench.errors import Exit, UsageError
+from attnbench.gate import paired
+from attnbench.machine import identity
+from attnbench.records import run_directory
+from attnbench.records.result import Result, Status
+from attnbench.records.run_directory import Run
+from attnbench.report.formats import jsonl
+from attnbench.studies import max_seq
+from attnbench.studies.max_seq import Longest
+from attnbench.units import parse_seconds
 
 
-class Manner(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run is started and shown; nothing of it changes a number."""
-
-    dry_run: bool = False
-    fail_fast: bool = False
-    strict: bool = False
-    out: Path | None = None
-    resume: str = ""
-    retry_failed: bool = False
-    force: bool = False
-    format: str = "table"
-    save: bool = True
-    report: bool = False
-    progress: str = "auto"
-    quiet: bool = False
-    origins: dict[str, str] = {}  # of every option's value, for `--dry-run -v`
-    color: str = "auto"
-
-
-def main(request: Request, manner: Manner) -> int:
-    """The whole command; gives the exit code."""
-    from attnbench.report import FORMATS
-
-    if manner.format not in FORMATS:
-        raise UnknownNameError("format", manner.format, FORMATS, where="--format")
-    if manner.resume and manner.out:
+def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapping[str, str]) -> int:
+    """The whole command; returns the exit code. `origins` says where option values came from, for `--dry-run -v`."""
+    output.check_format(how.format)
+    if how.resume and how.out:
         raise UsageError("--resume and --out name the run directory twice; give one of them")
-    directory = manner.out
-    if manner.resume:
-        directory = store.resolve(manner.resume, store.results_root())
+    directory = how.out
+    if how.resume:
+        directory = run_directory.resolve(how.resume, run_directory.results_root())
         request = _stored_request(directory, request)
-    ready = sweep.ready(request)
-    if manner.dry_run:
-        plan_view.show(ready, manner.format, manner.origins)
+    ready = sweep.prepare(request)
+    if how.dry_run:
+        output.show_plan(ready, how.format, origins)
         return Exit.OK
-    if manner.save:
-        return _measure(ready, manner, directory)
+    if not how.no_save:
+        return _measure(ready, how, shared, directory)
     with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-        return _measure(ready, manner, Path(folder) / "run")
+        return _measure(ready, how, shared, Path(folder) / "run")
 
 
 def _stored_request(directory: Path, request: Request) -> Request:
-    """What the run was asked for. Options given now would be lost in silence, so they are refused."""
-    stored = msgspec.convert(store.read(directory).manifest.request, Request)
-    given = [
+    """The request of the run. Options that differ from it would be ignored without notice, so they are refused."""
+    stored = msgspec.convert(run_directory.read(directory).manifest.request, Request)
+    changed = [
         field.name
         for field in msgspec.structs.fields(request)
         if getattr(request, field.name) not in (field.default, getattr(stored, field.name))
         and field.name not in ("budget", "axes", "tags")
     ]
-    if given or request.axes not in ({}, stored.axes):
-        names = ", ".join(given or sorted(request.axes))
+    if changed or request.axes not in ({}, stored.axes):
+        names = ", ".join(changed or sorted(request.axes))
         raise UsageError(f"--resume takes the request of the run; to add to it, use --out {directory} (given: {names})")
     return msgspec.structs.replace(stored, budget=request.budget or stored.budget)
 
 
-def _measure(ready: Sweep, manner: Manner, directory: Path | None) -> int:
-    streaming = manner.format == "jsonl"
+def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Path | None) -> int:
     names = sweep.shown_metrics(ready.request)
-    style = "none" if manner.quiet else manner.progress
-    if not manner.quiet:
-        plan_view.headline(ready)
-    with progress.observer(style, ready.plan.cases * ready.terms.launches) as watcher:
-        observer = Streaming(watcher, ready, names) if streaming else watcher
-        runner_seen: list[Runner] = []
-        with interruptible(runner_seen):
-            outcome = sweep.run(
-                ready.request,
-                observer,
-                directory=directory,
-                retry_failed=manner.retry_failed,
-                force=manner.force,
-                fail_fast=manner.fail_fast,
-                watch=runner_seen.append,
-                sweep=ready,
-                command=["attnbench", *sys.argv[1:]],
-            )
-    code = exit_code(outcome.run.results, outcome.ending, manner.strict)
+    if not shared.quiet:
+        output.headline(ready)
+    total = ready.plan.cases * ready.settings.restarts
+    with watched(shared.progress(how.progress), total) as (watcher, watch):
+        observer = Streaming(watcher, ready, names) if how.format == "jsonl" else watcher
+        outcome = sweep.run(
+            ready, observer, directory=directory, retry_failed=how.retry_failed, force=how.force,
+            fail_fast=how.fail_fast, watch=watch, command=command(),
+        )  # fmt: skip
+    code = exit_code(outcome.run.results, outcome.ending, how.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
-    show(outcome.run, manner.format, color=manner.color, saved=manner.save, code=code, printed=printed, metrics=names)
-    if manner.report:
-        from attnbench.report import write
+    output.show(
+        outcome.run, how.format, color=shared.color, saved=not how.no_save, code=code, printed=printed, metrics=names
+    )
+    if how.report:
+        from attnbench.report.formats.report_directory import write
 
         print(f"report: {write([outcome.run])}", file=sys.stderr)
     if outcome.ending.interrupted:
-        print(f"stopped; go on with: attnbench run --resume {outcome.directory}", file=sys.stderr)
+        print(f"stopped; continue with: attnbench run --resume {outcome.run.path}", file=sys.stderr)
     return code
 
 
 @contextmanager
-def interruptible(runners: list[Runner]) -> Iterator[None]:
-    """The first Ctrl-C lets the block in progress end and keeps all results; the second stops at once."""
+def watched(style: str, total: int) -> Iterator[tuple[progress.Silent, Callable[[Runner], None]]]:
+    """The progress display of that style, and a function to which each runner is passed when it starts.
+
+    At the first Ctrl-C, stop after the current block and keep all results; at the second, stop at once.
+    """
+    runners: list[Runner] = []
 
     def ask_to_stop(*_: object) -> None:
         if not runners or runners[-1].stop_requested:
             raise KeyboardInterrupt
-        runners[-1].stop_requested = True  # of several stages the one that goes on
+        runners[-1].stop_requested = True  # the last is the current stage
         print("\nstopping after this block; Ctrl-C again stops at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, ask_to_stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with progress.observer(style, total) as watcher:
+        before = signal.signal(signal.SIGINT, ask_to_stop)
+        try:
+            yield watcher, runners.append
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def measure(planned: Sweep, style: str) -> tuple[Run, bool]:
+    """Measure and store a sweep for a study: the run, and whether it was interrupted."""
+    with watched(style, planned.plan.cases) as (watcher, watch):
+        outcome = sweep.run(planned, watcher, watch=watch, command=command())
+    return outcome.run, outcome.ending.interrupted
+
+
+def command() -> list[str]:
+    """The command line, as it is stored with a run."""
+    return ["attnbench", *sys.argv[1:]]
+
+
+def prepare_gate(request: Request, case: str) -> tuple[Sweep, float]:
+    """The sweep of a gate, of one case if it is named, and the budget in seconds."""
+    budget_s = parse_seconds(request.budget, "--budget") or float("inf")
+    request = paired.request(msgspec.structs.replace(request, budget="0"))
+    ready = sweep.prepare(request, default_suite=paired.DEFAULT_SUITE)
+    return (paired.only(ready, case) if case else ready), budget_s
+
+
+def find_max_seq(planned: Sweep, problem: Problem, mode: Mode, quiet: bool) -> list[Longest]:
+    """The longest sequence of every planned arm; probes are reported on stderr."""
+    arms = [arm for group in planned.plan.groups for arm in group.arms]
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(f"probing {text}", file=sys.stderr, flush=True)
+
+    limits = sweep.plan_limits(planned.settings)
+    return [max_seq.search(problem, mode, arm, planned.settings, limits, say) for arm in arms]
 
 
 class Streaming:
-    """Writes one JSON line to stdout as each case ends: with several launches, as its last one ends."""
+    """Write one JSON line to stdout when the last restart of a case ends."""
 
     def __init__(self, watcher: progress.Silent, ready: Sweep, names: Sequence[str]) -> None:
-        self._watcher, self._launches, self._names = watcher, ready.terms.launches, names
+        self._watcher, self._restarts, self._names = watcher, ready.settings.restarts, names
         devices = {arm.device for arm in ready.plan.arms}
-        self._roofs = sweep.calibrated(devices, host.fingerprint()[0]) if names else {}
+        self._ceilings = sweep.calibrated(devices, identity.fingerprint()[0]) if names else {}
         self._seen: dict[tuple[str, str], list[Result]] = {}
         self._beside: dict[tuple[Problem, Mode], list[Result]] = {}
         self.printed: set[str] = set()
 
     def phase(self, text: str) -> None:
-        """Passed on."""
         self._watcher.phase(text)
 
     def result(self, result: Result, remaining_s: float) -> None:
-        """Passed on, and printed when the case is complete."""
+        """Pass the result on, and print the case when it is complete."""
         self._watcher.result(result, remaining_s)
-        launches = self._seen.setdefault((result.case.id, result.arm.id), [])
-        launches.append(result)
-        if len(launches) == self._launches or not result.group:  # a refusal of the plan has one line for all launches
-            self._print(launches)
+        restarts = self._seen.setdefault((result.case.id, result.arm.id), [])
+        restarts.append(result)
+        if len(restarts) == self._restarts or not result.group:  # a refusal of the plan has one line for all restarts
+            self._print(restarts)
 
-    def _print(self, launches: list[Result]) -> None:
-        from attnbench.report import jsonl
-
-        # Beside what the other arms of the problem gave so far, or there would be no speed-up.
-        beside = self._beside.setdefault((launches[0].case.problem, launches[0].case.mode), [])
-        beside += launches
-        for row in frame.rows(beside, roofs=self._roofs):
-            if row["arm"] == launches[0].arm.id:
-                self.printed.add(row["case_id"] + row["arm"])
+    def _print(self, restarts: list[Result]) -> None:
+        # With the results of the other arms of the problem so far: a speed-up needs the reference.
+        beside = self._beside.setdefault((restarts[0].case.problem, restarts[0].case.mode), [])
+        beside += restarts
+        for row in rows.rows_of(beside, ceilings=self._ceilings):
+            if row.arm == restarts[0].arm.id:
+                self.printed.add(row.case_id + row.arm)
                 print(jsonl.line(jsonl.record(row, self._names)), flush=True)
 
 
@@ -167,8 +178,7 @@ def exit_code(results: Iterable[Result], ending: Ending, strict: bool = False) -
     if ending.interrupted:
         return Exit.INTERRUPTED
     statuses = {result.status for result in results}
-    if any(status.failed for status in statuses):
-        return Exit.FAILED
-    if strict and statuses & {Status.OOM, Status.SKIPPED, Status.UNAVAILABLE}:
+    refused = strict and statuses & {Status.OOM, Status.SKIPPED, Status.UNAVAILABLE}
+    if refused or any(status.failed for status in statuses):
         return Exit.FAILED
     return Exit.OK if Status.OK in statuses else Exit.NOTHING_MEASURED

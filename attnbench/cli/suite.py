@@ -1,6 +1,4 @@
-"""`attnbench suite`: suite files looked at, checked, and made from a model's config.json."""
-
-from __future__ import annotations
+"""`attnbench suite`: show, check and create suite files."""
 
 import sys
 from pathlib import Path
@@ -8,42 +6,40 @@ from typing import Annotated
 
 import typer
 
-from attnbench.cli import catalog
+from attnbench.cli import list as list_
 
-app = typer.Typer(help="Suite files: what there is, and one of your own.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Show, check and create suite files.", no_args_is_help=True, rich_markup_mode=None)
 
-Which = Annotated[str, typer.Argument(help="A shipped name, or a file.", metavar="SUITE")]
+Which = Annotated[str, typer.Argument(help="Shipped suite, or a file.", metavar="SUITE")]
 
-app.command("list")(catalog.suites)
+app.command("list")(list_.suites)
 
 
 @app.command()
 def show(name: Which) -> None:
-    """Title, source, and every problem of each kind of device."""
+    """Print title, source, and every problem of each kind of device."""
     from attnbench import suite
     from attnbench.attention.problem import Dtype
-    from attnbench.case import problem_label
+    from attnbench.records.case import problem_label
     from attnbench.suite import Impossible
 
-    one = suite.load(name)
-    print(f"{one.name}: {one.title}\nsource: {one.source or 'none'}")
+    loaded = suite.load(name)
+    print(f"{loaded.name}: {loaded.title}\nsource: {loaded.source or 'none'}")
     for kind, dtype in (("cpu", Dtype.FP32), ("cuda", Dtype.BF16)):
-        cells = list(suite.expand(one, kind=kind, dtype=dtype))
+        cells = list(suite.expand(loaded, kind=kind, dtype=dtype))
         print(f"\n{kind}: {len(cells)} problems")
         for cell in cells:
             if isinstance(cell, Impossible):
                 print(f"  impossible: {cell.text}: {cell.reason}")
                 continue
-            table = one.tables[cell.table]
-            said = [table.name, ", ".join(cell.backends), "not compared with the source yet" if table.check else ""]
-            print(f"  {problem_label(cell.problem, cell.mode)}  {'; '.join(filter(None, said))}".rstrip())
+            table = loaded.tables[cell.table]
+            notes = [table.name, ", ".join(cell.backends), "not compared with the source yet" if table.check else ""]
+            print(f"  {problem_label(cell.problem, cell.mode)}  {'; '.join(filter(None, notes))}".rstrip())
 
 
 @app.command()
-def validate(
-    files: Annotated[list[str], typer.Argument(help="Files, or shipped names.", metavar="SUITE...")],
-) -> int:
-    """Read each file, and say what is wrong in it, with its key; exit code 2 if anything is."""
+def validate(files: Annotated[list[str], typer.Argument(help="Files, or shipped suites.", metavar="SUITE...")]) -> int:
+    """Check each file and print its mistakes with their keys; exit with 2 if there are any."""
     from attnbench import suite
     from attnbench.attention.problem import Dtype
     from attnbench.errors import AttnbenchError, Exit
@@ -52,8 +48,8 @@ def validate(
     wrong = 0
     for name in files:
         try:
-            one = suite.load(name)
-            cells = [cell for kind in ("cpu", "cuda") for cell in suite.expand(one, kind=kind, dtype=Dtype.FP32)]
+            loaded = suite.load(name)
+            cells = [cell for kind in ("cpu", "cuda") for cell in suite.expand(loaded, kind=kind, dtype=Dtype.FP32)]
         except AttnbenchError as error:
             print(f"attnbench: {error}", file=sys.stderr)
             wrong += 1
@@ -68,7 +64,7 @@ def validate(
 
 @app.command()
 def schema() -> None:
-    """The JSON Schema of a suite file, for editors."""
+    """Print the JSON Schema of a suite file, for editors."""
     import json
 
     from attnbench import suite
@@ -78,11 +74,13 @@ def schema() -> None:
 
 @app.command("from-config")
 def from_config(
-    config: Annotated[Path, typer.Argument(help="A model's config.json.", metavar="CONFIG.JSON")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File; printed by default.", metavar="FILE")] = None,
-    source: Annotated[str, typer.Option(help="Where the config comes from; the file's name by default.")] = "",
+    config: Annotated[Path, typer.Argument(help="config.json of a model.", metavar="CONFIG.JSON")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output file; stdout by default.", metavar="FILE")
+    ] = None,
+    source: Annotated[str, typer.Option(help="Source of the config; the file name by default.")] = "",
 ) -> None:
-    """Make a suite of a model's attention from its config.json; nothing is downloaded."""
+    """Create a suite of a model's attention from its config.json; nothing is downloaded."""
     import json
 
     from attnbench.errors import StoreError, SuiteError

@@ -1,4 +1,4 @@
-"""`attnbench tune`: configurations of the in-house kernels, measured on this GPU."""
+"""`attnbench tune`: measure configurations of the in-house kernels on this GPU."""
 
 from __future__ import annotations
 
@@ -9,95 +9,96 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attnbench.cli import options
+
 if TYPE_CHECKING:
-    from attnbench.kernels.tables import Cut
-    from attnbench.studies.tune import Finding, Target
+    from attnbench.kernels.tables import TileConfig
+    from attnbench.studies.tune import Finding, TuningTarget
 
 
 def tune(
     context: typer.Context,
-    kernel: Annotated[str, typer.Option(help="Comma list: forward, backward_kv, decode ...; all by default.")] = "",
-    head_dim: Annotated[str, typer.Option(help="Comma list of 64, 128, 256.")] = "",
-    mask: Annotated[str, typer.Option(help="some or none; both by default.")] = "",
-    device: Annotated[str, typer.Option(help="The GPU to measure on.", metavar="DEVICE")] = "cuda:0",
-    budget: Annotated[str, typer.Option(help="Time for everything: 30m; 0 lifts it.", metavar="TIME")] = "10m",
-    out: Annotated[Path | None, typer.Option(help="The table to write, in place of the user's own.")] = None,
-    arch: Annotated[str, typer.Option(help="A GPU that is not here, for --dry-run and --show.", metavar="ARCH")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates; measure nothing.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the entries in use and where they are from.")] = False,
+    kernel: Annotated[str, typer.Option(help="Kernels: forward, backward_kv, decode ...; all by default.")] = "",
+    head_dim: Annotated[str, typer.Option(help="Head dimensions: 64, 128, 256; all by default.")] = "",
+    mask: Annotated[str, typer.Option(help="Masking: some or none; both by default.")] = "",
+    device: Annotated[str, typer.Option(help="GPU to measure on.", metavar="DEVICE")] = "cuda:0",
+    budget: Annotated[str, typer.Option(help="Time limit of the command: 30m; 0 for none.", metavar="TIME")] = "10m",
+    out: Annotated[Path | None, typer.Option(help="Table to write, instead of the user's.")] = None,
+    arch: Annotated[
+        str, typer.Option(help="Architecture of another GPU, for --dry-run and --show.", metavar="ARCH")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and measure nothing.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the entries in use and their source.")] = False,
 ) -> int:
-    """Measure tile sizes, warps and stages against those in use, and write what is faster into the user's table."""
+    """Measure tile sizes, warps and stages against those in use; write the faster ones into the user's table."""
     from attnbench.errors import UsageError
     from attnbench.kernels import tables
-    from attnbench.ranges import integers, words
     from attnbench.studies import tune as study
+    from attnbench.units import integers, words
 
     if arch and not (dry_run or show):
-        raise UsageError(f"--arch {arch}: only with --dry-run or --show; a measurement is of the GPU of --device")
-    widths = (
-        [number for item in words(head_dim, "--head-dim") for number in integers(item, "--head-dim")]
-        if head_dim
-        else []
-    )
-    names, masks = (words(text, flag) if text else () for text, flag in ((kernel, "--kernel"), (mask, "--mask")))
+        raise UsageError(f"--arch {arch}: only with --dry-run or --show; measurements use the GPU of --device")
+    lists = {"--kernel": kernel, "--head-dim": head_dim, "--mask": mask}
+    names, sizes, masks = (words(text, flag) if text else () for flag, text in lists.items())
+    widths = [number for item in sizes for number in integers(item, "--head-dim")]
     try:
         chosen = study.targets(device, names, widths, masks, arch)
         file = out or tables.users_file()
         if show or dry_run:
             _list(chosen, candidates=dry_run)
             return 0
-        return _measure(chosen, device, budget, file, quiet=context.obj["quiet"])
+        return _measure(chosen, device, budget, file, quiet=options.global_options(context).quiet)
     except ValueError as wrong:  # a table that cannot be read
         raise UsageError(str(wrong)) from None
 
 
-def _list(chosen: Sequence[Target], candidates: bool) -> None:
+def _list(chosen: Sequence[TuningTarget], candidates: bool) -> None:
     from attnbench.studies import tune as study
 
     for target in chosen:
         used = study.in_use(target)
         print(f"{' '.join(target.key)}: {spelled(used)} ({used.source if used else 'no entry'})")
         if candidates:
-            for cut in study.candidates(target.kernel, target.arch, target.width):
-                print(f"  {spelled(cut)}")
+            for config in study.candidates(target.kernel, target.arch, target.width):
+                print(f"  {spelled(config)}")
 
 
-def _measure(chosen: Sequence[Target], device: str, budget: str, file: Path, quiet: bool) -> int:
+def _measure(chosen: Sequence[TuningTarget], device: str, budget: str, file: Path, quiet: bool) -> int:
     from importlib import metadata
 
-    from attnbench import host
     from attnbench.cli import progress
     from attnbench.errors import Exit
+    from attnbench.machine import hardware
     from attnbench.studies import tune as study
 
-    name = next(gpu.name for gpu in host.gpus() if f"cuda:{gpu.index}" == device)
-    total = sum(len(study.candidates(one.kernel, one.arch, one.width)) for one in chosen)
+    name = next(gpu.name for gpu in hardware.gpus() if f"cuda:{gpu.index}" == device)
+    total = sum(len(study.candidates(target.kernel, target.arch, target.width)) for target in chosen)
     measured = 0
     with progress.observer("none" if quiet else "auto", total) as watcher:
         for finding in study.run(chosen, device, budget, watcher):
             measured += len(finding.measured)
-            # Written at once: an interruption loses nothing that is measured.
+            # Written at once, so that an interruption loses no measurement.
             study.write([finding], file, name, metadata.version("triton"))
             for line in lines(finding):
                 print(line, flush=True)
-    print(f"table: {file} (delete it, or lines of it, to go back)", file=sys.stderr)
+    print(f"table: {file} (delete it, or its lines, to return to the shipped configurations)", file=sys.stderr)
     return Exit.OK if measured else Exit.NOTHING_MEASURED
 
 
 def lines(finding: Finding) -> list[str]:
-    """One line of what was found, and one for each candidate that was lost."""
+    """One line with the result, and one for each candidate that was not timed."""
     best, used = finding.best, finding.used
     where = " ".join(finding.target.key)
     if best:
-        ratio, low, high = next(figures for cut, *figures in finding.measured if cut == best)
-        said = f"{where}: {spelled(used)} -> {spelled(best)}  {ratio:.3f}x faster ({low:.3f} to {high:.3f})"
+        ratio, low, high = next(figures for config, *figures in finding.measured if config == best)
+        result = f"{where}: {spelled(used)} -> {spelled(best)}  {ratio:.3f}x faster ({low:.3f} to {high:.3f})"
     elif finding.measured:
-        said = f"{where}: {spelled(used)} stays; none of {len(finding.measured)} candidates is faster beyond doubt"
+        result = f"{where}: {spelled(used)} stays; none of {len(finding.measured)} candidates is significantly faster"
     else:
-        said = f"{where}: {spelled(used)} stays; nothing was measured"
-    return [said, *(f"  {spelled(cut)}: {reason}" for cut, reason in finding.lost)]
+        result = f"{where}: {spelled(used)} stays; nothing was measured"
+    return [result, *(f"  {spelled(config)}: {reason}" for config, reason in finding.lost)]
 
 
-def spelled(cut: Cut | None) -> str:
+def spelled(config: TileConfig | None) -> str:
     """`128x64 w8 s3`."""
-    return f"{cut.block_q}x{cut.block_kv} w{cut.warps} s{cut.stages}" if cut else "-"
+    return f"{config.block_q}x{config.block_kv} w{config.warps} s{config.stages}" if config else "-"

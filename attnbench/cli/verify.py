@@ -1,4 +1,4 @@
-"""`attnbench verify`: outputs against float64, with no timing."""
+"""`attnbench verify`: check outputs against float64, without timing."""
 
 from __future__ import annotations
 
@@ -8,162 +8,92 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.options import CHOOSING, MEASURING, OUTPUT
+from attnbench.cli.options import option
 
 if TYPE_CHECKING:
-    from attnbench.runner import Runner
-    from attnbench.verification import Verified
+    from attnbench.engine.sweep import Request
+    from attnbench.engine.verify_only import Verification
 
 
+def _probe_names() -> tuple[str, ...]:
+    from attnbench.worker.probes import PROBES
+
+    return tuple(PROBES)
+
+
+@options.with_options(
+    options.SUITES, options.SUITE, options.PROBLEM, options.ARMS,
+    options.BUDGET.but(help="Time limit of the command: 45s, 5m; none by default."),
+    options.TIMEOUT, options.MEM_LIMIT,
+    options.INPUTS.but(
+        help="Distributions of inputs: normal, uniform, outlier, large, sink, zeros, file:x.safetensors.",
+        metavar="LIST",
+    ),
+    options.SEED.but(help="Random seed for inputs."), options.ONLY, options.SKIP,
+)  # fmt: skip
 def verify(
     context: typer.Context,
-    suites: options.Suites = None,
-    suite: options.Suite = None,
-    seq: options.Seq = None,
-    seq_q: options.SeqQ = None,
-    seq_kv: options.SeqKv = None,
-    batch: options.Batch = None,
-    tokens: options.Tokens = None,
-    heads: options.Heads = None,
-    kv_heads: options.KvHeads = None,
-    head_dim: options.HeadDim = None,
-    head_dim_v: options.HeadDimV = None,
-    dtype: options.Dtype = None,
-    mask: options.Mask = None,
-    score: options.Score = None,
-    bias: options.Bias = None,
-    mode: options.ModeOption = None,
-    set_: options.Set = None,
-    backend: options.BackendOption = None,
-    device: options.DeviceOption = None,
-    budget: Annotated[
-        str,
-        typer.Option(rich_help_panel=MEASURING, help="Time for everything: 45s, 5m; none by default.", metavar="TIME"),
-    ] = "",
-    timeout: Annotated[
-        str, typer.Option(rich_help_panel=MEASURING, help="For each phase of a case.", metavar="TIME")
-    ] = "60s",
-    mem_limit: Annotated[
-        str, typer.Option(rich_help_panel=MEASURING, help="80% of what is free, or 8GiB.", metavar="SIZE")
-    ] = "80%",
-    inputs: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=MEASURING,
-            help="Distributions: normal,uniform,outlier,large,sink,zeros,file:x.safetensors.",
-            metavar="LIST",
-        ),
-    ] = "normal",
+    request: Request,
     probe: Annotated[
         str,
-        typer.Option(
-            rich_help_panel=MEASURING,
-            help="Beyond right or wrong: noise,adversarial,determinism,batch,double_backward,quantisation,soft.",
+        option(
             metavar="LIST",
+            names=_probe_names,
+            help="Further checks: noise,adversarial,determinism,batch,double_backward,quantisation,soft.",
         ),
     ] = "",
-    random: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=CHOOSING, help="Problems drawn at random for so long: 5m; options hold.", metavar="TIME"
-        ),
-    ] = "",
-    seed: Annotated[int, typer.Option(rich_help_panel=MEASURING, help="Of the inputs.", metavar="N")] = 0,
-    only: Annotated[
-        list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Keep these: seq=..4k.", metavar="KEY=VALUES")
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(rich_help_panel=CHOOSING, help="Drop these: backend=flex.", metavar="KEY=VALUES")
-    ] = None,
-    progress_: Annotated[
-        str, typer.Option("--progress", rich_help_panel=OUTPUT, help="auto, bar, lines or none.", metavar="STYLE")
-    ] = "auto",
-    figures: Annotated[
-        bool, typer.Option("--figures", rich_help_panel=OUTPUT, help="Max, mean and rms error of every output.")
-    ] = False,
-    json_: Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="One JSON object a line.")] = False,
+    random: Annotated[str, option(help="Check random problems for this long: 5m.", metavar="TIME")] = "",
+    figures: Annotated[bool, option("--figures", help="Show max, mean and rms error of every output.")] = False,
+    progress_: options.Progress = "auto",
+    json_: options.Json = False,
 ) -> int:
-    """Check outputs and gradients against float64, of the suite `verify` unless others are named; nothing is timed."""
-    from attnbench import verification
-    from attnbench.attention.inputs import check
-    from attnbench.cli import progress, running
-    from attnbench.errors import UsageError
-    from attnbench.ranges import words
-    from attnbench.sweep import Request
-    from attnbench.units import parse_seconds
+    """Check outputs and gradients against float64, of the suite `verify` by default; nothing is timed."""
+    from attnbench.units import words
 
-    axes = options.axes(
-        set_,
-        seq=seq,
-        seq_q=seq_q,
-        seq_kv=seq_kv,
-        batch=batch,
-        tokens=tokens,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        head_dim_v=head_dim_v,
-        dtype=dtype,
-        mask=mask,
-        score=score,
-        bias=bias,
-        mode=mode,
-    )
-    request = Request(
-        suites=(*(suites or ()), *(suite or ())),
-        axes=axes,
-        backend=backend or "",
-        device=device or "",
-        budget=budget,
-        timeout=timeout,
-        mem_limit=mem_limit,
-        seed=seed,
-        only=tuple(only or ()),
-        skip=tuple(skip or ()),
-    )
-    distributions = words(inputs, "--inputs")
-    for one in distributions:
-        check(one, "--inputs")
     probes = words(probe, "--probe") if probe else ()
-    runners: list[Runner] = []
-
-    def watch(runner: Runner) -> None:
-        runners[:] = [runner]
-
-    if random:
-        if request.suites or budget:
-            raise UsageError(
-                f"--random {random}: draws its problems and is its own budget; leave suites and --budget out"
-            )
-        observer = progress.observer("none" if context.obj["quiet"] else progress_, 0)
-        with observer as watcher, running.interruptible(runners):
-            seconds = parse_seconds(random, "--random")
-            found = verification.soak(request, seconds, watcher, watch, probes, distributions)
-        return _show(found, json_, figures)
-    planned = verification.ready(request, probes)
-    cases = planned.plan.cases * len(distributions)
-    observer = progress.observer("none" if context.obj["quiet"] else progress_, cases)
-    with observer as watcher, running.interruptible(runners):
-        found = verification.run(planned, watcher, watch, distributions)
-    return _show(found, json_, figures)
+    style = options.global_options(context).progress(progress_)
+    return _show(_measure(request, probes, random, style), json_, figures)
 
 
-def _show(found: Verified, as_json: bool, figures: bool) -> int:
+def _measure(request: Request, probes: tuple[str, ...], random: str, style: str) -> Verification:
     import msgspec
 
-    from attnbench.cli.running import exit_code
-    from attnbench.report import errors
+    from attnbench.attention.inputs import check
+    from attnbench.cli import running
+    from attnbench.engine import verify_only
+    from attnbench.errors import UsageError
+    from attnbench.units import parse_seconds, words
 
-    code = exit_code(found.results, found.ending)
+    distributions = words(request.inputs, "--inputs")
+    for name in distributions:
+        check(name, "--inputs")
+    request = msgspec.structs.replace(request, inputs="normal")
+    if random:
+        if request.suites or request.budget:
+            raise UsageError(f"--random {random}: draws problems for this long; leave suites and --budget out")
+        with running.watched(style, 0) as (watcher, watch):
+            seconds = parse_seconds(random, "--random")
+            return verify_only.soak(request, seconds, watcher, watch, probes, distributions)
+    planned = verify_only.prepare(request, probes)
+    with running.watched(style, planned.plan.cases * len(distributions)) as (watcher, watch):
+        return verify_only.run(planned, watcher, watch, distributions)
+
+
+def _show(verified: Verification, as_json: bool, figures: bool) -> int:
+    from attnbench.cli import output
+    from attnbench.cli.running import exit_code
+    from attnbench.report.terminal import verification
+
+    code = exit_code(verified.results, verified.ending)
     if as_json:
-        for line in (*map(errors.record, found.results), errors.summary(found.results, code)):
-            print(msgspec.json.encode(line).decode())
+        records = (*map(verification.record, verified.results), verification.summary(verified.results, code))
+        output.lines(records, (), as_json)
         return code
-    for text in (errors.drawn if found.drawn else errors.text)(found.results, figures):
+    for text in (verification.random_problems if verified.drawn else verification.text)(verified.results, figures):
         print(text)
-    for result in found.results:
-        if result.status.failed and (command := found.again(result)):
+    for result in verified.results:
+        if result.status.failed and (command := verified.again(result)):
             print(f"again: {command}", file=sys.stderr)
-    for cell, reason in found.impossible:
+    for cell, reason in verified.impossible:
         print(f"impossible: {cell}: {reason}", file=sys.stderr)
     return code

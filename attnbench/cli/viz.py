@@ -1,117 +1,130 @@
-"""`attnbench viz`: what a mask looks like, or the weights of attention, in the terminal or as a picture."""
+"""`attnbench viz`: draw a mask, or the weights of attention, in the terminal or as a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import options
+from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
     from attnbench.attention.problem import Problem
-    from attnbench.report.drawing import Chart
-    from attnbench.studies.weights import Seen
+    from attnbench.report.charts.drawing import Chart
 
-WEIGHTS = "Weights"
 TRACKERS = ("tensorboard", "wandb")
 
 
-def viz(
-    mask: Annotated[
-        str, typer.Argument(help="As in `attnbench list masks`: causal+window:512.", metavar="MASK")
-    ] = "none",
-    seq: Annotated[str, typer.Option("--seq", help="Tokens.", metavar="N")] = "",
-    seq_q: Annotated[str, typer.Option("--seq-q", help="Queries, if not as many.", metavar="N")] = "",
-    seq_kv: Annotated[str, typer.Option("--seq-kv", help="Keys, if not as many.", metavar="N")] = "",
-    batch: Annotated[int, typer.Option(help="Sequences: padding differs among them.", metavar="N")] = 1,
-    block: Annotated[int, typer.Option(help="Tokens of the blocks that are counted.", metavar="N")] = 128,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="mask.svg, mask.png or mask.pdf.", metavar="FILE")
-    ] = None,
-    weights: Annotated[
-        bool, typer.Option("--weights", rich_help_panel=WEIGHTS, help="Look at weights: of 128 tokens, or --seq.")
-    ] = False,
-    collapse: Annotated[
-        bool, typer.Option("--collapse", rich_help_panel=WEIGHTS, help="Why scores are scaled: entropy by head_dim.")
-    ] = False,
+class MaskShape(OptionGroup, frozen=True, kw_only=True):
+    """The lengths on which a mask is drawn."""
+
+    seq: Annotated[str, option("--seq", help="Number of tokens.", metavar="N")] = ""
+    seq_q: Annotated[str, option("--seq-q", help="Number of queries, if different.", metavar="N")] = ""
+    seq_kv: Annotated[str, option("--seq-kv", help="Number of keys, if different.", metavar="N")] = ""
+    batch: Annotated[int, option(help="Batch size; padding differs between sequences.", metavar="N")] = 1
+    block: Annotated[int, option(help="Tokens per side of the counted blocks.", metavar="N")] = 128
+
+
+class WeightOptions(OptionGroup, frozen=True, kw_only=True):
+    """The problem whose weights are drawn, and where to."""
+
+    weights: Annotated[bool, option("--weights", help="Draw the weights, of 128 tokens or --seq.")] = False
+    collapse: Annotated[bool, option("--collapse", help="Plot entropy by head_dim, with and without scaling.")] = False
     inputs: Annotated[
         str,
-        typer.Option(
-            rich_help_panel=WEIGHTS,
-            help="normal, peaked, sink ..., or file:x.safetensors with q and k.",
+        option(
             metavar="NAME",
+            names=options.INPUTS.names,
+            help="Distribution: normal, peaked, sink ..., or file:x.safetensors with q and k.",
         ),
-    ] = "normal",
-    heads: Annotated[str, typer.Option(rich_help_panel=WEIGHTS, help="Query heads.", metavar="N")] = "",
-    kv_heads: Annotated[str, typer.Option(rich_help_panel=WEIGHTS, help="Key heads.", metavar="N")] = "",
-    head_dim: Annotated[str, typer.Option(rich_help_panel=WEIGHTS, help="Width of a head.", metavar="N")] = "",
-    score: Annotated[str, typer.Option(rich_help_panel=WEIGHTS, help="As in `run`.", metavar="SCORE")] = "",
-    bias: Annotated[str, typer.Option(rich_help_panel=WEIGHTS, help="As in `run`.", metavar="BIAS")] = "",
-    set_: options.Set = None,
-    head: Annotated[
-        int, typer.Option(rich_help_panel=WEIGHTS, help="The head that a terminal shows.", metavar="N")
-    ] = 0,
-    seed: Annotated[int, typer.Option(rich_help_panel=WEIGHTS, help="Of the inputs.", metavar="N")] = 0,
-    to: Annotated[
-        str, typer.Option(rich_help_panel=WEIGHTS, help="tensorboard or wandb: into the folder --out.", metavar="TOOL")
-    ] = "",
+    ] = "normal"
+    heads: Annotated[str, option(help="Number of query heads.", metavar="N")] = ""
+    kv_heads: Annotated[str, option(help="Number of key heads.", metavar="N")] = ""
+    head_dim: Annotated[str, option(help="Head dimension.", metavar="N")] = ""
+    score: Annotated[str, option(help="Score, as in `run`.", metavar="SCORE")] = ""
+    bias: Annotated[str, option(help="Bias, as in `run`.", metavar="BIAS")] = ""
+    set_: options.Set = None
+    head: Annotated[int, option(help="Head to show in a terminal.", metavar="N")] = 0
+    seed: Annotated[int, option(help="Random seed for inputs.", metavar="N")] = 0
+    to: Annotated[str, option(help="Log to tensorboard or wandb, into the folder --out.", metavar="TOOL")] = ""
+
+    def axes(self, shape: MaskShape, mask: str) -> dict[str, str]:
+        values = {"seq": shape.seq, "seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "heads": self.heads,
+                  "kv_heads": self.kv_heads, "head_dim": self.head_dim, "score": self.score, "bias": self.bias,
+                  "mask": mask}  # fmt: skip
+        return {name: value for name, value in values.items() if value} | options.axes_of_set(self.set_)
+
+
+@options.with_options()
+def viz(
+    mask: Annotated[
+        str, typer.Argument(help="Mask, as in `attnbench list masks`: causal+window:512.", metavar="MASK")
+    ] = "none",
+    *,
+    shape: MaskShape,
+    out: Annotated[Path | None, option("--out", "-o", help="mask.svg, mask.png or mask.pdf.", metavar="FILE")] = None,
+    chosen: WeightOptions,
 ) -> None:
-    """Draw a mask, with its pairs and how many blocks it leaves empty; with --weights those of the float64 reference.
+    """Draw a mask, with its pairs and empty blocks; with --weights draw the weights of the float64 reference.
 
     Masks need no torch. Nothing is timed.
     """
     from attnbench.errors import UnknownNameError, UsageError
 
-    if to and to not in TRACKERS:
-        raise UnknownNameError("tool", to, TRACKERS, where="--to")
-    if to and not (weights and out):
-        raise UsageError(f"--to {to}: needs --weights, and a folder by --out")
-    if collapse:
-        from attnbench.report import weights as report
-        from attnbench.studies.weights import collapse as study
-
-        found = study(seed=seed)
-        if out:
-            _save(report.collapse_chart(found), out)
-        else:
-            print(*report.collapsed(found), sep="\n")
-        return
-    if weights:
-        given = {"seq": seq, "seq_q": seq_q, "seq_kv": seq_kv, "heads": heads, "kv_heads": kv_heads,
-                 "head_dim": head_dim, "score": score, "bias": bias, "mask": mask}  # fmt: skip
-        axes = options.axes(set_, **{name: value or None for name, value in given.items()})
-        _show_weights(_problem(axes, inputs), inputs, seed, head, out, to)
-        return
-    _show_mask(mask, seq or "1k", seq_q, seq_kv, batch, block, out)
+    if chosen.to and chosen.to not in TRACKERS:
+        raise UnknownNameError("tool", chosen.to, TRACKERS, where="--to")
+    if chosen.to and not (chosen.weights and out):
+        raise UsageError(f"--to {chosen.to}: needs --weights, and a folder by --out")
+    if chosen.collapse:
+        _show_collapse(chosen.seed, out)
+    elif chosen.weights:
+        _show_weights(_problem(chosen.axes(shape, mask), chosen.inputs), chosen, out)
+    else:
+        _show_mask(mask, shape, out)
 
 
-def _show_mask(mask: str, seq: str, seq_q: str, seq_kv: str, batch: int, block: int, out: Path | None) -> None:
+def _show_collapse(seed: int, out: Path | None) -> None:
+    from attnbench.report.charts import entropy_collapse
+    from attnbench.report.terminal import pictures
+    from attnbench.studies.weights import collapse as study
+
+    entropies = study(seed=seed)
+    if out:
+        _save(entropy_collapse.chart(entropies), out)
+    else:
+        print(*pictures.collapsed(entropies), sep="\n")
+
+
+def _show_mask(text: str, shape: MaskShape, out: Path | None) -> None:
     from attnbench.attention import masks
     from attnbench.attention.terms import Grid
     from attnbench.errors import UsageError
-    from attnbench.ranges import integer
-    from attnbench.report import heat
+    from attnbench.report.charts import mask as mask_chart
+    from attnbench.report.terminal import pictures
+    from attnbench.units import integer
 
-    tokens = integer(seq, "--seq")
+    tokens = integer(shape.seq or "1k", "--seq")
     grid = Grid(
-        batch, integer(seq_q, "--seq-q") if seq_q else tokens, integer(seq_kv, "--seq-kv") if seq_kv else tokens
+        shape.batch,
+        integer(shape.seq_q, "--seq-q") if shape.seq_q else tokens,
+        integer(shape.seq_kv, "--seq-kv") if shape.seq_kv else tokens,
     )
-    for flag, value in (("--seq", min(grid.seq_q, grid.seq_kv)), ("--batch", batch), ("--block", block)):
+    sizes = (("--seq", min(grid.seq_q, grid.seq_kv)), ("--batch", shape.batch), ("--block", shape.block))
+    for flag, value in sizes:
         if value < 1:
             raise UsageError(f"{flag} {value}: at least 1")
-    chosen = masks.parse(mask)
-    chosen.check(grid)
-    if out is None:
-        for line in heat.text(chosen, grid, block):
-            print(line)
-        return
-    _save(heat.chart(chosen, grid, block), out)
+    mask = masks.parse(text)
+    mask.check(grid)
+    if out:
+        _save(mask_chart.chart(mask, grid, shape.block), out)
+    else:
+        print(*pictures.mask_picture(mask, grid, shape.block), sep="\n")
 
 
 def _problem(axes: dict[str, str], inputs: str) -> Problem:
-    """The one problem of the options; shapes of a file count before those that are not given."""
+    """The one problem of the options; the shapes of a file replace the defaults."""
     from attnbench import suite
     from attnbench.attention.inputs import FILE, check
     from attnbench.attention.problem import Dtype
@@ -119,7 +132,7 @@ def _problem(axes: dict[str, str], inputs: str) -> Problem:
     from attnbench.studies.weights import shape_of
 
     check(inputs, "--inputs")
-    plain: dict[str, Any] = {"seq": "128", "heads": "4"}
+    plain = {"seq": "128", "heads": "4"}
     if inputs.startswith(FILE):
         shape = shape_of(Path(inputs.removeprefix(FILE)))
         plain = {name: str(value) for name, value in shape.items()}
@@ -134,36 +147,32 @@ def _problem(axes: dict[str, str], inputs: str) -> Problem:
     return cell.problem
 
 
-def _show_weights(problem: Problem, inputs: str, seed: int, head: int, out: Path | None, to: str) -> None:
+def _show_weights(problem: Problem, chosen: WeightOptions, out: Path | None) -> None:
     from attnbench.errors import UsageError
-    from attnbench.report import weights as report
+    from attnbench.report.charts import attention_weights as weights_chart
+    from attnbench.report.formats import tensorboard, wandb
+    from attnbench.report.terminal import pictures
     from attnbench.studies.weights import look
 
-    if not 0 <= head < problem.heads:
-        raise UsageError(f"--head {head}: there are heads 0 to {problem.heads - 1}")
-    seen = look(problem, inputs, seed)
+    if not 0 <= chosen.head < problem.heads:
+        raise UsageError(f"--head {chosen.head}: there are heads 0 to {problem.heads - 1}")
+    seen = look(problem, chosen.inputs, chosen.seed)
     if out is None:
-        print(*report.text(seen, [head]), sep="\n")
-    elif to:
-        _track(seen, out, to)
+        print(*pictures.weights_picture(seen, [chosen.head]), sep="\n")
+    elif chosen.to:
+        out.mkdir(parents=True, exist_ok=True)
+        {"tensorboard": tensorboard.write_weights, "wandb": wandb.write_weights}[chosen.to](seen, out)
+        print(out)
     else:
-        _save(report.chart(seen), out)
-
-
-def _track(seen: Seen, folder: Path, tool: str) -> None:
-    from attnbench.report import pictures
-
-    folder.mkdir(parents=True, exist_ok=True)
-    {"tensorboard": pictures.tensorboard, "wandb": pictures.wandb}[tool](seen, folder)
-    print(folder)
+        _save(weights_chart.chart(seen), out)
 
 
 def _save(chart: Chart, out: Path) -> None:
     from attnbench.errors import UsageError
-    from attnbench.report import plots
-    from attnbench.report.plots import Picture
+    from attnbench.report.charts import rendering
+    from attnbench.report.charts.rendering import Picture
 
-    if not plots.available():
-        raise UsageError(plots.MISSING)
+    if not rendering.available():
+        raise UsageError(rendering.MISSING)
     Picture(chart).save(out)
     print(out)

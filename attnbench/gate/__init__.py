@@ -1,5 +1,6 @@
-"""Whether head is slower than base: margins, tests, verdicts; docs/gate.md has the rule and how often it errs.
+"""The regression gate: is head slower than base? docs/gate.md has the rule and its measured error rates.
 
-`rule` is a pure function of what was stored; `evidence` takes it out of results; `paired` measures base and head side
-by side, `stored` compares two runs; `trees` makes base's files, `baselines` keeps runs by name.
+`paired` measures base and head side by side, `stored` compares two runs. `evidence` extracts effects from results,
+`rule` decides on them with the tests of `significance`, and `judgement` collects the verdicts. `record` is what a gate
+stores; `trees` provides the files of base, `baselines` keeps runs by name, `history` is the trend of a project.
 """

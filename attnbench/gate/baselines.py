@@ -1,6 +1,4 @@
-"""Runs by name, one for each machine: plain files under results/reference/NAME/FINGERPRINT, fit for git."""
-
-from __future__ import annotations
+"""Baselines: runs by name and machine, in plain files under results/reference/NAME/FINGERPRINT that fit into git."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,14 +7,15 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench import frame, store
+from attnbench.analysis.rows import rows_of
 from attnbench.errors import NotComparableError, StoreError, UsageError
-from attnbench.result import Status
-from attnbench.store import Run
+from attnbench.records import run_directory
+from attnbench.records.result import Status
+from attnbench.records.run_directory import Run
 
 FOLDER = "reference"
 PROVENANCE = "baseline.json"
-LAUNCHES_LEAST = 3  # fewer say nothing of what launches differ by
+MIN_RESTARTS = 3  # with fewer the spread between restarts is not known
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,26 +28,30 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     commit: str = ""
     dirty: bool = False
-    replaces: str = ""  # the run that it took the place of
+    replaces: str = ""  # the previous run of this baseline
 
 
 def root() -> Path:
-    """Where baselines lie."""
-    return store.results_root() / FOLDER
+    """The folder of all baselines."""
+    return run_directory.results_root() / FOLDER
 
 
 def save(name: str, run: Run, *, replace: bool = False, force: bool = False) -> Path:
-    """Keep a run under a name. StoreError where there is one already, UsageError for one that is no basis."""
+    """Store a run as the baseline `name` of its machine.
+
+    Raises StoreError where there is one already, UsageError for a run that is not fit (`objections`).
+    """
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"baseline {name!r}: a plain name, without slashes")
     if (objection := objections(run)) and not force:
-        raise UsageError(f"{run.path.name} is no basis: {objection}; --force keeps it all the same")
+        raise UsageError(f"{run.path.name} is not fit as a baseline: {objection}; --force saves it anyway")
     place = root() / name / run.manifest.fingerprint
     before = _provenance(place)
     if before and not replace:
-        raise StoreError(f"{place} holds {before.run} of {before.measured_at}: promote replaces it")
+        hint = "replace it with attnbench baseline promote"
+        raise StoreError(f"{place} holds {before.run} of {before.measured_at}: {hint}")
     commit = run.manifest.commit or {}
-    kept = Provenance(
+    provenance = Provenance(
         name=name, saved_at=datetime.now(UTC).isoformat(timespec="seconds"), run=run.path.name,
         measured_at=run.manifest.created_at, fingerprint=run.manifest.fingerprint,
         commit=str(commit.get("commit", "")), dirty=bool(commit.get("dirty")), replaces=before.run if before else "",
@@ -57,9 +60,9 @@ def save(name: str, run: Run, *, replace: bool = False, force: bool = False) -> 
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for file in (store.MANIFEST, store.RESULTS):
+        for file in (run_directory.MANIFEST, run_directory.RESULTS):
             shutil.copyfile(run.path / file, draft / file)
-        (draft / PROVENANCE).write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+        (draft / PROVENANCE).write_bytes(msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
     except OSError as error:
@@ -68,45 +71,42 @@ def save(name: str, run: Run, *, replace: bool = False, force: bool = False) -> 
 
 
 def objections(run: Run) -> str:
-    """Why a run is no basis for later ones: incomplete, failed, noisy, too few launches; empty if it is one."""
-    rows = frame.rows(run.results)
-    measured = [row for row in rows if row["time_s"] is not None]
+    """Why a run is not fit as a baseline: incomplete, failed, noisy, or too few restarts; empty if it is fit."""
+    rows = rows_of(run.results)
+    measured = [row for row in rows if row.time_s is not None]
     if not measured:
         return "nothing was measured"
-    failed = [row for row in rows if Status(row["status"]).failed]
-    cut = [row for row in rows if row["status"] == Status.SKIPPED]
-    noisy = [row for row in measured if row["noisy"]]
-    few = min(row["launches"] for row in measured)
-    said = [f"{failed[0]['label']} {failed[0]['status']}"] if failed else []
-    said += [f"{len(cut)} cases were skipped ({cut[0]['reason']})"] if cut else []
-    said += [f"{len(noisy)} of {len(measured)} cases are noisy"] if noisy else []
-    said += (
-        [f"{few} launch{'es' if few > 1 else ''}, {LAUNCHES_LEAST} are needed: attnbench run --launches 6"]
-        if few < LAUNCHES_LEAST
-        else []
-    )
-    return "; ".join(said)
+    failed = [row for row in rows if row.status.failed]
+    cut = [row for row in rows if row.status is Status.SKIPPED]
+    noisy = [row for row in measured if row.noisy]
+    few = min(row.restarts for row in measured)
+    reasons = [f"{failed[0].label} {failed[0].status}"] if failed else []
+    reasons += [f"{len(cut)} cases were skipped ({cut[0].reason})"] if cut else []
+    reasons += [f"{len(noisy)} of {len(measured)} cases are noisy"] if noisy else []
+    if few < MIN_RESTARTS:
+        reasons.append(f"{few} restart{'s' if few > 1 else ''}, {MIN_RESTARTS} are needed: attnbench run --restarts 6")
+    return "; ".join(reasons)
 
 
 def every() -> Iterator[tuple[Path, Provenance]]:
-    """All that are kept, by name and machine."""
+    """The folder and provenance of every baseline, by name and machine."""
     for path in sorted(root().glob(f"*/*/{PROVENANCE}")):
-        if found := _provenance(path.parent):
-            yield path.parent, found
+        if provenance := _provenance(path.parent):
+            yield path.parent, provenance
 
 
 def find(name: str, fingerprint: str) -> Run:
-    """The baseline of this name and machine. NotComparableError, with what there is, for none."""
+    """The baseline of this name and machine. NotComparableError, with all that exist, where there is none."""
     place = root() / name / fingerprint
     if _provenance(place):
-        return store.read(place)
-    there = [f"{found.name} of {found.fingerprint}" for _, found in every()]
-    has = f"there are {', '.join(there)}" if there else "attnbench baseline save makes one"
-    raise NotComparableError(f"no baseline {name!r} of this machine ({fingerprint}): {has}")
+        return run_directory.read(place)
+    names = [f"{baseline.name} of {baseline.fingerprint}" for _, baseline in every()]
+    hint = f"there are {', '.join(names)}" if names else "create one with attnbench baseline save"
+    raise NotComparableError(f"no baseline {name!r} of this machine ({fingerprint}): {hint}")
 
 
 def remove(name: str, fingerprint: str) -> Path:
-    """Delete one. NotComparableError where there is none."""
+    """Delete a baseline and return its folder. NotComparableError where there is none."""
     path = find(name, fingerprint).path
     shutil.rmtree(path)
     if not any(path.parent.iterdir()):

@@ -1,6 +1,4 @@
-"""Which commit made a case slower: the paired gate at each step, good against the commit in question."""
-
-from __future__ import annotations
+"""The commit that made a case slower: each step gates the good commit against the commit in question."""
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -9,70 +7,66 @@ import msgspec
 
 from attnbench.errors import UsageError
 from attnbench.gate import trees
-from attnbench.gate.judgement import Judged
-from attnbench.result import Outcome
-
-RED = (Outcome.REGRESSED, Outcome.BROKEN, Outcome.MISSING)
+from attnbench.gate.judgement import RED, GateVerdicts
+from attnbench.records.result import Outcome, Status
 
 
-class Word(StrEnum):
-    """What a step says of a commit."""
+class StepOutcome(StrEnum):
+    """The outcome of one step."""
 
     GOOD = "good"
     BAD = "bad"
-    SKIP = "skip"  # it cannot be said: inconclusive, or it does not run
+    SKIP = "skip"  # inconclusive, or the commit does not run
 
 
-class Found(msgspec.Struct, frozen=True):
-    """Where the search ended: the first bad commit, or the first among several that could not be judged."""
+class SearchResult(msgspec.Struct, frozen=True):
+    """The end of a search: the first bad commit, or several, where skipped commits leave it open."""
 
     suspects: tuple[str, ...]
     steps: int
 
     @property
     def first_bad(self) -> str | None:
-        """None where skipped commits leave several."""
+        """The first bad commit; None where skipped commits leave several."""
         return self.suspects[0] if len(self.suspects) == 1 else None
 
 
-def search(commits: Sequence[str], ask: Callable[[str], Word]) -> Found:
-    """`commits` from the one after the good to the bad one, which is known to be bad; the first bad one of them.
+def search(commits: Sequence[str], test: Callable[[str], StepOutcome]) -> SearchResult:
+    """Find the first bad one of `commits`, which go from the one after the good commit to the known bad one.
 
-    Halves what is left; where the middle cannot be judged the nearest other one is asked.
+    Each step halves what is left; where the middle is skipped, the nearest other commit is tested.
     """
     low, high, skipped, steps = -1, len(commits) - 1, set[int](), 0
     while True:
-        left = [place for place in range(low + 1, high) if place not in skipped]
+        left = [index for index in range(low + 1, high) if index not in skipped]
         if not left:
-            return Found(tuple(commits[low + 1 : high + 1]), steps)
+            return SearchResult(tuple(commits[low + 1 : high + 1]), steps)
         middle = (low + high) / 2
-        place = min(left, key=lambda one: (abs(one - middle), one))
-        word = ask(commits[place])
+        place = min(left, key=lambda index: (abs(index - middle), index))
+        outcome = test(commits[place])
         steps += 1
-        if word is Word.GOOD:
+        if outcome is StepOutcome.GOOD:
             low = place
-        elif word is Word.BAD:
+        elif outcome is StepOutcome.BAD:
             high = place
         else:
             skipped.add(place)
 
 
 def commits(good: str, bad: str) -> list[str]:
-    """Those after `good` up to `bad`, oldest first, along the first parents. UsageError where good is no ancestor."""
+    """The commits after `good` up to `bad`, oldest first, along first parents. UsageError if good is no ancestor."""
     first, last = trees.commit_of(good, "GOOD"), trees.commit_of(bad, "BAD")
-    found = trees.between(first, last)
-    if not found:
+    between = trees.between(first, last)
+    if not between:
         raise UsageError(f"{good} is no earlier commit than {bad}")
-    return found
+    return between
 
 
-def word(judged: Judged) -> Word:
-    """Bad if any verdict is red, good if time is the same or better, else it cannot be said."""
-    seen = {one.outcome for one in judged.verdicts}
-    if any(one.outcome is Outcome.BROKEN and "unavailable" in one.reason for one in judged.verdicts):
-        return Word.SKIP  # the commit does not run at all
-    if seen & set(RED):
-        return Word.BAD
-    if not seen or Outcome.INCONCLUSIVE in seen:
-        return Word.SKIP
-    return Word.GOOD
+def step_outcome(judgement: GateVerdicts) -> StepOutcome:
+    """Bad if any verdict is a regression or failure, good if time is the same or better, else skip."""
+    outcomes = {verdict.outcome for verdict in judgement.verdicts}
+    if any(verdict.head_status is Status.UNAVAILABLE for verdict in judgement.verdicts):
+        return StepOutcome.SKIP  # the commit does not run at all
+    if outcomes.intersection(RED):
+        return StepOutcome.BAD
+    return StepOutcome.SKIP if not outcomes or Outcome.INCONCLUSIVE in outcomes else StepOutcome.GOOD

@@ -1,6 +1,4 @@
-"""The trend of a project: one line a commit, appended and never rewritten; where a case changed, and by how much."""
-
-from __future__ import annotations
+"""The trend of a project: one appended line per commit, and where the level of a case changed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,17 +7,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from attnbench import frame
+from attnbench.analysis.rows import rows_of
 from attnbench.errors import StoreError
-from attnbench.result import Record
-from attnbench.store import Run
+from attnbench.records.result import Record
+from attnbench.records.run_directory import Run
 
 FILE = "history.jsonl"
-LEAST = 3  # points of a stretch between two changes
-PENALTY = 3.0  # of a change, in units of variance times log n: Bayes' information criterion asks for 2 and a little
+MIN_POINTS = 3  # points of a stretch between two changes
+PENALTY = 3.0  # of a change, in units of variance times log n; the Bayesian information criterion needs a little over 2
 
 
-class Point(Record, frozen=True, kw_only=True):
+class HistoryPoint(Record, frozen=True, kw_only=True):
     """One commit on one machine."""
 
     commit: str
@@ -32,15 +30,15 @@ class Point(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The commit in short, or the run where there is none."""
+        """The short commit, or the run where there is no commit."""
         return f"{self.commit[:12] or self.run}{' with changes' if self.dirty else ''}"
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class LevelChange(msgspec.Struct, frozen=True, kw_only=True):
     """Where the level of a case changed."""
 
     case: str
-    at: Point  # the first of the new level
+    at: HistoryPoint  # the first of the new level
     before_s: float
     after_s: float
 
@@ -50,21 +48,21 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         return self.after_s / self.before_s
 
 
-def point(run: Run) -> Point:
-    """Of a run: its own times, or head's of a gate."""
+def point(run: Run) -> HistoryPoint:
+    """The point of a run: its times, or those of head for a gate."""
     commit = run.manifest.commit or {}
-    rows = [row for row in frame.rows(run.results) if row["time_s"] is not None]
+    rows = [row for row in rows_of(run.results) if row.time_s is not None]
     if run.manifest.gate:
-        rows = [row for row in rows if "head" in row["arm"].split("@")]
-    return Point(
+        rows = [row for row in rows if "head" in row.arm.split("@")]
+    return HistoryPoint(
         commit=str(commit.get("commit", "")), dirty=bool(commit.get("dirty")), measured_at=run.manifest.created_at,
         fingerprint=run.manifest.fingerprint, suite=run.manifest.suite, run=run.path.name,
-        seconds={f"{row['label']}@{row['device']}": row["time_s"] for row in rows},
+        seconds={f"{row.label}@{row.device}": row.seconds for row in rows},
     )  # fmt: skip
 
 
-def append(path: Path, new: Point) -> None:
-    """Add a line. StoreError where it cannot be written."""
+def append(path: Path, new: HistoryPoint) -> None:
+    """Append a point to the file. StoreError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -73,51 +71,49 @@ def append(path: Path, new: Point) -> None:
         raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
-def load(path: Path) -> tuple[list[Point], int]:
-    """All points, and how many lines are none. StoreError for a file that cannot be read."""
+def load(path: Path) -> tuple[list[HistoryPoint], int]:
+    """All points, and the number of lines that are not points. StoreError for a file that cannot be read."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}: attnbench history --add RUN begins one") from error
+        hint = "create it with attnbench history --add RUN"
+        raise StoreError(f"{path} cannot be read: {error.strerror}: {hint}") from error
     points, skipped = [], 0
     for line in lines:
         try:
-            points.append(msgspec.json.decode(line, type=Point))
+            points.append(msgspec.json.decode(line, type=HistoryPoint))
         except msgspec.MsgspecError:
             skipped += 1
     return points, skipped
 
 
-def series(points: Iterable[Point], fingerprint: str) -> dict[str, list[tuple[Point, float]]]:
-    """Of one machine, by case, in the order of time; two machines are never one trend."""
-    found: dict[str, list[tuple[Point, float]]] = {}
-    for one in sorted(points, key=lambda one: one.measured_at):
-        if one.fingerprint == fingerprint:
-            for case, seconds in one.seconds.items():
-                found.setdefault(case, []).append((one, seconds))
-    return found
+def series(points: Iterable[HistoryPoint], fingerprint: str) -> dict[str, list[tuple[HistoryPoint, float]]]:
+    """The points of one machine by case, in order of time. Two machines never form one trend."""
+    by_case: dict[str, list[tuple[HistoryPoint, float]]] = {}
+    for point in sorted(points, key=lambda point: point.measured_at):
+        if point.fingerprint == fingerprint:
+            for case, seconds in point.seconds.items():
+                by_case.setdefault(case, []).append((point, seconds))
+    return by_case
 
 
-def changes(case: str, values: Sequence[tuple[Point, float]]) -> list[Change]:
-    """Changes of level by PELT (Killick, Fearnhead and Eckley, https://arxiv.org/abs/1101.1438), on logarithms.
+def changes(case: str, values: Sequence[tuple[HistoryPoint, float]]) -> list[LevelChange]:
+    """Changes of level of the logarithms by PELT (Killick, Fearnhead and Eckley, https://arxiv.org/abs/1101.1438).
 
-    The variance is taken from differences of neighbours, which a change of level hardly moves.
+    The variance is estimated from differences of neighbours, which a change of level hardly affects.
     """
-    if len(values) < 2 * LEAST:
+    if len(values) < 2 * MIN_POINTS:
         return []
     from ruptures import Pelt
 
     logs = np.log([seconds for _, seconds in values])
     steps = np.abs(np.diff(logs))
     sd = max(float(np.median(steps)) / 0.6745 / math.sqrt(2), 1e-4)
-    found = (
-        Pelt(model="l2", min_size=LEAST, jump=1)
-        .fit(logs.reshape(-1, 1))
-        .predict(pen=PENALTY * sd * sd * math.log(len(logs)))
-    )
-    edges = [0, *found]
-    levels = [float(np.median(logs[low:high])) for low, high in zip(edges, found, strict=False)]
+    search = Pelt(model="l2", min_size=MIN_POINTS, jump=1).fit(logs.reshape(-1, 1))
+    ends = search.predict(pen=PENALTY * sd * sd * math.log(len(logs)))
+    edges = [0, *ends]
+    levels = [float(np.median(logs[low:high])) for low, high in zip(edges, ends, strict=False)]
     return [
-        Change(case=case, at=values[edge][0], before_s=math.exp(before), after_s=math.exp(after))
-        for edge, before, after in zip(found, levels, levels[1:], strict=False)
+        LevelChange(case=case, at=values[edge][0], before_s=math.exp(before), after_s=math.exp(after))
+        for edge, before, after in zip(ends, levels, levels[1:], strict=False)
     ]

@@ -1,127 +1,104 @@
-"""A stored gate -> verdicts: the same whenever it is asked, without a device."""
+"""A stored gate -> verdicts, without a device and with the same result each time."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from datetime import date
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from attnbench import floor
-from attnbench.errors import NotComparableError, UsageError
-from attnbench.gate import evidence, rule, settings
+from attnbench.analysis import noise_floor
+from attnbench.errors import NotComparableError
+from attnbench.gate import evidence, record, rule, significance
 from attnbench.gate.evidence import Pairing
-from attnbench.gate.rule import Evidence, Margins
-from attnbench.result import Outcome, Verdict
-from attnbench.store import Run
+from attnbench.gate.record import GateRecord
+from attnbench.gate.rule import Evidence
+from attnbench.records.result import Outcome, Verdict
+from attnbench.records.run_directory import Run
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """A gate that ended: every verdict, and what to know about them."""
+class GateVerdicts(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdicts of a gate, and what a reader must know about them."""
 
-    base: str  # what people call the two
+    base: str  # names for people
     head: str
     verdicts: tuple[Verdict, ...]  # the worst first
     geomeans: dict[str, tuple[float, float, float, int]]  # by backend: ratio, its interval, cases
-    floor: str  # where the margins come from
-    doubt: str = ""  # why nothing of the run may be believed
+    margin_source: str
+    doubt: str = ""  # why no case of the run can be judged
     notes: tuple[str, ...] = ()
-    refused: int = 0  # cases that neither side can run
+    refused: int = 0  # cases that neither base nor head can run
 
 
-def judge(run: Run) -> Judged:
-    """The verdicts of a stored gate: the same whenever they are asked for.
+def judge(run: Run) -> GateVerdicts:
+    """The verdicts of a stored gate.
 
-    UsageError for a run that is none; NotComparableError where base fails in every case that head can run.
+    Raises UsageError for a run that is not a gate, NotComparableError where base fails in every case that head can run.
     """
-    record = run.manifest.gate
-    if not record:
-        raise UsageError(f"{run.path.name} is no run of a gate: attnbench gate makes one")
+    gate = record.of(run)
     pairs = evidence.pairings(run.results)
-    if why := evidence.base_fails(pairs):
-        raise NotComparableError(f"{record['base']['name']} runs none of the cases, so nothing can be compared: {why}")
-    minded, today = settings.read(record["settings"], run.path.name), date.fromisoformat(record["today"])
-    cases = cases_of(pairs, record)
-    margins = margins_of(record)
-    doubt = rule.restless(evidence.equal_arms(pairs, record["screen_launches"]), margins)
-    verdicts = rule.verdicts(cases, margins, doubt)
-    judged = {(one.case_id, one.device) for one in cases}
-    refused = 0
+    if reason := evidence.base_fails(pairs):
+        raise NotComparableError(f"{gate.base.name} runs none of the cases, so nothing can be compared: {reason}")
+    cases = cases_of(pairs, gate)
+    doubt = rule.too_noisy(evidence.controls(pairs, gate.screen_restarts), gate.margins)
+    verdicts = rule.verdicts(cases, gate.margins, doubt)
+    timed = {(case.case_id, case.device) for case in cases}
     for pair in pairs:
-        if found := evidence.support(pair):
-            verdicts.append(found)
-        elif pair.base and pair.head and pair.base.times and pair.head.times:
-            verdicts += [] if pair.key in judged else [evidence.unreadable(pair)]
-            verdicts += evidence.memory(pair)
-            more = [tuple(both) for both in record["seeds"].get("@".join(pair.key), ())]
-            error = evidence.accuracy(pair, more)
-            verdicts += [error] if error else []
-        else:
-            refused += 1
-    return Judged(
-        base=record["base"]["name"],
-        head=record["head"]["name"],
+        verdicts += _untested(pair, gate, timed=pair.key in timed)
+    return GateVerdicts(
+        base=gate.base.name,
+        head=gate.head.name,
         verdicts=in_order(verdicts),
-        geomeans=_geomeans(cases),
-        floor=_said(record),
+        geomeans=geomeans((case.backend, significance.interval(case.effects).value) for case in cases),
+        margin_source=_margin_source(gate),
         doubt=doubt,
-        notes=tuple(minded.expired(today)),
-        refused=refused,
+        notes=tuple(gate.settings.expired(gate.today)),
+        refused=sum(not evidence.support(pair) and not pair.timed for pair in pairs),
     )
 
 
-ORDER = (
-    Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW,
-    Outcome.SAME,
-)  # fmt: skip
+def _untested(pair: Pairing, gate: GateRecord, *, timed: bool) -> list[Verdict]:
+    """The verdicts that need no test: support, memory, errors; `timed`: whether the rule has judged the time."""
+    if verdict := evidence.support(pair):
+        return [verdict]
+    if not pair.timed:
+        return []
+    error = evidence.accuracy(pair, gate.seeds.get("@".join(pair.key), ()))
+    unreadable = "no restart has a finite time of both base and head"
+    time = [] if timed else [evidence.verdict(pair, "time_s", Outcome.INCONCLUSIVE, unreadable)]
+    return [*time, *evidence.memory(pair), *filter(None, [error])]
+
+
+RED = (Outcome.BROKEN, Outcome.MISSING, Outcome.REGRESSED)
+ORDER = (*RED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW, Outcome.SAME)
 
 
 def in_order(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """The worst first."""
-    return tuple(sorted(verdicts, key=_order))
+    """The worst outcome first, then the largest change."""
+    return tuple(sorted(verdicts, key=lambda verdict: (ORDER.index(verdict.outcome), -abs(verdict.change or 0.0))))
 
 
-def _order(one: Verdict) -> tuple[int, float]:
-    """What must be looked at first, then the largest changes."""
-    return ORDER.index(one.outcome), -abs(one.change or 0.0)
-
-
-# -- margins -----------------------------------------------------------------------------------------------------------
-
-
-def cases_of(pairs: Sequence[Pairing], record: dict[str, Any]) -> list[Evidence]:
-    """What there is to judge of time, with the tolerance of each case."""
-    minded, today = settings.read(record["settings"], "run"), date.fromisoformat(record["today"])
-    found = []
-    for pair in pairs:
-        tolerance = minded.of(pair.any.case.label, today)
-        one = evidence.evidence(pair, record["screen_launches"], tolerance)
-        found += [one] if one else []
-    return found
-
-
-def margins_of(record: dict[str, Any]) -> Margins:
-    """Of a gate's record."""
-    return Margins(factor=record["floor"]["factor"], resolution_s=record["floor"]["resolution_s"])
-
-
-def _said(record: dict[str, Any]) -> str:
-    """Where the margins come from."""
-    runs, factor = record["floor"]["runs"], record["floor"]["factor"]
-    chance = rule.chance(record["screen_launches"])
-    if factor > chance:
-        return f"{factor:.1f} standard errors of the case, the 99th percentile of {runs} A/A runs of this machine"
-    behind = (
-        f", and {runs} A/A runs of this machine show no more"
-        if factor
-        else f" ({runs} A/A runs, {floor.ENOUGH} are needed)"
+def cases_of(pairs: Sequence[Pairing], gate: GateRecord) -> list[Evidence]:
+    """The evidence on time of every case that has it, with the tolerance of the case."""
+    cases = (
+        evidence.of_time(pair.base, pair.head, gate.screen_restarts, gate.tolerance(pair.either.case.label))
+        for pair in pairs
     )
-    return f"{chance:.1f} standard errors of the case, as chance has it{behind}"
+    return [case for case in cases if case]
 
 
-def _geomeans(cases: Sequence[Evidence]) -> dict[str, tuple[float, float, float, int]]:
+def _margin_source(gate: GateRecord) -> str:
+    """Where the margins come from, for people."""
+    runs, factor = gate.noise.runs, gate.noise.factor
+    normal = significance.normal_factor(gate.screen_restarts)
+    if factor > normal:
+        return f"{factor:.1f} standard errors of the case, the 99th percentile of {runs} A/A runs of this machine"
+    known = f", and {runs} A/A runs of this machine show no more"
+    if not factor:
+        known = f" ({runs} A/A runs of this machine, {noise_floor.ENOUGH} are needed)"
+    return f"{normal:.1f} standard errors of the case, as for normal noise{known}"
+
+
+def geomeans(changes: Iterable[tuple[str, float]]) -> dict[str, tuple[float, float, float, int]]:
+    """The geometric mean of the ratios with its interval, and their number, by backend; `changes` are logarithms."""
     by_backend: dict[str, list[float]] = {}
-    for one in cases:
-        by_backend.setdefault(one.backend, []).append(rule.interval(one.both).value)
-    return {name: (*rule.geometric_mean(values), len(values)) for name, values in by_backend.items()}
+    for backend, change in changes:
+        by_backend.setdefault(backend, []).append(change)
+    return {name: (*significance.geometric_mean(values), len(values)) for name, values in by_backend.items()}

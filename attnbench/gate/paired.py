@@ -1,270 +1,255 @@
-"""Base and head side by side: screen, confirm on fresh launches, decide. The way to gate in CI."""
-
-from __future__ import annotations
+"""Base and head side by side: screen all cases, confirm on fresh restarts, judge. The way to gate in CI."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from attnbench import floor, host, plan, store, sweep
-from attnbench.arm import Arm
-from attnbench.case import Case
+from attnbench.analysis import noise_floor
+from attnbench.analysis.noise_floor import ControlPair
+from attnbench.engine import plan, sweep
+from attnbench.engine.plan import Plan
+from attnbench.engine.runner import Observer, Runner
+from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
-from attnbench.gate import evidence, judgement, rule, settings
-from attnbench.gate.evidence import BASE, HEAD, SENTINEL
-from attnbench.gate.judgement import Judged
-from attnbench.gate.settings import Settings
-from attnbench.gate.trees import Side
-from attnbench.plan import Group, Plan
-from attnbench.result import Result
-from attnbench.runner import Observer, Runner
-from attnbench.store import Run
+from attnbench.gate import evidence, judgement, record, rule
+from attnbench.gate.evidence import BASE, CONTROL, HEAD
+from attnbench.gate.judgement import GateVerdicts
+from attnbench.gate.record import GateRecord, MachineNoise, Settings
+from attnbench.gate.trees import Revision
+from attnbench.machine import hardware, identity
+from attnbench.records import run_directory, run_writer
+from attnbench.records.arm import Arm
+from attnbench.records.case import Case
+from attnbench.records.result import Environment, Result
+from attnbench.records.run_directory import Run
+from attnbench.records.run_writer import RunWriter
 from attnbench.suite import Cell
-from attnbench.sweep import Request, Sweep
 
 DEFAULT_SUITE = "ci"
-SENTINEL_EVERY = 4  # cases of the most frequent backend, of which one carries a twin of base: one more worker in all
-ROUNDS = "10"
+CONTROL_EVERY = 4  # cases of the most frequent backend, of which one has an A/A control: one more worker in all
+ROUNDS = "10"  # the fixed number that a gate measures unless its user chooses another
 BUDGET_S = 15 * 60.0
-BATCHES = (6, 6, 4, 4)  # of confirming launches: at least 12, at most 20
-SEEDS = 5  # on which an error must have grown
+BATCHES = (6, 6, 4, 4)  # confirming restarts: at least 12, at most 20
+SEEDS = 5  # an error counts as grown only if it grew on each of them
+
+Watch = Callable[[Runner], None]  # called with each runner when it starts
 
 
-class Ended(msgspec.Struct, kw_only=True):
-    """A paired gate: its run directory, and what was judged."""
+class GateRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The stored run of a paired gate, and its verdicts."""
 
     run: Run
-    judged: Judged
+    judgement: GateVerdicts
     interrupted: bool = False
 
 
-def request(given: Request) -> Request:
-    """With a gate's own defaults: one thread on a CPU, a fixed number of rounds."""
-    given = on_device(given)
-    return msgspec.structs.replace(given, rounds=given.rounds or ROUNDS, launches=rule.SCREEN_LAUNCHES)
+def request(options: Request) -> Request:
+    """The request of a gate: on the default device of gates, with the restarts of the screen."""
+    return msgspec.structs.replace(on_device(options), restarts=rule.SCREEN_RESTARTS)
 
 
-def on_device(given: Request) -> Request:
-    """On a GPU, or else with one thread, which a contended CPU disturbs least."""
-    return msgspec.structs.replace(given, device=given.device or ("cuda:0" if host.gpus() else "cpu:threads=1"))
+def on_device(options: Request) -> Request:
+    """With a GPU as the default device, else a CPU with one thread, which a busy machine disturbs least."""
+    device = options.device or ("cuda:0" if hardware.gpus() else "cpu:threads=1")
+    return msgspec.structs.replace(options, device=device)
 
 
-def only(ready: Sweep, label: str) -> Sweep:
-    """The sweep with that case alone, by its label or the beginning of its id. UsageError with the nearest for none."""
-    kept, labels = [], []
-    for cell, arms in ready.asked:
+def only(ready: Sweep, case: str) -> Sweep:
+    """The sweep with one case, chosen by its label or the beginning of its id.
+
+    Raises UsageError, with the first labels, where no case matches.
+    """
+    cells, labels = [], []
+    for cell, arms in ready.cells:
         cases = {arm: Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms}
-        labels += [case.label for case in cases.values()]
-        if own := [arm for arm, case in cases.items() if case.label == label or case.id.startswith(label)]:
-            kept.append((cell, own))
-    if not kept:
-        raise UsageError(f"--case {label!r}: no such case; there are {'; '.join(labels[:3])} ...")
-    return msgspec.structs.replace(ready, asked=kept)
+        labels += [choice.label for choice in cases.values()]
+        if chosen := [arm for arm, choice in cases.items() if choice.label == case or choice.id.startswith(case)]:
+            cells.append((cell, chosen))
+    if not cells:
+        raise UsageError(f"--case {case!r}: no such case; there are {'; '.join(labels[:3])} ...")
+    return msgspec.structs.replace(ready, cells=tuple(cells))
 
 
 def results_expected(ready: Sweep) -> int:
-    """Of one launch: base and head of each case, and the sentinels."""
-    return sum(len(sides) for _, sides in _arms(ready, Side(name=""), Side(name="")))
+    """How many results one restart gives: base and head of each case, and the A/A controls."""
+    return sum(len(arms) for _, arms in _arms(ready, Revision(name=""), Revision(name="")))
 
 
 def measure(
-    ready: Sweep, base: Side, head: Side, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
-    watch: Callable[[Runner], None] = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
-) -> Ended:  # fmt: skip
-    """Both stages, stored as they go. A budget that ends early leaves cases inconclusive, never red."""
+    ready: Sweep, base: Revision, head: Revision, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
+    watch: Watch = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
+) -> GateRun:  # fmt: skip
+    """Screen, confirm, and judge; every result is stored as soon as it is there.
+
+    No batch of restarts begins after `budget_s` seconds: cases that are open then are inconclusive, never regressed.
+    """
     started = time.monotonic()
-    minded = _settings(ready)
-    asked = _arms(ready, base, head)
-    whole = plan.together(asked, sweep.plan_terms(ready.terms))
+    whole = plan.together(_arms(ready, base, head), sweep.plan_limits(ready.settings))
     manifest = sweep.manifest(ready, datetime.now(UTC), command)
-    record = {
-        "base": msgspec.to_builtins(_shown(base)), "head": msgspec.to_builtins(_shown(head)),
-        "screen_launches": ready.terms.launches, "settings": msgspec.to_builtins(minded),
-        "today": (today or datetime.now(UTC).date()).isoformat(), "floor": _floor(manifest.fingerprint, whole),
-        "seeds": {},
-    }  # fmt: skip
-    arms = tuple(_symbolic(arm) for arm in whole.arms)
-    manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=record)
-    results: list[Result] = []
-    stop = _Stop(watch)
-    with store.RunWriter(directory, manifest) as writer:
-
-        def keep(new: Sequence[Result]) -> None:
-            shown = [msgspec.structs.replace(one, arm=_symbolic(one.arm)) for one in new]
-            writer.append(shown)
-            results.extend(shown)
-
-        keep(whole.refusals)
-        stage = _Stage(ready, keep, observer, directory / "logs", stop)
-        stage.run(whole, 0, rule.SCREEN_LAUNCHES)
-        launch = rule.SCREEN_LAUNCHES
-        for batch in BATCHES:
-            wanted = _unsettled(results, record)
-            if not wanted or stop.asked or time.monotonic() - started > budget_s:
-                break
-            stage.run(_part(whole, wanted), launch, batch)
-            launch += batch
-        record["seeds"] = _more_seeds(whole, results, stage) if not stop.asked else {}
-        writer.manifest = msgspec.structs.replace(writer.manifest, gate=record)
-        environments = {_symbolic_id(whole.arms, arm_id): one for arm_id, one in stage.environments.items()}
-        writer.update(environments=environments, seconds=dict(stage.spent) | {"total": time.monotonic() - started})
-    run = store.read(directory)
-    judged = judgement.judge(run)
-    _learn(run)
-    return Ended(run=run, judged=judged, interrupted=stop.asked)
+    gate = GateRecord(
+        base=_anonymous(base), head=_anonymous(head), screen_restarts=ready.settings.restarts,
+        settings=_settings(ready), today=today or datetime.now(UTC).date(),
+        noise=_machine_noise(manifest.fingerprint, whole), seeds={},
+    )  # fmt: skip
+    arms = tuple(map(_symbolic, whole.arms))
+    manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
+    with RunWriter(directory, manifest) as writer:
+        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch)
+        stages.screen_and_confirm(gate, deadline=started + budget_s)
+        if not stages.interrupted:
+            gate = msgspec.structs.replace(gate, seeds=stages.further_seeds())
+        writer.manifest = msgspec.structs.replace(writer.manifest, gate=gate.stored())
+        seconds = {**stages.seconds, "total": time.monotonic() - started}
+        writer.update(environments=stages.stored_environments(), seconds=seconds)
+    run = run_directory.read(directory)
+    verdicts = judgement.judge(run)
+    _add_to_noise_floor(run, gate)
+    return GateRun(run=run, judgement=verdicts, interrupted=stages.interrupted)
 
 
-# -- stages ------------------------------------------------------------------------------------------------------------
-
-
-class _Stop:
-    """Whether Ctrl-C asked any of the runners to stop."""
-
-    def __init__(self, watch: Callable[[Runner], None]) -> None:
-        self._watch = watch
-        self._runners: list[Runner] = []
-
-    def follow(self, runner: Runner) -> None:
-        self._runners.append(runner)
-        self._watch(runner)
-
-    @property
-    def asked(self) -> bool:
-        return any(runner.stop_requested for runner in self._runners)
-
-
-class _Stage:
-    """Launches of some groups, with the terms of the whole."""
+class _Stages:
+    """Runs restarts of some or all groups of a gate, and keeps their results."""
 
     def __init__(
-        self, ready: Sweep, keep: Callable[[Sequence[Result]], None], observer: Observer, logs: Path, stop: _Stop
+        self, ready: Sweep, whole: Plan, writer: RunWriter, observer: Observer, logs: Path, watch: Watch
     ) -> None:
-        self._ready, self._keep, self._observer, self._logs, self._stop = ready, keep, observer, logs, stop
-        self.environments: dict[str, Any] = {}
-        self.spent: Counter[str] = Counter()
+        self._ready, self._whole, self._writer = ready, whole, writer
+        self._observer, self._logs, self._watch = observer, logs, watch
+        self._runners: list[Runner] = []
+        self._results: list[Result] = []
+        self._environments: dict[str, Environment] = {}
+        self.seconds: Counter[str] = Counter()
 
-    def run(self, part: Plan, first: int, launches: int) -> None:
-        terms = msgspec.structs.replace(self._ready.terms, first_launch=first, launches=launches, budget_s=None)
-        runner = Runner(part, terms, self._keep, self._observer, logs=self._logs)
-        self._stop.follow(runner)
+    @property
+    def interrupted(self) -> bool:
+        return any(runner.stop_requested for runner in self._runners)
+
+    def screen_and_confirm(self, gate: GateRecord, deadline: float) -> None:
+        """Run the screen, then batches of restarts of the cases that need more."""
+        self._keep(self._whole.refusals)
+        self._run(self._whole, 0, rule.SCREEN_RESTARTS)
+        restart = rule.SCREEN_RESTARTS
+        for batch in BATCHES:
+            cases = _unsettled(self._results, gate)
+            if not cases or self.interrupted or time.monotonic() > deadline:
+                break
+            self._run(_part(self._whole, cases), restart, batch)
+            restart += batch
+
+    def further_seeds(self) -> dict[str, list[tuple[float, float]]]:
+        """(base, head) errors on further seeds, for the cases whose error grew on the first."""
+        suspects = {pair.key for pair in evidence.pairings(self._results) if evidence.error_grew(pair)}
+        errors: dict[str, list[tuple[float, float]]] = {}
+        for seed in range(1, SEEDS) if suspects else ():
+            for pair in evidence.pairings(self._verify(_part(self._whole, suspects), seed)):
+                base, head = evidence.rms_error(pair.base), evidence.rms_error(pair.head)
+                if base is not None and head is not None:
+                    errors.setdefault("@".join(pair.key), []).append((base, head))
+        return errors
+
+    def stored_environments(self) -> dict[str, Environment]:
+        """The environments of all arms, under the ids that are stored."""
+        symbolic = {arm.id: _symbolic(arm).id for arm in self._whole.arms}
+        return {symbolic.get(arm_id, arm_id): environment for arm_id, environment in self._environments.items()}
+
+    def _run(self, part: Plan, first: int, restarts: int) -> None:
+        chosen = msgspec.structs.replace(self._ready.settings, first_restart=first, restarts=restarts, budget_s=None)
+        runner = self._start(Runner(part, chosen, self._keep, self._observer, logs=self._logs))
+        self._environments |= runner.environments
+        self.seconds.update(runner.spent)
+
+    def _verify(self, part: Plan, seed: int) -> list[Result]:
+        """Verify outputs on the inputs of another seed; nothing is timed or stored."""
+        settings, replace = self._ready.settings, msgspec.structs.replace
+        procedures = {kind: replace(procedure, seed=seed) for kind, procedure in settings.procedures.items()}
+        chosen = replace(settings, procedures=procedures, restarts=1, budget_s=None, verify_only=True)
+        results: list[Result] = []
+        self._start(Runner(part, chosen, results.extend, self._observer, logs=self._logs))
+        return results
+
+    def _start(self, runner: Runner) -> Runner:
+        self._runners.append(runner)
+        self._watch(runner)
         runner.run()
-        self.environments |= runner.environments
-        self.spent.update(runner.spent)
+        return runner
 
-    def verify(self, part: Plan, seed: int) -> list[Result]:
-        """Errors alone, on inputs of another seed; nothing is stored."""
-        procedures = {
-            kind: msgspec.structs.replace(one, seed=seed) for kind, one in self._ready.terms.procedures.items()
-        }
-        terms = msgspec.structs.replace(
-            self._ready.terms, procedures=procedures, launches=1, budget_s=None, verify_only=True
-        )
-        found: list[Result] = []
-        runner = Runner(part, terms, found.extend, self._observer, logs=self._logs)
-        self._stop.follow(runner)
-        runner.run()
-        return found
+    def _keep(self, results: Sequence[Result]) -> None:
+        symbolic = [msgspec.structs.replace(result, arm=_symbolic(result.arm)) for result in results]
+        self._writer.append(symbolic)
+        self._results += symbolic
 
 
-def _arms(ready: Sweep, base: Side, head: Side) -> list[tuple[Cell, list[Arm]]]:
-    """A group for each cell and backend: base, head, and now and then a second base."""
-    found: list[tuple[Cell, list[Arm]]] = []
-    counts = Counter(arm.backend for _, arms in ready.asked for arm in arms)
-    watched, seen = max(counts, key=lambda name: counts[name], default=""), 0
-    for cell, arms in ready.asked:
+def _part(whole: Plan, cases: set[tuple[str, str]]) -> Plan:
+    """The groups of these cases, given by case id and device."""
+    groups = [group for group in whole.groups if any((group.case(arm).id, arm.device) in cases for arm in group.arms)]
+    return Plan(groups=tuple(groups), arms=whole.arms)
+
+
+def _unsettled(results: Sequence[Result], gate: GateRecord) -> set[tuple[str, str]]:
+    """Cases that need more restarts, by case id and device: flagged or open ones that are not yet precise."""
+    flags = rule.screen(judgement.cases_of(evidence.pairings(results), gate), gate.margins)
+    flagged = [case for case in (*flags.slower, *flags.faster) if not rule.precise(case, gate.margins)]
+    undecided = [case for case in flags.open if not rule.open_enough(case, gate.margins)]
+    return {(case.case_id, case.device) for case in (*flagged, *undecided)}
+
+
+def _arms(ready: Sweep, base: Revision, head: Revision) -> list[tuple[Cell, list[Arm]]]:
+    """A group per cell and backend: base, head, and in some groups an A/A control, which is base again."""
+    groups: list[tuple[Cell, list[Arm]]] = []
+    counts = Counter(arm.backend for _, arms in ready.cells for arm in arms)
+    controlled, seen = max(counts, key=lambda name: counts[name], default=""), 0
+    for cell, arms in ready.cells:
         for arm in arms:
-            if arm.twin > 1:
+            if arm.copy > 1:
                 raise UsageError(f"--backend: {arm.backend} twice: a gate has one base and one head of each backend")
-            sides = [_arm(arm, base, BASE), _arm(arm, head, HEAD)]
-            if arm.backend == watched:
-                sides += [_arm(arm, base, SENTINEL)] if seen % SENTINEL_EVERY == 0 else []
+            group = [_arm(arm, base, BASE), _arm(arm, head, HEAD)]
+            if arm.backend == controlled:
+                group += [_arm(arm, base, CONTROL)] if seen % CONTROL_EVERY == 0 else []
                 seen += 1
-            found.append((cell, sides))
-    return found
+            groups.append((cell, group))
+    return groups
 
 
-def _arm(arm: Arm, side: Side, twin: int) -> Arm:
-    return msgspec.structs.replace(arm, path=side.path, python=side.python, twin=twin)
+def _arm(arm: Arm, revision: Revision, copy: int) -> Arm:
+    return msgspec.structs.replace(arm, path=revision.path, python=revision.python, copy=copy)
 
 
 def _symbolic(arm: Arm) -> Arm:
-    """As it is stored: whose files it ran, not where they lay."""
-    return msgspec.structs.replace(arm, path=("head",) if arm.twin == HEAD else ("base",), python="")
+    """The arm as it is stored: with the name of its side in place of its folders."""
+    return msgspec.structs.replace(arm, path=("head",) if arm.copy == HEAD else ("base",), python="")
 
 
-def _symbolic_id(arms: Sequence[Arm], arm_id: str) -> str:
-    return next((_symbolic(arm).id for arm in arms if arm.id == arm_id), arm_id)
-
-
-def _shown(side: Side) -> Side:
-    return msgspec.structs.replace(side, name=store.anonymous(side.name), path=(), python=store.anonymous(side.python))
+def _anonymous(revision: Revision) -> Revision:
+    """The revision as it is stored: without the folders of this machine."""
+    name, python = run_writer.anonymous(revision.name), run_writer.anonymous(revision.python)
+    return msgspec.structs.replace(revision, name=name, path=(), python=python)
 
 
 def _settings(ready: Sweep) -> Settings:
-    """The `[gate]` of the suites, in head as it stands."""
-    found = settings.DEFAULT
-    for one in sweep.suites_of(ready.request, DEFAULT_SUITE):
-        if one.gate:
-            found = settings.read(one.gate, one.name)
-    return found
+    """The last `[gate]` table among the suites of head."""
+    suites = [suite for suite in sweep.suites_of(ready.request, DEFAULT_SUITE) if suite.gate]
+    return [record.DEFAULT_SETTINGS, *(record.read_settings(suite.gate, suite.name) for suite in suites)][-1]
 
 
-def _part(whole: Plan, wanted: set[tuple[str, str]]) -> Plan:
-    """The groups of these cases."""
-
-    def holds(group: Group) -> bool:
-        return any((group.case(arm).id, arm.device) in wanted for arm in group.arms)
-
-    return Plan(groups=[group for group in whole.groups if holds(group)], refusals=[], arms=whole.arms, impossible=[])
-
-
-def _unsettled(results: Sequence[Result], record: dict[str, Any]) -> set[tuple[str, str]]:
-    """Who wants more launches: flagged until they are precise, open until precise or settled beyond doubt."""
-    pairs = evidence.pairings(results)
-    margins = judgement.margins_of(record)
-    flags = rule.screen(judgement.cases_of(pairs, record), margins)
-    flagged = [one for one in (*flags.slower, *flags.faster) if not rule.precise(one, margins)]
-    undecided = [one for one in flags.open if not rule.open_enough(one, margins)]
-    return {(one.case_id, one.device) for one in (*flagged, *undecided)}
-
-
-def _more_seeds(whole: Plan, results: Sequence[Result], stage: _Stage) -> dict[str, list[tuple[float, float]]]:
-    """(base, head) errors of further seeds, for cases whose error grew on the first."""
-    suspects = [pair for pair in evidence.pairings(results) if evidence.errors_grew(pair)]
-    if not suspects:
-        return {}
-    part = _part(whole, {pair.key for pair in suspects})
-    found: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(1, SEEDS):
-        for pair in evidence.pairings(stage.verify(part, seed)):
-            base, head = evidence.errors(pair.base), evidence.errors(pair.head)
-            if base is not None and head is not None:
-                found.setdefault("@".join(pair.key), []).append((base, head))
-    return found
-
-
-def _floor(fingerprint: str, whole: Plan) -> dict[str, Any]:
-    """What this machine's A/A runs have shown so far, and what its timer resolves."""
+def _machine_noise(fingerprint: str, whole: Plan) -> MachineNoise:
     devices = dict.fromkeys(arm.device for arm in whole.arms)
-    known = [floor.factor(floor.load(fingerprint, device)) for device in devices]
-    factor, runs = max(known, default=(0.0, 0))
-    return {"factor": factor, "runs": runs, "resolution_s": time.get_clock_info("perf_counter").resolution}
+    factors = [noise_floor.factor(noise_floor.load(fingerprint, device)) for device in devices]
+    factor, runs = max(factors, default=(0.0, 0))
+    return MachineNoise(factor=factor, runs=runs, resolution_s=time.get_clock_info("perf_counter").resolution)
 
 
-def _learn(run: Run) -> None:
-    """Equal arms of this run add to what is known of the machine, whatever was judged."""
-    torch, when = host.packages().get("torch", ""), run.manifest.created_at
-    noop = run.manifest.gate["base"] == run.manifest.gate["head"]
-    twins = []
+def _add_to_noise_floor(run: Run, gate: GateRecord) -> None:
+    """Add the A/A controls of this run, and head where it equals base, to what is known of the machine."""
+    torch, measured_at = identity.packages().get("torch", ""), run.manifest.created_at
+    pairs: list[ControlPair] = []
     for pair in evidence.pairings(run.results):
-        for other in (pair.sentinel, pair.head if noop else None):
-            if other and pair.base:
-                one = floor.of_effects(other, evidence.effects(other, pair.base), when, torch)
-                twins += [one] if one else []
-    if twins:
-        floor.add(run.manifest.fingerprint, twins)
+        for control in (pair.control, pair.head if gate.base == gate.head else None):
+            if control and pair.base:
+                effects = evidence.effects(control, pair.base)
+                pairs += filter(None, [noise_floor.of_effects(control, effects, measured_at, torch)])
+    if pairs:
+        noise_floor.add(run.manifest.fingerprint, pairs)

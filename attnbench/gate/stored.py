@@ -1,220 +1,224 @@
-"""A stored run against a stored baseline: weaker than side by side, since all that changed between them looks alike.
+"""A stored run against a stored baseline: a weaker test than side by side, since every change between them looks alike.
 
-Comparable are runs of one machine, one procedure, and one set of package versions but for what is named as under test.
+Two runs are comparable if machine and procedure are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from typing import NamedTuple
 
 import numpy as np
 
-from attnbench import frame, stats, store, suite
+from attnbench import suite
+from attnbench.analysis import readings
+from attnbench.analysis.restarts import Restarts, join
+from attnbench.analysis.stats import t_quantile
 from attnbench.errors import NotComparableError, StoreError, UsageError
-from attnbench.gate import baselines, evidence, rule, settings
+from attnbench.gate import baselines, evidence, record, rule, significance
 from attnbench.gate.evidence import Pairing
-from attnbench.gate.judgement import Judged, in_order
-from attnbench.gate.rule import Interval
-from attnbench.gate.settings import Settings
-from attnbench.joined import Joined
-from attnbench.result import Outcome, Status, Verdict
-from attnbench.store import Run
+from attnbench.gate.judgement import GateVerdicts, geomeans, in_order
+from attnbench.gate.record import Settings
+from attnbench.gate.significance import Interval
+from attnbench.records import run_directory
+from attnbench.records.result import Outcome, Verdict, procedure_differences
+from attnbench.records.run_directory import Run
 
-ASSUMED = 0.10  # between runs on different days, where nothing tells it
+ASSUMED = 0.10  # difference between runs on different days, where no two runs show it
 QUANTILE = 0.99
-SAME = ("timing", "cache", "power", "inputs", "allocator", "wait_policy")
 
 
 def base_of(name: str, fingerprint: str) -> Run:
-    """A run, or the baseline of that name for this machine."""
+    """The run of that name or path, else the baseline of that name for this machine."""
     try:
-        place = store.resolve(name, store.results_root())
-    except StoreError:  # no run, so a name
+        path = run_directory.resolve(name, run_directory.results_root())
+    except StoreError:
         return baselines.find(name, fingerprint)
-    return store.read(place)
+    return run_directory.read(path)
 
 
-def against(head: Run, base: Run) -> Judged:
-    """As `judge`, with `[gate]` of the suites that head was measured with, as they stand, and with what is kept."""
-    others = [store.read(path) for path, _ in baselines.every()]
+def against(head: Run, base: Run) -> GateVerdicts:
+    """The verdicts by the current `[gate]` tables of head's suites, with the noise that the stored baselines show."""
+    others = [run_directory.read(path) for path, _ in baselines.every()]
     return judge(head, base, _settings(head), datetime.now(UTC).date(), others)
 
 
 def _settings(head: Run) -> Settings:
-    found = settings.DEFAULT
+    tables = [record.DEFAULT_SETTINGS]
     for name in head.manifest.request.get("suites", ()):
         try:
-            one = suite.load(name)
-        except UsageError:  # it is gone: its run is not
+            file = suite.load(name)
+        except UsageError:  # the suite may have been deleted since
             continue
-        found = settings.read(one.gate, one.name) if one.gate else found
-    return found
+        tables += [record.read_settings(file.gate, file.name)] if file.gate else []
+    return tables[-1]
 
 
-def judge(head: Run, base: Run, minded: Settings, today: date, others: Iterable[Run] = ()) -> Judged:
-    """Every verdict. `others` are further runs, from which the noise between days is learnt where two share a commit.
+class TimedCase(NamedTuple):
+    """One case that both runs measured, with Welch's test of its times."""
 
-    NotComparableError where machine, procedure or packages differ, and where no case is common.
+    pair: Pairing
+    margin: float  # in logarithms
+    difference: Difference
+
+
+class Difference(NamedTuple):
+    """The difference of two means of logarithms."""
+
+    interval: Interval  # 95 %
+    error: float  # standard error
+    freedom: float  # Welch's degrees of freedom; 0 where one side has a single restart
+
+    def p_above(self, margin: float) -> float:
+        """The p-value of H0: the difference is at most the margin."""
+        return self._p(self.interval.value - margin)
+
+    def p_below(self, margin: float) -> float:
+        """The p-value of H0: the difference is at least minus the margin."""
+        return self._p(-self.interval.value - margin)
+
+    def _p(self, beyond: float) -> float:
+        from scipy.special import stdtr
+
+        if not self.freedom:
+            return 1.0
+        if self.error == 0:
+            return 0.0 if beyond > 0 else 1.0
+        return float(stdtr(self.freedom, -beyond / self.error))
+
+
+def judge(head: Run, base: Run, gate: Settings, today: date, others: Iterable[Run] = ()) -> GateVerdicts:
+    """Every verdict. `others`: further runs; two of one commit on different days show the noise between days.
+
+    Raises NotComparableError where machine or procedure differ, and where the runs have no case in common.
     """
-    _comparable(head, base)
-    pairs = _pairs(head, base, minded.alias)
+    _check_comparable(head, base)
+    pairs = _pairs(head, base, gate.alias)
     if not any(pair.base and pair.head for pair in pairs):
         raise NotComparableError(f"{head.path.name} and {base.path.name} have no case in common")
-    between, said = _between([base, *others])
-    both = [pair for pair in pairs if _measured(pair)]
-    margins = [math.log1p(max(minded.of(pair.any.case.label, today), rule.FLOOR_FACTOR * between)) for pair in both]
-    slower = rule.holm(
-        {str(n): _exceeds(pair, margin, 1) for n, (pair, margin) in enumerate(zip(both, margins, strict=True))}
-    )
-    faster = rule.holm(
-        {str(n): _exceeds(pair, margin, -1) for n, (pair, margin) in enumerate(zip(both, margins, strict=True))}
-    )
-    verdicts = [
-        _verdict(pair, margin, slower[str(n)], faster[str(n)])
-        for n, (pair, margin) in enumerate(zip(both, margins, strict=True))
-    ]
-    refused = 0
+    between, source = _between_days([base, *others])
+    cases = []
+    for pair in filter(_timed, pairs):
+        tolerance = max(gate.tolerance_of(pair.either.case.label, today), rule.NOISE_FACTOR * between)
+        cases.append(TimedCase(pair, math.log1p(tolerance), _difference(pair)))
+    verdicts = _verdicts(cases)
     for pair in pairs:
-        if found := evidence.support(pair):
-            verdicts.append(found)
-        elif _measured(pair):
+        if support := evidence.support(pair):
+            verdicts.append(support)
+        elif _timed(pair):
             verdicts += evidence.memory(pair)
-        else:
-            refused += 1
-    effects: dict[str, list[float]] = {}
-    for pair in both:
-        effects.setdefault(pair.any.case.backend, []).append(welch(*_logs(pair))[0].value)
-    return Judged(
+    return GateVerdicts(
         base=f"{base.path.name} of {base.manifest.created_at}",
         head=f"{head.path.name} of {head.manifest.created_at}",
         verdicts=in_order(verdicts),
-        geomeans={name: (*rule.geometric_mean(values), len(values)) for name, values in effects.items()},
-        floor=f"stored baseline, weaker than side by side: {said}",
-        notes=tuple(minded.expired(today)),
-        refused=refused,
+        geomeans=geomeans((case.pair.either.case.backend, case.difference.interval.value) for case in cases),
+        margin_source=f"stored baseline, weaker than side by side: {source}",
+        notes=tuple(gate.expired(today)),
+        refused=sum(not evidence.support(pair) and not _timed(pair) for pair in pairs),
     )
 
 
-def welch(above: Sequence[float], below: Sequence[float]) -> tuple[Interval, float, float]:
-    """Difference of means of logarithms with its 95 % interval, its standard error, and Welch's degrees."""
-    from scipy.special import stdtrit
-
-    one, other = (np.asarray(values, dtype=np.float64) for values in (above, below))
-    value = float(one.mean() - other.mean())
-    if len(one) < 2 or len(other) < 2:
-        return Interval(value=value), math.nan, 0.0
-    parts = [float(values.var(ddof=1)) / len(values) for values in (one, other)]
-    error = math.sqrt(sum(parts))
-    if error == 0:
-        return Interval(value=value, low=value, high=value, sd=0.0), 0.0, float(len(one) + len(other) - 2)
-    free = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True))
-    half = float(stdtrit(free, (1 + rule.CONFIDENCE) / 2)) * error
-    return Interval(value=value, low=value - half, high=value + half, sd=error), error, free
-
-
-def _exceeds(pair: Pairing, margin: float, sign: int) -> float:
-    from scipy.special import stdtr
-
-    seen, error, free = welch(*_logs(pair))
-    if not free:
-        return 1.0
-    if error == 0:
-        return 0.0 if sign * seen.value > margin else 1.0
-    return float(stdtr(free, -(sign * seen.value - margin) / error))
-
-
-def _verdict(pair: Pairing, margin: float, slower: float, faster: float) -> Verdict:
-    seen, _, free = welch(*_logs(pair))
-    assert pair.base
+def _difference(pair: Pairing) -> Difference:
     assert pair.head
-    assert pair.base.time
-    assert pair.head.time
-    reason = ""
-    if slower < rule.CONFIRM_ALPHA:
+    assert pair.base
+    return welch(_logs(pair.head), _logs(pair.base))
+
+
+def welch(above: Sequence[float], below: Sequence[float]) -> Difference:
+    """The difference of the means of two samples of logarithms, by Welch's t (1947)."""
+    sides = [np.asarray(values, dtype=np.float64) for values in (above, below)]
+    value = float(sides[0].mean() - sides[1].mean())
+    if min(map(len, sides)) < 2:
+        return Difference(Interval(value=value), math.nan, 0.0)
+    parts = [float(side.var(ddof=1)) / len(side) for side in sides]
+    error = math.sqrt(sum(parts))
+    squares = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    freedom = sum(parts) ** 2 / squares if error else float(sum(map(len, sides)) - 2)
+    half = t_quantile(freedom) * error
+    return Difference(Interval(value=value, low=value - half, high=value + half, sd=error), error, freedom)
+
+
+def _verdicts(cases: Sequence[TimedCase]) -> list[Verdict]:
+    slower = significance.holm(dict(enumerate(case.difference.p_above(case.margin) for case in cases)))
+    faster = significance.holm(dict(enumerate(case.difference.p_below(case.margin) for case in cases)))
+    return [_verdict(case, slower[index], faster[index]) for index, case in enumerate(cases)]
+
+
+def _verdict(case: TimedCase, p_slower: float, p_faster: float) -> Verdict:
+    base, head, change = case.pair.base, case.pair.head, case.difference.interval
+    assert base
+    assert head
+    assert base.time
+    assert head.time
+    outcome, reason = Outcome.INCONCLUSIVE, ""
+    if p_slower < rule.CONFIRM_ALPHA:
         outcome = Outcome.REGRESSED
-    elif faster < rule.CONFIRM_ALPHA:
+    elif p_faster < rule.CONFIRM_ALPHA:
         outcome = Outcome.IMPROVED
-    elif seen.high < margin:
+    elif change.high < case.margin:
         outcome = Outcome.SAME
+    elif case.difference.freedom:
+        reason = "its interval reaches the margin: gate side by side with --base-ref"
     else:
-        outcome = Outcome.INCONCLUSIVE
-        one = "one launch says nothing about the next: measure with --launches 6"
-        reason = "its interval reaches the margin: gate side by side with --base-ref" if free else one
-    one_case = pair.head
+        reason = "the spread between restarts is not known from one restart: measure with --restarts 6"
     return Verdict(
-        case_id=one_case.case.id, label=one_case.case.label, device=one_case.arm.device, backend=one_case.case.backend,
-        metric="time_s", outcome=outcome, base=pair.base.time.value, head=pair.head.time.value,
-        change=math.expm1(seen.value),
-        interval=(math.expm1(seen.low), math.expm1(seen.high)) if free else None,
-        margin=math.expm1(margin), launches=min(pair.base.launches, pair.head.launches), p=min(slower, faster),
+        case_id=head.case.id, label=head.case.label, device=head.arm.device, backend=head.case.backend,
+        metric="time_s", outcome=outcome, base=base.time.value, head=head.time.value,
+        change=math.expm1(change.value), interval=change.relative if case.difference.freedom else None,
+        margin=math.expm1(case.margin), restarts=min(base.count, head.count), p=min(p_slower, p_faster),
         reason=reason,
     )  # fmt: skip
 
 
-def _logs(pair: Pairing) -> tuple[list[float], list[float]]:
-    assert pair.head
-    assert pair.base
-    return _launches(pair.head), _launches(pair.base)
+def _logs(restarts: Restarts) -> list[float]:
+    times = (readings.location(readings.block_medians(sample)) for sample in restarts.times)
+    return [math.log(time) for time in times if time]
 
 
-def _launches(side: Joined) -> list[float]:
-    """The logarithm of what every launch says."""
-    found = (stats.location(stats.block_medians(sample)) for sample in side.times)
-    return [math.log(value) for value in found if value]
+def _timed(pair: Pairing) -> bool:
+    return bool(pair.base and pair.head and _logs(pair.base) and _logs(pair.head))
 
 
-def _measured(pair: Pairing) -> bool:
-    return bool(
-        pair.base and pair.head and pair.base.status is pair.head.status is Status.OK
-        and _launches(pair.base) and _launches(pair.head)
-    )  # fmt: skip
+def _pairs(head: Run, base: Run, alias: Mapping[str, str]) -> list[Pairing]:
+    """Cases by label, arm and device; a renamed case is paired with the one that had its earlier label."""
+    before = {_key(restarts): restarts for restarts in join(base.results)}
+    pairs = []
+    for restarts in join(head.results):
+        label, name, device = _key(restarts)
+        pairs.append(Pairing(base=before.pop((alias.get(label, label), name, device), None), head=restarts))
+    return [*pairs, *(Pairing(base=restarts) for restarts in before.values())]
 
 
-def _pairs(head: Run, base: Run, alias: dict[str, str]) -> list[Pairing]:
-    """By label, arm and device; a case that was renamed is found by what it was called then."""
-    before = {_key(one): one for one in frame.join(base.results)}
-    found = []
-    for one in frame.join(head.results):
-        label, name, device = _key(one)
-        old = before.pop((alias.get(label, label), name, device), None)
-        found.append(Pairing(base=old, head=one))
-    return [*found, *(Pairing(base=old) for old in before.values())]
+def _key(restarts: Restarts) -> tuple[str, str, str]:
+    return restarts.case.label, restarts.arm.name, restarts.arm.device
 
 
-def _key(one: Joined) -> tuple[str, str, str]:
-    return one.case.label, one.arm.name, one.arm.device
-
-
-def _comparable(head: Run, base: Run) -> None:
-    one, other = head.manifest, base.manifest
+def _check_comparable(head: Run, base: Run) -> None:
+    now, then = head.manifest, base.manifest
     names = f"{head.path.name} and {base.path.name}"
-    if one.fingerprint != other.fingerprint:
-        raise NotComparableError(f"{names} are of two machines ({one.fingerprint}, {other.fingerprint})")
-    for kind, procedure in one.procedures.items():
-        before = other.procedures.get(kind)
-        for name in SAME if before else ():
-            then, now = getattr(before, name), getattr(procedure, name)
-            if then != now:
-                raise NotComparableError(f"{names} were measured otherwise: {name} {then} then, {now} now")
+    if now.fingerprint != then.fingerprint:
+        raise NotComparableError(f"{names} are of two machines ({now.fingerprint}, {then.fingerprint})")
+    if differences := procedure_differences(then.procedures, now.procedures):
+        raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")
 
 
-def _between(runs: Sequence[Run]) -> tuple[float, str]:
-    """The 99th percentile of how far runs of one commit on different days lie apart, case by case; a share."""
+def _between_days(runs: Sequence[Run]) -> tuple[float, str]:
+    """The 99th percentile of the differences between runs of one commit on different days, a share; and its source."""
     apart: list[float] = []
-    for place, one in enumerate(runs):
-        for other in runs[:place]:
-            if _same_code(one, other):
-                apart += [abs(welch(*_logs(pair))[0].value) for pair in _pairs(one, other, {}) if _measured(pair)]
+    for index, run in enumerate(runs):
+        for other in runs[:index]:
+            if _same_code(run, other):
+                apart += [abs(_difference(pair).interval.value) for pair in _pairs(run, other, {}) if _timed(pair)]
     if not apart:
-        return ASSUMED, f"no two runs of one commit tell the noise between days, {100 * ASSUMED:.0f} % is assumed"
+        return ASSUMED, f"no two runs of one commit show the noise between days, {100 * ASSUMED:.0f} % is assumed"
     value = math.expm1(float(np.quantile(apart, QUANTILE)))
     return value, f"runs of one commit on different days differ by up to {100 * value:.1f} % ({len(apart)} cases)"
 
 
-def _same_code(one: Run, other: Run) -> bool:
-    first, second = one.manifest, other.manifest
+def _same_code(run: Run, other: Run) -> bool:
+    first, second = run.manifest, other.manifest
     return bool(
         first.commit and second.commit and first.commit.get("commit") == second.commit.get("commit")
         and not first.commit.get("dirty") and not second.commit.get("dirty")

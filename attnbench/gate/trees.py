@@ -1,10 +1,8 @@
-"""Where base's files come from: another folder, a commit unpacked into a temporary one, another interpreter.
+"""The files of base: another folder, a commit unpacked into a temporary folder, or another interpreter.
 
-Nothing of the user's repository is touched: `git archive` reads, and what it gives is unpacked elsewhere. A folder that
-a killed gate left behind is removed by the next one.
+The user's repository is only read: the output of `git archive` is unpacked elsewhere. A folder that a killed gate left
+behind is removed by the next gate.
 """
-
-from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -25,8 +23,8 @@ PREFIX = "attnbench-base-"
 LOCK = ".attnbench-gate"
 
 
-class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """Base or head: how its workers start, and what people call it."""
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """Base or head: how its workers start, and its name for people."""
 
     name: str
     path: tuple[str, ...] = ()  # folders put first on the import path; the first is the working directory
@@ -35,42 +33,44 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     dirty: bool = False
 
 
-def head() -> Side:
-    """The working tree as it stands."""
+def head() -> Revision:
+    """The working tree with its uncommitted changes."""
     root, prefix = _repository()
-    path = _places(root, prefix) if root else (os.getcwd(),)
-    commit = _git("rev-parse", "HEAD").strip() if root else ""
-    dirty = bool(_git("status", "--porcelain").strip()) if root else False
-    return Side(name="the working tree", path=path, commit=commit, dirty=dirty)
+    if not root:
+        return Revision(name="the working tree", path=(os.getcwd(),))
+    commit, dirty = _git("rev-parse", "HEAD").strip(), bool(_git("status", "--porcelain").strip())
+    return Revision(name="the working tree", path=_import_path(root, prefix), commit=commit, dirty=dirty)
 
 
 @contextlib.contextmanager
-def of_ref(ref: str) -> Iterator[Side]:
-    """A commit, branch or tag, unpacked for as long as it is needed. UsageError for none, or outside a repository."""
+def of_ref(ref: str) -> Iterator[Revision]:
+    """A commit, branch or tag, unpacked into a temporary folder.
+
+    Raises UsageError for an unknown name, and outside a git repository.
+    """
     root, prefix = _repository()
     if not root:
         raise UsageError(f"--base-ref {ref}: {os.getcwd()} is in no git repository: give --base-path DIR")
     commit = commit_of(ref, "--base-ref")
-    _sweep()
+    _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
-        with (folder / LOCK).open("w") as lock:  # held while this process lives: a later gate sees who is alive
+        with (folder / LOCK).open("w") as lock:
+            # Locked while this process lives: a later gate removes unlocked folders.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             tree = folder / "tree"
             tree.mkdir()
-            archive = subprocess.run(
-                ["git", "archive", "--format=tar", commit], cwd=root, capture_output=True, check=True
-            )
+            archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True)
             with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
                 tar.extractall(tree, filter="data")
-            (tree / prefix).mkdir(parents=True, exist_ok=True)  # the folder may be younger than the commit
-            yield Side(name=f"{ref} ({commit[:12]})", path=_places(tree, prefix), commit=commit)
+            (tree / prefix).mkdir(parents=True, exist_ok=True)  # the folder may have been created after the commit
+            yield Revision(name=f"{ref} ({commit[:12]})", path=_import_path(tree, prefix), commit=commit)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit_of(ref: str, where: str) -> str:
-    """The full name of a commit, branch or tag. UsageError, with those that there are, for none."""
+    """The full hash of a commit, branch or tag; `where` names the option. UsageError, with some names, for none."""
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", fails=True).strip()
     if not commit:
         near = _git("for-each-ref", "--format=%(refname:short)", "--count=5").split()
@@ -79,52 +79,55 @@ def commit_of(ref: str, where: str) -> str:
 
 
 def between(first: str, last: str) -> list[str]:
-    """The commits after `first` up to `last` along the first parents, oldest first; none where it is no ancestor."""
+    """The commits after `first` up to `last` along first parents, oldest first; empty if `first` is no ancestor."""
     if _git("merge-base", first, last, fails=True).strip() != first:
         return []
     return _git("rev-list", "--reverse", "--first-parent", f"{first}..{last}").split()
 
 
 def subject(commit: str) -> str:
-    """`c0ffee123456 what it says`."""
+    """`c0ffee123456 subject of the commit`."""
     return _git("log", "-1", "--format=%h %s", commit).strip()
 
 
-def of_path(folder: Path) -> Side:
-    """Another folder, as it is. UsageError where there is none."""
+def of_path(folder: Path) -> Revision:
+    """Another folder. UsageError if it does not exist."""
     if not folder.is_dir():
         raise UsageError(f"--base-path {folder}: no such folder")
-    return Side(name=str(folder), path=(str(folder.resolve()),))
+    return Revision(name=str(folder), path=(str(folder.resolve()),))
 
 
-def of_python(python: str) -> Side:
-    """Another environment, with the same files. UsageError for what is no interpreter, or lacks attnbench."""
-    found = shutil.which(python)
-    if found is None:
+def of_python(python: str) -> Revision:
+    """Another environment, with the same files.
+
+    Raises UsageError where it is not an interpreter, and where it cannot import attnbench.
+    """
+    path = shutil.which(python)
+    if path is None:
         raise UsageError(f"--base-python {python}: no such interpreter")
-    here = head()
-    asked = subprocess.run([found, "-P", "-c", "import attnbench"], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        last = asked.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
+    revision = head()
+    probe = subprocess.run([path, "-P", "-c", "import attnbench"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        last = probe.stderr.strip().splitlines()[-1:] or ["no error message"]
         raise UsageError(f"--base-python {python}: cannot import attnbench ({last[0]}): install it there too")
-    return msgspec.structs.replace(here, name=python, python=str(Path(found).absolute()))
+    return msgspec.structs.replace(revision, name=python, python=str(Path(path).absolute()))
 
 
 def _repository() -> tuple[Path | None, Path]:
-    """The root of the repository that this folder is in, and the way from there to here."""
+    """The root of the git repository, and the path from there to the working directory; None outside a repository."""
     try:
         root = _git("rev-parse", "--show-toplevel", fails=True).strip()
     except FileNotFoundError:
-        root = ""  # no git here
+        root = ""  # git is not installed
     return (Path(root), Path.cwd().resolve().relative_to(Path(root).resolve())) if root else (None, Path())
 
 
-def _places(root: Path, prefix: Path) -> tuple[str, ...]:
+def _import_path(root: Path, prefix: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys((str(root / prefix), str(root))))
 
 
 def _git(*arguments: str, fails: bool = False) -> str:
-    """What git says; an optional lock is never taken, so that the repository stays untouched."""
+    """The output of git, without its optional locks, which would write to the repository."""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, env=variables)
     if done.returncode and not fails:
@@ -132,8 +135,8 @@ def _git(*arguments: str, fails: bool = False) -> str:
     return "" if done.returncode else done.stdout
 
 
-def _sweep() -> None:
-    """Remove what killed gates left behind: folders whose lock nobody holds."""
+def _remove_abandoned() -> None:
+    """Remove the folders of killed gates: those that no process has locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

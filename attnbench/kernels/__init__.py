@@ -1,7 +1,22 @@
 """In-house attention kernels in Triton, usable outside the benchmark: `attention`, and `decode` for cached keys.
 
-On a CPU they run in Triton's interpreter, for tests alone: TRITON_INTERPRET=1 must be set before Triton is imported.
-docs/kernels.md explains the algorithms.
+The logit of a pair is softcap(scale q.k) + bias - slope |key - diagonal|, where softcap(x) = c tanh(x / c), scale is by
+default head_dim^-0.5, and the diagonal key of a row is row + seq_kv - seq_q (in a packed sequence: of that sequence).
+
+- causal hides keys behind the diagonal; `window` (left, right) keeps that many keys beside it, -1 for all.
+- alibi_slopes: [heads] or [batch, heads] (https://arxiv.org/abs/2108.12409).
+- bias: [batch or 1, heads or 1, seq_q or 1, seq_kv or 1], or by distance [heads or 1, seq_q + seq_kv - 1], where
+  entry key - diagonal + seq_kv - 1 serves a pair: see `t5_bias`.
+- sinks: [heads], a logit without a value in each softmax (https://arxiv.org/abs/2309.17453); lse includes it.
+- dropout of the weights: which weights remain follows from (seed, batch, head, query, key) alone, by Philox 4x32-10:
+  `attnbench.attention.dropout` computes the same mask. In packed sequences batch is 0, query and key count tokens.
+- mask: text as in `attnbench list masks`; bool [batch or 1, heads or 1, seq_q, seq_kv], True where visible;
+  `rows(...)` or `blocks(...)`, built once and used often. All conditions hold together.
+- descale: for float8_e4m3fn, the scales of q, k and v, float32 [heads], [kv_heads], [kv_heads].
+- precision of products of float32: ieee or tf32.
+
+A row that sees no key gives 0, and -inf (or its sink) as lse. On a CPU the kernels run in Triton's interpreter, for
+tests alone: TRITON_INTERPRET=1 must be set before Triton is imported. docs/kernels.md explains the algorithms.
 """
 
 from __future__ import annotations
@@ -14,67 +29,37 @@ from attnbench.kernels.tiling import Tiling, tiling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnbench.kernels.masking import Blocks, Rows
+    from attnbench.kernels.call import CallOptions
+    from attnbench.kernels.masking import BlockMask, Rows
 
 __all__ = ["Kernel", "Tiling", "attention", "blocks", "decode", "rows", "t5_bias", "tiling"]
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool = False,
-    window: int | tuple[int, int] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-    bias: Tensor | None = None,
-    sinks: Tensor | None = None,
-    dropout: float = 0.0,
-    seed: int = 0,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_kv: Tensor | None = None,
-    mask: str | Tensor | Rows | Blocks | None = None,
-    return_lse: bool = False,
-    descale: tuple[Tensor, Tensor, Tensor] | None = None,
-    precision: str = "ieee",
-    path: str = "",
+    q: Tensor, k: Tensor, v: Tensor, *,
+    causal: bool = False, window: int | tuple[int, int] | None = None, scale: float | None = None,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, bias: Tensor | None = None,
+    sinks: Tensor | None = None, dropout: float = 0.0, seed: int = 0,
+    cu_seqlens_q: Tensor | None = None, cu_seqlens_kv: Tensor | None = None,
+    mask: str | Tensor | Rows | BlockMask | None = None, return_lse: bool = False,
+    descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", path: str = "",
+    tilings: dict[Kernel, Tiling] | None = None, facts: dict[str, Any] | None = None, check: bool = True,
     cuts: dict[Kernel, Tiling] | None = None,
-    facts: dict[str, Any] | None = None,
-    check: bool = True,
-) -> Any:
+) -> Any:  # fmt: skip
     """Exact attention: out [batch, heads, seq_q, head_dim_v], or (out, lse) with lse float32 [batch, heads, seq_q].
 
     q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim]; v: [batch, kv_heads, seq_kv,
     head_dim_v]; packed: [tokens, heads, width] with cu_seqlens, out and lse [heads, tokens] alike. float32, float16,
-    bfloat16, or float8_e4m3fn (forward only, out in bfloat16, `descale` float32 [heads], [kv_heads], [kv_heads]).
-    Any strides whose last is 1. kv_heads divides heads; head dims are 1 to 256.
+    bfloat16, or float8_e4m3fn (forward only, out in bfloat16, with `descale`). Any strides whose last is 1. kv_heads
+    divides heads; head dims are 1 to 256. The options are explained at the top of the module.
 
-    The logit of a pair is softcap(scale q.k) + bias - slope |key - diagonal|, where softcap(x) = c tanh(x / c), scale
-    is by default head_dim^-0.5, and the diagonal key of a row is row + seq_kv - seq_q (in a packed sequence its own).
-
-    - causal hides keys behind the diagonal; `window` (left, right) keeps that many keys beside it, -1 for all.
-    - alibi_slopes: [heads] or [batch, heads] (https://arxiv.org/abs/2108.12409).
-    - bias: [batch or 1, heads or 1, seq_q or 1, seq_kv or 1], or by distance [heads or 1, seq_q + seq_kv - 1], where
-      entry key - diagonal + seq_kv - 1 serves a pair: see `t5_bias`.
-    - sinks: [heads], a logit without a value in each softmax (https://arxiv.org/abs/2309.17453); lse holds it.
-    - dropout of the weights: what is kept follows from (seed, batch, head, query, key) alone, by Philox 4x32-10:
-      `attnbench.attention.dropout.kept` makes it again. In packed sequences batch is 0, query and key count tokens.
-    - mask: text as in `attnbench list masks`; bool [batch or 1, heads or 1, seq_q, seq_kv], True where visible;
-      `rows(...)` or `blocks(...)`, built once and used often. All conditions hold together.
-
-    A row that sees no key gives 0, and -inf (or its sink) as lse. Gradients of q, k, v, bias, sinks, also through lse,
-    are deterministic; the same graph can be walked again with retain_graph.
-
-    `precision` is that of products of float32: ieee or tf32. `path` (decode, hopper, descriptors, portable) and `cuts`
-    replace what `tiling` chooses; `facts` is filled with what ran. `check=False` leaves out the checks that read
-    tensors.
-    ValueError names a bad argument and its value, before any launch. RuntimeError: the kernels cannot run there.
+    Gradients of q, k, v, bias, sinks, also through lse, are deterministic; the same graph can be walked again with
+    retain_graph. `path` (decode, hopper, descriptors, portable) and `tilings` (once `cuts`) replace what `tiling`
+    chooses; `facts` is filled with what ran. `check=False` leaves out the checks that read tensors. ValueError names a
+    bad argument and its value, before any launch. RuntimeError: the kernels cannot run on that device.
     """
     from attnbench.kernels import arguments
-    from attnbench.kernels.arguments import FP8
-    from attnbench.kernels.launch import Terms
+    from attnbench.kernels.call import CallOptions
 
     packed = cu_seqlens_q is not None or cu_seqlens_kv is not None
     arguments.check_tensors(q, k, v, "tokens, heads, head_dim" if packed else "batch, heads, seq, head_dim")
@@ -84,53 +69,30 @@ def attention(
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
     arguments.check_shapes(q, k, v)
     arguments.check_numbers(scale, softcap, dropout, seed, precision)
-    batch, heads, _, head_dim = q.shape
-    seq_kv = k.shape[2]
-    slopes = arguments.per_head("alibi_slopes", alibi_slopes, heads, batch, q.device)
-    sinks = arguments.per_head("sinks", sinks, heads, batch, q.device)
-    terms = Terms(
-        keys=arguments.keys_of(mask, causal, window, q, seq_kv, lengths),
-        scale=head_dim**-0.5 if scale is None else scale,
-        softcap=softcap,
-        slopes=None if slopes is None else slopes.detach().float().contiguous().reshape(-1, heads),
-        dropout=dropout,
-        seed=seed,
-        by_distance=arguments.check_bias(bias, q, seq_kv, packed),
+    slopes, sinks = arguments.check_slopes(alibi_slopes, q), arguments.check_sinks(sinks, q)
+    options = CallOptions(
+        keys=arguments.keys_of(mask, causal, window, q, k.shape[2], lengths),
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        softcap=softcap, slopes=slopes, dropout=dropout, seed=seed,
+        by_distance=arguments.check_bias(bias, q, k.shape[2], packed),
         descale=arguments.check_descale(descale, q, k.shape[1]),
-        precision=precision,
-        path=path,
-        cuts=cuts,
-    )
+        precision=precision, path=path, tilings=tilings or cuts,
+    )  # fmt: skip
     arguments.check_device(q, precision)
-    needs_grad = _needs_grad(q, k, v, bias, sinks)
-    if needs_grad and q.dtype is FP8:
-        raise ValueError("q is torch.float8_e4m3fn: it has no backward pass; call it under torch.no_grad()")
-    out, lse = _compute(q, k, v, bias, sinks, terms, facts, needs_grad, return_lse)
+    out, lse = _compute(q, k, v, bias, sinks, options, facts, return_lse)
     if packed:
-        out, lse = out[0].transpose(0, 1), lse[0] if return_lse else None
+        out, lse = out[0].transpose(0, 1), lse[0] if lse is not None else None
     return (out, lse) if return_lse else out
 
 
 def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    kv_lengths: Tensor | None = None,
-    page_table: Tensor | None = None,
-    causal: bool = True,
-    window: int | tuple[int, int] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-    sinks: Tensor | None = None,
-    descale: tuple[Tensor, Tensor, Tensor] | None = None,
-    precision: str = "ieee",
-    return_lse: bool = False,
-    cut: Tiling | None = None,
-    facts: dict[str, Any] | None = None,
-    check: bool = True,
-) -> Any:
+    q: Tensor, k: Tensor, v: Tensor, *,
+    kv_lengths: Tensor | None = None, page_table: Tensor | None = None,
+    causal: bool = True, window: int | tuple[int, int] | None = None, scale: float | None = None,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+    descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", return_lse: bool = False,
+    tiling: Tiling | None = None, facts: dict[str, Any] | None = None, check: bool = True, cut: Tiling | None = None,
+) -> Any:  # fmt: skip
     """The newest 1 to 16 queries of each sequence against its cached keys: out [batch, heads, seq_q, head_dim_v].
 
     q: [batch, heads, seq_q, head_dim]. k: [batch, kv_heads, seq_kv, head_dim], v: [batch, kv_heads, seq_kv,
@@ -138,14 +100,15 @@ def decode(
     kv_heads, head_dim_v], and page_table int32 [batch, pages of a sequence].
     kv_lengths: int32 [batch], tokens in the cache of each sequence, the new ones included; by default all that fit.
 
-    The last query stands on the last key of its sequence. Other options are those of `attention`. Forward only. The
-    keys are split among programs where the chip would be idle otherwise (Flash-Decoding,
+    The diagonal of the last query is the last key of its sequence. Other options are those of `attention`. Forward
+    only. The keys are split among programs where the chip would be idle otherwise (Flash-Decoding,
     https://pytorch.org/blog/flash-decoding/). With `check=False` page numbers and lengths are not read, which would
     wait for the device. ValueError names a bad argument and its value; RuntimeError: the kernels cannot run there.
     """
     from attnbench.kernels import arguments
-    from attnbench.kernels.launch import Terms, decode_pass
-    from attnbench.kernels.masking import Keys, band
+    from attnbench.kernels.call import CallOptions
+    from attnbench.kernels.launch import decode_pass
+    from attnbench.kernels.masking import KeyConditions, band
 
     arguments.check_tensors(q, k, v)
     seq_kv = k.shape[2]
@@ -157,24 +120,20 @@ def decode(
         arguments.check_shapes(q, k, v)
     arguments.check_cached(q, kv_lengths, seq_kv, check and page_table is None)
     arguments.check_numbers(scale, softcap, 0.0, 0, precision)
-    batch, heads, seq_q, head_dim = q.shape
-    slopes = arguments.per_head("alibi_slopes", alibi_slopes, heads, batch, q.device)
-    terms = Terms(
-        keys=Keys(*band(causal, window, seq_q, seq_kv)),
-        scale=head_dim**-0.5 if scale is None else scale,
-        softcap=softcap,
-        slopes=None if slopes is None else slopes.float().contiguous().reshape(-1, heads),
+    options = CallOptions(
+        keys=KeyConditions(*band(causal, window, q.shape[2], seq_kv)),
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        softcap=softcap, slopes=arguments.check_slopes(alibi_slopes, q),
         descale=arguments.check_descale(descale, q, k.shape[1]),
-        precision=precision,
-        cuts={Kernel.DECODE: cut} if cut else None,
-    )
+        precision=precision, tilings={Kernel.DECODE: tiling} if (tiling := tiling or cut) else None,
+    )  # fmt: skip
     if _needs_grad(q, k, v, None, sinks):
         raise ValueError("q, k, v or sinks requires grad: decode has no backward pass; call it under torch.no_grad()")
-    sinks = arguments.per_head("sinks", sinks, heads, batch, q.device)
+    sinks = arguments.check_sinks(sinks, q)
     arguments.check_device(q, precision)
-    out, lse, found = decode_pass(q, k, v, sinks, terms, return_lse, kv_lengths, page_table)
+    out, lse, launched = decode_pass(q, k, v, sinks, options, return_lse, kv_lengths, page_table)
     if facts is not None:
-        facts.update(found)
+        facts.update(launched)
     return (out, lse) if return_lse else out
 
 
@@ -184,11 +143,11 @@ def rows(low: Tensor, high: Tensor, *, seq_kv: int) -> Rows:
     from attnbench.kernels.masking import rows_of
 
     check_intervals(low, high)
-    most = low.shape[-1] + seq_kv
-    return rows_of(low, high, most, most, seq_kv)
+    unbounded = low.shape[-1] + seq_kv
+    return rows_of(low, high, unbounded, unbounded, seq_kv)
 
 
-def blocks(visible: Tensor, block_q: int = 64, block_kv: int = 64) -> Blocks:
+def blocks(visible: Tensor, block_q: int = 64, block_kv: int = 64) -> BlockMask:
     """A block-sparse mask; visible: bool [batch or 1, heads or 1, ceil(seq_q / block_q), ceil(seq_kv / block_kv)]."""
     from attnbench.kernels.arguments import check_visible
     from attnbench.kernels.masking import blocks_of
@@ -200,11 +159,11 @@ def blocks(visible: Tensor, block_q: int = 64, block_kv: int = 64) -> Blocks:
 def t5_bias(table: Tensor, seq_q: int, seq_kv: int, *, bidirectional: bool = True, max_distance: int = 128) -> Tensor:
     """The relative bias of T5 by distance, [heads, seq_q + seq_kv - 1], from its table [buckets, heads].
 
-    Half of the buckets are single distances, the others grow by a constant factor up to `max_distance`
+    Half of the buckets are single distances, the widths of the others grow by a constant factor up to `max_distance`
     (https://arxiv.org/abs/1910.10683). Gradients flow into the table.
     """
     from attnbench.kernels.arguments import check_buckets
-    from attnbench.kernels.relative import t5_buckets
+    from attnbench.kernels.masking import t5_buckets
 
     check_buckets(table, bidirectional, max_distance)
     return table[t5_buckets(table.shape[0], seq_q, seq_kv, bidirectional, max_distance).to(table.device)].T
@@ -215,18 +174,18 @@ def _lengths(
 ) -> tuple[Tensor, Tensor]:
     from attnbench.kernels import arguments
 
-    of_q = cu_seqlens_q if cu_seqlens_q is not None else cu_seqlens_kv
-    of_kv = cu_seqlens_kv if cu_seqlens_kv is not None else cu_seqlens_q
-    assert of_q is not None
-    assert of_kv is not None
+    starts_q = cu_seqlens_q if cu_seqlens_q is not None else cu_seqlens_kv
+    starts_kv = cu_seqlens_kv if cu_seqlens_kv is not None else cu_seqlens_q
+    assert starts_q is not None
+    assert starts_kv is not None
     if check:
-        arguments.check_lengths("cu_seqlens_q", of_q, q.shape[0], q.device)
-        arguments.check_lengths("cu_seqlens_kv", of_kv, k.shape[0], q.device)
-    if of_q.shape != of_kv.shape:
+        arguments.check_lengths("cu_seqlens_q", starts_q, q.shape[0], q.device)
+        arguments.check_lengths("cu_seqlens_kv", starts_kv, k.shape[0], q.device)
+    if starts_q.shape != starts_kv.shape:
         raise ValueError(
-            f"cu_seqlens_kv has {len(of_kv) - 1} sequences, cu_seqlens_q has {len(of_q) - 1}: must be as many"
+            f"cu_seqlens_kv has {len(starts_kv) - 1} sequences, cu_seqlens_q has {len(starts_q) - 1}: must be equal"
         )
-    return of_q, of_kv
+    return starts_q, starts_kv
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -236,15 +195,17 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _compute(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Any, facts: Any,
-    needs_grad: bool, with_lse: bool,
-) -> tuple[Tensor, Any]:  # fmt: skip
-    from attnbench.kernels.autograd import Attention
-    from attnbench.kernels.launch import forward_pass
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, options: CallOptions,
+    facts: dict[str, Any] | None, with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    from attnbench.kernels.arguments import FP8
+    from attnbench.kernels.launch import Attention, forward_pass
 
-    if needs_grad:
-        return Attention.apply(q, k, v, bias, sinks, terms, facts)  # type: ignore[no-untyped-call,no-any-return]
-    out, lse, found = forward_pass(q, k, v, bias, sinks, terms, with_lse)
+    if _needs_grad(q, k, v, bias, sinks):
+        if q.dtype is FP8:
+            raise ValueError("q is torch.float8_e4m3fn: it has no backward pass; call it under torch.no_grad()")
+        return Attention.apply(q, k, v, bias, sinks, options, facts)  # type: ignore[no-untyped-call,no-any-return]
+    out, lse, launched = forward_pass(q, k, v, bias, sinks, options, with_lse)
     if facts is not None:
-        facts.update(found)
+        facts.update(launched)
     return out, lse

@@ -1,26 +1,23 @@
-"""What the kernels are given, checked before any launch: a ValueError names the argument, its value and the rule."""
-
-from __future__ import annotations
+"""Checks of arguments before any launch: a ValueError names the argument, its value and the rule."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnbench.kernels.masking import Blocks, Keys, Rows, band, blocks_around, packed_rows, rows_of
+from attnbench.kernels.masking import BlockMask, KeyConditions, Rows, band, blocks_around, packed_rows, rows_of
 from attnbench.kernels.tile import INTERPRETED
-from attnbench.kernels.tiling import BLOCK_LEAST, HEAD_DIM_MOST
+from attnbench.kernels.tiling import MAX_HEAD_DIM, MIN_BLOCK
 
 PRECISIONS = ("ieee", "tf32")
-LENGTH_MOST = 2**30  # indices are 32 bits wide, and a window adds to them
+MAX_LENGTH = 2**30  # indices are 32 bits wide, and a window adds to them
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FP8 = torch.float8_e4m3fn
 PAGE_SIZES = (16, 256)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, seq, head_dim") -> None:
-    """q, k and v fit each other; all are [batch, heads, rows, width] here, whatever `names` says they were."""
+    """Check that q, k and v have the dimensions `names`, and match in dtype and device."""
     for name, tensor in {"q": q, "k": k, "v": v}.items():
         if tensor.ndim != len(names.split(", ")):
             raise ValueError(f"{name} has shape {list(tensor.shape)}: must be [{names}]")
@@ -29,16 +26,16 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, s
         if tensor.dtype != q.dtype or tensor.device != q.device:
             here, there = f"{tensor.dtype} on {tensor.device}", f"{q.dtype} on {q.device}"
             raise ValueError(f"{name} is {here}: must be as q, {there}")
-        if not 1 <= tensor.shape[-1] <= HEAD_DIM_MOST:
-            raise ValueError(f"{name} has head_dim {tensor.shape[-1]}: must be 1 to {HEAD_DIM_MOST}")
+        if not 1 <= tensor.shape[-1] <= MAX_HEAD_DIM:
+            raise ValueError(f"{name} has head_dim {tensor.shape[-1]}: must be 1 to {MAX_HEAD_DIM}")
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"{name} has strides {tensor.stride()}: the last must be 1 (call .contiguous())")
-        if max(tensor.shape) > LENGTH_MOST:
-            raise ValueError(f"{name} has {max(tensor.shape)} rows: at most {LENGTH_MOST}")
+        if max(tensor.shape) > MAX_LENGTH:
+            raise ValueError(f"{name} has {max(tensor.shape)} rows: at most {MAX_LENGTH}")
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """As [batch, heads, rows, width]."""
+    """Check that q, k and v, [batch, heads, rows, width], match in shape."""
     if k.shape[:3] != v.shape[:3]:
         raise ValueError(f"v has shape {list(v.shape)}: batch, heads and rows must be those of k, {list(k.shape)}")
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
@@ -47,13 +44,13 @@ def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_heads(q: Tensor, k: Tensor) -> None:
-    """The heads of k share those of q."""
+    """Check that kv_heads divides heads."""
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"k has {k.shape[1]} heads: the {q.shape[1]} heads of q must be a multiple of them")
 
 
 def check_numbers(scale: float | None, softcap: float | None, dropout: float, seed: int, precision: str) -> None:
-    """The options that are numbers and words."""
+    """Check the options that are numbers or words."""
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale={scale!r}: must be a finite number")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
@@ -67,7 +64,7 @@ def check_numbers(scale: float | None, softcap: float | None, dropout: float, se
 
 
 def check_device(q: Tensor, precision: str) -> None:
-    """The kernels can run where q is."""
+    """Check that the kernels can run on the device of q."""
     if q.device.type == "cuda" and not INTERPRETED:
         return
     if q.device.type != "cpu":
@@ -79,15 +76,26 @@ def check_device(q: Tensor, precision: str) -> None:
         raise ValueError(f"precision={precision!r}: the interpreter computes in ieee float32")
 
 
-def per_head(name: str, tensor: Tensor | None, heads: int, batch: int, device: torch.device) -> Tensor | None:
-    """ALiBi slopes or sinks as contiguous float32 [batch or 1, heads]."""
-    if tensor is None:
+def check_slopes(slopes: Tensor | None, q: Tensor) -> Tensor | None:
+    """ALiBi slopes as contiguous float32 [batch or 1, heads]; they take no gradient."""
+    if slopes is None:
         return None
-    shapes = [[heads], *([[rows, heads] for rows in dict.fromkeys((batch, 1))] if name == "alibi_slopes" else [])]
+    batch, heads = q.shape[:2]
+    _check_floats("alibi_slopes", slopes, [[heads], *([rows, heads] for rows in dict.fromkeys((batch, 1)))], q.device)
+    return slopes.detach().float().contiguous().reshape(-1, heads)
+
+
+def check_sinks(sinks: Tensor | None, q: Tensor) -> Tensor | None:
+    """Sinks, floats [heads]."""
+    if sinks is not None:
+        _check_floats("sinks", sinks, [[q.shape[1]]], q.device)
+    return sinks
+
+
+def _check_floats(name: str, tensor: Tensor, shapes: list[list[int]], device: torch.device) -> None:
     if list(tensor.shape) not in shapes or not tensor.is_floating_point() or tensor.device != device:
         have = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
         raise ValueError(f"{name} is {have}: must be floats {' or '.join(map(str, shapes))} on {device}")
-    return tensor
 
 
 def check_bias(bias: Tensor | None, q: Tensor, seq_kv: int, packed: bool) -> bool:
@@ -102,7 +110,7 @@ def check_bias(bias: Tensor | None, q: Tensor, seq_kv: int, packed: bool) -> boo
     if not bias.is_floating_point() or bias.device != q.device or list(bias.shape) not in [*ways, *steps]:
         have = f"{bias.dtype} {list(bias.shape)} on {bias.device}"
         raise ValueError(
-            f"bias is {have}: must be floats {[batch, heads, seq_q, seq_kv]} or 1 in place of any, "
+            f"bias is {have}: must be floats {[batch, heads, seq_q, seq_kv]} or 1 in place of any of these, "
             f"or by distance {steps[0]}, on {q.device}"
         )
     return bias.ndim == 2
@@ -128,7 +136,7 @@ def check_descale(descale: tuple[Tensor, Tensor, Tensor] | None, q: Tensor, kv_h
 
 
 def check_lengths(name: str, cu_seqlens: Tensor, tokens: int, device: torch.device) -> None:
-    """cu_seqlens: int32 or int64 [sequences + 1], from 0, never falling, at most `tokens`. Reads them."""
+    """Check cu_seqlens: int32 or int64 [sequences + 1], from 0, not decreasing, at most `tokens`. Reads it."""
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         have = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}"
         raise ValueError(f"{name} is {have}: must be int32 or int64 [sequences + 1]")
@@ -137,11 +145,11 @@ def check_lengths(name: str, cu_seqlens: Tensor, tokens: int, device: torch.devi
     values = cu_seqlens.tolist()
     if values[0] != 0 or values != sorted(values) or values[-1] > tokens:
         shown = f"{values[:8]}{'...' if len(values) > 8 else ''}"
-        raise ValueError(f"{name}={shown}: must start at 0, never fall, and end within the {tokens} tokens")
+        raise ValueError(f"{name}={shown}: must start at 0, not decrease, and end within the {tokens} tokens")
 
 
 def check_pages(table: Tensor, lengths: Tensor | None, pages: int, page_size: int) -> None:
-    """Page numbers in use are numbers of pages, and lengths fit their pages. Reads both."""
+    """Check that page numbers in use exist, and that lengths fit their pages. Reads both tensors."""
     room = table.shape[1] * page_size
     needed = torch.full((len(table),), room) if lengths is None else lengths.cpu()
     if len(needed) and not 0 <= int(needed.min()) <= int(needed.max()) <= room:
@@ -157,40 +165,40 @@ def check_pages(table: Tensor, lengths: Tensor | None, pages: int, page_size: in
 
 
 def keys_of(
-    mask: str | Tensor | Rows | Blocks | None, causal: bool, window: Any, q: Tensor, seq_kv: int,
-    cu_seqlens: tuple[Tensor, Tensor] | None,
-) -> Keys:  # fmt: skip
-    """All conditions on what a row sees, as the kernels take them."""
+    mask: str | Tensor | Rows | BlockMask | None, causal: bool, window: int | tuple[int, int] | None, q: Tensor,
+    seq_kv: int, cu_seqlens: tuple[Tensor, Tensor] | None,
+) -> KeyConditions:  # fmt: skip
+    """All conditions on the keys that a row sees, in the form that the kernels take."""
     batch, heads, seq_q, _ = q.shape
     left, right = band(causal, window, seq_q, seq_kv)
     rows = packed_rows(*cu_seqlens, seq_q, seq_kv, left, right) if cu_seqlens else None
     if mask is None:
-        return Keys(left, right, rows)
+        return KeyConditions(left, right, rows)
     if isinstance(mask, str | Rows) and cu_seqlens:
-        raise ValueError(f"mask={mask!r}: packed sequences take causal, window, Blocks or booleans")
+        raise ValueError(f"mask={mask!r}: packed sequences take causal, window, blocks(...) or a boolean mask")
     if isinstance(mask, str):
         return _keys_of_text(mask, q, seq_kv, left, right)
     if isinstance(mask, Rows):
         _check_rows(mask, q, seq_kv)
-        return Keys(
+        return KeyConditions(
             left,
             right,
             mask if (left, right) == band(False, None, seq_q, seq_kv) else _narrowed(mask, left, right, seq_kv),
         )
-    if isinstance(mask, Blocks):
+    if isinstance(mask, BlockMask):
         _check_blocks(mask, q, seq_kv)
-        return Keys(left, right, rows, mask)
+        return KeyConditions(left, right, rows, mask)
     if not isinstance(mask, Tensor):
         raise ValueError(f"mask={mask!r}: must be text, a tensor of bool, or of rows(...) or blocks(...)")
     shapes = [[b, h, seq_q, seq_kv] for b in dict.fromkeys((batch, 1)) for h in dict.fromkeys((heads, 1))]
     if mask.dtype is not torch.bool or mask.device != q.device or list(mask.shape) not in shapes:
         have = f"{mask.dtype} {list(mask.shape)} on {mask.device}"
         raise ValueError(f"mask is {have}: must be bool {' or '.join(map(str, shapes))} on {q.device}")
-    return Keys(left, right, rows, blocks_around(mask), mask)
+    return KeyConditions(left, right, rows, blocks_around(mask), mask)
 
 
 def check_intervals(low: Tensor, high: Tensor) -> None:
-    """The bounds of a mask by intervals."""
+    """Check the bounds of a mask by intervals."""
     for name, bound in {"low": low, "high": high}.items():
         if bound.dtype not in (torch.int32, torch.int64) or bound.ndim != 2 or bound.shape != low.shape:
             have = f"{bound.dtype} {list(bound.shape)}"
@@ -198,23 +206,23 @@ def check_intervals(low: Tensor, high: Tensor) -> None:
 
 
 def check_visible(visible: Tensor) -> None:
-    """The table of a block-sparse mask."""
+    """Check the table of a block-sparse mask."""
     if visible.dtype is not torch.bool or visible.ndim != 4:
         have = f"{visible.dtype} {list(visible.shape)}"
         raise ValueError(f"visible is {have}: must be bool [batch or 1, heads or 1, blocks of rows, blocks of keys]")
 
 
 def check_buckets(table: Tensor, bidirectional: bool, max_distance: int) -> None:
-    """The table of a bias of T5 has both single distances and growing ones."""
+    """Check that the table of a T5 bias has buckets of single distances and of growing width."""
     if table.ndim != 2 or table.shape[0] < (4 if bidirectional else 2):
-        least = "4 buckets, 2 to each side" if bidirectional else "2 buckets"
-        raise ValueError(f"table has shape {list(table.shape)}: must be [buckets, heads], of at least {least}")
+        minimum = "4 buckets, 2 to each side" if bidirectional else "2 buckets"
+        raise ValueError(f"table has shape {list(table.shape)}: must be [buckets, heads], of at least {minimum}")
     single = table.shape[0] // (4 if bidirectional else 2)
     if max_distance <= single:
         raise ValueError(f"max_distance={max_distance}: must be above {single}, the buckets of single distances")
 
 
-def _keys_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> Keys:
+def _keys_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> KeyConditions:
     from attnbench.attention.masks import parse
     from attnbench.attention.terms import Grid
 
@@ -223,9 +231,9 @@ def _keys_of_text(text: str, q: Tensor, seq_kv: int, left: int, right: int) -> K
     masking.check(grid)
     if masking.pattern or "dense" in masking.words:
         shown = torch.from_numpy(masking.dense(grid))[:, None].to(q.device)
-        return Keys(left, right, None, blocks_around(shown), shown)
+        return KeyConditions(left, right, None, blocks_around(shown), shown)
     low, high = (torch.from_numpy(bound).to(q.device) for bound in masking.rows(grid))
-    return Keys(left, right, rows_of(low, high, left, right, seq_kv))
+    return KeyConditions(left, right, rows_of(low, high, left, right, seq_kv))
 
 
 def _narrowed(rows: Rows, left: int, right: int, seq_kv: int) -> Rows:
@@ -243,12 +251,12 @@ def _check_rows(rows: Rows, q: Tensor, seq_kv: int) -> None:
         raise ValueError(f"mask is of {rows.seq_kv} keys: must be of {seq_kv}, those of k")
 
 
-def _check_blocks(blocks: Blocks, q: Tensor, seq_kv: int) -> None:
+def _check_blocks(blocks: BlockMask, q: Tensor, seq_kv: int) -> None:
     batch, heads, seq_q, _ = q.shape
     for name in ("block_q", "block_kv"):
         size = getattr(blocks, name)
-        if size < BLOCK_LEAST or size & (size - 1):
-            raise ValueError(f"mask has {name}={size}: must be a power of two from {BLOCK_LEAST}")
+        if size < MIN_BLOCK or size & (size - 1):
+            raise ValueError(f"mask has {name}={size}: must be a power of two from {MIN_BLOCK}")
     tiles = -(-seq_q // blocks.block_q), -(-seq_kv // blocks.block_kv)
     for name, counts, count in (("counts", blocks.counts, tiles[0]), ("key_counts", blocks.key_counts, tiles[1])):
         shapes = [[b, h, count] for b in dict.fromkeys((batch, 1)) for h in dict.fromkeys((heads, 1))]
@@ -258,11 +266,11 @@ def _check_blocks(blocks: Blocks, q: Tensor, seq_kv: int) -> None:
 
 
 def check_cached(q: Tensor, lengths: Tensor | None, seq_kv: int, read: bool) -> None:
-    """The queries are few, and lengths fit the cache; reads them if asked to."""
-    from attnbench.kernels.tiling import DECODE_ROWS_MOST
+    """Check the number of queries, and that lengths fit the cache; `read` also reads the lengths."""
+    from attnbench.kernels.tiling import MAX_DECODE_ROWS
 
-    if q.shape[2] > DECODE_ROWS_MOST:
-        raise ValueError(f"q has {q.shape[2]} queries of a sequence: decode takes 1 to {DECODE_ROWS_MOST}")
+    if q.shape[2] > MAX_DECODE_ROWS:
+        raise ValueError(f"q has {q.shape[2]} queries of a sequence: decode takes 1 to {MAX_DECODE_ROWS}")
     if lengths is None:
         return
     if lengths.dtype is not torch.int32 or list(lengths.shape) != [q.shape[0]] or lengths.device != q.device:
@@ -274,7 +282,7 @@ def check_cached(q: Tensor, lengths: Tensor | None, seq_kv: int, read: bool) -> 
 
 
 def check_paged(q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor | None, read: bool) -> int:
-    """k and v are pages and the table fits them; gives the most keys of a sequence."""
+    """Check that k and v are pages and that the table fits them. Returns the largest number of keys of a sequence."""
     pages, page_size = k.shape[:2]
     if k.shape[:3] != v.shape[:3]:
         raise ValueError(f"v has shape {list(v.shape)}: pages, page_size and heads must be those of k, {list(k.shape)}")

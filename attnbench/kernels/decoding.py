@@ -1,7 +1,7 @@
 """Decoding: a few new queries against many cached keys, paged or not; the keys are split among programs.
 
 The query heads that share a key head are packed into the rows of one tile, so that K and V are read once. Each split
-gives an output of its own and its log-sum-exp; a second kernel adds them up, sum_i exp(lse_i - lse) out_i.
+has a separate output and log-sum-exp; a second kernel combines them: sum_i exp(lse_i - lse) out_i.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -9,27 +9,26 @@ gives an output of its own and its log-sum-exp; a second kernel adds them up, su
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 from attnbench.kernels.forward import fold
-from attnbench.kernels.tile import LN2, LOG2E, LOWEST, logits
+from attnbench.kernels.tile import LN2, LOG2E, LOWEST, UPCAST, Intervals, LogitRule, down, logits
 
 
-class Cache(NamedTuple):
-    """Keys or values: [batch, kv_heads, rows, columns], or in pages, where `batch` is the stride between pages."""
+class Packed(NamedTuple):
+    """The rows of a tile: (head, query) pairs of the heads that share a key head."""
 
-    pointer: Any
-    batch: int
-    head: int
-    row: int
+    head: tl.tensor
+    query: tl.tensor
+    inside: tl.tensor  # whether the row exists
 
 
 @triton.jit
 def _cached(cache, base, table, keys_K, wanted_K, columns, WIDTH: tl.constexpr, PAGE: tl.constexpr):
-    """A tile of cached rows, zeros where not wanted."""
+    """A tile of cached rows, zeros where not wanted; with a table, the stride `batch` is that between pages."""
     if table is not None:
         page_K = tl.load(table + keys_K // PAGE, mask=wanted_K, other=0)
         rows_K = tl.cast(page_K, tl.int64) * cache.batch + (keys_K % PAGE) * cache.row
@@ -40,73 +39,39 @@ def _cached(cache, base, table, keys_K, wanted_K, columns, WIDTH: tl.constexpr, 
 
 
 @triton.jit
-def split_kernel(
-    q, k, v, out, lse_ptr, lengths_ptr, table_ptr, slopes_ptr, sinks_ptr, descale_ptr,
-    slopes_batch, table_batch, out_split, lse_split, heads, row_tiles, splits, seq_q, seq_kv, left, right,
-    scale, softcap,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr, FUSED: tl.constexpr, SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """One split of the keys of one key head, for a tile of the rows that share it."""
-    split = tl.program_id(0) % splits
-    row_tile = tl.program_id(0) // splits % row_tiles
-    pair = tl.program_id(0) // (splits * row_tiles)
-    kv_heads = heads // GROUP
-    batch = pair // kv_heads
-    kv_head = pair % kv_heads
-    batch_64 = tl.cast(batch, tl.int64)
-    kv_head_64 = tl.cast(kv_head, tl.int64)
-    packed_R = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    head_R = kv_head * GROUP + packed_R // seq_q
-    query_R = packed_R % seq_q
-    inside_R = packed_R < GROUP * seq_q
-    columns_D = tl.arange(0, BLOCK_D)
-    columns_E = tl.arange(0, BLOCK_E)
-    keys_in_K = tl.arange(0, BLOCK_KV)
+def _cache_start(cache, table, batch, head):
+    """The pointer of a batch and head of a cache, or of a head of its first page."""
+    base = cache.pointer + head * cache.head
+    if table is None:
+        base = base + batch * cache.batch
+    return base
 
-    q_rows_R = tl.cast(head_R, tl.int64) * q.head + query_R * q.row
-    q_pointers = q.pointer + batch_64 * q.batch + q_rows_R[:, None] + columns_D[None, :]
-    q_RD = tl.load(q_pointers, mask=inside_R[:, None] & (columns_D < HEAD_DIM)[None, :], other=0.0)
-    length = seq_kv
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + batch)
-    diagonal_R = length - seq_q + query_R
-    low_R = tl.where(inside_R, tl.maximum(diagonal_R - left, 0), length)
-    high_R = tl.where(inside_R, tl.minimum(diagonal_R + right + 1, length), 0)
+
+@triton.jit
+def _visible_keys(rows, length, seq_q, left, right):
+    """The intervals of the rows, their ends in the cache aligned to the last query, and the keys [first, last)."""
+    diagonal_R = length - seq_q + rows.query
+    low_R = tl.where(rows.inside, tl.maximum(diagonal_R - left, 0), length)
+    high_R = tl.where(rows.inside, tl.minimum(diagonal_R + right + 1, length), 0)
     seeing_R = high_R > low_R
     first = tl.min(tl.where(seeing_R, low_R, length), 0)
     last = tl.max(tl.where(seeing_R, high_R, 0), 0)
-    slope_R = None
-    if slopes_ptr is not None:
-        slope_R = tl.load(slopes_ptr + batch * slopes_batch + head_R, mask=inside_R, other=0.0)[:, None]
-    if descale_ptr is not None:
-        # Numbers of 8 bits are whole in bfloat16; the heads of a group may have scales of their own.
-        q_RD = q_RD.to(tl.bfloat16)
-        descale_R = tl.load(descale_ptr + head_R, mask=inside_R, other=0.0)
-    if UPCAST:
-        q_RD = q_RD.to(tl.float32)
-    peak_R = tl.full([BLOCK_R], LOWEST, tl.float32)
-    total_R = tl.zeros([BLOCK_R], tl.float32)
-    if sinks_ptr is not None:
-        # The sink stands in the sum once: in the first split.
-        sink_R = tl.load(sinks_ptr + head_R, mask=inside_R, other=0.0)
-        peak_R = tl.where(split == 0, sink_R * LOG2E, peak_R)
-        total_R = tl.where(split == 0, 1.0, total_R)
-    acc_RE = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
+    return Intervals(low_R, high_R, diagonal_R), first, last
 
-    if table_ptr is not None:
-        table = table_ptr + batch_64 * table_batch
-        k_base = k.pointer + kv_head_64 * k.head
-        v_base = v.pointer + kv_head_64 * v.head
-    else:
-        table = None
-        k_base = k.pointer + batch_64 * k.batch + kv_head_64 * k.head
-        v_base = v.pointer + batch_64 * v.batch + kv_head_64 * v.head
+
+@triton.jit
+def _attend(
+    acc_RE, total_R, peak_R, q_RD, k, v, k_base, v_base, table, rows, seen, first, last, split, splits, descale_R, rule,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr,
+    FUSED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take in the tiles of keys of one split."""
     precise: tl.constexpr = PRECISION == "ieee" and q_RD.dtype == tl.float32
+    keys_in_K = tl.arange(0, BLOCK_KV)
+    columns_D = tl.arange(0, q_RD.shape[1])
+    columns_E = tl.arange(0, acc_RE.shape[1])
     begin = first // BLOCK_KV
-    tiles = tl.maximum(tl.cdiv(last, BLOCK_KV) - begin, 0)
-    share = tl.cdiv(tiles, splits)
+    share = tl.cdiv(tl.maximum(tl.cdiv(last, BLOCK_KV) - begin, 0), splits)
     begin += split * share
     for tile in tl.range(begin, tl.minimum(begin + share, tl.cdiv(last, BLOCK_KV))):
         key = tile * BLOCK_KV
@@ -121,27 +86,93 @@ def split_kernel(
             k_KD = k_KD.to(tl.float32)
             v_KE = v_KE.to(tl.float32)
         s_RK = tl.dot(q_RD, tl.trans(k_KD), input_precision=PRECISION)
-        if descale_ptr is not None:
+        if descale_R is not None:
             s_RK *= descale_R[:, None]
-        s_RK, _ = logits(
-            s_RK, 0, key, query_R[:, None], keys_in_K[None, :], low_R[:, None], high_R[:, None], diagonal_R[:, None],
-            batch, 0, slope_R, None, None, seq_q, length, scale, softcap, True, FUSED, SOFTCAP, precise, False,
-        )  # fmt: skip
-        factor = scale * LOG2E if FUSED else 1.0
+        s_RK, _ = logits(s_RK, 0, key, rows.query[:, None], keys_in_K[None, :], down(seen), rule, True, FUSED, precise)
+        factor = rule.scale * LOG2E if FUSED else 1.0
         acc_RE, total_R, peak_R = fold(acc_RE, total_R, peak_R, s_RK, factor, v_KE, None, PRECISION)
+    return acc_RE, total_R, peak_R
 
+
+@triton.jit
+def split_kernel(
+    q, k, v, out, lse_ptr, lengths_ptr, table_ptr, slopes_ptr, sinks_ptr, descale_ptr,
+    slopes_batch, table_batch, out_split, lse_split, heads, row_tiles, splits, seq_q, seq_kv, left, right,
+    scale, softcap,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr, FUSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One split of the keys of one key head, for a tile of the rows that share it."""
+    split = tl.program_id(0) % splits
+    row_tile = tl.program_id(0) // splits % row_tiles
+    pair = tl.program_id(0) // (splits * row_tiles)
+    kv_heads = heads // GROUP
+    batch = pair // kv_heads
+    kv_head = pair % kv_heads
+    batch_64 = tl.cast(batch, tl.int64)
+    packed_R = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows = Packed(kv_head * GROUP + packed_R // seq_q, packed_R % seq_q, packed_R < GROUP * seq_q)
+    columns_D = tl.arange(0, BLOCK_D)
+    q_rows_R = tl.cast(rows.head, tl.int64) * q.head + rows.query * q.row
+    q_pointers = q.pointer + batch_64 * q.batch + q_rows_R[:, None] + columns_D[None, :]
+    q_RD = tl.load(q_pointers, mask=rows.inside[:, None] & (columns_D < HEAD_DIM)[None, :], other=0.0)
+    length = seq_kv
+    if lengths_ptr is not None:
+        length = tl.load(lengths_ptr + batch)
+    seen, first, last = _visible_keys(rows, length, seq_q, left, right)
+    slope_R = None
+    if slopes_ptr is not None:
+        slope_R = tl.load(slopes_ptr + batch * slopes_batch + rows.head, mask=rows.inside, other=0.0)[:, None]
+    descale_R = None
     if descale_ptr is not None:
-        acc_RE *= tl.load(descale_ptr + heads + head_R, mask=inside_R, other=0.0)[:, None]
+        # bfloat16 holds every number of 8 bits; the heads of a group may have different scales.
+        q_RD = q_RD.to(tl.bfloat16)
+        descale_R = tl.load(descale_ptr + rows.head, mask=rows.inside, other=0.0)
+    if UPCAST:
+        q_RD = q_RD.to(tl.float32)
+    peak_R = tl.full([BLOCK_R], LOWEST, tl.float32)
+    total_R = tl.zeros([BLOCK_R], tl.float32)
+    if sinks_ptr is not None:
+        # The sink counts in the sum once: in the first split.
+        sink_R = tl.load(sinks_ptr + rows.head, mask=rows.inside, other=0.0)
+        peak_R = tl.where(split == 0, sink_R * LOG2E, peak_R)
+        total_R = tl.where(split == 0, 1.0, total_R)
+    acc_RE = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
+    table = None
+    if table_ptr is not None:
+        table = table_ptr + batch_64 * table_batch
+    k_base = _cache_start(k, table, batch_64, tl.cast(kv_head, tl.int64))
+    v_base = _cache_start(v, table, batch_64, tl.cast(kv_head, tl.int64))
+    rule = LogitRule(batch, 0, slope_R, None, None, None, seq_q, length, scale, softcap, 0, None, 1.0)
+    acc_RE, total_R, peak_R = _attend(
+        acc_RE, total_R, peak_R, q_RD, k, v, k_base, v_base, table, rows, seen, first, last, split, splits, descale_R,
+        rule, HEAD_DIM, HEAD_DIM_V, BLOCK_KV, PAGE, FUSED, PRECISION,
+    )  # fmt: skip
+    if descale_ptr is not None:
+        acc_RE *= tl.load(descale_ptr + heads + rows.head, mask=rows.inside, other=0.0)[:, None]
+    _store_split(
+        out, lse_ptr, acc_RE, total_R, peak_R, rows, batch_64, heads, seq_q, split, out_split, lse_split, HEAD_DIM_V
+    )
+
+
+@triton.jit
+def _store_split(
+    out, lse_ptr, acc_RE, total_R, peak_R, rows, batch, heads, seq_q, split, out_split, lse_split,
+    HEAD_DIM_V: tl.constexpr,
+):  # fmt: skip
+    """Write the output of a split and its log-sum-exp, -inf where it saw no key."""
+    columns_E = tl.arange(0, acc_RE.shape[1])
     filled_R = total_R > 0.0
     out_RE = acc_RE / tl.where(filled_R, total_R, 1.0)[:, None]
-    out_rows_R = batch_64 * out.batch + tl.cast(head_R, tl.int64) * out.head + query_R * out.row
+    out_rows_R = batch * out.batch + tl.cast(rows.head, tl.int64) * out.head + rows.query * out.row
     out_pointers = out.pointer + split * out_split + out_rows_R[:, None] + columns_E[None, :]
-    stored_RE = inside_R[:, None] & (columns_E < HEAD_DIM_V)[None, :]
+    stored_RE = rows.inside[:, None] & (columns_E < HEAD_DIM_V)[None, :]
     tl.store(out_pointers, out_RE.to(out.pointer.dtype.element_ty), mask=stored_RE)
     if lse_ptr is not None:
         lse_R = tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, float("-inf"))
-        at_R = (batch_64 * heads + head_R) * seq_q + query_R
-        tl.store(lse_ptr + split * lse_split + at_R, lse_R, mask=inside_R)
+        at_R = (batch * heads + rows.head) * seq_q + rows.query
+        tl.store(lse_ptr + split * lse_split + at_R, lse_R, mask=rows.inside)
 
 
 @triton.jit

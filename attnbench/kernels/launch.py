@@ -1,353 +1,306 @@
-"""From tensors to launches: what each kernel is given, and how it is cut."""
+"""Launches of the forward pass, of decoding and of the backward pass, and the differentiable function."""
 
-from __future__ import annotations
-
-import os
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from msgspec.structs import replace
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attnbench.kernels import decoding, forward, tables
-from attnbench.kernels.masking import Keys
+from attnbench.kernels import backward, decoding, forward
+from attnbench.kernels.call import (
+    Call,
+    CallOptions,
+    Saved,
+    common_arguments,
+    describe,
+    descriptors,
+    new_like,
+    no_hopper,
+    operand,
+    run,
+    tiling_of,
+)
 from attnbench.kernels.tables import Kernel
-from attnbench.kernels.tile import INTERPRETED, BlockList, Listed, Operand, Pairs
-from attnbench.kernels.tiling import INTERPRETER, Path, Target, Tiling, Work, padded, tiling
+from attnbench.kernels.tile import Operand
+from attnbench.kernels.tiling import Path, Tiling, padded
 
-PATH_VARIABLE = "ATTNBENCH_KERNEL_PATH"  # a path for calls that ask for none
-DESCRIBED = ("block_q", "block_kv", "warps", "stages", "splits", "parts", "resident", "long_first")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a call asks for beside its tensors, checked."""
-
-    keys: Keys
-    scale: float
-    softcap: float | None = None
-    slopes: Tensor | None = None  # ALiBi, fp32 [batch or 1, heads]
-    dropout: float = 0.0
-    seed: int = 0
-    descale: Tensor | None = None  # fp32 [2, heads]: of q k, and of v
-    precision: str = "ieee"
-    path: str = ""  # one of tiling.Path; empty: the fastest
-    cuts: Mapping[Kernel, Tiling] | None = None  # in place of those of the tables
-    by_distance: bool = False  # the bias is one number for every distance
-
-
-class Call(NamedTuple):
-    """One launch."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-    cut: Tiling
-    warps: int = 0  # at the start of a kernel that divides its work among warps itself; 0: those of the cut
-
-
-def operand(tensor: Tensor) -> Operand:
-    """A tensor [batch, heads, rows, columns] whose columns adjoin."""
-    return Operand(tensor, *tensor.stride()[:3])
-
-
-def _masks(terms: Terms, kernel: Kernel) -> dict[str, Any]:
-    keys = terms.keys
-    found: dict[str, Any] = {"listed": None, "blocks": None, "shown": None, "left": keys.left, "right": keys.right}
-    if keys.rows is not None:
-        listed = keys.rows.listed
-        found["listed"] = Listed(listed, listed.stride(0), listed.stride(1) if listed.shape[1] > 1 else 0)
-    if keys.blocks is not None:
-        from_keys = kernel is Kernel.BACKWARD_KV
-        counts = keys.blocks.key_counts if from_keys else keys.blocks.counts
-        indices = keys.blocks.key_indices if from_keys else keys.blocks.indices
-        batch, head, _ = _shared_strides(counts)
-        found["blocks"] = BlockList(counts, indices, batch, head, indices.shape[3])
-    if keys.shown is not None:
-        shown = keys.shown.view(torch.uint8)
-        found["shown"] = Pairs(shown, *_shared_strides(shown))
-    return found
-
-
-def _shared_strides(tensor: Tensor) -> list[int]:
-    """Strides, 0 where one entry serves all."""
-    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-
-
-def common(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel) -> dict[str, Any]:
-    """What every kernel is given."""
-    batch, heads, seq_q, head_dim = q.shape
-    seq_kv, head_dim_v = v.shape[2:]
-    slopes, keys = terms.slopes, terms.keys
-    extra = terms.softcap is not None or slopes is not None or bias is not None
-    return _masks(terms, kernel) | {
-        "q": operand(q), "k": operand(k), "v": operand(v),
-        "bias": _bias(bias, terms.by_distance), "slopes_ptr": slopes,
-        "slopes_batch": slopes.stride(0) if slopes is not None and slopes.shape[0] > 1 else 0,
-        "pairs": batch * heads, "heads": heads, "seq_q": seq_q, "seq_kv": seq_kv,
-        "scale": float(terms.scale), "softcap": float(terms.softcap or 1.0),
-        "seed": terms.seed, "threshold": round(terms.dropout * 2**31), "amplify": 1.0 / (1.0 - terms.dropout),
-        "GROUP": heads // k.shape[1], "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v,
-        "BLOCK_D": padded(head_dim), "BLOCK_E": padded(head_dim_v),
-        "LIST_Q": keys.blocks.block_q if keys.blocks else 1, "LIST_KV": keys.blocks.block_kv if keys.blocks else 1,
-        "FUSED": terms.scale > 0 and not extra, "SOFTCAP": terms.softcap is not None,
-        "BY_DISTANCE": terms.by_distance, "DROPOUT": terms.dropout > 0,
-        "PRECISION": terms.precision, "UPCAST": INTERPRETED,
-    }  # fmt: skip
-
-
-def _bias(bias: Tensor | None, by_distance: bool) -> Pairs | None:
-    if bias is None:
-        return None
-    if by_distance:
-        return Pairs(bias, 0, bias.stride(0) if bias.shape[0] > 1 else 0, 0, bias.stride(1))
-    return Pairs(bias, *_shared_strides(bias))
-
-
-def cut_of(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, terms: Terms, kernel: Kernel, split: str = "",
-    hopper: str = "", dout: Tensor | None = None,
-) -> Tiling:  # fmt: skip
-    """How a pass over these tensors is cut; `split` and `hopper` say why these paths cannot serve it."""
-    keys, seq_q, seq_kv = terms.keys, q.shape[2], k.shape[2]
-    if terms.cuts and kernel in terms.cuts:
-        return _checked(terms.cuts[kernel], keys, split, hopper)
-    work = Work(
-        dtype={1: "fp8", 2: "half"}.get(q.element_size(), "tf32" if terms.precision == "tf32" else "fp32"),
-        head_dim=q.shape[3], head_dim_v=v.shape[3], batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1],
-        seq_q=seq_q, seq_kv=seq_kv,
-        masked=keys.hides(seq_q, seq_kv) or keys.shown is not None or keys.blocks is not None,
-        growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
-        list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,
-        pair_bytes=(keys.shown is not None) + (bias.element_size() if bias is not None else 0),
-        descriptors=_no_descriptors(q=q, k=k, v=v, dout=dout), split=split, hopper=hopper,
-        path=terms.path or os.environ.get(PATH_VARIABLE, ""),
-    )  # fmt: skip
-    return _cached_tiling(work, target_of(q), kernel)
-
-
-def _checked(cut: Tiling, keys: Keys, split: str, hopper: str) -> Tiling:
-    """A cut that the caller chose, if it can serve."""
-    if reason := {Path.DECODE: split, Path.HOPPER: hopper}.get(Path(cut.path)):
-        raise ValueError(f"cuts has path={cut.path!r}: {reason}")
-    for name in ("block_q", "block_kv") if keys.blocks else ():
-        tile, block = getattr(cut, name), getattr(keys.blocks, name)
-        if block % tile:
-            raise ValueError(f"cuts has {name}={tile}: must divide the {block} of a block of the mask")
-    return cut
-
-
-@lru_cache(maxsize=4096)
-def _cached_tiling(work: Work, target: Target, kernel: Kernel) -> Tiling:
-    return tiling(work, target, kernel, _users_table())
-
-
-@lru_cache(maxsize=1)
-def _users_table() -> tables.Table:
-    return tables.users()
-
-
-def target_of(tensor: Tensor) -> Target:
-    """The chip on which a tensor lies."""
-    return _target(tensor.device.index or 0) if tensor.device.type == "cuda" else Target(INTERPRETER)
-
-
-@lru_cache(maxsize=64)
-def _target(index: int) -> Target:
-    properties = torch.cuda.get_device_properties(index)
-    if torch.version.hip:
-        return Target(properties.gcnArchName.partition(":")[0], properties.multi_processor_count)
-    major, minor = torch.cuda.get_device_capability(index)
-    return Target(f"sm_{major}{minor}", properties.multi_processor_count)
-
-
-def _no_descriptors(**tensors: Tensor | None) -> str:
-    """Why tensor descriptors cannot describe these tensors; the rules are those of cuTensorMapEncodeTiled."""
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.data_ptr() % 16:
-            return f"{name} starts at no multiple of 16 bytes"
-        odd = [stride for stride in tensor.stride()[:3] if stride * tensor.element_size() % 16 or stride == 0]
-        if odd:
-            return f"{name} has a stride of {odd[0]} numbers, no multiple of 16 bytes above 0"
-    return ""
-
-
-def run(call: Call, device: torch.device) -> Any:
-    """Launch it; what Triton says of the compiled kernel, None in the interpreter."""
-    options = {"num_warps": call.warps or call.cut.warps, "num_stages": call.cut.stages}
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return call.kernel[(call.programs,)](**call.arguments, **options)
-
-
-def describe(cut: Tiling, compiled: Any) -> dict[str, Any]:
-    """Facts of a launch: its tiles, and what the compiler made of them."""
-    facts: dict[str, Any] = {"path": cut.path, "triton": triton.__version__, "interpreted": INTERPRETED}
-    facts |= {name: getattr(cut, name) for name in DESCRIBED}
-    if cut.passed_over:
-        facts["passed_over"] = list(cut.passed_over)
-    if compiled is not None:
-        facts["registers"], facts["spilled_registers"] = compiled.n_regs, compiled.n_spills
-        facts["shared_bytes"] = compiled.metadata.shared
-    return facts
-
-
-def new_like(tensor: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """An empty [batch, heads, rows, width], its heads inside or outside its rows as in `tensor`."""
-    batch, heads, rows, _ = tensor.shape
-    if heads > 1 and rows > 1 and tensor.stride(1) < tensor.stride(2):
-        return tensor.new_empty(batch, rows, heads, width, dtype=dtype).transpose(1, 2)
-    return tensor.new_empty(batch, heads, rows, width, dtype=dtype)
-
-
-def sources(tensors: Mapping[str, Tensor], cut: Tiling) -> dict[str, Any]:
-    """Descriptors of what a kernel reads, if its path is theirs: a box is a tile of queries, or of keys."""
-    described = cut.path == Path.DESCRIPTORS
-    found: dict[str, Any] = {"DESCRIPTORS": described}
-    for name, tensor in tensors.items() if described else ():
-        box = [1, 1, cut.block_kv if name in ("k", "v") else cut.block_q, padded(tensor.shape[3])]
-        found[name] = TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box)
-    return found
+Outputs = tuple[Tensor, Tensor | None, dict[str, object]]
 
 
 def forward_call(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, bias: Tensor | None, sinks: Tensor | None,
-    terms: Terms, cut: Tiling,
+    options: CallOptions, tiling: Tiling,
 ) -> Call:  # fmt: skip
     """The launch of a forward pass by pointers or descriptors."""
     seq_q, seq_kv = q.shape[2], k.shape[2]
-    arguments = common(q, k, v, bias, terms, Kernel.FORWARD) | {
-        "out": operand(out), "lse_ptr": lse, "sinks_ptr": sinks, "descale_ptr": terms.descale,
-        "resident": cut.resident, "BLOCK_Q": cut.block_q, "BLOCK_KV": cut.block_kv, "LONG_FIRST": cut.long_first,
-        "EDGES": terms.keys.hides(seq_q, seq_kv) or seq_kv % cut.block_kv != 0,
+    arguments = common_arguments(q, k, v, bias, options, Kernel.FORWARD) | {
+        "out": operand(out), "lse_ptr": lse, "sinks_ptr": sinks, "descale_ptr": options.descale,
+        "resident": tiling.resident, "BLOCK_Q": tiling.block_q, "BLOCK_KV": tiling.block_kv,
+        "LONG_FIRST": tiling.long_first,
+        "EDGES": options.keys.hides(seq_q, seq_kv) or seq_kv % tiling.block_kv != 0,
     }  # fmt: skip
-    arguments |= sources({"q": q, "k": k, "v": v}, cut)
-    return Call(forward.forward_kernel, triton.cdiv(seq_q, cut.block_q) * q.shape[0] * q.shape[1], arguments, cut)
+    arguments |= descriptors({"q": q, "k": k, "v": v}, tiling)
+    programs = triton.cdiv(seq_q, tiling.block_q) * q.shape[0] * q.shape[1]
+    return Call(forward.forward_kernel, programs, arguments, tiling)
 
 
 def forward_pass(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Terms, with_lse: bool
-) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, options: CallOptions, with_lse: bool
+) -> Outputs:
     """out [batch, heads, seq_q, head_dim_v], lse [batch, heads, seq_q], and the facts of the launch."""
-    out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
+    out, lse = _outputs(q, v, with_lse)
     sinks = None if sinks is None else sinks.float().contiguous()
-    cut = cut_of(
-        q, k, v, bias, terms, Kernel.FORWARD, split=_no_split(bias, terms), hopper=no_hopper(q, v, bias, sinks, terms)
-    )
+    hopper_reason = no_hopper(q, v, bias, sinks, options)
+    tiling = tiling_of(q, k, v, bias, options, Kernel.FORWARD, split=_no_split(bias, options), hopper=hopper_reason)
     if out.numel() == 0:
-        return out, lse, describe(cut, None)
-    if cut.path == Path.DECODE:
-        compiled = _decode(q, k, v, out, lse, sinks, terms, cut, None, None)
-    elif cut.path == Path.HOPPER:
+        return out, lse, describe(tiling, None)
+    if tiling.path == Path.DECODE:
+        calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, None, None)
+    elif tiling.path == Path.HOPPER:
         from attnbench.kernels.hopper import launch as hopper
 
-        compiled = run(hopper.forward_call(q, k, v, out, lse, terms, cut), q.device)
+        calls = [hopper.forward_call(q, k, v, out, lse, options, tiling)]
     else:
-        compiled = run(forward_call(q, k, v, out, lse, bias, sinks, terms, cut), q.device)
-    return out, lse, describe(cut, compiled)
+        calls = [forward_call(q, k, v, out, lse, bias, sinks, options, tiling)]
+    compiled = [run(call, q.device) for call in calls]
+    return out, lse, describe(tiling, compiled[0])
 
 
-def no_hopper(q: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, terms: Terms) -> str:
-    """Why the kernels for Hopper cannot serve a call; empty: they can."""
-    keys = terms.keys
-    reasons = {
-        "a row of no multiple of 16 bytes": any(t.shape[3] * t.element_size() % 16 != 0 for t in (q, v)),
-        "no key": v.shape[2] == 0,
-        "intervals of rows with numbers of 8 bits": keys.rows is not None and q.element_size() == 1,
-        "an additive bias": bias is not None,
-        "ALiBi": terms.slopes is not None,
-        "a soft cap": terms.softcap is not None,
-        "a scale below 0": terms.scale <= 0,
-        "a sink": sinks is not None,
-        "dropout": terms.dropout > 0,
-        "a list of blocks": keys.blocks is not None,
-        "booleans of pairs": keys.shown is not None,
-    }
-    return next((f"{what} is not in its kernels" for what, there in reasons.items() if there), "")
+def _outputs(q: Tensor, v: Tensor, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+    out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
 
 
-def _no_split(bias: Tensor | None, terms: Terms) -> str:
-    keys = terms.keys
+def _no_split(bias: Tensor | None, options: CallOptions) -> str:
+    keys = options.keys
     reasons = {
         "an additive bias": bias is not None,
-        "dropout": terms.dropout > 0,
+        "dropout": options.dropout > 0,
         "intervals of rows": keys.rows is not None,
         "a list of blocks": keys.blocks is not None,
-        "booleans of pairs": keys.shown is not None,
+        "a boolean mask": keys.visible is not None,
     }
-    return next((f"{what} is not split" for what, there in reasons.items() if there), "")
+    return next((f"its kernel does not support {what}" for what, present in reasons.items() if present), "")
 
 
 def decode_calls(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, terms: Terms, cut: Tiling,
-    lengths: Tensor | None, table: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, options: CallOptions,
+    tiling: Tiling, lengths: Tensor | None, table: Tensor | None,
 ) -> list[Call]:  # fmt: skip
-    """The split pass, and the one that adds the splits up where there are several.
+    """The split pass and, where there are several splits, the one that combines them.
 
     k and v: [batch, kv_heads, seq_kv, width], or with `table` [pages, kv_heads, page_size, width].
     """
-    batch, heads, seq_q, head_dim_v = *q.shape[:3], v.shape[3]
-    kv_heads = k.shape[1]
-    page = k.shape[2] if table is not None else 1
-    row_tiles = triton.cdiv(heads // kv_heads * seq_q, cut.block_q)
-    parts, lse_parts, several = out, lse, cut.splits > 1
-    if several:
-        parts = q.new_empty(cut.splits, *q.shape[:3], head_dim_v, dtype=torch.float32)
-        lse_parts = q.new_empty(cut.splits, *q.shape[:3], dtype=torch.float32)
-    names = decoding.split_kernel.arg_names
-    every = common(q, k, v, None, terms, Kernel.DECODE)
-    arguments = {name: value for name, value in every.items() if name in names} | {
-        "out": operand(parts[0]) if several else operand(out), "lse_ptr": lse_parts, "lengths_ptr": lengths,
-        "table_ptr": table, "sinks_ptr": sinks, "descale_ptr": terms.descale,
-        "table_batch": table.stride(0) if table is not None else 0,
-        "out_split": parts.stride(0) if several else 0,
-        "lse_split": lse_parts.stride(0) if several and lse_parts is not None else 0,
-        "row_tiles": row_tiles, "splits": cut.splits,
-        "seq_kv": k.shape[2] if table is None else table.shape[1] * page,
-        "BLOCK_R": cut.block_q, "BLOCK_KV": cut.block_kv, "PAGE": page,
+    if tiling.splits == 1:
+        strides = {"out_split": 0, "lse_split": 0}
+        return [_split_call(q, k, v, operand(out), lse, sinks, options, tiling, lengths, table, strides)]
+    parts = q.new_empty(tiling.splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
+    lse_parts = q.new_empty(tiling.splits, *q.shape[:3], dtype=torch.float32)
+    parts_operand = Operand(parts, *parts.stride()[1:4])
+    strides = {"out_split": parts.stride(0), "lse_split": lse_parts.stride(0)}
+    split = _split_call(q, k, v, parts_operand, lse_parts, sinks, options, tiling, lengths, table, strides)
+    batch, heads, seq_q = q.shape[:3]
+    arguments: dict[str, object] = {
+        "parts": parts_operand, "lse_parts_ptr": lse_parts, "out": operand(out), "lse_ptr": lse,
+        "part_split": parts.stride(0), "lse_split": lse_parts.stride(0), "heads": heads, "seq_q": seq_q,
+        "splits": tiling.splits, "HEAD_DIM_V": v.shape[3], "BLOCK_E": padded(v.shape[3]),
+        "BLOCK_S": triton.next_power_of_2(tiling.splits),
     }  # fmt: skip
-    if several:
-        arguments["out"] = Operand(parts, *parts.stride()[1:4])
-    calls = [Call(decoding.split_kernel, batch * kv_heads * row_tiles * cut.splits, arguments, cut)]
-    if several and lse_parts is not None:
-        together = {
-            "parts": Operand(parts, *parts.stride()[1:4]), "lse_parts_ptr": lse_parts, "out": operand(out),
-            "lse_ptr": lse, "part_split": parts.stride(0), "lse_split": lse_parts.stride(0), "heads": heads,
-            "seq_q": seq_q, "splits": cut.splits, "HEAD_DIM_V": head_dim_v, "BLOCK_E": padded(head_dim_v),
-            "BLOCK_S": triton.next_power_of_2(cut.splits),
-        }  # fmt: skip
-        small = Tiling(path=cut.path, block_q=1, block_kv=1, warps=4, stages=1)
-        calls.append(Call(decoding.combine_kernel, batch * heads * seq_q, together, small))
-    return calls
+    one_row = Tiling(path=tiling.path, block_q=1, block_kv=1, warps=4, stages=1)
+    return [split, Call(decoding.combine_kernel, batch * heads * seq_q, arguments, one_row)]
 
 
-def _decode(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, terms: Terms, cut: Tiling,
-    lengths: Tensor | None, table: Tensor | None,
-) -> Any:  # fmt: skip
-    calls = decode_calls(q, k, v, out, lse, sinks, terms, cut, lengths, table)
-    compiled = [run(call, q.device) for call in calls]
-    return compiled[0]
+def _split_call(
+    q: Tensor, k: Tensor, v: Tensor, out: Operand, lse: Tensor | None, sinks: Tensor | None, options: CallOptions,
+    tiling: Tiling, lengths: Tensor | None, table: Tensor | None, strides: dict[str, int],
+) -> Call:  # fmt: skip
+    batch, heads, seq_q = q.shape[:3]
+    kv_heads, page = k.shape[1], k.shape[2] if table is not None else 1
+    row_tiles = triton.cdiv(heads // kv_heads * seq_q, tiling.block_q)
+    every = common_arguments(q, k, v, None, options, Kernel.DECODE)
+    names = decoding.split_kernel.arg_names
+    arguments = {name: value for name, value in every.items() if name in names} | strides | {
+        "out": out, "lse_ptr": lse, "lengths_ptr": lengths, "table_ptr": table, "sinks_ptr": sinks,
+        "descale_ptr": options.descale, "table_batch": table.stride(0) if table is not None else 0,
+        "row_tiles": row_tiles, "splits": tiling.splits,
+        "seq_kv": k.shape[2] if table is None else table.shape[1] * page,
+        "BLOCK_R": tiling.block_q, "BLOCK_KV": tiling.block_kv, "PAGE": page,
+    }  # fmt: skip
+    return Call(decoding.split_kernel, batch * kv_heads * row_tiles * tiling.splits, arguments, tiling)
 
 
 def decode_pass(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, terms: Terms, with_lse: bool, lengths: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, with_lse: bool, lengths: Tensor | None,
     table: Tensor | None,
-) -> tuple[Tensor, Tensor | None, dict[str, Any]]:  # fmt: skip
+) -> Outputs:  # fmt: skip
     """As `forward_pass`, for cached keys."""
-    out = new_like(q, v.shape[3], torch.bfloat16 if q.element_size() == 1 else q.dtype)
-    lse = q.new_empty(q.shape[:3], dtype=torch.float32) if with_lse else None
+    out, lse = _outputs(q, v, with_lse)
     sinks = None if sinks is None else sinks.float().contiguous()
     keys = k if table is None else k.new_empty((q.shape[0], k.shape[1], table.shape[1] * k.shape[2], 0))
-    cut = cut_of(q, keys, v, None, terms, Kernel.DECODE)
-    cut = replace(cut, path=Path.DECODE.value)
-    compiled = _decode(q, k, v, out, lse, sinks, terms, cut, lengths, table) if out.numel() else None
-    return out, lse, describe(cut, compiled)
+    tiling = replace(tiling_of(q, keys, v, None, options, Kernel.DECODE), path=Path.DECODE.value)
+    calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, lengths, table) if out.numel() else []
+    compiled = [run(call, q.device) for call in calls]
+    return out, lse, describe(tiling, compiled[0] if compiled else None)
+
+
+def delta_call(saved: Saved, dlse: Tensor | None) -> Call:
+    """delta = rowsum(out dout) - dlse."""
+    batch, heads, seq_q, head_dim_v = saved.out.shape
+    tiling = Tiling(block_q=32, block_kv=1, warps=4, stages=1)
+    arguments = {
+        "out": operand(saved.out), "dout": operand(saved.dout), "dlse_ptr": dlse, "delta_ptr": saved.delta,
+        "pairs": batch * heads, "heads": heads, "seq_q": seq_q,
+        "HEAD_DIM_V": head_dim_v, "BLOCK_E": padded(head_dim_v), "BLOCK_Q": tiling.block_q,
+    }  # fmt: skip
+    return Call(backward.delta_kernel, triton.cdiv(seq_q, tiling.block_q) * batch * heads, arguments, tiling)
+
+
+def _of_backward(saved: Saved, options: CallOptions, kernel: Kernel, tiling: Tiling) -> dict[str, object]:
+    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
+    arguments = common_arguments(saved.q, saved.k, saved.v, saved.bias, options, kernel) | {
+        "dout": operand(saved.dout), "lse_ptr": saved.lse, "delta_ptr": saved.delta, "resident": tiling.resident,
+        "BLOCK_Q": tiling.block_q, "BLOCK_KV": tiling.block_kv,
+        # The pass over rows needs no mask at the end of the keys.
+        "EDGES": options.keys.hides(seq_q, seq_kv) or (kernel is Kernel.BACKWARD_Q and seq_kv % tiling.block_kv != 0),
+    }  # fmt: skip
+    tensors = {"q": saved.q, "k": saved.k, "v": saved.v, "dout": saved.dout}
+    return arguments | descriptors(tensors, tiling)
+
+
+def key_call(saved: Saved, dk: Tensor, dv: Tensor, options: CallOptions, tiling: Tiling) -> Call:
+    """dk and dv: [batch, kv_heads * parts, seq_kv, width]."""
+    if tiling.path == Path.HOPPER:
+        from attnbench.kernels.hopper import launch as hopper
+
+        return hopper.key_call(saved, dk, dv, options, tiling)
+    batch, heads, seq_kv = saved.q.shape[0], saved.q.shape[1], saved.k.shape[2]
+    shares = saved.k.shape[1] * tiling.parts
+    arguments = _of_backward(saved, options, Kernel.BACKWARD_KV, tiling) | {
+        "dk": operand(dk), "dv": operand(dv), "pairs": batch * shares, "parts": tiling.parts, "GROUP": heads // shares,
+        "RAGGED": saved.q.shape[2] % tiling.block_q != 0 and tiling.path != Path.DESCRIPTORS,
+    }  # fmt: skip
+    return Call(backward.key_kernel, triton.cdiv(seq_kv, tiling.block_kv) * batch * shares, arguments, tiling)
+
+
+def query_call(saved: Saved, dq: Tensor, options: CallOptions, tiling: Tiling) -> Call:
+    """dq: as q."""
+    if tiling.path == Path.HOPPER:
+        from attnbench.kernels.hopper import launch as hopper
+
+        return hopper.query_call(saved, dq, options, tiling)
+    batch, heads, seq_q = saved.q.shape[:3]
+    arguments = _of_backward(saved, options, Kernel.BACKWARD_Q, tiling)
+    arguments |= {"dq": operand(dq), "LONG_FIRST": tiling.long_first}
+    return Call(backward.query_kernel, triton.cdiv(seq_q, tiling.block_q) * batch * heads, arguments, tiling)
+
+
+def bias_call(saved: Saved, dbias: Tensor, options: CallOptions, tiling: Tiling) -> Call:
+    """dbias: fp32 [batch or 1, heads or 1, seq_q, seq_kv]."""
+    batch, seq_q, seq_kv = saved.q.shape[0], saved.q.shape[2], saved.k.shape[2]
+    arguments = _of_backward(saved, options, Kernel.BACKWARD_Q, tiling)
+    for name in ("pairs", "resident", "EDGES", "DESCRIPTORS"):
+        del arguments[name]
+    arguments |= {
+        "dbias": operand(dbias), "batches": batch, "bias_batches": dbias.shape[0], "bias_heads": dbias.shape[1]
+    }  # fmt: skip
+    programs = (
+        triton.cdiv(seq_q, tiling.block_q) * triton.cdiv(seq_kv, tiling.block_kv) * dbias.shape[0] * dbias.shape[1]
+    )
+    return Call(backward.bias_kernel, programs, arguments, tiling)
+
+
+def backward_pass(
+    saved: Saved, dlse: Tensor | None, options: CallOptions, with_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, object]]:
+    """dq, dk, dv, the gradient of the bias if `with_bias`, and facts of the launches. Fills `saved.delta`."""
+    q, k, v = saved.q, saved.k, saved.v
+    dq = torch.zeros_like(q) if k.shape[2] == 0 else new_like(q, q.shape[3], q.dtype)
+    if q.shape[2]:
+        run(delta_call(saved, dlse), q.device)
+    if q.shape[2] == 0 or k.shape[2] == 0:
+        dbias = None if saved.bias is None else torch.zeros_like(saved.bias)
+        return dq, torch.zeros_like(k), torch.zeros_like(v), dbias, {}
+    kernels = Kernel.BACKWARD_KV, Kernel.BACKWARD_Q
+    hopper = no_hopper(q, v, saved.bias, None, options)
+    if options.keys.rows is not None:
+        hopper = "its backward kernels do not support intervals of rows"
+    key_tiling, query_tiling = (
+        tiling_of(q, k, v, saved.bias, options, kernel, dout=saved.dout, hopper=hopper) for kernel in kernels
+    )
+    dk, dv = (_shares(tensor, key_tiling.parts) for tensor in (k, v))
+    of_keys = run(key_call(saved, dk, dv, options, key_tiling), q.device)
+    of_queries = run(query_call(saved, dq, options, query_tiling), q.device)
+    dbias = (
+        _bias_gradient(saved, options, replace(query_tiling, path=Path.PORTABLE.value, stages=1))
+        if with_bias and saved.bias is not None
+        else None
+    )
+    if key_tiling.parts > 1:
+        dk, dv = (g.unflatten(1, (-1, key_tiling.parts)).sum(2).to(k.dtype) for g in (dk, dv))
+    facts: dict[str, object] = {
+        "backward_kv": describe(key_tiling, of_keys),
+        "backward_q": describe(query_tiling, of_queries),
+    }
+    return dq, dk, dv, dbias, facts
+
+
+def _shares(tensor: Tensor, parts: int) -> Tensor:
+    if parts == 1:
+        return new_like(tensor, tensor.shape[3], tensor.dtype)
+    batch, heads, rows, width = tensor.shape
+    return tensor.new_empty(batch, heads * parts, rows, width, dtype=torch.float32)
+
+
+def _bias_gradient(saved: Saved, options: CallOptions, tiling: Tiling) -> Tensor:
+    """The gradient, in the shape and dtype of the bias."""
+    bias = saved.bias
+    assert bias is not None
+    batches, heads = (1, bias.shape[0]) if options.by_distance else bias.shape[:2]
+    seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
+    pairs = torch.empty(batches, heads, seq_q, seq_kv, dtype=torch.float32, device=bias.device)
+    run(bias_call(saved, pairs, options, tiling), bias.device)
+    if options.by_distance:
+        # Viewing the buffer with rows one number shorter shifts row i by seq_q - 1 - i: a column is one distance.
+        wide = pairs.new_zeros(heads, seq_q, seq_q + seq_kv)
+        wide[:, :, :seq_kv] = pairs[0].flip(1)
+        sheared = wide.flatten(1)[:, : seq_q * (seq_q + seq_kv - 1)].unflatten(1, (seq_q, -1))
+        steps: Tensor = sheared.sum(1)
+        return steps.to(bias.dtype)
+    summed: Tensor = pairs.sum_to_size(bias.shape)
+    return summed.to(bias.dtype)
+
+
+class Attention(torch.autograd.Function):
+    """(out, lse) of q, k, v, bias and sinks. Gradients are equal bit for bit from run to run."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, options: CallOptions,
+        facts: dict[str, Any] | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Launch the kernel and save the tensors of the backward pass."""
+        out, lse, launch_facts = forward_pass(q, k, v, bias, sinks, options, with_lse=True)
+        assert lse is not None
+        ctx.save_for_backward(q, k, v, bias, sinks, out, lse)
+        ctx.options, ctx.facts = options, facts
+        if facts is not None:
+            facts.update(launch_facts)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of all five tensors; dsinks = -sum(exp(sink - lse) delta) over batch and rows."""
+        q, k, v, bias, sinks, out, lse = ctx.saved_tensors
+        dout = dout if dout.stride(3) == 1 else dout.contiguous()
+        delta = lse.new_empty(lse.shape)
+        saved = Saved(q, k, v, bias, out, lse, dout, delta)
+        dlse = None if dlse is None else dlse.contiguous()
+        dq, dk, dv, dbias, facts = backward_pass(saved, dlse, ctx.options, with_bias=ctx.needs_input_grad[3])
+        dsinks = None
+        if sinks is not None and ctx.needs_input_grad[4]:
+            weight = torch.exp(sinks.float()[None, :, None] - lse)
+            dsinks = -(weight * delta).sum((0, 2)).to(sinks.dtype)
+        if ctx.facts is not None:
+            ctx.facts.update(facts)
+        return dq, dk, dv, dbias, dsinks, None, None

@@ -3,8 +3,6 @@
 A key is (kernel, arch, dtype, head_dim padded to a power of two, mask): `mask` is `some`, `none` or `any`.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from enum import StrEnum
@@ -18,7 +16,7 @@ KEYS = 5
 
 
 class Kernel(StrEnum):
-    """The kernels that have configurations of their own."""
+    """The kernels with separate configurations."""
 
     FORWARD = "forward"
     FORWARD_TMA = "forward_tma"
@@ -42,8 +40,8 @@ VARIABLE = "ATTNBENCH_TILES"
 SHIPPED = Path(__file__).with_name("tiles.csv")
 
 
-class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """Tile sizes, warps and pipeline stages; `source` says why: compiled, or where it was measured."""
+class TileConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Tile sizes, warps and pipeline stages; `source`: `compiled`, or the device that measured it."""
 
     block_q: int
     block_kv: int
@@ -53,7 +51,7 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Key = tuple[str, ...]  # kernel, arch, dtype, width, mask
-Table = dict[Key, Cut]
+Table = dict[Key, TileConfig]
 
 
 @lru_cache(maxsize=1)
@@ -63,15 +61,15 @@ def shipped() -> Table:
 
 
 def users_file() -> Path:
-    """Where `attnbench tune` writes what it measured on this machine; ATTNBENCH_TILES names another file."""
+    """The file to which `attnbench tune` writes its results on this machine, or that of ATTNBENCH_TILES."""
     from platformdirs import user_config_path
 
-    named = os.environ.get(VARIABLE)
-    return Path(named) if named else user_config_path("attnbench") / "tiles.csv"
+    path = os.environ.get(VARIABLE)
+    return Path(path) if path else user_config_path("attnbench") / "tiles.csv"
 
 
 def users() -> Table:
-    """The user's table; empty where there is none."""
+    """The user's table; empty without a file. Raises ValueError if ATTNBENCH_TILES names no file."""
     path = users_file()
     if not path.exists():
         if os.environ.get(VARIABLE):
@@ -81,7 +79,7 @@ def users() -> Table:
 
 
 def read(path: Path) -> Table:
-    """The table of a file. ValueError names the file, the line and the column."""
+    """Read a table. Raises ValueError with the file, the line and the column."""
     table: Table = {}
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.DictReader(file)
@@ -90,28 +88,28 @@ def read(path: Path) -> Table:
         for number, line in enumerate(lines, start=2):
             key = tuple(_word(path, number, name, line[name]) for name in COLUMNS[:KEYS])
             sizes = {name: _size(path, number, name, line[name]) for name in ("block_q", "block_kv", "warps", "stages")}
-            table[key] = Cut(**sizes, source=line["source"] or "")
+            table[key] = TileConfig(**sizes, source=line["source"] or "")
     return table
 
 
-def find(table: Table, key: Key) -> Cut | None:
-    """The entry for exactly that mask, else that for any."""
+def find(table: Table, key: Key) -> TileConfig | None:
+    """The entry for that mask, else that for any."""
     return table.get(key) or table.get((*key[:-1], "any"))
 
 
 def write(path: Path, table: Table) -> None:
-    """Write a table; a reader finds the old file or the new one."""
+    """Replace the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     with draft.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
-        for key, cut in sorted(table.items(), key=_order):
-            out.writerow([*key, cut.block_q, cut.block_kv, cut.warps, cut.stages, cut.source])
+        for key, config in sorted(table.items(), key=_order):
+            out.writerow([*key, config.block_q, config.block_kv, config.warps, config.stages, config.source])
     draft.replace(path)
 
 
-def _order(entry: tuple[Key, Cut]) -> tuple[str, str, str, int, str]:
+def _order(entry: tuple[Key, TileConfig]) -> tuple[str, str, str, int, str]:
     kernel, arch, dtype, width, mask = entry[0]
     return kernel, arch, dtype, int(width), mask
 

@@ -1,11 +1,9 @@
-"""How a launch is cut: plain values in, a `Tiling` out. No torch, no GPU; which path serves is decided here too.
+"""The tiling and the path of a launch, from plain values: no torch, no GPU.
 
-The shipped table (tiles.csv) holds the largest tiles whose shared memory fits and that spill no registers; what
-`attnbench tune` measured on a device goes before it. No search runs at call time: it would need the GPU for itself,
-and a bad configuration can crash the compiler.
+The shipped table (tiles.csv) holds the largest tiles whose shared memory fits and that spill no registers; results of
+`attnbench tune` take precedence. No search runs at call time: it would need exclusive use of the GPU, and a bad
+configuration can crash the compiler.
 """
-
-from __future__ import annotations
 
 import itertools
 import re
@@ -13,37 +11,43 @@ from enum import StrEnum
 
 import msgspec
 
-from attnbench.kernels.tables import Cut, Kernel, Table, find, shipped
+from attnbench.kernels.tables import Kernel, Table, TileConfig, find, shipped
 
-BLOCK_LEAST = 16  # tokens of a block of a block-sparse mask
-HEAD_DIM_MOST = 256
+MIN_BLOCK = 16  # tokens of a block of a block-sparse mask
+MAX_HEAD_DIM = 256
 INTERPRETER = "interpreter"  # the arch of a CPU
 HOPPER = "sm_90"
-HOPPER_BACKWARD_WIDTH_MOST = 128  # two accumulators of a wider head leave no registers
+MAX_HOPPER_BACKWARD_WIDTH = 128  # two accumulators of a wider head leave no registers
 
-# Keys and values of the heads that run side by side are to stay in the L2 cache; FlashAttention-3 allows them as much.
+# Keys and values of the heads that run concurrently should stay in the L2 cache; FlashAttention-3 has the same limits.
 # https://github.com/Dao-AILab/flash-attention/blob/main/hopper/tile_scheduler.hpp
 RESIDENT_BYTES = {"forward": 32 * 2**20, "backward": 40 * 2**20}
 
 # Shared memory of one block: the CUDA programming guide, table of compute capabilities; the LDS of CDNA 3.
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
-SHARED_BYTES = {
-    "sm_80": 166912,
-    "sm_86": 101376,
-    "sm_90": 232448,
-    "sm_100": 232448,
-    "sm_120": 101376,
-    "gfx942": 65536,
-}
-DECODE_ROWS_MOST = 16  # queries of a sequence that count as decoding
-SPLITS_MOST = 128  # of the keys of one sequence
-# A launch with tensor descriptors costs some 20 microseconds more; a shorter pass does not win them back.
+SHARED_BYTES = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376, "gfx942": 65536}
+MAX_DECODE_ROWS = 16  # queries of a sequence that count as decoding
+MAX_SPLITS = 128  # of the keys of one sequence
+# A launch with tensor descriptors takes about 20 microseconds longer; a shorter pass does not amortise them.
 # https://github.com/triton-lang/triton/pull/7987
-DESCRIPTOR_FLOPS_LEAST = 2 * 10**10
+MIN_DESCRIPTOR_FLOPS = 2 * 10**10
 
 
-# Reasons to pass a path over that do not hold where it is asked for by name.
-SLOWER, UNPROVED = "slower: ", "unproved: "
+class Preference(StrEnum):
+    """Why a supported path is not chosen; ignored where the path is requested by name."""
+
+    SLOWER = "slower"
+    UNPROVED = "unproved"
+
+
+class Objection(msgspec.Struct, frozen=True):
+    """Why a path is not chosen. Without a preference, it is unsupported."""
+
+    reason: str
+    preference: Preference | None = None
+
+    def __str__(self) -> str:
+        return f"{self.preference}: {self.reason}" if self.preference else self.reason
 
 
 class Path(StrEnum):
@@ -55,7 +59,7 @@ class Path(StrEnum):
     PORTABLE = "portable"
 
 
-class Target(msgspec.Struct, frozen=True):
+class Chip(msgspec.Struct, frozen=True):
     """The chip: `sm_90`, `gfx942` or `interpreter`, and its processors (SMs, CUs)."""
 
     arch: str
@@ -78,10 +82,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     list_q: int = 0  # rows and keys of a block of a list; 0: no list
     list_kv: int = 0
     pair_bytes: int = 0  # read for every pair: biases, booleans
-    descriptors: str = ""  # why tensor descriptors cannot serve these tensors; empty: they can
+    descriptors: str = ""  # why tensor descriptors do not support these tensors; empty: they do
     split: str = ""  # why the keys cannot be split among programs; empty: they can
-    hopper: str = ""  # why the kernels in Gluon cannot serve; empty: they can
-    path: str = ""  # one that is asked for
+    hopper: str = ""  # why the kernels in Gluon do not support the call; empty: they do
+    path: str = ""  # the requested one
 
     @property
     def dtype_bytes(self) -> int:
@@ -90,7 +94,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tiling(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to cut a launch."""
+    """Tile sizes, path and schedule of one launch."""
 
     path: str = "portable"
     block_q: int
@@ -99,39 +103,40 @@ class Tiling(msgspec.Struct, frozen=True, kw_only=True):
     stages: int  # tiles in flight
     splits: int = 1  # shares of the keys
     parts: int = 1  # shares of the query heads of a key head, in the pass for dk and dv
-    resident: int = 1  # (batch, head) pairs whose tiles run side by side
+    resident: int = 1  # (batch, head) pairs whose tiles run concurrently
     long_first: bool = False  # the tiles of the last rows before those of the first
-    passed_over: tuple[str, ...] = ()  # faster paths, and why not
+    passed_over: tuple[str, ...] = ()  # faster paths, and why they are not chosen
 
 
-def tiling(work: Work, target: Target, kernel: Kernel = Kernel.FORWARD, table: Table | None = None) -> Tiling:
-    """The cut of a launch. `table` are entries that go before the shipped ones.
+def tiling(work: Work, chip: Chip, kernel: Kernel = Kernel.FORWARD, table: Table | None = None) -> Tiling:
+    """The tiling of a launch. Entries of `table` take precedence over the shipped ones.
 
-    A pass takes the first path without an objection; a path that is asked for and cannot serve is a ValueError.
+    A pass takes the first path without an objection. Raises ValueError for a requested path that is not supported.
     """
     of_path = {
         Path.DECODE: _no_split(work),
-        Path.HOPPER: _no_hopper(work, target),
-        Path.DESCRIPTORS: _no_descriptors(work, target),
-        Path.PORTABLE: "",
+        Path.HOPPER: _no_hopper(work, chip),
+        Path.DESCRIPTORS: _no_descriptors(work, chip),
+        Path.PORTABLE: None,
     }
-    objections = {path: reason for path, reason in of_path.items() if (kernel, path) in _KERNELS}
+    objections = {path: objection for path, objection in of_path.items() if (kernel, path) in _KERNELS}
     for path in objections:
-        if not objections[path] and not _entry(work, target, _KERNELS[kernel, path], table):
-            objections[path] = f"no configuration for head dims of {_width(work)} in {work.dtype} on {target.arch}"
+        if not objections[path] and not _entry(work, chip, _KERNELS[kernel, path], table):
+            reason = f"no configuration for head dims of {_width(work)} in {work.dtype} on {chip.arch}"
+            objections[path] = Objection(reason)
     if not objections:
-        return _cut(work, target, kernel, table, path=Path.PORTABLE)
+        return _tiling(work, chip, kernel, table, path=Path.PORTABLE)
     if work.path and work.path not in tuple(Path):
         raise ValueError(f"path={work.path!r}: must be one of {', '.join(Path)}")
     forced = next((path for path in objections if path == work.path), None)
     if forced:
-        if objections[forced] and not objections[forced].startswith((SLOWER, UNPROVED)):
-            raise ValueError(f"path={work.path!r} cannot serve: {objections[forced]}")
-        return _cut(work, target, _KERNELS[kernel, forced], table, path=forced)
-    chosen = next((path for path, reason in objections.items() if not reason), Path.PORTABLE)
+        if (objection := objections[forced]) and not objection.preference:
+            raise ValueError(f"path={work.path!r} is not supported here: {objection}")
+        return _tiling(work, chip, _KERNELS[kernel, forced], table, path=forced)
+    chosen = next((path for path, objection in objections.items() if not objection), Path.PORTABLE)
     faster = itertools.takewhile(lambda path: path is not chosen, objections)
     passed = tuple(f"{path}: {objections[path]}" for path in faster)
-    return _cut(work, target, _KERNELS[kernel, chosen], table, path=chosen, passed_over=passed)
+    return _tiling(work, chip, _KERNELS[kernel, chosen], table, path=chosen, passed_over=passed)
 
 
 _KERNELS = {
@@ -150,66 +155,67 @@ PASSES = {kernel: pass_ for (pass_, _), kernel in _KERNELS.items()}  # the pass 
 PATHS = {kernel: path for (_, path), kernel in _KERNELS.items()}  # and the path that takes it
 
 
-def _no_split(work: Work) -> str:
+def _no_split(work: Work) -> Objection | None:
     if work.split:
-        return work.split
-    if work.seq_q > DECODE_ROWS_MOST:
-        return f"{SLOWER}{work.seq_q} queries, more than the {DECODE_ROWS_MOST} of decoding"
-    return ""
+        return Objection(work.split)
+    if work.seq_q > MAX_DECODE_ROWS:
+        reason = f"{work.seq_q} queries, more than the {MAX_DECODE_ROWS} of decoding"
+        return Objection(reason, Preference.SLOWER)
+    return None
 
 
-def _no_hopper(work: Work, target: Target) -> str:
-    if target.arch != HOPPER:
-        return f"its kernels are in Gluon and for {HOPPER}, not for {target.arch}"
+def _no_hopper(work: Work, chip: Chip) -> Objection:
+    if chip.arch != HOPPER:
+        return Objection(f"its kernels are in Gluon and for {HOPPER}, not for {chip.arch}")
     if work.dtype not in ("half", "fp8"):
-        return f"its kernels take numbers of 16 or 8 bits, not {work.dtype}"
+        return Objection(f"its kernels take numbers of 16 or 8 bits, not {work.dtype}")
     if max(64, padded(work.head_dim)) != max(64, padded(work.head_dim_v)):
-        return f"head dims of {work.head_dim} and {work.head_dim_v} need tiles of different widths"
+        return Objection(f"head dims of {work.head_dim} and {work.head_dim_v} need tiles of different widths")
     if work.list_q or work.pair_bytes:
-        return "a list of blocks or a number for every pair is not in its kernels"
-    return work.descriptors or work.hopper or f"{UNPROVED}never run on a GPU, only compiled and simulated"
+        return Objection("a list of blocks or a number for every pair is not in its kernels")
+    if unable := work.descriptors or work.hopper:
+        return Objection(unable)
+    return Objection("never run on a GPU, only compiled and simulated", Preference.UNPROVED)
 
 
-def _no_descriptors(work: Work, target: Target) -> str:
-    nvidia = re.fullmatch(r"sm_(\d+)", target.arch)
-    if target.arch != INTERPRETER and not (nvidia and int(nvidia[1]) >= 90):
-        return f"{target.arch} has no tensor memory accelerator (sm_90 and later have)"
+def _no_descriptors(work: Work, chip: Chip) -> Objection | None:
+    nvidia = re.fullmatch(r"sm_(\d+)", chip.arch)
+    if chip.arch != INTERPRETER and not (nvidia and int(nvidia[1]) >= 90):
+        return Objection(f"{chip.arch} has no tensor memory accelerator (sm_90 and later have)")
     if work.dtype in ("fp32", "tf32"):
-        return "numbers of 32 bits go through registers anyway"
+        return Objection("numbers of 32 bits go through registers anyway")
     if work.descriptors:
-        return work.descriptors
+        return Objection(work.descriptors)
     if work.list_q:
-        return "a list of blocks is walked by pointers"
+        return Objection("a list of blocks is walked by pointers")
     flops = 2 * work.batch * work.heads * work.seq_q * work.seq_kv * (work.head_dim + work.head_dim_v)
-    if flops < DESCRIPTOR_FLOPS_LEAST:
-        return f"{SLOWER}too short to win back the dearer launch"
-    return ""
+    if flops < MIN_DESCRIPTOR_FLOPS:
+        return Objection("too little work to amortise the launch", Preference.SLOWER)
+    return None
 
 
 _OF_KEYS = (Kernel.BACKWARD_KV, Kernel.BACKWARD_KV_TMA, Kernel.BACKWARD_KV_HOPPER)
 
 
-def _cut(
-    work: Work, target: Target, kernel: Kernel, table: Table | None, path: Path, passed_over: tuple[str, ...] = ()
+def _tiling(
+    work: Work, chip: Chip, kernel: Kernel, table: Table | None, path: Path, passed_over: tuple[str, ...] = ()
 ) -> Tiling:
-    cut = _entry(work, target, kernel, table)
-    if cut is None:
-        raise ValueError(
-            f"no configuration of {kernel} for head dims of {_width(work)} in {work.dtype} on {target.arch}"
-        )
-    block_q, block_kv = cut.block_q, cut.block_kv
-    if path is not Path.HOPPER:  # whose tiles are those of its warpgroups
+    config = _entry(work, chip, kernel, table)
+    if config is None:
+        raise ValueError(f"no configuration of {kernel} for head dims of {_width(work)} in {work.dtype} on {chip.arch}")
+    block_q, block_kv = config.block_q, config.block_kv
+    if path is not Path.HOPPER:  # its tiles are fixed by its warpgroups
         block_q = min(block_q, padded(work.seq_q), work.list_q or block_q)
         block_kv = min(block_kv, padded(work.seq_kv), work.list_kv or block_kv)
     splits = parts = 1
     if kernel is Kernel.DECODE:
         rows = work.heads // work.kv_heads * work.seq_q
-        block_q = min(cut.block_q, padded(rows))
+        block_q = min(config.block_q, padded(rows))
         tiles = work.batch * work.kv_heads * -(-rows // block_q)
-        splits = split_count(tiles, -(-work.seq_kv // block_kv), target.processors)
+        splits = split_count(tiles, -(-work.seq_kv // block_kv), chip.processors)
     if kernel in _OF_KEYS and path is not Path.HOPPER:
         tiles = work.batch * work.kv_heads * -(-work.seq_kv // block_kv)
-        parts = part_count(tiles, work.heads // work.kv_heads, target.processors)
+        parts = part_count(tiles, work.heads // work.kv_heads, chip.processors)
     # A pass over keys starts with the first keys, which most rows see; one over rows with the last.
     growing = work.growing and kernel not in (*_OF_KEYS, Kernel.DECODE)
     limit = RESIDENT_BYTES["backward" if kernel.startswith("backward") else "forward"]
@@ -217,8 +223,8 @@ def _cut(
         path=path.value,
         block_q=block_q,
         block_kv=block_kv,
-        warps=_warps(cut, kernel, block_q, block_kv),
-        stages=_stages(work, target, kernel, cut.stages, block_q, block_kv),
+        warps=_warps(config, kernel, block_q, block_kv),
+        stages=_stages(work, chip, kernel, config.stages, block_q, block_kv),
         splits=splits,
         parts=parts,
         resident=_resident(work, limit, kernel, parts) if work.growing else 1,
@@ -227,38 +233,38 @@ def _cut(
     )
 
 
-def _warps(cut: Cut, kernel: Kernel, block_q: int, block_kv: int) -> int:
-    """Those of the table, unless a short sequence leaves a tile that eight warps could not share."""
-    rows, of_table = (block_kv, cut.block_kv) if kernel in _OF_KEYS else (block_q, cut.block_q)
-    return min(cut.warps, 4) if rows < min(64, of_table) else cut.warps
+def _warps(config: TileConfig, kernel: Kernel, block_q: int, block_kv: int) -> int:
+    """The warps of the table, or 4 where a short sequence leaves a tile too small for eight."""
+    rows, of_table = (block_kv, config.block_kv) if kernel in _OF_KEYS else (block_q, config.block_q)
+    return min(config.warps, 4) if rows < min(64, of_table) else config.warps
 
 
-def _stages(work: Work, target: Target, kernel: Kernel, stages: int, block_q: int, block_kv: int) -> int:
-    """Those of the table, fewer where what is read for every pair would not fit into shared memory beside them."""
-    if not work.pair_bytes or target.arch == INTERPRETER:
+def _stages(work: Work, chip: Chip, kernel: Kernel, stages: int, block_q: int, block_kv: int) -> int:
+    """The stages of the table, fewer where biases and booleans of the pairs would not fit in shared memory too."""
+    if not work.pair_bytes or chip.arch == INTERPRETER:
         return stages
     width = (padded(work.head_dim) + padded(work.head_dim_v)) * work.dtype_bytes
-    moving, staying = (block_q, block_kv) if kernel in _OF_KEYS else (block_kv, block_q)
-    each = moving * width + block_q * block_kv * work.pair_bytes
-    fitting = (SHARED_BYTES[family(target.arch)] - staying * width) // each
+    streamed, fixed = (block_q, block_kv) if kernel in _OF_KEYS else (block_kv, block_q)
+    each = streamed * width + block_q * block_kv * work.pair_bytes
+    fitting = (SHARED_BYTES[family(chip.arch)] - fixed * width) // each
     return max(1, min(stages, fitting))
 
 
 def _width(work: Work) -> int:
-    """The width that the tables go by."""
+    """The width by which the tables are indexed."""
     return max(64, padded(max(work.head_dim, work.head_dim_v)))
 
 
-def _entry(work: Work, target: Target, kernel: Kernel, table: Table | None) -> Cut | None:
-    if target.arch == INTERPRETER:
-        return Cut(block_q=32, block_kv=32, warps=1, stages=1)
+def _entry(work: Work, chip: Chip, kernel: Kernel, table: Table | None) -> TileConfig | None:
+    if chip.arch == INTERPRETER:
+        return TileConfig(block_q=32, block_kv=32, warps=1, stages=1)
     dtype = "fp32" if work.dtype == "tf32" else work.dtype
     # The user's entries are for one arch; the shipped ones for its family.
-    here = family(target.arch)
-    for rows, arch in ((table or {}, target.arch), (table or {}, here), (shipped(), here)):
-        if found := find(rows, (kernel.value, arch, dtype, str(_width(work)), "some" if work.masked else "none")):
-            return found
-    return None
+    here = family(chip.arch)
+    mask = "some" if work.masked else "none"
+    places = ((table or {}, chip.arch), (table or {}, here), (shipped(), here))
+    configs = (find(rows, (kernel.value, arch, dtype, str(_width(work)), mask)) for rows, arch in places)
+    return next(filter(None, configs), None)
 
 
 def family(arch: str) -> str:
@@ -275,37 +281,37 @@ def family(arch: str) -> str:
 
 
 def padded(length: int) -> int:
-    """The power of two that holds it, at least 16: the smallest side of a matrix product on tensor cores."""
+    """The next power of two, at least 16: the smallest side of a matrix product on tensor cores."""
     return max(16, 1 << (length - 1).bit_length())
 
 
 def split_count(tiles: int, blocks: int, processors: int) -> int:
-    """Into how many shares the `blocks` of keys go, where `tiles` programs are there without any split.
+    """The number of splits of `blocks` of keys, where `tiles` programs run without a split.
 
-    One share if the programs fill four fifths of the chip or there is little to share; else the fewest that come
-    within 85 % of the best filling of whole waves.
+    One if the programs occupy four fifths of the chip or there are few blocks; else the fewest that reach 85 % of the
+    best occupancy of whole waves.
     """
     if 5 * tiles >= 4 * processors or blocks <= 4:
         return 1
 
-    def filling(splits: int) -> float:
+    def occupancy(splits: int) -> float:
         waves = -(-tiles * splits // processors)
         return tiles * splits / (waves * processors)
 
-    # Shares that leave another one empty are no candidates.
-    candidates = [n for n in range(1, min(blocks, SPLITS_MOST) + 1) if -(-blocks // -(-blocks // n)) == n]
-    best = max(map(filling, candidates))
-    return next(n for n in candidates if filling(n) >= 0.85 * best)
+    # A count that would leave a split empty is no candidate.
+    candidates = [n for n in range(1, min(blocks, MAX_SPLITS) + 1) if -(-blocks // -(-blocks // n)) == n]
+    best = max(map(occupancy, candidates))
+    return next(n for n in candidates if occupancy(n) >= 0.85 * best)
 
 
 def part_count(tiles: int, group: int, processors: int) -> int:
-    """Into how many parts the `group` query heads of a key head go, so that dk and dv occupy the chip."""
+    """The number of parts of the `group` query heads of a key head, so that dk and dv occupy the chip."""
     divisors = [n for n in range(1, group + 1) if group % n == 0]
     return next((n for n in divisors if tiles * n >= processors), group)
 
 
 def _resident(work: Work, limit: int, kernel: Kernel, parts: int) -> int:
-    """How many (batch, head) pairs run side by side; the heads of a group share one K and V."""
+    """How many (batch, head) pairs run concurrently; the heads of a group share one K and V."""
     pair_bytes = work.seq_kv * (work.head_dim + work.head_dim_v) * work.dtype_bytes
     groups = max(1, limit // max(1, pair_bytes))
     of_group = parts if kernel in _OF_KEYS else work.heads // work.kv_heads

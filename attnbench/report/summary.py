@@ -1,91 +1,86 @@
-"""What a run says in one sentence, and its counts."""
-
-from __future__ import annotations
+"""The finding of a run in one sentence, the counts of its cases, and the command that measures one again."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from attnbench import stats
-from attnbench.frame import Place, Row
+from attnbench.analysis import stats
+from attnbench.analysis.rows import Place, Row
+from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
-from attnbench.result import Status
 
-REASONS_MOST = 3
-REASON_MOST = 100  # characters; footnotes and reports give it whole
+MAX_REASONS = 3
+MAX_REASON = 100  # characters; footnotes and reports have the whole text
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """`sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`; a tie counts as no win."""
-    measured = [row for row in rows if row["place"]]
-    if not measured:
+    """`sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`; a tie is not a win."""
+    ranked = [row for row in rows if row.place]
+    if not ranked:
         return "nothing was measured."
-    rivals = [row for row in measured if Place(row["place"]) is not Place.ALONE]
-    contested = {(row["problem"], row["device"], row.get("run")) for row in rivals}
+    contested = {(row.problem, row.device, row.run) for row in ranked if row.place is not Place.ALONE}
     if not contested:
         return "one backend was measured for each problem: nothing to compare."
-    wins = Counter(row["arm_name"] for row in measured if Place(row["place"]) is Place.FASTEST)
+    wins = Counter(row.arm_name for row in ranked if row.place is Place.FASTEST)
     if not wins:
-        return f"no backend is fastest beyond doubt in any of {_count(len(contested), 'problem')}."
+        return f"no backend is significantly fastest in any of {_count(len(contested), 'problem')}."
     name, count = wins.most_common(1)[0]
-    against = references(rows)
-    speedups = [row["speedup"] for row in measured if row["arm_name"] == name and row["speedup"] is not None]
-    mean = stats.geometric_mean(speedups)
-    beside = f", {factor(mean.value)} {against} by geomean" if mean and against and against != name else ""
-    return f"{name} is fastest in {count} of {_count(len(contested), 'problem')}{beside}."
+    reference = references(rows)
+    mean = stats.geometric_mean([row.speedup for row in ranked if row.arm_name == name and row.speedup is not None])
+    speedup = f", {factor(mean.value)} {reference} by geomean" if mean and reference and reference != name else ""
+    return f"{name} is fastest in {count} of {_count(len(contested), 'problem')}{speedup}."
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How many cases ended how, in the order of Status; none that is zero."""
-    found = Counter(str(row["status"]) for row in rows)
-    return {status.value: found[status.value] for status in Status if found[status.value]}
+    """The number of cases by status, in the order of Status, without zeros."""
+    by_status = Counter(row.status for row in rows)
+    return {status.value: by_status[status] for status in Status if by_status[status]}
 
 
 def tally(rows: Sequence[Row], impossible: int = 0) -> str:
     """`40 cases: 36 ok (2 noisy), 4 skipped: budget.`"""
     parts = []
     for status, count in counts(rows).items():
-        text = f"{count} {status}"
         if status == Status.OK:
-            noisy = sum(bool(row["noisy"]) for row in rows)
-            text += f" ({noisy} noisy)" if noisy else ""
+            noisy = sum(bool(row.noisy) for row in rows)
+            detail = f" ({noisy} noisy)" if noisy else ""
         else:
-            text += _reasons([str(row["reason"]) for row in rows if row["status"] == status])
-        parts.append(text)
+            detail = _reasons([row.reason for row in rows if row.status == status])
+        parts.append(f"{count} {status}{detail}")
     if impossible:
         parts.append(f"{impossible} impossible")
     return f"{_count(len(rows) + impossible, 'case')}: {', '.join(parts)}."
 
 
-def record(rows: Sequence[Row], planned: int, path: str, code: int) -> dict[str, Any]:
+def record(rows: Sequence[Row], planned: int, path: str, code: int) -> dict[str, object]:
     """The last line of `--json`."""
-    noisy = sum(bool(row["noisy"]) for row in rows)
-    return {
-        "type": "summary",
-        "planned": planned,
-        "cases": len(rows),
-        "status": counts(rows),
-        "noisy": noisy,
-        "verdict": sentence(rows),
-        "path": path or None,
-        "exit_code": int(code),
-    }
+    noisy = sum(bool(row.noisy) for row in rows)
+    figures = {"planned": planned, "cases": len(rows), "status": counts(rows), "noisy": noisy}
+    return {"type": "summary", **figures, "verdict": sentence(rows), "path": path or None, "exit_code": int(code)}
 
 
-def _reasons(given: Sequence[str]) -> str:
-    """The most frequent reasons, counted where there are several; those that differ in numbers alone are one."""
-    alike: dict[str, list[str]] = {}
-    for reason in given:
-        alike.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), []).append(reason[:REASON_MOST])
-    kinds = sorted((kind for kind in alike.values() if kind[0]), key=lambda kind: -len(kind))
-    if not kinds:
-        return ""
-    if len(kinds) == 1:
-        return f" ({kinds[0][0]})"
-    shown = [f"{len(kind)} {kind[0]}" for kind in kinds[:REASONS_MOST]]
-    rest = len(kinds) - len(shown)
-    return f" ({'; '.join(shown)}{f'; {rest} more' if rest else ''})"
+def repeat_command(row: Row, command: str = "run") -> str:
+    """`attnbench run --batch 1 ...`, or another command that takes one case, such as `profile`."""
+    options = {
+        "--batch": row.batch, "--heads": row.heads, "--kv-heads": row.kv_heads, "--seq-q": row.seq_q,
+        "--seq-kv": row.seq_kv, "--head-dim": row.head_dim, "--head-dim-v": row.head_dim_v, "--mask": row.mask,
+        "--dtype": row.dtype, "--mode": row.mode, "--device": row.device, "-b": row.backend,
+    }  # fmt: skip
+    return shlex.join(["attnbench", command, *(str(part) for option in options.items() for part in option)])
+
+
+def _reasons(reasons: Sequence[str]) -> str:
+    """The most frequent reasons, with counts if there are several; reasons that differ in numbers alone are one."""
+    similar: dict[str, list[str]] = {}
+    for reason in reasons:
+        similar.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), []).append(reason[:MAX_REASON])
+    kinds = sorted((kind for kind in similar.values() if kind[0]), key=len, reverse=True)
+    if len(kinds) < 2:
+        return f" ({kinds[0][0]})" if kinds else ""
+    shown = [f"{len(kind)} {kind[0]}" for kind in kinds[:MAX_REASONS]]
+    rest = f"; {len(kinds) - len(shown)} more" if len(kinds) > len(shown) else ""
+    return f" ({'; '.join(shown)}{rest})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,52 +1,48 @@
-"""What `attnbench profile` does: one case, verified and timed as in a run, then looked at in the same process."""
-
-from __future__ import annotations
+"""Profile one case: verify and time it as in a run, then trace it in the same process."""
 
 from pathlib import Path
 
 import msgspec
 
-from attnbench import sweep
+from attnbench.engine import sweep
+from attnbench.engine.runner import Ending, Runner, SilentObserver
+from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
-from attnbench.result import Result
-from attnbench.runner import Ending, Runner
-from attnbench.sweep import Request
+from attnbench.records.result import Result
 
 DEFAULT_AXES = {"mask": "causal"}
 DEFAULT_BACKEND = "sdpa"
 ROUNDS = 5
 
 
-def run(request: Request, folder: Path, bare: bool = False) -> tuple[Result, Ending]:
-    """The Result of the case, with what was found among its facts as `profile`. UsageError unless it is one case.
+def with_defaults(request: Request) -> Request:
+    """The request with the defaults of the command for what it leaves open."""
+    seq = {} if {"seq_q", "lengths"} & set(request.axes) else {"seq": "1024"}
+    axes = seq | DEFAULT_AXES | request.axes
+    return msgspec.structs.replace(request, axes=axes, backend=request.backend or DEFAULT_BACKEND)
 
-    `bare`: calls in NVTX ranges and nothing else.
+
+def run(request: Request, folder: Path, bare: bool = False) -> tuple[Result, Ending]:
+    """The Result of the case, with the profile in its facts. Raises UsageError unless the options give one case.
+
+    With `bare`, only call in NVTX ranges.
     """
-    ready = sweep.ready(request)
-    arms = [arm for group in ready.plan.groups for arm in group.arms]
+    ready = sweep.prepare(request)
     refused = ready.plan.refusals
-    if len(arms) + len(refused) != 1:
-        cases = [group.case(arm).label for group in ready.plan.groups for arm in group.arms]
-        labels = [*cases, *(one.case.label for one in refused)]
+    labels = [group.case(arm).label for group in ready.plan.groups for arm in group.arms]
+    labels += [refusal.case.label for refusal in refused]
+    if len(labels) != 1:
         raise UsageError(f"profile takes one case; the options give {len(labels)}: {labels[0]}, {labels[1]} ...")
     if refused:
         return refused[0], Ending()
     procedures = {
-        kind: msgspec.structs.replace(one, rounds_least=ROUNDS, rounds_most=ROUNDS)
-        for kind, one in ready.terms.procedures.items()
+        kind: msgspec.structs.replace(procedure, min_rounds=ROUNDS, max_rounds=ROUNDS)
+        for kind, procedure in ready.settings.procedures.items()
     }
     extras = () if bare else ("timers",)
-    terms = msgspec.structs.replace(
-        ready.terms, procedures=procedures, extras=extras, profile=str(folder.absolute()), bare=bare, budget_s=None
+    settings = msgspec.structs.replace(
+        ready.settings, procedures=procedures, extras=extras, profile=str(folder.absolute()), bare=bare, budget_s=None
     )
     results: list[Result] = []
-    ending = Runner(ready.plan, terms, results.extend, _Silent()).run()
+    ending = Runner(ready.plan, settings, results.extend, SilentObserver()).run()
     return results[0], ending
-
-
-class _Silent:
-    def phase(self, text: str) -> None:
-        """One case needs no progress."""
-
-    def result(self, result: Result, remaining_s: float) -> None:
-        """It is printed."""

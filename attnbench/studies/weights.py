@@ -1,11 +1,9 @@
-"""What `attnbench viz --weights` looks at: the weights of the reference, in float64, and what can be said of them."""
-
-from __future__ import annotations
+"""The attention weights of the float64 reference, and statistics of each head."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,23 +13,23 @@ from attnbench.attention.problem import Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError
 
-TOP = 8  # keys whose mass is told beside that of the first
+TOP = 8  # number of largest weights whose mass is reported
 COLLAPSE_KEYS = 256
 COLLAPSE_WIDTHS = (16, 64, 256, 1024)
 COLLAPSE_ROWS = 64
-PAIRS_MOST = 2**26  # weights that are looked at in one go
+MAX_PAIRS = 2**26  # maximum number of weights of one problem
 
 
 class Head(NamedTuple):
-    """What can be said of the weights of one head: means over the rows that see a key."""
+    """Statistics of the weights of one head: means over the rows with a visible key."""
 
     head: int
     entropy: float  # nats
-    most: float  # the entropy of equal weights on all keys that a row sees
+    most: float  # entropy of equal weights on all visible keys, nats
     first: float  # the largest weight
     top: float  # the mass of the TOP largest
     sink: float  # the mass of key 0
-    distance: float  # of a key from the diagonal one, weighed
+    distance: float  # mean distance of a key from the diagonal, weighted, in tokens
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +40,6 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     weights: NDArray[np.float64]
 
     def heads(self) -> list[Head]:
-        """The figures of every head."""
         return [self._head(number) for number in range(len(self.weights))]
 
     def _head(self, number: int) -> Head:
@@ -53,7 +50,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         rows = visible.any(axis=1)
         weights, visible = weights[rows], visible[rows]
         if not len(weights):
-            raise ProblemError(f"mask {self.problem.mask!r}: no row sees a key, so there are no weights to look at")
+            raise ProblemError(f"mask {self.problem.mask!r}: no row has a visible key, so there are no weights")
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = np.where(weights > 0, weights * np.log(np.where(weights > 0, weights, 1.0)), 0.0)
         ordered = np.sort(weights, axis=1)[:, ::-1]
@@ -71,44 +68,46 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def pooled(self, head: int, cells: int) -> NDArray[np.float64]:
-        """The mean weight in each cell of a raster of at most `cells` to a side."""
+        """Mean weights in a grid of at most `cells` x `cells`."""
         weights = self.weights[head]
         down, right = (np.linspace(0, n, min(cells, n) + 1).astype(int) for n in weights.shape)
         sums = np.add.reduceat(np.add.reduceat(weights, down[:-1], axis=0), right[:-1], axis=1)
-        found: NDArray[np.float64] = sums / (np.diff(down)[:, None] * np.diff(right)[None, :])
-        return found
+        means: NDArray[np.float64] = sums / (np.diff(down)[:, None] * np.diff(right)[None, :])
+        return means
 
 
 def look(problem: Problem, inputs: str = "normal", seed: int = 0) -> Seen:
-    """The weights of the first sequence of a problem. ProblemError where they are too many to look at."""
-    from attnbench.attention import general
+    """The weights of the first sequence of a problem. Raises ProblemError if there are more than MAX_PAIRS."""
+    from attnbench.attention import autograd_reference
     from attnbench.attention.inputs import make
 
-    if (pairs := problem.heads * problem.seq_q * problem.seq_kv) > PAIRS_MOST:
-        raise ProblemError(f"{pairs:,} weights are too many to look at: at most {PAIRS_MOST:,}; fewer --heads or --seq")
+    if (pairs := problem.heads * problem.seq_q * problem.seq_kv) > MAX_PAIRS:
+        raise ProblemError(f"{pairs:,} weights are too many: at most {MAX_PAIRS:,}; fewer --heads or --seq")
     plain = msgspec.structs.replace(problem, batch=1, lengths=(), returns=Returns.WEIGHTS, dropout=0.0, scope="core")
-    made = make(plain, seed, inputs)
-    found = []
+    tensors = make(plain, seed, inputs)
+    heads = []
     for head in range(plain.kv_heads):
-        weights = general.forward_group(plain, made.q, made.k, made.v, (0, head), None, None).weights
+        weights = autograd_reference.forward_group(
+            plain, tensors.q, tensors.k, tensors.v, (0, head), None, None
+        ).weights
         assert weights is not None
-        found.append(weights.numpy())
-    return Seen(problem=plain, inputs=inputs, weights=np.concatenate(found))
+        heads.append(weights.numpy())
+    return Seen(problem=plain, inputs=inputs, weights=np.concatenate(heads))
 
 
 def shape_of(path: Path) -> dict[str, int]:
-    """The shape of a problem whose q and k a safetensors file holds. ProblemError for a file that does not fit."""
+    """The shape of the q and k in a safetensors file. Raises ProblemError for a file that does not fit."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as held:
-            shapes = {name: list(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
+        with safe_open(path, framework="numpy") as tensors:
+            shapes = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ProblemError(f"--inputs file:{path}: cannot be read: {error}") from error
     for name in "qk":
         if len(shapes.get(name, ())) != 4:
-            told = f"{name} is {shapes[name]}" if name in shapes else f"no tensor {name!r}"
-            raise ProblemError(f"--inputs file:{path}: {told}; needs [batch, heads, seq, head_dim]")
+            problem = f"{name} is {shapes[name]}" if name in shapes else f"no tensor {name!r}"
+            raise ProblemError(f"--inputs file:{path}: {problem}; needs [batch, heads, seq, head_dim]")
     (_, heads, seq_q, head_dim), (_, kv_heads, seq_kv, _) = shapes["q"], shapes["k"]
     return {"batch": shapes["q"][0], "heads": heads, "kv_heads": kv_heads, "seq_q": seq_q, "seq_kv": seq_kv,
             "head_dim": head_dim, "head_dim_v": shapes.get("v", [0, 0, 0, head_dim])[3]}  # fmt: skip
@@ -123,13 +122,14 @@ class Collapse(NamedTuple):
 
 
 def collapse(widths: Sequence[int] = COLLAPSE_WIDTHS, seed: int = 0) -> list[Collapse]:
-    """Why attention is scaled: without it one key takes all the weight, the more the wider a head is."""
-    found = []
+    """Entropy with and without scaling: without it, a wide head puts almost all weight on one key."""
+    make_problem: Callable[..., Problem] = Problem
+    rows = []
     for width in widths:
-        shape: dict[str, Any] = {"seq_q": COLLAPSE_ROWS, "seq_kv": COLLAPSE_KEYS, "heads": 4, "head_dim": width}
+        shape = {"seq_q": COLLAPSE_ROWS, "seq_kv": COLLAPSE_KEYS, "heads": 4, "head_dim": width}
         entropies = []
         for scale in (1.0, None):
-            heads = look(Problem(**shape, score=Score(scale=scale)), seed=seed).heads()
+            heads = look(make_problem(**shape, score=Score(scale=scale)), seed=seed).heads()
             entropies.append(math.fsum(head.entropy for head in heads) / len(heads))
-        found.append(Collapse(width, *entropies))
-    return found
+        rows.append(Collapse(width, *entropies))
+    return rows

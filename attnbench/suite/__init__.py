@@ -1,30 +1,25 @@
-"""What is to be measured: suite files and options -> tables of axes -> cells, one after another. No torch."""
+"""Suites: files and options become tables of axes, and tables become cells. No torch."""
 
 from __future__ import annotations
 
-from attnbench.suite.cells import Cell, Impossible, Suite, Table, expand
-from attnbench.suite.draw import draw
-from attnbench.suite.files import from_flags, load, override, schema, shipped
-from attnbench.suite.filters import Filter, keeps, parse_filter
-from attnbench.suite.keys import AXES
-from attnbench.suite.shrink import parse_shrink, shrunk
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AXES",
-    "Cell",
-    "Filter",
-    "Impossible",
-    "Suite",
-    "Table",
-    "draw",
-    "expand",
-    "from_flags",
-    "keeps",
-    "load",
-    "override",
-    "parse_filter",
-    "parse_shrink",
-    "schema",
-    "shipped",
-    "shrunk",
-]
+if TYPE_CHECKING:
+    from attnbench.suite.cells import Cell, Impossible, ProblemTable, Suite, expand, parse_shrink, shrunk
+    from attnbench.suite.files import from_flags, load, override, schema, shipped
+    from attnbench.suite.filters import Filter, keeps, parse_filter
+    from attnbench.suite.keys import AXES
+    from attnbench.suite.random_problems import draw
+
+__all__ = ["AXES", "Cell", "Filter", "Impossible", "ProblemTable", "Suite", "draw", "expand", "from_flags", "keeps"]
+__all__ += ["load", "override", "parse_filter", "parse_shrink", "schema", "shipped", "shrunk"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported on first use: `attnbench --help` reads AXES alone, and the modules after `keys` need numpy.
+    for module in ("keys", "filters", "cells", "files", "random_problems") if name in __all__ else ():
+        names = vars(import_module(f"attnbench.suite.{module}"))
+        if name in names:
+            return names[name]
+    raise AttributeError(f"module 'attnbench.suite' has no attribute {name!r}")

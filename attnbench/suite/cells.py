@@ -1,80 +1,58 @@
-"""Tables of axes -> cells: the product in a stable order, less exclusions and doubles; what is no problem is said."""
-
-from __future__ import annotations
+"""Expand tables of axes to cells: the product in a stable order, without exclusions and duplicates."""
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from msgspec.structs import replace
 
-from attnbench.attention.problem import Autocast, Dtype, KvDtype, Mode, Positions, Problem, Returns
+from attnbench.attention import masks
+from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.attention.scores import NUMBERS, Score
+from attnbench.attention.terms import scaled
 from attnbench.errors import ProblemError, UsageError
-from attnbench.result import Record
+from attnbench.records.result import Record
 from attnbench.suite.filters import Filter
-from attnbench.suite.keys import parse_score, spell, spell_score
+from attnbench.suite.keys import AXES
+from attnbench.suite.readers import AxisValue, Values, parse_score, spell, spell_score
 
-MOST_CELLS = 1_000_000
-DEFAULT_MASKS = ("none", "causal")
+MAX_CELLS = 1_000_000
+
+Fields = dict[str, AxisValue | Score]  # of a Problem
 
 
-class Table(Record, frozen=True, kw_only=True):
-    """One `[[problem]]`: the product of its axes, less what is excluded. An empty axis is one that was not given."""
+class ProblemTable(Record, frozen=True, kw_only=True):
+    """One `[[problem]]`: the product of its axes, less what is excluded."""
 
-    seq: tuple[int, ...] = ()  # seq_q and seq_kv; where one of them is given beside it, the other
-    seq_q: tuple[int, ...] = ()
-    seq_kv: tuple[int, ...] = ()
-    batch: tuple[int, ...] = ()
-    tokens: tuple[int, ...] = ()  # batch x the longer of seq_q and seq_kv; batch is floored, at least 1
-    heads: tuple[int, ...] = ()
-    kv_heads: tuple[int, ...] = ()
-    head_dim: tuple[int, ...] = ()
-    head_dim_v: tuple[int, ...] = ()
-    dtype: tuple[Dtype, ...] = ()
-    mask: tuple[str, ...] = ()
-    score: tuple[str, ...] = ()
-    scale: tuple[float | None, ...] = ()
-    softcap: tuple[float | None, ...] = ()
-    temperature: tuple[float | None, ...] = ()
-    bias: tuple[str, ...] = ()
-    weighting: tuple[str, ...] = ()
-    sinks: tuple[bool, ...] = ()
-    dropout: tuple[float, ...] = ()
-    positions: tuple[Positions, ...] = ()
-    scope: tuple[str, ...] = ()
-    kv_dtype: tuple[KvDtype, ...] = ()
-    autocast: tuple[Autocast, ...] = ()
-    page_size: tuple[int, ...] = ()
-    tp: tuple[int, ...] = ()  # ranks of tensor parallelism: the heads of one of them
-    lengths: tuple[tuple[int, ...], ...] = ()
-    returns: tuple[Returns, ...] = ()
-    mode: tuple[Mode, ...] = ()
-    backend: tuple[str, ...] = ()  # no axis: all of them measure every cell
+    axes: dict[str, Values] = {}  # by name of AXES; an axis that is not given is absent
+    backend: tuple[str, ...] = ()  # not an axis: all of them measure every cell
     exclude: tuple[tuple[Filter, ...], ...] = ()  # a cell that fulfils all conditions of one entry is left out
     on: str = ""  # the kind of device that the table is for; empty: any
     name: str = ""
     source: str = ""
-    check: bool = False  # nobody has compared these shapes with the source yet
+    check: bool = False  # the shapes have not been compared with the source yet
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """The values of an axis of integers; empty where it is not given."""
+        return cast("tuple[int, ...]", self.axes.get(name, ()))
 
 
 class Suite(Record, frozen=True, kw_only=True):
-    """What is to be measured, ready to expand."""
+    """A suite that has been read and checked."""
 
     name: str
     title: str = ""
     source: str = ""
     budget: str = ""  # as typed; empty: the default of the command
-    gate: dict[str, Any] = {}  # as written; read by the gate
-    tables: tuple[Table, ...]
+    gate: dict[str, object] = {}  # as written; read by the gate
+    tables: tuple[ProblemTable, ...]
 
 
 class Cell(NamedTuple):
-    """One problem in one mode, and the backends that its table names; none named is the choice of the command."""
+    """One problem in one mode, and the backends of its table; without backends the command chooses."""
 
     problem: Problem
     mode: Mode
@@ -83,43 +61,80 @@ class Cell(NamedTuple):
 
 
 class Impossible(NamedTuple):
-    """A combination of values that is no problem, and why."""
+    """A combination of values that is not a problem, and the reason."""
 
     text: str
     reason: str
 
 
 def expand(suite: Suite, *, kind: str, dtype: Dtype, shard: str = "") -> Iterator[Cell | Impossible]:
-    """Every cell for that kind of device, lazily; `dtype` is for tables that name none.
+    """Every cell for this kind of device, lazily; `dtype` is for tables without a dtype.
 
-    `shard`, as `3/8`, is one part of eight: together they are the suite, and no two have a cell in common.
+    `shard`, as `3/8`, is one part of eight disjoint parts of the suite.
     """
-    mine = _shard(shard)
-    return (cell for count, cell in enumerate(_distinct(suite, kind, dtype)) if mine(count))
+    selected = _shard(shard)
+    return (cell for count, cell in enumerate(_distinct(suite, kind, dtype)) if selected(count))
 
 
-def check(table: Table, place: str) -> None:
+def parse_shrink(text: str) -> float:
+    """The value of `--shrink`; 1 if empty. Raises UsageError unless it is in (0, 1]."""
+    try:
+        share = float(text or 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"--shrink {text}: not a share above 0 and at most 1 (try 0.25)")
+    return share
+
+
+def shrunk(cells: Iterable[Cell | Impossible], share: float) -> Iterator[Cell | Impossible]:
+    """Multiply lengths, batches and token counts of masks by `share`, each at least 1; drop duplicates."""
+    seen = set()
+    for cell in cells:
+        small = cell if isinstance(cell, Impossible) else _small(cell, share)
+        key = small if isinstance(small, Impossible) else small._replace(table=0)
+        if key not in seen:
+            seen.add(key)
+            yield small
+
+
+def _small(cell: Cell, share: float) -> Cell | Impossible:
+    problem = cell.problem
+    lengths = tuple(scaled(length, share) for length in problem.lengths)
+    try:
+        small = replace(
+            problem,
+            batch=problem.batch if lengths else scaled(problem.batch, share),
+            seq_q=max(lengths) if lengths else scaled(problem.seq_q, share),
+            seq_kv=max(lengths) if lengths else scaled(problem.seq_kv, share),
+            lengths=lengths,
+            mask=masks.parse(problem.mask).shrunk(share).text,
+        )
+    except ProblemError as wrong:
+        return Impossible(f"{problem.mask} at seq_q={problem.seq_q}, shrunk to {share:g}", str(wrong))
+    return cell._replace(problem=small)
+
+
+def check(table: ProblemTable, place: str) -> None:
     """Refuse a table whose keys contradict each other or give no lengths."""
-    given = {name for name in table.__struct_fields__ if getattr(table, name)}
-    if not given & {"seq", "seq_q", "lengths"}:
-        raise UsageError(f"{place}: " + ("seq_kv needs seq_q" if "seq_kv" in given else "no seq (or seq_q, lengths)"))
-    if given >= {"seq", "seq_q", "seq_kv"}:
+    keys = set(table.axes)
+    if not keys & {"seq", "seq_q", "lengths"}:
+        raise UsageError(f"{place}: " + ("seq_kv needs seq_q" if "seq_kv" in keys else "no seq (or seq_q, lengths)"))
+    if keys >= {"seq", "seq_q", "seq_kv"}:
         raise UsageError(f"{place}: seq beside both seq_q and seq_kv: two of the three are enough")
-    if given >= {"batch", "tokens"}:
+    if keys >= {"batch", "tokens"}:
         raise UsageError(f"{place}: batch and tokens exclude each other: tokens decides the batch")
     for field in NUMBERS:
-        if field in given and any(getattr(parse_score(text), field) is not None for text in table.score):
+        scores = (parse_score(str(text)) for text in table.axes.get("score", ()))
+        if field in keys and any(getattr(score, field) is not None for score in scores):
             raise UsageError(f"{place}: {field} is given twice, in score and by itself")
-    count = math.prod(len(getattr(table, name)) for name in given - _NO_AXES)
-    if count > MOST_CELLS:
-        raise UsageError(f"{place}: {count:,} cells; at most {MOST_CELLS:,}")
-
-
-_NO_AXES = {"backend", "exclude", "on", "name", "source", "check"}
+    count = math.prod(map(len, table.axes.values()))
+    if count > MAX_CELLS:
+        raise UsageError(f"{place}: {count:,} cells; at most {MAX_CELLS:,}")
 
 
 def _distinct(suite: Suite, kind: str, dtype: Dtype) -> Iterator[Cell | Impossible]:
-    """Cells without doubles: of a problem that stands twice, the second time only backends that are new."""
+    """Cells without duplicates: a repeated problem is yielded again only with backends that are new."""
     seen: dict[tuple[Problem, Mode], tuple[str, ...]] = {}
     refused: set[Impossible] = set()
     for index, table in enumerate(suite.tables):
@@ -141,15 +156,16 @@ def _distinct(suite: Suite, kind: str, dtype: Dtype) -> Iterator[Cell | Impossib
                 yield cell._replace(backends=new)
 
 
-def _cells(table: Table, index: int, dtype: Dtype) -> Iterator[Cell | Impossible]:
-    modes = table.mode or (Mode.FWD,)
+def _cells(table: ProblemTable, index: int, dtype: Dtype) -> Iterator[Cell | Impossible]:
+    modes = [Mode(str(mode)) for mode in table.axes.get("mode", ("fwd",))]
+    make: Callable[..., Problem] = Problem
     for values in _products(table, dtype):
         try:
-            problem = Problem(**_of_rank(values))
+            problem = make(**_of_rank(values))
         except ProblemError as wrong:
-            # Exclusions may name just these; they look at attributes alone.
-            asked = cast(Problem, SimpleNamespace(**values))
-            if not all(_excluded(table, asked, mode) for mode in modes):
+            # Exclusions may name impossible combinations; they read attributes only.
+            combination = cast("Problem", SimpleNamespace(**values))
+            if not all(_excluded(table, combination, mode) for mode in modes):
                 yield Impossible(_text(values), str(wrong))
             continue
         for mode in modes:
@@ -157,103 +173,85 @@ def _cells(table: Table, index: int, dtype: Dtype) -> Iterator[Cell | Impossible
                 yield Cell(problem, mode, table.backend, index)
 
 
-def _excluded(table: Table, problem: Problem, mode: Mode) -> bool:
-    return any(all(one.matches(problem, mode, "", "") for one in conditions) for conditions in table.exclude)
+def _excluded(table: ProblemTable, problem: Problem, mode: Mode) -> bool:
+    return any(all(term.matches(problem, mode, "", "") for term in conditions) for conditions in table.exclude)
 
 
-# Axes that are a field of Problem by the same name, and the value of a table that does not name them.
-_PLAIN: Mapping[str, Any] = {
-    "weighting": "softmax",
-    "sinks": False,
-    "dropout": 0.0,
-    "positions": Positions.NONE,
-    "scope": "core",
-    "kv_dtype": KvDtype.SAME,
-    "autocast": Autocast.NONE,
-    "page_size": 0,
-}
-
-
-def _products(table: Table, dtype: Dtype) -> Iterator[dict[str, Any]]:
-    """The fields of a Problem for every combination, the lengths varying fastest."""
-    names = ("dtype", "heads", "kv_heads", "head_dim", "head_dim_v", "mask", "score", "returns", *_PLAIN)
-    axes: tuple[tuple[Any, ...], ...] = (
-        table.dtype or (dtype,),
-        table.heads or (8,),
-        table.kv_heads or (None,),
-        table.head_dim or (64,),
-        table.head_dim_v or (None,),
-        table.mask or DEFAULT_MASKS,
-        _scores(table),
-        table.returns or (Returns.OUT,),
-        *(getattr(table, name) or (default,) for name, default in _PLAIN.items()),
-    )
+def _products(table: ProblemTable, dtype: Dtype) -> Iterator[Fields]:
+    """The fields of a Problem for every combination, the lengths varying fastest; `tp` beside them."""
+    fields = [axis for axis in AXES.values() if axis.usual or axis.follows]
+    axes: dict[str, Sequence[AxisValue | Score]] = {
+        axis.name: table.axes.get(axis.name) or ((None,) if axis.follows else axis.read(axis.usual, axis.name))
+        for axis in fields
+    }
+    axes |= {"dtype": table.axes.get("dtype", (dtype,)), "score": _scores(table)}
     shapes = _shapes(table)
-    for combination in product(*axes):
-        values = dict(zip(names, combination, strict=True))
-        values["kv_heads"] = values["kv_heads"] or values["heads"]
-        values["head_dim_v"] = values["head_dim_v"] or values["head_dim"]
-        for ranks, shape in product(table.tp or (1,), shapes):
+    for combination in product(*axes.values()):
+        values: Fields = dict(zip(axes, combination, strict=True))
+        values |= {axis.name: values[axis.follows] for axis in fields if axis.follows and values[axis.name] is None}
+        for ranks, shape in product(table.integers("tp") or (1,), shapes):
             yield values | shape | {"tp": ranks}
 
 
-def _of_rank(values: dict[str, Any]) -> dict[str, Any]:
+def _of_rank(values: Fields) -> Fields:
     """The fields of one rank; where there are fewer key heads than ranks, each rank holds a copy of one."""
     rest = {name: value for name, value in values.items() if name != "tp"}
-    heads, kv_heads, ranks = values["heads"], values["kv_heads"], values["tp"]
+    heads, kv_heads, ranks = (cast("int", values[name]) for name in ("heads", "kv_heads", "tp"))
     if heads % ranks:
         raise ProblemError(f"heads={heads} cannot be shared out among tp={ranks} ranks")
     return rest | {"heads": heads // ranks, "kv_heads": max(1, kv_heads // ranks)}
 
 
-def _scores(table: Table) -> tuple[Score, ...]:
-    found = []
+def _scores(table: ProblemTable) -> tuple[Score, ...]:
     names = (*NUMBERS, "bias")
-    axes = [getattr(table, name) or (None,) for name in names]
-    for text, *values in product(table.score or ("dot",), *axes):
-        given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        found.append(replace(parse_score(text), **given))
-    return tuple(dict.fromkeys(found))
+    change: Callable[..., Score] = replace
+    combinations = product(table.axes.get("score", ("dot",)), *(table.axes.get(name, (None,)) for name in names))
+    scores = (
+        change(
+            parse_score(str(text)),
+            **{name: value for name, value in zip(names, values, strict=True) if value is not None},
+        )
+        for text, *values in combinations
+    )
+    return tuple(dict.fromkeys(scores))
 
 
-def _shapes(table: Table) -> list[dict[str, Any]]:
+def _shapes(table: ProblemTable) -> list[dict[str, int | tuple[int, ...]]]:
     """batch, lengths, seq_q and seq_kv of every combination."""
-    shapes = []
-    for lengths in table.lengths or ((),):
+    shapes: list[dict[str, int | tuple[int, ...]]] = []
+    batches, totals = table.integers("batch"), table.integers("tokens")
+    for lengths in cast("tuple[tuple[int, ...], ...]", table.axes.get("lengths", ((),))):
         longest = (max(lengths),) if lengths else ()
-        queries, keys = table.seq_q or table.seq or longest, table.seq_kv or table.seq
-        # A lone length is that of queries and keys both: no product of the axis with itself.
-        apart = bool(table.seq_kv or (table.seq_q and keys))
+        queries = table.integers("seq_q") or table.integers("seq") or longest
+        keys = table.integers("seq_kv") or table.integers("seq")
+        # A single axis of lengths is for queries and keys both, not its product with itself.
+        apart = "seq_kv" in table.axes or ("seq_q" in table.axes and keys)
         pairs = list(product(queries, keys)) if apart else [(length, length) for length in queries]
-        sizes = (table.batch or (len(lengths) or 1,)) if not table.tokens else ()
+        sizes = (batches or (len(lengths) or 1,)) if not totals else ()
         shapes += [
             {"batch": batch, "lengths": lengths, "seq_q": seq_q, "seq_kv": seq_kv}
             for seq_q, seq_kv in pairs
-            for batch in sizes or (max(1, tokens // max(seq_q, seq_kv)) for tokens in table.tokens)
+            for batch in sizes or (max(1, tokens // max(seq_q, seq_kv)) for tokens in totals)
         ]
     return shapes
 
 
-def _text(values: dict[str, Any]) -> str:
-    """The values of a combination, those that are empty left out."""
-    shown = {name: spell_score(value) if name == "score" else spell(value) for name, value in values.items()}
-    shown["bias"] = values["score"].bias
-    quiet = {"score": "dot", "lengths": "none", "returns": "out", "bias": "none"}
-    quiet["tp"] = "1"
-    quiet |= {name: spell(default) for name, default in _PLAIN.items()}
+def _text(values: Fields) -> str:
+    """The values of a combination, without those that most problems lack."""
+    score = cast("Score", values["score"])
+    shown = {name: spell(value) for name, value in values.items()} | {"score": spell_score(score), "bias": score.bias}
+    quiet = {axis.name: axis.usual for axis in AXES.values() if not axis.option}
+    quiet |= {"score": "dot", "lengths": "none", "bias": "none", "tp": "1"}
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 
 
 def _shard(text: str) -> Callable[[int], bool]:
-    """Whether the cell of that number belongs to shard K of N; sizes differ by one at most."""
+    """A predicate of the number of a cell: whether it belongs to shard K of N. Sizes differ by at most one."""
     if not text:
         return lambda count: True
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--shard: not K/N: {text!r} (try 1/8, 2/8 ... 8/8)")
-    return partial(_falls_to, int(match[1]) - 1, int(match[2]))
-
-
-def _falls_to(shard: int, shards: int, count: int) -> bool:
-    # Dealt out one place further in each turn: with as many shards as lengths, one shard would get all the longest.
-    return (count + count // shards) % shards == shard
+    shard, shards = int(match[1]) - 1, int(match[2])
+    # Shifted by one in each turn: otherwise, with as many shards as lengths, one shard would get all the longest.
+    return lambda count: (count + count // shards) % shards == shard

@@ -1,107 +1,63 @@
-"""Suite files: TOML in, a Suite out; `extends`, the shipped suites, and options laid over a suite."""
-
-from __future__ import annotations
+"""Read suite files in TOML, with `extends`; list the shipped suites; apply options to a suite."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
-from attnbench.attention.scores import NUMBERS
 from attnbench.errors import SuiteError, UnknownNameError, UsageError
-from attnbench.result import Record
-from attnbench.suite.cells import Suite, Table, check
-from attnbench.suite.filters import Filter, make_filter
-from attnbench.suite.keys import AXES, words
+from attnbench.records.result import Record
+from attnbench.suite.cells import ProblemTable, Suite, check
+from attnbench.suite.filters import Filter, axis_keys, make_filter
+from attnbench.suite.keys import AXES, Numbers, Words, read_flags
+from attnbench.suite.readers import words
 from attnbench.units import parse_seconds
 
 KINDS = ("cpu", "cuda")
 
-Integers = int | str | tuple[int | str, ...]
-Numbers = int | float | str | tuple[int | float | str, ...]
-Words = str | tuple[str, ...]
-
-# Keys that a flag for one of them replaces: each says in another way what the others say.
-_REPLACED_BY: Mapping[str, tuple[str, ...]] = {
-    "seq": ("seq", "seq_q", "seq_kv", "lengths"),
-    "seq_q": ("seq_q", "lengths"),
-    "seq_kv": ("seq_kv", "lengths"),
-    "lengths": ("seq", "seq_q", "seq_kv", "batch", "tokens", "lengths"),
-    "batch": ("batch", "tokens"),
-    "tokens": ("batch", "tokens"),
-}
-# Keys without an option of their own.
-_BY_SET = frozenset(
-    {
-        *NUMBERS,
-        "lengths",
-        "returns",
-        "weighting",
-        "sinks",
-        "dropout",
-        "positions",
-        "scope",
-        "kv_dtype",
-        "autocast",
-        "tp",
-        "page_size",
-    }
+# The keys of a `[[problem]]` that are no axis, as they are written.
+_TABLE_KEYS = (
+    ("backend", Words | UnsetType, UNSET),
+    ("exclude", tuple[dict[str, Numbers], ...], ()),
+    ("on", str, ""),
+    ("name", str, ""),
+    ("source", str, ""),
+    ("check", bool, False),
 )
-_OPTIONS = frozenset(AXES) - _BY_SET
 
 
-class ProblemTable(Record, frozen=True, kw_only=True):
-    """A `[[problem]]` as it is written."""
-
-    seq: Integers | UnsetType = UNSET
-    seq_q: Integers | UnsetType = UNSET
-    seq_kv: Integers | UnsetType = UNSET
-    batch: Integers | UnsetType = UNSET
-    tokens: Integers | UnsetType = UNSET
-    heads: Integers | UnsetType = UNSET
-    kv_heads: Integers | UnsetType = UNSET
-    head_dim: Integers | UnsetType = UNSET
-    head_dim_v: Integers | UnsetType = UNSET
-    dtype: Words | UnsetType = UNSET
-    mask: Words | UnsetType = UNSET
-    score: Words | UnsetType = UNSET
-    scale: Numbers | UnsetType = UNSET
-    softcap: Numbers | UnsetType = UNSET
-    temperature: Numbers | UnsetType = UNSET
-    bias: Words | UnsetType = UNSET
-    weighting: Words | UnsetType = UNSET
-    sinks: bool | tuple[bool, ...] | str | UnsetType = UNSET
-    dropout: Numbers | UnsetType = UNSET
-    positions: Words | UnsetType = UNSET
-    scope: Words | UnsetType = UNSET
-    kv_dtype: Words | UnsetType = UNSET
-    autocast: Words | UnsetType = UNSET
-    page_size: Integers | UnsetType = UNSET
-    tp: Integers | UnsetType = UNSET
-    lengths: Words | UnsetType = UNSET
-    returns: Words | UnsetType = UNSET
-    mode: Words | UnsetType = UNSET
-    backend: Words | UnsetType = UNSET
-    exclude: tuple[dict[str, Numbers], ...] = ()
-    on: str = ""
-    name: str = ""
-    source: str = ""
-    check: bool = False
-
-
-class SuiteFile(Record, frozen=True, kw_only=True):
-    """A suite as it is written."""
+class SuiteKeys(Record, frozen=True, kw_only=True):
+    """The keys of a suite file, without its tables."""
 
     title: str = ""
     source: str = ""
     extends: str = ""
     budget: float | str = ""
     gate: dict[str, Any] = {}
-    problem: tuple[ProblemTable, ...] = ()
+
+
+@cache
+def written_table() -> type[msgspec.Struct]:
+    """The record of a `[[problem]]` as it is written, with a key for each axis."""
+    axes = [(axis.name, axis.written | UnsetType, UNSET) for axis in AXES.values()]
+    return _record("ProblemTable", (*axes, *_TABLE_KEYS), Record, "A `[[problem]]` as it is written.")
+
+
+@cache
+def written_suite() -> type[SuiteKeys]:
+    """The record of a suite file as it is written."""
+    tables = ("problem", tuple[written_table(), ...], ())  # type: ignore[misc]
+    return cast("type[SuiteKeys]", _record("SuiteFile", (tables,), SuiteKeys, "A suite as it is written."))
+
+
+def _record(name: str, fields: Iterable[tuple[str, Any, Any]], base: type[Record], doc: str) -> type[msgspec.Struct]:
+    return msgspec.defstruct(name, fields, bases=(base,), namespace={"__doc__": doc}, frozen=True, kw_only=True)
 
 
 def load(name: str) -> Suite:
@@ -111,16 +67,19 @@ def load(name: str) -> Suite:
 
 def from_flags(flags: Mapping[str, str]) -> Suite:
     """Options alone make a suite of one table, named custom."""
-    table = Table(**_read_flags(flags))
+    table = ProblemTable(axes=read_flags(flags))
     check(table, "options")
     return Suite(name="custom", title="options of the command line", tables=(table,))
 
 
 def override(suite: Suite, flags: Mapping[str, str]) -> Suite:
-    """The suite with these axes in place of its own, in every table. `seq` replaces seq_q, seq_kv and lengths too."""
-    values = _read_flags(flags)
-    replaced = {name: () for key in values for name in _REPLACED_BY.get(key, ())}
-    tables = tuple(replace(table, **(replaced | values)) for table in suite.tables)
+    """The suite with these axes replaced in every table. `seq` replaces seq_q, seq_kv and lengths too."""
+    values = read_flags(flags)
+    removed = {name for key in values for name in AXES[key].replaces}
+    tables = tuple(
+        replace(table, axes={name: axis for name, axis in table.axes.items() if name not in removed} | values)
+        for table in suite.tables
+    )
     for index, table in enumerate(tables):
         check(table, f"suite {suite.name}: problem[{index}]")
     return replace(suite, tables=tables)
@@ -131,13 +90,13 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in shipped_folder().glob("*.toml")))
 
 
-def schema() -> dict[str, Any]:
+def schema() -> dict[str, object]:
     """The JSON Schema of a suite file."""
-    return msgspec.json.schema(SuiteFile)
+    return msgspec.json.schema(written_suite())
 
 
 def shipped_folder() -> Path:
-    """Where the shipped suites lie: in an installed package, or beside it in a checkout."""
+    """The folder of the shipped suites: in an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     installed = package / "shipped_suites"
     return installed if installed.is_dir() else package.parent / "suites"
@@ -164,31 +123,38 @@ def _load(path: Path, chain: tuple[Path, ...]) -> Suite:
         names = [step.name for step in (*chain, resolved)]
         raise SuiteError(f"{_shown(chain[0])}: extends itself: {' -> '.join(names)}")
     place = _shown(path)
-    written = _written(_toml(path, place), place)
+    raw = _toml(path, place)
+    written = _written(raw, place)
     parent = Suite(name="", tables=())
     if written.extends:
         parent = _load(_find(written.extends, path.parent, f"{place}: extends"), (*chain, resolved))
     if path.parent == shipped_folder() and not written.source:
         raise SuiteError(f"{place}: source: a shipped suite names where its shapes come from")
-    try:
-        tables = [_table(table, f"{place}: problem[{index}]") for index, table in enumerate(written.problem)]
-        budget = str(written.budget)
-        if budget:
-            parse_seconds(budget, f"{place}: budget")
-    except SuiteError:
-        raise
-    except UsageError as wrong:
-        raise SuiteError(str(wrong)) from None
+    with _as_suite_error():
+        if written.budget:
+            parse_seconds(str(written.budget), f"{place}: budget")
+    tables = [_table(table, f"{place}: problem[{index}]") for index, table in enumerate(raw.get("problem", ()))]
     if not (*parent.tables, *tables):
         raise SuiteError(f"{place}: no [[problem]]: nothing to measure")
     return Suite(
         name=path.stem,
         title=written.title or parent.title,
         source=written.source or parent.source,
-        budget=budget or parent.budget,
+        budget=str(written.budget) or parent.budget,
         gate=written.gate or parent.gate,
         tables=(*parent.tables, *tables),
     )
+
+
+@contextmanager
+def _as_suite_error() -> Iterator[None]:
+    """A mistake in a file has the same exit code wherever it is detected."""
+    try:
+        yield
+    except SuiteError:
+        raise
+    except UsageError as wrong:
+        raise SuiteError(str(wrong)) from None
 
 
 def _toml(path: Path, place: str) -> dict[str, Any]:
@@ -202,22 +168,22 @@ def _toml(path: Path, place: str) -> dict[str, Any]:
         raise SuiteError(f"{place}: {wrong.strerror}") from None
 
 
-def _written(raw: dict[str, Any], place: str) -> SuiteFile:
+def _written(raw: dict[str, Any], place: str) -> SuiteKeys:
     """The file as a record, after a check of its keys that can name the nearest one."""
-    _refuse_unknown(raw, SuiteFile, place, "")
+    _refuse_unknown(raw, written_suite(), place, "")
     tables = raw.get("problem", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise SuiteError(f"{place}: problem: write [[problem]], once for each table")
     for index, table in enumerate(tables):
-        _refuse_unknown(table, ProblemTable, place, f"problem[{index}].")
+        _refuse_unknown(table, written_table(), place, f"problem[{index}].")
     try:
-        return msgspec.convert(raw, SuiteFile)
+        return msgspec.convert(raw, written_suite())
     except msgspec.ValidationError as wrong:
         what, _, key = str(wrong).rstrip("`").partition(" - at `$.")
         raise SuiteError(f"{place}: {key}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _refuse_unknown(raw: Mapping[str, Any], kind: type[msgspec.Struct], place: str, prefix: str) -> None:
+def _refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place: str, prefix: str) -> None:
     for key in raw:
         if key == "device" and prefix:
             raise SuiteError(f"{place}: {prefix}device: a suite names no device: use --device, or `on` for a kind")
@@ -226,46 +192,29 @@ def _refuse_unknown(raw: Mapping[str, Any], kind: type[msgspec.Struct], place: s
             raise SuiteError(str(unknown))
 
 
-def _table(written: ProblemTable, place: str) -> Table:
-    values: dict[str, Any] = {}
-    for key, value in asdict(written).items():
-        if key in AXES:
-            if value is not UNSET:
-                values[key] = AXES[key](value, f"{place}.{key}")
-        elif key == "backend":
-            values[key] = () if value is UNSET else words(value, f"{place}.{key}")
-        elif key == "exclude":
-            values[key] = tuple(_conditions(entry, f"{place}.exclude[{n}]") for n, entry in enumerate(value))
-        else:
-            values[key] = value
-    if written.on not in ("", *KINDS):
-        raise UnknownNameError("kind of device", written.on, KINDS, where=f"{place}.on")
-    table = Table(**values)
-    check(table, place)
+def _table(raw: dict[str, Any], place: str) -> ProblemTable:
+    excluded = raw.get("exclude", ())
+    with _as_suite_error():
+        table = ProblemTable(
+            axes={key: AXES[key].read(value, f"{place}.{key}") for key, value in raw.items() if key in AXES},
+            backend=words(raw["backend"], f"{place}.backend") if "backend" in raw else (),
+            exclude=tuple(_conditions(entry, f"{place}.exclude[{index}]") for index, entry in enumerate(excluded)),
+            **{key: raw[key] for key in ("on", "name", "source", "check") if key in raw},
+        )
+        if table.on not in ("", *KINDS):
+            raise UnknownNameError("kind of device", table.on, KINDS, where=f"{place}.on")
+        check(table, place)
     return table
 
 
-def _conditions(entry: Mapping[str, Any], place: str) -> tuple[Filter, ...]:
+def _conditions(entry: Mapping[str, object], place: str) -> tuple[Filter, ...]:
     if not entry:
         raise SuiteError(f"{place}: an empty condition would exclude everything")
-    return tuple(make_filter(key, value, f"{place}.{key}", tuple(AXES)) for key, value in entry.items())
-
-
-def _read_flags(flags: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, text in flags.items():
-        if key not in AXES:
-            raise UnknownNameError("suite key", key, tuple(AXES), where="--set")
-        values[key] = AXES[key](text, _option(key))
-    return values
-
-
-def _option(key: str) -> str:
-    return f"--{key.replace('_', '-')}" if key in _OPTIONS else f"--set {key}"
+    return tuple(make_filter(key, value, f"{place}.{key}", axis_keys()) for key, value in entry.items())
 
 
 def _shown(path: Path) -> str:
-    """The path as messages have it: a shipped suite by its folder and name, others relative where they can be."""
+    """The path for messages: folder and name of a shipped suite, otherwise relative if possible."""
     if path.parent == shipped_folder():
         return f"suites/{path.name}"
     try:

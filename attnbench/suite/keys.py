@@ -1,216 +1,243 @@
-"""The keys of a problem table, and how the text of each becomes a tuple of values.
+"""AXES: one record for each axis of a problem; options, suite keys, filters and documentation follow from them.
 
-A key is read alike wherever it stands: in a suite file, as an option, in a filter. `place` is that place, for errors.
+`attnbench --help` imports this module: no numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
-from functools import lru_cache
-from typing import Any
+from operator import attrgetter
+from types import UnionType
+from typing import TYPE_CHECKING
 
-from attnbench import ranges
-from attnbench.attention import biases, masks, weightings
-from attnbench.attention.problem import Autocast, Dtype, KvDtype, Mode, Positions, Returns, canonical_scope
-from attnbench.attention.scores import NUMBERS, Score, Similarity, file_of
-from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
+import msgspec
 
-Reader = Callable[[Any, str], tuple[Any, ...]]
+from attnbench.errors import UnknownNameError
+from attnbench.suite import readers
+from attnbench.suite.readers import Reader, Values, integers, member, problem_enum
 
+if TYPE_CHECKING:
+    from attnbench.attention.problem import Problem
 
-def _items(value: Any) -> Iterable[Any]:
-    """The items of a comma list, or of a list of such."""
-    for item in value if isinstance(value, (list, tuple)) else (value,):
-        yield from item.split(",") if isinstance(item, str) else (item,)
-
-
-def _integers(value: Any, place: str) -> tuple[int, ...]:
-    found: set[int] = set()
-    for item in _items(value):
-        found.update(ranges.integers(item, place))
-    if not found:
-        raise RangeError(f"{place}: an empty list")
-    if min(found) < 1:
-        raise RangeError(f"{place}: {min(found)}: must be at least 1")
-    return tuple(sorted(found))
+# The types of a value in a suite file.
+Integers = int | str | tuple[int | str, ...]
+Numbers = int | float | str | tuple[int | float | str, ...]
+Words = str | tuple[str, ...]
+Switches = bool | tuple[bool, ...] | str
 
 
-def words(value: Any, place: str) -> tuple[str, ...]:
-    """The words of a comma list or of a list, in their order; one that is given twice stands twice."""
-    found = tuple(str(item).strip() for item in _items(value))
-    if not found or not all(found):
-        raise RangeError(f"{place}: an empty item in {value!r}")
-    return found
+class Axis(msgspec.Struct, frozen=True, kw_only=True):
+    """One axis of a problem."""
+
+    name: str  # the suite key; the option is the same with hyphens
+    summary: str  # the help of the option
+    read: Reader
+    written: UnionType | type = Integers  # the type of a value in a suite file
+    option: bool = False  # it has a separate option; the others are set by `--set NAME=VALUES`
+    metavar: str = "LIST"
+    usual: str = ""  # the values of a table that lacks the key; only for axes that are a field of Problem
+    follows: str = ""  # the axis whose value is taken by a table that lacks the key
+    replaces: tuple[str, ...] = ()  # keys of a suite that an option for this axis removes
+    names: Callable[[], Iterable[str]] | None = None  # values that completion offers
+    values: str = ""  # the values, as the documentation describes them
+    default: str = ""  # the default, where neither `usual` nor `follows` says it
+    value: Callable[[Problem], object] | None = None  # of a problem, for filters; None: the field of the same name
+
+    @property
+    def row(self) -> str:
+        """The row of the documentation: `tools/axes.py` prints them."""
+        default = self.default or (f"`{self.usual or self.follows}`" if self.usual or self.follows else "")
+        return f"| `{self.name}` | {self.values} | {default}".rstrip() + " |"
+
+    def of(self, problem: Problem) -> object:
+        """The value of a problem on this axis."""
+        return self.value(problem) if self.value else attrgetter(self.name)(problem)
 
 
-def _members(kind: type[StrEnum], noun: str) -> Reader:
-    def read(value: Any, place: str) -> tuple[StrEnum, ...]:
-        return tuple(member(kind, word, noun, place) for word in dict.fromkeys(words(value, place)))
-
-    return read
+def _longest(problem: Problem) -> int:
+    return max(problem.seq_q, problem.seq_kv)
 
 
-def member(kind: type[StrEnum], word: str, noun: str, place: str) -> StrEnum:
-    """A word of a closed set."""
-    if word not in tuple(kind):
-        raise UnknownNameError(noun, word, tuple(kind), where=place)
-    return kind(word)
+# In this order the values of a table are combined: the first axis varies slowest.
+_AXES = (
+    Axis(
+        name="seq", summary="Sequence lengths of self-attention: 512..16384, 1k,4k.", read=integers, option=True,
+        replaces=("seq_q", "seq_kv", "lengths"), value=_longest,
+        values=(
+            "integers: the lengths of self-attention, both `seq_q` and `seq_kv`; beside one of these two it sets "
+            "the other"
+        ),
+        default="one of `seq`, `seq_q`, `lengths` is needed",
+    ),
+    Axis(
+        name="seq_q", summary="Query lengths.", read=integers, option=True, replaces=("lengths",),
+        values="integers: query lengths; with `seq_kv`, every pair",
+    ),
+    Axis(
+        name="seq_kv", summary="Key and value lengths.", read=integers, option=True, replaces=("lengths",),
+        values="integers: key and value lengths",
+        default="`seq_q`",
+    ),
+    Axis(
+        name="batch", summary="Batch sizes.", read=integers, option=True, replaces=("tokens",),
+        values="integers: batch sizes",
+        default="1",
+    ),
+    Axis(
+        name="tokens", summary="Tokens per batch: batch x sequence length is constant.", read=integers, option=True,
+        metavar="N", replaces=("batch",), value=lambda problem: problem.batch * _longest(problem),
+        values=(
+            "integers, instead of `batch`: the batch is this number divided by the longer of `seq_q` and "
+            "`seq_kv`, rounded down, and at least 1"
+        ),
+    ),
+    Axis(
+        name="dtype", summary="Data types: fp32, tf32, fp16, bf16, fp8_e4m3.", read=member("Dtype", "dtype"),
+        written=Words, option=True, usual="fp32", names=lambda: problem_enum("Dtype"),
+        values="words: `fp32`, `tf32`, `fp16`, `bf16`, `fp8_e4m3`",
+        default="`fp32` on a CPU, `bf16` on a GPU",
+    ),
+    Axis(
+        name="heads", summary="Number of query heads.", read=integers, option=True, usual="8",
+        values="integers: query heads",
+    ),
+    Axis(
+        name="kv_heads", summary="Number of key and value heads (GQA).", read=integers, option=True, follows="heads",
+        values="integers: key and value heads",
+    ),
+    Axis(
+        name="head_dim", summary="Head dimensions.", read=integers, option=True, usual="64",
+        values="integers: head dimensions",
+    ),
+    Axis(
+        name="head_dim_v", summary="Head dimensions of values.", read=integers, option=True, follows="head_dim",
+        values="integers: head dimensions of values",
+    ),
+    Axis(
+        name="mask", summary="Masks: none, causal, causal+window:512 ...; see `attnbench list masks`.",
+        read=readers.grammar("masks"), written=Words, option=True, usual="none,causal",
+        names=readers.examples("masks", "PRIMITIVES", "none"),
+        values=(
+            "words: `none`, or terms joined by `+`: `causal`, `window:LEFT` or `window:LEFT:RIGHT`, `prefix:N`, "
+            "`document:N` or `document:300-200`, `padding:SHARE`, one of `dilated:STEP`, `strided:N`, "
+            "`blocksparse:DENSITY:BLOCK`, `longformer:WIDTH:GLOBAL`, `bigbird`, `graph:DENSITY`, and `dense` "
+            "(docs/mechanisms.md)"
+        ),
+        default="`none` and `causal`",
+    ),
+    Axis(
+        name="score", summary="Scores: dot:softcap=30, cosine, additive, file.py:function ...",
+        read=readers.texts(readers.score), written=Words, option=True, usual="dot", names=readers.score_names,
+        value=lambda problem: readers.spell_score(problem.score),
+        values=(
+            "words: `dot`, `dot:softcap=30`, `dot:scale=1:softcap=30`, `dot:temperature=2`; `cosine`, `bilinear`, "
+            "`additive`, or `file.py:function`, with the same keys"
+        ),
+    ),
+    *(
+        Axis(
+            name=name, summary=summary, read=readers.numbers(name), written=Numbers, value=attrgetter(f"score.{name}"),
+            values="numbers, or `none`: the same as in `score`, as a separate axis", default=default,
+        )
+        for name, summary, default in (
+            ("scale", "Factors on q.k, or none.", "1 / sqrt(`head_dim`), 10 for `cosine`, 1 for `additive` and files"),
+            ("softcap", "Soft caps on logits, or none.", "no cap"),
+            ("temperature", "Divisors of logits, or none.", "1"),
+        )
+    ),
+    Axis(
+        name="bias", summary="Biases: none, alibi, t5, xl, shaw:16 ...; see `attnbench list biases`.",
+        read=readers.grammar("biases"), written=Words, option=True,
+        names=readers.examples("biases", "BIASES", "none"), value=attrgetter("score.bias"),
+        values=(
+            "words: `none`, `alibi`, `t5`, `xl`, `shaw:CLIP`, `span:SIZE:RAMP`, `edge:TYPES`; with the suffix "
+            "`:dense` it is passed as a tensor"
+        ),
+        default="`none`",
+    ),
+    Axis(
+        name="returns", summary="Return values: out, lse, weights.", read=member("Returns", "return value"),
+        written=Words, usual="out", names=lambda: problem_enum("Returns"),
+        values="words: `out`, `lse` (also the log-sum-exp), `weights` (also all weights)",
+    ),
+    Axis(
+        name="weighting", summary="Weightings of values: softmax, hard:topk=32, topp:0.9 ...",
+        read=readers.grammar("weightings"), written=Words, usual="softmax",
+        names=readers.examples("weightings", "WEIGHTINGS"),
+        values=(
+            "words: `softmax`, `hard:argmax`, `hard:topk=K`, `hard:sample`, `topp:SHARE`, `raw`, `sparsemax`, "
+            "`sigmoid`"
+        ),
+    ),
+    Axis(
+        name="sinks", summary="Whether each head has a sink logit: true, false.", read=readers.switches,
+        written=Switches, usual="false", names=lambda: ("true", "false"),
+        values="`true`: each head has an extra logit in the softmax that has no value",
+    ),
+    Axis(
+        name="dropout", summary="Dropout probabilities.", read=readers.shares, written=Numbers, usual="0",
+        values="numbers from 0 to below 1: the share of weights that a call drops",
+    ),
+    Axis(
+        name="positions", summary="Position encodings: none, sinusoidal, rope.",
+        read=member("Positions", "kind of positions"), written=Words, usual="none",
+        names=lambda: problem_enum("Positions"),
+        values="words: `none`, `sinusoidal`, `rope`: applied to q and k within the call",
+    ),
+    Axis(
+        name="scope", summary="What is measured: core, block, layer:N.", read=readers.texts(readers.scope),
+        written=Words, usual="core", names=lambda: ("core", "block", "layer:"),
+        values=(
+            "words: `core`; `block`, with the projections of q, k, v and out; `layer:N`, N layers deep with norms "
+            "and feed-forward"
+        ),
+    ),
+    Axis(
+        name="kv_dtype", summary="Formats of the KV cache: same, int8, fp8_e4m3.",
+        read=member("KvDtype", "format of keys and values"), written=Words, usual="same",
+        names=lambda: problem_enum("KvDtype"),
+        values=(
+            "words: `same`, `int8`, `fp8_e4m3`: the format of a cache of k and v; simulated: the call gets the "
+            "values after the round trip"
+        ),
+    ),
+    Axis(
+        name="autocast", summary="Autocast of a block or layers: none, bf16, fp16.",
+        read=member("Autocast", "autocast"), written=Words, usual="none", names=lambda: problem_enum("Autocast"),
+        values="words: `none`, `bf16`, `fp16`: the dtype of matrix products in a block or layers of fp32",
+    ),
+    Axis(
+        name="page_size", summary="Tokens per page of the KV cache; 0 for none.", read=readers.sizes, usual="0",
+        values="integers, powers of two: tokens per page of a paged k and v; 0 for no pages",
+    ),
+    Axis(
+        name="tp", summary="Ranks of tensor parallelism.", read=integers, value=lambda _: None,
+        values="integers: ranks of tensor parallelism; `heads` and `kv_heads` are those of one rank",
+        default="1",
+    ),
+    Axis(
+        name="lengths", summary="Lengths of one ragged batch: 300-200-12.", read=readers.ragged, written=Words,
+        replaces=("seq", "seq_q", "seq_kv", "batch", "tokens"),
+        values='words: the lengths of one ragged batch joined by `-`, as `"300-200-12"`',
+        default="no ragged batch",
+    ),
+    Axis(
+        name="mode", summary="Passes: fwd, bwd, fwd_bwd.", read=member("Mode", "mode"), written=Words, option=True,
+        names=lambda: problem_enum("Mode"), value=lambda _: None,
+        values="words: `fwd`, `bwd`, `fwd_bwd`",
+        default="`fwd`",
+    ),
+)  # fmt: skip
+
+AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}
 
 
-def _masks(value: Any, place: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_located(masks.parse, word, place).text for word in words(value, place)))
-
-
-def _biases(value: Any, place: str) -> tuple[str, ...]:
-    found = (_located(biases.parse, word, place) for word in words(value, place))
-    return tuple(dict.fromkeys(bias.text if bias else "none" for bias in found))
-
-
-def _weightings(value: Any, place: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_located(weightings.parse, word, place).text for word in words(value, place)))
-
-
-def _scopes(value: Any, place: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_located(canonical_scope, word, place) for word in words(value, place)))
-
-
-def _switches(value: Any, place: str) -> tuple[bool, ...]:
-    known = {"true": True, "false": False}
-    found = []
-    for item in _items(value):
-        if (word := str(item).strip().lower()) not in known:
-            raise UnknownNameError("switch", word, tuple(known), where=place)
-        found.append(known[word])
-    return tuple(dict.fromkeys(found))
-
-
-def _sizes(value: Any, place: str) -> tuple[int, ...]:
-    """Integers, and 0 for none."""
-    found = [0 if str(item).strip() in ("0", "none") else _integers(item, place)[0] for item in _items(value)]
-    return tuple(dict.fromkeys(found))
-
-
-def _shares(value: Any, place: str) -> tuple[float, ...]:
-    found = []
-    for item in _items(value):
-        try:
-            share = float(item)
-        except ValueError:
-            raise UsageError(f"{place}: not a number: {item!r} (try 0.1)") from None
-        if not 0 <= share < 1:
-            raise UsageError(f"{place}: {item}: from 0 to below 1")
-        found.append(share)
-    return tuple(dict.fromkeys(found))
-
-
-def _scores(value: Any, place: str) -> tuple[str, ...]:
-    found = [_located(parse_score, word, place) for word in words(value, place)]
-    for score in found:
-        if score.function:
-            _located(file_of, score.function, place)
-    return tuple(dict.fromkeys(map(spell_score, found)))
-
-
-def _numbers(field: str) -> Reader:
-    def read(value: Any, place: str) -> tuple[float | None, ...]:
-        return tuple(dict.fromkeys(_number(field, str(item).strip(), place) for item in _items(value)))
-
-    return read
-
-
-def _number(field: str, text: str, place: str) -> float | None:
-    if text == "none":
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        raise UsageError(f"{place}: not a number: {text!r} (try 30, or none)") from None
-    return getattr(_located(lambda value: Score(**{field: value}), number, place), field)  # type: ignore[no-any-return]
-
-
-def _ragged(value: Any, place: str) -> tuple[tuple[int, ...], ...]:
-    batches = (tuple(ranges.integer(item, place) for item in word.split("-")) for word in words(value, place))
-    return tuple(dict.fromkeys(batches))
-
-
-def _located(parse: Callable[[Any], Any], value: Any, place: str) -> Any:
-    """What `parse` gives; its complaint with the place in front."""
-    try:
-        return parse(value)
-    except UnknownNameError as unknown:
-        raise UnknownNameError(unknown.kind, unknown.name, unknown.known, where=place) from None
-    except ProblemError as wrong:
-        raise ProblemError(f"{place}: {wrong}") from None
-
-
-@lru_cache(maxsize=1024)
-def parse_score(text: str) -> Score:
-    """Read `dot`, `dot:softcap=30`, `cosine:scale=20`, or `file.py:function`."""
-    file, dot_py, rest = text.partition(".py:")
-    word, *values = (rest if dot_py else text).split(":")
-    fields: dict[str, Any] = {}
-    for value in values:
-        key, equals, number = value.partition("=")
-        if key not in NUMBERS:
-            raise UnknownNameError(f"key of {word}", key, NUMBERS)
-        try:
-            fields[key] = float(number)
-        except ValueError:
-            hint = "not a number" if equals else "no value"
-            raise ProblemError(f"score {text!r}: {hint}: {value!r} (try {key}=30)") from None
-    if dot_py:
-        return Score(similarity=Similarity.FILE, function=f"{file}.py:{word}", **fields)
-    if word not in tuple(Similarity):
-        raise UnknownNameError("score", word, (*(one for one in Similarity if one != "file"), "file.py:function"))
-    return Score(similarity=Similarity(word), **fields)
-
-
-def spell_score(score: Score) -> str:
-    """The score as a user types it, its bias aside, which is an axis of its own."""
-    given = {name: getattr(score, name) for name in NUMBERS}
-    keys = (f"{key}={spell(value)}" for key, value in given.items() if value is not None)
-    return ":".join([score.function or score.similarity.value, *keys])
-
-
-def spell(value: Any) -> str:
-    """One value of an axis as a user types it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "-".join(map(str, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    return "none" if value is None else str(value)
-
-
-AXES: Mapping[str, Reader] = {
-    "seq": _integers,
-    "seq_q": _integers,
-    "seq_kv": _integers,
-    "batch": _integers,
-    "tokens": _integers,
-    "heads": _integers,
-    "kv_heads": _integers,
-    "head_dim": _integers,
-    "head_dim_v": _integers,
-    "dtype": _members(Dtype, "dtype"),
-    "mask": _masks,
-    "score": _scores,
-    "scale": _numbers("scale"),
-    "softcap": _numbers("softcap"),
-    "temperature": _numbers("temperature"),
-    "bias": _biases,
-    "weighting": _weightings,
-    "sinks": _switches,
-    "dropout": _shares,
-    "scope": _scopes,
-    "kv_dtype": _members(KvDtype, "format of keys and values"),
-    "autocast": _members(Autocast, "autocast"),
-    "tp": _integers,
-    "page_size": _sizes,
-    "positions": _members(Positions, "kind of positions"),
-    "lengths": _ragged,
-    "returns": _members(Returns, "return value"),
-    "mode": _members(Mode, "mode"),
-}
+def read_flags(flags: Mapping[str, str]) -> dict[str, Values]:
+    """Values of axes as typed on the command line."""
+    values = {}
+    for key, text in flags.items():
+        if key not in AXES:
+            raise UnknownNameError("suite key", key, tuple(AXES), where="--set")
+        option = f"--{key.replace('_', '-')}" if AXES[key].option else f"--set {key}"
+        values[key] = AXES[key].read(text, option)
+    return values

@@ -1,10 +1,7 @@
-"""A model's config.json, as the transformers library writes it, -> a suite of its attention. Nothing is downloaded."""
-
-from __future__ import annotations
+"""Make a suite from a model's config.json, as the transformers library writes it. Nothing is downloaded."""
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from attnbench.attention import biases
 from attnbench.errors import SuiteError
@@ -16,14 +13,14 @@ LENGTH = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq
 PARTS = ("text_config", "vision_config", "encoder_config", "decoder_config", "audio_config")
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 GENERATES = ("ForCausalLM", "LMHeadModel")
-LONGEST = 32768  # tokens of a prompt that a suite goes up to
+LONGEST = 32768  # maximum number of tokens of a prompt
 SHORTEST = 128
 
 
-def suite_of(config: Mapping[str, Any], source: str) -> str:
-    """The text of a suite file. SuiteError names the fields that are missing."""
-    parts = {name: config[name] for name in PARTS if isinstance(config.get(name), Mapping)}
-    tables: list[dict[str, Any]] = []
+def suite_of(config: Mapping[str, object], source: str) -> str:
+    """The text of a suite file. Raises SuiteError with the missing fields."""
+    parts = {name: part for name in PARTS if isinstance(part := config.get(name), Mapping)}
+    tables: list[dict[str, object]] = []
     if _first(config, HEADS) or config.get("encoder_attention_heads") or not parts:
         tables += _tables(config, "")
     for name, part in parts.items():
@@ -35,7 +32,7 @@ def suite_of(config: Mapping[str, Any], source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tables(config: Mapping[str, Any], part: str) -> Iterator[dict[str, Any]]:
+def _tables(config: Mapping[str, object], part: str) -> Iterator[dict[str, object]]:
     """Prefill and decode of a decoder, texts or images of an encoder, and all three of an encoder-decoder."""
     place = f"{part}." if part else ""
     title = f"{part.removesuffix('_config')}, " if part else ""
@@ -46,35 +43,26 @@ def _tables(config: Mapping[str, Any], part: str) -> Iterator[dict[str, Any]]:
     if (image := config.get("image_size")) and (patch := config.get("patch_size")):
         yield {"name": f"{title}images", "seq": (_int(image) // _int(patch)) ** 2 + 1, **shape, "mask": "none"}
         return
-    longest = _length(config, place)
-    lengths = _range(longest)
-    mask = _mask(config)
+    lengths, mask = _range(_length(config, place)), _mask(config)
     if not _is_causal(config):
-        yield {
-            "name": f"{title}texts",
-            "seq": lengths,
-            **shape,
-            "mask": [mask, "padding:0.3"] if mask == "none" else mask,
-        }
+        masks = [mask, "padding:0.3"] if mask == "none" else mask
+        yield {"name": f"{title}texts", "seq": lengths, **shape, "mask": masks}
         return
     yield {"name": f"{title}prefill", "seq": lengths, **shape, "mask": mask}
     yield {"name": f"{title}decode", "seq_q": 1, "seq_kv": lengths, **shape, "mask": mask}
 
 
-def _both(config: Mapping[str, Any], place: str, title: str) -> Iterator[dict[str, Any]]:
-    """An encoder, a decoder, and the decoder's look at what was encoded."""
+def _both(config: Mapping[str, object], place: str, title: str) -> Iterator[dict[str, object]]:
+    """The self-attention of an encoder and of a decoder, and the cross-attention between them."""
     width = _needed(config, WIDTH, place)
     longest = _length(config, place)
     sides = {}
     for side in ("encoder", "decoder"):
         heads = config.get(f"{side}_attention_heads") or _needed(config, (f"{side}_attention_heads", *HEADS), place)
-        sides[side] = {
-            "heads": _int(heads),
-            "head_dim": _int(config.get("d_kv") or width // _int(heads)),
-            **_dtype(config),
-        }
+        head_dim = _int(config.get("d_kv") or width // _int(heads))
+        sides[side] = {"heads": _int(heads), "head_dim": head_dim, **_dtype(config)}
     answer = _int(config.get("max_target_positions") or longest)
-    # T5 does not scale, and biases self-attention by buckets of distance.
+    # T5 does not scale scores, and adds a bias by bucket of distance to self-attention.
     plain = {"scale": 1} if config.get("relative_attention_num_buckets") else {}
     biased = plain | {"bias": _buckets(config)} if plain else {}
     yield {"name": f"{title}encoder", "seq": _range(longest), **sides["encoder"], "mask": "none", **biased}
@@ -85,19 +73,19 @@ def _both(config: Mapping[str, Any], place: str, title: str) -> Iterator[dict[st
     }  # fmt: skip
 
 
-def _buckets(config: Mapping[str, Any]) -> str:
+def _buckets(config: Mapping[str, object]) -> str:
     count = _int(config["relative_attention_num_buckets"])
     return biases.T5(buckets=count, distance=_int(config.get("relative_attention_max_distance") or 128)).text
 
 
-def _shape(config: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _shape(config: Mapping[str, object], place: str) -> dict[str, object]:
     heads = _needed(config, HEADS, place)
-    shape: dict[str, Any] = {"heads": heads}
+    shape: dict[str, object] = {"heads": heads}
     kv_heads = 1 if config.get("multi_query") else _first(config, KV_HEADS)
     latent = config.get("qk_nope_head_dim")
     if kv_heads and kv_heads != heads and not latent:
         shape["kv_heads"] = kv_heads
-    if latent:  # keys of a latent attention have a part with positions beside one without
+    if latent:  # keys of latent attention have one part with positions and one without
         shape["head_dim"] = _int(latent) + _int(config.get("qk_rope_head_dim") or 0)
         shape["head_dim_v"] = _int(config.get("v_head_dim") or latent)
     elif head_dim := config.get("head_dim"):
@@ -108,28 +96,30 @@ def _shape(config: Mapping[str, Any], place: str) -> dict[str, Any]:
             raise SuiteError(f"{place}{WIDTH[0]}={width} is no multiple of {heads} heads, and there is no head_dim")
         shape["head_dim"] = width // heads
     if scalar := config.get("query_pre_attn_scalar"):
-        shape["scale"] = float(scalar) ** -0.5
+        shape["scale"] = _float(scalar) ** -0.5
     if cap := config.get("attn_logit_softcapping"):
-        shape["softcap"] = float(cap)
+        shape["softcap"] = _float(cap)
     if config.get("model_type") == "gpt_oss":
         shape["sinks"] = True
-    if config.get("alibi") or (config.get("attn_config") or {}).get("alibi"):
+    attention = config.get("attn_config")
+    if config.get("alibi") or (isinstance(attention, Mapping) and attention.get("alibi")):
         shape["bias"] = "alibi"
     return shape | _dtype(config)
 
 
-def _dtype(config: Mapping[str, Any]) -> dict[str, str]:
+def _dtype(config: Mapping[str, object]) -> dict[str, str]:
     name = str(config.get("torch_dtype") or config.get("dtype") or "")
     return {"dtype": DTYPES[name]} if name in DTYPES else {}
 
 
-def _is_causal(config: Mapping[str, Any]) -> bool:
-    names = config.get("architectures") or ()
-    return bool(config.get("is_decoder")) or any(str(name).endswith(GENERATES) for name in names)
+def _is_causal(config: Mapping[str, object]) -> bool:
+    names = config.get("architectures")
+    generates = isinstance(names, list) and any(str(name).endswith(GENERATES) for name in names)
+    return bool(config.get("is_decoder")) or generates
 
 
-def _mask(config: Mapping[str, Any]) -> str:
-    """A window counts the token itself; a list of widths is Longformer's, one for each layer."""
+def _mask(config: Mapping[str, object]) -> str:
+    """The mask. `sliding_window` counts the token itself; Longformer has a list of widths, one per layer."""
     if widths := config.get("attention_window"):
         return f"longformer:{max(widths) if isinstance(widths, list) else _int(widths)}"
     if not _is_causal(config):
@@ -138,7 +128,7 @@ def _mask(config: Mapping[str, Any]) -> str:
     return f"causal+window:{_int(window) - 1}" if window and config.get("use_sliding_window", True) else "causal"
 
 
-def _length(config: Mapping[str, Any], place: str) -> int:
+def _length(config: Mapping[str, object], place: str) -> int:
     return min(_needed(config, LENGTH, place), LONGEST)
 
 
@@ -146,24 +136,29 @@ def _range(longest: int) -> str | int:
     return f"{SHORTEST}..{longest}" if longest > SHORTEST else longest
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    """The first of these fields that is there; 0 for none."""
+def _first(config: Mapping[str, object], names: tuple[str, ...]) -> int:
     return next((_int(config[name], name) for name in names if config.get(name) is not None), 0)
 
 
-def _needed(config: Mapping[str, Any], names: tuple[str, ...], place: str) -> int:
-    if found := _first(config, names):
-        return found
-    raise SuiteError(f"config.json has no {place}{names[0]} (nor {', '.join(names[1:])}): no suite can be made of it")
+def _needed(config: Mapping[str, object], names: tuple[str, ...], place: str) -> int:
+    if value := _first(config, names):
+        return value
+    raise SuiteError(f"config.json has no {place}{names[0]} (nor {', '.join(names[1:])}): no suite can be made from it")
 
 
-def _int(value: Any, name: str = "config.json") -> int:
+def _int(value: object, name: str = "config.json") -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise SuiteError(f"{name}: {value!r} is no count")
     return value
 
 
-def _value(value: Any) -> str:
+def _float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SuiteError(f"config.json: {value!r} is no number")
+    return float(value)
+
+
+def _value(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, bool):
@@ -172,4 +167,4 @@ def _value(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # which is a basic string of TOML too
+    return json.dumps(text, ensure_ascii=False)  # a JSON string is a basic string of TOML too

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from attnbench.attention import inputs, reference
+from attnbench.attention import inputs
 from attnbench.attention.problem import Problem
-from attnbench.kernels.tables import KEYS, Cut, Kernel, shipped, users
+from attnbench.kernels.tables import KEYS, Kernel, TileConfig, shipped, users
 from attnbench.kernels.tiling import PASSES, PATHS, Path, Tiling, family
+from tests import reference
 
 REPEATS = 20
 DTYPES = {"half": "bf16", "fp32": "fp32"}
@@ -27,18 +28,18 @@ def arch() -> str:
     return f"sm_{major}{minor}"
 
 
-def entries(hopper: bool) -> list[tuple[tuple[str, ...], Cut]]:
+def entries(hopper: bool) -> list[tuple[tuple[str, ...], TileConfig]]:
     """Configurations for this GPU, of the kernels in Gluon or of the others; a name stands for all without a GPU."""
     if not torch.cuda.is_available():
-        return [(("no GPU",), Cut(block_q=16, block_kv=16, warps=4, stages=1))]
+        return [(("no GPU",), TileConfig(block_q=16, block_kv=16, warps=4, stages=1))]
     here = (arch(), family(arch()))
     table = shipped() | users()
-    found = [(key, cut) for key, cut in table.items() if key[1] in here and key[2] in DTYPES and len(key) == KEYS]
-    return [(key, cut) for key, cut in found if (PATHS[Kernel(key[0])] is Path.HOPPER) is hopper]
+    found = [(key, config) for key, config in table.items() if key[1] in here and key[2] in DTYPES and len(key) == KEYS]
+    return [(key, config) for key, config in found if (PATHS[Kernel(key[0])] is Path.HOPPER) is hopper]
 
 
-def tiling_of(kernel: Kernel, cut: Cut) -> Tiling:
-    sizes = {"block_q": cut.block_q, "block_kv": cut.block_kv, "warps": cut.warps, "stages": cut.stages}
+def tiling_of(kernel: Kernel, config: TileConfig) -> Tiling:
+    sizes = {"block_q": config.block_q, "block_kv": config.block_kv, "warps": config.warps, "stages": config.stages}
     return Tiling(path=PATHS[kernel].value, splits=3 if kernel is Kernel.DECODE else 1, **sizes)
 
 
@@ -52,7 +53,7 @@ def near(found: Any, exact: Any, dtype: Any, plain: Any) -> None:
 def grid(hopper: bool = False) -> list[Any]:
     """Every configuration with the masks that it is for; all masks at one width, as each takes seconds to compile."""
     found = []
-    for key, cut in entries(hopper):
+    for key, config in entries(hopper):
         for shape in SHAPES:
             kernel, _, dtype, width, mask = key if len(key) == KEYS else ("", "", "half", "128", "any")
             plain = shape == ("none" if mask == "none" else "causal") or (shape == "none" and mask == "any")
@@ -60,11 +61,11 @@ def grid(hopper: bool = False) -> list[Any]:
             if kernel.startswith("backward") and hopper and shape == "document":
                 continue  # intervals of rows are not in them
             if (plain and (dtype == "half" or shape == "causal")) or everything:
-                found.append(pytest.param(key, cut, shape, id=f"{'-'.join(key)}-{shape}"))
+                found.append(pytest.param(key, config, shape, id=f"{'-'.join(key)}-{shape}"))
     return found
 
 
-def check(key: tuple[str, ...], cut: Cut, shape: str) -> None:
+def check(key: tuple[str, ...], config: TileConfig, shape: str) -> None:
     """Outputs and gradients of a configuration against float64, and the same bits every time."""
     from attnbench import kernels
 
@@ -75,8 +76,8 @@ def check(key: tuple[str, ...], cut: Cut, shape: str) -> None:
     problem = Problem(batch=2, heads=4, kv_heads=2, head_dim=width, dtype=dtype, **fields)
     made = inputs.make(problem, seed=0)
     q, k, v = (tensor.cuda().requires_grad_() for tensor in (made.q, made.k, made.v))
-    # A call asks for the cut of a pass; the cut says by which path.
-    options: dict[str, Any] = {"cuts": {PASSES[kernel]: tiling_of(kernel, cut)}}
+    # A call takes the tiling of a pass; the configuration determines its path.
+    options: dict[str, Any] = {"tilings": {PASSES[kernel]: tiling_of(kernel, config)}}
     results = []
     for _ in range(REPEATS):
         with torch.set_grad_enabled(kernel.startswith("backward")):
@@ -84,10 +85,10 @@ def check(key: tuple[str, ...], cut: Cut, shape: str) -> None:
             gradients = torch.autograd.grad(out, (q, k, v), made.dout.cuda()) if out.requires_grad else ()
         results.append((out.detach(), *gradients))
     near(results[0][0], reference.attend(problem, made.q, made.k, made.v).out, q.dtype,
-         reference.yardstick(problem, made.q, made.k, made.v).out)  # fmt: skip
+         reference.attend_same_dtype(problem, made.q, made.k, made.v).out)  # fmt: skip
     if len(results[0]) > 1:
         exact = reference.gradients(problem, made.q, made.k, made.v, made.dout)
-        plain = reference.yardstick_gradients(problem, made.q, made.k, made.v, made.dout)
+        plain = reference.gradients_same_dtype(problem, made.q, made.k, made.v, made.dout)
         for found, true, rough in zip(results[0][1:], exact, plain, strict=True):
             near(found, true, q.dtype, rough)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))

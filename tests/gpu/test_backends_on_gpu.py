@@ -13,7 +13,7 @@ import pytest
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.backends import BUILTIN, Backend, Layout, load
-from attnbench.case import Case
+from attnbench.records.case import Case
 
 torch = pytest.importorskip("torch")
 

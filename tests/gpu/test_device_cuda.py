@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from attnbench.arm import parse_device
-from attnbench.device import Call, Reading
-from attnbench.result import Cache, Procedure, Timing
+from attnbench.machine.device.instrument import BlockReading, Call
+from attnbench.records.arm import parse_device
+from attnbench.records.result import Cache, Procedure, Timing
 
 torch = pytest.importorskip("torch")
 
-from attnbench.device import cupti  # noqa: E402
-from attnbench.device.cuda import CudaInstrument  # noqa: E402
-from attnbench.device.stopwatch import Events, Graph, Stage, kernels  # noqa: E402
+from attnbench.machine.device.cuda import CudaInstrument  # noqa: E402
+from attnbench.machine.device.stopwatch import EventsStopwatch, GraphStopwatch, StartState, cupti_objection, kernels  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -39,16 +38,16 @@ def product(gpu: CudaInstrument) -> Call:
     return lambda: one @ other
 
 
-def read(gpu: CudaInstrument, call: Call, how: Procedure) -> Reading:
+def read(gpu: CudaInstrument, call: Call, how: Procedure) -> BlockReading:
     return gpu.block(call, gpu.settle(call, how), how)
 
 
 def asleep(gpu: CudaInstrument, seconds: float) -> Call:
     """A kernel whose length is known beforehand."""
-    stage = Stage(gpu.l2_bytes, gpu.torch_device)
+    start_state = StartState(gpu.l2_bytes, gpu.torch_device)
     for _ in range(20):
-        stage.calibrate()  # the first ones raise the clock
-    return lambda: stage.hold(seconds)
+        start_state.calibrate()  # the first ones raise the clock
+    return lambda: start_state.queue_delay(seconds)
 
 
 @pytest.mark.parametrize("timing", [Timing.EVENTS, Timing.WALL])
@@ -139,18 +138,18 @@ def test_a_call_that_launches_nothing_when_captured_is_refused(gpu: CudaInstrume
         return cached[0]
 
     with pytest.raises(RuntimeError, match="kernels"):
-        Graph(Stage(gpu.l2_bytes, gpu.torch_device), call, 4)
+        GraphStopwatch(StartState(gpu.l2_bytes, gpu.torch_device), call, 4)
 
 
 def test_what_cannot_be_captured_is_refused_with_the_reason(gpu: CudaInstrument) -> None:
     numbers = torch.ones(1000, device=gpu.torch_device)
     with pytest.raises(RuntimeError, match="captured"):
-        Graph(Stage(gpu.l2_bytes, gpu.torch_device), lambda: numbers.sum().item(), 2)
+        GraphStopwatch(StartState(gpu.l2_bytes, gpu.torch_device), lambda: numbers.sum().item(), 2)
     torch.cuda.synchronize()
 
 
 def test_cupti_sees_the_kernels_alone(gpu: CudaInstrument, product: Call) -> None:
-    if objection := cupti.objection():
+    if objection := cupti_objection():
         pytest.skip(objection)
     events, kernel = (
         statistics.median(read(gpu, product, procedure(timing)).values) for timing in (Timing.EVENTS, Timing.CUPTI)
@@ -165,18 +164,18 @@ def test_settling_takes_a_fifth_of_a_second_and_ends(gpu: CudaInstrument, produc
 
 def test_the_host_learns_how_long_to_hold_the_device(gpu: CudaInstrument) -> None:
     numbers = torch.zeros(1024, device=gpu.torch_device)
-    stage = Stage(gpu.l2_bytes, gpu.torch_device)
-    stage.calibrate()
-    events = Events(stage)
+    start_state = StartState(gpu.l2_bytes, gpu.torch_device)
+    start_state.calibrate()
+    events = EventsStopwatch(start_state)
 
     def call() -> None:
         time.sleep(200e-6)
         numbers.add_(1)
 
     for _ in range(10):
-        shot = events.take(call, 1)
-    assert "host_bound" not in shot.tags
-    assert shot.seconds < 150e-6
+        reading = events.take(call, 1)
+    assert "host_bound" not in reading.tags
+    assert reading.seconds < 150e-6
 
 
 def test_memory_of_tensors_counted_by_hand(gpu: CudaInstrument) -> None:

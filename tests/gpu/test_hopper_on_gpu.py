@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from attnbench.attention import inputs, reference
+from attnbench.attention import inputs
 from attnbench.attention.problem import Mode, Problem
-from attnbench.kernels.tables import Cut
+from attnbench.kernels.tables import TileConfig
+from tests import reference
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -41,9 +42,11 @@ FORWARD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("key", "cut", "shape"), grid(hopper=True))
-def test_every_configuration_is_right_and_gives_the_same_bits(key: tuple[str, ...], cut: Cut, shape: str) -> None:
-    check(key, cut, shape)
+@pytest.mark.parametrize(("key", "config", "shape"), grid(hopper=True))
+def test_every_configuration_is_right_and_gives_the_same_bits(
+    key: tuple[str, ...], config: TileConfig, shape: str
+) -> None:
+    check(key, config, shape)
 
 
 def problem_of(fields: dict[str, Any]) -> Problem:
@@ -52,7 +55,7 @@ def problem_of(fields: dict[str, Any]) -> Problem:
 
 def prepared(problem: Problem, mode: Mode) -> Any:
     from attnbench.backends import load
-    from attnbench.case import Case
+    from attnbench.records.case import Case
 
     case = Case(problem=problem, backend="triton:hopper", mode=mode)
     assert load("triton:hopper").objections(case, "cuda", (9, 0)) == []
@@ -66,12 +69,14 @@ def test_outputs_and_gradients_against_float64(name: str) -> None:
     made = inputs.make(problem, seed=0)
     q, k, v = (tensor.cuda().requires_grad_(backward) for tensor in (made.q, made.k, made.v))
     out = prepared(problem, Mode.FWD_BWD if backward else Mode.FWD)(q, k, v)
-    exact, plain = (make(problem, made.q, made.k, made.v).out for make in (reference.attend, reference.yardstick))
+    exact, plain = (
+        make(problem, made.q, made.k, made.v).out for make in (reference.attend, reference.attend_same_dtype)
+    )
     near(out.detach(), exact, q.dtype, plain)
     if backward:
         found = torch.autograd.grad(out, (q, k, v), made.dout.cuda())
         true = reference.gradients(problem, made.q, made.k, made.v, made.dout)
-        rough = reference.yardstick_gradients(problem, made.q, made.k, made.v, made.dout)
+        rough = reference.gradients_same_dtype(problem, made.q, made.k, made.v, made.dout)
         for one, exact_one, plain_one in zip(found, true, rough, strict=True):
             near(one, exact_one, q.dtype, plain_one)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from attnbench.attention import inputs, reference
+from attnbench.attention import inputs
 from attnbench.attention.problem import Problem
-from attnbench.kernels.tables import Cut
+from attnbench.kernels.tables import TileConfig
 from attnbench.kernels.tiling import Path
+from tests import reference
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -17,9 +18,11 @@ from tests.gpu.configurations import check, grid, near  # noqa: E402
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize(("key", "cut", "shape"), grid())
-def test_every_configuration_is_right_and_gives_the_same_bits(key: tuple[str, ...], cut: Cut, shape: str) -> None:
-    check(key, cut, shape)
+@pytest.mark.parametrize(("key", "config", "shape"), grid())
+def test_every_configuration_is_right_and_gives_the_same_bits(
+    key: tuple[str, ...], config: TileConfig, shape: str
+) -> None:
+    check(key, config, shape)
 
 
 def test_pages_give_what_one_piece_gives() -> None:
@@ -62,5 +65,7 @@ def test_a_small_step_is_right_at_every_padded_width() -> None:
         problem = Problem(seq_q=130, seq_kv=200, batch=1, heads=2, head_dim=width, dtype="bf16", mask="causal")
         made = inputs.make(problem, seed=1)
         out = kernels.attention(made.q.cuda(), made.k.cuda(), made.v.cuda(), causal=True)
-        exact, plain = (make(problem, made.q, made.k, made.v).out for make in (reference.attend, reference.yardstick))
+        exact, plain = (
+            make(problem, made.q, made.k, made.v).out for make in (reference.attend, reference.attend_same_dtype)
+        )
         near(out, exact, torch.bfloat16, plain)

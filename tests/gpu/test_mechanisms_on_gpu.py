@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from attnbench import verify
 from attnbench.attention.inputs import make
 from attnbench.attention.problem import Mode, Problem
-from attnbench.backends import BUILTIN, Layout, around
-from attnbench.case import Case
+from attnbench.backends import BUILTIN, Layout, scope
+from attnbench.records.case import Case
+from attnbench.worker import correctness, expected_values
+from tests.attention.test_mechanisms import PROBLEMS
 from tests.gpu.test_backends_on_gpu import DEVICE, available
-from tests.test_mechanisms import PROBLEMS
 
 torch = pytest.importorskip("torch")
 
@@ -51,9 +51,9 @@ def test_mechanism(backend: str, name: str, dtype: str, mode: Mode, tmp_path: Pa
     reason = reason or "; ".join(chosen.objections(case, "cuda", torch.cuda.get_device_capability()))
     if reason:
         pytest.skip(reason)
-    expected = verify.expect(case.problem, mode, 0, "normal", tmp_path, 60.0)
+    expected = expected_values.compute(case.problem, mode, 0, "normal", tmp_path, 60.0)
     made, flip = make(case.problem, 0), chosen.layout is Layout.BSHD
-    prepared = around.prepare(chosen, case, DEVICE)
+    prepared = scope.prepare(chosen, case, DEVICE)
 
     def placed(letter: str) -> Any:
         tensor = getattr(made, letter)
@@ -73,5 +73,5 @@ def test_mechanism(backend: str, name: str, dtype: str, mode: Mode, tmp_path: Pa
         key: tensor.transpose(1, 2) if flip and key not in ("lse", "weights") else tensor
         for key, tensor in outputs.items()
     }
-    judged = verify.judge(expected, turned, factor=chosen.error_factor)
+    judged = correctness.judge(expected, turned, factor=chosen.error_factor)
     assert judged.ok, judged.reason

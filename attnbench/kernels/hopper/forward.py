@@ -15,7 +15,7 @@ M are the 64 rows of a consumer.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attnbench.kernels.hopper.gluon import (
     MBarrierLayout,
@@ -53,18 +53,20 @@ LOWEST = gl.constexpr(-(2.0**126))
 PART = gl.constexpr(16)  # rows that a consumer scrubs at once
 
 
-class Memory(NamedTuple):
-    """What the partitions share. q and out have a slot for each consumer, and in 16 bits it is the same one.
+class ForwardMemory(NamedTuple):
+    """What the partitions share. q and out have a slot for each consumer; for 16-bit inputs they use the same one.
 
-    Values of 8 bits lie across, [D, keys], as the products take them.
+    Values of 8 bits are transposed, [D, keys], as the products take them.
     """
 
-    out: Any
+    out: gl.shared_memory_descriptor
     q: Ring
     k: Ring
     v: Ring
-    turn: Any  # barriers, one for each consumer: it may issue its products
-    scrubbed: Any  # a barrier: all consumers have put zeros where values must not be read
+    turn: gl.shared_memory_descriptor  # barriers, one for each consumer: it may issue its products
+    scrubbed: (
+        gl.shared_memory_descriptor
+    )  # a barrier: all consumers have written zeros over values that must not be used
 
 
 @jit
@@ -82,7 +84,7 @@ def _produce(
         head = pair % shape.heads
         walk = walk_keys(row, batch, shape, block_q, BLOCK_KV)
         steps = steps_of(walk)
-        # The first keys do not wait until the output has left the place of q.
+        # The first keys do not wait until the output has left the slot of q.
         request(k, memory.k, count, batch, head // GROUP, start_of(0, walk, BLOCK_KV))
         for consumer in gl.static_range(CONSUMERS):
             request(q, memory.q, turn * CONSUMERS + consumer, batch, head, row + consumer * ROWS)
@@ -134,10 +136,10 @@ def _outputs(memory, slot, p_MK, acc_ME, EIGHT: gl.constexpr):
 def _await_values(
     memory, count, step, walk, scrubs, SCRUB: gl.constexpr, CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr
 ):
-    """The slot of the values of a step, once they are there and, with SCRUB, hold numbers where no row sees them.
+    """The slot of the values of a step, once they have arrived; with SCRUB, zeros replace those that no row sees.
 
-    A weight of 0 times the NaN of some padding would be NaN. The consumers put zeros, each into its share of the tile,
-    and wait for one another; `scrubs` counts how often they have.
+    A weight of 0 times the NaN of some padding would be NaN. Each consumer writes zeros into its share of the tile and
+    waits for the other; `scrubs` counts these waits.
     """
     slot = awaited(memory.v, count + step)
     if SCRUB:
@@ -147,9 +149,9 @@ def _await_values(
         by_row: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
         key = start_of(step, walk, block_kv)
         if (key < walk.first) | (key + block_kv > walk.last):
-            place = memory.v.tiles.index(slot).reshape([block_kv, width])
+            tile = memory.v.tiles.index(slot).reshape([block_kv, width])
             for part in gl.static_range(share // PART):  # in parts, which need few registers
-                rows = place.slice(CONSUMER * share + part * PART, PART)
+                rows = tile.slice(CONSUMER * share + part * PART, PART)
                 keys = key + CONSUMER * share + part * PART + gl.arange(0, PART, layout=gl.SliceLayout(1, by_row))
                 wanted = ((keys >= walk.first) & (keys < walk.last))[:, None]
                 values = rows.load(by_row)
@@ -183,13 +185,62 @@ def _step(
         s_MK = hide(s_MK, start_of(step, walk, block_kv), low_M, high_M, block_kv, S)
     p_MK, decay_M, peak_M, total_M = _fold(s_MK, peak_M, total_M, factor, 8 if EIGHT else 0)
     p_MK = gl.convert_layout(p_MK.to(memory.v.tiles.dtype), P)
-    # Without a poll between them ptxas moves the softmax behind the wait, where nothing is left to run beside it. These
-    # values have come and are not released; the barrier of keys that are released may be a phase further.
+    # Without a poll between them ptxas moves the softmax behind the wait, where no product runs beside it. These values
+    # have arrived and are not yet released; the barrier of released keys may be one phase ahead.
     awaited(memory.v, count + step - 1)
     acc_ME = warpgroup_mma_wait(0, deps=(acc_ME,))
     arrive(memory.v.empty.index(slot_v), count=1)
     decay_M = gl.convert_layout(decay_M, gl.SliceLayout(1, P.parent))
     return acc_ME * decay_M[:, None], p_MK, peak_M, total_M, scrubs
+
+
+@jit
+def _first_step(
+    memory, count, turn, walk, low_M, high_M, factor,
+    CONSUMER: gl.constexpr, CONSUMERS: gl.constexpr, EDGES: gl.constexpr, PINGPONG: gl.constexpr,
+    EIGHT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+):  # fmt: skip
+    """Issue q k of the first tile of keys, which has no p v before it, and compute its softmax."""
+    block_kv: gl.constexpr = memory.k.tiles.shape[3]
+    awaited(memory.q, turn * CONSUMERS + CONSUMER)
+    slot = awaited(memory.k, count)
+    if PINGPONG:
+        wait(memory.turn.index(CONSUMER), (count & 1) ^ (1 if CONSUMER == 0 else 0))
+    s_MK = _logits(memory, slot, CONSUMER, S)
+    if PINGPONG:
+        arrive(memory.turn.index((CONSUMER + 1) % CONSUMERS), count=1)
+    s_MK = warpgroup_mma_wait(0, deps=(s_MK,))
+    arrive(memory.k.empty.index(slot), count=1)
+    if EDGES:
+        s_MK = hide(s_MK, start_of(0, walk, block_kv), low_M, high_M, block_kv, S)
+    peak_M = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, S))
+    total_M = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
+    p_MK, _, peak_M, total_M = _fold(s_MK, peak_M, total_M, factor, 8 if EIGHT else 0)
+    return gl.convert_layout(p_MK.to(memory.v.tiles.dtype), P), peak_M, total_M
+
+
+@jit
+def _send_outputs(
+    out, lse_ptr, descale_ptr, memory, shape, acc_ME, peak_M, total_M, low_M, high_M, batch, head, row, rows_M,
+    CONSUMER: gl.constexpr, EIGHT: gl.constexpr, E: gl.constexpr,
+):  # fmt: skip
+    """Write the output and the log-sum-exp of 64 rows, and release the slot of their queries."""
+    width: gl.constexpr = memory.k.tiles.shape[4]
+    seeing_M = (high_M > low_M) & (total_M > 0.0)
+    share_M = gl.where(seeing_M, 1.0 / gl.where(seeing_M, total_M, 1.0), 0.0)
+    if descale_ptr is not None:
+        share_M = share_M * gl.load(descale_ptr + shape.heads + head)
+    out_ME = acc_ME * gl.convert_layout(share_M, gl.SliceLayout(1, E))[:, None]
+    memory.out.index(CONSUMER).reshape([ROWS, width]).store(out_ME.to(memory.out.dtype))
+    fence_async_shared()
+    send(out, [batch, head, row + CONSUMER * ROWS, 0], memory.out.index(CONSUMER))
+    if lse_ptr is not None:
+        shift: gl.constexpr = 8 if EIGHT else 0
+        lse_M = gl.where(seeing_M, (peak_M + gl.log2(total_M) - shift) * LN2, float("-inf"))
+        at = gl.cast(batch * shape.heads + head, gl.int64) * shape.seq_q
+        gl.store(lse_ptr + at + rows_M, lse_M, mask=rows_M < shape.seq_q)
+    sent(0)
+    arrive(memory.q.empty.index(CONSUMER), count=1)
 
 
 @jit
@@ -202,15 +253,12 @@ def _consume(
     block_q: gl.constexpr = CONSUMERS * ROWS
     block_kv: gl.constexpr = memory.k.tiles.shape[3]
     width: gl.constexpr = memory.k.tiles.shape[4]
-    dtype: gl.constexpr = memory.v.tiles.dtype
-    shift: gl.constexpr = 8 if EIGHT else 0  # e4m3 holds 2^-9 to 448
     depth: gl.constexpr = 32 if EIGHT else 16
-    together: gl.constexpr = 4 if EIGHT else 2  # numbers of a register
-    scrub: gl.constexpr = shape.listed is not None  # else all keys are real ones, or zeros beyond the end
+    packed: gl.constexpr = 4 if EIGHT else 2  # numbers of a register
+    scrub: gl.constexpr = shape.listed is not None  # else every key read is an input, or zeros beyond the end
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, block_kv, depth])
     E: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, depth])
-    P: gl.constexpr = gl.DotOperandLayout(0, E, together)
-    M: gl.constexpr = gl.SliceLayout(1, S)
+    P: gl.constexpr = gl.DotOperandLayout(0, E, packed)
     factor = scale * LOG2E
     count = 0
     turn = 0
@@ -223,35 +271,21 @@ def _consume(
             factor = scale * LOG2E * gl.load(descale_ptr + head)
         walk = walk_keys(row, batch, shape, block_q, block_kv)
         steps = steps_of(walk)
-        rows_M = row + CONSUMER * ROWS + gl.arange(0, ROWS, layout=M)
+        rows_M = row + CONSUMER * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, S))
         low_M, high_M = seen(rows_M, batch, shape)
-
-        # The first tile of keys has no p v before it.
-        awaited(memory.q, turn * CONSUMERS + CONSUMER)
-        slot = awaited(memory.k, count)
-        if PINGPONG:
-            wait(memory.turn.index(CONSUMER), (count & 1) ^ (1 if CONSUMER == 0 else 0))
-        s_MK = _logits(memory, slot, CONSUMER, S)
-        if PINGPONG:
-            arrive(memory.turn.index((CONSUMER + 1) % CONSUMERS), count=1)
-        s_MK = warpgroup_mma_wait(0, deps=(s_MK,))
-        arrive(memory.k.empty.index(slot), count=1)
-        if EDGES:
-            s_MK = hide(s_MK, start_of(0, walk, block_kv), low_M, high_M, block_kv, S)
-        peak_M = gl.full([ROWS], LOWEST, gl.float32, M)
+        p_MK, peak_M, total_M = _first_step(
+            memory, count, turn, walk, low_M, high_M, factor, CONSUMER, CONSUMERS, EDGES, PINGPONG, EIGHT, S, P
+        )
         acc_ME = gl.zeros([ROWS, width], gl.float32, E)
-        p_MK, _, peak_M, total_M = _fold(s_MK, peak_M, gl.zeros([ROWS], gl.float32, M), factor, shift)
-        p_MK = gl.convert_layout(p_MK.to(dtype), P)
-
-        first_whole = 1
+        first_full = 1
         if EDGES:
-            first_whole = gl.maximum(edges_of(walk), 1)
-            for step in range(1, first_whole):
+            first_full = gl.maximum(edges_of(walk), 1)
+            for step in range(1, first_full):
                 acc_ME, p_MK, peak_M, total_M, scrubs = _step(
                     acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
                     CONSUMER, CONSUMERS, True, scrub, PINGPONG, EIGHT, S, P,
                 )  # fmt: skip
-        for step in range(first_whole, steps):
+        for step in range(first_full, steps):
             acc_ME, p_MK, peak_M, total_M, scrubs = _step(
                 acc_ME, p_MK, peak_M, total_M, scrubs, memory, count, step, walk, low_M, high_M, factor,
                 CONSUMER, CONSUMERS, False, scrub, PINGPONG, EIGHT, S, P,
@@ -259,21 +293,11 @@ def _consume(
         slot, scrubs = _await_values(memory, count, steps - 1, walk, scrubs, scrub, CONSUMER, CONSUMERS)
         acc_ME = warpgroup_mma_wait(0, deps=(_outputs(memory, slot, p_MK, acc_ME, EIGHT),))
         arrive(memory.v.empty.index(slot), count=1)
+        _send_outputs(
+            out, lse_ptr, descale_ptr, memory, shape, acc_ME, peak_M, total_M, low_M, high_M, batch, head, row, rows_M,
+            CONSUMER, EIGHT, E,
+        )  # fmt: skip
         count += steps
-
-        seeing_M = (high_M > low_M) & (total_M > 0.0)
-        share_M = gl.where(seeing_M, 1.0 / gl.where(seeing_M, total_M, 1.0), 0.0)
-        if descale_ptr is not None:
-            share_M = share_M * gl.load(descale_ptr + shape.heads + head)
-        out_ME = acc_ME * gl.convert_layout(share_M, gl.SliceLayout(1, E))[:, None]
-        memory.out.index(CONSUMER).reshape([ROWS, width]).store(out_ME.to(memory.out.dtype))
-        fence_async_shared()
-        send(out, [batch, head, row + CONSUMER * ROWS, 0], memory.out.index(CONSUMER))
-        if lse_ptr is not None:
-            lse_M = gl.where(seeing_M, (peak_M + gl.log2(total_M) - shift) * LN2, float("-inf"))
-            gl.store(lse_ptr + gl.cast(pair, gl.int64) * shape.seq_q + rows_M, lse_M, mask=rows_M < shape.seq_q)
-        sent(0)
-        arrive(memory.q.empty.index(CONSUMER), count=1)
         turn += 1  # noqa: SIM113 (Triton has no enumerate)
 
 
@@ -297,7 +321,7 @@ def forward_kernel(
     of_k = new_ring(STAGES, CONSUMERS, k)
     of_v = new_ring(STAGES, CONSUMERS, v)
     of_out = new_tiles(CONSUMERS, out) if EIGHT else of_q.tiles
-    memory = Memory(of_out, of_q, of_k, of_v, turn, scrubbed)
+    memory = ForwardMemory(of_out, of_q, of_k, of_v, turn, scrubbed)
     fence_async_shared()
     gl.warp_specialize(
         [

@@ -5,8 +5,6 @@ Gluon is Triton's language of explicit layouts, barriers and warps; it runs on G
 
 # mypy: disable-error-code="attr-defined"
 
-from __future__ import annotations
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
@@ -27,20 +25,4 @@ MBarrierLayout = mbarrier.MBarrierLayout
 arrive, expect, init, wait = mbarrier.arrive, mbarrier.expect, mbarrier.init, mbarrier.wait
 jit = gluon.jit
 
-__all__ = [
-    "GluonASTSource",
-    "MBarrierLayout",
-    "TensorDescriptor",
-    "arrive",
-    "expect",
-    "fence_async_shared",
-    "fetch",
-    "gl",
-    "init",
-    "jit",
-    "send",
-    "sent",
-    "wait",
-    "warpgroup_mma",
-    "warpgroup_mma_wait",
-]
+__all__ = ["GluonASTSource", "TensorDescriptor", "fence_async_shared", "gl", "warpgroup_mma", "warpgroup_mma_wait"]

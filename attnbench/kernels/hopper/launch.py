@@ -1,22 +1,16 @@
 """Launches of the kernels for Hopper."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import triton
 from torch import Tensor
 
-from attnbench.kernels.gradients import Saved
+from attnbench.kernels.call import Call, CallOptions, Saved, chip_of, listed
 from attnbench.kernels.hopper import backward, forward
 from attnbench.kernels.hopper.gluon import TensorDescriptor, gl
 from attnbench.kernels.hopper.warps import ROWS
-from attnbench.kernels.launch import Call, Terms, target_of
-from attnbench.kernels.tile import Listed
 from attnbench.kernels.tiling import Tiling, padded
 
 WARPGROUP = 4  # warps; a launch begins with one, the others join where the kernel divides
-PINGPONG_WIDTH_MOST = 128  # wider heads leave no registers for it to win anything
+MAX_PINGPONG_WIDTH = 128  # wider heads leave no registers for it to win anything
 
 
 def described(tensor: Tensor, rows: int, width: int = 0) -> TensorDescriptor:
@@ -40,65 +34,62 @@ def across(v: Tensor) -> Tensor:
     return turned
 
 
-def listed(terms: Terms) -> Listed | None:
-    """The intervals of rows, where there are any."""
-    if terms.keys.rows is None:
-        return None
-    table = terms.keys.rows.listed
-    return Listed(table, table.stride(0), table.stride(1) if table.shape[1] > 1 else 0)
-
-
-def forward_call(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, terms: Terms, cut: Tiling) -> Call:
+def forward_call(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, options: CallOptions, tiling: Tiling
+) -> Call:
     """The launch of a forward pass: as many programs as there are processors, or fewer where there is less to do."""
     batch, heads, seq_q, _ = q.shape
     seq_kv = k.shape[2]
     rows, eight = ROWS.value, q.element_size() == 1
-    values = described(across(v), tile_width(v.shape[3]), cut.block_kv) if eight else described(v, cut.block_kv)
+    values = described(across(v), tile_width(v.shape[3]), tiling.block_kv) if eight else described(v, tiling.block_kv)
     arguments = {
-        "q": described(q, rows), "k": described(k, cut.block_kv), "v": values, "EIGHT": eight,
-        "out": described(out, rows), "lse_ptr": lse, "descale_ptr": terms.descale, "listed": listed(terms),
+        "q": described(q, rows), "k": described(k, tiling.block_kv), "v": values, "EIGHT": eight,
+        "out": described(out, rows), "lse_ptr": lse, "descale_ptr": options.descale, "listed": listed(options.keys),
         "pairs": batch * heads, "heads": heads, "seq_q": seq_q, "seq_kv": seq_kv,
-        "left": terms.keys.left, "right": terms.keys.right, "resident": cut.resident, "scale": float(terms.scale),
-        "GROUP": heads // k.shape[1], "BLOCK_KV": cut.block_kv, "CONSUMERS": cut.warps // WARPGROUP,
-        "STAGES": cut.stages, "LONG_FIRST": cut.long_first,
-        "EDGES": terms.keys.hides(seq_q, seq_kv) or seq_kv % cut.block_kv != 0,
-        "PINGPONG": padded(q.shape[3]) <= PINGPONG_WIDTH_MOST,
+        "left": options.keys.left, "right": options.keys.right, "resident": tiling.resident,
+        "scale": float(options.scale), "GROUP": heads // k.shape[1], "BLOCK_KV": tiling.block_kv,
+        "CONSUMERS": tiling.warps // WARPGROUP,
+        "STAGES": tiling.stages, "LONG_FIRST": tiling.long_first,
+        "EDGES": options.keys.hides(seq_q, seq_kv) or seq_kv % tiling.block_kv != 0,
+        "PINGPONG": padded(q.shape[3]) <= MAX_PINGPONG_WIDTH,
     }  # fmt: skip
-    tiles = triton.cdiv(seq_q, cut.block_q) * batch * heads
-    return Call(forward.forward_kernel, min(tiles, target_of(q).processors), arguments, cut, warps=WARPGROUP)
+    tiles = triton.cdiv(seq_q, tiling.block_q) * batch * heads
+    return Call(forward.forward_kernel, min(tiles, chip_of(q).processors), arguments, tiling, warps=WARPGROUP)
 
 
-def _of_backward(saved: Saved, terms: Terms, cut: Tiling) -> dict[str, Any]:
+def _of_backward(saved: Saved, options: CallOptions, tiling: Tiling) -> dict[str, object]:
     seq_q, seq_kv = saved.q.shape[2], saved.k.shape[2]
     return {
         "lse_ptr": saved.lse, "delta_ptr": saved.delta, "heads": saved.q.shape[1], "seq_q": seq_q, "seq_kv": seq_kv,
-        "left": terms.keys.left, "right": terms.keys.right, "resident": cut.resident, "scale": float(terms.scale),
-        "CONSUMERS": cut.warps // WARPGROUP, "STAGES": cut.stages, "EDGES": terms.keys.hides(seq_q, seq_kv),
+        "left": options.keys.left, "right": options.keys.right, "resident": tiling.resident,
+        "scale": float(options.scale), "CONSUMERS": tiling.warps // WARPGROUP,
+        "STAGES": tiling.stages, "EDGES": options.keys.hides(seq_q, seq_kv),
     }  # fmt: skip
 
 
-def key_call(saved: Saved, dk: Tensor, dv: Tensor, terms: Terms, cut: Tiling) -> Call:
+def key_call(saved: Saved, dk: Tensor, dv: Tensor, options: CallOptions, tiling: Tiling) -> Call:
     """dk and dv: as k and v."""
     batch, kv_heads, seq_kv = saved.k.shape[:3]
     rows = ROWS.value
-    arguments = _of_backward(saved, terms, cut) | {
-        "q": described(saved.q, cut.block_q), "k": described(saved.k, rows), "v": described(saved.v, rows),
-        "dout": described(saved.dout, cut.block_q), "dk": described(dk, rows), "dv": described(dv, rows),
-        "pairs": batch * kv_heads, "GROUP": saved.q.shape[1] // kv_heads, "BLOCK_Q": cut.block_q,
+    arguments = _of_backward(saved, options, tiling) | {
+        "q": described(saved.q, tiling.block_q), "k": described(saved.k, rows), "v": described(saved.v, rows),
+        "dout": described(saved.dout, tiling.block_q), "dk": described(dk, rows), "dv": described(dv, rows),
+        "pairs": batch * kv_heads, "GROUP": saved.q.shape[1] // kv_heads, "BLOCK_Q": tiling.block_q,
     }  # fmt: skip
-    tiles = triton.cdiv(seq_kv, cut.block_kv) * batch * kv_heads
-    return Call(backward.key_kernel, min(tiles, target_of(saved.q).processors), arguments, cut, warps=WARPGROUP)
+    tiles = triton.cdiv(seq_kv, tiling.block_kv) * batch * kv_heads
+    return Call(backward.key_kernel, min(tiles, chip_of(saved.q).processors), arguments, tiling, warps=WARPGROUP)
 
 
-def query_call(saved: Saved, dq: Tensor, terms: Terms, cut: Tiling) -> Call:
+def query_call(saved: Saved, dq: Tensor, options: CallOptions, tiling: Tiling) -> Call:
     """dq: as q."""
     batch, heads, seq_q = saved.q.shape[:3]
-    rows = ROWS.value
-    arguments = _of_backward(saved, terms, cut) | {
-        "q": described(saved.q, rows), "k": described(saved.k, cut.block_kv), "v": described(saved.v, cut.block_kv),
-        "dout": described(saved.dout, rows), "dq": described(dq, rows), "pairs": batch * heads,
-        "GROUP": heads // saved.k.shape[1], "BLOCK_KV": cut.block_kv, "LONG_FIRST": cut.long_first,
+    seq_kv, rows = saved.k.shape[2], ROWS.value
+    arguments = _of_backward(saved, options, tiling) | {
+        "q": described(saved.q, rows), "k": described(saved.k, tiling.block_kv),
+        "v": described(saved.v, tiling.block_kv), "dout": described(saved.dout, rows), "dq": described(dq, rows),
+        "pairs": batch * heads,
+        "GROUP": heads // saved.k.shape[1], "BLOCK_KV": tiling.block_kv, "LONG_FIRST": tiling.long_first,
+        "EDGES": options.keys.hides(seq_q, seq_kv) or seq_kv % tiling.block_kv != 0,
     }  # fmt: skip
-    arguments["EDGES"] |= saved.k.shape[2] % cut.block_kv != 0
-    tiles = triton.cdiv(seq_q, cut.block_q) * batch * heads
-    return Call(backward.query_kernel, min(tiles, target_of(saved.q).processors), arguments, cut, warps=WARPGROUP)
+    tiles = triton.cdiv(seq_q, tiling.block_q) * batch * heads
+    return Call(backward.query_kernel, min(tiles, chip_of(saved.q).processors), arguments, tiling, warps=WARPGROUP)

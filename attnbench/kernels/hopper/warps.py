@@ -8,9 +8,12 @@ Shape suffixes as in `tile.py`; M are the 64 rows of one warpgroup.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attnbench.kernels.hopper.gluon import MBarrierLayout, expect, fetch, gl, init, jit, wait
+
+if TYPE_CHECKING:
+    from attnbench.kernels.tile import Listed
 
 LOG2E = gl.constexpr(1.4426950408889634)
 ROWS = gl.constexpr(64)  # of a consumer: those of one product of a warpgroup
@@ -19,44 +22,44 @@ ROWS = gl.constexpr(64)  # of a consumer: those of one product of a warpgroup
 class Ring(NamedTuple):
     """Tiles in shared memory [slots, rows, D], and the barriers of every slot.
 
-    `full` completes when a tile has come, `empty` when all who read it have read it.
+    `full` completes when a tile has arrived, `empty` when all its readers have read it.
     """
 
-    tiles: Any
-    full: Any
-    empty: Any
+    tiles: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
 
 
 class Shape(NamedTuple):
     """The problem and the order of its tiles; all are those of `forward_kernel` in forward.py."""
 
-    listed: Any  # a tile.Listed, or None
-    pairs: Any
-    heads: Any
-    seq_q: Any
-    seq_kv: Any
-    left: Any
-    right: Any
-    resident: Any
+    listed: Listed | None
+    pairs: gl.tensor
+    heads: gl.tensor
+    seq_q: gl.tensor
+    seq_kv: gl.tensor
+    left: gl.tensor
+    right: gl.tensor
+    resident: gl.tensor
 
 
 class Walk(NamedTuple):
-    """The tiles of keys of a tile of queries: [start, end) that some row sees, [whole, whole_end) that all rows see.
+    """The tiles of keys of a tile of queries: [start, end) that some row sees, [full, full_end) that all rows see.
 
-    `first` and `last`: the keys that some row sees. A tile of keys walks tiles of the rows that see it likewise.
+    `first` and `last`: the keys that some row sees. A tile of keys has a walk over the rows that see it likewise.
     """
 
-    first: Any
-    last: Any
-    start: Any
-    whole: Any
-    whole_end: Any
-    end: Any
+    first: gl.tensor
+    last: gl.tensor
+    start: gl.tensor
+    full: gl.tensor
+    full_end: gl.tensor
+    end: gl.tensor
 
 
 @jit
 def place(index, length, shape, BLOCK: gl.constexpr, LONG_FIRST: gl.constexpr):
-    """The first row and the (batch, head) pair of a tile of own rows, by its place in the order of `tile.place`."""
+    """The first row and the (batch, head) pair of the tile at an index, in the order of `tile.place`."""
     tiles = gl.cdiv(length, BLOCK)
     section = index // (shape.resident * tiles)
     inside = index % (shape.resident * tiles)
@@ -88,7 +91,7 @@ def walk_keys(row, batch, shape, BLOCK_Q: gl.constexpr, BLOCK_KV: gl.constexpr):
         warps: gl.constexpr = gl.num_warps()
         across: gl.constexpr = gl.BlockedLayout([1], [32], [warps], [0])
         low_Q, high_Q = seen(row + gl.arange(0, BLOCK_Q, layout=across), batch, shape)
-        # A row that sees nothing does not count: its output is 0 whatever it takes in.
+        # A row that sees no key does not count: its output is 0 whatever it takes in.
         first = gl.min(gl.where(high_Q > low_Q, low_Q, shape.seq_kv), 0)
         last = gl.max(gl.where(high_Q > low_Q, high_Q, 0), 0)
         last_low = gl.max(gl.where(high_Q > low_Q, low_Q, 0), 0)
@@ -102,9 +105,9 @@ def walk_keys(row, batch, shape, BLOCK_Q: gl.constexpr, BLOCK_KV: gl.constexpr):
         first_high = gl.minimum(gl.maximum(first_diagonal + shape.right + 1, 0), shape.seq_kv)
     start = gl.minimum(first, shape.seq_kv - 1) // BLOCK_KV
     end = gl.maximum(gl.cdiv(last, BLOCK_KV), start)
-    whole = gl.minimum(gl.maximum(gl.cdiv(last_low, BLOCK_KV), start), end)
-    whole_end = gl.minimum(gl.maximum(first_high // BLOCK_KV, whole), end)
-    return Walk(first, last, start, whole, whole_end, end)
+    full = gl.minimum(gl.maximum(gl.cdiv(last_low, BLOCK_KV), start), end)
+    full_end = gl.minimum(gl.maximum(first_high // BLOCK_KV, full), end)
+    return Walk(first, last, start, full, full_end, end)
 
 
 @jit
@@ -116,37 +119,37 @@ def walk_rows(key, shape, BLOCK_Q: gl.constexpr, BLOCK_KV: gl.constexpr):
     last = gl.minimum(gl.maximum(last_key - shift + shape.left + 1, 0), shape.seq_q)
     start = gl.minimum(first, shape.seq_q - 1) // BLOCK_Q
     end = gl.maximum(gl.cdiv(last, BLOCK_Q), start)
-    whole_row = gl.maximum(last_key - shift - shape.right, 0)
-    whole_last = gl.maximum(key - shift + shape.left + 1, 0)
-    whole = gl.minimum(gl.maximum(gl.cdiv(whole_row, BLOCK_Q), start), end)
-    whole_end = gl.where(whole_last >= shape.seq_q, end, gl.minimum(whole_last, shape.seq_q) // BLOCK_Q)
-    return Walk(first, last, start, whole, gl.minimum(gl.maximum(whole_end, whole), end), end)
+    full_row = gl.maximum(last_key - shift - shape.right, 0)
+    full_last = gl.maximum(key - shift + shape.left + 1, 0)
+    full = gl.minimum(gl.maximum(gl.cdiv(full_row, BLOCK_Q), start), end)
+    full_end = gl.where(full_last >= shape.seq_q, end, gl.minimum(full_last, shape.seq_q) // BLOCK_Q)
+    return Walk(first, last, start, full, gl.minimum(gl.maximum(full_end, full), end), end)
 
 
 @jit
 def steps_of(walk):
-    """Tiles of keys to take in: at least one, so that every tile of queries goes the same way."""
+    """Tiles of keys to take in: at least one, so that every tile of queries runs the same steps."""
     return gl.maximum(walk.end - walk.start, 1)
 
 
 @jit
 def edges_of(walk):
-    """How many of them need the mask; they come first."""
-    return walk.whole - walk.start + walk.end - walk.whole_end
+    """How many of them need a mask; they come first."""
+    return walk.full - walk.start + walk.end - walk.full_end
 
 
 @jit
 def start_of(step, walk, BLOCK_KV: gl.constexpr):
-    """The first key of the tile of a step: tiles before the whole ones, tiles behind them, then the whole ones."""
-    before = walk.whole - walk.start
+    """The first key of the tile of a step: tiles before the full ones, tiles behind them, then the full ones."""
+    before = walk.full - walk.start
     edges = edges_of(walk)
-    behind = gl.where(step < edges, walk.whole_end + step - before, walk.whole + step - edges)
+    behind = gl.where(step < edges, walk.full_end + step - before, walk.full + step - edges)
     return gl.where(step < before, walk.start + step, behind) * BLOCK_KV
 
 
 @jit
 def request(source, ring, count, batch, head, row, ACROSS: gl.constexpr = False):
-    """Ask for the tile of that row as the `count`-th of a ring, once its slot is free; ACROSS: rows are columns."""
+    """Copy the tile of that row as the `count`-th of a ring, once its slot is free; ACROSS: rows are columns."""
     slots: gl.constexpr = ring.tiles.shape[0]
     slot = count % slots
     wait(ring.empty.index(slot), (count // slots & 1) ^ 1)
@@ -157,7 +160,7 @@ def request(source, ring, count, batch, head, row, ACROSS: gl.constexpr = False)
 
 @jit
 def awaited(ring, count):
-    """The slot of the `count`-th tile of a ring, once the tile is there."""
+    """The slot of the `count`-th tile of a ring, once the tile has arrived."""
     slots: gl.constexpr = ring.tiles.shape[0]
     slot = count % slots
     wait(ring.full.index(slot), count // slots & 1)
@@ -173,7 +176,7 @@ def hide(s_MK, key, low_M, high_M, BLOCK_KV: gl.constexpr, S: gl.constexpr):
 
 @jit
 def new_tiles(slots: gl.constexpr, source):
-    """Room in shared memory for boxes of a descriptor."""
+    """Shared memory for boxes of a descriptor."""
     shape: gl.constexpr = source.block_shape
     return gl.allocate_shared_memory(source.dtype, [slots, 1, 1, shape[2], shape[3]], source.layout)
 

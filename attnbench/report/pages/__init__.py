@@ -1,35 +1,50 @@
-"""What stands on each page of a report: words, charts and tables, from the rows of runs. Nothing is drawn here.
+"""The pages of a report: text, charts and tables from the rows of runs. Rendering is left to the formats.
 
-A page without data is left out, and the summary says which command would fill it.
+A page without data is left out, and the summary names the command that would fill it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 
-from attnbench.report.material import Material, Page
-from attnbench.report.pages import ends, measured, studied
+from msgspec.structs import replace
 
-PAGES: dict[str, Callable[[Material], Page]] = {
-    "latency": measured.latency,
-    "throughput": measured.throughput,
-    "speedup": measured.speedup,
-    "memory": measured.memory,
-    "roofline": measured.roofline,
-    "scaling": studied.scaling,
-    "accuracy": measured.accuracy,
-    "support": studied.support,
-    "profile": studied.profile,
-    "applications": measured.applications,
-    "quality": studied.quality,
-    "history": studied.history,
-    "raw": ends.raw,
+from attnbench.report.pages import (
+    accuracy,
+    applications,
+    comparison,
+    latency,
+    memory,
+    profile,
+    quality,
+    raw,
+    roofline,
+    scaling,
+    speedup,
+    summary,
+    support,
+    throughput,
+)
+from attnbench.report.pages.page import Page, ReportData
+
+PAGES: dict[str, tuple[str, Callable[[ReportData], Page]]] = {  # by name: the title, and the function
+    "latency": ("Latency", latency.page),
+    "throughput": ("Throughput", throughput.page),
+    "speedup": ("Speed-up", speedup.page),
+    "memory": ("Memory", memory.page),
+    "roofline": ("Roofline", roofline.page),
+    "scaling": ("Scaling", scaling.page),
+    "accuracy": ("Accuracy", accuracy.page),
+    "support": ("Support", support.page),
+    "profile": ("Profile", profile.page),
+    "applications": ("Applications", applications.page),
+    "quality": ("Data quality", quality.page),
+    "history": ("Comparison", comparison.page),
+    "raw": ("Raw data", raw.page),
 }
 NAMES = ("summary", *PAGES)
 
 
-def pages(found: Material) -> list[Page]:
-    """All that have something to show, the summary first."""
-    every = [make(found) for make in PAGES.values()]
-    kept = [page for page in every if not page.empty]
-    return [ends.summary(found, [page for page in every if page.empty]), *kept]
+def pages(data: ReportData) -> list[Page]:
+    """The summary, then every page that has something to show."""
+    others = [replace(page(data), name=name, title=title) for name, (title, page) in PAGES.items()]
+    first = summary.page(data, [page for page in others if page.empty])
+    return [replace(first, name="summary", title="Summary"), *(page for page in others if not page.empty)]

@@ -1,0 +1,131 @@
+"""The noise floor of a machine: the difference that equal arms show, by the duration of a call.
+
+Every A/A measurement adds to the calibration of the machine; the margins of a gate follow from many of them.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from attnbench.analysis.restarts import Restarts
+from attnbench.analysis.stats import t_quantile
+from attnbench.errors import StoreError
+from attnbench.records import ceilings
+from attnbench.records.result import Record
+
+QUANTILE = 0.99
+ENOUGH = 20  # A/A runs: with fewer, the largest difference stands for the quantile, and is labelled so
+CLASSES_S = (1e-3, 1e-2, 1e-1)  # upper ends of the classes of duration
+
+
+class ControlPair(Record, frozen=True, kw_only=True):
+    """An A/A control against its equal on one case, over several restarts."""
+
+    device: str
+    label: str
+    seconds: float  # of a call
+    effect: float  # log of the ratio of their times
+    half_width: float  # of its 95 % interval over restarts
+    restarts: int = msgspec.field(name="launches")  # stored under its first name
+    torch: str = ""
+    measured_at: str = ""  # UTC, ISO 8601
+
+
+class NoiseFloor(Record, frozen=True, kw_only=True):
+    """The noise floor of one class of duration."""
+
+    longest_s: float  # of its cases; infinity for the last class
+    effect: float  # as a share: 0.02 is 2 %
+    runs: int
+    cases: int
+
+    @property
+    def label(self) -> str:
+        return "99th percentile" if self.runs >= ENOUGH else f"largest so far, of {self.runs} runs"
+
+
+def of_run(measured: Iterable[Restarts], torch: str = "") -> Iterator[ControlPair]:
+    """A pair for each A/A control that was measured over several restarts."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for control in measured:
+        ratio = control.speedup
+        if control.arm.copy < 2 or control.count < 2 or not control.time or not (ratio and ratio.low and ratio.high):
+            continue
+        half_width = (math.log(ratio.high) - math.log(ratio.low)) / 2
+        yield ControlPair(
+            device=control.arm.device, label=control.case.label, seconds=control.time.value,
+            effect=math.log(ratio.value), half_width=half_width, restarts=control.count, torch=torch, measured_at=now,
+        )  # fmt: skip
+
+
+def of_effects(
+    control: Restarts, effects: Mapping[int, float], measured_at: str, torch: str = ""
+) -> ControlPair | None:
+    """A pair from the effects by restart of an A/A control; None for fewer than two restarts."""
+    values = np.array(list(effects.values()))
+    if len(values) < 2 or not control.time:
+        return None
+    half_width = t_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return ControlPair(
+        device=control.arm.device, label=control.case.label, seconds=control.time.value,
+        effect=float(values.mean()), half_width=half_width, restarts=len(values), torch=torch, measured_at=measured_at,
+    )  # fmt: skip
+
+
+def factor(pairs: Sequence[ControlPair]) -> tuple[float, int]:
+    """The 99th percentile of the standard errors between equal arms, and the number of A/A runs behind it.
+
+    Normal noise between restarts gives Student's t; what the machine adds shows here. 0 with fewer than ENOUGH runs.
+    """
+    runs = len({pair.measured_at for pair in pairs})
+    usable = [pair for pair in pairs if pair.half_width > 0 and pair.restarts > 1]
+    scores = [abs(pair.effect) / (pair.half_width / t_quantile(pair.restarts - 1)) for pair in usable]
+    return (float(np.quantile(scores, QUANTILE)), runs) if scores and runs >= ENOUGH else (0.0, runs)
+
+
+def classes(pairs: Sequence[ControlPair]) -> list[NoiseFloor]:
+    """The noise floor of each class of duration that was measured, from short to long."""
+    floors, shortest = [], 0.0
+    for longest in (*CLASSES_S, math.inf):
+        in_class = [pair for pair in pairs if shortest <= pair.seconds < longest]
+        shortest = longest
+        if in_class:
+            effects = np.abs([pair.effect for pair in in_class])
+            runs = len({pair.measured_at for pair in in_class})
+            value = float(np.quantile(effects, QUANTILE)) if runs >= ENOUGH else float(effects.max())
+            floors.append(NoiseFloor(longest_s=longest, effect=math.expm1(value), runs=runs, cases=len(in_class)))
+    return floors
+
+
+def _file(fingerprint: str) -> Path:
+    return ceilings.folder(fingerprint) / "floor.jsonl"
+
+
+def add(fingerprint: str, pairs: Sequence[ControlPair]) -> Path:
+    """Append pairs to the calibration of a machine. StoreError where that cannot be written."""
+    path = _file(fingerprint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(b"".join(msgspec.json.encode(pair) + b"\n" for pair in pairs))
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
+    return path
+
+
+def load(fingerprint: str, device: str) -> list[ControlPair]:
+    """All pairs that were measured on a device; lines that cannot be read are left out."""
+    try:
+        lines = _file(fingerprint).read_bytes().splitlines()
+    except OSError:
+        return []
+    pairs = []
+    for line in lines:
+        with contextlib.suppress(msgspec.MsgspecError):
+            pairs.append(msgspec.json.decode(line, type=ControlPair))
+    return [pair for pair in pairs if pair.device == device]

@@ -1,0 +1,174 @@
+"""All restarts of one (case, arm): what every derived number is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+from attnbench.analysis import parallel, readings, stats
+from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice, RooflineBound, explain_faster, roofline_bound
+from attnbench.analysis.stats import Estimate
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.arm import Arm
+from attnbench.records.ceilings import Ceilings
+from attnbench.records.result import Result, Sample, Status
+from attnbench.records.results_file import Lines
+
+# The status of a case whose restarts ended differently is the first of these.
+WORST_FIRST = (
+    Status.INCORRECT,
+    Status.CRASHED,
+    Status.ERROR,
+    Status.TIMEOUT,
+    Status.OOM,
+    Status.UNAVAILABLE,
+    Status.UNSUPPORTED,
+    Status.OK,
+    Status.SKIPPED,
+)
+
+
+class Restarts:
+    """All restarts of one (case, arm), and those of the reference arm that its speed-up is relative to.
+
+    Times are None unless every restart that was tried is ok. Counts that follow from the problem, and error figures,
+    are available for every status.
+    """
+
+    def __init__(
+        self, results: Sequence[Result], reference: Sequence[Result] = (), ceilings: Ceilings | None = None
+    ) -> None:
+        self.results = tuple(sorted(results, key=lambda result: result.restart))
+        self.reference_results = tuple(sorted(reference, key=lambda result: result.restart))
+        self.case, self.arm = self.results[0].case, self.results[0].arm
+        self.ceilings = ceilings  # of its device, where they were measured
+
+    @cached_property
+    def worst(self) -> Result:
+        """The restart that determines status and reason. A skipped restart does not override measured ones."""
+        return min(self.results, key=lambda result: WORST_FIRST.index(result.status))
+
+    @property
+    def status(self) -> Status:
+        """ok if every restart that was tried is ok, else the worst."""
+        return self.worst.status
+
+    @property
+    def count(self) -> int:
+        """How many restarts were measured."""
+        return len(self.times)
+
+    @cached_property
+    def times(self) -> list[Sample]:
+        """One Sample per restart; empty unless the status is ok."""
+        if self.status is not Status.OK:
+            return []
+        return [result.samples["time"] for result in self.results if "time" in result.samples]
+
+    @cached_property
+    def time(self) -> Estimate | None:
+        """Seconds per call."""
+        return stats.estimate(self.times)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any restart was noisy."""
+        return any(readings.is_noisy(sample) for sample in self.times)
+
+    @cached_property
+    def speedup(self) -> Estimate | None:
+        """The reference arm's time over this one's, paired by round where both took part in the same rounds."""
+        if not self.times:
+            return None
+        by_restart = {result.restart: result for result in self.reference_results}
+        pairs = [pair for result in self.results if (pair := _paired(by_restart.get(result.restart), result))]
+        if len(pairs) == len(self.times):
+            return stats.ratio(pairs)
+        reference = Restarts(self.reference_results).time if self.reference_results else None
+        return stats.unpaired_ratio(reference, self.time) if reference and self.time else None
+
+    @cached_property
+    def roofline(self) -> RooflineBound | None:
+        """The least time that the measured ceilings of the device allow."""
+        return roofline_bound(self.ceilings, self.case.problem, self.case.mode) if self.ceilings else None
+
+    @cached_property
+    def faster_than_roofline(self) -> str:
+        """The likely reason, where the time is more than 5 % below that bound; else empty."""
+        if self.ceilings is None or self.time is None or self.time.value <= 0:
+            return ""
+        return explain_faster(self.ceilings, self.case.problem, self.case.mode, self.time.value)
+
+    @property
+    def reference(self) -> str | None:
+        """The id of the arm that `speedup` is relative to."""
+        if self.reference_results:
+            return self.reference_results[0].arm.id
+        return next((str(r.facts["reference"]) for r in self.results if "reference" in r.facts), None)
+
+    def ratio_to(self, other: Restarts) -> Estimate | None:
+        """The time of any other arm on the same problem over this one's, as in `speedup`."""
+        return Restarts(self.results, other.results).speedup
+
+
+def _paired(reference: Result | None, result: Result) -> stats.Pair | None:
+    """The Samples of reference and arm that share rounds: of one group, or of a reference arm that joined it."""
+    if "time" not in result.samples:
+        return None
+    if reference is not None and result.group and reference.group == result.group and "time" in reference.samples:
+        return reference.samples["time"], result.samples["time"]
+    borrowed = result.samples.get("reference_time")
+    if borrowed is None or (reference is not None and result.facts.get("reference") != reference.arm.id):
+        return None
+    return borrowed, result.samples["time"]
+
+
+T = TypeVar("T")
+Compute = Callable[[list[Restarts]], Iterable[T]]  # one value per arm
+Group = dict[int, list[int]]  # of one problem on one device: each arm's position in the output -> indices of results
+
+
+def join(
+    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS
+) -> list[Restarts]:
+    """The restarts of each (case, arm), in order of appearance. Of several results with one key the last counts."""
+    return map_problems(results, lambda arms: arms, reference, ceilings)
+
+
+def map_problems(
+    results: Sequence[Result],
+    compute: Compute[T],
+    reference: str | None = None,
+    ceilings: CeilingsByDevice = NO_CEILINGS,
+) -> list[T]:
+    """Apply `compute` to the arms of each problem on each device; return its values in order of appearance.
+
+    `compute` returns one value per arm. `reference` names the arm that speed-ups are relative to, in place of the arm
+    that the results name. Results that are not in memory are read one problem at a time, on all cores.
+    """
+    heads = results.heads if isinstance(results, Lines) else results
+    problems: dict[tuple[Problem, Mode, str], Group] = {}
+    positions: dict[tuple[Problem, Mode, str], int] = {}
+    for index in {(head.case, head.arm.id, head.restart): index for index, head in enumerate(heads)}.values():
+        case, arm = heads[index].case, heads[index].arm
+        group = problems.setdefault((case.problem, case.mode, arm.device), {})
+        position = positions.setdefault((case.problem, case.mode, arm.id), len(positions))
+        group.setdefault(position, []).append(index)
+    references = {head.arm.device: str(head.facts["reference"]) for head in heads if "reference" in head.facts}
+
+    def is_reference(arm: Arm) -> bool:
+        return arm.name == reference if reference else arm.id == references.get(arm.device)
+
+    def values_of(group: Group) -> list[T]:
+        arms = [[results[index] for index in indices] for indices in group.values()]
+        relative_to = next((restarts for restarts in reversed(arms) if is_reference(restarts[0].arm)), ())
+        ceilings_of_device = ceilings.get(arms[0][0].arm.device)
+        return list(compute([Restarts(restarts, relative_to, ceilings_of_device) for restarts in arms]))
+
+    groups = list(problems.values())
+    values = parallel.share(values_of, groups, pooled=isinstance(results, Lines))
+    by_position: dict[int, T] = {}
+    for group, group_values in zip(groups, values, strict=True):
+        by_position |= zip(group, group_values, strict=True)
+    return [by_position[position] for position in range(len(positions))]

@@ -1,0 +1,307 @@
+"""Results -> one row per (case, arm): the one table that every output is made from.
+
+`rows_of` is plain Python, so that tables and JSON need no pandas; `frame` returns the same as a DataFrame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, StrEnum
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from attnbench.analysis import stats
+from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
+from attnbench.analysis.restarts import Restarts, map_problems
+from attnbench.analysis.roofline import NO_CEILINGS, Bound, CeilingsByDevice
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.case import problem_label
+from attnbench.records.result import Result, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Value = str | int | float | bool | None
+
+# The interval of one restart does not contain what differs between restarts (sd 0.3 to 5 %, docs/method.md): two arms
+# with one restart each that are closer than this are tied.
+TIE_MARGIN = 0.02
+
+
+class Place(StrEnum):
+    """The place of an arm among those of its device on one problem."""
+
+    FASTEST = "fastest"
+    TIED = "tied"  # with the fastest: closer than the intervals can distinguish
+    BEHIND = "behind"
+    ALONE = "alone"  # no other arm was measured
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One (case, arm), its restarts joined. The fields are the keys of COLUMNS, in the same order and in base units."""
+
+    case_id: str
+    label: str
+    problem: str
+    arm: str
+    arm_name: str
+    backend: str
+    device: str
+    mode: Mode
+    # The axes of the problem, as `axes` flattens them.
+    seq_q: int
+    seq_kv: int
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_dim_v: int
+    dtype: str
+    mask: str
+    similarity: str
+    scale: float | None
+    softcap: float | None
+    temperature: float | None
+    bias: str
+    function: str
+    lengths: str
+    returns: str
+    weighting: str
+    sinks: bool
+    dropout: float
+    positions: str
+    scope: str
+    kv_dtype: str
+    autocast: str
+    page_size: int
+    status: Status
+    reason: str
+    restarts: int
+    reference: str | None
+    interval: str | None
+    noisy: bool | None
+    place: Place | None
+    impossible: str | None
+    bound: Bound | None
+    notes: str | None
+    # METRICS; None where a value was not measured.
+    time_s: float | None
+    time_low_s: float | None
+    time_high_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    rounds: float | None
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    flops: int
+    flops_half_causal: int
+    flops_dense: int
+    bytes: int
+    intensity: float
+    flop_per_s: float | None
+    flop_per_s_half_causal: float | None
+    bytes_per_s: float | None
+    tokens_per_s: float | None
+    peak_bytes: float | None
+    total_bytes: float | None
+    input_bytes: int
+    output_bytes: float | None
+    saved_bytes: float | None
+    workspace_bytes: float | None
+    predicted_bytes: float | None
+    first_kept_bytes: float | None
+    reserved_bytes: float | None
+    outside_bytes: float | None
+    roofline_s: float | None
+    roofline_share: float | None
+    sheet_share: float | None
+    energy_j: float | None
+    energy_above_idle_j: float | None
+    flop_per_j: float | None
+    time_wall_s: float | None
+    time_events_s: float | None
+    time_graph_s: float | None
+    time_cupti_s: float | None
+    host_s: float | None
+    max_abs_err: float | None
+    rms_err: float | None
+    err_vs_plain: float | None
+    not_finite: float | None
+    rel_err: float | None
+    import_s: float | None
+    first_call_s: float | None
+    compile_s: float | None
+    mask_build_s: float | None
+
+    def value(self, name: str) -> Value:
+        value: Value = getattr(self, name)
+        return value
+
+    def number(self, name: str) -> float | None:
+        """The value of the column `name`, which holds numbers."""
+        number: float | None = getattr(self, name)
+        return number
+
+    @property
+    def seconds(self) -> float:
+        """`time_s` of a row that was measured."""
+        assert self.time_s is not None, self.label
+        return self.time_s
+
+    @property
+    def run(self) -> str:
+        """The name of the run in a report on several runs, else empty."""
+        return ""
+
+    def plain(self) -> dict[str, Value]:
+        """The row as a dict of plain values, by column."""
+        place, bound = self.place and self.place.value, self.bound and self.bound.value
+        enums = {"mode": self.mode.value, "status": self.status.value, "place": place, "bound": bound}
+        return {**msgspec.structs.asdict(self), **enums}
+
+
+class RowOfRun(Row, frozen=True, kw_only=True):
+    """A row in a report on several runs. The name of its run is the last column."""
+
+    run: str
+
+
+def axes(record: msgspec.Struct) -> dict[str, Value]:
+    """Every field of a problem as a plain value; the fields of nested records are flattened, tuples are joined."""
+    flat: dict[str, Value] = {}
+    for name in _field_names(type(record)):
+        value = getattr(record, name)
+        if isinstance(value, msgspec.Struct):
+            flat.update(axes(value))
+        elif isinstance(value, tuple):
+            flat[name] = "-".join(map(str, value))
+        else:
+            flat[name] = value.value if isinstance(value, Enum) else value
+    return flat
+
+
+@cache  # msgspec evaluates the annotations of a class at every call
+def _field_names(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(field.name for field in msgspec.structs.fields(kind))
+
+
+AXES = tuple(axes(Problem(seq_q=1)))
+
+COLUMNS: dict[str, str] = {
+    "case_id": "12 hex digits of problem, backend and mode",
+    "label": "the case in words",
+    "problem": "the case in words, without its backend",
+    "arm": "backend, device and environment",
+    "arm_name": "backend, with the copy number of an A/A control",
+    "backend": "name of the backend",
+    "device": "device that it ran on",
+    "mode": "fwd, bwd or fwd_bwd",
+    **{axis: f"of the problem: {axis.replace('_', ' ')}" for axis in AXES},
+    "status": "ok if every restart that was tried is ok, else the worst",
+    "reason": "why it is not ok",
+    "restarts": "restarts that were measured and are joined in this row",
+    "reference": "the arm that the speed-up is relative to",
+    "interval": "what the 95 % interval is over: within one restart, or restarts",
+    "noisy": "whether the median block took over 1.25 times the least",
+    "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other was measured",
+    "impossible": "why the figures cannot be true; such a row is not ranked",
+    "bound": "the measured ceiling that limits the case: compute, memory or exp",
+    "notes": "notes on this row: faster than a ceiling, timers that disagree, why a figure is missing",
+    **{metric.name: metric.summary + (f" ({metric.unit})" if metric.unit else "") for metric in METRICS.values()},
+}
+
+
+def rows_of(
+    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS
+) -> list[Row]:
+    """One row per (case, arm), in order of appearance.
+
+    `reference` names the arm that speed-ups are relative to, in place of the run's. `ceilings` gives the roofline.
+    """
+    return map_problems(results, lambda arms: map(_row, arms, places(arms)), reference, ceilings)
+
+
+def frame(
+    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS
+) -> pd.DataFrame:
+    """`rows_of` as a DataFrame with the columns of COLUMNS; what was not measured is missing."""
+    return as_frame(rows_of(results, reference, ceilings))
+
+
+def as_frame(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> pd.DataFrame:
+    """Rows as a DataFrame: metrics as numbers, `noisy` as a nullable boolean, everything else as text."""
+    import pandas as pd
+
+    table = pd.DataFrame([row.plain() for row in rows], columns=list(columns))
+    for name in METRICS:
+        table[name] = pd.to_numeric(table[name])
+    table["noisy"] = table["noisy"].astype("boolean")
+    return table
+
+
+def _row(restarts: Restarts, place: Place | None) -> Row:
+    case, arm, worst = restarts.case, restarts.arm, restarts.worst
+    notes = (restarts.faster_than_roofline, timers_disagree(restarts), _missing(restarts))
+    values: dict[str, Any] = {
+        "case_id": case.id,
+        "label": case.label,
+        "problem": problem_label(case.problem, case.mode),
+        "arm": arm.id,
+        "arm_name": arm.name,
+        "backend": arm.backend,
+        "device": arm.device,
+        "mode": case.mode,
+        **axes(case.problem),
+        "status": worst.status,
+        "reason": one_line(worst.reason),
+        "restarts": restarts.count,
+        "reference": restarts.reference if restarts.speedup else None,
+        "interval": restarts.time.label if restarts.time else None,
+        "noisy": restarts.noisy if restarts.times else None,
+        "place": place,
+        "impossible": impossible(restarts) or None,
+        "bound": restarts.roofline.bound if restarts.roofline else None,
+        "notes": "; ".join(filter(None, notes)) or None,
+        **{name: metric.compute(restarts) for name, metric in METRICS.items()},
+    }
+    return Row(**values)
+
+
+def _missing(restarts: Restarts) -> str:
+    """Why figures that were requested are missing."""
+    absent = [result.facts.get("absent", {}) for result in restarts.results]
+    return "; ".join(dict.fromkeys(reason for reasons in absent for reason in reasons.values()))
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters: a terminal would interpret those of a kernel's message."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable() or c == "\u200d")
+
+
+def places(arms: Sequence[Restarts]) -> list[Place | None]:
+    """The place of each arm of one device on one problem; None where its time is missing or impossible."""
+    ranked = [arm for arm in arms if arm.status is Status.OK and arm.time and not impossible(arm)]
+    if len(ranked) < 2:
+        return [Place.ALONE if arm in ranked else None for arm in arms]
+    best = min(ranked, key=_time_s)
+    tied = [arm for arm in ranked if arm is not best and not _separated(best, arm)]
+    by_identity = dict.fromkeys(map(id, ranked), Place.BEHIND) | dict.fromkeys(map(id, tied), Place.TIED)
+    by_identity[id(best)] = Place.TIED if tied else Place.FASTEST
+    return [by_identity.get(id(arm)) for arm in arms]
+
+
+def _time_s(restarts: Restarts) -> float:
+    assert restarts.time
+    return restarts.time.value
+
+
+def _separated(best: Restarts, other: Restarts) -> bool:
+    """Whether `best` is significantly faster; where the arms share no rounds, also relative to the reference arm."""
+    margin = 1 + (TIE_MARGIN if min(best.count, other.count) == 1 else 0.0)
+    ratios = [best.ratio_to(other)]
+    if ratios[0] and ratios[0].method is stats.Method.BOUNDS and best.speedup and other.speedup:
+        ratios.append(stats.unpaired_ratio(best.speedup, other.speedup))
+    return all(ratio is not None and ratio.low is not None and ratio.low > margin for ratio in ratios)

@@ -1,0 +1,89 @@
+"""Layouts of q, k and v in memory: sequences packed for varlen kernels, and the pages of a KV cache as in vLLM.
+
+Every sequence of a paged cache (https://arxiv.org/abs/2309.06180) has as many pages as its keys need. Pages are in
+memory in a fixed random order, given by a page table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnbench.attention.fixed_random import splitmix64
+from attnbench.attention.masks.document import Document
+from attnbench.attention.problem import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Segments(NamedTuple):
+    """The sequences of a packed batch."""
+
+    starts: tuple[int, ...]  # index of the first token of each sequence, and the number of tokens (cu_seqlens)
+    longest: int  # tokens
+    tokens: tuple[int, ...] | None  # indices of the unpadded tokens in the padded batch; None: all
+
+
+def segments(problem: Problem) -> Segments | None:
+    """The sequences for flash_attn_varlen_func of documents or a ragged batch; None for other problems."""
+    seq = problem.seq_q
+    if problem.lengths:
+        tokens = (b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
+        return Segments(tuple(itertools.accumulate(problem.lengths, initial=0)), seq, tuple(tokens))
+    document = problem.masking.find(Document)
+    if document is None:
+        return None
+    spans = [int(start) for start in document.spans(problem.grid)]
+    starts = (b * seq + start for b in range(problem.batch) for start in spans[:-1])
+    longest = max(end - start for start, end in itertools.pairwise(spans))
+    return Segments((*starts, problem.batch * seq), longest, None)
+
+
+def packed(tokens: Tensor | None, *padded: Tensor) -> list[Tensor]:
+    """Pack tensors: [batch, seq, heads, width] -> [tokens, heads, width]."""
+    flat = [tensor.flatten(0, 1) for tensor in padded]
+    return flat if tokens is None else [tensor.index_select(0, tokens) for tensor in flat]
+
+
+def padded(
+    tokens: Tensor | None, batch: int, seq: int, out: Tensor, lse: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Pad results.
+
+    out: [tokens, heads, width] -> [batch, seq, heads, width]; lse: [heads, tokens] -> [batch, heads, seq].
+    """
+    if tokens is not None:
+        out = out.new_zeros(batch * seq, *out.shape[1:]).index_copy(0, tokens, out)
+    if lse is None:
+        return out.view(batch, seq, *out.shape[1:]), None
+    if tokens is not None:
+        lse = lse.new_full((lse.shape[0], batch * seq), float("-inf")).index_copy(1, tokens, lse)
+    return out.view(batch, seq, *out.shape[1:]), lse.view(-1, batch, seq).transpose(0, 1)
+
+
+def page_table(problem: Problem) -> NDArray[np.int32]:
+    """The page table: [batch, pages of a sequence], indices of pages."""
+    per_sequence = -(-problem.seq_kv // problem.page_size)
+    order = np.argsort(splitmix64(0, np.arange(problem.batch * per_sequence)), kind="stable")
+    return order.astype(np.int32).reshape(problem.batch, per_sequence)
+
+
+def paged(problem: Problem, tensor: Tensor) -> Tensor:
+    """Write to pages: [batch, kv_heads, seq_kv, width] -> [pages, page_size, kv_heads, width], padded with 0."""
+    import torch
+
+    table = torch.from_numpy(page_table(problem).astype(np.int64)).to(tensor.device)
+    batch, heads, _, width = tensor.shape
+    capacity = table.shape[1] * problem.page_size
+    padded = torch.nn.functional.pad(tensor, (0, 0, 0, capacity - problem.seq_kv)).transpose(1, 2)
+    pages = padded.reshape(batch * table.shape[1], problem.page_size, heads, width)
+    return torch.empty_like(pages).index_copy_(0, table.flatten(), pages)
+
+
+def gathered(problem: Problem, pages: Tensor, table: Tensor) -> Tensor:
+    """Read from pages: [batch, kv_heads, seq_kv, width]. table: [batch, pages of a sequence], int64."""
+    return pages[table].flatten(1, 2)[:, : problem.seq_kv].transpose(1, 2)

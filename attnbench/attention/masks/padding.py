@@ -1,0 +1,53 @@
+"""Sequences of different lengths in a batch: key padding, and ragged batches.
+
+`key_padding_mask` of torch.nn.MultiheadAttention
+(https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html): seq_q times the sum of the lengths.
+`cu_seqlens` of flash-attn (https://github.com/Dao-AILab/flash-attention): the sum of the squared lengths.
+"""
+
+import numpy as np
+
+from attnbench.attention.terms import Bound, Grid, Indices, Predicate, Table, Term
+
+
+class Padding(Term, frozen=True):
+    """Keys below the length of their sequence; lengths fall linearly, and `share` of all keys are padding."""
+
+    word = "padding"
+    example = "padding:0.3"
+    summary = "key padding"
+    differs_by_sequence = True
+
+    share: float  # of all keys
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 0.5:
+            raise self.error("the share of padding lies in 0..0.5")
+
+    def key_lengths(self, grid: Grid) -> Indices:
+        """[batch]: unpadded keys of each sequence, round(seq_kv (1 - 2 share (b + 1/2) / batch)), at least 1."""
+        b = np.arange(grid.batch)
+        unpadded = grid.seq_kv * (1 - 2 * self.share * (b + 0.5) / grid.batch)
+        return np.maximum(np.floor(unpadded + 0.5).astype(np.int64), 1)
+
+    def predicate(self, grid: Grid, table: Table) -> Predicate:
+        lengths = table(self.key_lengths(grid))
+        return lambda b, i, j: j < lengths[b]
+
+    def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Bound, Bound]:
+        return 0, self.key_lengths(grid)[b]
+
+
+class Ragged(Term, frozen=True):
+    """Query and key below the length of their sequence: of every mask on a grid with `lengths`, without a word."""
+
+    word = "ragged"
+    differs_by_sequence = True
+
+    def predicate(self, grid: Grid, table: Table) -> Predicate:
+        lengths = table(np.array(grid.lengths))
+        return lambda b, i, j: (i < lengths[b]) & (j < lengths[b])
+
+    def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Bound, Bound]:
+        length = np.array(grid.lengths)[b]
+        return 0, np.where(i < length, length, 0)

@@ -1,0 +1,83 @@
+"""Positions, normalisation and projections applied around a backend, within the timed call.
+
+A backend gets the core problem (`Problem.core`), and its objections concern that alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from attnbench.attention import logits, scopes
+from attnbench.attention.inputs import torch_dtype
+from attnbench.attention.problem import Autocast, KvDtype, Problem
+from attnbench.backends import Backend, Layout, Output, Prepared
+from attnbench.records.case import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def prepare(backend: Backend, case: Case, device: str) -> Prepared:
+    """Prepare the backend for the core problem, and the call that applies everything else around it."""
+    import torch
+
+    positioned = _positioned(backend, case, device)
+    problem = case.problem
+    if problem.scope == "core":
+        return positioned
+    dtype, flip = torch_dtype(problem.dtype), backend.layout is Layout.BSHD
+    matrices = {name: matrix.to(device, dtype) for name, matrix in scopes.matrices(problem)}
+    if case.mode.needs_grad:
+        matrices = {name: matrix.requires_grad_() for name, matrix in matrices.items()}
+    inner = scopes.self_attention(problem)
+    second = None if inner is None else _positioned(backend, replace(case, problem=inner), device)
+    core = _heads_first(positioned, flip)
+    self_attend = None if second is None else _heads_first(second, flip)
+
+    def apply(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if flip:
+            q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out = scopes.apply(problem, matrices, core, self_attend, q, k, v)
+        return out.transpose(1, 2) if flip else out
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if problem.autocast is Autocast.NONE:
+            return apply(q, k, v)
+        with torch.autocast(torch.device(device).type, torch_dtype(problem.working_dtype)):
+            return apply(q, k, v).to(q.dtype)
+
+    return replace(positioned, call=call, weights=tuple(matrices.values()))
+
+
+def _heads_first(prepared: Prepared, flip: bool) -> scopes.Attend:
+    """The call with [batch, heads, seq, width] in and out, whatever the backend's layout."""
+    if not flip:
+        return prepared.call
+    return lambda *qkv: prepared.call(*(tensor.transpose(1, 2) for tensor in qkv)).transpose(1, 2)
+
+
+def _positioned(backend: Backend, case: Case, device: str) -> Prepared:
+    problem = case.problem
+    prepared = backend.prepare(replace(case, problem=problem.core), device)
+    if problem.kv_dtype is not KvDtype.SAME:
+        fact = f"{problem.kv_dtype} simulated: read back as {problem.working_dtype} before the call"
+        prepared = replace(prepared, facts={**prepared.facts, "kv": fact})
+    if not (steps := _steps(problem)):
+        return prepared
+    inner, heads_last = prepared.call, backend.layout is Layout.BSHD
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        q, k = logits.positioned(problem, q, k, heads_last=heads_last)
+        output: Output = inner(q, k, v)
+        return output
+
+    return replace(prepared, call=call, facts={**prepared.facts, "turned": steps})
+
+
+def _steps(problem: Problem) -> str:
+    """The names of the positions and the normalisation applied to q and k; empty: none."""
+    similarity = problem.score.similarity
+    steps = [problem.positions.value, "" if similarity is problem.core.score.similarity else similarity.value]
+    return ", ".join(step for step in steps if step not in ("none", ""))

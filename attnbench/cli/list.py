@@ -1,0 +1,152 @@
+"""`attnbench list`: what is available and what is missing, from package metadata, without importing backends."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import typer
+
+from attnbench.cli import options
+
+app = typer.Typer(help="List backends, suites, masks, metrics, devices, and what is missing.", no_args_is_help=True)
+
+Table = Sequence[Mapping[str, object]]
+
+
+class Word(Protocol):
+    """A word of a grammar: a class of masks, biases or weightings."""
+
+    __doc__: str | None
+    example: ClassVar[str]
+
+
+@app.command()
+def backends(json_: options.Json = False) -> None:
+    """List every backend, its devices, and the command that installs what is missing."""
+    from attnbench import backends
+    from attnbench.engine import plan
+
+    records = []
+    for name in backends.names():
+        backend = backends.load(name)
+        absent = plan.missing(backend)
+        records.append(
+            {
+                "backend": name,
+                "devices": ",".join(sorted(backend.limits)),
+                "installed": "no" if absent else "yes",
+                "summary": backend.summary + (f"; install: {backend.install}" if absent else ""),
+            }
+        )
+    _print(records, json_)
+
+
+@app.command()
+def suites(json_: options.Json = False) -> None:
+    """List every shipped suite, its number of cells, and the source of its shapes."""
+    from attnbench import suite
+    from attnbench.attention.problem import Dtype
+
+    records = []
+    for name in suite.shipped():
+        loaded = suite.load(name)
+        cells = {kind: sum(1 for _ in suite.expand(loaded, kind=kind, dtype=Dtype.FP32)) for kind in ("cpu", "cuda")}
+        count = "/".join(str(number) for number in dict.fromkeys(cells.values()))
+        records.append({"suite": name, "cells": count, "title": loaded.title, "source": loaded.source})
+    _print(records, json_)
+
+
+@app.command()
+def masks(json_: options.Json = False) -> None:
+    """List every mask, its syntax, and the backends that support it: all, some or none of each library."""
+    from attnbench.attention.masks import PRIMITIVES
+
+    _words("mask", PRIMITIVES, {"none": "every key"}, json_)
+
+
+@app.command()
+def biases(json_: options.Json = False) -> None:
+    """List every bias for --bias, its syntax, and the backends that support it."""
+    from attnbench.attention.biases import BIASES
+
+    _words("bias", BIASES, {"none": "no bias"}, json_)
+
+
+@app.command()
+def weightings(json_: options.Json = False) -> None:
+    """List every weighting for --set weighting=..., its syntax, and the backends that support it."""
+    from attnbench.attention.weightings import WEIGHTINGS
+
+    _words("weighting", WEIGHTINGS, {}, json_)
+
+
+def _words(noun: str, kinds: Mapping[str, type[Word]], plain: Mapping[str, str], json_: bool) -> None:
+    """Print the words of a grammar with the backends that support them; every backend supports those of `plain`."""
+    from attnbench import backends
+
+    features = {
+        name: {word for limits in backends.load(name).limits.values() for word in limits.features}
+        for name in backends.names()
+    }
+    records, meanings = [], []
+    for word in (*plain, *kinds):
+        takers = [name for name, words in features.items() if word in (*plain, "softmax") or word in words]
+        written = word if word in plain else kinds[word].example
+        about = plain.get(word) or (kinds[word].__doc__ or "").splitlines()[0]
+        if json_:
+            records.append({noun: written, "means": about, "backends": ", ".join(takers)})
+        else:
+            records.append({noun: written, **_share_of_libraries(tuple(features), takers)})
+            meanings.append(f"{written}: {about}")
+    _print(records, json_)
+    for meaning in meanings:
+        print(meaning)
+
+
+def _share_of_libraries(names: Sequence[str], takers: Sequence[str]) -> dict[str, str]:
+    """By library, how many of its backends are in `takers`: yes, no, or `4 of 5`."""
+    shares = {}
+    for library in dict.fromkeys(name.partition(":")[0] for name in names):
+        members = [name for name in names if name.partition(":")[0] == library]
+        count = sum(name in takers for name in members)
+        shares[library] = "yes" if count == len(members) else f"{count} of {len(members)}" if count else "no"
+    return shares
+
+
+@app.command()
+def metrics(json_: options.Json = False) -> None:
+    """List every metric for --metrics, and its group."""
+    from attnbench.analysis.metrics import GROUPS, METRICS
+
+    groups = {name: ",".join(group for group, names in GROUPS.items() if name in names) for name in METRICS}
+    _print(
+        [
+            {"metric": name, "unit": metric.unit or "-", "group": groups[name] or "-", "summary": metric.summary}
+            for name, metric in METRICS.items()
+        ],
+        json_,
+    )
+
+
+@app.command()
+def devices(json_: options.Json = False) -> None:
+    """List the values of --device on this machine."""
+    from attnbench.machine import hardware
+
+    model = hardware.cpu_model() or "CPU"
+    gpus = {f"cuda:{gpu.index}": gpu.name for gpu in hardware.gpus()}
+    records = [{"device": name, "is": gpus.get(name, model)} for name in hardware.devices()]
+    _print(records, json_)
+
+
+def _print(records: Table, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        for record in records:
+            print(msgspec.json.encode(record).decode())
+        return
+    names = list(records[0])
+    widths = [max(len(str(record[name])) for record in [*records, {name: name}]) for name in names]
+    for record in [{name: name for name in names}, *records]:
+        padded = (str(record[name]).ljust(width) for name, width in zip(names, widths, strict=True))
+        print("  ".join(padded).rstrip())

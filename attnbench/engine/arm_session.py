@@ -1,0 +1,189 @@
+"""The work of the arms on one group: requests to their workers in order, and the Results made of the replies."""
+
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from attnbench.engine import plan
+from attnbench.engine.oracle import ExpectedFiles
+from attnbench.engine.plan import Group, Refusal
+from attnbench.engine.worker_process import Worker, WorkerFailedError
+from attnbench.records.arm import Arm
+from attnbench.records.result import Procedure, Result, Sample, Status, TimedBlock, Timing, sample
+from attnbench.worker import protocol
+from attnbench.worker.protocol import ReplyT
+
+RETIMED_BLOCKS = 5
+
+
+class ArmSession:
+    """The work of one arm on one group, from preparation to its Result. Every step may raise WorkerFailedError."""
+
+    def __init__(self, group: Group, arm: Arm, worker: Worker, restart: int, procedure: Procedure) -> None:
+        self.group, self.arm, self.worker, self.restart, self.procedure = group, arm, worker, restart, procedure
+        self.case = group.case(arm)
+        self.samples: dict[str, Sample] = {}
+        self.facts: dict[str, object] = {}
+        self._absent: dict[str, str] = {}  # extras that could not be measured, and why
+        self.values: list[float] = []
+        self.blocks: list[TimedBlock] = []
+        self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+    def _ask(self, message: protocol.WorkerRequest[ReplyT]) -> ReplyT:
+        return self.worker.ask(message, self.procedure.timeout_s)
+
+    def prepare(self) -> None:
+        """Make the inputs, prepare the backend and call it once."""
+        reply = self._ask(protocol.PrepareCase(case=self.case, procedure=self.procedure))
+        seconds = {**reply.seconds, "import": self.worker.import_s}
+        self.samples |= {name: sample("s", [value]) for name, value in seconds.items() if value is not None}
+        self.facts |= reply.facts
+
+    def verify(self, expected: ExpectedFiles, peaked: ExpectedFiles | None) -> None:
+        """Verify the output, in full if `peaked` is given. Raises WorkerFailedError for a wrong output."""
+        request = protocol.VerifyCase(
+            directory=str(expected.directory),
+            peaked_directory=str(peaked.directory) if peaked else "",
+            brief=peaked is None,
+        )
+        self._check(self._ask(request))
+        self.facts["verified_share"] = expected.share
+
+    def probe(self, names: Collection[str]) -> None:
+        self.facts["probes"] = self._ask(protocol.ProbeCase(names=tuple(names))).figures
+
+    def settle(self) -> float:
+        """Warm up; return the seconds of a call."""
+        reply = self._ask(protocol.SettleCase())
+        self.facts |= {"settled": reply.settled, "settle_s": reply.seconds}
+        return reply.call_s
+
+    def time(self, number: int, position: int) -> None:
+        """Time one block, in round `number` as the arm at `position`."""
+        reply = self._ask(protocol.TimeBlock())
+        self.values += reply.values
+        self.blocks.append(_block(reply, number, position))
+
+    def finish(self, extras: Collection[str] = ()) -> None:
+        """Verify the last timed output; then measure memory and the extras, outside the timed rounds."""
+        self._check(self._ask(protocol.CheckOutput()))
+        memory = self._ask(protocol.MeasureMemory())
+        self.samples["peak_memory"] = sample("B", [memory.peak])
+        self.samples["total_memory"] = sample("B", [memory.total])
+        self.facts |= {f"memory_{name}": value for name, value in memory.facts.items()}
+        if (predicted := plan.scratch_bytes(self.case)) is not None:
+            self.facts["memory_predicted"] = predicted
+        if "energy" in extras:
+            self._energy()
+        if "timers" in extras:
+            self._other_timers()
+
+    def profile(self, directory: str, bare: bool) -> None:
+        """Profile the case. It runs slower meanwhile, so this comes after everything that is timed."""
+        message = protocol.ProfileCase(directory=directory, bare=bare)
+        self.facts["profile"] = self.worker.ask(message, 2 * self.procedure.timeout_s).figures
+
+    def _energy(self) -> None:
+        reply = self._ask(protocol.MeasureEnergy())
+        if reply.absent:
+            self._absent["energy"] = reply.absent
+            return
+        self.samples["energy"] = sample("J", [reply.joules])
+        if reply.above_idle is not None:
+            self.samples["energy_above_idle"] = sample("J", [reply.above_idle])
+        self.facts["energy"] = {"source": reply.source, "seconds": reply.seconds, "calls": reply.calls}
+
+    def _other_timers(self) -> None:
+        for timing in (mode for mode in Timing if mode is not self.procedure.timing):
+            reply = self._ask(protocol.RetimeCase(timing=timing, blocks=RETIMED_BLOCKS))
+            if reply.absent:
+                self._absent[f"time_{timing}"] = reply.absent
+            else:
+                values = [value for block in reply.blocks for value in block.values]
+                blocks = tuple(_block(block, number, position=0) for number, block in enumerate(reply.blocks))
+                self.samples[f"time_{timing}"] = sample("s", values, blocks)
+
+    def timed(self) -> Sample:
+        return sample("s", self.values, tuple(self.blocks))
+
+    def release(self) -> None:
+        """Free the memory of the case, for the next group."""
+        self._ask(protocol.ReleaseCase())
+
+    def result(self, status: Status = Status.OK, reason: str = "") -> Result:
+        """The Result to store. A case that failed has no samples: its times would be those of a wrong output."""
+        samples = {**self.samples, "time": self.timed()} if status is Status.OK else {}
+        absent = {"absent": self._absent} if self._absent else {}
+        result = Refusal(status, reason).result(
+            self.case, self.arm, self.procedure, restart=self.restart, group=self.group.id
+        )
+        return replace(result, started_at=self.started_at, samples=samples, facts={**self.facts, **absent})
+
+    def _check(self, reply: protocol.CaseVerified) -> None:
+        self.facts["errors"] = reply.errors
+        if not reply.ok:
+            raise WorkerFailedError(Status.INCORRECT, reply.reason)
+
+
+class GroupSessions:
+    """The sessions of a group that are live, and the results of the others.
+
+    A step that fails ends the session of its arm with the status of the failure; the other arms go on. `on_failure` is
+    called with each such session.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        restart: int,
+        procedures: dict[str, Procedure],
+        on_failure: Callable[[ArmSession, WorkerFailedError], None],
+    ) -> None:
+        self.group, self.restart, self._procedures, self._on_failure = group, restart, procedures, on_failure
+        self.live: list[ArmSession] = []
+        self._results: dict[str, Result] = {}
+
+    @property
+    def results(self) -> list[Result]:
+        """Of the group's arms in order, without borrowed arms and without sessions that are still live."""
+        return [self._results[arm.id] for arm in self.group.arms if arm.id in self._results]
+
+    def _procedure(self, arm: Arm) -> Procedure:
+        return self._procedures[arm.parsed_device.kind]
+
+    def add(self, arm: Arm, worker: Worker) -> None:
+        self.live.append(ArmSession(self.group, arm, worker, self.restart, self._procedure(arm)))
+
+    def refuse(self, arm: Arm, refusal: Refusal) -> None:
+        self._results[arm.id] = refusal.result(
+            self.group.case(arm), arm, self._procedure(arm), restart=self.restart, group=self.group.id
+        )
+
+    def step(self, work: Callable[[ArmSession], None]) -> None:
+        """Do the work in every live session."""
+        for session in list(self.live):
+            self.step_one(session, work)
+
+    def step_one(self, session: ArmSession, work: Callable[[ArmSession], None]) -> None:
+        try:
+            work(session)
+        except WorkerFailedError as failure:
+            self.live.remove(session)
+            self._on_failure(session, failure)
+            self._results[session.arm.id] = session.result(failure.status, failure.reason)
+
+    def complete(self) -> None:
+        """Record the result of every live session."""
+        self._results |= {session.arm.id: session.result() for session in self.live}
+
+
+def _block(reply: protocol.BlockTimed, number: int, position: int) -> TimedBlock:
+    return TimedBlock(
+        round=number,
+        position=position,
+        readings=len(reply.values),
+        calls=reply.calls,
+        tags=reply.tags,
+        facts=reply.facts,
+    )

@@ -1,0 +1,76 @@
+"""The oracle: the process that computes expected values, which every arm's output is compared with."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from attnbench.attention.problem import Mode, Problem
+from attnbench.engine.worker_process import Worker, WorkerFailedError
+from attnbench.machine import resources
+from attnbench.records.result import Procedure
+from attnbench.worker.protocol import ComputeExpected
+
+BUDGET_S = 2.0  # of computing expected values; beyond it, whole (batch, kv head) groups are sampled by seed
+PEAKED_BUDGET_S = 0.2
+MAX_STORED_BYTES = 2 * 1024**3  # of expected values on disk
+
+
+class ExpectedFiles(NamedTuple):
+    """Expected values on disk."""
+
+    directory: Path
+    share: float  # of the query rows that they cover
+
+
+class Oracle:
+    """Computes expected values once for each problem. Workers read them from memory-mapped files in `directory`."""
+
+    def __init__(self, directory: Path, timeout_s: float, spent: dict[str, float]) -> None:
+        self._directory, self._timeout_s, self._spent = directory, timeout_s, spent
+        self._worker: Worker | None = None
+        self._files: dict[tuple[Problem, Mode, str], ExpectedFiles] = {}
+        self._count = 0
+
+    def start(self) -> Worker:
+        """Start the process if it does not run: its imports take seconds."""
+        if self._worker is None:
+            self._worker = Worker(None, resources.available_cores(), 0, spent=self._spent)
+        return self._worker
+
+    def expect(self, problem: Problem, mode: Mode, procedure: Procedure) -> tuple[ExpectedFiles, ExpectedFiles]:
+        """Expected values for the inputs of the procedure, and for peaked inputs. Raises WorkerFailedError."""
+        files = self._expect(problem, mode, procedure.seed, procedure.inputs, BUDGET_S)
+        return files, self._expect(problem, mode, procedure.seed, "peaked", PEAKED_BUDGET_S)
+
+    def _expect(self, problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float) -> ExpectedFiles:
+        mode = mode if mode is Mode.FWD else Mode.FWD_BWD
+        key = problem, mode, inputs
+        if key not in self._files:
+            worker = self.start()
+            worker.open(self._timeout_s)
+            self._make_room()
+            self._count += 1
+            directory = self._directory / f"{self._count:06d}-{inputs}"
+            request = ComputeExpected(
+                problem=problem, mode=mode, seed=seed, inputs=inputs, directory=str(directory), budget_s=budget_s
+            )
+            try:
+                reply = worker.ask(request, max(self._timeout_s, 60 * budget_s))
+            except WorkerFailedError:
+                self._worker = None
+                raise
+            self._files[key] = ExpectedFiles(directory, reply.share)
+        return self._files[key]
+
+    def _make_room(self) -> None:
+        """Delete the oldest expected values beyond MAX_STORED_BYTES; they are computed again where needed."""
+        sizes = [sum(file.stat().st_size for file in files.directory.iterdir()) for files in self._files.values()]
+        for index, key in enumerate(list(self._files)):
+            if sum(sizes[index:]) <= MAX_STORED_BYTES:
+                return
+            shutil.rmtree(self._files.pop(key).directory)
+
+    def terminate(self) -> None:
+        if self._worker:
+            self._worker.terminate()
+            self._worker = None

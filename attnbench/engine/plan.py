@@ -1,0 +1,319 @@
+"""From problems and arms to groups of arms that share rounds, cheapest first, and refusals. Loads no torch."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from attnbench import backends
+from attnbench.attention import cost
+from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.backends import Backend
+from attnbench.records.arm import Arm, Device
+from attnbench.records.case import Case
+from attnbench.records.result import Cause, Procedure, Result, Status
+from attnbench.suite import Cell
+from attnbench.units import size
+
+AUTO: dict[str, tuple[str, ...]] = {
+    "cpu": ("naive", "sdpa:math", "sdpa:flash", "flex"),
+    "cuda": (
+        "naive",
+        "sdpa:math",
+        "sdpa:flash",
+        "sdpa:efficient",
+        "sdpa:cudnn",
+        "varlen",
+        "flex",
+        "xformers",
+        "flash-attn:2",
+        "flash-attn:3",
+        "flash-attn:4",
+        "triton",
+    ),
+}
+DEFAULT_REFERENCE = "naive"
+
+# Memory of a worker after its imports, and scratch of the oracle; a prediction adds both to the tensors.
+WORKER_BYTES = 400 * 1024**2
+ORACLE_BYTES = 600 * 1024**2
+
+# Calls of one arm in the shortest measurement: the first, two sets of inputs, negated inputs, settling, and rounds.
+MIN_CALLS = 5 + 3
+ARM_OVERHEAD_S = 0.5
+# Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
+COMPILE_S = 8.0
+
+# Estimates in FLOP/s for one CPU thread on fp32 and one GPU on bf16. They only order cases and divide the budget, until
+# the same arm is measured (see Forecast).
+_CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
+_CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
+_CALL_OVERHEAD_S = 5e-5
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """One problem in one mode, and the arms that measure it in common rounds."""
+
+    id: str
+    problem: Problem
+    mode: Mode
+    arms: tuple[Arm, ...]
+    borrowed: tuple[Arm, ...] = ()  # reference arms for the speed-up, whose own Result is in another group
+    late: bool = False  # in the second pass, for backends that compile
+    seconds: float = 0.0  # predicted, of the shortest measurement
+
+    @property
+    def alone(self) -> bool:
+        return len(self.arms) + len(self.borrowed) == 1
+
+    def case(self, arm: Arm) -> Case:
+        return Case(problem=self.problem, backend=arm.backend, mode=self.mode)
+
+
+class Refusal(NamedTuple):
+    """Why a case is not measured."""
+
+    status: Status
+    reason: str
+    cause: Cause | None = None
+    trace: str = ""
+
+    def result(self, case: Case, arm: Arm, procedure: Procedure, *, restart: int = 0, group: str = "") -> Result:
+        """The Result that is stored in place of a measurement."""
+        return Result(
+            case=case,
+            case_id=case.id,
+            arm=arm,
+            status=self.status,
+            reason=self.reason,
+            cause=self.cause,
+            restart=restart,
+            group=group,
+            procedure=procedure,
+            facts={"trace": self.trace} if self.trace else {},
+        )
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What will be measured, in order, and what will not."""
+
+    groups: tuple[Group, ...]
+    refusals: tuple[Result, ...] = ()
+    arms: tuple[Arm, ...]
+    impossible: tuple[tuple[str, str], ...] = ()  # combinations that are no problem, and why
+
+    @property
+    def cases(self) -> int:
+        """Number of cases: planned, refused and impossible."""
+        return sum(len(group.arms) for group in self.groups) + len(self.refusals) + len(self.impossible)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, of the shortest measurement of everything."""
+        return sum(group.seconds for group in self.groups)
+
+
+class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan depends on beside cells and arms."""
+
+    memory_bytes: int  # the limit for a group
+    procedures: dict[str, Procedure]  # by kind of device
+    reference: str = DEFAULT_REFERENCE
+    gpu_memory_bytes: dict[int, int] = {}  # by index
+    capability: dict[int, tuple[int, int]] = {}  # by index
+
+
+class Forecast:
+    """Predicts the seconds of a call: from an estimated rate at first, then from measurements of the same arm."""
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[str, Dtype, Mode], list[tuple[int, float]]] = {}
+        self._compile_s: dict[str, float] = {}
+
+    def learn_compile(self, arm: Arm, seconds: float) -> None:
+        """Record how long the first call of a compiling backend took. The last record counts, as caches fill."""
+        self._compile_s[arm.id] = seconds
+
+    def learn(self, arm: Arm, case: Case, call_s: float) -> None:
+        """Record the seconds of a measured call."""
+        flops = cost.flops_dense(case.problem, case.mode)
+        self._measured.setdefault((arm.id, case.problem.dtype, case.mode), []).append((flops, call_s))
+
+    def call_s(self, arm: Arm, case: Case) -> float:
+        """Predicted seconds of one call, scaled from the measurement with the nearest number of FLOPs."""
+        flops = cost.flops_dense(case.problem, case.mode)
+        if measured := self._measured.get((arm.id, case.problem.dtype, case.mode)):
+            nearest_flops, nearest_s = min(measured, key=lambda pair: abs(pair[0] - flops))
+            return nearest_s * max(flops / nearest_flops, 0.1)
+        return _CALL_OVERHEAD_S + flops / _rate(arm.parsed_device, case)
+
+    def group_s(self, group: Group) -> float:
+        """Predicted seconds of the shortest measurement of a group."""
+        arms = (*group.arms, *group.borrowed)
+        compiling = [arm for arm in arms if group.late and arm not in group.borrowed]
+        calls_s = sum(ARM_OVERHEAD_S + MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
+        return calls_s + sum(self._compile_s.get(arm.id, COMPILE_S) for arm in compiling)
+
+
+def arms_of(names: Sequence[str], devices: Sequence[Device], interpreted: bool = False) -> list[Arm]:
+    """One arm for each backend on each device. A repeated name makes a further copy.
+
+    `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter.
+    """
+    arms: list[Arm] = []
+    for device in devices:
+        for name in names:
+            copies = sum(arm.backend == name and arm.device == device.text for arm in arms)
+            timed = not interpreted or device.kind != "cpu" or backends.is_file(name)
+            env = () if timed else backends.load(name).interpreter
+            arms.append(Arm(backend=name, device=device.text, copy=copies + 1, env=env))
+    return arms
+
+
+def auto(kind: str) -> tuple[str, ...]:
+    """The backends measured by default on a kind of device, without those whose packages are not installed."""
+    return tuple(name for name in AUTO[kind] if not missing(backends.load(name)))
+
+
+def missing(backend: Backend) -> list[str]:
+    """Required modules of the backend that are not installed. They are looked up, not imported."""
+    return [module for module in backend.requires if not _installed(module)]
+
+
+def make(
+    cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits, impossible: Iterable[tuple[str, str]] = ()
+) -> Plan:
+    """Group the cells, refuse what cannot run, and order the groups cheapest first."""
+    plan = _planned(cells, limits, lambda cell, arms: _groups_of(cell, arms, limits))
+    # The seconds of a group that compiles include the compilation, which puts it among groups as expensive.
+    groups = sorted(plan.groups, key=lambda group: (group.seconds, group.late))
+    return replace(plan, groups=_numbered(groups), impossible=tuple(impossible))
+
+
+def together(cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits) -> Plan:
+    """One group for each cell with all its arms, in the given order: arms that must share rounds, as in a gate."""
+    plan = _planned(cells, limits, lambda cell, arms: [_group(cell, arms, late=any(map(_compiles, arms)))])
+    return replace(plan, groups=_numbered(plan.groups))
+
+
+def _planned(
+    cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits, groups_of: Callable[[Cell, list[Arm]], list[Group]]
+) -> Plan:
+    """The groups that `groups_of` makes of a cell and the arms that can run it, and the results of the other arms."""
+    forecast = Forecast()
+    groups: list[Group] = []
+    refusals: list[Result] = []
+    arms: dict[str, Arm] = {}
+    for cell, arms_of_cell in cells:
+        runnable = []
+        for arm in arms_of_cell:
+            arms[arm.id] = arm
+            case = Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
+            if refusal := refuse(case, arm, limits):
+                refusals.append(refusal.result(case, arm, limits.procedures[arm.parsed_device.kind]))
+            else:
+                runnable.append(arm)
+        if runnable:
+            groups += groups_of(cell, runnable)
+    timed = [replace(group, seconds=forecast.group_s(group)) for group in groups]
+    return Plan(groups=tuple(timed), refusals=tuple(refusals), arms=tuple(arms.values()))
+
+
+def _numbered(groups: Iterable[Group]) -> tuple[Group, ...]:
+    return tuple(replace(group, id=f"g{number:05d}") for number, group in enumerate(groups))
+
+
+def refuse(case: Case, arm: Arm, limits: PlanLimits) -> Refusal | None:
+    """Why this case is not measured, as far as is known without opening the device; None if it is."""
+    if backends.is_file(arm.backend):
+        return None  # only the worker reads a user's file
+    backend = backends.load(arm.backend)
+    device = arm.parsed_device
+    capability = limits.capability.get(device.index, (0, 0)) if device.kind == "cuda" else (0, 0)
+    if device.kind not in backend.limits:
+        return Refusal(Status.UNAVAILABLE, "; ".join(backend.objections(case, device.kind)))
+    if not arm.python and (absent := missing(backend)):
+        hint = f"; install: {backend.install}" if backend.install else ""
+        return Refusal(Status.UNAVAILABLE, f"not installed: {', '.join(absent)}{hint}")
+    interpreted = bool(backend.interpreter) and set(backend.interpreter) <= set(arm.env)
+    if device.kind == "cpu" and backend.untimed and not interpreted:
+        return Refusal(Status.UNAVAILABLE, backend.untimed)
+    if objections := backend.objections(case, device.kind, capability):
+        return Refusal(Status.UNSUPPORTED, "; ".join(objections))
+    needed, limit = peak_bytes(case) or 0, _limit(device, limits)
+    if device.kind == "cpu":
+        needed += WORKER_BYTES + ORACLE_BYTES + cost.input_bytes(case.problem)
+    if needed > limit:
+        return Refusal(Status.SKIPPED, f"needs {size(needed)}, limit {size(limit)}", Cause.MEMORY)
+    return None
+
+
+def is_reference(other: Arm, arm: Arm, reference: str) -> bool:
+    """Whether the speed-up of `arm` is against `other`: the first copy of the reference backend on its device."""
+    return other.backend == reference and other.device == arm.device and other.copy == 1
+
+
+def scratch_bytes(case: Case) -> int | None:
+    """Predicted bytes of one call beyond its inputs and outputs; None for a user's file."""
+    return None if backends.is_file(case.backend) else backends.load(case.backend).extra_bytes(case)
+
+
+@lru_cache(maxsize=200_000)
+def peak_bytes(case: Case) -> int | None:
+    """Predicted peak bytes of one call; None for a user's file, which only the worker reads."""
+    return None if backends.is_file(case.backend) else backends.load(case.backend).peak_bytes(case)
+
+
+def _groups_of(cell: Cell, arms: list[Arm], limits: PlanLimits) -> list[Group]:
+    """Groups of the first pass, and a group of the second for each arm that compiles, with the reference arm."""
+    early = [arm for arm in arms if not _compiles(arm)]
+    parts: list[list[Arm]] = []  # one if all arms fit into memory at once, else several that do, filled in order
+    for arm in early:
+        if parts and _peak(cell, [*parts[-1], arm]) <= _limit(arm.parsed_device, limits):
+            parts[-1].append(arm)
+        else:
+            parts.append([arm])
+    groups = [_group(cell, part) for part in parts]
+    for arm in filter(_compiles, arms):
+        partners = [other for other in early if is_reference(other, arm, limits.reference)]
+        fits = _peak(cell, [arm, *partners]) <= _limit(arm.parsed_device, limits)
+        groups.append(_group(cell, [arm], partners if fits else [], late=True))
+    return groups
+
+
+def _group(cell: Cell, arms: Sequence[Arm], borrowed: Sequence[Arm] = (), late: bool = False) -> Group:
+    arms, borrowed = tuple(arms), tuple(borrowed)
+    return Group(id="", problem=cell.problem, mode=cell.mode, arms=arms, borrowed=borrowed, late=late)
+
+
+def _peak(cell: Cell, arms: Sequence[Arm]) -> int:
+    cases = [Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms]
+    tensors = sum(cost.input_bytes(cell.problem) + (peak_bytes(case) or 0) for case in cases)
+    return ORACLE_BYTES + len(cases) * WORKER_BYTES + tensors
+
+
+def _limit(device: Device, limits: PlanLimits) -> int:
+    if device.kind == "cuda":
+        return limits.gpu_memory_bytes.get(device.index, 1 << 62)
+    return limits.memory_bytes
+
+
+def _rate(device: Device, case: Case) -> float:
+    if device.kind == "cuda":
+        return _CUDA_RATE if case.problem.dtype in (Dtype.BF16, Dtype.FP16) else _CUDA_RATE / 10
+    slow = 1.0 if case.problem.dtype is Dtype.FP32 else 0.25
+    return _CPU_RATES.get(case.backend, _CPU_RATE) * max(device.threads, 1) * slow
+
+
+@lru_cache(maxsize=256)
+def _compiles(arm: Arm) -> bool:
+    return not backends.is_file(arm.backend) and backends.load(arm.backend).compiles
+
+
+@lru_cache(maxsize=64)
+def _installed(module: str) -> bool:
+    # Of a dotted name only the package: looking further would import it, and torch with it.
+    return find_spec(module.partition(".")[0]) is not None

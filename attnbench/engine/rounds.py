@@ -1,0 +1,75 @@
+"""Rounds of a group: in each, every arm times one block, in random balanced order, while the others wait."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from functools import partial
+
+from attnbench.analysis import readings, stats
+from attnbench.engine.arm_session import ArmSession, GroupSessions
+
+MIN_ROUNDS_OVER_BUDGET = 3
+MORE_ROUNDS_WHEN_NOISY = 30
+
+
+class RoundsEnd(StrEnum):
+    """Why the rounds of a group ended; stored as the fact `rounds_reason`."""
+
+    PRECISION = "precision"  # every arm is precise enough
+    ROUNDS = "rounds"  # as many as allowed
+    BUDGET = "budget"
+    INTERRUPTED = "interrupted"
+    NO_ARM_LEFT = "nothing left"  # every arm failed
+
+
+def run_rounds(
+    sessions: GroupSessions,
+    deadline: float,
+    source: random.Random,
+    stop_requested: Callable[[], bool],
+    phase: Callable[[str], None],
+) -> RoundsEnd:
+    """Time blocks until every arm is precise enough, or another reason ends the rounds.
+
+    `deadline`: of the budget, on the clock of time.monotonic().
+    """
+    orders: list[list[ArmSession]] = []
+    number = 0
+    while sessions.live:
+        if stop_requested():
+            return RoundsEnd.INTERRUPTED
+        if end := _end(sessions.live, number, deadline):
+            return end
+        phase(f"{sessions.live[0].case.label}  round {number + 1}")
+        if not orders or set(orders[-1]) != set(sessions.live):
+            orders = _balanced_orders(sessions.live, source)
+        for position, session in enumerate(orders.pop()):
+            sessions.step_one(session, partial(ArmSession.time, number=number, position=position))
+        number += 1
+    return RoundsEnd.NO_ARM_LEFT
+
+
+def _balanced_orders(sessions: Sequence[ArmSession], source: random.Random) -> list[list[ArmSession]]:
+    """Random orders for as many rounds as there are arms, in which each arm takes each position once."""
+    base = source.sample(sessions, len(sessions))
+    orders = [base[shift:] + base[:shift] for shift in range(len(base))]
+    source.shuffle(orders)
+    return orders
+
+
+def _end(live: Sequence[ArmSession], rounds: int, deadline: float) -> RoundsEnd | None:
+    """Why the rounds end after so many; None if another one follows."""
+    procedure = live[0].procedure
+    if rounds >= MIN_ROUNDS_OVER_BUDGET and time.monotonic() > deadline:
+        return RoundsEnd.BUDGET
+    if rounds < procedure.min_rounds:
+        return None
+    if procedure.min_rounds == procedure.max_rounds:
+        return RoundsEnd.ROUNDS  # a fixed number is not extended for noise
+    samples = [session.timed() for session in live]
+    noisy = any(map(readings.is_noisy, samples))
+    if rounds >= procedure.max_rounds + (MORE_ROUNDS_WHEN_NOISY if noisy else 0):
+        return RoundsEnd.ROUNDS
+    precise = all(stats.precise_enough(each, procedure.rel_ci) for each in samples)
+    return RoundsEnd.PRECISION if precise and not noisy else None

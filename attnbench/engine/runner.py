@@ -1,0 +1,303 @@
+"""A run: every group of a plan in every restart, within the budget; one Result for each (case, arm, restart).
+
+The outer loop is the restart: all workers start anew. Within a group every arm prepares, is verified and settles; then
+rounds time the arms side by side.
+"""
+
+import random
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from attnbench.attention import cost
+from attnbench.engine.arm_session import ArmSession, GroupSessions
+from attnbench.engine.oracle import ExpectedFiles, Oracle
+from attnbench.engine.plan import Forecast, Group, Plan, Refusal, is_reference
+from attnbench.engine.rounds import RoundsEnd, run_rounds
+from attnbench.engine.worker_process import WorkerFailedError, Workers
+from attnbench.records.arm import Arm
+from attnbench.records.result import Cause, Environment, Key, Procedure, Result, Status
+
+ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
+
+
+class Observer(Protocol):
+    """Receives the progress of a run."""
+
+    def phase(self, text: str) -> None:
+        """The step that begins now."""
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        """A case ended."""
+
+
+class SilentObserver:
+    """An observer of a run that reports nothing."""
+
+    def phase(self, text: str) -> None:
+        """Ignore the phase."""
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        """Ignore the result."""
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and choices of a run."""
+
+    procedures: dict[str, Procedure]  # by kind of device
+    restarts: int = 1
+    first_restart: int = 0  # number of the first restart, where earlier ones are stored
+    seed: int = 0
+    timeout_s: float = 60.0  # for each phase
+    budget_s: float | None = None  # None: no limit
+    memory_bytes: int = 0
+    reference: str = ""
+    fail_fast: bool = False
+    verify_only: bool = False  # nothing is timed
+    probes: tuple[str, ...] = ()  # run for every case that is right
+    extras: tuple[str, ...] = ()  # measured beyond time and memory: energy, timers
+    profile: str = ""  # the directory for a profile of each case; empty: none
+    bare: bool = False  # a profile holds nothing but the calls
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended."""
+
+    interrupted: bool = False
+    stopped: bool = False  # by fail_fast
+
+
+class FailedSizes:
+    """Cases that timed out or ran out of memory: no case of the same arm, dtype and mode with as much work is tried."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str, str], tuple[int, str]] = {}  # FLOPs of the dense problem, and what happened
+
+    def add(self, session: ArmSession, status: Status) -> None:
+        problem, mode = session.group.problem, session.group.mode
+        what = "ran out of memory" if status is Status.OOM else "timed out"
+        failure = cost.flops_dense(problem, mode), f"{what} at {session.case.label}"
+        self._first.setdefault((session.arm.id, problem.dtype.value, mode.value), failure)
+
+    def refusal(self, group: Group, arm: Arm) -> Refusal | None:
+        """Why the arm is skipped in this group; None if it is tried."""
+        flops, what = self._first.get((arm.id, group.problem.dtype.value, group.mode.value), (0, ""))
+        if what and cost.flops_dense(group.problem, group.mode) >= flops:
+            return Refusal(Status.SKIPPED, f"a case no larger {what}", Cause.NO_LARGER)
+        return None
+
+
+class Runner:
+    """Runs a plan. `append` stores the results of a group, all at once; `done` are the keys that are stored already."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: RunSettings,
+        append: Callable[[Sequence[Result]], None],
+        observer: Observer,
+        done: frozenset[Key] = frozenset(),
+        logs: Path | None = None,
+    ) -> None:
+        self.plan, self.settings, self._append, self._observer = plan, settings, append, observer
+        self._done, self._logs = done, logs
+        self.stop_requested = False  # set by the first Ctrl-C: the block in progress ends, results are kept
+        self.forecast = Forecast()
+        self.spent: dict[str, float] = defaultdict(float)  # seconds by phase, and in total
+        self.environments: dict[str, Environment] = {}  # by arm id
+        self._started = time.monotonic()
+        self._failed_sizes = FailedSizes()
+        self._random = random.Random(settings.seed)
+
+    def run(self) -> Ending:
+        """Measure everything that is not done. No worker outlives this call."""
+        settings = self.settings
+        with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
+            self._oracle = Oracle(Path(folder), settings.timeout_s, self.spent)
+            memory_bytes, timeout_s, phase = settings.memory_bytes, settings.timeout_s, self._observer.phase
+            workers = Workers(memory_bytes, timeout_s, self._logs, self.spent, self._oracle.start, phase)
+            self._workers = workers
+            self.environments = workers.environments
+            try:
+                for restart in range(settings.first_restart, settings.first_restart + settings.restarts):
+                    if not self._restart(restart):
+                        return Ending(interrupted=self.stop_requested, stopped=not self.stop_requested)
+                    workers.terminate_all()
+            finally:
+                workers.terminate_all()
+                self._oracle.terminate()
+                self.spent["total"] += time.monotonic() - self._started
+        return Ending()
+
+    def _restart(self, restart: int) -> bool:
+        """Measure all groups once; False if the run ends here."""
+        groups = self._order(restart)
+        rest_s = 0.0
+        for index, group in enumerate(groups):
+            if self.stop_requested:
+                return False
+            if index % max(1, len(groups) // 100) == 0:  # a full sum for each group would be quadratic
+                rest_s = sum(self.forecast.group_s(other) for other in groups[index:])
+            rest_s = max(rest_s - self.forecast.group_s(group), 0.0)
+            missing = self._missing(group, restart)
+            if not missing.arms:
+                continue
+            results = self._measure(missing, restart, rest_s)
+            started = time.monotonic()
+            self._append(results)
+            self.spent["store"] += time.monotonic() - started
+            for result in results:
+                self._observer.result(result, rest_s)
+            if self.settings.fail_fast and any(result.status.failed for result in results):
+                return False
+        return not self.stop_requested
+
+    def _order(self, restart: int) -> list[Group]:
+        """The order of the plan for a single restart; with several, random within each pass."""
+        groups = list(self.plan.groups)
+        if self.settings.restarts > 1:
+            random.Random(f"{self.settings.seed}/{restart}").shuffle(groups)
+            groups.sort(key=lambda group: group.late)
+        return groups
+
+    def _missing(self, group: Group, restart: int) -> Group:
+        """The group without the arms that are done; a reference arm among those is borrowed for the speed-up."""
+        done = [arm for arm in group.arms if (group.case(arm).id, arm.id, restart) in self._done]
+        arms = tuple(arm for arm in group.arms if arm not in done)
+        partners = tuple(other for other in done if any(self._is_reference(other, arm) for arm in arms))
+        return msgspec.structs.replace(group, arms=arms, borrowed=(*group.borrowed, *partners))
+
+    # -- one group -----------------------------------------------------------------------------------------------------
+
+    def _measure(self, group: Group, restart: int, rest_s: float) -> list[Result]:
+        """The results of a group, within its share of the budget. `rest_s`: predicted for all later groups."""
+        sessions = GroupSessions(group, restart, self.settings.procedures, self._retire)
+        share_s = self._share(group, rest_s)
+        if share_s is None:
+            for arm in group.arms:
+                sessions.refuse(arm, Refusal(Status.SKIPPED, "budget", Cause.BUDGET))
+            return sessions.results
+        deadline = time.monotonic() + share_s
+        self._open(sessions)
+        if sessions.live:
+            self._run_sessions(sessions, deadline)
+        results: list[Result] = []
+        for result in sessions.results:
+            if result.status is Status.OOM and not group.alone:
+                # The other arms held memory meanwhile: out of memory counts only for an arm that ran alone.
+                solo = msgspec.structs.replace(group, arms=(result.arm,), borrowed=())
+                results += self._measure(solo, restart, rest_s)
+            else:
+                results.append(result)
+        return results
+
+    def _share(self, group: Group, rest_s: float) -> float | None:
+        """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer."""
+        if self.settings.budget_s is None:
+            return float("inf")
+        left_s = self.settings.budget_s - (time.monotonic() - self._started)
+        group_s = self.forecast.group_s(group)
+        if group_s > left_s:
+            return None
+        # Groups that compile come last and may be skipped: they must not leave the others with too few rounds.
+        return min(left_s, max(left_s * group_s / (group_s + rest_s), group_s + ROUNDS_S))
+
+    def _open(self, sessions: GroupSessions) -> None:
+        """A session for every arm whose worker runs."""
+        group, failures = sessions.group, self._workers.failures
+        arms = []
+        for arm in (*group.arms, *group.borrowed):
+            if failure := failures.get(arm.id):
+                sessions.refuse(arm, Refusal(failure.status, failure.reason))
+            elif refusal := self._failed_sizes.refusal(group, arm):
+                sessions.refuse(arm, refusal)
+            else:
+                arms.append(arm)
+        self._workers.open(arms)
+        for arm in arms:
+            if failure := failures.get(arm.id):
+                sessions.refuse(arm, Refusal(failure.status, failure.reason, trace=failure.trace))
+            else:
+                sessions.add(arm, self._workers[arm])
+
+    def _run_sessions(self, sessions: GroupSessions, deadline: float) -> None:
+        """Verify the live sessions, time them, and record their results."""
+        first = sessions.live[0]
+        self._observer.phase(f"{first.case.label}  reference")
+        try:
+            expected, peaked = self._oracle.expect(first.group.problem, first.group.mode, first.procedure)
+        except WorkerFailedError as failure:
+            reason = f"no reference to verify against: {failure.reason}"
+            for session in sessions.live:
+                sessions.refuse(session.arm, Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE))
+            return
+        # Later restarts repeat the verification in brief.
+        full = None if sessions.restart else peaked
+        sessions.step(lambda session: self._make_ready(session, expected, full))
+        if self.settings.verify_only:
+            sessions.complete()
+        else:
+            self._time(sessions, deadline)
+        for session in sessions.live:
+            try:
+                session.release()
+            except WorkerFailedError as failure:  # after the results, which it does not change
+                self._retire(session, failure)
+
+    def _make_ready(self, session: ArmSession, expected: ExpectedFiles, peaked: ExpectedFiles | None) -> None:
+        self._observer.phase(f"{session.case.label}  preparing")
+        session.prepare()
+        self._observer.phase(f"{session.case.label}  verifying")
+        session.verify(expected, peaked)
+        if self.settings.probes:
+            session.probe(self.settings.probes)
+        if self.settings.verify_only:
+            return
+        self.forecast.learn(session.arm, session.case, session.settle())
+        if session.group.late and (first := session.samples["first_call"].values[0]) is not None:
+            self.forecast.learn_compile(session.arm, first)
+
+    def _time(self, sessions: GroupSessions, deadline: float) -> None:
+        """Rounds, then what is measured outside them. Records nothing if an interruption left too few rounds."""
+        end = run_rounds(sessions, deadline, self._random, lambda: self.stop_requested, self._observer.phase)
+        if end is RoundsEnd.INTERRUPTED and any(
+            len(session.blocks) < session.procedure.min_rounds for session in sessions.live
+        ):
+            return  # a resume measures this group again
+        sessions.step(lambda session: session.finish(self.settings.extras))
+        if self.settings.profile:
+            sessions.step(self._profile)
+        for session in sessions.live:
+            session.facts["rounds_reason"] = end.value
+            reference = next((other for other in sessions.live if self._is_reference(other.arm, session.arm)), None)
+            if reference:
+                session.facts["reference"] = reference.arm.id
+                if reference.arm in sessions.group.borrowed:
+                    session.samples["reference_time"] = reference.timed()
+        sessions.complete()
+
+    def _profile(self, session: ArmSession) -> None:
+        """Profile into the directory, or with several cases into a subdirectory for each."""
+        folder = Path(self.settings.profile)
+        if self.plan.cases > 1:
+            folder /= re.sub(r"[^\w.-]", "_", f"{session.case.id}-{session.arm.name}")
+        session.profile(str(folder), self.settings.bare)
+
+    def _retire(self, session: ArmSession, failure: WorkerFailedError) -> None:
+        """Terminate the worker of a failed session, unless it only refused the case: later readings would be wrong."""
+        if failure.trace:
+            session.facts["trace"] = failure.trace
+        if failure.status is Status.UNSUPPORTED:
+            return
+        self._workers.terminate(session.arm)
+        if failure.status is Status.TIMEOUT or (failure.status is Status.OOM and session.group.alone):
+            self._failed_sizes.add(session, failure.status)
+
+    def _is_reference(self, other: Arm, arm: Arm) -> bool:
+        return is_reference(other, arm, self.settings.reference)

@@ -1,0 +1,327 @@
+"""One sweep from request to stored run: what `attnbench run` does, callable from Python."""
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from attnbench import backends, suite
+from attnbench._version import __version__
+from attnbench.analysis import metrics
+from attnbench.attention import inputs
+from attnbench.attention.problem import Dtype
+from attnbench.engine import plan
+from attnbench.engine.plan import Plan, PlanLimits
+from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
+from attnbench.errors import UsageError
+from attnbench.machine import hardware, identity, resources
+from attnbench.records import ceilings, run_directory, run_writer
+from attnbench.records.arm import Arm, Device, parse_device
+from attnbench.records.ceilings import Ceilings
+from attnbench.records.result import Cache, Procedure, Record, Timing
+from attnbench.suite import Cell, Impossible, Suite
+from attnbench.units import parse_bytes, parse_seconds, parse_share, words
+
+DEFAULT_SUITE = "quick"
+DEFAULT_BUDGET = "5m"
+ALL_TIMINGS = "all"  # the default mode in the rounds, then every other mode once
+DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
+
+
+class Request(Record, frozen=True, kw_only=True):
+    """The options of a sweep as typed, stored in the manifest so that a resume can repeat them."""
+
+    suites: tuple[str, ...] = ()
+    axes: dict[str, str] = {}
+    backend: str = ""  # comma list; empty: the backends of the suite, else auto
+    device: str = ""  # comma list; empty: cuda:0 where there is a GPU, else cpu
+    reference: str = plan.DEFAULT_REFERENCE
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    shard: str = ""
+    shrink: str = ""  # multiplies lengths and batches
+    budget: str = ""
+    rounds: str = "5..30"
+    restarts: int = msgspec.field(default=1, name="launches")  # stored under its first name
+    timeout: str = "60s"
+    mem_limit: str = "80%"
+    timing: str = ""
+    cache: str = ""
+    rel_ci: str = "2%"
+    seed: int = 0
+    tags: dict[str, str] = {}
+    metrics: str = ""  # comma list, shown after the table; what they need is measured too
+    inputs: str = "normal"
+    profile: bool = False  # profile each case after its rounds
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """A request with its plan and the settings of the run."""
+
+    request: Request
+    name: str
+    devices: tuple[Device, ...]
+    cells: tuple[tuple[Cell, Sequence[Arm]], ...]  # what is planned: each problem with its arms
+    plan: Plan
+    settings: RunSettings
+
+
+class FinishedSweep(msgspec.Struct, frozen=True, kw_only=True):
+    """The stored run of a sweep, and how the run ended."""
+
+    run: run_directory.Run
+    ending: Ending
+
+
+def prepare(request: Request, *, interpreted: bool = False, default_suite: str = DEFAULT_SUITE) -> Sweep:
+    """Read suites and options, inspect the machine, and plan. Loads no torch. Raises UsageError and its subclasses.
+
+    `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter.
+    """
+    devices = devices_of(request.device)
+    suites = suites_of(request, default_suite)
+    kinds = list(dict.fromkeys(device.kind for device in devices))
+    settings = _settings(request, suites, kinds)
+    cells, impossible = _cells(request, suites, devices, interpreted)
+    planned = plan.make(cells, plan_limits(settings), impossible)
+    if not planned.cases:
+        filters = [name for name in ("only", "skip", "shard") if getattr(request, name)]
+        if filters:
+            raise UsageError(f"nothing is left to run: --{', --'.join(filters)} exclude every case")
+        raise UsageError(f"suite {suites[0].name} has no table for {', '.join(kinds)}")
+    if not planned.groups and not planned.refusals:
+        raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
+    share = suite.parse_shrink(request.shrink)
+    name = "+".join(each.name for each in suites) + (f"-shrunk-{share:g}" if share < 1 else "")
+    return Sweep(
+        request=request, name=name, devices=tuple(devices), cells=tuple(cells), plan=planned, settings=settings
+    )
+
+
+def replan(sweep: Sweep, cells: Iterable[tuple[Cell, Sequence[Arm]]]) -> Sweep:
+    """The sweep with these cells and arms in place of its own."""
+    cells = tuple(cells)
+    return msgspec.structs.replace(sweep, cells=cells, plan=plan.make(cells, plan_limits(sweep.settings)))
+
+
+def plan_limits(settings: RunSettings) -> PlanLimits:
+    """The limits of a plan, from the settings of the run and the GPUs of this machine."""
+    gpus = {gpu.index: gpu for gpu in hardware.gpus()} if "cuda" in settings.procedures else {}
+    return PlanLimits(
+        memory_bytes=settings.memory_bytes,
+        procedures=settings.procedures,
+        reference=settings.reference,
+        gpu_memory_bytes={index: int(gpu.memory_bytes * 0.9) for index, gpu in gpus.items()},
+        capability={index: gpu.capability for index, gpu in gpus.items()},
+    )
+
+
+def run(
+    sweep: Sweep,
+    observer: Observer,
+    *,
+    directory: Path | None = None,
+    retry_failed: bool = False,
+    force: bool = False,
+    fail_fast: bool = False,
+    watch: Callable[[Runner], None] | None = None,
+    command: Sequence[str] = (),
+) -> FinishedSweep:
+    """Measure a sweep into a run directory, without the cases that it holds already.
+
+    `watch` is called with the runner before it runs.
+    """
+    now = datetime.now(UTC)
+    root = run_directory.results_root()
+    path = directory or run_directory.new_directory(root, sweep.name, sweep.devices[0].text, now)
+    profile = str((path / "profile").absolute()) if sweep.request.profile else ""
+    settings = msgspec.structs.replace(sweep.settings, fail_fast=fail_fast, profile=profile)
+    with run_writer.RunWriter(path, manifest(sweep, now, command), force=force) as writer:
+        done = run_directory.done_keys(writer.run, retry_failed)
+        refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
+        writer.append(refusals)
+        for refusal in refusals:
+            observer.result(refusal, sweep.plan.seconds)
+        runner = Runner(sweep.plan, settings, writer.append, observer, done, path / "logs")
+        if watch:
+            watch(runner)
+        try:
+            ending = runner.run()
+        finally:
+            writer.update(environments=runner.environments, seconds=dict(runner.spent))
+    return FinishedSweep(run=run_directory.read(path), ending=ending)
+
+
+def manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> run_directory.Manifest:
+    """The manifest of a run before its first result."""
+    fingerprint, _ = identity.fingerprint()
+    return run_directory.Manifest(
+        schema_version=run_directory.VERSION,
+        attnbench=__version__,
+        created_at=now.isoformat(timespec="seconds"),
+        suite=sweep.name,
+        command=run_writer.anonymous(shlex.join(command)),
+        request=msgspec.to_builtins(sweep.request),
+        procedures=sweep.settings.procedures,
+        arms=sweep.plan.arms,
+        machine=identity.machine_card(),
+        fingerprint=fingerprint,
+        ceilings=calibrated({device.text for device in sweep.devices}, fingerprint),
+        commit=identity.commit(Path()),
+        planned=sweep.plan.cases,
+        impossible=sweep.plan.impossible,
+        tags=sweep.request.tags,
+    )
+
+
+def calibrated(devices: Iterable[str], fingerprint: str) -> dict[str, Ceilings]:
+    """The ceilings of these devices, where this machine was calibrated with the installed torch."""
+    torch = identity.packages().get("torch", "")
+    loaded = {device: ceilings.load(fingerprint, device, torch) for device in sorted(devices)}
+    return {device: measured for device, measured in loaded.items() if measured}
+
+
+def devices_of(text: str) -> list[Device]:
+    """Parse a comma list of devices. The default is the first GPU, else the CPU with all cores less one.
+
+    Raises UsageError for a device that this machine lacks.
+    """
+    names = words(text, "--device") if text else (("cuda:0",) if hardware.gpus() else ("cpu",))
+    devices = []
+    for name in names:
+        device = parse_device(name)
+        if objection := hardware.check_device(device):
+            raise UsageError(f"--device {name}: {objection}")
+        if device.kind == "cpu" and not device.threads:
+            device = msgspec.structs.replace(device, threads=resources.default_threads())
+        devices.append(device)
+    return devices
+
+
+def suites_of(request: Request, default: str) -> list[Suite]:
+    """The named suites. Without a name: a suite of the axes where they give lengths, else the default suite."""
+    if not request.suites and {"seq", "seq_q", "lengths"} & set(request.axes):
+        return [suite.from_flags(request.axes)]
+    return [suite.override(suite.load(name), request.axes) for name in request.suites or (default,)]
+
+
+def _cells(
+    request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool
+) -> tuple[list[tuple[Cell, list[Arm]]], list[tuple[str, str]]]:
+    """Every cell with its arms, after the filters; and the impossible combinations, each with its reason."""
+    only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
+    share = suite.parse_shrink(request.shrink)
+    named = _named_backends(request.backend)
+    cells: list[tuple[Cell, list[Arm]]] = []
+    impossible: list[tuple[str, str]] = []
+    for kind in dict.fromkeys(device.kind for device in devices):
+        arms_by_names: dict[tuple[str, ...], list[Arm]] = {}
+        of_kind = [device for device in devices if device.kind == kind]
+        for each in suites:
+            expanded = suite.expand(each, kind=kind, dtype=DEFAULT_DTYPE[kind], shard=request.shard)
+            for cell in suite.shrunk(expanded, share) if share < 1 else expanded:
+                if isinstance(cell, Impossible):
+                    impossible.append((cell.text, cell.reason))
+                    continue
+                names = named or cell.backends or ("auto",)
+                if names not in arms_by_names:
+                    arms_by_names[names] = plan.arms_of(_expand_names(names, kind), of_kind, interpreted)
+                if arms := [arm for arm in arms_by_names[names] if _passes(cell, arm, only, skip)]:
+                    cells.append((cell, arms))
+    return cells, impossible
+
+
+def _passes(cell: Cell, arm: Arm, only: Sequence[suite.Filter], skip: Sequence[suite.Filter]) -> bool:
+    values = cell.problem, cell.mode, arm.backend, arm.device
+    return all(each.matches(*values) for each in only) and not any(each.matches(*values) for each in skip)
+
+
+def _filter(text: str) -> suite.Filter:
+    parsed = suite.parse_filter(text)
+    if parsed.key == "backend":
+        for name in parsed.words:
+            _named_backends(name)
+    return parsed
+
+
+def _named_backends(text: str) -> tuple[str, ...]:
+    names = words(text, "--backend") if text else ()
+    for name in names:
+        if backends.is_file(name):
+            from attnbench.backends import plugin
+
+            plugin.check(name)
+        elif name not in ("auto", "all"):
+            backends.load(name)
+    return names
+
+
+def _expand_names(names: tuple[str, ...], kind: str) -> list[str]:
+    groups = {"auto": plan.auto(kind), "all": backends.names()}
+    return [each for name in names for each in groups.get(name, (name,))]
+
+
+def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:
+    low, _, high = request.rounds.partition("..")
+    if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
+        raise UsageError(f"--rounds: not a range of rounds: {request.rounds!r} (try 5..30 or 10)")
+    if request.restarts < 1:
+        raise UsageError(f"--restarts: {request.restarts}: at least 1")
+    inputs.check(request.inputs, "--inputs")
+    limit = parse_bytes(request.mem_limit, "--mem-limit")
+    budget = parse_seconds(request.budget or suites[0].budget or DEFAULT_BUDGET, "--budget")
+    timeout_s = parse_seconds(request.timeout, "--timeout")
+    procedures = {
+        kind: Procedure(
+            timing=_timing(request, kind),
+            cache=_cache(request, kind),
+            seed=request.seed,
+            inputs=request.inputs,
+            restarts=request.restarts,
+            min_rounds=int(low),
+            max_rounds=int(high or low),
+            rel_ci=parse_share(request.rel_ci, "--rel-ci"),
+            timeout_s=timeout_s,
+            allocator=identity.allocator(),
+        )
+        for kind in kinds
+    }
+    return RunSettings(
+        procedures=procedures,
+        restarts=request.restarts,
+        seed=request.seed,
+        timeout_s=timeout_s,
+        budget_s=budget or None,
+        memory_bytes=limit if isinstance(limit, int) else int(limit * resources.memory_free_bytes()),
+        reference=request.reference,
+        extras=metrics.needs(shown_metrics(request)),
+    )
+
+
+def shown_metrics(request: Request) -> tuple[str, ...]:
+    """The metrics shown after the table: the named ones and, where all timing modes run, their times."""
+    names = metrics.named(request.metrics)
+    return names if request.timing != ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))
+
+
+def _timing(request: Request, kind: str) -> Timing:
+    default = Timing.EVENTS if kind == "cuda" else Timing.WALL
+    if not request.timing or request.timing == ALL_TIMINGS:
+        return default
+    if request.timing not in tuple(Timing):
+        raise UsageError(f"--timing: no mode {request.timing!r}; there are {', '.join(Timing)}, {ALL_TIMINGS}")
+    if kind == "cpu" and request.timing != Timing.WALL:
+        raise UsageError(f"--timing {request.timing}: a CPU has only wall")
+    return Timing(request.timing)
+
+
+def _cache(request: Request, kind: str) -> Cache:
+    if not request.cache:
+        return Cache.COLD if kind == "cuda" else Cache.WARM
+    if request.cache not in tuple(Cache):
+        raise UsageError(f"--cache: no state {request.cache!r}; there are {', '.join(Cache)}")
+    if kind == "cpu" and request.cache != Cache.WARM:
+        raise UsageError("--cache cold: a CPU is measured with warm caches")
+    return Cache(request.cache)

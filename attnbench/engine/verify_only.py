@@ -1,0 +1,172 @@
+"""Verification without timing, as `attnbench verify` does it: outputs and gradients against float64.
+
+On a CPU, a backend that cannot be timed there runs in its interpreter.
+"""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+
+import msgspec
+
+from attnbench import suite
+from attnbench.attention.problem import Mode, Problem
+from attnbench.engine import sweep
+from attnbench.engine.runner import Ending, Observer, Runner
+from attnbench.engine.sweep import Request, Sweep
+from attnbench.errors import UnknownNameError, UsageError
+from attnbench.records.result import Result, Status
+from attnbench.worker.probes import PROBES
+
+DEFAULT_SUITE = "verify"
+LONGEST = {"cpu": 256, "cuda": 4096}  # drawn length; an interpreter takes seconds for more
+FIRST_DRAWS = 16  # problems of the first round, whose pace decides on the size of the next
+GROWTH = 4  # a round is at most so many times as large as the one before
+ROUND_S = 60.0  # target of a round; then workers start anew
+# Drawn axes that are dropped where the request fixes an axis that decides them.
+AXES_OVERRIDDEN_BY = {
+    "seq": ("seq_q", "seq_kv"),
+    "lengths": ("seq_q", "seq_kv", "batch"),
+    "tokens": ("batch",),
+    "heads": ("kv_heads",),
+}
+FLAGS = frozenset(  # axes with an option; the others are --set KEY=VALUES
+    {
+        *("seq", "seq_q", "seq_kv", "batch", "tokens", "heads", "kv_heads", "head_dim", "head_dim_v"),
+        *("dtype", "mask", "score", "bias", "mode"),
+    }
+)
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """All results of a verification, refusals first, and how it ended."""
+
+    results: list[Result]
+    impossible: tuple[tuple[str, str], ...]  # combinations that are no problem, and why
+    ending: Ending
+    drawn: bool = False  # the problems were drawn at random
+    options: dict[tuple[Problem, Mode], str] = {}  # of each drawn problem: the options that repeat it
+    seed: int = 0  # of the drawn problems, and of their inputs
+
+    def again(self, result: Result) -> str:
+        """The command that repeats a drawn problem; empty for others."""
+        options = self.options.get((result.case.problem, result.case.mode))
+        if options is None:
+            return ""
+        arm = f"-b {shlex.quote(result.arm.backend)} --device {shlex.quote(result.arm.device)}"
+        inputs = result.procedure.inputs
+        more = "" if inputs == "normal" else f" --inputs {shlex.quote(inputs)}"
+        return f"attnbench verify {options} {arm} --seed {self.seed}{more}"
+
+
+def prepare(request: Request, probes: Sequence[str] = ()) -> Sweep:
+    """Plan a verification: of the suite `verify` without suite and lengths, and without a budget unless one is given.
+
+    Raises UnknownNameError for an unknown probe.
+    """
+    for name in probes:
+        if name not in PROBES:
+            raise UnknownNameError("probe", name, PROBES, where="--probe")
+    request = msgspec.structs.replace(request, budget=request.budget or "0")
+    planned = sweep.prepare(request, interpreted=True, default_suite=DEFAULT_SUITE)
+    settings = msgspec.structs.replace(planned.settings, verify_only=True, restarts=1, probes=tuple(probes))
+    return msgspec.structs.replace(planned, settings=settings)
+
+
+def run(
+    planned: Sweep,
+    observer: Observer,
+    watch: Callable[[Runner], None] | None = None,
+    distributions: Sequence[str] = ("normal",),
+) -> Verification:
+    """Verify a sweep with inputs of every distribution. `watch` is called with each runner before it runs."""
+    results = list(planned.plan.refusals)
+    for refusal in results:
+        observer.result(refusal, 0.0)
+    ending = Ending()
+    for distribution in distributions:
+        procedures = {
+            kind: msgspec.structs.replace(procedure, inputs=distribution)
+            for kind, procedure in planned.settings.procedures.items()
+        }
+        settings = msgspec.structs.replace(planned.settings, procedures=procedures)
+        runner = Runner(planned.plan, settings, results.extend, observer)
+        if watch:
+            watch(runner)
+        ending = runner.run()
+        if ending.interrupted or ending.stopped:
+            break
+    return Verification(results=results, impossible=planned.plan.impossible, ending=ending)
+
+
+def soak(
+    request: Request,
+    seconds: float,
+    observer: Observer,
+    watch: Callable[[Runner], None] | None = None,
+    probes: Sequence[str] = (),
+    distributions: Sequence[str] = ("normal",),
+) -> Verification:
+    """Verify problems drawn at random for so many seconds. The axes of the request are fixed, the others are drawn.
+
+    The seed of the request decides what is drawn. Raises UsageError if the first round draws no possible problem; a
+    later round of that kind is left out, and earlier results are kept.
+    """
+    random, end = Random(request.seed), time.monotonic() + seconds
+    results: list[Result] = []
+    options: dict[tuple[Problem, Mode], str] = {}
+    ending = Ending()
+    draws = FIRST_DRAWS
+    while (left_s := end - time.monotonic()) > 0:
+        started = time.monotonic()
+        try:
+            planned, options_of_round = _draw(request, random, draws, probes, left_s)
+        except UsageError:
+            if not results:
+                raise
+            continue
+        verified = run(planned, observer, watch, distributions)
+        # A case that the time was too short for says nothing.
+        results += [result for result in verified.results if result.status is not Status.SKIPPED]
+        ending = verified.ending
+        options |= options_of_round
+        if ending.interrupted or not any(result.status is Status.OK for result in results):
+            break  # no case is right so far: more rounds would show the same
+        pace_s = (time.monotonic() - started) / draws
+        draws = max(1, min(GROWTH * draws, int(min(ROUND_S, end - time.monotonic()) / pace_s)))
+    return Verification(results=results, impossible=(), ending=ending, drawn=True, options=options, seed=request.seed)
+
+
+def _draw(
+    request: Request, random: Random, draws: int, probes: Sequence[str], left_s: float
+) -> tuple[Sweep, dict[tuple[Problem, Mode], str]]:
+    """Plan so many drawn problems; and the options for each. Raises the last UsageError if none is possible."""
+    longest = max(LONGEST[device.kind] for device in sweep.devices_of(request.device))
+    overridden = {axis for fixed in request.axes for axis in AXES_OVERRIDDEN_BY.get(fixed, ())}
+    drawn: list[Sweep] = []
+    options: dict[tuple[Problem, Mode], str] = {}
+    wrong: UsageError | None = None
+    for _ in range(draws):
+        free = {axis: value for axis, value in suite.draw(random, longest).items() if axis not in overridden}
+        axes = free | dict(request.axes)
+        # A budget of 0 would be none.
+        one_draw = msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{max(1.0, left_s)}s")
+        try:
+            planned = prepare(one_draw, probes)
+        except UsageError as error:
+            wrong = error
+            continue
+        text = " ".join(_option(axis, value) for axis, value in axes.items())
+        options |= {(cell.problem, cell.mode): text for cell, _ in planned.cells}
+        drawn.append(planned)
+    if not drawn:
+        assert wrong is not None
+        raise wrong
+    return sweep.replan(drawn[0], [cell for planned in drawn for cell in planned.cells]), options
+
+
+def _option(axis: str, value: str) -> str:
+    if axis in FLAGS:
+        return f"--{axis.replace('_', '-')} {shlex.quote(value)}"
+    return f"--set {shlex.quote(f'{axis}={value}')}"

@@ -1,0 +1,246 @@
+"""Worker processes from outside: start, ask with a deadline, terminate. One for each arm, and one for the oracle.
+
+A worker is started from the main thread, since the parent-death signal of Linux follows the thread that forked.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from attnbench.machine import resources, worker_environment
+from attnbench.records.arm import Arm, Device
+from attnbench.records.result import Environment, Status
+from attnbench.worker import protocol
+from attnbench.worker.protocol import ReplyT
+
+LOG_BYTES = 1024**2  # of the end of a worker's output
+_CHUNK = 1 << 16
+
+
+class WorkerFailedError(Exception):
+    """A worker died, did not answer, or reported a failure: the status of the case, and why."""
+
+    def __init__(self, status: Status, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.trace = status, reason, trace
+
+
+class Log:
+    """The end of a worker's output, read by a thread so that a full pipe never blocks the worker."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = bytearray()
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := os.read(self._descriptor, _CHUNK):
+                self._buffer += chunk
+                if len(self._buffer) > 2 * LOG_BYTES:
+                    del self._buffer[:-LOG_BYTES]
+        os.close(self._descriptor)
+
+    def text(self) -> str:
+        """The end of the output of a process that ended."""
+        self._thread.join(timeout=1.0)  # no longer: a grandchild may hold the pipe open
+        return bytes(self._buffer[-LOG_BYTES:]).decode(errors="replace")
+
+
+class Worker:
+    """One worker process. After `open` or `ask` raises WorkerFailedError, only an unsupported case leaves it alive."""
+
+    def __init__(
+        self,
+        arm: Arm | None,
+        cpus: Sequence[int],
+        memory_bytes: int,
+        log_path: Path | None = None,
+        spent: dict[str, float] | None = None,
+    ) -> None:
+        self._log_path = log_path
+        self.spent = defaultdict(float) if spent is None else spent  # seconds until replies, by phase
+        self.started = time.monotonic()
+        self.import_s: float | None = None
+        self.opened: protocol.WorkerOpened | None = None
+        python = arm.python if arm and arm.python else sys.executable
+        self._kills = _system_oom_kills()
+        down_read, down_write = os.pipe()
+        up_read, up_write = os.pipe()
+        out_read, out_write = os.pipe()
+        self._process = subprocess.Popen(
+            [python, "-P", "-m", "attnbench.worker", str(down_read), str(up_write)],
+            stdin=subprocess.DEVNULL,
+            stdout=out_write,
+            stderr=out_write,
+            pass_fds=(down_read, up_write),
+            env=_environment(arm, len(cpus)),
+            # A relative `file.py:callable` is looked up in the arm's source tree.
+            cwd=arm.path[0] if arm and arm.path else None,
+            # Ctrl-C of the terminal does not reach workers, and the whole session can be killed.
+            start_new_session=True,
+        )
+        for descriptor in (down_read, up_write, out_write):
+            os.close(descriptor)
+        self._log = Log(out_read)
+        self._channel = protocol.to_worker(up_read, down_write)
+        backend, device = (arm.backend, arm.device) if arm else ("", "")
+        message = protocol.OpenWorker(backend=backend, device=device, memory_bytes=memory_bytes, cpus=tuple(cpus))
+        with contextlib.suppress(protocol.ChannelClosedError):  # `open` reports it
+            self._channel.send(message)
+
+    def open(self, timeout_s: float) -> protocol.WorkerOpened:
+        """Wait until the worker has imported its backend. The timeout counts from the start of the process."""
+        if self.opened is None:
+            reply = self._receive(timeout_s - (time.monotonic() - self.started), timeout_s, "import")
+            assert isinstance(reply, protocol.WorkerOpened)
+            self.import_s = time.monotonic() - self.started - reply.warm_s
+            if reply.version != protocol.VERSION:
+                reason = f"its attnbench speaks protocol {reply.version}, this one {protocol.VERSION}: not comparable"
+                self._fail(Status.UNAVAILABLE, reason)
+            self.opened = reply
+            if reply.unavailable:
+                self._fail(Status.UNAVAILABLE, reply.unavailable)
+        return self.opened
+
+    def ask(self, message: protocol.WorkerRequest[ReplyT], timeout_s: float) -> ReplyT:
+        """Send a request and wait for its reply. A failure's reason begins with the phase of the request."""
+        try:
+            self._channel.send(message)
+        except protocol.ChannelClosedError:
+            self._report_death(message.phase)
+        return cast("ReplyT", self._receive(timeout_s, timeout_s, message.phase))
+
+    def terminate(self) -> None:
+        """Kill the process and its children, and write its log. A second call does nothing more."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._channel.close()
+        text = self._log.text()
+        if self._log_path and text:
+            with contextlib.suppress(OSError):  # a log that cannot be written must not end the run
+                self._log_path.parent.mkdir(exist_ok=True)
+                self._log_path.write_text(text)
+
+    def _receive(self, left_s: float, timeout_s: float, phase: str) -> protocol.AnyReply:
+        started = time.monotonic()
+        try:
+            reply = self._channel.receive(max(left_s, 0.001))
+        except protocol.NoAnswerError:
+            self._fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s")
+        except protocol.ChannelClosedError:
+            self._report_death(phase)
+        finally:
+            self.spent[phase] += time.monotonic() - started
+        if isinstance(reply, protocol.RequestFailed):
+            if reply.status is Status.UNSUPPORTED:
+                raise WorkerFailedError(reply.status, reply.reason)
+            self._fail(reply.status, reply.reason, reply.trace)
+        return reply
+
+    def _report_death(self, phase: str) -> None:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._fail(Status.CRASHED, f"{phase}: closed its pipe and lives on")
+        if code == -signal.SIGKILL and _system_oom_kills() > self._kills:
+            self._fail(Status.OOM, f"{phase}: the system ran out of memory and killed the worker")
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        # torch traces its profiler with USDT lines, which never explain a crash.
+        stripped = (line.strip() for line in self._log.text().splitlines())
+        lines = [f": {line[:300]}" for line in stripped if line and not line.startswith("USDT:")]
+        self._fail(Status.CRASHED, f"{phase}: {how}{lines[-1] if lines else ''}")
+
+    def _fail(self, status: Status, reason: str, trace: str = "") -> None:
+        self.terminate()
+        raise WorkerFailedError(status, reason, trace)
+
+
+class Workers:
+    """The running workers of a run by arm, each started when its first group begins.
+
+    `on_free_core` is called while workers start on fewer than all cores, `phase` with each step.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int,
+        timeout_s: float,
+        logs: Path | None,
+        spent: dict[str, float],
+        on_free_core: Callable[[], object],
+        phase: Callable[[str], None],
+    ) -> None:
+        self._memory_bytes, self._timeout_s, self._logs, self._spent = memory_bytes, timeout_s, logs, spent
+        self._on_free_core, self._phase = on_free_core, phase
+        self._workers: dict[str, Worker] = {}
+        self.environments: dict[str, Environment] = {}  # by arm id
+        self.failures: dict[str, WorkerFailedError] = {}  # of workers that could not start, by arm id
+
+    def __getitem__(self, arm: Arm) -> Worker:
+        return self._workers[arm.id]
+
+    def open(self, arms: Sequence[Arm]) -> None:
+        """Start the workers that do not run, at most one for each core at a time."""
+        cores = len(resources.available_cores())
+        for first in range(0, len(arms), cores):
+            batch = arms[first : first + cores]
+            if len(batch) < cores:
+                self._on_free_core()
+            for arm in batch:
+                if arm.id not in self._workers:
+                    self._phase(f"starting {arm.name}")
+                    log = self._logs / f"{arm.id.replace('/', '_')}.log" if self._logs else None
+                    cpus = resources.cores_for(arm.parsed_device)
+                    self._workers[arm.id] = Worker(arm, cpus, self._memory_bytes, log, self._spent)
+            for arm in batch:
+                worker = self._workers[arm.id]
+                try:
+                    worker.open(self._timeout_s)
+                except WorkerFailedError as failure:
+                    del self._workers[arm.id]
+                    self.failures[arm.id] = failure
+                if worker.opened:
+                    self.environments[arm.id] = worker.opened.environment
+
+    def terminate(self, arm: Arm) -> None:
+        """End the worker of this arm; its next group gets a new one."""
+        if worker := self._workers.pop(arm.id, None):
+            worker.terminate()
+
+    def terminate_all(self) -> None:
+        for worker in self._workers.values():
+            worker.terminate()
+        self._workers.clear()
+
+
+def _environment(arm: Arm | None, threads: int) -> dict[str, str]:
+    """The variables of this process, of the device and of the arm, with attnbench importable by this interpreter."""
+    device = arm.parsed_device if arm else Device(kind="cpu", threads=max(threads, 1))
+    variables = {**os.environ, **worker_environment.arm_environment(device), **dict(arm.env if arm else ())}
+    path = list(arm.path) if arm else []
+    if not (arm and arm.python):
+        path.append(str(Path(__file__).parents[2]))
+    variables["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [variables.get("PYTHONPATH", "")])])
+    # Inductor compiles in the worker itself: its pool of processes would outlive a kill and disturb the other arms.
+    variables.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    return variables
+
+
+def _system_oom_kills() -> int:
+    """How many processes Linux has killed for lack of memory since boot; 0 where it does not count them."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -1,0 +1,105 @@
+"""What a gate stores, the `[gate]` table of a suite included: with the results, the verdicts follow from it again."""
+
+from collections.abc import Mapping
+from datetime import date
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+
+from attnbench.errors import StoreError, SuiteError, UsageError
+from attnbench.gate.rule import TOLERANCE, Margins
+from attnbench.gate.trees import Revision
+from attnbench.records.run_directory import Run
+from attnbench.units import parse_share
+
+
+class CaseTolerance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of `[[gate.tolerance]]`."""
+
+    match: str  # a glob over labels: `*causal*sdpa:flash`
+    time: str  # a share: 5%
+    reason: str
+    expires: date | None = None
+
+    def expired(self, today: date) -> bool:
+        return self.expires is not None and self.expires < today
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `[gate]` table of a suite."""
+
+    time: str = "2%"
+    tolerance: tuple[CaseTolerance, ...] = ()
+    alias: dict[str, str] = {}  # label now -> label before
+
+    def tolerance_of(self, label: str, today: date) -> float:
+        """The tolerance of a case, a share: the last entry that matches and has not expired, else the general one."""
+        valid = [entry for entry in self.tolerance if not entry.expired(today)]
+        matching = [entry.time for entry in valid if fnmatchcase(label, entry.match)]
+        return parse_share([self.time, *matching][-1], "[gate] time")
+
+    def expired(self, today: date) -> list[str]:
+        """A note for each entry that has expired and is ignored."""
+        return [
+            f"[gate] tolerance {entry.match!r} ({entry.reason}) expired on {entry.expires}: {self.time} holds again"
+            for entry in self.tolerance
+            if entry.expired(today)
+        ]
+
+
+def read_settings(table: Mapping[str, object], where: str) -> Settings:
+    """The settings of a `[gate]` table in the file `where`. Raises SuiteError that names the key."""
+    try:
+        settings = msgspec.convert(dict(table), Settings, strict=False)
+        for text in (settings.time, *(entry.time for entry in settings.tolerance)):
+            parse_share(text, f"{where}: [gate] time")
+    except msgspec.ValidationError as error:
+        raise SuiteError(f"{where}: [gate]: {error}") from None
+    return settings
+
+
+DEFAULT_SETTINGS = Settings(time=f"{100 * TOLERANCE:g}%")
+
+
+class MachineNoise(msgspec.Struct, frozen=True, kw_only=True):
+    """What A/A runs of this machine have shown so far, and the resolution of its timer."""
+
+    factor: float  # standard errors between equal arms, 99th percentile; 0: fewer runs than needed
+    runs: int
+    resolution_s: float
+
+
+class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Base and head, and all that the verdicts depend on besides the results."""
+
+    base: Revision
+    head: Revision
+    screen_restarts: int = msgspec.field(name="screen_launches")  # stored under its first name
+    settings: Settings
+    today: date  # on which tolerances expire
+    noise: MachineNoise = msgspec.field(name="floor")  # stored under its first name
+    seeds: dict[str, list[tuple[float, float]]]  # rms errors of (base, head) on further seeds, by case and device
+
+    @property
+    def margins(self) -> Margins:
+        return Margins(factor=self.noise.factor, resolution_s=self.noise.resolution_s)
+
+    def tolerance(self, label: str) -> float:
+        """The tolerance of a case on the day of the gate; a share."""
+        return self.settings.tolerance_of(label, self.today)
+
+    def stored(self) -> dict[str, Any]:
+        """The plain values that the manifest holds."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
+
+
+def of(run: Run) -> GateRecord:
+    """The record of a gate run. UsageError for another run, StoreError for a record that cannot be read."""
+    if not run.manifest.gate:
+        raise UsageError(f"{run.path.name} is not a gate run: create one with attnbench gate")
+    try:
+        return msgspec.convert(run.manifest.gate, GateRecord)
+    except msgspec.ValidationError as error:
+        raise StoreError(f"{run.path.name}: its gate record cannot be read: {error}") from error

@@ -1,0 +1,183 @@
+"""A CPU: wall clock, system counters during a block, the exact allocator peak."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnbench.machine import hardware, identity, resources
+from attnbench.machine.device.counters import Counters, tags
+from attnbench.machine.device.energy import rapl
+from attnbench.machine.device.instrument import (
+    BlockReading,
+    Call,
+    CallMemory,
+    Pace,
+    block_shape,
+    collector_off,
+    exact_fp32,
+    returned_bytes,
+)
+from attnbench.records.arm import Device
+from attnbench.records.result import Environment, Procedure, Timing
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
+
+SETTLE_WINDOW = 5  # blocks
+SETTLE_WITHIN = 0.02
+MAX_SETTLE_S = 2.0
+MAX_SETTLE_BLOCKS = 40
+MAX_WINDOW_S = 0.25  # windows of longer blocks hold fewer of them
+LONG_CALL_S = 0.4  # one call of this length warms up as well as many short ones
+
+_CAPABILITY = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512", "amx": "AVX512"}  # torch's names
+
+_clock = time.perf_counter_ns
+
+
+class CpuInstrument:
+    """One CPU, with a fixed number of threads."""
+
+    torch_device = "cpu"
+    capability = (0, 0)
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.threads = device.threads or resources.default_threads()
+        torch.set_num_threads(self.threads)
+        with contextlib.suppress(RuntimeError):  # allowed once in a process
+            torch.set_num_interop_threads(1)
+        exact_fp32()
+        self.isa = torch.backends.cpu.get_cpu_capability()
+        if device.isa and self.isa != (required := _CAPABILITY[device.isa]):
+            remedy = f"it must start with ATEN_CPU_CAPABILITY={required}"
+            raise RuntimeError(f"{device.text}: torch uses {self.isa}; {remedy}")
+        self.resolution_s = timer_resolution_s()
+        self.counters = Counters(resources.cores_for(device))
+
+    def environment(self) -> Environment:
+        facts = {
+            "threads": self.threads,
+            "cores": list(resources.cores_for(self.device)),
+            "isa": self.isa,
+            "allocator": identity.allocator(),
+            "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+            "timer_resolution_s": self.resolution_s,
+            "mkl": torch.backends.mkl.is_available(),
+            "not_watched": self.counters.left_out,
+        }
+        return Environment(device=hardware.cpu_model() or "CPU", facts=facts, packages=identity.packages())
+
+    def timing_objection(self, timing: Timing) -> str | None:
+        return None if timing is Timing.WALL else f"a CPU has no timing mode {timing}; it has wall"
+
+    def warm(self) -> None:
+        """Use the profiler once, which takes a second, and exclude imported objects from later garbage collections."""
+        self.memory(lambda: torch.zeros(1))
+        gc.collect()
+        gc.freeze()
+
+    def settle(self, call: Call, procedure: Procedure) -> Pace:
+        started = time.monotonic()
+        with collector_off():
+            blocks = [_timed(call, 1)]
+            settled = blocks[0] >= LONG_CALL_S
+            while not settled and len(blocks) <= MAX_SETTLE_BLOCKS and time.monotonic() - started < MAX_SETTLE_S:
+                calls, readings = block_shape(blocks[-1], self.resolution_s, procedure.block_s)
+                blocks.append(statistics.median(_timed(call, calls) for _ in range(readings)))
+                settled = _steady(blocks, procedure.block_s)
+        call_s = statistics.median(blocks[-SETTLE_WINDOW:])
+        calls, readings = block_shape(call_s, self.resolution_s, procedure.block_s)
+        return Pace(calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=time.monotonic() - started)
+
+    def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:
+        with collector_off():
+            finish = self.counters.start()
+            values = [_timed(call, pace.calls) for _ in range(pace.readings)]
+            facts = finish()
+        disturbances = tags(facts, pace.calls * pace.readings, self.threads)
+        return BlockReading(values=values, calls=pace.calls, tags=disturbances, facts=facts)
+
+    def memory(self, call: Call) -> CallMemory:
+        """Memory of torch's allocator; allocations of MKL and oneDNN are not seen."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with collector_off(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            outputs = call()
+        allocated = highest = 0
+        for _, change in allocations(profiler):
+            allocated += change
+            highest = max(highest, allocated)
+        returned = min(returned_bytes(outputs), allocated)  # a returned tensor may be older than the call
+        facts = {"outputs": returned, "saved": allocated - returned, "workspace": highest - allocated}
+        return CallMemory(peak=highest - returned, total=highest, facts=facts)
+
+    def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
+        return rapl()
+
+    def allocated(self) -> int | None:
+        return None
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: calls are synchronous."""
+
+    def release(self) -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def timer_resolution_s() -> float:
+    """The step of the clock, including the cost of reading it: the median of many."""
+    steps = []
+    for _ in range(200):
+        start = _clock()
+        while (end := _clock()) == start:
+            pass
+        steps.append(end - start)
+    return statistics.median(steps) / 1e9
+
+
+def busy_threads(window_s: float = 0.05) -> float:
+    """How many cores this idle process keeps busy, by threads that a kernel left spinning."""
+    before, started = time.process_time(), time.monotonic()
+    time.sleep(window_s)
+    return (time.process_time() - before) / (time.monotonic() - started)
+
+
+def _steady(blocks: list[float], block_s: float) -> bool:
+    """Whether the medians of the last two windows agree within SETTLE_WITHIN."""
+    width = max(1, min(SETTLE_WINDOW, int(MAX_WINDOW_S / max(blocks[-1], block_s))))
+    if len(blocks) < 2 * width:
+        return False
+    last, before = statistics.median(blocks[-width:]), statistics.median(blocks[-2 * width : -width])
+    return abs(last / before - 1) <= SETTLE_WITHIN
+
+
+def _timed(call: Call, calls: int) -> float:
+    """Seconds of one call. The last output lives until the clock has stopped, so that freeing it is not timed."""
+    output = None
+    start = _clock()
+    for _ in range(calls):
+        output = call()
+    elapsed = _clock() - start
+    del output
+    return elapsed / calls / 1e9
+
+
+def allocations(profiler: profile) -> list[tuple[int, int]]:
+    """Time (ns) and bytes of every allocation (+) and release (-), in order, from the profiler's memory events."""
+    assert profiler.profiler
+    results = profiler.profiler.kineto_results
+    assert results
+    events: list[Any] = [event for event in results.events() if event.name() == "[memory]"]  # stubs lack nbytes
+    return sorted(((event.start_ns(), event.nbytes()) for event in events), key=lambda change: change[0])

@@ -1,0 +1,1 @@
+"""What is stored: cases, arms, results, run directories."""

@@ -1,0 +1,80 @@
+"""An Arm: a backend on a device in an environment. Each arm runs in a separate process."""
+
+import re
+from functools import lru_cache
+
+import msgspec
+
+from attnbench.errors import UnknownNameError, UsageError
+
+CPU_OPTIONS = ("threads", "isa")
+CPU_ISAS = ("default", "avx2", "avx512", "amx")
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`cpu`, `cpu:threads=1`, `cpu:isa=avx2`, `cuda:0`."""
+
+    kind: str
+    index: int = 0
+    threads: int = 0  # 0: all physical cores less one, at least one
+    isa: str = ""  # empty: the widest instruction set of the CPU
+
+    @property
+    def text(self) -> str:
+        if self.kind == "cuda":
+            return f"cuda:{self.index}"
+        options = {"threads": self.threads, "isa": self.isa}
+        return ":".join(["cpu", *(f"{name}={value}" for name, value in options.items() if value)])
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """One way to run a problem. Copies of one arm, for an A/A control, differ in `copy`: `naive` and `naive#2`."""
+
+    backend: str
+    device: str
+    python: str = ""  # another interpreter; empty: this one
+    path: tuple[str, ...] = ()  # put first on the import path; the first is also the working directory
+    env: tuple[tuple[str, str], ...] = ()  # environment variables, beside those of this process
+    copy: int = msgspec.field(default=1, name="twin")  # stored under its first name
+
+    @property
+    def parsed_device(self) -> Device:
+        """The device, parsed; raises UsageError for a text that names none."""
+        return parse_device(self.device)
+
+    @property
+    def name(self) -> str:
+        """Backend and number of the copy, as tables show it."""
+        return self.backend + (f"#{self.copy}" if self.copy > 1 else "")
+
+    @property
+    def id(self) -> str:
+        """Everything that distinguishes two arms of a run."""
+        parts = [self.name, self.device, self.python, *self.path, *(f"{key}={value}" for key, value in self.env)]
+        return "@".join(part for part in parts if part)
+
+
+@lru_cache(maxsize=256)
+def parse_device(text: str) -> Device:
+    """Parse one device. Whether the machine has it is not checked here."""
+    kind, *options = text.strip().split(":")
+    if kind == "cuda":
+        if len(options) > 1 or (options and not options[0].isdecimal()):
+            raise UsageError(f"--device: not a CUDA device: {text!r} (try cuda:0)")
+        return Device(kind="cuda", index=int(options[0]) if options else 0)
+    if kind != "cpu":
+        raise UnknownNameError("device", text, ("cpu", "cpu:threads=1", "cpu:isa=avx2", "cuda:0"), where="--device")
+    threads, isa = 0, ""
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in CPU_OPTIONS:
+            raise UnknownNameError("option of cpu", key, CPU_OPTIONS, where=f"--device {text}")
+        if key == "threads":
+            if not re.fullmatch(r"[1-9]\d*", value):
+                raise UsageError(f"--device: threads={value!r} in {text!r}: a number of at least 1")
+            threads = int(value)
+        elif value not in CPU_ISAS:
+            raise UnknownNameError("instruction set", value, CPU_ISAS, where=f"--device {text}")
+        else:
+            isa = value
+    return Device(kind="cpu", threads=threads, isa=isa)

@@ -1,0 +1,89 @@
+"""A Case: one problem, one backend, one mode; its label for people and its stable id for programs."""
+
+import hashlib
+import json
+from enum import Enum
+from functools import cache, lru_cache
+
+import msgspec
+
+from attnbench.attention.problem import Mode, Problem
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """What is measured: the same problem on two backends is two cases."""
+
+    problem: Problem
+    backend: str
+    mode: Mode = Mode.FWD
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "mode", Mode(self.mode))
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that depend on the values alone, not on how the case was written down."""
+        return _id(self)
+
+    @property
+    def label(self) -> str:
+        """Such as `b4 h32/8 q4096 kv4096 d128 causal bf16 fwd sdpa:flash`, with every field not at its default."""
+        return f"{problem_label(self.problem, self.mode)} {self.backend}"
+
+
+def problem_label(problem: Problem, mode: Mode) -> str:
+    """The label of a case without its backend."""
+    heads = f"h{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else "")
+    parts = [f"b{problem.batch}", heads, f"q{problem.seq_q}", f"kv{problem.seq_kv}", f"d{problem.head_dim}"]
+    if problem.head_dim_v != problem.head_dim:
+        parts.append(f"dv{problem.head_dim_v}")
+    parts += [problem.mask, problem.dtype.value, mode.value]
+    shown = {"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v", "dtype", "mask"}
+    rest: dict[str, object] = {}
+    for name, value in canonical(problem).items():
+        if name not in shown:
+            rest |= value if isinstance(value, dict) else {name: value}
+    parts += [f"{name}={_spell(value)}" for name, value in sorted(rest.items())]
+    return " ".join(parts)
+
+
+def canonical(record: msgspec.Struct) -> dict[str, object]:
+    """A record as plain values, without fields equal to their default and without empty records, recursively.
+
+    An encoder would not do: msgspec drops defaults by identity, so 30 and 30.0 would give two ids.
+    """
+    plain: dict[str, object] = {}
+    for name, default in _defaults(type(record)):
+        value = getattr(record, name)
+        if value == default:
+            continue
+        if isinstance(value, msgspec.Struct):
+            if nested := canonical(value):
+                plain[name] = nested
+        else:
+            plain[name] = _plain(value)
+    return plain
+
+
+@cache
+def _defaults(kind: type[msgspec.Struct]) -> tuple[tuple[str, object], ...]:
+    """Name and default of every field. Cached: msgspec evaluates the annotations of a class at every call."""
+    return tuple((field.name, field.default) for field in msgspec.structs.fields(kind))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@lru_cache(maxsize=200_000)
+def _id(case: Case) -> str:
+    text = json.dumps(canonical(case), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, list):
+        return "-".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,94 @@
+"""The highest measured rates of a device, as `attnbench calibrate` measures them.
+
+Ceilings are stored in the user's cache by machine, device and torch version, and copied into the manifest of each run.
+"""
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from attnbench.errors import StoreError
+from attnbench.records.result import Facts, Record
+
+VERSION = 1
+
+
+class Rate(Record, frozen=True, kw_only=True):
+    """FLOP/s of matrix products. `burst`: the fastest short block after a pause; `sustained`: over one second."""
+
+    burst: float
+    sustained: float
+    size: int  # n of the n x n x n product
+
+
+class Point(Record, frozen=True, kw_only=True):
+    """Bandwidth over one working set."""
+
+    bytes: int
+    rate: float  # B/s
+
+
+class Ceilings(Record, frozen=True, kw_only=True):
+    """Everything that `calibrate` measures on one device."""
+
+    version: int  # stored even at its default
+    device: str  # as in `--device`
+    name: str  # of the CPU or GPU
+    measured_at: str  # UTC, ISO 8601
+    seconds: float  # duration of the calibration
+    torch: str
+    facts: Facts = {}  # threads, instruction set, clock, caches
+    matmul: dict[str, Rate] = {}  # by dtype
+    refused: dict[str, str] = {}  # what could not be measured, and why
+    bandwidth: dict[str, tuple[Point, ...]] = {}  # copy, read, triad; rising working sets
+    exp_per_s: float | None = None
+    exp_derived: bool = False  # from the data sheet's rate and the clock
+    launch_s: float | None = None  # of the smallest operation
+    timer_s: float | None = None
+
+    @property
+    def memory(self) -> float | None:
+        """B/s of main memory: the fastest kind of traffic over the largest working set; None if not measured."""
+        return max((points[-1].rate for points in self.bandwidth.values() if points), default=None)
+
+    def within(self, working_set: int) -> float | None:
+        """B/s over a working set of so many bytes: the fastest kind over the smallest measured set that is as large."""
+        rates = [
+            next((point.rate for point in points if point.bytes >= working_set), points[-1].rate)
+            for points in self.bandwidth.values()
+            if points
+        ]
+        return max(rates, default=None)
+
+
+def folder(fingerprint: str) -> Path:
+    """The directory with the calibration of a machine."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("attnbench")) / "calibration" / fingerprint
+
+
+def _file(fingerprint: str, device: str, torch: str) -> Path:
+    return folder(fingerprint) / (re.sub(r"[^\w.=+-]", "_", f"{device}-torch{torch}") + ".json")
+
+
+def save(fingerprint: str, ceilings: Ceilings) -> Path:
+    """Store ceilings, in place of older ones of the same device and torch version; return the file."""
+    path = _file(fingerprint, ceilings.device, ceilings.torch)
+    draft = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(ceilings), indent=2))
+        draft.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
+    return path
+
+
+def load(fingerprint: str, device: str, torch: str) -> Ceilings | None:
+    """The stored ceilings; None if the device was not calibrated, or in another version of this format."""
+    try:
+        return msgspec.json.decode(_file(fingerprint, device, torch).read_bytes(), type=Ceilings)
+    except (OSError, msgspec.MsgspecError):
+        return None

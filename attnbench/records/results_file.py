@@ -1,0 +1,141 @@
+"""Reading results.jsonl: a small file is loaded into memory, a large one is indexed and read line by line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, overload
+
+import msgspec
+
+from attnbench.errors import AttnbenchError, StoreError
+from attnbench.records.arm import Arm
+from attnbench.records.case import Case
+from attnbench.records.result import Cause, Result, Status
+
+MAX_IN_MEMORY = 64 * 2**20  # bytes of a file; a larger one is indexed
+
+
+def read(path: Path) -> tuple[Sequence[Result], int]:
+    """Read the results of a file, and count the lines that hold none. A missing file has no results."""
+    marks: dict[tuple[Case, str, int], Mark] = {}
+    skipped = start = 0
+    try:
+        large = path.stat().st_size > MAX_IN_MEMORY
+        with path.open("rb") as file:
+            for line in file:
+                if (result := _head(line) if large else decoded(line)) is None:
+                    skipped += 1
+                else:
+                    # Equal where `Result.key` is equal, without the hash of each case id.
+                    marks[result.case, result.arm.id, result.restart] = Mark(start, len(line), result)
+                start += len(line)
+    except FileNotFoundError:
+        return [], 0  # the process was killed between the manifest and the first line
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    if large:
+        return Lines(path, list(marks.values())), skipped
+    return [mark.head for mark in marks.values()], skipped
+
+
+class Mark(NamedTuple):
+    """Position and head of a line: the result without what was measured."""
+
+    start: int
+    size: int
+    head: Result
+
+
+class Lines(Sequence[Result]):
+    """The results of a large file: their heads are in memory, each result is read on access."""
+
+    def __init__(self, path: Path, marks: list[Mark], file: BinaryIO | None = None) -> None:
+        self.path, self.marks, self._file = path, marks, file or path.open("rb")
+
+    @property
+    def heads(self) -> list[Result]:
+        """The results in their order: case, arm, status, restart and the name of the reference arm."""
+        return [mark.head for mark in self.marks]
+
+    def __len__(self) -> int:
+        return len(self.marks)
+
+    @overload
+    def __getitem__(self, place: int) -> Result: ...
+    @overload
+    def __getitem__(self, place: slice) -> Lines: ...
+    def __getitem__(self, place: int | slice) -> Result | Lines:
+        marks = self.marks[place]
+        return self.of(marks) if isinstance(marks, list) else self._read(marks)
+
+    def __iter__(self) -> Iterator[Result]:
+        return map(self._read, self.marks)
+
+    def of(self, marks: list[Mark]) -> Lines:
+        return Lines(self.path, marks, self._file)
+
+    def _read(self, mark: Mark) -> Result:
+        """Read one line. If it holds no result after all, or the file has changed, a Result with status `error`."""
+        try:
+            result = decoded(os.pread(self._file.fileno(), mark.size, mark.start))
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
+        reason = f"byte {mark.start} of {self.path.name}: its line holds no result"
+        return result or msgspec.structs.replace(mark.head, status=Status.ERROR, reason=reason)
+
+
+def chosen(results: Sequence[Result], keep: Callable[[Result], bool]) -> Sequence[Result]:
+    """The results for which `keep` is true. It sees case, arm, restart and status."""
+    if isinstance(results, Lines):
+        return results.of([mark for mark in results.marks if keep(mark.head)])
+    return list(filter(keep, results))
+
+
+_RESULT = msgspec.json.Decoder(Result)
+# Version 0.1.0 stored no cause: it is derived from how its reasons begin.
+_CAUSES_BY_REASON = {
+    "budget": Cause.BUDGET,
+    "a case no larger": Cause.NO_LARGER,
+    "needs ": Cause.MEMORY,
+    "no reference to verify against": Cause.NO_REFERENCE,
+}
+
+
+def decoded(line: bytes) -> Result | None:
+    """The result on a line; None if it holds none."""
+    try:
+        result = _RESULT.decode(line)
+    except (msgspec.MsgspecError, AttnbenchError, RecursionError):
+        return None
+    if result.status is Status.SKIPPED and result.cause is None:
+        cause = next((cause for begin, cause in _CAUSES_BY_REASON.items() if result.reason.startswith(begin)), None)
+        return msgspec.structs.replace(result, cause=cause)
+    return result
+
+
+class _Reference(msgspec.Struct, frozen=True, gc=False):
+    reference: str | None = None
+
+
+class _Head(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a line that are decoded at first, which is many times faster than the whole line."""
+
+    case: Case
+    arm: Arm
+    status: Status
+    restart: int = msgspec.field(default=0, name="launch")
+    facts: _Reference = _Reference()
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+
+
+def _head(line: bytes) -> Result | None:
+    try:
+        head = _HEAD.decode(line)
+    except (msgspec.MsgspecError, AttnbenchError, RecursionError):
+        return None
+    facts = {"reference": head.facts.reference} if head.facts.reference else {}
+    return Result(case=head.case, arm=head.arm, status=head.status, restart=head.restart, facts=facts)

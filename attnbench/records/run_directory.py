@@ -1,0 +1,151 @@
+"""Run directories: a manifest, `run.json`, and append-only `results.jsonl`, one Result a line.
+
+The version of the format is read before anything else is decoded. docs/formats.md documents every key.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from attnbench.errors import SchemaError, StoreError
+from attnbench.records import results_file
+from attnbench.records.arm import Arm
+from attnbench.records.ceilings import Ceilings
+from attnbench.records.result import Cause, Environment, Facts, Key, Procedure, Record, Result, Status
+
+VERSION = 1
+OLDEST = 1  # version that is still read
+MANIFEST, RESULTS = "run.json", "results.jsonl"
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """The content of `run.json`: everything about a run except its results."""
+
+    schema_version: int  # stored even at its default: it is read before the rest
+    attnbench: str
+    created_at: str  # UTC, ISO 8601
+    suite: str
+    command: str = ""  # as typed, paths relative
+    request: Facts = {}  # the options of the sweep, for a resume
+    procedures: dict[str, Procedure] = {}  # by kind of device
+    arms: tuple[Arm, ...] = ()
+    environments: dict[str, Environment] = {}  # by arm id
+    machine: Facts = {}
+    fingerprint: str = ""  # of the stable facts of the machine
+    ceilings: dict[str, Ceilings] = {}  # by device, as measured by `calibrate` before the run
+    commit: Facts | None = None  # of the working directory
+    planned: int = 0  # number of cases, with refusals and impossible combinations
+    seconds: dict[str, float] = {}  # of the latest part of the run, by phase, and in total
+    impossible: tuple[tuple[str, str], ...] = ()  # combinations that are no problem, and why
+    tags: dict[str, str] = {}
+    gate: Facts = {}  # of a gate: its sides, stages and margins, from which the results are judged again
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """A stored run."""
+
+    path: Path
+    manifest: Manifest
+    results: Sequence[Result]
+    skipped_lines: int = 0  # lines that hold no result: cut off, or foreign
+
+
+def read(directory: Path) -> Run:
+    """Read the run in a directory. Lines that hold no result are counted.
+
+    Raises SchemaError for a format that this version does not read, StoreError for a directory without a run.
+    """
+    manifest = read_manifest(directory)
+    results, skipped = results_file.read(directory / RESULTS)
+    return Run(path=directory, manifest=manifest, results=results, skipped_lines=skipped)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a run; raises as `read` does."""
+    path = directory / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{directory} is not a run directory: {error.strerror}: {MANIFEST}") from error
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).schema_version
+        if version > VERSION:
+            raise SchemaError(
+                f"{path}: format {version}, written by a newer attnbench; this one reads up to {VERSION}: upgrade it"
+            )
+        if version < OLDEST:
+            raise SchemaError(
+                f"{path}: format {version}, written by an older attnbench; this one reads {OLDEST} to {VERSION}: "
+                "measure again, or read it with the version that wrote it"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def done_keys(run: Run, retry_failed: bool) -> frozenset[Key]:
+    """The keys that a resume does not measure again.
+
+    It measures what the budget cut and, with `retry_failed`, what failed and what was skipped after such a failure.
+    """
+
+    def repeated(result: Result) -> bool:
+        if result.status is Status.SKIPPED:
+            return result.cause is Cause.BUDGET or (retry_failed and result.cause is Cause.NO_LARGER)
+        return retry_failed and (result.status.failed or result.status is Status.OOM)
+
+    return frozenset(result.key for result in run.results if not repeated(result))
+
+
+def results_root() -> Path:
+    """The parent directory of runs: ATTNBENCH_RESULTS, or ./results."""
+    return Path(os.environ.get("ATTNBENCH_RESULTS") or "results")
+
+
+def new_directory(root: Path, suite: str, device: str, now: datetime) -> Path:
+    """Make a directory such as `20261121T001500Z-quick-cpu`. A second run in the same second gets a suffix."""
+    kind, _, index = device.partition(":")
+    words = f"{suite}-{kind}{index if kind == 'cuda' else ''}"
+    stem = now.astimezone(UTC).strftime(_STAMP) + "-" + re.sub(r"[^\w.+-]", "_", words)[:100]
+    for count in range(1, 1000):
+        path = root / (stem if count == 1 else f"{stem}.{count}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StoreError(f"cannot write to {root}: {error.strerror}") from error
+        return path
+    raise StoreError(f"{root} holds a thousand runs of this second: use another --out")
+
+
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+def resolve(text: str, root: Path) -> Path:
+    """The run directory that `last`, a name under the root, or a path stands for. Raises StoreError for none."""
+    runs = sorted((path.parent for path in root.glob(f"*/{MANIFEST}")), key=_started) if root.is_dir() else []
+    if text == "last":
+        if not runs:
+            raise StoreError(f"no run in {root}/ yet: attnbench run creates one")
+        return runs[-1]
+    for path in (Path(text), root / text):
+        if (path / MANIFEST).is_file():
+            return path
+    newest = ", ".join(path.name for path in runs[-3:]) or "none"
+    raise StoreError(f"no run {text!r}: neither a run directory nor a name in {root}/ (newest there: {newest})")
+
+
+def _started(directory: Path) -> tuple[str, str]:
+    """A key that sorts runs by time: the stamp in the name, else the modification time of the manifest."""
+    if match := re.match(r"\d{8}T\d{6}Z(?=-)", directory.name):
+        return match[0], directory.name
+    return datetime.fromtimestamp((directory / MANIFEST).stat().st_mtime, UTC).strftime(_STAMP), directory.name

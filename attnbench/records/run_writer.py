@@ -1,0 +1,207 @@
+"""Writing a run directory: one writer at a time, results synced as they come, the manifest replaced atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from attnbench.errors import LockedError, NotComparableError, StoreError
+from attnbench.records import results_file
+from attnbench.records.result import Environment, Result, procedure_differences
+from attnbench.records.run_directory import MANIFEST, RESULTS, Manifest, Run, read, read_manifest
+
+LOCK, DRAFT = ".lock", "run.tmp"
+
+
+class RunWriter:
+    """Opens or creates a run directory and appends to it, under a lock that ends with the process.
+
+    A run continues only on the machine and with the procedure that it was started with. `force` continues anyway, and
+    marks each result with the fingerprint of its machine. Raises LockedError, NotComparableError or StoreError.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, force: bool = False) -> None:
+        self.directory = directory
+        with _os_errors_reported(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(directory)
+        self._results = -1
+        try:
+            self._begin(manifest, force)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, manifest: Manifest, force: bool) -> None:
+        path = self.directory
+        self._mark = ""
+        if (path / MANIFEST).exists():
+            before = read_manifest(path)
+            if not force:
+                _check_comparable(before, manifest, path)
+            elif before.fingerprint != manifest.fingerprint:
+                self._mark = manifest.fingerprint
+            manifest = _continued(before, manifest)
+        elif foreign := sorted(item.name for item in path.iterdir() if item.name not in (LOCK, DRAFT)):
+            raise StoreError(f"{path} holds {foreign[0]!r} and is not a run directory: use another --out")
+        self.manifest = msgspec.structs.replace(manifest, command=anonymous(manifest.command))
+        self._write_manifest()
+        with _os_errors_reported(path / RESULTS):
+            self._results = os.open(path / RESULTS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            _repair_last_line(self._results)
+            _sync_directory(path)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._results >= 0:
+            os.close(self._results)
+            self._results = -1
+        self._lock.close()
+
+    @property
+    def run(self) -> Run:
+        return read(self.directory)
+
+    def append(self, results: Sequence[Result]) -> None:
+        """Append results and sync them. On a full disk, the file is cut back to its last whole line."""
+        if not results:
+            return
+        encoder = msgspec.json.Encoder()
+        data = b"".join(encoder.encode(_anonymous_result(result, self._mark)) + b"\n" for result in results)
+        size = os.fstat(self._results).st_size
+        try:
+            _write(self._results, data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._results, size)
+            where = f"cannot write to {self.directory / RESULTS}"
+            raise StoreError(f"{where}: {error.strerror}; all earlier results are kept") from error
+
+    def update(self, *, environments: Mapping[str, Environment], seconds: Mapping[str, float]) -> None:
+        """Add environments of arms, and the seconds by phase, to the manifest."""
+        merged = self.manifest.environments | dict(environments)
+        self.manifest = msgspec.structs.replace(self.manifest, environments=merged, seconds=dict(seconds))
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        path, draft = self.directory / MANIFEST, self.directory / DRAFT
+        with _os_errors_reported(path):
+            with draft.open("wb", buffering=0) as file:
+                _write(file.fileno(), msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
+            draft.replace(path)
+            _sync_directory(self.directory)
+
+
+@contextlib.contextmanager
+def _os_errors_reported(path: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
+
+
+def anonymous(text: str) -> str:
+    """The text with paths relative to the working directory, and with the home directory as `~`: no user names."""
+    for folder, short in ((os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
+        if len(folder) > 1:
+            text = re.sub(rf"(?<![\w.-]){re.escape(folder)}(?:/|(?![\w.-]))", short, text)
+    return text
+
+
+def _anonymous_result(result: Result, mark: str) -> Result:
+    """The result without the user's paths in its texts. `mark`: the machine of a forced continuation, else empty."""
+    facts = dict(result.facts)
+    if isinstance(trace := facts.get("trace"), str):
+        facts["trace"] = anonymous(trace)
+    if mark:
+        facts["fingerprint"] = mark
+    return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts)
+
+
+def _continued(before: Manifest, now: Manifest) -> Manifest:
+    """The manifest of a continued run: the new one, with the start and the machine of the first."""
+    return msgspec.structs.replace(
+        now,
+        created_at=before.created_at,
+        procedures=before.procedures | now.procedures,
+        arms=tuple({arm.id: arm for arm in (*before.arms, *now.arms)}.values()),
+        environments=before.environments | now.environments,
+        machine=before.machine,
+        fingerprint=before.fingerprint,
+        tags=before.tags | now.tags,
+    )
+
+
+def _check_comparable(before: Manifest, now: Manifest, path: Path) -> None:
+    """Raise NotComparableError with every difference of machine and procedure."""
+    changed = procedure_differences(before.procedures, now.procedures)
+    if before.fingerprint != now.fingerprint:
+        changed += [f"machine: {before.fingerprint} then, {now.fingerprint} now"]
+        changed += [
+            f"{name}: {before.machine.get(name)} then, {value} now"
+            for name, value in now.machine.items()
+            if name in ("cpu", "cores", "isa", "memory_gib", "gpus", "system") and before.machine.get(name) != value
+        ]
+    if changed:
+        raise NotComparableError(f"{path} was started differently ({'; '.join(changed)}); --force continues anyway")
+
+
+def _lock(directory: Path) -> IO[str]:
+    lock = (directory / LOCK).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise LockedError(f"{directory} is being written to by process {holder}") from None
+    except OSError:
+        lock.close()
+        raise
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _repair_last_line(descriptor: int) -> None:
+    """Remove an incomplete last line, which a killed process leaves; end a complete one with a line break."""
+    end = start = os.lseek(descriptor, 0, os.SEEK_END)
+    tail = b""
+    while start and b"\n" not in tail:
+        start = max(0, start - max(65536, len(tail)))
+        tail = os.pread(descriptor, end - start, start)
+    rest = tail.rpartition(b"\n")[2]
+    if rest and results_file.decoded(rest):
+        _write(descriptor, b"\n")
+    elif rest:
+        os.ftruncate(descriptor, end - len(rest))
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write and sync all data. A buffered file would retry a refused write when it is closed."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Charts, each defined once, and the rules by which all are drawn."""

@@ -1,0 +1,57 @@
+"""A run with its rows, as the formats of other tools need it."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from operator import itemgetter
+from typing import NamedTuple
+
+import msgspec
+
+from attnbench.analysis.roofline import ceilings_by_device
+from attnbench.analysis.rows import Row, rows_of
+from attnbench.records.run_directory import Run
+from attnbench.report.charts import drawing
+
+SCALARS = ("time_s", "flop_per_s", "speedup", "total_bytes", "rms_err")  # metrics that trackers follow along the length
+
+
+class ExportedRun(NamedTuple):
+    """A stored run and its rows."""
+
+    run: Run
+    rows: list[Row]
+
+    @property
+    def created_s(self) -> float:
+        """When it was measured, in seconds since 1970; 0 if unknown."""
+        created_at = self.run.manifest.created_at
+        return datetime.fromisoformat(created_at).timestamp() if created_at else 0.0
+
+    @property
+    def packages(self) -> Mapping[str, str]:
+        return next((env.packages for env in self.run.manifest.environments.values()), {})
+
+    def scalars(self) -> Iterator[tuple[str, int, float]]:
+        """Tag, step and value of each metric: the tag holds metric, panel and backend, the step is the length."""
+        x = drawing.axis_of(self.rows) if self.rows else "seq_q"
+        panels = drawing.varying(self.rows, x)
+        for step, row in sorted(((int(row.number(x) or 0), row) for row in self.rows), key=itemgetter(0)):
+            place = [part for part in (drawing.panel_of(row, panels), row.arm_name) if part]
+            for metric in SCALARS:
+                if (value := row.number(metric)) is not None:
+                    yield "/".join((metric, *place)), step, float(value)
+
+
+def exported(run: Run) -> ExportedRun:
+    """Read the rows of a run."""
+    return ExportedRun(run, rows_of(run.results, ceilings=ceilings_by_device(run.manifest)))
+
+
+def benchmark_name(row: Row) -> str:
+    """The name of a case in other tools: the case and its device."""
+    return f"{row.label}@{row.device}"
+
+
+def json_text(value: object) -> str:
+    """Indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -1,0 +1,125 @@
+"""The folder that `attnbench report` writes: the page, Markdown, the data, tables and plots."""
+
+import re
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from attnbench.analysis import parallel
+from attnbench.analysis.rows import COLUMNS, as_frame
+from attnbench.errors import StoreError
+from attnbench.gate.history import HistoryPoint
+from attnbench.records.result import Result
+from attnbench.records.run_directory import Run
+from attnbench.report import pages
+from attnbench.report.charts import rendering
+from attnbench.report.formats import csv, html, latex, markdown
+from attnbench.report.pages.page import MAX_ROWS, Page, PageTable, ReportData, report_data
+
+MARKER, MARKER_TEXT = ".attnbench-report", "made by attnbench report\n"  # only a marked folder is overwritten
+MIN_ROWS_FOR_POOL = 20_000  # from which a second process pays off
+MAX_NAME = 120  # characters of a file's name; headings hold names of runs
+
+TextFile = tuple[str, Callable[[], str]]  # its name, and the function that makes its text
+
+
+class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report holds and how it looks."""
+
+    title: str = ""
+    theme: str = "auto"
+    plots: tuple[str, ...] = ("svg", "png")
+    reference: str | None = None
+    keep: Callable[[Result], bool] | None = None
+    only: tuple[str, ...] = ()  # pages; empty: all
+    anonymize: bool = False
+    trend: Sequence[HistoryPoint] = ()  # the project's history; ignored if `anonymize`
+
+
+def write(
+    runs: Sequence[Run],
+    directory: Path | None = None,
+    options: ReportOptions | None = None,
+    step: Callable[[str], None] = lambda name: None,
+) -> Path:
+    """Write index.html, report.md, data.*, tables/ and plots/ to `directory`, by default RUN/report.
+
+    Without altair and vl-convert there are no charts, without pyarrow no Parquet. Other files in the folder are left
+    alone. `step` is called with the name of each step as it begins. Raises StoreError if the folder cannot be written
+    or holds files but no report.
+    """
+    options = options or ReportOptions()
+    folder = directory or runs[0].path / "report"
+    _check(folder)
+    if options.anonymize:
+        runs = [_anonymous(run, number) for number, run in enumerate(runs)]
+    step("reading")
+    data = report_data(runs, options.keep, options.reference, () if options.anonymize else options.trend)
+    with rendering.unchecked():
+        shown = [page for page in pages.pages(data) if not options.only or page.name in options.only]
+        step("drawing")
+        drawings = html.draw(shown) if rendering.available() else []
+    step("writing")
+    columns = (*COLUMNS, "run") if len(runs) > 1 else tuple(COLUMNS)
+    try:
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
+        files = _text_files(data, shown, drawings, columns, options)
+        files += [file for page in shown for table in page.tables if table.rows for file in _formats(page, table)]
+        pooled = len(data.rows) > MIN_ROWS_FOR_POOL
+        parallel.share(lambda file: (folder / file[0]).write_text(file[1](), "utf-8"), files, pooled=pooled, pieces=1)
+        if find_spec("pyarrow"):
+            as_frame(data.rows, columns).to_parquet(folder / "data.parquet", index=False)
+        if drawings:
+            # The summary holds small copies of other pages' charts.
+            elsewhere = {drawing.name for drawing in drawings if drawing.page != "summary"}
+            plots = [drawing for drawing in drawings if drawing.page != "summary" or drawing.name not in elsewhere]
+            rendering.write({plot.file: plot.svg for plot in plots}, folder / "plots", options.plots)
+    except OSError as error:
+        raise StoreError(f"cannot write the report to {folder}: {error.strerror}") from error
+    return folder
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder with files that no report wrote."""
+    if folder.is_dir() and not (folder / MARKER).exists():
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in ("report.md", "tables", "plots"))
+        if foreign:
+            raise StoreError(f"{folder} holds {foreign[0]!r} and is no report: give another --out")
+
+
+def _anonymous(run: Run, number: int) -> Run:
+    """The run without the names of folders, commands, tags and commits, which may name a user or a project."""
+    manifest = msgspec.structs.replace(run.manifest, command="", tags={}, commit=None)
+    return msgspec.structs.replace(run, path=Path(f"run-{number + 1}"), manifest=manifest)
+
+
+def _text_files(
+    data: ReportData, shown: Sequence[Page], drawings: Sequence[html.Drawing], columns: Sequence[str],
+    options: ReportOptions,
+) -> list[TextFile]:  # fmt: skip
+    title = options.title or f"attnbench: {', '.join(dict.fromkeys(run.manifest.suite for run in data.runs))}"
+    page = html.page(shown, drawings, title, options.theme)
+    content = {"manifests": {run.path.name: run.manifest for run in data.runs}, "columns": COLUMNS, "rows": data.rows}
+    return [
+        (MARKER, lambda: MARKER_TEXT),
+        ("data.csv", lambda: csv.text((row.plain() for row in data.rows), columns)),
+        ("data.json", lambda: msgspec.json.encode(content).decode() + "\n"),
+        ("index.html", lambda: page),
+        ("report.md", lambda: markdown.page(data.runs[0], data.rows, options.title)),
+    ]
+
+
+def _formats(page: Page, table: PageTable) -> list[TextFile]:
+    """A table as CSV with all rows, and as Markdown and LaTeX with the first MAX_ROWS."""
+    stem = f"{page.name}-{re.sub(r'[^a-z0-9]+', '-', table.heading.lower()).strip('-')}"[:MAX_NAME]
+    numbers = table.numbers or (False,) * len(table.head)
+    rows = table.rows[:MAX_ROWS]
+    columns = [name or f"column_{place}" for place, name in enumerate(table.head)]
+    cut = f"{MAX_ROWS} of {len(table.rows)} rows; {stem}.csv has all\n" if len(rows) < len(table.rows) else ""
+    return [
+        (f"tables/{stem}.csv", lambda: csv.text((dict(zip(columns, row, strict=True)) for row in table.rows), columns)),
+        (f"tables/{stem}.md", lambda: markdown.table(table.head, rows, numbers) + (cut and f"\n{cut}")),
+        (f"tables/{stem}.tex", lambda: (cut and f"% {cut}") + latex.table(table.head, rows, numbers)),
+    ]

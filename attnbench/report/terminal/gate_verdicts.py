@@ -1,0 +1,247 @@
+"""The verdicts of a gate as a table and as records, its red cases in detail, and the history of a project."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from attnbench import units
+from attnbench.analysis.metrics import METRICS
+from attnbench.analysis.rows import rows_of
+from attnbench.engine.sweep import Request
+from attnbench.errors import Exit
+from attnbench.gate import evidence, history
+from attnbench.gate import record as gate_record
+from attnbench.gate.judgement import RED, GateVerdicts, cases_of
+from attnbench.gate.rule import Evidence
+from attnbench.records.result import Outcome, Verdict
+from attnbench.records.run_directory import Run
+from attnbench.report.summary import repeat_command
+from attnbench.report.terminal.text_layout import aligned, wrap
+
+HEADINGS = ("base", "head", "change", "95 %", "margin", "")
+SHOWN = (*RED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)  # without --all
+DETAILED = (Outcome.REGRESSED, Outcome.BROKEN)
+MAX_DETAILED = 3
+STRIP = 49  # columns
+
+
+def exit_code(judged: GateVerdicts, inconclusive_ok: bool = False) -> Exit:
+    """Return the exit code of a gate: the first that applies of 6, 5, 1 and 3, else 0."""
+    outcomes = {verdict.outcome for verdict in judged.verdicts}
+    if not outcomes or outcomes <= {Outcome.NEW}:
+        return Exit.OK if outcomes else Exit.NOTHING_MEASURED
+    if outcomes & {Outcome.BROKEN, Outcome.MISSING}:
+        return Exit.FAILED
+    if Outcome.REGRESSED in outcomes:
+        return Exit.REGRESSED
+    if Outcome.INCONCLUSIVE in outcomes and not inconclusive_ok:
+        return Exit.INCONCLUSIVE
+    return Exit.OK
+
+
+def sentence(judged: GateVerdicts) -> str:
+    """`20 cases: 1 regressed, 19 same.`, by the worst verdict of each case."""
+    worst: dict[tuple[str, str], Outcome] = {}
+    for verdict in judged.verdicts:  # sorted, worst first
+        worst.setdefault((verdict.case_id, verdict.device), verdict.outcome)
+    counts = Counter(worst.values())
+    parts = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in (*SHOWN, Outcome.SAME) if counts[outcome])
+    refused = f"; {judged.refused} that neither side can run" if judged.refused else ""
+    return f"{sum(counts.values())} cases: {parts or 'nothing measured'}{refused}."
+
+
+def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -> Iterator[str]:
+    """List what changed, with `everything` also what did not, then the commands that investigate the red cases."""
+    yield from wrap(f"{judged.head} against {judged.base}", width, indent=2)
+    times = [
+        verdict for verdict in judged.verdicts if verdict.metric in ("time_s", "status") or verdict.outcome in SHOWN
+    ]
+    yield ""
+    yield from _table([verdict for verdict in times if everything or verdict.outcome in SHOWN] or times, width)
+    yield ""
+    for name, (ratio, low, high, count) in sorted(judged.geomeans.items()):
+        interval = f", {low:.3f}..{high:.3f}" if count > 1 else ""
+        yield f"{name}: {ratio:.3f}x over {count} cases, geometric mean{interval}"
+    yield from wrap(f"margins: {judged.margin_source}", width, indent=2)
+    for note in (*judged.notes, judged.doubt):
+        yield from wrap(note, width, indent=2) if note else ()
+    yield from details(run, judged.verdicts)
+    yield sentence(judged)
+
+
+def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
+    rows = [(_label(verdict), cells(verdict)) for verdict in verdicts]
+    heading, *lines = aligned("case", HEADINGS, rows, width)
+    yield from heading
+    for verdict, row in zip(verdicts, lines, strict=True):
+        yield from row
+        yield from (f"    {piece}" for piece in (wrap(verdict.reason, width - 4) if verdict.reason else ()))
+
+
+def _label(verdict: Verdict) -> str:
+    metric = "" if verdict.metric in ("time_s", "status") else f" {verdict.metric}"
+    return f"{verdict.label}@{verdict.device}{metric}"
+
+
+def cells(verdict: Verdict) -> tuple[str, ...]:
+    """One cell for each of HEADINGS."""
+    show = METRICS[verdict.metric].show if verdict.metric in METRICS else lambda value: "-"
+    ends = verdict.interval
+    interval = f"{units.change(ends[0])} .. {units.change(ends[1])}" if ends else "-"
+    margin = f"{100 * verdict.margin:.1f} %" if verdict.margin is not None else "-"
+    change = units.change(verdict.change)
+    return show(verdict.base), show(verdict.head), change, interval, margin, verdict.outcome.value
+
+
+def describe(verdict: Verdict) -> str:
+    """`time_s regressed: 1.20 ms, was 1.00 ms (+20.0 %, 95 % +18.1 % .. +22.0 %, margin 2.0 %)`."""
+    base, head, change, interval, margin, outcome = cells(verdict)
+    figures = f": {head}, was {base} ({change}, 95 % {interval}, margin {margin})" if verdict.base is not None else ""
+    return f"{verdict.metric} {outcome}{figures}{f': {verdict.reason}' if verdict.reason else ''}"
+
+
+def annotation(verdict: Verdict) -> str:
+    """`b1 h8 ... naive@cpu: time_s +12.3 % (+11.0 % .. +13.6 %), margin 5.0 %: regressed`."""
+    ends = verdict.interval
+    interval = f" ({units.change(ends[0])} .. {units.change(ends[1])})" if ends else ""
+    change = ""
+    if verdict.change is not None:
+        change = f" {units.change(verdict.change)}{interval}, margin {units.change(verdict.margin)}"
+    reason = f": {verdict.reason}" if verdict.reason else ""
+    return f"{verdict.label}@{verdict.device}: {verdict.metric}{change}: {verdict.outcome.value}{reason}"
+
+
+def record(verdict: Verdict) -> dict[str, object]:
+    """One line of `gate --json`."""
+    fields = msgspec.to_builtins(verdict)
+    return {"type": "verdict", **fields, "outcome": verdict.outcome.value, "change": verdict.change}
+
+
+def summary(run: Run, judged: GateVerdicts, code: Exit) -> dict[str, object]:
+    """The last line of `gate --json`."""
+    counts = Counter(verdict.outcome.value for verdict in judged.verdicts)
+    return {
+        "type": "summary", "verdicts": dict(counts), "sentence": sentence(judged), "floor": judged.margin_source,
+        "doubt": judged.doubt, "notes": list(judged.notes), "path": str(run.path), "exit_code": int(code),
+        "geomeans": {
+            name: dict(zip(("ratio", "low", "high", "cases"), values, strict=True))
+            for name, values in judged.geomeans.items()
+        },
+    }  # fmt: skip
+
+
+def reach(judged: GateVerdicts) -> str:
+    """Say how small a slowdown this machine can detect, from a run gated against itself."""
+    times = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]
+    margins = sorted(verdict.margin for verdict in times if verdict.margin is not None)
+    changes = [abs(verdict.change) for verdict in times if verdict.change is not None]
+    if not margins:
+        return "nothing was measured: the sensitivity of this machine is unknown"
+    median = margins[len(margins) // 2]
+    return (
+        f"equal arms differed by up to {100 * max(changes):.1f} %; margins from {100 * margins[0]:.1f} to "
+        f"{100 * margins[-1]:.1f} %, median {100 * median:.1f} %. A slowdown of twice its margin is meant to be "
+        f"found in at least 8 of 10 runs (docs/gate.md): here {200 * median:.0f} % in the median case."
+    )
+
+
+def details(run: Run, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """For each of the worst cases its restarts, and the commands that repeat it, profile both sides, and bisect.
+
+    A command is one line of any length, so that it can be copied.
+    """
+    red = dict.fromkeys((verdict.case_id, verdict.device) for verdict in verdicts if verdict.outcome in DETAILED)
+    if not red:
+        return
+    evidences: dict[tuple[str, str], Evidence] = {}
+    if run.manifest.gate:
+        pairs = evidence.pairings(run.results)
+        evidences = {(case.case_id, case.device): case for case in cases_of(pairs, gate_record.of(run))}
+    rows = {(row.case_id, row.device): row for row in rows_of(run.results)}
+    margins = {(verdict.case_id, verdict.device): verdict.margin for verdict in verdicts if verdict.metric == "time_s"}
+    for key in list(red)[:MAX_DETAILED]:
+        row, margin = rows.get(key), margins.get(key)
+        if row is None:
+            continue
+        yield f"{row.label}@{row.device}"
+        if key in evidences and margin is not None:
+            yield from (f"  {line}" for line in strip(evidences[key], margin))
+        yield f"  profile head: {repeat_command(row, 'profile')}"
+        if run.manifest.gate:
+            yield from (f"  {line}" for line in _with_base(run, row.label, repeat_command(row, "profile")))
+
+
+def strip(case: Evidence, margin: float) -> Iterator[str]:
+    """Draw every restart between the fastest and the slowest.
+
+    `o` is a screening restart, `x` a confirming one, a digit is the number of restarts in one column, `#` ten or more;
+    `|` marks no change, and `:` the margin.
+    """
+    edge = math.log1p(margin)
+    low, high = min(0.0, *case.effects), max(edge, *case.effects)
+    width = (high - low) or 1.0
+
+    def column(value: float) -> int:
+        return round((value - low) / width * (STRIP - 1))
+
+    cells = [" "] * STRIP
+    cells[column(0.0)], cells[column(edge)] = "|", ":"
+    marks: dict[int, list[str]] = {}
+    for mark, values in (("o", case.screen), ("x", case.confirm)):
+        for value in values:
+            marks.setdefault(column(value), []).append(mark)
+    for place, in_column in marks.items():
+        count = len(in_column)
+        cells[place] = in_column[0] if count == 1 else str(count) if count < 10 else "#"
+    ends = [units.change(math.expm1(value)) for value in (low, high)]
+    yield f"restarts: {ends[0]} [{''.join(cells)}] {ends[1]}"
+    yield f"          | no change, : margin {100 * margin:.1f} %, o screened, x confirmed, digits where several meet"
+
+
+def _with_base(run: Run, label: str, profile: str) -> Iterator[str]:
+    """The commands that need base, which is known for a gate that measured both sides."""
+    gate = gate_record.of(run)
+    base, head = gate.base, gate.head
+    request = msgspec.convert(run.manifest.request, Request)
+    if base == head:
+        return
+    if base.python:
+        yield f"profile base: {shlex.quote(base.python)} -m {profile}"
+        option = ["--base-python", base.python]
+    elif base.commit:
+        unpack = f"d=$(mktemp -d) && git archive {base.commit} | tar -x -C $d"
+        yield f"profile base: {unpack} && (cd $d && PYTHONPATH=$d {profile})"
+        option = ["--base-ref", base.commit]
+    else:
+        yield f"profile base: (cd {shlex.quote(base.name)} && {profile})"
+        option = ["--base-path", base.name]
+    options = [part for key, value in request.axes.items() for part in ("--set", f"{key}={value}")]
+    options += [*(("-b", request.backend) if request.backend else ()), "--device", request.device]
+    yield f"repeat: {shlex.join(['attnbench', 'gate', *request.suites, *options, *option, '--case', label])}"
+    if base.commit and head.commit and base.commit != head.commit and not base.python:
+        suites = [part for name in request.suites for part in ("--suite", name)]
+        command = ["attnbench", "bisect", *suites, *options, "--case", label, base.commit, head.commit]
+        yield f"bisect: {shlex.join(command)}"
+
+
+def level_changes(series: Mapping[str, Sequence[tuple[history.HistoryPoint, float]]], as_json: bool) -> Iterator[str]:
+    """One line for each case with its first and last time, then its changes of level."""
+    for case, values in series.items():
+        changes = history.changes(case, values)
+        first_s, last_s = values[0][1], values[-1][1]
+        if as_json:
+            record = {
+                "type": "trend", "case": case, "points": len(values), "first_s": first_s, "last_s": last_s,
+                "changes": [
+                    msgspec.to_builtins(change) | {"at": change.at.commit, "ratio": change.ratio} for change in changes
+                ],
+            }  # fmt: skip
+            yield msgspec.json.encode(record).decode()
+            continue
+        yield f"{case}: {units.seconds(first_s)} -> {units.seconds(last_s)} over {len(values)} points"
+        for change in changes:
+            times = f"{units.seconds(change.before_s)} -> {units.seconds(change.after_s)}"
+            yield f"    {units.change(change.ratio - 1)} at {change.at.name}, {change.at.measured_at}: {times}"

@@ -1,0 +1,239 @@
+"""The results of `attnbench verify`: errors against float64 and probes as tables, or as JSON Lines."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from attnbench import units
+from attnbench.analysis import stats
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.case import problem_label
+from attnbench.records.result import Result, Status
+from attnbench.report.pivot import interval
+from attnbench.report.terminal.text_layout import WIDTH, labelled, wrap
+
+OUTPUTS = ("out", "lse", "dq", "dk", "dv")
+MIN_LENGTHS = 3  # from which an exponent is fitted
+FIGURES = (("max_abs", "plain_max"), ("mean_abs", "plain_mean"), ("rms", "plain_rms"))  # with the reference's
+PROBES = {
+    "noise": "noise: relative change of out over that of q, k and v, by the noise's share",
+    "adversarial": "adversarial: the same for one step along the gradient, and for a random one",
+    "determinism": "determinism: bits of repeated calls, gradients too",
+    "batch": "batch: bits of one sequence alone and at every position of a batch",
+    "double_backward": "double_backward: the gradient of the gradient",
+    "soft": "soft: relative change of out against softmax over all visible keys, and the share of keys kept",
+    "quantisation": "quantisation: relative change of out with k and v kept in fewer bits, and their bytes",
+}
+
+Figures = Mapping[str, Any]  # of one probe on one case: docs/formats.md
+Cases = Sequence[tuple[str, Figures]]  # each with the label of its case
+
+
+def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
+    """For each arm its cases: the largest error of out, and of each output the error as a share of its bound.
+
+    `figures` adds the largest, mean and rms error of every output, each also over that of the same-dtype reference.
+    """
+    for cases in _by_arm(results):
+        if len(cases) > 1 and len({(case.status, case.reason) for case in cases}) == 1 and cases[0].reason:
+            shared = f"{_arm(cases[0])}: {len(cases)} {cases[0].status.value}: {cases[0].reason}"
+            yield from wrap(shared, WIDTH, indent=2)
+            yield ""
+            continue
+        yield from _table(cases)
+        yield ""
+        yield from error_figures(cases) if figures else ()
+        yield from growth(cases)
+        yield from probe_tables(cases)
+    yield "error: the largest of out; percentages: largest errors as a share of their bound"
+    yield tally(results)
+
+
+def random_problems(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
+    """For many problems drawn at random: counts for each arm, its case nearest to the bound, and what failed."""
+    for cases in _by_arm(results):
+        yield from wrap(f"{_arm(cases[0])}: {tally(cases)}", WIDTH, indent=2)
+        shares = [(_largest_share(case), case) for case in cases if case.status is Status.OK]
+        if shares:
+            share, nearest = max(shares, key=lambda pair: pair[0])
+            yield from wrap(f"  nearest to its bound, at {share:.0%}: {label(nearest)}", WIDTH, indent=4)
+        yield ""
+    failed = [result for result in results if result.status.failed]
+    if figures or failed:
+        yield from text(results if figures else failed, figures)
+    else:
+        yield tally(results)
+
+
+def tally(results: Sequence[Result]) -> str:
+    """`156 cases: 150 ok, 6 unsupported.`"""
+    counts = Counter(result.status.value for result in results)
+    return f"{len(results)} cases: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."
+
+
+def record(result: Result) -> dict[str, object]:
+    """One line of `verify --json`."""
+    case, arm, facts = result.case, result.arm, result.facts
+    record: dict[str, object] = {"type": "verify", "case_id": case.id, "label": case.label}
+    record |= {"arm": arm.name, "backend": arm.backend, "device": arm.device, "mode": case.mode.value}
+    record |= {"status": result.status.value, "reason": result.reason, "verified_share": facts.get("verified_share")}
+    record |= {"inputs": result.procedure.inputs}
+    return {**record, "errors": facts.get("errors", {}), "probes": facts.get("probes", {})}
+
+
+def summary(results: Sequence[Result], code: int) -> dict[str, object]:
+    """The last line of `verify --json`."""
+    counts = Counter(result.status.value for result in results)
+    return {"type": "summary", "cases": len(results), "status": dict(counts), "exit_code": code}
+
+
+def label(result: Result) -> str:
+    """The case in words, with the distribution of its inputs unless that is `normal`."""
+    words = problem_label(result.case.problem, result.case.mode)
+    return words if result.procedure.inputs == "normal" else f"{words} {result.procedure.inputs}"
+
+
+def error_figures(results: Sequence[Result]) -> Iterator[str]:
+    """Largest, mean and rms error against float64, and each over that of the same-dtype reference."""
+    with_errors = [result for result in results if result.facts.get("errors")]
+    if not with_errors:
+        return
+    yield "            max      mean       rms   xmax  xmean   xrms  NaN, Inf"
+    for result in with_errors:
+        yield from wrap(label(result), WIDTH)
+        for name, error in result.facts["errors"].items():
+            cells = [f"{number(error.get(key)):>10}" for key, _ in FIGURES]
+            ratios = [_ratio(error.get(key), error.get(plain)) for key, plain in FIGURES]
+            cells += [f"{number(ratio, '.2f'):>7}" for ratio in ratios]
+            yield f"  {name:<4}{''.join(cells)}{(error.get('nan') or 0) + (error.get('inf') or 0):>10}"
+    yield "x: times the error of the same-dtype reference"
+    yield ""
+
+
+def growth(results: Sequence[Result]) -> Iterator[str]:
+    """For problems that differ in length alone: the exponent of the rms error of out over the length."""
+    families: dict[tuple[Problem, str, Mode, str], list[tuple[int, float]]] = {}
+    for result in results:
+        problem, rms = result.case.problem, result.facts.get("errors", {}).get("out", {}).get("rms")
+        if result.status is Status.OK and rms and problem.seq_q == problem.seq_kv and not problem.lengths:
+            rest = replace(problem, seq_q=1, seq_kv=1, mask="none")
+            key = (rest, problem.mask, result.case.mode, result.procedure.inputs)
+            families.setdefault(key, []).append((problem.seq_q, rms))
+    for (rest, mask, mode, inputs), points in families.items():
+        if len(points) >= MIN_LENGTHS:
+            fit = stats.power_law(*zip(*sorted(points), strict=True))
+            problem_words = f"{rest.dtype.value} d{rest.head_dim} {mask} {mode.value} {inputs}"
+            lengths = f"seq {min(points)[0]}..{max(points)[0]}"
+            yield f"rms error of out over {lengths}, {problem_words}: exponent {fit.value:.2f} ({interval(fit, 2)})"
+    if any(len(points) >= MIN_LENGTHS for points in families.values()):
+        yield ""
+
+
+def number(value: float | None, form: str = ".1e") -> str:
+    """A figure of an error, or a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def probe_tables(results: Sequence[Result]) -> Iterator[str]:
+    """The figures of each probe, and why it does not apply to some cases."""
+    names = dict.fromkeys(name for result in results for name in result.facts.get("probes", {}))
+    for name in names:
+        cases = [(label(result), result.facts["probes"][name]) for result in results if "probes" in result.facts]
+        measured = [(case, figures) for case, figures in cases if "absent" not in figures]
+        yield PROBES[name]
+        if measured:
+            yield from _probe_table(measured, _CELLS[name]) if name in _CELLS else _equal_bits(measured)
+        for reason, count in Counter(figures.get("absent") for _, figures in cases).items():
+            if reason:
+                yield from wrap(f"  - in {count} of {len(cases)}: {reason}", WIDTH, indent=4)
+        yield ""
+
+
+def _probe_table(cases: Cases, cells_of: Callable[[Figures], dict[str, str]]) -> Iterator[str]:
+    rows = [(case, cells_of(figures)) for case, figures in cases]
+    headings = list(rows[0][1])
+    cell_width = 2 + max(len(text) for _, cells in rows for cell in cells.items() for text in cell)
+    width = min(max(len(case) for case, _ in cases), WIDTH - cell_width * len(headings))
+    yield " " * width + "".join(heading.rjust(cell_width) for heading in headings)
+    for case, cells in rows:
+        yield from labelled(case, width, "".join(cells[heading].rjust(cell_width) for heading in headings))
+
+
+def _equal_bits(cases: Cases) -> Iterator[str]:
+    equal = sum(figures["equal"] for _, figures in cases)
+    yield f"  equal in {equal} of {len(cases)} cases"
+    for case, figures in cases:
+        if not figures["equal"]:
+            yield from wrap(f"  differ by up to {figures['largest']:.2g}: {case}", WIDTH, indent=4)
+
+
+# The cells of a case by their headings; the other probes compare bits.
+_CELLS: dict[str, Callable[[Figures], dict[str, str]]] = {
+    "noise": lambda figures: {share: number(gain, ".3g") for share, gain in figures["gain"].items()},
+    "adversarial": lambda figures: {
+        heading: number(figures[name], ".3g") for heading, name in (("gradient", "gain"), ("random", "random_gain"))
+    },
+    "double_backward": lambda figures: {
+        "once": f"{figures['seconds']:.3g} s",
+        "finite": "yes" if figures["finite"] else "not finite",
+    },
+    "quantisation": lambda figures: {
+        name: f"{number(error, '.2g')} {units.size(figures['bytes'][name])}" for name, error in figures["error"].items()
+    },
+    "soft": lambda figures: {"error": number(figures["error"], ".2g"), "kept": f"{figures['kept']:.1%}"},
+}
+
+
+def _by_arm(results: Sequence[Result]) -> list[list[Result]]:
+    arms: dict[str, list[Result]] = {}
+    for result in results:
+        arms.setdefault(result.arm.id, []).append(result)
+    return list(arms.values())
+
+
+def _arm(result: Result) -> str:
+    env = "".join(f" {key}={value}" for key, value in result.arm.env)
+    return f"{result.arm.name} on {result.arm.device}{env}"
+
+
+def _table(results: Sequence[Result]) -> Iterator[str]:
+    outputs = [name for name in OUTPUTS if any(name in result.facts.get("errors", {}) for result in results)]
+    notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
+    labels = [label(result) for result in results]
+    width = min(max(map(len, labels)), WIDTH - 18 - 6 * len(outputs))
+    yield _arm(results[0])
+    yield "case".ljust(width) + "    error" + "".join(name.rjust(6) for name in outputs)
+    for result, name in zip(results, labels, strict=True):
+        error, *shares, verdict = _cells(result, outputs, notes)
+        yield from labelled(name, width, error.rjust(9) + "".join(share.rjust(6) for share in shares) + f"  {verdict}")
+    for number, note in enumerate(notes, start=1):
+        yield from wrap(f"[{number}] {note}", WIDTH)
+
+
+def _cells(result: Result, outputs: Sequence[str], notes: Sequence[str]) -> list[str]:
+    """The error of out, the shares, and the verdict with the number of its note."""
+    errors = result.facts.get("errors", {})
+    verdict = "ok" if result.status is Status.OK else f"{result.status.value} [{notes.index(result.reason) + 1}]"
+    if result.status is Status.OK and (share := result.facts.get("verified_share", 1.0)) < 1:
+        verdict += f" ({share:.0%} of rows)"
+    out = errors.get("out", {}).get("max_abs")
+    shares = [_share(errors.get(name, {})) for name in outputs]
+    cells = ["-" if share is None else f"{share:.0%}" if share < 10 else ">999%" for share in shares]
+    return ["-" if out is None else f"{out:.1e}", *cells, verdict]
+
+
+def _largest_share(result: Result) -> float:
+    """0 if no output has an error and a bound."""
+    shares = map(_share, result.facts.get("errors", {}).values())
+    return max((share for share in shares if share is not None), default=0.0)
+
+
+def _share(error: Mapping[str, float | None]) -> float | None:
+    """The largest error as a share of its bound."""
+    return _ratio(error.get("max_abs"), error.get("budget"))
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None

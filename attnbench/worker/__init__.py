@@ -1,0 +1,1 @@
+"""Inside the measuring process: messages, prepared cases, expected values, correctness."""

@@ -1,0 +1,37 @@
+"""Entry of the measuring process of one arm: `python -m attnbench.worker READ_FD WRITE_FD`.
+
+Whatever the backend raises becomes `RequestFailed`: this loop is the one place that catches every exception. The engine
+sees crashes and hangs from outside.
+"""
+
+import sys
+
+from attnbench.worker import process, protocol
+from attnbench.worker.protocol import AnyReply, AnyRequest, Channel
+from attnbench.worker.session import WorkerSession, request_failed
+
+
+def serve(channel: Channel[AnyRequest]) -> None:
+    """Answer requests until the other end closes."""
+    session = WorkerSession()
+    while True:
+        try:
+            request = channel.receive()
+        except protocol.ChannelClosedError:
+            return
+        try:
+            reply: AnyReply = session.answer(request)
+        except BaseException as error:
+            reply = request_failed(error, request.phase)
+        channel.send(reply)
+
+
+def main() -> None:
+    """Tie the process to its parent and serve the pipe."""
+    process.die_with_parent()
+    process.prefer_as_oom_victim()
+    serve(protocol.to_main_process(int(sys.argv[1]), int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

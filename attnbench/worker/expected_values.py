@@ -1,0 +1,187 @@
+"""Expected values of a problem: outputs of the float64 reference and their tolerances, computed once.
+
+They are written to files, so that any number of processes can share them. Where the whole reference is too expensive,
+whole (sequence, kv head) groups are drawn by seed, then runs of rows; the verified share is recorded.
+"""
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from attnbench.attention import inputs
+from attnbench.attention.blocks import Group, Span, computed_logits, groups
+from attnbench.attention.problem import Mode, Problem
+from attnbench.errors import StoreError
+from attnbench.records.result import Record
+from attnbench.worker.reference_outputs import GRADIENTS, group_outputs, sequence_outputs
+from attnbench.worker.tolerances import OutputTally, OutputTolerance
+
+LOGITS_WITHIN = 16.0  # assumed size of the logits inside a block or layers, which return no lse
+FILE_NAME = "expected.json"
+DROPPED = ("out", "dv")  # outputs whose mean under dropout is the output without dropout
+RUN = 64  # rows that are drawn together, where one group is too expensive
+
+
+class Selection(Record, frozen=True, kw_only=True):
+    """The verified part: rows `spans` of every group in `groups`; no spans mean all rows."""
+
+    groups: tuple[Group, ...]
+    spans: tuple[Span, ...] = ()
+    share: float = 1.0  # of all query rows, over batch and heads
+
+
+class ExpectedValues(Record, frozen=True, kw_only=True):
+    """Expected values of a problem. The arrays are files beside this record, mapped when used.
+
+    Keys are those that workers of other versions read.
+    """
+
+    problem: Problem
+    mode: Mode
+    seed: int
+    distribution: str
+    digest: str  # of the inputs
+    selection: Selection
+    tolerances: dict[str, OutputTolerance]
+    seconds: float  # of the computation
+    directory: str = ""
+
+    @property
+    def share(self) -> float:
+        """The verified part of all query rows."""
+        return self.selection.share
+
+    def array(self, name: str) -> NDArray[np.floating]:
+        """`out`: [groups, heads of a group, rows, width]; `out.tiles`: the error that each tile may have."""
+        return np.load(Path(self.directory) / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def compute(
+    problem: Problem, mode: Mode, seed: int, distribution: str, directory: Path, budget_s: float
+) -> ExpectedValues:
+    """Compute both references once and write them to `directory`, for any number of processes to `load`.
+
+    Groups are drawn by seed if all would take longer than `budget_s`; gradients need at least one whole group.
+    """
+    start = time.perf_counter()
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = inputs.make(problem, seed, distribution)
+    selection = select(problem, mode, seed, budget_s)
+    tallies: dict[str, OutputTally] = {}
+    for place, group in enumerate(selection.groups):
+        for output in group_outputs(problem, mode, tensors, group, list(selection.spans) or None):
+            if output.name not in tallies:
+                tallies[output.name] = OutputTally(problem.working_dtype, directory, output.name, len(selection.groups))
+            tallies[output.name].add(place, output, with_mass=problem.dropout > 0 and output.name in DROPPED)
+    sequence_outputs.cache_clear()
+    # Rounding error of two sums of head_dim terms, as random walks, in units of eps.
+    logits = max(1.0, math.sqrt(problem.head_dim) / 2)
+    logits *= tallies["lse"].largest if "lse" in tallies else LOGITS_WITHIN
+    expected = ExpectedValues(
+        problem=problem,
+        mode=mode,
+        seed=seed,
+        distribution=distribution,
+        digest=inputs.digest(tensors),
+        selection=selection,
+        tolerances={name: tally.tolerance(logits if name in GRADIENTS else 0.0) for name, tally in tallies.items()},
+        seconds=time.perf_counter() - start,
+    )
+    # Written last, and renamed into place: a reader finds a complete record, or none.
+    draft = directory / f"{FILE_NAME}.{os.getpid()}"
+    draft.write_bytes(msgspec.json.encode(expected))
+    draft.replace(directory / FILE_NAME)
+    return replace(expected, directory=str(directory))
+
+
+def load(directory: Path) -> ExpectedValues:
+    """Read what `compute` wrote. Raises StoreError if there is nothing."""
+    try:
+        record = (directory / FILE_NAME).read_bytes()
+    except FileNotFoundError:
+        raise StoreError(f"{directory}: no expected values ({FILE_NAME} is missing)") from None
+    return replace(msgspec.json.decode(record, type=ExpectedValues), directory=str(directory))
+
+
+def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
+    """All groups if they fit the budget, else groups drawn by seed, else (forward only) rows of one group."""
+    all_groups = groups(problem)
+    if problem.scope != "core":
+        return _whole_sequences(problem, mode, seed, budget_s)
+    seconds = _predictor(problem, mode)
+    by_sequence = [seconds(b, None) for b in range(problem.batch)]
+    if sum(by_sequence) * problem.kv_heads <= budget_s:
+        return Selection(groups=tuple(all_groups))
+    drawn, spent = [], 0.0
+    for group in random.Random(seed).sample(all_groups, len(all_groups)):
+        if spent + by_sequence[group[0]] <= budget_s:
+            drawn.append(group)
+            spent += by_sequence[group[0]]
+    if drawn:
+        return Selection(groups=tuple(sorted(drawn)), share=len(drawn) / len(all_groups))
+    group = random.Random(seed).choice(all_groups)
+    if mode.needs_grad:
+        return Selection(groups=(group,), share=1 / len(all_groups))
+    spans = _row_runs(problem.seq_q, seed, budget_s, lambda span: seconds(group[0], [span]))
+    rows = sum(stop - first for first, stop in spans)
+    return Selection(groups=(group,), spans=spans, share=rows / problem.seq_q / len(all_groups))
+
+
+def _whole_sequences(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
+    """Every group of at least one sequence, drawn by seed: a projection mixes all heads of a sequence."""
+    seconds = _predictor(replace(problem, scope="core", autocast="none"), mode)
+    layers = max(1, problem.scoped[1])
+    sequence_s = layers * problem.kv_heads * seconds(0, None)
+    count = max(1, min(problem.batch, int(budget_s / sequence_s)))
+    sequences = sorted(random.Random(seed).sample(range(problem.batch), count))
+    drawn = tuple((b, head) for b in sequences for head in range(problem.kv_heads))
+    return Selection(groups=drawn, share=count / problem.batch)
+
+
+def _row_runs(seq_q: int, seed: int, budget_s: float, seconds: Callable[[Span], float]) -> tuple[Span, ...]:
+    """Runs of rows: the first, the last, one drawn by seed, and more of these within the budget."""
+    runs = [(first, min(first + RUN, seq_q)) for first in range(0, seq_q, RUN)]
+    ends = list(dict.fromkeys([runs[0], runs[-1]]))
+    inner = [run for run in runs if run not in ends]
+    drawn, spent = ends, sum(map(seconds, ends))
+    for place, run in enumerate(random.Random(seed).sample(inner, len(inner))):
+        spent += seconds(run)
+        if place and spent > budget_s:
+            break
+        drawn.append(run)
+    return tuple(sorted(drawn))
+
+
+def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None], float]:
+    """Predicted seconds of one group of a sequence, from the time of a small problem of the same kind here."""
+    sharing = problem.heads // problem.kv_heads
+    rows = min(problem.seq_q, 128)
+    keys = min(problem.seq_kv, 2**16 // rows)
+
+    def probe(seq_q: int, seq_kv: int) -> float:
+        shape = {"batch": 1, "heads": min(sharing, 4), "kv_heads": 1, "seq_q": seq_q, "seq_kv": seq_kv}
+        small = replace(problem, **shape, mask="none", lengths=())
+        tensors = inputs.make(small, 0)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            for _ in group_outputs(small, mode, tensors, (0, 0), None):
+                pass
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    fixed = probe(1, 1)
+    per_logit = probe(rows, keys) / (rows * keys * min(sharing, 4))
+
+    def seconds(sequence: int, spans: list[Span] | None) -> float:
+        return fixed + sharing * per_logit * computed_logits(problem, sequence, spans)
+
+    return seconds

@@ -1,0 +1,173 @@
+"""One case ready to run in a worker: inputs in the backend's layout, and the call that is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attnbench.attention import inputs
+from attnbench.attention.problem import Mode, Returns
+from attnbench.backends import Backend, Layout, scope
+from attnbench.records.case import Case
+from attnbench.records.result import Procedure
+from attnbench.worker.correctness import negates
+from attnbench.worker.protocol import CasePrepared
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnbench.machine.device.instrument import Instrument, Pace
+    from attnbench.worker.expected_values import ExpectedValues
+
+
+class PreparedCase:
+    """One case ready to run. q, k, v and dout are on the device, in the backend's layout."""
+
+    def __init__(self, case: Case, procedure: Procedure, backend: Backend, instrument: Instrument) -> None:
+        self.case, self.procedure, self.backend, self.instrument = case, procedure, backend, instrument
+        self.problem, self.mode = case.problem, case.mode
+        self.sign = 1  # of the inputs, negated between blocks; outputs and gradients change sign exactly with them
+        # Of the last call: what the backend returned, and the gradients.
+        self.outputs: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
+        self.pace: Pace | None = None
+        self.expected: ExpectedValues | None = None
+        values = inputs.make(case.problem, procedure.seed, procedure.inputs)
+        self.digest = inputs.digest(values)
+        self.prepared = scope.prepare(backend, case, instrument.torch_device)
+        self.q, self.k, self.v = (self.place(getattr(values, name), name) for name in "qkv")
+        self.qkv = self.q, self.k, self.v
+        self.dout = self.place(values.dout, "dout")
+        if case.mode.needs_grad:
+            for tensor in self.qkv:
+                tensor.requires_grad_()
+        self.call = self._timed_call()
+
+    def place(self, tensor: Tensor, name: str) -> Tensor:
+        """That input on the device, contiguous in the backend's layout; k and v in pages if the backend takes pages."""
+        if self.prepared.stored and name in ("k", "v"):
+            paged: Tensor = self.prepared.stored(tensor)
+            return paged.to(self.instrument.torch_device)
+        ordered = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
+        return ordered.to(self.instrument.torch_device)
+
+    def _timed_call(self) -> Callable[[], object]:
+        """The timed call. It returns its outputs, and keeps those of the last call for `CheckOutput`."""
+        import torch
+
+        call, qkv = self.prepared.call, self.qkv  # no attribute is looked up in a timed call
+
+        def forward() -> object:
+            with torch.no_grad():
+                self.outputs = call(*qkv), ()
+            return self.outputs
+
+        def both() -> object:
+            out = call(*qkv)
+            self.outputs = out, self._gradients(out)
+            return self.outputs
+
+        def backward() -> object:
+            self.outputs = self._out, self._gradients(self._out, retain_graph=True)
+            return self.outputs[1]
+
+        if self.mode is Mode.BWD:
+            self._out = self.forward()
+        return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.mode]
+
+    def _gradients(self, out: Tensor | tuple[Tensor, ...], **options: bool) -> tuple[Tensor, ...]:
+        """dq, dk, dv. Gradients of the weights of a scope are computed, as in training, and dropped."""
+        import torch
+
+        if not self.prepared.weights:
+            return torch.autograd.grad(first_output(out), self.qkv, self.dout, **options)
+        leaves = (*self.qkv, *self.prepared.weights)
+        return torch.autograd.grad(out, leaves, self.dout, materialize_grads=True, **options)[:3]
+
+    def forward(self) -> Tensor | tuple[Tensor, ...]:
+        """The forward pass. What it saves for the backward pass lives as long as its output."""
+        outputs: Tensor | tuple[Tensor, ...] = self.prepared.call(*self.qkv)
+        return outputs
+
+    def fill(self, distribution: str) -> None:
+        """Write inputs of another distribution into the same tensors."""
+        import torch
+
+        values = inputs.make(self.problem, self.procedure.seed, distribution)
+        with torch.no_grad():
+            for name in ("q", "k", "v", "dout"):
+                getattr(self, name).copy_(self.place(getattr(values, name), name))
+        self.sign = 1
+        self._inputs_changed()
+
+    def negate(self) -> None:
+        """Negate inputs in place, those that `correctness.negates` names: a cached output becomes wrong."""
+        import torch
+
+        with torch.no_grad():
+            for name in negates(self.problem)[0]:
+                getattr(self, name).neg_()
+        self.sign = -self.sign
+        self._inputs_changed()
+
+    def _inputs_changed(self) -> None:
+        self.outputs = None
+        if self.mode is Mode.BWD:
+            self._out = self.forward()
+        self.instrument.synchronize()
+
+    def named_outputs(self) -> dict[str, Tensor]:
+        """out, lse, dq, dk, dv of the last call, as far as the case has them: [batch, heads, seq, width].
+
+        Raises TypeError if the backend returned something else.
+        """
+        import torch
+
+        assert self.outputs
+        outputs, gradients = self.outputs
+        named: dict[str, object] = {"out": outputs}
+        if (second := self.problem.returns) is not Returns.OUT:
+            if not (isinstance(outputs, tuple) and len(outputs) == 2):
+                raise TypeError(f"the backend must return (out, {second}), and returned {_describe(outputs)}")
+            named = {"out": outputs[0], second.value: outputs[1]}
+        named.update(zip(("dq", "dk", "dv"), gradients, strict=False))
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in named.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{name} is {_describe(tensor)}, not a tensor")
+            heads_last = name not in ("lse", "weights") and self.backend.layout is Layout.BSHD and tensor.ndim == 4
+            tensors[name] = tensor.transpose(1, 2) if heads_last else tensor
+        return tensors
+
+
+def prepare(
+    case: Case, procedure: Procedure, backend: Backend, instrument: Instrument
+) -> tuple[PreparedCase, CasePrepared]:
+    """Build the case, call it once and time both."""
+    started = time.perf_counter()
+    prepared = PreparedCase(case, procedure, backend, instrument)
+    instrument.synchronize()
+    allocated = instrument.allocated()
+    prepared_at = time.perf_counter()
+    prepared.call()
+    instrument.synchronize()
+    first_call_s = time.perf_counter() - prepared_at
+    facts = dict(prepared.prepared.facts)
+    if allocated is not None:
+        prepared.outputs = None  # what stays allocated is no result: workspaces that libraries keep
+        facts["memory_first_kept"] = (instrument.allocated() or 0) - allocated
+    late_facts = prepared.prepared.late_facts() if prepared.prepared.late_facts else {}
+    seconds = {"prepare": prepared_at - started, "first_call": first_call_s, **prepared.prepared.seconds}
+    if (compile_s := late_facts.pop("compile_s", None)) is not None:
+        seconds["compile"] = compile_s
+    facts.update(late_facts, input_digest=prepared.digest, layout=backend.layout.value)
+    return prepared, CasePrepared(seconds=seconds, facts=facts)
+
+
+def first_output(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """`out` of what a backend returns."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _describe(value: object) -> str:
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"

@@ -1,0 +1,39 @@
+"""Settings of the worker's own process: death with its parent, OOM priority, memory limit, CPU affinity."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent dies, even inside a loop in C."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent died before the call of prctl
+        os._exit(1)
+
+
+def prefer_as_oom_victim() -> None:
+    """Have Linux kill this process first when memory runs out."""
+    with contextlib.suppress(OSError):  # some containers forbid it; the memory limit still holds
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def limit_data(size_bytes: int) -> None:
+    """Limit the data segment. RLIMIT_AS would count address space that torch reserves and never uses."""
+    resource.setrlimit(resource.RLIMIT_DATA, (size_bytes, resource.RLIM_INFINITY))
+
+
+def pin(cpus: tuple[int, ...]) -> None:
+    """Pin every thread of this process: threads that a library has started do not inherit a later affinity."""
+    if cpus and hasattr(os, "sched_setaffinity"):
+        tasks = Path("/proc/self/task")
+        for thread in [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cpus)

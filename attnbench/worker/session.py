@@ -1,0 +1,226 @@
+"""The state of a worker between requests, and the step that answers each request."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import asdict, replace
+
+from attnbench import backends
+from attnbench.backends import Backend
+from attnbench.errors import UnknownNameError
+from attnbench.records.arm import parse_device
+from attnbench.records.result import Status
+from attnbench.worker import expected_values, probes, process, protocol, verification
+from attnbench.worker.prepared_case import PreparedCase, prepare
+from attnbench.worker.protocol import AnyReply, AnyRequest, RequestFailed, WorkerOpened
+
+if TYPE_CHECKING:
+    from attnbench.machine.device.instrument import Instrument
+
+TRACE_LINES = 30
+# torch raises a plain RuntimeError for these, so only the text distinguishes them.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class WorkerSession:
+    """The device and the backend of a worker, and at most one prepared case."""
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._instrument: Instrument | None = None
+        self._case: PreparedCase | None = None
+
+    def answer(self, request: AnyRequest) -> AnyReply:
+        """Do what the request says. Raises whatever the backend raises."""
+        match request:
+            case protocol.OpenWorker():
+                return self._open(request)
+            case protocol.ComputeExpected():
+                return _compute_expected(request)
+            case protocol.PrepareCase():
+                return self._prepare(request)
+            case protocol.VerifyCase():
+                return verification.verify(self._prepared_case(), request)
+            case protocol.CheckOutput():
+                return verification.check_last_output(self._prepared_case())
+            case protocol.ProbeCase():
+                return protocol.CaseProbed(figures=probes.run(request.names, self._prepared_case()))
+            case protocol.SettleCase():
+                return settle(self._prepared_case())
+            case protocol.TimeBlock():
+                return time_block(self._prepared_case())
+            case protocol.MeasureMemory():
+                return measure_memory(self._prepared_case())
+            case protocol.MeasureEnergy():
+                return measure_energy(self._prepared_case())
+            case protocol.RetimeCase():
+                return retime(self._prepared_case(), request)
+            case protocol.ProfileCase():
+                return profile(self._prepared_case(), request)
+            case protocol.CalibrateDevice():
+                return self._calibrate(request)
+            case protocol.ReleaseCase():
+                return self._release()
+
+    def _open(self, request: protocol.OpenWorker) -> WorkerOpened:
+        """Import everything and open the device. A reply with `unavailable` says why the backend cannot run on it."""
+        if request.version != protocol.VERSION:
+            return WorkerOpened(unavailable=f"speaks protocol {protocol.VERSION}, not {request.version}")
+        if not request.device:
+            import torch
+
+            torch.set_num_threads(len(request.cpus) or 1)
+            return WorkerOpened()
+        from attnbench.machine.device import open_instrument
+
+        device = parse_device(request.device)
+        try:
+            self._instrument = open_instrument(device)
+        except RuntimeError as error:
+            return WorkerOpened(unavailable=str(error))
+        if request.memory_bytes and device.kind == "cpu":
+            process.limit_data(request.memory_bytes)
+        try:
+            self._backend = backends.load(request.backend) if request.backend else None
+        except UnknownNameError as error:  # another version of attnbench may lack a backend of this one
+            return WorkerOpened(unavailable=str(error))
+        unavailable = _unavailable(self._backend, device.kind, self._instrument) if self._backend else ""
+        started = time.perf_counter()
+        self._instrument.warm()
+        warm_s = time.perf_counter() - started
+        process.pin(request.cpus)  # not earlier: workers that start together import on all cores
+        return WorkerOpened(
+            environment=self._instrument.environment(),
+            capability=self._instrument.capability,
+            unavailable=unavailable,
+            warm_s=warm_s,
+        )
+
+    def _prepare(self, request: protocol.PrepareCase) -> protocol.CasePrepared | RequestFailed:
+        assert self._backend
+        assert self._instrument
+        self._case = None
+        kind = self._instrument.torch_device.partition(":")[0]
+        if objections := self._backend.objections(request.case, kind, self._instrument.capability):
+            return RequestFailed(status=Status.UNSUPPORTED, reason="; ".join(objections))
+        if reason := self._instrument.timing_objection(request.procedure.timing):
+            return RequestFailed(status=Status.UNAVAILABLE, reason=reason)
+        self._case, reply = prepare(request.case, request.procedure, self._backend, self._instrument)
+        return reply
+
+    def _calibrate(self, request: protocol.CalibrateDevice) -> protocol.DeviceCalibrated:
+        from attnbench.machine.device import ceilings
+
+        assert self._instrument
+        facts = self._instrument.environment().facts
+        calibration = ceilings.calibrate(self._instrument.torch_device, facts, request.parts)
+        return protocol.DeviceCalibrated(**calibration._asdict())
+
+    def _release(self) -> protocol.CaseReleased:
+        assert self._instrument
+        self._case = None
+        self._instrument.release()
+        return protocol.CaseReleased()
+
+    def _prepared_case(self) -> PreparedCase:
+        if self._case is None:
+            raise RuntimeError("no case is prepared")
+        return self._case
+
+
+def _unavailable(backend: Backend, kind: str, instrument: Instrument) -> str:
+    """Why the backend cannot run on this device; empty if it can."""
+    if kind not in backend.limits:
+        return f"runs on {', '.join(backend.limits)}, not on {kind}"
+    for module in backend.requires:
+        try:
+            __import__(module)
+        except Exception as error:  # a broken package may raise anything
+            hint = f" (install: {backend.install})" if backend.install else ""
+            return f"import {module}: {one_line(error)}{hint}"
+    return (backend.probe(instrument.torch_device) or "") if backend.probe else ""
+
+
+def _compute_expected(request: protocol.ComputeExpected) -> protocol.ExpectedComputed:
+    expected = expected_values.compute(
+        request.problem, request.mode, request.seed, request.inputs, Path(request.directory), request.budget_s
+    )
+    return protocol.ExpectedComputed(share=expected.share, seconds=expected.seconds)
+
+
+def settle(case: PreparedCase) -> protocol.CaseSettled:
+    """Call until the time is steady, and keep the pace of the blocks."""
+    case.pace = case.instrument.settle(case.call, case.procedure)
+    return protocol.CaseSettled(call_s=case.pace.call_s, settled=case.pace.settled, seconds=case.pace.settle_s)
+
+
+def time_block(case: PreparedCase) -> protocol.BlockTimed:
+    """Time one block, on negated inputs."""
+    assert case.pace
+    case.negate()
+    return protocol.BlockTimed(**asdict(case.instrument.block(case.call, case.pace, case.procedure)))
+
+
+def measure_memory(case: PreparedCase) -> protocol.MemoryMeasured:
+    """Measure the memory of one call."""
+    case.outputs = None
+    memory = case.instrument.memory(case.call)
+    facts = memory.facts
+    if case.mode.needs_grad:
+        # Autograd's saved tensors exist only between the passes: a call with both shows them as workspace.
+        facts = {**facts, "saved": case.instrument.memory(case.forward).facts["saved"]}
+    return protocol.MemoryMeasured(peak=memory.peak, total=memory.total, facts=facts)
+
+
+def measure_energy(case: PreparedCase) -> protocol.EnergyMeasured:
+    """Measure the energy of a call, or say why there is no figure."""
+    from attnbench.machine.device import energy
+
+    assert case.pace
+    energy_of_call = energy.measure(case.instrument, case.call, case.pace.call_s)
+    if isinstance(energy_of_call, str):
+        return protocol.EnergyMeasured(absent=energy_of_call)
+    return protocol.EnergyMeasured(**energy_of_call._asdict())
+
+
+def retime(case: PreparedCase, request: protocol.RetimeCase) -> protocol.CaseRetimed:
+    """Time blocks in another timing mode."""
+    if absent := case.instrument.timing_objection(request.timing):
+        return protocol.CaseRetimed(absent=absent)
+    procedure = replace(case.procedure, timing=request.timing)
+    try:
+        pace = case.instrument.settle(case.call, procedure)
+        readings = [case.instrument.block(case.call, pace, procedure) for _ in range(request.blocks)]
+    except RuntimeError as error:  # a graph that cannot be captured is no fault of the case
+        return protocol.CaseRetimed(absent=one_line(error))
+    return protocol.CaseRetimed(blocks=tuple(protocol.BlockTimed(**asdict(reading)) for reading in readings))
+
+
+def profile(case: PreparedCase, request: protocol.ProfileCase) -> protocol.CaseProfiled:
+    """Profile the case into a directory, or only call it for an external profiler."""
+    from attnbench.machine.device import profiling
+
+    if request.bare:
+        profiling.call_in_ranges(case.instrument, case.call)
+        return protocol.CaseProfiled(figures={})
+    return protocol.CaseProfiled(figures=profiling.profile_call(case.instrument, case.call, Path(request.directory)))
+
+
+def request_failed(error: BaseException, phase: str) -> RequestFailed:
+    """The reply for an exception of the backend: out of memory, or an error."""
+    text = str(error).lower()
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    out_of_memory |= any(part in text for part in OUT_OF_MEMORY_TEXTS)
+    trace = "".join(traceback.format_exception(error)[-TRACE_LINES:])
+    status = Status.OOM if out_of_memory else Status.ERROR
+    return RequestFailed(status=status, reason=f"{phase}: {one_line(error)}", trace=trace)
+
+
+def one_line(error: BaseException) -> str:
+    """Type and text of an exception, without line breaks and at most 300 characters of text."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

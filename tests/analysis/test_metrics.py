@@ -1,0 +1,230 @@
+"""Derived figures, joined restarts, and the frame."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from attnbench.analysis import rows as frame
+from attnbench.analysis.metrics import METRICS, named, needs, timers_disagree
+from attnbench.analysis.restarts import Restarts
+from attnbench.analysis.rows import COLUMNS, Row
+from attnbench.attention.problem import Problem
+from attnbench.errors import UnknownNameError
+from attnbench.records.ceilings import Rate
+from attnbench.records.result import Sample, Status, Timing, sample
+from attnbench.report.terminal import pivot_table
+from tests.samples import ceilings, result, timed
+
+
+def test_a_rate_is_flops_over_time():
+    row = Restarts([result([2e-3] * 6)])
+    assert METRICS["time_s"].compute(row) == 2e-3
+    assert METRICS["flops"].compute(row) == 4 * 8 * 64 * 64 * 64
+    assert METRICS["flop_per_s"].compute(row) == pytest.approx(4 * 8 * 64 * 64 * 64 / 2e-3)
+
+
+def test_times_are_not_rounded_in_storage():
+    value = 1.23456789012345e-05
+    one = result([value] * 5)
+    back = msgspec.json.decode(msgspec.json.encode(one), type=type(one))
+    assert back.samples["time"].values[0] == value
+
+
+def test_memory_is_bytes_and_a_peak():
+    one = result([1e-3] * 3)
+    one = msgspec.structs.replace(one, samples={**one.samples, "peak_memory": Sample(unit="B", values=(4096,))})
+    assert METRICS["peak_bytes"].compute(Restarts([one])) == 4096
+
+
+def test_an_unverified_case_has_no_error_rather_than_zero():
+    assert METRICS["max_abs_err"].compute(Restarts([result([1e-3] * 3)])) is None
+
+
+def test_a_failed_reference_leaves_the_times_of_other_backends():
+    rows = frame.rows_of([result(backend="naive"), result([1e-3] * 6, backend="flex")])
+    failed, other = rows
+    assert (failed.status, failed.time_s, failed.speedup) == ("error", None, None)
+    assert (other.time_s, other.speedup) == (1e-3, None)
+
+
+def with_reference(one):
+    return msgspec.structs.replace(one, facts={"reference": "naive@cpu:threads=1"})
+
+
+def test_speed_up_is_paired_by_round():
+    slow = with_reference(result([4e-3, 40e-3, 4e-3, 40e-3]))
+    fast = with_reference(result([2e-3, 20e-3, 2e-3, 20e-3], backend="flex"))
+    row = frame.rows_of([slow, fast])[1]
+    assert row.speedup == pytest.approx(2.0)
+
+
+def test_a_late_pass_is_paired_with_the_reference_of_its_own_rounds():
+    slow = with_reference(result([100e-3] * 4))
+    late = with_reference(result([1e-3] * 4, backend="flex", group="late"))
+    late = msgspec.structs.replace(late, samples={**late.samples, "reference_time": timed([3e-3] * 4)})
+    assert frame.rows_of([slow, late])[1].speedup == pytest.approx(3.0)
+
+
+def test_a_case_is_ok_only_if_every_restart_is():
+    lost = result(restart=1, status=Status.CRASHED, reason="died of SIGSEGV")
+    (row,) = frame.rows_of([result([1e-3] * 3, restart=0), lost])
+    assert (row.status, row.reason, row.time_s) == ("crashed", "died of SIGSEGV", None)
+
+
+def test_the_last_line_of_a_key_counts():
+    (row,) = frame.rows_of([result(), result([1e-3] * 3)])
+    assert row.status == "ok"
+
+
+def test_equal_times_are_a_tie_and_clear_ones_are_ranked():
+    rows = frame.rows_of([result([1.00e-3, 1.01e-3] * 4), result([1.01e-3, 1.00e-3] * 4, backend="flex")])
+    assert {row.place for row in rows} == {"tied"}
+    rows = frame.rows_of([result([1e-3] * 8), result([2e-3] * 8, backend="flex")])
+    assert [row.place for row in rows] == ["fastest", "behind"]
+
+
+def test_the_frame_has_every_documented_column():
+    table = frame.frame([result([1e-3] * 3), result(backend="flex", problem=Problem(seq_q=128))])
+    assert list(table.columns) == list(frame.COLUMNS)
+    assert len(table) == 2
+
+
+def test_the_fields_of_a_row_are_the_documented_columns_in_their_order():
+    assert list(Row.__struct_fields__) == list(COLUMNS)
+    (row,) = frame.rows_of([result([1e-3] * 3)])
+    assert list(row.plain()) == list(COLUMNS)
+    assert {name: row.value(name) for name in COLUMNS} == row.plain()
+
+
+def test_every_value_of_a_row_has_the_type_of_its_field():
+    rows = frame.rows_of([result([1e-3] * 3), result(backend="flex", problem=Problem(seq_q=128, lengths=(128,)))])
+    assert msgspec.convert([row.plain() for row in rows], list[Row]) == rows
+
+
+def test_rate_above_silicon_is_marked():
+    fast, slow = result([1e-7] * 6), result([1e-3] * 6, backend="flex")
+    known = ceilings(name="NVIDIA H200", matmul={"fp32": Rate(burst=5e13, sustained=5e13, size=4096)})
+    rows = frame.rows_of([fast, slow], ceilings={"cpu:threads=1": known})
+    assert "83.9 TFLOP/s is above the 77.0 TFLOP/s of the silicon" in rows[0].impossible
+    assert [row.place for row in rows] == [None, "alone"]
+
+
+def test_the_share_of_the_roof_is_its_time_over_the_time():
+    one = result([1e-3] * 6, problem=Problem(seq_q=256))  # 4 x 8 x 256 x 256 x 64 FLOP = 134 MFLOP
+    known = ceilings(matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=1024)})
+    (row,) = frame.rows_of([one], ceilings={"cpu:threads=1": known})
+    assert row.roofline_s == pytest.approx(134217728e-12)
+    assert row.roofline_share == pytest.approx(0.134217728)
+    assert row.bound == "compute"
+    assert frame.rows_of([one])[0].roofline_share is None
+
+
+def test_a_beaten_ceiling_is_never_bare():
+    one = result([1e-4] * 6, problem=Problem(seq_q=256))
+    known = ceilings(matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=1024)})
+    (row,) = frame.rows_of([one], ceilings={"cpu:threads=1": known})
+    assert row.roofline_share > 1.05
+    assert "1.34x the measured compute ceiling: a higher clock" in row.notes
+    assert "[1]" in "\n".join(pivot_table.metric_lines([row], ("roofline_share",), 80))
+
+
+def test_what_a_group_of_metrics_needs_is_measured_and_nothing_else():
+    assert needs(named("memory,roofline")) == ()
+    assert needs(named("energy,timers,peak_bytes")) == ("energy", "timers")
+    with pytest.raises(UnknownNameError, match="no metric 'enrgy'; did you mean 'energy'"):
+        named("enrgy")
+
+
+@pytest.mark.parametrize(
+    ("times", "cause"),
+    [
+        ({"wall": 50e-6, "events": 10e-6}, "launch-bound"),
+        ({"wall": 51e-6, "events": 50e-6}, ""),
+        ({"events": 1e-3, "graph": 5e-6}, "captured nothing"),
+        ({"events": 100e-6, "graph": 80e-6}, "cache-resident"),
+        ({"events": 100e-6, "cupti": 80e-6}, "gaps between kernels"),
+        ({"events": 3e-6, "graph": 2e-6}, ""),
+    ],
+    ids=str,
+)
+def test_timing_modes_that_disagree_are_noted_with_the_likely_cause(times, cause):
+    one = result([1.0] * 3)
+    procedure = msgspec.structs.replace(one.procedure, timing=Timing.EVENTS)
+    samples = {f"time_{mode}": timed([value] * 3) for mode, value in times.items() if mode != "events"}
+    one = msgspec.structs.replace(one, procedure=procedure, samples={"time": timed([times["events"]] * 3), **samples})
+    said = timers_disagree(Restarts([one]))
+    assert cause in said
+    assert bool(said) is bool(cause)
+
+
+def test_why_a_figure_is_absent_is_told():
+    one = result([1e-3] * 3, facts={"absent": {"energy": "RAPL: no package"}})
+    assert frame.rows_of([one])[0].notes == "RAPL: no package"
+    assert frame.rows_of([one])[0].energy_j is None
+
+
+def test_energy_of_a_call_and_work_per_joule():
+    one = result([1e-3] * 3, problem=Problem(seq_q=256))
+    one = msgspec.structs.replace(one, samples={**one.samples, "energy": sample("J", [0.5])})
+    assert METRICS["flop_per_j"].compute(one) == pytest.approx(134217728 / 0.5)
+
+
+def test_causal_decode_rates_count_every_key():
+    decode = result([1e-3] * 6, problem=Problem(seq_q=1, seq_kv=4096, mask="causal"))
+    assert METRICS["flop_per_s"].compute(decode) == pytest.approx(4 * 8 * 4096 * 64 / 1e-3)
+    assert METRICS["tokens_per_s"].compute(decode) == pytest.approx(1000)
+
+
+def test_errors_are_the_worst_of_all_outputs_and_none_where_one_is_not_finite():
+    errors = {"out": {"max_abs": 1e-6, "rel": 1e-7}, "dq": {"max_abs": 3e-6, "rel": None}}
+    one = result([1e-3] * 3, facts={"errors": errors})
+    assert (METRICS["max_abs_err"].compute(one), METRICS["rel_err"].compute(one)) == (3e-6, 1e-7)
+    broken = result(facts={"errors": {**errors, "dv": {"max_abs": None, "rel": None}}}, status=Status.INCORRECT)
+    assert METRICS["max_abs_err"].compute(broken) is None
+
+
+def test_restarts_of_both_arms_are_paired_restart_by_restart():
+    made = []
+    for restart, level in enumerate((1e-3, 5e-3, 2e-3)):  # whole restarts differ; the ratio does not
+        made.append(with_reference(result([3 * level] * 5, restart=restart)))
+        made.append(with_reference(result([level] * 5, backend="flex", restart=restart)))
+    row = frame.rows_of(made)[1]
+    assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((3.0, 3.0, 3.0))
+    assert (row.restarts, row.rounds, row.interval) == (3, 15, "over 3 restarts")
+    assert row.place == "fastest"
+
+
+def test_a_restart_that_the_budget_skipped_leaves_the_others_their_time():
+    skipped = result(restart=1, status=Status.SKIPPED, reason="budget")
+    (row,) = frame.rows_of([result([1e-3] * 5), skipped])
+    assert (row.status, row.time_s, row.restarts) == ("ok", 1e-3, 1)
+
+
+def test_arms_that_share_no_rounds_have_a_wide_ratio():
+    slow = with_reference(result([3.9e-3, 4e-3, 4.1e-3], group="one"))
+    fast = with_reference(result([1.9e-3, 2e-3, 2.1e-3], backend="flex", group="two"))
+    row = frame.rows_of([slow, fast])[1]
+    assert (row.speedup, row.speedup_low) == pytest.approx((2.0, 3.9 / 2.1))
+
+
+def test_another_reference_can_be_asked_for():
+    made = [with_reference(result([4e-3] * 5)), with_reference(result([2e-3] * 5, backend="flex"))]
+    assert [row.speedup for row in frame.rows_of(made, reference="flex")] == pytest.approx([0.5, 1.0])
+
+
+def test_two_percent_apart_in_one_restart_is_a_tie():
+    near = [result([1e-3] * 20), result([1.015e-3] * 20, backend="flex")]
+    assert {row.place for row in frame.rows_of(near)} == {"tied"}
+    again = [msgspec.structs.replace(one, restart=1) for one in near]
+    assert [row.place for row in frame.rows_of([*near, *again])] == ["fastest", "behind"]
+
+
+def test_once_paid_seconds_are_those_of_the_first_restart():
+    cold, warm = (Sample(unit="s", values=(seconds,)) for seconds in (27.0, 0.5))
+    made = [result([1e-3] * 3, restart=n) for n in (0, 1)]
+    made = [
+        msgspec.structs.replace(one, samples={**one.samples, "compile": sample})
+        for one, sample in zip(made, (cold, warm), strict=True)
+    ]
+    assert frame.rows_of(made)[0].compile_s == 27.0

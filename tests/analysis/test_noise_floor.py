@@ -1,0 +1,78 @@
+"""The noise floor: the difference between equal arms, by the duration of a call."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from attnbench.analysis import noise_floor
+from attnbench.analysis.noise_floor import ControlPair
+from attnbench.analysis.restarts import join
+from attnbench.report.terminal import ceilings as report
+from tests.samples import result
+
+
+def control(seconds: float, effect: float, run: int = 0) -> ControlPair:
+    """An A/A control with that effect."""
+    day = f"2026-01-{run + 1:02d}"
+    return ControlPair(
+        device="cpu", label="x", seconds=seconds, effect=effect, half_width=0.01, restarts=6, measured_at=day
+    )
+
+
+def test_below_twenty_runs_the_noise_floor_is_the_largest_effect() -> None:
+    (found,) = noise_floor.classes([control(5e-3, effect, run) for run, effect in enumerate((0.01, -0.03, 0.02))])
+    assert found.effect == pytest.approx(math.expm1(0.03))
+    assert found.label == "largest so far, of 3 runs"
+    assert (found.longest_s, found.cases) == (1e-2, 3)
+
+
+def test_from_twenty_runs_on_the_noise_floor_is_the_99th_percentile() -> None:
+    pairs = [control(5e-3, 0.001 * case, run) for run in range(20) for case in range(10)]
+    (found,) = noise_floor.classes(pairs)
+    assert found.label == "99th percentile"
+    assert found.effect == pytest.approx(math.expm1(0.009))
+
+
+def test_short_and_long_calls_have_separate_noise_floors() -> None:
+    found = noise_floor.classes([control(1e-4, 0.10), control(5e-2, 0.01), control(3.0, 0.02)])
+    assert [one.longest_s for one in found] == [1e-3, 1e-1, math.inf]
+    lines = list(report.noise_floor("cpu", [control(1e-4, 0.10), control(3.0, 0.02)]))
+    assert any("under 1.00 ms" in line and "10.5%" in line for line in lines)
+    assert any("2.02%" in line for line in lines)
+
+
+def test_a_a_controls_of_a_run_are_distinguished_from_other_arms() -> None:
+    def arm(values: list[float], restart: int, copy: int) -> object:
+        one = result(values, restart=restart, facts={"reference": "naive@cpu:threads=1"})
+        return msgspec.structs.replace(one, arm=msgspec.structs.replace(one.arm, copy=copy))
+
+    made = [arm([1e-3 * (1 + 0.01 * n)] * 4, n, 1) for n in range(3)]
+    made += [arm([1.02e-3 * (1 + 0.01 * n)] * 4, n, 2) for n in range(3)]
+    (found,) = noise_floor.of_run(join(made))  # type: ignore[arg-type]
+    assert found.effect == pytest.approx(-math.log(1.02))
+    assert found.restarts == 3
+    assert list(noise_floor.of_run(join(made[:3]))) == []  # type: ignore[arg-type]
+
+
+def test_every_measurement_is_added_to_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    noise_floor.add("abc", [control(1e-3, 0.01)])
+    path = noise_floor.add("abc", [control(1e-3, 0.02, run=1)])
+    path.write_bytes(path.read_bytes() + b'{"torn": \n')
+    assert [one.effect for one in noise_floor.load("abc", "cpu")] == [0.01, 0.02]
+    assert noise_floor.load("abc", "cuda:0") == []
+    assert noise_floor.load("other", "cpu") == []
+
+
+def test_effects_of_restarts_make_a_pair_and_one_restart_makes_none() -> None:
+    (control,) = join([result([1e-3, 1.1e-3, 1.2e-3])])
+    pair = noise_floor.of_effects(control, {0: 0.01, 1: 0.03}, "2026-01-01")
+    assert pair
+    assert (pair.effect, pair.restarts) == (pytest.approx(0.02), 2)
+    # Student's t of one degree of freedom is 12.706; the standard error is 0.01.
+    assert pair.half_width == pytest.approx(0.12706, rel=1e-4)
+    assert noise_floor.of_effects(control, {0: 0.01}, "2026-01-01") is None

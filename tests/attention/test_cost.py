@@ -1,0 +1,80 @@
+"""FLOPs and bytes, counted from the mask, against brute force and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from attnbench.attention import cost
+from attnbench.attention.problem import Mode, Problem
+
+
+def brute_pairs(problem: Problem) -> int:
+    grid = problem.grid
+    b, i, j = np.ogrid[: grid.batch, : grid.seq_q, : grid.seq_kv]
+    seen = np.broadcast_to(problem.masking.visible(grid, b, i, j), (grid.batch, grid.seq_q, grid.seq_kv))
+    return problem.heads * int(seen.sum())
+
+
+SHAPES = (
+    {"seq_q": 17},
+    {"seq_q": 5, "seq_kv": 13},
+    {"seq_q": 13, "seq_kv": 5},
+    {"seq_q": 1, "seq_kv": 9},
+    {"seq_q": 12, "batch": 3, "lengths": (12, 1, 7)},
+)
+MASKS = ("none", "causal", "window:3", "causal+window:3", "prefix:4", "padding:0.4", "causal+padding:0.4")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mask", MASKS)
+def test_flops_follow_the_visible_pairs(shape, mask):
+    problem = Problem(heads=6, kv_heads=2, head_dim=8, head_dim_v=16, mask=mask, **shape)
+    pairs = brute_pairs(problem)
+    assert cost.pairs(problem) == pairs
+    assert cost.flops(problem, Mode.FWD) == 2 * pairs * (8 + 16)
+    assert cost.flops(problem, Mode.BWD) == 2 * pairs * (3 * 8 + 2 * 16)
+    assert cost.flops(problem, Mode.FWD_BWD) == cost.flops(problem, Mode.FWD) + cost.flops(problem, Mode.BWD)
+
+
+def test_causal_decode_is_not_halved():
+    problem = Problem(seq_q=1, seq_kv=1024, mask="causal")
+    assert cost.flops(problem, Mode.FWD) == cost.flops_dense(problem, Mode.FWD)
+
+
+def test_window_and_causal_count_their_intersection():
+    problem = Problem(seq_q=100, heads=1, mask="causal+window:9")
+    assert cost.pairs(problem) == 100 * 10 - 45
+
+
+def test_rows_that_see_no_key_add_no_pairs():
+    assert cost.pairs(Problem(seq_q=10, seq_kv=4, heads=1, mask="causal")) == 4 * 5 // 2
+
+
+def test_seq_q_above_seq_kv_without_causal():
+    assert cost.pairs(Problem(seq_q=10, seq_kv=4, heads=3)) == 120
+
+
+def test_document_pairs_follow_the_lengths():
+    assert cost.pairs(Problem(seq_q=10, heads=2, mask="document:7-2-1")) == 2 * (49 + 4 + 1)
+
+
+def test_half_for_causal_is_half_of_dense():
+    problem = Problem(seq_q=64, mask="causal")
+    assert cost.flops_half_causal(problem, Mode.FWD) * 2 == cost.flops_dense(problem, Mode.FWD)
+    assert cost.flops_half_causal(Problem(seq_q=64), Mode.FWD) == cost.flops_dense(Problem(seq_q=64), Mode.FWD)
+
+
+def test_bytes_of_a_grouped_case_by_hand():
+    problem = Problem(batch=2, heads=8, kv_heads=2, seq_q=3, seq_kv=5, head_dim=16, head_dim_v=32, dtype="bf16")
+    q, k, v, out = 2 * 8 * 3 * 16, 2 * 2 * 5 * 16, 2 * 2 * 5 * 32, 2 * 8 * 3 * 32
+    lse = 4 * 2 * 8 * 3
+    assert cost.input_bytes(problem) == 2 * (q + k + v)
+    assert cost.output_bytes(problem, Mode.FWD) == 2 * out
+    assert cost.traffic_bytes(problem, Mode.FWD) == 2 * (q + k + v + out)
+    assert cost.traffic_bytes(problem, Mode.BWD) == 2 * (q + k + v) + 4 * out + lse + 2 * (q + k + v)
+
+
+def test_fp8_gives_a_16_bit_output():
+    problem = Problem(seq_q=4, heads=1, head_dim=16, dtype="fp8_e4m3")
+    assert (cost.input_bytes(problem), cost.output_bytes(problem, Mode.FWD)) == (3 * 64, 2 * 64)

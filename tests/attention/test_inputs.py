@@ -1,0 +1,107 @@
+"""Distributions of q, k and v."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from attnbench.attention import inputs
+from attnbench.attention.problem import Dtype, Problem
+from attnbench.errors import ProblemError, UnknownNameError
+
+torch = pytest.importorskip("torch")
+PROBLEM = Problem(seq_q=96, seq_kv=128, batch=2, heads=4, kv_heads=2, head_dim=32, head_dim_v=48)
+
+
+def logits(tensors: inputs.Inputs, problem: Problem = PROBLEM) -> torch.Tensor:
+    """q k^T scale, in float64."""
+    k = tensors.k.double().repeat_interleave(problem.heads // problem.kv_heads, dim=1)
+    return tensors.q.double() @ k.transpose(2, 3) * problem.scale
+
+
+@pytest.mark.parametrize("name", inputs.DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", [dtype for dtype in Dtype if dtype is not Dtype.TF32])
+def test_every_distribution_is_seeded_and_finite_in_every_dtype(name: str, dtype: Dtype) -> None:
+    problem = Problem(seq_q=16, head_dim=32, dtype=dtype)
+    first, again, other = (inputs.make(problem, seed, name) for seed in (1, 1, 2))
+    assert inputs.digest(first) == inputs.digest(again) != inputs.digest(other)
+    assert all(bool(t.float().isfinite().all()) for t in (first.q, first.k, first.v, first.dout))
+
+
+def test_uniform_numbers_have_unit_variance_and_end_at_the_root_of_three() -> None:
+    q = inputs.make(PROBLEM, 0, "uniform").q
+    assert float(q.var()) == pytest.approx(1, abs=0.05)
+    assert float(q.abs().max()) <= math.sqrt(3) + 1e-6
+    assert float(q.abs().max()) > 1.7
+
+
+def test_outlier_scales_one_channel() -> None:
+    outlier, plain = inputs.make(PROBLEM, 3, "outlier"), inputs.make(PROBLEM, 3)
+    for name in "qkv":
+        ratio = (getattr(outlier, name) / getattr(plain, name)).flatten(0, 2)
+        channels = (ratio.median(0).values - 100).abs() < 1
+        assert int(channels.sum()) == 1
+        assert float((ratio[:, ~channels] - 1).abs().max()) < 1e-6
+
+
+def test_large_products_have_a_deviation_of_ten_thousand() -> None:
+    products = logits(inputs.make(PROBLEM, 0, "large")) / PROBLEM.scale
+    assert float(products.std()) == pytest.approx(1e4, rel=0.05)
+
+
+def test_first_key_is_a_sink_with_a_small_value() -> None:
+    tensors = inputs.make(PROBLEM, 0, "sink")
+    sink = logits(tensors)
+    assert float((sink[..., 0] - sink[..., 1:].mean(-1)).mean()) == pytest.approx(inputs.SINK, abs=0.5)
+    assert float(sink.softmax(-1)[..., 0].mean()) > 0.99
+    assert float(tensors.v[:, :, 0].abs().max()) < 0.1
+
+
+def test_zeros_have_a_normal_dout() -> None:
+    tensors = inputs.make(PROBLEM, 0, "zeros")
+    assert not any(bool(getattr(tensors, name).any()) for name in "qkv")
+    assert bool(tensors.dout.any())
+
+
+def write(path: Path, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """A safetensors file of normal numbers."""
+    from safetensors.torch import save_file
+
+    tensors = {name: torch.randn(*shape, dtype=torch.float16) for name, shape in shapes.items()}
+    save_file(tensors, path)
+    return tensors
+
+
+SHAPES = {"q": (2, 4, 96, 32), "k": (2, 2, 128, 32), "v": (2, 2, 128, 48)}
+
+
+def test_inputs_come_from_a_file(tmp_path: Path) -> None:
+    written = write(tmp_path / "x.safetensors", **SHAPES)
+    tensors = inputs.make(PROBLEM, 0, f"file:{tmp_path}/x.safetensors")
+    assert all(torch.equal(getattr(tensors, name), written[name].float()) for name in "qkv")
+    assert torch.equal(tensors.dout, inputs.make(PROBLEM, 0).dout)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({**SHAPES, "k": (2, 2, 64, 32)}, r"k is float16 \[2, 2, 64, 32\]; this case needs floats \[2, 2, 128, 32\]"),
+        ({"q": (2, 4, 96, 32)}, "no tensor 'k'; it holds q"),
+    ],
+)
+def test_error_names_the_wrong_tensor(tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    write(tmp_path / "x.safetensors", **shapes)
+    with pytest.raises(ProblemError, match=message):
+        inputs.make(PROBLEM, 0, f"file:{tmp_path}/x.safetensors")
+
+
+def test_unknown_distributions_and_bad_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="--inputs: no input distribution 'nomal'; did you mean 'normal'"):
+        inputs.check("nomal", "--inputs")
+    with pytest.raises(ProblemError, match="no such file"):
+        inputs.check(f"file:{tmp_path}/none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no header")
+    with pytest.raises(ProblemError, match="cannot be read"):
+        inputs.make(PROBLEM, 0, f"file:{tmp_path}/bad.safetensors")

@@ -1,0 +1,139 @@
+"""The backends of torch on a CPU, against float64, wherever they say that they run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnbench import backends
+from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.scores import Score
+from attnbench.errors import ProblemError
+from attnbench.records.case import Case
+from tests import oracle
+
+MASKS = ("none", "causal", "window:5", "causal+window:7", "prefix:9", "padding:0.3", "document:3", "causal+padding:0.4")
+PATTERNS = (
+    "dilated:3", "causal+dilated:2+window:9", "strided:5", "blocksparse:0.4:8", "causal+blocksparse:0.5:8",
+    "longformer:6:2", "bigbird:8:random=1", "graph:0.2", "dense+causal", "blocksparse:0.4:8+padding:0.3",
+)  # fmt: skip
+SHAPES = (
+    {"seq_q": 37, "seq_kv": 61},
+    {"seq_q": 61, "seq_kv": 37},
+    {"seq_q": 48},
+    {"seq_q": 1, "seq_kv": 33},
+    {"seq_q": 29, "head_dim": 60},
+    {"seq_q": 40, "head_dim": 48, "head_dim_v": 32},
+    {"seq_q": 20, "seq_kv": 30, "kv_heads": 2},
+)
+
+
+def problems(mask: str, dtype: str, **more):
+    for shape in SHAPES:
+        try:
+            yield Problem(batch=2, heads=4, mask=mask, dtype=dtype, **shape, **more)
+        except ProblemError:
+            continue
+
+
+@pytest.mark.parametrize("name", ["naive", "sdpa", "sdpa:math", "sdpa:flash", "flex:eager", "gather"])
+@pytest.mark.parametrize("dtype", oracle.DTYPES)
+@pytest.mark.parametrize("mask", MASKS + PATTERNS)
+def test_forward_equals_float64(name, dtype, mask):
+    backend = backends.load(name)
+    ran = 0
+    for problem in problems(mask, dtype):
+        case = Case(problem=problem, backend=name)
+        if backend.objections(case, "cpu"):
+            continue
+        qkv, _ = oracle.drawn(problem)
+        out = backend.prepare(case, "cpu").call(*qkv)
+        assert out.dtype == oracle.DTYPES[dtype]
+        torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=oracle.WITHIN[dtype])
+        ran += 1
+    refused = name in ("flex:eager", "gather") and "dense" in mask
+    assert ran == 0 if refused else ran >= 2
+
+
+@pytest.mark.parametrize("name", ["naive", "sdpa:math", "sdpa:flash", "gather"])
+@pytest.mark.parametrize("mask", MASKS + PATTERNS)
+def test_gradients_equal_autograd_in_float64(name, mask):
+    backend = backends.load(name)
+    for problem in problems(mask, "fp32"):
+        case = Case(problem=problem, backend=name, mode=Mode.FWD_BWD)
+        if backend.objections(case, "cpu"):
+            continue
+        qkv, dout = oracle.drawn(problem)
+        leaves = [tensor.requires_grad_() for tensor in qkv]
+        got = torch.autograd.grad(backend.prepare(case, "cpu").call(*leaves), leaves, dout)
+        exact = [tensor.detach().double().requires_grad_() for tensor in qkv]
+        wanted = torch.autograd.grad(oracle.attend(problem, *exact)[0], exact, dout.double())
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["naive", "flex:eager"])
+@pytest.mark.parametrize("mask", ["none", "causal", "window:5"])
+def test_lse_and_softcap_equal_float64(name, mask):
+    for problem in problems(mask, "fp32", score=Score(scale=0.6, softcap=4.0), returns="lse"):
+        qkv, _ = oracle.drawn(problem)
+        out, lse = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*qkv)
+        exact, exact_lse = oracle.attend(problem, *qkv)
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-5)
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["naive", "flex:eager", "sdpa:math", "sdpa:flash"])
+@pytest.mark.parametrize("score", [Score(temperature=2.5), Score(scale=0.6, softcap=4.0, temperature=0.5)])
+def test_a_temperature_divides_what_the_cap_leaves(name, score):
+    backend, ran = backends.load(name), 0
+    for problem in problems("causal", "fp32", score=score):
+        case = Case(problem=problem, backend=name)
+        if backend.objections(case, "cpu"):
+            continue
+        qkv, _ = oracle.drawn(problem)
+        out = backend.prepare(case, "cpu").call(*qkv)
+        torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+        ran += 1
+    assert bool(ran) is (score.softcap is None or name in ("naive", "flex:eager"))
+
+
+def test_a_ragged_batch_leaves_the_rest_zero():
+    problem = Problem(seq_q=9, batch=3, lengths=(9, 1, 4), heads=2, mask="causal", returns="lse")
+    qkv, _ = oracle.drawn(problem)
+    out, lse = backends.load("naive").prepare(Case(problem=problem, backend="naive"), "cpu").call(*qkv)
+    for b, length in enumerate(problem.lengths):
+        alone = Problem(seq_q=length, heads=2, mask="causal")
+        own = [tensor[b : b + 1, :, :length] for tensor in qkv]
+        torch.testing.assert_close(
+            out[b : b + 1, :, :length].double(), oracle.attend(alone, *own)[0], rtol=0, atol=2e-5
+        )
+        assert (out[b, :, length:] == 0).all()
+        assert (lse[b, :, length:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("name", ["naive", "sdpa:math", "sdpa:flash", "gather"])
+@pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
+@pytest.mark.parametrize("mask", ["none", "causal"])
+def test_predicted_memory_is_near_the_measured_peak(name, mode, mask):
+    from attnbench.machine.device.cpu import CpuInstrument
+    from attnbench.records.arm import Device
+
+    problem = Problem(seq_q=384, heads=4, mask=mask)
+    case = Case(problem=problem, backend=name, mode=mode)
+    backend = backends.load(name)
+    qkv, dout = oracle.drawn(problem)
+    call = backend.prepare(case, "cpu").call
+    leaves = [tensor.requires_grad_(mode != "fwd") for tensor in qkv]
+
+    def run():
+        out = call(*leaves)
+        return out if mode == "fwd" else (out, torch.autograd.grad(out, leaves, dout))
+
+    run()
+    measured = CpuInstrument(Device(kind="cpu", threads=1)).memory(run).peak
+    predicted = backend.scratch_bytes(case)
+    inputs = 3 * 4 * 384 * 64 * 4
+    # Too little would let a case in that does not fit; far too much would refuse one that does.
+    assert measured <= predicted * 1.1 + inputs
+    assert predicted <= measured * 2 + 2 * inputs

@@ -1,0 +1,111 @@
+"""Backends from a file: what is said without running it, and what running it gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnbench
+from attnbench import backends
+from attnbench.attention.problem import Mode, Problem
+from attnbench.backends import Backend, Layout, plugin
+from attnbench.errors import UnknownNameError, UsageError
+from attnbench.records.case import Case
+from tests import oracle
+
+PLAIN = """
+import torch
+
+def attend(q, k, v, *, causal, scale):
+    s = q @ k.transpose(-2, -1) * scale
+    if causal:
+        s = s.masked_fill(torch.ones(s.shape[-2:]).triu(s.shape[-1] - s.shape[-2] + 1).bool(), float("-inf"))
+    return s.softmax(-1) @ v
+
+if True:
+    other = attend
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "mine.py").write_text(PLAIN)
+    return tmp_path / "mine.py"
+
+
+def test_a_plain_function_gets_repeated_kv_heads(file):
+    name = f"{file}:attend"
+    problem = Problem(seq_q=12, seq_kv=20, heads=4, kv_heads=2, mask="causal")
+    qkv, _ = oracle.drawn(problem)
+    out = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*qkv)
+    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+
+
+def test_names_are_found_without_running_the_file(tmp_path):
+    (tmp_path / "heavy.py").write_text(
+        "raise SystemExit\ndef attend(): ...\ntry:\n    kernel = 1\nexcept E:\n    pass\n"
+    )
+    assert plugin.check(f"{tmp_path}/heavy.py:attend")[1] == "attend"
+    assert plugin.check(f"{tmp_path}/heavy.py:kernel")[1] == "kernel"
+    with pytest.raises(UnknownNameError, match="did you mean 'attend'"):
+        plugin.check(f"{tmp_path}/heavy.py:atend")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("{}/none.py:attend", "no file"), ("{}/mine.py", "which callable"), ("{}/broken.py:attend", "cannot be parsed")],
+)
+def test_a_file_that_cannot_be_used_is_named(file, name, words):
+    (file.parent / "broken.py").write_text("def attend(:\n")
+    with pytest.raises(UsageError, match=words):
+        plugin.check(name.format(file.parent))
+
+
+def test_what_is_not_callable_is_refused():
+    with pytest.raises(UsageError, match="a int, not a function"):
+        plugin.wrap(3, "x.py:three")
+
+
+def test_a_decorator_declares_what_objections_then_say():
+    @attnbench.backend(dtypes={"fp16"}, features={"window"}, modes={"fwd"}, layout="bshd", head_dim_most=64)
+    def kernel(q, k, v, problem):
+        return q
+
+    made = plugin.wrap(kernel, "x.py:kernel")
+    assert made.layout is Layout.BSHD
+    case = Case(problem=Problem(seq_q=8, head_dim=128, mask="causal"), backend="x", mode=Mode.BWD)
+    assert made.objections(case, "cpu") == [
+        "no fp32 (takes fp16)",
+        "no bwd (forward only)",
+        "head_dim 128 is over 64",
+        "head_dim_v 128 is over 64",
+        "no causal mask, aligned to the bottom right",
+    ]
+
+
+@pytest.mark.parametrize(
+    "values", [{"features": {"causl"}}, {"dtypes": {"fp31"}}, {"modes": {"fdw"}}, {"layout": "bshh"}]
+)
+def test_a_declared_word_that_is_none_of_ours_is_refused(values):
+    with pytest.raises(UnknownNameError):
+        attnbench.backend(**values)(lambda q, k, v, problem: q)
+
+
+def test_a_backend_made_by_hand_is_taken_as_it_is():
+    own = backends.load("naive")
+    assert isinstance(plugin.wrap(own, "theirs"), Backend)
+    assert plugin.wrap(own, "theirs").name == "theirs"
+
+
+def test_an_unknown_name_offers_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'sdpa:flash'"):
+        backends.load("sdpa:flsh")
+
+
+def test_every_built_in_leaf_holds_its_names():
+    for name in backends.BUILTIN:
+        backend = backends.load(name)
+        assert backend.name == name
+        assert backend.summary
+        assert backend.limits
+        assert "torch" in backend.requires or backend.install

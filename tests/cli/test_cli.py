@@ -1,0 +1,264 @@
+"""The command line as a user meets it: outputs, streams, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[1]
+SMALL = ("--heads", "2", "--mask", "none", "--rounds", "3", "--budget", "0")
+
+
+def attnbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attnbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+WRONG = {
+    ("run", "--sek", "512"): "--seq",
+    ("run", "--seq", "16384..512"): "empty range '16384..512': the low end comes first",
+    ("run", "--seq", "abc"): "not an integer: 'abc'",
+    ("run", "--seq", "64", "--backend", "sdpa:flsh"): "'sdpa:flash'",
+    ("run", "--seq", "64", "--mask", "cuasal"): "'causal'",
+    ("run", "--seq", "64", "--mask", "window:-3"): "negative",
+    ("run", "--seq", "64", "--dtype", "fp31"): "'fp32'",
+    ("run", "--seq", "64", "--heads", "12", "--kv-heads", "8"): "heads=12 is not a multiple of kv_heads=8",
+    ("run", "--seq", "64", "--set", "softcapp=3"): "'softcap'",
+    ("run", "--seq", "64", "--device", "cpu:threads=999"): "999 threads",
+    ("run", "--seq", "64", "--device", "tpu"): "no device 'tpu'",
+    ("run", "--seq", "64", "--backend", "missing.py:attend"): "no file 'missing.py'",
+    ("run", "--seq", "64", "--budget", "soon"): "--budget",
+    ("run", "--seq", "64", "--only", "seq=4k.."): "nothing is left to run",
+    ("run", "--seq", "64", "--timing", "events"): "a CPU has only wall",
+    ("run", "no-such-suite"): "quick",
+    ("run", "no/such/file.toml"): "file.toml",
+    ("run", "--resume", "last"): "no run in",
+    ("show", "nothing"): "no run 'nothing'",
+    ("explain", "abc"): "no run",
+    ("report", "last"): "no run in",
+    ("rnu",): "Did you mean 'run'",
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.items(), ids=[" ".join(key) for key in WRONG])
+def test_a_mistake_is_one_line_that_names_it_and_exit_2(arguments, words, attnbench_command):
+    assert_mistake(attnbench_command(*arguments), words)
+
+
+def test_the_process_ends_with_that_code_and_line():
+    assert_mistake(attnbench("run", "--sek", "512"), "--seq")
+
+
+def assert_mistake(done, words):
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_a_suite_with_an_unknown_key_names_file_key_and_nearest(tmp_path, monkeypatch, attnbench_command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('sourc = "x"\n[[problem]]\nseq = 64\n')
+    done = attnbench_command("run", "mine.toml")
+    assert done.returncode == 2
+    assert "mine.toml" in done.stderr
+    assert "'source'" in done.stderr
+
+
+def test_a_configuration_file_gives_defaults_and_its_slips_are_named(tmp_path, monkeypatch, attnbench_command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "attnbench.toml").write_text('[run]\nseq = "96"\nbackend = "naive"\n')
+    done = attnbench_command("-v", "run", "--dry-run")
+    assert "q96 kv96" in done.stdout
+    assert "seq: '96' from attnbench.toml" in done.stderr
+    (tmp_path / "attnbench.toml").write_text("[run]\nsek = 3\n")
+    done = attnbench_command("run", "--dry-run")
+    assert done.returncode == 2
+    assert "run.sek" in done.stderr
+    assert "'seq'" in done.stderr
+
+
+def test_the_environment_gives_any_option(monkeypatch, attnbench_command):
+    monkeypatch.setenv("ATTNBENCH_RUN_SEQ", "80")
+    monkeypatch.setenv("ATTNBENCH_RUN_BACKEND", "naive")
+    done = attnbench_command("run", "--dry-run")
+    assert "q80 kv80" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "code"), [("win32", 2), ("linux", 0), ("darwin", 0)])
+def test_windows_is_refused_before_anything_is_imported_that_it_lacks(name, code, monkeypatch, capsys):
+    from attnbench.cli import invoke
+
+    monkeypatch.setattr(sys, "platform", name)
+    assert invoke(["list", "masks"]) == code
+    assert ("WSL" in capsys.readouterr().err) is bool(code)
+
+
+@pytest.mark.workers
+def test_json_is_one_object_a_case_and_a_summary(attnbench_command):
+    done = attnbench_command("run", "--json", "--seq", "32,64", "-b", "naive,sdpa:flash,triton", *SMALL)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert [line["type"] for line in lines] == ["case"] * 6 + ["summary"]
+    assert "\x1b" not in done.stdout
+    flash = next(line for line in lines if line.get("backend") == "sdpa:flash")
+    assert flash["status"] == "ok"
+    assert flash["speedup"] is not None
+    assert flash["time_low_s"] <= flash["time_s"] <= flash["time_high_s"]
+    assert flash["flops"] == 4 * 2 * flash_pairs(flash["label"]) * 64
+    assert flash["flop_per_s"] == pytest.approx(flash["flops"] / flash["time_s"])
+    refused = next(line for line in lines if line.get("backend") == "triton")
+    assert (refused["status"], refused["time_s"]) == ("unavailable", None)
+    assert "interpreted" in refused["reason"]
+    assert lines[-1]["status"] == {"ok": 4, "unavailable": 2}
+
+
+@pytest.mark.workers
+def test_an_impossible_cell_has_its_line_too(attnbench_command):
+    done = attnbench_command("run", "--json", "--seq", "32", "-b", "naive", "--kv-heads", "2,3", *SMALL)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["type"], line.get("status")) for line in lines[:-1]] == [("case", "ok"), ("case", "skipped")]
+    assert "not a multiple of kv_heads=3" in lines[1]["reason"]
+    assert lines[-1]["planned"] == 2
+
+
+def flash_pairs(label: str) -> int:
+    found = re.search(r"q(\d+) kv(\d+)", label)
+    assert found
+    return int(found[1]) * int(found[2])
+
+
+def test_the_table_fits_eighty_columns_and_shortens_no_number(stored_run, attnbench_command):
+    done = attnbench_command("show", str(stored_run))
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
+    assert "..." not in done.stdout
+
+
+def test_a_closed_pipe_ends_quietly(stored_run):
+    command = f"{sys.executable} -m attnbench show {stored_run} --json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert len(done.stdout.splitlines()) == 1
+    assert not done.stderr
+
+
+def test_explain_says_why_and_what_ran(stored_run, attnbench_command):
+    done = attnbench_command("explain", "q32 kv32 d64 none fp32 fwd sdpa:flash", "--run", str(stored_run))
+    assert done.returncode == 0, done.stderr
+    assert "resolved: flash" in done.stdout
+
+
+@pytest.mark.workers
+def test_explain_asks_a_worker_which_kernel_sdpa_takes(attnbench_command):
+    done = attnbench_command("explain", "--seq", "32", "--mask", "causal", "-b", "sdpa,sdpa:cudnn,flash-attn:2")
+    assert "sdpa: runs: resolved flash" in done.stdout
+    assert "sdpa:cudnn: unavailable: runs on cuda, not on cpu" in done.stdout
+    assert "flash-attn:2: unavailable" in done.stdout
+
+
+@pytest.mark.workers
+def test_a_wrong_kernel_ends_the_run_with_5_and_a_run_of_refusals_with_6(attnbench_command):
+    wrong = f"{HERE}/misbehaving.py:zeros"
+    assert attnbench_command("run", "--seq", "32", "-b", wrong, *SMALL).returncode == 5
+    assert attnbench_command("run", "--seq", "32", "-b", "triton", *SMALL).returncode == 6
+    assert attnbench_command("run", "--seq", "32", "-b", "naive,triton", "--strict", *SMALL).returncode == 5
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "attnbench", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        if path.is_file() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no {count} lines")
+
+
+LONG = ("--seq", "64..512", "--heads", "8", "-b", "naive,sdpa:flash", "--rounds", "5", "--budget", "0")
+
+
+@pytest.mark.workers
+def test_ctrl_c_keeps_results_and_a_resume_completes_them(tmp_path):
+    out = tmp_path / "run"
+    process = start("run", *LONG, "-o", str(out))
+    wait_for_lines(out / "results.jsonl", 2)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in stderr
+    assert "naive" in stdout
+    first = (out / "results.jsonl").read_text().splitlines()
+    assert 2 <= len(first) < 16
+    done = attnbench("run", "--resume", str(out))
+    assert done.returncode == 0, done.stderr
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert lines[: len(first)] == first
+    keys = [(record["case_id"], record["arm"]["backend"]) for record in map(json.loads, lines)]
+    assert len(keys) == len(set(keys)) == 16
+
+
+@pytest.mark.workers
+def test_a_second_ctrl_c_stops_at_once_and_leaves_no_child(tmp_path):
+    import psutil
+
+    out = tmp_path / "run"
+    process = start("run", *LONG, "-o", str(out))
+    wait_for_lines(out / "results.jsonl", 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    # A worker that outlives its parent for a moment is killed by the system.
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("lines", [2, *(pytest.param(lines, marks=pytest.mark.slow) for lines in (0, 5))])
+def test_kill_9_at_any_moment_loses_nothing_and_leaves_no_child(tmp_path, lines):
+    import psutil
+
+    out = tmp_path / "run"
+    process = start("run", *LONG, "-o", str(out))
+    wait_for_lines(out / "results.jsonl", lines)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    before = (out / "results.jsonl").read_bytes()
+    with (out / "results.jsonl").open("ab") as file:
+        file.write(b'{"case": {"problem": {"seq_q": 64')
+    done = attnbench("run", *LONG, "-o", str(out))
+    assert done.returncode == 0, done.stderr
+    after = (out / "results.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert after.count(b"\n") == 16
+
+
+@pytest.mark.workers
+def test_two_runs_on_one_directory_are_refused(tmp_path):
+    out = tmp_path / "run"
+    process = start("run", *LONG, "-o", str(out))
+    wait_for_lines(out / "results.jsonl", 0)
+    second = attnbench("run", *LONG, "-o", str(out))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"process {process.pid}" in second.stderr

@@ -1,0 +1,151 @@
+"""Options: both names of one give the same request, and one definition of an axis reaches every command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnbench import api, backends, cli
+from attnbench.analysis.metrics import GROUPS
+from attnbench.attention.inputs import DISTRIBUTIONS
+from attnbench.attention.problem import Dtype, KvDtype, Mode, Returns
+from attnbench.cli import options, running
+from attnbench.engine.sweep import Request
+from attnbench.suite import AXES
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """The requests that `run` builds; nothing is measured."""
+    built: list[Request] = []
+
+    def main(request: Request, *_: object) -> int:
+        built.append(request)
+        return 0
+
+    monkeypatch.setattr(running, "main", main)
+    return built
+
+
+@pytest.mark.parametrize("name", ["restarts", "launches"])
+def test_both_names_of_restarts_give_the_same_request(
+    name: str, requests: list[Request], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.invoke(["run", f"--{name}", "6"]) == 0
+    with monkeypatch.context() as environment:
+        environment.setenv(f"ATTNBENCH_RUN_{name.upper()}", "6")
+        assert cli.invoke(["run"]) == 0
+    for file, section in (("attnbench.toml", "run"), ("pyproject.toml", "tool.attnbench.run")):
+        (tmp_path / file).write_text(f"[{section}]\n{name} = 6\n")
+        assert cli.invoke(["run"]) == 0
+        (tmp_path / file).unlink()
+    assert requests == [Request(restarts=6)] * 4
+    assert api.request(**{name: 6}) == requests[0]
+
+
+def test_help_shows_the_new_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--restarts N" in text
+    assert "launches" not in text.lower()
+
+
+# An axis needs one entry of AXES, and a field of Problem: here a subclass adds the field.
+NEW_AXIS = """
+import sys
+import msgspec
+from attnbench.suite.keys import AXES, Axis
+from attnbench.suite.readers import integers
+for name, option in {"knob": True, "latch": False}.items():
+    AXES[name] = Axis(name=name, summary=f"Turn the {name}.", read=integers, option=option, usual="1")
+
+from attnbench.attention.problem import Problem
+from attnbench.suite import cells
+fields = [("knob", int, 1), ("latch", int, 1)]
+cells.Problem = msgspec.defstruct("Problem", fields, bases=(Problem,), frozen=True, kw_only=True)
+from attnbench.cli import invoke
+from attnbench.engine import verify_only
+
+def prepare(request, probes):
+    print("verify", request.axes)
+    sys.exit(0)
+
+verify_only.prepare = prepare
+sys.exit(invoke(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "--help"], "--knob LIST"),
+        (["gate", "--help"], "--knob LIST"),
+        (["verify", "--help"], "Turn the knob."),
+        (["explain", "--help"], "--knob LIST"),
+        (["verify", "--knob", "2", "--set", "latch=3"], "verify {'knob': '2', 'latch': '3'}"),
+        (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "1,2", "--dry-run"], "2 of 2 cases"),
+        (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--set", "latch=1,2,3", "--dry-run"], "3 of 3 cases"),
+        (["run", "new.toml", "--dry-run", "--only", "knob=2.."], "3 of 3 cases"),
+        (["run", "new.toml", "--dry-run", "--knob", "4"], "1 of 1 cases"),
+        (["suite", "schema"], '"knob": {'),
+        (["suite", "schema"], '"latch": {'),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_entry_adds_an_axis_everywhere(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "new.toml").write_text('[[problem]]\nseq = 32\nmask = "none"\nbackend = "naive"\nknob = "1..8"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", NEW_AXIS, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def completed(name: str, text: str) -> list[str]:
+    options_of_run = (*options.PROBLEM, options.BACKEND, options.INPUTS, options.METRICS, options.SKIP)
+    names = next(option.names for option in options_of_run if option.name == name)
+    assert names
+    return options.completion(names)(text)
+
+
+def test_completion_offers_what_the_registries_hold() -> None:
+    assert completed("backend", "naive,sdpa:") == [f"naive,{name}" for name in backends.BUILTIN if name[:5] == "sdpa:"]
+    assert set(backends.BUILTIN) <= set(completed("backend", ""))
+    assert completed("dtype", "") == list(Dtype)
+    assert set(DISTRIBUTIONS) <= set(completed("inputs", ""))
+    assert set(GROUPS) <= set(completed("metrics", ""))
+    assert completed("set_", "softc") == ["softcap="]
+    assert completed("skip", "back") == ["backend="]
+    for axis in AXES.values():
+        names = [name for name in axis.names() if not name.endswith((":", "function"))] if axis.names else []
+        assert all(axis.read(name, axis.name) for name in names)
+
+
+def test_help_of_an_axis_names_every_member_of_a_closed_set() -> None:
+    for name, kind in {"dtype": Dtype, "mode": Mode, "returns": Returns, "kv_dtype": KvDtype}.items():
+        assert all(member in AXES[name].summary for member in kind)
+
+
+def test_defaults_of_options_are_those_of_the_request(requests: list[Request]) -> None:
+    assert cli.invoke(["run"]) == 0
+    assert requests == [Request()]
+
+
+def test_command_line_wins_over_the_other_name_in_a_file(
+    requests: list[Request], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "attnbench.toml").write_text("[run]\nrestarts = 3\n")
+    assert cli.invoke(["run", "--launches", "6"]) == 0
+    (tmp_path / "attnbench.toml").write_text("[run]\nlaunches = 3\n")
+    assert cli.invoke(["run", "--restarts", "6"]) == 0
+    assert requests == [Request(restarts=6)] * 2

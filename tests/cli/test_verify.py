@@ -1,0 +1,136 @@
+"""`attnbench verify`, on real workers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from attnbench.cli import invoke
+from attnbench.engine.verify_only import FIRST_DRAWS
+
+pytestmark = pytest.mark.workers
+
+HERE = Path(__file__).parents[1]
+SMALL = ["verify", "--seq", "32", "--heads", "2", "--mask", "causal", "--timeout", "30s", "--progress", "none"]
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_is_right_is_shown_with_its_errors_and_not_stored(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert invoke([*SMALL, "-b", "naive,sdpa:flash", "--mode", "fwd,bwd"]) == 0
+    assert not (tmp_path / "results").exists()
+    shown = capsys.readouterr().out
+    assert "4 cases: 4 ok." in shown
+    assert "naive on cpu" in shown
+    row = next(line for line in shown.splitlines() if line.endswith("ok") and " bwd " in line)
+    assert row.count("%") == 4  # out, dq, dk, dv
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_interpreter_runs_what_a_cpu_cannot_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "triton", "--mode", "bwd", "--json"]) == 0
+    case, summary = lines(capsys.readouterr().out)
+    assert (case["status"], case["verified_share"]) == ("ok", 1.0)
+    assert set(case["errors"]) == {"out", "dq", "dk", "dv"}  # type: ignore[call-overload]
+    assert summary == {"type": "summary", "cases": 1, "status": {"ok": 1}, "exit_code": 0}
+
+
+FAILING = {
+    "zeros": ("incorrect", "max |error|"),
+    "raises": ("error", "not a power of two"),
+    "segfault": ("crashed", "SIGSEGV"),
+}
+
+
+def test_what_is_wrong_leaves_the_others_theirs(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = ",".join(f"{HERE / 'misbehaving.py'}:{function}" for function in FAILING)
+    assert invoke([*SMALL, "-b", f"{bad},naive", "--json"]) == 5
+    *wrong, right, summary = lines(capsys.readouterr().out)
+    assert [case["status"] for case in wrong] == [status for status, _ in FAILING.values()]
+    for case, (_, words) in zip(wrong, FAILING.values(), strict=True):
+        assert words in str(case["reason"])
+    assert right["status"] == "ok"
+    assert summary["exit_code"] == 5
+
+
+def test_the_reason_stands_under_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", f"{HERE / 'misbehaving.py'}:zeros"]) == 5
+    shown = capsys.readouterr().out
+    assert "incorrect [1]" in shown
+    assert "[1] peaked inputs: out: max |error|" in shown
+    assert ">999%" in shown
+
+
+def test_a_hang_ends_at_its_timeout(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*SMALL, "-b", f"{HERE / 'misbehaving.py'}:hang", "--timeout", "8s", "--json"]
+    assert invoke(command) == 5
+    assert lines(capsys.readouterr().out)[0]["status"] == "timeout"
+
+
+def test_what_a_backend_cannot_do_is_told_and_nothing_verified_is_6(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "naive", "--dtype", "tf32"]) == 6
+    assert "unsupported [1]" in capsys.readouterr().out
+
+
+def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*SMALL, "-b", "trition"]) == 2
+    assert "triton" in capsys.readouterr().err
+
+
+def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["verify", "--random", "3s", "-b", "sdpa:flash,naive", "--dtype", "fp32", "--progress", "none"]
+    assert invoke([*command, "--json"]) == 0
+    first = lines(capsys.readouterr().out)[:-1]
+    assert len({case["label"] for case in first}) >= 2  # how many depends on the machine, above the first draws
+    assert {case["status"] for case in first} <= {"ok", "unsupported"}
+    assert all("fp32" in str(case["label"]) for case in first)
+    assert invoke([*command, "--seed", "1", "--json"]) == 0
+    other = lines(capsys.readouterr().out)[:-1]
+    assert {case["label"] for case in first} != {case["label"] for case in other}
+
+
+def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --set for an axis that has no option, and with the same inputs."""
+    bad = f"{HERE / 'misbehaving.py'}:zeros"
+    command = ["verify", "--random", "3s", "-b", f"{bad},naive", "--mode", "fwd", "--mask", "none"]
+    assert invoke([*command, "--set", "returns=out", "--inputs", "uniform", "--progress", "none"]) == 5
+    shown = capsys.readouterr()
+    assert "nearest to its bound, at" in shown.out  # of naive
+    again = next(line for line in shown.err.splitlines() if line.startswith("again: "))
+    assert "--set returns=out" in again
+    assert again.endswith("--inputs uniform")
+    assert invoke([*shlex.split(again)[2:], "--progress", "none"]) == 5
+    assert "1 cases: 1 incorrect" in capsys.readouterr().out
+
+
+def test_a_random_time_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--suite", "verify"], ["--budget", "3s"]):
+        assert invoke(["verify", "--random", "3s", *more]) == 2
+        assert "--random 3s" in capsys.readouterr().err
+    assert invoke(["verify", "--random", "soon"]) == 2
+    assert "--random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--tokens", "256"], ["--heads", "6", "--set", "lengths=40-7"]], ids=str)
+def test_what_is_drawn_gives_way_to_what_is_given(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["verify", "--random", "3s", "-b", "naive", "--mask", "none", *given, "--progress", "none", "--json"]
+    assert invoke(command) == 0
+    *cases, summary = lines(capsys.readouterr().out)
+    assert summary["status"] == {"ok": len(cases)}
+
+
+def test_a_draw_that_can_be_no_problem_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["verify", "--random", "3s", "-b", "naive", "--heads", "4", "--kv-heads", "3"]) == 2
+    assert "kv_heads" in capsys.readouterr().err
+
+
+def test_nothing_is_drawn_on_and_on_where_nothing_can_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["verify", "--random", "10m", "-b", "triton:hopper", "--progress", "none", "--json"]) == 6
+    assert len(lines(capsys.readouterr().out)) <= FIRST_DRAWS + 1

@@ -1,0 +1,69 @@
+"""Pictures of masks: shades by hand, charts by what they hold, and slips by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attnbench import cli
+from attnbench.attention import masks
+from attnbench.attention.terms import Grid
+from attnbench.report.charts import mask as mask_chart
+from attnbench.report.charts import rendering
+from attnbench.report.terminal import pictures
+
+
+def test_a_small_mask_cell_by_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["viz", "causal", "--seq", "4", "--block", "2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "██",
+        "████",
+        "██████",
+        "████████",
+        "causal, 4 queries over 4 keys",
+        "pairs: 10 of 16, 62.5 %",
+        "blocks of 2: 25 % empty, 50 % in part, 25 % full",
+        "a kernel that skips the empty ones does 1.2 times the work of the pairs",
+    ]
+
+
+def test_shades_tell_empty_part_and_full() -> None:
+    assert [pictures.shade(share) for share in (0.0, 1e-6, 0.3, 0.5, 0.999, 1.0)] == [0, 1, 1, 2, 3, 4]
+
+
+def test_rows_that_see_nothing_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["viz", "causal", "--seq-q", "8", "--seq-kv", "4"]) == 0
+    assert "some rows see no key: their output is 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format_", rendering.FORMATS)
+def test_a_picture_in_every_format(tmp_path: Path, format_: str) -> None:
+    file = tmp_path / f"mask.{format_}"
+    assert cli.invoke(["viz", "longformer:64:2", "--seq", "256", "-o", str(file)]) == 0
+    begins = {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF"}[format_]
+    assert file.read_bytes().startswith(begins)
+
+
+def test_the_chart_holds_what_is_visible_and_nothing_else() -> None:
+    grid = Grid(1, 64, 32)
+    mask = masks.parse("causal+window:3")
+    values = rendering.spec(mask_chart.chart(mask, grid, 16))["data"]["values"]
+    share = sum(one["share"] * (one["i2"] - one["i"]) * (one["j2"] - one["j"]) for one in values)
+    assert share == pytest.approx(mask.pairs(grid))
+    assert all(one["share"] > 0 for one in values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cauzal"], "did you mean 'causal'?"),
+        (["causal", "--seq", "0"], "--seq 0: at least 1"),
+        (["causal", "--block", "0"], "--block 0: at least 1"),
+        (["bigbird", "--seq-q", "8", "--seq-kv", "9"], "needs seq_q == seq_kv"),
+        (["causal", "-o", "mask.gif"], "gif"),
+    ],
+)
+def test_a_slip_is_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["viz", *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Plans: groups, their order, and refusals with their reasons."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnbench.attention.problem import Mode, Problem
+from attnbench.engine import plan
+from attnbench.records.arm import Device
+from attnbench.records.case import Case
+from attnbench.records.result import Cause, Procedure, Status
+from attnbench.suite import Cell
+
+CPU = Device(kind="cpu", threads=1)
+GIB = 1024**3
+
+
+def planned(*problems: Problem, names: tuple[str, ...], memory: int = 16 * GIB, mode: Mode = Mode.FWD) -> plan.Plan:
+    limits = plan.PlanLimits(memory_bytes=memory, procedures={"cpu": Procedure()})
+    arms = plan.arms_of(names, [CPU])
+    return plan.make([(Cell(problem=problem, mode=mode), arms) for problem in problems], limits)
+
+
+def test_the_arms_of_a_problem_share_a_group():
+    (group,) = planned(Problem(seq_q=64), names=("naive", "sdpa:math", "sdpa:flash")).groups
+    assert [arm.name for arm in group.arms] == ["naive", "sdpa:math", "sdpa:flash"]
+
+
+def test_groups_go_from_the_cheapest_to_the_most_expensive():
+    groups = planned(Problem(seq_q=2048), Problem(seq_q=64), Problem(seq_q=512), names=("naive",)).groups
+    assert [group.problem.seq_q for group in groups] == [64, 512, 2048]
+
+
+def test_a_backend_that_compiles_is_in_the_second_pass_with_the_reference():
+    early, late = planned(Problem(seq_q=64), names=("flex", "naive")).groups
+    assert ([arm.name for arm in early.arms], early.late) == (["naive"], False)
+    assert ([arm.name for arm in late.arms], [arm.name for arm in late.borrowed], late.late) == (
+        ["flex"],
+        ["naive"],
+        True,
+    )
+
+
+def test_a_repeated_name_is_a_second_copy():
+    (group,) = planned(Problem(seq_q=64), names=("naive", "naive")).groups
+    assert [arm.name for arm in group.arms] == ["naive", "naive#2"]
+    assert len({arm.id for arm in group.arms}) == 2
+
+
+def test_a_case_that_does_not_fit_is_refused_with_both_sizes():
+    result = planned(Problem(seq_q=16384), names=("naive", "sdpa:flash"), memory=10 * GIB)
+    (refusal,) = result.refusals
+    assert (refusal.case.backend, refusal.status, refusal.cause) == ("naive", Status.SKIPPED, Cause.MEMORY)
+    assert refusal.reason.startswith("needs 17")
+    assert refusal.reason.endswith("GiB, limit 10.0 GiB")
+    assert [arm.name for group in result.groups for arm in group.arms] == ["sdpa:flash"]
+
+
+def test_arms_that_do_not_fit_together_are_in_separate_groups():
+    result = planned(Problem(seq_q=8192), names=("naive", "sdpa:math"), memory=9 * GIB)
+    assert [[arm.name for arm in group.arms] for group in result.groups] == [["naive"], ["sdpa:math"]]
+    assert all(plan.peak_bytes(group.case(arm)) < 9 * GIB for group in result.groups for arm in group.arms)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("sdpa:cudnn", Status.UNAVAILABLE, "runs on cuda, not on cpu"),
+        ("triton", Status.UNAVAILABLE, "interpreted"),
+        ("flex", Status.UNSUPPORTED, "no bwd"),
+    ],
+)
+def test_a_refusal_has_its_status_and_reason(name, status, words):
+    (refusal,) = planned(Problem(seq_q=64), names=(name,), mode=Mode.BWD).refusals
+    assert refusal.status is status
+    assert words in refusal.reason
+
+
+def test_every_cell_is_planned_or_refused():
+    problems = [Problem(seq_q=seq, mask=mask) for seq in (64, 128) for mask in ("none", "causal")]
+    result = planned(*problems, names=("naive", "flex", "triton"))
+    assert result.cases == 4 * 3
+
+
+def test_a_forecast_learns_from_the_nearest_measurement():
+    forecast = plan.Forecast()
+    (arm,) = plan.arms_of(("naive",), [CPU])
+    small, large = (Case(problem=Problem(seq_q=seq), backend="naive") for seq in (512, 1024))
+    forecast.learn(arm, small, 0.010)
+    assert forecast.call_s(arm, small) == pytest.approx(0.010)
+    assert forecast.call_s(arm, large) == pytest.approx(0.040)

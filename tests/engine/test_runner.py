@@ -1,0 +1,202 @@
+"""Sweeps over failing backends: each gets its status and reason, the others their times, and no process is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+import attnbench
+from attnbench.analysis import readings
+from attnbench.records.result import Cause, Result, Status
+
+pytestmark = pytest.mark.workers
+
+HERE = Path(__file__).parents[1]
+LIMITS = {
+    "seq": "32",
+    "mask": "none",
+    "heads": "2",
+    "rounds": "3",
+    "budget": "0",
+    "timeout": "20s",
+    "device": "cpu:threads=1",
+}
+
+
+Results = dict[str, Result]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs that several tests look at."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def run(folder: Path, *functions: str, **options: str) -> Results:
+    """Results by function, of one sweep over them."""
+    return {result.arm.backend.rpartition(":")[2]: result for result in stored(folder, *functions, **options)}
+
+
+def stored(folder: Path, *functions: str, **options: str | int) -> list[Result]:
+    """Results of one sweep over functions of `misbehaving.py` and other backends; an empty option is left out."""
+    names = [name if ":" in name or name == "naive" else f"{HERE}/misbehaving.py:{name}" for name in functions]
+    chosen = {name: value for name, value in {**LIMITS, **options}.items() if value}
+    return list(attnbench.run(out=folder, backend=",".join(names), **chosen).results)
+
+
+def processes() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+WRONG = {
+    "wrong_shape": "out: is float32 [1, 2, 32, 63] and should be float32 [1, 2, 32, 64]",
+    "wrong_dtype": "float64",
+    "wrong_device": "out is on meta",
+    "nan": "not finite",
+    "zeros": "out: ",
+    "mean_of_v": "out: ",
+    "unwritten": "out: ",
+    "last_output": "out: ",
+    "view_of_input": "",
+    "changes_inputs": "was changed",
+}
+FAILING = ("raises", "raises_base_exception", "not_a_tensor", "segfault", "exits")
+OTHERS = ("spins", "chatty", "orphan", "wrong_later", "leaks")
+
+
+@pytest.fixture(scope="module")
+def results(shared: Path) -> Results:
+    """One sweep over all that fails without a timeout, with a failing reference, beside two backends that are right.
+
+    The memory limit is for the backend that leaks.
+    """
+    failing = f"{HERE}/misbehaving.py:raises"
+    names = ("right", "naive", *WRONG, *FAILING, *OTHERS, f"{HERE}/broken/import_fails.py:attend")
+    return run(shared / "run", *names, reference=failing, mem_limit="1500MiB")
+
+
+def test_wrong_outputs_are_incorrect_and_never_timed(results: Results) -> None:
+    assert {name: results[name].status for name in WRONG} == dict.fromkeys(WRONG, Status.INCORRECT)
+    for name, words in WRONG.items():
+        assert words in results[name].reason
+        assert not results[name].samples
+
+
+def test_failures_are_statuses_with_their_reason(results: Results) -> None:
+    failures = {name: (result.status, result.reason) for name, result in results.items()}
+    assert failures["raises"] == (Status.ERROR, "prepare: ValueError: the tile size 48 is not a power of two")
+    assert failures["raises_base_exception"] == (Status.ERROR, "prepare: SystemExit: 3")
+    assert failures["not_a_tensor"] == (Status.ERROR, "verify: TypeError: out is a list, not a tensor")
+    assert failures["segfault"][0] is Status.CRASHED
+    assert "SIGSEGV" in failures["segfault"][1]
+    assert failures["exits"] == (Status.CRASHED, "prepare: exited with code 7")
+
+
+def test_correct_backends_have_times_beside_failing_ones(results: Results) -> None:
+    assert results["right"].status is Status.OK
+    assert len(results["right"].samples["time"].blocks) == 3
+
+
+def test_other_backends_have_times_when_the_reference_fails(results: Results) -> None:
+    assert results["naive"].status is Status.OK
+    assert len(results["naive"].samples["time"].blocks) == 3
+
+
+def test_a_leak_ends_at_the_memory_limit(results: Results) -> None:
+    assert results["leaks"].status is Status.OOM
+
+
+def test_threads_left_spinning_are_found_before_anything_is_timed(results: Results) -> None:
+    assert results["spins"].status is Status.ERROR
+    assert "spin" in results["spins"].reason
+
+
+def test_gigabytes_of_output_are_drained_and_the_end_is_stored(results: Results, shared: Path) -> None:
+    assert results["chatty"].status is Status.OK
+    (log,) = (file for file in (shared / "run" / "logs").iterdir() if "chatty" in file.name)
+    assert 0 < log.stat().st_size <= 1024**2
+
+
+def test_a_process_that_a_backend_started_is_killed_with_it(results: Results) -> None:
+    assert results["orphan"].status is Status.OK
+    alive = [p for p in psutil.process_iter(["cmdline"]) if "attnbench-orphan" in " ".join(p.info["cmdline"] or [])]
+    assert not alive
+
+
+def test_a_plugin_whose_import_fails_is_an_error_of_all_its_cases(results: Results) -> None:
+    assert results["attend"].status is Status.ERROR
+    assert "libcudart.so.99" in results["attend"].reason
+
+
+def test_a_kernel_that_goes_wrong_while_it_is_timed_is_incorrect(results: Results) -> None:
+    assert results["wrong_later"].status is Status.INCORRECT
+    assert results["wrong_later"].reason.startswith("last timed call: ")
+    assert not results["wrong_later"].samples
+
+
+@pytest.fixture(scope="module")
+def late(shared: Path) -> dict[tuple[str, int], Result]:
+    """Results by function and length, of two lengths and of all that gives no answer."""
+    before = processes()
+    names = ("hang", "hang_in_c", "right", f"{HERE}/broken/import_hangs.py:attend")
+    results = stored(shared / "late", *names, seq="32,64", timeout="12s", rounds="1")
+    assert processes() == before
+    return {(result.arm.backend.rpartition(":")[2], result.case.problem.seq_q): result for result in results}
+
+
+def test_a_hang_in_python_or_in_c_is_a_timeout(late: dict[tuple[str, int], Result]) -> None:
+    assert late["hang", 32].status is late["hang_in_c", 32].status is Status.TIMEOUT
+    assert late["hang", 32].reason == "prepare: no answer within 12 s"
+    assert late["right", 32].status is late["right", 64].status is Status.OK
+
+
+def test_after_a_timeout_no_larger_case_is_tried(late: dict[tuple[str, int], Result]) -> None:
+    assert late["hang", 64].status is late["hang_in_c", 64].status is Status.SKIPPED
+    assert late["hang", 64].cause is Cause.NO_LARGER
+    assert "timed out at" in late["hang", 64].reason
+
+
+def test_a_plugin_that_hangs_at_import_is_a_timeout(late: dict[tuple[str, int], Result]) -> None:
+    result = late["attend", 32]
+    assert (result.status, result.reason) == (Status.TIMEOUT, "import: no answer within 12 s")
+
+
+def test_the_wrong_causal_corner_is_found_at_unequal_lengths(tmp_path: Path) -> None:
+    results = run(tmp_path / "run", "top_left", mask="causal", seq="", seq_q="24", seq_kv="40")
+    assert results["top_left"].status is Status.INCORRECT
+
+
+def test_a_wrong_lse_is_incorrect(tmp_path: Path) -> None:
+    assert run(tmp_path / "run", "wrong_lse", returns="lse")["wrong_lse"].reason.count("lse: off by")
+
+
+def test_a_wrong_gradient_is_incorrect_and_an_undeclared_mode_is_unsupported(tmp_path: Path) -> None:
+    results = run(tmp_path, "wrong_gradient", "right", "wrong_gradient_refused", mode="bwd", dtype="bf16")
+    assert results["wrong_gradient"].status is Status.INCORRECT
+    assert results["wrong_gradient"].reason.partition(": ")[2].startswith(("dq:", "peaked", "dq"))
+    assert results["right"].status is Status.OK
+    assert results["wrong_gradient_refused"].status is Status.UNSUPPORTED
+    assert results["wrong_gradient_refused"].reason == "no bf16 (takes fp32); no bwd (forward only)"
+
+
+def test_every_arm_takes_every_position_equally_often(tmp_path: Path) -> None:
+    """The reference too: it is timed in rounds like everyone."""
+    results = stored(tmp_path / "run", "naive", "sdpa:math", "sdpa:flash", rounds="6")
+    assert len(results) == 3
+    for result in results:
+        positions = [block.position for block in result.samples["time"].blocks]
+        assert sorted(positions) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("rounds", "most"), [("4", 4), ("4..5", 35)])
+def test_noise_brings_more_rounds_unless_their_number_is_fixed(tmp_path: Path, rounds: str, most: int) -> None:
+    sample = run(tmp_path / "run", "erratic", rounds=rounds)["erratic"].samples["time"]
+    assert readings.is_noisy(sample)
+    assert len(sample.blocks) == most
+
+
+def test_restarts_are_separate_results_of_fresh_workers(tmp_path: Path) -> None:
+    measured = stored(tmp_path / "run", "sdpa:flash", "sdpa:flash", restarts=2, rounds="1")
+    assert sorted((result.arm.copy, result.restart) for result in measured) == [(1, 0), (1, 1), (2, 0), (2, 1)]

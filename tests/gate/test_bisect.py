@@ -1,0 +1,142 @@
+"""The search for the first bad commit, against counting; and once for real."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench import cli
+from attnbench.errors import UsageError
+from attnbench.gate import bisect, paired
+from attnbench.gate.bisect import StepOutcome
+from attnbench.gate.judgement import GateVerdicts
+from attnbench.records.result import Outcome, Status, Verdict
+
+
+@given(st.integers(1, 60), st.data())
+def test_the_first_bad_is_found_in_as_many_steps_as_halving_takes(count, data):
+    commits = [str(n) for n in range(count)]
+    first = data.draw(st.integers(0, count - 1))
+    found = bisect.search(commits, lambda one: StepOutcome.BAD if int(one) >= first else StepOutcome.GOOD)
+    assert found.first_bad == str(first)
+    assert found.steps <= math.ceil(math.log2(count)) if count > 1 else found.steps == 0
+
+
+@given(st.integers(2, 40), st.data())
+def test_skipped_commits_leave_exactly_those_that_cannot_be_told_apart(count, data):
+    commits = [str(n) for n in range(count)]
+    first = data.draw(st.integers(0, count - 1))
+    skipped = data.draw(st.sets(st.integers(0, count - 2)))
+    asked = []
+
+    def ask(one):
+        asked.append(one)
+        return StepOutcome.SKIP if int(one) in skipped else StepOutcome.BAD if int(one) >= first else StepOutcome.GOOD
+
+    found = bisect.search(commits, ask)
+    good = max((n for n in range(first) if n not in skipped), default=-1)
+    bad = min(n for n in range(first, count) if n not in skipped)
+    assert found.suspects == tuple(commits[good + 1 : bad + 1])
+    assert len(asked) == len(set(asked))
+
+
+KERNEL = """
+import torch.nn.functional as F
+
+def attend(q, k, v, causal=False, scale=None):
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    for _ in range({extra}):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    return out
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Four commits; the third makes the kernel do its work four times."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    found = []
+    for number, extra in enumerate((0, 0, 3, 3)):
+        (tmp_path / "my_kernel.py").write_text(f"# {number}{KERNEL.format(extra=extra)}")
+        subprocess.run([*git, "add", "my_kernel.py"], check=True)
+        subprocess.run([*git, "commit", "-qm", f"number {number}"], check=True)
+        found.append(
+            subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        )
+    return found
+
+
+def test_what_is_between_and_what_is_not(repository: list[str]) -> None:
+    assert bisect.commits(repository[0], "HEAD") == repository[1:]
+    with pytest.raises(UsageError, match="is no earlier commit than"):
+        bisect.commits("HEAD", repository[0])
+    with pytest.raises(UsageError, match="GOOD nowhere: no such commit"):
+        bisect.commits("nowhere", "HEAD")
+
+
+def test_the_commit_that_made_it_slow_is_named(
+    repository: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything but the measuring, which tests/gate/test_paired.py does: the verdict follows from head's own file."""
+
+    def judged(ready: Any, base: Any, head: Any, **options: Any) -> SimpleNamespace:
+        text, good = ((Path(side.path[0]) / "my_kernel.py").read_text() for side in (head, base))
+        assert "range(0)" in good
+        case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "time_s"}
+        outcome = Outcome.REGRESSED if "range(3)" in text else Outcome.SAME
+        verdicts = (Verdict(**case, outcome=outcome),)
+        return SimpleNamespace(
+            judgement=GateVerdicts(base="", head="", verdicts=verdicts, geomeans={}, margin_source="")
+        )
+
+    monkeypatch.setattr(paired, "measure", judged)
+    options = ["--seq", "256", "--mask", "none", "-b", "my_kernel.py:attend"]
+    assert cli.invoke(["bisect", repository[0], "HEAD", *options]) == 0
+    said = capsys.readouterr()
+    assert "first bad: " in said.out
+    assert "number 2" in said.out
+    assert "good " in said.err
+    assert cli.invoke(["bisect", repository[0], repository[1], *options]) == 0
+    assert "nothing to look for" in capsys.readouterr().out
+    assert cli.invoke(["bisect", repository[0], "HEAD", *options, "--case", "nothing"]) == 2
+    assert "no such case; there are b1 h8 q256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "word"),
+    [
+        ([Outcome.SAME], StepOutcome.GOOD),
+        ([Outcome.IMPROVED, Outcome.SAME], StepOutcome.GOOD),
+        ([Outcome.SAME, Outcome.REGRESSED], StepOutcome.BAD),
+        ([Outcome.INCONCLUSIVE], StepOutcome.SKIP),
+        ([], StepOutcome.SKIP),
+    ],
+)
+def test_the_outcome_of_a_step(outcomes: list[Outcome], word: StepOutcome) -> None:
+    case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "time_s"}
+    verdicts = tuple(Verdict(**case, outcome=one) for one in outcomes)
+    assert bisect.step_outcome(GateVerdicts(base="", head="", verdicts=verdicts, geomeans={}, margin_source="")) is word
+
+
+def test_a_commit_without_the_backend_is_skipped() -> None:
+    case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "status"}
+    broken = Verdict(**case, outcome=Outcome.BROKEN, head_status=Status.UNAVAILABLE)
+    assert (
+        bisect.step_outcome(GateVerdicts(base="", head="", verdicts=(broken,), geomeans={}, margin_source=""))
+        is StepOutcome.SKIP
+    )
+    broken = Verdict(**case, outcome=Outcome.BROKEN, head_status=Status.ERROR, reason="unavailable in the text")
+    assert (
+        bisect.step_outcome(GateVerdicts(base="", head="", verdicts=(broken,), geomeans={}, margin_source=""))
+        is StepOutcome.BAD
+    )

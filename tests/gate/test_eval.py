@@ -1,0 +1,86 @@
+"""The published evaluation of the gate, replayed: docs/gate.md says what the rule makes of the recorded gates."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from attnbench.gate import rule
+from attnbench.gate.rule import Evidence, Margins
+from attnbench.records.result import Outcome, Verdict
+from tools import gate_eval
+from tools.gate_eval import Gate
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "results" / "reference" / "gate-eval" / "gates.jsonl"
+
+
+@pytest.fixture(scope="module")
+def gates() -> list[Gate]:
+    return gate_eval.read(FILE)
+
+
+def test_the_tables_of_the_documentation_are_what_the_recorded_gates_give(gates: list[Gate]) -> None:
+    documented = (ROOT / "docs" / "gate.md").read_text()
+    for line in gate_eval.table(gates, gate_eval.known(FILE)):
+        assert line in documented
+
+
+def test_no_recorded_gate_of_equal_sides_is_red(gates: list[Gate]) -> None:
+    equal = [one for one in gates if one.kind == "aa"]
+    assert len(equal) >= 10
+    assert not any(v.outcome is Outcome.REGRESSED for one in equal for v in one.verdicts())
+
+
+def swapped(one: Evidence) -> Evidence:
+    back = {name: tuple(-effect for effect in getattr(one, name)) for name in ("screen", "confirm")}
+    return msgspec.structs.replace(one, base_s=one.head_s, head_s=one.base_s, **back)
+
+
+MIRROR = {Outcome.REGRESSED: Outcome.IMPROVED, Outcome.IMPROVED: Outcome.REGRESSED}
+
+
+def by_rule(one: Gate, cases: list[Evidence]) -> list[Verdict]:
+    return rule.verdicts(cases, Margins(factor=one.factor))
+
+
+def test_with_the_labels_swapped_effects_and_verdicts_mirror(gates: list[Gate]) -> None:
+    """What was regressed is improved and the other way round; effects change their sign, exactly."""
+    seen: Counter[Outcome] = Counter()
+    for one in gates:
+        forth = by_rule(one, [case.evidence for case in one.cases])
+        back = by_rule(one, [swapped(case.evidence) for case in one.cases])
+        for before, after in zip(forth, back, strict=True):
+            seen[before.outcome] += 1
+            assert math.log1p(before.change or 0) == pytest.approx(-math.log1p(after.change or 0), abs=1e-12)
+            assert (before.outcome in MIRROR) <= (after.outcome is MIRROR.get(before.outcome))
+    assert seen[Outcome.REGRESSED] > 0
+
+
+def test_the_order_of_cases_does_not_matter(gates: list[Gate]) -> None:
+    for one in gates:
+        cases = [case.evidence for case in one.cases]
+        forth, back = by_rule(one, cases), by_rule(one, cases[::-1])
+        assert [v.outcome for v in forth] == [v.outcome for v in back[::-1]]
+
+
+def test_gates_made_of_recorded_restarts_are_hardly_ever_red(gates: list[Gate]) -> None:
+    red, runs = gate_eval.resampled([one for one in gates if one.kind == "aa"], runs=300)
+    assert red <= 0.02 * runs
+
+
+def test_every_level_meets_every_case_in_turn() -> None:
+    for number in range(len(gate_eval.MORE)):
+        assert Counter(gate_eval.levels(number).values()) == dict.fromkeys(gate_eval.MORE, 5)
+    cells = [{gate_eval.levels(number)[cell] for number in range(len(gate_eval.MORE))} for cell in gate_eval.levels(0)]
+    assert all(seen == set(gate_eval.MORE) for seen in cells)
+
+
+def test_wilson_interval_of_a_worked_example() -> None:
+    """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662."""
+    assert gate_eval.wilson(81, 263) == "25.5 to 36.6 %"
+    assert gate_eval.wilson(0, 0) == "-"

@@ -1,0 +1,124 @@
+"""The trend of a project: appended, read back, and its changes of level found where they were put."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench import cli
+from attnbench.errors import StoreError
+from attnbench.gate import history
+from attnbench.gate.history import HistoryPoint
+from attnbench.machine import identity
+from attnbench.records import run_writer
+from attnbench.report.formats.report_directory import ReportOptions, write
+from tests.gate.test_verdicts import gated, lines
+from tests.golden import made as golden
+
+HERE = identity.fingerprint()[0]
+
+
+def made(seconds: list[float], fingerprint: str = HERE) -> list[HistoryPoint]:
+    return [
+        HistoryPoint(
+            commit=f"{n:03x}".ljust(40, "0"), measured_at=f"2026-11-{1 + n // 24:02}T{n % 24:02}:00:00+00:00",
+            fingerprint=fingerprint, suite="ci", run=f"run-{n}", seconds={"case@cpu": value},
+        )
+        for n, value in enumerate(seconds)
+    ]  # fmt: skip
+
+
+def of(points: list[HistoryPoint]) -> list[history.LevelChange]:
+    return history.changes("case@cpu", history.series(points, HERE)["case@cpu"])
+
+
+@given(st.integers(5, 25), st.floats(1.1, 3.0), st.booleans(), st.integers(0, 1000))
+def test_a_step_is_found_where_it_was_put(at, factor, slower, seed):
+    factor = factor if slower else 1 / factor
+    noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 30))
+    points = made([1e-3 * (factor if n >= at else 1.0) * noise[n] for n in range(30)])
+    (change,) = [one for one in of(points) if abs(one.ratio - 1) > 0.05]
+    assert change.at.commit == points[at].commit
+    assert change.ratio == pytest.approx(factor, rel=0.03)
+
+
+def test_noise_alone_hardly_ever_changes():
+    alarms = 0
+    for seed in range(100):
+        noise = np.exp(np.random.default_rng(seed).normal(0, 0.02, 40))
+        alarms += bool(of(made((1e-3 * noise).tolist())))
+    assert alarms <= 20
+
+
+def test_few_points_have_no_change():
+    assert of(made([1.0, 1.0, 9.0, 9.0, 9.0])) == []
+
+
+def test_two_machines_form_no_trend():
+    points = [*made([1.0] * 4), *made([2.0] * 4, fingerprint="other")]
+    assert [seconds for _, seconds in history.series(points, HERE)["case@cpu"]] == [1.0] * 4
+
+
+def test_what_was_appended_is_read_back_and_garbage_is_counted(tmp_path: Path):
+    path = tmp_path / "deep" / "history.jsonl"
+    points = made([1.0, 2.0])
+    for one in points:
+        history.append(path, one)
+    path.write_bytes(path.read_bytes() + b"garbage\n")
+    assert history.load(path) == (points, 1)
+    with pytest.raises(StoreError, match="create it with attnbench history --add RUN"):
+        history.load(tmp_path / "none")
+
+
+def test_the_command_adds_a_run_and_tells_of_changes(
+    stored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "history.jsonl"
+    assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
+    assert "over 1 points" in capsys.readouterr().out
+    for one in made([1.0] * 5 + [2.0] * 5):
+        history.append(path, one)
+    assert cli.invoke(["history", str(path), "--case", "case@cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "+100.0 % at 005000000000" in said
+    assert cli.invoke(["history", str(path), "--case", "case@cpu", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["changes"][0]["at"] == "005".ljust(40, "0")
+
+
+def test_a_gate_appends_what_head_took(tmp_path: Path) -> None:
+    stored = gated(*lines(head=1.5))
+    with run_writer.RunWriter(tmp_path / "gate", stored.manifest) as writer:
+        writer.append(stored.results)
+    file = tmp_path / "trend" / "history.jsonl"
+    for _ in range(2):
+        assert cli.invoke(["gate", str(tmp_path / "gate"), "--history", str(file)]) == 1
+    points, skipped = history.load(file)
+    assert (len(points), skipped) == (2, 0)
+    assert points[0] == points[1]
+    (seconds,) = points[0].seconds.values()
+    assert seconds == pytest.approx(1.5e-3, rel=0.01)
+
+
+def test_the_report_draws_commits_and_says_where_levels_changed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times = [1e-3 * (1.5 if n >= 12 else 1.0) * float(np.exp(rng.normal(0, 0.01))) for n in range(24)]
+    label = "b1 h8 q256 kv256 d64 causal fp32 fwd naive@cpu:threads=1"
+    points = [msgspec.structs.replace(one, seconds={label: s}) for one, s in zip(made(times), times, strict=True)]
+    run = golden.run()
+    run = msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, fingerprint=HERE))
+    where = write([run], tmp_path / "shown", ReportOptions(trend=points))
+    (picture,) = (where / "plots").glob("*commits*.svg")
+    assert "Commit by commit: 1 changes of level, in 1 of 1 cases" in picture.read_text()
+    (table,) = (where / "tables").glob("*changes*.csv")
+    assert f"{label},{points[12].name}," in table.read_text()
+    hidden = write([run], tmp_path / "hidden", ReportOptions(trend=points, anonymize=True))
+    assert points[12].name not in (hidden / "index.html").read_text()
+    alone = write([run], tmp_path / "alone", ReportOptions())
+    assert not list((alone / "plots").glob("*commits*"))

@@ -1,0 +1,141 @@
+"""A gate of a user's kernel in a scratch repository, with real workers, restarts and verdicts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from attnbench import cli
+from attnbench.analysis import noise_floor
+from attnbench.gate import judgement
+from attnbench.gate.evidence import BASE, CONTROL, HEAD
+from attnbench.records import run_directory
+from attnbench.records.result import Outcome
+
+pytestmark = [pytest.mark.slow, pytest.mark.workers]
+
+KERNEL = """
+import torch
+import torch.nn.functional as F
+
+EXTRA = {extra}
+WRONG = {wrong}
+
+def honest(q, k, v, causal=False, scale=None):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+def slower(q, k, v, causal=False, scale=None):
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    for _ in range(EXTRA):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    return out
+
+def wrong(q, k, v, causal=False, scale=None):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale) * (1.5 if WRONG else 1.0)
+
+def bigger(q, k, v, causal=False, scale=None):
+    scratch = [torch.empty(2**19) for _ in range(1 + 8 * EXTRA)]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    del scratch
+    return out
+"""
+NAMES = ("honest", "slower", "wrong", "bigger")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A commit of correct kernels, and a working tree in which three of four are broken."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ATTNBENCH_RESULTS", str(tmp_path / "results"))
+    (root / "my_kernel.py").write_text(KERNEL.format(extra=0, wrong=False))
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"],
+    ):
+        subprocess.run(["git", *command], check=True)
+    (root / "my_kernel.py").write_text(KERNEL.format(extra=1, wrong=True))
+    return root
+
+
+def test_regressed_cases_are_named_and_others_pass(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backends = ",".join(f"my_kernel.py:{name}" for name in NAMES)
+    before = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout
+    folder = tmp_path / "gate"
+    code = cli.invoke(
+        [
+            "-q",
+            "gate",
+            "--seq",
+            "384",
+            "-b",
+            backends,
+            "--base-ref",
+            "HEAD",
+            "--rounds",
+            "5",
+            "-o",
+            str(folder),
+            "--json",
+        ]
+    )
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    by_name = {(one["backend"].partition(":")[2], one["metric"]): one for one in said[:-1]}
+    assert code == said[-1]["exit_code"] == 5  # a wrong result hides no regression, and comes first
+    assert by_name["slower", "time_s"]["outcome"] == "regressed"
+    assert by_name["slower", "time_s"]["change"] == pytest.approx(1.0, abs=0.35)  # twice the work
+    assert by_name["wrong", "status"]["outcome"] == "broken"
+    assert "incorrect" in by_name["wrong", "status"]["reason"]
+    assert by_name["bigger", "peak_bytes"]["outcome"] == "regressed"
+    assert by_name["honest", "time_s"]["outcome"] in ("same", "inconclusive")
+    assert by_name["honest", "peak_bytes"]["outcome"] == "same"
+
+    run = run_directory.read(folder)
+    assert judgement.judge(run) == judgement.judge(
+        run_directory.read(folder)
+    )  # again from what was stored, without a device
+    restarts = {one.restart for one in run.results if one.case.backend.endswith("slower")}
+    assert restarts >= set(range(6 + 12))  # confirmed on fresh restarts
+    assert {one.restart for one in run.results if one.case.backend.endswith("wrong")} == set(range(6))
+    assert run.manifest.gate["head"]["dirty"]
+    assert str(tmp_path) not in (folder / "run.json").read_text() + (folder / "results.jsonl").read_text()
+    assert subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout == before
+    assert {one.arm.copy for one in run.results} == {BASE, HEAD, CONTROL}
+
+
+def test_head_against_itself_shows_the_resolution_of_the_machine(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.invoke(
+        [
+            "-q",
+            "gate",
+            "--noop",
+            "--seq",
+            "256",
+            "--mask",
+            "none",
+            "-b",
+            "sdpa:flash",
+            "--rounds",
+            "5",
+            "--budget",
+            "1s",
+        ]
+    )
+    said = capsys.readouterr().out
+    assert code in (0, 3)
+    assert "A slowdown of twice its margin" in said
+    run = run_directory.read(run_directory.resolve("last", run_directory.results_root()))
+    twins = noise_floor.load(run.manifest.fingerprint, "cpu:threads=1")
+    assert len(twins) == 2  # the A/A control, and head: both are base again
+    verdicts = [one for one in judgement.judge(run).verdicts if one.metric == "time_s"]
+    assert [one.outcome for one in verdicts] in ([Outcome.SAME], [Outcome.INCONCLUSIVE])

@@ -1,0 +1,110 @@
+"""The files of base; the repository is not changed, and no folder is left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from attnbench.errors import UsageError
+from attnbench.gate import trees
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two commits of a kernel in a folder of its own, and a change on top of them; the shell stands in that folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    root = tmp_path / "repository"
+    (root / "kernels").mkdir(parents=True)
+    monkeypatch.chdir(root / "kernels")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    git("init", "-q", "-b", "main", cwd=root)
+    for text in ("one", "two"):
+        (root / "kernels" / "kernel.py").write_text(text)
+        git("add", "-A", cwd=root)
+        git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", text, cwd=root)
+    (root / "kernels" / "kernel.py").write_text("three")
+    return root
+
+
+def git(*arguments: str, cwd: Path | None = None) -> str:
+    return subprocess.run(["git", *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def digest(folder: Path) -> str:
+    """A hash of all names and contents below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(str(path.relative_to(folder)).encode() + (path.read_bytes() if path.is_file() else b""))
+    return found.hexdigest()
+
+
+def test_a_commit_is_unpacked_elsewhere_and_goes_again(repository: Path) -> None:
+    before = digest(repository)
+    with trees.of_ref("HEAD~1") as side:
+        here, root = map(Path, side.path)
+        assert (here / "kernel.py").read_text() == "one"
+        assert here == root / "kernels"
+        assert side.name.startswith("HEAD~1 (")
+        assert side.commit == git("rev-parse", "HEAD~1").strip()
+    assert not root.exists()
+    assert digest(repository) == before
+    assert list(Path(tempfile.gettempdir()).iterdir()) == []
+
+
+def test_head_is_the_working_tree_and_its_changes_are_told(repository: Path) -> None:
+    side = trees.head()
+    assert side.path == (str(repository / "kernels"), str(repository))
+    assert side.dirty
+    assert side.commit == git("rev-parse", "HEAD").strip()
+
+
+def test_without_a_repository_head_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert trees.head().path == (str(tmp_path),)
+    with pytest.raises(UsageError, match="in no git repository: give --base-path"), trees.of_ref("HEAD"):
+        pass
+
+
+@pytest.mark.parametrize("ref", ["nowhere", "--all", "HEAD~9"])
+def test_an_unknown_commit_is_named_beside_those_that_are(repository: Path, ref: str) -> None:
+    with pytest.raises(UsageError, match=f"--base-ref {ref}: no such commit, branch or tag .there are main"):
+        trees.of_ref(ref).__enter__()
+
+
+def test_a_folder_that_a_killed_gate_left_is_removed_by_the_next(repository: Path) -> None:
+    script = "import os; from attnbench.gate import trees; held = trees.of_ref('HEAD'); held.__enter__(); os._exit(9)"
+    subprocess.run(
+        [sys.executable, "-c", script], check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    (left,) = Path(tempfile.gettempdir()).iterdir()
+    with trees.of_ref("HEAD"):
+        assert not left.exists()
+
+
+def test_a_folder_of_a_gate_that_lives_stays(repository: Path) -> None:
+    with trees.of_ref("HEAD") as first, trees.of_ref("HEAD~1") as second:
+        assert Path(first.path[0]).exists()
+        assert Path(second.path[0]).exists()
+
+
+def test_a_base_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--base-path .*: no such folder"):
+        trees.of_path(tmp_path / "none")
+    with pytest.raises(UsageError, match="--base-python none-such: no such interpreter"):
+        trees.of_python("none-such")
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'attnbench'\" >&2\nexit 1\n")
+    bare.chmod(0o755)
+    with pytest.raises(UsageError, match=r"cannot import attnbench .ModuleNotFoundError.*install it there too"):
+        trees.of_python(str(bare))
+    assert trees.of_python(sys.executable).python == str(Path(sys.executable).absolute())

@@ -1,0 +1,167 @@
+"""Every launch that the compile gate looks at: all configurations of the tables, and all features on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from msgspec.structs import replace
+
+from attnbench.kernels import launch
+from attnbench.kernels.call import Call, CallOptions, Saved
+from attnbench.kernels.hopper import launch as hopper
+from attnbench.kernels.masking import BlockMask, KeyConditions, Rows
+from attnbench.kernels.tables import Kernel, shipped
+from attnbench.kernels.tiling import HOPPER, PASSES, PATHS, SHARED_BYTES, Chip, Path, Tiling, Work, family, tiling
+
+ARCHES = (*(arch for arch in SHARED_BYTES if arch != "sm_86"), "sm_89")  # sm_89 stands for its family, and has fp8
+DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+FEATURES = (
+    *("rows", "blocks", "booleans", "softcap", "alibi", "bias", "bias_by_distance", "dropout", "window"),
+    *("sinks", "pages", "odd_width", "combine", "delta", "bias_gradient"),
+)
+LISTED = ("blocks", "booleans")  # booleans come with the list of the blocks that hold any
+SEQ, HEADS, KV_HEADS, BATCH = 4096, 8, 2, 2
+FAR = 2 * SEQ
+
+
+class Variant(NamedTuple):
+    """One launch."""
+
+    kernel: str
+    arch: str
+    dtype: str = "half"
+    width: int = 128
+    mask: str = "causal"  # or none
+    feature: str = ""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " ".join(str(value) for value in self if value)
+
+
+def everything() -> Iterator[Variant]:
+    """All of the gate."""
+    yield from configurations()
+    for arch in ARCHES:
+        yield from (Variant(_kernel_of(feature), arch, feature=feature) for feature in FEATURES)
+        for kernel in ("backward_kv", "backward_q"):
+            yield from (Variant(kernel, arch, feature=feature) for feature in ("rows", "dropout", "bias", "softcap"))
+        yield Variant("forward", arch, dtype="fp16")
+    for width in (64, 128, 256):
+        yield Variant("forward_hopper", HOPPER, width=width, feature="rows")
+    for feature in ("window", "odd_width"):
+        yield Variant("forward_hopper", HOPPER, feature=feature)
+    for kernel in ("forward_hopper", "backward_kv_hopper", "backward_q_hopper"):
+        yield Variant(kernel, HOPPER, dtype="fp16")
+    for kernel in ("backward_kv_hopper", "backward_q_hopper"):
+        yield Variant(kernel, HOPPER, feature="window")
+
+
+def configurations() -> Iterator[Variant]:
+    """All configurations of the tables, as they are taken for self-attention."""
+    for kernel, arch, dtype, width, mask in shipped():
+        both = ("none", "causal") if dtype == "half" else ("causal",)
+        for shown in {"any": both, "none": ("none",), "some": ("causal",)}[mask]:
+            yield Variant(kernel, {"sm_86": "sm_89"}.get(arch, arch), dtype, int(width), shown)
+
+
+def _kernel_of(feature: str) -> str:
+    return "decode" if feature in ("pages", "combine") else "forward"
+
+
+def tiling_of(variant: Variant) -> Tiling:
+    """As the tables give it."""
+    kernel = Kernel(variant.kernel)
+    work = Work(
+        dtype="half" if variant.dtype == "fp16" else variant.dtype, head_dim=variant.width, head_dim_v=variant.width,
+        batch=BATCH, heads=HEADS, kv_heads=KV_HEADS, seq_q=1 if kernel is Kernel.DECODE else SEQ, seq_kv=SEQ,
+        masked=variant.mask != "none", growing=variant.mask == "causal",
+        pair_bytes={"bias": 2, "bias_by_distance": 2, "booleans": 1}.get(variant.feature, 0),
+        list_q=128 if variant.feature in LISTED else 0, list_kv=128 if variant.feature in LISTED else 0,
+    )  # fmt: skip
+    path = "" if kernel is Kernel.DECODE else PATHS[kernel].value
+    pass_ = kernel if kernel is Kernel.DECODE else PASSES[kernel]
+    return tiling(replace(work, path=path), Chip(variant.arch, 132), pass_)
+
+
+def call_of(variant: Variant) -> Call:
+    """The launch, of tensors [batch, rows, heads, width] seen as [batch, heads, rows, width], without data."""
+    dtype, width, kernel, feature = DTYPES[variant.dtype], variant.width, variant.kernel, variant.feature
+    width = width - 24 if feature == "odd_width" else width
+    chosen = tiling_of(variant)
+    q, k, v = (_rows(heads, width, dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    out = _rows(HEADS, width, torch.bfloat16 if variant.dtype == "fp8" else dtype)
+    lse = torch.empty(BATCH, HEADS, SEQ, device="meta")
+    bias, sinks = _bias(feature), torch.empty(HEADS, device="meta") if feature == "sinks" else None
+    options = _options(variant)
+    if kernel.startswith("forward") and chosen.path == Path.HOPPER:
+        return hopper.forward_call(q, k, v, out, lse, options, chosen)
+    if kernel.startswith("forward") and feature not in ("delta", "bias_gradient"):
+        return launch.forward_call(q, k, v, out, lse, bias, sinks, options, chosen)
+    if kernel == "decode":
+        return _decode(variant, q, k, v, out, lse, options, replace(chosen, splits=4, path=Path.DECODE.value))
+    saved = Saved(q, k, v, bias, out, lse, out, lse)
+    if feature == "delta":
+        return launch.delta_call(saved, None)
+    if feature == "bias_gradient":
+        pairs = torch.empty(1, HEADS, SEQ, SEQ, device="meta")
+        half = replace(tiling_of(variant._replace(kernel="backward_q")), stages=1)
+        return launch.bias_call(saved._replace(bias=pairs), pairs, options, half)
+    if kernel.startswith("backward_kv"):
+        return launch.key_call(saved, k, v, options, replace(chosen, parts=1))
+    return launch.query_call(saved, q, options, chosen)
+
+
+def _rows(heads: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(BATCH, SEQ, heads, width, dtype=dtype, device="meta").transpose(1, 2)
+
+
+def _bias(feature: str) -> torch.Tensor | None:
+    shapes = {"bias": (1, HEADS, SEQ, SEQ), "bias_by_distance": (HEADS, 2 * SEQ - 1)}
+    return torch.empty(shapes[feature], dtype=torch.bfloat16, device="meta") if feature in shapes else None
+
+
+def _options(variant: Variant) -> CallOptions:
+    feature = variant.feature
+    rows = Rows(torch.empty(3, BATCH, SEQ, dtype=torch.int32, device="meta"), SEQ) if feature == "rows" else None
+    lists = torch.empty(1, 1, SEQ // 128, dtype=torch.int32, device="meta")
+    indices = torch.empty(1, 1, SEQ // 128, 8, dtype=torch.int32, device="meta")
+    blocks = BlockMask(lists, indices, lists, indices, 128, 128) if feature in LISTED else None
+    visible = torch.empty(1, 1, SEQ, SEQ, dtype=torch.bool, device="meta") if feature == "booleans" else None
+    keys = KeyConditions(
+        left=512 if feature == "window" else FAR,
+        right=0 if variant.mask == "causal" and feature not in ("rows", "blocks", "booleans") else FAR,
+        rows=rows, blocks=blocks, visible=visible,
+    )  # fmt: skip
+    return CallOptions(
+        keys=keys, scale=variant.width**-0.5, softcap=30.0 if feature == "softcap" else None,
+        slopes=torch.empty(1, HEADS, device="meta") if feature == "alibi" else None,
+        dropout=0.1 if feature == "dropout" else 0.0,
+        descale=torch.empty(2, HEADS, device="meta") if variant.dtype == "fp8" else None,
+        by_distance=feature == "bias_by_distance",
+    )  # fmt: skip
+
+
+def _decode(
+    variant: Variant, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    options: CallOptions, chosen: Tiling,
+) -> Call:  # fmt: skip
+    q, out, lse = (tensor[:, :, :1] for tensor in (q, out, lse))
+    table = None
+    if variant.feature == "pages":
+        table = torch.empty(BATCH, SEQ // 16, dtype=torch.int32, device="meta")
+        k, v = (_pages(tensor.dtype, variant.width) for tensor in (k, v))
+    calls = launch.decode_calls(q, k, v, out, lse, None, options, chosen, None, table)
+    return calls[1 if variant.feature == "combine" else 0]
+
+
+def _pages(dtype: torch.dtype, width: int) -> torch.Tensor:
+    return torch.empty(1024, 16, KV_HEADS, width, dtype=dtype, device="meta").transpose(1, 2)
+
+
+def shared_limit(arch: str) -> int:
+    """Bytes that one block may have."""
+    return SHARED_BYTES[family(arch)]

@@ -1,0 +1,155 @@
+"""Every shipped configuration and every feature of the Triton kernels, compiled for GPUs that are not here.
+
+Compiling needs TRITON_INTERPRET to be unset, so these tests need a process of their own: `test_triton_kernels.py`
+starts it, and no collection finds this file by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import triton
+
+from tests.kernels.compiled.build import Built, build
+from tests.kernels.compiled.grid import Variant, call_of, everything, shared_limit, tiling_of
+from tests.kernels.compiled.table import BEGIN, DOCUMENT, row
+
+# Bytes of spill stores that are borne: features that the tiles were not chosen for. All else may spill none.
+SPILLS = {
+    "forward sm_80 half 128 causal bias_by_distance": 216,
+    "forward sm_80 half 128 causal bias_gradient": 84,
+    "forward sm_90 half 128 causal bias_by_distance": 816,
+    "forward sm_90 half 128 causal odd_width": 24,
+    "forward sm_90 half 128 causal bias_gradient": 100,
+    "backward_kv sm_90 half 128 causal dropout": 44,
+    "backward_kv sm_90 half 128 causal bias": 44,
+    "forward_hopper sm_90 half 128 causal": 4,
+    "forward_hopper sm_90 fp16 128 causal": 4,
+    "forward_hopper sm_90 half 128 causal window": 4,
+    "forward_hopper sm_90 half 128 causal odd_width": 4,
+    "forward_hopper sm_90 half 128 causal rows": 48,
+    "forward_hopper sm_90 half 256 causal rows": 208,
+    "forward sm_100 half 128 causal bias_by_distance": 12,
+    "forward sm_100 half 128 causal odd_width": 836,
+    "backward_kv sm_100 half 128 causal bias": 32,
+    "forward sm_120 half 128 causal booleans": 144,
+    "forward sm_120 half 128 causal bias": 172,
+    "forward sm_120 half 128 causal bias_by_distance": 1588,
+    "forward sm_120 half 128 causal odd_width": 572,
+    "forward sm_120 half 128 causal bias_gradient": 88,
+    "forward gfx942 half 128 causal alibi": 168,
+    "forward gfx942 half 128 causal bias": 52,
+    "forward gfx942 half 128 causal bias_by_distance": 340,
+    "forward gfx942 half 128 causal dropout": 568,
+    "forward gfx942 half 128 causal odd_width": 364,
+    "backward_kv gfx942 half 128 causal rows": 48,
+    "forward sm_89 half 128 causal booleans": 64,
+    "forward sm_89 half 128 causal bias": 124,
+    "forward sm_89 half 128 causal bias_by_distance": 1516,
+    "forward sm_89 half 128 causal odd_width": 56,
+    "forward sm_89 half 128 causal bias_gradient": 96,
+    "backward_kv sm_89 half 128 causal dropout": 32,
+}
+# A walk over single booleans defines the accumulators between two products, and ptxas waits for each (C7515).
+SERIALIZED = ("forward sm_90 half 128 causal booleans",)
+CHOSEN_WITH = "3.7"  # the tables go by what this Triton compiles
+QUICK = (
+    Variant("forward", "sm_90"),
+    Variant("forward", "sm_80", mask="none"),
+    Variant("forward_tma", "sm_90"),
+    Variant("forward_hopper", "sm_90"),
+    Variant("backward_kv_tma", "sm_90"),
+    Variant("backward_q", "sm_80"),
+    Variant("decode", "sm_90", feature="pages"),
+    Variant("forward", "gfx942"),
+)
+
+
+def _param(variant: Variant) -> object:
+    return pytest.param(variant, marks=[] if variant in QUICK else pytest.mark.slow)
+
+
+GRID = [_param(one) for one in (*QUICK, *(other for other in everything() if other not in QUICK))]
+every_variant = pytest.mark.parametrize("variant", GRID, ids=lambda variant: variant.name.replace(" ", "-"))
+
+
+def built(variant: Variant) -> Built:
+    made = build(call_of(variant), variant.arch)
+    assert not made.error
+    return made
+
+
+def rows_of_a_product(variant: Variant) -> int:
+    """Of the smallest product; those of Hopper have 64 rows."""
+    chosen = tiling_of(variant)
+    if variant.kernel == "decode":
+        return 16
+    return chosen.block_kv if variant.kernel.startswith("backward_kv") else chosen.block_q
+
+
+@every_variant
+def test_shared_memory_fits(variant: Variant) -> None:
+    assert built(variant).shared_bytes <= shared_limit(variant.arch)
+
+
+@every_variant
+def test_a_block_has_the_registers_it_needs(variant: Variant) -> None:
+    made = built(variant)
+    file = 2**16 if variant.arch.startswith("sm") else 4 * 512 * 64
+    assert made.registers * made.threads <= file
+
+
+@pytest.mark.skipif(
+    not triton.__version__.startswith(CHOSEN_WITH), reason=f"the tables were chosen with Triton {CHOSEN_WITH}"
+)
+@every_variant
+def test_nothing_spills_but_what_is_listed(variant: Variant) -> None:
+    assert built(variant).spilled_bytes <= SPILLS.get(variant.name, 0)
+
+
+@every_variant
+def test_asynchronous_products_are_not_serialised(variant: Variant) -> None:
+    assert built(variant).serialized is (variant.name in SERIALIZED)
+
+
+@every_variant
+def test_products_run_on_tensor_cores(variant: Variant) -> None:
+    made = built(variant)
+    if variant.dtype == "fp32" or variant.feature in ("combine", "delta"):
+        assert not any("f16" in name or "bf16" in name for name in made.products)
+        return
+    operands = {"half": "bf16", "fp16": "f16", "fp8": "e4m3"}[variant.dtype]
+    names = " ".join(made.products)
+    if variant.arch == "sm_100" and "tcgen05" in names:
+        operands = {"fp8": "f8f6f4"}.get(variant.dtype, "kind::f16")
+    if variant.dtype == "fp8" and variant.kernel == "decode":
+        operands = "bf16"  # keys of 8 bits are widened: reading them is what takes the time
+    assert operands in names
+    if variant.arch == "sm_90" and rows_of_a_product(variant) >= 64:
+        assert "wgmma" in names
+
+
+@every_variant
+def test_descriptors_are_read_in_bulk(variant: Variant) -> None:
+    copies = built(variant).copies
+    assert copies > 0 if variant.kernel.endswith(("tma", "hopper")) else copies == 0
+
+
+@pytest.mark.parametrize("variant", [param for param in GRID if "hopper" in param.values[0].kernel])
+def test_exponentials_are_computed_beside_a_product(variant: Variant) -> None:
+    made, chosen = built(variant), tiling_of(variant)
+    moving = chosen.block_q if variant.kernel.startswith("backward_kv") else chosen.block_kv
+    loops = 2 * (1 if variant.mask == "none" else 2)  # of two consumers, without a mask and with one
+    assert made.beside >= loops * moving * 64 // 128  # a thread of the 128 has its share of 64 rows
+    # The first tile of a forward walk has no product beside it.
+    assert made.alone <= (2 * (moving * 64 // 128 + 4) if variant.kernel == "forward_hopper" else 0)
+
+
+@pytest.mark.skipif(
+    not triton.__version__.startswith(CHOSEN_WITH), reason="the document was written with another Triton"
+)
+@pytest.mark.parametrize("variant", QUICK, ids=lambda variant: variant.name.replace(" ", "-"))
+def test_the_document_tells_what_is_compiled(variant: Variant) -> None:
+    text = Path(DOCUMENT).read_text(encoding="utf-8").partition(BEGIN)[2]
+    assert row(variant, built(variant)) in text.splitlines()

@@ -1,0 +1,174 @@
+"""Caches as a server keeps them, in the interpreter: pages in use and not, strides, poison, rows without keys.
+
+`test_triton_kernels.py` starts it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnbench import backends, kernels
+from attnbench.attention.problem import Problem
+from attnbench.records.case import Case
+from tests import oracle
+from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, decode_tiling, paged, poisoned
+from tests.kernels.interpreted.formula import DTYPES, Shape, inputs, normal
+
+USED = torch.tensor(LENGTHS, dtype=torch.int32)
+SHAPE = Shape(3, 4, 2, 2, 200, 24, 40)
+
+
+def in_pages(made: tuple[Tensor, Tensor, Tensor], page: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """k and v in pages, NaN where no key is, and their table."""
+    (k, table), (v, _) = (paged(poisoned(tensor, LENGTHS), page) for tensor in made[1:])
+    return k, v, table
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_all_memory_that_is_handed_out_is_written(monkeypatch: pytest.MonkeyPatch, splits: int) -> None:
+    real = Tensor.new_empty
+
+    def spoilt(*sizes: Any, **options: Any) -> Tensor:
+        made = real(*sizes, **options)
+        return made.fill_(math.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(Tensor, "new_empty", spoilt)
+    made = inputs(SHAPE)
+    q, k, v = made[0], poisoned(made[1], LENGTHS), poisoned(made[2], LENGTHS)
+    found = kernels.decode(q, k, v, kv_lengths=USED, return_lse=True, tiling=decode_tiling(splits))
+    assert_decoded(found, made, LENGTHS)
+
+
+@pytest.mark.parametrize("dtype", [DTYPES["fp16"], DTYPES["bf16"]], ids=["fp16", "bf16"])
+def test_pages_of_16_bits(dtype: torch.dtype) -> None:
+    made = inputs(SHAPE, dtype)
+    k, v, table = in_pages(made, 64)
+    found = kernels.decode(made[0], k, v, kv_lengths=USED, page_table=table, return_lse=True, tiling=decode_tiling(2))
+    assert_decoded(found, made, LENGTHS)
+
+
+@pytest.mark.parametrize("unused", [-1, 2**31 - 1])
+def test_entries_of_pages_that_are_not_in_use_are_not_followed(unused: int) -> None:
+    made = inputs(SHAPE)
+    k, v, table = in_pages(made)
+    needed = -(-USED // 16)
+    table[torch.arange(table.shape[1])[None] >= needed[:, None]] = unused
+    found = kernels.decode(
+        made[0], k, v, kv_lengths=USED, page_table=table, return_lse=True, tiling=decode_tiling(3, block_kv=32)
+    )
+    assert_decoded(found, made, LENGTHS)
+
+
+def test_pages_before_the_window_are_not_read() -> None:
+    made = inputs(SHAPE)
+    k, v, table = in_pages(made)
+    for b, length in enumerate(LENGTHS):
+        # Two queries with 30 keys before theirs: what a server may give away by then.
+        for page in range(max(0, length - 32) // 16):
+            k[table[b, page]] = math.nan
+            v[table[b, page]] = math.nan
+    found = kernels.decode(
+        made[0], k, v, kv_lengths=USED, page_table=table, window=(30, 0), return_lse=True, tiling=decode_tiling(2)
+    )
+    assert_decoded(found, made, LENGTHS, (30, 0))
+
+
+LAYOUTS = {
+    "heads outside": lambda k, v: tuple(t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k, v)),
+    "k and v in one tensor": lambda k, v: tuple(torch.stack([k, v], 1).unbind(1)),
+    "part of a wider cache": lambda k, v: tuple(torch.cat([t, t], 3)[..., : t.shape[3]] for t in (k, v)),
+    "every other page": lambda k, v: tuple(t.repeat_interleave(2, 0)[::2] for t in (k, v)),
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_pages_of_any_strides(change: Any) -> None:
+    made = inputs(SHAPE._replace(head_dim_v=24))
+    k, v, table = in_pages(made)
+    options = {"kv_lengths": USED, "tiling": decode_tiling(2)}
+    expected = kernels.decode(made[0], k, v, page_table=table, **options)
+    wider = torch.cat([table, table], 1)[:, : table.shape[1]]
+    assert torch.equal(kernels.decode(made[0], *change(k, v), page_table=wider, **options), expected)
+
+
+STRIDES = {
+    "seq before heads": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "off an alignment": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
+    "one head for all": lambda t: t[:, :1].expand_as(t),
+    "the first part of a longer cache": lambda t: torch.cat([t, t], 2)[:, :, : t.shape[2]],
+}
+
+
+@pytest.mark.parametrize("change", STRIDES.values(), ids=STRIDES.keys())
+def test_caches_of_any_strides(change: Any) -> None:
+    q, k, v = (change(tensor) for tensor in inputs(SHAPE))
+    expected = kernels.decode(q.contiguous(), k.contiguous(), v.contiguous(), kv_lengths=USED, tiling=decode_tiling(2))
+    assert torch.equal(kernels.decode(q, k, v, kv_lengths=USED, tiling=decode_tiling(2)), expected)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_row_without_keys_has_its_sink_and_no_value(splits: int) -> None:
+    made, sinks = inputs(SHAPE._replace(seq_q=5)), normal(4)
+    lengths = torch.tensor([0, 3, 200], dtype=torch.int32)
+    out, lse = kernels.decode(*made, kv_lengths=lengths, sinks=sinks, return_lse=True, tiling=decode_tiling(splits))
+    # Five queries of a sequence of three tokens: the first two stand before its first key.
+    for blind, its_lse in ((out[0], lse[0]), (out[1, :, :2], lse[1, :, :2])):
+        assert not blind.any()
+        torch.testing.assert_close(its_lse, sinks[:, None].expand_as(its_lse), rtol=1e-6, atol=1e-6)
+    one = tuple(tensor[1:] for tensor in made)
+    assert_decoded((out[1:], lse[1:]), one, (3, 200), sinks=sinks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seq_q", range(1, 17))
+def test_every_number_of_new_queries(seq_q: int) -> None:
+    made = inputs(Shape(2, 3, 1, seq_q, 70))
+    found = kernels.decode(*made, return_lse=True, tiling=decode_tiling(1 + seq_q % 3))
+    assert_decoded(found, made, (70, 70))
+
+
+def test_more_splits_than_tiles_change_nothing() -> None:
+    made = inputs(Shape(1, 2, 1, 1, 40))
+    found = kernels.decode(*made, return_lse=True, tiling=decode_tiling(128))
+    assert_decoded(found, made, (40,))
+
+
+@pytest.mark.parametrize("options", [{"causal": False, "window": (3, 2)}, {"window": 0}, {"window": (-1, -1)}], ids=str)
+def test_windows_of_several_queries(options: dict[str, Any]) -> None:
+    made = inputs(Shape(3, 4, 2, 4, 200))
+    sides = {(3, 2): (3, 2), 0: (0, 0), (-1, -1): None}[options["window"]]
+    found = kernels.decode(*made, kv_lengths=USED, return_lse=True, tiling=decode_tiling(3), **options)
+    assert_decoded(found, made, LENGTHS, sides, options.get("causal", True))
+
+
+def test_large_logits_in_splits() -> None:
+    q, k, v = inputs(Shape(2, 4, 2, 2, 200))
+    k[:, :, 70] *= 1e4
+    made = (q * 10, k, v)
+    found = kernels.decode(*made, return_lse=True, tiling=decode_tiling(5))
+    assert_decoded(found, made, (200, 200))
+
+
+def test_without_checks_the_same_comes_out() -> None:
+    made = inputs(SHAPE)
+    k, v, table = in_pages(made)
+    options = {"kv_lengths": USED, "page_table": table, "tiling": decode_tiling(2)}
+    assert torch.equal(kernels.decode(made[0], k, v, check=False, **options), kernels.decode(made[0], k, v, **options))
+
+
+def test_facts_say_how_it_was_split() -> None:
+    facts: dict[str, Any] = {}
+    kernels.decode(*inputs(SHAPE), tiling=decode_tiling(3, block_kv=32), facts=facts)
+    assert (facts["path"], facts["splits"], facts["block_q"], facts["block_kv"]) == ("decode", 3, 16, 32)
+
+
+@pytest.mark.parametrize("mask", ["causal+blocksparse:0.5:16", "bigbird:8", "strided:5+padding:0.3", "dense+causal"])
+def test_the_backend_tells_the_kernels_a_pattern(mask: str) -> None:
+    problem = Problem(seq_q=50, batch=2, heads=2, head_dim=24, head_dim_v=16, mask=mask)
+    qkv, _ = oracle.drawn(problem)
+    out = backends.load("triton").prepare(Case(problem=problem, backend="triton"), "cpu").call(*qkv)
+    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)

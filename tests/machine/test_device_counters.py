@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+
+import pytest
+
+from attnbench.machine.device.counters import FAULTS_A_CALL, Counters, frequency, stolen, tags, waiting
+
+QUIET = {"seconds": 0.010, "minor_faults": 3, "involuntary_switches": 1, "waiting_s": 1e-5, "stolen_s": 0.0}
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+
+
+def test_a_quiet_block_has_no_tag() -> None:
+    assert tags(QUIET, calls=10, threads=1) == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "tag"),
+    [
+        ({"minor_faults": 641}, "faulted"),
+        ({"stolen_s": 0.01}, "stolen"),
+        ({"throttled": 1}, "throttled"),
+        ({"involuntary_switches": 2, "waiting_s": 0.004}, "preempted"),
+    ],
+)
+def test_each_disturbance_has_its_tag(facts: dict[str, float], tag: str) -> None:
+    assert tags(QUIET | facts, calls=10, threads=1) == (tag,)
+
+
+@pytest.mark.parametrize("facts", [{"involuntary_switches": 50}, {"involuntary_switches": 0, "waiting_s": 0.004}])
+def test_one_sign_alone_is_no_preemption(facts: dict[str, float]) -> None:
+    assert tags(QUIET | facts, calls=10, threads=1) == ()
+
+
+def test_waiting_and_steal_are_shared_among_threads() -> None:
+    shared = {"involuntary_switches": 2, "waiting_s": 0.0015, "stolen_s": 0.00015}
+    assert tags(QUIET | shared, calls=10, threads=1) == ("stolen", "preempted")
+    assert tags(QUIET | shared, calls=10, threads=4) == ()
+
+
+def test_a_missing_counter_is_no_disturbance() -> None:
+    assert tags({"seconds": 0.01}, calls=1, threads=1) == ()
+
+
+@LINUX
+def test_pages_touched_for_the_first_time_are_faults() -> None:
+    finish = Counters((0,)).start()
+    pages = 500
+    with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(pages):
+            memory[page * mmap.PAGESIZE] = 1
+    facts = finish()
+    assert facts["minor_faults"] >= pages
+    assert "faulted" in tags(facts, calls=pages // FAULTS_A_CALL, threads=1)
+
+
+@LINUX
+def test_steal_is_that_of_the_requested_cores() -> None:
+    import psutil
+
+    each = [core.steal for core in psutil.cpu_times(percpu=True)]
+    assert stolen((0,))["stolen_s"] == pytest.approx(each[0], abs=0.5)
+    assert stolen(tuple(range(len(each))))["stolen_s"] == pytest.approx(sum(each), abs=0.5)
+
+
+CONTENDED = """
+import os, time
+core = max(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {core})
+child = os.fork()
+if not child:
+    ended = time.monotonic() + 5
+    while time.monotonic() < ended: pass
+    os._exit(0)
+from attnbench.machine.device.counters import Counters, tags
+time.sleep(0.1)
+finish = Counters((core,)).start()
+ended = time.monotonic() + 0.5
+while time.monotonic() < ended: pass
+facts = finish()
+os.kill(child, 9)
+os.waitpid(child, 0)
+print(facts["waiting_s"], *tags(facts, 1000, 1))
+"""
+
+
+@LINUX
+def test_a_thread_that_shares_its_core_is_preempted() -> None:
+    if not waiting():
+        pytest.skip("this kernel has no schedstat")
+    done = subprocess.run([sys.executable, "-c", CONTENDED], capture_output=True, text=True, check=True)
+    waited_s, *disturbances = done.stdout.split()
+    assert float(waited_s) > 0.1  # two busy processes share a core for half a second
+    assert "preempted" in disturbances
+
+
+def test_a_source_that_takes_too_long_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    plain = os.getloadavg
+
+    def slow() -> tuple[float, float, float]:
+        time.sleep(0.01)
+        return plain()
+
+    monkeypatch.setattr(os, "getloadavg", slow)
+    counters = Counters((0,))
+    assert "load" in counters.left_out
+    assert "load" not in counters.start()()
+
+
+def test_a_core_without_a_clock_to_read_has_no_frequency() -> None:
+    assert frequency((10**6,)) == {}

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnbench import backends
+from attnbench.attention.problem import Mode, Problem
+from attnbench.machine import hardware, worker_environment
+from attnbench.machine.device import open_instrument
+from attnbench.machine.device.instrument import Pace, block_shape
+from attnbench.records.arm import parse_device
+from attnbench.records.case import Case
+from attnbench.records.result import Procedure, Timing
+from attnbench.worker.prepared_case import PreparedCase
+
+torch = pytest.importorskip("torch")
+
+from attnbench.machine.device.cpu import CpuInstrument, busy_threads, timer_resolution_s  # noqa: E402
+
+PROCEDURE = Procedure()
+ONCE = Pace(calls=1, readings=1, call_s=1e-3, settled=True, settle_s=0.0)
+SHAPES = [  # batch, heads, kv_heads, seq_q, seq_kv, head_dim
+    (1, 2, 2, 64, 64, 32),
+    (2, 3, 3, 16, 48, 8),
+    (1, 4, 4, 128, 32, 16),
+    (1, 4, 2, 64, 64, 16),
+    (1, 2, 2, 1, 100, 64),
+]
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[CpuInstrument]:
+    threads = torch.get_num_threads()
+    yield CpuInstrument(parse_device("cpu:threads=1"))
+    torch.set_num_threads(threads)
+
+
+def in_worker(code: str, device: str) -> subprocess.CompletedProcess[str]:
+    """Run code with the environment of a worker on that device."""
+    env = {**os.environ, **worker_environment.arm_environment(parse_device(device))}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+
+
+durations = st.floats(1e-9, 100.0)
+
+
+@given(call_s=durations, tick_s=st.floats(1e-9, 1e-5), block_s=st.floats(1e-3, 1.0))
+@settings(max_examples=200, deadline=None)
+def test_a_reading_is_a_thousand_ticks_and_a_block_is_long_enough(call_s: float, tick_s: float, block_s: float) -> None:
+    calls, readings = block_shape(call_s, tick_s, block_s)
+    assert 1 <= readings <= 16
+    assert calls * call_s >= 1000 * tick_s * (1 - 1e-9)
+    assert readings * calls * call_s >= block_s * (1 - 1e-9)
+
+
+def test_a_block_of_a_long_call_is_that_call() -> None:
+    assert block_shape(0.5, 50e-9, 0.010) == (1, 1)
+
+
+def test_a_block_of_middling_calls_has_no_more_of_them_than_it_needs() -> None:
+    assert block_shape(0.003, 50e-9, 0.010) == (1, 4)
+
+
+def test_the_clock_resolves_well_under_a_microsecond_here() -> None:
+    assert 0 < timer_resolution_s() < 20e-6
+
+
+def test_the_device_decides_the_instrument(cpu: CpuInstrument) -> None:
+    assert type(open_instrument(parse_device("cpu:threads=1"))) is type(cpu)
+
+
+def test_threads_are_those_of_the_device(cpu: CpuInstrument) -> None:
+    assert torch.get_num_threads() == 1
+
+
+def test_a_reading_is_the_mean_time_of_its_calls(cpu: CpuInstrument) -> None:
+    pace = Pace(calls=5, readings=3, call_s=2e-3, settled=True, settle_s=0.0)
+    reading = cpu.block(lambda: time.sleep(0.002), pace, PROCEDURE)
+    assert (len(reading.values), reading.calls) == (3, 5)
+    assert min(reading.values) >= 0.002
+    assert min(reading.values) < 0.009  # not the 0.010 of five calls; the least of three, as others may hold the core
+
+
+def test_freeing_the_last_output_is_not_timed(cpu: CpuInstrument) -> None:
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.2)
+
+    assert cpu.block(Slow, ONCE, PROCEDURE).values[0] < 0.1
+
+
+def test_the_collector_rests_during_a_block_and_works_after_it(cpu: CpuInstrument) -> None:
+    seen = []
+    cpu.block(lambda: seen.append(gc.isenabled()), ONCE, PROCEDURE)
+    assert (seen, gc.isenabled()) == ([False], True)
+
+
+def test_the_collector_works_again_after_a_call_that_raises(cpu: CpuInstrument) -> None:
+    def call() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        cpu.block(call, ONCE, PROCEDURE)
+    assert gc.isenabled()
+
+
+def test_reading_the_counters_costs_far_less_than_a_block(cpu: CpuInstrument) -> None:
+    costs = []
+    for _ in range(50):
+        started = time.perf_counter()
+        cpu.counters.start()()
+        costs.append(time.perf_counter() - started)
+    assert statistics.quantiles(costs, n=4)[0] < 2e-3
+
+
+def test_one_long_call_settles(cpu: CpuInstrument) -> None:
+    calls = []
+    pace = cpu.settle(lambda: calls.append(time.sleep(0.41)), PROCEDURE)
+    assert (len(calls), pace.calls, pace.readings, pace.settled) == (1, 1, 1, True)
+
+
+def test_a_steady_call_settles_in_ten_blocks_or_a_few_more(cpu: CpuInstrument) -> None:
+    pace = cpu.settle(lambda: time.sleep(0.011), PROCEDURE)
+    assert pace.call_s >= 0.011
+    assert pace.settle_s < 1.5
+
+
+def test_a_call_that_grows_slower_does_not_settle_and_stops_in_time(cpu: CpuInstrument) -> None:
+    durations = (0.01 * 1.15**n for n in range(1000))
+    pace = cpu.settle(lambda: time.sleep(next(durations)), PROCEDURE)
+    assert not pace.settled
+    assert pace.settle_s < 4
+
+
+def test_a_cpu_has_no_events(cpu: CpuInstrument) -> None:
+    assert cpu.timing_objection(Timing.WALL) is None
+    assert "wall" in (cpu.timing_objection(Timing.EVENTS) or "")
+
+
+def test_the_environment_can_be_stored(cpu: CpuInstrument) -> None:
+    environment = cpu.environment()
+    again = msgspec.json.decode(msgspec.json.encode(environment), type=type(environment))
+    assert (again.facts["threads"], again.packages["torch"]) == (1, torch.__version__)
+
+
+def test_memory_of_tensors_counted_by_hand(cpu: CpuInstrument) -> None:
+    def call() -> torch.Tensor:
+        first = torch.empty(1000)  # 4000 bytes
+        second = torch.empty(2000)  # 12000 held: the peak
+        del first  # 8000
+        third = torch.empty(100)  # 8400
+        del second
+        return third
+
+    memory = cpu.memory(call)
+    assert (memory.total, memory.peak) == (12000, 11600)
+    assert memory.facts == {"outputs": 400, "saved": 0, "workspace": 11600}
+
+
+def test_memory_from_before_the_call_does_not_count(cpu: CpuInstrument) -> None:
+    older = torch.empty(5000)
+    memory = cpu.memory(lambda: older)
+    assert (memory.total, memory.peak, memory.facts["outputs"]) == (0, 0, 0)
+
+
+def test_two_views_of_one_output_count_once(cpu: CpuInstrument) -> None:
+    def call() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        whole = torch.empty(1000)
+        return whole, [whole[:10], whole[10:]]
+
+    assert cpu.memory(call).facts == {"outputs": 4000, "saved": 0, "workspace": 0}
+
+
+def test_tensors_that_autograd_saves_are_saved_memory(cpu: CpuInstrument) -> None:
+    numbers = torch.ones(1000, requires_grad=True)
+    # At the peak 8000: neg, which is freed, and tanh, which saves its output. The sum is a single number.
+    memory = cpu.memory(lambda: numbers.neg().tanh().sum())
+    assert memory.facts == {"outputs": 4, "saved": 4000, "workspace": 8000 - 4004}
+
+
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim"), SHAPES)
+def test_memory_of_plain_attention_counted_by_hand(
+    cpu: CpuInstrument, batch: int, heads: int, kv_heads: int, seq_q: int, seq_kv: int, head_dim: int
+) -> None:
+    q = torch.randn(batch, heads, seq_q, head_dim)
+    k, v = (torch.randn(batch, heads, seq_kv, head_dim) for _ in range(2))
+
+    def attend() -> torch.Tensor:
+        scores = q @ k.transpose(-2, -1)
+        weights = scores.softmax(-1)
+        return weights @ v
+
+    attend()
+    memory = cpu.memory(attend)
+    square, out = 4 * batch * heads * seq_q * seq_kv, 4 * batch * heads * seq_q * head_dim
+    assert (memory.total, memory.peak) == (2 * square + out, 2 * square)
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="counted by hand from the source of torch 2.13")
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim"), SHAPES)
+def test_memory_of_the_math_path_counted_by_hand(
+    cpu: CpuInstrument, batch: int, heads: int, kv_heads: int, seq_q: int, seq_kv: int, head_dim: int
+) -> None:
+    """q and k are scaled, each in a copy; _safe_softmax marks what is -inf, a byte each, and then whole rows."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q = torch.randn(batch, heads, seq_q, head_dim)
+    k, v = (torch.randn(batch, kv_heads, seq_kv, head_dim) for _ in range(2))
+    shared = heads != kv_heads
+
+    def attend() -> torch.Tensor:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
+
+    attend()
+    rows, out, keys = batch * heads * seq_q, 4 * q.numel(), 4 * batch * heads * seq_kv * head_dim
+    square = 4 * rows * seq_kv
+    repeated = 2 * keys if shared else 0
+    at_product = out + keys + square
+    at_softmax = out + 2 * square + square // 4 + rows + 4
+    assert cpu.memory(attend).total == repeated + max(at_product, at_softmax)
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="counted by hand from the source of torch 2.13")
+@pytest.mark.parametrize("backend", ["naive", "sdpa:math"])
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim"), SHAPES)
+def test_memory_of_a_backward_pass_counted_by_hand(
+    cpu: CpuInstrument, backend: str, batch: int, heads: int, kv_heads: int, seq_q: int, seq_kv: int, head_dim: int
+) -> None:
+    """What each keeps is the weights and the repeated heads; the math path also keeps q and k as it scaled them.
+
+    At the peak of the backward pass stand dv and two gradients of score size, or else what comes after: dq, dk and dv,
+    beside the last of these (plain) or beside a copy of dq or dk that is yet to be scaled (math).
+    """
+    shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "seq_q": seq_q, "seq_kv": seq_kv}
+    case = Case(problem=Problem(**shape, head_dim=head_dim), backend=backend, mode=Mode.BWD)
+    prepared = PreparedCase(case, Procedure(), backends.load(backend), cpu)
+    prepared.call()
+    prepared.outputs = None
+    square, dq = 4 * batch * heads * seq_q * seq_kv, 4 * batch * heads * seq_q * head_dim
+    dk = dv = keys = 4 * batch * heads * seq_kv * head_dim  # of all heads: shared ones are summed up at the end
+    repeated = keys if heads != kv_heads else 0
+    number = 4  # a scale is a tensor of a single number
+    if backend == "naive":
+        saved = square + 2 * repeated + 2 * number
+        peak = max(2 * square + dv + number, square + dq + dk + dv)
+    else:
+        saved = square + dq + keys + repeated
+        peak = max(2 * square + dv, square + dq + dk + dv, max(dq, dk) + dq + dk + dv + 3 * number)
+    assert cpu.memory(prepared.forward).facts["saved"] == saved
+    assert cpu.memory(prepared.call).total == peak
+
+
+def test_an_idle_process_keeps_no_core_busy() -> None:
+    assert busy_threads(0.2) < 0.2
+
+
+def test_a_spinning_thread_is_seen() -> None:
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        assert busy_threads(0.4) > 0.1  # a whole core, unless others want it
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_warming_excludes_imports_from_later_collections(cpu: CpuInstrument) -> None:
+    cpu.warm()
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert frozen > 10_000
+
+
+@pytest.mark.skipif("avx2" not in hardware.cpu_flags(), reason="this CPU has no AVX2")
+def test_a_worker_uses_the_instruction_set_of_its_arm() -> None:
+    code = (
+        "from attnbench.machine.device.cpu import CpuInstrument; from attnbench.records.arm import parse_device;"
+        "print(CpuInstrument(parse_device('cpu:threads=1:isa=avx2')).environment().facts['isa'])"
+    )
+    assert in_worker(code, "cpu:threads=1:isa=avx2").stdout.strip() == "AVX2"
+
+
+@pytest.mark.skipif("avx2" not in hardware.cpu_flags(), reason="this CPU has no AVX2")
+def test_an_instruction_set_that_is_set_too_late_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="ATEN_CPU_CAPABILITY=DEFAULT"):
+        CpuInstrument(parse_device("cpu:threads=1:isa=default"))
+
+
+RELEASED = """
+import os, torch
+from attnbench.records.arm import parse_device
+from attnbench.machine.device.cpu import CpuInstrument
+cpu = CpuInstrument(parse_device("cpu:threads=1"))
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+torch.ones(25_000_000)
+before = resident()
+cpu.release()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
+def test_release_returns_the_allocators_memory() -> None:
+    assert int(in_worker(RELEASED, "cpu:threads=1").stdout) > 90_000_000

@@ -1,0 +1,168 @@
+"""The pivot and its text: lines, sections, columns and cells."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from attnbench.analysis import rows as frame
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.result import Status
+from attnbench.report.pivot import Footnotes, factor, pivot
+from attnbench.report.terminal import pivot_table
+from attnbench.report.terminal.text_layout import terminal_width
+from tests.golden.made import measured, refused, results
+
+
+def rows_of(*measurements):
+    return frame.rows_of(measurements)
+
+
+def labels(layout):
+    return [label for block in layout.sections for label, _ in block.lines]
+
+
+def test_lengths_make_the_lines_and_masks_the_sections():
+    layout = pivot(frame.rows_of(results()))
+    assert (layout.axis, layout.constant) == ("seq", "b1 h8 d64 fp32 fwd cpu")
+    assert [block.heading for block in layout.sections] == ["none", "causal"]
+    assert labels(layout) == ["512", "1024", "4096"] * 2
+
+
+def test_lines_are_sorted_by_number():
+    layout = pivot(rows_of(*(measured(Problem(seq_q=seq), "naive", 1e-3) for seq in (4096, 64, 512))))
+    assert labels(layout) == ["64", "512", "4096"]
+
+
+def test_the_axis_with_most_values_makes_the_lines():
+    measurements = [
+        measured(Problem(seq_q=seq, batch=batch), "naive", 1e-3) for seq in (64, 128) for batch in (1, 2, 4)
+    ]
+    layout = pivot(rows_of(*measurements))
+    assert (layout.axis, labels(layout)) == ("batch", ["b1", "b2", "b4"] * 2)
+    assert [block.heading for block in layout.sections] == ["q64 kv64", "q128 kv128"]
+
+
+def test_a_batch_that_the_length_determines_is_in_its_label():
+    measurements = [measured(Problem(seq_q=seq, batch=8192 // seq), "naive", 1e-3) for seq in (512, 1024, 2048)]
+    layout = pivot(rows_of(*measurements))
+    assert (len(layout.sections), labels(layout)) == (1, ["512 b16", "1024 b8", "2048 b4"])
+
+
+def test_decode_and_prefill_share_one_section():
+    measurements = [measured(Problem(seq_q=q, seq_kv=kv), "naive", 1e-3) for q, kv in ((1, 4096), (1, 512), (512, 512))]
+    assert labels(pivot(rows_of(*measurements))) == ["q1 kv512", "q1 kv4096", "q512 kv512"]
+
+
+def test_modes_and_scores_that_vary_are_named():
+    from attnbench.attention.scores import Score
+
+    capped = Problem(seq_q=64, score=Score(softcap=30.0))
+    measurements = [measured(capped, "naive", 1e-3), measured(Problem(seq_q=64), "naive", 1e-3, mode=Mode.BWD)]
+    text = pivot_table.text(rows_of(*measurements), 80)
+    assert "softcap=30" in text
+    assert "bwd" in text
+
+
+def test_two_devices_are_named_in_the_headings():
+    measurements = [measured(Problem(seq_q=64), "naive", 1e-3, device=device) for device in ("cpu:threads=1", "cuda:0")]
+    layout = pivot(rows_of(*measurements))
+    assert [column.heading for column in layout.columns] == [("naive", "cpu:threads=1"), ("naive", "cuda:0")]
+
+
+def test_copies_of_an_arm_are_two_columns():
+    measurements = [measured(Problem(seq_q=64), "sdpa", 1e-3, copy=copy) for copy in (1, 2)]
+    assert [column.heading for column in pivot(rows_of(*measurements)).columns] == [("sdpa",), ("sdpa#2",)]
+
+
+def test_the_best_is_starred_and_bold_and_ties_are_neither():
+    rows = frame.rows_of(results())
+    bold = [piece for line in pivot_table.lines(rows, 80) for piece, is_bold in line if is_bold and piece]
+    assert bold == ["4.00 ms 6.0x", "*", "64.0 ms 6.0x", "*"] * 2
+    assert pivot_table.text(rows, 80).count("1.00 ms 6.0x~") == 4
+
+
+def test_equal_reasons_share_a_footnote():
+    text = pivot_table.text(frame.rows_of(results()), 80)
+    assert text.count("- a\n") == 2
+    assert text.count("needs 16.1 GiB, limit 9.6 GiB") == 1
+
+
+def test_a_backend_without_a_single_time_is_named_below():
+    text = pivot_table.text(frame.rows_of(results()), 80)
+    assert text.count("xformers") == 2
+    assert "-  xformers: unavailable: not installed: xformers" in text
+
+
+def test_a_run_without_any_time_has_a_table():
+    measurements = refused(Problem(seq_q=64), "flex", Status.SKIPPED, "budget")
+    assert "-  flex: skipped: budget" in pivot_table.text(rows_of(measurements), 80)
+    assert pivot_table.text([], 80) == "no results\n"
+
+
+def test_an_impossible_time_is_marked_and_not_ranked():
+    measurements = [measured(Problem(seq_q=64), "naive", 0.0), measured(Problem(seq_q=64), "sdpa", 1e-3)]
+    rows = rows_of(*measurements)
+    assert [row.place for row in rows] == [None, "alone"]
+    assert "?  impossible, not ranked: a call in 0 s" in pivot_table.text(rows, 80)
+
+
+def test_columns_that_do_not_fit_go_below():
+    text = pivot_table.text(frame.rows_of(results()), 48)
+    assert text.count("(continued)") == 2
+    assert sorted(re.findall(r"[\d.]+ ms [\d.]+x", text)) == sorted(
+        re.findall(r"[\d.]+ ms [\d.]+x", pivot_table.text(frame.rows_of(results()), 200))
+    )
+
+
+def test_the_width_is_taken_from_the_environment(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "132")
+    assert terminal_width() == 132
+    monkeypatch.setenv("COLUMNS", "nonsense")
+    assert terminal_width() == 80
+
+
+def test_a_reason_cannot_steer_the_terminal():
+    measurements = refused(Problem(seq_q=64), "flex", Status.ERROR, "\x1b[2Jboom\r\nmore\x07")
+    assert "error: [2Jboom more\n" in pivot_table.text(rows_of(measurements), 80)
+
+
+@settings(max_examples=40)
+@given(
+    reason=st.text(max_size=300),
+    name=st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=60),
+    mask=st.sampled_from(("none", "causal+window:511", "document:" + "-".join(["8"] * 64))),
+    width=st.integers(80, 120),
+)
+def test_no_line_is_wider_than_the_given_width(reason, name, mask, width):
+    measurements = [
+        measured(Problem(seq_q=512, mask=mask), name, 1e-3),
+        measured(Problem(seq_q=512), "naive", 12345.678),
+        refused(Problem(seq_q=512), name, Status.ERROR, reason),
+    ]
+    assert max(map(cell_len, pivot_table.text(rows_of(*measurements), width).splitlines())) <= width
+
+
+def test_styled_and_plain_text_say_the_same():
+    rows = frame.rows_of(results())
+    assert [line.rstrip() for line in pivot_table.styled(rows, 80).plain.splitlines()] == pivot_table.text(
+        rows, 80
+    ).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5.84, "5.8x"), (9.96, "10x"), (123.4, "123x"), (0.996, "1.0x"), (0.834, "0.83x"), (0.0213, "0.021x"), (None, "")],
+)
+def test_a_ratio_has_two_digits(value, text):
+    assert factor(value) == text
+
+
+def test_footnotes_go_on_after_z():
+    notes = Footnotes()
+    letters = [notes.letter(str(number)) for number in range(29)]
+    assert (letters[0], letters[25:]) == ("a", ["z", "aa", "ab", "ac"])

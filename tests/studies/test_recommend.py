@@ -1,0 +1,67 @@
+"""A dispatch table by hand: who is taken, who is as good, and what a fixed choice costs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench import cli
+from attnbench.analysis.rows import rows_of
+from attnbench.records.result import Result
+from attnbench.studies.recommend import dispatch
+from tests.studies.test_claims import measured
+
+
+def rows(times: dict[tuple[int, str], float]) -> list[Any]:
+    results: list[Result] = [
+        measured(seconds, backend, seq_q=seq, heads=4) for (seq, backend), seconds in times.items()
+    ]
+    return rows_of(results)
+
+
+TIMES = {
+    (128, "naive"): 1.0, (128, "sdpa:flash"): 2.0, (128, "flex"): 4.0,
+    (256, "naive"): 9.0, (256, "sdpa:flash"): 3.0, (256, "flex"): 3.0001,
+    (512, "naive"): 30.0, (512, "flex"): 5.0,
+}  # fmt: skip
+
+
+def test_the_fastest_is_taken_and_a_tie_goes_to_who_wins_more() -> None:
+    found = {one.shape["seq_q"]: one for one in dispatch(rows(TIMES | {(1024, "flex"): 8.0})).choices}
+    assert {seq: one.backend for seq, one in found.items()} == {128: "naive", 256: "flex", 512: "flex", 1024: "flex"}
+    assert found[256].tied == ("sdpa:flash",)
+    assert found[128].second == "sdpa:flash"
+    assert found[128].gain == pytest.approx(2.0, rel=1e-3)
+    assert found[1024].gain is None
+    assert set(found[128].shape) == {"seq_q", "seq_kv"}
+
+
+def test_regret_is_the_geometric_mean_over_what_runs() -> None:
+    found = {one.backend: one for one in dispatch(rows(TIMES)).regrets}
+    assert found["naive"].mean == pytest.approx(math.prod((1, 3, 6)) ** (1 / 3), rel=1e-3)
+    assert found["flex"].mean == pytest.approx(4 ** (1 / 3), rel=1e-3)
+    assert found["flex"].worst == pytest.approx(4.0, rel=1e-3)
+    assert "q128" in found["flex"].worst_at
+    assert (found["sdpa:flash"].runs, found["sdpa:flash"].of) == (2, 3)
+
+
+def test_whoever_runs_everything_comes_first() -> None:
+    (device,) = dispatch(rows(TIMES)).by_device.values()
+    assert [one.backend for one in device] == ["flex", "naive", "sdpa:flash"]
+
+
+def test_the_command_writes_the_table(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--seq", "32,64", "--mask", "none", "-b", "naive,sdpa:math", "--rounds", "2..2", "--progress", "none"]
+    assert cli.invoke(["run", *options, "--heads", "1"]) == 0
+    capsys.readouterr()
+    assert cli.invoke(["recommend", "-o", "dispatch.json"]) == 0
+    out = capsys.readouterr().out
+    assert "one backend for everything" in out
+    held = json.loads(Path("dispatch.json").read_text())
+    assert [one["shape"]["seq_q"] for one in held["choices"]] == [32, 64]
+    assert {one["backend"] for one in held["regrets"]} == {"naive", "sdpa:math"}

@@ -1,0 +1,95 @@
+"""Suites at a share of their size: what shrinks, what does not, and that every shipped one then runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench import api, suite
+from attnbench.attention import masks
+from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.terms import Grid
+from attnbench.errors import UsageError
+from attnbench.records.result import Status
+from attnbench.suite import Cell, Impossible
+
+
+def small(problem: Problem, share: float) -> Problem:
+    (found,) = suite.shrunk([Cell(problem, "fwd")], share)
+    assert isinstance(found, Cell)
+    return found.problem
+
+
+def test_lengths_batch_and_the_mask_shrink_and_heads_do_not() -> None:
+    problem = Problem(seq_q=1000, seq_kv=2000, batch=8, heads=12, kv_heads=4, head_dim=80, mask="causal+window:511")
+    wanted = Problem(seq_q=250, seq_kv=500, batch=2, heads=12, kv_heads=4, head_dim=80, mask="causal+window:128")
+    assert small(problem, 0.25) == wanted
+
+
+def test_nothing_shrinks_to_nothing() -> None:
+    assert small(Problem(seq_q=1, seq_kv=3, mask="window:1"), 0.01) == Problem(seq_q=1, mask="window:1")
+
+
+def test_a_ragged_batch_keeps_its_sequences() -> None:
+    problem = Problem(seq_q=400, batch=3, lengths=(400, 30, 1))
+    assert small(problem, 0.1) == Problem(seq_q=40, batch=3, lengths=(40, 3, 1))
+
+
+@given(st.lists(st.integers(5, 300), min_size=2, max_size=6), st.floats(0.2, 1.0))
+def test_documents_still_add_up(lengths: list[int], share: float) -> None:
+    mask = masks.parse("document:" + "-".join(map(str, lengths)))
+    total = max(1, int(sum(lengths) * share + 0.5))
+    mask.shrunk(share).check(Grid(1, total, total))
+
+
+@pytest.mark.parametrize(
+    ("mask", "wanted"),
+    [
+        ("longformer:512:2", "longformer:128:2"), ("strided:128", "strided:32"), ("prefix:64", "prefix:16"),
+        ("blocksparse:0.25", "blocksparse:0.25"), ("dilated:4", "dilated:4"), ("padding:0.3", "padding:0.3"),
+        ("document:8", "document:8"), ("window:3:0", "causal+window:1"),
+    ],
+)  # fmt: skip
+def test_what_a_mask_counts_in_tokens_shrinks(mask: str, wanted: str) -> None:
+    assert masks.parse(mask).shrunk(0.25).text == wanted
+
+
+def test_doubles_are_left_out() -> None:
+    cells = [Cell(Problem(seq_q=n), "fwd") for n in (100, 101, 200)]
+    assert [cell.problem.seq_q for cell in suite.shrunk(cells, 0.1) if isinstance(cell, Cell)] == [10, 20]
+
+
+def test_documents_that_vanish_are_impossible_and_say_so() -> None:
+    (found,) = suite.shrunk([Cell(Problem(seq_q=12, mask="document:9-1-1-1"), "fwd")], 0.1)
+    assert isinstance(found, Impossible)
+    assert "shrunk to 0.1" in found.text
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "-1", "nan", "half"])
+def test_a_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--shrink {text}: not a share"):
+        suite.parse_shrink(text)
+
+
+@pytest.mark.parametrize("name", suite.shipped())
+def test_every_cell_of_every_suite_has_a_small_form(name: str) -> None:
+    for kind in ("cpu", "cuda"):
+        whole = suite.expand(suite.load(name), kind=kind, dtype=Dtype.FP32)
+        assert any(isinstance(cell, Cell) for cell in suite.shrunk(whole, 0.25))
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
+    """All in one sweep, so that one worker starts; what `naive` refuses, nobody runs."""
+    run = api.run(
+        *suite.shipped(), shrink="0.02", backend="naive", device="cpu:threads=1", rounds="1", budget="0",
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.manifest.suite.endswith("-shrunk-0.02")
+    wrong = [(one.case.label, one.reason) for one in run.results if one.status.failed]
+    assert not wrong
+    assert all(one.status is Status.OK for one in run.results)

@@ -1,0 +1,190 @@
+"""The rule that judges outputs: correct kernels pass, and each classical mistake fails."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import msgspec
+import pytest
+import torch
+import torch.nn.functional as F
+from msgspec.structs import replace
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attnbench import backends
+from attnbench.attention import inputs
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.case import Case
+from attnbench.worker import correctness, expected_values
+
+DTYPES = ("fp32", "bf16", "fp16")
+SHAPES = ({"seq_q": 96}, {"seq_q": 40, "seq_kv": 88}, {"seq_q": 33, "seq_kv": 1})
+MASKS = ("none", "causal", "causal+window:20")
+
+
+def expected(problem, folder, mode=Mode.FWD_BWD, distribution="normal", budget_s=60.0):
+    expected_values.compute(problem, mode, 5, distribution, folder, budget_s)
+    return expected_values.load(folder)
+
+
+def sdpa(problem, q, k, v, scale=None, mask=None):
+    seen = torch.from_numpy(problem.masking.dense(problem.grid))[:, None] if mask is None else mask
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=seen,
+        scale=problem.scale if scale is None else scale,
+        enable_gqa=problem.heads > problem.kv_heads,
+    )
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], ids=["math", "flash"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("distribution", ["normal", "peaked"])
+def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribution, tmp_path):
+    for number, mask in enumerate(MASKS):
+        problem = Problem(heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask, **shape)
+        made = inputs.make(problem, 5, distribution)
+        truth = expected(problem, tmp_path / str(number), distribution=distribution)
+        for sign in (1, -1):
+            qkv = [(sign * tensor).requires_grad_() for tensor in (made.q, made.k, made.v)]
+            with sdpa_kernel(kernel):
+                out = sdpa(problem, *qkv)
+                grads = torch.autograd.grad(out, qkv, sign * made.dout)
+            outputs = {"out": out, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
+            judged = correctness.judge(truth, outputs, sign)
+            assert judged.ok, (mask, sign, judged.reason)
+
+
+def wrong_outputs(problem, q, k, v):
+    """Wrong outputs by mistake, as far as the mistake changes this problem's output."""
+    right = sdpa(problem, q, k, v)
+    rows = torch.arange(problem.seq_q)
+    shifted_mask = torch.from_numpy(problem.masking.dense(problem.grid))[:, None].roll(1, -1)
+    top_left = torch.ones(problem.seq_q, problem.seq_kv, dtype=torch.bool).tril()
+    wrong = {
+        "zeros": torch.zeros_like(right),
+        "mean of v": v.mean(-2, keepdim=True).repeat_interleave(2, 1).expand_as(right),
+        "rows shifted": right[:, :, rows.roll(1)],
+        "scale off": sdpa(problem, q, k, v, scale=problem.scale * 2**0.5),
+        "heads mixed up": sdpa(problem, q, k[:, [1, 0]], v[:, [1, 0]]),
+        "one wrong tile": right.index_fill(2, rows[16:32], 0.0),
+        "nan": right.masked_fill(torch.arange(right.numel()).view_as(right) == 77, float("nan")),
+    }
+    if problem.mask != "none":
+        wrong["mask shifted"] = sdpa(problem, q, k, v, mask=shifted_mask)
+        wrong["top left"] = sdpa(problem, q, k, v, mask=top_left)
+        wrong["no mask"] = sdpa(problem, q, k, v, mask=torch.ones_like(top_left))
+    return wrong
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mask", ["none", "causal"])
+@pytest.mark.parametrize("distribution", ["normal", "peaked"])
+def test_negative_controls_fail(dtype, mask, distribution, tmp_path):
+    problem = Problem(seq_q=64, seq_kv=200, heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask)
+    made = inputs.make(problem, 5, distribution)
+    truth = expected(problem, tmp_path, Mode.FWD, distribution)
+    passed = [
+        name
+        for name, out in wrong_outputs(problem, made.q, made.k, made.v).items()
+        if correctness.judge(truth, {"out": out}).ok
+    ]
+    assert not passed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_and_mean_of_v_are_incorrect_where_scores_are_flat(dtype, tmp_path):
+    # Thousands of keys: every output is near the mean of v, and v's mean near 0.
+    problem = Problem(seq_q=16, seq_kv=4096, heads=2, head_dim=32, dtype=dtype)
+    made = inputs.make(problem, 5)
+    truth = expected(problem, tmp_path, Mode.FWD)
+    mean = made.v.mean(-2, keepdim=True).expand(1, 2, 16, 32)
+    assert correctness.judge(truth, {"out": sdpa(problem, made.q, made.k, made.v)}).ok
+    assert not correctness.judge(truth, {"out": torch.zeros_like(mean)}).ok
+    assert not correctness.judge(truth, {"out": mean}).ok
+
+
+def test_nan_is_never_within_budget(tmp_path):
+    problem = Problem(seq_q=16, heads=1, head_dim=16)
+    truth = expected(problem, tmp_path, Mode.FWD)
+    judged = correctness.judge(truth, {"out": torch.full((1, 1, 16, 16), float("nan"))})
+    assert not judged.ok
+    assert judged.reason == "out: nan at [b0 h0 q0 d0], not finite in 256 of 256 numbers"
+    assert judged.errors["out"].max_abs is None
+
+
+def test_shape_and_dtype_are_named(tmp_path):
+    problem = Problem(seq_q=16, heads=1, head_dim=16)
+    truth = expected(problem, tmp_path, Mode.FWD)
+    judged = correctness.judge(truth, {"out": torch.zeros(1, 16, 1, 16, dtype=torch.float64)})
+    assert judged.reason == "out: is float64 [1, 16, 1, 16] and should be float32 [1, 1, 16, 16]"
+
+
+def test_a_small_budget_checks_a_part_and_says_which(tmp_path):
+    problem = Problem(seq_q=2048, heads=8, head_dim=64)
+    truth = expected(problem, tmp_path, Mode.FWD, budget_s=1e-4)
+    assert 0 < truth.share < 1
+    made = inputs.make(problem, 5)
+    out = sdpa(problem, made.q, made.k, made.v)
+    assert correctness.judge(truth, {"out": out}).ok
+    broken = out.clone()
+    broken[:, :, truth.selection.spans[0][0]] *= 1.01
+    assert not correctness.judge(truth, {"out": broken}).ok
+
+
+def test_the_lse_must_be_minus_infinity_just_where_no_key_is_seen(tmp_path):
+    problem = Problem(seq_q=9, seq_kv=4, heads=1, head_dim=16, mask="causal", returns="lse")
+    truth = expected(problem, tmp_path, Mode.FWD)
+    right = torch.from_numpy(truth.array("lse")[0, ..., 0].copy()).float()[None]
+    assert correctness.judge(truth, {"lse": right}).ok
+    assert not correctness.judge(truth, {"lse": right.nan_to_num(neginf=-1e30)}).ok
+    assert not correctness.judge(truth, {"lse": right + 1e-3}).ok
+
+
+def test_the_keys_of_expected_values_are_those_that_other_versions_read(tmp_path):
+    values = expected(Problem(seq_q=8, heads=1), tmp_path)
+    record = json.loads((tmp_path / "expected.json").read_text())
+    assert record["digest"] == values.digest == inputs.digest(inputs.make(values.problem, 5))
+    assert msgspec.to_builtins(values.problem) == record["problem"]
+    assert {"yardstick_max", "yardstick_mean", "yardstick_rms", "rounding", "rms", "rms_error"} <= set(
+        record["tolerances"]["out"]
+    )
+
+
+@pytest.mark.parametrize("name", ["naive", "sdpa:math"])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("inputs_", ["normal", "peaked"])
+def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs_):
+    problem = Problem(batch=2, heads=8, seq_q=240, seq_kv=256, head_dim=16, mask="causal", dropout=rate)
+    expected = expected_values.compute(problem, Mode.FWD_BWD, 0, inputs_, tmp_path, 30.0)
+    made = inputs.make(problem, 0, inputs_)
+    leaves = [tensor.requires_grad_() for tensor in (made.q, made.k, made.v)]
+
+    def outputs(of):
+        case = Case(problem=of, backend=name, mode=Mode.FWD_BWD)
+        out = backends.load(name).prepare(case, "cpu").call(*leaves)
+        gradients = torch.autograd.grad(out, leaves, made.dout)
+        return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+
+    torch.manual_seed(0)
+    for _ in range(20):
+        judged = correctness.judge(expected, outputs(problem))
+        assert judged.ok, judged.reason
+    wrong = {
+        "none at all": (replace(problem, dropout=0.0), 1.0, "variance"),
+        "another rate": (replace(problem, dropout=rate / 2), 1.0, "variance"),
+        "not scaled up": (problem, 1 - rate, "variance|mean"),
+        "scaled twice": (problem, 1 / (1 - rate), "variance|mean|row"),
+    }
+    for of, factor, hint in wrong.values():
+        scaled = {key: tensor * factor for key, tensor in outputs(of).items()}
+        judged = correctness.judge(expected, scaled)
+        assert not judged.ok
+        assert re.search(hint, judged.reason)
+    broken = outputs(problem)
+    broken["out"][1, 2, 5] = 30.0
+    assert "a row is off" in correctness.judge(expected, broken).reason
