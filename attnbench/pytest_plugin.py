@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from inspect import getsourcefile
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,23 +108,20 @@ def _source(config: pytest.Config, mark: pytest.Mark, place: str) -> CaseSource:
     suite = options.pop("suite", None)
     try:
         if mark.args:
-            options["backend"] = ",".join([*map(_backend_name, mark.args), *filter(None, [options.get("backend")])])
+            options["backend"] = ",".join(
+                [*starmap(_backend_name, enumerate(mark.args, 1)), *filter(None, [options.get("backend")])]
+            )
         options.setdefault("device", config.option.attnbench_device)
         return CaseSource(config.stash[SESSION], [suite] if suite else [], options)
     except AttnbenchError as wrong:
         raise pytest.Collector.CollectError(f"{place}: {wrong}") from None
 
 
-def _backend_name(kernel: str | Callable[..., object]) -> str:
-    """`file.py:name` of a function that a worker can import."""
-    from attnbench.errors import UsageError
+def _backend_name(position: int, kernel: object) -> str:
+    """The backend of an argument of the mark; `position` counts from 1."""
+    from attnbench.backends import plugin
 
-    if isinstance(kernel, str):
-        return kernel
-    name, file = getattr(kernel, "__qualname__", ""), getsourcefile(kernel) if callable(kernel) else None
-    if not file or not name.isidentifier():
-        raise UsageError(f"{kernel!r}: a worker imports kernels by name: use a function at module level")
-    return f"{os.path.relpath(file)}:{name}"
+    return kernel if isinstance(kernel, str) else plugin.name_of(kernel, f"argument {position} of the mark attnbench")
 
 
 class CollectedCase:

@@ -106,17 +106,37 @@ def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.P
     done.stdout.no_fnmatch_line("*fixture was not used*")
 
 
+def test_a_function_of_a_package_is_named_by_its_file(pytester: pytest.Pytester) -> None:
+    pytester.mkpydir("marked_package").joinpath("attn.py").write_text(f"from . import __name__ as package\n{KERNEL}")
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        from marked_package.attn import attend
+
+        @pytest.mark.attnbench(attend, seq=32, heads=2, dtype="fp32")
+        def test_it(attnbench_case): ...
+        """
+    )
+    done = run_here(pytester, "--collect-only", "-q", "test_it.py")
+    done.stdout.fnmatch_lines(["*marked_package/attn.py:attend*"])
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("@pytest.mark.attnbench(lambda q: q, seq=32)\ndef test_it(attnbench_case): ...", "*function at module level"),
+        ("@pytest.mark.attnbench(lambda q: q, seq=32)\ndef test_it(attnbench_case): ...", "*1 of the mark*function <lambda>*"),
+        ("@pytest.mark.attnbench('naive', os, seq=32)\ndef test_it(attnbench_case): ...", "*2 of the mark*module os: pass*"),
+        ("@pytest.mark.attnbench(partial(max, 1), seq=32)\ndef test_it(attnbench_case): ...", "*partial of max: pass*"),
+        ("@pytest.mark.attnbench(max, seq=32)\ndef test_it(attnbench_case): ...", "*function_or_method max: pass*'file.py:name'*"),
+        ("@pytest.mark.attnbench(int, seq=32)\ndef test_it(attnbench_case): ...", "*the type int: pass a function*"),
+        ("@pytest.mark.attnbench(7, seq=32)\ndef test_it(attnbench_case): ...", "*a int: pass a function*"),
         ("@pytest.mark.attnbench('naive', seq=32)\ndef test_it(): ...", "*test_it: takes no fixture attnbench_case"),
         ("@pytest.mark.attnbench('naive', sek=32)\ndef test_it(attnbench_case): ...", "*'sek'; did you mean 'seq'*"),
         ("@pytest.mark.attnbench('nave', seq=32)\ndef test_it(attnbench_case): ...", "*'nave'; did you mean 'naive'*"),
     ],
 )  # fmt: skip
 def test_a_mark_that_cannot_be_is_an_error_of_one_line(pytester: pytest.Pytester, source: str, said: str) -> None:
-    pytester.makepyfile(test_it=f"import pytest\n\n{source}\n")
+    pytester.makepyfile(test_it=f"import os\nfrom functools import partial\n\nimport pytest\n\n{source}\n")
     done = run_here(pytester, "test_it.py")
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines([f"{said}*"])

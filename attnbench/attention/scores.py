@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from attnbench.attention import biases
+from attnbench.attention import biases, user_files
 from attnbench.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -78,11 +78,9 @@ def load_function(name: str) -> ScoreFunction:
 
     Runs the file. Raises ProblemError if there is no such file or function, or the file fails.
     """
-    import runpy
-
     file, (path, _, attribute) = file_of(name), name.partition(".py:")
     try:
-        namespace = runpy.run_path(str(file))
+        namespace = vars(user_files.import_file(file.resolve()))
     except Exception as error:  # a user's file may raise anything
         raise ProblemError(f"score {name!r}: {path}.py fails: {type(error).__name__}: {error}") from error
     function: ScoreFunction | None = namespace.get(attribute)

@@ -1,19 +1,21 @@
 """Backends: one module for each, loaded by name; support is data, a refusal is a list of reasons.
 
-A backend is named as a user types it: a built-in name, `file.py:callable`, or an entry point of the group
-`attnbench.backends`. Importing this package or a module of it imports no torch; `Backend.prepare` does.
+A backend is named as a user types it: a built-in name, `file.py:callable`, `package.module:callable`, or an entry point
+of the group `attnbench.backends`. Importing this package or a module of it imports no torch; `Backend.prepare` does.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from attnbench.attention import cost, scopes
+from attnbench.attention import cost, scopes, user_files
 from attnbench.attention.problem import FEATURES, Dtype, Mode
 from attnbench.errors import UnknownNameError
 from attnbench.records.case import Case
@@ -171,7 +173,7 @@ def _objections_of_features(limits: Limits, needed: frozenset[str]) -> list[str]
 
 
 def load(name: str) -> Backend:
-    """The backend of that name, built in or from an entry point; `file.py:callable` is read by `plugin.load`."""
+    """The backend of that name: built in, from an entry point, or a user's, which `plugin.load` reads."""
     if is_file(name):
         plugin = import_module("attnbench.backends.plugin")
         return plugin.load(name)  # type: ignore[no-any-return]
@@ -190,5 +192,20 @@ def names() -> tuple[str, ...]:
 
 
 def is_file(name: str) -> bool:
-    """Whether the name is `file.py:callable`."""
+    """Whether the name is a user's: `file.py:callable` or `package.module:callable`."""
+    return name not in BUILTIN and (is_source(name) or _is_in_module(name, os.getcwd()))
+
+
+def is_source(name: str) -> bool:
+    """Whether the name is `file.py:callable`, with or without the callable."""
     return ".py:" in name or name.endswith(".py")
+
+
+@lru_cache(maxsize=256)
+def _is_in_module(name: str, _directory: str) -> bool:
+    """Whether the name is `package.module:callable`. Without a dot, as in `sdpa:flsh`, the module must exist."""
+    module, colon, attribute = name.partition(":")
+    words = module.split(".")
+    if not colon or not all(word.isidentifier() for word in (*words, attribute)) or name in names():
+        return False
+    return len(words) > 1 or (module not in _NAMES and user_files.module_file(module) is not None)

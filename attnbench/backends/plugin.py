@@ -1,4 +1,4 @@
-"""Backends of users: `file.py:callable`, entry points, and the decorator `attnbench.backend`.
+"""Backends of users: `file.py:callable`, `package.module:callable`, entry points, and the decorator `attnbench.backend`.
 
 A plain function `fn(q, k, v, *, causal, scale)` over [batch, heads, seq, head_dim] is enough. A decorated one declares
 more, and receives the whole problem: `fn(q, k, v, problem)`.
@@ -7,18 +7,20 @@ more, and receives the whole problem: `fn(q, k, v, problem)`.
 from __future__ import annotations
 
 import ast
-import importlib.util
+import functools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from attnbench.attention import cost
+from attnbench.attention import cost, user_files
 from attnbench.attention.problem import FEATURES, Dtype, Mode
-from attnbench.backends import FLOATS, Backend, Layout, Limits, Output, Prepared
+from attnbench.backends import FLOATS, Backend, Layout, Limits, Output, Prepared, is_source
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.records.case import Case
 
@@ -83,40 +85,72 @@ def backend(
 
 
 def load(name: str) -> Backend:
-    """Import the file of `file.py:callable`, and wrap the callable. Exceptions of the file propagate."""
+    """Import the file of `file.py:callable` or `package.module:callable`, and wrap the callable.
+
+    Exceptions of the file propagate.
+    """
     path, attribute = check(name)
-    spec = importlib.util.spec_from_file_location(f"attnbench_plugin_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))  # modules beside it are importable, as if it were run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
+    module = user_files.import_file(path)
     if not hasattr(module, attribute):
         raise UnknownNameError("callable", attribute, _public(vars(module)), where=str(path))
     return wrap(getattr(module, attribute), name)
 
 
 def check(name: str) -> tuple[Path, str]:
-    """Check without running the file: it exists, parses, and defines the name."""
-    file, _, attribute = name.partition(".py:")
-    path = Path(file + ".py").expanduser().resolve()
+    """The file, and the name of the callable in it. Checked without running the file: it parses and defines the name."""
+    path, attribute = _file_of(name)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+        raise UsageError(f"--backend {name}: {path.name} cannot be parsed: {error}") from error
+    defined = _defined(tree)
+    if attribute not in defined and not defined.keys() & {"*", "__getattr__"}:
+        raise UnknownNameError("callable", attribute, _public(defined), where=name.rpartition(":")[0])
+    return path, attribute
+
+
+def _file_of(name: str) -> tuple[Path, str]:
+    """The file and the callable that `file.py:callable` or `package.module:callable` names."""
+    if not is_source(name):
+        module, _, attribute = name.partition(":")
+        file = user_files.module_file(module)
+        if file is None:
+            raise UsageError(
+                f"--backend {name}: no module {module!r} here or on Python's path (try file.py:{attribute})"
+            )
+        return file.resolve(), attribute
+    stem, _, attribute = name.partition(".py:")
+    path = Path(stem + ".py").expanduser().resolve()
     if not attribute:
-        raise UsageError(f"--backend {name}: which callable of the file? (try {name}:attend)")
+        raise UsageError(f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:attend)")
     if not path.is_file():
         nearby = sorted(other.name for other in path.parent.glob("*.py"))[:MAX_SUGGESTIONS]
-        raise UnknownNameError("file", f"{file}.py", nearby, where=f"--backend {name}")
-    try:
-        tree = ast.parse(path.read_text())
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise UsageError(f"--backend {name}: {file}.py cannot be parsed: {error}") from error
-    defined = _defined(tree)
-    if attribute not in defined and "*" not in defined:
-        raise UnknownNameError("callable", attribute, _public(defined), where=f"{file}.py")
+        raise UnknownNameError("file", f"{stem}.py", nearby, where=f"--backend {name}")
     return path, attribute
+
+
+def name_of(function: object, place: str) -> str:
+    """`file.py:callable` of a function that its module defines by name; `place` says where it was passed.
+
+    Raises UsageError for anything else: only such a function can be imported in another process.
+    """
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    # The name in the module may differ from the function's: a decorator can return another function.
+    names = [name for name, value in vars(module).items() if value is function] if module and file else []
+    if not names or not callable(function) or isinstance(function, type):
+        remedy = "pass a function that a module defines by name, or 'file.py:name' of a callable"
+        raise UsageError(f"{place} is {_describe(function)}: {remedy}")
+    return f"{os.path.relpath(file)}:{names[0]}"
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, ModuleType):
+        return f"the module {value.__name__}"
+    if isinstance(value, functools.partial):
+        return f"a partial of {getattr(value.func, '__qualname__', value.func)}"
+    name = getattr(value, "__qualname__", "")
+    return f"the {type(value).__name__} {name}" if name else f"a {type(value).__name__}"
 
 
 def wrap(value: Any, name: str) -> Backend:

@@ -141,7 +141,7 @@ PROBLEM = (
 )
 BACKEND = Option(
     name="backend", flags=("--backend", "-b"), metavar="LIST", names=_backend_names,
-    help="Backends: auto, all, names, my_kernel.py:attend. A name given twice is two arms.",
+    help="Backends: auto, all, names, my_kernel.py:attend, package.module:attend. A name given twice is two arms.",
 )  # fmt: skip
 DEVICE = Option(
     name="device", help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0 ...", metavar="LIST", names=_device_names

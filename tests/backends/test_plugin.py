@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 import attnbench
 from attnbench import backends
+from attnbench.attention import user_files
 from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import Backend, Layout, plugin
 from attnbench.errors import UnknownNameError, UsageError
@@ -59,6 +62,67 @@ def test_a_file_that_cannot_be_used_is_named(file, name, words):
     (file.parent / "broken.py").write_text("def attend(:\n")
     with pytest.raises(UsageError, match=words):
         plugin.check(name.format(file.parent))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package in the working directory; its name is new in each test, because Python imports a name once."""
+    name = f"kernels_{tmp_path.name}".replace("-", "_")
+    ops = tmp_path / name / "ops"
+    ops.mkdir(parents=True)
+    (ops.parent / "__init__.py").write_text("")
+    (ops / "__init__.py").write_text("from .attn import attend\n")
+    (ops / "scaling.py").write_text("def scaled(q, scale): return q * scale\n")
+    (ops / "attn.py").write_text(
+        "from .scaling import scaled\n\ndef attend(q, k, v, *, causal, scale):\n"
+        "    from . import scaling\n    from beside import ONE\n"
+        "    return (scaled(q, scale) @ k.mT).softmax(-1) @ v * ONE\n"
+    )
+    (ops / "beside.py").write_text("ONE = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return ops.parent
+
+
+@pytest.mark.parametrize("name", ["{0}/ops/attn.py:attend", "{0}/ops/__init__.py:attend", "{0}.ops:attend"])
+def test_a_file_inside_a_package_is_imported_as_its_module(package, name):
+    name = name.format(package.name)
+    assert backends.is_file(name)
+    problem = Problem(seq_q=12, heads=2, head_dim=16)
+    qkv, _ = oracle.drawn(problem)
+    out = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*qkv)
+    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+    assert f"{package.name}.ops.attn" in sys.modules
+
+
+def test_relative_imports_make_a_folder_a_package(package):
+    (package / "ops" / "__init__.py").unlink()
+    (package / "__init__.py").unlink()
+    assert user_files.module_name(package / "ops" / "attn.py") == (package, "ops.attn")
+    assert user_files.module_name(package / "ops" / "scaling.py") == (package / "ops", "scaling")
+    (package / "ops" / "attn.py").write_text("from ..other import x\n")
+    assert user_files.module_name(package / "ops" / "attn.py") == (package.parent, f"{package.name}.ops.attn")
+
+
+def test_the_folders_of_a_file_hide_no_other_module_once_it_is_imported(package):
+    before = [*sys.path]
+    user_files.import_file(package / "ops" / "attn.py")
+    assert sys.path == [*before, str(package.parent), str(package / "ops")]
+
+
+def test_a_package_with_the_name_of_one_in_use_is_refused(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("")
+    (tmp_path / "torch" / "mine.py").write_text(PLAIN)
+    with pytest.raises(UsageError, match="'torch' has the name of a package that is in use"):
+        backends.load(f"{tmp_path}/torch/mine.py:attend")
+
+
+def test_a_module_that_does_not_exist_is_named(package):
+    with pytest.raises(UsageError, match=r"--backend .*\.opps:attend: no module"):
+        plugin.check(f"{package.name}.opps:attend")
+    assert not backends.is_file("sdpa:flsh")
+    assert not backends.is_file("nothing_here:attend")
 
 
 def test_what_is_not_callable_is_refused():

@@ -1,0 +1,106 @@
+"""Python files of users: where a module is, the package that a file belongs to, and the import of the file."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from attnbench.errors import UsageError
+
+INIT = "__init__.py"
+
+
+def module_file(name: str) -> Path | None:
+    """The source file of the module `package.module`: in the working directory, else where Python finds it.
+
+    Nothing of the user is imported. None if there is no such file.
+    """
+    first, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (first, *rest)):
+        return None
+    for folder in (Path.cwd(), *_installed_folders(first)):
+        place = folder.joinpath(first, *rest)
+        for file in (place / INIT, place.with_name(f"{place.name}.py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a file: one inside a package as that package's module, any other by itself. Its exceptions propagate.
+
+    The folders of the file and of its package come first on the module path meanwhile. They stay at its end, where
+    they hide no other module, for imports inside functions.
+    """
+    root, name = module_name(path)
+    with _folders_on_path([root, path.parent] if "." in name or path.name == INIT else [path.parent]):
+        if "." in name or path.name == INIT:
+            return _import_from_package(path, root, name)
+        spec = importlib.util.spec_from_file_location(f"attnbench_plugin_{name}", path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+def module_name(path: Path) -> tuple[Path, str]:
+    """The folder that the file is imported from, and its name there: `package.module` inside a package.
+
+    A folder is a package if it holds __init__.py, or if relative imports of the file need it to be one.
+    """
+    parts = [] if path.name == INIT else [path.stem]
+    needed = _relative_levels(path)
+    folder, packages = path.parent, 0
+    while ((folder / INIT).is_file() or packages < needed) and folder.name and "." not in folder.name:
+        parts.insert(0, folder.name)
+        folder, packages = folder.parent, packages + 1
+    return folder, ".".join(parts)
+
+
+def _import_from_package(path: Path, root: Path, name: str) -> ModuleType:
+    package = name.partition(".")[0]
+    loaded = sys.modules.get(package)
+    folders = [Path(folder).resolve() for folder in getattr(loaded, "__path__", [])]
+    if loaded and root / package not in folders:
+        place = getattr(loaded, "__file__", None) or "Python itself"
+        raise UsageError(
+            f"{path}: its package {package!r} has the name of a package that is in use ({place}); rename it"
+        )
+    return importlib.import_module(name)
+
+
+def _installed_folders(package: str) -> list[Path]:
+    """The folders that hold an installed package or module of that name; none if there is none."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a module without a spec, such as __main__
+        return []
+    if spec is None:
+        return []
+    places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
+    return [Path(place).parent for place in places]
+
+
+def _relative_levels(path: Path) -> int:
+    """How many packages the relative imports of a file climb through: 1 for `from .x import y`."""
+    nodes = ast.walk(ast.parse(path.read_bytes()))
+    return max((node.level for node in nodes if isinstance(node, ast.ImportFrom)), default=0)
+
+
+@contextmanager
+def _folders_on_path(folders: list[Path]) -> Iterator[None]:
+    texts = [str(folder) for folder in folders]
+    sys.path[:0] = texts
+    try:
+        yield
+    finally:
+        for text in texts:
+            if text in sys.path:
+                sys.path.remove(text)
+        sys.path += [text for text in texts if text not in sys.path]
