@@ -1,4 +1,4 @@
-"""Backends of users: `file.py:callable`, `package.module:callable`, entry points, and the decorator `attnbench.backend`.
+"""Backends of users: `file.py:callable`, `package.module:callable`, entry points, and `attnbench.backend`.
 
 A plain function `fn(q, k, v, *, causal, scale)` over [batch, heads, seq, head_dim] is enough. A decorated one declares
 more, and receives the whole problem: `fn(q, k, v, problem)`.
@@ -97,7 +97,7 @@ def load(name: str) -> Backend:
 
 
 def check(name: str) -> tuple[Path, str]:
-    """The file, and the name of the callable in it. Checked without running the file: it parses and defines the name."""
+    """The file and the name of its callable. Checked without running the file: it parses and defines the name."""
     path, attribute = _file_of(name)
     try:
         tree = ast.parse(path.read_bytes())
@@ -135,7 +135,7 @@ def name_of(function: object, place: str) -> str:
     Raises UsageError for anything else: only such a function can be imported in another process.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
+    file = getattr(module, "__file__", None) or ""
     # The name in the module may differ from the function's: a decorator can return another function.
     names = [name for name, value in vars(module).items() if value is function] if module and file else []
     if not names or not callable(function) or isinstance(function, type):
