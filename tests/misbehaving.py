@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import random
 import signal
 import sys
 import threading
@@ -163,6 +164,34 @@ def wrong_later(q, k, v, *, causal, scale):
     wrong_later.calls = getattr(wrong_later, "calls", 0) + 1
     out = _right(q, k, v, causal, scale)
     return out if wrong_later.calls <= 20 else out * 1.01
+
+
+def wrong_in_eighth(q, k, v, *, causal, scale):
+    """Wrong in every eighth call, like a workspace that is used in turn and not cleared."""
+    out = _right(q, k, v, causal, scale)
+    return out if next(_calls) % 8 else out * 1.01
+
+
+_random = random.Random(0)
+
+
+def wrong_at_random(q, k, v, *, causal, scale):
+    """Wrong in one call of eight, like a race."""
+    out = _right(q, k, v, causal, scale)
+    return out if _random.random() > 1 / 8 else out * 1.01
+
+
+def rounds_differently(q, k, v, *, causal, scale):
+    """Correct, with other last bits in every call, like a sum with atomics."""
+    return _right(q, k, v, causal, scale) * (1 + 1e-7 * _random.random())
+
+
+wrong_now = threading.Event()
+
+
+def wrong_while_set(q, k, v, *, causal, scale):
+    out = _right(q, k, v, causal, scale)
+    return out * 1.01 if wrong_now.is_set() else out
 
 
 def orphan(q, k, v, *, causal, scale):

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnbench.machine.device.instrument import Instrument, Pace
-    from attnbench.worker.expected_values import ExpectedValues
 
 
 class PreparedCase:
@@ -31,7 +30,7 @@ class PreparedCase:
         # Of the last call: what the backend returned, and the gradients.
         self.outputs: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self.pace: Pace | None = None
-        self.expected: ExpectedValues | None = None
+        self.call_s = 0.0  # of the last untimed call
         values = inputs.make(case.problem, procedure.seed, procedure.inputs)
         self.digest = inputs.digest(values)
         self.prepared = scope.prepare(backend, case, instrument.torch_device)
@@ -52,7 +51,7 @@ class PreparedCase:
         return ordered.to(self.instrument.torch_device)
 
     def _timed_call(self) -> Callable[[], object]:
-        """The timed call. It returns its outputs, and keeps those of the last call for `CheckOutput`."""
+        """The timed call. It returns its outputs, and keeps those of the last call, to be checked."""
         import torch
 
         call, qkv = self.prepared.call, self.qkv  # no attribute is looked up in a timed call
@@ -74,6 +73,14 @@ class PreparedCase:
         if self.mode is Mode.BWD:
             self._out = self.forward()
         return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.mode]
+
+    def call_once(self) -> None:
+        """One untimed call, to its end on the device."""
+        self.outputs = None
+        started = time.perf_counter()
+        self.call()
+        self.instrument.synchronize()
+        self.call_s = time.perf_counter() - started
 
     def _gradients(self, out: Tensor | tuple[Tensor, ...], **options: bool) -> tuple[Tensor, ...]:
         """dq, dk, dv. Gradients of the weights of a scope are computed, as in training, and dropped."""

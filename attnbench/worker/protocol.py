@@ -111,7 +111,7 @@ class VerifyCase(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Ve
 
 
 class CheckOutput(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Check"):
-    """Compare the output of the last timed call with the expected values."""
+    """Compare the outputs of timed calls, and of calls after them, with the expected values."""
 
 
 class CaseSettled(Message, frozen=True, kw_only=True, tag="Settled"):

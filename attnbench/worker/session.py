@@ -15,6 +15,7 @@ from attnbench.errors import UnknownNameError
 from attnbench.records.arm import parse_device
 from attnbench.records.result import Status
 from attnbench.worker import expected_values, probes, process, protocol, verification
+from attnbench.worker.output_checks import OutputChecks
 from attnbench.worker.prepared_case import PreparedCase, prepare
 from attnbench.worker.protocol import AnyReply, AnyRequest, RequestFailed, WorkerOpened
 
@@ -33,6 +34,7 @@ class WorkerSession:
         self._backend: Backend | None = None
         self._instrument: Instrument | None = None
         self._case: PreparedCase | None = None
+        self._checks: OutputChecks | None = None  # of a verified case
 
     def answer(self, request: AnyRequest) -> AnyReply:
         """Do what the request says. Raises whatever the backend raises."""
@@ -44,15 +46,18 @@ class WorkerSession:
             case protocol.PrepareCase():
                 return self._prepare(request)
             case protocol.VerifyCase():
-                return verification.verify(self._prepared_case(), request)
+                reply, self._checks = verification.verify(self._prepared_case(), request)
+                return reply
             case protocol.CheckOutput():
-                return verification.check_last_output(self._prepared_case())
+                if self._checks is None:
+                    raise RuntimeError("no case is verified")
+                return verification.check_after_rounds(self._checks)
             case protocol.ProbeCase():
                 return protocol.CaseProbed(figures=probes.run(request.names, self._prepared_case()))
             case protocol.SettleCase():
-                return settle(self._prepared_case())
+                return settle(self._prepared_case(), self._checks)
             case protocol.TimeBlock():
-                return time_block(self._prepared_case())
+                return time_block(self._prepared_case(), self._checks)
             case protocol.MeasureMemory():
                 return measure_memory(self._prepared_case())
             case protocol.MeasureEnergy():
@@ -103,7 +108,7 @@ class WorkerSession:
     def _prepare(self, request: protocol.PrepareCase) -> protocol.CasePrepared | RequestFailed:
         assert self._backend
         assert self._instrument
-        self._case = None
+        self._case = self._checks = None
         kind = self._instrument.torch_device.partition(":")[0]
         if objections := self._backend.objections(request.case, kind, self._instrument.capability):
             return RequestFailed(status=Status.UNSUPPORTED, reason="; ".join(objections))
@@ -122,7 +127,7 @@ class WorkerSession:
 
     def _release(self) -> protocol.CaseReleased:
         assert self._instrument
-        self._case = None
+        self._case = self._checks = None
         self._instrument.release()
         return protocol.CaseReleased()
 
@@ -152,17 +157,22 @@ def _compute_expected(request: protocol.ComputeExpected) -> protocol.ExpectedCom
     return protocol.ExpectedComputed(share=expected.share, seconds=expected.seconds)
 
 
-def settle(case: PreparedCase) -> protocol.CaseSettled:
+def settle(case: PreparedCase, checks: OutputChecks | None) -> protocol.CaseSettled:
     """Call until the time is steady, and keep the pace of the blocks."""
     case.pace = case.instrument.settle(case.call, case.procedure)
+    if checks:
+        checks.check_settled(case.pace)
     return protocol.CaseSettled(call_s=case.pace.call_s, settled=case.pace.settled, seconds=case.pace.settle_s)
 
 
-def time_block(case: PreparedCase) -> protocol.BlockTimed:
-    """Time one block, on negated inputs."""
+def time_block(case: PreparedCase, checks: OutputChecks | None) -> protocol.BlockTimed:
+    """Time one block, on negated inputs; then check the outputs of its last call."""
     assert case.pace
     case.negate()
-    return protocol.BlockTimed(**asdict(case.instrument.block(case.call, case.pace, case.procedure)))
+    block = case.instrument.block(case.call, case.pace, case.procedure)
+    if checks:
+        checks.check_block(block)
+    return protocol.BlockTimed(**asdict(block))
 
 
 def measure_memory(case: PreparedCase) -> protocol.MemoryMeasured:

@@ -5,15 +5,16 @@ elements, aliased or changed inputs, threads left spinning.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import asdict, replace
 
 from attnbench.attention import inputs
 from attnbench.records.result import Status
-from attnbench.worker import correctness, expected_values
+from attnbench.worker import expected_values
 from attnbench.worker.correctness import OutputVerdict
-from attnbench.worker.expected_values import ExpectedValues
+from attnbench.worker.output_checks import OutputChecks, judge_outputs
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.protocol import CaseVerified, RequestFailed, VerifyCase
 
@@ -21,53 +22,60 @@ POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturbs the other arms
 
 
-def verify(case: PreparedCase, request: VerifyCase) -> CaseVerified | RequestFailed:
-    """Judge three calls: peaked inputs, the procedure's inputs, and these negated; with `brief`, only the second."""
+def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
+    """Judge three calls: peaked inputs, the procedure's inputs, and these negated; with `brief`, only the second.
+
+    The checks go on after the verification, if that got as far as the procedure's inputs.
+    """
     if request.peaked_directory:
         case.fill("peaked")
-        judgement = _judge_call(case, expected_values.load(Path(request.peaked_directory)))
+        peaked = expected_values.load(Path(request.peaked_directory))
+        judgement = _judge_call(case, lambda: judge_outputs(case, peaked))
         if not judgement.ok:
-            return _verdict(judgement, "peaked inputs: ")
+            return _verdict(judgement, "peaked inputs: "), None
         case.fill(case.procedure.inputs)
-    case.expected = expected_values.load(Path(request.directory))
-    if case.expected.digest != case.digest:
-        digests = f"{case.digest} here, {case.expected.digest} for the reference"
-        return RequestFailed(status=Status.ERROR, reason=f"inputs differ from those of the reference: digest {digests}")
-    judgement = _judge_call(case, case.expected)
-    if not judgement.ok or request.brief:
-        return _verdict(judgement)
+    expected = expected_values.load(Path(request.directory))
+    if expected.digest != case.digest:
+        digests = f"{case.digest} here, {expected.digest} for the reference"
+        reason = f"inputs differ from those of the reference: digest {digests}"
+        return RequestFailed(status=Status.ERROR, reason=reason), None
+    checks = OutputChecks(case, expected)
+    judgement = _judge_call(case, checks.judge)
+    if judgement.ok and not request.brief:
+        return _verify_further(case, checks, judgement), checks
+    return _verdict(judgement), checks
+
+
+def _verify_further(case: PreparedCase, checks: OutputChecks, judgement: OutputVerdict) -> CaseVerified | RequestFailed:
+    """Look for faults that the right output of one call can hide."""
     if misuse := _misused_inputs(case):
         return _verdict(replace(judgement, ok=False, reason=misuse))
     case.negate()
-    negated = _judge_call(case, case.expected)
+    negated = _judge_call(case, checks.judge)
     if not negated.ok:
         return _verdict(negated, "second call, with negated inputs: ")
+    checks.check_after_verification()
+    if checks.wrong:
+        return _verdict(checks.wrong)
     case.outputs = None
     if spinning := _spinning_threads():
         return RequestFailed(status=Status.ERROR, reason=spinning)
     return _verdict(judgement)
 
 
-def check_last_output(case: PreparedCase) -> CaseVerified:
-    """Judge the output of the last timed call."""
-    assert case.expected
-    return _verdict(_judge_outputs(case, case.expected), "last timed call: ")
+def check_after_rounds(checks: OutputChecks) -> CaseVerified:
+    """Judge the last timed call, and check further calls; an earlier timed call that was wrong counts as well."""
+    judgement = checks.wrong or checks.judge()
+    if not judgement.ok:
+        return _verdict(judgement, "" if checks.wrong else "last timed call: ")
+    checks.check_after_rounds()
+    return _verdict(checks.wrong or judgement)
 
 
-def _judge_call(case: PreparedCase, expected: ExpectedValues) -> OutputVerdict:
+def _judge_call(case: PreparedCase, judge: Callable[[], OutputVerdict]) -> OutputVerdict:
     _poison_freed_memory(case)
-    case.call()
-    case.instrument.synchronize()
-    return _judge_outputs(case, expected)
-
-
-def _judge_outputs(case: PreparedCase, expected: ExpectedValues) -> OutputVerdict:
-    outputs = case.named_outputs()
-    for name, tensor in outputs.items():
-        if tensor.device.type != case.q.device.type:
-            reason = f"{name} is on {tensor.device}, the inputs are on {case.q.device}"
-            return OutputVerdict(ok=False, reason=reason)
-    return correctness.judge(expected, outputs, case.sign, case.backend.error_factor)
+    case.call_once()
+    return judge()
 
 
 def _verdict(judgement: OutputVerdict, prefix: str = "") -> CaseVerified:

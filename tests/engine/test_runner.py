@@ -132,7 +132,7 @@ def test_a_plugin_whose_import_fails_is_an_error_of_all_its_cases(results: Resul
 
 def test_a_kernel_that_goes_wrong_while_it_is_timed_is_incorrect(results: Results) -> None:
     assert results["wrong_later"].status is Status.INCORRECT
-    assert results["wrong_later"].reason.startswith("last timed call: ")
+    assert results["wrong_later"].reason.startswith("call before the rounds: ")
     assert not results["wrong_later"].samples
 
 

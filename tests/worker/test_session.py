@@ -1,11 +1,17 @@
-"""Requests to a session in this process, without a device."""
+"""Requests to a session in this process: without a device, and with a CPU and kernels of tests/misbehaving.py."""
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from attnbench.records.result import Status
-from attnbench.worker import protocol
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.case import Case
+from attnbench.records.result import Procedure, Status
+from attnbench.worker import output_checks, protocol
 from attnbench.worker.session import WorkerSession, request_failed
 
 
@@ -40,3 +46,81 @@ def test_a_request_about_a_case_needs_a_prepared_case() -> None:
 def test_out_of_memory_is_distinguished_from_an_error(error: Exception, status: Status) -> None:
     reply = request_failed(error, "prepare")
     assert (reply.status, reply.reason.partition(":")[0]) == (status, "prepare")
+
+
+class Driver:
+    """A session with a kernel of tests/misbehaving.py, driven as the engine drives a worker."""
+
+    def __init__(self, function: str, folder: Path, **fields: Any) -> None:
+        backend = f"{Path(__file__).parents[1] / 'misbehaving.py'}:{function}"
+        problem = Problem(**{"seq_q": 16, "heads": 2, "head_dim": 16, **fields})
+        self.case, self.procedure = Case(problem=problem, backend=backend), Procedure(block_s=1e-3)
+        self.folder, self.session = folder, WorkerSession()
+        self.opened = self.session.answer(protocol.OpenWorker(backend=backend, device="cpu:threads=1"))
+
+    def verify(self, brief: bool = False) -> protocol.CaseVerified:
+        inputs = {"normal": self.folder / "normal", "peaked": self.folder / "peaked"}
+        for name, directory in inputs.items():
+            request = protocol.ComputeExpected(
+                problem=self.case.problem, mode=Mode.FWD, seed=0, inputs=name, directory=str(directory), budget_s=1
+            )
+            WorkerSession().answer(request)
+        self.prepared = self.session.answer(protocol.PrepareCase(case=self.case, procedure=self.procedure))
+        peaked = "" if brief else str(inputs["peaked"])
+        request = protocol.VerifyCase(directory=str(inputs["normal"]), peaked_directory=peaked, brief=brief)
+        return self.checked(request)
+
+    def time(self, blocks: int = 5) -> protocol.CaseVerified:
+        self.session.answer(protocol.SettleCase())
+        for _ in range(blocks):
+            assert isinstance(self.session.answer(protocol.TimeBlock()), protocol.BlockTimed)
+        return self.checked(protocol.CheckOutput())
+
+    def checked(self, request: protocol.VerifyCase | protocol.CheckOutput) -> protocol.CaseVerified:
+        reply = self.session.answer(request)
+        assert isinstance(reply, protocol.CaseVerified), reply
+        return reply
+
+
+@pytest.mark.parametrize("phase", range(8))
+def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(phase: int, tmp_path: Path) -> None:
+    from tests import misbehaving
+
+    driver = Driver("wrong_in_eighth", tmp_path)
+    misbehaving._calls = itertools.count(phase)
+    reply = driver.verify(brief=True)
+    if reply.ok:
+        reply = driver.time()
+    assert not reply.ok
+    assert "error" in reply.reason
+    assert reply.errors["out"]["max_abs"]
+
+
+def test_a_kernel_that_is_wrong_in_one_call_of_eight_at_random_is_found(tmp_path: Path) -> None:
+    driver = Driver("wrong_at_random", tmp_path)
+    reply = driver.verify(brief=True)
+    assert not (reply.ok and driver.time(blocks=100).ok)  # a miss has a probability of 1e-6
+
+
+def test_a_wrong_output_of_one_block_is_found_though_all_later_ones_are_right(tmp_path: Path) -> None:
+    from tests import misbehaving
+
+    driver = Driver("wrong_while_set", tmp_path)
+    assert driver.verify().ok
+    driver.session.answer(protocol.SettleCase())
+    misbehaving.wrong_now.set()
+    driver.session.answer(protocol.TimeBlock())
+    misbehaving.wrong_now.clear()
+    driver.session.answer(protocol.TimeBlock())
+    reply = driver.checked(protocol.CheckOutput())
+    assert (reply.ok, reply.reason.partition(": ")[0]) == (False, "timed call")
+
+
+@pytest.mark.parametrize("function", ["right", "rounds_differently"])
+def test_right_kernels_pass_the_checks_of_further_calls(function: str, tmp_path: Path) -> None:
+    driver = Driver(function, tmp_path, seq_q=13, dtype="fp32")
+    assert driver.verify().ok
+    assert driver.time().ok
+    checks = driver.session._checks
+    assert checks
+    assert checks.calls >= output_checks.MIN_IN_A_ROW
