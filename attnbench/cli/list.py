@@ -42,16 +42,28 @@ def backends(json_: options.Json = False) -> None:
 
 @app.command()
 def suites(json_: options.Json = False) -> None:
-    """List every shipped suite, its number of cells, and the source of its shapes."""
+    """List every shipped suite, its problems and cases, and whether it was compared with its source.
+
+    A case is a problem on one backend; a suite that names no backends has as many as the command chooses.
+    """
     from attnbench import suite
     from attnbench.attention.problem import Dtype
+    from attnbench.suite import sources
 
     records = []
     for name in suite.shipped():
         loaded = suite.load(name)
-        cells = {kind: sum(1 for _ in suite.expand(loaded, kind=kind, dtype=Dtype.FP32)) for kind in ("cpu", "cuda")}
-        count = "/".join(str(number) for number in dict.fromkeys(cells.values()))
-        records.append({"suite": name, "cells": count, "title": loaded.title, "source": loaded.source})
+        cells = [list(suite.expand(loaded, kind=kind, dtype=Dtype.FP32)) for kind in ("cpu", "cuda")]
+        records.append(
+            {
+                "suite": name,
+                "problems": "/".join(dict.fromkeys(str(len(of_kind)) for of_kind in cells)),
+                "cases": "/".join(dict.fromkeys(str(suite.count_cases(of_kind) or "-") for of_kind in cells)),
+                "title": loaded.title,
+                "compared": sources.summarise(loaded.tables),
+                "source": loaded.source,
+            }
+        )
     _print(records, json_)
 
 

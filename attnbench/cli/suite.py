@@ -17,23 +17,26 @@ app.command("list")(list_.suites)
 
 @app.command()
 def show(name: Which) -> None:
-    """Print title, source, and every problem of each kind of device."""
+    """Print title, source, the files that it was compared with, and every problem of each kind of device."""
     from attnbench import suite
     from attnbench.attention.problem import Dtype
     from attnbench.records.case import problem_label
-    from attnbench.suite import Impossible
+    from attnbench.suite import Impossible, sources
 
     loaded = suite.load(name)
     print(f"{loaded.name}: {loaded.title}\nsource: {loaded.source or 'none'}")
+    for line in sources.describe(loaded.tables):
+        print(line)
     for kind, dtype in (("cpu", Dtype.FP32), ("cuda", Dtype.BF16)):
         cells = list(suite.expand(loaded, kind=kind, dtype=dtype))
-        print(f"\n{kind}: {len(cells)} problems")
+        cases = suite.count_cases(cells)
+        print(f"\n{kind}: {len(cells)} problems" + (f", {cases} cases" if cases else ""))
         for cell in cells:
             if isinstance(cell, Impossible):
                 print(f"  impossible: {cell.text}: {cell.reason}")
                 continue
             table = loaded.tables[cell.table]
-            notes = [table.name, ", ".join(cell.backends), "not compared with the source yet" if table.check else ""]
+            notes = [table.name, ", ".join(cell.backends)]
             print(f"  {problem_label(cell.problem, cell.mode)}  {'; '.join(filter(None, notes))}".rstrip())
 
 

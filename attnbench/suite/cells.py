@@ -33,7 +33,8 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     on: str = ""  # the kind of device that the table is for; empty: any
     name: str = ""
     source: str = ""
-    check: bool = False  # the shapes have not been compared with the source yet
+    checked: tuple[str, ...] = ()  # links to the files, at a commit, that the shapes were compared with
+    unchecked: str = ""  # why they were not
 
     def integers(self, name: str) -> tuple[int, ...]:
         """The values of an axis of integers; empty where it is not given."""
@@ -74,6 +75,12 @@ def expand(suite: Suite, *, kind: str, dtype: Dtype, shard: str = "") -> Iterato
     """
     selected = _shard(shard)
     return (cell for count, cell in enumerate(_distinct(suite, kind, dtype)) if selected(count))
+
+
+def count_cases(cells: Iterable[Cell | Impossible]) -> int:
+    """The number of problems times backends; 0 unless every problem names its backends."""
+    counts = [len(cell.backends) for cell in cells if isinstance(cell, Cell)]
+    return sum(counts) if all(counts) else 0
 
 
 def parse_shrink(text: str) -> float:

@@ -17,6 +17,7 @@ from attnbench.suite.cells import ProblemTable, Suite, check
 from attnbench.suite.filters import Filter, axis_keys, make_filter
 from attnbench.suite.keys import AXES, Numbers, Words, read_flags
 from attnbench.suite.readers import words
+from attnbench.suite.sources import Comparison, read_comparison
 from attnbench.units import parse_seconds
 
 KINDS = ("cpu", "cuda")
@@ -28,7 +29,9 @@ _TABLE_KEYS = (
     ("on", str, ""),
     ("name", str, ""),
     ("source", str, ""),
-    ("check", bool, False),
+    ("checked", Words | UnsetType, UNSET),
+    ("unchecked", str, ""),
+    ("check", bool, False),  # read as `unchecked` without a reason
 )
 
 
@@ -37,6 +40,8 @@ class SuiteKeys(Record, frozen=True, kw_only=True):
 
     title: str = ""
     source: str = ""
+    checked: str | tuple[str, ...] | UnsetType = UNSET
+    unchecked: str = ""
     extends: str = ""
     budget: float | str = ""
     gate: dict[str, Any] = {}
@@ -133,7 +138,10 @@ def _load(path: Path, chain: tuple[Path, ...]) -> Suite:
     with _as_suite_error():
         if written.budget:
             parse_seconds(str(written.budget), f"{place}: budget")
-    tables = [_table(table, f"{place}: problem[{index}]") for index, table in enumerate(raw.get("problem", ()))]
+        comparison = read_comparison(raw, f"{place}: ")
+    tables = [
+        _table(table, f"{place}: problem[{index}]", comparison) for index, table in enumerate(raw.get("problem", ()))
+    ]
     if not (*parent.tables, *tables):
         raise SuiteError(f"{place}: no [[problem]]: nothing to measure")
     return Suite(
@@ -192,14 +200,16 @@ def _refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place
             raise SuiteError(str(unknown))
 
 
-def _table(raw: dict[str, Any], place: str) -> ProblemTable:
+def _table(raw: dict[str, Any], place: str, of_file: Comparison) -> ProblemTable:
     excluded = raw.get("exclude", ())
     with _as_suite_error():
+        own = read_comparison(raw, f"{place}.")
         table = ProblemTable(
             axes={key: AXES[key].read(value, f"{place}.{key}") for key, value in raw.items() if key in AXES},
             backend=words(raw["backend"], f"{place}.backend") if "backend" in raw else (),
             exclude=tuple(_conditions(entry, f"{place}.exclude[{index}]") for index, entry in enumerate(excluded)),
-            **{key: raw[key] for key in ("on", "name", "source", "check") if key in raw},
+            **{key: raw[key] for key in ("on", "name", "source") if key in raw},
+            **(own if any(own.values()) else of_file),
         )
         if table.on not in ("", *KINDS):
             raise UnknownNameError("kind of device", table.on, KINDS, where=f"{place}.on")
