@@ -17,7 +17,7 @@ from attnbench.suite.cells import ProblemTable, Suite, check
 from attnbench.suite.filters import Filter, axis_keys, make_filter
 from attnbench.suite.keys import AXES, Numbers, Words, read_flags
 from attnbench.suite.readers import words
-from attnbench.suite.sources import Comparison, read_comparison
+from attnbench.suite.sources import SourceCheck, read_comparison
 from attnbench.units import parse_seconds
 
 KINDS = ("cpu", "cuda")
@@ -200,7 +200,7 @@ def _refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place
             raise SuiteError(str(unknown))
 
 
-def _table(raw: dict[str, Any], place: str, of_file: Comparison) -> ProblemTable:
+def _table(raw: dict[str, Any], place: str, of_file: SourceCheck) -> ProblemTable:
     excluded = raw.get("exclude", ())
     with _as_suite_error():
         own = read_comparison(raw, f"{place}.")

@@ -14,14 +14,14 @@ UNREAD = "no reason is given"
 _LINK = re.compile(r"https://\S+/[0-9a-f]{40}/\S+")
 
 
-class Comparison(TypedDict):
+class SourceCheck(TypedDict):
     """The fields of a table that say what its shapes were compared with; at most one of them is not empty."""
 
     checked: tuple[str, ...]
     unchecked: str
 
 
-def read_comparison(raw: Mapping[str, object], place: str) -> Comparison:
+def read_comparison(raw: Mapping[str, object], place: str) -> SourceCheck:
     """The comparison that a file or a table states. Raises UsageError if a link has no commit."""
     links = words(raw["checked"], f"{place}checked") if "checked" in raw else ()
     for link in links:
