@@ -97,12 +97,14 @@ def from_config(
         raise SuiteError(f"{config}: not JSON: {error}") from error
     if not isinstance(read, dict):
         raise SuiteError(f"{config}: not the config of a model: a {type(read).__name__} where fields were expected")
-    text = models.suite_of(read, source or config.name)
+    made = models.suite_of(read, source or config.name)
+    for note in made.notes:
+        print(f"attnbench: note: {note}", file=sys.stderr)
     if out is None:
-        print(text, end="")
+        print(made.text, end="")
         return
     try:
-        out.write_text(text, encoding="utf-8")
+        out.write_text(made.text, encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error.strerror}") from error
     print(out)
