@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping
 
+from attnbench import units
 from attnbench.errors import SuiteError
 
 # Spellings of one field, of which a config has at most one.
 HEADS = (
     "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", "encoder_attention_heads",
 )  # fmt: skip
-KV_HEADS = (
-    "num_key_value_heads", "n_kv_heads", "num_kv_heads", "kv_n_heads")
+KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "kv_n_heads")
 WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "n_embed", "emb_dim", "embed_dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LENGTH = (
@@ -24,7 +24,7 @@ _RELEVANT = re.compile(
     r".*(sliding|window|alibi|sinks?$|attn_logit|query_pre_attn|relative_attention|position_bias|softmax_scale"
     r"|scale_attn|attn_scale|attention_multiplier|key_multiplier|attn_temperature|cross_attention|bidirectional"
     r"|is_causal|index_topk|sparse_attention|sparse_attn|global_attn|local_attention|block_types|layers_block_type"
-    r"|hybrid).*|layer_types|is_decoder|multi_query|attention_chunk_size|attention_types?|attn_types?|(kv|q)_lora_rank"
+    r"|hybrid|per_layer_config).*|layer_types|is_decoder|multi_query|attention_chunk_size|attention_types?|attn_types?|(kv|q)_lora_rank"
     r"|(num_)?global_(key_value_heads|head_dim)|prefix_lm"
     + "".join(rf"|{name}" for name in (*KV_HEADS, "head_dim"))
 )  # fmt: skip
@@ -58,7 +58,7 @@ class Fields:
         value = self.get(*names)
         if value is None or value is False:
             return 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= units.MAX_INTEGER:
             name = next((name for name in names if name in self.values), names[0])
             raise SuiteError(f"config.json: {self.place}{name}: {value!r} is no count")
         return value
@@ -95,6 +95,12 @@ class Fields:
             raise self.error(name, "is no list")
         return value or None
 
+    def note(self, text: str) -> None:
+        """Report something about this part, once."""
+        line = f"{self.place.removesuffix('.') or 'config.json'}: {text}"
+        if line not in self.notes:
+            self.notes.append(line)
+
     def error(self, name: str, text: str) -> SuiteError:
         """An error that names the field and its value."""
         return SuiteError(f"config.json: {self.place}{name}={self.values.get(name)!r} {text}")
@@ -104,23 +110,23 @@ class Fields:
         value = self.get("torch_dtype", "dtype")
         name = str(value).removeprefix("torch.")
         if value is not None and name not in DTYPES:
-            self.notes.append(f"{self.place}dtype={value!r} is not interpreted: the tables have no dtype")
+            self.note(f"dtype={value!r} is not interpreted: the tables have no dtype")
         return {"dtype": DTYPES[name]} if name in DTYPES else {}
 
     def skip(self, *names: str) -> None:
         """Mark fields as read that have no effect in this model."""
         self._read.update(names)
 
-    def remarks(self, type_name: str) -> list[str]:
-        """The notes, the defaults that were used, and the relevant fields that were not."""
-        notes = list(self.notes)
+    def add_remarks(self, type_name: str) -> None:
+        """Note the defaults that were used, and the relevant fields that were not."""
         used = {name: value for name, value in self._from_defaults.items() if not isinstance(value, bool)}
         if used:
             listed = ", ".join(f"{name}={value}" for name, value in used.items())
-            notes.append(f"{self.place or 'config.json: '}{listed}: not in the file, the defaults of {type_name!r}")
+            self.note(f"not in the file, so the defaults of {type_name!r}: {listed}")
         for name, value in self.values.items():
             unread = name not in self._read and name not in _NO_EFFECT and _RELEVANT.fullmatch(name)
             if unread and value not in (None, False, 0, [], {}, ""):
                 shown = repr(value) if len(repr(value)) < 60 else "..."
-                notes.append(f"{self.place}{name}={shown} is not interpreted for model_type {type_name!r}")
-        return notes
+                self.note(f"{name}={shown} is not interpreted for model_type {type_name!r}")
+        if "auto_map" in self.values:
+            self.note(f"auto_map names code beside the weights; the tables follow {type_name!r} in transformers")

@@ -1,6 +1,6 @@
 """The kinds of layers of a model: full, with a window, in chunks, with cross-attention, or without attention."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
 
 from attnbench.errors import SuiteError
@@ -16,18 +16,19 @@ class Layer(StrEnum):
     CHUNKED = "chunks"
     CROSS = "cross-attention"
     NONE = "no attention"
+    UNKNOWN = "unknown"
 
 
 # Names of layers in published configs. `hybrid`: attention beside a recurrent layer.
 _NAMES = {
-    Layer.FULL: ("full_attention", "attention", "global", "full", "hybrid", "*", "G"),
+    Layer.FULL: ("full_attention", "attention", "global", "full", "hybrid", "*", "G", "1"),
     Layer.SLIDING: ("sliding_attention", "sliding_window", "local", "L"),
     Layer.CHUNKED: ("chunked_attention",),
     Layer.CROSS: ("cross_attention",),
-    Layer.NONE: ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "moe", "mlp", "M", "E", "-"),
+    Layer.NONE: ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "moe", "mlp", "M", "E", "-", "0"),
 }
 LAYER_OF = {name: layer for layer, names in _NAMES.items() for name in names}
-_LISTS = ("layer_types", "layers_block_type")
+_LISTS = ("layer_types", "layers_block_type", "attn_type_list")
 
 
 def window(fields: Fields) -> int:
@@ -41,33 +42,58 @@ def window(fields: Fields) -> int:
 def layers_of(fields: Fields, model_type: ModelType) -> list[Layer]:
     """Each kind of attention layer once; the layers without attention become a note."""
     names = next((items for name in _LISTS if (items := fields.items(name))), None)
-    fields.skip(*LAYERS, model_type.layers_field, "attn_layer_offset", "attn_layer_period", "max_window_layers")
+    fields.skip(*LAYERS, model_type.layers_field, "max_window_layers", "hybrid_layer_ids")
     if names is None:
-        names = list(_RULES[model_type.layers](fields, model_type))
-    layers = [_layer(fields, str(name)) for name in names]
+        names = list(_names(fields, model_type))
+    layers = [LAYER_OF.get(str(name), Layer.UNKNOWN) for name in names]
     if Layer.SLIDING in layers and not window(fields):
         layers = [Layer.FULL if layer is Layer.SLIDING else layer for layer in layers]
-    for layer, text in ((Layer.NONE, "have no attention"), (Layer.CROSS, "have cross-attention, which is not written")):
+    unknown = sorted({str(name) for name in names if str(name) not in LAYER_OF})
+    for layer, text in (
+        (Layer.NONE, "have no attention"),
+        (Layer.CROSS, "have cross-attention: not written"),
+        (Layer.UNKNOWN, f"are of an unknown type ({', '.join(map(repr, unknown))}): not written"),
+    ):
         if places := [index for index, other in enumerate(layers) if other is layer]:
-            fields.notes.append(f"{fields.place or 'config.json: '}layers {_ranges(places)} of {len(layers)} {text}")
-    attention = [layer for layer in dict.fromkeys(layers) if layer not in (Layer.NONE, Layer.CROSS)]
+            fields.note(f"layers {_ranges(places)} of {len(layers)} {text}")
+    attention: list[Layer] = [
+        layer for layer in dict.fromkeys(layers) if layer in (Layer.FULL, Layer.SLIDING, Layer.CHUNKED)
+    ]
     if not attention:
-        raise SuiteError(f"config.json: {fields.place or 'the model '}has no layer with attention")
+        raise SuiteError("; ".join(fields.notes) or "config.json has no layer with attention")
     return attention
 
 
-def _layer(fields: Fields, name: str) -> Layer:
-    if name not in LAYER_OF:
-        raise SuiteError(f"config.json: {fields.place}layer type {name!r} is unknown; there are {', '.join(LAYER_OF)}")
-    return LAYER_OF[name]
-
-
-def _same(fields: Fields, model_type: ModelType) -> Iterable[str]:
-    return ["full_attention"]
-
-
-def _windowed(fields: Fields, model_type: ModelType) -> Iterable[str]:
-    return ["sliding_attention"]
+def _names(fields: Fields, model_type: ModelType) -> Iterable[str]:
+    """The names of the layers by the rule of the model type; one of each kind where their number does not matter."""
+    match model_type.layers:
+        case LayerRule.SAME:
+            return ["full_attention"]
+        case LayerRule.WINDOW:
+            return ["sliding_attention"]
+        case LayerRule.PERIOD | LayerRule.PERIOD_FIRST:
+            return _periodic(fields, model_type)
+        case LayerRule.MAX_WINDOW_LAYERS:
+            return _from_index(fields)
+        case LayerRule.NAMED:
+            fields.needed(*_LISTS)
+        case LayerRule.NAMED_IF_WINDOW:
+            if window(fields):
+                fields.needed(*_LISTS)
+            return ["full_attention"]
+        case LayerRule.OFFSET:
+            return _offset(fields)
+        case LayerRule.INDEXES:
+            return _indexes(fields, model_type)
+        case LayerRule.CROSS:
+            return _cross(fields)
+        case LayerRule.LETTERS:
+            return _letters(fields)
+        case LayerRule.REPEATED:
+            return _repeated(fields)
+        case LayerRule.CYCLE:
+            return _cycle(fields)
+    return []
 
 
 def _periodic(fields: Fields, model_type: ModelType) -> Iterable[str]:
@@ -88,23 +114,14 @@ def _periodic(fields: Fields, model_type: ModelType) -> Iterable[str]:
     return ["full_attention" if index % size == full else model_type.other for index in range(count)]
 
 
-def _from_index(fields: Fields, model_type: ModelType) -> Iterable[str]:
+def _from_index(fields: Fields) -> Iterable[str]:
     if not window(fields):
         return ["full_attention"]
     first = fields.count("max_window_layers")
     return ["sliding_attention" if index >= first else "full_attention" for index in range(fields.needed(*LAYERS))]
 
 
-def _named(fields: Fields, model_type: ModelType) -> Iterable[str]:
-    fields.needed(*_LISTS)
-    return []
-
-
-def _named_if_window(fields: Fields, model_type: ModelType) -> Iterable[str]:
-    return _named(fields, model_type) if window(fields) else ["full_attention"]
-
-
-def _offset(fields: Fields, model_type: ModelType) -> Iterable[str]:
+def _offset(fields: Fields) -> Iterable[str]:
     period, offset = fields.needed("attn_layer_period"), fields.count("attn_layer_offset")
     count = fields.count(*LAYERS) or period
     return ["full_attention" if index % period == offset else "linear_attention" for index in range(count)]
@@ -123,20 +140,20 @@ def _indexes(fields: Fields, model_type: ModelType) -> Iterable[str]:
     return ["full_attention" if index in places else model_type.other for index in range(count)]
 
 
-def _cross(fields: Fields, model_type: ModelType) -> Iterable[str]:
+def _cross(fields: Fields) -> Iterable[str]:
     places = fields.items("cross_attention_layers") or []
     count = fields.count(*LAYERS) or max((index for index in places if isinstance(index, int)), default=0) + 2
     return ["cross_attention" if index in places else "full_attention" for index in range(count)]
 
 
-def _letters(fields: Fields, model_type: ModelType) -> Iterable[str]:
+def _letters(fields: Fields) -> Iterable[str]:
     letters = fields.get("hybrid_override_pattern")
     if not isinstance(letters, str) or not letters:
         raise SuiteError(f"config.json has no {fields.place}hybrid_override_pattern (nor {', '.join(_LISTS)})")
     return letters
 
 
-def _repeated(fields: Fields, model_type: ModelType) -> Iterable[str]:
+def _repeated(fields: Fields) -> Iterable[str]:
     """GPT-Neo: [[["global", "local"], 12]]."""
     names: list[str] = []
     for item in fields.items("attention_types") or [[["global", "local"], 1]]:
@@ -146,28 +163,11 @@ def _repeated(fields: Fields, model_type: ModelType) -> Iterable[str]:
     return names
 
 
-def _cycle(fields: Fields, model_type: ModelType) -> Iterable[str]:
+def _cycle(fields: Fields) -> Iterable[str]:
     blocks = [str(block) for block in fields.items("block_types") or ()]
     count = fields.count(*LAYERS) or len(blocks)
     names = [blocks[index % len(blocks)] for index in range(count)]
     return ["sliding_attention" if name == "attention" else name for name in names]
-
-
-_RULES: dict[LayerRule, Callable[[Fields, ModelType], Iterable[str]]] = {
-    LayerRule.SAME: _same,
-    LayerRule.WINDOW: _windowed,
-    LayerRule.PERIOD: _periodic,
-    LayerRule.PERIOD_FIRST: _periodic,
-    LayerRule.MAX_WINDOW_LAYERS: _from_index,
-    LayerRule.NAMED: _named,
-    LayerRule.NAMED_IF_WINDOW: _named_if_window,
-    LayerRule.OFFSET: _offset,
-    LayerRule.INDEXES: _indexes,
-    LayerRule.CROSS: _cross,
-    LayerRule.LETTERS: _letters,
-    LayerRule.REPEATED: _repeated,
-    LayerRule.CYCLE: _cycle,
-}
 
 
 def _ranges(places: list[int]) -> str:

@@ -1,15 +1,20 @@
 """The parts of a config: one for a language model, several for a multimodal one, nested to any depth."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from attnbench.suite.models import types
-from attnbench.suite.models.fields import HEADS, WIDTH
+from attnbench.suite.models.fields import HEADS
 from attnbench.suite.models.types import Kind, ModelType
 
 # Nested tables that are settings, not models.
-_SETTINGS = frozenset({"attn_config", "ffn_config", "linear_attn_config", "quantization_config", "generation_config"})
+_SETTINGS = frozenset({
+    "attn_config", "ffn_config", "linear_attn_config", "quantization_config", "generation_config", "compression_config",
+    "projector_config", "vq_config",
+})  # fmt: skip
 _NAMES = ("encoder", "decoder", "question_encoder", "generator")  # parts whose names do not end in `_config`
+_MODALITY = re.compile(r"(text|llm|language|vision|image|video|audio|speech)_")
 _DTYPE = ("torch_dtype", "dtype")
 
 
@@ -48,7 +53,7 @@ def parts_of(
         yield Part(place, model_type.text, values)
     for name, value in nested.items():
         nested_type = _nested_type(name, value, type_name, model_type)
-        if nested_type or any(field in value for field in (*HEADS, *WIDTH)) or place + name in _NAMES:
+        if nested_type or name in _NAMES or _MODALITY.match(name) or any(field in value for field in HEADS):
             whole = model_type is not None and model_type.bidirectional_prompt
             yield from parts_of(value, nested_type, f"{place}{name}.", dtype, prompt=whole)
 

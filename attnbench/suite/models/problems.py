@@ -3,24 +3,26 @@
 import itertools
 from collections.abc import Iterator
 
+from attnbench import units
 from attnbench.errors import SuiteError
-from attnbench.suite.models.fields import HEADS, LENGTH, WIDTH, Fields
+from attnbench.suite.models.fields import HEADS, LENGTH, Fields
 from attnbench.suite.models.layers import Layer, layers_of, window
-from attnbench.suite.models.shapes import Table, absorbed, shape, t5
+from attnbench.suite.models.shapes import Table, absorbed, shape, t5, width_per_head
 from attnbench.suite.models.types import Kind, ModelType
 
 MAX_LENGTH = 32768  # tokens of a prompt
 MIN_LENGTH = 128
+MAX_SIDE = 1 << 16  # pixels
 
 
-def tables_of(fields: Fields, model_type: ModelType) -> list[Table]:
+def tables_of(fields: Fields, model_type: ModelType, type_name: str) -> list[Table]:
     """The tables of a part. Raises SuiteError if they cannot be derived."""
     if model_type.reason:
-        raise SuiteError(model_type.reason)
+        raise SuiteError(f"config.json: {fields.place}model_type={type_name!r}: {model_type.reason}")
     if model_type.note:
-        fields.notes.append(f"{fields.place or 'config.json: '}{model_type.note}")
+        fields.note(model_type.note)
     if fields.flag("add_cross_attention"):
-        fields.notes.append(f"{fields.place or 'config.json: '}its cross-attention to another model is not written")
+        fields.note("add_cross_attention=true: its cross-attention to another model is not written")
     if model_type.kind is Kind.IMAGES:
         return [_images(fields, model_type)]
     if model_type.kind is Kind.SEQ2SEQ:
@@ -48,7 +50,7 @@ def _decoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
         ending = f", {layer}" if len(layers) > 1 else ""
         prefills, mask, seen = _causal(fields, layer, longest)
         if model_type.bidirectional_prompt:
-            prefills = [(_range(longest), "none")]
+            prefills = [(_range(longest), "none")] if layer is layers[0] else []
         for lengths, prefill_mask in prefills:
             yield {"name": f"prefill{ending}", "seq": lengths, **keys, "mask": prefill_mask}
         yield {"name": f"decode{ending}", "seq_q": 1, "seq_kv": _range(seen), **keys, "mask": mask}
@@ -95,32 +97,35 @@ def _images(fields: Fields, model_type: ModelType) -> Table:
     patches = 1
     for image, patch in zip(_sides(fields, "image_size"), _sides(fields, "patch_size"), strict=True):
         patches *= image // patch
+    if not patches:
+        raise fields.error("patch_size", "is larger than the image")
     extra = model_type.extra_tokens + fields.count("num_register_tokens") + fields.count("num_detection_tokens")
     return {"name": "images", "seq": patches + extra, **shape(fields, model_type), "mask": "none"}
 
 
-def _sides(fields: Fields, name: str) -> tuple[int, int]:
+def _sides(fields: Fields, name: str) -> list[int]:
+    """Height and width of an image or a patch."""
     value = fields.get(name)
-    sides = value if isinstance(value, list) else [value, value]
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise fields.error(name, "is no size")
-    return sides[0], sides[1]
+    sides = [side for side in (value if isinstance(value, list) else [value, value]) if isinstance(side, int)]
+    if len(sides) != 2 or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
+        raise fields.error(name, "is no size in pixels")
+    return sides
 
 
 def _seq2seq(fields: Fields, model_type: ModelType) -> Iterator[Table]:
     """The self-attention of an encoder and of a decoder, and the cross-attention between them."""
     dtype = fields.dtype()
     sides = {side: {**_side(fields, side), **dtype} for side in ("encoder", "decoder")}
-    source = _at_most(fields.needed("max_encoder_position_embeddings", "max_source_positions", *LENGTH))
+    source = _at_most(fields.needed(*LENGTH, "max_encoder_position_embeddings"))
     answer = _at_most(fields.needed("max_decoder_position_embeddings", "max_target_positions", *LENGTH))
     # T5 does not scale scores, and adds a bias by bucket of distance to self-attention.
     plain: Table = {} if model_type.scale is None else {"scale": model_type.scale}
     biased = plain | ({"bias": t5(fields)} if model_type.bias == "t5" else {})
     alone = fields.get("is_encoder_decoder") is False
     if alone:
-        fields.notes.append(f"{fields.place}is_encoder_decoder=false: only the self-attention of the decoder is written")
+        fields.note("is_encoder_decoder=false: only the self-attention of the decoder is written")
     elif fields.get("encoder_attention_type") not in (None, "full"):
-        fields.notes.append(f"{fields.place}encoder_attention_type: the encoder's blocks of attention are not written")
+        fields.note("encoder_attention_type: the encoder's blocks of attention are not written")
     else:
         mask = _longformer(fields) or ["none"]
         yield {"name": "encoder", "seq": _range(source), **sides["encoder"], "mask": mask, **biased}
@@ -136,16 +141,18 @@ def _longformer(fields: Fields) -> list[str]:
     """The masks of `attention_window`: one width, or one for each layer."""
     widths = fields.get("attention_window")
     listed = widths if isinstance(widths, list) else [widths] if widths else []
+    if not all(isinstance(width, int) and 0 < width < units.MAX_INTEGER and width % 2 == 0 for width in listed):
+        raise fields.error("attention_window", "is no even number of tokens, nor a list of them")
     return [f"longformer:{width}" for width in dict.fromkeys(listed)]
 
 
 def _side(fields: Fields, side: str) -> Table:
     heads = fields.needed(f"{side}_attention_heads", *HEADS)
-    return {"heads": heads, "head_dim": fields.count("d_kv") or fields.needed(*WIDTH) // heads}
+    return {"heads": heads, "head_dim": fields.count("d_kv") or width_per_head(fields, heads)}
 
 
 def _length(fields: Fields, model_type: ModelType) -> int:
-    return _at_most(fields.needed(*LENGTH) - model_type.unused_positions)
+    return _at_most(max(1, fields.needed(*LENGTH) - model_type.unused_positions))
 
 
 def _at_most(length: int) -> int:

@@ -19,6 +19,8 @@ def shape(fields: Fields, model_type: ModelType, layer: Layer = Layer.FULL) -> T
         keys = _latent(fields, heads)
     else:
         kv_heads, head_dim = _kv_heads(fields, heads, layer), _head_dim(fields, heads, layer)
+        if heads % kv_heads:
+            raise SuiteError(f"config.json: {fields.place}{heads} heads are no multiple of {kv_heads} key-value heads")
         keys = {"heads": heads, **({"kv_heads": kv_heads} if kv_heads != heads else {}), "head_dim": head_dim}
         keys |= _scale(fields, model_type, head_dim)
     if model_type.softcap and (cap := fields.number(model_type.softcap)):
@@ -42,22 +44,23 @@ def _latent(fields: Fields, heads: int) -> Table:
     """Keys of latent attention have one part with positions and one without."""
     fields.skip("head_dim", *KV_HEADS)
     head_dim = fields.needed("qk_nope_head_dim") + fields.count("qk_rope_head_dim")
-    head_dim_v = fields.count("v_head_dim") or fields.needed(*WIDTH) // heads
+    head_dim_v = fields.count("v_head_dim") or width_per_head(fields, heads)
     keys: Table = {"heads": heads, "head_dim": head_dim, "head_dim_v": head_dim_v}
     scale = _latent_scale(fields)
-    return keys | ({"scale": scale} if scale != head_dim**-0.5 else {})
+    return keys | ({"scale": scale} if scale != 1 / math.sqrt(head_dim) else {})
 
 
 def _latent_scale(fields: Fields) -> float:
     """YaRN changes the scale: `yarn_apply_mscale` in models/deepseek_v3/modeling_deepseek_v3.py of transformers."""
-    scale = float(fields.needed("qk_nope_head_dim") + fields.count("qk_rope_head_dim")) ** -0.5
+    scale = 1 / math.sqrt(fields.needed("qk_nope_head_dim") + fields.count("qk_rope_head_dim"))
     rope = fields.get("rope_scaling", "rope_parameters")
     if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) == "default":
         return scale
     factor, weight = rope.get("factor", 1), rope.get("mscale_all_dim") or 0
     if not isinstance(factor, (int, float)) or not isinstance(weight, (int, float)):
         raise fields.error("rope_scaling", "has a factor or mscale_all_dim that is no number")
-    return scale * (0.1 * weight * math.log(factor) + 1) ** 2 if weight and factor > 1 else scale
+    stretch = 0.1 * float(weight) * math.log(factor) + 1 if factor > 1 else 1.0
+    return scale * stretch * stretch
 
 
 def _kv_heads(fields: Fields, heads: int, layer: Layer) -> int:
@@ -77,6 +80,11 @@ def _head_dim(fields: Fields, heads: int, layer: Layer) -> int:
         return own
     if head_dim := fields.count("head_dim", "attention_head_dim", "kv_channels"):
         return head_dim
+    return width_per_head(fields, heads)
+
+
+def width_per_head(fields: Fields, heads: int) -> int:
+    """The head dimension of a config that states none."""
     width = fields.needed(*WIDTH)
     if width % heads:
         raise SuiteError(
@@ -99,10 +107,9 @@ def _scale(fields: Fields, model_type: ModelType, head_dim: int) -> Table:
     if fields.get("scale_attn_weights") is False:
         scale = 1.0
     if fields.flag("scale_attn_by_inverse_layer_idx"):
-        fields.notes.append(
-            f"{fields.place}scale_attn_by_inverse_layer_idx=true: the tables have the scale of the first layer; layer n "
-            "divides it by n"
-        )
+        fields.note("scale_attn_by_inverse_layer_idx=true: written with the scale of layer 1; layer n divides it by n")
+    if fields.flag("attn_temperature_tuning"):
+        fields.note("attn_temperature_tuning=true: some layers scale queries by position: not written")
     return {"scale": scale} if scale != head_dim**-0.5 else {}
 
 
@@ -132,5 +139,8 @@ def _check_mpt(fields: Fields) -> None:
 
 def t5(fields: Fields) -> str:
     """T5's bias by buckets of distance."""
-    count = fields.needed("relative_attention_num_buckets")
-    return biases.T5(buckets=count, distance=fields.count("relative_attention_max_distance") or 128).text
+    buckets = fields.needed("relative_attention_num_buckets")
+    distance = fields.count("relative_attention_max_distance") or 128
+    if buckets < 4 or distance <= buckets // 2:
+        raise fields.error("relative_attention_num_buckets", f"with distances to {distance} is no bias of T5")
+    return biases.T5(buckets=buckets, distance=distance).text

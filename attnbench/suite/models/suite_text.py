@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from attnbench.errors import SuiteError
+from attnbench.errors import SuiteError, UsageError
 from attnbench.suite.models import types
 from attnbench.suite.models.fields import Fields
 from attnbench.suite.models.parts import Part, parts_of
@@ -26,7 +26,7 @@ def suite_of(config: Mapping[str, object], source: str) -> ModelSuite:
     name = config.get("model_type")
     tables: list[Table] = []
     notes: list[str] = []
-    errors: list[SuiteError] = []
+    errors: list[UsageError] = []
     if entry := types.table().get(str(name)):
         notes += [entry.note] if entry.note and entry.kind is types.Kind.COMPOSITE else []
     elif name:
@@ -34,9 +34,9 @@ def suite_of(config: Mapping[str, object], source: str) -> ModelSuite:
     for part in parts_of(config, str(name or "")):
         try:
             part_tables, part_notes = _read(part)
-        except SuiteError as error:
+        except UsageError as error:
             errors.append(error)
-            notes.append(f"not written: {part.place.removesuffix('.') or 'the model'}: {error}")
+            notes.append(f"not written: {error}")
             continue
         tables += part_tables
         notes += part_notes
@@ -50,9 +50,11 @@ def _read(part: Part) -> tuple[list[Table], list[str]]:
     if model_type is None:
         raise types.unknown(part.type_name, part.place)
     fields = Fields(part.values, model_type.defaults, part.place)
-    tables = tables_of(fields, replace(model_type, bidirectional_prompt=part.bidirectional_prompt))
+    model_type = replace(model_type, bidirectional_prompt=part.bidirectional_prompt)
+    tables = tables_of(fields, model_type, part.type_name)
     named = [{**table, "name": part.title + str(table["name"])} for table in tables]
-    return named, fields.remarks(part.type_name)
+    fields.add_remarks(part.type_name)
+    return named, fields.notes
 
 
 def _lines(name: str, source: str, tables: list[Table], notes: list[str]) -> Iterator[str]:

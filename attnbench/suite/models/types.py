@@ -4,6 +4,7 @@ The table is `types.toml`. Its values are those of `configuration_*.py` and `mod
 https://github.com/huggingface/transformers/tree/main/src/transformers/models.
 """
 
+import difflib
 import tomllib
 from enum import StrEnum
 from functools import cache
@@ -11,7 +12,7 @@ from importlib.resources import files
 
 import msgspec
 
-from attnbench.errors import SuiteError, nearest
+from attnbench.errors import SuiteError
 
 
 class Kind(StrEnum):
@@ -87,6 +88,6 @@ def unknown(name: object, place: str) -> SuiteError:
     hint = "set it to the model type of transformers whose attention it has, as 'llama'"
     if not name or not isinstance(name, str):
         return SuiteError(f"config.json has no {place}model_type, and fields alone do not say what is causal: {hint}")
-    near = nearest(name, table())
-    similar = f" (the most similar name is {near!r})" if near else ""
+    near = difflib.get_close_matches(name, table(), 1, 0.8)
+    similar = f" (the most similar name is {near[0]!r})" if near else ""
     return SuiteError(f"config.json: {place}model_type={name!r} is unknown{similar}: {hint}")

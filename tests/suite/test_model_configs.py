@@ -1,0 +1,126 @@
+"""Configs of published model types: every table that a suite gets, and what is said about the rest."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from attnbench import suite
+from attnbench.attention.problem import Dtype
+from attnbench.errors import SuiteError
+from attnbench.suite import Impossible, models
+from attnbench.suite.models import types
+from tests.suite.configs import BERT, DECODERS, ENCODERS, LLAMA_8B, SEQ2SEQ, VIT, short
+from tests.suite.layer_configs import LAYERS
+from tests.suite.nested_configs import PARTS
+
+CASES = DECODERS | LAYERS | ENCODERS | SEQ2SEQ | PARTS
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_config_gives_the_published_attention(name: str) -> None:
+    case = CASES[name]
+    made = models.suite_of(case.config, "a test")
+    assert sorted(map(short, tomllib.loads(made.text)["problem"])) == sorted(case.tables)
+    assert len(made.notes) == len(case.notes)
+    for note, fragment in zip(made.notes, case.notes, strict=True):
+        assert fragment in note
+        assert f"# {note}\n" in made.text  # the file says it too
+
+
+REFUSED = {
+    "mamba": ({"model_type": "mamba", "hidden_size": 768}, "model_type='mamba': it is recurrent"),
+    "rwkv": ({"model_type": "rwkv", "hidden_size": 768}, "model_type='rwkv': it is recurrent"),
+    "fnet": ({"model_type": "fnet", "hidden_size": 768}, "Fourier transforms"),
+    "deberta": ({"model_type": "deberta-v2", **BERT, "relative_attention": True}, "disentangled attention"),
+    "xlnet": ({"model_type": "xlnet", "n_head": 12, "d_model": 768}, "two streams"),
+    "swin": ({"model_type": "swin", "num_heads": [3, 6, 12, 24], "window_size": 7}, "see the suite swin-t"),
+    "beit": ({"model_type": "beit", **VIT}, "a learned bias for each pair of patches"),
+    "wav2vec2": ({"model_type": "wav2vec2", "hidden_size": 768, "num_attention_heads": 12}, "states no length"),
+    "deepseek v3.2": ({"model_type": "deepseek_v32", "index_topk": 2048}, "keys that an indexer selects"),
+    "big bird": ({"model_type": "big_bird", **BERT, "attention_type": "block_sparse"}, "see the mask bigbird"),
+    "baichuan": ({"model_type": "baichuan", **BERT}, "7B has rotary positions and 13B ALiBi"),
+    "bert with relative positions": (
+        {"model_type": "bert", **BERT, "position_embedding_type": "relative_key"},
+        "position_embedding_type='relative_key' adds products with learned vectors",
+    ),
+    "mpt without alibi": (
+        {"model_type": "mpt", "d_model": 64, "n_heads": 8, "max_seq_len": 99, "attn_config": {"alibi": False}},
+        "alibi=False is not supported in attn_config",
+    ),
+    "mt5, which states no length": (
+        {"model_type": "mt5", "d_model": 768, "num_heads": 12, "d_kv": 64}, "has no max_position_embeddings (nor",
+    ),
+    "layers of one kind without attention": (
+        {"model_type": "nemotron_h", **LLAMA_8B, "hybrid_override_pattern": "M-M"}, "layers 0-2 of 3 have no attention",
+    ),
+    "a hybrid without its list": (
+        {"model_type": "granitemoehybrid", **LLAMA_8B}, "has no layer_types (nor layers_block_type",
+    ),
+    "a window that is no number": (
+        {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window: '4k' is no count",
+    ),
+    "a switch that is no switch": (
+        {"model_type": "falcon", **LLAMA_8B, "alibi": "yes"}, "alibi='yes' is neither true nor false",
+    ),
+    "key heads that do not divide": (
+        {"model_type": "llama", **LLAMA_8B, "num_key_value_heads": 5}, "32 heads are no multiple of 5 key-value heads",
+    ),
+    "an unknown model type": (
+        {"model_type": "lama", **LLAMA_8B}, "model_type='lama' is unknown (the most similar name is 'llama')",
+    ),
+    "no model type": (LLAMA_8B, "config.json has no model_type"),
+    "a whole without parts": ({"model_type": "llava"}, "model_type='llava' has no part with attention"),
+    "a part without a model type": (
+        {"model_type": "mine", "text_config": {"hidden_size": 8}}, "config.json has no text_config.model_type",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_config_that_cannot_be_read_is_refused_with_the_reason(name: str) -> None:
+    config, reason = REFUSED[name]
+    with pytest.raises(SuiteError) as caught:
+        models.suite_of(config, "a test")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("shipped", ["clip", "gemma2-9b", "gpt-oss"])
+def test_a_config_has_the_masks_of_the_shipped_suite(shipped: str) -> None:
+    config = {"clip": PARTS["clip: causal texts, and the dtype of the whole"],
+              "gemma2-9b": LAYERS["gemma 2: every second layer, as its code has it"],
+              "gpt-oss": LAYERS["gpt-oss: a list of layer types, and sinks"]}[shipped].config  # fmt: skip
+    made = tomllib.loads(models.suite_of(config, "a test").text)["problem"]
+    masks = {mask for table in suite.load(shipped).tables for mask in table.axes["mask"]}
+    assert {table["mask"] for table in made} == masks
+
+
+def test_every_known_model_type_makes_a_valid_suite_or_is_refused(tmp_path: Path) -> None:
+    """With the defaults alone, and a length where there is none."""
+    file = tmp_path / "made.toml"
+    refused = set()
+    for name in types.table():
+        try:
+            made = models.suite_of({"model_type": name, "max_position_embeddings": 512}, "a test")
+        except SuiteError:
+            refused.add(name)
+            continue
+        file.write_text(made.text)
+        cells = suite.expand(suite.load(str(file)), kind="cpu", dtype=Dtype.FP32)
+        assert not [cell.reason for cell in cells if isinstance(cell, Impossible)]
+    assert refused >= {name for name, entry in types.table().items() if entry.kind is types.Kind.REFUSED}
+    assert {"llama", "bert", "clip_vision_model", "t5", "qwen2_vl"}.isdisjoint(refused)
+
+
+def test_the_defaults_are_those_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, model_type in types.table().items():
+        if model_type.kind is types.Kind.REFUSED or name not in transformers.CONFIG_MAPPING:
+            continue
+        fields = transformers.CONFIG_MAPPING[name].default_config_fields()
+        for field, value in model_type.defaults.items():
+            if field in fields:
+                default = fields[field]
+                assert (name, field, list(default) if isinstance(default, tuple) else default) == (name, field, value)
