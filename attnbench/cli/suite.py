@@ -83,10 +83,13 @@ def from_config(
     ] = None,
     source: Annotated[str, typer.Option(help="Source of the config; the file name by default.")] = "",
 ) -> None:
-    """Create a suite of a model's attention from its config.json; nothing is downloaded."""
+    """Create a suite of a model's attention from its config.json; nothing is downloaded.
+
+    What cannot be read is named on stderr and in the suite. An unknown model type is refused.
+    """
     import json
 
-    from attnbench.errors import StoreError, SuiteError
+    from attnbench.errors import StoreError, SuiteError, UsageError
     from attnbench.suite import models
 
     try:
@@ -97,7 +100,10 @@ def from_config(
         raise SuiteError(f"{config}: not JSON: {error}") from error
     if not isinstance(read, dict):
         raise SuiteError(f"{config}: not the config of a model: a {type(read).__name__} where fields were expected")
-    made = models.suite_of(read, source or config.name)
+    try:
+        made = models.suite_of(read, source or config.name)
+    except UsageError as error:
+        raise SuiteError(f"{config}: {error}") from error
     for note in made.notes:
         print(f"attnbench: note: {note}", file=sys.stderr)
     if out is None:

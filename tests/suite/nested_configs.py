@@ -134,6 +134,6 @@ PARTS = {
         {"model_type": "internvl", "text_config": {"model_type": "llama", **LLAMA_8B},
          "vision_config": {"model_type": "internvl_vision", "num_attention_heads": 7, "image_size": [448, 448]}},
         decoder("h32/8 d128", "128..8192", name="text, "),
-        ("not written: config.json: vision_config.hidden_size=1024 is no multiple of 7 heads",),
+        ("not written: vision_config.hidden_size=1024 is no multiple of 7 heads",),
     ),
 }  # fmt: skip

@@ -51,13 +51,13 @@ REFUSED = {
         "alibi=False is not supported in attn_config",
     ),
     "mt5, which states no length": (
-        {"model_type": "mt5", "d_model": 768, "num_heads": 12, "d_kv": 64}, "has no max_position_embeddings (nor",
+        {"model_type": "mt5", "d_model": 768, "num_heads": 12, "d_kv": 64}, "no max_position_embeddings (nor",
     ),
     "layers of one kind without attention": (
         {"model_type": "nemotron_h", **LLAMA_8B, "hybrid_override_pattern": "M-M"}, "layers 0-2 of 3 have no attention",
     ),
     "a hybrid without its list": (
-        {"model_type": "granitemoehybrid", **LLAMA_8B}, "has no layer_types (nor layers_block_type",
+        {"model_type": "granitemoehybrid", **LLAMA_8B}, "no layer_types (nor layers_block_type",
     ),
     "a window that is no number": (
         {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window: '4k' is no count",
@@ -71,10 +71,10 @@ REFUSED = {
     "an unknown model type": (
         {"model_type": "lama", **LLAMA_8B}, "model_type='lama' is unknown (the most similar name is 'llama')",
     ),
-    "no model type": (LLAMA_8B, "config.json has no model_type"),
+    "no model type": (LLAMA_8B, "no model_type"),
     "a whole without parts": ({"model_type": "llava"}, "model_type='llava' has no part with attention"),
     "a part without a model type": (
-        {"model_type": "mine", "text_config": {"hidden_size": 8}}, "config.json has no text_config.model_type",
+        {"model_type": "mine", "text_config": {"hidden_size": 8}}, "no text_config.model_type",
     ),
 }  # fmt: skip
 

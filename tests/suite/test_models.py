@@ -34,10 +34,10 @@ def test_config_reader_keeps_vocab_and_length_apart(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "no heads": ({"hidden_size": 768, "seq_length": 9}, "config.json has no num_attention_heads (nor n_head"),
-    "no width": ({"num_attention_heads": 12, "seq_length": 9}, "has no hidden_size (nor n_embd"),
-    "no length": ({"num_attention_heads": 12, "hidden_size": 768}, "has no max_position_embeddings (nor n_positions"),
-    "null": ({"num_attention_heads": None, "hidden_size": 768, "seq_length": 9}, "has no num_attention_heads"),
+    "no heads": ({"hidden_size": 768, "seq_length": 9}, "no num_attention_heads (nor n_head"),
+    "no width": ({"num_attention_heads": 12, "seq_length": 9}, "no hidden_size (nor n_embd"),
+    "no length": ({"num_attention_heads": 12, "hidden_size": 768}, "no max_position_embeddings (nor n_positions"),
+    "null": ({"num_attention_heads": None, "hidden_size": 768, "seq_length": 9}, "no num_attention_heads"),
     "lists": ({"num_heads": [3, 6], "hidden_size": 96, "seq_length": 9}, "num_heads: [3, 6] is no count"),
     "uneven": ({"n_head": 7, "hidden_size": 768, "seq_length": 9}, "768 is no multiple of 7 heads"),
 }  # fmt: skip
@@ -69,10 +69,17 @@ def test_the_command_says_what_it_did_not_write(tmp_path: Path, capsys: pytest.C
     config.write_text(json.dumps(LLAMA | {"sliding_window": 4096}))
     assert cli.invoke(["suite", "from-config", str(config)]) == 0
     output = capsys.readouterr()
-    note = "config.json: sliding_window=4096 is not interpreted for model_type 'llama'"
+    note = "sliding_window=4096 is not interpreted for model_type 'llama'"
     assert output.err == f"attnbench: note: {note}\n"
     assert output.out.startswith(f"# {note}\n")
     assert 'source = "config.json"' in output.out
+
+
+def test_a_refused_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "other.json"
+    config.write_text(json.dumps(LLAMA | {"model_type": "lama"}))
+    assert cli.invoke(["suite", "from-config", str(config)]) == 2
+    assert f"{config}: model_type='lama' is unknown" in capsys.readouterr().err
 
 
 def test_a_name_in_a_note_cannot_end_the_comment(tmp_path: Path) -> None:

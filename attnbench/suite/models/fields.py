@@ -24,7 +24,7 @@ _RELEVANT = re.compile(
     r".*(sliding|window|alibi|sinks?$|attn_logit|query_pre_attn|relative_attention|position_bias|softmax_scale"
     r"|scale_attn|attn_scale|attention_multiplier|key_multiplier|attn_temperature|cross_attention|bidirectional"
     r"|is_causal|index_topk|sparse_attention|sparse_attn|global_attn|local_attention|block_types|layers_block_type"
-    r"|hybrid|per_layer_config).*|layer_types|is_decoder|multi_query|attention_chunk_size|attention_types?|attn_types?|(kv|q)_lora_rank"
+    r"|hybrid|per_layer_config).*|layer_types|is_decoder|multi_query|attention_chunk_size|attention_types?|attn_types?|(kv|q)_lora_rank|qk_(nope|rope)_head_dim"
     r"|(num_)?global_(key_value_heads|head_dim)|prefix_lm"
     + "".join(rf"|{name}" for name in (*KV_HEADS, "head_dim"))
 )  # fmt: skip
@@ -53,6 +53,10 @@ class Fields:
         self._from_defaults[name] = self._defaults[name]
         return self._defaults[name]
 
+    def has_default(self, name: str) -> bool:
+        """Whether the model type has the field: its name may mean nothing in another type."""
+        return name in self._defaults
+
     def count(self, *names: str) -> int:
         """A number of heads, tokens or layers; 0 if there is none."""
         value = self.get(*names)
@@ -60,7 +64,7 @@ class Fields:
             return 0
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= units.MAX_INTEGER:
             name = next((name for name in names if name in self.values), names[0])
-            raise SuiteError(f"config.json: {self.place}{name}: {value!r} is no count")
+            raise SuiteError(f"{self.place}{name}: {value!r} is no count")
         return value
 
     def needed(self, *names: str) -> int:
@@ -68,7 +72,7 @@ class Fields:
         if value := self.count(*names):
             return value
         others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
-        raise SuiteError(f"config.json has no {self.place}{names[0]}{others}: add it to the file")
+        raise SuiteError(f"no {self.place}{names[0]}{others}: add it to the file")
 
     def number(self, name: str) -> float | None:
         """A number, or None."""
@@ -97,13 +101,13 @@ class Fields:
 
     def note(self, text: str) -> None:
         """Report something about this part, once."""
-        line = f"{self.place.removesuffix('.') or 'config.json'}: {text}"
+        line = f"{self.place.removesuffix('.')}: {text}" if self.place else text
         if line not in self.notes:
             self.notes.append(line)
 
     def error(self, name: str, text: str) -> SuiteError:
         """An error that names the field and its value."""
-        return SuiteError(f"config.json: {self.place}{name}={self.values.get(name)!r} {text}")
+        return SuiteError(f"{self.place}{name}={self.values.get(name)!r} {text}")
 
     def dtype(self) -> dict[str, str]:
         """The key `dtype` of a table, if the config states one that attnbench has."""

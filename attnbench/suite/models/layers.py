@@ -60,7 +60,7 @@ def layers_of(fields: Fields, model_type: ModelType) -> list[Layer]:
         layer for layer in dict.fromkeys(layers) if layer in (Layer.FULL, Layer.SLIDING, Layer.CHUNKED)
     ]
     if not attention:
-        raise SuiteError("; ".join(fields.notes) or "config.json has no layer with attention")
+        raise SuiteError("; ".join(fields.notes) or "no layer with attention")
     return attention
 
 
@@ -136,7 +136,7 @@ def _indexes(fields: Fields, model_type: ModelType) -> Iterable[str]:
         places = [index for index in fields.items(model_type.layers_field) or () if isinstance(index, int)]
     count = fields.needed(*LAYERS)
     if not places:
-        raise SuiteError(f"config.json has no {fields.place}{model_type.layers_field or 'linear_attn_config'}")
+        raise SuiteError(f"no {fields.place}{model_type.layers_field or 'linear_attn_config'}")
     return ["full_attention" if index in places else model_type.other for index in range(count)]
 
 
@@ -149,7 +149,7 @@ def _cross(fields: Fields) -> Iterable[str]:
 def _letters(fields: Fields) -> Iterable[str]:
     letters = fields.get("hybrid_override_pattern")
     if not isinstance(letters, str) or not letters:
-        raise SuiteError(f"config.json has no {fields.place}hybrid_override_pattern (nor {', '.join(_LISTS)})")
+        raise SuiteError(f"no {fields.place}hybrid_override_pattern (nor {', '.join(_LISTS)})")
     return letters
 
 

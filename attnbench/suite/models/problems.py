@@ -18,7 +18,7 @@ MAX_SIDE = 1 << 16  # pixels
 def tables_of(fields: Fields, model_type: ModelType, type_name: str) -> list[Table]:
     """The tables of a part. Raises SuiteError if they cannot be derived."""
     if model_type.reason:
-        raise SuiteError(f"config.json: {fields.place}model_type={type_name!r}: {model_type.reason}")
+        raise SuiteError(f"{fields.place}model_type={type_name!r}: {model_type.reason}")
     if model_type.note:
         fields.note(model_type.note)
     if fields.flag("add_cross_attention"):
@@ -93,7 +93,7 @@ def _encoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
 def _images(fields: Fields, model_type: ModelType) -> Table:
     """All patches of one image of the size in the config."""
     if not fields.get("image_size"):
-        raise SuiteError(f"config.json has no {fields.place}image_size: the number of patches depends on the image")
+        raise SuiteError(f"no {fields.place}image_size: the number of patches depends on the image")
     patches = 1
     for image, patch in zip(_sides(fields, "image_size"), _sides(fields, "patch_size"), strict=True):
         patches *= image // patch
@@ -139,7 +139,7 @@ def _seq2seq(fields: Fields, model_type: ModelType) -> Iterator[Table]:
 
 def _longformer(fields: Fields) -> list[str]:
     """The masks of `attention_window`: one width, or one for each layer."""
-    widths = fields.get("attention_window")
+    widths = fields.get("attention_window") if fields.has_default("attention_window") else None
     listed = widths if isinstance(widths, list) else [widths] if widths else []
     if not all(isinstance(width, int) and 0 < width < units.MAX_INTEGER and width % 2 == 0 for width in listed):
         raise fields.error("attention_window", "is no even number of tokens, nor a list of them")

@@ -15,12 +15,12 @@ Table = dict[str, object]
 def shape(fields: Fields, model_type: ModelType, layer: Layer = Layer.FULL) -> Table:
     """The keys of a layer, without lengths and mask."""
     heads = fields.needed(*HEADS)
-    if fields.count("qk_nope_head_dim"):
+    if _is_latent(fields):
         keys = _latent(fields, heads)
     else:
         kv_heads, head_dim = _kv_heads(fields, heads, layer), _head_dim(fields, heads, layer)
         if heads % kv_heads:
-            raise SuiteError(f"config.json: {fields.place}{heads} heads are no multiple of {kv_heads} key-value heads")
+            raise SuiteError(f"{fields.place}{heads} heads are no multiple of {kv_heads} key-value heads")
         keys = {"heads": heads, **({"kv_heads": kv_heads} if kv_heads != heads else {}), "head_dim": head_dim}
         keys |= _scale(fields, model_type, head_dim)
     if model_type.softcap and (cap := fields.number(model_type.softcap)):
@@ -33,11 +33,15 @@ def shape(fields: Fields, model_type: ModelType, layer: Layer = Layer.FULL) -> T
 def absorbed(fields: Fields, keys: Table) -> Table | None:
     """Latent attention as decoders run it: all heads share one key, whose first part is the value."""
     rank = fields.count("kv_lora_rank")
-    if not rank or not fields.count("qk_nope_head_dim"):
+    if not rank or not _is_latent(fields):
         return None
     rope = fields.count("qk_rope_head_dim")
     shared = {"kv_heads": 1, "head_dim": rank + rope, "head_dim_v": rank, "scale": _latent_scale(fields)}
     return {"heads": keys["heads"], **shared, **fields.dtype()}
+
+
+def _is_latent(fields: Fields) -> bool:
+    return fields.has_default("qk_nope_head_dim") and fields.count("qk_nope_head_dim") > 0
 
 
 def _latent(fields: Fields, heads: int) -> Table:
@@ -65,19 +69,20 @@ def _latent_scale(fields: Fields) -> float:
 
 def _kv_heads(fields: Fields, heads: int, layer: Layer) -> int:
     """Falcon's `multi_query` has no effect in its new architecture; Gemma 4 has a number of its own for full layers."""
-    if fields.flag("multi_query") and not fields.flag("new_decoder_architecture"):
+    if fields.has_default("multi_query") and fields.flag("multi_query") and not fields.flag("new_decoder_architecture"):
         fields.skip(*KV_HEADS)
         return 1
-    own = fields.count("num_global_key_value_heads") if fields.flag("attention_k_eq_v") else 0
-    fields.skip("num_global_key_value_heads")
-    return own if own and layer is Layer.FULL else fields.count(*KV_HEADS) or heads
+    count = fields.count(*KV_HEADS) or heads
+    if not fields.has_default("global_head_dim") or not fields.flag("attention_k_eq_v"):
+        return count
+    full = fields.count("num_global_key_value_heads")
+    return full if full and layer is Layer.FULL else count
 
 
 def _head_dim(fields: Fields, heads: int, layer: Layer) -> int:
-    own = fields.count("global_head_dim")
-    if own and layer is Layer.FULL:
+    if fields.has_default("global_head_dim") and layer is Layer.FULL:
         fields.skip("head_dim")
-        return own
+        return fields.needed("global_head_dim")
     if head_dim := fields.count("head_dim", "attention_head_dim", "kv_channels"):
         return head_dim
     return width_per_head(fields, heads)
@@ -87,9 +92,7 @@ def width_per_head(fields: Fields, heads: int) -> int:
     """The head dimension of a config that states none."""
     width = fields.needed(*WIDTH)
     if width % heads:
-        raise SuiteError(
-            f"config.json: {fields.place}{WIDTH[0]}={width} is no multiple of {heads} heads, and there is no head_dim"
-        )
+        raise SuiteError(f"{fields.place}{WIDTH[0]}={width} is no multiple of {heads} heads, and there is no head_dim")
     return width // heads
 
 

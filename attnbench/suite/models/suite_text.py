@@ -41,7 +41,7 @@ def suite_of(config: Mapping[str, object], source: str) -> ModelSuite:
         tables += part_tables
         notes += part_notes
     if not tables:
-        raise errors[0] if errors else SuiteError(f"config.json: model_type={name!r} has no part with attention")
+        raise errors[0] if errors else SuiteError(f"model_type={name!r} has no part with attention")
     return ModelSuite("\n".join(_lines(str(name or "model"), source, tables, notes)) + "\n", tuple(notes))
 
 

@@ -87,7 +87,7 @@ def unknown(name: object, place: str) -> SuiteError:
     """The error for a model type that is missing or not in the table."""
     hint = "set it to the model type of transformers whose attention it has, as 'llama'"
     if not name or not isinstance(name, str):
-        return SuiteError(f"config.json has no {place}model_type, and fields alone do not say what is causal: {hint}")
+        return SuiteError(f"no {place}model_type, and fields alone do not say what is causal: {hint}")
     near = difflib.get_close_matches(name, table(), 1, 0.8)
     similar = f" (the most similar name is {near[0]!r})" if near else ""
-    return SuiteError(f"config.json: {place}model_type={name!r} is unknown{similar}: {hint}")
+    return SuiteError(f"{place}model_type={name!r} is unknown{similar}: {hint}")
