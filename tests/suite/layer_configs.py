@@ -101,6 +101,14 @@ LAYERS = {
     "qwen 2 trained to embed": Case(
         {"model_type": "qwen2", **LLAMA_8B, "is_causal": False}, texts("h32/8 d128", "128..8192")
     ),
+    "mistral trained to embed: the window is on each side": Case(
+        {"model_type": "mistral", **LLAMA_8B, "is_causal": False, "sliding_window": 4096},
+        ["texts: 128..8192 h32/8 d128 window:4096"],
+    ),
+    "cwm: the first of four layers is full": Case(
+        {"model_type": "cwm", **LLAMA_8B, "head_dim": 128, "sliding_window": 8192, "num_hidden_layers": 64},
+        [*everything("h32/8 d128", "128..8192"), *local("h32/8 d128", "128..8192", 8191)],
+    ),
     "jamba: attention at an offset in each period": Case(
         {"model_type": "jamba", **LLAMA_8B, "num_hidden_layers": 16, "attn_layer_period": 8, "attn_layer_offset": 4},
         decoder("h32/8 d128", "128..8192"), ("layers 0-3, 5-11, 13-15 of 16 have no attention",),
@@ -140,8 +148,8 @@ LAYERS = {
          "max_position_embeddings": 8192},
         decoder("h10/1 d256", "128..8192", "causal+window:2047"), ("layers 0-1, 3-4, 6-7 of 8 have no attention",),
     ),
-    "zamba 2: a scale of half the head": Case(
-        {"model_type": "zamba2", "hidden_size": 2048, "attention_head_dim": 128, "num_attention_heads": 32,
+    "zamba 2: heads of two hidden states, with the scale of one": Case(
+        {"model_type": "zamba2", "hidden_size": 2048, "num_attention_heads": 32,
          "num_key_value_heads": 32, "layers_block_type": ["mamba", "hybrid"], "max_position_embeddings": 4096},
         decoder("h32 d128 scale=0.125", "128..4096"), ("layers 0 of 2 have no attention",),
     ),

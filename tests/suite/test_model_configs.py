@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from attnbench.attention.problem import Dtype
 from attnbench.errors import SuiteError
 from attnbench.suite import Impossible, models
 from attnbench.suite.models import types
+from attnbench.suite.models.fields import Fields
+from attnbench.suite.models.layers import LAYER_OF, Layer, layers_of
+from attnbench.suite.models.types import LayerRule
 from tests.suite.configs import BERT, DECODERS, ENCODERS, LLAMA_8B, SEQ2SEQ, VIT, short
 from tests.suite.layer_configs import LAYERS
 from tests.suite.nested_configs import PARTS
@@ -114,13 +118,31 @@ def test_every_known_model_type_makes_a_valid_suite_or_is_refused(tmp_path: Path
     assert {"llama", "bert", "clip_vision_model", "t5", "qwen2_vl"}.isdisjoint(refused)
 
 
+def published_configs() -> dict[str, Any]:
+    """The config of each known model type with attention, as transformers makes it without any field."""
+    mapping = pytest.importorskip("transformers").CONFIG_MAPPING
+    known = (name for name, entry in types.table().items() if entry.kind is not types.Kind.REFUSED)
+    return {name: mapping[name]() for name in known if name in mapping}
+
+
 def test_the_defaults_are_those_of_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
-    for name, model_type in types.table().items():
-        if model_type.kind is types.Kind.REFUSED or name not in transformers.CONFIG_MAPPING:
-            continue
-        fields = transformers.CONFIG_MAPPING[name].default_config_fields()
-        for field, value in model_type.defaults.items():
-            if field in fields:
-                default = fields[field]
+    configs = published_configs()
+    assert len(configs) > 150
+    for name, config in configs.items():
+        values = type(config).default_config_fields()
+        for field, value in types.table()[name].defaults.items():
+            if field in values and value is not False:
+                default = values[field]
                 assert (name, field, list(default) if isinstance(default, tuple) else default) == (name, field, value)
+
+
+def test_the_kinds_of_layers_are_those_of_transformers() -> None:
+    rules = (LayerRule.PERIOD, LayerRule.PERIOD_FIRST, LayerRule.MAX_WINDOW_LAYERS, LayerRule.OFFSET, LayerRule.CYCLE)
+    configs = published_configs()
+    names = [name for name in configs if types.table()[name].layers in rules]
+    assert len(names) > 20
+    for name in names:
+        published, model_type = configs[name].layer_types, types.table()[name]
+        layers = layers_of(Fields({"num_hidden_layers": len(published)}, model_type.defaults, ""), model_type)
+        kinds = dict.fromkeys(LAYER_OF[layer] for layer in published)
+        assert (name, layers) == (name, [layer for layer in kinds if layer is not Layer.NONE])

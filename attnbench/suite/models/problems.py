@@ -85,8 +85,10 @@ def _encoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
     for layer in layers:
         keys = shape(fields, model_type, layer)
         ending = f", {layer}" if len(layers) > 1 else ""
-        # Half of the window on each side: modeling_modernbert.py, modeling_gemma3.py of transformers.
-        masks = [f"window:{window(fields) // 2}"] if layer is Layer.SLIDING else ["none", "padding:0.3"]
+        # Half of the window on each side in modeling_modernbert.py and modeling_gemma3.py of transformers; the whole
+        # where a config makes a decoder bidirectional: `sliding_window_bidirectional_overlay` in masking_utils.py.
+        side = window(fields) if fields.get("is_causal") is False else window(fields) // 2
+        masks = [f"window:{side}"] if layer is Layer.SLIDING else ["none", "padding:0.3"]
         yield {"name": model_type.tokens + ending, "seq": _range(longest), **keys, "mask": masks}
 
 

@@ -18,7 +18,7 @@ def shape(fields: Fields, model_type: ModelType, layer: Layer = Layer.FULL) -> T
     if _is_latent(fields):
         keys = _latent(fields, heads)
     else:
-        kv_heads, head_dim = _kv_heads(fields, heads, layer), _head_dim(fields, heads, layer)
+        kv_heads, head_dim = _kv_heads(fields, heads, layer), _head_dim(fields, model_type, heads, layer)
         if heads % kv_heads:
             raise SuiteError(f"{fields.place}{heads} heads are no multiple of {kv_heads} key-value heads")
         keys = {"heads": heads, **({"kv_heads": kv_heads} if kv_heads != heads else {}), "head_dim": head_dim}
@@ -79,13 +79,13 @@ def _kv_heads(fields: Fields, heads: int, layer: Layer) -> int:
     return full if full and layer is Layer.FULL else count
 
 
-def _head_dim(fields: Fields, heads: int, layer: Layer) -> int:
+def _head_dim(fields: Fields, model_type: ModelType, heads: int, layer: Layer) -> int:
     if fields.has_default("global_head_dim") and layer is Layer.FULL:
         fields.skip("head_dim")
         return fields.needed("global_head_dim")
     if head_dim := fields.count("head_dim", "attention_head_dim", "kv_channels"):
         return head_dim
-    return width_per_head(fields, heads)
+    return model_type.concatenated * width_per_head(fields, heads)
 
 
 def width_per_head(fields: Fields, heads: int) -> int:
@@ -98,7 +98,7 @@ def width_per_head(fields: Fields, heads: int) -> int:
 
 def _scale(fields: Fields, model_type: ModelType, head_dim: int) -> Table:
     """The key `scale`, where it is not 1 / sqrt(head_dim)."""
-    scale = (head_dim * model_type.scale_share) ** -0.5
+    scale = (head_dim / model_type.concatenated) ** -0.5
     if model_type.scale is not None:
         scale = model_type.scale
     elif model_type.scale_field == "key_multiplier":  # Falcon H1 multiplies keys

@@ -56,7 +56,7 @@ class ModelType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scale: float | None = None  # the factor on q.k
     scale_field: str = ""  # the field that is the factor
     root_field: str = ""  # the field whose inverse square root is the factor
-    scale_share: float = 1.0  # the share of head_dim in 1 / sqrt(head_dim)
+    concatenated: int = 1  # hidden states side by side that attention reads; its scale is that of one
     softcap: str = ""  # the field of the cap on logits
     bias: str = ""
     sinks: bool = False
