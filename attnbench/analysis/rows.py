@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from attnbench import backends
 from attnbench.analysis import stats
 from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
 from attnbench.analysis.restarts import Restarts, map_problems
@@ -244,7 +245,7 @@ def as_frame(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> pd
 
 def _row(restarts: Restarts, place: Place | None) -> Row:
     case, arm, worst = restarts.case, restarts.arm, restarts.worst
-    notes = (restarts.faster_than_roofline, timers_disagree(restarts), _missing(restarts))
+    notes = (restarts.faster_than_roofline, timers_disagree(restarts), _missing(restarts), _changed_state(restarts))
     values: dict[str, Any] = {
         "case_id": case.id,
         "label": case.label,
@@ -274,6 +275,14 @@ def _missing(restarts: Restarts) -> str:
     """Why figures that were requested are missing."""
     absent = [result.facts.get("absent", {}) for result in restarts.results]
     return "; ".join(dict.fromkeys(reason for reasons in absent for reason in reasons.values()))
+
+
+def _changed_state(restarts: Restarts) -> str:
+    """What a user's file changed for its whole process. Libraries change variables and filters as well: not noted."""
+    if not backends.is_file(restarts.case.backend):
+        return ""
+    changes = dict.fromkeys(text for result in restarts.results for text in result.facts.get("changed_state", ()))
+    return f"its code changed settings of the process: {'; '.join(changes)}" if changes else ""
 
 
 def one_line(text: str) -> str:

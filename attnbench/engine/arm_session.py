@@ -122,6 +122,8 @@ class ArmSession:
 
     def _check(self, reply: protocol.CaseVerified) -> None:
         self.facts["errors"] = reply.errors
+        if reply.changed_state:
+            self.facts["changed_state"] = list(reply.changed_state)
         if not reply.ok:
             raise WorkerFailedError(Status.INCORRECT, reply.reason)
 

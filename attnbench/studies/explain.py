@@ -15,7 +15,7 @@ from attnbench.records.case import Case, problem_label
 from attnbench.records.result import Procedure
 from attnbench.worker import protocol
 
-FACTS = ("resolved", "dense_mask", "kv_heads_repeated", "block_sparsity", "path", "tiling")
+FACTS = ("resolved", "dense_mask", "kv_heads_repeated", "block_sparsity", "path", "tiling", "changed_state")
 
 
 def of_request(request: Request) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from attnbench.attention import inputs
@@ -12,6 +13,7 @@ from attnbench.backends import Backend, Layout, scope
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
 from attnbench.worker.correctness import negates
+from attnbench.worker.process_state import ProcessState
 from attnbench.worker.protocol import CasePrepared
 
 if TYPE_CHECKING:
@@ -23,8 +25,16 @@ if TYPE_CHECKING:
 class PreparedCase:
     """One case ready to run. q, k, v and dout are on the device, in the backend's layout."""
 
-    def __init__(self, case: Case, procedure: Procedure, backend: Backend, instrument: Instrument) -> None:
+    def __init__(
+        self,
+        case: Case,
+        procedure: Procedure,
+        backend: Backend,
+        instrument: Instrument,
+        state: ProcessState | None = None,
+    ) -> None:
         self.case, self.procedure, self.backend, self.instrument = case, procedure, backend, instrument
+        self.state = state or ProcessState()
         self.problem, self.mode = case.problem, case.mode
         self.sign = 1  # of the inputs, negated between blocks; outputs and gradients change sign exactly with them
         # Of the last call: what the backend returned, and the gradients.
@@ -33,7 +43,8 @@ class PreparedCase:
         self.call_s = 0.0  # of the last untimed call
         values = inputs.make(case.problem, procedure.seed, procedure.inputs)
         self.digest = inputs.digest(values)
-        self.prepared = scope.prepare(backend, case, instrument.torch_device)
+        with self.state.backend_code():
+            self.prepared = scope.prepare(backend, case, instrument.torch_device)
         self.q, self.k, self.v = (self.place(getattr(values, name), name) for name in "qkv")
         self.qkv = self.q, self.k, self.v
         self.dout = self.place(values.dout, "dout")
@@ -45,7 +56,8 @@ class PreparedCase:
     def place(self, tensor: Tensor, name: str) -> Tensor:
         """That input on the device, contiguous in the backend's layout; k and v in pages if the backend takes pages."""
         if self.prepared.stored and name in ("k", "v"):
-            paged: Tensor = self.prepared.stored(tensor)
+            with self.state.backend_code():
+                paged: Tensor = self.prepared.stored(tensor)
             return paged.to(self.instrument.torch_device)
         ordered = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
         return ordered.to(self.instrument.torch_device)
@@ -71,16 +83,17 @@ class PreparedCase:
             return self.outputs[1]
 
         if self.mode is Mode.BWD:
-            self._out = self.forward()
+            self._out = self.attend(*qkv)
         return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.mode]
 
-    def call_once(self) -> None:
-        """One untimed call, to its end on the device."""
+    def call_once(self, state: AbstractContextManager[None]) -> None:
+        """One untimed call, to its end on the device; `state`: of `backend_code` or `timed_calls`."""
         self.outputs = None
-        started = time.perf_counter()
-        self.call()
-        self.instrument.synchronize()
-        self.call_s = time.perf_counter() - started
+        with state:
+            started = time.perf_counter()
+            self.call()
+            self.instrument.synchronize()
+            self.call_s = time.perf_counter() - started
 
     def _gradients(self, out: Tensor | tuple[Tensor, ...], **options: bool) -> tuple[Tensor, ...]:
         """dq, dk, dv. Gradients of the weights of a scope are computed, as in training, and dropped."""
@@ -94,6 +107,12 @@ class PreparedCase:
     def forward(self) -> Tensor | tuple[Tensor, ...]:
         """The forward pass. What it saves for the backward pass lives as long as its output."""
         outputs: Tensor | tuple[Tensor, ...] = self.prepared.call(*self.qkv)
+        return outputs
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The forward pass on any inputs, untimed."""
+        with self.state.backend_code():
+            outputs: Tensor | tuple[Tensor, ...] = self.prepared.call(q, k, v)
         return outputs
 
     def fill(self, distribution: str) -> None:
@@ -120,7 +139,7 @@ class PreparedCase:
     def _inputs_changed(self) -> None:
         self.outputs = None
         if self.mode is Mode.BWD:
-            self._out = self.forward()
+            self._out = self.attend(*self.qkv)
         self.instrument.synchronize()
 
     def named_outputs(self) -> dict[str, Tensor]:
@@ -148,26 +167,28 @@ class PreparedCase:
 
 
 def prepare(
-    case: Case, procedure: Procedure, backend: Backend, instrument: Instrument
+    case: Case, procedure: Procedure, backend: Backend, instrument: Instrument, state: ProcessState
 ) -> tuple[PreparedCase, CasePrepared]:
     """Build the case, call it once and time both."""
     started = time.perf_counter()
-    prepared = PreparedCase(case, procedure, backend, instrument)
+    prepared = PreparedCase(case, procedure, backend, instrument, state)
     instrument.synchronize()
     allocated = instrument.allocated()
-    prepared_at = time.perf_counter()
-    prepared.call()
-    instrument.synchronize()
-    first_call_s = time.perf_counter() - prepared_at
+    prepare_s = time.perf_counter() - started
+    prepared.call_once(state.backend_code())
+    state.called()
     facts = dict(prepared.prepared.facts)
     if allocated is not None:
         prepared.outputs = None  # what stays allocated is no result: workspaces that libraries keep
         facts["memory_first_kept"] = (instrument.allocated() or 0) - allocated
-    late_facts = prepared.prepared.late_facts() if prepared.prepared.late_facts else {}
-    seconds = {"prepare": prepared_at - started, "first_call": first_call_s, **prepared.prepared.seconds}
+    with state.backend_code():
+        late_facts = prepared.prepared.late_facts() if prepared.prepared.late_facts else {}
+    seconds = {"prepare": prepare_s, "first_call": prepared.call_s, **prepared.prepared.seconds}
     if (compile_s := late_facts.pop("compile_s", None)) is not None:
         seconds["compile"] = compile_s
     facts.update(late_facts, input_digest=prepared.digest, layout=backend.layout.value)
+    if state.changes:
+        facts["changed_state"] = state.changes
     return prepared, CasePrepared(seconds=seconds, facts=facts)
 
 

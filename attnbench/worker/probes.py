@@ -78,12 +78,13 @@ def adversarial(case: PreparedCase) -> Figures:
     randomly_moved = _moved(before, random, sizes)
     change = _out(case, *randomly_moved) - clean
     leaves = [tensor.detach().clone().requires_grad_() for tensor in before]
-    out = first_output(case.prepared.call(*leaves))
+    out = first_output(case.attend(*leaves))
     if not out.requires_grad:
         raise RuntimeError("the backend gives no gradient")
     # J^T times the change of the output that the random step made.
     direction = (change / change.norm().clamp_min(1e-30)).to(out.dtype).reshape(out.shape)
-    gradients = torch.autograd.grad(out, leaves, direction, materialize_grads=True)
+    with case.state.backend_code():
+        gradients = torch.autograd.grad(out, leaves, direction, materialize_grads=True)
     # Step and gradient are in units of the size of each input.
     scaled = [size * gradient.float() for size, gradient in zip(sizes, gradients, strict=True)]
     worst = _moved(before, scaled, sizes)
@@ -100,8 +101,7 @@ def determinism(case: PreparedCase) -> Figures:
     first: list[Tensor] | None = None
     worst = 0.0
     for _ in range(REPEATS):
-        case.outputs = None
-        case.call()
+        case.call_once(case.state.timed_calls())
         again = [tensor.detach().clone() for tensor in case.named_outputs().values()]
         if first is not None and not all(map(torch.equal, first, again)):
             worst = max(worst, *map(_largest_difference, first, again))
@@ -129,9 +129,9 @@ def batch(case: PreparedCase) -> Figures:
         batched = Case(problem=replace(problem, batch=count), backend=case.case.backend, mode=Mode.FWD)
         if objections := case.backend.objections(batched, case.q.device.type, case.instrument.capability):
             raise ValueError("; ".join(objections))
-        prepared = scope.prepare(case.backend, batched, str(case.q.device))
-        with torch.no_grad():
-            copies = (tensor[:1].repeat(count, 1, 1, 1) for tensor in case.qkv)
+        copies = [tensor[:1].repeat(count, 1, 1, 1) for tensor in case.qkv]
+        with case.state.backend_code(), torch.no_grad():
+            prepared = scope.prepare(case.backend, batched, str(case.q.device))
             outputs.append(first_output(prepared.call(*copies)).clone())
     alone, together = outputs
     worst = _largest_difference(alone, together)
@@ -143,15 +143,17 @@ def double_backward(case: PreparedCase) -> Figures:
     import torch
 
     leaves = [tensor.detach().clone().requires_grad_() for tensor in case.qkv]
-    out = first_output(case.prepared.call(*leaves))
+    out = first_output(case.attend(*leaves))
     dout = case.dout.reshape(out.shape).to(out.dtype)
-    first = torch.autograd.grad(out, leaves, dout, create_graph=True)
+    with case.state.backend_code():
+        first = torch.autograd.grad(out, leaves, dout, create_graph=True)
     if not any(gradient.requires_grad for gradient in first):
         raise RuntimeError("the gradient has no graph")
     started = time.perf_counter()
     size = torch.stack([gradient.float().square().sum() for gradient in first]).sum()
-    second = torch.autograd.grad(size, leaves, allow_unused=True)
-    case.instrument.synchronize()
+    with case.state.timed_calls():
+        second = torch.autograd.grad(size, leaves, allow_unused=True)
+        case.instrument.synchronize()
     seconds = time.perf_counter() - started
     finite = all(bool(gradient.isfinite().all()) for gradient in second if gradient is not None)
     return {"seconds": seconds, "finite": finite}
@@ -217,7 +219,7 @@ def _out(case: PreparedCase, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     import torch
 
     with torch.no_grad():
-        return first_output(case.prepared.call(q, k, v)).float().clone()
+        return first_output(case.attend(q, k, v)).float().clone()
 
 
 def _copies(case: PreparedCase) -> list[Tensor]:

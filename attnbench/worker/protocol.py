@@ -97,6 +97,7 @@ class CaseVerified(Message, frozen=True, kw_only=True, tag="Verified"):
     ok: bool
     reason: str
     errors: dict[str, dict[str, float | None]]
+    changed_state: tuple[str, ...] = ()  # by the backend's code so far: "default dtype: float32 -> bfloat16"
 
 
 class VerifyCase(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Verify"):

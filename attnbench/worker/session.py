@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import asdict, replace
 
 from attnbench import backends
+from attnbench.attention import scores
+from attnbench.attention.problem import Problem
 from attnbench.backends import Backend
 from attnbench.errors import UnknownNameError
 from attnbench.records.arm import parse_device
@@ -17,6 +19,7 @@ from attnbench.records.result import Status
 from attnbench.worker import expected_values, probes, process, protocol, verification
 from attnbench.worker.output_checks import OutputChecks
 from attnbench.worker.prepared_case import PreparedCase, prepare
+from attnbench.worker.process_state import ProcessState
 from attnbench.worker.protocol import AnyReply, AnyRequest, RequestFailed, WorkerOpened
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class WorkerSession:
     def __init__(self) -> None:
         self._backend: Backend | None = None
         self._instrument: Instrument | None = None
+        self._state: ProcessState | None = None  # once the device is open
         self._case: PreparedCase | None = None
         self._checks: OutputChecks | None = None  # of a verified case
 
@@ -42,16 +46,17 @@ class WorkerSession:
             case protocol.OpenWorker():
                 return self._open(request)
             case protocol.ComputeExpected():
-                return _compute_expected(request)
+                return self._compute_expected(request)
             case protocol.PrepareCase():
                 return self._prepare(request)
             case protocol.VerifyCase():
                 reply, self._checks = verification.verify(self._prepared_case(), request)
-                return reply
+                return with_changed_state(reply, self._prepared_case().state)
             case protocol.CheckOutput():
                 if self._checks is None:
                     raise RuntimeError("no case is verified")
-                return verification.check_after_rounds(self._checks)
+                reply = verification.check_after_rounds(self._checks)
+                return with_changed_state(reply, self._prepared_case().state)
             case protocol.ProbeCase():
                 return protocol.CaseProbed(figures=probes.run(request.names, self._prepared_case()))
             case protocol.SettleCase():
@@ -79,6 +84,7 @@ class WorkerSession:
             import torch
 
             torch.set_num_threads(len(request.cpus) or 1)
+            self._state = ProcessState()
             return WorkerOpened()
         from attnbench.machine.device import open_instrument
 
@@ -89,15 +95,18 @@ class WorkerSession:
             return WorkerOpened(unavailable=str(error))
         if request.memory_bytes and device.kind == "cpu":
             process.limit_data(request.memory_bytes)
+        self._state = ProcessState()
         try:
-            self._backend = backends.load(request.backend) if request.backend else None
+            with self._state.backend_code():
+                self._backend = backends.load(request.backend) if request.backend else None
+                unavailable = _unavailable(self._backend, device.kind, self._instrument) if self._backend else ""
         except UnknownNameError as error:  # another version of attnbench may lack a backend of this one
             return WorkerOpened(unavailable=str(error))
-        unavailable = _unavailable(self._backend, device.kind, self._instrument) if self._backend else ""
         started = time.perf_counter()
         self._instrument.warm()
         warm_s = time.perf_counter() - started
         process.pin(request.cpus)  # not earlier: workers that start together import on all cores
+        self._state.imported()
         return WorkerOpened(
             environment=self._instrument.environment(),
             capability=self._instrument.capability,
@@ -108,14 +117,30 @@ class WorkerSession:
     def _prepare(self, request: protocol.PrepareCase) -> protocol.CasePrepared | RequestFailed:
         assert self._backend
         assert self._instrument
+        assert self._state
         self._case = self._checks = None
+        self._state.begin_case()
+        self._load_score(request.case.problem)
         kind = self._instrument.torch_device.partition(":")[0]
         if objections := self._backend.objections(request.case, kind, self._instrument.capability):
             return RequestFailed(status=Status.UNSUPPORTED, reason="; ".join(objections))
         if reason := self._instrument.timing_objection(request.procedure.timing):
             return RequestFailed(status=Status.UNAVAILABLE, reason=reason)
-        self._case, reply = prepare(request.case, request.procedure, self._backend, self._instrument)
+        self._case, reply = prepare(request.case, request.procedure, self._backend, self._instrument, self._state)
         return reply
+
+    def _compute_expected(self, request: protocol.ComputeExpected) -> protocol.ExpectedComputed:
+        self._load_score(request.problem)
+        expected = expected_values.compute(
+            request.problem, request.mode, request.seed, request.inputs, Path(request.directory), request.budget_s
+        )
+        return protocol.ExpectedComputed(share=expected.share, seconds=expected.seconds)
+
+    def _load_score(self, problem: Problem) -> None:
+        """Import the file of a user's score function. Settings that it changes are ours again when it is called."""
+        if problem.score.function and self._state:
+            with self._state.backend_code():
+                scores.load_function(problem.score.function)
 
     def _calibrate(self, request: protocol.CalibrateDevice) -> protocol.DeviceCalibrated:
         from attnbench.machine.device import ceilings
@@ -150,16 +175,23 @@ def _unavailable(backend: Backend, kind: str, instrument: Instrument) -> str:
     return (backend.probe(instrument.torch_device) or "") if backend.probe else ""
 
 
-def _compute_expected(request: protocol.ComputeExpected) -> protocol.ExpectedComputed:
-    expected = expected_values.compute(
-        request.problem, request.mode, request.seed, request.inputs, Path(request.directory), request.budget_s
-    )
-    return protocol.ExpectedComputed(share=expected.share, seconds=expected.seconds)
+def with_changed_state(
+    reply: protocol.CaseVerified | RequestFailed, state: ProcessState
+) -> protocol.CaseVerified | RequestFailed:
+    """The reply with what the backend's code changed in this process; a failure if the times cannot be compared."""
+    state.take_back()
+    if isinstance(reply, RequestFailed) or not state.changes:
+        return reply
+    if reply.ok and state.objection:
+        return RequestFailed(status=Status.ERROR, reason=state.objection)
+    reason = "" if reply.ok else f"{reply.reason}; its code changed settings of the process: {'; '.join(state.changes)}"
+    return replace(reply, reason=reason, changed_state=tuple(state.changes))
 
 
 def settle(case: PreparedCase, checks: OutputChecks | None) -> protocol.CaseSettled:
     """Call until the time is steady, and keep the pace of the blocks."""
-    case.pace = case.instrument.settle(case.call, case.procedure)
+    with case.state.timed_calls():
+        case.pace = case.instrument.settle(case.call, case.procedure)
     if checks:
         checks.check_settled(case.pace)
     return protocol.CaseSettled(call_s=case.pace.call_s, settled=case.pace.settled, seconds=case.pace.settle_s)
@@ -169,7 +201,8 @@ def time_block(case: PreparedCase, checks: OutputChecks | None) -> protocol.Bloc
     """Time one block, on negated inputs; then check the outputs of its last call."""
     assert case.pace
     case.negate()
-    block = case.instrument.block(case.call, case.pace, case.procedure)
+    with case.state.timed_calls():
+        block = case.instrument.block(case.call, case.pace, case.procedure)
     if checks:
         checks.check_block(block)
     return protocol.BlockTimed(**asdict(block))
@@ -178,11 +211,12 @@ def time_block(case: PreparedCase, checks: OutputChecks | None) -> protocol.Bloc
 def measure_memory(case: PreparedCase) -> protocol.MemoryMeasured:
     """Measure the memory of one call."""
     case.outputs = None
-    memory = case.instrument.memory(case.call)
-    facts = memory.facts
-    if case.mode.needs_grad:
-        # Autograd's saved tensors exist only between the passes: a call with both shows them as workspace.
-        facts = {**facts, "saved": case.instrument.memory(case.forward).facts["saved"]}
+    with case.state.timed_calls():
+        memory = case.instrument.memory(case.call)
+        facts = memory.facts
+        if case.mode.needs_grad:
+            # Autograd's saved tensors exist only between the passes: a call with both shows them as workspace.
+            facts = {**facts, "saved": case.instrument.memory(case.forward).facts["saved"]}
     return protocol.MemoryMeasured(peak=memory.peak, total=memory.total, facts=facts)
 
 
@@ -191,7 +225,8 @@ def measure_energy(case: PreparedCase) -> protocol.EnergyMeasured:
     from attnbench.machine.device import energy
 
     assert case.pace
-    energy_of_call = energy.measure(case.instrument, case.call, case.pace.call_s)
+    with case.state.timed_calls():
+        energy_of_call = energy.measure(case.instrument, case.call, case.pace.call_s)
     if isinstance(energy_of_call, str):
         return protocol.EnergyMeasured(absent=energy_of_call)
     return protocol.EnergyMeasured(**energy_of_call._asdict())
@@ -203,8 +238,9 @@ def retime(case: PreparedCase, request: protocol.RetimeCase) -> protocol.CaseRet
         return protocol.CaseRetimed(absent=absent)
     procedure = replace(case.procedure, timing=request.timing)
     try:
-        pace = case.instrument.settle(case.call, procedure)
-        readings = [case.instrument.block(case.call, pace, procedure) for _ in range(request.blocks)]
+        with case.state.timed_calls():
+            pace = case.instrument.settle(case.call, procedure)
+            readings = [case.instrument.block(case.call, pace, procedure) for _ in range(request.blocks)]
     except RuntimeError as error:  # a graph that cannot be captured is no fault of the case
         return protocol.CaseRetimed(absent=one_line(error))
     return protocol.CaseRetimed(blocks=tuple(protocol.BlockTimed(**asdict(reading)) for reading in readings))
@@ -214,10 +250,12 @@ def profile(case: PreparedCase, request: protocol.ProfileCase) -> protocol.CaseP
     """Profile the case into a directory, or only call it for an external profiler."""
     from attnbench.machine.device import profiling
 
-    if request.bare:
-        profiling.call_in_ranges(case.instrument, case.call)
-        return protocol.CaseProfiled(figures={})
-    return protocol.CaseProfiled(figures=profiling.profile_call(case.instrument, case.call, Path(request.directory)))
+    directory = Path(request.directory).absolute()  # the backend may work in another one
+    with case.state.timed_calls():
+        if request.bare:
+            profiling.call_in_ranges(case.instrument, case.call)
+            return protocol.CaseProfiled(figures={})
+        return protocol.CaseProfiled(figures=profiling.profile_call(case.instrument, case.call, directory))
 
 
 def request_failed(error: BaseException, phase: str) -> RequestFailed:

@@ -74,7 +74,7 @@ def check_after_rounds(checks: OutputChecks) -> CaseVerified:
 
 def _judge_call(case: PreparedCase, judge: Callable[[], OutputVerdict]) -> OutputVerdict:
     _poison_freed_memory(case)
-    case.call_once()
+    case.call_once(case.state.backend_code())
     return judge()
 
 

@@ -1,0 +1,90 @@
+"""Keeps state that code of a backend sets for the whole process away from inputs, references, judgements and times."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attnbench.worker.process_settings import Owner, Setting, settings
+
+
+class ProcessState:
+    """The settings of the process as attnbench needs them, and as the code of the backend left them.
+
+    The values at the time of creation are attnbench's. They are in force wherever `backend_code` and `timed_calls` are
+    not. One object belongs to a process; a case begins with the settings that the import of the backend left.
+    """
+
+    def __init__(self) -> None:
+        self._settings = settings()
+        self._ours = {setting.name: setting.read() for setting in self._settings}
+        self._theirs: dict[str, object] = {}  # settings of Owner.BACKEND that differ
+        self._imported: tuple[dict[str, object], dict[str, str]] = ({}, {})
+        self._changes: dict[str, str] = {}
+        self._changes_of_arm: dict[str, str] = {}
+
+    @property
+    def changes(self) -> list[str]:
+        """What code of the backend has changed: `default dtype: float32 -> bfloat16`."""
+        return [f"{name}: {text}" for name, text in self._changes.items()]
+
+    def imported(self) -> None:
+        """The backend is imported: take the arm's settings as they are now, and what was changed for every case."""
+        self._ours |= {each.name: each.read() for each in self._settings if each.owner is Owner.ARM}
+        self._imported = dict(self._theirs), dict(self._changes)
+
+    def begin_case(self) -> None:
+        """Forget what the case before has changed."""
+        self._theirs, self._changes = dict(self._imported[0]), dict(self._imported[1])
+
+    def called(self) -> None:
+        """The first call has been made, which may set up what later calls need."""
+        self._changes_of_arm.clear()
+
+    @property
+    def objection(self) -> str:
+        """Why the times would not be comparable: calls after the first change settings of the arm. Empty if none do."""
+        changes = "; ".join(f"{name}: {text}" for name, text in self._changes_of_arm.items())
+        return f"every call changes a setting that belongs to the arm: {changes}" if changes else ""
+
+    @contextmanager
+    def backend_code(self) -> Iterator[None]:
+        """Code of the backend runs inside. What it changes is noted, and undone for attnbench's own steps."""
+        self._apply(self._theirs)
+        try:
+            yield
+        finally:
+            self.take_back()
+
+    @contextmanager
+    def timed_calls(self) -> Iterator[None]:
+        """Calls run inside. What they change is noted by the next `take_back`, which takes a millisecond."""
+        self._apply(self._theirs)
+        try:
+            yield
+        finally:
+            self._apply({name: self._ours[name] for name in self._theirs})
+
+    def _apply(self, values: dict[str, object]) -> None:
+        # Functions come first in the list, and must be in force last: the others are written with the original ones.
+        for setting in reversed(self._settings):
+            if setting.name in values:
+                setting.write(values[setting.name])
+
+    def take_back(self) -> None:
+        """Note what code of the backend has changed, and undo it."""
+        self._theirs = {}
+        for setting in self._settings:
+            ours, now = self._ours[setting.name], setting.read()
+            if now == ours:
+                continue
+            if text := setting.describe(ours, now):
+                self._changes[setting.name] = text
+                if setting.owner is Owner.ARM:
+                    self._changes_of_arm[setting.name] = text
+            if setting.owner is Owner.BACKEND:
+                self._theirs[setting.name] = now
+            self._restore(setting, ours)
+
+    def _restore(self, setting: Setting, ours: object) -> None:
+        setting.write(ours)
+        if setting.read() != ours:
+            raise RuntimeError(f"the backend's code changed the process in a way that cannot be undone: {setting.name}")
