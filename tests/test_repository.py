@@ -64,6 +64,24 @@ def test_layers_of_the_design_are_those_that_are_checked() -> None:
     assert drawn == checked
 
 
+def test_new_tensors_do_not_depend_on_defaults_that_a_user_sets() -> None:
+    """In the definition of attention and in the kernels, which user code calls in a process of its own."""
+    of_integers, of_floats = (
+        {"arange", "full", "tensor"},
+        {"empty", "eye", "linspace", "ones", "rand", "randn", "zeros"},
+    )
+    lacking = []
+    for path in [*(ROOT / "attnbench/attention").rglob("*.py"), *(ROOT / "attnbench/kernels").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            function = name.removeprefix("torch.")
+            if isinstance(node, ast.Call) and function != name and function in of_integers | of_floats:
+                needed = {"device"} | ({"dtype"} if function in of_floats else set())
+                if needed - {keyword.arg for keyword in node.keywords}:
+                    lacking.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert lacking == []
+
+
 def test_every_built_in_backend_is_a_leaf_of_its_own() -> None:
     from attnbench.backends import BUILTIN
 

@@ -125,8 +125,8 @@ class _Rows:
         self.problem, self.sequence, self.block, self.group_heads = problem, group[0], block, heads
         self.heads = slice(first + heads.start, first + heads.stop)  # among those of the problem
         self.step = step or EXACT
-        self.i = torch.arange(block.rows.start, block.rows.stop)
-        self.j = torch.arange(block.keys.start, block.keys.stop)
+        self.i = torch.arange(block.rows.start, block.rows.stop, device="cpu")
+        self.j = torch.arange(block.keys.start, block.keys.stop, device="cpu")
 
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         """[heads, rows, keys], -inf where a key is hidden."""

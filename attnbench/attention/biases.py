@@ -87,7 +87,8 @@ class Constant(LogitBias, frozen=True, kw_only=True):
         """The bias of all pairs: [heads or 1, seq_q, seq_kv] in float64."""
         import torch
 
-        return self.values(problem, slice(0, problem.heads), torch.arange(problem.seq_q), torch.arange(problem.seq_kv))
+        rows, keys = (torch.arange(count, device="cpu") for count in (problem.seq_q, problem.seq_kv))
+        return self.values(problem, slice(0, problem.heads), rows, keys)
 
 
 class ByDistance(Constant, frozen=True, kw_only=True):
@@ -105,7 +106,9 @@ class ByDistance(Constant, frozen=True, kw_only=True):
         """[heads or 1, seq_q + seq_kv - 1] in float64: the bias of a pair is entry delta + seq_kv - 1."""
         import torch
 
-        return self.by_delta(problem, torch.arange(problem.seq_q + problem.seq_kv - 1) - (problem.seq_kv - 1))
+        return self.by_delta(
+            problem, torch.arange(problem.seq_q + problem.seq_kv - 1, device="cpu") - (problem.seq_kv - 1)
+        )
 
 
 class Alibi(ByDistance, frozen=True, kw_only=True):
@@ -126,7 +129,7 @@ class Alibi(ByDistance, frozen=True, kw_only=True):
         power = 2 ** int(math.log2(problem.heads))
         steps = [2.0 ** (-8 * n / power) for n in range(1, power + 1)]
         steps += [2.0 ** (-8 * n / (2 * power)) for n in range(1, 2 * power, 2)][: problem.heads - power]
-        return torch.tensor(steps, dtype=torch.float64) / problem.temperature
+        return torch.tensor(steps, dtype=torch.float64, device="cpu") / problem.temperature
 
 
 class T5(ByDistance, frozen=True, kw_only=True):
@@ -277,8 +280,8 @@ def _pair_rows(bias: Relative, problem: BiasedProblem, device: torch.device) -> 
     """The number of the row of the table for every pair: [seq_q, seq_kv]."""
     import torch
 
-    delta = _delta(problem, torch.arange(problem.seq_q), torch.arange(problem.seq_kv))
-    return bias.table_row(problem, delta).to(device)
+    rows, keys = (torch.arange(count, device="cpu") for count in (problem.seq_q, problem.seq_kv))
+    return bias.table_row(problem, _delta(problem, rows, keys)).to(device)
 
 
 class Shaw(Relative, frozen=True, kw_only=True):
@@ -321,7 +324,7 @@ class XL(Relative, frozen=True, kw_only=True):
         import torch
 
         width = problem.heads * problem.head_dim
-        distances = problem.seq_kv - 1 - torch.arange(self.table_rows(problem))
+        distances = problem.seq_kv - 1 - torch.arange(self.table_rows(problem), device="cpu")
         projected = fixed_random.sinusoids(distances, width) @ fixed_random.projection("xl r", width, width)
         return projected.reshape(-1, problem.heads, problem.head_dim).transpose(0, 1)
 

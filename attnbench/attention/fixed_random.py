@@ -40,8 +40,9 @@ def normal(name: str, *shape: int, deviation: float = 1.0) -> Tensor:
 def _drawn(name: str, shape: tuple[int, ...], deviation: float) -> Tensor:
     import torch
 
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return (torch.randn(*shape, generator=generator) * deviation).double()
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(name.encode()))
+    drawn = torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+    return (drawn * deviation).double()
 
 
 _cached = lru_cache(maxsize=64)(_drawn)
@@ -59,7 +60,7 @@ def sinusoids(distances: Tensor, width: int) -> Tensor:
     """
     import torch
 
-    pairs = torch.arange(0, width, 2, dtype=torch.float64)
+    pairs = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")
     angles = distances.double()[..., None] * torch.exp(pairs * (-math.log(10_000.0) / width))
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
     return waves[..., :width]

@@ -62,9 +62,12 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
         "v": (p.batch, p.kv_heads, p.seq_kv, p.head_dim_v),
         "dout": (p.batch, p.heads, p.seq_q, p.head_dim_v),
     }
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     # Drawn in float32 and cast, so that all dtypes round the same numbers.
-    drawn = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    drawn = {
+        name: torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+        for name, shape in shapes.items()
+    }
     if distribution.startswith(FILE):
         drawn |= _read(Path(distribution.removeprefix(FILE)), shapes)
     else:

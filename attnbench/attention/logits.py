@@ -28,7 +28,8 @@ def positioned(problem: Problem, q: Tensor, k: Tensor, *, heads_last: bool = Fal
 
     if problem.positions is not Positions.NONE:
         apply = _rotated if problem.positions is Positions.ROPE else _with_sinusoids
-        places = torch.arange(problem.seq_q) + problem.grid.offset, torch.arange(problem.seq_kv)
+        rows, keys = (torch.arange(count, device="cpu") for count in (problem.seq_q, problem.seq_kv))
+        places = rows + problem.grid.offset, keys
         q, k = (apply(tensor, place, heads_last) for tensor, place in zip((q, k), places, strict=True))
     if problem.score.similarity is Similarity.COSINE:
         return torch.nn.functional.normalize(q, dim=-1), torch.nn.functional.normalize(k, dim=-1)
@@ -78,7 +79,7 @@ def _rotated(tensor: Tensor, places: Tensor, heads_last: bool) -> Tensor:
     import torch
 
     half = tensor.shape[-1] // 2
-    speeds = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64) / half)
+    speeds = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
     angles = places.double()[:, None] * speeds
     angles = angles[:, None] if heads_last else angles
     cos, sin = angles.cos().to(tensor), angles.sin().to(tensor)

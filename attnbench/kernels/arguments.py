@@ -151,11 +151,11 @@ def check_lengths(name: str, cu_seqlens: Tensor, tokens: int, device: torch.devi
 def check_pages(table: Tensor, lengths: Tensor | None, pages: int, page_size: int) -> None:
     """Check that page numbers in use exist, and that lengths fit their pages. Reads both tensors."""
     room = table.shape[1] * page_size
-    needed = torch.full((len(table),), room) if lengths is None else lengths.cpu()
+    needed = torch.full((len(table),), room, device="cpu") if lengths is None else lengths.cpu()
     if len(needed) and not 0 <= int(needed.min()) <= int(needed.max()) <= room:
         worst = int(needed.max()) if int(needed.max()) > room else int(needed.min())
         raise ValueError(f"kv_lengths holds {worst}: must be 0 to {room}, {table.shape[1]} pages of {page_size}")
-    used = torch.arange(table.shape[1])[None] * page_size < needed[:, None]
+    used = torch.arange(table.shape[1], device="cpu")[None] * page_size < needed[:, None]
     numbers = table.cpu()
     wrong = used & ((numbers < 0) | (numbers >= pages))
     if wrong.any():

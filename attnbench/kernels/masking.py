@@ -111,7 +111,7 @@ def _listed(visible: Tensor) -> tuple[Tensor, Tensor]:
 
 def t5_buckets(buckets: int, seq_q: int, seq_kv: int, bidirectional: bool, max_distance: int) -> Tensor:
     """The bucket of every distance from -(seq_kv - 1) to seq_q - 1, int64 [seq_q + seq_kv - 1]."""
-    ahead = torch.arange(-(seq_kv - 1), seq_q)  # of the diagonal
+    ahead = torch.arange(-(seq_kv - 1), seq_q, device="cpu")  # of the diagonal
     behind = -ahead
     first = torch.zeros_like(ahead)
     if bidirectional:

@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum, auto
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ ATTRIBUTES = (
     ("cuda.matmul", "allow_bf16_reduced_precision_reduction"),
 )  # fmt: skip  # of torch.backends
 
+_GUARDS: list[object] = []  # of inference mode: one that is dropped brings back what was before it
+
 
 class Owner(Enum):
     """Whose value of a setting is in force while code of the backend runs."""
@@ -63,6 +66,25 @@ def settings() -> list[Setting]:
     """Every setting. The original functions are those of this moment."""
     # Functions first: the other settings are read and written with them.
     return [*_functions(), *_of_torch(), *_of_numbers(), *_of_backends(), *_of_process(), *_of_arm()]
+
+
+@contextmanager
+def inter_op_threads_kept(changes: dict[str, str]) -> Iterator[None]:
+    """Ignore and note attempts to set the inter-op threads: torch allows one in a process, and the arm has made it."""
+    import torch
+
+    functions, count = vars(torch), torch.get_num_interop_threads()
+    original = functions["set_num_interop_threads"]
+
+    def ignore(threads: int) -> None:
+        if threads != count:
+            changes["inter-op threads"] = f"{count} -> {threads}"
+
+    functions["set_num_interop_threads"] = ignore
+    try:
+        yield
+    finally:
+        functions["set_num_interop_threads"] = original
 
 
 def _plain(value: object) -> str:
@@ -89,11 +111,10 @@ def _of_torch() -> list[Setting]:
     def write_device(device: str) -> None:
         torch.set_default_device(None if device == unset else device)
 
-    guards = []  # of inference mode, which ends with its guard
-
     def write_inference(enabled: bool) -> None:
-        guards.append(torch.inference_mode(enabled))
-        guards[-1].__enter__()
+        guard = torch.inference_mode(enabled)
+        guard.__enter__()
+        _GUARDS.append(guard)
 
     return [
         Setting("default dtype", torch.get_default_dtype, torch.set_default_dtype),

@@ -3,21 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from attnbench.worker.process_settings import Owner, Setting, settings
+from attnbench.worker.process_settings import Owner, Setting, inter_op_threads_kept, settings
 
 
 class ProcessState:
     """The settings of the process as attnbench needs them, and as the code of the backend left them.
 
     The values at the time of creation are attnbench's. They are in force wherever `backend_code` and `timed_calls` are
-    not. One object belongs to a process; a case begins with the settings that the import of the backend left.
+    not. One object belongs to a process. As without attnbench, code of the backend runs with what it set before.
     """
 
     def __init__(self) -> None:
         self._settings = settings()
         self._ours = {setting.name: setting.read() for setting in self._settings}
         self._theirs: dict[str, object] = {}  # settings of Owner.BACKEND that differ
-        self._imported: tuple[dict[str, object], dict[str, str]] = ({}, {})
         self._changes: dict[str, str] = {}
         self._changes_of_arm: dict[str, str] = {}
 
@@ -27,13 +26,8 @@ class ProcessState:
         return [f"{name}: {text}" for name, text in self._changes.items()]
 
     def imported(self) -> None:
-        """The backend is imported: take the arm's settings as they are now, and what was changed for every case."""
-        self._ours |= {each.name: each.read() for each in self._settings if each.owner is Owner.ARM}
-        self._imported = dict(self._theirs), dict(self._changes)
-
-    def begin_case(self) -> None:
-        """Forget what the case before has changed."""
-        self._theirs, self._changes = dict(self._imported[0]), dict(self._imported[1])
+        """The backend is imported and the worker set up: take attnbench's settings as they are now."""
+        self._ours = {setting.name: setting.read() for setting in self._settings}
 
     def called(self) -> None:
         """The first call has been made, which may set up what later calls need."""
@@ -50,9 +44,18 @@ class ProcessState:
         """Code of the backend runs inside. What it changes is noted, and undone for attnbench's own steps."""
         self._apply(self._theirs)
         try:
-            yield
+            with inter_op_threads_kept(self._changes):
+                yield
         finally:
             self.take_back()
+
+    @contextmanager
+    def other_code(self) -> Iterator[None]:
+        """Code of a user that is not the backend's runs inside. What it changes is noted, and is not in force again."""
+        theirs, self._theirs = self._theirs, {}
+        with self.backend_code():
+            yield
+        self._theirs = theirs
 
     @contextmanager
     def timed_calls(self) -> Iterator[None]:

@@ -119,7 +119,6 @@ class WorkerSession:
         assert self._instrument
         assert self._state
         self._case = self._checks = None
-        self._state.begin_case()
         self._load_score(request.case.problem)
         kind = self._instrument.torch_device.partition(":")[0]
         if objections := self._backend.objections(request.case, kind, self._instrument.capability):
@@ -137,9 +136,9 @@ class WorkerSession:
         return protocol.ExpectedComputed(share=expected.share, seconds=expected.seconds)
 
     def _load_score(self, problem: Problem) -> None:
-        """Import the file of a user's score function. Settings that it changes are ours again when it is called."""
+        """Import the file of a user's score function, for backends and for the reference, without its settings."""
         if problem.score.function and self._state:
-            with self._state.backend_code():
+            with self._state.other_code():
                 scores.load_function(problem.score.function)
 
     def _calibrate(self, request: protocol.CalibrateDevice) -> protocol.DeviceCalibrated:

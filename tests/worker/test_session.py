@@ -11,6 +11,7 @@ import pytest
 from attnbench.attention.problem import Mode, Problem
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
+from attnbench.suite.readers import parse_score
 from attnbench.worker import output_checks, protocol
 from attnbench.worker.session import WorkerSession, request_failed
 
@@ -49,22 +50,33 @@ def test_out_of_memory_is_distinguished_from_an_error(error: Exception, status: 
 
 
 class Driver:
-    """A session with a kernel of tests/misbehaving.py, driven as the engine drives a worker."""
+    """A session with a kernel of tests/misbehaving.py or of a file, driven as the engine drives a worker."""
 
-    def __init__(self, function: str, folder: Path, **fields: Any) -> None:
-        backend = f"{Path(__file__).parents[1] / 'misbehaving.py'}:{function}"
+    def __init__(self, function: str, folder: Path, mode: Mode = Mode.FWD, **fields: Any) -> None:
+        backend = (
+            function
+            if function == "naive" or ":" in function
+            else f"{Path(__file__).parents[1] / 'misbehaving.py'}:{function}"
+        )
         problem = Problem(**{"seq_q": 16, "heads": 2, "head_dim": 16, **fields})
-        self.case, self.procedure = Case(problem=problem, backend=backend), Procedure(block_s=1e-3)
+        self.case, self.procedure = Case(problem=problem, backend=backend, mode=mode), Procedure(block_s=1e-3)
         self.folder, self.session = folder, WorkerSession()
         self.opened = self.session.answer(protocol.OpenWorker(backend=backend, device="cpu:threads=1"))
 
     def verify(self, brief: bool = False) -> protocol.CaseVerified:
         inputs = {"normal": self.folder / "normal", "peaked": self.folder / "peaked"}
+        oracle = WorkerSession()
+        oracle.answer(protocol.OpenWorker())
         for name, directory in inputs.items():
             request = protocol.ComputeExpected(
-                problem=self.case.problem, mode=Mode.FWD, seed=0, inputs=name, directory=str(directory), budget_s=1
+                problem=self.case.problem,
+                mode=self.case.mode,
+                seed=0,
+                inputs=name,
+                directory=str(directory),
+                budget_s=1,
             )
-            WorkerSession().answer(request)
+            oracle.answer(request)
         self.prepared = self.session.answer(protocol.PrepareCase(case=self.case, procedure=self.procedure))
         peaked = "" if brief else str(inputs["peaked"])
         request = protocol.VerifyCase(directory=str(inputs["normal"]), peaked_directory=peaked, brief=brief)
@@ -80,6 +92,75 @@ class Driver:
         reply = self.session.answer(request)
         assert isinstance(reply, protocol.CaseVerified), reply
         return reply
+
+
+RIGHT = """
+import gc, os, time, warnings
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+def attend(q, k, v, *, causal, scale):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+def sets_threads(q, k, v, *, causal, scale):
+    torch.set_num_threads(2)
+    return attend(q, k, v, causal=causal, scale=scale)
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        ("torch.set_default_dtype(torch.bfloat16)", "default dtype: float32 -> bfloat16"),
+        ("torch.set_default_device('meta')", "default device: cpu -> meta"),
+        ("torch.set_grad_enabled(False)", "grad mode: True -> False"),
+        ("torch.set_num_threads(2)", "threads: 1 -> 2"),
+        ("torch.set_num_interop_threads(3)", "inter-op threads: 1 -> 3"),
+        ("np.seterr(all='raise')", "numpy errors: divide raise, over raise, under raise, invalid raise"),
+        ("torch.randn = lambda *shape, **options: torch.zeros(*shape)", "functions: torch.randn replaced"),
+        ("torch.Tensor.isfinite = torch.Tensor.isnan", "functions: torch.Tensor.isfinite replaced"),
+        ("time.perf_counter = lambda: 0.0", "functions of the measurement: time.perf_counter replaced"),
+        ("warnings.simplefilter('error')", "warning filters: changed"),
+        ("gc.disable()", "garbage collector: on ((700, 10, 10)) -> off ((700, 10, 10))"),
+    ],
+)
+def test_state_that_a_file_sets_for_its_process_makes_no_right_kernel_wrong(
+    line: str, change: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sets_state.py").write_text(RIGHT + line)
+    driver = Driver(f"{tmp_path}/sets_state.py:attend", tmp_path, Mode.FWD_BWD)
+    reply = driver.verify()
+    assert reply.ok, reply.reason
+    assert change in reply.changed_state
+    assert isinstance(driver.prepared, protocol.CasePrepared)
+    assert change in driver.prepared.facts["changed_state"]  # type: ignore[operator]
+    assert driver.time(blocks=2).ok
+
+
+def test_a_wrong_kernel_that_sets_state_is_told_what_it_set(tmp_path: Path) -> None:
+    source = RIGHT.replace("    return F.", "    return 2 * F.") + "torch.set_default_dtype(torch.bfloat16)"
+    (tmp_path / "wrong_and_sets.py").write_text(source)
+    reply = Driver(f"{tmp_path}/wrong_and_sets.py:attend", tmp_path).verify()
+    assert not reply.ok
+    assert "settings of the process: default dtype: float32 -> bfloat16" in reply.reason
+
+
+def test_a_kernel_that_sets_the_threads_in_every_call_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "sets_threads.py").write_text(RIGHT)
+    driver = Driver(f"{tmp_path}/sets_threads.py:sets_threads", tmp_path)
+    with pytest.raises(AssertionError, match="every call changes a setting that belongs to the arm: threads: 1 -> 2"):
+        driver.verify()
+
+
+def test_a_score_function_whose_file_sets_state_changes_no_reference(tmp_path: Path) -> None:
+    (tmp_path / "score_sets.py").write_text(
+        "import torch\ntorch.set_default_dtype(torch.bfloat16)\ndef dot(q, k): return q @ k.mT\n"
+    )
+    score = parse_score(f"{tmp_path}/score_sets.py:dot")
+    reply = Driver("naive", tmp_path, score=score).verify()
+    assert reply.ok, reply.reason
 
 
 @pytest.mark.parametrize("phase", range(8))

@@ -39,7 +39,7 @@ def measure(instrument: Instrument, call: Call, call_s: float) -> CallEnergy | s
     source, joules = meter
     instrument.synchronize()
     idle_w = _power(joules, IDLE_S)
-    time.sleep(random.uniform(0, MAX_OFFSET_S))
+    time.sleep(random.Random().uniform(0, MAX_OFFSET_S))
     batch = max(1, round(0.01 / max(call_s, 1e-6)))
     before, started, calls = joules(), time.monotonic(), 0
     while (seconds := time.monotonic() - started) < STEADY_S:
