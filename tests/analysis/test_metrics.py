@@ -164,6 +164,13 @@ def test_why_a_figure_is_absent_is_told():
     assert frame.rows_of([one])[0].energy_j is None
 
 
+def test_a_row_of_a_users_file_notes_what_its_code_changed_for_the_process() -> None:
+    facts = {"changed_state": ["default dtype: float32 -> bfloat16"]}
+    results = [result([1e-3] * 3, name, facts=facts) for name in ("mine.py:attend", "naive")]
+    notes = [row.notes for row in frame.rows_of(results)]
+    assert notes == ["its code changed settings of the process: default dtype: float32 -> bfloat16", None]
+
+
 def test_energy_of_a_call_and_work_per_joule():
     one = result([1e-3] * 3, problem=Problem(seq_q=256))
     one = msgspec.structs.replace(one, samples={**one.samples, "energy": sample("J", [0.5])})
