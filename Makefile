@@ -14,8 +14,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed-$(TORCH)
 # The tests take the cores; inside each of them one thread is enough.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# tests/conftest.py orders the units of work.
-SPREAD := -n $(JOBS) --dist loadscope --no-loadscope-reorder
+# tests/conftest.py makes the groups and orders them.
+SPREAD := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 # Tests of the layers that need no torch and no worker process.
 FAST   := $(addprefix tests/,analysis attention/masks attention/test_cost.py attention/test_dropout.py records suite \
   engine/test_plan.py gate/test_rule.py gate/test_stored.py gate/test_verdicts.py report/test_report_table.py \

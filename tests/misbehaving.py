@@ -109,9 +109,9 @@ def changes_inputs(q, k, v, *, causal, scale):
 
 
 def chatty(q, k, v, *, causal, scale):
-    """Correct, but prints two gigabytes over the life of a case."""
+    """Correct, but prints hundreds of megabytes over the life of a case."""
     line = b"tuning configuration, please wait ... " * 27000
-    for _ in range(60):
+    for _ in range(6):
         os.write(1, line)
         os.write(2, line)
     return _right(q, k, v, causal, scale)
@@ -146,10 +146,9 @@ def leaks(q, k, v, *, causal, scale):
 
 
 def spins(q, k, v, *, causal, scale):
-    """Correct, but leaves threads that spin: several, so that they get most of a core that others use too."""
+    """Correct, but leaves a thread that spins."""
     if not any(thread.name == "spinner" for thread in threading.enumerate()):
-        for _ in range(4):
-            threading.Thread(target=_spin, name="spinner", daemon=True).start()
+        threading.Thread(target=_spin, name="spinner", daemon=True).start()
     return _right(q, k, v, causal, scale)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
     from attnbench.attention.problem import Problem
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,3 +88,12 @@ def visible(problem: Problem) -> torch.Tensor:
     if {"blocksparse", "bigbird", "graph"} & set(terms):
         seen &= torch.from_numpy(problem.masking.pattern.visible(problem.grid, 0, i.numpy(), j.numpy()))
     return seen
+
+
+def forward_grid(problems: Iterable[str], names: Sequence[str]) -> Iterator[ParameterSet]:
+    """Every combination. Of flex, which takes seconds, each problem has one dtype here and all in `make test-slow`."""
+    for number, problem in enumerate(problems):
+        for place, dtype in enumerate(DTYPES):
+            for name in names:
+                later = name == "flex:eager" and number % len(DTYPES) != place
+                yield pytest.param(problem, dtype, name, marks=[pytest.mark.slow] if later else [])

@@ -20,6 +20,10 @@ def serve(channel: Channel[AnyRequest]) -> None:
         except protocol.ChannelClosedError:
             return
         try:
+            if isinstance(request, protocol.OpenWorker) and request.report_start:
+                import torch  # noqa: F401  # what follows is the code of a device and of a backend
+
+                channel.send(protocol.WorkerStarted())
             reply: AnyReply = session.answer(request)
         except BaseException as error:
             reply = request_failed(error, request.phase)

@@ -39,6 +39,10 @@ class WorkerRequest(Message, Generic[ReplyT], frozen=True, kw_only=True):
     """Base of the messages to a worker, by the type of the reply. Any of them may be answered by `RequestFailed`."""
 
 
+class WorkerStarted(Message, frozen=True, kw_only=True, tag="Started"):
+    """Python and torch are up, and the import of the backend begins: sent before `WorkerOpened`, if asked for."""
+
+
 class WorkerOpened(Message, frozen=True, kw_only=True, tag="Opened"):
     """The worker is up: its environment, or why it cannot run the backend."""
 
@@ -57,6 +61,7 @@ class OpenWorker(WorkerRequest[WorkerOpened], frozen=True, kw_only=True, tag="Op
     device: str = ""
     memory_bytes: int = 0  # limit of the worker's data segment; 0: no limit
     cpus: tuple[int, ...] = ()  # CPUs to run on; empty: any
+    report_start: bool = False  # send `WorkerStarted` first; workers of older versions do not
 
 
 class ExpectedComputed(Message, frozen=True, kw_only=True, tag="Expected"):
@@ -244,8 +249,9 @@ AnyRequest = (
     | ProbeCase | ProfileCase | MeasureEnergy | RetimeCase | CalibrateDevice | ReleaseCase
 )  # fmt: skip
 AnyReply = (
-    WorkerOpened | ExpectedComputed | CasePrepared | CaseVerified | CaseSettled | BlockTimed | MemoryMeasured
-    | CaseProbed | CaseProfiled | EnergyMeasured | CaseRetimed | DeviceCalibrated | CaseReleased | RequestFailed
+    WorkerStarted | WorkerOpened | ExpectedComputed | CasePrepared | CaseVerified | CaseSettled | BlockTimed
+    | MemoryMeasured | CaseProbed | CaseProfiled | EnergyMeasured | CaseRetimed | DeviceCalibrated | CaseReleased
+    | RequestFailed
 )  # fmt: skip
 
 

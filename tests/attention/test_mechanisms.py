@@ -69,9 +69,7 @@ def test_reference_equals_the_definition(name):
         np.testing.assert_allclose(group.weights.numpy(), weights[1, 4:6], atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("dtype", oracle.DTYPES)
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(("name", "dtype", "backend"), oracle.forward_grid(PROBLEMS, NAMES))
 def test_backends_equal_the_reference_or_refuse(name, dtype, backend):
     problem = problem_of(name, dtype=dtype)
     if backend != "naive":

@@ -187,7 +187,7 @@ def wait_for_lines(path: Path, count: int) -> None:
     raise AssertionError(f"{path} has no {count} lines")
 
 
-LONG = ("--seq", "64..512", "--heads", "8", "-b", "naive,sdpa:flash", "--rounds", "5", "--budget", "0")
+LONG = ("--seq", "64,128", "--heads", "8", "-b", "naive,sdpa:flash", "--rounds", "5", "--budget", "0")
 
 
 @pytest.mark.workers
@@ -201,13 +201,13 @@ def test_ctrl_c_keeps_results_and_a_resume_completes_them(tmp_path):
     assert "--resume" in stderr
     assert "naive" in stdout
     first = (out / "results.jsonl").read_text().splitlines()
-    assert 2 <= len(first) < 16
+    assert 2 <= len(first) < 8
     done = attnbench("run", "--resume", str(out))
     assert done.returncode == 0, done.stderr
     lines = (out / "results.jsonl").read_text().splitlines()
     assert lines[: len(first)] == first
     keys = [(record["case_id"], record["arm"]["backend"]) for record in map(json.loads, lines)]
-    assert len(keys) == len(set(keys)) == 16
+    assert len(keys) == len(set(keys)) == 8
 
 
 @pytest.mark.workers
@@ -249,7 +249,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_leaves_no_child(tmp_path, lines)
     assert done.returncode == 0, done.stderr
     after = (out / "results.jsonl").read_bytes()
     assert after.startswith(before)
-    assert after.count(b"\n") == 16
+    assert after.count(b"\n") == 8
 
 
 @pytest.mark.workers

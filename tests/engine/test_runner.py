@@ -50,18 +50,8 @@ def processes() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-WRONG = {
-    "wrong_shape": "out: is float32 [1, 2, 32, 63] and should be float32 [1, 2, 32, 64]",
-    "wrong_dtype": "float64",
-    "wrong_device": "out is on meta",
-    "nan": "not finite",
-    "zeros": "out: ",
-    "mean_of_v": "out: ",
-    "unwritten": "out: ",
-    "last_output": "out: ",
-    "view_of_input": "",
-    "changes_inputs": "was changed",
-}
+# Every other wrong output is judged in one process, by tests/worker/test_session.py.
+WRONG = ("zeros", "changes_inputs")
 FAILING = ("raises", "raises_base_exception", "not_a_tensor", "segfault", "exits")
 OTHERS = ("spins", "chatty", "orphan", "wrong_later", "leaks")
 
@@ -78,9 +68,8 @@ def results(shared: Path) -> Results:
 
 
 def test_wrong_outputs_are_incorrect_and_never_timed(results: Results) -> None:
-    assert {name: results[name].status for name in WRONG} == dict.fromkeys(WRONG, Status.INCORRECT)
-    for name, words in WRONG.items():
-        assert words in results[name].reason
+    for name in WRONG:
+        assert results[name].status is Status.INCORRECT
         assert not results[name].samples
 
 
@@ -113,7 +102,7 @@ def test_threads_left_spinning_are_found_before_anything_is_timed(results: Resul
     assert "spin" in results["spins"].reason
 
 
-def test_gigabytes_of_output_are_drained_and_the_end_is_stored(results: Results, shared: Path) -> None:
+def test_hundreds_of_megabytes_of_output_are_drained_and_the_end_is_stored(results: Results, shared: Path) -> None:
     assert results["chatty"].status is Status.OK
     (log,) = (file for file in (shared / "run" / "logs").iterdir() if "chatty" in file.name)
     assert 0 < log.stat().st_size <= 1024**2
@@ -141,14 +130,14 @@ def late(shared: Path) -> dict[tuple[str, int], Result]:
     """Results by function and length, of two lengths and of all that gives no answer."""
     before = processes()
     names = ("hang", "hang_in_c", "right", f"{HERE}/broken/import_hangs.py:attend")
-    results = stored(shared / "late", *names, seq="32,64", timeout="12s", rounds="1")
+    results = stored(shared / "late", *names, seq="32,64", timeout="3s", rounds="1")
     assert processes() == before
     return {(result.arm.backend.rpartition(":")[2], result.case.problem.seq_q): result for result in results}
 
 
 def test_a_hang_in_python_or_in_c_is_a_timeout(late: dict[tuple[str, int], Result]) -> None:
     assert late["hang", 32].status is late["hang_in_c", 32].status is Status.TIMEOUT
-    assert late["hang", 32].reason == "prepare: no answer within 12 s"
+    assert late["hang", 32].reason == "prepare: no answer within 3 s"
     assert late["right", 32].status is late["right", 64].status is Status.OK
 
 
@@ -160,25 +149,7 @@ def test_after_a_timeout_no_larger_case_is_tried(late: dict[tuple[str, int], Res
 
 def test_a_plugin_that_hangs_at_import_is_a_timeout(late: dict[tuple[str, int], Result]) -> None:
     result = late["attend", 32]
-    assert (result.status, result.reason) == (Status.TIMEOUT, "import: no answer within 12 s")
-
-
-def test_the_wrong_causal_corner_is_found_at_unequal_lengths(tmp_path: Path) -> None:
-    results = run(tmp_path / "run", "top_left", mask="causal", seq="", seq_q="24", seq_kv="40")
-    assert results["top_left"].status is Status.INCORRECT
-
-
-def test_a_wrong_lse_is_incorrect(tmp_path: Path) -> None:
-    assert run(tmp_path / "run", "wrong_lse", returns="lse")["wrong_lse"].reason.count("lse: off by")
-
-
-def test_a_wrong_gradient_is_incorrect_and_an_undeclared_mode_is_unsupported(tmp_path: Path) -> None:
-    results = run(tmp_path, "wrong_gradient", "right", "wrong_gradient_refused", mode="bwd", dtype="bf16")
-    assert results["wrong_gradient"].status is Status.INCORRECT
-    assert results["wrong_gradient"].reason.partition(": ")[2].startswith(("dq:", "peaked", "dq"))
-    assert results["right"].status is Status.OK
-    assert results["wrong_gradient_refused"].status is Status.UNSUPPORTED
-    assert results["wrong_gradient_refused"].reason == "no bf16 (takes fp32); no bwd (forward only)"
+    assert (result.status, result.reason) == (Status.TIMEOUT, "import: no answer within 3 s")
 
 
 def test_every_arm_takes_every_position_equally_often(tmp_path: Path) -> None:

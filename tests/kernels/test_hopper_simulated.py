@@ -100,10 +100,14 @@ def test_8_bits_in_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, 
     check(kernel, shape._replace(dtype=EIGHT), seed=seed, async_when=when)
 
 
-@settings(deadline=None, max_examples=120)
-@given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
-def test_gradients_of_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
-    check_gradients(kernel, shape, seed=seed, async_when=when)
+@pytest.mark.parametrize("examples", [25, pytest.param(200, marks=pytest.mark.slow)])
+def test_gradients_of_any_shape_and_schedule(kernel: Any, examples: int) -> None:
+    @settings(deadline=None, max_examples=examples)
+    @given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
+    def check_one(shape: Shape, seed: int, when: str) -> None:
+        check_gradients(kernel, shape, seed=seed, async_when=when)
+
+    check_one()
 
 
 @settings(deadline=None, max_examples=60)

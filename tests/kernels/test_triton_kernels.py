@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
-# Two processes of nearly the same length.
-FILES = (("pairs", "cached", "serving", "together", "wide"), ("attention", "memory", "packed", "mechanisms"))
-ON_ALL_CORES = ("-n", "auto", "--dist", "loadscope")
+# Two processes of nearly the same length; `attention` and `mechanisms` hold slow tests only.
+FILES = (("pairs", "cached", "wide"), ("memory", "packed", "serving", "together", "attention", "mechanisms"))
+ON_ALL_CORES = ("-n", "auto", "--dist", "loadgroup")
 
 
 def run_apart(tmp_path: Path, *arguments: object, interpreted: bool) -> str:

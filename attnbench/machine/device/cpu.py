@@ -7,8 +7,10 @@ import ctypes
 import gc
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,13 +32,14 @@ from attnbench.records.arm import Device
 from attnbench.records.result import Environment, Procedure, Timing
 
 if TYPE_CHECKING:
-    from torch.profiler import profile
+    from torch.autograd.profiler import profile
 
 SETTLE_WINDOW = 5  # blocks
 SETTLE_WITHIN = 0.02
 MAX_SETTLE_S = 2.0
 MAX_SETTLE_BLOCKS = 40
 MAX_WINDOW_S = 0.25  # windows of longer blocks hold fewer of them
+READY_SAMPLES = 5  # of the threads of an idle process
 LONG_CALL_S = 0.4  # one call of this length warms up as well as many short ones
 
 _CAPABILITY = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512", "amx": "AVX512"}  # torch's names
@@ -81,7 +84,7 @@ class CpuInstrument:
         return None if timing is Timing.WALL else f"a CPU has no timing mode {timing}; it has wall"
 
     def warm(self) -> None:
-        """Use the profiler once, which takes a second, and exclude imported objects from later garbage collections."""
+        """Use the profiler once, and exclude imported objects from later garbage collections."""
         self.memory(lambda: torch.zeros(1))
         gc.collect()
         gc.freeze()
@@ -109,9 +112,10 @@ class CpuInstrument:
 
     def memory(self, call: Call) -> CallMemory:
         """Memory of torch's allocator; allocations of MKL and oneDNN are not seen."""
-        from torch.profiler import ProfilerActivity, profile
+        # Not torch.profiler.profile: it imports torch._inductor, which takes longer than torch itself.
+        from torch.autograd.profiler import profile
 
-        with collector_off(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with collector_off(), profile(profile_memory=True, use_kineto=True) as profiler:
             outputs = call()
         allocated = highest = 0
         for _, change in allocations(profiler):
@@ -148,10 +152,25 @@ def timer_resolution_s() -> float:
 
 
 def busy_threads(window_s: float = 0.05) -> float:
-    """How many cores this idle process keeps busy, by threads that a kernel left spinning."""
-    before, started = time.process_time(), time.monotonic()
-    time.sleep(window_s)
-    return (time.process_time() - before) / (time.monotonic() - started)
+    """How many threads of this idle process want a core all the time, because a kernel left them spinning.
+
+    The CPU time that they get depends on what else runs. Linux also tells which threads are ready to run; a thread that
+    waits for Python's lock is not among them, so the higher of both counts.
+    """
+    before, started, ready = time.process_time(), time.monotonic(), []
+    for _ in range(READY_SAMPLES):
+        time.sleep(window_s / READY_SAMPLES)
+        ready.append(_ready_threads())
+    return max((time.process_time() - before) / (time.monotonic() - started), statistics.median(ready))
+
+
+def _ready_threads() -> int:
+    """How many other threads of this process run or are ready to; 0 where there is no /proc."""
+    own, ready = threading.get_native_id(), 0
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            ready += int(stat.parent.name) != own and stat.read_text().rpartition(")")[2].split()[0] == "R"
+    return ready
 
 
 def _steady(blocks: list[float], block_s: float) -> bool:
@@ -176,8 +195,8 @@ def _timed(call: Call, calls: int) -> float:
 
 def allocations(profiler: profile) -> list[tuple[int, int]]:
     """Time (ns) and bytes of every allocation (+) and release (-), in order, from the profiler's memory events."""
-    assert profiler.profiler
-    results = profiler.profiler.kineto_results
-    assert results
-    events: list[Any] = [event for event in results.events() if event.name() == "[memory]"]  # stubs lack nbytes
+    assert profiler.kineto_results
+    events: list[Any] = [
+        event for event in profiler.kineto_results.events() if event.name() == "[memory]"
+    ]  # stubs lack nbytes
     return sorted(((event.start_ns(), event.nbytes()) for event in events), key=lambda change: change[0])

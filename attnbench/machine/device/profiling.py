@@ -134,7 +134,7 @@ def _top(table: list[OperatorTime]) -> list[Figures]:
 
 def _timeline(call: Call, folder: Path) -> Figures:
     """The peak of the allocated memory during one call; the memory after each change is a CSV file."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiler:
         output = call()
     changes = allocations(profiler)
     del output

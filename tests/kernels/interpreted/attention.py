@@ -17,7 +17,6 @@ from torch import Tensor
 
 from attnbench import kernels
 from attnbench.kernels import Kernel
-from attnbench.kernels.tile import INTERPRETED
 from tests.kernels.interpreted.formula import (  # fmt: skip
     DTYPES,
     EVERYTHING,
@@ -29,18 +28,13 @@ from tests.kernels.interpreted.formula import (  # fmt: skip
     inputs,
     near,
     normal,
-    slow,
     small_tilings,
 )
 
+pytestmark = pytest.mark.slow  # one feature at a time; `pairs.py` has every pair of features
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 
 
-def test_this_process_interprets() -> None:
-    assert INTERPRETED
-
-
-@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_dtype(dtype: torch.dtype, causal: bool) -> None:
@@ -74,12 +68,12 @@ def test_causal_cuts_a_window_at_the_diagonal() -> None:
     assert_right(Shape(seq_q=50, seq_kv=50), band(50, 50, 9, 0), window=9, causal=True)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), *(slow(*heads) for heads in ((4, 2), (4, 1), (3, 3)))])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 2), (4, 1), (3, 3)])
 def test_query_heads_share_key_heads(heads: int, kv_heads: int) -> None:
     assert_right(Shape(batch=2, heads=heads, kv_heads=kv_heads), band(40, 40, right=0), causal=True)
 
 
-@pytest.mark.parametrize("parts", [slow(2), 4])
+@pytest.mark.parametrize("parts", [2, 4])
 def test_gradients_of_shared_keys_may_be_summed_in_parts(parts: int) -> None:
     tilings = small_tilings() | {Kernel.BACKWARD_KV: small_tilings(parts=parts)[Kernel.BACKWARD_KV]}
     shape = Shape(batch=2, heads=8, kv_heads=2, seq_q=30)
@@ -106,31 +100,36 @@ def test_softcap(softcap: float, dtype: torch.dtype) -> None:
     assert_right(Shape(heads=1), band(40, 40, right=0), dtype, causal=True, scores={"softcap": softcap})
 
 
-@pytest.mark.parametrize(
-    "slopes", [slow(normal(4).abs()), normal(2, 4).abs(), slow(normal(1, 4))], ids=["head", "both", "one"]
-)
+@pytest.mark.parametrize("slopes", [normal(4).abs(), normal(2, 4).abs(), normal(1, 4)], ids=["head", "both", "one"])
 def test_alibi(slopes: Tensor) -> None:
     shape = Shape(batch=2, heads=4, seq_q=30, seq_kv=50)
     assert_right(shape, band(30, 50, right=0), causal=True, scores={"alibi_slopes": slopes})
 
 
-BIASES = [(2, 1, 30, 50), (2, 4, 30, 1), (1, 79)]
-MORE_BIASES = [(2, 4, 30, 50), (1, 4, 30, 50), (1, 1, 30, 50), (1, 1, 1, 50), (4, 79)]
+BIASES = [
+    (2, 1, 30, 50),
+    (2, 4, 30, 1),
+    (1, 79),
+    (2, 4, 30, 50),
+    (1, 4, 30, 50),
+    (1, 1, 30, 50),
+    (1, 1, 1, 50),
+    (4, 79),
+]
 
 
-@pytest.mark.parametrize("sizes", [*BIASES, *map(slow, MORE_BIASES)], ids=str)
+@pytest.mark.parametrize("sizes", BIASES, ids=str)
 def test_a_bias_and_its_gradient(sizes: tuple[int, ...]) -> None:
     shape = Shape(batch=2, heads=4, kv_heads=2, seq_q=30, seq_kv=50)
     assert_right(shape, band(30, 50, right=0), bias=normal(*sizes), causal=True)
 
 
-@pytest.mark.slow
 @every_dtype
 def test_a_bias_in_the_dtype_of_the_rest(dtype: torch.dtype) -> None:
     assert_right(Shape(), band(40, 40), dtype, bias=normal(1, 2, 40, 40).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.float16), slow(torch.bfloat16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_sinks_and_their_gradient(dtype: torch.dtype) -> None:
     sinks = torch.tensor([1.0, -2.0, 30.0, 0.0]).to(dtype)
     shape = Shape(batch=2, heads=4, kv_heads=2, seq_q=50, seq_kv=30)
@@ -141,7 +140,7 @@ def test_gradients_flow_through_the_lse() -> None:
     assert_right(Shape(seq_q=50, seq_kv=30), band(50, 30, right=0), through_lse=True, causal=True)
 
 
-@pytest.mark.parametrize(("rate", "seed"), [slow(0.1, 0), slow(0.5, 1), (0.9, 2**40 + 3)])
+@pytest.mark.parametrize(("rate", "seed"), [(0.1, 0), (0.5, 1), (0.9, 2**40 + 3)])
 def test_dropout_is_that_of_the_reference(rate: float, seed: int) -> None:
     shape = Shape(batch=2, heads=4, kv_heads=2, seq_q=30, seq_kv=50)
     assert_right(shape, band(30, 50, right=0), causal=True, scores={"dropout": rate, "seed": seed})
@@ -161,7 +160,6 @@ FEATURES: dict[str, dict[str, Any]] = {
 PAIRS = [(a, b) for a in FEATURES for b in FEATURES if a < b and {a, b} != {"bias", "by distance"}]
 
 
-@pytest.mark.slow  # `pairs.py` has a cover of all pairs
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_features_in_pairs(one: str, other: str) -> None:
     both = {**FEATURES[one], **FEATURES[other]}
@@ -178,7 +176,7 @@ def spread(tiles: Tensor, size: int) -> Tensor:
     return tiles.repeat_interleave(size, -2).repeat_interleave(size, -1)
 
 
-@pytest.mark.parametrize(("block_q", "block_kv"), [slow(16, 16), (16, 32), slow(32, 16)])
+@pytest.mark.parametrize(("block_q", "block_kv"), [(16, 16), (16, 32), (32, 16)])
 def test_lists_of_blocks(block_q: int, block_kv: int) -> None:
     tiles = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(3)) < 0.4
     visible = tiles.repeat_interleave(32, 2).repeat_interleave(32, 3)[:, :, :100, :120]
@@ -192,11 +190,22 @@ def test_any_mask_of_booleans(sizes: tuple[int, int]) -> None:
     assert_right(Shape(batch=2, seq_q=40, seq_kv=45), shown, mask=shown)
 
 
-TEXTS = ["prefix:13", "causal+document:4", "causal+padding:0.4", "longformer:8:2", "causal+blocksparse:0.5:16"]
-MORE_TEXTS = ["document:3-30-17", "causal+window:7", "padding:0.4", "dilated:3", "graph:0.2", "dense+causal"]
+TEXTS = [
+    "prefix:13",
+    "causal+document:4",
+    "causal+padding:0.4",
+    "longformer:8:2",
+    "causal+blocksparse:0.5:16",
+    "document:3-30-17",
+    "causal+window:7",
+    "padding:0.4",
+    "dilated:3",
+    "graph:0.2",
+    "dense+causal",
+]
 
 
-@pytest.mark.parametrize("text", [*TEXTS, *map(slow, MORE_TEXTS)])
+@pytest.mark.parametrize("text", TEXTS)
 def test_masks_by_text(text: str) -> None:
     from attnbench.attention.masks import parse
     from attnbench.attention.terms import Grid
@@ -217,7 +226,7 @@ PACKS = [([0, 20, 20, 55, 60], [0, 33, 40, 80, 81]), ([0, 16, 32, 60], [0, 16, 3
 
 
 @pytest.mark.parametrize(("ends_q", "ends_kv"), PACKS)
-@pytest.mark.parametrize("window", [slow(None), (10, 0)])
+@pytest.mark.parametrize("window", [None, (10, 0)])
 def test_packed_sequences(ends_q: list[int], ends_kv: list[int], window: tuple[int, int] | None) -> None:
     q, k, v = (normal(n, h, 16, seed=s).requires_grad_() for s, (n, h) in enumerate([(60, 4), (81, 2), (81, 2)]))
     slopes, spans = normal(4).abs(), list(zip(ends_q, ends_q[1:], ends_kv, ends_kv[1:], strict=False))

@@ -14,6 +14,8 @@ from tests.attention.test_mechanisms import PROBLEMS, drawn, problem_of
 
 REFUSED = ("hard", "topp", "raw", "sparsemax", "sigmoid", "weights", "additive")
 
+pytestmark = pytest.mark.slow  # `pairs.py` has every pair of features
+
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_mechanism(name: str) -> None:

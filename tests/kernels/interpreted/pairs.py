@@ -13,6 +13,7 @@ import torch
 
 from attnbench import kernels
 from attnbench.kernels import Kernel
+from attnbench.kernels.tile import INTERPRETED
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, decode_tiling, paged, poisoned
 from tests.kernels.interpreted.formula import (
     DTYPES,
@@ -55,6 +56,10 @@ def served(row: Row) -> bool:
 
 def named(row: Row) -> str:
     return " ".join(f"{name}={value}" for name, value in row.items() if value not in (None, False, "none", 0.0))
+
+
+def test_this_process_interprets() -> None:
+    assert INTERPRETED
 
 
 @pytest.mark.parametrize("row", cover(AXES, served), ids=named)
