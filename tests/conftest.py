@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import settings
@@ -46,31 +47,50 @@ LONGEST = (
 )
 
 
-def _unit(item: pytest.Item) -> str:
-    """The tests that one process runs together; empty for a test that is a unit by itself.
-
-    Those that time worker processes are one unit, so that they run one after another. A process that has compiled a
-    variant of a kernel runs all tests of it.
-    """
-    file = item.nodeid.partition("::")[0].removeprefix("tests/")
-    if item.get_closest_marker("workers"):
-        return "workers"
-    if file.startswith("kernels/compiled/"):
-        return item.nodeid.partition("[")[2].removesuffix("]")
-    return "" if file.startswith("kernels/interpreted/") else file
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removeprefix("tests/")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks after this
+@cache
+def _unit(file: str) -> str:
+    """The tests that one process runs together: those of a file, or of all files that time worker processes."""
+    path = Path(__file__).parent / file
+    return "workers" if path.is_file() and "mark.workers" in path.read_text(encoding="utf-8") else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where pytest-xdist shares tests out: units of work, the longest first."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    places = {unit: place for place, unit in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(_unit(item), len(LONGEST)))
-    for item in items:
-        # The interpreter and the compiler have processes of their own, which take minutes.
-        if (unit := _unit(item)) and unit != "kernels/test_triton_kernels.py":
-            item.add_marker(pytest.mark.xdist_group(unit))
+    """Long units of work first, where pytest-xdist shares them out."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {unit: place for place, unit in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(_unit(_file(item.nodeid)), len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadscope`: by units of work. A test of kernels is a unit, and so are those of a compiled variant."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = _file(nodeid)
+            if file.startswith("kernels/compiled/"):
+                return nodeid.partition("[")[2]
+            apart = file == "kernels/test_triton_kernels.py" or file.startswith("kernels/interpreted/")
+            return nodeid if apart else _unit(file)
+
+    return Units(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests marked `workers` take turns, so that two processes of pytest-xdist do not disturb each other's timing."""
+    if item.get_closest_marker("workers") is None:
+        return (yield)
+    with Path(__file__).open() as turn:  # any file that all of them can open
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

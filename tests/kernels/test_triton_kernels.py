@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
 # Two processes of nearly the same length; `attention` and `mechanisms` hold slow tests only.
 FILES = (("pairs", "cached", "wide"), ("memory", "packed", "serving", "together", "attention", "mechanisms"))
-ON_ALL_CORES = ("-n", "auto", "--dist", "loadgroup")
+ON_ALL_CORES = ("-n", "auto", "--dist", "loadscope")
 
 
 def run_apart(tmp_path: Path, *arguments: object, interpreted: bool) -> str:

@@ -16,8 +16,8 @@ REQUEST_TAGS = {
     "Retime", "Calibrate", "Release",
 }  # fmt: skip
 REPLY_TAGS = {
-    "Opened", "Expected", "Prepared", "Verified", "Settled", "Timed", "Measured", "Probed", "Profiled", "Energized",
-    "Retimed", "Calibrated", "Done", "Failed",
+    "Started", "Opened", "Expected", "Prepared", "Verified", "Settled", "Timed", "Measured", "Probed", "Profiled",
+    "Energized", "Retimed", "Calibrated", "Done", "Failed",
 }  # fmt: skip
 
 

@@ -167,9 +167,13 @@ def test_q_k_and_v_may_be_parts_of_one_tensor() -> None:
 
 
 # To shrink an example takes minutes here, and short sequences are small enough.
-@settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@given(st.data())
-def test_any_lengths(data: st.DataObject) -> None:
+@pytest.mark.parametrize("examples", [4, slow(20)])
+def test_any_lengths(examples: int) -> None:
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    settings(max_examples=examples, deadline=None, phases=phases)(given(st.data())(assert_any_lengths))()
+
+
+def assert_any_lengths(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 4))
     length = st.lists(st.integers(0, 20), min_size=count, max_size=count)
     ends = tuple([0, *torch.tensor(data.draw(length)).cumsum(0).tolist()] for _ in range(2))
