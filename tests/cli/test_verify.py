@@ -85,7 +85,7 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["verify", "--random", "1s", "-b", "sdpa:flash,naive", "--dtype", "fp32", "--progress", "none"]
+    command = ["verify", "--random", "2s", "-b", "sdpa:flash,naive", "--dtype", "fp32", "--progress", "none"]
     assert invoke([*command, "--json"]) == 0
     first = lines(capsys.readouterr().out)[:-1]
     assert len({case["label"] for case in first}) >= 2  # how many depends on the machine, above the first draws
@@ -99,7 +99,7 @@ def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixtur
 def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
     """With --set for an axis that has no option, and with the same inputs."""
     bad = f"{HERE / 'misbehaving.py'}:zeros"
-    command = ["verify", "--random", "1s", "-b", f"{bad},naive", "--mode", "fwd", "--mask", "none"]
+    command = ["verify", "--random", "2s", "-b", f"{bad},naive", "--mode", "fwd", "--mask", "none"]
     assert invoke([*command, "--set", "returns=out", "--inputs", "uniform", "--progress", "none"]) == 5
     shown = capsys.readouterr()
     assert "nearest to its bound, at" in shown.out  # of naive
@@ -112,22 +112,22 @@ def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.Captu
 
 def test_a_random_time_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
     for more in (["--suite", "verify"], ["--budget", "3s"]):
-        assert invoke(["verify", "--random", "1s", *more]) == 2
-        assert "--random 1s" in capsys.readouterr().err
+        assert invoke(["verify", "--random", "2s", *more]) == 2
+        assert "--random 2s" in capsys.readouterr().err
     assert invoke(["verify", "--random", "soon"]) == 2
     assert "--random" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [["--tokens", "256"], ["--heads", "6", "--set", "lengths=40-7"]], ids=str)
 def test_what_is_drawn_gives_way_to_what_is_given(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["verify", "--random", "1s", "-b", "naive", "--mask", "none", *given, "--progress", "none", "--json"]
+    command = ["verify", "--random", "2s", "-b", "naive", "--mask", "none", *given, "--progress", "none", "--json"]
     assert invoke(command) == 0
     *cases, summary = lines(capsys.readouterr().out)
     assert summary["status"] == {"ok": len(cases)}
 
 
 def test_a_draw_that_can_be_no_problem_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["verify", "--random", "1s", "-b", "naive", "--heads", "4", "--kv-heads", "3"]) == 2
+    assert invoke(["verify", "--random", "2s", "-b", "naive", "--heads", "4", "--kv-heads", "3"]) == 2
     assert "kv_heads" in capsys.readouterr().err
 
 
