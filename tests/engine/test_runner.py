@@ -50,7 +50,7 @@ def processes() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-# Every other wrong output is judged in one process, by tests/worker/test_session.py.
+# Every other wrong output is judged in one process, by tests/worker/test_verification.py.
 WRONG = ("zeros", "changes_inputs")
 FAILING = ("raises", "raises_base_exception", "not_a_tensor", "segfault", "exits")
 OTHERS = ("spins", "chatty", "orphan", "wrong_later", "leaks")
