@@ -117,7 +117,8 @@ class Fingerprint:
         self._kinds = _kinds(outputs)
         self._sums: list[Tensor] = []
         for tensor in outputs.values():
-            rows = tensor.detach().contiguous()
+            # A copy: a view as integers refuses odd strides of dimensions of size 1, and odd offsets.
+            rows = tensor.detach().clone(memory_format=torch.contiguous_format)
             wide = rows.shape[-1] * rows.element_size() % 8 == 0
             bits = rows.view(torch.int64) if wide else rows.view(torch.uint8).to(torch.int64)
             self._sums += [bits.sum(-1), bits.sum(-2)]
