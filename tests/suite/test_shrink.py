@@ -86,10 +86,10 @@ def test_every_cell_of_every_suite_has_a_small_form(name: str) -> None:
 def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
     """All in one sweep, so that one worker starts; what `naive` refuses, nobody runs."""
     run = api.run(
-        *suite.shipped(), shrink="0.02", backend="naive", device="cpu:threads=1", rounds="1", budget="0",
+        *suite.shipped(), shrink="0.01", backend="naive", device="cpu:threads=1", rounds="1", budget="0",
         out=tmp_path / "run",
     )  # fmt: skip
-    assert run.manifest.suite.endswith("-shrunk-0.02")
+    assert run.manifest.suite.endswith("-shrunk-0.01")
     wrong = [(one.case.label, one.reason) for one in run.results if one.status.failed]
     assert not wrong
     assert all(one.status is Status.OK for one in run.results)
