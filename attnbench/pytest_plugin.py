@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import chdir, nullcontext, suppress
 from datetime import UTC, datetime
 from itertools import starmap
 from pathlib import Path
@@ -170,7 +170,9 @@ class CaseSource:
     def measured(self, verify_only: bool, temporary: pytest.TempPathFactory) -> Measured:
         """The stored run of the selected cases, and the verdicts if there is a base."""
         if self._ended is None:
-            self._ended = self.session.measure(self, verify_only, temporary)
+            # A fixture may have changed the directory, and kernels are named relative to that of the collection.
+            with chdir(self.session.config.invocation_params.dir):
+                self._ended = self.session.measure(self, verify_only, temporary)
         return self._ended
 
     def keep(self, cell: Cell, arms: Sequence[Arm]) -> list[Arm]:

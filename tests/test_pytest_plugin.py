@@ -94,7 +94,8 @@ def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.P
         from my_kernel import attend, dead, wrong
 
         @pytest.mark.attnbench(attend, wrong, dead, "triton", seq=32, heads=2, mask="causal", dtype="fp32")
-        def test_kernels(attnbench_case):
+        def test_kernels(attnbench_case, monkeypatch, tmp_path):
+            monkeypatch.chdir(tmp_path)
             attnbench_case.check()
             assert attnbench_case.row["rms_err"] < 1e-6
             assert "my_kernel.py:attend" in attnbench_case.label

@@ -9,7 +9,7 @@ import torch
 
 import attnbench
 from attnbench import backends
-from attnbench.attention import user_files
+from attnbench.attention import scores, user_files
 from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import Backend, Layout, plugin
 from attnbench.errors import UnknownNameError, UsageError
@@ -93,6 +93,14 @@ def test_a_file_inside_a_package_is_imported_as_its_module(package, name):
     out = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*qkv)
     torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
     assert f"{package.name}.ops.attn" in sys.modules
+
+
+def test_a_score_function_inside_a_package_may_import_relatively(package):
+    (package / "ops" / "score.py").write_text(
+        "from .scaling import scaled\n\ndef dot(q, k): return scaled(q, 2) @ k.mT\n"
+    )
+    dot = scores.load_function(f"{package}/ops/score.py:dot")
+    torch.testing.assert_close(dot(torch.ones(3, 4), torch.ones(5, 4)), torch.full((3, 5), 8.0))
 
 
 def test_relative_imports_make_a_folder_a_package(package):
