@@ -7,10 +7,13 @@ more, and receives the whole problem: `fn(q, k, v, problem)`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +35,12 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Word = TypeVar("Word", bound=StrEnum)
 
 PLAIN_FEATURES = frozenset({"causal", "cross", "gqa", "scale", "head_dim_v"})
+PLAIN_OPTIONS = {"causal": False, "scale": 1.0}  # of a plain function; their values are examples
+# What to pass for the parameters of scaled_dot_product_attention and flash-attn.
+ADAPTED = {
+    "attn_mask": "None", "dropout_p": "0.0", "is_causal": "causal", "scale": "scale", "causal": "causal",
+    "softmax_scale": "scale", "window_size": "(-1, -1)",
+}  # fmt: skip
 MAX_SUGGESTIONS = 5  # files of the folder that the error names
 
 
@@ -180,17 +189,73 @@ def scratch_bytes(case: Case) -> int:
 
 def _prepare(function: Callable[..., Output], declared: Declared | None, case: Case) -> Prepared:
     problem = case.problem
+
+    def call_declared(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        try:
+            return function(q, k, v, problem)
+        except TypeError as error:
+            _check_signature(function, error, declared=True)
+            raise
+
     if declared:
-        return Prepared(call=lambda q, k, v: function(q, k, v, problem))
+        return Prepared(call=call_declared)
     groups = problem.heads // problem.kv_heads
     causal = "causal" in problem.features
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         if groups > 1:  # a plain function does not support grouped heads; repeating them is part of its cost
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return function(q, k, v, causal=causal, scale=problem.scale)
+        try:
+            return function(q, k, v, causal=causal, scale=problem.scale)
+        except TypeError as error:
+            _check_signature(function, error, declared=False)
+            raise
 
     return Prepared(call=call, facts={"kv_heads_repeated": groups > 1})
+
+
+def _check_signature(function: Callable[..., Output], error: TypeError, declared: bool) -> None:
+    """After the TypeError of a call: raise UsageError with the way to adapt a function that takes other arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function in C: the docstring of torch's begin with the signature
+        text = re.match(r"\w+\(([^)]*)\)", function.__doc__ or "")
+        names = re.findall(r"(\w+)(?:=[^,]*)?(?:,|$)", "".join(text[1].split())) if text else []
+        required = names[:3]
+    else:
+        with contextlib.suppress(TypeError):
+            signature.bind(*"qkv", *(["problem"] if declared else []), **({} if declared else PLAIN_OPTIONS))
+            return
+        names = list(signature.parameters)
+        required = [name for name, each in signature.parameters.items() if each.default is each.empty]
+    if names:
+        raise UsageError(_advice(getattr(function, "__name__", "attend"), names, required, declared)) from error
+
+
+def _advice(name: str, names: Sequence[str], required: Sequence[str], declared: bool) -> str:
+    """How to adapt a function with these parameters to the way in which it is called."""
+    shown = f"{name}({', '.join(names)})"
+    if declared:
+        return f"{shown} is decorated with @attnbench.backend, which calls fn(q, k, v, problem): accept these arguments"
+    if "problem" in names:
+        return f"{shown}: decorate it with @attnbench.backend, which calls fn(q, k, v, problem)"
+    rest = [each for each in names[3:] if each in ADAPTED and (each in required or ADAPTED[each] in PLAIN_OPTIONS)]
+    if set(names) & {"softmax_scale", "window_size"}:
+        values = {**ADAPTED, "causal": '"causal" in problem.features', "softmax_scale": "problem.scale"}
+        arguments = ", ".join(["q, k, v", *(f"{each}={values[each]}" for each in rest)])
+        return (
+            f"{shown} has the signature of flash-attn, on [batch, seq, heads, head_dim]. Adapt it: "
+            f'@attnbench.backend(layout="bshd") above def adapted(q, k, v, problem): return {name}({arguments})'
+        )
+    plain = "attnbench calls fn(q, k, v, *, causal, scale) on [batch, heads, seq, head_dim]"
+    if not set(names) & {"is_causal", "attn_mask"}:
+        return f"{shown}: {plain}; accept causal and scale, or decorate it with @attnbench.backend"
+    arguments = ", ".join(["q, k, v", *(f"{each}={ADAPTED[each]}" for each in rest)])
+    return (
+        f"{shown} has the signature of scaled_dot_product_attention; {plain}. Adapt it: "
+        f"def adapted(q, k, v, *, causal, scale): return {name}({arguments}); "
+        "where seq_q differs from seq_kv, causal is aligned to the bottom right, is_causal of PyTorch to the top left"
+    )
 
 
 def _known(kind: str, values: Iterable[str], words: type[Word]) -> frozenset[Word]:

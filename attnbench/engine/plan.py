@@ -1,6 +1,6 @@
 """From problems and arms to groups of arms that share rounds, cheapest first, and refusals. Loads no torch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -79,7 +79,7 @@ class Refusal(NamedTuple):
     status: Status
     reason: str
     cause: Cause | None = None
-    trace: str = ""
+    facts: Mapping[str, object] = {}
 
     def result(self, case: Case, arm: Arm, procedure: Procedure, *, restart: int = 0, group: str = "") -> Result:
         """The Result that is stored in place of a measurement."""
@@ -93,7 +93,7 @@ class Refusal(NamedTuple):
             restart=restart,
             group=group,
             procedure=procedure,
-            facts={"trace": self.trace} if self.trace else {},
+            facts=dict(self.facts),
         )
 
 

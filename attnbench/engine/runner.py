@@ -222,7 +222,7 @@ class Runner:
         self._workers.open(arms)
         for arm in arms:
             if failure := failures.get(arm.id):
-                sessions.refuse(arm, Refusal(failure.status, failure.reason, trace=failure.trace))
+                sessions.refuse(arm, Refusal(failure.status, failure.reason, facts=failure.facts))
             else:
                 sessions.add(arm, self._workers[arm])
 
@@ -235,7 +235,7 @@ class Runner:
         except WorkerFailedError as failure:
             reason = f"no reference to verify against: {failure.reason}"
             for session in sessions.live:
-                sessions.refuse(session.arm, Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE))
+                sessions.refuse(session.arm, Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts))
             return
         # Later restarts repeat the verification in brief.
         full = None if sessions.restart else peaked
@@ -291,8 +291,7 @@ class Runner:
 
     def _retire(self, session: ArmSession, failure: WorkerFailedError) -> None:
         """Terminate the worker of a failed session, unless it only refused the case: later readings would be wrong."""
-        if failure.trace:
-            session.facts["trace"] = failure.trace
+        session.facts |= failure.facts
         if failure.status is Status.UNSUPPORTED:
             return
         self._workers.terminate(session.arm)

@@ -13,25 +13,32 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
 from attnbench.records.result import Environment, Status
-from attnbench.worker import protocol
+from attnbench.worker import failures, protocol
 from attnbench.worker.protocol import ReplyT
 
 START_LIMIT_S = 120.0  # for Python and torch, which run before any code of the user
 LOG_BYTES = 1024**2  # of the end of a worker's output
+MAX_LOG = 4_000  # characters of it that are stored with a failure
+STACK_LIMIT_S = 0.5  # for the stack of a worker that does not answer
+FATAL, STACK = "Fatal Python error:", "(most recent call first):"  # as faulthandler prints them
 _CHUNK = 1 << 16
 
 
 class WorkerFailedError(Exception):
-    """A worker died, did not answer, or reported a failure: the status of the case, and why."""
+    """A worker died, did not answer, or reported a failure: the status of the case, and why.
 
-    def __init__(self, status: Status, reason: str, trace: str = "") -> None:
+    `trace`: of the exception in the worker; `log`: the end of the worker's output.
+    """
+
+    def __init__(self, status: Status, reason: str, trace: str = "", log: str = "") -> None:
         super().__init__(reason)
-        self.status, self.reason, self.trace = status, reason, trace
+        self.status, self.reason = status, reason
+        self.facts = {name: text for name, text in (("trace", trace), ("log", log)) if text}  # of the result
 
 
 class Log:
@@ -54,7 +61,17 @@ class Log:
     def text(self) -> str:
         """The end of the output of a process that ended."""
         self._thread.join(timeout=1.0)  # no longer: a grandchild may hold the pipe open
+        return self.text_so_far()
+
+    def text_so_far(self) -> str:
         return bytes(self._buffer[-LOG_BYTES:]).decode(errors="replace")
+
+    def end(self) -> str:
+        """The last lines of the output of a process that ended, at most MAX_LOG characters."""
+        # torch traces its profiler with USDT lines, which never explain a failure.
+        lines = [line.rstrip() for line in self.text().splitlines() if not line.startswith("USDT:")]
+        text = "\n".join(lines).strip()
+        return text if len(text) <= MAX_LOG else text[-MAX_LOG:].partition("\n")[2]
 
 
 class Worker:
@@ -142,7 +159,7 @@ class Worker:
         try:
             reply = self._channel.receive(max(left_s, 0.001))
         except protocol.NoAnswerError:
-            self._fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s")
+            self._report_hang(phase, timeout_s)
         except protocol.ChannelClosedError:
             self._report_death(phase)
         finally:
@@ -153,7 +170,18 @@ class Worker:
             self._fail(reply.status, reply.reason, reply.trace)
         return reply
 
-    def _report_death(self, phase: str) -> None:
+    def _report_hang(self, phase: str, timeout_s: float) -> NoReturn:
+        """Fail with the line of the user's code that the worker is at."""
+        before = self._log.text_so_far()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR1)
+        until = time.monotonic() + STACK_LIMIT_S
+        while STACK not in (stack := self._log.text_so_far()[len(before) :]) and time.monotonic() < until:
+            time.sleep(0.01)
+        where = failures.place_in_text(stack)
+        self._fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s{where and f' ({where})'}")
+
+    def _report_death(self, phase: str) -> NoReturn:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -161,14 +189,16 @@ class Worker:
         if code == -signal.SIGKILL and _system_oom_kills() > self._kills:
             self._fail(Status.OOM, f"{phase}: the system ran out of memory and killed the worker")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        # torch traces its profiler with USDT lines, which never explain a crash.
-        stripped = (line.strip() for line in self._log.text().splitlines())
-        lines = [f": {line[:300]}" for line in stripped if line and not line.startswith("USDT:")]
-        self._fail(Status.CRASHED, f"{phase}: {how}{lines[-1] if lines else ''}")
+        printed, _, stack = self._log.end().partition(FATAL)
+        lines = printed.strip().splitlines()
+        where = failures.place_in_text(stack)
+        last = f": {lines[-1].strip()[:300]}" if lines else ""
+        self._fail(Status.CRASHED, f"{phase}: {how}{where and f' ({where})'}{last}")
 
-    def _fail(self, status: Status, reason: str, trace: str = "") -> None:
+    def _fail(self, status: Status, reason: str, trace: str = "") -> NoReturn:
         self.terminate()
-        raise WorkerFailedError(status, reason, trace)
+        log = "" if status is Status.UNAVAILABLE else self._log.end()
+        raise WorkerFailedError(status, reason, trace, log)
 
 
 class Workers:

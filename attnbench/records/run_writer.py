@@ -124,8 +124,7 @@ def anonymous(text: str) -> str:
 def _anonymous_result(result: Result, mark: str) -> Result:
     """The result without the user's paths in its texts. `mark`: the machine of a forced continuation, else empty."""
     facts = dict(result.facts)
-    if isinstance(trace := facts.get("trace"), str):
-        facts["trace"] = anonymous(trace)
+    facts |= {name: anonymous(text) for name in ("trace", "log") if isinstance(text := facts.get(name), str)}
     if mark:
         facts["fingerprint"] = mark
     return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts)

@@ -7,8 +7,9 @@ sees crashes and hangs from outside.
 import sys
 
 from attnbench.worker import process, protocol
+from attnbench.worker.failures import request_failed
 from attnbench.worker.protocol import AnyReply, AnyRequest, Channel
-from attnbench.worker.session import WorkerSession, request_failed
+from attnbench.worker.session import WorkerSession
 
 
 def serve(channel: Channel[AnyRequest]) -> None:
@@ -31,9 +32,10 @@ def serve(channel: Channel[AnyRequest]) -> None:
 
 
 def main() -> None:
-    """Tie the process to its parent and serve the pipe."""
+    """Set up the process and serve the pipe."""
     process.die_with_parent()
     process.prefer_as_oom_victim()
+    process.print_stack_on_signals()
     serve(protocol.to_main_process(int(sys.argv[1]), int(sys.argv[2])))
 
 

@@ -1,7 +1,8 @@
-"""Settings of the worker's own process: death with its parent, OOM priority, memory limit, CPU affinity."""
+"""Settings of the worker's process: death with its parent, stack at a crash, OOM priority, memory limit, CPUs."""
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -17,6 +18,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the call of prctl
         os._exit(1)
+
+
+def print_stack_on_signals() -> None:
+    """Print the Python stack to stderr when a fatal signal ends this process, and at SIGUSR1, also inside a C call."""
+    faulthandler.enable(all_threads=False)
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
 
 
 def prefer_as_oom_victim() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from attnbench.errors import UnknownNameError
 from attnbench.records.arm import parse_device
 from attnbench.records.result import Status
 from attnbench.worker import expected_values, probes, process, protocol, verification
+from attnbench.worker.failures import one_line
 from attnbench.worker.output_checks import OutputChecks
 from attnbench.worker.prepared_case import PreparedCase, prepare
 from attnbench.worker.process_state import ProcessState
@@ -24,10 +24,6 @@ from attnbench.worker.protocol import AnyReply, AnyRequest, RequestFailed, Worke
 
 if TYPE_CHECKING:
     from attnbench.machine.device.instrument import Instrument
-
-TRACE_LINES = 30
-# torch raises a plain RuntimeError for these, so only the text distinguishes them.
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class WorkerSession:
@@ -255,19 +251,3 @@ def profile(case: PreparedCase, request: protocol.ProfileCase) -> protocol.CaseP
             profiling.call_in_ranges(case.instrument, case.call)
             return protocol.CaseProfiled(figures={})
         return protocol.CaseProfiled(figures=profiling.profile_call(case.instrument, case.call, directory))
-
-
-def request_failed(error: BaseException, phase: str) -> RequestFailed:
-    """The reply for an exception of the backend: out of memory, or an error."""
-    text = str(error).lower()
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    out_of_memory |= any(part in text for part in OUT_OF_MEMORY_TEXTS)
-    trace = "".join(traceback.format_exception(error)[-TRACE_LINES:])
-    status = Status.OOM if out_of_memory else Status.ERROR
-    return RequestFailed(status=status, reason=f"{phase}: {one_line(error)}", trace=trace)
-
-
-def one_line(error: BaseException) -> str:
-    """Type and text of an exception, without line breaks and at most 300 characters of text."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

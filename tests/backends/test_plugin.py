@@ -181,3 +181,79 @@ def test_every_built_in_leaf_holds_its_names():
         assert backend.summary
         assert backend.limits
         assert "torch" in backend.requires or backend.install
+
+
+ATTEND = "torch.nn.functional.scaled_dot_product_attention"
+FOREIGN = {
+    "sdpa": f"""
+def kernel(query, key, value, attn_mask, dropout_p, is_causal, scale=None, enable_gqa=False):
+    return {ATTEND}(query, key, value, is_causal=is_causal, scale=scale)
+""",
+    "sdpa_without_scale": f"""
+def kernel(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False):
+    return {ATTEND}(query, key, value, is_causal=is_causal)
+""",
+    "sdpa_itself": f"kernel = {ATTEND}\n",
+    "flash": f"""
+def kernel(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), *, deterministic=False):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return {ATTEND}(q, k, v, is_causal=causal, scale=softmax_scale).transpose(1, 2)
+""",
+    "flash_decorated": f"""
+@torch.no_grad()
+def kernel(q, k, v, dropout_p, softmax_scale, causal, window_size):
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return {ATTEND}(q, k, v, is_causal=causal, scale=softmax_scale).transpose(1, 2)
+""",
+}
+
+
+@pytest.mark.parametrize("style", FOREIGN)
+def test_a_foreign_signature_is_named_with_an_adapter_that_works(style, tmp_path):
+    source = f"import attnbench, torch\n{FOREIGN[style]}"
+    (tmp_path / "foreign.py").write_text(source)
+    problem = Problem(seq_q=16, heads=2, head_dim=16, mask="causal")
+    qkv, _ = oracle.drawn(problem)
+
+    def attended(name):
+        backend = backends.load(name)
+        arguments = [x.transpose(1, 2) for x in qkv] if backend.layout is Layout.BSHD else qkv
+        out = backend.prepare(Case(problem=problem, backend=name), "cpu").call(*arguments)
+        return out.transpose(1, 2) if backend.layout is Layout.BSHD else out
+
+    with pytest.raises(UsageError) as wrong:
+        attended(f"{tmp_path}/foreign.py:kernel")
+    text = str(wrong.value)
+    wanted = "scaled_dot_product_attention" if "sdpa" in style else "flash-attn, on [batch, seq, heads, head_dim]"
+    assert f"has the signature of {wanted}" in text
+    adapter = text.partition("Adapt it: ")[2].partition("; where")[0].replace(" above ", "\n")
+    name = text.partition("(")[0]
+    rebound = "" if name == "kernel" else f"\n{name} = kernel\n"
+    (tmp_path / "adapted.py").write_text(source + rebound + adapter + "\n")
+    out = attended(f"{tmp_path}/adapted.py:adapted")
+    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def kernel(q, k, v): ...", "kernel(q, k, v): attnbench calls fn(q, k, v, *, causal, scale)"),
+        ("def kernel(q, k, v, problem): ...", "decorate it with @attnbench.backend"),
+        ("@attnbench.backend()\ndef kernel(q, k, v): ...", "which calls fn(q, k, v, problem)"),
+    ],
+)
+def test_a_signature_that_does_not_fit_says_what_is_called(source, words, tmp_path):
+    (tmp_path / "unfit.py").write_text(f"import attnbench\n{source}\n")
+    name = f"{tmp_path}/unfit.py:kernel"
+    problem = Problem(seq_q=16)
+    with pytest.raises(UsageError) as wrong:
+        backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*oracle.drawn(problem)[0])
+    assert words in str(wrong.value)
+
+
+def test_a_type_error_of_a_kernel_that_fits_is_its_own(tmp_path):
+    (tmp_path / "fits.py").write_text("def kernel(q, k, v, **options):\n    return len(1)\n")
+    name = f"{tmp_path}/fits.py:kernel"
+    problem = Problem(seq_q=16)
+    with pytest.raises(TypeError, match="object of type 'int' has no len"):
+        backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*oracle.drawn(problem)[0])

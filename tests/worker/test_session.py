@@ -10,10 +10,10 @@ import pytest
 
 from attnbench.attention.problem import Mode, Problem
 from attnbench.records.case import Case
-from attnbench.records.result import Procedure, Status
+from attnbench.records.result import Procedure
 from attnbench.suite.readers import parse_score
 from attnbench.worker import output_checks, protocol
-from attnbench.worker.session import WorkerSession, request_failed
+from attnbench.worker.session import WorkerSession
 
 
 def test_a_request_of_another_version_is_refused() -> None:
@@ -34,19 +34,6 @@ def test_a_device_that_is_not_available_has_a_reason() -> None:
 def test_a_request_about_a_case_needs_a_prepared_case() -> None:
     with pytest.raises(RuntimeError, match="no case is prepared"):
         WorkerSession().answer(protocol.SettleCase())
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (MemoryError(), Status.OOM),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Status.OOM),
-        (ValueError("the tile size 48 is not a power of two"), Status.ERROR),
-    ],
-)
-def test_out_of_memory_is_distinguished_from_an_error(error: Exception, status: Status) -> None:
-    reply = request_failed(error, "prepare")
-    assert (reply.status, reply.reason.partition(":")[0]) == (status, "prepare")
 
 
 class Driver:
