@@ -41,7 +41,7 @@ class StoredRun(run_directory.Run, kw_only=True):
         return [row.plain() for row in self._rows(reference)]
 
     def _rows(self, reference: str | None = None) -> list[Row]:
-        return rows_of(self.results, reference, ceilings_by_device(self.manifest))
+        return rows_of(self.results, reference, ceilings_by_device(self.manifest), self.manifest.arms)
 
     def frame(self, reference: str | None = None) -> pd.DataFrame:
         """The rows as a DataFrame, in base units that the column names state: `time_s`, `peak_bytes`."""
@@ -67,7 +67,7 @@ class StoredRun(run_directory.Run, kw_only=True):
         if not rendering.available():
             raise UsageError(rendering.MISSING)
         results = results_file.chosen(self.results, keep) if keep else self.results
-        rows = rows_of(results, ceilings=ceilings_by_device(self.manifest))
+        rows = rows_of(results, ceilings=ceilings_by_device(self.manifest), arms=self.manifest.arms)
         column, by = {"seq": "seq_q"}.get(x, x), {"backend": "arm_name"}.get(color, color)
         chart = any_metric.chart(rows, column, y, by, facet, drawing.caption_of(rows, __version__))
         if chart is None:

@@ -35,8 +35,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
     case_id: str
     label: str
-    arm: str
-    backend: str
+    name: str  # the case with its arm and device
+    arm: str  # its name and device
     change: Change
     old_s: float | None = None
     new_s: float | None = None
@@ -69,8 +69,8 @@ class ComparedArm(NamedTuple):
 
     case_id: str
     label: str
+    name: str
     arm: str
-    backend: str
     status: str
     reason: str
     restarts: int
@@ -96,7 +96,7 @@ def compare(
         raise NotComparableError(f"{names} are of two machines: {machines}; --cross-machine")
     if differences := procedure_differences(old.manifest.procedures, new.manifest.procedures, across_machines=crossed):
         raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")
-    before, after = arms or (_arms(old), _arms(new))
+    before, after = arms or _arms(old, new)
     pairs = [_pair(before.get(key), after.get(key)) for key in dict.fromkeys((*before, *after))]
     if not any(pair.ratio for pair in pairs) and not set(before) & set(after):
         raise NotComparableError(f"{names} have no case in common")
@@ -119,15 +119,20 @@ def _machine(run: Run) -> str:
     return ", ".join(machine.get("gpus") or [str(machine.get("cpu"))])
 
 
-def _arms(run: Run) -> ArmsByKey:
-    return dict(map_problems(run.results, lambda arms: map(_keyed, arms)))
+def _arms(old: Run, new: Run) -> tuple[ArmsByKey, ArmsByKey]:
+    """The arms of two runs, by names that are distinct over both."""
+    arms = (*old.manifest.arms, *new.manifest.arms)
+    before, after = (
+        dict(map_problems(run.results, lambda restarts: map(_keyed, restarts), arms=arms)) for run in (old, new)
+    )
+    return before, after
 
 
 def _keyed(restarts: Restarts) -> tuple[tuple[str, str], ComparedArm]:
     case, arm = restarts.case, restarts.arm
     case_id = case.id
     compared = ComparedArm(
-        case_id, case.label, f"{arm.name}@{arm.device}", arm.backend, restarts.status.value,
+        case_id, case.label, restarts.label, f"{restarts.name}@{arm.device}", restarts.status.value,
         one_line(restarts.worst.reason), restarts.count, restarts.time, METRICS["peak_bytes"].compute(restarts),
     )  # fmt: skip
     return (case_id, arm.id), compared
@@ -138,9 +143,10 @@ def arms_of(rows: Iterable[Row]) -> ArmsByKey:
     arms = {}
     for row in rows:
         time = None if row.time_s is None else Estimate(value=row.time_s, low=row.time_low_s, high=row.time_high_s)
+        arm = f"{row.arm_name}@{row.device}"
         arms[row.case_id, row.arm] = ComparedArm(
-            row.case_id, row.label, f"{row.arm_name}@{row.device}", row.backend, row.status,
-            row.reason, row.restarts, time, row.peak_bytes,
+            row.case_id, row.label, f"{row.problem} {arm}", arm, row.status, row.reason, row.restarts, time,
+            row.peak_bytes,
         )  # fmt: skip
     return arms
 
@@ -152,8 +158,8 @@ def _pair(old: ComparedArm | None, new: ComparedArm | None) -> Pair:
     return Pair(
         case_id=either.case_id,
         label=either.label,
+        name=either.name,
         arm=either.arm,
-        backend=either.backend,
         change=_change(old, new, ratio),
         old_s=old.time.value if old and old.time else None,
         new_s=new.time.value if new and new.time else None,

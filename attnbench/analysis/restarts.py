@@ -10,7 +10,8 @@ from attnbench.analysis import parallel, readings, stats
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice, RooflineBound, explain_faster, roofline_bound
 from attnbench.analysis.stats import Estimate
 from attnbench.attention.problem import Mode, Problem
-from attnbench.records.arm import Arm
+from attnbench.records.arm import Arm, distinct_names
+from attnbench.records.case import problem_label
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Result, Sample, Status
 from attnbench.records.results_file import Lines
@@ -37,12 +38,19 @@ class Restarts:
     """
 
     def __init__(
-        self, results: Sequence[Result], reference: Sequence[Result] = (), ceilings: Ceilings | None = None
-    ) -> None:
+        self, results: Sequence[Result], reference: Sequence[Result] = (), ceilings: Ceilings | None = None,
+        name: str = "",
+    ) -> None:  # fmt: skip
         self.results = tuple(sorted(results, key=lambda result: result.restart))
         self.reference_results = tuple(sorted(reference, key=lambda result: result.restart))
         self.case, self.arm = self.results[0].case, self.results[0].arm
         self.ceilings = ceilings  # of its device, where they were measured
+        self.name = name or self.arm.name  # of the arm; distinct among the arms of its device
+
+    @property
+    def label(self) -> str:
+        """The case with its arm and device, which no other case of the run has."""
+        return f"{problem_label(self.case.problem, self.case.mode)} {self.name}@{self.arm.device}"
 
     @cached_property
     def worst(self) -> Result:
@@ -130,10 +138,11 @@ Group = dict[int, list[int]]  # of one problem on one device: each arm's positio
 
 
 def join(
-    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS
-) -> list[Restarts]:
+    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS,
+    arms: Iterable[Arm] = (),
+) -> list[Restarts]:  # fmt: skip
     """The restarts of each (case, arm), in order of appearance. Of several results with one key the last counts."""
-    return map_problems(results, lambda arms: arms, reference, ceilings)
+    return map_problems(results, lambda restarts: restarts, reference, ceilings, arms)
 
 
 def map_problems(
@@ -141,11 +150,13 @@ def map_problems(
     compute: Compute[T],
     reference: str | None = None,
     ceilings: CeilingsByDevice = NO_CEILINGS,
+    arms: Iterable[Arm] = (),
 ) -> list[T]:
     """Apply `compute` to the arms of each problem on each device; return its values in order of appearance.
 
     `compute` returns one value per arm. `reference` names the arm that speed-ups are relative to, in place of the arm
-    that the results name. Results that are not in memory are read one problem at a time, on all cores.
+    that the results name. `arms` are those of the whole sweep, so that names do not depend on how much of it has run.
+    Results that are not in memory are read one problem at a time, on all cores.
     """
     heads = results.heads if isinstance(results, Lines) else results
     problems: dict[tuple[Problem, Mode, str], Group] = {}
@@ -157,14 +168,17 @@ def map_problems(
         group.setdefault(position, []).append(index)
     references = {head.arm.device: str(head.facts["reference"]) for head in heads if "reference" in head.facts}
 
+    names = distinct_names((*arms, *{head.arm.id: head.arm for head in heads}.values()))
+
     def is_reference(arm: Arm) -> bool:
-        return arm.name == reference if reference else arm.id == references.get(arm.device)
+        return reference in (names[arm.id], arm.name) if reference else arm.id == references.get(arm.device)
 
     def values_of(group: Group) -> list[T]:
-        arms = [[results[index] for index in indices] for indices in group.values()]
-        relative_to = next((restarts for restarts in reversed(arms) if is_reference(restarts[0].arm)), ())
-        ceilings_of_device = ceilings.get(arms[0][0].arm.device)
-        return list(compute([Restarts(restarts, relative_to, ceilings_of_device) for restarts in arms]))
+        of_group = [[results[index] for index in indices] for indices in group.values()]
+        relative_to = next((restarts for restarts in reversed(of_group) if is_reference(restarts[0].arm)), ())
+        of_device = ceilings.get(of_group[0][0].arm.device)
+        joined = [Restarts(restarts, relative_to, of_device, names[restarts[0].arm.id]) for restarts in of_group]
+        return list(compute(joined))
 
     groups = list(problems.values())
     values = parallel.share(values_of, groups, pooled=isinstance(results, Lines))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
 from attnbench.analysis.restarts import Restarts, map_problems
 from attnbench.analysis.roofline import NO_CEILINGS, Bound, CeilingsByDevice
 from attnbench.attention.problem import Mode, Problem
+from attnbench.records.arm import Arm
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
 
@@ -153,6 +154,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.time_s
 
     @property
+    def name(self) -> str:
+        """The case with its arm and device, and in a report on several runs its run: no other row has this name."""
+        return f"{self.problem} {self.arm_name}@{self.device}{f' ({self.run})' if self.run else ''}"
+
+    @property
     def run(self) -> str:
         """The name of the run in a report on several runs, else empty."""
         return ""
@@ -196,7 +202,7 @@ COLUMNS: dict[str, str] = {
     "label": "the case in words",
     "problem": "the case in words, without its backend",
     "arm": "backend, device and environment",
-    "arm_name": "backend, with the copy number of an A/A control",
+    "arm_name": "backend, with the copy number of an A/A control, and with what else distinguishes arms of one device",
     "backend": "name of the backend",
     "device": "device that it ran on",
     "mode": "fwd, bwd or fwd_bwd",
@@ -216,13 +222,15 @@ COLUMNS: dict[str, str] = {
 
 
 def rows_of(
-    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS
-) -> list[Row]:
+    results: Sequence[Result], reference: str | None = None, ceilings: CeilingsByDevice = NO_CEILINGS,
+    arms: Iterable[Arm] = (),
+) -> list[Row]:  # fmt: skip
     """One row per (case, arm), in order of appearance.
 
     `reference` names the arm that speed-ups are relative to, in place of the run's. `ceilings` gives the roofline.
+    `arms` are those of the whole sweep, beside which the name of an arm is distinct.
     """
-    return map_problems(results, lambda arms: map(_row, arms, places(arms)), reference, ceilings)
+    return map_problems(results, lambda restarts: map(_row, restarts, places(restarts)), reference, ceilings, arms)
 
 
 def frame(
@@ -251,7 +259,7 @@ def _row(restarts: Restarts, place: Place | None) -> Row:
         "label": case.label,
         "problem": problem_label(case.problem, case.mode),
         "arm": arm.id,
-        "arm_name": arm.name,
+        "arm_name": restarts.name,
         "backend": arm.backend,
         "device": arm.device,
         "mode": case.mode,

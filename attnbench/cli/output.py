@@ -48,7 +48,7 @@ def show(
 ) -> None:  # fmt: skip
     """Print the run. `printed` are the case ids and arms that were already printed as JSON Lines."""
     check_format(format_)
-    rows = rows_of(run.results, ceilings=ceilings_by_device(run.manifest))
+    rows = rows_of(run.results, ceilings=ceilings_by_device(run.manifest), arms=run.manifest.arms)
     if format_ == "jsonl":
         for row in rows:
             if row.case_id + row.arm not in printed:

@@ -24,9 +24,9 @@ def show(
 
     stored = api.load(run)
     if skipped:
-        for row in rows.rows_of(stored.results):
+        for row in rows.rows_of(stored.results, arms=stored.manifest.arms):
             if row.time_s is None:
-                print(f"{row.label}@{row.device}  {why(row)}")
+                print(f"{row.name}  {why(row)}")
         for text, reason in stored.manifest.impossible:
             print(f"{text}  impossible: {reason}")
         return

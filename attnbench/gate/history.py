@@ -26,7 +26,7 @@ class HistoryPoint(Record, frozen=True, kw_only=True):
     suite: str
     run: str
     dirty: bool = False
-    seconds: dict[str, float]  # of a call, by label and device
+    seconds: dict[str, float]  # of a call, by case, arm and device
 
     @property
     def name(self) -> str:
@@ -51,13 +51,15 @@ class LevelChange(msgspec.Struct, frozen=True, kw_only=True):
 def point(run: Run) -> HistoryPoint:
     """The point of a run: its times, or those of head for a gate."""
     commit = run.manifest.commit or {}
-    rows = [row for row in rows_of(run.results) if row.time_s is not None]
+    rows = [row for row in rows_of(run.results, arms=run.manifest.arms) if row.time_s is not None]
     if run.manifest.gate:
-        rows = [row for row in rows if "head" in row.arm.split("@")]
+        seconds = {f"{row.label}@{row.device}": row.seconds for row in rows if "head" in row.arm.split("@")}
+    else:
+        seconds = {row.name: row.seconds for row in rows}
     return HistoryPoint(
         commit=str(commit.get("commit", "")), dirty=bool(commit.get("dirty")), measured_at=run.manifest.created_at,
         fingerprint=run.manifest.fingerprint, suite=run.manifest.suite, run=run.path.name,
-        seconds={f"{row.label}@{row.device}": row.seconds for row in rows},
+        seconds=seconds,
     )  # fmt: skip
 
 

@@ -1,6 +1,9 @@
 """An Arm: a backend on a device in an environment. Each arm runs in a separate process."""
 
+import hashlib
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -50,8 +53,40 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     @property
     def id(self) -> str:
         """Everything that distinguishes two arms of a run."""
-        parts = [self.name, self.device, self.python, *self.path, *(f"{key}={value}" for key, value in self.env)]
-        return "@".join(part for part in parts if part)
+        return "@".join((self.name, self.device, *self.settings))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What arms of one backend and device differ in: interpreter, folders, environment variables."""
+        python = (self.python,) if self.python else ()
+        return (*python, *self.path, *(f"{key}={value}" for key, value in self.env))
+
+
+def distinct_names(arms: Iterable[Arm]) -> dict[str, str]:
+    """The shortest name of each arm, by its id, that no other arm of its device has: `naive`, `naive#2`, `naive@head`.
+
+    A name depends on the set of arms alone, so that runs of one sweep have the same names.
+    """
+    by_backend: dict[tuple[str, str], dict[str, Arm]] = {}
+    for arm in arms:
+        by_backend.setdefault((arm.device, arm.backend), {})[arm.id] = arm
+    names: dict[str, tuple[str, str]] = {}  # device and name
+    for (device, backend), group in by_backend.items():
+        shared = set.intersection(*(set(arm.settings) for arm in group.values()))
+        different = {arm_id: [text for text in arm.settings if text not in shared] for arm_id, arm in group.items()}
+        copies = Counter(map(tuple, different.values()))
+        for arm_id, settings in different.items():
+            copy = group[arm_id].name if copies[tuple(settings)] > 1 else backend
+            names[arm_id] = device, "@".join([copy, *settings])
+    uses = Counter(names.values())
+    return {
+        arm_id: name if uses[device, name] == 1 else f"{name}@{_digest(arm_id)}"
+        for arm_id, (device, name) in names.items()
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @lru_cache(maxsize=256)

@@ -43,7 +43,7 @@ def problem_label(problem: Problem, mode: Mode) -> str:
     for name, value in canonical(problem).items():
         if name not in shown:
             rest |= value if isinstance(value, dict) else {name: value}
-    parts += [f"{name}={_spell(value)}" for name, value in sorted(rest.items())]
+    parts += [f"{name}={spell(value)}" for name, value in sorted(rest.items())]
     return " ".join(parts)
 
 
@@ -83,7 +83,11 @@ def _id(case: Case) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _spell(value: object) -> str:
+def spell(value: object) -> str:
+    """A value as text that no other value of its field has."""
     if isinstance(value, list):
         return "-".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)

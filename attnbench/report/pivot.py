@@ -9,6 +9,7 @@ import msgspec
 from attnbench.analysis.rows import AXES, Place, Row, axes
 from attnbench.analysis.stats import Estimate
 from attnbench.attention.problem import Problem
+from attnbench.records.case import spell
 from attnbench.records.result import Status
 
 # Axes that can make the lines, preferred in this order if they have equally many values.
@@ -136,8 +137,7 @@ def _words(row: Row) -> Words:
     for name in AXES:
         if name not in _IN_LABEL:
             value = row.value(name)
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            words[name] = "" if value == _DEFAULTS[name] else f"{name}={text}"
+            words[name] = "" if value == _DEFAULTS[name] else f"{name}={spell(value)}"
     return words
 
 
@@ -158,15 +158,8 @@ def _join(words: Iterable[str]) -> str:
 
 def _columns(measured: Sequence[Row]) -> list[Column]:
     several = len({row.device for row in measured}) > 1
-    arms = {row.arm: (row.arm_name, row.device) for row in measured}
-    places = list(arms.values())
-    columns = []
-    for arm, place in arms.items():
-        heading: tuple[str, ...] = place if several else place[:1]
-        if places.count(place) > 1:  # the arms differ in interpreter, path or environment, which only the id shows
-            heading = tuple(arm.split("@"))
-        columns.append(Column(arm=arm, heading=heading))
-    return columns
+    headings = {row.arm: (row.arm_name, row.device) if several else (row.arm_name,) for row in measured}
+    return [Column(arm=arm, heading=heading) for arm, heading in headings.items()]
 
 
 def _sections(rows: Sequence[Row], words: WordsOf, axis: str, beside: list[str], across: list[str]) -> list[Section]:
@@ -200,7 +193,7 @@ def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:
     reasons: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.arm not in measured:
-            reasons.setdefault(row.arm if several else row.arm_name, {})[why(row)] = None
+            reasons.setdefault(f"{row.arm_name}@{row.device}" if several else row.arm_name, {})[why(row)] = None
     names_by_reasons: dict[tuple[str, ...], list[str]] = {}
     for name, texts in reasons.items():
         names_by_reasons.setdefault(tuple(texts), []).append(name)

@@ -199,7 +199,7 @@ def test_wandb_reads_back_what_it_wrote_offline(run: Run, tmp_path: Path, monkey
     assert sorted(values) == sorted(row.time_s for row in measured(run))
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
     held = json.loads(table.read_text())
-    assert [line[0] for line in held["data"]] == [row.label for row in rows_of(run.results)]
+    assert [line[0] for line in held["data"]] == [row.name for row in rows_of(run.results)]
     assert not list(tmp_path.glob("wandb/**/*.log"))
 
 

@@ -52,7 +52,7 @@ def _points(case: str, values: Sequence[tuple[HistoryPoint, float]], changes: Se
     return [
         {
             "kind": "point", "x": commit.name, "y": seconds / first_s, "detail": case, "seconds": seconds,
-            "arm": case.partition("@")[0].rpartition(" ")[2], "at": commit.measured_at,
+            "arm": case.rpartition(" ")[2].rpartition("@")[0], "at": commit.measured_at,
             "changed": ratios.get(commit.name),
         }
         for commit, seconds in values

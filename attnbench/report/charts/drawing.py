@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from attnbench.analysis.rows import Row
+from attnbench.analysis.rows import AXES, Row
 from attnbench.report.charts.style import in_order, look
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ MAX_PANELS = 12  # of one chart
 MAX_POINTS = 3000
 MAX_ROWS = 20_000  # with more, charts show the first panels only
 MIN_LENGTHS = 3
+_FOLLOWERS = ("kv_heads", "seq_q", "seq_kv", "head_dim_v", "scale", "lengths", "page_size")  # of other numbers, often
 Point = dict[str, Any]  # one row of the chart's table; `kind` says which layers draw it
-PANEL_COLUMNS = ("dtype", "mode", "mask", "head_dim", "heads", "kv_heads", "batch", "device", "run")
+_PANELS_FIRST = ("dtype", "mode", "mask", "head_dim", "heads", "kv_heads", "batch", "device", "run")
+PANEL_COLUMNS = (*_PANELS_FIRST, *(name for name in AXES if name not in _PANELS_FIRST))
 
 _PREFIXES = {name: f"{name} " for name in ("batch", "heads", "head_dim")} | {
     "seq_q": "seq ",
@@ -285,19 +287,25 @@ def drawable(value: object) -> bool:
 
 
 def varying(rows: Sequence[Row], x: str) -> list[str]:
-    """The columns that vary beside the axis, for panels; a length or head count that follows another is left out."""
+    """The columns that vary beside the axis, for panels; a number that follows another one is left out."""
     names = [name for name in PANEL_COLUMNS if name != x and len({row.value(name) for row in rows}) > 1]
-    for name, leader in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("seq_q", "seq_kv")):
-        if name in names and (leader in names or leader == x):
-            pairs = {(row.value(name), row.value(leader)) for row in rows}
-            if len(pairs) == len({row.value(leader) for row in rows}):
-                names.remove(name)
+    for name in reversed(names.copy()):
+        if name in _FOLLOWERS and any(_follows(rows, name, leader) for leader in (x, *names) if leader != name):
+            names.remove(name)
     return names
+
+
+def _follows(rows: Sequence[Row], name: str, leader: str) -> bool:
+    """Whether the value of one column determines that of the other."""
+    pairs = {(row.value(leader), row.value(name)) for row in rows}
+    return len(pairs) == len({leading for leading, _ in pairs})
 
 
 def panel_of(row: Row, panels: Iterable[str]) -> str:
     """The heading of the panel that shows a row."""
-    return ", ".join(f"{_PREFIXES.get(name, '')}{row.value(name)}" for name in panels)
+    return ", ".join(
+        f"{_PREFIXES.get(name, '' if name in _PANELS_FIRST else name + ' ')}{row.value(name)}" for name in panels
+    )
 
 
 def _panels_in_order(rows: Sequence[Row], panels: Sequence[str], drawn: set[str]) -> list[str]:
@@ -318,7 +326,7 @@ def _point(row: Row, x: str, quantity: Quantity, panels: Sequence[str], by: str)
     return {
         "kind": "point", "x": row.value(x), "y": y,
         "low": low if drawable(low) else y, "high": high if drawable(high) else y,
-        "arm": str(row.value(by)), "label": row.label, "panel": panel_of(row, panels), "place": row.place or "",
+        "arm": str(row.value(by)), "label": row.name, "panel": panel_of(row, panels), "place": row.place or "",
         "device": row.device, "dtype": row.dtype,
         # The page computes speed-ups over another reference from these.
         "t": row.time_s, "t_low": row.time_low_s, "t_high": row.time_high_s,
@@ -343,7 +351,7 @@ def _number_segments(points: Sequence[Point], rows: Sequence[Row], x: str, panel
 def _refusals(rows: Sequence[Row], x: str, panels: Sequence[str], by: str) -> list[Point]:
     return [
         {
-            "kind": "refusal", "x": row.value(x), "arm": str(row.value(by)), "label": row.label,
+            "kind": "refusal", "x": row.value(x), "arm": str(row.value(by)), "label": row.name,
             "panel": panel_of(row, panels), "reason": f"{row.status}: {row.reason}",
         }
         for row in rows

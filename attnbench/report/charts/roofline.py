@@ -36,12 +36,13 @@ def _panel(row: Row) -> str:
 
 def _table(rows: Sequence[Row], ceilings: CeilingsByDevice) -> list[drawing.Point]:
     """The points, and the ends and ridge of each panel's bound."""
+    varied = drawing.varying(rows, "seq_kv")
     table: list[drawing.Point] = [
         {
-            "kind": "point", "x": row.intensity, "y": row.flop_per_s, "arm": row.arm_name, "label": row.label,
+            "kind": "point", "x": row.intensity, "y": row.flop_per_s, "arm": row.arm_name, "label": row.name,
             "share": row.roofline_share, "bound": row.bound, "n": row.seq_kv, "panel": _panel(row),
             "note": row.notes or "",
-            "trail": f"{row.arm_name} {row.mask} {row.mode} {row.batch} {row.heads} {row.head_dim}",
+            "trail": f"{row.arm_name} {drawing.panel_of(row, varied)}",
         }
         for row in rows
     ]  # fmt: skip

@@ -41,9 +41,9 @@ def chart(pairs: Sequence[Pair], old: str, new: str) -> Chart | None:
 
 def _point(pair: Pair) -> Point:
     assert pair.ratio
-    ratio, (arm, _, device) = pair.ratio, pair.arm.partition("@")
+    ratio = pair.ratio
     return {
-        "kind": "point", "x": ratio.value, "y": f"{pair.label} {device}".strip(), "arm": arm,
+        "kind": "point", "x": ratio.value, "y": pair.name, "arm": pair.arm.rpartition("@")[0],
         "low": ratio.low if drawable(ratio.low) else ratio.value,
         "high": ratio.high if drawable(ratio.high) else ratio.value,
         "change": pair.change.value,

@@ -10,7 +10,7 @@ def chart(geomeans: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Chart | Non
     """A line for each arm over the runs of one machine; None for less than two runs."""
     table: list[Point] = [
         {
-            "kind": "point", "x": run, "y": mean.value, "arm": arm.partition("@")[0], "detail": arm,
+            "kind": "point", "x": run, "y": mean.value, "arm": arm.rpartition("@")[0], "detail": arm,
             "low": mean.low if drawable(mean.low) else mean.value,
             "high": mean.high if drawable(mean.high) else mean.value,
         }
@@ -32,7 +32,7 @@ def chart(geomeans: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Chart | Non
         whole.mark_line(strokeWidth=1.4).encode(y=y, detail="detail:N"),
         whole.mark_rule(strokeWidth=1.2).encode(y=alt.Y("low:Q"), y2="high:Q"),
         whole.mark_point(filled=True, size=44, opacity=1).encode(
-            y=y, shape=shape, tooltip=["arm:N", "x:N", "y:Q", "low:Q", "high:Q"]
+            y=y, shape=shape, tooltip=["detail:N", "x:N", "y:Q", "low:Q", "high:Q"]
         ),
     ]
     trend = alt.layer(*layers).properties(width=2 * WIDTH, height=HEIGHT)

@@ -5,6 +5,7 @@ visible on white and on dark. Marker and dash distinguish backends that share a 
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -50,12 +51,12 @@ def look(arm: str) -> Look:
 
     A second copy of an arm (`naive#2`, an A/A control) has the dash CONTROL.
     """
-    backend, _, copy = arm.partition("#")
+    backend = re.sub(r"#\d+", "", arm)
     known = KNOWN.get(backend) or KNOWN.get(backend.partition(":")[0] if backend.startswith("xformers") else "")
     if known is None:
         number = int(hashlib.sha256(backend.encode()).hexdigest()[:8], 16)
         known = Look(COLORS[number % len(COLORS)], SHAPES[number // 8 % len(SHAPES)], DASHED)
-    return Look(known.color, known.shape, CONTROL) if copy else known
+    return Look(known.color, known.shape, CONTROL) if backend != arm else known
 
 
 def in_order(arms: Iterable[str]) -> list[str]:

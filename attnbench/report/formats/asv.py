@@ -4,7 +4,7 @@ from pathlib import Path
 
 from attnbench.analysis.rows import Row
 from attnbench.errors import UsageError
-from attnbench.report.formats.exported_run import ExportedRun, benchmark_name, json_text
+from attnbench.report.formats.exported_run import ExportedRun, json_text
 
 COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b")
 
@@ -46,10 +46,10 @@ def _benchmarks(rows: list[Row], started_ms: int) -> tuple[dict[str, object], di
         for kind, unit, value, low, high in (time, ("peakmem", "bytes", row.total_bytes, None, None)):
             if value is None:
                 continue
-            name = f"{kind}.{benchmark_name(row)}"
+            name = f"{kind}.{row.name}"
             results[name] = [[value], [], row.case_id, started_ms, None, low, high]
             benchmarks[name] = {
                 "name": name, "type": kind, "unit": unit, "version": row.case_id, "params": [], "param_names": [],
-                "code": row.label, "timeout": 60.0,
+                "code": row.name, "timeout": 60.0,
             }  # fmt: skip
     return results, benchmarks

@@ -1,6 +1,6 @@
 """Bencher Metric Format: https://bencher.dev/docs/reference/bencher-metric-format/."""
 
-from attnbench.report.formats.exported_run import ExportedRun, benchmark_name, json_text
+from attnbench.report.formats.exported_run import ExportedRun, json_text
 
 
 def text(exported: ExportedRun) -> str:
@@ -11,5 +11,5 @@ def text(exported: ExportedRun) -> str:
             latency = {"value": 1e9 * row.time_s}
             if row.time_low_s is not None and row.time_high_s is not None:
                 latency |= {"lower_value": 1e9 * row.time_low_s, "upper_value": 1e9 * row.time_high_s}
-            benchmarks[benchmark_name(row)] = {"latency": latency}
+            benchmarks[row.name] = {"latency": latency}
     return json_text(benchmarks)

@@ -43,7 +43,7 @@ def _table(pairs: Comparison, width: int) -> Iterator[str]:
     yield from wrap(heading, width, indent=2)
     yield ""
     shown = _shown(pairs)
-    head, *lines = aligned("case", HEADINGS, [(_label(pair), _cells(pair)) for pair in shown], width)
+    head, *lines = aligned("case", HEADINGS, [(pair.name, _cells(pair)) for pair in shown], width)
     yield from head
     for pair, row in zip(shown, lines, strict=True):
         yield from row
@@ -60,16 +60,11 @@ def _markdown(pairs: Comparison) -> Iterator[str]:
     for pair in _shown(pairs):
         *figures, change = _cells(pair)
         notes = "; ".join(_notes(pair))
-        rows.append((_label(pair), *figures, change + (f" ({notes})" if notes else "")))
+        rows.append((pair.name, *figures, change + (f" ({notes})" if notes else "")))
     yield table(("case", *HEADINGS[:4], "change"), rows, (False, True, True, True, True, False))
     yield from (f"{line}  " for line in _footer(pairs))
     yield tally(pairs)
     yield ""
-
-
-def _label(pair: Pair) -> str:
-    _, _, device = pair.arm.partition("@")
-    return f"{pair.label}@{device}" if device else pair.label
 
 
 def _cells(pair: Pair) -> tuple[str, ...]:

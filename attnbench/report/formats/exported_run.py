@@ -32,7 +32,7 @@ class ExportedRun(NamedTuple):
         return next((env.packages for env in self.run.manifest.environments.values()), {})
 
     def scalars(self) -> Iterator[tuple[str, int, float]]:
-        """Tag, step and value of each metric: the tag holds metric, panel and backend, the step is the length."""
+        """Tag, step and value of each metric: the tag holds metric, panel and arm, the step is the length."""
         x = drawing.axis_of(self.rows) if self.rows else "seq_q"
         panels = drawing.varying(self.rows, x)
         for step, row in sorted(((int(row.number(x) or 0), row) for row in self.rows), key=itemgetter(0)):
@@ -44,12 +44,7 @@ class ExportedRun(NamedTuple):
 
 def exported(run: Run) -> ExportedRun:
     """Read the rows of a run."""
-    return ExportedRun(run, rows_of(run.results, ceilings=ceilings_by_device(run.manifest)))
-
-
-def benchmark_name(row: Row) -> str:
-    """The name of a case in other tools: the case and its device."""
-    return f"{row.label}@{row.device}"
+    return ExportedRun(run, rows_of(run.results, ceilings=ceilings_by_device(run.manifest), arms=run.manifest.arms))
 
 
 def json_text(value: object) -> str:

@@ -1,13 +1,13 @@
 """customSmallerIsBetter of https://github.com/benchmark-action/github-action-benchmark."""
 
-from attnbench.report.formats.exported_run import ExportedRun, benchmark_name, json_text
+from attnbench.report.formats.exported_run import ExportedRun, json_text
 
 
 def text(exported: ExportedRun) -> str:
     """Times with half the width of their interval, and peak memory."""
     entries: list[dict[str, object]] = []
     for row in exported.rows:
-        name = benchmark_name(row)
+        name = row.name
         if row.time_s is not None:
             low, high = row.time_low_s, row.time_high_s
             half_width = (high - low) / 2 if low is not None and high is not None else 0.0

@@ -18,7 +18,11 @@ def commands(judged: GateVerdicts) -> Iterator[str]:
     shown = verdicts if len(verdicts) <= MAX_ANNOTATIONS else verdicts[: MAX_ANNOTATIONS - 1]
     for verdict in shown:
         level = "error" if verdict.outcome in RED else "warning"
-        title = _escape(f"{verdict.outcome.value}: {verdict.label}").replace(":", "%3A").replace(",", "%2C")
+        title = (
+            _escape(f"{verdict.outcome.value}: {verdict.label}@{verdict.device}")
+            .replace(":", "%3A")
+            .replace(",", "%2C")
+        )
         yield f"::{level} title={title}::{_escape(annotation(verdict))}"
     if len(shown) < len(verdicts):
         yield f"::warning title=attnbench::and {len(verdicts) - len(shown)} more"

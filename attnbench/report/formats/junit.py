@@ -20,7 +20,8 @@ def xml(judged: GateVerdicts, suite: str) -> str:
         timed = verdict.metric == "time_s" and verdict.head is not None
         test = ET.SubElement(
             tests, "testcase", classname=_legal(f"{suite}.{verdict.backend}"),
-            name=_legal(f"{verdict.label} {verdict.metric}"), time=f"{verdict.head:.9f}" if timed else "0",
+            name=_legal(f"{verdict.label}@{verdict.device} {verdict.metric}"),
+            time=f"{verdict.head:.9f}" if timed else "0",
         )  # fmt: skip
         message = _legal(annotation(verdict))
         if verdict.outcome in RED:

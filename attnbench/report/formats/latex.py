@@ -29,7 +29,7 @@ def times(rows: Iterable[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    label = escape(row.label)
+    label = escape(row.name)
     if row.time_s is None:
         return label, rf"\multicolumn{{4}}{{l}}{{{escape(row.status)}}}"
     low, high = row.time_low_s, row.time_high_s

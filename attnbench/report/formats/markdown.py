@@ -85,7 +85,7 @@ def _every_case(rows: Sequence[Row]) -> str:
     head = ("case", "time", "95 %", "FLOP/s", "peak memory", "max error", "interval")
     lines = [
         (
-            row.label, units.seconds(row.time_s),
+            row.name, units.seconds(row.time_s),
             f"{units.seconds(row.time_low_s)} .. {units.seconds(row.time_high_s)}",
             units.rate(row.flop_per_s, "FLOP/s"), units.size(row.peak_bytes),
             "-" if row.max_abs_err is None else f"{row.max_abs_err:.1e}", str(row.interval),
@@ -101,7 +101,7 @@ def _not_measured(rows: Sequence[Row], manifest: Manifest) -> str:
     labels: dict[str, list[str]] = {}
     for row in rows:
         if row.time_s is None:
-            labels.setdefault(pivot.why(row), []).append(row.label)
+            labels.setdefault(pivot.why(row), []).append(row.name)
     lines = [f"- {escape(reason)}: {len(cases)} ({escape(cases[0])}, ...)" for reason, cases in labels.items()]
     lines += [f"- impossible: {escape(text)}: {escape(reason)}" for text, reason in manifest.impossible]
     return "## Not measured\n\n" + "\n".join(lines) if lines else ""

@@ -19,7 +19,7 @@ def text(exported: ExportedRun) -> str:
     return json_text({
         "machine_info": _machine(manifest),
         "commit_info": _commit(manifest),
-        "benchmarks": [_benchmark(joined) for joined in join(exported.run.results) if joined.time],
+        "benchmarks": [_benchmark(joined) for joined in join(exported.run.results, arms=manifest.arms) if joined.time],
         "datetime": manifest.created_at,
         "version": VERSION,
     })  # fmt: skip
@@ -48,8 +48,7 @@ def _commit(manifest: Manifest) -> Mapping[str, object]:
 
 def _benchmark(joined: Restarts) -> Mapping[str, object]:
     medians = (median for sample in joined.times for median in readings.block_medians(sample))
-    copy = f"#{joined.arm.copy}" if joined.arm.copy > 1 else ""
-    name = f"{joined.case.label}@{joined.arm.device}{copy}"
+    name = joined.label
     extra = {"case_id": joined.case.id, "restarts": joined.count}
     stats = _stats(sorted(readings.finite(medians).tolist()))
     identity = {"group": None, "name": name, "fullname": name, "params": None, "param": None}

@@ -6,6 +6,7 @@ import shutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ def write(exported: ExportedRun, folder: Path) -> None:
     events.close()
     for row in exported.rows:
         if row.time_s is not None:
-            case_folder = folder / "cases" / f"{row.case_id}-{row.arm_name.replace(':', '-')}"
+            case_folder = folder / "cases" / f"{row.case_id}-{_folder_name(row)}"
             _write_hyperparameters(row, EventFile(case_folder, created_s, name))
     for trace in sorted(exported.run.path.rglob("trace.json.gz")):
         copy = folder / "plugins" / "profile" / name / f"{trace.parent.name}.pt.trace.json.gz"
@@ -104,13 +105,18 @@ def _write_hyperparameters(row: Row, events: EventFile) -> None:
     """A session of the table of hyperparameters: the problem, the backend, and the metrics."""
     from tensorboard.plugins.hparams import summary_v2
 
-    columns = {column: row.value(column) for column in (*AXES, "mode", "backend", "device")}
+    columns = {column: row.value(column) for column in (*AXES, "mode", "backend", "arm_name", "device")}
     values = {name: str(value) if value is None else value for name, value in columns.items()}
-    events.put(summary_v2.hparams_pb(values, trial_id=row.case_id))
+    events.put(summary_v2.hparams_pb(values, trial_id=row.name))
     for metric in SCALARS:
         if (value := row.number(metric)) is not None:
             events.add(0, tag=metric, simple_value=float(value))
     events.close()
+
+
+def _folder_name(row: Row) -> str:
+    """The arm and its device, without characters that other systems and artifact stores refuse in names of files."""
+    return quote(f"{row.arm_name}@{row.device}", safe="@=#")
 
 
 def _histogram(values: NDArray[np.float64]) -> HistogramProto:

@@ -31,7 +31,7 @@ def write(exported: ExportedRun, folder: Path) -> None:
     config = {"suite": manifest.suite, "fingerprint": manifest.fingerprint, **manifest.tags}
     columns: list[str | int] = ["case", *AXES, "mode", "backend", "device", "status", *SCALARS, "time"]
     lines: list[Iterable[object]] = [
-        [row.label, *(row.value(str(name)) for name in columns[1:-1]), units.seconds(row.time_s)]
+        [row.name, *(row.value(str(name)) for name in columns[1:-1]), units.seconds(row.time_s)]
         for row in exported.rows
     ]
     by_step: dict[int, dict[str, float]] = {}

@@ -68,7 +68,7 @@ def _table(pairs: comparison.Comparison) -> PageTable:
         head=("case", "old", "new", "new / old", "95 %", "change", "reason"),
         rows=[
             (
-                pair.label, units.seconds(pair.old_s), units.seconds(pair.new_s),
+                pair.name, units.seconds(pair.old_s), units.seconds(pair.new_s),
                 f"{pair.ratio.value:.3f}" if pair.ratio else "-", interval(pair.ratio, 3, " .. "), pair.change.value,
                 pair.reason,
             )

@@ -1,6 +1,7 @@
 """One page of a report, the pieces that several pages share, and the data that pages are made from."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -61,7 +62,7 @@ def metrics_table(heading: str, rows: Sequence[Row], names: Sequence[str]) -> Pa
     """One line for each case with these metrics; a metric that was never measured gets no column."""
     measured = [name for name in names if any(row.value(name) is not None for row in rows)]
     lines = [
-        (row.label, *(METRICS[name].show(row.number(name)) for name in measured))
+        (row.name, *(METRICS[name].show(row.number(name)) for name in measured))
         for row in rows
         if any(row.value(name) is not None for name in measured)
     ]
@@ -125,13 +126,15 @@ def report_data(
     by_run: list[list[Row]] = []
     details: list[Detail] = []
     ceilings: dict[str, Ceilings] = {}
+    arms = [arm for run in runs for arm in run.manifest.arms]
     for run, name, results in zip(runs, _names(runs), selected, strict=True):
         of_run = ceilings_by_device(run.manifest)
-        rows = rows_of(results, reference, of_run)
+        rows = rows_of(results, reference, of_run, arms)
+        details_of = partial(map, partial(_detail, run=name if len(runs) > 1 else ""))
         if len(runs) > 1:
             rows = [RowOfRun(**msgspec.structs.asdict(row), run=name) for row in rows]
         by_run.append(rows)
-        details += filter(None, map_problems(results[: MAX_DETAILS - len(details)], lambda arms: map(_detail, arms)))
+        details += filter(None, map_problems(results[: MAX_DETAILS - len(details)], details_of, arms=arms))
         ceilings |= of_run
     details[MAX_DRIFT:] = [msgspec.structs.replace(detail, blocks=()) for detail in details[MAX_DRIFT:]]
     every = [row for rows in by_run for row in rows]
@@ -153,36 +156,37 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(folders, start=1)]
 
 
-def _detail(joined: Restarts) -> Detail | None:
+def _detail(joined: Restarts, run: str) -> Detail | None:
     """None if nothing was timed and nothing profiled."""
     profiles = [result.facts["profile"] for result in joined.results if "profile" in result.facts]
     kernels = [row for profile in profiles for row in (profile.get("kernels") or profile.get("operators") or [])]
     if not (joined.times and joined.time) and not kernels:
         return None
     first = joined.times[0] if joined.times else None
+    label = f"{joined.label} ({run})" if run else joined.label
     return Detail(
-        label=joined.case.label,
+        label=label,
         restarts=joined.count,
         rounds=sum(len({block.round for block in sample.blocks}) for sample in joined.times),
         noisy=joined.noisy,
         half_width=joined.time.relative_half_width if joined.time else None,
         noise=readings.noise(first) if first else readings.NoiseStatistics(),
-        blocks=tuple(_blocks(first, joined)) if first else (),
+        blocks=tuple(_blocks(first, joined, label)) if first else (),
         clocks=_clocks(first) if first else "",
         kernels=tuple(kernels[:MAX_KERNELS]),
         trace=next((str(result.facts["trace"]) for result in joined.results if "trace" in result.facts), ""),
     )
 
 
-def _blocks(sample: Sample, joined: Restarts) -> list[drawing.Point]:
+def _blocks(sample: Sample, joined: Restarts, label: str) -> list[drawing.Point]:
     medians = readings.block_medians(sample)
     middle = readings.location(medians)
     if not middle:
         return []
     return [
         {
-            "kind": "point", "x": block.round, "y": median / middle, "arm": joined.arm.name,
-            "label": joined.case.label, "position": block.position, "load": block.facts.get("load"),
+            "kind": "point", "x": block.round, "y": median / middle, "arm": joined.name,
+            "label": label, "position": block.position, "load": block.facts.get("load"),
             "tags": ", ".join(block.tags),
         }
         for block, median in zip(sample.blocks, medians, strict=False)

@@ -13,7 +13,7 @@ def page(data: ReportData) -> Page:
         head=("id", "case", "device", "status", "time or reason", "speed-up", "repeat it"),
         rows=[
             (
-                row.case_id, row.label, row.device, row.status,
+                row.case_id, row.name, row.device, row.status,
                 units.seconds(row.time_s) if row.time_s is not None else pivot.why(row), pivot.factor(row.speedup),
                 repeat_command(row),
             )

@@ -13,7 +13,7 @@ def page(data: ReportData) -> Page:
         head=("case", "intensity", "time", "least time", "share", "bound", "note"),
         rows=[
             (
-                row.label, METRICS["intensity"].show(row.intensity), units.seconds(row.time_s),
+                row.name, METRICS["intensity"].show(row.intensity), units.seconds(row.time_s),
                 units.seconds(row.roofline_s), f"{row.roofline_share:.1%}", row.bound or "", row.notes or "",
             )
             for row in data.rows

@@ -8,19 +8,19 @@ from attnbench.report.pages.page import Page, PageTable, ReportData, drawn
 
 def page(data: ReportData) -> Page:
     """Speed-ups over the reference arm, and their geometric means."""
-    by_arm: dict[str, list[float]] = {}
+    by_arm: dict[tuple[str, str], list[float]] = {}
     for row in data.rows:
         if row.speedup is not None:
-            by_arm.setdefault(row.arm_name, []).append(row.speedup)
+            by_arm.setdefault((row.arm_name, row.device), []).append(row.speedup)
     lines = []
     for arm, speedups in by_arm.items():
         if mean := stats.geometric_mean(speedups):
-            lines.append((arm, f"{mean.value:.2f}x", pivot.interval(mean, 2, " .. "), str(mean.count)))
+            lines.append((*arm, f"{mean.value:.2f}x", pivot.interval(mean, 2, " .. "), str(mean.count)))
     means = PageTable(
         heading=f"Over {pivot.references(data.rows) or 'the reference'}",
-        head=("backend", "geometric mean", "95 %", "problems"),
+        head=("backend", "device", "geometric mean", "95 %", "problems"),
         rows=lines,
-        numbers=(False, True, True, True),
+        numbers=(False, False, True, True, True),
     )
     charts = drawn(speedup=speedup.chart(data.charted, data.caption))
     return Page(charts=charts, tables=(means,))
