@@ -1,6 +1,7 @@
 """The notation of masks, biases and weightings: `word(:value|:key=value)*`, positional values first, then keys."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ class Spec(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """The canonical text: defaults are left out, and a value after one that is left out has its key."""
         parts, skipped = [self.word], False
-        for field in msgspec.structs.fields(self):
+        for field in _fields(type(self)):
             if field.name in self.not_in_text:
                 continue
             if not field.required and getattr(self, field.name) == field.default:
@@ -47,6 +48,12 @@ class Spec(msgspec.Struct, frozen=True):
 Kind = TypeVar("Kind", bound=Spec)
 
 
+@cache
+def _fields(kind: type[Spec]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a class; msgspec evaluates their annotations at each call."""
+    return msgspec.structs.fields(kind)
+
+
 def _written(value: Value) -> str:
     if isinstance(value, tuple):
         return "-".join(map(str, value))
@@ -63,7 +70,7 @@ def parse(part: str, kinds: Mapping[str, type[Kind]], noun: str, text: str, othe
     if word not in kinds:
         raise UnknownNameError(noun, word, (*others, *kinds), where=where if word != text else "")
     kind = kinds[word]
-    fields = [field for field in msgspec.structs.fields(kind) if field.name not in kind.not_in_text]
+    fields = [field for field in _fields(kind) if field.name not in kind.not_in_text]
     names = [field.name.rstrip("_") for field in fields]
     values: dict[str, Value] = {}
     for position, item in enumerate(items):

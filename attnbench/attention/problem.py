@@ -338,4 +338,7 @@ def _core(problem: Problem) -> Problem:
     elif score.similarity is Similarity.BILINEAR:
         score = msgspec.structs.replace(score, similarity=Similarity.DOT)
     plain = {"positions": Positions.NONE, "scope": "core", "autocast": Autocast.NONE, "kv_dtype": KvDtype.SAME}
-    return msgspec.structs.replace(problem, score=score, dtype=problem.working_dtype, **plain)
+    fields = {"score": score, "dtype": problem.working_dtype, **plain}
+    if all(getattr(problem, name) == value for name, value in fields.items()):
+        return problem
+    return msgspec.structs.replace(problem, **fields)

@@ -53,7 +53,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     @property
     def id(self) -> str:
         """Everything that distinguishes two arms of a run."""
-        return "@".join((self.name, self.device, *self.settings))
+        return _id(self)
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -87,6 +87,11 @@ def distinct_names(arms: Iterable[Arm]) -> dict[str, str]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@lru_cache(maxsize=1024)
+def _id(arm: Arm) -> str:
+    return "@".join((arm.name, arm.device, *arm.settings))
 
 
 @lru_cache(maxsize=256)

@@ -31,6 +31,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
         return f"{problem_label(self.problem, self.mode)} {self.backend}"
 
 
+@lru_cache(maxsize=1024)  # a plan asks for each backend of a problem in turn
 def problem_label(problem: Problem, mode: Mode) -> str:
     """The label of a case without its backend."""
     heads = f"h{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else "")
