@@ -10,7 +10,7 @@ from attnbench._version import __version__
 from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.engine import plan
-from attnbench.engine.plan import Forecast
+from attnbench.engine.forecast import Forecast
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UnknownNameError
 from attnbench.machine import hardware, identity, resources
@@ -134,7 +134,7 @@ def _time(sweep: Sweep) -> str:
 def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
     """Print every case with its predicted time and memory, every refusal with its reason, then the totals."""
     as_json = format_ == "jsonl"
-    forecast, spent = Forecast(), 0.0
+    forecast, spent = Forecast(sweep.settings.speeds), 0.0
     for group in sweep.plan.groups:
         spent += group.seconds * sweep.settings.restarts
         late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s

@@ -1,5 +1,6 @@
 """The work of the arms on one group: requests to their workers in order, and the Results made of the replies."""
 
+import math
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
@@ -10,11 +11,12 @@ from attnbench.engine.oracle import ExpectedFiles
 from attnbench.engine.plan import Group, Refusal
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
-from attnbench.records.result import Procedure, Result, Sample, Status, TimedBlock, Timing, sample
+from attnbench.records.result import Cause, Procedure, Result, Sample, Status, TimedBlock, Timing, sample
 from attnbench.worker import protocol
 from attnbench.worker.protocol import ReplyT
 
 RETIMED_BLOCKS = 5
+MIN_ROUNDS_OVER_BUDGET = 3  # of a group that began to be timed
 
 
 class ArmSession:
@@ -28,10 +30,12 @@ class ArmSession:
         self._absent: dict[str, str] = {}  # extras that could not be measured, and why
         self.values: list[float] = []
         self.blocks: list[TimedBlock] = []
+        self.deadline = math.inf  # of the budget, on the clock of time.monotonic()
+        self.call_s = 0.0  # of a call that has settled
         self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def _ask(self, message: protocol.WorkerRequest[ReplyT]) -> ReplyT:
-        return self.worker.ask(message, self.procedure.timeout_s)
+        return self.worker.ask(message, self.procedure.timeout_s, self.deadline)
 
     def prepare(self) -> None:
         """Make the inputs, prepare the backend and call it once."""
@@ -57,7 +61,13 @@ class ArmSession:
         """Warm up; return the seconds of a call."""
         reply = self._ask(protocol.SettleCase())
         self.facts |= {"settled": reply.settled, "settle_s": reply.seconds}
+        self.call_s = reply.call_s
         return reply.call_s
+
+    @property
+    def least_s(self) -> float:
+        """Predicted seconds of the fewest rounds, and of the checks and the memory after them."""
+        return MIN_ROUNDS_OVER_BUDGET * max(self.procedure.block_s, self.call_s) + 3 * self.call_s
 
     def time(self, number: int, position: int) -> None:
         """Time one block, in round `number` as the arm at `position`."""
@@ -111,11 +121,11 @@ class ArmSession:
         """Free the memory of the case, for the next group."""
         self._ask(protocol.ReleaseCase())
 
-    def result(self, status: Status = Status.OK, reason: str = "") -> Result:
+    def result(self, status: Status = Status.OK, reason: str = "", cause: Cause | None = None) -> Result:
         """The Result to store. A case that failed has no samples: its times would be those of a wrong output."""
         samples = {**self.samples, "time": self.timed()} if status is Status.OK else {}
         absent = {"absent": self._absent} if self._absent else {}
-        result = Refusal(status, reason).result(
+        result = Refusal(status, reason, cause).result(
             self.case, self.arm, self.procedure, restart=self.restart, group=self.group.id
         )
         return replace(result, started_at=self.started_at, samples=samples, facts={**self.facts, **absent})
@@ -162,6 +172,10 @@ class GroupSessions:
             self.group.case(arm), arm, self._procedure(arm), restart=self.restart, group=self.group.id
         )
 
+    def refuse_live(self, refusal: Refusal) -> None:
+        for session in self.live:
+            self.refuse(session.arm, refusal)
+
     def step(self, work: Callable[[ArmSession], None]) -> None:
         """Do the work in every live session."""
         for session in list(self.live):
@@ -173,7 +187,7 @@ class GroupSessions:
         except WorkerFailedError as failure:
             self.live.remove(session)
             self._on_failure(session, failure)
-            self._results[session.arm.id] = session.result(failure.status, failure.reason)
+            self._results[session.arm.id] = session.result(failure.status, failure.reason, failure.cause)
 
     def complete(self) -> None:
         """Record the result of every live session."""

@@ -1,5 +1,6 @@
 """The oracle: the process that computes expected values, which every arm's output is compared with."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -37,17 +38,23 @@ class Oracle:
             self._worker = Worker(None, resources.available_cores(), 0, spent=self._spent)
         return self._worker
 
-    def expect(self, problem: Problem, mode: Mode, procedure: Procedure) -> tuple[ExpectedFiles, ExpectedFiles]:
-        """Expected values for the inputs of the procedure, and for peaked inputs. Raises WorkerFailedError."""
-        files = self._expect(problem, mode, procedure.seed, procedure.inputs, BUDGET_S)
-        return files, self._expect(problem, mode, procedure.seed, "peaked", PEAKED_BUDGET_S)
+    def expect(
+        self, problem: Problem, mode: Mode, procedure: Procedure, deadline: float = math.inf
+    ) -> tuple[ExpectedFiles, ExpectedFiles]:
+        """Expected values for the inputs of the procedure, and for peaked inputs.
 
-    def _expect(self, problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float) -> ExpectedFiles:
+        Raises WorkerFailedError, also when they are not there at the deadline.
+        """
+        files = self._expect(problem, mode, procedure.seed, procedure.inputs, BUDGET_S, deadline)
+        return files, self._expect(problem, mode, procedure.seed, "peaked", PEAKED_BUDGET_S, deadline)
+
+    def _expect(
+        self, problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float, deadline: float
+    ) -> ExpectedFiles:
         mode = mode if mode is Mode.FWD else Mode.FWD_BWD
         key = problem, mode, inputs
         if key not in self._files:
             worker = self.start()
-            worker.open(self._timeout_s)
             self._make_room()
             self._count += 1
             directory = self._directory / f"{self._count:06d}-{inputs}"
@@ -55,7 +62,8 @@ class Oracle:
                 problem=problem, mode=mode, seed=seed, inputs=inputs, directory=str(directory), budget_s=budget_s
             )
             try:
-                reply = worker.ask(request, max(self._timeout_s, 60 * budget_s))
+                worker.open(self._timeout_s, deadline)
+                reply = worker.ask(request, max(self._timeout_s, 60 * budget_s), deadline)
             except WorkerFailedError:
                 self._worker = None
                 raise

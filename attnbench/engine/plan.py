@@ -10,11 +10,14 @@ from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.attention import cost
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import Backend
+from attnbench.engine.forecast import Forecast, start_s
+from attnbench.machine import resources
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.result import Cause, Procedure, Result, Status
+from attnbench.records.speeds import Speeds
 from attnbench.suite import Cell
 from attnbench.units import size
 
@@ -41,18 +44,6 @@ DEFAULT_REFERENCE = "naive"
 WORKER_BYTES = 400 * 1024**2
 ORACLE_BYTES = 600 * 1024**2
 
-# Calls of one arm in the shortest measurement: the first, two sets of inputs, negated inputs, settling, and rounds.
-MIN_CALLS = 5 + 3
-ARM_OVERHEAD_S = 0.5
-# Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
-COMPILE_S = 8.0
-
-# Estimates in FLOP/s for one CPU thread on fp32 and one GPU on bf16. They only order cases and divide the budget, until
-# the same arm is measured (see Forecast).
-_CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
-_CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
-_CALL_OVERHEAD_S = 5e-5
-
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """One problem in one mode, and the arms that measure it in common rounds."""
@@ -63,7 +54,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     arms: tuple[Arm, ...]
     borrowed: tuple[Arm, ...] = ()  # reference arms for the speed-up, whose own Result is in another group
     late: bool = False  # in the second pass, for backends that compile
-    seconds: float = 0.0  # predicted, of the shortest measurement
+    seconds: float = 0.0  # predicted
 
     @property
     def alone(self) -> bool:
@@ -112,8 +103,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """Predicted, of the shortest measurement of everything."""
-        return sum(group.seconds for group in self.groups)
+        """Predicted, of everything in one restart."""
+        arms = {arm.id: arm for group in self.groups for arm in group.arms}
+        return sum(group.seconds for group in self.groups) + start_s(arms.values(), len(resources.available_cores()))
 
 
 class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,38 +116,7 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     reference: str = DEFAULT_REFERENCE
     gpu_memory_bytes: dict[int, int] = {}  # by index
     capability: dict[int, tuple[int, int]] = {}  # by index
-
-
-class Forecast:
-    """Predicts the seconds of a call: from an estimated rate at first, then from measurements of the same arm."""
-
-    def __init__(self) -> None:
-        self._measured: dict[tuple[str, Dtype, Mode], list[tuple[int, float]]] = {}
-        self._compile_s: dict[str, float] = {}
-
-    def learn_compile(self, arm: Arm, seconds: float) -> None:
-        """Record how long the first call of a compiling backend took. The last record counts, as caches fill."""
-        self._compile_s[arm.id] = seconds
-
-    def learn(self, arm: Arm, case: Case, call_s: float) -> None:
-        """Record the seconds of a measured call."""
-        flops = cost.flops_dense(case.problem, case.mode)
-        self._measured.setdefault((arm.id, case.problem.dtype, case.mode), []).append((flops, call_s))
-
-    def call_s(self, arm: Arm, case: Case) -> float:
-        """Predicted seconds of one call, scaled from the measurement with the nearest number of FLOPs."""
-        flops = cost.flops_dense(case.problem, case.mode)
-        if measured := self._measured.get((arm.id, case.problem.dtype, case.mode)):
-            nearest_flops, nearest_s = min(measured, key=lambda pair: abs(pair[0] - flops))
-            return nearest_s * max(flops / nearest_flops, 0.1)
-        return _CALL_OVERHEAD_S + flops / _rate(arm.parsed_device, case)
-
-    def group_s(self, group: Group) -> float:
-        """Predicted seconds of the shortest measurement of a group."""
-        arms = (*group.arms, *group.borrowed)
-        compiling = [arm for arm in arms if group.late and arm not in group.borrowed]
-        calls_s = sum(ARM_OVERHEAD_S + MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
-        return calls_s + sum(self._compile_s.get(arm.id, COMPILE_S) for arm in compiling)
+    speeds: Speeds = Speeds()  # what this machine measured before
 
 
 def arms_of(names: Sequence[str], devices: Sequence[Device], interpreted: bool = False) -> list[Arm]:
@@ -203,7 +164,7 @@ def _planned(
     cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits, groups_of: Callable[[Cell, list[Arm]], list[Group]]
 ) -> Plan:
     """The groups that `groups_of` makes of a cell and the arms that can run it, and the results of the other arms."""
-    forecast = Forecast()
+    forecast = Forecast(limits.speeds)
     groups: list[Group] = []
     refusals: list[Result] = []
     arms: dict[str, Arm] = {}
@@ -299,13 +260,6 @@ def _limit(device: Device, limits: PlanLimits) -> int:
     if device.kind == "cuda":
         return limits.gpu_memory_bytes.get(device.index, 1 << 62)
     return limits.memory_bytes
-
-
-def _rate(device: Device, case: Case) -> float:
-    if device.kind == "cuda":
-        return _CUDA_RATE if case.problem.dtype in (Dtype.BF16, Dtype.FP16) else _CUDA_RATE / 10
-    slow = 1.0 if case.problem.dtype is Dtype.FP32 else 0.25
-    return _CPU_RATES.get(case.backend, _CPU_RATE) * max(device.threads, 1) * slow
 
 
 @lru_cache(maxsize=256)

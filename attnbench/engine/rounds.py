@@ -7,9 +7,8 @@ from enum import StrEnum
 from functools import partial
 
 from attnbench.analysis import readings, stats
-from attnbench.engine.arm_session import ArmSession, GroupSessions
+from attnbench.engine.arm_session import MIN_ROUNDS_OVER_BUDGET, ArmSession, GroupSessions
 
-MIN_ROUNDS_OVER_BUDGET = 3
 MORE_ROUNDS_WHEN_NOISY = 30
 
 
@@ -35,11 +34,12 @@ def run_rounds(
     `deadline`: of the budget, on the clock of time.monotonic().
     """
     orders: list[list[ArmSession]] = []
-    number = 0
+    number, round_s = 0, 0.0
     while sessions.live:
         if stop_requested():
             return RoundsEnd.INTERRUPTED
-        if end := _end(sessions.live, number, deadline):
+        started = time.monotonic()
+        if end := _end(sessions.live, number, deadline - round_s):
             return end
         phase(f"{sessions.live[0].case.label}  round {number + 1}")
         if not orders or set(orders[-1]) != set(sessions.live):
@@ -47,6 +47,7 @@ def run_rounds(
         for position, session in enumerate(orders.pop()):
             sessions.step_one(session, partial(ArmSession.time, number=number, position=position))
         number += 1
+        round_s = time.monotonic() - started
     return RoundsEnd.NO_ARM_LEFT
 
 

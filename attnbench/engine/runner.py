@@ -4,6 +4,7 @@ The outer loop is the restart: all workers start anew. Within a group every arm 
 rounds time the arms side by side.
 """
 
+import math
 import random
 import re
 import tempfile
@@ -17,14 +18,17 @@ import msgspec
 
 from attnbench.attention import cost
 from attnbench.engine.arm_session import ArmSession, GroupSessions
+from attnbench.engine.forecast import Forecast
 from attnbench.engine.oracle import ExpectedFiles, Oracle
-from attnbench.engine.plan import Forecast, Group, Plan, Refusal, is_reference
+from attnbench.engine.plan import Group, Plan, Refusal, is_reference
 from attnbench.engine.rounds import RoundsEnd, run_rounds
 from attnbench.engine.worker_process import WorkerFailedError, Workers
 from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Environment, Key, Procedure, Result, Status
+from attnbench.records.speeds import Speeds
 
 ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
+BEYOND_BUDGET = Refusal(Status.SKIPPED, "budget", Cause.BUDGET)
 
 
 class Observer(Protocol):
@@ -58,6 +62,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float | None = None  # None: no limit
     memory_bytes: int = 0
     reference: str = ""
+    speeds: Speeds = Speeds()  # what this machine measured before
     fail_fast: bool = False
     verify_only: bool = False  # nothing is timed
     probes: tuple[str, ...] = ()  # run for every case that is right
@@ -108,10 +113,11 @@ class Runner:
         self.plan, self.settings, self._append, self._observer = plan, settings, append, observer
         self._done, self._logs = done, logs
         self.stop_requested = False  # set by the first Ctrl-C: the block in progress ends, results are kept
-        self.forecast = Forecast()
+        self.forecast = Forecast(settings.speeds)
         self.spent: dict[str, float] = defaultdict(float)  # seconds by phase, and in total
         self.environments: dict[str, Environment] = {}  # by arm id
         self._started = time.monotonic()
+        self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         self._failed_sizes = FailedSizes()
         self._random = random.Random(settings.seed)
 
@@ -142,7 +148,7 @@ class Runner:
         for index, group in enumerate(groups):
             if self.stop_requested:
                 return False
-            if index % max(1, len(groups) // 100) == 0:  # a full sum for each group would be quadratic
+            if index % max(1, len(groups) // 20) == 0:  # a full sum for each group would be quadratic
                 rest_s = sum(self.forecast.group_s(other) for other in groups[index:])
             rest_s = max(rest_s - self.forecast.group_s(group), 0.0)
             missing = self._missing(group, restart)
@@ -152,11 +158,17 @@ class Runner:
             started = time.monotonic()
             self._append(results)
             self.spent["store"] += time.monotonic() - started
+            left_s = rest_s + self._later_restarts_s(restart)
             for result in results:
-                self._observer.result(result, rest_s)
+                self._observer.result(result, min(left_s, max(self._end - time.monotonic(), 0.0)))
             if self.settings.fail_fast and any(result.status.failed for result in results):
                 return False
         return not self.stop_requested
+
+    def _later_restarts_s(self, restart: int) -> float:
+        """Predicted for the restarts after this one."""
+        count = self.settings.first_restart + self.settings.restarts - 1 - restart
+        return count * self.plan.seconds * self.forecast.ratio if count else 0.0
 
     def _order(self, restart: int) -> list[Group]:
         """The order of the plan for a single restart; with several, random within each pass."""
@@ -181,12 +193,14 @@ class Runner:
         share_s = self._share(group, rest_s)
         if share_s is None:
             for arm in group.arms:
-                sessions.refuse(arm, Refusal(Status.SKIPPED, "budget", Cause.BUDGET))
+                sessions.refuse(arm, BEYOND_BUDGET)
             return sessions.results
         deadline = time.monotonic() + share_s
         self._open(sessions)
         if sessions.live:
+            predicted_s, started = self.forecast.group_s(group), time.monotonic()
             self._run_sessions(sessions, deadline)
+            self.forecast.learn_group(predicted_s, time.monotonic() - started)
         results: list[Result] = []
         for result in sessions.results:
             if result.status is Status.OOM and not group.alone:
@@ -201,7 +215,7 @@ class Runner:
         """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer."""
         if self.settings.budget_s is None:
             return float("inf")
-        left_s = self.settings.budget_s - (time.monotonic() - self._started)
+        left_s = self._end - time.monotonic()
         group_s = self.forecast.group_s(group)
         if group_s > left_s:
             return None
@@ -214,15 +228,15 @@ class Runner:
         arms = []
         for arm in (*group.arms, *group.borrowed):
             if failure := failures.get(arm.id):
-                sessions.refuse(arm, Refusal(failure.status, failure.reason))
+                sessions.refuse(arm, Refusal(failure.status, failure.reason, failure.cause))
             elif refusal := self._failed_sizes.refusal(group, arm):
                 sessions.refuse(arm, refusal)
             else:
                 arms.append(arm)
-        self._workers.open(arms)
+        self._workers.open(arms, self._end)
         for arm in arms:
             if failure := failures.get(arm.id):
-                sessions.refuse(arm, Refusal(failure.status, failure.reason, facts=failure.facts))
+                sessions.refuse(arm, Refusal(failure.status, failure.reason, failure.cause, failure.facts))
             else:
                 sessions.add(arm, self._workers[arm])
 
@@ -231,11 +245,11 @@ class Runner:
         first = sessions.live[0]
         self._observer.phase(f"{first.case.label}  reference")
         try:
-            expected, peaked = self._oracle.expect(first.group.problem, first.group.mode, first.procedure)
+            expected, peaked = self._oracle.expect(first.group.problem, first.group.mode, first.procedure, self._end)
         except WorkerFailedError as failure:
             reason = f"no reference to verify against: {failure.reason}"
-            for session in sessions.live:
-                sessions.refuse(session.arm, Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts))
+            missing = Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts)
+            sessions.refuse_live(BEYOND_BUDGET if failure.cause else missing)
             return
         # Later restarts repeat the verification in brief.
         full = None if sessions.restart else peaked
@@ -251,6 +265,7 @@ class Runner:
                 self._retire(session, failure)
 
     def _make_ready(self, session: ArmSession, expected: ExpectedFiles, peaked: ExpectedFiles | None) -> None:
+        session.deadline = self._end
         self._observer.phase(f"{session.case.label}  preparing")
         session.prepare()
         self._observer.phase(f"{session.case.label}  verifying")
@@ -265,6 +280,11 @@ class Runner:
 
     def _time(self, sessions: GroupSessions, deadline: float) -> None:
         """Rounds, then what is measured outside them. Records nothing if an interruption left too few rounds."""
+        if time.monotonic() + sum(session.least_s for session in sessions.live) > self._end:
+            sessions.refuse_live(BEYOND_BUDGET)
+            return
+        for session in sessions.live:
+            session.deadline = math.inf  # what is timed is not lost
         end = run_rounds(sessions, deadline, self._random, lambda: self.stop_requested, self._observer.phase)
         if end is RoundsEnd.INTERRUPTED and any(
             len(session.blocks) < session.procedure.min_rounds for session in sessions.live

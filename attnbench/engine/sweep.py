@@ -17,7 +17,7 @@ from attnbench.engine.plan import Plan, PlanLimits
 from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
 from attnbench.errors import UsageError
 from attnbench.machine import hardware, identity, resources
-from attnbench.records import ceilings, run_directory, run_writer
+from attnbench.records import ceilings, run_directory, run_writer, speeds
 from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cache, Procedure, Record, Timing
@@ -113,6 +113,7 @@ def plan_limits(settings: RunSettings) -> PlanLimits:
         memory_bytes=settings.memory_bytes,
         procedures=settings.procedures,
         reference=settings.reference,
+        speeds=settings.speeds,
         gpu_memory_bytes={index: int(gpu.memory_bytes * 0.9) for index, gpu in gpus.items()},
         capability={index: gpu.capability for index, gpu in gpus.items()},
     )
@@ -142,8 +143,9 @@ def run(
         done = run_directory.done_keys(writer.run, retry_failed)
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
         writer.append(refusals)
+        rest_s = sweep.plan.seconds * settings.restarts
         for refusal in refusals:
-            observer.result(refusal, sweep.plan.seconds)
+            observer.result(refusal, rest_s)
         runner = Runner(sweep.plan, settings, writer.append, observer, done, path / "logs")
         if watch:
             watch(runner)
@@ -151,6 +153,7 @@ def run(
             ending = runner.run()
         finally:
             writer.update(environments=runner.environments, seconds=dict(runner.spent))
+            speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
     return FinishedSweep(run=run_directory.read(path), ending=ending)
 
 
@@ -296,6 +299,7 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
         budget_s=budget or None,
         memory_bytes=limit if isinstance(limit, int) else int(limit * resources.memory_free_bytes()),
         reference=request.reference,
+        speeds=speeds.load(identity.fingerprint()[0]),
         extras=metrics.needs(shown_metrics(request)),
     )
 

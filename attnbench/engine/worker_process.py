@@ -4,6 +4,7 @@ A worker is started from the main thread, since the parent-death signal of Linux
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import NoReturn, cast
 
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
-from attnbench.records.result import Environment, Status
+from attnbench.records.result import Cause, Environment, Status
 from attnbench.worker import failures, protocol
 from attnbench.worker.protocol import ReplyT
 
@@ -35,9 +36,9 @@ class WorkerFailedError(Exception):
     `trace`: of the exception in the worker; `log`: the end of the worker's output.
     """
 
-    def __init__(self, status: Status, reason: str, trace: str = "", log: str = "") -> None:
+    def __init__(self, status: Status, reason: str, trace: str = "", log: str = "", cause: Cause | None = None) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.cause = status, reason, cause
         self.facts = {name: text for name, text in (("trace", trace), ("log", log)) if text}  # of the result
 
 
@@ -118,12 +119,15 @@ class Worker:
         with contextlib.suppress(protocol.ChannelClosedError):  # `open` reports it
             self._channel.send(message)
 
-    def open(self, timeout_s: float) -> protocol.WorkerOpened:
-        """Wait until the worker has imported its backend. The timeout does not include the import of torch."""
+    def open(self, timeout_s: float, deadline: float = math.inf) -> protocol.WorkerOpened:
+        """Wait until the worker has imported its backend. The timeout does not include the import of torch.
+
+        `deadline`: of the budget, on the clock of time.monotonic().
+        """
         if self.opened is None:
-            reply = self._receive(START_LIMIT_S - (time.monotonic() - self.started), START_LIMIT_S, "import")
+            reply = self._receive(START_LIMIT_S, "import", deadline, self.started)
             if isinstance(reply, protocol.WorkerStarted):
-                reply = self._receive(timeout_s, timeout_s, "import")
+                reply = self._receive(timeout_s, "import", deadline)
             assert isinstance(reply, protocol.WorkerOpened)
             self.import_s = time.monotonic() - self.started - reply.warm_s
             if reply.version != protocol.VERSION:
@@ -134,13 +138,13 @@ class Worker:
                 self._fail(Status.UNAVAILABLE, reply.unavailable)
         return self.opened
 
-    def ask(self, message: protocol.WorkerRequest[ReplyT], timeout_s: float) -> ReplyT:
+    def ask(self, message: protocol.WorkerRequest[ReplyT], timeout_s: float, deadline: float = math.inf) -> ReplyT:
         """Send a request and wait for its reply. A failure's reason begins with the phase of the request."""
         try:
             self._channel.send(message)
         except protocol.ChannelClosedError:
             self._report_death(message.phase)
-        return cast("ReplyT", self._receive(timeout_s, timeout_s, message.phase))
+        return cast("ReplyT", self._receive(timeout_s, message.phase, deadline))
 
     def terminate(self) -> None:
         """Kill the process and its children, and write its log. A second call does nothing more."""
@@ -154,11 +158,16 @@ class Worker:
                 self._log_path.parent.mkdir(exist_ok=True)
                 self._log_path.write_text(text)
 
-    def _receive(self, left_s: float, timeout_s: float, phase: str) -> protocol.AnyReply:
+    def _receive(self, timeout_s: float, phase: str, deadline: float, since: float | None = None) -> protocol.AnyReply:
+        """Wait for a message; `since`: when the timeout began, now if None."""
         started = time.monotonic()
+        end = min((since or started) + timeout_s, deadline)
         try:
-            reply = self._channel.receive(max(left_s, 0.001))
+            reply = self._channel.receive(max(end - started, 0.001))
         except protocol.NoAnswerError:
+            if time.monotonic() >= deadline:
+                self.terminate()
+                raise WorkerFailedError(Status.SKIPPED, "budget", cause=Cause.BUDGET) from None
             self._report_hang(phase, timeout_s)
         except protocol.ChannelClosedError:
             self._report_death(phase)
@@ -225,8 +234,8 @@ class Workers:
     def __getitem__(self, arm: Arm) -> Worker:
         return self._workers[arm.id]
 
-    def open(self, arms: Sequence[Arm]) -> None:
-        """Start the workers that do not run, at most one for each core at a time."""
+    def open(self, arms: Sequence[Arm], deadline: float = math.inf) -> None:
+        """Start the workers that do not run, at most one for each core at a time; none after the deadline."""
         cores = len(resources.available_cores())
         for first in range(0, len(arms), cores):
             batch = arms[first : first + cores]
@@ -241,7 +250,7 @@ class Workers:
             for arm in batch:
                 worker = self._workers[arm.id]
                 try:
-                    worker.open(self._timeout_s)
+                    worker.open(self._timeout_s, deadline)
                 except WorkerFailedError as failure:
                     del self._workers[arm.id]
                     self.failures[arm.id] = failure

@@ -6,6 +6,7 @@ import pytest
 
 from attnbench.attention.problem import Mode, Problem
 from attnbench.engine import plan
+from attnbench.engine.forecast import Forecast
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Cause, Procedure, Status
@@ -83,7 +84,7 @@ def test_every_cell_is_planned_or_refused():
 
 
 def test_a_forecast_learns_from_the_nearest_measurement():
-    forecast = plan.Forecast()
+    forecast = Forecast()
     (arm,) = plan.arms_of(("naive",), [CPU])
     small, large = (Case(problem=Problem(seq_q=seq), backend="naive") for seq in (512, 1024))
     forecast.learn(arm, small, 0.010)

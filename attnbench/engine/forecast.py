@@ -1,0 +1,113 @@
+"""Predicts the seconds of calls and groups: from estimates at first, then from what this machine measured.
+
+While a run goes on, every finished group corrects the predictions of those that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from attnbench import backends
+from attnbench.attention import cost
+from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.records.arm import Arm, Device
+from attnbench.records.case import Case
+from attnbench.records.speeds import Speeds
+
+if TYPE_CHECKING:
+    from attnbench.engine.plan import Group
+
+# Calls of one arm in the shortest measurement: the first, two sets of inputs, negated inputs, settling, and rounds.
+MIN_CALLS = 5 + 3
+# Beside its calls: settling, checks of outputs, memory. Medians of the suite `quick` on a 2-core CPU.
+ARM_OVERHEAD_S = 0.5
+# Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
+COMPILE_S = 8.0
+START_S = 1.5  # of a worker: Python and torch
+# The oracle computes in float64, up to its limit for the two sets of inputs.
+ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 5e9, 0.05, 2.2
+
+# Estimates in FLOP/s for one CPU thread on fp32 and one GPU on bf16, until the same backend is measured.
+_CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
+_CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
+_CALL_OVERHEAD_S = 5e-5
+# Earlier groups of the run outweigh what is stored from the runs before once they took this long.
+_PRIOR_S, _LOW_RATIO, _HIGH_RATIO = 10.0, 0.3, 10.0
+
+
+class Forecast:
+    """Predictions for one machine; `speeds` are what earlier runs measured on it."""
+
+    def __init__(self, speeds: Speeds | None = None) -> None:
+        speeds = speeds or Speeds()
+        self._calls = {name: dict(points) for name, points in speeds.calls.items()}
+        self._compile_s = dict(speeds.compile_s)
+        self._of_files: set[str] = set()  # keys of `calls` whose backend is a user's file
+        self._predicted_s, self._taken_s = _PRIOR_S, _PRIOR_S * min(max(speeds.ratio, _LOW_RATIO), _HIGH_RATIO)
+
+    @property
+    def ratio(self) -> float:
+        """Seconds that groups took, over what was predicted for them."""
+        return self._taken_s / self._predicted_s
+
+    @property
+    def speeds(self) -> Speeds:
+        """What is known now, to be stored; without the files of users, whose contents change."""
+        calls = {key: points for key, points in self._calls.items() if key not in self._of_files}
+        return Speeds(calls=calls, compile_s=self._compile_s, ratio=self.ratio)
+
+    def learn(self, arm: Arm, case: Case, call_s: float) -> None:
+        """Record the seconds of a measured call."""
+        flops, key = cost.flops_dense(case.problem, case.mode), _key(arm, case)
+        self._calls.setdefault(key, {})[flops.bit_length()] = flops, call_s
+        if backends.is_file(arm.backend):
+            self._of_files.add(key)
+
+    def learn_compile(self, arm: Arm, seconds: float) -> None:
+        """Record how long the first call of a compiling backend took. The last record counts, as caches fill."""
+        self._compile_s[f"{arm.backend}@{arm.device}"] = seconds
+
+    def learn_group(self, predicted_s: float, taken_s: float) -> None:
+        """Record how long a group took. `predicted_s`: what `group_s` gave for it before."""
+        self._predicted_s += predicted_s / self.ratio
+        self._taken_s += taken_s
+
+    def call_s(self, arm: Arm, case: Case) -> float:
+        """Predicted seconds of one call, scaled from the measurement with the nearest number of FLOPs."""
+        flops = cost.flops_dense(case.problem, case.mode)
+        if points := self._calls.get(_key(arm, case)):
+            place = flops.bit_length()
+            nearest_flops, nearest_s = points[min(points, key=lambda other: abs(other - place))]
+            return nearest_s * max(flops / nearest_flops, 0.1)
+        return _CALL_OVERHEAD_S + flops / _rate(arm.parsed_device, case)
+
+    def group_s(self, group: Group) -> float:
+        """Predicted seconds of a group whose workers run."""
+        arms = (*group.arms, *group.borrowed)
+        compiling = [arm for arm in arms if group.late and arm not in group.borrowed]
+        calls_s = sum(ARM_OVERHEAD_S + MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
+        compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
+        return self.ratio * (calls_s + compile_s + oracle_s(group.problem, group.mode))
+
+
+def oracle_s(problem: Problem, mode: Mode) -> float:
+    """Predicted seconds until the expected values of a problem are computed."""
+    flops = cost.flops_dense(problem, mode if mode is Mode.FWD else Mode.FWD_BWD)
+    return min(max(flops / ORACLE_FLOP_PER_S, ORACLE_MIN_S), ORACLE_MAX_S)
+
+
+def start_s(arms: Iterable[Arm], cores: int) -> float:
+    """Predicted seconds until the workers of all arms run, as many at a time as there are cores."""
+    return START_S * -(-len(list(arms)) // max(cores, 1))
+
+
+def _key(arm: Arm, case: Case) -> str:
+    return f"{arm.backend}@{arm.device} {case.problem.dtype} {case.mode}"
+
+
+def _rate(device: Device, case: Case) -> float:
+    if device.kind == "cuda":
+        return _CUDA_RATE if case.problem.dtype in (Dtype.BF16, Dtype.FP16) else _CUDA_RATE / 10
+    slow = 1.0 if case.problem.dtype is Dtype.FP32 else 0.25
+    return _CPU_RATES.get(case.backend, _CPU_RATE) * max(device.threads, 1) * slow
