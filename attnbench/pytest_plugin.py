@@ -8,6 +8,7 @@ their tests runs. pytest loads this module at every start, so it imports attnben
 from __future__ import annotations
 
 import os
+import time
 import types
 from collections.abc import Sequence
 from contextlib import chdir, nullcontext, suppress
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MARK = """attnbench(*kernels, suite=None, **axes): run the test once for each attention case. Kernels are functions or
 names of backends; axes are the options of `attnbench run` (seq="256,512", mask="causal", dtype="fp32"). The test takes
 the fixture `attnbench_case` and calls its check()."""
+QUIET_S = 20.0  # at most this long without a line while a source measures
 SESSION = pytest.StashKey["Session"]()
 
 
@@ -244,17 +246,27 @@ class Watcher:
         capture = config.pluginmanager.get_plugin("capturemanager")
         self._shown = capture.global_and_fixture_disabled if capture else nullcontext
         self._verbose = config.get_verbosity() > 0
+        self._count, self._total = 0, ready.plan.cases * ready.settings.restarts
         self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.settings.restarts} restarts")
 
     def phase(self, text: str) -> None:
         """Print nothing: phases change too often for a log."""
 
+    def more(self, count: int) -> None:
+        self._total += count
+
     def result(self, result: Result, remaining_s: float) -> None:
-        """Print one line per result if pytest is verbose."""
+        """Print one line per result if pytest is verbose, else one in QUIET_S seconds."""
+        self._count += 1
         if self._verbose:
             self._write(f"  {result.status.value}  {result.case.label}")
+        elif time.monotonic() > self._written + QUIET_S:
+            from attnbench.units import seconds
+
+            self._write(f"  {self._count} of {self._total} results, about {seconds(remaining_s)} left")
 
     def _write(self, line: str) -> None:
+        self._written = time.monotonic()
         if self._terminal:
             with self._shown():
                 self._terminal.ensure_newline()

@@ -128,7 +128,7 @@ def _time(sweep: Sweep) -> str:
     needed = sweep.plan.seconds * sweep.settings.restarts
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
         return f"more than the budget of {seconds(sweep.settings.budget_s)}"
-    return f"at least {seconds(needed)}"
+    return f"about {seconds(needed)}"
 
 
 def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
@@ -169,9 +169,7 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
     budget = "no budget" if sweep.settings.budget_s is None else f"budget {seconds(sweep.settings.budget_s)}"
     limit = size(sweep.settings.memory_bytes)
     print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
-    print(
-        f"predicted: at least {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are rough guesses"
-    )
+    print(f"predicted: about {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are estimates")
 
 
 def _case(case: Case, arm: str, status: str, reason: str, call_s: float | None, peak: int | None) -> str:

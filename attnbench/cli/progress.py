@@ -56,6 +56,9 @@ class Silent:
     def result(self, result: Result, remaining_s: float) -> None:
         self.count += 1
 
+    def more(self, count: int) -> None:
+        self.total += count
+
 
 class Plain(Silent):
     """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s 5.2 MiB`."""
@@ -102,7 +105,7 @@ class Bar(Silent):
         super().result(result, remaining_s)
         left = f"{int(remaining_s // 60)}:{int(remaining_s % 60):02d} left"
         self._drawn = time.monotonic()
-        self._progress.update(self._task, refresh=True, completed=self.count, left=left)
+        self._progress.update(self._task, refresh=True, total=self.total, completed=self.count, left=left)
 
 
 def line(result: Result) -> str:

@@ -163,6 +163,9 @@ class Streaming:
         if len(restarts) == self._restarts or not result.group:  # a refusal of the plan has one line for all restarts
             self._print(restarts)
 
+    def more(self, count: int) -> None:
+        self._watcher.more(count)
+
     def _print(self, restarts: list[Result]) -> None:
         # With the results of the other arms of the problem so far: a speed-up needs the reference.
         beside = self._beside.setdefault((restarts[0].case.problem, restarts[0].case.mode), [])

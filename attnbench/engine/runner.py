@@ -40,6 +40,9 @@ class Observer(Protocol):
     def result(self, result: Result, remaining_s: float) -> None:
         """A case ended."""
 
+    def more(self, count: int) -> None:
+        """So many results follow beyond those that were planned."""
+
 
 class SilentObserver:
     """An observer of a run that reports nothing."""
@@ -49,6 +52,9 @@ class SilentObserver:
 
     def result(self, result: Result, remaining_s: float) -> None:
         """Ignore the result."""
+
+    def more(self, count: int) -> None:
+        """Ignore the number."""
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,12 +219,14 @@ class Runner:
 
     def _share(self, group: Group, rest_s: float) -> float | None:
         """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer."""
-        if self.settings.budget_s is None:
-            return float("inf")
+        if math.isinf(self._end):
+            return math.inf
         left_s = self._end - time.monotonic()
         group_s = self.forecast.group_s(group)
         if group_s > left_s:
             return None
+        if all(each.min_rounds == each.max_rounds for each in self.settings.procedures.values()):
+            return left_s  # a fixed number of rounds is cut only at the end of the budget
         # Groups that compile come last and may be skipped: they must not leave the others with too few rounds.
         return min(left_s, max(left_s * group_s / (group_s + rest_s), group_s + ROUNDS_S))
 

@@ -1,6 +1,6 @@
 """Results of base and head -> what the rule decides on: effects by restart, memory, errors, support."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -10,7 +10,7 @@ from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.restarts import Restarts
 from attnbench.gate import rule
 from attnbench.gate.rule import Evidence
-from attnbench.records.result import Outcome, Result, Sample, Status, Verdict
+from attnbench.records.result import Cause, Outcome, Result, Sample, Status, Verdict
 
 CLOCKS = ("sm_clock_hz_before", "sm_clock_hz")  # facts of a block
 BASE, HEAD, CONTROL = 1, 2, 3  # copy numbers of a case's arms; the A/A control runs base a second time
@@ -38,22 +38,32 @@ class Pairing(msgspec.Struct, kw_only=True):
         return self.either.case.id, self.either.arm.device
 
     @property
+    def cut(self) -> bool:
+        """Whether the budget ended before base or head was measured."""
+        sides = (side.results for side in (self.base, self.head) if side)
+        return any(all(result.cause is Cause.BUDGET for result in results) for results in sides)
+
+    @property
     def timed(self) -> bool:
         """Whether base and head were both measured."""
         return bool(self.base and self.head and self.base.times and self.head.times)
 
 
 def pairings(results: Iterable[Result]) -> list[Pairing]:
-    """Results by case and device, in order of appearance."""
+    """Results by case and device, in order; without what the budget cut, unless an arm has nothing else."""
     cases: dict[tuple[str, str], dict[int, dict[int, Result]]] = {}
     for result in results:
         copies = cases.setdefault((result.case.id, result.arm.device), {})
         copies.setdefault(result.arm.copy, {})[result.restart] = result
     names = {BASE: "base", HEAD: "head", CONTROL: "control"}
     return [
-        Pairing(**{name: Restarts(list(copies[copy].values())) for copy, name in names.items() if copy in copies})
+        Pairing(**{name: Restarts(_uncut(copies[copy].values())) for copy, name in names.items() if copy in copies})
         for copies in cases.values()
     ]
+
+
+def _uncut(results: Collection[Result]) -> list[Result]:
+    return [result for result in results if result.cause is not Cause.BUDGET] or list(results)
 
 
 def _in_cycles(time: Sample) -> Sample | None:
@@ -119,7 +129,9 @@ def of_time(
 
 
 def support(pair: Pairing) -> Verdict | None:
-    """Broken, new or missing; None where base and head are both ok, and where neither ever was."""
+    """Broken, new, missing or not reached; None where base and head are both ok, and where neither ever was."""
+    if pair.cut:
+        return verdict(pair, "status", Outcome.INCONCLUSIVE, "the budget ended before it was measured")
     base, head = (_status(restarts) for restarts in (pair.base, pair.head))
     if head and head.failed:
         return verdict(pair, "status", Outcome.BROKEN, f"{head.value}: {_reason(pair.head)}", head)

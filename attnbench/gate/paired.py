@@ -1,5 +1,6 @@
 """Base and head side by side: screen all cases, confirm on fresh restarts, judge. The way to gate in CI."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair
 from attnbench.engine import plan, sweep
 from attnbench.engine.plan import Plan
-from attnbench.engine.runner import Observer, Runner
+from attnbench.engine.runner import Observer, Runner, RunSettings
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
 from attnbench.gate import evidence, judgement, record, rule
@@ -85,7 +86,7 @@ def measure(
 ) -> GateRun:  # fmt: skip
     """Screen, confirm, and judge; every result is stored as soon as it is there.
 
-    No batch of restarts begins after `budget_s` seconds: cases that are open then are inconclusive, never regressed.
+    Nothing is measured after `budget_s` seconds: cases that are open then are inconclusive, never regressed.
     """
     started = time.monotonic()
     whole = plan.together(_arms(ready, base, head), sweep.plan_limits(ready.settings))
@@ -98,8 +99,8 @@ def measure(
     arms = tuple(map(_symbolic, whole.arms))
     manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
     with RunWriter(directory, manifest) as writer:
-        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch)
-        stages.screen_and_confirm(gate, deadline=started + budget_s)
+        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch, deadline=started + budget_s)
+        stages.screen_and_confirm(gate)
         if not stages.interrupted:
             gate = msgspec.structs.replace(gate, seeds=stages.further_seeds())
         writer.manifest = msgspec.structs.replace(writer.manifest, gate=gate.stored())
@@ -115,11 +116,13 @@ class _Stages:
     """Runs restarts of some or all groups of a gate, and keeps their results."""
 
     def __init__(
-        self, ready: Sweep, whole: Plan, writer: RunWriter, observer: Observer, logs: Path, watch: Watch
-    ) -> None:
-        self._ready, self._whole, self._writer = ready, whole, writer
+        self, ready: Sweep, whole: Plan, writer: RunWriter, observer: Observer, logs: Path, watch: Watch,
+        deadline: float,
+    ) -> None:  # fmt: skip
+        self._ready, self._whole, self._writer, self._deadline = ready, whole, writer, deadline
         self._observer, self._logs, self._watch = observer, logs, watch
         self._runners: list[Runner] = []
+        self._speeds = ready.settings.speeds
         self._results: list[Result] = []
         self._environments: dict[str, Environment] = {}
         self.seconds: Counter[str] = Counter()
@@ -128,16 +131,18 @@ class _Stages:
     def interrupted(self) -> bool:
         return any(runner.stop_requested for runner in self._runners)
 
-    def screen_and_confirm(self, gate: GateRecord, deadline: float) -> None:
+    def screen_and_confirm(self, gate: GateRecord) -> None:
         """Run the screen, then batches of restarts of the cases that need more."""
         self._keep(self._whole.refusals)
         self._run(self._whole, 0, rule.SCREEN_RESTARTS)
         restart = rule.SCREEN_RESTARTS
         for batch in BATCHES:
             cases = _unsettled(self._results, gate)
-            if not cases or self.interrupted or time.monotonic() > deadline:
+            if not cases or self.interrupted or time.monotonic() > self._deadline:
                 break
-            self._run(_part(self._whole, cases), restart, batch)
+            part = _part(self._whole, cases)
+            self._observer.more(part.cases * batch)
+            self._run(part, restart, batch)
             restart += batch
 
     def further_seeds(self) -> dict[str, list[tuple[float, float]]]:
@@ -157,7 +162,7 @@ class _Stages:
         return {symbolic.get(arm_id, arm_id): environment for arm_id, environment in self._environments.items()}
 
     def _run(self, part: Plan, first: int, restarts: int) -> None:
-        chosen = msgspec.structs.replace(self._ready.settings, first_restart=first, restarts=restarts, budget_s=None)
+        chosen = self._settings(first_restart=first, restarts=restarts)
         runner = self._start(Runner(part, chosen, self._keep, self._observer, logs=self._logs))
         self._environments |= runner.environments
         self.seconds.update(runner.spent)
@@ -166,15 +171,23 @@ class _Stages:
         """Verify outputs on the inputs of another seed; nothing is timed or stored."""
         settings, replace = self._ready.settings, msgspec.structs.replace
         procedures = {kind: replace(procedure, seed=seed) for kind, procedure in settings.procedures.items()}
-        chosen = replace(settings, procedures=procedures, restarts=1, budget_s=None, verify_only=True)
+        chosen = self._settings(procedures=procedures, restarts=1, verify_only=True)
         results: list[Result] = []
         self._start(Runner(part, chosen, results.extend, self._observer, logs=self._logs))
         return results
+
+    def _settings(self, **changes: object) -> RunSettings:
+        """The settings of the sweep with these changes, within what is left of the budget."""
+        left_s = max(self._deadline - time.monotonic(), 0.0)
+        return msgspec.structs.replace(
+            self._ready.settings, budget_s=None if math.isinf(left_s) else left_s, speeds=self._speeds, **changes
+        )
 
     def _start(self, runner: Runner) -> Runner:
         self._runners.append(runner)
         self._watch(runner)
         runner.run()
+        self._speeds = runner.forecast.speeds
         return runner
 
     def _keep(self, results: Sequence[Result]) -> None:

@@ -6,9 +6,7 @@ import pytest
 
 from attnbench.attention.problem import Mode, Problem
 from attnbench.engine import plan
-from attnbench.engine.forecast import Forecast
 from attnbench.records.arm import Device
-from attnbench.records.case import Case
 from attnbench.records.result import Cause, Procedure, Status
 from attnbench.suite import Cell
 
@@ -81,12 +79,3 @@ def test_every_cell_is_planned_or_refused():
     problems = [Problem(seq_q=seq, mask=mask) for seq in (64, 128) for mask in ("none", "causal")]
     result = planned(*problems, names=("naive", "flex", "triton"))
     assert result.cases == 4 * 3
-
-
-def test_a_forecast_learns_from_the_nearest_measurement():
-    forecast = Forecast()
-    (arm,) = plan.arms_of(("naive",), [CPU])
-    small, large = (Case(problem=Problem(seq_q=seq), backend="naive") for seq in (512, 1024))
-    forecast.learn(arm, small, 0.010)
-    assert forecast.call_s(arm, small) == pytest.approx(0.010)
-    assert forecast.call_s(arm, large) == pytest.approx(0.040)

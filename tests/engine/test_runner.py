@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -171,3 +172,10 @@ def test_noise_brings_more_rounds_unless_their_number_is_fixed(tmp_path: Path, r
 def test_restarts_are_separate_results_of_fresh_workers(tmp_path: Path) -> None:
     measured = stored(tmp_path / "run", "sdpa:flash", "sdpa:flash", restarts=2, rounds="1")
     assert sorted((result.arm.copy, result.restart) for result in measured) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_the_budget_ends_a_case_that_is_being_prepared(tmp_path: Path) -> None:
+    started = time.monotonic()
+    (result,) = stored(tmp_path / "run", "hang", budget="5s", timeout="60s")
+    assert time.monotonic() - started < 20
+    assert (result.status, result.cause, result.reason) == (Status.SKIPPED, Cause.BUDGET, "budget")

@@ -21,7 +21,7 @@ from attnbench.gate.record import DEFAULT_SETTINGS, read_settings
 from attnbench.records import run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Outcome, Result, Status, sample
+from attnbench.records.result import Cause, Outcome, Result, Status, sample
 from attnbench.records.run_directory import Manifest, Run
 from attnbench.report.formats import gate_comment, github_annotations, gitlab_code_quality, junit
 from attnbench.report.terminal import gate_verdicts
@@ -80,6 +80,7 @@ def outcome(run: Run, metric: str = "time_s") -> Outcome:
 
 
 REFUSED = {"status": Status.UNSUPPORTED, "reason": "no such mask"}
+CUT = {"status": Status.SKIPPED, "reason": "budget", "cause": Cause.BUDGET}
 WRONG = {"status": Status.INCORRECT, "reason": "out: error 0.3"}
 
 
@@ -102,6 +103,9 @@ WRONG = {"status": Status.INCORRECT, "reason": "out: error 0.3"}
         (lines(memory=(2**24, 2**24 + 2**19)), Exit.OK),
         (lines(head=1.5) + lines(n=128, head_fields=WRONG), Exit.FAILED),  # the first that holds of 6, 5, 1, 3
         (lines(head=1.5) + lines(n=128, restarts=1), Exit.REGRESSED),
+        (lines(head_fields=CUT) + lines(n=128), Exit.INCONCLUSIVE),
+        (lines(head_fields=CUT, base_fields=CUT) + lines(n=128), Exit.INCONCLUSIVE),
+        (lines() + lines(restarts=20, head_fields=CUT)[-2:] + lines(n=128), Exit.OK),  # only its last restart was cut
         ([], Exit.NOTHING_MEASURED),
     ],
 )

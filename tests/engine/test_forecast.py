@@ -1,0 +1,62 @@
+"""Predictions: from estimates, from earlier runs, and corrected by finished groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attnbench.attention.problem import Mode, Problem
+from attnbench.engine import plan
+from attnbench.engine.forecast import Forecast
+from attnbench.engine.plan import Group
+from attnbench.records import speeds
+from attnbench.records.arm import Device
+from attnbench.records.case import Case
+
+(ARM,) = plan.arms_of(("naive",), [Device(kind="cpu", threads=1)])
+
+
+def group(seq: int) -> Group:
+    return Group(id="", problem=Problem(seq_q=seq), mode=Mode.FWD, arms=(ARM,))
+
+
+def case(seq: int, backend: str = "naive") -> Case:
+    return Case(problem=Problem(seq_q=seq), backend=backend)
+
+
+def test_a_call_is_predicted_from_the_nearest_measurement() -> None:
+    forecast = Forecast()
+    forecast.learn(ARM, case(512), 0.010)
+    forecast.learn(ARM, case(4096), 0.320)
+    assert forecast.call_s(ARM, case(512)) == pytest.approx(0.010)
+    assert forecast.call_s(ARM, case(1024)) == pytest.approx(0.040)
+    assert forecast.call_s(ARM, case(8192)) == pytest.approx(1.280)
+
+
+def test_finished_groups_correct_those_that_follow() -> None:
+    forecast = Forecast()
+    first = forecast.group_s(group(1024))
+    for _ in range(100):
+        forecast.learn_group(forecast.group_s(group(1024)), 3 * first)
+    assert forecast.group_s(group(1024)) == pytest.approx(3 * first, rel=0.1)
+    forecast.learn_group(0.0, 0.0)  # a group of which nothing ran
+    assert forecast.group_s(group(1024)) == pytest.approx(3 * first, rel=0.1)
+
+
+def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    forecast = Forecast()
+    forecast.learn(ARM, case(512), 0.010)
+    forecast.learn_compile(ARM, 40.0)
+    (own,) = plan.arms_of(("kernel.py:attend",), [Device(kind="cpu", threads=1)])
+    forecast.learn(own, case(512, own.backend), 0.5)
+    forecast.learn_group(1.0, 100.0)
+    speeds.save("a-machine", forecast.speeds)
+    later = Forecast(speeds.load("a-machine"))
+    assert later.call_s(ARM, case(512)) == 0.010
+    assert later.call_s(own, case(512, own.backend)) == Forecast().call_s(own, case(512, own.backend))
+    assert later.ratio == pytest.approx(forecast.ratio)
+    assert speeds.load("another-machine") == speeds.Speeds()
