@@ -10,8 +10,10 @@ import msgspec
 from attnbench.attention import biases, masks, weightings
 from attnbench.attention.biases import LogitBias
 from attnbench.attention.masks import Mask
+from attnbench.attention.masks.causal import Causal
+from attnbench.attention.masks.window import Window
 from attnbench.attention.scores import DEFAULT_SCALES, Score, Similarity
-from attnbench.attention.terms import Grid
+from attnbench.attention.terms import Booleans, Grid
 from attnbench.attention.weightings import Weighting
 from attnbench.errors import ProblemError, UnknownNameError
 from attnbench.units import integer
@@ -213,6 +215,21 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     @property
     def masking(self) -> Mask:
         return masks.parse(self.mask)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the mask has the term `causal`: query i sees keys up to i + seq_kv - seq_q."""
+        return self.masking.find(Causal) is not None
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """The keys that the mask shows before and after the diagonal key, which is not counted; None: no window."""
+        window = self.masking.find(Window)
+        return (window.left, window.right) if window else None
+
+    def visible(self) -> Booleans:
+        """The mask as booleans, True where visible: [batch, seq_q, seq_kv], or a batch of 1 if all are alike."""
+        return self.masking.dense(self.grid)
 
     @property
     def scale(self) -> float:

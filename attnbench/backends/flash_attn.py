@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
 from attnbench.attention.layouts import Segments, packed, padded, segments
-from attnbench.attention.masks.causal import Causal
-from attnbench.attention.masks.window import Window
 from attnbench.attention.problem import Mode, Problem, Returns
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared
 from attnbench.records.case import Case
@@ -42,11 +40,10 @@ PACKAGES = {
 
 def arguments(problem: Problem) -> Keywords:
     """The problem in the keywords of flash_attn_func."""
-    window = problem.masking.find(Window)
     return {
         "softmax_scale": problem.scale,
-        "causal": problem.masking.find(Causal) is not None,
-        "window_size": (window.left, window.right) if window else (-1, -1),
+        "causal": problem.causal,
+        "window_size": problem.window or (-1, -1),
         "softcap": problem.softcap or 0.0,
     }
 

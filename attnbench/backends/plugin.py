@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from attnbench.attention import cost, user_files
-from attnbench.attention.problem import FEATURES, Dtype, Mode
+from attnbench.attention import cost, layouts, user_files
+from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem
 from attnbench.backends import FLOATS, Backend, Layout, Limits, Output, Prepared, is_source
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.records.case import Case
@@ -66,6 +66,8 @@ def backend(
     scratch_bytes: Callable[[Case], int] | None = None,
 ) -> Callable[[Function], Function]:
     """Declare what a function `fn(q, k, v, problem)` supports; it returns out, or (out, lse) if the problem needs it.
+
+    With the feature `paged` it also receives the page table of a paged problem: `fn(q, k, v, problem, page_table)`.
 
     features: keys of `attnbench.attention.problem.FEATURES`; layout: `bhsd` or `bshd`, the order of dimensions of
     q, k, v and out; head_dim_most: 0 for any; scratch_bytes(case): bytes beyond inputs and outputs, to refuse what does
@@ -174,7 +176,7 @@ def wrap(value: Any, name: str) -> Backend:
         name=name,
         summary=(value.__doc__ or "a function of the user").strip().splitlines()[0],
         limits=dict.fromkeys(declared.devices if declared else ("cpu", "cuda"), limits),
-        prepare=lambda case, device: _prepare(value, declared, case),
+        prepare=lambda case, device: _prepare(value, declared, case, device),
         scratch_bytes=(declared.scratch_bytes if declared else None) or scratch_bytes,
         layout=declared.layout if declared else Layout.BHSD,
     )
@@ -187,18 +189,10 @@ def scratch_bytes(case: Case) -> int:
     return 2 * scores + cost.input_bytes(problem)
 
 
-def _prepare(function: Callable[..., Output], declared: Declared | None, case: Case) -> Prepared:
+def _prepare(function: Callable[..., Output], declared: Declared | None, case: Case, device: str) -> Prepared:
     problem = case.problem
-
-    def call_declared(q: Tensor, k: Tensor, v: Tensor) -> Output:
-        try:
-            return function(q, k, v, problem)
-        except TypeError as error:
-            _check_signature(function, error, declared=True)
-            raise
-
     if declared:
-        return Prepared(call=call_declared)
+        return _prepare_declared(function, problem, device)
     groups = problem.heads // problem.kv_heads
     causal = "causal" in problem.features
 
@@ -208,13 +202,34 @@ def _prepare(function: Callable[..., Output], declared: Declared | None, case: C
         try:
             return function(q, k, v, causal=causal, scale=problem.scale)
         except TypeError as error:
-            _check_signature(function, error, declared=False)
+            _check_signature(function, error, ())
             raise
 
     return Prepared(call=call, facts={"kv_heads_repeated": groups > 1})
 
 
-def _check_signature(function: Callable[..., Output], error: TypeError, declared: bool) -> None:
+def _prepare_declared(function: Callable[..., Output], problem: Problem, device: str) -> Prepared:
+    words = ["problem"]
+    arguments: list[Problem | Tensor] = [problem]
+    stored = None
+    if problem.page_size:
+        import torch
+
+        words.append("page_table")
+        arguments.append(torch.from_numpy(layouts.page_table(problem)).to(device))
+        stored = functools.partial(layouts.paged, problem)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        try:
+            return function(q, k, v, *arguments)
+        except TypeError as error:
+            _check_signature(function, error, words)
+            raise
+
+    return Prepared(call=call, stored=stored)
+
+
+def _check_signature(function: Callable[..., Output], error: TypeError, declared: Sequence[str]) -> None:
     """After the TypeError of a call: raise UsageError with the way to adapt a function that takes other arguments."""
     try:
         signature = inspect.signature(function)
@@ -224,7 +239,7 @@ def _check_signature(function: Callable[..., Output], error: TypeError, declared
         required = names[:3]
     else:
         with contextlib.suppress(TypeError):
-            signature.bind(*"qkv", *(["problem"] if declared else []), **({} if declared else PLAIN_OPTIONS))
+            signature.bind(*"qkv", *declared, **({} if declared else PLAIN_OPTIONS))
             return
         names = list(signature.parameters)
         required = [name for name, each in signature.parameters.items() if each.default is each.empty]
@@ -232,11 +247,12 @@ def _check_signature(function: Callable[..., Output], error: TypeError, declared
         raise UsageError(_advice(getattr(function, "__name__", "attend"), names, required, declared)) from error
 
 
-def _advice(name: str, names: Sequence[str], required: Sequence[str], declared: bool) -> str:
+def _advice(name: str, names: Sequence[str], required: Sequence[str], declared: Sequence[str]) -> str:
     """How to adapt a function with these parameters to the way in which it is called."""
     shown = f"{name}({', '.join(names)})"
     if declared:
-        return f"{shown} is decorated with @attnbench.backend, which calls fn(q, k, v, problem): accept these arguments"
+        wanted = f"fn(q, k, v, {', '.join(declared)})"
+        return f"{shown} is decorated with @attnbench.backend, which calls {wanted}: accept these arguments"
     if "problem" in names:
         return f"{shown}: decorate it with @attnbench.backend, which calls fn(q, k, v, problem)"
     rest = [each for each in names[3:] if each in ADAPTED and (each in required or ADAPTED[each] in PLAIN_OPTIONS)]

@@ -16,8 +16,6 @@ from msgspec.structs import replace
 from attnbench.attention import cost, layouts, logits
 from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Relative
 from attnbench.attention.masks import PATTERNS
-from attnbench.attention.masks.causal import Causal
-from attnbench.attention.masks.window import Window
 from attnbench.attention.problem import Dtype, Problem, Returns
 from attnbench.attention.terms import BlockPattern
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared
@@ -42,10 +40,9 @@ LIMITS = Limits(dtypes=FLOATS, forward_only={FP8: (8, 9)}, features=FEATURES, he
 
 def arguments(problem: Problem) -> Keywords:
     """The problem in the words of `attnbench.kernels.attention`, without intervals."""
-    window = problem.masking.find(Window)
     return {
-        "causal": problem.masking.find(Causal) is not None,
-        "window": (window.left, window.right) if window else None,
+        "causal": problem.causal,
+        "window": problem.window,
         "scale": problem.scale,
         "softcap": problem.softcap,
         "precision": "tf32" if problem.dtype is Dtype.TF32 else "ieee",

@@ -10,8 +10,6 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from attnbench.attention.layouts import packed, padded, segments
-from attnbench.attention.masks.causal import Causal
-from attnbench.attention.masks.window import Window
 from attnbench.attention.problem import Mode, Problem, Returns
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared
 from attnbench.records.case import Case
@@ -24,11 +22,10 @@ DOCS = "https://docs.pytorch.org/docs/stable/nn.attention.varlen.html"
 
 def arguments(problem: Problem, known: frozenset[str]) -> Keywords:
     """The problem in the keywords of varlen_attn; older versions have a flag for causal and no window."""
-    window = problem.masking.find(Window)
-    right = 0 if problem.masking.find(Causal) else window.right if window else -1
+    left, right = problem.window or (-1, 0 if problem.causal else -1)
     if "window_size" in known:
-        options: dict[str, object] = {"window_size": (window.left if window else -1, right)}
-    elif window:
+        options: dict[str, object] = {"window_size": (left, right)}
+    elif problem.window:
         raise ValueError("this torch has no windows in varlen_attn: it needs 2.12 or newer")
     else:
         options = {"is_causal": right == 0}

@@ -12,33 +12,38 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from attnbench._version import __version__
+from attnbench.cli.application import Application
 from attnbench.cli.options import GlobalOptions
 from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
-HELP = "Benchmark, verify and guard attention kernels."
-# In the order of the help. A command is the function of its name in the module of its name; a group is an `app`.
-COMMANDS = (
-    "run", "report", "show", "plot", "viz", "merge", "export", "compare", "gate", "bisect", "history", "verify",
-    "calibrate", "scaling", "claims", "profile", "tune", "recommend", "explain", "doctor",
-)  # fmt: skip
-GROUPS = ("list", "baseline", "suite")
+HELP = (
+    "Benchmark, verify and guard attention kernels.\n\n`attnbench run` prints a first table within a minute; "
+    "`attnbench help environment` lists environment variables."
+)
+# By panel of the help. A command is the function of its name in the module of its name; a group is an `app`.
+COMMANDS = {
+    "Measure": ("run", "verify", "calibrate", "scaling", "claims", "profile", "tune"),
+    "Read results": ("report", "show", "compare", "plot", "recommend", "merge", "export"),
+    "Find regressions": ("gate", "bisect", "history", "baseline"),
+    "Look up and set up": ("list", "suite", "explain", "doctor", "viz", "new_backend", "help"),
+}
 
-app = typer.Typer(
-    help=HELP,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,  # a bug shows its plain traceback, without local variables
+app = Application(
+    HELP,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "ATTNBENCH",
         "max_content_width": 100,
     },
 )
-for name in COMMANDS:
-    app.command()(getattr(import_module(f"attnbench.cli.{name}"), name))
-for name in GROUPS:
-    app.add_typer(import_module(f"attnbench.cli.{name}").app, name=name)
+for panel, names in COMMANDS.items():
+    for name in names:
+        module = import_module(f"attnbench.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
+        else:
+            app.add(getattr(module, name), panel=panel)
 
 
 def _version(value: bool) -> None:
@@ -51,11 +56,11 @@ def _version(value: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback does the work
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show version.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
-    color: Annotated[str, typer.Option(help="Colour: auto, always or never.")] = "auto",
+    color: Annotated[str, typer.Option(help="Colour: auto, always or never.", metavar="WHEN")] = "auto",
 ) -> None:
     context.obj = GlobalOptions(app=app, verbose=verbose, quiet=quiet, color=color)
 

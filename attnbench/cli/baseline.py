@@ -5,22 +5,32 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Store runs by name, one per machine.", no_args_is_help=True, rich_markup_mode=None)
+from attnbench.cli.application import Application
 
-Name = Annotated[str, typer.Argument(help="Name of the baseline: main, v1.2 ...", metavar="NAME")]
+app = Application("Store runs by name, as baselines of this machine.")
+
+Name = Annotated[str, typer.Argument(help="Name of the baseline: main or v1.2.", metavar="NAME")]
 FromRun = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")]
-Force = Annotated[bool, typer.Option("--force", help="Store it although it is noisy, incomplete, or has few restarts.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Store the run even if it is noisy, incomplete, or has few restarts.")
+]
 
 
-@app.command()
+@app.add
 def save(name: Name, run: FromRun = "last", force: Force = False) -> None:
-    """Store a run; refused if it is noisy or incomplete, or if the name exists on this machine."""
+    """Store a run as a new baseline.
+
+    Refused if the run is noisy or incomplete, or if the name exists on this machine.
+    """
     _save(name, run, replace=False, force=force)
 
 
-@app.command()
+@app.add
 def promote(name: Name, run: FromRun = "last", force: Force = False) -> None:
-    """Store a run in place of the baseline of that name; its provenance names the replaced run."""
+    """Store a run in place of an existing baseline.
+
+    The new baseline names the replaced run.
+    """
     _save(name, run, replace=True, force=force)
 
 
@@ -31,9 +41,8 @@ def _save(name: str, run: str, *, replace: bool, force: bool) -> None:
     print(baselines.save(name, api.load(run), replace=replace, force=force))
 
 
-@app.command("list")
 def list_() -> None:
-    """List name, machine, dates and commit, one baseline per line."""
+    """List the baselines: name, machine, dates, commit."""
     from attnbench.gate import baselines
 
     stored = list(baselines.every())
@@ -45,9 +54,12 @@ def list_() -> None:
         print(f"none in {baselines.root()}/: attnbench baseline save NAME", file=sys.stderr)
 
 
-@app.command()
+app.add(list_, "list")
+
+
+@app.add
 def show(name: Name) -> None:
-    """Print the table of this machine's baseline."""
+    """Print the table of a baseline of this machine."""
     from attnbench.cli import output
     from attnbench.gate import baselines
     from attnbench.machine import identity
@@ -55,9 +67,9 @@ def show(name: Name) -> None:
     output.show(baselines.find(name, identity.fingerprint()[0]), "table")
 
 
-@app.command()
+@app.add
 def rm(name: Name) -> None:
-    """Remove this machine's baseline of that name."""
+    """Remove a baseline of this machine."""
     from attnbench.gate import baselines
     from attnbench.machine import identity
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @options.with_options(
     options.SUITE, options.PROBLEM, options.ARMS,
-    options.ROUNDS.but(default="10", help="Number of rounds of a restart.", metavar="N"),
+    options.ROUNDS.but(default="10", help="Number of rounds per restart.", metavar="N"),
     options.BUDGET.but(default="5m", help="Time limit of one step."),
 )  # fmt: skip
 def bisect(
@@ -27,10 +27,16 @@ def bisect(
     good: Annotated[str, typer.Argument(help="Commit, branch or tag at which the case was fast.", metavar="GOOD")],
     bad: Annotated[str, typer.Argument(help="Later commit at which it is slow.", metavar="BAD")] = "HEAD",
     case: Annotated[
-        str, typer.Option("--case", help="Label or id of the case, as printed by `gate`; all cases by default.")
+        str,
+        typer.Option(
+            "--case", help="Label or id of a case, as `attnbench gate` prints it; all by default.", metavar="CASE"
+        ),
     ] = "",
 ) -> int:
-    """Gate GOOD against the commits after it by bisection; a commit that cannot be judged is skipped."""
+    """Find the commit that made a case slower.
+
+    Compares GOOD with the commits after it. A commit that cannot be judged is skipped.
+    """
     from attnbench.cli import running
     from attnbench.errors import Exit
     from attnbench.gate import bisect as study

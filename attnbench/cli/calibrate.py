@@ -19,20 +19,23 @@ def calibrate(
     context: typer.Context,
     request: Request,
     floor: Annotated[
-        bool, typer.Option("--floor", help="Measure the noise floor instead: equal arms over restarted workers.")
+        bool, typer.Option("--floor", help="Measure the noise floor instead: identical arms over worker restarts.")
     ] = False,
-    budget: Annotated[str, typer.Option(help="Time limit of --floor: 5m, 1h.", metavar="TIME")] = "5m",
-    show: Annotated[bool, typer.Option("--show", help="Print the stored values and measure nothing.")] = False,
-    json_: options.Json = False,
+    budget: Annotated[str, typer.Option(help="Time limit of --floor: 5m or 1h.", metavar="TIME")] = "5m",
+    show: Annotated[bool, typer.Option("--show", help="Print the stored values without measuring.")] = False,
+    json: options.Json = False,
 ) -> int:
-    """Measure the peak rates of a device: matrix products, memory, exp, kernel launches; `run` compares with them."""
+    """Measure the peak rates of this machine, or its noise floor.
+
+    Peak rates are those of matrix products, memory, exp and kernel launches. `attnbench run` compares with them.
+    """
     from attnbench.studies import calibrate as study
 
     devices = study.devices(request.device)
     quiet = options.global_options(context).quiet
     if floor:
-        return _floor(devices[0][0], budget, show=show, as_json=json_, quiet=quiet)
-    return _ceilings(devices, show=show, as_json=json_, quiet=quiet)
+        return _floor(devices[0][0], budget, show=show, as_json=json, quiet=quiet)
+    return _ceilings(devices, show=show, as_json=json, quiet=quiet)
 
 
 def _ceilings(devices: list[tuple[Device, tuple[str, ...]]], show: bool, as_json: bool, quiet: bool) -> int:

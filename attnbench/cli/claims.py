@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 MAX_SEQ = {"heads": "1", "mask": "none", "seq": "64", "dtype": "fp32"}
 
 
-@options.with_options(options.DEVICE, options.BUDGET.but(help="Time limit of the suite: 4m; 0 for none."))
+@options.with_options(options.DEVICE, options.BUDGET.but(help="Time limit of the suite: 4m; 0 for no limit."))
 def claims(
     context: typer.Context,
     request: Request,
     run: Annotated[
-        str, typer.Option("--run", help="Measure nothing: judge this run of the suite, or `last`.", metavar="RUN")
+        str,
+        typer.Option("--run", help="Judge this stored run of the suite, or `last`, without measuring.", metavar="RUN"),
     ] = "",
-    progress_: options.Progress = "auto",
-    json_: options.Json = False,
+    progress: options.Progress = "auto",
+    json: options.Json = False,
 ) -> int:
-    """Check the claims C1 to C17 of docs/articles.md: prediction, measurement and verdict of each.
+    """Test claims of survey articles on this machine.
 
-    Measures the suite `claims`, the effect of noise and quantisation on outputs, and the longest sequence; under five
-    minutes on two cores.
+    Prints prediction, measurement and verdict of the claims C1 to C17 of docs/articles.md. Measures the suite `claims`,
+    the effect of noise and quantisation, and the longest sequence that fits; under five minutes on two cores.
     """
     import msgspec
 
@@ -43,15 +44,15 @@ def claims(
 
     shared = options.global_options(context)
     if run:
-        return _show(api.load(run), [], [], [], json_)
+        return _show(api.load(run), [], [], [], json)
     request = msgspec.structs.replace(request, suites=(study.SUITE,))
-    stored, interrupted = running.measure(prepare(request), shared.progress(progress_))
+    stored, interrupted = running.measure(prepare(request), shared.progress(progress))
     if interrupted:
         print(f"stopped; judge what was measured: attnbench claims --run {stored.path}", file=sys.stderr)
         return Exit.INTERRUPTED
     robust = _probed(study.ROBUST, "noise", request.device)
     quantised = _probed(study.QUANTISED, "quantisation", request.device)
-    code = _show(stored, robust, quantised, _longest(request.device, shared.quiet), json_)
+    code = _show(stored, robust, quantised, _longest(request.device, shared.quiet), json)
     print(f"run: {stored.path}", file=sys.stderr)
     return code
 

@@ -8,14 +8,20 @@ from attnbench.cli import options
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="OLD NEW...", help="Run directories, names, or `last`.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Two or more run directories, names, or `last`; the earlier first."),
+    ],
     cross_machine: Annotated[
-        bool, typer.Option("--cross-machine", help="Compare runs of different machines, with a label that says so.")
+        bool, typer.Option("--cross-machine", help="Compare runs of different machines; the output says so.")
     ] = False,
-    format_: options.Format = "table",
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per case.")] = False,
+    format: options.Format = "table",  # noqa: A002
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per case.")] = False,
 ) -> int:
-    """Compare stored runs: time ratio of each case with its interval; failures first, then the largest effects."""
+    """Compare stored runs case by case.
+
+    Prints failures first, then the ratio of times with its interval, largest changes first.
+    """
     from attnbench import api
     from attnbench.analysis import comparison
     from attnbench.cli import output
@@ -23,11 +29,11 @@ def compare(
     from attnbench.report.formats import comparison as report
     from attnbench.report.terminal.text_layout import terminal_width
 
-    output.check_format(format_)
+    output.check_format(format)
     if len(runs) < 2:
         raise UsageError(f"compare: {len(runs)} run given ({runs[0]}): at least two are needed, the earlier one first")
     old, *later = (api.load(name) for name in runs)
     comparisons = [comparison.compare(old, new, cross_machine) for new in later]
-    for line in report.text(comparisons, "jsonl" if json_ else format_, terminal_width()):
+    for line in report.text(comparisons, "jsonl" if json else format, terminal_width()):
         print(line)
     return Exit.OK

@@ -46,7 +46,7 @@ def origins(context: typer.Context, app: typer.Typer) -> dict[str, str]:
 
 def _known(app: typer.Typer) -> dict[str, dict[str, bool]]:
     return {
-        command.name or command.callback.__name__: {
+        command.name or command.callback.__name__.replace("_", "-"): {
             parameter.name: "list[str]" in str(parameter.annotation)
             for parameter in inspect.signature(command.callback, eval_str=True).parameters.values()
             if parameter.name != "context"

@@ -6,14 +6,14 @@ import typer
 
 
 def doctor(
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Skip the noise check.")] = False,
 ) -> None:
-    """Print the machine card, a noise check, and every backend with the command that installs what is missing."""
+    """Show the machine, its noise, and missing packages."""
     from attnbench.studies.doctor import examine, text
 
     report = examine(noise=not quick)
-    if json_:
+    if json:
         import msgspec
 
         print(msgspec.json.encode(report).decode())

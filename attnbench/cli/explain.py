@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 def explain(
     request: Request,
     case: Annotated[
-        str, typer.Argument(help="Case of --run: its id or a unique part of its label. Without it, the options count.")
+        str,
+        typer.Argument(
+            help="Case of a stored run: its id, or a unique part of its label; without it, options give the case.",
+            metavar="CASE",
+        ),
     ] = "",
     run: Annotated[str, typer.Option(help="Run that contains CASE.", metavar="RUN")] = "last",
 ) -> None:
-    """Say for each backend whether it runs a case, and why not; ask a worker which kernel it selects."""
+    """Explain why a backend refuses a case, and which kernel it runs."""
     import msgspec
 
     from attnbench.studies.explain import of_request, of_stored

@@ -15,16 +15,21 @@ def export(
         typer.Option(
             "--to",
             help="Format: csv, json, parquet, md, latex, github-action-benchmark, bencher, pytest-benchmark, asv, "
-            "tensorboard, wandb.",
+            "tensorboard or wandb.",
             metavar="FORMAT",
         ),
     ] = "json",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Output file, or folder for asv, tensorboard and wandb; stdout by default."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output file, or folder for asv, tensorboard and wandb; stdout by default.",
+            metavar="PATH",
+        ),
     ] = None,
 ) -> int:
-    """Print a stored run in the format of another tool, or write it to a file."""
+    """Convert a stored run to the format of another tool."""
     from attnbench import api
     from attnbench.errors import Exit
     from attnbench.report.formats import export as report

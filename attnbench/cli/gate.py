@@ -25,10 +25,16 @@ class Base(OptionGroup, frozen=True, kw_only=True):
     """What head is compared with."""
 
     base_ref: Annotated[str, option("--base-ref", help="Base: a commit, branch or tag.", metavar="REF")] = ""
-    base_path: Annotated[Path | None, option("--base-path", help="Base: another folder.", metavar="DIR")] = None
-    base_python: Annotated[str, option("--base-python", help="Base: another environment.", metavar="PYTHON")] = ""
-    baseline: Annotated[str, option(help="Compare two stored runs instead: a run, or a name.", metavar="RUN|NAME")] = ""
-    noop: Annotated[bool, option("--noop", help="Compare head with itself: shows what this machine can detect.")] = (
+    base_path: Annotated[
+        Path | None, option("--base-path", help="Base: another checkout of the project.", metavar="DIR")
+    ] = None
+    base_python: Annotated[
+        str, option("--base-python", help="Base: the Python of another environment.", metavar="PYTHON")
+    ] = ""
+    baseline: Annotated[
+        str, option(help="Compare the stored RUN with this run or baseline instead of measuring.", metavar="RUN|NAME")
+    ] = ""
+    noop: Annotated[bool, option("--noop", help="Compare head with itself, to see what this machine can detect.")] = (
         False
     )
 
@@ -46,27 +52,31 @@ class Reports(OptionGroup, frozen=True, kw_only=True):
     """What is printed and written, and the exit code of an undecided case."""
 
     inconclusive: Annotated[
-        str, option(help="fail: exit with 3 if a case stays undecided; ok: exit with 0.", metavar="fail|ok")
+        str, option(help="Exit code if a case stays undecided: 3 (fail) or 0 (ok).", metavar="fail|ok")
     ] = "fail"
-    everything: Annotated[bool, option("--all", help="Show unchanged cases too.")] = False
-    json_: options.Json = False
-    markdown: Annotated[Path | None, option(help="Write a pull-request comment.", metavar="FILE")] = None
-    junit: Annotated[Path | None, option(help="Write JUnit XML.", metavar="FILE")] = None
-    gitlab: Annotated[Path | None, option(help="Write a GitLab code quality report.", metavar="FILE")] = None
-    github: Annotated[bool, option("--github", help="Print GitHub annotations and write the step summary.")] = False
-    history_: Annotated[Path | None, option("--history", help="Append head's times to this file.", metavar="FILE")] = (
+    everything: Annotated[bool, option("--all", help="Also show unchanged cases.")] = False
+    json: options.Json = False
+    markdown: Annotated[Path | None, option(help="Write a pull-request comment to this file.", metavar="FILE")] = None
+    junit: Annotated[Path | None, option(help="Write JUnit XML to this file.", metavar="FILE")] = None
+    gitlab: Annotated[Path | None, option(help="Write a GitLab code quality report to this file.", metavar="FILE")] = (
         None
     )
+    github: Annotated[bool, option("--github", help="Print GitHub annotations, and append to the step summary.")] = (
+        False
+    )
+    history: Annotated[
+        Path | None, option("--history", help="Append the times of head to this history file.", metavar="FILE")
+    ] = None
 
 
 @options.with_options(
     options.SUITES.but(
-        metavar="[SUITE]...|RUN", help="Suites to measure, `ci` by default; or the run of a gate, to judge it again."
+        metavar="SUITE|RUN", help="Suites to measure, `ci` by default; or the run of a gate, to judge it again."
     ),
     options.PROBLEM, options.BACKEND,
-    options.DEVICE.but(help="Devices; cpu:threads=1 or cuda:0 by default."),
+    options.DEVICE.but(help="Devices; by default cuda:0, or cpu:threads=1 without a GPU."),
     options.BUDGET.but(default="15m", help="Time after which no further restart begins."),
-    options.ROUNDS.but(default="10", help="Number of rounds of a restart.", metavar="N"),
+    options.ROUNDS.but(default="10", help="Number of rounds per restart.", metavar="N"),
     options.TIMEOUT, options.SEED, options.ONLY, options.SKIP,
 )  # fmt: skip
 def gate(
@@ -74,11 +84,13 @@ def gate(
     request: Request,
     base: Base,
     reports: Reports,
-    case: Annotated[str, option("--case", help="One case: its label or id.", metavar="CASE")] = "",
-    out: Annotated[Path | None, option("--out", "-o", help="Run directory.")] = None,
-    progress_: options.Progress = "auto",
+    case: Annotated[str, option("--case", help="Measure one case only: its label or id.", metavar="CASE")] = "",
+    out: Annotated[Path | None, option("--out", "-o", help="Run directory.", metavar="DIR")] = None,
+    progress: options.Progress = "auto",
 ) -> int:
-    """Measure base and head side by side over restarted workers, and confirm apparent changes on fresh restarts.
+    """Compare two versions of a project: what regressed.
+
+    Measures base and head side by side over worker restarts, and confirms apparent changes on fresh restarts.
 
     Exit codes: 0 ok, 1 regressed, 3 inconclusive, 4 not comparable, 5 wrong, failed or vanished, 6 nothing measured.
     """
@@ -95,15 +107,15 @@ def gate(
         name = base.baseline
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
-        style = options.global_options(context).progress(progress_)
+        style = options.global_options(context).progress(progress)
         ended = _measure(request, case, base, out, style)
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
     code = report.exit_code(judged, reports.inconclusive == "ok")
-    _print(run, judged, code, as_json=reports.json_, everything=reports.everything or base.noop)
+    _print(run, judged, code, as_json=reports.json, everything=reports.everything or base.noop)
     _write(run, judged, reports)
-    if reports.history_:
-        history.append(reports.history_, history.point(run))
-    if base.noop and not reports.json_:
+    if reports.history:
+        history.append(reports.history, history.point(run))
+    if base.noop and not reports.json:
         print(f"\n{report.reach(judged)}")
     print(f"run: {run.path}", file=sys.stderr)
     return Exit.INTERRUPTED if interrupted else code

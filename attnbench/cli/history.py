@@ -11,15 +11,20 @@ from attnbench.cli import options
 
 def history(
     file: Annotated[
-        Path | None, typer.Argument(help="File of the history; results/history.jsonl by default.", metavar="[FILE]")
+        Path | None, typer.Argument(help="History file; results/history.jsonl by default.", metavar="FILE")
     ] = None,
     add: Annotated[
-        str, typer.Option("--add", help="First append this run, or the head of this gate.", metavar="RUN")
+        str, typer.Option("--add", help="Append this run, or the head of this gate, before printing.", metavar="RUN")
     ] = "",
-    case: Annotated[str, typer.Option("--case", help="Only cases whose label contains this.", metavar="TEXT")] = "",
-    json_: options.Json = False,
+    case: Annotated[
+        str, typer.Option("--case", help="Show only cases whose label contains this text.", metavar="TEXT")
+    ] = "",
+    json: options.Json = False,
 ) -> None:
-    """Print one line per case: first and last time, then each change of level with its commit; this machine only."""
+    """Show how times changed from commit to commit.
+
+    Prints one line per case of this machine: its first and last time, then each change of level with its commit.
+    """
     from attnbench import api
     from attnbench.gate import history as trend
     from attnbench.machine import identity
@@ -35,7 +40,7 @@ def history(
     fingerprint = identity.fingerprint()[0]
     seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
     others = len({point.fingerprint for point in points} - {fingerprint})
-    for line in report.level_changes(seen, json_):
+    for line in report.level_changes(seen, json):
         print(line)
     if others:
         print(f"{others} other machines are in {path}; a trend is of one machine", file=sys.stderr)

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
-import typer
-
 from attnbench.cli import options
+from attnbench.cli.application import Application
 
-app = typer.Typer(help="List backends, suites, masks, metrics, devices, and what is missing.", no_args_is_help=True)
+app = Application("List backends, suites, masks, metrics and devices.")
 
 Table = Sequence[Mapping[str, object]]
 
@@ -19,9 +18,9 @@ class Word(Protocol):
     example: ClassVar[str]
 
 
-@app.command()
-def backends(json_: options.Json = False) -> None:
-    """List every backend, its devices, and the command that installs what is missing."""
+@app.add
+def backends(json: options.Json = False) -> None:
+    """List the backends, and how to install what is missing."""
     from attnbench import backends
     from attnbench.engine import plan
 
@@ -37,12 +36,12 @@ def backends(json_: options.Json = False) -> None:
                 "summary": backend.summary + (f"; install: {backend.install}" if absent else ""),
             }
         )
-    _print(records, json_)
+    _print(records, json)
 
 
-@app.command()
-def suites(json_: options.Json = False) -> None:
-    """List every shipped suite, its problems and cases, and whether it was compared with its source.
+@app.add
+def suites(json: options.Json = False) -> None:
+    """List the shipped suites, with their size and source.
 
     A case is a problem on one backend; a suite that names no backends has as many as the command chooses.
     """
@@ -64,34 +63,37 @@ def suites(json_: options.Json = False) -> None:
                 "source": loaded.source,
             }
         )
-    _print(records, json_)
+    _print(records, json)
 
 
-@app.command()
-def masks(json_: options.Json = False) -> None:
-    """List every mask, its syntax, and the backends that support it: all, some or none of each library."""
+@app.add
+def masks(json: options.Json = False) -> None:
+    """List the masks, and which backends support them."""
     from attnbench.attention.masks import PRIMITIVES
 
-    _words("mask", PRIMITIVES, {"none": "every key"}, json_)
+    _words("mask", PRIMITIVES, {"none": "every key"}, json)
 
 
-@app.command()
-def biases(json_: options.Json = False) -> None:
-    """List every bias for --bias, its syntax, and the backends that support it."""
+@app.add
+def biases(json: options.Json = False) -> None:
+    """List the biases, and which backends support them."""
     from attnbench.attention.biases import BIASES
 
-    _words("bias", BIASES, {"none": "no bias"}, json_)
+    _words("bias", BIASES, {"none": "no bias"}, json)
 
 
-@app.command()
-def weightings(json_: options.Json = False) -> None:
-    """List every weighting for --set weighting=..., its syntax, and the backends that support it."""
+@app.add
+def weightings(json: options.Json = False) -> None:
+    """List the weightings, and which backends support them.
+
+    They are set by `--set weighting=NAME`.
+    """
     from attnbench.attention.weightings import WEIGHTINGS
 
-    _words("weighting", WEIGHTINGS, {}, json_)
+    _words("weighting", WEIGHTINGS, {}, json)
 
 
-def _words(noun: str, kinds: Mapping[str, type[Word]], plain: Mapping[str, str], json_: bool) -> None:
+def _words(noun: str, kinds: Mapping[str, type[Word]], plain: Mapping[str, str], json: bool) -> None:
     """Print the words of a grammar with the backends that support them; every backend supports those of `plain`."""
     from attnbench import backends
 
@@ -104,12 +106,12 @@ def _words(noun: str, kinds: Mapping[str, type[Word]], plain: Mapping[str, str],
         takers = [name for name, words in features.items() if word in (*plain, "softmax") or word in words]
         written = word if word in plain else kinds[word].example
         about = plain.get(word) or (kinds[word].__doc__ or "").splitlines()[0]
-        if json_:
+        if json:
             records.append({noun: written, "means": about, "backends": ", ".join(takers)})
         else:
             records.append({noun: written, **_share_of_libraries(tuple(features), takers)})
             meanings.append(f"{written}: {about}")
-    _print(records, json_)
+    _print(records, json)
     for meaning in meanings:
         print(meaning)
 
@@ -124,9 +126,9 @@ def _share_of_libraries(names: Sequence[str], takers: Sequence[str]) -> dict[str
     return shares
 
 
-@app.command()
-def metrics(json_: options.Json = False) -> None:
-    """List every metric for --metrics, and its group."""
+@app.add
+def metrics(json: options.Json = False) -> None:
+    """List the metrics for --metrics, with their groups."""
     from attnbench.analysis.metrics import GROUPS, METRICS
 
     groups = {name: ",".join(group for group, names in GROUPS.items() if name in names) for name in METRICS}
@@ -135,19 +137,19 @@ def metrics(json_: options.Json = False) -> None:
             {"metric": name, "unit": metric.unit or "-", "group": groups[name] or "-", "summary": metric.summary}
             for name, metric in METRICS.items()
         ],
-        json_,
+        json,
     )
 
 
-@app.command()
-def devices(json_: options.Json = False) -> None:
-    """List the values of --device on this machine."""
+@app.add
+def devices(json: options.Json = False) -> None:
+    """List the devices of this machine."""
     from attnbench.machine import hardware
 
     model = hardware.cpu_model() or "CPU"
     gpus = {f"cuda:{gpu.index}": gpu.name for gpu in hardware.gpus()}
     records = [{"device": name, "is": gpus.get(name, model)} for name in hardware.devices()]
-    _print(records, json_)
+    _print(records, json)
 
 
 def _print(records: Table, as_json: bool) -> None:

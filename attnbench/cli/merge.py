@@ -8,10 +8,13 @@ import typer
 
 
 def merge(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run directories or names.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new run.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more run directories, or their names.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new run.", metavar="DIR")],
 ) -> int:
-    """Merge shards, or runs of several machines, into one run; of duplicate results the first is taken and reported."""
+    """Merge shards, or runs of several machines, into one run.
+
+    Duplicates are reported; the first wins.
+    """
     from attnbench import api
     from attnbench.errors import Exit, UsageError
     from attnbench.records import merge as merging

@@ -126,9 +126,9 @@ def _repeatable(name: str, metavar: str, summary: str, names: Callable[[], Itera
     return Option(name=name, help=summary, kind=list[str] | None, metavar=metavar, names=names)
 
 
-SUITES = _repeatable("suites", "[SUITE]...", "Shipped suites or paths; see `attnbench list suites`.").but(argument=True)
-SUITE = _repeatable("suite", "SUITE", "Same as the argument SUITE.")
-SET = _repeatable("set_", "KEY=VALUES", "Any other suite key: weighting=hard:topk=32.", _set_names).but(
+SUITES = _repeatable("suites", "SUITE", "Suites: names of `attnbench list suites`, or suite files.").but(argument=True)
+SUITE = _repeatable("suite", "SUITE", "Suite, as the argument SUITE; may be repeated.")
+SET = _repeatable("set", "KEY=VALUES", "Set any other suite key: weighting=hard:topk=32.", _set_names).but(
     flags=("--set",)
 )
 PROBLEM = (
@@ -141,51 +141,64 @@ PROBLEM = (
 )
 BACKEND = Option(
     name="backend", flags=("--backend", "-b"), metavar="LIST", names=_backend_names,
-    help="Backends: auto, all, names, my_kernel.py:attend, package.module:attend. A name given twice is two arms.",
+    help="Backends: names, auto, all, my_kernel.py:attend or package.module:attend; by default those of the suite, "
+    "or auto. A name that is given twice is two arms.",
 )  # fmt: skip
 DEVICE = Option(
-    name="device", help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0 ...", metavar="LIST", names=_device_names
+    name="device",
+    help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0; by default the first GPU, or the CPU.",
+    metavar="LIST",
+    names=_device_names,
 )
 ARMS = (BACKEND, DEVICE)
 REFERENCE = _text("reference", "NAME", "Backend that speed-ups are relative to.", "naive", _backend_names)
-BUDGET = _text("budget", "TIME", "Time limit of the command: 45s, 5m; 0 for none.")
+BUDGET = _text(
+    "budget", "TIME", "Time limit of the command: 45s or 5m, 0 for no limit; by default that of the suite, or 5m."
+)
 ROUNDS = _text("rounds", "LO..HI", "Minimum and maximum number of rounds.", "5..30")
 RESTARTS = Option(
     name="restarts", older="launches", help="Number of worker restarts.", kind=int, default=1, metavar="N"
 )
 TIMEOUT = _text("timeout", "TIME", "Time limit of each phase of a case.", "60s")
-MEM_LIMIT = _text("mem_limit", "SIZE", "Memory limit: 80% of free memory, or 8GiB.", "80%")
+MEM_LIMIT = _text("mem_limit", "SIZE", "Memory limit: a share of the free memory, or a size such as 8GiB.", "80%")
 TIMING = _text(
-    "timing", "MODE", "Timer: wall, events, graph, cupti, or all.",
+    "timing", "MODE", "Timer: wall, events, graph, cupti or all; by default wall on a CPU, events on a GPU.",
     names=lambda: ("wall", "events", "graph", "cupti", "all"),
 )  # fmt: skip
-CACHE = _text("cache", "STATE", "State of the caches before each call: cold or warm.", names=lambda: ("cold", "warm"))
-REL_CI = _text("rel_ci", "SHARE", "Stop when the half-width of the interval is within this share.", "2%")
+CACHE = _text(
+    "cache",
+    "STATE",
+    "Caches before each call: cold or warm; by default warm on a CPU, cold on a GPU.",
+    names=lambda: ("cold", "warm"),
+)
+REL_CI = _text(
+    "rel_ci", "SHARE", "Stop when the half-width of the 95 % interval is within this share of the median.", "2%"
+)
 SEED = Option(name="seed", help="Random seed for inputs and order.", kind=int, default=0, metavar="N")
 INPUTS = _text(
-    "inputs", "NAME", "Distribution of inputs: normal, uniform, outlier, large, sink, zeros, file:x.safetensors.",
+    "inputs", "NAME", "Distribution of inputs: normal, uniform, outlier, large, sink, zeros or file:x.safetensors.",
     "normal", _input_names,
 )  # fmt: skip
 PROFILE = Option(
-    name="profile", help="Profile each case after its rounds; store the traces in the run.", kind=bool, default=False,
-    flags=("--profile",),
+    name="profile", help="Profile each case after its rounds, and store the traces in the run.", kind=bool,
+    default=False, flags=("--profile",),
 )  # fmt: skip
-ONLY = _repeatable("only", "KEY=VALUES", "Keep matching cases: seq=..4k.", _filter_names)
-SKIP = _repeatable("skip", "KEY=VALUES", "Drop matching cases: backend=flex.", _filter_names)
-SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this share, for a small machine: 0.25.")
-SHARD = _text("shard", "K/N", "Run one part of all cases: 3/8.")
+ONLY = _repeatable("only", "KEY=VALUES", "Measure matching cases only: seq=..4k.", _filter_names)
+SKIP = _repeatable("skip", "KEY=VALUES", "Leave matching cases out: backend=flex.", _filter_names)
+SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this factor, for a small machine: 0.25.")
+SHARD = _text("shard", "K/N", "Measure one part of all cases: 3/8 is the third of eight.")
 METRICS = _text(
     "metrics", "LIST",
-    "Columns after the table: memory, roofline, energy, timers, errors, once, or names of `list metrics`.",
+    "Additional columns: memory, roofline, energy, timers, errors, once, or names of `attnbench list metrics`.",
     names=_metric_names,
 )  # fmt: skip
 TAG = _repeatable("tag", "KEY=VALUE", "Store this tag with the run.")
 
 # Options that fill no field of Request.
 Json = Annotated[bool, option("--json", help="Print one JSON object per line.")]
-Format = Annotated[str, option("--format", help="Output format: table, md, csv, jsonl.", metavar="FORMAT")]
+Format = Annotated[str, option("--format", help="Output format: table, md, csv or jsonl.", metavar="FORMAT")]
 Progress = Annotated[str, option("--progress", help="Progress display: auto, bar, lines or none.", metavar="STYLE")]
-RunName = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.")]
+RunName = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")]
 Only = Annotated[list[str] | None, ONLY.info()]
 Skip = Annotated[list[str] | None, SKIP.info()]
 Metrics = Annotated[str, METRICS.info()]
@@ -199,23 +212,37 @@ class OptionGroup(msgspec.Struct, frozen=True, kw_only=True):
 class RunOptions(OptionGroup, frozen=True, kw_only=True):
     """How `run` is started and shown; none of it changes a measured value."""
 
-    dry_run: Annotated[bool, option("--dry-run", help="Print the plan and measure nothing.")] = False
+    dry_run: Annotated[bool, option("--dry-run", help="Print the plan without measuring.")] = False
     fail_fast: Annotated[bool, option("--fail-fast", help="Stop at the first failure.")] = False
-    strict: Annotated[bool, option("--strict", help="Exit with 5 for oom, skipped and unavailable cases too.")] = False
-    out: Annotated[Path | None, option("--out", "-o", help="Run directory; an existing one is continued.")] = None
-    resume: Annotated[str, option(help="Continue this run, or `last`.", metavar="RUN")] = ""
-    retry_failed: Annotated[bool, option("--retry-failed", help="Measure failed cases again.")] = False
-    force: Annotated[bool, option("--force", help="Continue although the machine has changed.")] = False
-    format_: Format = "table"
-    json_: Annotated[bool, option("--json", help="Print JSON Lines on stdout.")] = False
+    strict: Annotated[
+        bool, option("--strict", help="Exit with code 5 also if a case is oom, skipped or unavailable.")
+    ] = False
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            "-o",
+            help="Run directory; an existing run in it is continued. By default a new one in results/.",
+            metavar="DIR",
+        ),
+    ] = None
+    resume: Annotated[
+        str, option(help="Continue an existing run: its directory, its name, or `last`.", metavar="RUN")
+    ] = ""
+    retry_failed: Annotated[
+        bool, option("--retry-failed", help="Measure the failed cases of a continued run again.")
+    ] = False
+    force: Annotated[bool, option("--force", help="Continue a run although the machine has changed.")] = False
+    format: Format = "table"
+    json: Annotated[bool, option("--json", help="Print JSON Lines: one object per case, then a summary.")] = False
     no_save: Annotated[bool, option("--no-save", help="Keep no run directory.")] = False
-    report: Annotated[bool, option("--report", help="Write the report too.")] = False
+    report: Annotated[bool, option("--report", help="Also write the report, as `attnbench report` does.")] = False
     progress: Progress = "auto"
 
     @property
-    def format(self) -> str:
+    def output_format(self) -> str:
         """The output format; `--json` is JSON Lines."""
-        return "jsonl" if self.json_ else self.format_
+        return "jsonl" if self.json else self.format
 
 
 class GlobalOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +321,7 @@ def _request(options: Sequence[Option], context: typer.Context, values: Mapping[
     given = {item.name: value for item in options if (value := _value(item, context, values)) is not None}
     axes = {name: str(given.pop(name)) for name in AXES if name in given}
     fields: dict[str, object] = {
-        "axes": axes | axes_of_set(given.pop("set_", ())),
+        "axes": axes | axes_of_set(given.pop("set", ())),
         "suites": (*_list(given.pop("suites", ())), *_list(given.pop("suite", ()))),
         "tags": pairs(given.pop("tag", ()), "--tag"),
     }

@@ -14,7 +14,7 @@ def plot(
         str,
         typer.Option(
             "--x",
-            help="Column of the x axis: seq, batch, heads, kv_heads, head_dim, intensity, flops ...",
+            help="Column of the x axis: seq, batch, heads, kv_heads, head_dim, intensity, flops and others.",
             metavar="AXIS",
         ),
     ] = "seq",
@@ -22,16 +22,18 @@ def plot(
         str, typer.Option("--y", help="Metric of the y axis; see `attnbench list metrics`.", metavar="METRIC")
     ] = "time_s",
     color: Annotated[
-        str, typer.Option(help="Column of the colours: backend, device, dtype, mask or mode.", metavar="COLUMN")
+        str, typer.Option(help="Column that sets the colours: backend, device, dtype, mask or mode.", metavar="COLUMN")
     ] = "backend",
-    facet: Annotated[str, typer.Option(help="Columns of the panels; by default all that vary.", metavar="LIST")] = "",
+    facet: Annotated[
+        str, typer.Option(help="Columns with a panel per value; by default all that vary.", metavar="LIST")
+    ] = "",
     only: options.Only = None,
     skip: options.Skip = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: plot.svg, plot.png or plot.pdf.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .svg, .png or .pdf.", metavar="FILE")] = Path(
         "plot.svg"
     ),
 ) -> int:
-    """Plot any metric of a run over any axis, with intervals, refusals and styles as in the report."""
+    """Plot a metric of a run over an axis, in the report's style."""
     from attnbench import api
     from attnbench.errors import Exit
     from attnbench.suite import keeps

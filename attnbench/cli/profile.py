@@ -17,20 +17,27 @@ if TYPE_CHECKING:
 @options.with_options(options.PROBLEM, options.ARMS, options.TIMEOUT, options.MEM_LIMIT)
 def profile(
     request: Request,
-    bare: Annotated[bool, options.option("--bare", help="Only call in NVTX ranges, for nsys and ncu.")] = False,
-    out: Annotated[Path | None, options.option("--out", "-o", help="Folder of the trace and the timeline.")] = None,
-    json_: options.Json = False,
+    bare: Annotated[
+        bool, options.option("--bare", help="Call the backend in NVTX ranges only, for nsys and ncu.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        options.option(
+            "--out", "-o", help="Folder of the trace and the memory timeline; `profile` by default.", metavar="DIR"
+        ),
+    ] = None,
+    json: options.Json = False,
 ) -> int:
-    """Profile one case of one backend: operators or kernels, gaps, memory over time, counters, a Perfetto trace.
+    """Profile one case: operators or kernels, gaps, memory.
 
-    Without options: sdpa at b1 h8 q1024 d64, causal.
+    Writes a trace for Perfetto. Without options: sdpa, causal, batch 1, 8 heads, 1024 tokens, head_dim 64.
     """
     from attnbench.cli.running import exit_code
     from attnbench.studies import profile as study
 
     folder = out or Path("profile")
     result, ending = study.run(study.with_defaults(request), folder, bare=bare)
-    _show(result, folder, bare=bare, as_json=json_)
+    _show(result, folder, bare=bare, as_json=json)
     return exit_code([result], ending)
 
 

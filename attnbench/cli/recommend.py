@@ -7,15 +7,15 @@ import typer
 
 
 def recommend(
-    run: Annotated[str, typer.Argument(help="Stored run, or `last`.", metavar="RUN")] = "last",
+    run: Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")] = "last",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON.", metavar="FILE")
+        Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON to this file.", metavar="FILE")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the dispatch table as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the dispatch table as JSON.")] = False,
 ) -> int:
-    """Print the fastest backend of every shape of a run, and the regret of one choice for all shapes.
+    """Choose the fastest backend for each shape of a stored run.
 
-    Measures nothing.
+    Also prints how much slower one backend for all shapes would be.
     """
     import msgspec
 
@@ -31,6 +31,6 @@ def recommend(
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
         out.write_bytes(text + b"\n")
-    for line in [text.decode()] if json_ else report.lines(table):
+    for line in [text.decode()] if json else report.lines(table):
         print(line)
     return Exit.OK if table.choices else Exit.NOTHING_MEASURED

@@ -21,18 +21,24 @@ FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
 class Content(OptionGroup, frozen=True, kw_only=True):
     """What the report shows, and how."""
 
-    title: Annotated[str, option(help="Heading of the report.")] = ""
-    theme: Annotated[str, option(help="Colours: auto, light, dark or print.")] = "auto"
-    reference: Annotated[str, option(help="Backend that speed-ups are relative to; by default that of the run.")] = ""
-    pages: Annotated[str, option(help="Pages: latency, memory ...; all by default.", metavar="LIST")] = ""
+    title: Annotated[str, option(help="Heading of the report.", metavar="TEXT")] = ""
+    theme: Annotated[str, option(help="Colours: auto, light, dark or print.", metavar="NAME")] = "auto"
+    reference: Annotated[
+        str, option(help="Backend that speed-ups are relative to; by default that of the run.", metavar="NAME")
+    ] = ""
+    pages: Annotated[
+        str, option(help="Pages to write: latency, memory and others; all by default.", metavar="LIST")
+    ] = ""
     only: options.Only = None
     skip: options.Skip = None
-    anonymize: Annotated[bool, option("--anonymize", help="Omit names, commands, commits and tags.")] = False
-    history_: Annotated[
+    anonymize: Annotated[
+        bool, option("--anonymize", help="Omit the names of runs and machines, commands, commits and tags.")
+    ] = False
+    history: Annotated[
         Path | None,
-        option("--history", help="File of the history; results/history.jsonl if it exists.", metavar="FILE"),
+        option("--history", help="History to draw; results/history.jsonl by default, if it exists.", metavar="FILE"),
     ] = None
-    plots_: Annotated[str, option("--plots", help="Formats of plots: svg, png, pdf.", metavar="LIST")] = "svg,png"
+    plots: Annotated[str, option("--plots", help="Formats of the plots: svg, png, pdf.", metavar="LIST")] = "svg,png"
 
     def checked(self) -> ReportOptions:
         """The options of the report. Raises UnknownNameError for an unknown format, theme or page."""
@@ -44,7 +50,7 @@ class Content(OptionGroup, frozen=True, kw_only=True):
         from attnbench.suite import keeps
         from attnbench.units import words
 
-        formats = words(self.plots_, "--plots")
+        formats = words(self.plots, "--plots")
         pages = words(self.pages, "--pages") if self.pages else ()
         for noun, names, known, flag in (
             ("format", formats, rendering.FORMATS, "--plots"),
@@ -56,20 +62,25 @@ class Content(OptionGroup, frozen=True, kw_only=True):
                     raise UnknownNameError(noun, name, known, where=flag)
         return ReportOptions(
             title=self.title, theme=self.theme, plots=formats, reference=self.reference or None,
-            keep=keeps(self.only, self.skip), only=pages, anonymize=self.anonymize, trend=_trend(self.history_),
+            keep=keeps(self.only, self.skip), only=pages, anonymize=self.anonymize, trend=_trend(self.history),
         )  # fmt: skip
 
 
 @options.with_options()
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run directories, names, or `last`, the default.")
+        list[str] | None, typer.Argument(metavar="RUN", help="Run directories, or their names; `last` by default.")
     ] = None,
-    out: Annotated[Path | None, option("--out", "-o", help="Folder; RUN/report by default.")] = None,
+    out: Annotated[
+        Path | None, option("--out", "-o", help="Folder of the report; RUN/report by default.", metavar="DIR")
+    ] = None,
     *,
     content: Content,
 ) -> None:
-    """Write index.html (one file, offline), report.md, data.csv, tables and plots of one or several runs."""
+    """Write a report of stored runs: HTML, Markdown, CSV, plots.
+
+    index.html is one file and works offline.
+    """
     from attnbench import api
     from attnbench.cli.progress import steps
     from attnbench.report.charts import rendering

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     options.ONLY, options.SKIP, options.SHRINK, options.SHARD, options.METRICS, options.TAG,
 )  # fmt: skip
 def run(context: typer.Context, request: Request, how: RunOptions) -> int:
-    """Sweep attention backends: verify every output, time in paired rounds, store and show.
+    """Measure backends on a suite, or on shapes of your own.
 
-    Without options: the suite `quick`, under a minute on two cores.
+    Every output is verified before it is timed. Options under Problem replace the values of the suite. Without options:
+    the suite `quick`, under a minute on two cores.
     """
     from attnbench.cli import config, running
 

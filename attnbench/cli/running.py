@@ -30,7 +30,7 @@ from attnbench.units import parse_seconds
 
 def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapping[str, str]) -> int:
     """The whole command; returns the exit code. `origins` says where option values came from, for `--dry-run -v`."""
-    output.check_format(how.format)
+    output.check_format(how.output_format)
     if how.resume and how.out:
         raise UsageError("--resume and --out name the run directory twice; give one of them")
     directory = how.out
@@ -39,7 +39,7 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
         request = _stored_request(directory, request)
     ready = sweep.prepare(request)
     if how.dry_run:
-        output.show_plan(ready, how.format, origins)
+        output.show_plan(ready, how.output_format, origins)
         return Exit.OK
     if not how.no_save:
         return _measure(ready, how, shared, directory)
@@ -68,7 +68,7 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
         output.headline(ready)
     total = ready.plan.cases * ready.settings.restarts
     with watched(shared.progress(how.progress), total) as (watcher, watch):
-        observer = Streaming(watcher, ready, names) if how.format == "jsonl" else watcher
+        observer = Streaming(watcher, ready, names) if how.output_format == "jsonl" else watcher
         outcome = sweep.run(
             ready, observer, directory=directory, retry_failed=how.retry_failed, force=how.force,
             fail_fast=how.fail_fast, watch=watch, command=command(),
@@ -76,7 +76,13 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
     code = exit_code(outcome.run.results, outcome.ending, how.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
     output.show(
-        outcome.run, how.format, color=shared.color, saved=not how.no_save, code=code, printed=printed, metrics=names
+        outcome.run,
+        how.output_format,
+        color=shared.color,
+        saved=not how.no_save,
+        code=code,
+        printed=printed,
+        metrics=names,
     )
     if how.report:
         from attnbench.report.formats.report_directory import write

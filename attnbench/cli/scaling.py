@@ -16,24 +16,30 @@ if TYPE_CHECKING:
 
 @options.with_options(
     options.SUITES, options.PROBLEM, options.ARMS, options.BUDGET, options.ROUNDS,
-    options.TIMEOUT.but(help="Time limit of each phase of a case and of each probe.", default=""),
+    options.TIMEOUT.but(
+        help="Time limit of each phase of a case, 60s by default; with --find-max-seq of each probe, 20s.", default=""
+    ),
     options.MEM_LIMIT, options.SEED,
 )  # fmt: skip
 def scaling(
     context: typer.Context,
     request: Request,
     run: Annotated[
-        str, typer.Option("--run", help="Measure nothing: fit the exponents of this run, or `last`.", metavar="RUN")
+        str,
+        typer.Option(
+            "--run", help="Fit the exponents of this stored run, or `last`, without measuring.", metavar="RUN"
+        ),
     ] = "",
     find_max_seq: Annotated[
-        bool, typer.Option("--find-max-seq", help="Find the longest sequence that fits, by backend, instead.")
+        bool, typer.Option("--find-max-seq", help="Find the longest sequence that fits, for each backend, instead.")
     ] = False,
-    progress_: options.Progress = "auto",
-    json_: options.Json = False,
+    progress: options.Progress = "auto",
+    json: options.Json = False,
 ) -> int:
-    """Fit exponents of time and memory along seq, head_dim, heads and batch, and check the claims that they decide.
+    """Fit how time and memory grow with length, heads and batch.
 
-    Without options: the suite `scaling`, under three minutes on two cores.
+    Prints exponents with intervals, and tests claims about them. Without options: the suite `scaling`, under three
+    minutes on two cores.
     """
     import msgspec
 
@@ -47,12 +53,12 @@ def scaling(
     timeout = request.timeout or ("20s" if find_max_seq else "60s")
     request = msgspec.structs.replace(request, timeout=timeout)
     if find_max_seq:
-        return _max_seq(request, json_, quiet=shared.quiet)
+        return _max_seq(request, json, quiet=shared.quiet)
     if run:
-        return _show(api.load(run), json_)
+        return _show(api.load(run), json)
     planned = prepare(request, default_suite=DEFAULT_SUITE)
-    stored, interrupted = running.measure(planned, shared.progress(progress_))
-    code = _show(stored, json_)
+    stored, interrupted = running.measure(planned, shared.progress(progress))
+    code = _show(stored, json)
     print(f"run: {stored.path}", file=sys.stderr)
     return Exit.INTERRUPTED if interrupted else code
 

@@ -10,10 +10,12 @@ from attnbench.cli import options
 def show(
     context: typer.Context,
     run: options.RunName = "last",
-    format_: options.Format = "table",
-    json_: Annotated[bool, typer.Option("--json", help="Print the lines of `run --json`.")] = False,
+    format: options.Format = "table",  # noqa: A002
+    json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, as `attnbench run --json` does.")] = False,
     metrics: options.Metrics = "",
-    skipped: Annotated[bool, typer.Option("--skipped", help="List every case without a time, and the reason.")] = False,
+    skipped: Annotated[
+        bool, typer.Option("--skipped", help="List the cases without a time, with their reasons.")
+    ] = False,
 ) -> None:
     """Print the table of a stored run."""
     from attnbench import api
@@ -31,4 +33,4 @@ def show(
             print(f"{text}  impossible: {reason}")
         return
     names = named(metrics or str(stored.manifest.request.get("metrics", "")))
-    output.show(stored, "jsonl" if json_ else format_, color=options.global_options(context).color, metrics=names)
+    output.show(stored, "jsonl" if json else format, color=options.global_options(context).color, metrics=names)

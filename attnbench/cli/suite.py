@@ -7,17 +7,18 @@ from typing import Annotated
 import typer
 
 from attnbench.cli import list as list_
+from attnbench.cli.application import Application
 
-app = typer.Typer(help="Show, check and create suite files.", no_args_is_help=True, rich_markup_mode=None)
+app = Application("Show, check and create suite files.")
 
-Which = Annotated[str, typer.Argument(help="Shipped suite, or a file.", metavar="SUITE")]
+Which = Annotated[str, typer.Argument(help="Shipped suite, or a suite file.", metavar="SUITE")]
 
-app.command("list")(list_.suites)
+app.add(list_.suites, "list")
 
 
-@app.command()
+@app.add
 def show(name: Which) -> None:
-    """Print title, source, the files that it was compared with, and every problem of each kind of device."""
+    """Print the source and the problems of a suite."""
     from attnbench import suite
     from attnbench.attention.problem import Dtype
     from attnbench.records.case import problem_label
@@ -40,9 +41,14 @@ def show(name: Which) -> None:
             print(f"  {problem_label(cell.problem, cell.mode)}  {'; '.join(filter(None, notes))}".rstrip())
 
 
-@app.command()
-def validate(files: Annotated[list[str], typer.Argument(help="Files, or shipped suites.", metavar="SUITE...")]) -> int:
-    """Check each file and print its mistakes with their keys; exit with 2 if there are any."""
+@app.add
+def validate(
+    files: Annotated[list[str], typer.Argument(help="Suite files, or shipped suites.", metavar="SUITE")],
+) -> int:
+    """Check suite files, and print their mistakes.
+
+    Exit code 2 if there are any.
+    """
     from attnbench import suite
     from attnbench.attention.problem import Dtype
     from attnbench.errors import AttnbenchError, Exit
@@ -65,7 +71,7 @@ def validate(files: Annotated[list[str], typer.Argument(help="Files, or shipped 
     return Exit.USAGE if wrong else Exit.OK
 
 
-@app.command()
+@app.add
 def schema() -> None:
     """Print the JSON Schema of a suite file, for editors."""
     import json
@@ -75,17 +81,18 @@ def schema() -> None:
     print(json.dumps(suite.schema(), indent=2))
 
 
-@app.command("from-config")
 def from_config(
     config: Annotated[Path, typer.Argument(help="config.json of a model.", metavar="CONFIG.JSON")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output file; stdout by default.", metavar="FILE")
     ] = None,
-    source: Annotated[str, typer.Option(help="Source of the config; the file name by default.")] = "",
+    source: Annotated[
+        str, typer.Option(help="Source to name in the suite; the file name by default.", metavar="TEXT")
+    ] = "",
 ) -> None:
-    """Create a suite of a model's attention from its config.json; nothing is downloaded.
+    """Create a suite from a model's config.json.
 
-    What cannot be read is named on stderr and in the suite. An unknown model type is refused.
+    Nothing is downloaded. What cannot be read is named on stderr and in the suite. An unknown model type is refused.
     """
     import json
 
@@ -114,3 +121,6 @@ def from_config(
     except OSError as error:
         raise StoreError(f"cannot write {out}: {error.strerror}") from error
     print(out)
+
+
+app.add(from_config)

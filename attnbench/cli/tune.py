@@ -18,19 +18,29 @@ if TYPE_CHECKING:
 
 def tune(
     context: typer.Context,
-    kernel: Annotated[str, typer.Option(help="Kernels: forward, backward_kv, decode ...; all by default.")] = "",
-    head_dim: Annotated[str, typer.Option(help="Head dimensions: 64, 128, 256; all by default.")] = "",
-    mask: Annotated[str, typer.Option(help="Masking: some or none; both by default.")] = "",
-    device: Annotated[str, typer.Option(help="GPU to measure on.", metavar="DEVICE")] = "cuda:0",
-    budget: Annotated[str, typer.Option(help="Time limit of the command: 30m; 0 for none.", metavar="TIME")] = "10m",
-    out: Annotated[Path | None, typer.Option(help="Table to write, instead of the user's.")] = None,
-    arch: Annotated[
-        str, typer.Option(help="Architecture of another GPU, for --dry-run and --show.", metavar="ARCH")
+    kernel: Annotated[
+        str, typer.Option(help="Kernels: forward, backward_kv, decode and others; all by default.", metavar="LIST")
     ] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates and measure nothing.")] = False,
+    head_dim: Annotated[str, typer.Option(help="Head dimensions: 64, 128, 256; all by default.", metavar="LIST")] = "",
+    mask: Annotated[str, typer.Option(help="Masking: some or none; both by default.", metavar="LIST")] = "",
+    device: Annotated[str, typer.Option(help="GPU to measure on.", metavar="DEVICE")] = "cuda:0",
+    budget: Annotated[
+        str, typer.Option(help="Time limit of the command: 30m; 0 for no limit.", metavar="TIME")
+    ] = "10m",
+    out: Annotated[
+        Path | None, typer.Option(help="File of the table; the user's table by default.", metavar="FILE")
+    ] = None,
+    arch: Annotated[
+        str,
+        typer.Option(help="Architecture of another GPU, such as sm_90; only for --dry-run and --show.", metavar="ARCH"),
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates without measuring.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the entries in use and their source.")] = False,
 ) -> int:
-    """Measure tile sizes, warps and stages against those in use; write the faster ones into the user's table."""
+    """Find faster tile sizes for the in-house kernels on this GPU.
+
+    Measures tile sizes, warps and stages against those in use, and writes the faster ones into the user's table.
+    """
     from attnbench.errors import UsageError
     from attnbench.kernels import tables
     from attnbench.studies import tune as study

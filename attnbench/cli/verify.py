@@ -23,10 +23,10 @@ def _probe_names() -> tuple[str, ...]:
 
 @options.with_options(
     options.SUITES, options.SUITE, options.PROBLEM, options.ARMS,
-    options.BUDGET.but(help="Time limit of the command: 45s, 5m; none by default."),
+    options.BUDGET.but(help="Time limit of the command: 45s or 5m; none by default."),
     options.TIMEOUT, options.MEM_LIMIT,
     options.INPUTS.but(
-        help="Distributions of inputs: normal, uniform, outlier, large, sink, zeros, file:x.safetensors.",
+        help="Distributions of inputs: normal, uniform, outlier, large, sink, zeros or file:x.safetensors.",
         metavar="LIST",
     ),
     options.SEED.but(help="Random seed for inputs."), options.ONLY, options.SKIP,
@@ -39,20 +39,23 @@ def verify(
         option(
             metavar="LIST",
             names=_probe_names,
-            help="Further checks: noise,adversarial,determinism,batch,double_backward,quantisation,soft.",
+            help="More checks: noise, adversarial, determinism, batch, double_backward, quantisation, soft.",
         ),
     ] = "",
-    random: Annotated[str, option(help="Check random problems for this long: 5m.", metavar="TIME")] = "",
-    figures: Annotated[bool, option("--figures", help="Show max, mean and rms error of every output.")] = False,
-    progress_: options.Progress = "auto",
-    json_: options.Json = False,
+    random: Annotated[str, option(help="Check random problems for this time: 5m.", metavar="TIME")] = "",
+    figures: Annotated[bool, option("--figures", help="Show the maximum, mean and rms error of every output.")] = False,
+    progress: options.Progress = "auto",
+    json: options.Json = False,
 ) -> int:
-    """Check outputs and gradients against float64, of the suite `verify` by default; nothing is timed."""
+    """Check outputs and gradients against float64, without timing.
+
+    Without options: the suite `verify`.
+    """
     from attnbench.units import words
 
     probes = words(probe, "--probe") if probe else ()
-    style = options.global_options(context).progress(progress_)
-    return _show(_measure(request, probes, random, style), json_, figures)
+    style = options.global_options(context).progress(progress)
+    return _show(_measure(request, probes, random, style), json, figures)
 
 
 def _measure(request: Request, probes: tuple[str, ...], random: str, style: str) -> Verification:

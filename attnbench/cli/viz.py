@@ -21,40 +21,42 @@ class MaskShape(OptionGroup, frozen=True, kw_only=True):
     """The lengths on which a mask is drawn."""
 
     seq: Annotated[str, option("--seq", help="Number of tokens.", metavar="N")] = ""
-    seq_q: Annotated[str, option("--seq-q", help="Number of queries, if different.", metavar="N")] = ""
-    seq_kv: Annotated[str, option("--seq-kv", help="Number of keys, if different.", metavar="N")] = ""
+    seq_q: Annotated[str, option("--seq-q", help="Number of queries, if it differs.", metavar="N")] = ""
+    seq_kv: Annotated[str, option("--seq-kv", help="Number of keys, if it differs.", metavar="N")] = ""
     batch: Annotated[int, option(help="Batch size; padding differs between sequences.", metavar="N")] = 1
-    block: Annotated[int, option(help="Tokens per side of the counted blocks.", metavar="N")] = 128
+    block: Annotated[int, option(help="Block size for the count of empty blocks, in tokens.", metavar="N")] = 128
 
 
 class WeightOptions(OptionGroup, frozen=True, kw_only=True):
     """The problem whose weights are drawn, and where to."""
 
-    weights: Annotated[bool, option("--weights", help="Draw the weights, of 128 tokens or --seq.")] = False
-    collapse: Annotated[bool, option("--collapse", help="Plot entropy by head_dim, with and without scaling.")] = False
+    weights: Annotated[bool, option("--weights", help="Draw attention weights: of 128 tokens, or of --seq.")] = False
+    collapse: Annotated[
+        bool, option("--collapse", help="Plot the entropy of the weights over head_dim, with and without scaling.")
+    ] = False
     inputs: Annotated[
         str,
         option(
             metavar="NAME",
             names=options.INPUTS.names,
-            help="Distribution: normal, peaked, sink ..., or file:x.safetensors with q and k.",
+            help="Distribution of inputs: normal, peaked, sink and others, or file:x.safetensors with q and k.",
         ),
     ] = "normal"
     heads: Annotated[str, option(help="Number of query heads.", metavar="N")] = ""
     kv_heads: Annotated[str, option(help="Number of key heads.", metavar="N")] = ""
     head_dim: Annotated[str, option(help="Head dimension.", metavar="N")] = ""
-    score: Annotated[str, option(help="Score, as in `run`.", metavar="SCORE")] = ""
-    bias: Annotated[str, option(help="Bias, as in `run`.", metavar="BIAS")] = ""
-    set_: options.Set = None
+    score: Annotated[str, option(help="Score, as for `attnbench run`.", metavar="SCORE")] = ""
+    bias: Annotated[str, option(help="Bias, as for `attnbench run`.", metavar="BIAS")] = ""
+    set: options.Set = None
     head: Annotated[int, option(help="Head to show in a terminal.", metavar="N")] = 0
     seed: Annotated[int, option(help="Random seed for inputs.", metavar="N")] = 0
-    to: Annotated[str, option(help="Log to tensorboard or wandb, into the folder --out.", metavar="TOOL")] = ""
+    to: Annotated[str, option(help="Log to tensorboard or wandb, into the folder of --out.", metavar="TOOL")] = ""
 
     def axes(self, shape: MaskShape, mask: str) -> dict[str, str]:
         values = {"seq": shape.seq, "seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "heads": self.heads,
                   "kv_heads": self.kv_heads, "head_dim": self.head_dim, "score": self.score, "bias": self.bias,
                   "mask": mask}  # fmt: skip
-        return {name: value for name, value in values.items() if value} | options.axes_of_set(self.set_)
+        return {name: value for name, value in values.items() if value} | options.axes_of_set(self.set)
 
 
 @options.with_options()
@@ -64,12 +66,21 @@ def viz(
     ] = "none",
     *,
     shape: MaskShape,
-    out: Annotated[Path | None, option("--out", "-o", help="mask.svg, mask.png or mask.pdf.", metavar="FILE")] = None,
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            "-o",
+            help="Picture to write: .svg, .png or .pdf; by default drawn in the terminal.",
+            metavar="FILE",
+        ),
+    ] = None,
     chosen: WeightOptions,
 ) -> None:
-    """Draw a mask, with its pairs and empty blocks; with --weights draw the weights of the float64 reference.
+    """Draw a mask, or attention weights.
 
-    Masks need no torch. Nothing is timed.
+    Also counts the visible pairs and empty blocks of a mask. With --weights: weights of the float64 reference. Nothing
+    is timed.
     """
     from attnbench.errors import UnknownNameError, UsageError
 

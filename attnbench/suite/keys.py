@@ -61,7 +61,7 @@ def _longest(problem: Problem) -> int:
 # In this order the values of a table are combined: the first axis varies slowest.
 _AXES = (
     Axis(
-        name="seq", summary="Sequence lengths of self-attention: 512..16384, 1k,4k.", read=integers, option=True,
+        name="seq", summary="Sequence lengths of self-attention: 512,1k or 512..16384.", read=integers, option=True,
         replaces=("seq_q", "seq_kv", "lengths"), value=_longest,
         values=(
             "integers: the lengths of self-attention, both `seq_q` and `seq_kv`; beside one of these two it sets "
@@ -84,15 +84,16 @@ _AXES = (
         default="1",
     ),
     Axis(
-        name="tokens", summary="Tokens per batch: batch x sequence length is constant.", read=integers, option=True,
-        metavar="N", replaces=("batch",), value=lambda problem: problem.batch * _longest(problem),
+        name="tokens", summary="Tokens per batch; the batch size is this number divided by the length.",
+        read=integers, option=True, metavar="N", replaces=("batch",),
+        value=lambda problem: problem.batch * _longest(problem),
         values=(
             "integers, instead of `batch`: the batch is this number divided by the longer of `seq_q` and "
             "`seq_kv`, rounded down, and at least 1"
         ),
     ),
     Axis(
-        name="dtype", summary="Data types: fp32, tf32, fp16, bf16, fp8_e4m3.", read=member("Dtype", "dtype"),
+        name="dtype", summary="Data types: fp32, tf32, fp16, bf16 or fp8_e4m3.", read=member("Dtype", "dtype"),
         written=Words, option=True, usual="fp32", names=lambda: problem_enum("Dtype"),
         values="words: `fp32`, `tf32`, `fp16`, `bf16`, `fp8_e4m3`",
         default="`fp32` on a CPU, `bf16` on a GPU",
@@ -102,7 +103,8 @@ _AXES = (
         values="integers: query heads",
     ),
     Axis(
-        name="kv_heads", summary="Number of key and value heads (GQA).", read=integers, option=True, follows="heads",
+        name="kv_heads", summary="Number of key and value heads; fewer than query heads for GQA.",
+        read=integers, option=True, follows="heads",
         values="integers: key and value heads",
     ),
     Axis(
@@ -110,11 +112,12 @@ _AXES = (
         values="integers: head dimensions",
     ),
     Axis(
-        name="head_dim_v", summary="Head dimensions of values.", read=integers, option=True, follows="head_dim",
+        name="head_dim_v", summary="Head dimensions of values, if they differ.",
+        read=integers, option=True, follows="head_dim",
         values="integers: head dimensions of values",
     ),
     Axis(
-        name="mask", summary="Masks: none, causal, causal+window:512 ...; see `attnbench list masks`.",
+        name="mask", summary="Masks: none, causal, causal+window:512 and others; see `attnbench list masks`.",
         read=readers.grammar("masks"), written=Words, option=True, usual="none,causal",
         names=readers.examples("masks", "PRIMITIVES", "none"),
         values=(
@@ -126,7 +129,7 @@ _AXES = (
         default="`none` and `causal`",
     ),
     Axis(
-        name="score", summary="Scores: dot:softcap=30, cosine, additive, file.py:function ...",
+        name="score", summary="Scores: dot:softcap=30, cosine, additive, file.py:function and others.",
         read=readers.texts(readers.score), written=Words, option=True, usual="dot", names=readers.score_names,
         value=lambda problem: readers.spell_score(problem.score),
         values=(
@@ -146,7 +149,7 @@ _AXES = (
         )
     ),
     Axis(
-        name="bias", summary="Biases: none, alibi, t5, xl, shaw:16 ...; see `attnbench list biases`.",
+        name="bias", summary="Biases: none, alibi, t5, xl, shaw:16 and others; see `attnbench list biases`.",
         read=readers.grammar("biases"), written=Words, option=True,
         names=readers.examples("biases", "BIASES", "none"), value=attrgetter("score.bias"),
         values=(
@@ -222,7 +225,7 @@ _AXES = (
         default="no ragged batch",
     ),
     Axis(
-        name="mode", summary="Passes: fwd, bwd, fwd_bwd.", read=member("Mode", "mode"), written=Words, option=True,
+        name="mode", summary="Passes: fwd, bwd or fwd_bwd.", read=member("Mode", "mode"), written=Words, option=True,
         names=lambda: problem_enum("Mode"), value=lambda _: None,
         values="words: `fwd`, `bwd`, `fwd_bwd`",
         default="`fwd`",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnbench
-from attnbench import backends
+from attnbench import backends, cli
 from attnbench.attention import scores, user_files
 from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import Backend, Layout, plugin
@@ -257,3 +257,65 @@ def test_a_type_error_of_a_kernel_that_fits_is_its_own(tmp_path):
     problem = Problem(seq_q=16)
     with pytest.raises(TypeError, match="object of type 'int' has no len"):
         backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(*oracle.drawn(problem)[0])
+
+
+PAGED = """
+import attnbench
+
+@attnbench.backend(features={"paged", "causal", "cross"}, modes={"fwd"})
+def attend(q, k, v, problem, page_table=None):
+    if page_table is not None:
+        k, v = (t[page_table].flatten(1, 2)[:, : problem.seq_kv].transpose(1, 2) for t in (k, v))
+    return (q @ k.transpose(-2, -1) * problem.scale).softmax(-1) @ v
+"""
+
+
+@pytest.mark.parametrize("page_size", [0, 16])
+def test_a_kernel_that_declares_pages_receives_them_with_their_table(tmp_path, page_size):
+    (tmp_path / "paged.py").write_text(PAGED)
+    name = f"{tmp_path}/paged.py:attend"
+    problem = Problem(seq_q=1, seq_kv=40, batch=2, heads=2, page_size=page_size)
+    (q, k, v), _ = oracle.drawn(problem)
+    prepared = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu")
+    if prepared.stored:
+        k, v = prepared.stored(k), prepared.stored(v)
+        assert k.shape == (6, 16, 2, 64)
+    out = prepared.call(q, k, v)
+    q, k, v = oracle.drawn(problem)[0]
+    torch.testing.assert_close(out.double(), oracle.attend(problem, q, k, v)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mask": "causal"}, {"mask": "window:3:5"}, {"mask": "causal+window:3"}, {"kv_heads": 2}, {"head_dim_v": 16}],
+    ids=str,
+)
+def test_the_template_of_new_backend_is_right(tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    assert cli.invoke(["new-backend", "fresh"]) == 0
+    name = f"{tmp_path}/fresh.py:attend"
+    problem = Problem(**{"seq_q": 12, "seq_kv": 20, "heads": 4, **changes})
+    case = Case(problem=problem, backend=name)
+    backend = backends.load(name)
+    assert backend.objections(case, "cpu") == []
+    qkv, _ = oracle.drawn(problem)
+    out = backend.prepare(case, "cpu").call(*qkv)
+    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "causal", "window"),
+    [
+        ("none", False, None),
+        ("causal", True, None),
+        ("window:3:5", False, (3, 5)),
+        ("causal+window:3", True, (3, 0)),
+        ("window:4:0", True, (4, 0)),
+    ],
+)
+def test_the_problem_gives_its_mask_without_parsing(mask, causal, window):
+    problem = Problem(seq_q=6, seq_kv=9, mask=mask)
+    assert (problem.causal, problem.window) == (causal, window)
+    left, right = window or (9, 0 if causal else 9)
+    expected = [[i + 3 - left <= j <= i + 3 + right for j in range(9)] for i in range(6)]
+    assert problem.visible().tolist() == [expected]

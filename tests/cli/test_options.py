@@ -123,7 +123,7 @@ def test_completion_offers_what_the_registries_hold() -> None:
     assert completed("dtype", "") == list(Dtype)
     assert set(DISTRIBUTIONS) <= set(completed("inputs", ""))
     assert set(GROUPS) <= set(completed("metrics", ""))
-    assert completed("set_", "softc") == ["softcap="]
+    assert completed("set", "softc") == ["softcap="]
     assert completed("skip", "back") == ["backend="]
     for axis in AXES.values():
         names = [name for name in axis.names() if not name.endswith((":", "function"))] if axis.names else []

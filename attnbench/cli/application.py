@@ -1,0 +1,123 @@
+"""Typer applications whose help is grouped: in drawn panels on a terminal, in plain sections elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+if TYPE_CHECKING:
+    from typer._click import Command as ClickCommand
+    from typer._click import Context, Parameter
+
+F = TypeVar("F", bound=Callable[..., object])
+
+# The panel of an option, by its name, in every command. Options without an entry stand in the panel "Options".
+PANELS = {
+    name: panel
+    for panel, names in {
+        "Problem": "suite seq seq_q seq_kv batch tokens dtype heads kv_heads head_dim head_dim_v mask score bias "
+        "mode set",
+        "Arms": "backend device reference",
+        "Measuring": "budget rounds restarts timeout mem_limit timing cache rel_ci seed inputs profile",
+        "Choosing": "only skip shrink shard dry_run fail_fast strict",
+        "Output": "out resume retry_failed force tag metrics format json no_save report progress",
+    }.items()
+    for name in names.split()
+}
+
+
+class Command(TyperCommand):
+    """A command with grouped help."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        """The parameters; the environment variables of all options are on one page, not beside each option."""
+        return _grouped(super().get_params(ctx))
+
+    def get_help(self, ctx: Context) -> str:
+        """The help page; on a terminal Typer draws it."""
+        return super().get_help(ctx) if _drawn() else _plain(self, ctx)
+
+
+class Group(TyperGroup):
+    """A group of commands with grouped help; without arguments it shows its help."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        """As for a command."""
+        return _grouped(super().get_params(ctx))
+
+    def get_help(self, ctx: Context) -> str:
+        """The help page; on a terminal Typer draws it."""
+        return super().get_help(ctx) if _drawn() else _plain(self, ctx, self.visible(ctx))
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse; no arguments are `--help`."""
+        return super().parse_args(ctx, args if args or ctx.resilient_parsing else ["--help"])
+
+    def visible(self, ctx: Context) -> Iterator[tuple[str, ClickCommand]]:
+        """Every command that help shows, with its panel."""
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command and not command.hidden:
+                yield getattr(command, "rich_help_panel", None) or "Commands", command
+
+
+class Application(typer.Typer):
+    """A Typer whose commands and groups have grouped help."""
+
+    def __init__(self, help: str, context_settings: dict[str, object] | None = None) -> None:  # noqa: A002
+        super().__init__(
+            help=help, cls=Group, rich_markup_mode="rich", context_settings=context_settings,
+            pretty_exceptions_enable=False,  # a bug shows its plain traceback, without local variables
+        )  # fmt: skip
+
+    def add(self, function: F, name: str | None = None, panel: str | None = None) -> F:
+        """Add a command; its name is that of the function by default."""
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        self.command(name, cls=Command, help=text, rich_help_panel=panel)(function)
+        return function
+
+
+def _grouped(parameters: list[Parameter]) -> list[Parameter]:
+    last = "Options"
+    for parameter in parameters:
+        if isinstance(parameter, TyperOption):
+            parameter.show_envvar = False
+            parameter.allow_from_autoenv = not parameter.is_eager  # `--version` and its like are no settings
+            # `--help` is the last option, and stands with those before it.
+            panel = last if parameter.name == "help" else PANELS.get(parameter.name or "", "Options")
+            parameter.rich_help_panel = last = panel
+            if parameter.is_flag:
+                parameter.metavar = ""  # otherwise `<bool>` stands beside a flag
+        else:
+            vars(parameter)["display_type"] = lambda ctx: ""  # otherwise `<list[str]>`
+    return parameters
+
+
+def _drawn() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _plain(command: ClickCommand, ctx: Context, commands: Iterator[tuple[str, ClickCommand]] | tuple[()] = ()) -> str:
+    """Help without boxes: a section for each panel."""
+    formatter = ctx.make_formatter()
+    command.format_usage(ctx, formatter)
+    command.format_help_text(ctx, formatter)
+    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for parameter in command.get_params(ctx):
+        if record := parameter.get_help_record(ctx):
+            panel = parameter.rich_help_panel if isinstance(parameter, TyperOption) else "Arguments"
+            sections.setdefault(panel or "Options", []).append(record)
+    for panel, member in commands:
+        sections.setdefault(panel, []).append((member.name or "", (member.help or "").partition("\n\n")[0]))
+    for title, rows in sections.items():
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+    return formatter.getvalue().rstrip("\n")
