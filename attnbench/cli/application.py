@@ -32,7 +32,7 @@ PANELS = {
 }
 
 
-class Command(TyperCommand):
+class DocumentedCommand(TyperCommand):
     """A command with grouped help."""
 
     def get_params(self, ctx: Context) -> list[Parameter]:
@@ -44,7 +44,7 @@ class Command(TyperCommand):
         return super().get_help(ctx) if _drawn() else _plain(self, ctx)
 
 
-class Group(TyperGroup):
+class DocumentedGroup(TyperGroup):
     """A group of commands with grouped help; without arguments it shows its help."""
 
     def get_params(self, ctx: Context) -> list[Parameter]:
@@ -72,7 +72,7 @@ class Application(typer.Typer):
 
     def __init__(self, help: str, context_settings: dict[str, object] | None = None) -> None:  # noqa: A002
         super().__init__(
-            help=help, cls=Group, rich_markup_mode="rich", context_settings=context_settings,
+            help=help, cls=DocumentedGroup, rich_markup_mode="rich", context_settings=context_settings,
             pretty_exceptions_enable=False,  # a bug shows its plain traceback, without local variables
         )  # fmt: skip
 
@@ -80,7 +80,7 @@ class Application(typer.Typer):
         """Add a command; its name is that of the function by default."""
         paragraphs = (inspect.getdoc(function) or "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        self.command(name, cls=Command, help=text, rich_help_panel=panel)(function)
+        self.command(name, cls=DocumentedCommand, help=text, rich_help_panel=panel)(function)
         return function
 
 
