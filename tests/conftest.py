@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import settings
 
+from attnbench.records import facts
+
 # A shared machine makes single examples slow for no reason of ours; in CI a failure must come back on the next try.
 settings.register_profile("attnbench", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -32,6 +34,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(facts, "STRICT", True)
 
 
 # The longest units of work, longest first: they are handed out in the order of the collection, so that the processes of

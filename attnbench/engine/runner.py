@@ -314,7 +314,7 @@ class Runner:
         """Profile into the directory, or with several cases into a subdirectory for each."""
         folder = Path(self.settings.profile)
         if self.plan.cases > 1:
-            folder /= re.sub(r"[^\w.-]", "_", f"{session.case.id}-{session.arm.name}")
+            folder /= re.sub(r"[^\w.-]", "_", f"{session.case.id}-{session.arm.id}")
         session.profile(str(folder), self.settings.bare)
 
     def _retire(self, session: ArmSession, failure: WorkerFailedError) -> None:

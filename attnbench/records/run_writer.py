@@ -14,7 +14,8 @@ import msgspec
 
 from attnbench.errors import LockedError, NotComparableError, StoreError
 from attnbench.records import results_file
-from attnbench.records.result import Environment, Result, procedure_differences
+from attnbench.records.facts import within_ranges
+from attnbench.records.result import Environment, Result, Sample, procedure_differences
 from attnbench.records.run_directory import MANIFEST, RESULTS, Manifest, Run, read, read_manifest
 
 LOCK, DRAFT = ".lock", "run.tmp"
@@ -122,12 +123,28 @@ def anonymous(text: str) -> str:
 
 
 def _anonymous_result(result: Result, mark: str) -> Result:
-    """The result without the user's paths in its texts. `mark`: the machine of a forced continuation, else empty."""
-    facts = dict(result.facts)
+    """The result without the user's paths in its texts, and without facts outside their range.
+
+    `mark`: the machine of a forced continuation, else empty.
+    """
+    facts, dropped = within_ranges(result.facts)
+    samples = {name: _checked(sample, dropped) for name, sample in result.samples.items()}
+    if dropped:
+        facts["absent"] = {**facts.get("absent", {}), **dropped}
     facts |= {name: anonymous(text) for name in ("trace", "log") if isinstance(text := facts.get(name), str)}
     if mark:
         facts["fingerprint"] = mark
-    return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts)
+    return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts, samples=samples)
+
+
+def _checked(sample: Sample, dropped: dict[str, str]) -> Sample:
+    """The sample without facts of its blocks that are outside their range; why goes to `dropped`."""
+    blocks = []
+    for block in sample.blocks:
+        facts, reasons = within_ranges(block.facts)
+        dropped |= reasons
+        blocks.append(msgspec.structs.replace(block, facts=facts) if reasons else block)
+    return msgspec.structs.replace(sample, blocks=tuple(blocks))
 
 
 def _continued(before: Manifest, now: Manifest) -> Manifest:

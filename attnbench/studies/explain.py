@@ -12,6 +12,7 @@ from attnbench.machine import resources
 from attnbench.records import run_directory
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case, problem_label
+from attnbench.records.facts import within_ranges
 from attnbench.records.result import Procedure
 from attnbench.worker import protocol
 
@@ -62,5 +63,6 @@ def attempt(arm: Arm, case: Case, procedure: Procedure) -> str:
         return f"{failure.status.value}: {failure.reason}"
     finally:
         worker.terminate()
-    shown = ", ".join(f"{name} {reply.facts[name]}" for name in FACTS if name in reply.facts)
+    facts, dropped = within_ranges(reply.facts)
+    shown = ", ".join([*(f"{name} {facts[name]}" for name in FACTS if name in facts), *dropped.values()])
     return "runs" + (f": {shown}" if shown else "")

@@ -180,7 +180,7 @@ def prepare(
     facts = dict(prepared.prepared.facts)
     if allocated is not None:
         prepared.outputs = None  # what stays allocated is no result: workspaces that libraries keep
-        facts["memory_first_kept"] = (instrument.allocated() or 0) - allocated
+        facts["memory_first_kept"] = max((instrument.allocated() or 0) - allocated, 0)
     with state.backend_code():
         late_facts = prepared.prepared.late_facts() if prepared.prepared.late_facts else {}
     seconds = {"prepare": prepare_s, "first_call": prepared.call_s, **prepared.prepared.seconds}

@@ -8,6 +8,7 @@ import torch
 from attnbench import backends
 from attnbench.attention.problem import Mode, Problem
 from attnbench.attention.scores import Score
+from attnbench.backends import flex
 from attnbench.records.case import Case
 from tests import oracle
 
@@ -35,3 +36,18 @@ def test_flex_refuses_a_backward_pass_on_a_cpu():
     case = Case(problem=Problem(seq_q=8), backend="flex", mode=Mode.BWD)
     assert backends.load("flex").objections(case, "cpu") == ["no bwd (forward only)"]
     assert backends.load("flex").objections(case, "cuda", (9, 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "mask", "percent"),
+    [((1, 128), "causal", 0.0), ((32, 32), "causal", 0.0), ((256, 256), "causal", 25.0), ((500, 500), "none", 0.0)],
+)
+def test_the_share_of_blocks_that_are_not_computed_counts_whole_blocks(
+    lengths: tuple[int, int], mask: str, percent: float
+) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def predicate(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return query + lengths[1] - lengths[0] >= key if mask == "causal" else key >= 0
+
+    assert flex._sparsity(create_block_mask(predicate, None, None, *lengths, device="cpu")) == percent

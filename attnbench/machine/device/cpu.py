@@ -121,6 +121,7 @@ class CpuInstrument:
         for _, change in allocations(profiler):
             allocated += change
             highest = max(highest, allocated)
+        allocated = max(allocated, 0)  # the call may free what was allocated before it
         returned = min(returned_bytes(outputs), allocated)  # a returned tensor may be older than the call
         facts = {"outputs": returned, "saved": allocated - returned, "workspace": highest - allocated}
         return CallMemory(peak=highest - returned, total=highest, facts=facts)

@@ -157,7 +157,7 @@ class CudaInstrument:
             "reserved": int(after["reserved_bytes.all.peak"]),
         }
         if self._outside_before is not None and (outside := self.outside_bytes()) is not None:
-            facts["outside"] = outside - self._outside_before
+            facts["outside"] = max(outside - self._outside_before, 0)  # another process may have freed memory
         return CallMemory(peak=total - returned, total=total, facts=facts)
 
     def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
