@@ -213,7 +213,7 @@ def test_token_ids_are_not_vectors() -> None:
         file = Path(folder) / "ids.safetensors"
         held = {name: torch.randint(100, (1, 3, size, 4)) for name, size in zip("qk", (5, 7), strict=True)}
         safetensors.save_file({**held, "v": torch.randn(1, 3, 7, 6)}, file)
-        with pytest.raises(ProblemError, match=r"q is int64 \[1, 3, 5, 4\]; this case needs floats"):
+        with pytest.raises(ProblemError, match=r"q is int64 \[1, 3, 5, 4\]; use float64"):
             inputs.make(ODD, 0, f"file:{file}")
 
 

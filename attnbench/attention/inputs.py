@@ -5,13 +5,15 @@ Every arm makes its inputs from the same seed, and their digests prove that they
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from attnbench.attention import input_file
 from attnbench.attention.problem import Dtype, KvDtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
@@ -23,6 +25,8 @@ PEAKED_DEVIATION = 8.0  # standard deviation of the logits: a few keys have almo
 OUTLIER = 100.0  # factor on one channel
 LARGE = 1e4  # standard deviation of q.k
 MAX_FP8 = 448.0  # largest number of float8_e4m3fn
+LARGEST_FP32 = 3.4028234663852886e38
+LARGEST = {Dtype.FP16: 65504.0, Dtype.FP8_E4M3: MAX_FP8}  # other dtypes have the range of fp32
 SINK = 12.0  # logit of the first key above the others
 
 FILE = "file:"
@@ -55,13 +59,7 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
     import torch
 
     check(distribution)
-    p = problem
-    shapes = {
-        "q": (p.batch, p.heads, p.seq_q, p.head_dim),
-        "k": (p.batch, p.kv_heads, p.seq_kv, p.head_dim),
-        "v": (p.batch, p.kv_heads, p.seq_kv, p.head_dim_v),
-        "dout": (p.batch, p.heads, p.seq_q, p.head_dim_v),
-    }
+    p, shapes = problem, _shapes(problem)
     generator = torch.Generator("cpu").manual_seed(seed)
     # Drawn in float32 and cast, so that all dtypes round the same numbers.
     drawn = {
@@ -69,7 +67,7 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
         for name, shape in shapes.items()
     }
     if distribution.startswith(FILE):
-        drawn |= _read(Path(distribution.removeprefix(FILE)), shapes)
+        drawn |= _read(distribution, problem)
     else:
         _shape(drawn, problem, distribution, generator)
     for tensor in drawn.values():
@@ -101,14 +99,54 @@ def quantized(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
 
 
 def check(distribution: str, where: str = "") -> None:
-    """Raise UnknownNameError for an unknown distribution, ProblemError for a missing file."""
+    """Raise UnknownNameError for an unknown distribution, ProblemError for a file that is missing or no inputs."""
     if distribution.startswith(FILE):
-        if not Path(distribution.removeprefix(FILE)).is_file():
+        if not _path(distribution).is_file():
             hint = "use a safetensors file with the tensors q, k, v and dout"
             raise ProblemError(f"{where or 'inputs'}: {distribution}: no such file; {hint}")
+        with _named(where or "inputs"):
+            input_file.summary(_path(distribution))
     elif distribution not in DISTRIBUTIONS:
         names = (*DISTRIBUTIONS, f"{FILE}x.safetensors")
         raise UnknownNameError("input distribution", distribution, names, where=where)
+
+
+def check_fits(distribution: str, problems: Sequence[Problem], where: str) -> None:
+    """Raise ProblemError where a file fits none of the problems."""
+    reasons = [objection(distribution, problem) for problem in problems] if distribution.startswith(FILE) else []
+    if reasons and all(reasons):
+        raise ProblemError(f"{where} {distribution}: fits no case: {reasons[0]}")
+
+
+def objection(distribution: str, problem: Problem) -> str:
+    """Why a file of inputs does not fit the problem, in shape or in the range of its dtype; else empty."""
+    if not distribution.startswith(FILE):
+        return ""
+    narrow = dict.fromkeys("qkv", problem.dtype) | {"dout": problem.dtype.out}
+    largest = {name: LARGEST.get(dtype, LARGEST_FP32) for name, dtype in narrow.items()}
+    return input_file.objection(_path(distribution), _shapes(problem), largest)
+
+
+def _shapes(p: Problem) -> dict[str, tuple[int, ...]]:
+    return {
+        "q": (p.batch, p.heads, p.seq_q, p.head_dim),
+        "k": (p.batch, p.kv_heads, p.seq_kv, p.head_dim),
+        "v": (p.batch, p.kv_heads, p.seq_kv, p.head_dim_v),
+        "dout": (p.batch, p.heads, p.seq_q, p.head_dim_v),
+    }
+
+
+def _path(distribution: str) -> Path:
+    return Path(distribution.removeprefix(FILE))
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the option or key before an error about its file."""
+    try:
+        yield
+    except ProblemError as error:
+        raise ProblemError(f"{where} {FILE}{error}") from error
 
 
 def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, generator: torch.Generator) -> None:
@@ -141,27 +179,15 @@ def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, genera
             tensor.zero_()
 
 
-def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _read(distribution: str, problem: Problem) -> dict[str, Tensor]:
     """The tensors of a safetensors file as float32."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    import torch
 
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ProblemError(f"inputs {FILE}{path}: cannot be read: {error}") from error
-    selected = {}
-    for name, shape in shapes.items():
-        if name not in tensors:
-            if name == "dout":
-                continue
-            names = ", ".join(sorted(tensors)) or "none"
-            raise ProblemError(f"inputs {FILE}{path}: no tensor {name!r}; it holds {names}")
-        if tuple(tensors[name].shape) != shape or not tensors[name].is_floating_point():
-            actual = f"{str(tensors[name].dtype).removeprefix('torch.')} {list(tensors[name].shape)}"
-            raise ProblemError(f"inputs {FILE}{path}: {name} is {actual}; this case needs floats {list(shape)}")
-        selected[name] = tensors[name].float()
-    return selected
+    with _named("inputs"):
+        if reason := objection(distribution, problem):
+            raise ProblemError(f"{_path(distribution)}: {reason}")
+        arrays = input_file.read(_path(distribution))
+    return {name: torch.from_numpy(array.astype("float32")) for name, array in arrays.items()}
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -39,7 +39,7 @@ class WeightOptions(OptionGroup, frozen=True, kw_only=True):
         option(
             metavar="NAME",
             names=options.INPUTS.names,
-            help="Distribution of inputs: normal, peaked, sink and others, or file:x.safetensors with q and k.",
+            help="Distribution of inputs: normal, peaked, sink and others, or file:x.safetensors with q, k and v.",
         ),
     ] = "normal"
     heads: Annotated[str, option(help="Number of query heads.", metavar="N")] = ""

@@ -85,6 +85,7 @@ def prepare(request: Request, *, interpreted: bool = False, default_suite: str =
     kinds = list(dict.fromkeys(device.kind for device in devices))
     settings = _settings(request, suites, kinds)
     cells, impossible = _cells(request, suites, devices, interpreted)
+    inputs.check_fits(request.inputs, [cell.problem for cell, _ in cells], "--inputs")
     planned = plan.make(cells, plan_limits(settings), impossible)
     if not planned.cases:
         filters = [name for name in ("only", "skip", "shard") if getattr(request, name)]

@@ -11,6 +11,7 @@ from random import Random
 import msgspec
 
 from attnbench import suite
+from attnbench.attention import inputs
 from attnbench.attention.problem import Mode, Problem
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Observer, Runner
@@ -55,8 +56,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         if options is None:
             return ""
         arm = f"-b {shlex.quote(result.arm.backend)} --device {shlex.quote(result.arm.device)}"
-        inputs = result.procedure.inputs
-        more = "" if inputs == "normal" else f" --inputs {shlex.quote(inputs)}"
+        of_case = result.procedure.inputs
+        more = "" if of_case == "normal" else f" --inputs {shlex.quote(of_case)}"
         return f"attnbench verify {options} {arm} --seed {self.seed}{more}"
 
 
@@ -81,6 +82,8 @@ def run(
     distributions: Sequence[str] = ("normal",),
 ) -> Verification:
     """Verify a sweep with inputs of every distribution. `watch` is called with each runner before it runs."""
+    for distribution in distributions:
+        inputs.check_fits(distribution, [cell.problem for cell, _ in planned.cells], "--inputs")
     results = list(planned.plan.refusals)
     for refusal in results:
         observer.result(refusal, 0.0)

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from attnbench.attention import input_file
 from attnbench.attention.problem import Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError
@@ -96,21 +97,14 @@ def look(problem: Problem, inputs: str = "normal", seed: int = 0) -> Seen:
 
 
 def shape_of(path: Path) -> dict[str, int]:
-    """The shape of the q and k in a safetensors file. Raises ProblemError for a file that does not fit."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            shapes = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ProblemError(f"--inputs file:{path}: cannot be read: {error}") from error
-    for name in "qk":
-        if len(shapes.get(name, ())) != 4:
-            problem = f"{name} is {shapes[name]}" if name in shapes else f"no tensor {name!r}"
-            raise ProblemError(f"--inputs file:{path}: {problem}; needs [batch, heads, seq, head_dim]")
+    """The shapes of q, k and v in a safetensors file. Raises ProblemError for a file that does not fit."""
+    shapes = {name: tensor.shape for name, tensor in input_file.summary(path).items()}
+    for name, shape in shapes.items():
+        if len(shape) != 4:
+            raise ProblemError(f"{path}: {name} is {list(shape)}; needs [batch, heads, seq, head_dim]")
     (_, heads, seq_q, head_dim), (_, kv_heads, seq_kv, _) = shapes["q"], shapes["k"]
     return {"batch": shapes["q"][0], "heads": heads, "kv_heads": kv_heads, "seq_q": seq_q, "seq_kv": seq_kv,
-            "head_dim": head_dim, "head_dim_v": shapes.get("v", [0, 0, 0, head_dim])[3]}  # fmt: skip
+            "head_dim": head_dim, "head_dim_v": shapes["v"][3]}  # fmt: skip
 
 
 class Collapse(NamedTuple):

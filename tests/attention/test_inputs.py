@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from attnbench.attention import inputs
+from attnbench import cli
+from attnbench.attention import input_file, inputs
 from attnbench.attention.problem import Dtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
@@ -105,3 +107,56 @@ def test_unknown_distributions_and_bad_files_are_refused(tmp_path: Path) -> None
     (tmp_path / "bad.safetensors").write_bytes(b"no header")
     with pytest.raises(ProblemError, match="cannot be read"):
         inputs.make(PROBLEM, 0, f"file:{tmp_path}/bad.safetensors")
+
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_float_of_torch_is_read_as_torch_reads_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    from safetensors.torch import save_file
+
+    width = torch.empty(0, dtype=dtype).element_size()
+    every_byte = torch.arange(256, dtype=torch.uint8).repeat(6).reshape(2, 2, -1, 8 * width).view(dtype)
+    tensor = torch.where(every_byte.double().isfinite(), every_byte.double(), 0.0).to(dtype)
+    save_file({name: tensor.clone() for name in "qkv"}, tmp_path / "x.safetensors")
+    read = input_file.read(tmp_path / "x.safetensors")["q"]
+    assert torch.equal(torch.from_numpy(read.astype("float64")), tensor.double())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [*((each, math.nan) for each in FLOATS), *((each, -math.inf) for each in FLOATS[:-1])]
+)
+def test_a_value_that_is_not_finite_is_named_with_its_index(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: torch.zeros(*shape).to(dtype) for name, shape in SHAPES.items()}
+    tensors["v"][1, 0, 5, 7] = torch.tensor(value).to(dtype)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(
+        ProblemError, match=r"--inputs file:.*x.safetensors: v\[1, 0, 5, 7\] is (nan|-inf): inputs must"
+    ):
+        inputs.check(f"file:{tmp_path}/x.safetensors", "--inputs")
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [("fp32", True), ("bf16", True), ("fp16", False), ("fp8_e4m3", False)])
+def test_values_beyond_the_range_of_the_dtype_do_not_fit(tmp_path: Path, dtype: str, fits: bool) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: torch.full(shape, 1e5) for name, shape in SHAPES.items()}, tmp_path / "x.safetensors")
+    problem = msgspec.structs.replace(PROBLEM, dtype=Dtype(dtype))
+    name = f"file:{tmp_path}/x.safetensors"
+    assert (inputs.objection(name, problem) == "") == fits
+    if not fits:
+        with pytest.raises(ProblemError, match=r"q holds 1e\+05; the dtype of this case ends at"):
+            inputs.make(problem, 0, name)
+
+
+def test_a_file_that_fits_no_case_is_refused_before_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "x.safetensors", **SHAPES)
+    option = ["--inputs", f"file:{tmp_path}/x.safetensors"]
+    for command in ("run", "verify"):
+        assert cli.invoke([command, "--seq", "64", "-b", "naive", *option]) == 2
+        error = capsys.readouterr().err
+        assert "--inputs file:" in error
+        assert "fits no case: q is float16 [2, 4, 96, 32]; this case needs floats [1, 8, 64, 64]" in error

@@ -96,7 +96,7 @@ def test_the_users_own_queries_and_keys(tmp_path: Path, capsys: pytest.CaptureFi
     safetensors.save_file({"q": held["q"]}, file)
     with pytest.raises(ProblemError, match="no tensor 'k'"):
         study.shape_of(file)
-    safetensors.save_file({"q": held["q"], "k": torch.zeros(7, 8)}, file)
+    safetensors.save_file({**held, "k": torch.zeros(7, 8)}, file)
     with pytest.raises(ProblemError, match=r"k is \[7, 8\]"):
         study.shape_of(file)
 
