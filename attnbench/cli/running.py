@@ -37,7 +37,8 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
     if how.resume:
         directory = run_directory.resolve(how.resume, run_directory.results_root())
         request = _stored_request(directory, request)
-    ready = sweep.prepare(request)
+    with progress.steps("planning") as step:
+        ready = sweep.prepare(request, step=step)
     if how.dry_run:
         output.show_plan(ready, how.output_format, origins)
         return Exit.OK

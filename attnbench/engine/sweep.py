@@ -1,7 +1,7 @@
 """One sweep from request to stored run: what `attnbench run` does, callable from Python."""
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from attnbench.units import parse_bytes, parse_seconds, parse_share, words
 DEFAULT_SUITE = "quick"
 DEFAULT_BUDGET = "5m"
 ALL_TIMINGS = "all"  # the default mode in the rounds, then every other mode once
+COUNTED = 5000  # problems of a plan between two reports of its state
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
 
 
@@ -75,10 +76,17 @@ class FinishedSweep(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending
 
 
-def prepare(request: Request, *, interpreted: bool = False, default_suite: str = DEFAULT_SUITE) -> Sweep:
+def prepare(
+    request: Request,
+    *,
+    interpreted: bool = False,
+    default_suite: str = DEFAULT_SUITE,
+    step: Callable[[str], None] = lambda _: None,
+) -> Sweep:
     """Read suites and options, inspect the machine, and plan. Loads no torch. Raises UsageError and its subclasses.
 
-    `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter.
+    `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter. `step` is called with the
+    state of a long plan.
     """
     devices = devices_of(request.device)
     suites = suites_of(request, default_suite)
@@ -86,7 +94,7 @@ def prepare(request: Request, *, interpreted: bool = False, default_suite: str =
     settings = _settings(request, suites, kinds)
     cells, impossible = _cells(request, suites, devices, interpreted)
     inputs.check_fits(request.inputs, [cell.problem for cell, _ in cells], "--inputs")
-    planned = plan.make(cells, plan_limits(settings), impossible)
+    planned = plan.make(_counted(cells, step), plan_limits(settings), impossible)
     if not planned.cases:
         filters = [name for name in ("only", "skip", "shard") if getattr(request, name)]
         if filters:
@@ -99,6 +107,13 @@ def prepare(request: Request, *, interpreted: bool = False, default_suite: str =
     return Sweep(
         request=request, name=name, devices=tuple(devices), cells=tuple(cells), plan=planned, settings=settings
     )
+
+
+def _counted(cells: Sequence[tuple[Cell, list[Arm]]], step: Callable[[str], None]) -> Iterator[tuple[Cell, list[Arm]]]:
+    for number, cell in enumerate(cells):
+        if number % COUNTED == 0:
+            step(f"planning: {number:,} of {len(cells):,} problems")
+        yield cell
 
 
 def replan(sweep: Sweep, cells: Iterable[tuple[Cell, Sequence[Arm]]]) -> Sweep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attnbench.attention.problem import Mode, Problem
-from attnbench.engine import plan
+from attnbench.engine import plan, sweep
 from attnbench.records.arm import Device
 from attnbench.records.result import Cause, Procedure, Status
 from attnbench.suite import Cell
@@ -79,3 +79,9 @@ def test_every_cell_is_planned_or_refused():
     problems = [Problem(seq_q=seq, mask=mask) for seq in (64, 128) for mask in ("none", "causal")]
     result = planned(*problems, names=("naive", "flex", "triton"))
     assert result.cases == 4 * 3
+
+
+def test_a_long_plan_tells_how_far_it_is():
+    told = []
+    sweep.prepare(sweep.Request(axes={"seq": "1..6000:+1"}, backend="naive", device="cpu:threads=1"), step=told.append)
+    assert told == ["planning: 0 of 6,000 problems", "planning: 5,000 of 6,000 problems"]
