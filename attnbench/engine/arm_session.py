@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from attnbench.engine import plan
+from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles
-from attnbench.engine.plan import Group, Refusal
+from attnbench.engine.plan import Refusal
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Procedure, Result, Sample, Status, TimedBlock, Timing, sample

@@ -3,20 +3,15 @@
 While a run goes on, every finished group corrects the predictions of those that follow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from attnbench import backends
 from attnbench.attention import cost
 from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.engine.group import Group
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.speeds import Speeds
-
-if TYPE_CHECKING:
-    from attnbench.engine.plan import Group
 
 # Calls of one arm in the shortest measurement: the first, two sets of inputs, negated inputs, settling, and rounds.
 MIN_CALLS = 5 + 3

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attnbench.attention.problem import Mode, Problem
+from attnbench.engine import expected_cache
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.machine import resources
 from attnbench.records.result import Procedure
@@ -54,24 +55,38 @@ class Oracle:
         mode = mode if mode is Mode.FWD else Mode.FWD_BWD
         key = problem, mode, inputs
         if key not in self._files:
-            worker = self.start()
+            entry = expected_cache.entry(problem, mode, seed, inputs, budget_s)
+            share = expected_cache.stored(entry) if entry else None
+            if entry and share is not None:
+                return ExpectedFiles(entry, share)
             self._make_room()
-            self._count += 1
-            directory = self._directory / f"{self._count:06d}-{inputs}"
+            draft = expected_cache.draft(inputs) if entry else None
+            directory = draft or self._new_directory(inputs)
             request = ComputeExpected(
                 problem=problem, mode=mode, seed=seed, inputs=inputs, directory=str(directory), budget_s=budget_s
             )
-            try:
-                worker.open(self._timeout_s, deadline)
-                reply = worker.ask(request, max(self._timeout_s, 60 * budget_s), deadline)
-            except WorkerFailedError:
-                self._worker = None
-                raise
-            self._files[key] = ExpectedFiles(directory, reply.share)
+            share = self._compute(request, deadline)
+            if entry and draft:
+                return ExpectedFiles(expected_cache.keep(draft, entry), share)
+            self._files[key] = ExpectedFiles(directory, share)
         return self._files[key]
 
+    def _new_directory(self, inputs: str) -> Path:
+        self._count += 1
+        return self._directory / f"{self._count:06d}-{inputs}"
+
+    def _compute(self, request: ComputeExpected, deadline: float) -> float:
+        """Have the oracle compute; return the share of rows. A worker that fails is replaced at the next request."""
+        worker = self.start()
+        try:
+            worker.open(self._timeout_s, deadline)
+            return worker.ask(request, max(self._timeout_s, 60 * request.budget_s), deadline).share
+        except WorkerFailedError:
+            self._worker = None
+            raise
+
     def _make_room(self) -> None:
-        """Delete the oldest expected values beyond MAX_STORED_BYTES; they are computed again where needed."""
+        """Delete the oldest values of this run beyond MAX_STORED_BYTES; they are computed again where needed."""
         sizes = [sum(file.stat().st_size for file in files.directory.iterdir()) for files in self._files.values()]
         for index, key in enumerate(list(self._files)):
             if sum(sizes[index:]) <= MAX_STORED_BYTES:

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.attention import cost
-from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import Backend
 from attnbench.engine.forecast import Forecast, start_s
+from attnbench.engine.group import Group
 from attnbench.machine import resources
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
@@ -43,25 +43,6 @@ DEFAULT_REFERENCE = "naive"
 # Memory of a worker after its imports, and scratch of the oracle; a prediction adds both to the tensors.
 WORKER_BYTES = 400 * 1024**2
 ORACLE_BYTES = 600 * 1024**2
-
-
-class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """One problem in one mode, and the arms that measure it in common rounds."""
-
-    id: str
-    problem: Problem
-    mode: Mode
-    arms: tuple[Arm, ...]
-    borrowed: tuple[Arm, ...] = ()  # reference arms for the speed-up, whose own Result is in another group
-    late: bool = False  # in the second pass, for backends that compile
-    seconds: float = 0.0  # predicted
-
-    @property
-    def alone(self) -> bool:
-        return len(self.arms) + len(self.borrowed) == 1
-
-    def case(self, arm: Arm) -> Case:
-        return Case(problem=self.problem, backend=arm.backend, mode=self.mode)
 
 
 class Refusal(NamedTuple):

@@ -17,10 +17,12 @@ from typing import Protocol
 import msgspec
 
 from attnbench.attention import cost
+from attnbench.engine import expected_cache
 from attnbench.engine.arm_session import ArmSession, GroupSessions
 from attnbench.engine.forecast import Forecast
+from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
-from attnbench.engine.plan import Group, Plan, Refusal, is_reference
+from attnbench.engine.plan import Plan, Refusal, is_reference
 from attnbench.engine.rounds import RoundsEnd, run_rounds
 from attnbench.engine.worker_process import WorkerFailedError, Workers
 from attnbench.records.arm import Arm
@@ -131,6 +133,7 @@ class Runner:
         """Measure everything that is not done. No worker outlives this call."""
         settings = self.settings
         with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
+            expected_cache.make_room()
             self._oracle = Oracle(Path(folder), settings.timeout_s, self.spent)
             memory_bytes, timeout_s, phase = settings.memory_bytes, settings.timeout_s, self._observer.phase
             workers = Workers(memory_bytes, timeout_s, self._logs, self.spent, self._oracle.start, phase)

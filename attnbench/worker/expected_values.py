@@ -21,11 +21,11 @@ from attnbench.attention.blocks import Group, Span, computed_logits, groups
 from attnbench.attention.problem import Mode, Problem
 from attnbench.errors import StoreError
 from attnbench.records.result import Record
+from attnbench.worker.protocol import EXPECTED_FILE
 from attnbench.worker.reference_outputs import GRADIENTS, group_outputs, sequence_outputs
 from attnbench.worker.tolerances import OutputTally, OutputTolerance
 
 LOGITS_WITHIN = 16.0  # assumed size of the logits inside a block or layers, which return no lse
-FILE_NAME = "expected.json"
 DROPPED = ("out", "dv")  # outputs whose mean under dropout is the output without dropout
 RUN = 64  # rows that are drawn together, where one group is too expensive
 
@@ -96,18 +96,18 @@ def compute(
         seconds=time.perf_counter() - start,
     )
     # Written last, and renamed into place: a reader finds a complete record, or none.
-    draft = directory / f"{FILE_NAME}.{os.getpid()}"
+    draft = directory / f"{EXPECTED_FILE}.{os.getpid()}"
     draft.write_bytes(msgspec.json.encode(expected))
-    draft.replace(directory / FILE_NAME)
+    draft.replace(directory / EXPECTED_FILE)
     return replace(expected, directory=str(directory))
 
 
 def load(directory: Path) -> ExpectedValues:
     """Read what `compute` wrote. Raises StoreError if there is nothing."""
     try:
-        record = (directory / FILE_NAME).read_bytes()
+        record = (directory / EXPECTED_FILE).read_bytes()
     except FileNotFoundError:
-        raise StoreError(f"{directory}: no expected values ({FILE_NAME} is missing)") from None
+        raise StoreError(f"{directory}: no expected values ({EXPECTED_FILE} is missing)") from None
     return replace(msgspec.json.decode(record, type=ExpectedValues), directory=str(directory))
 
 

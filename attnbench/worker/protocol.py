@@ -18,6 +18,7 @@ from attnbench.records.ceilings import Point, Rate
 from attnbench.records.result import Environment, Procedure, Status, Timing
 
 VERSION = 2
+EXPECTED_FILE = "expected.json"  # the record of expected values in their directory
 
 _LENGTH = struct.Struct("!I")
 

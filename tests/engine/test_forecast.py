@@ -9,7 +9,7 @@ import pytest
 from attnbench.attention.problem import Mode, Problem
 from attnbench.engine import plan
 from attnbench.engine.forecast import Forecast
-from attnbench.engine.plan import Group
+from attnbench.engine.group import Group
 from attnbench.records import speeds
 from attnbench.records.arm import Device
 from attnbench.records.case import Case

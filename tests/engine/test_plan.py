@@ -83,5 +83,8 @@ def test_every_cell_is_planned_or_refused():
 
 def test_a_long_plan_tells_how_far_it_is():
     told = []
-    sweep.prepare(sweep.Request(axes={"seq": "1..5001:+1", "mask": "none"}, backend="naive", device="cpu:threads=1"), step=told.append)
+    sweep.prepare(
+        sweep.Request(axes={"seq": "1..5001:+1", "mask": "none"}, backend="naive", device="cpu:threads=1"),
+        step=told.append,
+    )
     assert told == ["planning: 0 of 5,001 problems", "planning: 5,000 of 5,001 problems"]

@@ -1,0 +1,26 @@
+"""A group: one problem in one mode, and the arms that measure it in common rounds."""
+
+import msgspec
+
+from attnbench.attention.problem import Mode, Problem
+from attnbench.records.arm import Arm
+from attnbench.records.case import Case
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """One problem in one mode, and the arms that measure it in common rounds."""
+
+    id: str
+    problem: Problem
+    mode: Mode
+    arms: tuple[Arm, ...]
+    borrowed: tuple[Arm, ...] = ()  # reference arms for the speed-up, whose own Result is in another group
+    late: bool = False  # in the second pass, for backends that compile
+    seconds: float = 0.0  # predicted
+
+    @property
+    def alone(self) -> bool:
+        return len(self.arms) + len(self.borrowed) == 1
+
+    def case(self, arm: Arm) -> Case:
+        return Case(problem=self.problem, backend=arm.backend, mode=self.mode)
