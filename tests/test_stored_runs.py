@@ -13,6 +13,7 @@ STORED = Path(__file__).parent / "stored" / "0.1.0"
 # The files hold what version 0.1.0 printed. Words that changed since then, and nothing else, are replaced here.
 WORDS = {
     "launches": "restarts",
+    "report last": "report run-a",
     "tell the noise between": "show the noise between",
     "as chance has it (0 A/A runs, 20 are\n  needed)": "as for normal noise (0 A/A runs of\n"
     "  this machine, 20 are needed)",

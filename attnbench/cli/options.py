@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 
 import msgspec
 import typer
@@ -207,6 +207,20 @@ Set = Annotated[list[str] | None, SET.info()]
 
 class OptionGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Options of one command that it receives as one object; a field is `Annotated` with an `option`."""
+
+
+def typed(group: OptionGroup, leave_out: Collection[str] = ()) -> list[str]:
+    """The options of a group that differ from their defaults, as they are typed."""
+    hints = get_type_hints(type(group), include_extras=True)
+    words: list[str] = []
+    for field in msgspec.structs.fields(group):
+        value = getattr(group, field.name)
+        if value != field.default and field.name not in leave_out:
+            info = get_args(hints[field.name])[1]
+            # Typer keeps the first flag as the default until it builds the command.
+            flag = info.default if isinstance(info.default, str) else f"--{field.name.replace('_', '-')}"
+            words += [flag, *([] if value is True else [str(value)])]
+    return words
 
 
 class RunOptions(OptionGroup, frozen=True, kw_only=True):

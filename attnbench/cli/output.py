@@ -1,6 +1,7 @@
 """Print a run as a table with its summary, or in another format; print a plan, and other results as JSON Lines."""
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from attnbench.engine.forecast import Forecast
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UnknownNameError
 from attnbench.machine import hardware, identity, resources
+from attnbench.records import run_directory
 from attnbench.records.case import Case
 from attnbench.records.run_directory import Run
 from attnbench.report import summary
@@ -44,9 +46,12 @@ def check_format(name: str) -> None:
 
 def show(
     run: Run, format_: str, *, color: str = "auto", saved: bool = True, code: int = 0, printed: Collection[str] = (),
-    metrics: Sequence[str] = (),
+    metrics: Sequence[str] = (), following: str = "",
 ) -> None:  # fmt: skip
-    """Print the run. `printed` are the case ids and arms that were already printed as JSON Lines."""
+    """Print the run. `printed` are the case ids and arms that were already printed as JSON Lines.
+
+    `following` is the command that continues an interrupted run.
+    """
     check_format(format_)
     rows = rows_of(run.results, ceilings=ceilings_by_device(run.manifest), arms=run.manifest.arms)
     if format_ == "jsonl":
@@ -66,7 +71,11 @@ def show(
         if metrics:
             _metrics(run, rows, metrics)
     if format_ != "jsonl":
-        _after(run, rows, saved, sys.stdout if format_ == "table" else sys.stderr)
+        _after(run, rows, sys.stdout if format_ == "table" else sys.stderr)
+    if saved and (following or format_ != "jsonl"):
+        stream = sys.stdout if format_ == "table" else sys.stderr
+        for text in (f"run: {run.path}", f"next: {following or next_command(run)}"):
+            print(text, file=stream)
 
 
 def _table(rows: Sequence[Row], color: str) -> None:
@@ -97,16 +106,20 @@ def _styled(color: str) -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
-def _after(run: Run, rows: Sequence[Row], saved: bool, stream: TextIO) -> None:
+def _after(run: Run, rows: Sequence[Row], stream: TextIO) -> None:
     width = terminal_width()
     for text in (summary.sentence(rows), summary.tally(rows, len(run.manifest.impossible))):
         for line in wrap(text, width):
             print(line, file=stream)
     if run.skipped_lines:
         print(f"{run.skipped_lines} lines of the results could not be read", file=stream)
-    if saved:
-        print(f"run: {run.path}", file=stream)
-        print("next: attnbench report last", file=stream)
+
+
+def next_command(run: Run) -> str:
+    """The command to type after a run: `show --failed` after failures, else `report`."""
+    name = run_directory.name_of(run.path, run_directory.results_root())
+    failed = any(result.status.failed for result in run.results)
+    return shlex.join(["attnbench", *(("show", "--failed") if failed else ("report",)), name])
 
 
 def headline(sweep: Sweep) -> None:

@@ -1,5 +1,6 @@
 """What commands do around a sweep: show the plan and the progress, stop at Ctrl-C, print tables, set the exit code."""
 
+import shlex
 import signal
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import msgspec
 from attnbench.analysis import rows
 from attnbench.attention.problem import Mode, Problem
 from attnbench.cli import output, progress
-from attnbench.cli.options import GlobalOptions, RunOptions
+from attnbench.cli.options import GlobalOptions, RunOptions, typed
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Runner
 from attnbench.engine.sweep import Request, Sweep
@@ -23,6 +24,7 @@ from attnbench.records import run_directory
 from attnbench.records.result import Result, Status
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import jsonl
+from attnbench.report.terminal import failures
 from attnbench.studies import max_seq
 from attnbench.studies.max_seq import Longest
 from attnbench.units import parse_seconds
@@ -72,26 +74,29 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
         observer = Streaming(watcher, ready, names) if how.output_format == "jsonl" else watcher
         outcome = sweep.run(
             ready, observer, directory=directory, retry_failed=how.retry_failed, force=how.force,
-            fail_fast=how.fail_fast, watch=watch, command=command(),
+            fail_fast=how.fail_fast, watch=watch, command=() if how.resume else command(),
         )  # fmt: skip
     code = exit_code(outcome.run.results, outcome.ending, how.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
+    resume = resume_command(outcome.run.path, how) if outcome.ending.interrupted else ""
     output.show(
-        outcome.run,
-        how.output_format,
-        color=shared.color,
-        saved=not how.no_save,
-        code=code,
-        printed=printed,
-        metrics=names,
-    )
+        outcome.run, how.output_format, color=shared.color, saved=not how.no_save, code=code, printed=printed, metrics=names,
+        following=resume,
+    )  # fmt: skip
+    if shared.verbose and any(result.status.failed for result in outcome.run.results):
+        for text in failures.text(outcome.run.results):
+            print(text, file=sys.stderr)
     if how.report:
         from attnbench.report.formats.report_directory import write
 
         print(f"report: {write([outcome.run])}", file=sys.stderr)
-    if outcome.ending.interrupted:
-        print(f"stopped; continue with: attnbench run --resume {outcome.run.path}", file=sys.stderr)
     return code
+
+
+def resume_command(directory: Path, how: RunOptions) -> str:
+    """The command that continues a run, with the options that are no part of its stored request."""
+    options = typed(how, leave_out=("dry_run", "out", "resume", "no_save"))
+    return shlex.join(["attnbench", "run", "--resume", str(directory), *options])
 
 
 @contextmanager

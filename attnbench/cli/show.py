@@ -13,6 +13,9 @@ def show(
     format: options.Format = "table",  # noqa: A002
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines, as `attnbench run --json` does.")] = False,
     metrics: options.Metrics = "",
+    failed: Annotated[
+        bool, typer.Option("--failed", help="List every failed case with its trace and what its worker printed.")
+    ] = False,
     skipped: Annotated[
         bool, typer.Option("--skipped", help="List the cases without a time, with their reasons.")
     ] = False,
@@ -23,8 +26,13 @@ def show(
     from attnbench.analysis.metrics import named
     from attnbench.cli import output
     from attnbench.report.pivot import why
+    from attnbench.report.terminal import failures
 
     stored = api.load(run)
+    if failed:
+        for text in failures.text(stored.results):
+            print(text)
+        return
     if skipped:
         for row in rows.rows_of(stored.results, arms=stored.manifest.arms):
             if row.time_s is None:

@@ -54,8 +54,8 @@ def verify(
     from attnbench.units import words
 
     probes = words(probe, "--probe") if probe else ()
-    style = options.global_options(context).progress(progress)
-    return _show(_measure(request, probes, random, style), json, figures)
+    shared = options.global_options(context)
+    return _show(_measure(request, probes, random, shared.progress(progress)), json, figures, shared.verbose)
 
 
 def _measure(request: Request, probes: tuple[str, ...], random: str, style: str) -> Verification:
@@ -78,25 +78,42 @@ def _measure(request: Request, probes: tuple[str, ...], random: str, style: str)
             seconds = parse_seconds(random, "--random")
             return verify_only.soak(request, seconds, watcher, watch, probes, distributions)
     planned = verify_only.prepare(request, probes)
-    with running.watched(style, planned.plan.cases * len(distributions)) as (watcher, watch):
+    with running.watched(style, verify_only.count(planned, distributions)) as (watcher, watch):
         return verify_only.run(planned, watcher, watch, distributions)
 
 
-def _show(verified: Verification, as_json: bool, figures: bool) -> int:
+def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -> int:
     from attnbench.cli import output
     from attnbench.cli.running import exit_code
-    from attnbench.report.terminal import verification
+    from attnbench.report.terminal import failures, verification
 
     code = exit_code(verified.results, verified.ending)
     if as_json:
         records = (*map(verification.record, verified.results), verification.summary(verified.results, code))
         output.lines(records, (), as_json)
-        return code
+    else:
+        _print(verified, figures)
+    if verbose:
+        for text in failures.text(verified.results):
+            print(text, file=sys.stderr)
+    if verified.ending.interrupted:
+        left = verified.planned - len(verified.results)
+        rest = f"{left} of {verified.planned} cases are not verified" if verified.planned else "verified what is shown"
+        print(f"stopped: {rest}", file=sys.stderr)
+    return code
+
+
+def _print(verified: Verification, figures: bool) -> None:
+    from attnbench.report.terminal import verification
+
     for text in (verification.random_problems if verified.drawn else verification.text)(verified.results, figures):
         print(text)
     for result in verified.results:
         if result.status.failed and (command := verified.again(result)):
             print(f"again: {command}", file=sys.stderr)
+    cells: dict[str, list[str]] = {}
     for cell, reason in verified.impossible:
-        print(f"impossible: {cell}: {reason}", file=sys.stderr)
-    return code
+        cells.setdefault(reason, []).append(cell)
+    for reason, of_reason in cells.items():
+        others = f" and {len(of_reason) - 1} more" if len(of_reason) > 1 else ""
+        print(f"impossible: {of_reason[0]}{others}: {reason}", file=sys.stderr)

@@ -46,6 +46,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     results: list[Result]
     impossible: tuple[tuple[str, str], ...]  # combinations that are no problem, and why
     ending: Ending
+    planned: int = 0  # number of results without an interruption; 0 for problems drawn at random
     drawn: bool = False  # the problems were drawn at random
     options: dict[tuple[Problem, Mode], str] = {}  # of each drawn problem: the options that repeat it
     seed: int = 0  # of the drawn problems, and of their inputs
@@ -75,6 +76,12 @@ def prepare(request: Request, probes: Sequence[str] = ()) -> Sweep:
     return msgspec.structs.replace(planned, settings=settings)
 
 
+def count(planned: Sweep, distributions: Sequence[str]) -> int:
+    """The number of results of a verification: a refusal has one for all distributions."""
+    cases = sum(len(group.arms) for group in planned.plan.groups)
+    return len(planned.plan.refusals) + cases * len(distributions)
+
+
 def run(
     planned: Sweep,
     observer: Observer,
@@ -100,7 +107,8 @@ def run(
         ending = runner.run()
         if ending.interrupted or ending.stopped:
             break
-    return Verification(results=results, impossible=planned.plan.impossible, ending=ending)
+    number = count(planned, distributions)
+    return Verification(results=results, impossible=planned.plan.impossible, ending=ending, planned=number)
 
 
 def soak(

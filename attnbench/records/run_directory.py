@@ -144,6 +144,13 @@ def resolve(text: str, root: Path) -> Path:
     raise StoreError(f"no run {text!r}: neither a run directory nor a name in {root}/ (newest there: {newest})")
 
 
+def name_of(directory: Path, root: Path) -> str:
+    """What `resolve` takes for a run directory: `last` if it is the newest under the root, else its path."""
+    runs = [path.parent for path in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
+    newest = max(runs, key=_started, default=None)
+    return "last" if newest and newest.resolve() == directory.resolve() else str(directory)
+
+
 def _started(directory: Path) -> tuple[str, str]:
     """A key that sorts runs by time: the stamp in the name, else the modification time of the manifest."""
     if match := re.match(r"\d{8}T\d{6}Z(?=-)", directory.name):

@@ -148,9 +148,12 @@ def _checked(sample: Sample, dropped: dict[str, str]) -> Sample:
 
 
 def _continued(before: Manifest, now: Manifest) -> Manifest:
-    """The manifest of a continued run: the new one, with the start and the machine of the first."""
+    """The manifest of a continued run: the new one, with the start, machine and commands of the former."""
     return msgspec.structs.replace(
         now,
+        command="\n".join(
+            dict.fromkeys([*before.command.splitlines(), *now.command.splitlines()])
+        ),  # a resume has none
         created_at=before.created_at,
         procedures=before.procedures | now.procedures,
         arms=tuple({arm.id: arm for arm in (*before.arms, *now.arms)}.values()),

@@ -70,11 +70,16 @@ def repeat_command(row: Row, command: str = "run") -> str:
     return shlex.join(["attnbench", command, *(str(part) for option in options.items() for part in option)])
 
 
+def without_numbers(reason: str) -> str:
+    """The reason with `#` in place of numbers: equal for failures of one kind."""
+    return re.sub(r"\d+(\.\d+)?", "#", reason)
+
+
 def _reasons(reasons: Sequence[str]) -> str:
     """The most frequent reasons, with counts if there are several; reasons that differ in numbers alone are one."""
     similar: dict[str, list[str]] = {}
     for reason in reasons:
-        similar.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), []).append(reason[:MAX_REASON])
+        similar.setdefault(without_numbers(reason), []).append(reason[:MAX_REASON])
     kinds = sorted((kind for kind in similar.values() if kind[0]), key=len, reverse=True)
     if len(kinds) < 2:
         return f" ({kinds[0][0]})" if kinds else ""

@@ -51,13 +51,16 @@ FAILING = {
 
 def test_what_is_wrong_leaves_the_others_theirs(capsys: pytest.CaptureFixture[str]) -> None:
     bad = ",".join(f"{HERE / 'misbehaving.py'}:{function}" for function in FAILING)
-    assert invoke([*SMALL, "-b", f"{bad},naive", "--json"]) == 5
-    *wrong, right, summary = lines(capsys.readouterr().out)
+    assert invoke(["-v", *SMALL, "-b", f"{bad},naive", "--json"]) == 5
+    shown = capsys.readouterr()
+    *wrong, right, summary = lines(shown.out)
     assert [case["status"] for case in wrong] == [status for status, _ in FAILING.values()]
     for case, (_, words) in zip(wrong, FAILING.values(), strict=True):
         assert words in str(case["reason"])
     assert right["status"] == "ok"
     assert summary["exit_code"] == 5
+    assert "Traceback (most recent call last):" in shown.err  # of `raises`
+    assert "Fatal Python error: Segmentation fault" in shown.err
 
 
 def test_the_reason_stands_under_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +81,7 @@ def test_a_hang_ends_at_its_timeout(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_a_backend_cannot_do_is_told_and_nothing_verified_is_6(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke([*SMALL, "-b", "naive", "--dtype", "tf32"]) == 6
-    assert "unsupported [1]" in capsys.readouterr().out
+    assert "1 unsupported: b1 h2 q32" in capsys.readouterr().out
 
 
 def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

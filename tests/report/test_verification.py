@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from attnbench.attention.problem import Problem
-from attnbench.records.result import Result
+from attnbench.records.result import Result, Status
 from attnbench.report.terminal import verification
 from tests.samples import result
 
@@ -59,3 +59,34 @@ def test_each_probe_has_its_table(name: str, figures: dict[str, Any], expected: 
     assert lines[0] == verification.PROBES[name]
     assert expected in "\n".join(lines)
     assert max(map(len, lines)) <= 80
+
+
+def ended(seq: int, status: Status, reason: str, backend: str = "naive") -> Result:
+    """A case without figures."""
+    return result(backend=backend, problem=Problem(seq_q=seq), status=status, reason=reason)
+
+
+def test_failures_come_first_with_what_they_have_in_common() -> None:
+    good, bad = [verified(64), verified(128)], [ended(seq, Status.INCORRECT, "out: wrong") for seq in (256, 512)]
+    others = [result([1.0], backend="sdpa:flash")]
+    lines = list(verification.text([*others, good[0], bad[0], good[1], bad[1]]))
+    assert lines[0] == "naive on cpu:threads=1"
+    assert [("q256" in line, "q512" in line, "q64" in line, "q128" in line).index(True) for line in lines[2:6]] == [
+        0, 1, 2, 3,
+    ]  # fmt: skip
+    assert "all 2 failures have seq > 128; no case that is ok has" in lines
+    assert lines.index("sdpa:flash on cpu:threads=1") > 5
+
+
+def test_refusals_of_one_reason_are_one_line() -> None:
+    refused = [ended(seq, Status.UNSUPPORTED, "no sinks") for seq in range(16, 16 + 58)]
+    skipped = [ended(8, Status.SKIPPED, "budget")]
+    lines = list(verification.text([*refused, *skipped, verified(64)]))
+    assert "58 unsupported: no sinks" in lines
+    assert sum(line.startswith("1 skipped: b1 h8 q8 ") for line in lines) == 1
+    assert len(lines) < 10
+
+
+def test_reasons_hold_no_control_characters() -> None:
+    lines = list(verification.text([verified(64), ended(128, Status.ERROR, "a\x1b[31mb")]))
+    assert all(line.isprintable() for line in lines)

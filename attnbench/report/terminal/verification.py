@@ -7,7 +7,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from attnbench import units
-from attnbench.analysis import stats
+from attnbench.analysis import common_axes, stats
+from attnbench.analysis.rows import one_line
 from attnbench.attention.problem import Mode, Problem
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
@@ -15,6 +16,7 @@ from attnbench.report.pivot import interval
 from attnbench.report.terminal.text_layout import WIDTH, labelled, wrap
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
+REFUSED = (Status.UNSUPPORTED, Status.UNAVAILABLE, Status.SKIPPED)
 MIN_LENGTHS = 3  # from which an exponent is fitted
 FIGURES = (("max_abs", "plain_max"), ("mean_abs", "plain_mean"), ("rms", "plain_rms"))  # with the reference's
 PROBES = {
@@ -34,15 +36,15 @@ Cases = Sequence[tuple[str, Figures]]  # each with the label of its case
 def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
     """For each arm its cases: the largest error of out, and of each output the error as a share of its bound.
 
-    `figures` adds the largest, mean and rms error of every output, each also over that of the same-dtype reference.
+    Failures come first, with what they have in common; refusals for one reason are one line. `figures` adds the
+    largest, mean and rms error of every output, each also over that of the same-dtype reference.
     """
     for cases in _by_arm(results):
         if len(cases) > 1 and len({(case.status, case.reason) for case in cases}) == 1 and cases[0].reason:
-            shared = f"{_arm(cases[0])}: {len(cases)} {cases[0].status.value}: {cases[0].reason}"
-            yield from wrap(shared, WIDTH, indent=2)
+            yield from wrap(f"{arm_name(cases[0])}: {_refusal(cases)}", WIDTH, indent=2)
             yield ""
             continue
-        yield from _table(cases)
+        yield from _cases(cases)
         yield ""
         yield from error_figures(cases) if figures else ()
         yield from growth(cases)
@@ -54,7 +56,9 @@ def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
 def random_problems(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
     """For many problems drawn at random: counts for each arm, its case nearest to the bound, and what failed."""
     for cases in _by_arm(results):
-        yield from wrap(f"{_arm(cases[0])}: {tally(cases)}", WIDTH, indent=2)
+        yield from wrap(f"{arm_name(cases[0])}: {tally(cases)}", WIDTH, indent=2)
+        if shared := common_axes.sentence(cases):
+            yield from wrap(f"  {shared}", WIDTH, indent=4)
         shares = [(_largest_share(case), case) for case in cases if case.status is Status.OK]
         if shares:
             share, nearest = max(shares, key=lambda pair: pair[0])
@@ -80,7 +84,8 @@ def record(result: Result) -> dict[str, object]:
     record |= {"arm": arm.name, "backend": arm.backend, "device": arm.device, "mode": case.mode.value}
     record |= {"status": result.status.value, "reason": result.reason, "verified_share": facts.get("verified_share")}
     record |= {"inputs": result.procedure.inputs}
-    return {**record, "errors": facts.get("errors", {}), "probes": facts.get("probes", {})}
+    record |= {"errors": facts.get("errors", {}), "probes": facts.get("probes", {})}
+    return record | {name: facts[name] for name in ("trace", "log") if name in facts}
 
 
 def summary(results: Sequence[Result], code: int) -> dict[str, object]:
@@ -187,15 +192,41 @@ _CELLS: dict[str, Callable[[Figures], dict[str, str]]] = {
 
 
 def _by_arm(results: Sequence[Result]) -> list[list[Result]]:
+    """The results of each arm: arms with failures first, and the failures of an arm first."""
     arms: dict[str, list[Result]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: not result.status.failed):
         arms.setdefault(result.arm.id, []).append(result)
     return list(arms.values())
 
 
-def _arm(result: Result) -> str:
+def arm_name(result: Result) -> str:
+    """The arm with its device and its environment variables."""
     env = "".join(f" {key}={value}" for key, value in result.arm.env)
     return f"{result.arm.name} on {result.arm.device}{env}"
+
+
+def _cases(results: Sequence[Result]) -> Iterator[str]:
+    """The table of an arm's cases, then a line for each reason of a refusal."""
+    refusals: dict[tuple[Status, str], list[Result]] = {}
+    for result in results:
+        if result.status in REFUSED:
+            refusals.setdefault((result.status, result.reason), []).append(result)
+    tried = [result for result in results if result.status not in REFUSED]
+    if tried:
+        yield from _table(tried)
+        if shared := common_axes.sentence(tried):
+            yield from wrap(shared, WIDTH)
+    else:
+        yield arm_name(results[0])
+    for refused in refusals.values():
+        yield from wrap(_refusal(refused), WIDTH, indent=2)
+
+
+def _refusal(results: Sequence[Result]) -> str:
+    """`58 unsupported: no sinks`; of a single case also the case."""
+    first = results[0]
+    case = f"{label(first)}: " if len(results) == 1 else ""
+    return f"{len(results)} {first.status.value}: {case}{one_line(first.reason)}"
 
 
 def _table(results: Sequence[Result]) -> Iterator[str]:
@@ -203,13 +234,13 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
     notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
     labels = [label(result) for result in results]
     width = min(max(map(len, labels)), WIDTH - 18 - 6 * len(outputs))
-    yield _arm(results[0])
+    yield arm_name(results[0])
     yield "case".ljust(width) + "    error" + "".join(name.rjust(6) for name in outputs)
     for result, name in zip(results, labels, strict=True):
         error, *shares, verdict = _cells(result, outputs, notes)
         yield from labelled(name, width, error.rjust(9) + "".join(share.rjust(6) for share in shares) + f"  {verdict}")
     for number, note in enumerate(notes, start=1):
-        yield from wrap(f"[{number}] {note}", WIDTH)
+        yield from wrap(f"[{number}] {one_line(note)}", WIDTH)
 
 
 def _cells(result: Result, outputs: Sequence[str], notes: Sequence[str]) -> list[str]:

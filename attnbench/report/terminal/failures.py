@@ -1,0 +1,55 @@
+"""Every failed case with its trace and the end of what its worker printed; identical failures are one group."""
+
+from collections.abc import Iterator, Sequence
+
+from attnbench.analysis import common_axes
+from attnbench.analysis.rows import one_line
+from attnbench.records.result import Result
+from attnbench.report import summary
+from attnbench.report.terminal.text_layout import terminal_width, wrap
+from attnbench.report.terminal.verification import arm_name, label
+
+NONE = "no case failed"
+DETAILS = {"trace": "trace", "log": "the worker's last lines"}  # facts of a failed case
+
+
+def text(results: Sequence[Result]) -> Iterator[str]:
+    """The groups of failures, each with its cases, and the trace and log of the first."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        if result.status.failed or "trace" in result.facts:
+            key = result.arm.id, result.status.value, summary.without_numbers(result.reason)
+            groups.setdefault(key, []).append(result)
+    for (arm, _, _), failed in groups.items():
+        beside = [result for result in results if result.arm.id == arm]
+        yield from _group(failed, common_axes.sentence(beside) if _all_failures(failed, beside) else "")
+    if not groups:
+        yield NONE
+
+
+def _all_failures(failed: Sequence[Result], beside: Sequence[Result]) -> bool:
+    return len(failed) == sum(result.status.failed for result in beside)
+
+
+def _group(failed: Sequence[Result], shared: str) -> Iterator[str]:
+    first, width = failed[0], terminal_width()
+    cases = dict.fromkeys(
+        label(result) + ("" if result.reason == first.reason else f": {one_line(result.reason)}") for result in failed
+    )
+    heading = f"{arm_name(first)}: {len(cases)} {first.status.value}: {one_line(first.reason)}"
+    yield from wrap(heading, width, indent=2)
+    for case in cases:
+        yield from wrap(f"  {case}", width, indent=4)
+    if shared:
+        yield from wrap(f"  {shared}", width, indent=4)
+    for name, title in DETAILS.items():
+        detail = next((str(result.facts[name]) for result in failed if name in result.facts), "")
+        if detail:
+            yield f"  {title}:"
+            yield from (f"    {_printable(line)}" for line in detail.splitlines())
+    yield ""
+
+
+def _printable(line: str) -> str:
+    """A line of a kernel without control characters, which a terminal would interpret."""
+    return "".join(character for character in line.expandtabs(4) if character.isprintable())

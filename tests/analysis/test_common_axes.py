@@ -1,0 +1,108 @@
+"""The condition that failed cases share, against a search over all conditions."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnbench.analysis import common_axes
+from attnbench.analysis.common_axes import Condition
+from attnbench.attention.problem import Problem
+from attnbench.records.result import Result, Status
+from tests.samples import result
+
+FEATURES = st.frozensets(st.sampled_from(["causal", "gqa", "window"]))
+CASES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "seq_kv": st.sampled_from([64, 128, 256]),
+            "mask": st.sampled_from(["none", "causal"]),
+            "softcap": st.sampled_from([None, 5.0, 30.0]),
+            "sinks": st.booleans(),
+            "features": FEATURES,
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+RELATIONS = ("=", ">", "<", "has")
+
+
+def every_condition(cases: list[dict[str, Any]]) -> list[Condition]:
+    """All conditions on the values of these cases."""
+    conditions = []
+    for axis, case in itertools.product(cases[0], cases):
+        if isinstance(case[axis], frozenset):
+            conditions += [Condition(axis, "has", word) for word in case[axis]]
+            continue
+        numeric = all(type(other[axis]) in (int, float) for other in cases)
+        conditions += [Condition(axis, each, case[axis]) for each in (RELATIONS[:3] if numeric else RELATIONS[:1])]
+    return conditions
+
+
+@given(CASES, CASES)
+def test_the_conditions_are_the_simplest_that_a_search_over_all_finds(
+    failed: list[dict[str, Any]], passed: list[dict[str, Any]]
+) -> None:
+    def separates(condition: Condition) -> bool:
+        return all(map(condition.holds, failed)) and not any(map(condition.holds, passed))
+
+    every = [condition for condition in every_condition([*failed, *passed]) if separates(condition)]
+    found = common_axes.separating(failed, passed)
+    assert all(map(separates, found))
+    kinds = [("=",), (">", "<"), ("has",)]
+    simplest = next((kind for kind in kinds if any(each.relation in kind for each in every)), ())
+    # The same axes, except those with the values of an earlier one.
+    vectors = {tuple(case[each.axis] for case in (*failed, *passed)) for each in every if each.relation in simplest}
+    assert {tuple(case[each.axis] for case in (*failed, *passed)) for each in found} == vectors
+    assert {each.relation for each in found} <= set(simplest)
+
+
+def case(status: Status, seq: int = 64, inputs: str = "normal", **fields: Any) -> Result:
+    """A case that ended so."""
+    made = result([1.0], problem=Problem(seq_q=fields.pop("seq_q", seq), seq_kv=seq, **fields))
+    procedure = msgspec.structs.replace(made.procedure, inputs=inputs)
+    return msgspec.structs.replace(made, status=status, procedure=procedure)
+
+
+OK, BAD = Status.OK, Status.INCORRECT
+
+
+@pytest.mark.parametrize(
+    ("results", "shared"),
+    [
+        ([case(OK, 64), case(OK, 128), case(BAD, 256), case(Status.CRASHED, 512)], "seq > 128"),
+        (
+            [case(OK, 128, seq_q=1), case(OK, 64, seq_q=512), case(BAD, 256, seq_q=1), case(BAD, 512, seq_q=128)],
+            "seq_kv > 128",
+        ),
+        ([case(OK, head_dim=64), case(BAD, head_dim=32), case(BAD, head_dim=16)], "head_dim < 64"),
+        ([case(OK), case(BAD, mask="causal"), case(BAD, 128, mask="causal")], "mask = causal"),
+        ([case(OK), case(BAD, inputs="large"), case(BAD, 128, inputs="large")], "inputs = large"),
+        (
+            [case(OK), case(OK, mask="window:8"), case(BAD, mask="causal"), case(BAD, mask="causal+window:8")],
+            "the feature causal",
+        ),
+    ],
+)
+def test_the_shared_condition_is_one_sentence(results: list[Result], shared: str) -> None:
+    failures = sum(result.status.failed for result in results)
+    assert common_axes.sentence(results) == f"all {failures} failures have {shared}; no case that is ok has"
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [case(OK, 64), case(BAD, 128), case(OK, 256), case(BAD, 512)],
+        [case(OK, 64), case(BAD, 128)],
+        [case(BAD, 64), case(BAD, 128)],
+        [case(Status.UNSUPPORTED, 64), case(BAD, 128), case(BAD, 256)],
+    ],
+)
+def test_nothing_is_said_without_such_a_condition(results: list[Result]) -> None:
+    assert common_axes.sentence(results) == ""

@@ -1,0 +1,102 @@
+"""The command that is shown after a run, and the listing of its failures."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from attnbench.attention.problem import Problem
+from attnbench.cli import output, verify
+from attnbench.cli.options import RunOptions
+from attnbench.cli.running import resume_command
+from attnbench.engine.runner import Ending
+from attnbench.engine.verify_only import Verification
+from attnbench.records import run_directory
+from attnbench.records.result import Result, Status
+from attnbench.report.formats import markdown
+from tests.conftest import Command
+from tests.records.test_run_directory import stored
+from tests.samples import result
+
+OK = result([1.0])
+BAD = result(backend="mine.py:f", problem=Problem(seq_q=32), reason="prepare: look", facts={"trace": "Traceback: look"})
+
+
+@pytest.mark.parametrize(
+    ("folder", "results", "command"),
+    [
+        ("results/20261121T000000Z-a-cpu", [OK], "attnbench report last"),
+        ("results/20261121T000000Z-a-cpu", [OK, BAD], "attnbench show --failed last"),
+        ("elsewhere/my run", [OK], "attnbench report 'elsewhere/my run'"),
+        ("elsewhere/my run", [BAD], "attnbench show --failed 'elsewhere/my run'"),
+    ],
+)
+def test_the_next_command_names_the_run_and_fits_how_it_ended(
+    folder: str, results: list[Result], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    attnbench_command: Command,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATTNBENCH_RESULTS", raising=False)
+    stored(Path("results/20260101T000000Z-old-cpu"), OK)
+    path = stored(Path(folder), *results)
+    assert output.next_command(run_directory.read(path)) == command
+    assert f"next: {command}\n" in attnbench_command("show", folder).stdout
+    assert attnbench_command(*shlex.split(command)[1:]).returncode == 0
+
+
+def test_an_older_run_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATTNBENCH_RESULTS", raising=False)
+    old = stored(Path("results/20260101T000000Z-old-cpu"), OK)
+    stored(Path("results/20261121T000000Z-new-cpu"), OK)
+    assert output.next_command(run_directory.read(old)) == f"attnbench report {old}"
+
+
+def test_a_resume_repeats_the_options_that_the_run_does_not_store() -> None:
+    how = RunOptions(strict=True, fail_fast=True, format_="md", progress="none", out=Path("there"), report=True)
+    command = "attnbench run --resume there --fail-fast --strict --format md --report --progress none"
+    assert resume_command(Path("there"), how) == command
+    assert resume_command(Path("a b"), RunOptions()) == "attnbench run --resume 'a b'"
+
+
+def test_show_failed_lists_the_traces(tmp_path: Path, attnbench_command: Command) -> None:
+    path = stored(tmp_path / "run", OK, BAD)
+    shown = attnbench_command("show", "--failed", str(path)).stdout
+    assert "1 error: prepare: look" in shown
+    assert "Traceback: look" in shown
+
+
+def test_the_report_repeats_the_command_that_started_the_run(tmp_path: Path) -> None:
+    path = stored(tmp_path / "run", OK, command="attnbench run --seq 64")
+    stored(path, command="")  # a resume
+    run = run_directory.read(path)
+    assert "## Repeat\n\n```sh\nattnbench run --seq 64\n```" in markdown.page(run, [])
+    for _ in range(2):
+        stored(path, command="attnbench run --seq 128")
+    command = run_directory.read(path).manifest.command
+    assert command == "attnbench run --seq 64\nattnbench run --seq 128"
+
+
+def test_an_interrupted_verification_says_how_many_are_left(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = Ending(interrupted=True)
+    assert verify._show(Verification(results=[OK], impossible=(), ending=ended, planned=5), True, False, False) == 130
+    assert "stopped: 4 of 5 cases are not verified" in capsys.readouterr().err
+
+
+def test_impossible_combinations_of_one_reason_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    impossible = (("a", "x"), ("b", "y"), ("c", "x"), ("d", "x"))
+    verify._show(Verification(results=[OK], impossible=impossible, ending=Ending()), False, False, False)
+    assert capsys.readouterr().err == "impossible: a and 2 more: x\nimpossible: b: y\n"
+
+
+def test_verify_prints_the_traces_if_it_is_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    verify._show(Verification(results=[BAD], impossible=(), ending=Ending()), False, False, True)
+    assert "Traceback: look" in capsys.readouterr().err
+
+
+def test_statuses_decide_on_the_next_command(tmp_path: Path) -> None:
+    refused = result(reason="no sinks", status=Status.UNSUPPORTED, problem=Problem(seq_q=32))
+    path = stored(tmp_path / "run", OK, refused)
+    assert output.next_command(run_directory.read(path)).startswith("attnbench report ")
