@@ -80,8 +80,8 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
     printed = observer.printed if isinstance(observer, Streaming) else ()
     resume = resume_command(outcome.run.path, how) if outcome.ending.interrupted else ""
     output.show(
-        outcome.run, how.output_format, color=shared.color, saved=not how.no_save, code=code, printed=printed, metrics=names,
-        following=resume,
+        outcome.run, how.output_format, color=shared.color, saved=not how.no_save, code=code, printed=printed,
+        metrics=names, following=resume,
     )  # fmt: skip
     if shared.verbose and any(result.status.failed for result in outcome.run.results):
         for text in failures.text(outcome.run.results):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,6 +97,8 @@ def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -
     if verbose:
         for text in failures.text(verified.results):
             print(text, file=sys.stderr)
+    elif not as_json and any("trace" in result.facts or "log" in result.facts for result in verified.results):
+        print(f"next: {shlex.join(['attnbench', '-v', *sys.argv[1:]])} prints the traces", file=sys.stderr)
     if verified.ending.interrupted:
         left = verified.planned - len(verified.results)
         rest = f"{left} of {verified.planned} cases are not verified" if verified.planned else "verified what is shown"

@@ -55,7 +55,7 @@ def test_an_older_run_is_not_the_last(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_resume_repeats_the_options_that_the_run_does_not_store() -> None:
-    how = RunOptions(strict=True, fail_fast=True, format_="md", progress="none", out=Path("there"), report=True)
+    how = RunOptions(strict=True, fail_fast=True, format="md", progress="none", out=Path("there"), report=True)
     command = "attnbench run --resume there --fail-fast --strict --format md --report --progress none"
     assert resume_command(Path("there"), how) == command
     assert resume_command(Path("a b"), RunOptions()) == "attnbench run --resume 'a b'"
@@ -89,6 +89,18 @@ def test_impossible_combinations_of_one_reason_are_one_line(capsys: pytest.Captu
     impossible = (("a", "x"), ("b", "y"), ("c", "x"), ("d", "x"))
     verify._show(Verification(results=[OK], impossible=impossible, ending=Ending()), False, False, False)
     assert capsys.readouterr().err == "impossible: a and 2 more: x\nimpossible: b: y\n"
+
+
+def test_verify_names_the_command_that_prints_the_traces(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["attnbench", "verify", "--set", "returns=out lse"])
+    for results, shown in (
+        ([BAD], "next: attnbench -v verify --set 'returns=out lse' prints the traces\n"),
+        ([OK], ""),
+    ):
+        verify._show(Verification(results=results, impossible=(), ending=Ending()), False, False, False)
+        assert capsys.readouterr().err == shown
 
 
 def test_verify_prints_the_traces_if_it_is_verbose(capsys: pytest.CaptureFixture[str]) -> None:

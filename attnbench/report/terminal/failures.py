@@ -39,9 +39,9 @@ def _group(failed: Sequence[Result], shared: str) -> Iterator[str]:
     heading = f"{arm_name(first)}: {len(cases)} {first.status.value}: {one_line(first.reason)}"
     yield from wrap(heading, width, indent=2)
     for case in cases:
-        yield from wrap(f"  {case}", width, indent=4)
+        yield from (f"  {line}" for line in wrap(case, width - 2, indent=2))
     if shared:
-        yield from wrap(f"  {shared}", width, indent=4)
+        yield from (f"  {line}" for line in wrap(shared, width - 2, indent=2))
     for name, title in DETAILS.items():
         detail = next((str(result.facts[name]) for result in failed if name in result.facts), "")
         if detail:
