@@ -1,17 +1,21 @@
 """The noise floor of a machine: the difference that equal arms show, by the duration of a call.
 
-Every A/A measurement adds to the calibration of the machine; the margins of a gate follow from many of them.
+Every A/A measurement adds to the calibration of the machine; the margins of a gate follow from many of them. Kernels of
+users have a noise floor apart from that of libraries: one noisy kernel would widen the margins of all others.
 """
 
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from attnbench import backends, units
 from attnbench.analysis.restarts import Restarts
 from attnbench.analysis.stats import t_quantile
 from attnbench.errors import StoreError
@@ -21,6 +25,13 @@ from attnbench.records.result import Record
 QUANTILE = 0.99
 ENOUGH = 20  # A/A runs: with fewer, the largest difference stands for the quantile, and is labelled so
 CLASSES_S = (1e-3, 1e-2, 1e-1)  # upper ends of the classes of duration
+
+
+class KernelKind(StrEnum):
+    """Whose kernels share a noise floor."""
+
+    LIBRARY = "library"
+    USER = "user"  # from a file or module that is named in --backend
 
 
 class ControlPair(Record, frozen=True, kw_only=True):
@@ -34,11 +45,13 @@ class ControlPair(Record, frozen=True, kw_only=True):
     restarts: int = msgspec.field(name="launches")  # stored under its first name
     torch: str = ""
     measured_at: str = ""  # UTC, ISO 8601
+    kernel: KernelKind = KernelKind.LIBRARY
 
 
 class NoiseFloor(Record, frozen=True, kw_only=True):
     """The noise floor of one class of duration."""
 
+    shortest_s: float  # of its cases
     longest_s: float  # of its cases; infinity for the last class
     effect: float  # as a share: 0.02 is 2 %
     runs: int
@@ -47,6 +60,19 @@ class NoiseFloor(Record, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         return "99th percentile" if self.runs >= ENOUGH else f"largest so far, of {self.runs} runs"
+
+
+class DurationNoise(Record, frozen=True, kw_only=True):
+    """How far equal arms differ, over calls of one class of duration."""
+
+    shortest_s: float  # of the class, which ends where the next one begins
+    factor: float  # as `factor` has it
+    runs: int
+
+
+def kernel_kind(backend: str) -> KernelKind:
+    """Whose kernel the backend is."""
+    return KernelKind.USER if backends.is_file(backend) else KernelKind.LIBRARY
 
 
 def of_run(measured: Iterable[Restarts], torch: str = "") -> Iterator[ControlPair]:
@@ -60,6 +86,7 @@ def of_run(measured: Iterable[Restarts], torch: str = "") -> Iterator[ControlPai
         yield ControlPair(
             device=control.arm.device, label=control.case.label, seconds=control.time.value,
             effect=math.log(ratio.value), half_width=half_width, restarts=control.count, torch=torch, measured_at=now,
+            kernel=kernel_kind(control.arm.backend),
         )  # fmt: skip
 
 
@@ -74,6 +101,7 @@ def of_effects(
     return ControlPair(
         device=control.arm.device, label=control.case.label, seconds=control.time.value,
         effect=float(values.mean()), half_width=half_width, restarts=len(values), torch=torch, measured_at=measured_at,
+        kernel=kernel_kind(control.arm.backend),
     )  # fmt: skip
 
 
@@ -88,18 +116,40 @@ def factor(pairs: Sequence[ControlPair]) -> tuple[float, int]:
     return (float(np.quantile(scores, QUANTILE)), runs) if scores and runs >= ENOUGH else (0.0, runs)
 
 
+def factors(pairs: Sequence[ControlPair]) -> tuple[DurationNoise, ...]:
+    """`factor` over each class of duration that was measured, from short to long."""
+    values = ((shortest, factor(in_class)) for shortest, _, in_class in _by_duration(pairs))
+    return tuple(DurationNoise(shortest_s=shortest, factor=value, runs=runs) for shortest, (value, runs) in values)
+
+
+def class_of(seconds: float) -> float:
+    """The lower end of the class of duration of a call."""
+    return max((end for end in CLASSES_S if end <= seconds), default=0.0)
+
+
+def class_name(shortest: float) -> str:
+    """`under 1.00 ms`: a class of duration, by its lower end."""
+    longest = next((end for end in CLASSES_S if end > shortest), None)
+    return f"under {units.seconds(longest)}" if longest else f"over {units.seconds(shortest)}"
+
+
 def classes(pairs: Sequence[ControlPair]) -> list[NoiseFloor]:
     """The noise floor of each class of duration that was measured, from short to long."""
-    floors, shortest = [], 0.0
-    for longest in (*CLASSES_S, math.inf):
-        in_class = [pair for pair in pairs if shortest <= pair.seconds < longest]
-        shortest = longest
-        if in_class:
-            effects = np.abs([pair.effect for pair in in_class])
-            runs = len({pair.measured_at for pair in in_class})
-            value = float(np.quantile(effects, QUANTILE)) if runs >= ENOUGH else float(effects.max())
-            floors.append(NoiseFloor(longest_s=longest, effect=math.expm1(value), runs=runs, cases=len(in_class)))
+    floors = []
+    for shortest, longest, in_class in _by_duration(pairs):
+        effects = np.abs([pair.effect for pair in in_class])
+        runs = len({pair.measured_at for pair in in_class})
+        value = float(np.quantile(effects, QUANTILE)) if runs >= ENOUGH else float(effects.max())
+        bounds = {"shortest_s": shortest, "longest_s": longest}
+        floors.append(NoiseFloor(**bounds, effect=math.expm1(value), runs=runs, cases=len(in_class)))
     return floors
+
+
+def _by_duration(pairs: Sequence[ControlPair]) -> Iterator[tuple[float, float, list[ControlPair]]]:
+    """The ends of each class of duration that was measured, and its pairs."""
+    for shortest, longest in pairwise((0.0, *CLASSES_S, math.inf)):
+        if in_class := [pair for pair in pairs if shortest <= pair.seconds < longest]:
+            yield shortest, longest, in_class
 
 
 def _file(fingerprint: str) -> Path:
@@ -118,8 +168,8 @@ def add(fingerprint: str, pairs: Sequence[ControlPair]) -> Path:
     return path
 
 
-def load(fingerprint: str, device: str) -> list[ControlPair]:
-    """All pairs that were measured on a device; lines that cannot be read are left out."""
+def load(fingerprint: str, device: str, kernel: KernelKind = KernelKind.LIBRARY) -> list[ControlPair]:
+    """All pairs of such kernels that were measured on a device; lines that cannot be read are left out."""
     try:
         lines = _file(fingerprint).read_bytes().splitlines()
     except OSError:
@@ -128,4 +178,4 @@ def load(fingerprint: str, device: str) -> list[ControlPair]:
     for line in lines:
         with contextlib.suppress(msgspec.MsgspecError):
             pairs.append(msgspec.json.decode(line, type=ControlPair))
-    return [pair for pair in pairs if pair.device == device]
+    return [pair for pair in pairs if (pair.device, pair.kernel) == (device, kernel)]

@@ -72,6 +72,7 @@ def _floor(device: Device, budget: str, show: bool, as_json: bool, quiet: bool) 
     import msgspec
 
     from attnbench.analysis import noise_floor
+    from attnbench.analysis.noise_floor import KernelKind
     from attnbench.cli import output
     from attnbench.cli.running import watched
     from attnbench.errors import Exit
@@ -86,7 +87,11 @@ def _floor(device: Device, budget: str, show: bool, as_json: bool, quiet: bool) 
         path = noise_floor.add(fingerprint, new)
         print(f"{len(new)} pairs of equal arms added to {path}", file=sys.stderr)
     pairs = noise_floor.load(fingerprint, device.text)
-    groups = noise_floor.classes(pairs) if as_json else ()
-    records = ({"type": "floor", "device": device.text, **msgspec.to_builtins(group)} for group in groups)
-    output.lines(records, report.noise_floor(device.text, pairs), as_json)
-    return Exit.OK if pairs else Exit.NOTHING_MEASURED
+    user = noise_floor.load(fingerprint, device.text, KernelKind.USER)
+    records = (
+        {"type": "floor", "device": device.text, "kernel": kind.value, **msgspec.to_builtins(group)}
+        for kind, of_kind in ((KernelKind.LIBRARY, pairs), (KernelKind.USER, user))
+        for group in noise_floor.classes(of_kind)
+    )
+    output.lines(records, report.noise_floor(device.text, pairs, user), as_json)
+    return Exit.OK if pairs or user else Exit.NOTHING_MEASURED

@@ -49,7 +49,7 @@ def judge(run: Run) -> GateVerdicts:
         geomeans=geomeans((case.backend, significance.interval(case.effects).value) for case in cases),
         margin_source=_margin_source(gate),
         doubt=doubt,
-        notes=tuple(gate.settings.expired(gate.today)),
+        notes=(*gate.settings.expired(gate.today), *_user_noise(cases, gate)),
         refused=sum(not evidence.support(pair) and not pair.timed for pair in pairs),
     )
 
@@ -94,6 +94,22 @@ def _margin_source(gate: GateRecord) -> str:
     if not factor:
         known = f" ({runs} A/A runs of this machine, {noise_floor.ENOUGH} are needed)"
     return f"{normal:.1f} standard errors of the case, as for normal noise{known}"
+
+
+def _user_noise(cases: Sequence[Evidence], gate: GateRecord) -> list[str]:
+    """A note for each class of duration of users' kernels: the runs behind its noise floor, and what is used."""
+    of_class = {entry.shortest_s: entry for entry in gate.noise.user}
+    measured = [case for case in cases if case.backend in gate.noise.user_backends]
+    notes = []
+    for shortest in sorted({noise_floor.class_of(case.base_s) for case in measured}):
+        entry = of_class.get(shortest)
+        name = f"noise of users' kernels, calls {noise_floor.class_name(shortest)}"
+        if entry and entry.factor:
+            notes.append(f"{name}: {entry.factor:.1f} standard errors, from {entry.runs} A/A runs of such kernels")
+        else:
+            known = f"{entry.runs if entry else 0} A/A runs of such kernels, {noise_floor.ENOUGH} are needed"
+            notes.append(f"{name}: {known}; the noise of the libraries' kernels is used")
+    return notes
 
 
 def geomeans(changes: Iterable[tuple[str, float]]) -> dict[str, tuple[float, float, float, int]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from attnbench.analysis import noise_floor
-from attnbench.analysis.noise_floor import ControlPair
+from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
 from attnbench.engine import plan, sweep
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Observer, Runner, RunSettings
@@ -94,7 +94,7 @@ def measure(
     gate = GateRecord(
         base=_anonymous(base), head=_anonymous(head), screen_restarts=ready.settings.restarts,
         settings=_settings(ready), today=today or datetime.now(UTC).date(),
-        noise=_machine_noise(manifest.fingerprint, whole), seeds={},
+        noise=machine_noise(manifest.fingerprint, whole.arms), seeds={},
     )  # fmt: skip
     arms = tuple(map(_symbolic, whole.arms))
     manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
@@ -108,7 +108,7 @@ def measure(
         writer.update(environments=stages.stored_environments(), seconds=seconds)
     run = run_directory.read(directory)
     verdicts = judgement.judge(run)
-    _add_to_noise_floor(run, gate)
+    add_to_noise_floor(run, gate)
     return GateRun(run=run, judgement=verdicts, interrupted=stages.interrupted)
 
 
@@ -248,14 +248,25 @@ def _settings(ready: Sweep) -> Settings:
     return [record.DEFAULT_SETTINGS, *(record.read_settings(suite.gate, suite.name) for suite in suites)][-1]
 
 
-def _machine_noise(fingerprint: str, whole: Plan) -> MachineNoise:
-    devices = dict.fromkeys(arm.device for arm in whole.arms)
+def machine_noise(fingerprint: str, arms: Sequence[Arm]) -> MachineNoise:
+    """What is known of the noise of this machine, on the devices of these arms and for the kinds of their kernels."""
+    devices = dict.fromkeys(arm.device for arm in arms)
     factors = [noise_floor.factor(noise_floor.load(fingerprint, device)) for device in devices]
     factor, runs = max(factors, default=(0.0, 0))
-    return MachineNoise(factor=factor, runs=runs, resolution_s=time.get_clock_info("perf_counter").resolution)
+    names = dict.fromkeys(arm.backend for arm in arms)
+    user_backends = tuple(name for name in names if noise_floor.kernel_kind(name) is KernelKind.USER)
+    user: dict[float, DurationNoise] = {}  # the noisiest device counts, as for the machine
+    for device in devices if user_backends else ():
+        for entry in noise_floor.factors(noise_floor.load(fingerprint, device, KernelKind.USER)):
+            before = user.setdefault(entry.shortest_s, entry)
+            user[entry.shortest_s] = max(before, entry, key=lambda noise: (noise.factor, noise.runs))
+    return MachineNoise(
+        factor=factor, runs=runs, resolution_s=time.get_clock_info("perf_counter").resolution,
+        user_backends=user_backends, user=tuple(user.values()),
+    )  # fmt: skip
 
 
-def _add_to_noise_floor(run: Run, gate: GateRecord) -> None:
+def add_to_noise_floor(run: Run, gate: GateRecord) -> None:
     """Add the A/A controls of this run, and head where it equals base, to what is known of the machine."""
     torch, measured_at = identity.packages().get("torch", ""), run.manifest.created_at
     pairs: list[ControlPair] = []

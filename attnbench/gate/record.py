@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from attnbench.analysis.noise_floor import DurationNoise
 from attnbench.errors import StoreError, SuiteError, UsageError
 from attnbench.gate.rule import TOLERANCE, Margins
 from attnbench.gate.trees import Revision
@@ -68,6 +69,8 @@ class MachineNoise(msgspec.Struct, frozen=True, kw_only=True):
     factor: float  # standard errors between equal arms, 99th percentile; 0: fewer runs than needed
     runs: int
     resolution_s: float
+    user_backends: tuple[str, ...] = ()  # of this gate: kernels of users
+    user: tuple[DurationNoise, ...] = ()  # noise of users' kernels
 
 
 class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +86,11 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def margins(self) -> Margins:
-        return Margins(factor=self.noise.factor, resolution_s=self.noise.resolution_s)
+        noise = self.noise
+        user = {entry.shortest_s: entry.factor for entry in noise.user if entry.factor}
+        return Margins(
+            factor=noise.factor, resolution_s=noise.resolution_s, user_backends=noise.user_backends, user_factors=user
+        )
 
     def tolerance(self, label: str) -> float:
         """The tolerance of a case on the day of the gate; a share."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from attnbench.analysis.noise_floor import class_of
 from attnbench.gate.significance import Interval, holm, interval, normal_factor, p_above, p_below
 from attnbench.records.result import Outcome, Verdict
 
@@ -49,17 +50,24 @@ class Margins(msgspec.Struct, frozen=True):
 
     factor: float = 0.0  # standard errors by which A/A controls of this machine differed; 0: not known
     resolution_s: float = 0.0
+    user_backends: tuple[str, ...] = ()
+    user_factors: Mapping[float, float] = {}  # of `user_backends`, by the shortest call of a class of duration
+
+    def factor_of(self, case: Evidence) -> float:
+        """The factor of kernels of this kind and duration where it is known, else that of the machine."""
+        own = self.user_factors.get(class_of(case.base_s)) if case.backend in self.user_backends else None
+        return self.factor if own is None else own
 
     def noise_floor(self, case: Evidence) -> float:
         """The difference that equal arms with the spread of this case would seem to have; a share.
 
-        `factor` standard errors of the screening restarts, and at least what normal noise gives 99 times of 100.
+        `factor_of` standard errors of the screening restarts, and at least what normal noise gives 99 times of 100.
         """
         screen = interval(case.screen)
         if not math.isfinite(screen.sd):
             return 0.0
         count = len(case.screen)
-        return math.expm1(max(self.factor, normal_factor(count)) * screen.sd / math.sqrt(count))
+        return math.expm1(max(self.factor_of(case), normal_factor(count)) * screen.sd / math.sqrt(count))
 
     def tolerance(self, case: Evidence) -> float:
         """Tolerance, as a log ratio: a change below it is accepted, however precisely it was measured."""

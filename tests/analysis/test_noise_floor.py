@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from attnbench.analysis import noise_floor
-from attnbench.analysis.noise_floor import ControlPair
+from attnbench.analysis.noise_floor import ControlPair, KernelKind
 from attnbench.analysis.restarts import join
 from attnbench.report.terminal import ceilings as report
 from tests.samples import result
@@ -76,3 +76,36 @@ def test_effects_of_restarts_make_a_pair_and_one_restart_makes_none() -> None:
     # Student's t of one degree of freedom is 12.706; the standard error is 0.01.
     assert pair.half_width == pytest.approx(0.12706, rel=1e-4)
     assert noise_floor.of_effects(control, {0: 0.01}, "2026-01-01") is None
+
+
+def test_kernels_of_users_have_a_noise_floor_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for backend, effect in (("naive", 0.01), ("my_kernel.py:attend", 0.5)):
+        (control,) = join([result([1e-3, 1.1e-3, 1.2e-3], backend=backend)])
+        pair = noise_floor.of_effects(control, {0: effect, 1: effect + 0.01}, "2026-01-01")
+        assert pair
+        noise_floor.add("abc", [pair])
+    (library,) = noise_floor.load("abc", "cpu:threads=1")
+    (user,) = noise_floor.load("abc", "cpu:threads=1", KernelKind.USER)
+    assert (library.effect, user.effect) == (pytest.approx(0.015), pytest.approx(0.505))
+    lines = list(report.noise_floor("cpu", [library], [user]))
+    assert [line for line in lines if line.startswith("noise floor of users' kernels on cpu:")]
+
+
+def test_stored_pairs_without_a_kind_belong_to_the_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    stored = msgspec.to_builtins(control(1e-3, 0.02))
+    assert "kernel" not in stored
+    noise_floor.add("abc", []).write_bytes(msgspec.json.encode(stored) + b"\n")
+    assert noise_floor.load("abc", "cpu") == [control(1e-3, 0.02)]
+    assert noise_floor.load("abc", "cpu", KernelKind.USER) == []
+
+
+def test_a_factor_belongs_to_one_class_of_duration() -> None:
+    short = [control(1e-4, 0.03, run) for run in range(20)]
+    few = [control(5e-3, 0.01, run) for run in range(3)]
+    found = {entry.shortest_s: entry for entry in noise_floor.factors([*short, *few])}
+    # An effect of 3 half-widths is 3 t standard errors; Student's t of five degrees of freedom is 2.571.
+    assert (found[0.0].factor, found[0.0].runs) == (pytest.approx(3 * 2.5706, rel=1e-4), 20)
+    assert (found[1e-3].factor, found[1e-3].runs) == (0.0, 3)
+    assert [noise_floor.class_of(seconds) for seconds in (1e-4, 1e-3, 5.0)] == [0.0, 1e-3, 1e-1]

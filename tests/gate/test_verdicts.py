@@ -16,7 +16,8 @@ import pytest
 from attnbench import cli
 from attnbench.attention.problem import Problem
 from attnbench.errors import Exit, NotComparableError, SuiteError, UsageError
-from attnbench.gate import judgement
+from attnbench.gate import judgement, paired
+from attnbench.gate import record as gate_record
 from attnbench.gate.record import DEFAULT_SETTINGS, read_settings
 from attnbench.records import run_writer
 from attnbench.records.arm import Arm
@@ -183,6 +184,42 @@ def test_an_a_a_control_that_differs_makes_all_inconclusive() -> None:
     assert {one.outcome for one in judged.verdicts if one.metric == "time_s"} == {Outcome.INCONCLUSIVE}
     assert "too noisy to judge" in judged.doubt
     assert gate_verdicts.exit_code(judged) is Exit.INCONCLUSIVE
+
+
+WIDE = {"factor": 0.0, "runs": 0, "resolution_s": 0.0, "user_backends": ["k.py:attend"]}
+OWN = {"shortest_s": 1e-3, "factor": 200.0, "runs": 20}
+
+
+def test_users_kernels_are_judged_by_the_noise_of_such_kernels_of_that_duration() -> None:
+    slower, library = lines(head=1.08, backend="k.py:attend"), lines(head=1.08)
+    run = gated(*slower, *library, floor={**WIDE, "user": [OWN]})
+    judged = judgement.judge(run)
+    times = {one.backend: one for one in judged.verdicts if one.metric == "time_s"}
+    assert times["naive"].outcome is Outcome.REGRESSED
+    assert times["k.py:attend"].outcome is not Outcome.REGRESSED
+    assert "noise of users' kernels, calls under 10.0 ms: 200.0 standard errors, from 20 A/A runs" in judged.notes[0]
+
+
+@pytest.mark.parametrize(
+    "user", [[], [{**OWN, "factor": 0.0, "runs": 3}], [{**OWN, "shortest_s": 0.1}]], ids=["none", "few", "longer calls"]
+)
+def test_without_enough_runs_users_kernels_are_judged_by_the_shared_noise(user: list[dict[str, Any]]) -> None:
+    judged = judgement.judge(gated(*lines(head=1.08, backend="k.py:attend"), floor={**WIDE, "user": user}))
+    assert [one.outcome for one in judged.verdicts if one.metric == "time_s"] == [Outcome.REGRESSED]
+    (note,) = judged.notes
+    assert "20 are needed; the noise of the libraries' kernels is used" in note
+
+
+def test_a_gate_adds_its_controls_to_the_noise_of_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = gated(*lines(backend="k.py:attend", twin=1.5), *lines(twin=1.01))
+    paired.add_to_noise_floor(run, gate_record.of(run))
+    arms = [Arm(backend=name, device="cpu:threads=1") for name in ("k.py:attend", "naive")]
+    noise = paired.machine_noise("f", arms)
+    assert noise.runs == 1
+    assert noise.user_backends == ("k.py:attend",)
+    assert [(entry.shortest_s, entry.runs) for entry in noise.user] == [(1e-3, 1)]
+    assert paired.machine_noise("f", arms[1:]).user == ()
 
 
 def test_a_time_that_cannot_be_computed_with_leaves_the_case_open() -> None:

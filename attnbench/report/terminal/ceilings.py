@@ -1,13 +1,12 @@
 """The measured ceilings of a device, beside the peaks of its data sheet, and its noise floor."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from attnbench import units
-from attnbench.analysis.noise_floor import ControlPair, classes
+from attnbench.analysis.noise_floor import ControlPair, class_name, classes
 from attnbench.machine import datasheet
 from attnbench.records.ceilings import Ceilings
 from attnbench.report.terminal.text_layout import WIDTH, wrap
@@ -60,19 +59,18 @@ def peaks(ceilings: Ceilings) -> dict[str, Peak]:
     return {dtype: Peak(flop * clock * threads, source) for dtype, flop in per_clock.items()}
 
 
-def noise_floor(device: str, pairs: Sequence[ControlPair]) -> Iterator[str]:
-    """The floor of each class of durations, or the command that measures it."""
-    if not pairs:
+def noise_floor(device: str, pairs: Sequence[ControlPair], user: Sequence[ControlPair] = ()) -> Iterator[str]:
+    """The floor of each class of durations, then that of users' kernels, or the command that measures it."""
+    if not pairs and not user:
         yield f"{device}: no A/A control was measured yet: attnbench calibrate --floor"
         return
-    yield f"noise floor of {device}: the difference that two equal arms show"
-    yield "a call of          floor   cases  what it is"
-    shortest = 0.0
-    for duration in classes(pairs):
-        endless = math.isinf(duration.longest_s)
-        range_ = f"over {units.seconds(shortest)}" if endless else f"under {units.seconds(duration.longest_s)}"
-        yield f"{range_:<16} {units.percent(duration.effect):>7}  {duration.cases:>6}  {duration.label}"
-        shortest = duration.longest_s
+    for name, group in ((device, pairs), (f"users' kernels on {device}", user)):
+        if group:
+            yield f"noise floor of {name}: the difference that two equal arms show"
+            yield "a call of          floor   cases  what it is"
+        for floor in classes(group):
+            range_ = class_name(floor.shortest_s)
+            yield f"{range_:<16} {units.percent(floor.effect):>7}  {floor.cases:>6}  {floor.label}"
 
 
 def _products(ceilings: Ceilings) -> Iterator[str]:
