@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from attnbench._version import __version__
-from attnbench.analysis.roofline import ceilings_by_device
+from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.engine import plan
 from attnbench.engine.forecast import Forecast
@@ -53,7 +53,8 @@ def show(
     `following` is the command that continues an interrupted run.
     """
     check_format(format_)
-    rows = rows_of(run.results, ceilings=ceilings_by_device(run.manifest), arms=run.manifest.arms)
+    ceilings = ceilings_by_device(run.manifest)
+    rows = rows_of(run.results, ceilings=ceilings, arms=run.manifest.arms)
     if format_ == "jsonl":
         for row in rows:
             if row.case_id + row.arm not in printed:
@@ -61,7 +62,7 @@ def show(
         for text, reason in run.manifest.impossible:
             print(jsonl.line(jsonl.impossible(text, reason)))
         path = str(run.path) if saved else ""
-        print(jsonl.line(summary.record(rows, run.manifest.planned, path, code)))
+        print(jsonl.line(summary.record(rows, run.manifest.planned, path, code, ceilings)))
     elif format_ == "md":
         print(markdown.tables(rows), end="")
     elif format_ == "csv":
@@ -69,9 +70,9 @@ def show(
     else:
         _table(rows, color)
         if metrics:
-            _metrics(run, rows, metrics)
+            _metrics(ceilings, rows, metrics)
     if format_ != "jsonl":
-        _after(run, rows, sys.stdout if format_ == "table" else sys.stderr)
+        _after(run, rows, ceilings, sys.stdout if format_ == "table" else sys.stderr)
     if saved and (following or format_ != "jsonl"):
         stream = sys.stdout if format_ == "table" else sys.stderr
         for text in (f"run: {run.path}", f"next: {following or next_command(run)}"):
@@ -90,10 +91,10 @@ def _table(rows: Sequence[Row], color: str) -> None:
     print()
 
 
-def _metrics(run: Run, rows: Sequence[Row], names: Sequence[str]) -> None:
+def _metrics(ceilings: CeilingsByDevice, rows: Sequence[Row], names: Sequence[str]) -> None:
     for line in pivot_table.metric_lines(rows, names, terminal_width()):
         print(line)
-    if not ceilings_by_device(run.manifest) and any(name.startswith("roofline") for name in names):
+    if not ceilings and any(name.startswith("roofline") for name in names):
         print("no roofline, because this machine is not calibrated: attnbench calibrate")
     print()
 
@@ -106,9 +107,10 @@ def _styled(color: str) -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
-def _after(run: Run, rows: Sequence[Row], stream: TextIO) -> None:
+def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: TextIO) -> None:
     width = terminal_width()
-    for text in (summary.sentence(rows), summary.tally(rows, len(run.manifest.impossible))):
+    found = (summary.sentence(rows), *summary.notes(rows, ceilings))
+    for text in (*found, summary.tally(rows, len(run.manifest.impossible))):
         for line in wrap(text, width):
             print(line, file=stream)
     if run.skipped_lines:

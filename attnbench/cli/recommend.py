@@ -27,7 +27,8 @@ def recommend(
     from attnbench.studies.recommend import dispatch
 
     stored = api.load(run)
-    table = dispatch(rows_of(stored.results, ceilings=ceilings_by_device(stored.manifest), arms=stored.manifest.arms))
+    ceilings = ceilings_by_device(stored.manifest)
+    table = dispatch(rows_of(stored.results, ceilings=ceilings, arms=stored.manifest.arms), ceilings)
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
         out.write_bytes(text + b"\n")

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from attnbench.analysis import stats
+from attnbench.analysis.preferences import preferences
+from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import Place, Row
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
@@ -53,11 +55,19 @@ def tally(rows: Sequence[Row], impossible: int = 0) -> str:
     return f"{_count(len(rows) + impossible, 'case')}: {', '.join(parts)}."
 
 
-def record(rows: Sequence[Row], planned: int, path: str, code: int) -> dict[str, object]:
+def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
+    """Advice that follows from the run: dtypes and devices that are much slower than others here."""
+    return [preference.text for preference in preferences(rows, ceilings)]
+
+
+def record(
+    rows: Sequence[Row], planned: int, path: str, code: int, ceilings: CeilingsByDevice = NO_CEILINGS
+) -> dict[str, object]:
     """The last line of `--json`."""
     noisy = sum(bool(row.noisy) for row in rows)
     figures = {"planned": planned, "cases": len(rows), "status": counts(rows), "noisy": noisy}
-    return {"type": "summary", **figures, "verdict": sentence(rows), "path": path or None, "exit_code": int(code)}
+    said = {"verdict": sentence(rows), "notes": notes(rows, ceilings)}
+    return {"type": "summary", **figures, **said, "path": path or None, "exit_code": int(code)}
 
 
 def repeat_command(row: Row, command: str = "run") -> str:

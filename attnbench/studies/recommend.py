@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from attnbench.analysis.preferences import Preference, preferences
+from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import AXES, Row
 
 VERSION = 1
@@ -48,6 +50,7 @@ class Dispatch(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     choices: tuple[Choice, ...]
     regrets: tuple[Regret, ...]
+    preferences: tuple[Preference, ...] = ()  # of dtypes and devices
 
     @property
     def by_device(self) -> dict[str, list[Regret]]:
@@ -58,7 +61,7 @@ class Dispatch(msgspec.Struct, frozen=True, kw_only=True):
         return devices
 
 
-def dispatch(rows: Sequence[Row]) -> Dispatch:
+def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> Dispatch:
     """The table of a run. A problem that only one backend can run is included, and does not count in regrets."""
     problems: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -67,7 +70,8 @@ def dispatch(rows: Sequence[Row]) -> Dispatch:
     varied = [name for name in AXES if len({str(row.value(name)) for row in rows}) > 1]
     wins = Counter(min(group, key=lambda row: row.seconds).arm_name for group in problems.values())
     choices = tuple(_choice(group, varied, wins) for group in problems.values())
-    return Dispatch(choices=choices, regrets=tuple(_regrets(problems)))
+    preferred = tuple(preferences(rows, ceilings))
+    return Dispatch(choices=choices, regrets=tuple(_regrets(problems)), preferences=preferred)
 
 
 def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str]) -> Choice:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from attnbench import units
+from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Place, Row
 from attnbench.records.run_directory import Manifest, Run
 from attnbench.report import pivot, summary
@@ -23,6 +24,7 @@ def page(run: Run, rows: Sequence[Row], title: str = "") -> str:
     parts = [
         f"# {escape(title or f'attnbench: {manifest.suite}')}",
         f"Finding: {escape(summary.sentence(rows))} {escape(summary.tally(rows, len(manifest.impossible)))}",
+        "\n".join(f"- {escape(note)}" for note in summary.notes(rows, ceilings_by_device(manifest))),
         f"The first {MAX_CASES} of {len(rows)} cases; data.csv has all." if len(rows) > MAX_CASES else "",
         *_pivot_tables(rows[:MAX_CASES]),
         _every_case(rows[:MAX_CASES]),

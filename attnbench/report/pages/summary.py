@@ -16,7 +16,8 @@ MAX_PANELS = 2  # of each chart; the charts' own pages have all
 def page(data: ReportData, missing: Sequence[Page]) -> Page:
     """Summarise the report; `missing` are the pages without data."""
     impossible = sum(len(run.manifest.impossible) for run in data.runs)
-    text = [finding.sentence(data.rows), finding.tally(data.rows, impossible)]
+    text = [finding.sentence(data.rows), *finding.notes(data.rows, data.ceilings)]
+    text += [finding.tally(data.rows, impossible)]
     text += [f"{page.title}: nothing yet; {page.hint}" for page in missing if page.hint]
     text += [f"{run.path.name}: {run.skipped_lines} lines could not be read" for run in data.runs if run.skipped_lines]
     facts = [fact for run in data.runs for fact in _facts(run).items()]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from attnbench import units
+from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.studies.recommend import Dispatch
 
 
@@ -22,5 +23,9 @@ def lines(dispatch: Dispatch) -> Iterator[str]:
         for regret in regrets:
             share = "" if regret.runs == regret.of else f", runs {regret.runs} of {regret.of}"
             yield f"  {regret.backend:<14}{regret.mean:5.2f}x, at worst {regret.worst:.2f}x at {regret.worst_at}{share}"
+    if dispatch.preferences:
+        yield ""
+    for preference in dispatch.preferences:
+        yield from wrap(preference.text, terminal_width(), indent=2)
     if not dispatch.choices:
         yield "nothing was measured in this run"
