@@ -15,14 +15,14 @@ MAX_BACKENDS = 3  # named in a note
 BITS = {"fp32": (8, 23), "tf32": (8, 10), "fp16": (5, 10), "bf16": (8, 7), "fp8_e4m3": (4, 3)}  # exponent, fraction
 
 
-class Evidence(StrEnum):
+class Basis(StrEnum):
     """What a preference rests on."""
 
     MEASURED = "measured"
     CALIBRATED = "calibrated"
 
 
-class Preference(msgspec.Struct, frozen=True, kw_only=True):
+class AxisPreference(msgspec.Struct, frozen=True, kw_only=True):
     """A dtype or device that is slower than another one of the same axis by more than MIN_FACTOR."""
 
     axis: str  # dtype or device
@@ -32,13 +32,13 @@ class Preference(msgspec.Struct, frozen=True, kw_only=True):
     factor: float  # of the times, by geometric mean over the pairs of cases
     pairs: int  # of cases that differ in the axis alone
     backends: tuple[str, ...]  # of these cases
-    evidence: Evidence
+    basis: Basis
 
     @property
     def text(self) -> str:
         """`prefer fp32 on cpu: bf16 is 70x slower (geometric mean of 12 measured pairs of cases: naive, flex)`."""
         where = f"on {self.where}" if self.axis == "dtype" else f"for {self.where}"
-        if self.evidence is Evidence.CALIBRATED:
+        if self.basis is Basis.CALIBRATED:
             products = f"matrix products in {self.worse} are {_times(self.factor)} slower"
             return f"prefer {self.better} {where}: {products} (by the calibration; {self.better} was not measured)"
         rest = len(self.backends) - MAX_BACKENDS
@@ -52,12 +52,12 @@ def _times(factor: float) -> str:
     return f"{factor:.1f}x" if factor < 10 else f"{factor:.0f}x"
 
 
-def preferences(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[Preference]:
+def preferences(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[AxisPreference]:
     """Dtypes, then devices; the calibration counts only for a dtype that was measured beside no other one."""
     return [*_measured(rows, "dtype"), *_calibrated(rows, ceilings), *_measured(rows, "device")]
 
 
-def _measured(rows: Sequence[Row], axis: str) -> Iterator[Preference]:
+def _measured(rows: Sequence[Row], axis: str) -> Iterator[AxisPreference]:
     where = "device" if axis == "dtype" else "dtype"
     ratios: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}  # by place and backend, worse and better
     for group in _groups(rows, axis):
@@ -74,9 +74,9 @@ def _measured(rows: Sequence[Row], axis: str) -> Iterator[Preference]:
                 merged.setdefault((place_name, *pair), {})[backend] = of_backend[pair]
     for (place_name, worse, better), by_backend in merged.items():
         values = [value for of_backend_ in by_backend.values() for value in of_backend_]
-        yield Preference(
+        yield AxisPreference(
             axis=axis, better=better, worse=worse, where=place_name, factor=_mean(values), pairs=len(values),
-            backends=tuple(by_backend), evidence=Evidence.MEASURED,
+            backends=tuple(by_backend), basis=Basis.MEASURED,
         )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _mean(values: Sequence[float]) -> float:
     return mean.value
 
 
-def _calibrated(rows: Sequence[Row], ceilings: CeilingsByDevice) -> Iterator[Preference]:
+def _calibrated(rows: Sequence[Row], ceilings: CeilingsByDevice) -> Iterator[AxisPreference]:
     compared = {(row.device, row.dtype) for group in _groups(rows, "dtype") for row in group.values()}
     measured = dict.fromkeys((row.device, row.dtype) for row in rows if row.time_s)
     for device, dtype in measured:
@@ -108,7 +108,7 @@ def _calibrated(rows: Sequence[Row], ceilings: CeilingsByDevice) -> Iterator[Pre
         factor = rates[better].burst / rates[dtype].burst if dtype in rates else 0.0
         if factor > MIN_FACTOR and (device, dtype) not in compared:
             backends = dict.fromkeys(row.arm_name for row in rows if (row.device, row.dtype) == (device, dtype))
-            yield Preference(
+            yield AxisPreference(
                 axis="dtype", better=better, worse=dtype, where=device, factor=factor, pairs=0,
-                backends=tuple(backends), evidence=Evidence.CALIBRATED,
+                backends=tuple(backends), basis=Basis.CALIBRATED,
             )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from attnbench.analysis.preferences import Preference, preferences
+from attnbench.analysis.preferences import AxisPreference, preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import AXES, Row
 
@@ -50,7 +50,7 @@ class Dispatch(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     choices: tuple[Choice, ...]
     regrets: tuple[Regret, ...]
-    preferences: tuple[Preference, ...] = ()  # of dtypes and devices
+    preferences: tuple[AxisPreference, ...] = ()  # of dtypes and devices
 
     @property
     def by_device(self) -> dict[str, list[Regret]]:

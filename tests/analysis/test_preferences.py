@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from attnbench.analysis.preferences import Evidence, preferences
+from attnbench.analysis.preferences import Basis, preferences
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Dtype
 from attnbench.cli import output
@@ -94,7 +94,7 @@ RATES = {
 def test_the_calibration_is_used_for_a_dtype_that_was_measured_alone() -> None:
     known = {DEVICE: ceilings(matmul=RATES)}
     (found,) = preferences(rows({(Dtype.BF16, 64): 1.0}), known)
-    assert (found.better, found.factor, found.evidence) == ("fp32", pytest.approx(40), Evidence.CALIBRATED)
+    assert (found.better, found.factor, found.basis) == ("fp32", pytest.approx(40), Basis.CALIBRATED)
     assert summary.notes(rows({(Dtype.BF16, 64): 1.0}), known) == [
         "prefer fp32 on cpu:threads=1: matrix products in bf16 are 40x slower (by the calibration; fp32 was not "
         "measured)"
@@ -102,7 +102,7 @@ def test_the_calibration_is_used_for_a_dtype_that_was_measured_alone() -> None:
     # fp16 is faster, but has fewer bits than fp32.
     assert preferences(rows({(Dtype.FP32, 64): 1.0}), known) == []
     (measured_,) = preferences(rows(TWO_LENGTHS), known)
-    assert measured_.evidence is Evidence.MEASURED
+    assert measured_.basis is Basis.MEASURED
 
 
 def test_run_report_and_recommend_say_it(capsys: pytest.CaptureFixture[str]) -> None:
