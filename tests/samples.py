@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from attnbench.attention.problem import Problem
@@ -10,6 +11,7 @@ from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Result, Sample, Status, TimedBlock, sample
+from attnbench.records.run_directory import Manifest, Run
 
 
 def timed(values: Sequence[float], rounds: Sequence[int] | None = None) -> Sample:
@@ -39,3 +41,9 @@ def ceilings(**fields: Any) -> Ceilings:
     """Ceilings of the device of `result`, with nothing measured but the given fields."""
     plain = {"version": 1, "device": "cpu:threads=1", "name": "CPU", "measured_at": "", "seconds": 1.0, "torch": "2"}
     return Ceilings(**{**plain, **fields})
+
+
+def run(*results: Result, **fields: Any) -> Run:
+    """A stored run of these results; fields are those of its manifest."""
+    plain = {"schema_version": 1, "attnbench": "0", "created_at": "", "suite": "made", "fingerprint": "f"}
+    return Run(path=Path("run"), manifest=Manifest(**{**plain, **fields}), results=list(results))

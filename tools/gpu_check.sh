@@ -61,7 +61,7 @@ study() { step "$1" "$2" "$python" -m attnbench "${@:3}"; }
 if [ "$plan" = reference ]; then
   SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu --ignore "$kernels" --ignore "$hopper"
   SHOWN=1 step "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels"
-  study calibrate 45 calibrate --device cuda:0
+  study calibrate 45 calibrate --device cuda:0 --budget 1s
   study verify 30 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
     --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 18s --progress lines
   study energy 30 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton \

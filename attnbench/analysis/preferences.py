@@ -101,7 +101,7 @@ def _calibrated(rows: Sequence[Row], ceilings: CeilingsByDevice) -> Iterator[Axi
     measured = dict.fromkeys((row.device, row.dtype) for row in rows if row.time_s)
     for device, dtype in measured:
         of_device = ceilings.get(device)
-        rates = of_device.matmul if of_device else {}
+        rates = of_device.matmul if of_device and "matmul" not in of_device.disturbed else {}
         # Only dtypes that lose neither range nor precision: whoever measures fp32 knows that fp16 would be faster.
         safe = [name for name in rates if all(own <= bits for own, bits in zip(BITS[dtype], BITS[name], strict=True))]
         better = max(safe, key=lambda name: rates[name].burst, default=dtype)

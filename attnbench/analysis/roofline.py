@@ -70,6 +70,11 @@ def explain_faster(ceilings: Ceilings, problem: Problem, mode: Mode, seconds: fl
     return f"{times}: the FLOPs or the time are wrong"
 
 
+def disturbances(ceilings: CeilingsByDevice) -> list[str]:
+    """A sentence for each device whose ceilings were disturbed while they were measured."""
+    return [f"Ceilings of {device}: {known.disturbance}." for device, known in ceilings.items() if known.disturbed]
+
+
 def ceilings_by_device(manifest: Manifest) -> CeilingsByDevice:
     """The ceilings of a run's devices: those that its manifest holds, else those that were calibrated since."""
     ceilings: dict[str, Ceilings] = dict(manifest.ceilings)

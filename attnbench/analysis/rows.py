@@ -216,7 +216,7 @@ COLUMNS: dict[str, str] = {
     "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other was measured",
     "impossible": "why the figures cannot be true; such a row is not ranked",
     "bound": "the measured ceiling that limits the case: compute, memory or exp",
-    "notes": "notes on this row: faster than a ceiling, timers that disagree, why a figure is missing",
+    "notes": "notes: faster than a ceiling, disturbed ceilings, timers that disagree, why a figure is missing",
     **{metric.name: metric.summary + (f" ({metric.unit})" if metric.unit else "") for metric in METRICS.values()},
 }
 
@@ -253,7 +253,10 @@ def as_frame(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> pd
 
 def _row(restarts: Restarts, place: Place | None) -> Row:
     case, arm, worst = restarts.case, restarts.arm, restarts.worst
-    notes = (restarts.faster_than_roofline, timers_disagree(restarts), _missing(restarts), _changed_state(restarts))
+    notes = (
+        restarts.faster_than_roofline, _disturbed_ceilings(restarts), timers_disagree(restarts), _missing(restarts),
+        _changed_state(restarts),
+    )  # fmt: skip
     values: dict[str, Any] = {
         "case_id": case.id,
         "label": case.label,
@@ -277,6 +280,12 @@ def _row(restarts: Restarts, place: Place | None) -> Row:
         **{name: metric.compute(restarts) for name, metric in METRICS.items()},
     }
     return Row(**values)
+
+
+def _disturbed_ceilings(restarts: Restarts) -> str:
+    """What is doubtful about the roofline bound, where there is one."""
+    disturbance = restarts.ceilings.disturbance if restarts.ceilings and restarts.roofline else ""
+    return f"ceilings {disturbance}" if disturbance else ""
 
 
 def _missing(restarts: Restarts) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +23,12 @@ def calibrate(
     floor: Annotated[
         bool, typer.Option("--floor", help="Measure the noise floor instead: identical arms over worker restarts.")
     ] = False,
-    budget: Annotated[str, typer.Option(help="Time limit of --floor: 5m or 1h.", metavar="TIME")] = "5m",
+    budget: Annotated[
+        str, typer.Option(help="Time limit of --floor, and of measuring disturbed parts again: 5m, 1h.", metavar="TIME")
+    ] = "5m",
+    force: Annotated[
+        bool, typer.Option("--force", help="Store disturbed rates even where undisturbed ones are stored.")
+    ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the stored values without measuring.")] = False,
     json: options.Json = False,
 ) -> int:
@@ -30,41 +37,60 @@ def calibrate(
     Peak rates are those of matrix products, memory, exp and kernel launches. `attnbench run` compares with them.
     """
     from attnbench.studies import calibrate as study
+    from attnbench.units import parse_seconds
 
     devices = study.devices(request.device)
     quiet = options.global_options(context).quiet
     if floor:
         return _floor(devices[0][0], budget, show=show, as_json=json, quiet=quiet)
-    return _ceilings(devices, show=show, as_json=json, quiet=quiet)
+    if show:
+        return _show(devices, as_json=json)
+    deadline = time.monotonic() + (parse_seconds(budget, "--budget") or math.inf)
+    return _ceilings(devices, deadline, force=force, as_json=json, quiet=quiet)
 
 
-def _ceilings(devices: list[tuple[Device, tuple[str, ...]]], show: bool, as_json: bool, quiet: bool) -> int:
+def _show(devices: list[tuple[Device, tuple[str, ...]]], as_json: bool) -> int:
     from attnbench.cli import output
+    from attnbench.engine import sweep
     from attnbench.errors import Exit
     from attnbench.machine import identity
-    from attnbench.records import ceilings
+    from attnbench.report.terminal import ceilings as report
+
+    stored = sweep.calibrated([device.text for device, _ in devices], identity.fingerprint()[0])
+    for device, _ in devices:
+        if ceilings := stored.get(device.text):
+            output.lines((report.record(ceilings),), (*report.text(ceilings), ""), as_json)
+        else:
+            print(f"{device.text}: not calibrated yet: attnbench calibrate --device {device.text}", file=sys.stderr)
+    return Exit.OK if stored else Exit.NOTHING_MEASURED
+
+
+def _ceilings(
+    devices: list[tuple[Device, tuple[str, ...]]], deadline: float, force: bool, as_json: bool, quiet: bool
+) -> int:
+    from attnbench.cli import output
+    from attnbench.errors import Exit
+    from attnbench.machine import identity, resources
     from attnbench.report.terminal import ceilings as report
     from attnbench.studies import calibrate as study
 
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
     fingerprint, _ = identity.fingerprint()
-    torch = identity.packages().get("torch", "")
+    if resources.busy():
+        say(f"busy: load {resources.load():.1f} on {len(resources.available_cores())} cores; rates may be too low")
     measured = 0
     for device, parts in devices:
-        name = device.text
-        if not show and not quiet:
-            print(f"calibrating {name} ...", file=sys.stderr, flush=True)
-        result = ceilings.load(fingerprint, name, torch) if show else study.measure(device, parts)
-        if result is None:
-            print(f"{name}: not calibrated yet: attnbench calibrate --device {name}", file=sys.stderr)
-            continue
+        say(f"calibrating {device.text} ...")
+        result = study.measure(device, parts, deadline, say)
         if isinstance(result, str):
-            print(f"{name}: {result}", file=sys.stderr)
+            print(f"{device.text}: {result}", file=sys.stderr)
             continue
         measured += 1
-        path = None if show else ceilings.save(fingerprint, result)
         output.lines((report.record(result),), (*report.text(result), ""), as_json)
-        if path and not quiet:
-            print(f"saved: {path}", file=sys.stderr)
+        say(study.save(fingerprint, result, force))
     return Exit.OK if measured else Exit.NOTHING_MEASURED
 
 

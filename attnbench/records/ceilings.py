@@ -10,6 +10,7 @@ import msgspec
 
 from attnbench.errors import StoreError
 from attnbench.records.result import Facts, Record
+from attnbench.units import percent
 
 VERSION = 1
 
@@ -29,6 +30,27 @@ class Point(Record, frozen=True, kw_only=True):
     rate: float  # B/s
 
 
+MAX_SHARE_OF_CORES, MAX_SHARE_OF_MACHINE = 0.05, 0.25  # for other processes, without a doubt about a measurement
+
+
+class ForeignLoad(Record, frozen=True, kw_only=True):
+    """The share of CPU time that other processes used during a measurement."""
+
+    cores: float  # of the cores that the measurement was pinned to; or that its threads waited for, if that is more
+    machine: float | None = None  # of all cores: they share caches and memory; None for a GPU, which has its own
+
+    @property
+    def excess(self) -> float:
+        """How many times the load exceeds what is accepted; above 1 it disturbs."""
+        return max(self.cores / MAX_SHARE_OF_CORES, (self.machine or 0.0) / MAX_SHARE_OF_MACHINE)
+
+    @property
+    def text(self) -> str:
+        """The share that exceeds its limit most."""
+        here = self.cores / MAX_SHARE_OF_CORES == self.excess
+        return f"{percent(self.cores)} of its cores" if here else f"{percent(self.machine)} of all cores"
+
+
 class Ceilings(Record, frozen=True, kw_only=True):
     """Everything that `calibrate` measures on one device."""
 
@@ -46,6 +68,18 @@ class Ceilings(Record, frozen=True, kw_only=True):
     exp_derived: bool = False  # from the data sheet's rate and the clock
     launch_s: float | None = None  # of the smallest operation
     timer_s: float | None = None
+    foreign_load: dict[str, ForeignLoad] = {}  # by part of the calibration; empty where it was not read
+
+    @property
+    def disturbed(self) -> dict[str, ForeignLoad]:
+        """The parts during which other processes used more than a calibration accepts."""
+        return {part: load for part, load in self.foreign_load.items() if load.excess > 1}
+
+    @property
+    def disturbance(self) -> str:
+        """What was disturbed, by which share of the CPU time; empty if nothing was."""
+        parts = ", ".join(f"{part}: {load.text}" for part, load in self.disturbed.items())
+        return f"disturbed by other processes ({parts}), rates may be too low" if parts else ""
 
     @property
     def memory(self) -> float | None:
@@ -73,9 +107,16 @@ def _file(fingerprint: str, device: str, torch: str) -> Path:
     return folder(fingerprint) / (re.sub(r"[^\w.=+-]", "_", f"{device}-torch{torch}") + ".json")
 
 
-def save(fingerprint: str, ceilings: Ceilings) -> Path:
-    """Store ceilings, in place of older ones of the same device and torch version; return the file."""
+def save(fingerprint: str, ceilings: Ceilings, force: bool = False) -> Path | None:
+    """Store ceilings, in place of older ones of the same device and torch version; return the file.
+
+    None, with nothing stored, where disturbed ones would replace undisturbed ones; `force` replaces these too.
+    """
     path = _file(fingerprint, ceilings.device, ceilings.torch)
+    if ceilings.disturbed and not force:
+        stored = load(fingerprint, ceilings.device, ceilings.torch)
+        if stored and not stored.disturbed:
+            return None
     draft = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

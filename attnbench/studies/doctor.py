@@ -53,7 +53,7 @@ def examine(noise: bool = True) -> Report:
         machine=identity.machine_card(),
         packages=identity.packages(),
         gpu=hardware.gpu_objection() or "ok",
-        ceilings={device.text: _calibrated(device.text) for device in sweep.devices_of("")},
+        ceilings={device.text: calibration_state(device.text) for device in sweep.devices_of("")},
         noise=_noise() if noise else None,
         backends=[_installation(name) for name in backends.names()],
     )
@@ -88,9 +88,13 @@ def _listed(names: object) -> str:
     return ", ".join(map(str, names)) if isinstance(names, list | tuple) else ""
 
 
-def _calibrated(device: str) -> str:
+def calibration_state(device: str) -> str:
+    """When the device was calibrated, and what disturbed it."""
     ceilings = sweep.calibrated([device], identity.fingerprint()[0]).get(device)
-    return f"calibrated {ceilings.measured_at[:10]}" if ceilings else "not calibrated: attnbench calibrate"
+    if not ceilings:
+        return "not calibrated: attnbench calibrate"
+    disturbance = f", {ceilings.disturbance}: attnbench calibrate" if ceilings.disturbed else ""
+    return f"calibrated {ceilings.measured_at[:10]}{disturbance}"
 
 
 def _installation(name: str) -> Installation:

@@ -14,7 +14,7 @@ import msgspec
 
 from attnbench.attention.problem import Mode, Problem
 from attnbench.records.case import Case
-from attnbench.records.ceilings import Point, Rate
+from attnbench.records.ceilings import ForeignLoad, Point, Rate
 from attnbench.records.result import Environment, Procedure, Status, Timing
 
 VERSION = 2
@@ -213,7 +213,7 @@ class RetimeCase(WorkerRequest[CaseRetimed], frozen=True, kw_only=True, tag="Ret
 
 
 class DeviceCalibrated(Message, frozen=True, kw_only=True, tag="Calibrated"):
-    """Ceilings. The fields are those of `records.ceilings.Ceilings` with these names."""
+    """Ceilings. The fields are those of `records.ceilings.Ceilings` with these names, but for the load."""
 
     matmul: dict[str, Rate]
     refused: dict[str, str]
@@ -221,6 +221,7 @@ class DeviceCalibrated(Message, frozen=True, kw_only=True, tag="Calibrated"):
     exp_per_s: float | None
     exp_derived: bool
     launch_s: float | None
+    foreign_load: ForeignLoad | None  # meanwhile; None: unknown
 
 
 class CalibrateDevice(WorkerRequest[DeviceCalibrated], frozen=True, kw_only=True, tag="Calibrate"):

@@ -138,12 +138,13 @@ class WorkerSession:
                 scores.load_function(problem.score.function)
 
     def _calibrate(self, request: protocol.CalibrateDevice) -> protocol.DeviceCalibrated:
-        from attnbench.machine.device import ceilings
+        from attnbench.machine.device import ceilings, counters
 
         assert self._instrument
         facts = self._instrument.environment().facts
+        finish = counters.watch_others(tuple(facts.get("cores", ())))
         calibration = ceilings.calibrate(self._instrument.torch_device, facts, request.parts)
-        return protocol.DeviceCalibrated(**calibration._asdict())
+        return protocol.DeviceCalibrated(**calibration._asdict(), foreign_load=finish())
 
     def _release(self) -> protocol.CaseReleased:
         assert self._instrument

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,14 +13,13 @@ from attnbench.attention.problem import Dtype
 from attnbench.cli import output
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Result
-from attnbench.records.run_directory import Manifest, Run
 from attnbench.report import summary
 from attnbench.report.formats import markdown
 from attnbench.report.pages import summary as summary_page
 from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import dispatch_table
 from attnbench.studies.recommend import dispatch
-from tests.samples import ceilings
+from tests.samples import ceilings, run
 from tests.studies.test_claims import measured
 
 DEVICE = "cpu:threads=1"
@@ -107,11 +105,10 @@ def test_the_calibration_is_used_for_a_dtype_that_was_measured_alone() -> None:
 
 def test_run_report_and_recommend_say_it(capsys: pytest.CaptureFixture[str]) -> None:
     results = [case(seconds, dtype, seq) for (dtype, seq), seconds in TWO_LENGTHS.items()]
-    manifest = Manifest(schema_version=1, attnbench="0", created_at="2026-11-21T00:00:00Z", suite="x", fingerprint="f")
-    run = Run(path=Path("run"), manifest=manifest, results=results)
-    output.show(run, "table")
+    stored = run(*results)
+    output.show(stored, "table")
     note = "prefer fp32 on cpu:threads=1: bf16 is 71x slower"
     assert note in capsys.readouterr().out
-    assert f"- {note}" in markdown.page(run, rows_of(results))
-    assert note in " ".join(summary_page.page(report_data([run]), ()).text)
+    assert f"- {note}" in markdown.page(stored, rows_of(results))
+    assert note in " ".join(summary_page.page(report_data([stored]), ()).text)
     assert note in "\n".join(dispatch_table.lines(dispatch(rows_of(results))))

@@ -103,7 +103,7 @@ def test_profile_takes_one_case(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.workers
 def test_two_calibrations_agree(capsys: pytest.CaptureFixture[str]) -> None:
     def measured() -> dict[str, float]:
-        assert cli.invoke(["calibrate", "--device", "cpu:threads=1", "--json"]) == 0
+        assert cli.invoke(["calibrate", "--device", "cpu:threads=1", "--json", "--budget", "1s"]) == 0
         record = json.loads(capsys.readouterr().out)
         return {dtype: rate["burst"] for dtype, rate in record["matmul"].items()} | {"exp": record["exp_per_s"]}
 

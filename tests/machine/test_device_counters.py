@@ -76,15 +76,16 @@ if not child:
     ended = time.monotonic() + 5
     while time.monotonic() < ended: pass
     os._exit(0)
-from attnbench.machine.device.counters import Counters, tags
+from attnbench.machine.device.counters import Counters, tags, watch_others
 time.sleep(0.1)
-finish = Counters((core,)).start()
+finish, others = Counters((core,)).start(), watch_others((core,))
+used = time.process_time()
 ended = time.monotonic() + 0.5
 while time.monotonic() < ended: pass
-facts = finish()
+facts, load = finish(), others()
 os.kill(child, 9)
 os.waitpid(child, 0)
-print(facts["waiting_s"], *tags(facts, 1000, 1))
+print(load.cores, (time.process_time() - used) / 0.5, facts["waiting_s"], *tags(facts, 1000, 1))
 """
 
 
@@ -93,8 +94,10 @@ def test_a_thread_that_shares_its_core_is_preempted() -> None:
     if not waiting():
         pytest.skip("this kernel has no schedstat")
     done = subprocess.run([sys.executable, "-c", CONTENDED], capture_output=True, text=True, check=True)
-    waited_s, *disturbances = done.stdout.split()
+    foreign, own, waited_s, *disturbances = done.stdout.split()
     assert float(waited_s) > 0.1  # two busy processes share a core for half a second
+    assert float(foreign) > 0.2
+    assert float(foreign) + float(own) == pytest.approx(1.0, abs=0.15)  # what this process uses is not foreign
     assert "preempted" in disturbances
 
 

@@ -9,7 +9,7 @@ import pytest
 from attnbench.errors import StoreError
 from attnbench.machine import datasheet
 from attnbench.records import ceilings as roofs
-from attnbench.records.ceilings import Point, Rate
+from attnbench.records.ceilings import ForeignLoad, Point, Rate
 from tests.samples import ceilings
 
 RATE = {"fp32": Rate(burst=1e12, sustained=9e11, size=1024), "bf16": Rate(burst=4e12, sustained=3e12, size=1024)}
@@ -40,7 +40,9 @@ def test_saved_ceilings_are_loaded_by_machine_device_and_torch(monkeypatch: pyte
 
 def test_an_unreadable_calibration_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    roofs.save("abc", ceilings()).write_text('{"device": 1')
+    path = roofs.save("abc", ceilings())
+    assert path
+    path.write_text('{"device": 1')
     assert roofs.load("abc", "cpu:threads=1", "2") is None
 
 
@@ -79,3 +81,52 @@ def test_ceilings_that_cannot_be_written_are_a_store_error(tmp_path: Path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(StoreError, match="cannot write to"):
         roofs.save("abc", ceilings())
+
+
+LOADED = {"matmul": ForeignLoad(cores=0.5, machine=0.6), "exp": ForeignLoad(cores=0.01, machine=0.1)}
+CALM = {"matmul": ForeignLoad(cores=0.02, machine=0.2)}
+
+
+@pytest.mark.parametrize(
+    ("load", "disturbs"),
+    [
+        (ForeignLoad(cores=0.04, machine=0.2), False),
+        (ForeignLoad(cores=0.06, machine=0.06), True),  # of its only core, on a large machine
+        (ForeignLoad(cores=0.0, machine=0.3), True),  # memory bandwidth is shared
+        (ForeignLoad(cores=0.0), False),
+    ],
+)
+def test_other_processes_disturb_from_a_share_on(load: ForeignLoad, disturbs: bool) -> None:
+    known = ceilings(foreign_load={"matmul": load})
+    assert list(known.disturbed) == (["matmul"] if disturbs else [])
+    assert bool(known.disturbance) is disturbs
+
+
+def test_the_disturbed_parts_are_named_with_their_load() -> None:
+    assert ceilings(foreign_load=LOADED).disturbance == (
+        "disturbed by other processes (matmul: 50.0% of its cores), rates may be too low"
+    )
+
+
+def test_disturbed_ceilings_replace_undisturbed_ones_only_by_force(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    disturbed, calm = ceilings(foreign_load=LOADED), ceilings(foreign_load=CALM)
+    assert roofs.save("abc", disturbed)  # better than none
+    assert roofs.load("abc", "cpu:threads=1", "2") == disturbed
+    assert roofs.save("abc", calm)
+    assert roofs.save("abc", disturbed) is None
+    assert roofs.load("abc", "cpu:threads=1", "2") == calm
+    assert roofs.save("abc", disturbed, force=True)
+    assert roofs.load("abc", "cpu:threads=1", "2") == disturbed
+
+
+def test_a_calibration_without_a_load_is_read_as_undisturbed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = roofs.save("abc", ceilings(matmul=RATE))
+    assert path
+    assert "foreign_load" not in path.read_text()
+    known = roofs.load("abc", "cpu:threads=1", "2")
+    assert known
+    assert not known.disturbed

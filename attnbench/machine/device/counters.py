@@ -13,12 +13,15 @@ from itertools import takewhile
 from pathlib import Path
 
 from attnbench.machine import resources
+from attnbench.records.ceilings import ForeignLoad
 
 MAX_COST_S = 0.5e-3
 FAULTS_A_CALL = 64  # after settling there are none, unless the allocator returns memory and requests it again
 STOLEN_SHARE = 0.01
 WAITING_SHARE = 0.05
 MAX_THREADS_READ = 64
+STOLEN = (7,)
+BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal
 
 Source = Callable[[], dict[str, float]]
 
@@ -94,15 +97,46 @@ def waiting() -> dict[str, float]:
 
 
 def stolen(cpus: tuple[int, ...]) -> dict[str, float]:
-    """Seconds in which the hypervisor ran others on these cores: the eighth figure of a cpu line, proc_stat(5)."""
-    names = {f"cpu{cpu}" for cpu in cpus}
-    ticks = 0
+    """Seconds in which the hypervisor ran others on these cores."""
+    seconds = _core_seconds(STOLEN)
+    return {"stolen_s": sum(seconds.get(cpu, 0.0) for cpu in cpus)} if seconds else {}
+
+
+def watch_others(cpus: tuple[int, ...]) -> Callable[[], ForeignLoad | None]:
+    """Read the busy time of all cores. The returned function says how much of it others used since; None: unknown.
+
+    `cpus` are those that this process is pinned to; empty for a GPU, whose host thread counts as one core.
+    """
+    before, waited = _core_seconds(BUSY), waiting()
+    started, used_s = time.perf_counter(), time.process_time()
+
+    def finish() -> ForeignLoad | None:
+        after, seconds, own_s = _core_seconds(BUSY), time.perf_counter() - started, time.process_time() - used_s
+        if not before or not after:
+            return None
+        # /proc/stat counts in ticks: less than one tick of a core may be the end of an earlier one.
+        tick_s = 1 / os.sysconf("SC_CLK_TCK")
+        here, everywhere = (
+            max(0.0, sum(after[cpu] - before[cpu] - tick_s for cpu in among) - own_s) / (seconds * max(1, len(among)))
+            for among in (before.keys() & set(cpus), before.keys() & after.keys())
+        )
+        waited_s = waiting().get("waiting_s", 0.0) - waited.get("waiting_s", 0.0)
+        here = max(here, waited_s / (seconds * max(1, len(cpus))))
+        return ForeignLoad(cores=here, machine=everywhere if cpus else None)
+
+    return finish
+
+
+def _core_seconds(columns: tuple[int, ...]) -> dict[int, float]:
+    """Seconds that each core has spent in these states, the columns of a cpu line of proc_stat(5); empty elsewhere."""
+    seconds: dict[int, float] = {}
     with contextlib.suppress(OSError, IndexError, ValueError):
         for line in takewhile(lambda line: line.startswith("cpu"), _read_text("/proc/stat").splitlines()):
             name, *figures = line.split()
-            ticks += int(figures[7]) if name in names else 0
-        return {"stolen_s": ticks / os.sysconf("SC_CLK_TCK")}
-    return {}
+            if name != "cpu":  # that line is the sum
+                ticks = sum(int(figures[column]) for column in columns)
+                seconds[int(name.removeprefix("cpu"))] = ticks / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 class Throttling:

@@ -2,6 +2,7 @@
 
 from attnbench import units
 from attnbench.analysis.metrics import METRICS
+from attnbench.analysis.roofline import disturbances
 from attnbench.report.charts import roofline
 from attnbench.report.pages.page import Page, PageTable, ReportData, drawn
 
@@ -22,7 +23,10 @@ def page(data: ReportData) -> Page:
         numbers=(False, True, True, True, True, False, False),
     )  # fmt: skip
     return Page(
-        text=("Ceilings as attnbench calibrate measured them; a row above its bound has a note that explains it.",),
+        text=(
+            "Ceilings as attnbench calibrate measured them; a row above its bound has a note that explains it.",
+            *disturbances(data.ceilings),
+        ),
         charts=drawn(roofline=roofline.chart(data.charted, data.ceilings, data.caption)),
         tables=(bounds,),
         hint="attnbench calibrate measures the ceilings",

@@ -24,6 +24,8 @@ def text(ceilings: Ceilings) -> Iterator[str]:
     about = [f"{name} {ceilings.facts[name]}" for name in ("threads", "isa") if name in ceilings.facts]
     device = ", ".join([ceilings.device, *about])
     yield f"{ceilings.name}, {device}, torch {ceilings.torch}, {ceilings.seconds:.0f} s"
+    if ceilings.disturbed:
+        yield from wrap(f"{ceilings.disturbance}: repeat attnbench calibrate", WIDTH, indent=6)
     if ceilings.matmul:
         yield from _products(ceilings)
     if ceilings.bandwidth:
