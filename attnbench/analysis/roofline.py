@@ -53,9 +53,12 @@ def roofline_bound(ceilings: Ceilings, problem: Problem, mode: Mode) -> Roofline
 
 
 def explain_faster(ceilings: Ceilings, problem: Problem, mode: Mode, seconds: float) -> str:
-    """The likely reason why a case is more than 5 % faster than its roofline bound; empty if it is not."""
+    """The likely reason why a case is more than 5 % faster than its roofline bound; empty if it is not.
+
+    Also empty where the ceilings were disturbed: then they are the likely reason, and the row says so.
+    """
     limit = roofline_bound(ceilings, problem, mode)
-    if limit is None or limit.seconds <= TOLERANCE * seconds:
+    if limit is None or ceilings.disturbed or limit.seconds <= TOLERANCE * seconds:
         return ""
     times = f"{limit.seconds / seconds:.2f}x the measured {limit.bound} ceiling"
     if limit.bound is Bound.MEMORY:

@@ -89,8 +89,9 @@ def _ceilings(
             print(f"{device.text}: {result}", file=sys.stderr)
             continue
         measured += 1
+        outcome = study.save(fingerprint, result, force)
         output.lines((report.record(result),), (*report.text(result), ""), as_json)
-        say(study.save(fingerprint, result, force))
+        say(outcome)
     return Exit.OK if measured else Exit.NOTHING_MEASURED
 
 
