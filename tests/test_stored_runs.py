@@ -17,6 +17,7 @@ WORDS = {
     "tell the noise between": "show the noise between",
     "as chance has it (0 A/A runs, 20 are\n  needed)": "as for normal noise (0 A/A runs of\n"
     "  this machine, 20 are needed)",
+    '","path":"run-a","exit_code"': '","notes":[],"path":"run-a","exit_code"',
     "closer than their intervals tell apart": "the 95 % intervals do not distinguish them",
 }
 
