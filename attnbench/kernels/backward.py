@@ -67,7 +67,7 @@ def delta_kernel(
 
 
 @triton.jit
-def _statistics_of(rows_Q, statistics, seq_q):
+def statistics_of(rows_Q, statistics, seq_q):
     """The lse of some rows in base 2, +inf for a row that sees no key, so that all its weights are 0; and delta."""
     lse_Q = tl.load(statistics.lse_ptr + statistics.at + rows_Q, mask=rows_Q < seq_q, other=float("inf"))
     lse_Q = tl.where(lse_Q == float("-inf"), float("inf"), lse_Q * LOG2E)
@@ -76,7 +76,7 @@ def _statistics_of(rows_Q, statistics, seq_q):
 
 
 @triton.jit
-def _logit_gradients(
+def logit_gradients(
     s, dp, lse, delta, row, key, row_in, key_in, seen, rule,
     MASKED: tl.constexpr, FUSED: tl.constexpr, PRECISE: tl.constexpr,
 ):  # fmt: skip
@@ -122,10 +122,10 @@ def _gather_rows(
         some: tl.constexpr = RAGGED or listed is not None
         q_QD = read(q, row, wanted_Q, some, HEAD_DIM, BLOCK_Q)
         dout_QE = read(dout, row, wanted_Q, some, HEAD_DIM_V, BLOCK_Q)
-        lse_Q, delta_Q = _statistics_of(rows_Q, statistics, rule.seq_q)
+        lse_Q, delta_Q = statistics_of(rows_Q, statistics, rule.seq_q)
         s_KQ = tl.dot(k_KD, tl.trans(q_QD), input_precision=PRECISION)
         dp_KQ = tl.dot(v_KE, tl.trans(dout_QE), input_precision=PRECISION)
-        p_KQ, _, ds_KQ = _logit_gradients(
+        p_KQ, _, ds_KQ = logit_gradients(
             s_KQ, dp_KQ, lse_Q[None, :], delta_Q[None, :], row, key, inside_Q[None, :], keys_K[:, None], across(seen),
             rule, MASKED, FUSED, precise,
         )  # fmt: skip
@@ -276,7 +276,7 @@ def _gather_keys(
         v_KE = read(v, at, read_K, MASKED, HEAD_DIM_V, BLOCK_KV)
         s_QK = tl.dot(q_QD, tl.trans(k_KD), input_precision=PRECISION)
         dp_QK = tl.dot(dout_QE, tl.trans(v_KE), input_precision=PRECISION)
-        _, _, ds_QK = _logit_gradients(
+        _, _, ds_QK = logit_gradients(
             s_QK, dp_QK, lse_Q[:, None], delta_Q[:, None], row, at, rows_Q[:, None], keys_K[None, :], down(seen),
             rule, MASKED, FUSED, precise,
         )  # fmt: skip
@@ -342,7 +342,7 @@ def query_kernel(
     values = HeadOperand(v, start_of(v, batch, kv_head, DESCRIPTORS), batch, kv_head, columns_E)
     q_QD = read(queries, row, rows_Q < seq_q, not DESCRIPTORS, HEAD_DIM, BLOCK_Q)
     dout_QE = read(gradients, row, rows_Q < seq_q, not DESCRIPTORS, HEAD_DIM_V, BLOCK_Q)
-    lse_Q, delta_Q = _statistics_of(rows_Q, RowStatistics(lse_ptr, delta_ptr, tl.cast(pair, tl.int64) * seq_q), seq_q)
+    lse_Q, delta_Q = statistics_of(rows_Q, RowStatistics(lse_ptr, delta_ptr, tl.cast(pair, tl.int64) * seq_q), seq_q)
     slope = None
     if slopes_ptr is not None:
         slope = tl.load(slopes_ptr + batch * slopes_batch + head)
@@ -358,73 +358,3 @@ def query_kernel(
     # A row whose interval is empty has taken in the keys of the other rows of its tile.
     dq_QD = tl.where((seen.high > seen.low)[:, None], dq_QD * scale, 0.0)
     store(dq, dq_QD, batch_64, tl.cast(head, tl.int64), row, rows_Q < seq_q, columns_D, HEAD_DIM)
-
-
-@triton.jit
-def _is_listed(blocks, entry, block):
-    """Whether a list holds a block."""
-    listed = False
-    for index in tl.range(0, tl.load(blocks.counts + entry)):
-        listed = listed | (tl.load(blocks.indices + entry * blocks.width + index) == block)
-    return listed
-
-
-@triton.jit(do_not_specialize=["seed", "threshold"])
-def bias_kernel(
-    q, k, v, dout, dbias, lse_ptr, delta_ptr, listed, blocks, visible, bias, distance_bias, slopes_ptr,
-    slopes_batch, batches, heads, bias_batches, bias_heads, seq_q, seq_kv, left, right, scale, softcap,
-    seed, threshold, amplify,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, LIST_Q: tl.constexpr, LIST_KV: tl.constexpr, FUSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The gradient of a bias on one tile of pairs, summed over the sequences and heads that share it."""
-    program = tl.program_id(0)
-    tiles_kv = tl.cdiv(seq_kv, BLOCK_KV)
-    tiles_q = tl.cdiv(seq_q, BLOCK_Q)
-    key = program % tiles_kv * BLOCK_KV
-    row = program // tiles_kv % tiles_q * BLOCK_Q
-    owner = program // (tiles_kv * tiles_q)
-    inside_Q = tl.arange(0, BLOCK_Q)
-    inside_K = tl.arange(0, BLOCK_KV)
-    rows_Q = row + inside_Q
-    keys_K = key + inside_K
-    columns_D = tl.arange(0, BLOCK_D)
-    columns_E = tl.arange(0, BLOCK_E)
-    precise: tl.constexpr = PRECISION == "ieee" and q.pointer.dtype.element_ty == tl.float32
-    sum_QK = tl.zeros([BLOCK_Q, BLOCK_KV], tl.float32)
-    sharing_heads = heads // bias_heads
-    for member in tl.range(0, batches // bias_batches * sharing_heads):
-        batch = tl.where(bias_batches == 1, member // sharing_heads, owner // bias_heads)
-        head = tl.where(bias_heads == 1, member % sharing_heads, owner % bias_heads)
-        kv_head = head // GROUP
-        batch_64 = tl.cast(batch, tl.int64)
-        queries = HeadOperand(q, start_of(q, batch, head, False), batch, head, columns_D)
-        gradients = HeadOperand(dout, start_of(dout, batch, head, False), batch, head, columns_E)
-        keys = HeadOperand(k, start_of(k, batch, kv_head, False), batch, kv_head, columns_D)
-        values = HeadOperand(v, start_of(v, batch, kv_head, False), batch, kv_head, columns_E)
-        q_QD = read(queries, row, rows_Q < seq_q, True, HEAD_DIM, BLOCK_Q)
-        dout_QE = read(gradients, row, rows_Q < seq_q, True, HEAD_DIM_V, BLOCK_Q)
-        k_KD = read(keys, key, keys_K < seq_kv, True, HEAD_DIM, BLOCK_KV)
-        v_KE = read(values, key, keys_K < seq_kv, True, HEAD_DIM_V, BLOCK_KV)
-        statistics = RowStatistics(lse_ptr, delta_ptr, (batch_64 * heads + tl.cast(head, tl.int64)) * seq_q)
-        lse_Q, delta_Q = _statistics_of(rows_Q, statistics, seq_q)
-        slope = None
-        if slopes_ptr is not None:
-            slope = tl.load(slopes_ptr + batch * slopes_batch + head)
-        rule = LogitRule(
-            batch, head, slope, bias, distance_bias, visible, seq_q, seq_kv, scale, softcap, seed, threshold, amplify
-        )
-        seen = intervals(rows_Q, listed, batch_64, seq_q, seq_kv, left, right)
-        s_QK = tl.dot(q_QD, tl.trans(k_KD), input_precision=PRECISION)
-        dp_QK = tl.dot(dout_QE, tl.trans(v_KE), input_precision=PRECISION)
-        _, dlogits_QK, _ = _logit_gradients(
-            s_QK, dp_QK, lse_Q[:, None], delta_Q[:, None], row, key, inside_Q[:, None], inside_K[None, :], down(seen),
-            rule, True, FUSED, precise,
-        )  # fmt: skip
-        if blocks is not None:
-            entry = batch_64 * blocks.batch + head * blocks.head + row // LIST_Q
-            dlogits_QK = tl.where(_is_listed(blocks, entry, key // LIST_KV), dlogits_QK, 0.0)
-        sum_QK += dlogits_QK
-    pointers = dbias.pointer + (tl.cast(owner, tl.int64) * seq_q + rows_Q[:, None]) * seq_kv + keys_K[None, :]
-    tl.store(pointers, sum_QK, mask=(rows_Q < seq_q)[:, None] & (keys_K < seq_kv)[None, :])

@@ -7,7 +7,7 @@ import triton
 from msgspec.structs import replace
 from torch import Tensor
 
-from attnbench.kernels import backward, decoding, forward
+from attnbench.kernels import backward, bias_gradient, decoding, forward
 from attnbench.kernels.call import (
     Call,
     CallOptions,
@@ -207,7 +207,7 @@ def bias_call(saved: Saved, dbias: Tensor, options: CallOptions, tiling: Tiling)
     programs = (
         triton.cdiv(seq_q, tiling.block_q) * triton.cdiv(seq_kv, tiling.block_kv) * dbias.shape[0] * dbias.shape[1]
     )
-    return Call(backward.bias_kernel, programs, arguments, tiling)
+    return Call(bias_gradient.bias_kernel, programs, arguments, tiling)
 
 
 def backward_pass(

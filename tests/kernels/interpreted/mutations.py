@@ -88,7 +88,7 @@ MUTATIONS = {
         "tile.py", "listed.pointer + batch * listed.batch", "listed.pointer"
     ),
     "bias of one head given one head's gradient": Mutation(
-        "backward.py", "batches // bias_batches * sharing_heads", "batches // bias_batches"
+        "bias_gradient.py", "batches // bias_batches * sharing_heads", "batches // bias_batches"
     ),
     "booleans of the first head for all": Mutation(
         "call.py", "Pairs(booleans, *_shared_strides(booleans))", "Pairs(booleans, *_shared_strides(booleans[:, :1]))"
