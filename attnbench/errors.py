@@ -22,7 +22,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes, the same for every command."""
+    """Exit codes, the same for every command. `docs/ci.md` says which applies when output cannot be written."""
 
     OK = 0
     REGRESSED = 1
@@ -31,7 +31,9 @@ class Exit(IntEnum):
     NOT_COMPARABLE = 4
     FAILED = 5
     NOTHING_MEASURED = 6
-    INTERRUPTED = 130
+    HUNG_UP = 129  # 128 + SIGHUP
+    INTERRUPTED = 130  # 128 + SIGINT
+    TERMINATED = 143  # 128 + SIGTERM
 
 
 class AttnbenchError(Exception):

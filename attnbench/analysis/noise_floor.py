@@ -172,7 +172,7 @@ def load(fingerprint: str, device: str, kernel: KernelKind = KernelKind.LIBRARY)
     """All pairs of such kernels that were measured on a device; lines that cannot be read are left out."""
     try:
         lines = _file(fingerprint).read_bytes().splitlines()
-    except OSError:
+    except (OSError, StoreError):
         return []
     pairs = []
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -11,10 +12,13 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
+from attnbench import user_folders
 from attnbench._version import __version__
+from attnbench.cli import stop_signals, streams
 from attnbench.cli.application import Application
-from attnbench.cli.options import GlobalOptions
-from attnbench.errors import AttnbenchError, check_platform
+from attnbench.cli.options import COLORS, GlobalOptions
+from attnbench.cli.stop_signals import StopSignals
+from attnbench.errors import AttnbenchError, UnknownNameError, check_platform
 from attnbench.errors import Exit as Code
 
 HELP = (
@@ -28,6 +32,11 @@ COMMANDS = {
     "Find regressions": ("gate", "bisect", "history", "baseline"),
     "Look up and set up": ("list", "suite", "explain", "doctor", "viz", "new_backend", "help"),
 }
+# Of files that the user named: no space, no permission, no such kind of place. A missing file may be a bug.
+UNWRITABLE = {
+    errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+COMPLETION = "_ATTNBENCH_COMPLETE"  # set by the shell that asks for completions
 
 app = Application(
     HELP,
@@ -52,6 +61,12 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _color(value: str) -> str:
+    if value not in COLORS:
+        raise UnknownNameError("colour", value, COLORS, where="--color")
+    return value
+
+
 @app.callback(help=HELP)
 def _root(
     context: typer.Context,
@@ -60,24 +75,40 @@ def _root(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
-    color: Annotated[str, typer.Option(help="Colour: auto, always or never.", metavar="WHEN")] = "auto",
+    color: Annotated[
+        str, typer.Option(callback=_color, metavar="WHEN", help="Colour: auto, always or never.")
+    ] = "auto",
 ) -> None:
     context.obj = GlobalOptions(app=app, verbose=verbose, quiet=quiet, color=color)
 
 
 def main() -> None:
     """Entry point: expected errors in one line and with their exit code, bugs with their traceback."""
+    streams.open_missing_descriptors()
+    user_folders.set_missing_home()
     sys.exit(invoke(sys.argv[1:]))
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line; return the exit code."""
-    from attnbench.cli.config import default_map
+    """Run one command line; return the exit code.
 
+    Output that cannot be written changes no code but 0. A reader that closed the pipe changes none.
+    """
+    with streams.safe() as (out, _), stop_signals.handled() as signals:
+        try:
+            code = _run(arguments, signals)
+            sys.stdout.flush()
+        except KeyboardInterrupt:  # a signal while the last lines are written
+            code = signals.exit_code
+        if signals.at_once:
+            _complain("stopped", code)
+        return _complain(f"cannot write to stdout: {out.error}", code or Code.USAGE) if out.error else code
+
+
+def _run(arguments: list[str], signals: StopSignals) -> int:
     try:
         check_platform()
-        result = app(arguments, standalone_mode=False, default_map=default_map(app), prog_name="attnbench")
-        sys.stdout.flush()
+        result = app(arguments, standalone_mode=False, default_map=_configuration(arguments), prog_name="attnbench")
     except Exit as leaving:
         return leaving.exit_code
     except TyperException as wrong:
@@ -85,15 +116,32 @@ def invoke(arguments: list[str]) -> int:
     except AttnbenchError as wrong:
         return _complain(str(wrong), wrong.exit)
     except (KeyboardInterrupt, Abort):
-        return _complain("stopped", Code.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader has seen enough (`| head`); Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Code.OK
-    except Exception:
-        traceback.print_exc()
-        return 70  # EX_SOFTWARE of sysexits.h: our bug
+        return signals.exit_code
+    except SystemExit as leaving:
+        # Typer ends with 1 at a broken pipe; stdout and stderr raise none, so it is a bug elsewhere.
+        if isinstance(leaving.__context__, OSError):
+            return _report_bug(leaving.__context__)
+        raise  # completion in a shell
+    except Exception as bug:
+        if isinstance(bug, OSError) and bug.errno in UNWRITABLE:
+            return _complain(": ".join(filter(None, (bug.filename, bug.strerror))), Code.USAGE)
+        return _report_bug(bug)
+    if signals.number:
+        return signals.exit_code
     return result if isinstance(result, int) else Code.OK
+
+
+def _configuration(arguments: list[str]) -> dict[str, dict[str, object]]:
+    """The default values of options from configuration files, which help and version do without."""
+    from attnbench.cli.config import default_map
+
+    without = not arguments or {"-h", "--help", "-V", "--version"}.intersection(arguments) or COMPLETION in os.environ
+    return {} if without else default_map(app)
+
+
+def _report_bug(bug: BaseException) -> int:
+    traceback.print_exception(bug)
+    return 70  # EX_SOFTWARE of sysexits.h
 
 
 def _complain(text: str, code: int) -> int:

@@ -89,9 +89,9 @@ def _ceilings(
             print(f"{device.text}: {result}", file=sys.stderr)
             continue
         measured += 1
-        outcome = study.save(fingerprint, result, force)
+        # Printed first: rates that cannot be stored are not lost.
         output.lines((report.record(result),), (*report.text(result), ""), as_json)
-        say(outcome)
+        say(study.save(fingerprint, result, force))
     return Exit.OK if measured else Exit.NOTHING_MEASURED
 
 

@@ -37,19 +37,17 @@ def claims(
     import msgspec
 
     from attnbench import api
-    from attnbench.cli import running
+    from attnbench.cli import running, stop_signals
     from attnbench.engine.sweep import prepare
-    from attnbench.errors import Exit
     from attnbench.studies import claims as study
 
     shared = options.global_options(context)
     if run:
         return _show(api.load(run), [], [], [], json)
     request = msgspec.structs.replace(request, suites=(study.SUITE,))
-    stored, interrupted = running.measure(prepare(request), shared.progress(progress))
+    stored, interrupted = running.measure(prepare(request), shared.progress(progress), "claims")
     if interrupted:
-        print(f"stopped; judge what was measured: attnbench claims --run {stored.path}", file=sys.stderr)
-        return Exit.INTERRUPTED
+        return stop_signals.current.exit_code
     robust = _probed(study.ROBUST, "noise", request.device)
     quantised = _probed(study.QUANTISED, "quantisation", request.device)
     code = _show(stored, robust, quantised, _longest(request.device, shared.quiet), json)

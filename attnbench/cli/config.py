@@ -4,6 +4,7 @@
 has one table per command: `[run]`, then `seq = "512..4k"`.
 """
 
+import contextlib
 import inspect
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import typer
 
-from attnbench.errors import SuiteError, UnknownNameError
+from attnbench import user_folders
+from attnbench.errors import StoreError, SuiteError, UnknownNameError
 
 LOCAL, PROJECT, USER = "attnbench.toml", "pyproject.toml", "config.toml"
 _SOURCES = {"commandline": "the command line", "environment": "the environment"}
@@ -80,31 +82,36 @@ def defaults(cwd: Path, known: Mapping[str, Mapping[str, bool]]) -> tuple[Values
 
 def user_file() -> Path:
     """The user's file, in the configuration folder of this system."""
-    from platformdirs import user_config_path
-
-    return user_config_path("attnbench") / USER
+    return user_folders.config() / USER
 
 
 def _files(cwd: Path) -> list[tuple[str, Table]]:
     """Name and sections of every file, nearest first."""
-    project = _read(cwd / PROJECT, PROJECT).get("tool", {})
+    project = _read(cwd / PROJECT, PROJECT, section="tool.attnbench").get("tool", {})
     place = f"{PROJECT} [tool.attnbench]"
     sections = project.get("attnbench", {}) if isinstance(project, dict) else {}
     if not isinstance(sections, dict):
         raise SuiteError(f"{place}: must be a table")
-    user = user_file()
-    return [(LOCAL, _read(cwd / LOCAL, LOCAL)), (place, sections), (_shown(user), _read(user, _shown(user)))]
+    files = [(LOCAL, _read(cwd / LOCAL, LOCAL)), (place, sections)]
+    with contextlib.suppress(StoreError):  # no home directory
+        user = user_file()
+        files.append((_shown(user), _read(user, _shown(user))))
+    return files
 
 
-def _read(path: Path, place: str) -> Table:
+def _read(path: Path, place: str, section: str = "") -> Table:
+    """The tables of a file. A broken file that does not name the section belongs to other tools, and is left out."""
+    data = b""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        return tomllib.loads(data.decode("utf-8"))
     except FileNotFoundError:
         return {}
-    except tomllib.TOMLDecodeError as wrong:
-        raise SuiteError(f"{place}: not TOML: {wrong}") from None
-    except UnicodeDecodeError:
-        raise SuiteError(f"{place}: not a text in UTF-8") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        if section.encode() not in data:
+            return {}
+        what = "not a text in UTF-8" if isinstance(wrong, UnicodeDecodeError) else f"not TOML: {wrong}"
+        raise SuiteError(f"{place}: {what}") from None
     except OSError as wrong:
         raise SuiteError(f"{place}: {wrong.strerror}") from None
 

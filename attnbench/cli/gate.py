@@ -94,7 +94,8 @@ def gate(
 
     Exit codes: 0 ok, 1 regressed, 3 inconclusive, 4 not comparable, 5 wrong, failed or vanished, 6 nothing measured.
     """
-    from attnbench.errors import Exit, UsageError
+    from attnbench.cli import stop_signals
+    from attnbench.errors import UsageError
     from attnbench.gate import history
     from attnbench.report.terminal import gate_verdicts as report
 
@@ -110,7 +111,9 @@ def gate(
         style = options.global_options(context).progress(progress)
         ended = _measure(request, case, base, out, style)
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
-    code = report.exit_code(judged, reports.inconclusive == "ok")
+        if ended.note:
+            print(ended.note, file=sys.stderr)
+    code = stop_signals.current.exit_code if interrupted else report.exit_code(judged, reports.inconclusive == "ok")
     _print(run, judged, code, as_json=reports.json, everything=reports.everything or base.noop)
     _write(run, judged, reports)
     if reports.history:
@@ -118,7 +121,9 @@ def gate(
     if base.noop and not reports.json:
         print(f"\n{report.reach(judged)}")
     print(f"run: {run.path}", file=sys.stderr)
-    return Exit.INTERRUPTED if interrupted else code
+    if interrupted:
+        print(f"stopped; judge again what was measured: attnbench gate {run.path}", file=sys.stderr)
+    return code
 
 
 def _stored(names: tuple[str, ...]) -> str:

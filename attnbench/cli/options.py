@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Parameters = Iterator[inspect.Parameter]
+COLORS = ("auto", "always", "never")
 # From the strongest source to the weakest: these are the names of Typer's enumeration.
 _SOURCES = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
 

@@ -24,8 +24,6 @@ from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import seconds, size
 
-COLORS = ("auto", "always", "never")
-
 
 def lines(records: Iterable[Mapping[str, object]], text: Iterable[str], as_json: bool) -> None:
     """Print the records as JSON Lines, or the text."""
@@ -80,8 +78,6 @@ def show(
 
 
 def _table(rows: Sequence[Row], color: str) -> None:
-    if color not in COLORS:
-        raise UnknownNameError("colour", color, COLORS, where="--color")
     if _styled(color):
         from rich.console import Console
 

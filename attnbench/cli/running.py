@@ -1,7 +1,6 @@
 """What commands do around a sweep: show the plan and the progress, stop at Ctrl-C, print tables, set the exit code."""
 
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ import msgspec
 
 from attnbench.analysis import rows
 from attnbench.attention.problem import Mode, Problem
-from attnbench.cli import output, progress
+from attnbench.cli import output, progress, stop_signals
 from attnbench.cli.options import GlobalOptions, RunOptions, typed
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Runner
@@ -103,28 +102,28 @@ def resume_command(directory: Path, how: RunOptions) -> str:
 def watched(style: str, total: int) -> Iterator[tuple[progress.Silent, Callable[[Runner], None]]]:
     """The progress display of that style, and a function to which each runner is passed when it starts.
 
-    At the first Ctrl-C, stop after the current block and keep all results; at the second, stop at once.
+    At the first signal, stop after the current block and keep all results; at the second, stop at once.
     """
     runners: list[Runner] = []
 
-    def ask_to_stop(*_: object) -> None:
+    def ask_to_stop() -> bool:
         if not runners or runners[-1].stop_requested:
-            raise KeyboardInterrupt
+            return False
         runners[-1].stop_requested = True  # the last is the current stage
-        print("\nstopping after this block; Ctrl-C again stops at once", file=sys.stderr)
+        return True
 
-    with progress.observer(style, total) as watcher:
-        before = signal.signal(signal.SIGINT, ask_to_stop)
-        try:
-            yield watcher, runners.append
-        finally:
-            signal.signal(signal.SIGINT, before)
+    with progress.observer(style, total) as watcher, stop_signals.asking(ask_to_stop):
+        yield watcher, runners.append
 
 
-def measure(planned: Sweep, style: str) -> tuple[Run, bool]:
-    """Measure and store a sweep for a study: the run, and whether it was interrupted."""
+def measure(planned: Sweep, style: str, study: str) -> tuple[Run, bool]:
+    """Measure and store a sweep for the command of a study: the run, and whether it was interrupted."""
     with watched(style, planned.plan.cases) as (watcher, watch):
         outcome = sweep.run(planned, watcher, watch=watch, command=command())
+    if outcome.ending.interrupted:
+        path = outcome.run.path
+        continued = f"attnbench run --resume {path}, then: attnbench {study} --run {path}"
+        print(f"stopped; continue with: {continued}", file=sys.stderr)
     return outcome.run, outcome.ending.interrupted
 
 
@@ -189,9 +188,9 @@ class Streaming:
 
 
 def exit_code(results: Iterable[Result], ending: Ending, strict: bool = False) -> int:
-    """130 if interrupted, 5 if a case failed, 6 if nothing is ok, else 0; `strict` counts oom and skipped as failed."""
+    """128 + signal if stopped, 5 if a case failed, 6 if nothing is ok, else 0; `strict`: oom and skipped fail too."""
     if ending.interrupted:
-        return Exit.INTERRUPTED
+        return stop_signals.current.exit_code
     statuses = {result.status for result in results}
     refused = strict and statuses & {Status.OOM, Status.SKIPPED, Status.UNAVAILABLE}
     if refused or any(status.failed for status in statuses):

@@ -44,9 +44,8 @@ def scaling(
     import msgspec
 
     from attnbench import api
-    from attnbench.cli import running
+    from attnbench.cli import running, stop_signals
     from attnbench.engine.sweep import prepare
-    from attnbench.errors import Exit
     from attnbench.studies.scaling import DEFAULT_SUITE
 
     shared = options.global_options(context)
@@ -57,10 +56,10 @@ def scaling(
     if run:
         return _show(api.load(run), json)
     planned = prepare(request, default_suite=DEFAULT_SUITE)
-    stored, interrupted = running.measure(planned, shared.progress(progress))
+    stored, interrupted = running.measure(planned, shared.progress(progress), "scaling")
     code = _show(stored, json)
     print(f"run: {stored.path}", file=sys.stderr)
-    return Exit.INTERRUPTED if interrupted else code
+    return stop_signals.current.exit_code if interrupted else code
 
 
 def _show(stored: Run, as_json: bool) -> int:

@@ -53,10 +53,10 @@ def tune(
     widths = [number for item in sizes for number in integers(item, "--head-dim")]
     try:
         chosen = study.targets(device, names, widths, masks, arch)
-        file = out or tables.users_file()
         if show or dry_run:
             _list(chosen, candidates=dry_run)
             return 0
+        file = out or tables.users_file()
         return _measure(chosen, device, budget, file, quiet=options.global_options(context).quiet)
     except ValueError as wrong:  # a table that cannot be read
         raise UsageError(str(wrong)) from None

@@ -25,6 +25,7 @@ from attnbench.suite import Cell, Impossible, Suite
 from attnbench.units import parse_bytes, parse_seconds, parse_share, words
 
 DEFAULT_SUITE = "quick"
+LENGTHS = frozenset({"seq", "seq_q", "lengths"})  # axes of which one makes a suite of options
 DEFAULT_BUDGET = "5m"
 ALL_TIMINGS = "all"  # the default mode in the rounds, then every other mode once
 COUNTED = 5000  # problems of a plan between two reports of its state
@@ -89,7 +90,9 @@ def prepare(
     state of a long plan.
     """
     devices = devices_of(request.device)
-    suites = suites_of(request, default_suite)
+    if not (request.suites or LENGTHS & set(request.axes)):
+        request = msgspec.structs.replace(request, suites=(default_suite,))  # stored, so that a resume repeats it
+    suites = suites_of(request)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     settings = _settings(request, suites, kinds)
     cells, impossible = _cells(request, suites, devices, interpreted)
@@ -219,11 +222,11 @@ def devices_of(text: str) -> list[Device]:
     return devices
 
 
-def suites_of(request: Request, default: str) -> list[Suite]:
-    """The named suites. Without a name: a suite of the axes where they give lengths, else the default suite."""
-    if not request.suites and {"seq", "seq_q", "lengths"} & set(request.axes):
+def suites_of(request: Request) -> list[Suite]:
+    """The named suites; without a name, a suite of the axes."""
+    if not request.suites:
         return [suite.from_flags(request.axes)]
-    return [suite.override(suite.load(name), request.axes) for name in request.suites or (default,)]
+    return [suite.override(suite.load(name), request.axes) for name in request.suites]
 
 
 def _cells(

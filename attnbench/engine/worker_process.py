@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
+from attnbench import user_folders
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
 from attnbench.records.result import Cause, Environment, Status
@@ -272,6 +273,8 @@ def _environment(arm: Arm | None, threads: int) -> dict[str, str]:
     """The variables of this process, of the device and of the arm, with attnbench importable by this interpreter."""
     device = arm.parsed_device if arm else Device(kind="cpu", threads=max(threads, 1))
     variables = {**os.environ, **worker_environment.arm_environment(device), **dict(arm.env if arm else ())}
+    if variables.get("HOME") == user_folders.NO_HOME:
+        del variables["HOME"]  # compilers cache their kernels
     path = list(arm.path) if arm else []
     if not (arm and arm.python):
         path.append(str(Path(__file__).parents[2]))

@@ -58,7 +58,7 @@ def commits(good: str, bad: str) -> list[str]:
     first, last = trees.commit_of(good, "GOOD"), trees.commit_of(bad, "BAD")
     between = trees.between(first, last)
     if not between:
-        raise UsageError(f"{good} is no earlier commit than {bad}")
+        raise UsageError(f"{good} is no earlier commit than {bad}{trees.deepening()}")
     return between
 
 

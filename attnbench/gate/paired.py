@@ -15,7 +15,7 @@ from attnbench.engine import plan, sweep
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Observer, Runner, RunSettings
 from attnbench.engine.sweep import Request, Sweep
-from attnbench.errors import UsageError
+from attnbench.errors import StoreError, UsageError
 from attnbench.gate import evidence, judgement, record, rule
 from attnbench.gate.evidence import BASE, CONTROL, HEAD
 from attnbench.gate.judgement import GateVerdicts
@@ -46,6 +46,7 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
     run: Run
     judgement: GateVerdicts
     interrupted: bool = False
+    note: str = ""  # what could not be stored besides the run
 
 
 def request(options: Request) -> Request:
@@ -108,8 +109,12 @@ def measure(
         writer.update(environments=stages.stored_environments(), seconds=seconds)
     run = run_directory.read(directory)
     verdicts = judgement.judge(run)
-    add_to_noise_floor(run, gate)
-    return GateRun(run=run, judgement=verdicts, interrupted=stages.interrupted)
+    note = ""
+    try:
+        add_to_noise_floor(run, gate)
+    except StoreError as wrong:  # a read-only home directory, as containers have, changes no verdict
+        note = f"the noise floor of this machine is not updated: {wrong}"
+    return GateRun(run=run, judgement=verdicts, interrupted=stages.interrupted, note=note)
 
 
 class _Stages:
@@ -244,7 +249,7 @@ def _anonymous(revision: Revision) -> Revision:
 
 def _settings(ready: Sweep) -> Settings:
     """The last `[gate]` table among the suites of head."""
-    suites = [suite for suite in sweep.suites_of(ready.request, DEFAULT_SUITE) if suite.gate]
+    suites = [suite for suite in sweep.suites_of(ready.request) if suite.gate]
     return [record.DEFAULT_SETTINGS, *(record.read_settings(suite.gate, suite.name) for suite in suites)][-1]
 
 

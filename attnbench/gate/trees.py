@@ -21,6 +21,7 @@ from attnbench.errors import UsageError
 
 PREFIX = "attnbench-base-"
 LOCK = ".attnbench-gate"
+DEEPEN = "git fetch --unshallow --tags origin '+refs/heads/*:refs/remotes/origin/*'"
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ def of_ref(ref: str) -> Iterator[Revision]:
     """
     root, prefix = _repository()
     if not root:
-        raise UsageError(f"--base-ref {ref}: {os.getcwd()} is in no git repository: give --base-path DIR")
+        raise UsageError(f"--base-ref {ref}: {_objection()}; or give --base-path DIR, which needs no git")
     commit = commit_of(ref, "--base-ref")
     _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
@@ -70,12 +71,38 @@ def of_ref(ref: str) -> Iterator[Revision]:
 
 
 def commit_of(ref: str, where: str) -> str:
-    """The full hash of a commit, branch or tag; `where` names the option. UsageError, with some names, for none."""
+    """The full hash of a commit, branch or tag; `where` names the option.
+
+    Raises UsageError without a repository that git reads, and, with some names, for an unknown commit.
+    """
+    if not _repository()[0]:
+        raise UsageError(f"{where} {ref}: {_objection()}")
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", fails=True).strip()
     if not commit:
         near = _git("for-each-ref", "--format=%(refname:short)", "--count=5").split()
-        raise UsageError(f"{where} {ref}: no such commit, branch or tag (there are {', '.join(near) or 'none'})")
+        names = f"there are {', '.join(near) or 'none'}"
+        raise UsageError(f"{where} {ref}: no such commit, branch or tag ({names}){deepening()}")
     return commit
+
+
+def deepening() -> str:
+    """How to fetch what a shallow clone lacks, such as that of a CI job; empty in a whole clone."""
+    if _git("rev-parse", "--is-shallow-repository", fails=True).strip() != "true":
+        return ""
+    return f"; this clone is shallow: {DEEPEN} (in actions/checkout: fetch-depth: 0)"
+
+
+def _objection() -> str:
+    """Why there is no repository to read, and what to do: git is missing, it refuses, or there is none."""
+    if not shutil.which("git"):
+        return "git is not installed; install it"
+    here = Path.cwd()
+    if any((folder / ".git").exists() for folder in (here, *here.parents)):
+        answer = _run_git("rev-parse", "--show-toplevel").stderr.strip().splitlines() or ["no message"]
+        # For a folder of another owner, the last line is the command that allows it.
+        hint = f"; {answer[-1].strip()}" if len(answer) > 1 else ""
+        return f"git refuses the repository of {here}: {answer[0].removeprefix('fatal: ')}{hint}"
+    return f"{here} is in no git repository; change to one"
 
 
 def between(first: str, last: str) -> list[str]:
@@ -115,10 +142,7 @@ def of_python(python: str) -> Revision:
 
 def _repository() -> tuple[Path | None, Path]:
     """The root of the git repository, and the path from there to the working directory; None outside a repository."""
-    try:
-        root = _git("rev-parse", "--show-toplevel", fails=True).strip()
-    except FileNotFoundError:
-        root = ""  # git is not installed
+    root = _git("rev-parse", "--show-toplevel", fails=True).strip() if shutil.which("git") else ""
     return (Path(root), Path.cwd().resolve().relative_to(Path(root).resolve())) if root else (None, Path())
 
 
@@ -127,12 +151,17 @@ def _import_path(root: Path, prefix: Path) -> tuple[str, ...]:
 
 
 def _git(*arguments: str, fails: bool = False) -> str:
-    """The output of git, without its optional locks, which would write to the repository."""
-    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, env=variables)
+    """The output of git; empty if it fails and `fails` allows it."""
+    done = _run_git(*arguments)
     if done.returncode and not fails:
         raise UsageError(f"git {arguments[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return "" if done.returncode else done.stdout
+
+
+def _run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git without its optional locks, which would write to the repository."""
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, env=variables)
 
 
 def _remove_abandoned() -> None:

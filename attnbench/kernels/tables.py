@@ -11,6 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from attnbench import user_folders
+from attnbench.errors import StoreError
+
 COLUMNS = ("kernel", "arch", "dtype", "width", "mask", "block_q", "block_kv", "warps", "stages", "source")
 KEYS = 5
 
@@ -62,15 +65,16 @@ def shipped() -> Table:
 
 def users_file() -> Path:
     """The file to which `attnbench tune` writes its results on this machine, or that of ATTNBENCH_TILES."""
-    from platformdirs import user_config_path
-
     path = os.environ.get(VARIABLE)
-    return Path(path) if path else user_config_path("attnbench") / "tiles.csv"
+    return Path(path) if path else user_folders.config() / "tiles.csv"
 
 
 def users() -> Table:
     """The user's table; empty without a file. Raises ValueError if ATTNBENCH_TILES names no file."""
-    path = users_file()
+    try:
+        path = users_file()
+    except StoreError:  # no home directory
+        return {}
     if not path.exists():
         if os.environ.get(VARIABLE):
             raise ValueError(f"{VARIABLE}={path}: no such file")
@@ -98,15 +102,18 @@ def find(table: Table, key: Key) -> TileConfig | None:
 
 
 def write(path: Path, table: Table) -> None:
-    """Replace the file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the file atomically. StoreError where that cannot be written."""
     draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(COLUMNS)
-        for key, config in sorted(table.items(), key=_order):
-            out.writerow([*key, config.block_q, config.block_kv, config.warps, config.stages, config.source])
-    draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow(COLUMNS)
+            for key, config in sorted(table.items(), key=_order):
+                out.writerow([*key, config.block_q, config.block_kv, config.warps, config.stages, config.source])
+        draft.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def _order(entry: tuple[Key, TileConfig]) -> tuple[str, str, str, int, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from attnbench import user_folders
 from attnbench.errors import StoreError
 from attnbench.records.result import Facts, Record
 from attnbench.units import percent
@@ -97,10 +98,8 @@ class Ceilings(Record, frozen=True, kw_only=True):
 
 
 def folder(fingerprint: str) -> Path:
-    """The directory with the calibration of a machine."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("attnbench")) / "calibration" / fingerprint
+    """The directory with the calibration of a machine. StoreError where no home directory is known."""
+    return user_folders.cache() / "calibration" / fingerprint
 
 
 def _file(fingerprint: str, device: str, torch: str) -> Path:
@@ -131,5 +130,5 @@ def load(fingerprint: str, device: str, torch: str) -> Ceilings | None:
     """The stored ceilings; None if the device was not calibrated, or in another version of this format."""
     try:
         return msgspec.json.decode(_file(fingerprint, device, torch).read_bytes(), type=Ceilings)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, StoreError, msgspec.MsgspecError):
         return None

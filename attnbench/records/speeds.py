@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from attnbench.errors import StoreError
 from attnbench.records import ceilings
 from attnbench.records.result import Record
 
@@ -32,15 +33,15 @@ def load(fingerprint: str) -> Speeds:
     """The stored speeds of a machine; none if nothing was measured, or in another version of this format."""
     try:
         stored = msgspec.json.decode(_file(fingerprint).read_bytes(), type=Speeds)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, StoreError, msgspec.MsgspecError):
         return Speeds()
     return stored if stored.version == VERSION else Speeds()
 
 
 def save(fingerprint: str, speeds: Speeds) -> None:
     """Store the speeds. A cache that cannot be written costs only the next prediction."""
-    path = _file(fingerprint)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StoreError):
+        path = _file(fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".tmp")
         draft.write_bytes(msgspec.json.encode(speeds))

@@ -71,7 +71,7 @@ def test_without_a_repository_head_is_the_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert trees.head().path == (str(tmp_path),)
-    with pytest.raises(UsageError, match="in no git repository: give --base-path"), trees.of_ref("HEAD"):
+    with pytest.raises(UsageError, match=r"in no git repository; .* give --base-path"), trees.of_ref("HEAD"):
         pass
 
 
@@ -79,6 +79,42 @@ def test_without_a_repository_head_is_the_folder(tmp_path: Path, monkeypatch: py
 def test_an_unknown_commit_is_named_beside_those_that_are(repository: Path, ref: str) -> None:
     with pytest.raises(UsageError, match=f"--base-ref {ref}: no such commit, branch or tag .there are main"):
         trees.of_ref(ref).__enter__()
+
+
+def test_a_repository_of_another_owner_is_refused_with_the_command_that_allows_it(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # a variable of git's own tests
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    allow = f"git config --global --add safe.directory {repository}"
+    with pytest.raises(UsageError, match=f"git refuses the repository of .*dubious ownership.*; {allow}; or give"):
+        trees.of_ref("HEAD").__enter__()
+    with pytest.raises(UsageError, match=f"GOOD HEAD: git refuses .*; {allow}$"):
+        trees.commit_of("HEAD", "GOOD")
+
+
+def test_a_missing_git_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(repository))
+    with pytest.raises(UsageError, match="git is not installed"):
+        trees.of_ref("HEAD").__enter__()
+    with pytest.raises(UsageError, match="git is not installed"):
+        trees.commit_of("HEAD", "GOOD")
+    assert trees.head().commit == ""
+
+
+def test_a_shallow_clone_says_how_to_deepen_it_and_the_command_does(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = git("rev-parse", "HEAD~1", cwd=repository).strip()
+    git("branch", "old", "HEAD~1", cwd=repository)
+    git("clone", "-q", "--depth", "1", f"file://{repository}", str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    for ref in ("HEAD~1", "origin/old", first):
+        with pytest.raises(UsageError, match=r"no such commit.*this clone is shallow: git fetch --unshallow"):
+            trees.commit_of(ref, "--base-ref")
+    subprocess.run(trees.DEEPEN, shell=True, check=True, capture_output=True)
+    assert [trees.commit_of(ref, "--base-ref") for ref in ("HEAD~1", "origin/old", first)] == [first] * 3
 
 
 def test_a_folder_that_a_killed_gate_left_is_removed_by_the_next(repository: Path) -> None:

@@ -7,11 +7,12 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import msgspec
 
+from attnbench import user_folders
 from attnbench._version import __version__
+from attnbench.errors import StoreError
 from attnbench.report.charts import rendering
 from attnbench.report.glossary import TERMS
 from attnbench.report.pages.page import MAX_ROWS, Page
@@ -81,16 +82,15 @@ def fragment(sentences: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str
 
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, from vl-convert; cached, since bundling takes a second."""
-    import platformdirs
-
-    cache = Path(platformdirs.user_cache_dir("attnbench")) / f"vega-{version('vl-convert-python')}.js"
-    with contextlib.suppress(OSError):
-        return cache.read_text(encoding="utf-8")
+    name = f"vega-{version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError, StoreError):
+        return (user_folders.cache() / name).read_text(encoding="utf-8")
     import vl_convert
 
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     script = script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    with contextlib.suppress(OSError):  # the cache is an optimisation
+    with contextlib.suppress(OSError, StoreError):  # the cache is an optimisation
+        cache = user_folders.cache() / name
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_suffix(f".{os.getpid()}")
         draft.write_text(script, encoding="utf-8")
