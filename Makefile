@@ -27,7 +27,7 @@ FAST   := $(addprefix tests/,analysis attention/masks attention/test_cost.py att
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv bench gate gate-eval test test-fast test-slow coverage lint format docs gpu hopper clean
+.PHONY: help venv bench gate gate-eval readme test test-fast test-slow coverage lint format docs gpu hopper clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ gate: venv ## the suite `ci` against BASE=HEAD~1, side by side
 gate-eval: venv ## how often the gate errs here: A/A runs and real slowdowns, added to what EVAL holds; HOURS=2
 	OMP_NUM_THREADS=1 $(BIN)/python tools/gate_eval.py run $(EVAL) $(HOURS)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/gate_eval.py table $(EVAL)
+
+readme: venv ## runs the commands of README.md, checks their times, stores the result
+	$(BIN)/python -m tools.readme
 
 lint: venv ## format, lint, types, layers
 	$(BIN)/python -m ruff format --check .

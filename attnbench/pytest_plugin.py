@@ -94,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "attnbench_case" not in metafunc.fixturenames:
         raise pytest.Collector.CollectError(f"{metafunc.function.__name__}: takes no fixture attnbench_case")
     if not metafunc.config.pluginmanager.hasplugin("benchmark"):
-        raise pytest.Collector.CollectError("cases need pytest-benchmark: pip install 'attnbench[pytest]'")
+        raise pytest.Collector.CollectError("cases need pytest-benchmark: pip install pytest-benchmark")
     source = _source(metafunc.config, mark, metafunc.function.__name__)
     params = []
     for name, target in source.targets.items():

@@ -3,51 +3,69 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from attnbench import cli, suite
+from tools import readme
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("attnbench")]
+COMMANDS = [command for command in readme.commands() if command.text.startswith("attnbench")]
+RUNS = [
+    command.text for command in COMMANDS if command.text.startswith("attnbench run") and "--resume" not in command.text
+]
+SHORT_S = 30
 
 
 @pytest.fixture
 def with_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with the kernel of the README."""
     monkeypatch.chdir(tmp_path)
-    Path("my_kernel.py").write_text(next(block for block in blocks("python") if "# my_kernel.py" in block))
+    Path(readme.KERNEL).write_text(readme.kernel())
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c[1] == "run" and "--resume" not in c], ids=" ".join)
+@pytest.mark.parametrize("command", RUNS)
 @pytest.mark.usefixtures("with_kernel")
-def test_every_run_of_the_readme_can_be_planned(command, attnbench_command):
-    done = attnbench_command(*command[1:], "--dry-run")
-    assert done.returncode == 0, done.stderr
+def test_every_run_of_the_readme_can_be_planned_within_its_time(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke([*shlex.split(command)[1:], "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    limit_s = next(entry.limit_s for entry in COMMANDS if entry.text == command)
+    assert min(plan["least_s"], plan["budget_s"] or math.inf) <= limit_s
 
 
+@pytest.mark.slow
 @pytest.mark.workers
-@pytest.mark.usefixtures("with_kernel")
-def test_the_kernel_of_the_readme_is_measured(attnbench_command):
-    command = next(command for command in commands() if "naive,my_kernel.py:attend" in command)
-    done = attnbench_command(*command[1:], "--rounds", "3")
-    assert done.returncode == 0, done.stderr
-    assert "my_kernel.py:attend" in done.stdout
-    assert "4 cases" in done.stdout or "8 cases: 8 ok" in done.stdout
+def test_short_commands_and_the_program_of_the_readme_run_as_written(tmp_path: Path) -> None:
+    short = [command for command in readme.commands() if command.limit_s <= SHORT_S and "--resume" not in command.text]
+    kernel = next(command for command in short if readme.KERNEL in command.text)
+    assert len(short) >= 5
+    outcomes = list(readme.run([kernel, *short], tmp_path))  # a run first, for `last`
+    assert not [outcome for outcome in outcomes if not outcome.ok]
+    assert {"latency.svg", "memory.svg"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_stored_result_of_the_readme_has_its_commands_within_their_times() -> None:
+    record = msgspec.json.decode(readme.STORED.read_bytes(), type=readme.Record)
+    assert [(outcome.text, outcome.limit_s) for outcome in record.outcomes] == [
+        (command.text, command.limit_s) for command in readme.commands()
+    ]
+    assert not [outcome for outcome in record.outcomes if not outcome.ok]
+
+
+def test_command_without_a_time_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no time is stated: attnbench run --seq 64"):
+        list(readme.commands("```sh\nattnbench run --seq 64  # a table\n```"))
 
 
 @pytest.mark.workers
@@ -57,16 +75,6 @@ def test_the_example_file_is_right(attnbench_command):
     done = attnbench_command("run", *arguments)
     assert done.returncode == 0, done.stderr
     assert "4 cases: 4 ok" in done.stdout
-
-
-@pytest.mark.workers
-def test_the_python_of_the_readme_runs(tmp_path):
-    program = next(block for block in blocks("python") if "attnbench.run" in block)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 4
 
 
 def test_every_file_that_the_readme_links_to_is_there():

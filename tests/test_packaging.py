@@ -237,3 +237,44 @@ def test_the_files_of_the_fast_tests_exist() -> None:
     assert listed
     names = listed[1].replace("\\\n", " ").split()
     assert [name for name in names if not (ROOT / "tests" / name).exists()] == []
+
+
+TEXTS = sorted(
+    path
+    for pattern in (
+        "*.md", "docs/**/*.md", "attnbench/**/*.py", "examples/*", "tools/*", "Makefile", ".github/**/*.yml",
+        ".github/*.md", ".ci/*",
+    )
+    for path in ROOT.glob(pattern)
+    if path.is_file()
+)  # fmt: skip
+# The package by its name alone, as an index would have it: not `.[extra]`, a path, or `attnbench @ git+...`.
+FROM_AN_INDEX = re.compile(r"pip install\b[^\n|]*?(?<![\w./@-])attnbench\b(?![\w./-]|(?:\[[\w,]*\])? @ git\+)")
+
+
+def test_install_lines_name_a_source_since_no_index_has_the_package() -> None:
+    assert len(TEXTS) > 250
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        assert not FROM_AN_INDEX.search(text), path
+        for requirement in re.findall(r'pip install "(attnbench @ [^"]+)"', text):
+            assert Requirement(requirement).url
+        for extras in re.findall(r"pip install[^\n]*'\.\[([\w,-]+)\]'", text):
+            assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("pip install attnbench", True),
+        ("pip install 'attnbench[parquet]'", True),
+        ("pip install -U attnbench --extra-index-url URL", True),
+        ("pip install attnbench==0.1", True),
+        ('pip install "attnbench @ git+https://github.com/OWNER/attnbench"', False),
+        ("pip install '.[parquet]'", False),
+        ("pip install ./attnbench", False),
+        ("pip install .", False),
+    ],
+)
+def test_rule_of_install_lines(line: str, wrong: bool) -> None:
+    assert bool(FROM_AN_INDEX.search(line)) is wrong

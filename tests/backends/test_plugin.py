@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnbench
-from attnbench import backends, cli
+from attnbench import backends
 from attnbench.attention import scores, user_files
 from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import Backend, Layout, plugin
@@ -283,24 +283,6 @@ def test_a_kernel_that_declares_pages_receives_them_with_their_table(tmp_path, p
     out = prepared.call(q, k, v)
     q, k, v = oracle.drawn(problem)[0]
     torch.testing.assert_close(out.double(), oracle.attend(problem, q, k, v)[0], rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"mask": "causal"}, {"mask": "window:3:5"}, {"mask": "causal+window:3"}, {"kv_heads": 2}, {"head_dim_v": 16}],
-    ids=str,
-)
-def test_the_template_of_new_backend_is_right(tmp_path, monkeypatch, changes):
-    monkeypatch.chdir(tmp_path)
-    assert cli.invoke(["new-backend", "fresh"]) == 0
-    name = f"{tmp_path}/fresh.py:attend"
-    problem = Problem(**{"seq_q": 12, "seq_kv": 20, "heads": 4, **changes})
-    case = Case(problem=problem, backend=name)
-    backend = backends.load(name)
-    assert backend.objections(case, "cpu") == []
-    qkv, _ = oracle.drawn(problem)
-    out = backend.prepare(case, "cpu").call(*qkv)
-    torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(

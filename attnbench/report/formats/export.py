@@ -31,7 +31,6 @@ class Format(msgspec.Struct, frozen=True):
     text: Callable[[ExportedRun], str | bytes] | None = None
     write: Callable[[ExportedRun, Path], None] | None = None  # into a folder
     package: str = ""  # that must be installed
-    extra: str = ""  # of attnbench, which installs the package
 
 
 def _json(exported: ExportedRun) -> str:
@@ -49,15 +48,15 @@ def _parquet(exported: ExportedRun) -> bytes:
 FORMATS: dict[str, Format] = {
     "csv": Format("csv", lambda exported: csv.text(row.plain() for row in exported.rows)),
     "json": Format("json", _json),
-    "parquet": Format("parquet", _parquet, package="pyarrow", extra="parquet"),
+    "parquet": Format("parquet", _parquet, package="pyarrow"),
     "md": Format("md", lambda exported: markdown.tables(exported.rows)),
     "latex": Format("tex", lambda exported: latex.times(exported.rows)),
     "github-action-benchmark": Format("json", github_action_benchmark.text),
     "bencher": Format("json", bencher.text),
     "pytest-benchmark": Format("json", pytest_benchmark.text),
     "asv": Format("", write=asv.write),
-    "tensorboard": Format("", write=tensorboard.write, package="tensorboard", extra="tensorboard"),
-    "wandb": Format("", write=wandb.write, package="wandb", extra="wandb"),
+    "tensorboard": Format("", write=tensorboard.write, package="tensorboard"),
+    "wandb": Format("", write=wandb.write, package="wandb"),
 }
 
 
@@ -74,7 +73,7 @@ def check(name: str, out: Path | None) -> None:
         raise UnknownNameError("format", name, FORMATS, where="--to")
     format_ = FORMATS[name]
     if format_.package and not find_spec(format_.package):
-        raise UsageError(f"--to {name} needs {format_.package}: pip install 'attnbench[{format_.extra}]'")
+        raise UsageError(f"--to {name} needs {format_.package}: pip install {format_.package}")
     if out is None and (format_.write or name == "parquet"):
         kind = "a folder" if format_.write else "a binary file"
         raise UsageError(f"--to {name} writes {kind}: give --out")
