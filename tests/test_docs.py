@@ -68,15 +68,6 @@ def test_command_without_a_time_is_refused() -> None:
         list(readme.commands("```sh\nattnbench run --seq 64  # a table\n```"))
 
 
-@pytest.mark.workers
-def test_the_example_file_is_right(attnbench_command):
-    kernel = ROOT / "examples" / "my_kernel.py"
-    arguments = ("--seq", "48", "--set", "softcap=20", "-b", f"naive,{kernel}:attend_capped", "--rounds", "3")
-    done = attnbench_command("run", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "4 cases: 4 ok" in done.stdout
-
-
 def test_every_file_that_the_readme_links_to_is_there():
     for path in re.findall(r"\]\(([^)#]+)\)", README):
         assert path.startswith("http") or (ROOT / path).exists(), path

@@ -43,7 +43,9 @@ def light(*arguments: str, blocked: tuple[str, ...] = BLOCKED) -> subprocess.Com
 @pytest.mark.parametrize(
     "arguments",
     [
+        (),
         ("--help",),
+        ("help", "environment"),
         ("run", "--help"),
         ("list", "backends"),
         ("list", "suites", "--json"),
@@ -60,8 +62,9 @@ def test_the_command_runs_without_torch(arguments):
     assert done.stdout
 
 
-def test_help_loads_nothing_that_is_slow():
-    assert light("--help", blocked=(*BLOCKED, *SLOW_TO_LOAD)).returncode == 0
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("help", "environment")], ids=" ".join)
+def test_help_loads_nothing_that_is_slow(arguments):
+    assert light(*arguments, blocked=(*BLOCKED, *SLOW_TO_LOAD)).returncode == 0
 
 
 def test_a_stored_run_is_shown_and_reported_without_torch(tmp_path, stored_run):

@@ -168,7 +168,7 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
 
 
 def _objections_of_features(limits: Limits, needed: frozenset[str]) -> list[str]:
-    reasons = [f"no {FEATURES.get(word, word)}" for word in sorted(needed - limits.features)]
+    reasons = [f"{FEATURES.get(word, word)} unsupported" for word in sorted(needed - limits.features)]
     return reasons + [f"not {' with '.join(sorted(words))}" for words in limits.combinations if words <= needed]
 
 

@@ -31,6 +31,8 @@ PANELS = {
     for name in names.split()
 }
 
+MIN_GROUPED = 8  # parameters of a command; fewer stand in one panel
+
 
 class DocumentedCommand(TyperCommand):
     """A command with grouped help."""
@@ -86,12 +88,13 @@ class Application(typer.Typer):
 
 def _grouped(parameters: list[Parameter]) -> list[Parameter]:
     last = "Options"
+    panels = PANELS if len(parameters) >= MIN_GROUPED else {}
     for parameter in parameters:
         if isinstance(parameter, TyperOption):
             parameter.show_envvar = False
             parameter.allow_from_autoenv = not parameter.is_eager  # `--version` and its like are no settings
             # `--help` is the last option, and stands with those before it.
-            panel = last if parameter.name == "help" else PANELS.get(parameter.name or "", "Options")
+            panel = last if parameter.name == "help" else panels.get(parameter.name or "", "Options")
             parameter.rich_help_panel = last = panel
             if parameter.is_flag:
                 parameter.metavar = ""  # otherwise `<bool>` stands beside a flag

@@ -20,7 +20,7 @@ Force = Annotated[
 def save(name: Name, run: FromRun = "last", force: Force = False) -> None:
     """Store a run as a new baseline.
 
-    Refused if the run is noisy or incomplete, or if the name exists on this machine.
+    A noisy or incomplete run is refused, and so is a name that exists on this machine.
     """
     _save(name, run, replace=False, force=force)
 

@@ -184,7 +184,7 @@ PROFILE = Option(
     name="profile", help="Profile each case after its rounds, and store the traces in the run.", kind=bool,
     default=False, flags=("--profile",),
 )  # fmt: skip
-ONLY = _repeatable("only", "KEY=VALUES", "Measure matching cases only: seq=..4k.", _filter_names)
+ONLY = _repeatable("only", "KEY=VALUES", "Take only matching cases: seq=..4k.", _filter_names)
 SKIP = _repeatable("skip", "KEY=VALUES", "Leave matching cases out: backend=flex.", _filter_names)
 SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this factor, for a small machine: 0.25.")
 SHARD = _text("shard", "K/N", "Measure one part of all cases: 3/8 is the third of eight.")

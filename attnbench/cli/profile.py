@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def profile(
     request: Request,
     bare: Annotated[
-        bool, options.option("--bare", help="Call the backend in NVTX ranges only, for nsys and ncu.")
+        bool, options.option("--bare", help="Only call the backend, in NVTX ranges, for nsys and ncu.")
     ] = False,
     out: Annotated[
         Path | None,

@@ -31,7 +31,8 @@ def scaling(
         ),
     ] = "",
     find_max_seq: Annotated[
-        bool, typer.Option("--find-max-seq", help="Find the longest sequence that fits, for each backend, instead.")
+        bool,
+        typer.Option("--find-max-seq", help="Find the longest sequence that fits for each backend, and no exponents."),
     ] = False,
     progress: options.Progress = "auto",
     json: options.Json = False,

@@ -73,7 +73,7 @@ def test_the_decode_kernel_over_pages_in_the_interpreter() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "mode", "hint"),
     [
-        ("sdpa:flash", {}, Mode.FWD, "no keys in pages"),
+        ("sdpa:flash", {}, Mode.FWD, "keys in pages unsupported"),
         ("naive", {}, Mode.FWD_BWD, "no fwd_bwd of keys in pages"),
         ("triton", {"seq_q": 30}, Mode.FWD, "decode kernel"),
         ("triton", {"page_size": 8}, Mode.FWD, "page_size 8"),

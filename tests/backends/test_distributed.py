@@ -70,7 +70,7 @@ def test_bytes_that_move() -> None:
         ("ulysses:4", {"kv_heads": 2}, "kv_heads 2 is not a multiple of 4 ranks"),
         ("ring:4", {"seq_q": 3}, "no token of 3"),
         ("ring:2", {"seq_kv": 128, "mask": "causal"}, "causal only where"),
-        ("ring:2", {"mask": "window:5"}, "no sliding window"),
+        ("ring:2", {"mask": "window:5"}, "sliding window unsupported"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(name: str, fields: dict[str, Any], hint: str) -> None:

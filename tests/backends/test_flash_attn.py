@@ -301,8 +301,8 @@ def test_a_gpu_of_the_wrong_generation_is_refused(name: str, capability: tuple[i
     [
         ("flash-attn:2", {"dtype": "fp32"}, "no fp32 (takes fp16, bf16)"),
         ("flash-attn:2", {"head_dim": 264}, "head_dim 264 is over 256"),
-        ("flash-attn:2", {"mask": "prefix:5"}, "no prefix mask"),
-        ("flash-attn:2", {"mask": "padding:0.2"}, "no key padding"),
+        ("flash-attn:2", {"mask": "prefix:5"}, "prefix mask unsupported"),
+        ("flash-attn:2", {"mask": "padding:0.2"}, "key padding unsupported"),
         ("flash-attn:2", {"seq_kv": 9, "mask": "causal", "returns": Returns.LSE}, "not blind_rows with lse"),
         ("flash-attn:3", {"head_dim": 60}, "head_dim 60 is not a multiple of 8"),
         ("flash-attn:3", {"lengths": (64,), "mask": "document:2"}, "not document with varlen"),
@@ -356,4 +356,4 @@ def test_dropout_is_handed_on(packages):
     made = torch.randn(1, 64, 8, 64)
     load("flash-attn:2").prepare(one, "cpu").call(made, made, made)
     assert GIVEN["dropout_p"] == 0.1
-    assert load("flash-attn:3").objections(case("flash-attn:3", dropout=0.1), "cuda") == ["no dropout"]
+    assert load("flash-attn:3").objections(case("flash-attn:3", dropout=0.1), "cuda") == ["dropout unsupported"]

@@ -151,7 +151,7 @@ def test_a_decorator_declares_what_objections_then_say():
         "no bwd (forward only)",
         "head_dim 128 is over 64",
         "head_dim_v 128 is over 64",
-        "no causal mask, aligned to the bottom right",
+        "bottom-right causal mask unsupported",
     ]
 
 

@@ -52,7 +52,7 @@ def test_a_kernel_that_is_switched_off_cannot_run():
 def test_cuda_limits_are_data():
     flash = backends.load("sdpa:flash")
     dense = Case(problem=Problem(seq_q=8, dtype="bf16", mask="prefix:3"), backend="sdpa:flash")
-    assert flash.objections(dense, "cuda", (9, 0)) == ["no prefix mask"]
+    assert flash.objections(dense, "cuda", (9, 0)) == ["prefix mask unsupported"]
     crossed = Case(problem=Problem(seq_q=8, seq_kv=9, dtype="bf16", mask="causal"), backend="sdpa:flash")
     assert flash.objections(crossed, "cuda", (9, 0)) == ["not causal with cross"]
     plain = Case(problem=Problem(seq_q=8, dtype="bf16", mask="causal"), backend="sdpa:flash")

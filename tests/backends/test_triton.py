@@ -158,7 +158,7 @@ def test_a_path_can_be_named(path: str, mode: Mode) -> None:
         ("descriptors", Mode.FWD, {"head_dim": 20}, "head_dim 20: a row is not a multiple of 16 bytes"),
         ("portable", Mode.FWD, {"seq_q": 1, "page_size": 16, "seq_kv": 64}, "only the decode kernel reads pages"),
         ("hopper", Mode.FWD, {"dropout": 0.1}, "dropout"),
-        ("hopper", Mode.FWD, {"score": Score(softcap=30.0)}, "no soft cap"),
+        ("hopper", Mode.FWD, {"score": Score(softcap=30.0)}, "soft cap on the logits unsupported"),
         ("hopper", Mode.BWD, {"mask": "causal+document:3"}, "its backward kernels take only causal and window"),
         (
             "hopper",

@@ -82,7 +82,11 @@ def test_older_torch_says_what_it_lacks() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "hint"),
-    [({"dtype": "fp32"}, "no fp32"), ({"head_dim": 20}, "multiple of 8"), ({"mask": "padding:0.3"}, "no key padding")],
+    [
+        ({"dtype": "fp32"}, "no fp32"),
+        ({"head_dim": 20}, "multiple of 8"),
+        ({"mask": "padding:0.3"}, "key padding unsupported"),
+    ],
 )
 def test_what_it_cannot_do_is_refused(fields: dict[str, Any], hint: str) -> None:
     case = Case(problem=Problem(**{"seq_q": 32, "dtype": "bf16", **fields}), backend="varlen")

@@ -133,13 +133,13 @@ def test_hopper_runs_all_of_them(name: str) -> None:
     ("name", "fields", "reason"),
     [
         ("xformers:fa2", {"dtype": "fp32"}, "no fp32 (takes fp16, bf16)"),
-        ("xformers:fa2", {"mask": "prefix:5"}, "no prefix mask"),
+        ("xformers:fa2", {"mask": "prefix:5"}, "prefix mask unsupported"),
         ("xformers:fa2", {"mask": "window:5+document:3"}, "not document with window"),
         ("xformers:fa2", {"head_dim": 60}, "head_dim 60 is not a multiple of 8"),
-        ("xformers:fa2", {"head_dim_v": 128}, "no head_dim_v different from head_dim"),
-        ("xformers:cutlass", {"returns": Returns.LSE}, "no log-sum-exp besides the output"),
-        ("xformers:cutlass", {"seq_kv": 9, "mask": "causal"}, "no rows that see no key"),
-        ("xformers:splitk", {"mask": "document:3"}, "no document mask of packed sequences"),
+        ("xformers:fa2", {"head_dim_v": 128}, "head_dim_v different from head_dim unsupported"),
+        ("xformers:cutlass", {"returns": Returns.LSE}, "log-sum-exp besides the output unsupported"),
+        ("xformers:cutlass", {"seq_kv": 9, "mask": "causal"}, "fully masked rows unsupported"),
+        ("xformers:splitk", {"mask": "document:3"}, "document mask of packed sequences unsupported"),
     ],
 )
 def test_what_a_kernel_cannot_do_is_refused(name: str, fields: dict[str, Any], reason: str) -> None:

@@ -12,7 +12,7 @@ class Causal(Term, frozen=True):
 
     word = "causal"
     example = "causal"
-    summary = "causal mask, aligned to the bottom right"
+    summary = "bottom-right causal mask"
     holds_causal = True
 
     def predicate(self, grid: Grid, table: Table) -> Predicate:
