@@ -41,13 +41,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a command ended."""
 
     text: str
-    limit_s: int
     seconds: float
     code: int
 
-    @property
-    def ok(self) -> bool:
-        return self.code == 0 and self.seconds <= self.limit_s
+    def verdict(self, limit_s: int) -> str:
+        """`ok`, or what is wrong."""
+        if self.code:
+            return f"failed with code {self.code}"
+        return "ok" if self.seconds <= limit_s else "too long"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,17 +98,21 @@ def run(chosen: Iterable[Command], folder: Path) -> Iterator[Outcome]:
         seconds = round(time.monotonic() - begin, 1)
         if done.returncode:
             print(done.stdout + done.stderr, file=sys.stderr)
-        yield Outcome(text=command.text, limit_s=command.limit_s, seconds=seconds, code=done.returncode)
+        yield Outcome(text=command.text, seconds=seconds, code=done.returncode)
 
 
 def main() -> int:
     """Run all, print a line for each, and store the result."""
-    outcomes = []
+    chosen = list(commands())
+    outcomes, failed = [], False
     with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-        for outcome in run(commands(), Path(folder)):
+        for outcome, command in zip(run(chosen, Path(folder)), chosen, strict=True):
             outcomes.append(outcome)
-            mark = "ok" if outcome.ok else f"FAILED with code {outcome.code}" if outcome.code else "TOO LONG"
-            print(f"{mark}  {outcome.seconds:.1f} of {outcome.limit_s} s  {outcome.text.splitlines()[0]}", flush=True)
+            verdict = outcome.verdict(command.limit_s)
+            failed |= verdict != "ok"
+            print(
+                f"{verdict}  {outcome.seconds:.1f} of {command.limit_s} s  {command.text.splitlines()[0]}", flush=True
+            )
     record = Record(
         date=datetime.now(UTC).strftime("%Y-%m-%d"), version=__version__,
         machine=f"{hardware.cpu_model() or 'unknown CPU'}, {len(resources.available_cores())} cores",
@@ -116,7 +121,7 @@ def main() -> int:
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else STORED
     file.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     print(file)
-    return int(not all(outcome.ok for outcome in outcomes))
+    return int(failed)
 
 
 if __name__ == "__main__":
