@@ -297,9 +297,11 @@ class AttentionCase:
         joined = self._joined()
         why = f"{joined.status.value}: {joined.worst.reason}"
         if joined.status.failed:
+            from attnbench.report.terminal import failures
+
             with suppress(RuntimeError):  # pytest-benchmark needs a call that fails
                 self._benchmark.pedantic(_raise, args=(why,))
-            pytest.fail(why, pytrace=False)
+            pytest.fail("\n".join([why, *failures.details(joined.results)]), pytrace=False)
         if joined.status is not joined.status.OK:
             pytest.skip(why)
         self._report(joined)

@@ -37,6 +37,7 @@ def wrong(q, k, v, causal=False, scale=None):
 
 def dead(q, k, v, causal=False, scale=None):
     import os
+    print("giving up", flush=True)
     os._exit(3)
 """
 
@@ -103,7 +104,8 @@ def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.P
     )
     done = run(pytester, "test_mine.py", "--benchmark-disable")
     done.assert_outcomes(passed=1, failed=2, skipped=1)
-    done.stdout.fnmatch_lines(["*incorrect: *max |error|*", "*crashed: *exited with code 3*"])
+    done.stdout.fnmatch_lines(["*incorrect: *max |error|*", "*crashed: *exited with code 3: giving up*"])
+    done.stdout.fnmatch_lines(["the worker's last lines:", "  giving up"])
     done.stdout.no_fnmatch_line("*fixture was not used*")
 
 

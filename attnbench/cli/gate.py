@@ -94,7 +94,7 @@ def gate(
 
     Exit codes: 0 ok, 1 regressed, 3 inconclusive, 4 not comparable, 5 wrong, failed or vanished, 6 nothing measured.
     """
-    from attnbench.cli import stop_signals
+    from attnbench.cli import output, stop_signals
     from attnbench.errors import UsageError
     from attnbench.gate import history
     from attnbench.report.terminal import gate_verdicts as report
@@ -123,6 +123,8 @@ def gate(
     print(f"run: {run.path}", file=sys.stderr)
     if interrupted:
         print(f"stopped; judge again what was measured: attnbench gate {run.path}", file=sys.stderr)
+    elif any(result.status.failed for result in run.results):
+        print(f"next: {output.next_command(run)}", file=sys.stderr)
     return code
 
 

@@ -45,12 +45,14 @@ def _show(result: Result, folder: Path, *, bare: bool, as_json: bool) -> None:
     import msgspec
 
     from attnbench.report.formats import jsonl
+    from attnbench.report.terminal import failures
     from attnbench.report.terminal import profile as report
 
     if as_json:
         print(jsonl.line({"type": "profile", "folder": str(folder), **msgspec.to_builtins(result)}))
     elif "profile" not in result.facts:
-        print(f"{result.case.label}: {result.status.value}: {result.reason}", file=sys.stderr)
+        for text in [f"{result.case.label}: {result.status.value}: {result.reason}", *failures.details([result])]:
+            print(text, file=sys.stderr)
     elif bare:
         print(f"{result.case.label}: called in NVTX ranges named attnbench")
     else:

@@ -112,3 +112,12 @@ def test_statuses_decide_on_the_next_command(tmp_path: Path) -> None:
     refused = result(reason="no sinks", status=Status.UNSUPPORTED, problem=Problem(seq_q=32))
     path = stored(tmp_path / "run", OK, refused)
     assert output.next_command(run_directory.read(path)).startswith("attnbench report ")
+
+
+def test_a_gate_with_a_failed_case_leads_to_its_trace(tmp_path: Path, attnbench_command: Command) -> None:
+    base = stored(tmp_path / "base", OK, result([1.0], backend="mine.py:f", problem=BAD.case.problem))
+    head = stored(tmp_path / "head", OK, BAD)
+    judged = attnbench_command("gate", str(head), "--baseline", str(base))
+    assert judged.returncode == 5
+    assert f"next: attnbench show --failed {head}\n" in judged.stderr
+    assert "next:" not in attnbench_command("gate", str(base), "--baseline", str(base)).stderr

@@ -90,3 +90,11 @@ def test_refusals_of_one_reason_are_one_line() -> None:
 def test_reasons_hold_no_control_characters() -> None:
     lines = list(verification.text([verified(64), ended(128, Status.ERROR, "a\x1b[31mb")]))
     assert all(line.isprintable() for line in lines)
+
+
+def test_failures_among_random_problems_come_first_and_the_counts_of_all_last() -> None:
+    results = [verified(64), verified(128), *(ended(seq, Status.INCORRECT, "out: wrong") for seq in (256, 512))]
+    lines = list(verification.random_problems(results))
+    assert "q256" in lines[2]
+    assert "  all 2 failures have seq > 128; no case that is ok has" in lines
+    assert lines[-1] == "4 cases: 2 ok, 2 incorrect."

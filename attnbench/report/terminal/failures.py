@@ -42,12 +42,17 @@ def _group(failed: Sequence[Result], shared: str) -> Iterator[str]:
         yield from (f"  {line}" for line in wrap(case, width - 2, indent=2))
     if shared:
         yield from (f"  {line}" for line in wrap(shared, width - 2, indent=2))
+    yield from (f"  {line}" for line in details(failed))
+    yield ""
+
+
+def details(failed: Sequence[Result]) -> Iterator[str]:
+    """The first trace and log of these results."""
     for name, title in DETAILS.items():
         detail = next((str(result.facts[name]) for result in failed if name in result.facts), "")
         if detail:
-            yield f"  {title}:"
-            yield from (f"    {_printable(line)}" for line in detail.splitlines())
-    yield ""
+            yield f"{title}:"
+            yield from (f"  {_printable(line)}" for line in detail.splitlines())
 
 
 def _printable(line: str) -> str:

@@ -54,19 +54,23 @@ def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
 
 
 def random_problems(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
-    """For many problems drawn at random: counts for each arm, its case nearest to the bound, and what failed."""
+    """For many problems drawn at random: what failed, then counts for each arm and its case nearest to the bound."""
+    failed = [result for result in results if result.status.failed]
+    if failed and not figures:
+        yield from text(failed)
+        yield ""
     for cases in _by_arm(results):
         yield from wrap(f"{arm_name(cases[0])}: {tally(cases)}", WIDTH, indent=2)
         if shared := common_axes.sentence(cases):
-            yield from wrap(f"  {shared}", WIDTH, indent=4)
+            yield from (f"  {line}" for line in wrap(shared, WIDTH - 2, indent=2))
         shares = [(_largest_share(case), case) for case in cases if case.status is Status.OK]
         if shares:
             share, nearest = max(shares, key=lambda pair: pair[0])
-            yield from wrap(f"  nearest to its bound, at {share:.0%}: {label(nearest)}", WIDTH, indent=4)
+            line = f"nearest to its bound, at {share:.0%}: {label(nearest)}"
+            yield from (f"  {piece}" for piece in wrap(line, WIDTH - 2, indent=2))
         yield ""
-    failed = [result for result in results if result.status.failed]
-    if figures or failed:
-        yield from text(results if figures else failed, figures)
+    if figures:
+        yield from text(results, figures)
     else:
         yield tally(results)
 
