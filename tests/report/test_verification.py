@@ -93,7 +93,11 @@ def test_reasons_hold_no_control_characters() -> None:
 
 
 def test_failures_among_random_problems_come_first_and_the_counts_of_all_last() -> None:
-    results = [verified(64), verified(128), *(ended(seq, Status.INCORRECT, "out: wrong") for seq in (256, 512))]
+    results = [
+        verified(64),
+        verified(128),
+        *(ended(seq, Status.INCORRECT, f"out: wrong by {seq}") for seq in (256, 512)),
+    ]
     lines = list(verification.random_problems(results))
     assert "q256" in lines[2]
     assert "  all 2 failures have seq > 128; no case that is ok has" in lines
