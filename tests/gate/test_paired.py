@@ -124,3 +124,15 @@ def test_head_against_itself_shows_the_resolution_of_the_machine(
     assert len(twins) == 2  # the A/A control, and head: both are base again
     verdicts = [one for one in judgement.judge(run).verdicts if one.metric == "time_s"]
     assert [one.outcome for one in verdicts] in ([Outcome.SAME], [Outcome.INCONCLUSIVE])
+
+
+@pytest.mark.workers
+@pytest.mark.slow
+def test_a_noise_floor_that_cannot_be_stored_changes_no_verdict(tmp_path, monkeypatch, attnbench_command):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(paired, "BATCHES", ())  # the screen is enough
+    done = attnbench_command("gate", "--noop", "--seq", "32", "--mask", "none", "-b", "naive", "--rounds", "3")
+    assert done.returncode in (0, 3)
+    assert "naive" in done.stdout
+    assert "the noise floor of this machine is not updated: cannot write to" in done.stderr
