@@ -196,7 +196,7 @@ def test_ctrl_c_keeps_results_and_a_resume_completes_them(tmp_path):
     process = start("run", *LONG, "-o", str(out))
     wait_for_lines(out / "results.jsonl", 2)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"next: attnbench run --resume {out}" in stdout
     assert "naive" in stdout
