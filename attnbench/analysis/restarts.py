@@ -86,15 +86,16 @@ class Restarts:
 
     @cached_property
     def speedup(self) -> Estimate | None:
-        """The reference arm's time over this one's, paired by round where both took part in the same rounds."""
-        if not self.times:
-            return None
+        """The reference arm's time over this one's, paired by round; None where they share no rounds."""
+        pairs = self._pairs
+        return stats.ratio(pairs) if pairs else None
+
+    @property
+    def _pairs(self) -> list[stats.Pair]:
+        """The Samples of the reference arm and of this one by restart; empty unless they share rounds in every one."""
         by_restart = {result.restart: result for result in self.reference_results}
         pairs = [pair for result in self.results if (pair := _paired(by_restart.get(result.restart), result))]
-        if len(pairs) == len(self.times):
-            return stats.ratio(pairs)
-        reference = Restarts(self.reference_results).time if self.reference_results else None
-        return stats.unpaired_ratio(reference, self.time) if reference and self.time else None
+        return pairs if len(pairs) == len(self.times) else []
 
     @cached_property
     def roofline(self) -> RooflineBound | None:
@@ -119,17 +120,21 @@ class Restarts:
         """The time of any other arm on the same problem over this one's, as in `speedup`."""
         return Restarts(self.results, other.results).speedup
 
+    def comparable(self, other: Restarts) -> bool:
+        """Whether both share rounds, directly or each with the reference arm."""
+        return bool(Restarts(self.results, other.results)._pairs or (self._pairs and other._pairs))
+
 
 def _paired(reference: Result | None, result: Result) -> stats.Pair | None:
     """The Samples of reference and arm that share rounds: of one group, or of a reference arm that joined it."""
     if "time" not in result.samples:
         return None
+    borrowed = result.samples.get("reference_time")
+    if borrowed is not None and (reference is None or result.facts.get("reference") == reference.arm.id):
+        return borrowed, result.samples["time"]
     if reference is not None and result.group and reference.group == result.group and "time" in reference.samples:
         return reference.samples["time"], result.samples["time"]
-    borrowed = result.samples.get("reference_time")
-    if borrowed is None or (reference is not None and result.facts.get("reference") != reference.arm.id):
-        return None
-    return borrowed, result.samples["time"]
+    return None
 
 
 T = TypeVar("T")

@@ -38,7 +38,7 @@ class Place(StrEnum):
     FASTEST = "fastest"
     TIED = "tied"  # with the fastest: closer than the intervals can distinguish
     BEHIND = "behind"
-    ALONE = "alone"  # no other arm was measured
+    ALONE = "alone"  # no other arm was measured in rounds that it shares
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,7 +213,7 @@ COLUMNS: dict[str, str] = {
     "reference": "the arm that the speed-up is relative to",
     "interval": "what the 95 % interval is over: within one restart, or restarts",
     "noisy": "whether the median block took over 1.25 times the least",
-    "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other was measured",
+    "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other shares its rounds",
     "impossible": "why the figures cannot be true; such a row is not ranked",
     "bound": "the measured ceiling that limits the case: compute, memory or exp",
     "notes": "notes: faster than a ceiling, disturbed ceilings, timers that disagree, why a figure is missing",
@@ -308,15 +308,56 @@ def one_line(text: str) -> str:
 
 
 def places(arms: Sequence[Restarts]) -> list[Place | None]:
-    """The place of each arm of one device on one problem; None where its time is missing or impossible."""
-    ranked = [arm for arm in arms if arm.status is Status.OK and arm.time and not impossible(arm)]
-    if len(ranked) < 2:
-        return [Place.ALONE if arm in ranked else None for arm in arms]
-    best = min(ranked, key=_time_s)
-    tied = [arm for arm in ranked if arm is not best and not _separated(best, arm)]
-    by_identity = dict.fromkeys(map(id, ranked), Place.BEHIND) | dict.fromkeys(map(id, tied), Place.TIED)
-    by_identity[id(best)] = Place.TIED if tied else Place.FASTEST
+    """The place of each arm of one device on one problem; None where its time is missing or impossible.
+
+    Arms are ranked among those that share rounds. Of several such sets the largest is ranked, of equal ones the first.
+    """
+    measured = [arm for arm in arms if arm.status is Status.OK and arm.time and not impossible(arm)]
+    by_identity = dict.fromkeys(map(id, measured), Place.ALONE)
+    ranked = max(_comparable_sets(measured), key=len, default=[])
+    if len(ranked) > 1:
+        best = min(ranked, key=_time_s)
+        tied = [arm for arm in ranked if arm is not best and not _separated(best, arm)]
+        by_identity |= dict.fromkeys(map(id, ranked), Place.BEHIND) | dict.fromkeys(map(id, tied), Place.TIED)
+        by_identity[id(best)] = Place.TIED if tied else Place.FASTEST
     return [by_identity.get(id(arm)) for arm in arms]
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one problem that were ranked against each other; the only one if there is one; else none."""
+    compared = [row for row in rows if row.place and row.place is not Place.ALONE]
+    return compared or (list(rows) if len(rows) == 1 else [])
+
+
+def leaders(rows: Iterable[Row]) -> list[list[Row]]:
+    """Of each problem the fastest row, or those that are tied, the shortest time first."""
+    first = ([row for row in ranked(group) if row.place is not Place.BEHIND] for group in _by_problem(rows))
+    return [sorted(group, key=lambda row: row.seconds) for group in first if group]
+
+
+def unranked(rows: Iterable[Row]) -> list[str]:
+    """Names of arms that share no rounds with others that were measured on the same problem."""
+    several = (row for group in _by_problem(rows) if len(group) > 1 for row in group)
+    return list(dict.fromkeys(row.arm_name for row in several if row.place is Place.ALONE))
+
+
+def _by_problem(rows: Iterable[Row]) -> list[list[Row]]:
+    """The measured rows of each problem on each device."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.place:
+            groups.setdefault((row.problem, row.device, row.run), []).append(row)
+    return list(groups.values())
+
+
+def _comparable_sets(arms: Sequence[Restarts]) -> list[list[Restarts]]:
+    """The arms in sets, each of which shares rounds with another of its set."""
+    sets: list[list[Restarts]] = []
+    for arm in arms:
+        joined = [each for each in sets if any(arm.comparable(other) for other in each)]
+        sets = [each for each in sets if each not in joined]
+        sets.append([*(other for each in joined for other in each), arm])
+    return sets
 
 
 def _time_s(restarts: Restarts) -> float:
@@ -325,9 +366,13 @@ def _time_s(restarts: Restarts) -> float:
 
 
 def _separated(best: Restarts, other: Restarts) -> bool:
-    """Whether `best` is significantly faster; where the arms share no rounds, also relative to the reference arm."""
+    """Whether `best` is significantly faster; where they only share rounds with the reference arm, also over that."""
+    assert best.time
+    assert other.time
     margin = 1 + (TIE_MARGIN if min(best.count, other.count) == 1 else 0.0)
     ratios = [best.ratio_to(other)]
-    if ratios[0] and ratios[0].method is stats.Method.BOUNDS and best.speedup and other.speedup:
-        ratios.append(stats.unpaired_ratio(best.speedup, other.speedup))
+    if ratios == [None]:
+        ratios = [stats.unpaired_ratio(other.time, best.time)]
+        if best.speedup and other.speedup:
+            ratios.append(stats.unpaired_ratio(best.speedup, other.speedup))
     return all(ratio is not None and ratio.low is not None and ratio.low > margin for ratio in ratios)

@@ -152,7 +152,10 @@ DEVICE = Option(
     names=_device_names,
 )
 ARMS = (BACKEND, DEVICE)
-REFERENCE = _text("reference", "NAME", "Backend that speed-ups are relative to.", "naive", _backend_names)
+REFERENCE = _text(
+    "reference", "NAME", "Backend that speed-ups are relative to; by default naive, else the first that can serve.",
+    names=_backend_names,
+)  # fmt: skip
 BUDGET = _text(
     "budget", "TIME", "Time limit of the command: 45s or 5m, 0 for no limit; by default that of the suite, or 5m."
 )

@@ -1,5 +1,7 @@
 """From problems and arms to groups of arms that share rounds, cheapest first, and refusals. Loads no torch."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -38,7 +40,7 @@ AUTO: dict[str, tuple[str, ...]] = {
         "triton",
     ),
 }
-DEFAULT_REFERENCE = "naive"
+PREFERRED_REFERENCE = "naive"
 
 # Memory of a worker after its imports, and scratch of the oracle; a prediction adds both to the tensors.
 WORKER_BYTES = 400 * 1024**2
@@ -82,6 +84,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Number of cases: planned, refused and impossible."""
         return sum(len(group.arms) for group in self.groups) + len(self.refusals) + len(self.impossible)
 
+    def continued(self, part: str) -> Plan:
+        """The same plan with names of groups that no earlier part of the run has: equal names mean shared rounds."""
+        return replace(self, groups=tuple(replace(group, id=f"{part}-{group.id}") for group in self.groups))
+
     @property
     def seconds(self) -> float:
         """Predicted, of everything in one restart."""
@@ -94,7 +100,7 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     memory_bytes: int  # the limit for a group
     procedures: dict[str, Procedure]  # by kind of device
-    reference: str = DEFAULT_REFERENCE
+    reference: str = ""  # backend; empty: none
     gpu_memory_bytes: dict[int, int] = {}  # by index
     capability: dict[int, tuple[int, int]] = {}  # by index
     speeds: Speeds = Speeds()  # what this machine measured before
@@ -198,6 +204,20 @@ def is_reference(other: Arm, arm: Arm, reference: str) -> bool:
     return other.backend == reference and other.device == arm.device and other.copy == 1
 
 
+def reference_of(cells: Sequence[tuple[Cell, Sequence[Arm]]], limits: PlanLimits) -> str:
+    """The backend that speed-ups are relative to by default: naive, else the first that can serve; empty if none can.
+
+    A backend can serve if it runs in the first pass, in which it shares rounds with others, and can run a case.
+    """
+    names = dict.fromkeys(arm.backend for _, arms in cells for arm in arms if not _compiles(arm))
+    for name in sorted(names, key=lambda name: name != PREFERRED_REFERENCE):
+        for cell, arms in cells:
+            case = Case(problem=cell.problem, backend=name, mode=cell.mode)
+            if any(arm.backend == name and refuse(case, arm, limits) is None for arm in arms):
+                return name
+    return ""
+
+
 def scratch_bytes(case: Case) -> int | None:
     """Predicted bytes of one call beyond its inputs and outputs; None for a user's file."""
     return None if backends.is_file(case.backend) else backends.load(case.backend).extra_bytes(case)
@@ -218,12 +238,20 @@ def _groups_of(cell: Cell, arms: list[Arm], limits: PlanLimits) -> list[Group]:
             parts[-1].append(arm)
         else:
             parts.append([arm])
-    groups = [_group(cell, part) for part in parts]
-    for arm in filter(_compiles, arms):
-        partners = [other for other in early if is_reference(other, arm, limits.reference)]
-        fits = _peak(cell, [arm, *partners]) <= _limit(arm.parsed_device, limits)
-        groups.append(_group(cell, [arm], partners if fits else [], late=True))
-    return groups
+    groups = [_group(cell, part, _partners(cell, part, early, limits)) for part in parts]
+    late = [[arm] for arm in arms if _compiles(arm)]
+    return groups + [_group(cell, part, _partners(cell, part, early, limits), late=True) for part in late]
+
+
+def _partners(cell: Cell, part: Sequence[Arm], early: Sequence[Arm], limits: PlanLimits) -> list[Arm]:
+    """The reference arms of other groups that join this one for its speed-ups, if they fit into memory as well."""
+    partners = [
+        other
+        for other in early
+        if other not in part and any(is_reference(other, arm, limits.reference) for arm in part)
+    ]
+    fits = _peak(cell, [*part, *partners]) <= _limit(part[0].parsed_device, limits)
+    return partners if fits else []
 
 
 def _group(cell: Cell, arms: Sequence[Arm], borrowed: Sequence[Arm] = (), late: bool = False) -> Group:

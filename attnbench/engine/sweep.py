@@ -39,7 +39,7 @@ class Request(Record, frozen=True, kw_only=True):
     axes: dict[str, str] = {}
     backend: str = ""  # comma list; empty: the backends of the suite, else auto
     device: str = ""  # comma list; empty: cuda:0 where there is a GPU, else cpu
-    reference: str = plan.DEFAULT_REFERENCE
+    reference: str = ""  # backend; empty: naive, else the first that can serve as one
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     shard: str = ""
@@ -97,6 +97,7 @@ def prepare(
     settings = _settings(request, suites, kinds)
     cells, impossible = _cells(request, suites, devices, interpreted)
     inputs.check_fits(request.inputs, [cell.problem for cell, _ in cells], "--inputs")
+    settings = msgspec.structs.replace(settings, reference=_reference(request, cells, settings))
     planned = plan.make(_counted(cells, step), plan_limits(settings), impossible)
     if not planned.cases:
         filters = [name for name in ("only", "skip", "shard") if getattr(request, name)]
@@ -159,13 +160,15 @@ def run(
     profile = str((path / "profile").absolute()) if sweep.request.profile else ""
     settings = msgspec.structs.replace(sweep.settings, fail_fast=fail_fast, profile=profile)
     with run_writer.RunWriter(path, manifest(sweep, now, command), force=force) as writer:
-        done = run_directory.done_keys(writer.run, retry_failed)
+        stored = writer.run
+        done = run_directory.done_keys(stored, retry_failed)
+        planned = sweep.plan.continued(f"{now:%Y%m%dT%H%M%S}") if stored.results else sweep.plan
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
         writer.append(refusals)
         rest_s = sweep.plan.seconds * settings.restarts
         for refusal in refusals:
             observer.result(refusal, rest_s)
-        runner = Runner(sweep.plan, settings, writer.append, observer, done, path / "logs")
+        runner = Runner(planned, settings, writer.append, observer, done, path / "logs")
         if watch:
             watch(runner)
         try:
@@ -222,6 +225,20 @@ def devices_of(text: str) -> list[Device]:
     return devices
 
 
+def _reference(request: Request, cells: Sequence[tuple[Cell, Sequence[Arm]]], settings: RunSettings) -> str:
+    """The backend that speed-ups are relative to. Raises UsageError for one that is not measured."""
+    if not request.reference:
+        return plan.reference_of(cells, plan_limits(settings))
+    measured = dict.fromkeys(arm.backend for _, arms in cells for arm in arms)
+    if measured and request.reference not in measured:
+        _named_backends(request.reference, "--reference")
+        raise UsageError(
+            f"--reference {request.reference}: not among the backends of this run, {', '.join(measured)}: "
+            "add it to --backend"
+        )
+    return request.reference
+
+
 def suites_of(request: Request) -> list[Suite]:
     """The named suites; without a name, a suite of the axes."""
     if not request.suites:
@@ -268,8 +285,8 @@ def _filter(text: str) -> suite.Filter:
     return parsed
 
 
-def _named_backends(text: str) -> tuple[str, ...]:
-    names = words(text, "--backend") if text else ()
+def _named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
+    names = words(text, where) if text else ()
     for name in names:
         if backends.is_file(name):
             from attnbench.backends import plugin

@@ -13,7 +13,7 @@ import msgspec
 
 from attnbench.analysis.preferences import AxisPreference, preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import AXES, Row
+from attnbench.analysis.rows import AXES, Row, ranked
 
 VERSION = 1
 
@@ -62,11 +62,15 @@ class Dispatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> Dispatch:
-    """The table of a run. A problem that only one backend can run is included, and does not count in regrets."""
+    """The table of a run. A problem that only one backend can run is included, and does not count in regrets.
+
+    Backends that share no rounds are not compared.
+    """
     problems: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.time_s and not row.impossible:
             problems.setdefault((row.device, row.mode, row.problem), []).append(row)
+    problems = {key: chosen for key, group in problems.items() if (chosen := ranked(group))}
     varied = [name for name in AXES if len({str(row.value(name)) for row in rows}) > 1]
     wins = Counter(min(group, key=lambda row: row.seconds).arm_name for group in problems.values())
     choices = tuple(_choice(group, varied, wins) for group in problems.values())

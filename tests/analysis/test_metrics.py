@@ -208,11 +208,27 @@ def test_a_restart_that_the_budget_skipped_leaves_the_others_their_time():
     assert (row.status, row.time_s, row.restarts) == ("ok", 1e-3, 1)
 
 
-def test_arms_that_share_no_rounds_have_a_wide_ratio():
+def test_arms_that_share_no_rounds_have_no_speedup_and_no_place():
     slow = with_reference(result([3.9e-3, 4e-3, 4.1e-3], group="one"))
     fast = with_reference(result([1.9e-3, 2e-3, 2.1e-3], backend="flex", group="two"))
-    row = frame.rows_of([slow, fast])[1]
-    assert (row.speedup, row.speedup_low) == pytest.approx((2.0, 3.9 / 2.1))
+    made = frame.rows_of([slow, fast])
+    assert [row.speedup for row in made] == [pytest.approx(1.0), None]
+    assert [row.place for row in made] == ["alone", "alone"]
+    assert frame.leaders(made) == []
+    assert frame.unranked(made) == ["naive", "flex"]
+
+
+def test_arms_are_ranked_where_each_shares_rounds_with_the_reference():
+    naive = with_reference(result([4e-3] * 5, group="one"))
+    flash = with_reference(result([2e-3] * 5, backend="sdpa:flash", group="one"))
+    again = timed([4e-3] * 5)
+    flex = with_reference(result([1e-3] * 5, backend="flex", group="two"))
+    beside = msgspec.structs.replace(flex, samples={**flex.samples, "reference_time": again})
+    assert [row.place for row in frame.rows_of([naive, flash, beside])] == ["behind", "behind", "fastest"]
+    made = frame.rows_of([naive, flash, flex])
+    assert [row.place for row in made] == ["behind", "fastest", "alone"]
+    assert [[row.backend for row in group] for group in frame.leaders(made)] == [["sdpa:flash"]]
+    assert frame.unranked(made) == ["flex"]
 
 
 def test_another_reference_can_be_asked_for():

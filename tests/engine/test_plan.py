@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from attnbench.attention.problem import Mode, Problem
@@ -17,7 +18,8 @@ GIB = 1024**3
 def planned(*problems: Problem, names: tuple[str, ...], memory: int = 16 * GIB, mode: Mode = Mode.FWD) -> plan.Plan:
     limits = plan.PlanLimits(memory_bytes=memory, procedures={"cpu": Procedure()})
     arms = plan.arms_of(names, [CPU])
-    return plan.make([(Cell(problem=problem, mode=mode), arms) for problem in problems], limits)
+    cells = [(Cell(problem=problem, mode=mode), arms) for problem in problems]
+    return plan.make(cells, msgspec.structs.replace(limits, reference=plan.reference_of(cells, limits)))
 
 
 def test_the_arms_of_a_problem_share_a_group():
@@ -38,6 +40,39 @@ def test_a_backend_that_compiles_is_in_the_second_pass_with_the_reference():
         ["naive"],
         True,
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "reference"),
+    [
+        (("sdpa:flash", "flex"), "sdpa:flash"),
+        (("flex", "sdpa:math", "sdpa:flash"), "sdpa:math"),
+        (("sdpa:flash", "naive", "flex"), "naive"),
+        (("triton", "sdpa:cudnn", "kern.py:attend", "flex"), "kern.py:attend"),
+    ],
+)
+def test_the_reference_is_naive_or_else_the_first_backend_that_can_serve(
+    names: tuple[str, ...], reference: str
+) -> None:
+    *_, late = planned(Problem(seq_q=64), names=names).groups
+    assert ([arm.name for arm in late.arms], [arm.name for arm in late.borrowed]) == (["flex"], [reference])
+
+
+def test_no_backend_serves_where_all_compile() -> None:
+    assert [group.borrowed for group in planned(Problem(seq_q=64), names=("flex", "flex")).groups] == [(), ()]
+
+
+def test_a_group_that_did_not_fit_beside_the_reference_borrows_it() -> None:
+    cell = Cell(problem=Problem(seq_q=8192), mode=Mode.FWD)
+    two = plan._peak(cell, plan.arms_of(("naive", "sdpa:math"), [CPU]))
+    groups = planned(cell.problem, names=("naive", "naive", "sdpa:math"), memory=two).groups
+    borrowed = {tuple(arm.name for arm in group.arms): [arm.name for arm in group.borrowed] for group in groups}
+    assert borrowed == {("naive", "naive#2"): [], ("sdpa:math",): ["naive"]}
+
+
+def test_groups_of_a_continued_run_have_other_names() -> None:
+    first = planned(Problem(seq_q=64), names=("naive",))
+    assert {group.id for group in first.groups}.isdisjoint(group.id for group in first.continued("now").groups)
 
 
 def test_a_repeated_name_is_a_second_copy():

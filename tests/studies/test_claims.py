@@ -27,7 +27,7 @@ def measured(seconds: float, backend: str = "naive", mode: Mode = Mode.FWD, **pr
     case = Case(problem=one.case.problem, backend=backend, mode=mode)
     from msgspec.structs import replace
 
-    return replace(one, case=case, case_id=case.id, group=case.id)
+    return replace(one, case=case, case_id=case.id)
 
 
 def told(results: list[Result], **asked: Any) -> dict[str, list[Any]]:

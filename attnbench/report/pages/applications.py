@@ -1,6 +1,6 @@
 """The page of suites that hold a model's shapes."""
 
-from attnbench.analysis.rows import Place
+from attnbench.analysis.rows import leaders
 from attnbench.report.pages.page import Page, ReportData, metrics_table
 
 NO_MODEL = ("", "quick", "custom", "scaling", "ci")  # suites that are about no application
@@ -12,7 +12,7 @@ def page(data: ReportData) -> Page:
     models = []
     for run, rows in zip(data.runs, data.by_run, strict=True):
         if run.manifest.suite not in NO_MODEL:
-            best = [row for row in rows if row.place and row.place is not Place.BEHIND]
+            best = [row for group in leaders(rows) for row in group]
             models.append(metrics_table(f"{run.manifest.suite}: the fastest of each shape", best, COLUMNS))
     decode = [row for row in data.rows if row.seq_q == 1 and row.time_s is not None]
     decoding = metrics_table("Decoding: one new token a sequence", decode, ("tokens_per_s", "bytes_per_s", "time_s"))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from attnbench import units
-from attnbench.analysis.rows import Place, Row
+from attnbench.analysis.rows import Row, leaders
 from attnbench.records.run_directory import Run
 from attnbench.report import pivot
 from attnbench.report import summary as finding
@@ -35,17 +35,12 @@ def page(data: ReportData, missing: Sequence[Page]) -> Page:
 
 def _best(rows: Sequence[Row]) -> PageTable:
     """The fastest backend of each problem, or all that are tied with it."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.place and row.place is not Place.BEHIND:
-            device = ", ".join(filter(None, (row.device, row.run)))
-            groups.setdefault((row.problem, device), []).append(row)
     lines = []
-    for (problem, device), group in groups.items():
-        group.sort(key=lambda row: row.seconds)
+    for group in leaders(rows):
         names, best = ", ".join(row.arm_name for row in group), group[0]
+        device = ", ".join(filter(None, (best.device, best.run)))
         speedup = pivot.factor(best.speedup)
-        lines.append((problem, device, names, str(best.place), units.seconds(best.time_s), speedup))
+        lines.append((best.problem, device, names, str(best.place), units.seconds(best.time_s), speedup))
     return PageTable(
         heading="Best backend",
         head=("problem", "device", "best", "place", "time", "speed-up"),

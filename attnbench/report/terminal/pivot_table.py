@@ -9,7 +9,7 @@ import msgspec
 
 from attnbench import units
 from attnbench.analysis.metrics import METRICS
-from attnbench.analysis.rows import Row
+from attnbench.analysis.rows import Row, unranked
 from attnbench.records.result import Status
 from attnbench.report.pivot import Column, Footnotes, Pivot, Section, factor, mark, pivot, references, why
 from attnbench.report.terminal.text_layout import cell_width, labelled, terminal_width, wrap
@@ -215,4 +215,7 @@ def _legend(rows: Sequence[Row], marks: set[str], width: int) -> list[str]:
         reasons = dict.fromkeys(row.impossible for row in rows if symbol == "?" and row.impossible)
         if symbol in marks:
             legend += wrap(f"{symbol}  {meaning}" + (f": {'; '.join(reasons)}" if reasons else ""), width, indent=3)
+    if names := unranked(rows):
+        verb = "shares" if len(names) == 1 else "share"
+        legend += wrap(f"not ranked: {', '.join(names)} {verb} no rounds with the others", width, indent=3)
     return legend
