@@ -91,6 +91,14 @@ def parse_seconds(text: str, name: str) -> float:
     return float(match[1]) * {"ms": 1e-3, "s": 1.0, None: 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}[match[2]]
 
 
+def parse_limit(text: str, name: str) -> float:
+    """Parse a time limit above 0, as `parse_seconds` does: a kernel that hangs would never end without one."""
+    seconds = parse_seconds(text, name)
+    if not seconds:
+        raise UsageError(f"{name}: {text!r} leaves no time for a case (try 60s, or a long time such as 24h)")
+    return seconds
+
+
 def parse_share(text: str, name: str) -> float:
     """Parse `2%` or `0.02`, above 0 and at most 1. Raises UsageError, which names the option `name`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%)?", text.strip())

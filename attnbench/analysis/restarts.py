@@ -10,6 +10,7 @@ from attnbench.analysis import parallel, readings, stats
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice, RooflineBound, explain_faster, roofline_bound
 from attnbench.analysis.stats import Estimate
 from attnbench.attention.problem import Mode, Problem
+from attnbench.errors import UnknownNameError
 from attnbench.records.arm import Arm, distinct_names
 from attnbench.records.case import problem_label
 from attnbench.records.ceilings import Ceilings
@@ -177,6 +178,10 @@ def map_problems(
 
     def is_reference(arm: Arm) -> bool:
         return reference in (names[arm.id], arm.name) if reference else arm.id == references.get(arm.device)
+
+    if reference and heads and not any(is_reference(head.arm) for head in heads):
+        known = dict.fromkeys(names[head.arm.id] for head in heads)
+        raise UnknownNameError("arm", reference, known, where="--reference")
 
     def values_of(group: Group) -> list[T]:
         of_group = [[results[index] for index in indices] for indices in group.values()]

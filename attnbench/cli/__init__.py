@@ -16,9 +16,10 @@ from attnbench import user_folders
 from attnbench._version import __version__
 from attnbench.cli import stop_signals, streams
 from attnbench.cli.application import Application
-from attnbench.cli.options import COLORS, GlobalOptions
+from attnbench.cli.checks import one_of
+from attnbench.cli.options import COLORS, GlobalOptions, option
 from attnbench.cli.stop_signals import StopSignals
-from attnbench.errors import AttnbenchError, UnknownNameError, check_platform
+from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
 HELP = (
@@ -61,12 +62,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-def _color(value: str) -> str:
-    if value not in COLORS:
-        raise UnknownNameError("colour", value, COLORS, where="--color")
-    return value
-
-
 @app.callback(help=HELP)
 def _root(
     context: typer.Context,
@@ -76,7 +71,7 @@ def _root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
     color: Annotated[
-        str, typer.Option(callback=_color, metavar="WHEN", help="Colour: auto, always or never.")
+        str, option(help="Colour: auto, always or never.", metavar="WHEN", check=one_of("colour", lambda: COLORS))
     ] = "auto",
 ) -> None:
     context.obj = GlobalOptions(app=app, verbose=verbose, quiet=quiet, color=color)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.cli import options
+from attnbench.cli.checks import duration
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
@@ -24,7 +25,11 @@ def calibrate(
         bool, typer.Option("--floor", help="Measure the noise floor instead: identical arms over worker restarts.")
     ] = False,
     budget: Annotated[
-        str, typer.Option(help="Time limit of --floor, and of measuring disturbed parts again: 5m, 1h.", metavar="TIME")
+        str,
+        options.option(
+            help="Time limit of --floor, and of measuring disturbed parts again: 5m, 1h.", metavar="TIME",
+            check=duration,
+        ),
     ] = "5m",
     force: Annotated[
         bool, typer.Option("--force", help="Store disturbed rates even where undisturbed ones are stored.")

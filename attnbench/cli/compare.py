@@ -24,12 +24,10 @@ def compare(
     """
     from attnbench import api
     from attnbench.analysis import comparison
-    from attnbench.cli import output
     from attnbench.errors import Exit, UsageError
     from attnbench.report.formats import comparison as report
     from attnbench.report.terminal.text_layout import terminal_width
 
-    output.check_format(format)
     if len(runs) < 2:
         raise UsageError(f"compare: {len(runs)} run given ({runs[0]}): at least two are needed, the earlier one first")
     old, *later = (api.load(name) for name in runs)

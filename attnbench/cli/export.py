@@ -1,22 +1,31 @@
 """`attnbench export`: a run in the format of another tool."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import checks, options
+
+
+def _formats() -> Iterable[str]:
+    from attnbench.report.formats.export import FORMATS
+
+    return FORMATS
 
 
 def export(
     run: options.RunName = "last",
     to: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--to",
             help="Format: csv, json, parquet, md, latex, github-action-benchmark, bencher, pytest-benchmark, asv, "
             "tensorboard or wandb.",
             metavar="FORMAT",
+            names=_formats,
+            check=checks.one_of("format", _formats),
         ),
     ] = "json",
     out: Annotated[

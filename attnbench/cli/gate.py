@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.cli import options
+from attnbench.cli.checks import one_of
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ class Reports(OptionGroup, frozen=True, kw_only=True):
     """What is printed and written, and the exit code of an undecided case."""
 
     inconclusive: Annotated[
-        str, option(help="Exit code if a case stays undecided: 3 (fail) or 0 (ok).", metavar="fail|ok")
+        str,
+        option(
+            help="Exit code if a case stays undecided: 3 (fail) or 0 (ok).",
+            metavar="fail|ok",
+            check=one_of("choice", lambda: ("fail", "ok")),
+        ),
     ] = "fail"
     everything: Annotated[bool, option("--all", help="Also show unchanged cases.")] = False
     json: options.Json = False
@@ -99,8 +105,6 @@ def gate(
     from attnbench.gate import history
     from attnbench.report.terminal import gate_verdicts as report
 
-    if reports.inconclusive not in ("fail", "ok"):
-        raise UsageError(f"--inconclusive {reports.inconclusive}: fail or ok")
     interrupted = False
     if stored := _stored(request.suites):
         run, judged = _judged_again(stored, base)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 import msgspec
 import typer
 
+from attnbench.cli import checks
+from attnbench.cli.checks import Check, callback
 from attnbench.errors import UsageError
 from attnbench.suite.keys import AXES
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Parameters = Iterator[inspect.Parameter]
+TIMINGS, CACHES = ("wall", "events", "graph", "cupti", "all"), ("cold", "warm")
+STYLES = ("auto", "bar", "lines", "none")  # of progress
 COLORS = ("auto", "always", "never")
 # From the strongest source to the weakest: these are the names of Typer's enumeration.
 _SOURCES = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP", "DEFAULT")
@@ -39,6 +43,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     metavar: str | None = None
     flags: tuple[str, ...] = ()  # as typed; by default the name with hyphens
     names: Callable[[], Iterable[str]] | None = None  # values that completion offers
+    check: Check | None = None  # of the value, where it is parsed
     older: str = ""  # a former name, accepted and hidden in the help
     argument: bool = False  # given by position
 
@@ -47,13 +52,14 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
         if self.argument:
             return typer.Argument(metavar=self.metavar, help=self.help)
         flags = self.flags or (f"--{self.name.replace('_', '-')}",)
-        return option(*flags, help=self.help, metavar=self.metavar, names=self.names)
+        return option(*flags, help=self.help, metavar=self.metavar, names=self.names, check=self.check)
 
     def parameters(self) -> Parameters:
         """What Typer builds the option from."""
         yield _parameter(self.name, operator.getitem(Annotated, (self.kind, self.info())), self.default)
         if self.older:
-            older = operator.getitem(Annotated, (self.kind, typer.Option(hidden=True)))
+            checked = callback(self.check) if self.check else None
+            older = operator.getitem(Annotated, (self.kind, typer.Option(hidden=True, callback=checked)))
             yield _parameter(self.older, older, None)
 
     def but(self, **changes: object) -> Option:
@@ -63,9 +69,13 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 def option(
     *flags: str, help: str, metavar: str | None = None, names: Callable[[], Iterable[str]] | None = None,  # noqa: A002
+    check: Check | None = None,
 ) -> object:  # fmt: skip
     """The description of an option for Typer, used in `Annotated`."""
-    return typer.Option(*flags, help=help, metavar=metavar, autocompletion=completion(names) if names else None)
+    return typer.Option(
+        *flags, help=help, metavar=metavar, autocompletion=completion(names) if names else None,
+        callback=callback(check) if check else None,
+    )  # fmt: skip
 
 
 def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -113,35 +123,45 @@ def _filter_names() -> Sequence[str]:
     return tuple(f"{key}=" for key in filters.filter_keys())
 
 
+def _format_names() -> Sequence[str]:
+    from attnbench.report.formats import FORMATS
+
+    return FORMATS
+
+
 def _set_names() -> Sequence[str]:
     return tuple(f"{axis.name}=" for axis in AXES.values() if not axis.option)
 
 
 def _text(
-    name: str, metavar: str, summary: str, default: str = "", names: Callable[[], Iterable[str]] | None = None
-) -> Option:
-    return Option(name=name, help=summary, kind=str, default=default, metavar=metavar, names=names)
+    name: str, metavar: str, summary: str, check: Check, default: str = "",
+    names: Callable[[], Iterable[str]] | None = None,
+) -> Option:  # fmt: skip
+    return Option(name=name, help=summary, kind=str, default=default, metavar=metavar, names=names, check=check)
 
 
-def _repeatable(name: str, metavar: str, summary: str, names: Callable[[], Iterable[str]] | None = None) -> Option:
-    return Option(name=name, help=summary, kind=list[str] | None, metavar=metavar, names=names)
+def _repeatable(
+    name: str, metavar: str, summary: str, check: Check | None = None,
+    names: Callable[[], Iterable[str]] | None = None,
+) -> Option:  # fmt: skip
+    return Option(name=name, help=summary, kind=list[str] | None, metavar=metavar, names=names, check=check)
 
 
 SUITES = _repeatable("suites", "SUITE", "Suites: names of `attnbench list suites`, or suite files.").but(argument=True)
-SUITE = _repeatable("suite", "SUITE", "Suite, as the argument SUITE; may be repeated.")
-SET = _repeatable("set", "KEY=VALUES", "Set any other suite key: weighting=hard:topk=32.", _set_names).but(
-    flags=("--set",)
-)
+SUITE = _repeatable("suite", "SUITE", "Suite, as the argument SUITE; may be repeated.", checks.suite)
+SET = _repeatable(
+    "set", "KEY=VALUES", "Set any other suite key: weighting=hard:topk=32.", checks.settings, _set_names
+).but(flags=("--set",))
 PROBLEM = (
     *(
-        Option(name=axis.name, help=axis.summary, metavar=axis.metavar, names=axis.names)
+        Option(name=axis.name, help=axis.summary, metavar=axis.metavar, names=axis.names, check=checks.axis(axis.name))
         for axis in AXES.values()
         if axis.option
     ),
     SET,
 )
 BACKEND = Option(
-    name="backend", flags=("--backend", "-b"), metavar="LIST", names=_backend_names,
+    name="backend", flags=("--backend", "-b"), metavar="LIST", names=_backend_names, check=checks.backends,
     help="Backends: names, auto, all, my_kernel.py:attend or package.module:attend; by default those of the suite, "
     "or auto. A name that is given twice is two arms.",
 )  # fmt: skip
@@ -150,58 +170,89 @@ DEVICE = Option(
     help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0; by default the first GPU, or the CPU.",
     metavar="LIST",
     names=_device_names,
+    check=checks.devices,
 )
 ARMS = (BACKEND, DEVICE)
 REFERENCE = _text(
     "reference", "NAME", "Backend that speed-ups are relative to; by default naive, else the first that can serve.",
-    names=_backend_names,
+    checks.backend, names=_backend_names,
 )  # fmt: skip
 BUDGET = _text(
-    "budget", "TIME", "Time limit of the command: 45s or 5m, 0 for no limit; by default that of the suite, or 5m."
+    "budget",
+    "TIME",
+    "Time limit of the command: 45s or 5m, 0 for no limit; by default that of the suite, or 5m.",
+    checks.duration,
 )
-ROUNDS = _text("rounds", "LO..HI", "Minimum and maximum number of rounds.", "5..30")
+ROUNDS = _text("rounds", "LO..HI", "Minimum and maximum number of rounds.", checks.rounds, "5..30")
 RESTARTS = Option(
-    name="restarts", older="launches", help="Number of worker restarts.", kind=int, default=1, metavar="N"
+    name="restarts",
+    older="launches",
+    help="Number of worker restarts.",
+    kind=int,
+    default=1,
+    metavar="N",
+    check=checks.at_least(1),
 )
-TIMEOUT = _text("timeout", "TIME", "Time limit of each phase of a case.", "60s")
-MEM_LIMIT = _text("mem_limit", "SIZE", "Memory limit: a share of the free memory, or a size such as 8GiB.", "80%")
+TIMEOUT = _text("timeout", "TIME", "Time limit of each phase of a case.", checks.limit, "60s")
+MEM_LIMIT = _text(
+    "mem_limit", "SIZE", "Memory limit: a share of the free memory, or a size such as 8GiB.", checks.size, "80%"
+)
 TIMING = _text(
     "timing", "MODE", "Timer: wall, events, graph, cupti or all; by default wall on a CPU, events on a GPU.",
-    names=lambda: ("wall", "events", "graph", "cupti", "all"),
+    checks.one_of("mode", lambda: TIMINGS), names=lambda: TIMINGS,
 )  # fmt: skip
 CACHE = _text(
     "cache",
     "STATE",
     "Caches before each call: cold or warm; by default warm on a CPU, cold on a GPU.",
-    names=lambda: ("cold", "warm"),
+    checks.one_of("state", lambda: CACHES),
+    names=lambda: CACHES,
 )
 REL_CI = _text(
-    "rel_ci", "SHARE", "Stop when the half-width of the 95 % interval is within this share of the median.", "2%"
+    "rel_ci",
+    "SHARE",
+    "Stop when the half-width of the 95 % interval is within this share of the median.",
+    checks.share,
+    "2%",
 )
-SEED = Option(name="seed", help="Random seed for inputs and order.", kind=int, default=0, metavar="N")
+SEED = Option(
+    name="seed", help="Random seed for inputs and order.", kind=int, default=0, metavar="N", check=checks.at_least(0)
+)
 INPUTS = _text(
     "inputs", "NAME", "Distribution of inputs: normal, uniform, outlier, large, sink, zeros or file:x.safetensors.",
-    "normal", _input_names,
+    checks.inputs, "normal", _input_names,
 )  # fmt: skip
 PROFILE = Option(
     name="profile", help="Profile each case after its rounds, and store the traces in the run.", kind=bool,
     default=False, flags=("--profile",),
 )  # fmt: skip
-ONLY = _repeatable("only", "KEY=VALUES", "Take only matching cases: seq=..4k.", _filter_names)
-SKIP = _repeatable("skip", "KEY=VALUES", "Leave matching cases out: backend=flex.", _filter_names)
-SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this factor, for a small machine: 0.25.")
-SHARD = _text("shard", "K/N", "Measure one part of all cases: 3/8 is the third of eight.")
+ONLY = _repeatable("only", "KEY=VALUES", "Take only matching cases: seq=..4k.", checks.case_filter, _filter_names)
+SKIP = _repeatable("skip", "KEY=VALUES", "Leave matching cases out: backend=flex.", checks.case_filter, _filter_names)
+SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this factor, for a small machine: 0.25.", checks.shrink)
+SHARD = _text("shard", "K/N", "Measure one part of all cases: 3/8 is the third of eight.", checks.shard)
 METRICS = _text(
     "metrics", "LIST",
     "Additional columns: memory, roofline, energy, timers, errors, once, or names of `attnbench list metrics`.",
-    names=_metric_names,
+    checks.metrics, names=_metric_names,
 )  # fmt: skip
-TAG = _repeatable("tag", "KEY=VALUE", "Store this tag with the run.")
+TAG = _repeatable("tag", "KEY=VALUE", "Store this tag with the run.", checks.tag)
 
 # Options that fill no field of Request.
 Json = Annotated[bool, option("--json", help="Print one JSON object per line.")]
-Format = Annotated[str, option("--format", help="Output format: table, md, csv or jsonl.", metavar="FORMAT")]
-Progress = Annotated[str, option("--progress", help="Progress display: auto, bar, lines or none.", metavar="STYLE")]
+Format = Annotated[
+    str,
+    option(
+        "--format", help="Output format: table, md, csv or jsonl.", metavar="FORMAT",
+        check=checks.one_of("format", _format_names),
+    ),
+]  # fmt: skip
+Progress = Annotated[
+    str,
+    option(
+        "--progress", help="Progress display: auto, bar, lines or none.", metavar="STYLE",
+        check=checks.one_of("progress style", lambda: STYLES),
+    ),
+]  # fmt: skip
 RunName = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")]
 Only = Annotated[list[str] | None, ONLY.info()]
 Skip = Annotated[list[str] | None, SKIP.info()]

@@ -13,13 +13,12 @@ from attnbench.analysis.rows import Row, rows_of
 from attnbench.engine import plan
 from attnbench.engine.forecast import Forecast
 from attnbench.engine.sweep import Sweep
-from attnbench.errors import UnknownNameError
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory
 from attnbench.records.case import Case
 from attnbench.records.run_directory import Run
 from attnbench.report import summary
-from attnbench.report.formats import FORMATS, csv, jsonl, markdown
+from attnbench.report.formats import csv, jsonl, markdown
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import seconds, size
@@ -36,12 +35,6 @@ def width() -> int | None:
     return terminal_width() if sys.stdout.isatty() else None
 
 
-def check_format(name: str) -> None:
-    """Raise UnknownNameError for an unknown --format."""
-    if name not in FORMATS:
-        raise UnknownNameError("format", name, FORMATS, where="--format")
-
-
 def show(
     run: Run, format_: str, *, color: str = "auto", saved: bool = True, code: int = 0, printed: Collection[str] = (),
     metrics: Sequence[str] = (), following: str = "",
@@ -50,7 +43,6 @@ def show(
 
     `following` is the command that continues an interrupted run.
     """
-    check_format(format_)
     ceilings = ceilings_by_device(run.manifest)
     rows = rows_of(run.results, ceilings=ceilings, arms=run.manifest.arms)
     if format_ == "jsonl":

@@ -9,18 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from attnbench.errors import UnknownNameError
-
 if TYPE_CHECKING:
     from attnbench.records.result import Result
-
-STYLES = ("auto", "bar", "lines", "none")
 
 
 def observer(style: str, total: int) -> Plain | Bar | Silent:
     """The progress display of that style; `auto` is a bar on a terminal outside CI."""
-    if style not in STYLES:
-        raise UnknownNameError("progress style", style, STYLES, where="--progress")
     if style == "auto":
         style = "bar" if sys.stderr.isatty() and not os.environ.get("CI") else "lines"
     return {"bar": Bar, "lines": Plain, "none": Silent}[style](total)

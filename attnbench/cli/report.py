@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import options
+from attnbench.cli.checks import backend, one_of, some_of
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
@@ -18,16 +20,44 @@ if TYPE_CHECKING:
 FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
 
 
+def _themes() -> Iterable[str]:
+    from attnbench.report.formats.html import THEMES
+
+    return THEMES
+
+
+def _pages() -> Iterable[str]:
+    from attnbench.report.pages import NAMES
+
+    return NAMES
+
+
+def _plots() -> Iterable[str]:
+    from attnbench.report.charts.rendering import FORMATS
+
+    return FORMATS
+
+
 class Content(OptionGroup, frozen=True, kw_only=True):
     """What the report shows, and how."""
 
     title: Annotated[str, option(help="Heading of the report.", metavar="TEXT")] = ""
-    theme: Annotated[str, option(help="Colours: auto, light, dark or print.", metavar="NAME")] = "auto"
+    theme: Annotated[
+        str, option(help="Colours: auto, light, dark or print.", metavar="NAME", check=one_of("theme", _themes))
+    ] = "auto"
     reference: Annotated[
-        str, option(help="Backend that speed-ups are relative to; by default that of the run.", metavar="NAME")
+        str,
+        option(
+            help="Backend that speed-ups are relative to; by default that of the run.", metavar="NAME", check=backend
+        ),
     ] = ""
     pages: Annotated[
-        str, option(help="Pages to write: latency, memory and others; all by default.", metavar="LIST")
+        str,
+        option(
+            help="Pages to write: latency, memory and others; all by default.",
+            metavar="LIST",
+            check=some_of("page", _pages),
+        ),
     ] = ""
     only: options.Only = None
     skip: options.Skip = None
@@ -38,28 +68,19 @@ class Content(OptionGroup, frozen=True, kw_only=True):
         Path | None,
         option("--history", help="History to draw; results/history.jsonl by default, if it exists.", metavar="FILE"),
     ] = None
-    plots: Annotated[str, option("--plots", help="Formats of the plots: svg, png, pdf.", metavar="LIST")] = "svg,png"
+    plots: Annotated[
+        str,
+        option("--plots", help="Formats of the plots: svg, png, pdf.", metavar="LIST", check=some_of("format", _plots)),
+    ] = "svg,png"
 
     def checked(self) -> ReportOptions:
-        """The options of the report. Raises UnknownNameError for an unknown format, theme or page."""
-        from attnbench.errors import UnknownNameError
-        from attnbench.report.charts import rendering
-        from attnbench.report.formats import html
+        """The options of the report."""
         from attnbench.report.formats.report_directory import ReportOptions
-        from attnbench.report.pages import NAMES
         from attnbench.suite import keeps
         from attnbench.units import words
 
         formats = words(self.plots, "--plots")
         pages = words(self.pages, "--pages") if self.pages else ()
-        for noun, names, known, flag in (
-            ("format", formats, rendering.FORMATS, "--plots"),
-            ("theme", (self.theme,), html.THEMES, "--theme"),
-            ("page", pages, NAMES, "--pages"),
-        ):
-            for name in names:
-                if name not in known:
-                    raise UnknownNameError(noun, name, known, where=flag)
         return ReportOptions(
             title=self.title, theme=self.theme, plots=formats, reference=self.reference or None,
             keep=keeps(self.only, self.skip), only=pages, anonymize=self.anonymize, trend=_trend(self.history),

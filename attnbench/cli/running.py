@@ -31,7 +31,6 @@ from attnbench.units import parse_seconds
 
 def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapping[str, str]) -> int:
     """The whole command; returns the exit code. `origins` says where option values came from, for `--dry-run -v`."""
-    output.check_format(how.output_format)
     if how.resume and how.out:
         raise UsageError("--resume and --out name the run directory twice; give one of them")
     directory = how.out

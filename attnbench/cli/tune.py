@@ -9,30 +9,76 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import checks, options
+from attnbench.cli.options import option
 
 if TYPE_CHECKING:
     from attnbench.kernels.tables import TileConfig
     from attnbench.studies.tune import Finding, TuningTarget
 
 
+def _kernels() -> Sequence[str]:
+    from attnbench.kernels.tables import Kernel
+
+    return tuple(Kernel)
+
+
+def _masks() -> Sequence[str]:
+    from attnbench.studies.tune import MASKS
+
+    return tuple(MASKS)
+
+
+def _widths(text: str, flag: str) -> None:
+    from attnbench.errors import UsageError
+    from attnbench.studies.tune import WIDTHS
+    from attnbench.units import integers
+
+    if wrong := [width for width in integers(text, flag) if width not in WIDTHS]:
+        raise UsageError(f"{flag}: {wrong[0]}: tables hold {', '.join(map(str, WIDTHS))}")
+
+
+def _architecture(text: str, flag: str) -> None:
+    from attnbench.errors import UsageError
+    from attnbench.kernels.tiling import family
+
+    try:
+        family(text)
+    except ValueError as unknown:
+        raise UsageError(f"{flag}: {unknown}") from None
+
+
 def tune(
     context: typer.Context,
     kernel: Annotated[
-        str, typer.Option(help="Kernels: forward, backward_kv, decode and others; all by default.", metavar="LIST")
+        str,
+        option(
+            help="Kernels: forward, backward_kv, decode and others; all by default.",
+            metavar="LIST",
+            check=checks.some_of("kernel", _kernels),
+        ),
     ] = "",
-    head_dim: Annotated[str, typer.Option(help="Head dimensions: 64, 128, 256; all by default.", metavar="LIST")] = "",
-    mask: Annotated[str, typer.Option(help="Masking: some or none; both by default.", metavar="LIST")] = "",
-    device: Annotated[str, typer.Option(help="GPU to measure on.", metavar="DEVICE")] = "cuda:0",
+    head_dim: Annotated[
+        str, option(help="Head dimensions: 64, 128, 256; all by default.", metavar="LIST", check=_widths)
+    ] = "",
+    mask: Annotated[
+        str,
+        option(help="Masking: some or none; both by default.", metavar="LIST", check=checks.some_of("masking", _masks)),
+    ] = "",
+    device: Annotated[str, option(help="GPU to measure on.", metavar="DEVICE", check=checks.devices)] = "cuda:0",
     budget: Annotated[
-        str, typer.Option(help="Time limit of the command: 30m; 0 for no limit.", metavar="TIME")
+        str, option(help="Time limit of the command: 30m; 0 for no limit.", metavar="TIME", check=checks.duration)
     ] = "10m",
     out: Annotated[
         Path | None, typer.Option(help="File of the table; the user's table by default.", metavar="FILE")
     ] = None,
     arch: Annotated[
         str,
-        typer.Option(help="Architecture of another GPU, such as sm_90; only for --dry-run and --show.", metavar="ARCH"),
+        option(
+            help="Architecture of another GPU, such as sm_90; only for --dry-run and --show.",
+            metavar="ARCH",
+            check=_architecture,
+        ),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates without measuring.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the entries in use and their source.")] = False,

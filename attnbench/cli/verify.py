@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import checks, options
 from attnbench.cli.options import option
 
 if TYPE_CHECKING:
@@ -40,10 +40,13 @@ def verify(
         option(
             metavar="LIST",
             names=_probe_names,
+            check=checks.some_of("probe", _probe_names),
             help="More checks: noise, adversarial, determinism, batch, double_backward, quantisation, soft.",
         ),
     ] = "",
-    random: Annotated[str, option(help="Check random problems for this time: 5m.", metavar="TIME")] = "",
+    random: Annotated[
+        str, option(help="Check random problems for this time: 5m.", metavar="TIME", check=checks.limit)
+    ] = "",
     figures: Annotated[bool, option("--figures", help="Show the maximum, mean and rms error of every output.")] = False,
     progress: options.Progress = "auto",
     json: options.Json = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import checks, options
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
@@ -17,14 +17,26 @@ if TYPE_CHECKING:
 TRACKERS = ("tensorboard", "wandb")
 
 
+def _trackers() -> tuple[str, ...]:
+    return TRACKERS
+
+
 class MaskShape(OptionGroup, frozen=True, kw_only=True):
     """The lengths on which a mask is drawn."""
 
-    seq: Annotated[str, option("--seq", help="Number of tokens.", metavar="N")] = ""
-    seq_q: Annotated[str, option("--seq-q", help="Number of queries, if it differs.", metavar="N")] = ""
-    seq_kv: Annotated[str, option("--seq-kv", help="Number of keys, if it differs.", metavar="N")] = ""
-    batch: Annotated[int, option(help="Batch size; padding differs between sequences.", metavar="N")] = 1
-    block: Annotated[int, option(help="Block size for the count of empty blocks, in tokens.", metavar="N")] = 128
+    seq: Annotated[str, option("--seq", help="Number of tokens.", metavar="N", check=checks.count)] = ""
+    seq_q: Annotated[
+        str, option("--seq-q", help="Number of queries, if it differs.", metavar="N", check=checks.count)
+    ] = ""
+    seq_kv: Annotated[
+        str, option("--seq-kv", help="Number of keys, if it differs.", metavar="N", check=checks.count)
+    ] = ""
+    batch: Annotated[
+        int, option(help="Batch size; padding differs between sequences.", metavar="N", check=checks.at_least(1))
+    ] = 1
+    block: Annotated[
+        int, option(help="Block size for the count of empty blocks, in tokens.", metavar="N", check=checks.at_least(1))
+    ] = 128
 
 
 class WeightOptions(OptionGroup, frozen=True, kw_only=True):
@@ -39,18 +51,28 @@ class WeightOptions(OptionGroup, frozen=True, kw_only=True):
         option(
             metavar="NAME",
             names=options.INPUTS.names,
+            check=checks.inputs,
             help="Distribution of inputs: normal, peaked, sink and others, or file:x.safetensors with q, k and v.",
         ),
     ] = "normal"
-    heads: Annotated[str, option(help="Number of query heads.", metavar="N")] = ""
-    kv_heads: Annotated[str, option(help="Number of key heads.", metavar="N")] = ""
-    head_dim: Annotated[str, option(help="Head dimension.", metavar="N")] = ""
-    score: Annotated[str, option(help="Score, as for `attnbench run`.", metavar="SCORE")] = ""
-    bias: Annotated[str, option(help="Bias, as for `attnbench run`.", metavar="BIAS")] = ""
+    heads: Annotated[str, option(help="Number of query heads.", metavar="N", check=checks.count)] = ""
+    kv_heads: Annotated[str, option(help="Number of key heads.", metavar="N", check=checks.count)] = ""
+    head_dim: Annotated[str, option(help="Head dimension.", metavar="N", check=checks.count)] = ""
+    score: Annotated[
+        str, option(help="Score, as for `attnbench run`.", metavar="SCORE", check=checks.axis("score"))
+    ] = ""
+    bias: Annotated[str, option(help="Bias, as for `attnbench run`.", metavar="BIAS", check=checks.axis("bias"))] = ""
     set: options.Set = None
-    head: Annotated[int, option(help="Head to show in a terminal.", metavar="N")] = 0
-    seed: Annotated[int, option(help="Random seed for inputs.", metavar="N")] = 0
-    to: Annotated[str, option(help="Log to tensorboard or wandb, into the folder of --out.", metavar="TOOL")] = ""
+    head: Annotated[int, option(help="Head to show in a terminal.", metavar="N", check=checks.at_least(0))] = 0
+    seed: Annotated[int, option(help="Random seed for inputs.", metavar="N", check=checks.at_least(0))] = 0
+    to: Annotated[
+        str,
+        option(
+            help="Log to tensorboard or wandb, into the folder of --out.",
+            metavar="TOOL",
+            check=checks.one_of("tool", _trackers),
+        ),
+    ] = ""
 
     def axes(self, shape: MaskShape, mask: str) -> dict[str, str]:
         values = {"seq": shape.seq, "seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "heads": self.heads,
@@ -82,10 +104,8 @@ def viz(
     Also counts the visible pairs and empty blocks of a mask. With --weights: weights of the float64 reference. Nothing
     is timed.
     """
-    from attnbench.errors import UnknownNameError, UsageError
+    from attnbench.errors import UsageError
 
-    if chosen.to and chosen.to not in TRACKERS:
-        raise UnknownNameError("tool", chosen.to, TRACKERS, where="--to")
     if chosen.to and not (chosen.weights and out):
         raise UsageError(f"--to {chosen.to}: needs --weights, and a folder by --out")
     if chosen.collapse:

@@ -15,19 +15,20 @@ from attnbench.attention.problem import Dtype
 from attnbench.engine import plan
 from attnbench.engine.plan import Plan, PlanLimits
 from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
-from attnbench.errors import UsageError
+from attnbench.errors import UnknownNameError, UsageError
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import ceilings, run_directory, run_writer, speeds
 from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cache, Procedure, Record, Timing
 from attnbench.suite import Cell, Impossible, Suite
-from attnbench.units import parse_bytes, parse_seconds, parse_share, words
+from attnbench.units import parse_bytes, parse_limit, parse_seconds, parse_share, words
 
 DEFAULT_SUITE = "quick"
 LENGTHS = frozenset({"seq", "seq_q", "lengths"})  # axes of which one makes a suite of options
 DEFAULT_BUDGET = "5m"
 ALL_TIMINGS = "all"  # the default mode in the rounds, then every other mode once
+TIMINGS = (*Timing, ALL_TIMINGS)
 COUNTED = 5000  # problems of a plan between two reports of its state
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
 
@@ -231,7 +232,7 @@ def _reference(request: Request, cells: Sequence[tuple[Cell, Sequence[Arm]]], se
         return plan.reference_of(cells, plan_limits(settings))
     measured = dict.fromkeys(arm.backend for _, arms in cells for arm in arms)
     if measured and request.reference not in measured:
-        _named_backends(request.reference, "--reference")
+        named_backends(request.reference, "--reference")
         raise UsageError(
             f"--reference {request.reference}: not among the backends of this run, {', '.join(measured)}: "
             "add it to --backend"
@@ -252,7 +253,7 @@ def _cells(
     """Every cell with its arms, after the filters; and the impossible combinations, each with its reason."""
     only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
     share = suite.parse_shrink(request.shrink)
-    named = _named_backends(request.backend)
+    named = named_backends(request.backend)
     cells: list[tuple[Cell, list[Arm]]] = []
     impossible: list[tuple[str, str]] = []
     for kind in dict.fromkeys(device.kind for device in devices):
@@ -281,19 +282,20 @@ def _filter(text: str) -> suite.Filter:
     parsed = suite.parse_filter(text)
     if parsed.key == "backend":
         for name in parsed.words:
-            _named_backends(name)
+            named_backends(name)
     return parsed
 
 
-def _named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
+def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
+    """The words of a comma list of backends. Raises UsageError for a name or a file that is none."""
     names = words(text, where) if text else ()
     for name in names:
         if backends.is_file(name):
             from attnbench.backends import plugin
 
             plugin.check(name)
-        elif name not in ("auto", "all"):
-            backends.load(name)
+        elif name not in ("auto", "all", *backends.names()):
+            raise UnknownNameError("backend", name, backends.names(), where=where)
     return names
 
 
@@ -302,16 +304,22 @@ def _expand_names(names: tuple[str, ...], kind: str) -> list[str]:
     return [each for name in names for each in groups.get(name, (name,))]
 
 
-def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:
-    low, _, high = request.rounds.partition("..")
+def parse_rounds(text: str, where: str) -> tuple[int, int]:
+    """The minimum and maximum of `5..30`, or of `10`. Raises UsageError that names the option `where`."""
+    low, _, high = text.partition("..")
     if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
-        raise UsageError(f"--rounds: not a range of rounds: {request.rounds!r} (try 5..30 or 10)")
+        raise UsageError(f"{where}: not a range of rounds: {text!r} (try 5..30 or 10)")
+    return int(low), int(high or low)
+
+
+def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:
+    min_rounds, max_rounds = parse_rounds(request.rounds, "--rounds")
     if request.restarts < 1:
         raise UsageError(f"--restarts: {request.restarts}: at least 1")
     inputs.check(request.inputs, "--inputs")
     limit = parse_bytes(request.mem_limit, "--mem-limit")
     budget = parse_seconds(request.budget or suites[0].budget or DEFAULT_BUDGET, "--budget")
-    timeout_s = parse_seconds(request.timeout, "--timeout")
+    timeout_s = parse_limit(request.timeout, "--timeout")
     procedures = {
         kind: Procedure(
             timing=_timing(request, kind),
@@ -319,8 +327,8 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
             seed=request.seed,
             inputs=request.inputs,
             restarts=request.restarts,
-            min_rounds=int(low),
-            max_rounds=int(high or low),
+            min_rounds=min_rounds,
+            max_rounds=max_rounds,
             rel_ci=parse_share(request.rel_ci, "--rel-ci"),
             timeout_s=timeout_s,
             allocator=identity.allocator(),
@@ -351,7 +359,7 @@ def _timing(request: Request, kind: str) -> Timing:
     if not request.timing or request.timing == ALL_TIMINGS:
         return default
     if request.timing not in tuple(Timing):
-        raise UsageError(f"--timing: no mode {request.timing!r}; there are {', '.join(Timing)}, {ALL_TIMINGS}")
+        raise UnknownNameError("mode", request.timing, TIMINGS, where="--timing")
     if kind == "cpu" and request.timing != Timing.WALL:
         raise UsageError(f"--timing {request.timing}: a CPU has only wall")
     return Timing(request.timing)
@@ -361,7 +369,7 @@ def _cache(request: Request, kind: str) -> Cache:
     if not request.cache:
         return Cache.COLD if kind == "cuda" else Cache.WARM
     if request.cache not in tuple(Cache):
-        raise UsageError(f"--cache: no state {request.cache!r}; there are {', '.join(Cache)}")
+        raise UnknownNameError("state", request.cache, Cache, where="--cache")
     if kind == "cpu" and request.cache != Cache.WARM:
         raise UsageError("--cache cold: a CPU is measured with warm caches")
     return Cache(request.cache)

@@ -6,14 +6,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnbench.suite.cells import Cell, Impossible, ProblemTable, Suite, count_cases, expand, parse_shrink, shrunk
+    from attnbench.suite.cells import (
+        Cell,
+        Impossible,
+        ProblemTable,
+        Suite,
+        count_cases,
+        expand,
+        parse_shard,
+        parse_shrink,
+        shrunk,
+    )
     from attnbench.suite.files import from_flags, load, override, schema, shipped
     from attnbench.suite.filters import Filter, keeps, parse_filter
     from attnbench.suite.keys import AXES
     from attnbench.suite.random_problems import draw
 
 __all__ = ["AXES", "Cell", "Filter", "Impossible", "ProblemTable", "Suite", "count_cases", "draw", "expand"]
-__all__ += ["from_flags", "keeps", "load", "override", "parse_filter", "parse_shrink", "schema", "shipped", "shrunk"]
+__all__ += [
+    "from_flags",
+    "keeps",
+    "load",
+    "override",
+    "parse_filter",
+    "parse_shard",
+    "parse_shrink",
+    "schema",
+    "shipped",
+]
+__all__ += ["shrunk"]
 
 
 def __getattr__(name: str) -> object:

@@ -73,7 +73,7 @@ def expand(suite: Suite, *, kind: str, dtype: Dtype, shard: str = "") -> Iterato
 
     `shard`, as `3/8`, is one part of eight disjoint parts of the suite.
     """
-    selected = _shard(shard)
+    selected = parse_shard(shard)
     return (cell for count, cell in enumerate(_distinct(suite, kind, dtype)) if selected(count))
 
 
@@ -252,7 +252,7 @@ def _text(values: Fields) -> str:
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 
 
-def _shard(text: str) -> Callable[[int], bool]:
+def parse_shard(text: str) -> Callable[[int], bool]:
     """A predicate of the number of a cell: whether it belongs to shard K of N. Sizes differ by at most one."""
     if not text:
         return lambda count: True

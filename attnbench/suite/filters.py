@@ -45,12 +45,12 @@ def keeps(only: Sequence[str] | None, skip: Sequence[str] | None) -> Callable[[R
     return selected
 
 
-def parse_filter(text: str) -> Filter:
+def parse_filter(text: str, where: str = "--only, --skip") -> Filter:
     """Read `KEY=VALUES` of `--only` or `--skip`. `1k..4k` is an interval; with a step it is a list of values."""
     key, equals, values = text.partition("=")
     if not equals or not values.strip():
-        raise UsageError(f"--only, --skip: not KEY=VALUES: {text!r} (try seq=..4k or backend=flex)")
-    return make_filter(key.strip().replace("-", "_"), values, f"--only, --skip {text!r}", filter_keys())
+        raise UsageError(f"{where}: not KEY=VALUES: {text!r} (try seq=..4k or backend=flex)")
+    return make_filter(key.strip().replace("-", "_"), values, f"{where} {text!r}", filter_keys())
 
 
 def axis_keys() -> tuple[str, ...]:

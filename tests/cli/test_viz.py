@@ -58,8 +58,8 @@ def test_the_chart_holds_what_is_visible_and_nothing_else() -> None:
     ("arguments", "said"),
     [
         (["cauzal"], "did you mean 'causal'?"),
-        (["causal", "--seq", "0"], "--seq 0: at least 1"),
-        (["causal", "--block", "0"], "--block 0: at least 1"),
+        (["causal", "--seq", "0"], "--seq: 0: at least 1"),
+        (["causal", "--block", "0"], "--block: 0: at least 1"),
         (["bigbird", "--seq-q", "8", "--seq-kv", "9"], "needs seq_q == seq_kv"),
         (["causal", "-o", "mask.gif"], "gif"),
     ],

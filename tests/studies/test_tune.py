@@ -87,8 +87,8 @@ def test_lines_of_a_gpu_without_descriptors_hold_none_for_them() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kernel", "forwards"], "--kernel: 'forwards': one of forward,"),
-        (["--mask", "causal"], "--mask: 'causal': one of none, some"),
+        (["--kernel", "forwards"], "--kernel: no kernel 'forwards'; did you mean 'forward'?"),
+        (["--mask", "causal"], "--mask: no masking 'causal'; there are none, some"),
         (["--head-dim", "96"], "--head-dim: 96: tables hold 64, 128, 256"),
         (["--arch", "sm_75"], "--arch: arch='sm_75': no kernel configuration"),
     ],

@@ -1,0 +1,212 @@
+"""What an option accepts: checks that run where the option is parsed, before any command does anything.
+
+A check takes the value and the option, and raises an error that names both. What it needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import typer
+
+from attnbench.errors import UnknownNameError, UsageError
+
+T = TypeVar("T")
+Check = Callable[[str, str], object]
+Names = Callable[[], Iterable[str]]
+
+
+def callback(check: Check) -> Callable[[typer.CallbackParam, T], T]:
+    """The check as a callback of Typer; of a repeatable option each value is checked."""
+
+    def call(parameter: typer.CallbackParam, value: T) -> T:
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if item not in (None, ""):
+                check(str(item), parameter.opts[0])
+        return value
+
+    return call
+
+
+def one_of(noun: str, names: Names) -> Check:
+    """One word of a closed set."""
+
+    def check(text: str, flag: str) -> None:
+        known = tuple(names())
+        if text not in known:
+            raise UnknownNameError(noun, text, known, where=flag)
+
+    return check
+
+
+def some_of(noun: str, names: Names) -> Check:
+    """A comma list of words of a closed set."""
+    single = one_of(noun, names)
+
+    def check(text: str, flag: str) -> None:
+        from attnbench.units import words
+
+        for word in words(text, flag):
+            single(word, flag)
+
+    return check
+
+
+def at_least(minimum: int) -> Check:
+    """A number of a typed option; Typer has parsed it."""
+
+    def check(text: str, flag: str) -> None:
+        if int(text) < minimum:
+            raise UsageError(f"{flag}: {text}: at least {minimum}")
+
+    return check
+
+
+def count(text: str, flag: str) -> None:
+    """One number of at least 1: 512, 4k."""
+    from attnbench.units import integer
+
+    if integer(text, flag) < 1:
+        raise UsageError(f"{flag}: {text}: at least 1")
+
+
+def axis(name: str) -> Check:
+    """The values of an axis of a problem."""
+
+    def check(text: str, flag: str) -> None:
+        from attnbench.suite.keys import AXES
+
+        AXES[name].read(text, flag)
+
+    return check
+
+
+def settings(text: str, flag: str) -> None:
+    """KEY=VALUES of an axis."""
+    from attnbench.suite.keys import read_flags
+
+    key, values = _pair(text, flag)
+    read_flags({key.replace("-", "_"): values})
+
+
+def tag(text: str, flag: str) -> None:
+    """KEY=VALUE."""
+    _pair(text, flag)
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip() or not value:
+        raise UsageError(f"{flag}: not KEY=VALUE: {text!r}")
+    return key.strip(), value
+
+
+def suite(text: str, flag: str) -> None:
+    """A shipped suite, or a file."""
+    from attnbench.suite import load
+
+    try:
+        load(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def backends(text: str, flag: str) -> None:
+    """A comma list of backends."""
+    from attnbench.engine.sweep import named_backends
+
+    named_backends(text, flag)
+
+
+def backend(text: str, flag: str) -> None:
+    """One backend, or one arm of a run: `naive`, `naive#2`, `naive@head`."""
+    from attnbench import backends as known
+
+    name = text.partition("#")[0] if "#" in text else text.partition("@")[0]
+    if not known.is_file(name):
+        one_of("backend", known.names)(name, flag)
+
+
+def devices(text: str, flag: str) -> None:
+    """A comma list of devices."""
+    from attnbench.records.arm import parse_device
+    from attnbench.units import words
+
+    for word in words(text, flag):
+        parse_device(word)
+
+
+def duration(text: str, flag: str) -> None:
+    """A time; 0 lifts the limit."""
+    from attnbench.units import parse_seconds
+
+    parse_seconds(text, flag)
+
+
+def limit(text: str, flag: str) -> None:
+    """A time above 0."""
+    from attnbench.units import parse_limit
+
+    parse_limit(text, flag)
+
+
+def share(text: str, flag: str) -> None:
+    """A share above 0 and at most 1."""
+    from attnbench.units import parse_share
+
+    parse_share(text, flag)
+
+
+def size(text: str, flag: str) -> None:
+    """Bytes, or a share of the free memory."""
+    from attnbench.units import parse_bytes
+
+    parse_bytes(text, flag)
+
+
+def rounds(text: str, flag: str) -> None:
+    """A range of rounds, or one number."""
+    from attnbench.engine.sweep import parse_rounds
+
+    parse_rounds(text, flag)
+
+
+def inputs(text: str, flag: str) -> None:
+    """A comma list of distributions."""
+    from attnbench.attention.inputs import check
+    from attnbench.units import words
+
+    for word in words(text, flag):
+        check(word, flag)
+
+
+def case_filter(text: str, flag: str) -> None:
+    """KEY=VALUES of `--only` and `--skip`."""
+    from attnbench.suite.filters import parse_filter
+
+    parsed = parse_filter(text, flag)
+    if parsed.key == "backend":
+        for word in parsed.words:
+            backends(word, flag)
+
+
+def shrink(text: str, _flag: str) -> None:
+    """A share above 0 and at most 1."""
+    from attnbench.suite import parse_shrink
+
+    parse_shrink(text)
+
+
+def shard(text: str, _flag: str) -> None:
+    """K/N."""
+    from attnbench.suite import parse_shard
+
+    parse_shard(text)
+
+
+def metrics(text: str, flag: str) -> None:
+    """A comma list of metrics and groups of them."""
+    from attnbench.analysis.metrics import named
+
+    named(text, flag)

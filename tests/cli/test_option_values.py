@@ -1,0 +1,124 @@
+"""Every option of every command refuses a value that it does not understand, where it is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.core import TyperOption
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from attnbench import cli
+from attnbench.cli import app
+from attnbench.errors import AttnbenchError
+
+# What these hold is free text, or a name that only a later step can look up.
+FREE = {"TEXT", "CASE", "RUN", "RUN|NAME", "REF", "PYTHON", "FILE", "DIR", "PATH"}
+COUNTS = {"--seq", "--seq-q", "--seq-kv", "--batch", "--tokens", "--heads", "--kv-heads", "--head-dim", "--head-dim-v"}
+COUNTS |= {
+    "--rounds",
+    "--restarts",
+    "--launches",
+    "--block",
+    "--rel-ci",
+    "--mem-limit",
+    "--shrink",
+    "--timeout",
+    "--random",
+}
+
+
+def options(command: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], TyperOption]]:
+    for parameter in vars(command)["params"]:
+        if isinstance(parameter, TyperOption) and not parameter.is_flag and parameter.metavar not in FREE:
+            yield path, parameter
+    for name, inner in vars(command).get("commands", {}).items():
+        yield from options(inner, (*path, name))
+
+
+TREE = get_command(app)
+ALL = [(path, parameter.opts[0]) for path, parameter in options(TREE)]
+
+
+def message(path: tuple[str, ...], option: str, value: str) -> str:
+    """The error of parsing this option alone; without the cost of a whole command line."""
+    command: Any = TREE
+    for name in path:
+        command = command.commands[name]
+    with pytest.raises((AttnbenchError, TyperException)) as refused:
+        command.make_context("attnbench", [option, value, *([] if path else ["doctor"])])
+    wrong = refused.value
+    assert (wrong.exit_code if isinstance(wrong, TyperException) else wrong.exit) == 2
+    return wrong.format_message() if isinstance(wrong, TyperException) else str(wrong)
+
+
+def refused(path: tuple[str, ...], option: str, value: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of the error."""
+    code = cli.invoke([*path, option, value] if path else [option, value, "doctor"])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert option in error
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def test_the_walk_finds_the_options() -> None:
+    assert len(ALL) > 100
+    assert {((), "--color"), (("run",), "--reference"), (("verify",), "--probe"), (("export",), "--to")} <= set(ALL)
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), ALL, ids=lambda value: " ".join(value) if isinstance(value, tuple) else value
+)
+def test_nonsense_is_refused_with_the_name_of_the_option(path: tuple[str, ...], option: str) -> None:
+    assert option in message(path, option, "?nonsense?")
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), [(path, option) for path, option in ALL if option in COUNTS and path != ("tune",)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)  # fmt: skip
+def test_zero_is_refused_where_it_means_nothing(path: tuple[str, ...], option: str) -> None:
+    assert option in message(path, option, "0")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "near"),
+    [
+        ("run", "--reference", "sdpa:flsh", "sdpa:flash"),
+        ("run", "--backend", "sdpa:flsh", "sdpa:flash"),
+        ("run", "--timing", "wal", "wall"),
+        ("run", "--cache", "colt", "cold"),
+        ("run", "--dtype", "bf61", "bf16"),
+        ("run", "--suite", "quik", "quick"),
+        ("run", "--only", "backend=sdpa:flsh", "sdpa:flash"),
+        ("verify", "--probe", "nose", "noise"),
+        ("export", "--to", "benchr", "bencher"),
+        ("report", "--reference", "sdpa:flsh", "sdpa:flash"),
+        ("plot", "--y", "time", "time_s"),
+        ("tune", "--kernel", "forwrd", "forward"),
+        ("viz", "--inputs", "nomal", "normal"),
+        ("gate", "--inconclusive", "fial", "fail"),
+        ("", "--color", "alway", "always"),
+    ],
+)
+def test_the_nearest_name_is_offered(
+    command: str, option: str, value: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"did you mean {near!r}" in refused((command,) if command else (), option, value, capsys)
+
+
+def test_a_budget_of_zero_is_no_limit_and_a_timeout_of_zero_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    case = ["run", "--seq", "64", "-b", "naive", "--device", "cpu", "--dry-run"]
+    assert cli.invoke([*case, "--budget", "0"]) == 0
+    assert "leaves no time for a case" in refused(("run",), "--timeout", "0", capsys)
+
+
+def test_values_of_configuration_files_and_the_environment_are_checked_as_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNBENCH_RUN_TIMING", "wal")
+    assert cli.invoke(["run", "--dry-run"]) == 2
+    assert "--timing: no mode 'wal'; did you mean 'wall'?" in capsys.readouterr().err
