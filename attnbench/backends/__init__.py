@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -194,6 +195,13 @@ def names() -> tuple[str, ...]:
 def is_file(name: str) -> bool:
     """Whether the name is a user's: `file.py:callable` or `package.module:callable`."""
     return name not in BUILTIN and (is_source(name) or _is_in_module(name, os.getcwd()))
+
+
+def source_file(name: str) -> Path | None:
+    """The file of a user's backend; None for other backends, and where the module is not found."""
+    if is_source(name):
+        return Path(name.partition(".py:")[0].removesuffix(".py") + ".py")
+    return user_files.module_file(name.partition(":")[0]) if is_file(name) else None
 
 
 def is_source(name: str) -> bool:

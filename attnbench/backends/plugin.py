@@ -133,11 +133,20 @@ def _file_of(name: str) -> tuple[Path, str]:
     stem, _, attribute = name.partition(".py:")
     path = Path(stem + ".py").expanduser().resolve()
     if not attribute:
-        raise UsageError(f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:attend)")
+        raise UsageError(f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:{_example(path)})")
     if not path.is_file():
         nearby = sorted(other.name for other in path.parent.glob("*.py"))[:MAX_SUGGESTIONS]
         raise UnknownNameError("file", f"{stem}.py", nearby, where=f"--backend {name}")
     return path, attribute
+
+
+def _example(path: Path) -> str:
+    """The first function of a file, else `attend`."""
+    try:
+        functions = (node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef))
+        return next(iter(_public(node.name for node in functions)), "attend")
+    except (OSError, SyntaxError, ValueError):
+        return "attend"
 
 
 def name_of(function: object, place: str) -> str:

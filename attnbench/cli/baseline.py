@@ -35,10 +35,10 @@ def promote(name: Name, run: FromRun = "last", force: Force = False) -> None:
 
 
 def _save(name: str, run: str, *, replace: bool, force: bool) -> None:
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.gate import baselines
 
-    print(baselines.save(name, api.load(run), replace=replace, force=force))
+    print(baselines.save(name, output.load(run), replace=replace, force=force))
 
 
 def list_() -> None:

@@ -27,7 +27,8 @@ def calibrate(
     budget: Annotated[
         str,
         options.option(
-            help="Time limit of --floor, and of measuring disturbed parts again: 5m, 1h.", metavar="TIME",
+            help="Time limit of --floor, and of measuring disturbed parts again: 5m, 1h.",
+            metavar="TIME",
             check=duration,
         ),
     ] = "5m",

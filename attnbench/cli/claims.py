@@ -36,14 +36,13 @@ def claims(
     """
     import msgspec
 
-    from attnbench import api
-    from attnbench.cli import running, stop_signals
+    from attnbench.cli import output, running, stop_signals
     from attnbench.engine.sweep import prepare
     from attnbench.studies import claims as study
 
     shared = options.global_options(context)
     if run:
-        return _show(api.load(run), [], [], [], json)
+        return _show(output.load(run), [], [], [], json)
     request = msgspec.structs.replace(request, suites=(study.SUITE,))
     stored, interrupted = running.measure(prepare(request), shared.progress(progress), "claims")
     if interrupted:

@@ -22,15 +22,15 @@ def compare(
 
     Prints failures first, then the ratio of times with its interval, largest changes first.
     """
-    from attnbench import api
     from attnbench.analysis import comparison
+    from attnbench.cli import output
     from attnbench.errors import Exit, UsageError
     from attnbench.report.formats import comparison as report
     from attnbench.report.terminal.text_layout import terminal_width
 
     if len(runs) < 2:
         raise UsageError(f"compare: {len(runs)} run given ({runs[0]}): at least two are needed, the earlier one first")
-    old, *later = (api.load(name) for name in runs)
+    old, *later = (output.load(name) for name in runs)
     comparisons = [comparison.compare(old, new, cross_machine) for new in later]
     for line in report.text(comparisons, "jsonl" if json else format, terminal_width()):
         print(line)

@@ -39,12 +39,12 @@ def export(
     ] = None,
 ) -> int:
     """Convert a stored run to the format of another tool."""
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.report.formats import export as report
 
     report.check(to, out)
-    stored = api.load(run)
+    stored = output.load(run)
     if out is None:
         print(report.text(stored, to), end="")
         return Exit.OK

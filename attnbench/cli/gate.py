@@ -146,14 +146,14 @@ def _stored(names: tuple[str, ...]) -> str:
 
 
 def _judged_again(name: str, base: Base) -> tuple[Run, GateVerdicts]:
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.errors import UsageError
     from attnbench.gate import judgement
     from attnbench.gate import stored as rule
 
     if base.flags:
         raise UsageError(f"{base.flags[0]}: {name} is a stored run; a base is only for suites that are to be measured")
-    run = api.load(name)
+    run = output.load(name)
     if base.baseline:
         return run, rule.against(run, rule.base_of(base.baseline, run.manifest.fingerprint))
     return run, judgement.judge(run)
@@ -211,7 +211,7 @@ def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
     texts = (
         (reports.markdown, gate_comment.markdown(run, judged)),
         (reports.junit, junit_format.xml(judged, run.manifest.suite)),
-        (reports.gitlab, gitlab_code_quality.json(judged, run.manifest.suite)),
+        (reports.gitlab, gitlab_code_quality.json(judged, run.manifest.request.get("suites", ()))),
     )
     try:
         for path, text in texts:

@@ -25,7 +25,7 @@ def history(
 
     Prints one line per case of this machine: its first and last time, then each change of level with its commit.
     """
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.gate import history as trend
     from attnbench.machine import identity
     from attnbench.records import run_directory
@@ -33,7 +33,7 @@ def history(
 
     path = file or run_directory.results_root() / trend.FILE
     if add:
-        trend.append(path, trend.point(api.load(add)))
+        trend.append(path, trend.point(output.load(add)))
     points, skipped = trend.load(path)
     if skipped:
         print(f"{path}: {skipped} lines could not be read", file=sys.stderr)

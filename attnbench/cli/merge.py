@@ -15,13 +15,13 @@ def merge(
 
     Duplicates are reported; the first wins.
     """
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.errors import Exit, UsageError
     from attnbench.records import merge as merging
 
     if len(runs) < 2:
         raise UsageError(f"merge: {len(runs)} run given ({runs[0]}): at least two are needed")
-    loaded = [api.load(name) for name in runs]
+    loaded = [output.load(name) for name in runs]
     for conflict in merging.merge(loaded, out):
         print(f"conflict: {conflict}", file=sys.stderr)
     print(out)

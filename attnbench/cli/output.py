@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TextIO
 
+from attnbench import api
 from attnbench._version import __version__
 from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
+from attnbench.api import StoredRun
 from attnbench.engine import plan
 from attnbench.engine.forecast import Forecast
 from attnbench.engine.sweep import Sweep
@@ -28,6 +30,15 @@ def lines(records: Iterable[Mapping[str, object]], text: Iterable[str], as_json:
     """Print the records as JSON Lines, or the text."""
     for line in map(jsonl.line, records) if as_json else text:
         print(line)
+
+
+def load(name: str) -> StoredRun:
+    """A stored run for a command that passes it on; what is left out of it is noted on stderr."""
+    stored = api.load(name)
+    if stored.skipped_lines:
+        lines = "1 line of the results is" if stored.skipped_lines == 1 else f"{stored.skipped_lines} lines are"
+        print(f"{stored.path}: {lines} left out: not readable as a result", file=sys.stderr)
+    return stored
 
 
 def width() -> int | None:

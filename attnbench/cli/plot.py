@@ -77,12 +77,12 @@ def plot(
     ),
 ) -> int:
     """Plot a metric of a run over an axis, in the report's style."""
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.suite import keeps
     from attnbench.units import words
 
     panels = words(facet, "--facet") if facet else None
-    api.load(run).plot(x, y, color, panels, keeps(only, skip)).save(out)
+    output.load(run).plot(x, y, color, panels, keeps(only, skip)).save(out)
     print(out)
     return Exit.OK

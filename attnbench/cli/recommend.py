@@ -19,14 +19,14 @@ def recommend(
     """
     import msgspec
 
-    from attnbench import api
     from attnbench.analysis.roofline import ceilings_by_device
     from attnbench.analysis.rows import rows_of
+    from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.report.terminal import dispatch_table as report
     from attnbench.studies.recommend import dispatch
 
-    stored = api.load(run)
+    stored = output.load(run)
     ceilings = ceilings_by_device(stored.manifest)
     table = dispatch(rows_of(stored.results, ceilings=ceilings, arms=stored.manifest.arms), ceilings)
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)

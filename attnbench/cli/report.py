@@ -102,14 +102,14 @@ def report(
 
     index.html is one file and works offline.
     """
-    from attnbench import api
+    from attnbench.cli import output
     from attnbench.cli.progress import steps
     from attnbench.report.charts import rendering
     from attnbench.report.formats.report_directory import write
 
     chosen = content.checked()
     with steps("reading runs") as begin:
-        where = write([api.load(name) for name in runs or ("last",)], out, chosen, begin)
+        where = write([output.load(name) for name in runs or ("last",)], out, chosen, begin)
     if not rendering.available():
         print(rendering.MISSING, file=sys.stderr)
     for name in FILES:

@@ -44,8 +44,7 @@ def scaling(
     """
     import msgspec
 
-    from attnbench import api
-    from attnbench.cli import running, stop_signals
+    from attnbench.cli import output, running, stop_signals
     from attnbench.engine.sweep import prepare
     from attnbench.studies.scaling import DEFAULT_SUITE
 
@@ -55,7 +54,7 @@ def scaling(
     if find_max_seq:
         return _max_seq(request, json, quiet=shared.quiet)
     if run:
-        return _show(api.load(run), json)
+        return _show(output.load(run), json)
     planned = prepare(request, default_suite=DEFAULT_SUITE)
     stored, interrupted = running.measure(planned, shared.progress(progress), "scaling")
     code = _show(stored, json)

@@ -5,7 +5,6 @@ behind is removed by the next gate.
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from filelock import FileLock
 
 from attnbench.errors import UsageError
 
@@ -56,9 +56,7 @@ def of_ref(ref: str) -> Iterator[Revision]:
     _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
-        with (folder / LOCK).open("w") as lock:
-            # Locked while this process lives: a later gate removes unlocked folders.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with FileLock(folder / LOCK, timeout=0):  # while this process lives: a later gate removes unlocked folders
             tree = folder / "tree"
             tree.mkdir()
             archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True)
@@ -167,6 +165,6 @@ def _run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
 def _remove_abandoned() -> None:
     """Remove the folders of killed gates: those that no process has locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        if (folder / LOCK).is_file():  # otherwise its gate is about to lock it
+            with contextlib.suppress(OSError), FileLock(folder / LOCK, timeout=0):  # a Timeout is an OSError
+                shutil.rmtree(folder, ignore_errors=True)

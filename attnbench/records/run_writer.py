@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from attnbench.errors import LockedError, NotComparableError, StoreError
 from attnbench.records import results_file
@@ -69,7 +68,7 @@ class RunWriter:
         if self._results >= 0:
             os.close(self._results)
             self._results = -1
-        self._lock.close()
+        self._lock.release()
 
     @property
     def run(self) -> Run:
@@ -178,21 +177,20 @@ def _check_comparable(before: Manifest, now: Manifest, path: Path) -> None:
         raise NotComparableError(f"{path} was started differently ({'; '.join(changed)}); --force continues anyway")
 
 
-def _lock(directory: Path) -> IO[str]:
-    lock = (directory / LOCK).open("a+")
+def _lock(directory: Path) -> FileLock:
+    file = directory / LOCK
+    # Without a lock of the system a killed writer would leave the directory locked.
+    lock = FileLock(file, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
+        lock.acquire()
+    except Timeout:
+        holder = file.read_text(encoding="utf-8").strip() or "unknown"
         raise LockedError(f"{directory} is being written to by process {holder}") from None
+    try:
+        file.write_text(str(os.getpid()), encoding="utf-8")
     except OSError:
-        lock.close()
+        lock.release()
         raise
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
     return lock
 
 

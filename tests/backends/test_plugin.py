@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,16 @@ def test_a_file_that_cannot_be_used_is_named(file, name, words):
     (file.parent / "broken.py").write_text("def attend(:\n")
     with pytest.raises(UsageError, match=words):
         plugin.check(name.format(file.parent))
+
+
+@pytest.mark.parametrize("end", ["", ":"])
+def test_a_file_without_a_callable_is_answered_with_one_of_its_functions(tmp_path, monkeypatch, end):
+    monkeypatch.chdir(tmp_path)
+    Path("kern.py").write_text("import math\ndef _scaled(q): ...\ndef flash(q, k, v): ...\n")
+    with pytest.raises(UsageError, match=r"\(try kern.py:flash\)"):
+        plugin.check(f"kern.py{end}")
+    with pytest.raises(UsageError, match=r"\(try none.py:attend\)"):
+        plugin.check(f"none.py{end}")
 
 
 @pytest.fixture

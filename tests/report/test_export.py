@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -223,3 +224,18 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setattr(export, "find_spec", lambda _: None)
     assert cli.invoke(["export", str(stored_run), "--to", "parquet", "-o", str(tmp_path / "p")]) == 2
     assert "--to parquet needs pyarrow: pip install pyarrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["export", "--to", "csv"], ["compare"], ["merge"], ["recommend"], ["report"]])
+def test_lines_that_cannot_be_read_are_noted(
+    command: list[str], stored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(stored_run, copy)
+    with (copy / run_directory.RESULTS).open("ab") as file:
+        file.write(b'{"case": cut off\n')
+    more = {"merge": [str(stored_run), "-o", str(tmp_path / "merged")], "compare": [str(stored_run)]}
+    options = {"report": ["--plots", "svg", "--pages", "raw"]}
+    name, *rest = command
+    assert cli.invoke([name, str(copy), *more.get(name, ()), *rest, *options.get(name, ())]) == 0
+    assert f"{copy}: 1 line of the results is left out: not readable" in capsys.readouterr().err
