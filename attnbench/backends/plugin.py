@@ -131,6 +131,7 @@ def _file_of(name: str) -> tuple[Path, str]:
             )
         return file.resolve(), attribute
     stem, _, attribute = name.partition(".py:")
+    stem = stem.removesuffix(".py")
     path = Path(stem + ".py").expanduser().resolve()
     if not attribute:
         raise UsageError(f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:{_example(path)})")

@@ -46,6 +46,8 @@ Output
       No colour, and plain help.
   COLUMNS
       Width of tables and help; by default that of the terminal, at most 80.
+  CI_PROJECT_DIR, CI_CONFIG_PATH
+      Set by GitLab: `gate --gitlab` names files relative to the first.
   CI
       Progress as plain lines, without a live display.
   GITHUB_STEP_SUMMARY

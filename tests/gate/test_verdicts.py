@@ -390,26 +390,6 @@ def test_gitlab_gets_fingerprints_that_stay() -> None:
     assert json.loads(gitlab_code_quality.json(judged)) == found
 
 
-def test_gitlab_gets_a_file_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def path(backend: str, *suites: str) -> str:
-        _, judged = mixed()
-        verdicts = tuple(msgspec.structs.replace(verdict, backend=backend) for verdict in judged.verdicts)
-        report = json.loads(gitlab_code_quality.json(msgspec.structs.replace(judged, verdicts=verdicts), suites))
-        (path,) = {issue["location"]["path"] for issue in report}
-        return str(path)
-
-    (tmp_path / "ops").mkdir()
-    (tmp_path / "ops" / "kern.py").write_text("def attend(q, k, v): ...")
-    monkeypatch.setenv("CI_PROJECT_DIR", str(tmp_path))
-    monkeypatch.delenv("CI_CONFIG_PATH", raising=False)
-    monkeypatch.chdir(tmp_path / "ops")
-    assert path("kern.py:attend") == "ops/kern.py"
-    assert path("sdpa:flash", "quick", "mine.toml") == "ops/mine.toml"
-    assert path("sdpa:flash", "quick") == path("/elsewhere/kern.py:attend") == ".gitlab-ci.yml"
-    monkeypatch.setenv("CI_CONFIG_PATH", "ci/main.yml")
-    assert path("naive") == "ci/main.yml"
-
-
 def test_a_stored_gate_is_judged_again_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = mixed()
     with run_writer.RunWriter(tmp_path / "gate", run.manifest) as writer:

@@ -133,7 +133,7 @@ def test_wandb_is_offline_and_holds_the_picture(tmp_path: Path) -> None:
         (["--to", "tensorbord"], "tensorboard"),
         (["--to", "tensorboard"], "needs --weights"),
         (["--weights", "--head", "9"], "heads 0 to 3"),
-        (["--weights", "--heads", "2,4"], "one problem"),
+        (["--weights", "--heads", "2,4"], "--heads: not an integer: '2,4'"),
         (["--weights", "--seq", "64k"], "weights are too many"),
         (["--weights", "--inputs", "norml"], "normal"),
     ],
