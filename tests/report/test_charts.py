@@ -283,7 +283,7 @@ def test_a_chosen_metric_has_the_chosen_axis_lines_and_panels() -> None:
     ("options", "message"),
     [
         (["--x", "sq"], "--x: no column 'sq'; did you mean 'seq'"),
-        (["--y", "tim_s"], "--y: no column 'tim_s'; did you mean 'time_s'"),
+        (["--y", "tim_s"], "--y: no metric 'tim_s'; did you mean 'time_s'"),
         (["--facet", "maks"], "--facet: no column 'maks'; did you mean 'mask'"),
         (["-o", "p.gif"], "ends with none of .svg, .png, .pdf"),
         (["--y", "energy_j"], "it was not measured"),
