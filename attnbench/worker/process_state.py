@@ -47,6 +47,7 @@ class ProcessState:
             with inter_op_threads_kept(self._changes):
                 yield
         finally:
+            self._theirs = {}
             self.take_back()
 
     @contextmanager
@@ -64,6 +65,9 @@ class ProcessState:
         try:
             yield
         finally:
+            for setting in self._settings:
+                if setting.name in self._theirs:
+                    self._theirs[setting.name] = setting.read()
             self._apply({name: self._ours[name] for name in self._theirs})
 
     def _apply(self, values: dict[str, object]) -> None:
@@ -73,8 +77,7 @@ class ProcessState:
                 setting.write(values[setting.name])
 
     def take_back(self) -> None:
-        """Note what code of the backend has changed, and undo it."""
-        self._theirs = {}
+        """Note what code of the backend has changed, and undo it. What it set before stays its own."""
         for setting in self._settings:
             ours, now = self._ours[setting.name], setting.read()
             if now == ours:

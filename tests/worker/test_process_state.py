@@ -94,9 +94,12 @@ def test_a_setting_of_the_backend_is_in_force_while_it_runs_and_only_then(name: 
         theirs = read()
     assert theirs != before
     assert read() == before
-    for run in (state.backend_code, state.timed_calls):
+    # Also after the notes that follow each request about a case.
+    for run in (state.backend_code, state.timed_calls, state.timed_calls, state.backend_code, state.timed_calls):
         with run():
             assert read() == theirs
+        assert read() == before
+        state.take_back()
         assert read() == before
     assert name in [text.partition(":")[0] for text in state.changes]
 

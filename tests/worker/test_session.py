@@ -192,3 +192,17 @@ def test_right_kernels_pass_the_checks_of_further_calls(function: str, tmp_path:
     checks = driver.session._checks
     assert checks
     assert checks.calls >= output_checks.MIN_IN_A_ROW
+
+
+def test_the_kernel_of_sdpa_is_the_named_one_in_every_step(tmp_path: Path) -> None:
+    """Which kernel runs is a setting of the process. The math kernel has scores and weights in memory."""
+    peaks = {}
+    for name in ("math", "flash"):
+        driver = Driver(f"sdpa:{name}", tmp_path / name, seq_q=128)
+        assert driver.verify().ok
+        assert driver.time().ok
+        memory = driver.session.answer(protocol.MeasureMemory())
+        assert isinstance(memory, protocol.MemoryMeasured)
+        peaks[name] = memory.peak
+    scores = 2 * 128 * 128 * 4
+    assert peaks["flash"] < scores < peaks["math"]
