@@ -71,6 +71,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     reference: str = ""
     speeds: Speeds = Speeds()  # what this machine measured before
+    whole_restarts: bool = False  # after the first, no restart begins when the budget is spent
     fail_fast: bool = False
     verify_only: bool = False  # nothing is timed
     probes: tuple[str, ...] = ()  # run for every case that is right
@@ -141,6 +142,8 @@ class Runner:
             self.environments = workers.environments
             try:
                 for restart in range(settings.first_restart, settings.first_restart + settings.restarts):
+                    if restart and settings.whole_restarts and time.monotonic() > self._end:
+                        return Ending()
                     if not self._restart(restart):
                         return Ending(interrupted=self.stop_requested, stopped=not self.stop_requested)
                     workers.terminate_all()

@@ -185,7 +185,11 @@ class _Stages:
         """The settings of the sweep with these changes, within what is left of the budget."""
         left_s = max(self._deadline - time.monotonic(), 0.0)
         return msgspec.structs.replace(
-            self._ready.settings, budget_s=None if math.isinf(left_s) else left_s, speeds=self._speeds, **changes
+            self._ready.settings,
+            budget_s=None if math.isinf(left_s) else left_s,
+            speeds=self._speeds,
+            whole_restarts=True,
+            **changes,
         )
 
     def _start(self, runner: Runner) -> Runner:

@@ -128,7 +128,7 @@ def verdicts(cases: Sequence[Evidence], margins: Margins, doubt: str = "") -> li
 
 def _verdict(case: Evidence, margins: Margins, confirmation: Confirmation | None, doubt: str) -> Verdict:
     # The screen flags cases for being extreme: only their fresh restarts are free of that selection.
-    change = interval(case.confirm if confirmation and case.confirm else case.effects)
+    change = interval(case.confirm if confirmation and len(case.confirm) > 1 else case.effects)
     outcome, reason = _outcome(case, margins, change, confirmation)
     if doubt and outcome in (Outcome.REGRESSED, Outcome.IMPROVED, Outcome.SAME):
         outcome, reason = Outcome.INCONCLUSIVE, doubt
@@ -163,6 +163,10 @@ def _outcome(
         accepted, limit = (100 * math.expm1(value) for value in (tolerance, margin))
         reason = f"slower by more than {accepted:.2g} %, but not beyond what equal arms might show here: {limit:.1f} %"
         return Outcome.INCONCLUSIVE, reason
+    if confirmation and len(case.confirm) < MIN_CONFIRM:
+        share = 100 * math.expm1(change.value)
+        done = f"{len(case.confirm)} of {MIN_CONFIRM} confirming restarts"
+        return Outcome.INCONCLUSIVE, f"{share:+.1f} % so far, after {done}: a longer --budget would settle it"
     if change.high < margin:
         return Outcome.SAME, ""
     return Outcome.INCONCLUSIVE, _what_would_settle(change, margin, len(case.effects))

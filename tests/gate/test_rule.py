@@ -132,6 +132,17 @@ def test_each_outcome(screen, confirm, outcome):
     assert bool(verdict.reason) == (outcome is Outcome.INCONCLUSIVE)
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_confirmation_that_the_budget_cut_says_so(count):
+    confirm = shifted(0.1, restarts=12, seed=1)[:count]
+    (verdict,) = rule.verdicts([case(screen=shifted(0.1), confirm=confirm)], NO_NOISE)
+    if verdict.outcome is Outcome.INCONCLUSIVE:  # five may be enough
+        assert f"after {count} of 12 confirming restarts: a longer --budget" in verdict.reason
+        assert math.isfinite(verdict.interval[1])
+    else:
+        assert (count, verdict.outcome) == (5, Outcome.REGRESSED)
+
+
 def test_an_inconclusive_case_names_the_restarts_that_would_settle_it():
     (verdict,) = rule.verdicts([case(screen=(0.00, 0.04, 0.01, 0.05, 0.01, 0.05))], NO_NOISE)
     assert "more restarts would settle it" in verdict.reason
