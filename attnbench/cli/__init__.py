@@ -23,7 +23,7 @@ from attnbench.errors import AttnbenchError, check_platform
 from attnbench.errors import Exit as Code
 
 HELP = (
-    "Benchmark, verify and guard attention kernels.\n\n`attnbench run` prints a first table within a minute; "
+    "Benchmark, verify and guard attention kernels.\n\n`attnbench run` prints a first table in a minute or two; "
     "`attnbench help environment` lists environment variables."
 )
 # By panel of the help. A command is the function of its name in the module of its name; a group is an `app`.

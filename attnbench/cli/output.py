@@ -18,6 +18,7 @@ from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory
 from attnbench.records.case import Case
+from attnbench.records.result import Cause
 from attnbench.records.run_directory import Run
 from attnbench.report import summary
 from attnbench.report.formats import csv, jsonl, markdown
@@ -117,10 +118,14 @@ def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: Te
 
 
 def next_command(run: Run) -> str:
-    """The command to type after a run: `show --failed` after failures, else `report`."""
+    """The command to type after a run: `show --failed` after failures, `run --resume` after a cut, else `report`."""
     name = run_directory.name_of(run.path, run_directory.results_root())
-    failed = any(result.status.failed for result in run.results)
-    return shlex.join(["attnbench", *(("show", "--failed") if failed else ("report",)), name])
+    command = ["report"]
+    if any(result.status.failed for result in run.results):
+        command = ["show", "--failed"]
+    elif any(result.cause is Cause.BUDGET for result in run.results):
+        command = ["run", "--resume"]
+    return shlex.join(["attnbench", *command, name])
 
 
 def headline(sweep: Sweep) -> None:

@@ -23,7 +23,7 @@ def run(context: typer.Context, request: Request, how: RunOptions) -> int:
     """Measure backends on a suite, or on shapes of your own.
 
     Every output is verified before it is timed. Options under Problem replace the values of the suite. Without options:
-    the suite `quick`, under a minute on two cores.
+    the suite `quick`, a minute or two on two cores.
     """
     from attnbench.cli import config, running
 

@@ -14,7 +14,7 @@ from attnbench.cli.running import resume_command
 from attnbench.engine.runner import Ending
 from attnbench.engine.verify_only import Verification
 from attnbench.records import run_directory
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Cause, Result, Status
 from attnbench.report.formats import markdown
 from tests.conftest import Command
 from tests.records.test_run_directory import stored
@@ -121,3 +121,10 @@ def test_a_gate_with_a_failed_case_leads_to_its_trace(tmp_path: Path, attnbench_
     assert judged.returncode == 5
     assert f"next: attnbench show --failed {head}\n" in judged.stderr
     assert "next:" not in attnbench_command("gate", str(base), "--baseline", str(base)).stderr
+
+
+def test_what_the_budget_cut_is_measured_next_unless_something_failed(tmp_path: Path) -> None:
+    cut = result(reason="budget", status=Status.SKIPPED, cause=Cause.BUDGET, problem=Problem(seq_q=64, heads=1))
+    run, failed = stored(tmp_path / "run", OK, cut), stored(tmp_path / "failed", OK, cut, BAD)
+    assert output.next_command(run_directory.read(run)) == f"attnbench run --resume {run}"
+    assert output.next_command(run_directory.read(failed)) == f"attnbench show --failed {failed}"
