@@ -132,7 +132,8 @@ def soak(
     while (left_s := end - time.monotonic()) > 0:
         started = time.monotonic()
         try:
-            planned, options_of_round = _draw(request, random, draws, probes, left_s)
+            # The first round has no limit: however busy the machine is, something is verified.
+            planned, options_of_round = _draw(request, random, draws, probes, left_s if results else 0.0)
         except UsageError:
             if not results:
                 raise
@@ -152,7 +153,10 @@ def soak(
 def _draw(
     request: Request, random: Random, draws: int, probes: Sequence[str], left_s: float
 ) -> tuple[Sweep, dict[tuple[Problem, Mode], str]]:
-    """Plan so many drawn problems; and the options for each. Raises the last UsageError if none is possible."""
+    """Plan so many drawn problems, in `left_s` seconds unless it is 0; and the options for each.
+
+    Raises the last UsageError if none is possible.
+    """
     longest = max(LONGEST[device.kind] for device in sweep.devices_of(request.device))
     overridden = {axis for fixed in request.axes for axis in AXES_OVERRIDDEN_BY.get(fixed, ())}
     drawn: list[Sweep] = []
@@ -161,8 +165,7 @@ def _draw(
     for _ in range(draws):
         free = {axis: value for axis, value in suite.draw(random, longest).items() if axis not in overridden}
         axes = free | dict(request.axes)
-        # A budget of 0 would be none.
-        one_draw = msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{max(1.0, left_s)}s")
+        one_draw = msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{left_s}s" if left_s else "0")
         try:
             planned = prepare(one_draw, probes)
         except UsageError as error:
