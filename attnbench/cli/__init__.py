@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from attnbench import user_folders
 from attnbench._version import __version__
+from attnbench.attention import user_folders
 from attnbench.cli import stop_signals, streams
 from attnbench.cli.application import Application
 from attnbench.cli.checks import one_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from attnbench import user_folders
+from attnbench.attention import user_folders
 from attnbench.errors import StoreError, SuiteError, UnknownNameError
 
 LOCAL, PROJECT, USER = "attnbench.toml", "pyproject.toml", "config.toml"

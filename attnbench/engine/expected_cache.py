@@ -15,8 +15,10 @@ from pathlib import Path
 
 import msgspec
 
+from attnbench.attention import user_folders
 from attnbench.attention.problem import Mode, Problem
 from attnbench.attention.scores import Similarity
+from attnbench.errors import StoreError
 from attnbench.machine import identity
 from attnbench.records.case import canonical
 from attnbench.worker.protocol import EXPECTED_FILE
@@ -40,17 +42,21 @@ class _Stored(msgspec.Struct):
 
 def folder() -> Path:
     """The directory of the cache."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("attnbench")) / "expected"
+    return user_folders.cache() / "expected"
 
 
 def entry(problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float) -> Path | None:
     """The directory of these values, whether it is there or not; None for what depends on a user's file."""
     if inputs.startswith("file:") or problem.score.similarity is Similarity.FILE:
         return None
+    with contextlib.suppress(StoreError):  # no home directory
+        return folder() / _key(problem, mode, seed, inputs, budget_s)
+    return None
+
+
+def _key(problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float) -> str:
     key = [canonical(problem), mode.value, seed, inputs, budget_s, _code(), _installation()]
-    return folder() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def stored(directory: Path) -> float | None:
@@ -71,7 +77,7 @@ def draft(name: str) -> Path | None:
     try:
         folder().mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f"{DRAFT}{name}-", dir=folder()))
-    except OSError:
+    except (OSError, StoreError):
         return None
 
 
@@ -85,7 +91,7 @@ def keep(written: Path, directory: Path) -> Path:
 
 def make_room(limit_bytes: int = MAX_BYTES) -> None:
     """Delete drafts that were left, and beyond the limit the entries that were not read for longest."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StoreError):
         total, now = 0, time.time()
         for path in sorted(folder().iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
             total += sum(file.stat().st_size for file in path.iterdir())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
-from attnbench import user_folders
+from attnbench.attention import user_folders
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
 from attnbench.records.result import Cause, Environment, Status

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench import user_folders
+from attnbench.attention import user_folders
 from attnbench.errors import StoreError
 
 COLUMNS = ("kernel", "arch", "dtype", "width", "mask", "block_q", "block_kv", "warps", "stages", "source")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench import user_folders
+from attnbench.attention import user_folders
 from attnbench.errors import StoreError
 from attnbench.records.result import Facts, Record
 from attnbench.units import percent

@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 import msgspec
 
-from attnbench import user_folders
 from attnbench._version import __version__
+from attnbench.attention import user_folders
 from attnbench.errors import StoreError
 from attnbench.report.charts import rendering
 from attnbench.report.glossary import TERMS

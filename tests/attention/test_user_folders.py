@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from attnbench import user_folders
 from attnbench.analysis import noise_floor
+from attnbench.attention import user_folders
 from attnbench.cli import config
 from attnbench.engine import worker_process
 from attnbench.errors import StoreError
