@@ -34,10 +34,11 @@ def import_file(path: Path) -> ModuleType:
     """Import a file: one inside a package as that package's module, any other by itself. Its exceptions propagate.
 
     The folders of the file and of its package come first on the module path meanwhile. They stay at its end, where
-    they hide no other module, for imports inside functions.
+    they hide no other module, for imports inside functions. No compiled files are left in the folders.
     """
     root, name = module_name(path)
-    with _folders_on_path([root, path.parent] if "." in name or path.name == INIT else [path.parent]):
+    folders = [root, path.parent] if "." in name or path.name == INIT else [path.parent]
+    with _without_bytecode(), _folders_on_path(folders):
         if "." in name or path.name == INIT:
             return _import_from_package(path, root, name)
         spec = importlib.util.spec_from_file_location(f"attnbench_plugin_{name}", path)
@@ -47,6 +48,16 @@ def import_file(path: Path) -> ModuleType:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Imports inside leave no __pycache__: a gate must not change the repository that it compares."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def module_name(path: Path) -> tuple[Path, str]:

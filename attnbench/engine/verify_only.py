@@ -22,6 +22,7 @@ from attnbench.worker.probes import PROBES
 
 DEFAULT_SUITE = "verify"
 LONGEST = {"cpu": 256, "cuda": 4096}  # drawn length; an interpreter takes seconds for more
+FIRST_ROUND_S = 10.0  # at least, for a busy machine takes seconds to start the processes
 FIRST_DRAWS = 16  # problems of the first round, whose pace decides on the size of the next
 GROWTH = 4  # a round is at most so many times as large as the one before
 ROUND_S = 60.0  # target of a round; then workers start anew
@@ -132,8 +133,8 @@ def soak(
     while (left_s := end - time.monotonic()) > 0:
         started = time.monotonic()
         try:
-            # The first round has no limit: however busy the machine is, something is verified.
-            planned, options_of_round = _draw(request, random, draws, probes, left_s if results else 0.0)
+            limit_s = left_s if results else max(left_s, FIRST_ROUND_S)
+            planned, options_of_round = _draw(request, random, draws, probes, limit_s)
         except UsageError:
             if not results:
                 raise
@@ -153,10 +154,7 @@ def soak(
 def _draw(
     request: Request, random: Random, draws: int, probes: Sequence[str], left_s: float
 ) -> tuple[Sweep, dict[tuple[Problem, Mode], str]]:
-    """Plan so many drawn problems, in `left_s` seconds unless it is 0; and the options for each.
-
-    Raises the last UsageError if none is possible.
-    """
+    """Plan so many drawn problems; and the options for each. Raises the last UsageError if none is possible."""
     longest = max(LONGEST[device.kind] for device in sweep.devices_of(request.device))
     overridden = {axis for fixed in request.axes for axis in AXES_OVERRIDDEN_BY.get(fixed, ())}
     drawn: list[Sweep] = []
@@ -165,7 +163,7 @@ def _draw(
     for _ in range(draws):
         free = {axis: value for axis, value in suite.draw(random, longest).items() if axis not in overridden}
         axes = free | dict(request.axes)
-        one_draw = msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{left_s}s" if left_s else "0")
+        one_draw = msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{max(left_s, 0.1):.3f}s")
         try:
             planned = prepare(one_draw, probes)
         except UsageError as error:

@@ -312,3 +312,18 @@ def test_the_problem_gives_its_mask_without_parsing(mask, causal, window):
     left, right = window or (9, 0 if causal else 9)
     expected = [[i + 3 - left <= j <= i + 3 + right for j in range(9)] for i in range(6)]
     assert problem.visible().tolist() == [expected]
+
+
+def test_the_import_of_a_file_leaves_nothing_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    package = tmp_path / "cleanpkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "tile.py").write_text("SIZE = 16\n")
+    (package / "attn.py").write_text("from .tile import SIZE\n")
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "kernel.py").write_text("import helper\n")
+    assert user_files.import_file(package / "attn.py").SIZE == 16
+    user_files.import_file(tmp_path / "kernel.py")
+    assert not list(tmp_path.rglob("__pycache__"))
+    assert not sys.dont_write_bytecode

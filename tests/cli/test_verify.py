@@ -90,7 +90,19 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["verify", "--random", "2s", "-b", "sdpa:flash,naive", "--dtype", "fp32", "--progress", "none"]
+    command = [
+        "verify",
+        "--random",
+        "2s",
+        "-b",
+        "sdpa:flash,naive",
+        "--dtype",
+        "fp32",
+        "--seq",
+        "24",
+        "--progress",
+        "none",
+    ]
     assert invoke([*command, "--json"]) == 0
     first = lines(capsys.readouterr().out)[:-1]
     assert len({case["label"] for case in first}) >= 2  # how many depends on the machine, above the first draws
@@ -104,7 +116,7 @@ def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixtur
 def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
     """With --set for an axis that has no option, and with the same inputs."""
     bad = f"{HERE / 'misbehaving.py'}:zeros"
-    command = ["verify", "--random", "2s", "-b", f"{bad},naive", "--mode", "fwd", "--mask", "none"]
+    command = ["verify", "--random", "2s", "-b", f"{bad},naive", "--mode", "fwd", "--mask", "none", "--seq", "24"]
     assert invoke([*command, "--set", "returns=out", "--inputs", "uniform", "--progress", "none"]) == 5
     shown = capsys.readouterr()
     assert "nearest to its bound, at" in shown.out  # of naive

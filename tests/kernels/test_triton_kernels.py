@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
-# Two processes of nearly the same length; `attention` and `mechanisms` hold slow tests only.
-FILES = (("pairs", "cached", "wide"), ("memory", "packed", "serving", "together", "attention", "mechanisms"))
+QUICK = (("pairs", "cached"), ("memory", "packed", "serving"))  # two processes of nearly the same length
+FILES = ("pairs", "cached", "memory", "packed", "serving", "together", "wide", "attention", "mechanisms")
 ON_ALL_CORES = ("-n", "auto", "--dist", "loadscope")
 
 
@@ -30,7 +30,7 @@ def run_apart(tmp_path: Path, *arguments: object, interpreted: bool) -> str:
     return "" if done.returncode == 0 else done.stdout[-8000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("names", FILES, ids=lambda names: names[0])
+@pytest.mark.parametrize("names", QUICK, ids=lambda names: names[0])
 def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path, names: tuple[str, ...]) -> None:
     files = [INTERPRETED / f"{name}.py" for name in names]
     assert not run_apart(tmp_path, *files, "-m", "not slow", interpreted=True)
@@ -38,13 +38,13 @@ def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path, names: tuple[s
 
 @pytest.mark.slow
 def test_every_combination_is_right_in_the_interpreter(tmp_path: Path) -> None:
-    files = [INTERPRETED / f"{name}.py" for names in FILES for name in names]
+    files = [INTERPRETED / f"{name}.py" for name in FILES]
     assert not run_apart(tmp_path, *files, "-m", "slow", *ON_ALL_CORES, interpreted=True)
 
 
 def test_every_file_of_the_interpreter_is_run() -> None:
     tested = {path.stem for path in INTERPRETED.glob("*.py") if "\ndef test_" in path.read_text(encoding="utf-8")}
-    assert tested == {name for names in FILES for name in names}
+    assert tested == {*FILES}
 
 
 def test_the_usual_kernels_compile_for_every_kind_of_gpu(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from tests.kernels.interpreted.formula import (  # fmt: skip
     differentiate,
     inputs,
     normal,
-    slow,
     small_tilings,
 )
 
+pytestmark = pytest.mark.slow  # `pairs.py` has every pair of features
 SHAPE = Shape(seq_q=33)
 KEY = torch.arange(40)
 BLOCKS = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0]]).bool()
@@ -48,7 +48,6 @@ def assert_together(options: dict[str, Any], shape: Shape = SHAPE, more: Tensor 
     assert_right(shape, visible, through_lse=True, **{**options, **others})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_in_16_bits(name: str, dtype: torch.dtype) -> None:
@@ -65,7 +64,6 @@ MASKS: dict[str, tuple[Any, Tensor]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "blocks"])
 def test_features_with_masks(name: str, mask: str) -> None:
@@ -73,14 +71,12 @@ def test_features_with_masks(name: str, mask: str) -> None:
     assert_together(FEATURES[name], more=visible, mask=given)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "causal"])
 def test_features_with_a_scale_below_zero(name: str) -> None:
     scores = {"scale": -0.4} | FEATURES[name].get("scores", {})
     assert_together({**FEATURES[name], "scores": scores})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["window", "bias", "dropout", "blocks"])
 def test_features_with_heads_in_parts(name: str) -> None:
     tilings = small_tilings() | {Kernel.BACKWARD_KV: small_tilings(parts=2)[Kernel.BACKWARD_KV]}
@@ -100,7 +96,7 @@ FEW: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name if name in ("window", "sinks") else slow(name) for name in FEW])
+@pytest.mark.parametrize("name", FEW)
 def test_gradients_behind_a_decoded_forward_pass(name: str) -> None:
     left, right = FEW[name].get("window", (EVERYTHING, EVERYTHING))
     visible = band(7, 50, left, 0 if name == "causal" else right)
@@ -111,7 +107,7 @@ def test_gradients_behind_a_decoded_forward_pass(name: str) -> None:
     assert (facts["backward_kv"]["path"], facts["backward_q"]["path"]) == ("portable", "portable")
 
 
-@pytest.mark.parametrize("name", [slow("window"), "bias", slow("sinks"), slow("dropout"), "blocks"])
+@pytest.mark.parametrize("name", ["window", "bias", "sinks", "dropout", "blocks"])
 def test_default_tiles(name: str) -> None:
     assert_together(FEATURES[name], tilings={})
 
@@ -129,9 +125,7 @@ def test_the_lists_of_rows_are_searched_to_their_end() -> None:
 # -- descriptors ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("bias", "dropout") else slow(name) for name in FEATURES if name != "blocks"]
-)
+@pytest.mark.parametrize("name", [name for name in FEATURES if name != "blocks"])
 def test_descriptors_give_the_bits_that_pointers_give(name: str) -> None:
     options = {**FEATURES[name]}
     tensors = [*inputs(SHAPE, torch.float16), options.pop("bias", None), options.pop("sinks", None)]

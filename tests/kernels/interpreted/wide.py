@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from attnbench import kernels
-from tests.kernels.interpreted.formula import Shape, differentiate, inputs, normal, slow, small_tilings
+from tests.kernels.interpreted.formula import Shape, differentiate, inputs, normal, small_tilings
 
-pytestmark = pytest.mark.usefixtures("overflow_is_noticed")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("overflow_is_noticed")]
 
 COUNT, APART = 9, 2**28  # the ninth starts at 2^31
 
@@ -43,7 +43,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize(("name", "dim"), [("q", 1), ("k", 0), ("v", 1), slow("q", 0), slow("k", 1), slow("v", 0)])
+@pytest.mark.parametrize(("name", "dim"), [("q", 1), ("k", 0), ("v", 1), ("q", 0), ("k", 1), ("v", 0)])
 def test_inputs(name: str, dim: int) -> None:
     tensors = list(inputs(shape_of(dim), torch.float16))
     place = "qkv".index(name)
@@ -51,7 +51,7 @@ def test_inputs(name: str, dim: int) -> None:
     assert_equal(results(moved, causal=True), results(tensors, causal=True))
 
 
-@pytest.mark.parametrize("dim", [slow(0), 1], ids=["batch", "heads"])
+@pytest.mark.parametrize("dim", [0, 1], ids=["batch", "heads"])
 def test_booleans(dim: int) -> None:
     shape = shape_of(dim)
     shown = torch.rand(shape.batch, shape.heads, 20, 20, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -59,7 +59,7 @@ def test_booleans(dim: int) -> None:
     assert_equal(results(tensors, mask=far(shown, dim)), results(tensors, mask=shown))
 
 
-@pytest.mark.parametrize("dim", [0, slow(1)], ids=["batch", "heads"])
+@pytest.mark.parametrize("dim", [0, 1], ids=["batch", "heads"])
 def test_biases(dim: int) -> None:
     shape = shape_of(dim)
     bias = normal(shape.batch, shape.heads, 20, 20).half()
