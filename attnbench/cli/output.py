@@ -66,11 +66,11 @@ def show(
         path = str(run.path) if saved else ""
         print(jsonl.line(summary.record(rows, run.manifest.planned, path, code, ceilings)))
     elif format_ == "md":
-        print(markdown.tables(rows), end="")
+        print(markdown.tables(_by_arm(run, rows)), end="")
     elif format_ == "csv":
         print(csv.text(row.plain() for row in rows), end="")
     else:
-        _table(rows, color)
+        _table(_by_arm(run, rows), color)
         if metrics:
             _metrics(ceilings, rows, metrics)
     if format_ != "jsonl":
@@ -79,6 +79,12 @@ def show(
         stream = sys.stdout if format_ == "table" else sys.stderr
         for text in (f"run: {run.path}", f"next: {following or next_command(run)}"):
             print(text, file=stream)
+
+
+def _by_arm(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """In the order in which the arms were asked for: what was predicted to be cheap may be measured first."""
+    places = {arm.id: place for place, arm in enumerate(run.manifest.arms)}
+    return sorted(rows, key=lambda row: places.get(row.arm, len(places)))
 
 
 def _table(rows: Sequence[Row], color: str) -> None:
