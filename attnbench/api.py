@@ -82,7 +82,8 @@ class StoredRun(run_directory.Run, kw_only=True):
              "speed-up": pivot.factor(row.speedup), "place": row.place or pivot.why(row)}
             for row in rows[:MAX_HTML_ROWS]
         ]  # fmt: skip
-        sentences = [summary.sentence(rows), summary.tally(rows, len(self.manifest.impossible))]
+        sentences = [*summary.failure_lines(rows), summary.sentence(rows)]
+        sentences += [summary.tally(rows, len(self.manifest.impossible))]
         sentences += [f"The first {MAX_HTML_ROWS}; .frame() has all."] if len(rows) > MAX_HTML_ROWS else []
         return html.fragment(sentences, table)
 

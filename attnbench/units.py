@@ -65,6 +65,14 @@ def rate(value: float | None, unit: str) -> str:
     return f"{_three_digits(value)} {_DECIMAL[step]}{unit}"
 
 
+def figure(value: float | None) -> str:
+    """Format a number without a unit with two digits, as 5.2, 340 or 1.5e-5; None as a dash."""
+    if value is None:
+        return "-"
+    text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
+    return re.sub(r"e([+-])0*", lambda match: f"e{match[1].strip('+')}", text)
+
+
 def short(value: float) -> str:
     """Format a length in tokens for tables and axes, as 512, 1k, 2k."""
     return f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"

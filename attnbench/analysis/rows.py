@@ -129,6 +129,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     time_cupti_s: float | None
     host_s: float | None
     max_abs_err: float | None
+    err_allowed: float | None
     rms_err: float | None
     err_vs_plain: float | None
     not_finite: float | None

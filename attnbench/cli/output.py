@@ -115,9 +115,8 @@ def _styled(color: str) -> bool:
 
 def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: TextIO) -> None:
     width = terminal_width()
-    found = (summary.sentence(rows), *summary.notes(rows, ceilings))
-    for text in (*found, summary.tally(rows, len(run.manifest.impossible))):
-        for line in wrap(text, width):
+    for text in summary.text(rows, len(run.manifest.impossible), ceilings):
+        for line in wrap(text, width, indent=2):
             print(line, file=stream)
     if run.skipped_lines:
         print(f"{run.skipped_lines} lines of the results could not be read", file=stream)

@@ -70,6 +70,11 @@ def pivot(rows: Sequence[Row]) -> Pivot:
     )
 
 
+def why_briefly(row: Row) -> str:
+    """Why a case has no time; of a failure the status alone, since `summary.failure_lines` has its reason."""
+    return str(row.status) if row.status.failed else why(row)
+
+
 def why(row: Row) -> str:
     """Status and reason of a case without a time."""
     if row.status == Status.OK:
@@ -193,7 +198,7 @@ def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:
     reasons: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.arm not in measured:
-            reasons.setdefault(f"{row.arm_name}@{row.device}" if several else row.arm_name, {})[why(row)] = None
+            reasons.setdefault(f"{row.arm_name}@{row.device}" if several else row.arm_name, {})[why_briefly(row)] = None
     names_by_reasons: dict[tuple[str, ...], list[str]] = {}
     for name, texts in reasons.items():
         names_by_reasons.setdefault(tuple(texts), []).append(name)

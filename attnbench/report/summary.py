@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from attnbench import units
 from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
@@ -14,6 +16,13 @@ from attnbench.report.pivot import factor, references
 
 MAX_REASONS = 3
 MAX_REASON = 100  # characters; footnotes and reports have the whole text
+FAILED = {
+    Status.INCORRECT: "is wrong",
+    Status.CRASHED: "crashed",
+    Status.ERROR: "failed with an error",
+    Status.TIMEOUT: "did not answer in time",
+}
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -26,12 +35,12 @@ def sentence(rows: Sequence[Row]) -> str:
         return "one backend was measured for each problem: nothing to compare."
     wins = Counter(row.arm_name for row in ranked if row.place is Place.FASTEST)
     if not wins:
-        return f"no backend is significantly fastest in any of {_count(len(contested), 'problem')}."
+        return f"no backend is significantly fastest in any of {counted(len(contested), 'problem')}."
     name, count = wins.most_common(1)[0]
     reference = references(rows)
     mean = stats.geometric_mean([row.speedup for row in ranked if row.arm_name == name and row.speedup is not None])
     speedup = f", {factor(mean.value)} {reference} by geomean" if mean and reference and reference != name else ""
-    return f"{name} is fastest in {count} of {_count(len(contested), 'problem')}{speedup}."
+    return f"{name} is fastest in {count} of {counted(len(contested), 'problem')}{speedup}."
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
@@ -41,23 +50,78 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def tally(rows: Sequence[Row], impossible: int = 0) -> str:
-    """`40 cases: 36 ok (2 noisy), 4 skipped: budget.`"""
+    """`40 cases: 36 ok (2 noisy), 4 skipped (budget).`; `failure_lines` has the reasons of failures."""
     parts = []
     for status, count in counts(rows).items():
         if status == Status.OK:
             noisy = sum(bool(row.noisy) for row in rows)
             detail = f" ({noisy} noisy)" if noisy else ""
-        else:
-            detail = _reasons([row.reason for row in rows if row.status == status])
+        else:  # the reasons of failures are in their own lines
+            detail = "" if status in FAILED else _reasons([row.reason for row in rows if row.status == status])
         parts.append(f"{count} {status}{detail}")
     if impossible:
         parts.append(f"{impossible} impossible")
-    return f"{_count(len(rows) + impossible, 'case')}: {', '.join(parts)}."
+    return f"{counted(len(rows) + impossible, 'case')}: {', '.join(parts)}."
+
+
+def failure_lines(rows: Sequence[Row]) -> list[str]:
+    """One phrase for each backend and kind of failure: `my.py:f is wrong in 10 cases (error 5.2, allowed 1.5e-5)`.
+
+    Wrong outputs come first. Wrong outputs of a backend are one kind; other failures are by their reason.
+    """
+    several = len({row.device for row in rows}) > 1
+    kinds: dict[tuple[Status, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        if row.status in FAILED:
+            place = (f"@{row.device}" if several else "") + (f" ({row.run})" if row.run else "")
+            kind = "" if row.status is Status.INCORRECT else without_numbers(row.reason)
+            kinds.setdefault((row.status, f"{row.arm_name}{place}"), {}).setdefault(kind, []).append(row)
+    return [
+        line
+        for status in FAILED
+        for (failed, name), by_reason in kinds.items()
+        if failed is status
+        for line in _failures(name, status, sorted(by_reason.values(), key=len, reverse=True))
+    ]
+
+
+def _failures(name: str, status: Status, kinds: Sequence[Sequence[Row]]) -> Iterator[str]:
+    """One phrase for each of the most frequent kinds of one status of a backend, and one for the others."""
+    for rows in kinds[:MAX_REASONS]:
+        cases = f"{name} {FAILED[status]} in {counted(len(rows), 'case')}"
+        yield f"{cases} ({_error(rows)})" if _error(rows) else f"{cases}{_colon(rows[0].reason)}"
+    if rest := sum(map(len, kinds[MAX_REASONS:])):
+        yield f"{name} {FAILED[status]} in {rest} more cases, for {len(kinds) - MAX_REASONS} other reasons"
+
+
+def _error(rows: Sequence[Row]) -> str:
+    """The error of the case that exceeds its limit by most; empty if another rule than that limit is broken."""
+    ratios = {row.max_abs_err / row.err_allowed: row for row in rows if row.max_abs_err is not None and row.err_allowed}
+    worst = max(ratios, default=0.0)
+    if worst <= 1:
+        return ""
+    row = ratios[worst]
+    return f"error {units.figure(row.max_abs_err)}, allowed {units.figure(row.err_allowed)}"
+
+
+def _colon(reason: str) -> str:
+    return f": {shortened(reason)}" if reason else ""
+
+
+def shortened(reason: str) -> str:
+    """At most MAX_REASON characters of a reason, whole words where they fit."""
+    whole_words = textwrap.shorten(reason, MAX_REASON, placeholder=" ...")
+    return f"{reason[: MAX_REASON - 4]} ..." if whole_words.strip() == "..." else whole_words
 
 
 def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
     """Advice that follows from the run: dtypes and devices that are much slower than others here."""
     return [preference.text for preference in preferences(rows, ceilings)]
+
+
+def text(rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
+    """Failures, the finding, advice, and the counts: each one or several sentences."""
+    return [*failure_lines(rows), sentence(rows), *notes(rows, ceilings), tally(rows, impossible)]
 
 
 def record(
@@ -82,14 +146,14 @@ def repeat_command(row: Row, command: str = "run") -> str:
 
 def without_numbers(reason: str) -> str:
     """The reason with `#` in place of numbers: equal for failures of one kind."""
-    return re.sub(r"\d+(\.\d+)?", "#", reason)
+    return _NUMBER.sub("#", reason)
 
 
 def _reasons(reasons: Sequence[str]) -> str:
     """The most frequent reasons, with counts if there are several; reasons that differ in numbers alone are one."""
     similar: dict[str, list[str]] = {}
     for reason in reasons:
-        similar.setdefault(without_numbers(reason), []).append(reason[:MAX_REASON])
+        similar.setdefault(without_numbers(reason), []).append(shortened(reason))
     kinds = sorted((kind for kind in similar.values() if kind[0]), key=len, reverse=True)
     if len(kinds) < 2:
         return f" ({kinds[0][0]})" if kinds else ""
@@ -98,5 +162,6 @@ def _reasons(reasons: Sequence[str]) -> str:
     return f" ({'; '.join(shown)}{rest})"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 case`, `2 cases`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from attnbench.analysis import rows as frame
 from attnbench.attention.problem import Mode, Problem
 from attnbench.records.result import Status
+from attnbench.report import summary
 from attnbench.report.pivot import Footnotes, factor, pivot
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width
@@ -127,8 +128,11 @@ def test_the_width_is_taken_from_the_environment(monkeypatch):
 
 
 def test_a_reason_cannot_steer_the_terminal():
-    measurements = refused(Problem(seq_q=64), "flex", Status.ERROR, "\x1b[2Jboom\r\nmore\x07")
-    assert "error: [2Jboom more\n" in pivot_table.text(rows_of(measurements), 80)
+    reason = "\x1b[2Jboom\r\nmore\x07"
+    refusal = rows_of(refused(Problem(seq_q=64), "flex", Status.UNSUPPORTED, reason))
+    assert "unsupported: [2Jboom more\n" in pivot_table.text(refusal, 80)
+    failure = rows_of(refused(Problem(seq_q=64), "flex", Status.ERROR, reason))
+    assert summary.failure_lines(failure) == ["flex failed with an error in 1 case: [2Jboom more"]
 
 
 @settings(max_examples=40)

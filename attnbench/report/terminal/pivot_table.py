@@ -11,7 +11,7 @@ from attnbench import units
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import Row, unranked
 from attnbench.records.result import Status
-from attnbench.report.pivot import Column, Footnotes, Pivot, Section, factor, mark, pivot, references, why
+from attnbench.report.pivot import Column, Footnotes, Pivot, Section, factor, mark, pivot, references, why_briefly
 from attnbench.report.terminal.text_layout import cell_width, labelled, terminal_width, wrap
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _cells(layout: Pivot, notes: Footnotes) -> dict[int, TableCell]:
     arms = [column.arm for column in layout.columns]
     shown = [cells[arm] for section in layout.sections for _, cells in section.lines for arm in arms if arm in cells]
     return {
-        id(row): TableCell("-", notes.letter(why(row)))
+        id(row): TableCell("-", notes.letter(why_briefly(row)))
         if row.time_s is None
         else TableCell(units.seconds(row.time_s), factor(row.speedup), mark(row))
         for row in shown
