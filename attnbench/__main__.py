@@ -1,6 +1,18 @@
-"""`python -m attnbench`: the same as the command `attnbench`."""
+"""`python -m attnbench`, and the command `attnbench`."""
 
-from attnbench.cli import main
+import os
+import signal
+
+INTERRUPTED = 130  # errors.Exit.INTERRUPTED, which is not imported yet
+
+
+def main() -> None:
+    """Entry point. While the command line is imported, and after it, Ctrl-C ends the process silently."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    from attnbench.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -97,7 +97,7 @@ def test_version_of_the_package_is_that_of_the_module(metadata: Message) -> None
 
 def test_command_is_installed(wheel: zipfile.ZipFile) -> None:
     name = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "attnbench = attnbench.cli:main" in wheel.read(name).decode()
+    assert "attnbench = attnbench.__main__:main" in wheel.read(name).decode()
 
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0+cu130", "2.12.1", "2.13.0", "2.13.0+cpu"])

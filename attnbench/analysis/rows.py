@@ -18,6 +18,7 @@ from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
 from attnbench.analysis.restarts import Restarts, map_problems
 from attnbench.analysis.roofline import NO_CEILINGS, Bound, CeilingsByDevice
 from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.scores import Score
 from attnbench.records.arm import Arm
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
@@ -189,6 +190,14 @@ def axes(record: msgspec.Struct) -> dict[str, Value]:
         else:
             flat[name] = value.value if isinstance(value, Enum) else value
     return flat
+
+
+def problem_of(row: Row) -> Problem:
+    """The problem of a row, from the values that `axes` flattened."""
+    score = Score(**{name: getattr(row, name) for name in _field_names(Score)})
+    rest = {name: getattr(row, name) for name in _field_names(Problem) if name not in ("score", "lengths")}
+    lengths = tuple(map(int, row.lengths.split("-"))) if row.lengths else ()
+    return Problem(score=score, lengths=lengths, **rest)
 
 
 @cache  # msgspec evaluates the annotations of a class at every call

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from attnbench.attention import biases, user_files
-from attnbench.errors import ProblemError
+from attnbench.errors import ProblemError, UnknownNameError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,9 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
                     rule = "a finite number" if name == "scale" else "a positive number"
                     raise ProblemError(f"score {name}={value!r}: {rule}, or left out")
                 fill(self, name, float(value))
+        if self.similarity not in tuple(Similarity):
+            raise UnknownNameError("similarity", str(self.similarity), tuple(Similarity), where="score")
+        fill(self, "similarity", Similarity(self.similarity))
         bias = biases.parse(self.bias)
         fill(self, "bias", bias.text if bias else "none")
         if bool(self.function) != (self.similarity is Similarity.FILE):

@@ -185,7 +185,8 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
         run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
     )
     total = paired.results_expected(ready) * ready.settings.restarts
-    with _side(base) as side, running.watched(style, total) as (watcher, watch):
+    judged_later = running.named_at_once(where, f"attnbench gate {where}")
+    with _side(base) as side, judged_later, running.watched(style, total) as (watcher, watch):
         return paired.measure(
             ready, side, trees.head(), directory=where, observer=watcher, budget_s=budget_s, watch=watch,
             command=running.command(),

@@ -49,11 +49,11 @@ def width() -> int | None:
 
 def show(
     run: Run, format_: str, *, color: str = "auto", saved: bool = True, code: int = 0, printed: Collection[str] = (),
-    metrics: Sequence[str] = (), following: str = "",
+    metrics: Sequence[str] = (), following: str = "", unmeasured: int = 0,
 ) -> None:  # fmt: skip
     """Print the run. `printed` are the case ids and arms that were already printed as JSON Lines.
 
-    `following` is the command that continues an interrupted run.
+    `following` is the command that continues an interrupted run, `unmeasured` the number of cases that it lacks.
     """
     ceilings = ceilings_by_device(run.manifest)
     rows = rows_of(run.results, ceilings=ceilings, arms=run.manifest.arms)
@@ -75,8 +75,10 @@ def show(
             _metrics(ceilings, rows, metrics)
     if format_ != "jsonl":
         _after(run, rows, ceilings, sys.stdout if format_ == "table" else sys.stderr)
+    stream = sys.stdout if format_ == "table" else sys.stderr
+    if unmeasured:
+        print(f"{unmeasured} of {run.manifest.planned} cases not measured", file=stream)
     if saved and (following or format_ != "jsonl"):
-        stream = sys.stdout if format_ == "table" else sys.stderr
         for text in (f"run: {run.path}", f"next: {following or next_command(run)}"):
             print(text, file=stream)
 

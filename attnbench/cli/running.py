@@ -1,10 +1,12 @@
 """What commands do around a sweep: show the plan and the progress, stop at Ctrl-C, print tables, set the exit code."""
 
+import math
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,7 @@ from attnbench.cli import output, progress, stop_signals
 from attnbench.cli.options import GlobalOptions, RunOptions, typed
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Runner
-from attnbench.engine.sweep import Request, Sweep
+from attnbench.engine.sweep import FinishedSweep, Request, Sweep
 from attnbench.errors import Exit, UsageError
 from attnbench.gate import paired
 from attnbench.machine import identity
@@ -26,7 +28,7 @@ from attnbench.report.formats import jsonl
 from attnbench.report.terminal import failures
 from attnbench.studies import max_seq
 from attnbench.studies.max_seq import Longest
-from attnbench.units import parse_seconds
+from attnbench.units import parse_seconds, seconds
 
 
 def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapping[str, str]) -> int:
@@ -64,9 +66,15 @@ def _stored_request(directory: Path, request: Request) -> Request:
 
 
 def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Path | None) -> int:
-    names = sweep.shown_metrics(ready.request)
     if not shared.quiet:
         output.headline(ready)
+    directory = directory or sweep.new_directory(ready, datetime.now(UTC))
+    with named_at_once(directory, "" if how.no_save else resume_command(directory, how)):
+        return _measure_into(directory, ready, how, shared)
+
+
+def _measure_into(directory: Path, ready: Sweep, how: RunOptions, shared: GlobalOptions) -> int:
+    names = sweep.shown_metrics(ready.request)
     total = ready.plan.cases * ready.settings.restarts
     with watched(shared.progress(how.progress), total) as (watcher, watch):
         observer = Streaming(watcher, ready, names) if how.output_format == "jsonl" else watcher
@@ -76,10 +84,12 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
         )  # fmt: skip
     code = exit_code(outcome.run.results, outcome.ending, how.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
-    resume = resume_command(outcome.run.path, how) if outcome.ending.interrupted else ""
+    if outcome.already_measured and not shared.quiet:
+        print(_already_measured(outcome.run), file=sys.stderr)
+    following = resume_command(directory, how) if outcome.ending.interrupted else _larger_budget(ready, outcome, how)
     output.show(
         outcome.run, how.output_format, color=shared.color, saved=not how.no_save, code=code, printed=printed,
-        metrics=names, following=resume,
+        metrics=names, following=following, unmeasured=outcome.unmeasured if outcome.ending.interrupted else 0,
     )  # fmt: skip
     if shared.verbose and any(result.status.failed for result in outcome.run.results):
         for text in failures.text(outcome.run.results):
@@ -89,6 +99,26 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
 
         print(f"report: {write([outcome.run])}", file=sys.stderr)
     return code
+
+
+def _already_measured(run: Run) -> str:
+    failed = any(result.status.failed for result in run.results)
+    again = "; --retry-failed measures those again that failed" if failed else ""
+    planned = run.manifest.planned
+    return f"{'the case is' if planned == 1 else f'all {planned} cases are'} already measured{again}"
+
+
+def _larger_budget(ready: Sweep, outcome: FinishedSweep, how: RunOptions) -> str:
+    """Where the budget is too short for every case that is left: say so; the command with one that is not."""
+    needed_s, budget_s = outcome.smallest_budget_s, ready.settings.budget_s
+    if not outcome.unmeasured or budget_s is None or needed_s <= budget_s:
+        return ""
+    budget = f"{math.ceil(needed_s)}s"
+    again = command() if how.no_save else shlex.split(resume_command(outcome.run.path, how))
+    larger = shlex.join([*again, "--budget", budget])
+    note = f"the budget of {seconds(budget_s)} is too short for each case that is left; try --budget {budget}"
+    print(f"{note}: {larger}" if how.no_save else note, file=sys.stderr)
+    return larger
 
 
 def resume_command(directory: Path, how: RunOptions) -> str:
@@ -115,14 +145,25 @@ def watched(style: str, total: int) -> Iterator[tuple[progress.Silent, Callable[
         yield watcher, runners.append
 
 
+@contextmanager
+def named_at_once(directory: Path, continuing: str) -> Iterator[None]:
+    """When a signal ends the command at once, name the command that continues with what is stored."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if continuing and (directory / run_directory.MANIFEST).is_file():
+            print(f"stopped; continue with: {continuing}", file=sys.stderr)
+        raise
+
+
 def measure(planned: Sweep, style: str, study: str) -> tuple[Run, bool]:
     """Measure and store a sweep for the command of a study: the run, and whether it was interrupted."""
-    with watched(style, planned.plan.cases) as (watcher, watch):
-        outcome = sweep.run(planned, watcher, watch=watch, command=command())
+    path = sweep.new_directory(planned, datetime.now(UTC))
+    continuing = f"attnbench run --resume {path}, then: attnbench {study} --run {path}"
+    with named_at_once(path, continuing), watched(style, planned.plan.cases) as (watcher, watch):
+        outcome = sweep.run(planned, watcher, directory=path, watch=watch, command=command())
     if outcome.ending.interrupted:
-        path = outcome.run.path
-        continued = f"attnbench run --resume {path}, then: attnbench {study} --run {path}"
-        print(f"stopped; continue with: {continued}", file=sys.stderr)
+        print(f"stopped; continue with: {continuing}", file=sys.stderr)
     return outcome.run, outcome.ending.interrupted
 
 

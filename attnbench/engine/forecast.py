@@ -19,6 +19,8 @@ MIN_CALLS = 5 + 3
 ARM_OVERHEAD_S = 0.5
 # Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
 COMPILE_S = 8.0
+ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
+BUDGET_MARGIN = 1.25  # of a suggested budget, over the prediction
 START_S = 1.5  # of a worker: Python and torch
 # The oracle computes in float64, up to its limit for the two sets of inputs.
 ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 5e9, 0.05, 2.2
@@ -84,6 +86,12 @@ class Forecast:
         calls_s = sum(ARM_OVERHEAD_S + MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
         compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
         return self.ratio * (calls_s + compile_s + oracle_s(group.problem, group.mode))
+
+
+def smallest_budget_s(groups: Iterable[Group], forecast: Forecast, cores: int) -> float:
+    """A budget within which one of these groups is measured."""
+    needed = (start_s((*group.arms, *group.borrowed), cores) + forecast.group_s(group) for group in groups)
+    return BUDGET_MARGIN * (START_S + ROUNDS_S + min(needed, default=0.0))  # the oracle starts too
 
 
 def oracle_s(problem: Problem, mode: Mode) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from attnbench.engine.group import Group
 from attnbench.machine import resources
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
-from attnbench.records.result import Cause, Procedure, Result, Status
+from attnbench.records.result import Cause, Key, Procedure, Result, Status
 from attnbench.records.speeds import Speeds
 from attnbench.suite import Cell
 from attnbench.units import size
@@ -87,6 +87,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def continued(self, part: str) -> Plan:
         """The same plan with names of groups that no earlier part of the run has: equal names mean shared rounds."""
         return replace(self, groups=tuple(replace(group, id=f"{part}-{group.id}") for group in self.groups))
+
+    def without(self, done: Container[Key], restarts: int) -> list[Group]:
+        """The groups with the arms that lack one of the restarts, without those that lack none."""
+        groups = []
+        for group in self.groups:
+            cases = {arm: group.case(arm).id for arm in group.arms}
+            arms = [arm for arm in cases if any((cases[arm], arm.id, each) not in done for each in range(restarts))]
+            if arms:
+                groups.append(replace(group, arms=tuple(arms)))
+        return groups
 
     @property
     def seconds(self) -> float:

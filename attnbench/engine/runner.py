@@ -19,7 +19,7 @@ import msgspec
 from attnbench.attention import cost
 from attnbench.engine import expected_cache
 from attnbench.engine.arm_session import ArmSession, GroupSessions
-from attnbench.engine.forecast import Forecast
+from attnbench.engine.forecast import ROUNDS_S, Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan, Refusal, is_reference
@@ -29,7 +29,6 @@ from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Environment, Key, Procedure, Result, Status
 from attnbench.records.speeds import Speeds
 
-ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
 BEYOND_BUDGET = Refusal(Status.SKIPPED, "budget", Cause.BUDGET)
 
 

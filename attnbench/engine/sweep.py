@@ -13,6 +13,7 @@ from attnbench.analysis import metrics
 from attnbench.attention import inputs
 from attnbench.attention.problem import Dtype
 from attnbench.engine import plan
+from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.plan import Plan, PlanLimits
 from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
 from attnbench.errors import UnknownNameError, UsageError
@@ -76,6 +77,9 @@ class FinishedSweep(msgspec.Struct, frozen=True, kw_only=True):
 
     run: run_directory.Run
     ending: Ending
+    unmeasured: int = 0  # cases that a resume would measure
+    smallest_budget_s: float = 0.0  # within which it measures one of them
+    already_measured: bool = False  # the run held every case before
 
 
 def prepare(
@@ -156,13 +160,15 @@ def run(
     `watch` is called with the runner before it runs.
     """
     now = datetime.now(UTC)
-    root = run_directory.results_root()
-    path = directory or run_directory.new_directory(root, sweep.name, sweep.devices[0].text, now)
+    path = directory or new_directory(sweep, now)
     profile = str((path / "profile").absolute()) if sweep.request.profile else ""
     settings = msgspec.structs.replace(sweep.settings, fail_fast=fail_fast, profile=profile)
     with run_writer.RunWriter(path, manifest(sweep, now, command), force=force) as writer:
         stored = writer.run
         done = run_directory.done_keys(stored, retry_failed)
+        already_measured = bool(stored.results and sweep.plan.groups) and not sweep.plan.without(
+            done, settings.restarts
+        )
         planned = sweep.plan.continued(f"{now:%Y%m%dT%H%M%S}") if stored.results else sweep.plan
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
         writer.append(refusals)
@@ -177,7 +183,18 @@ def run(
         finally:
             writer.update(environments=runner.environments, seconds=dict(runner.spent))
             speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
-    return FinishedSweep(run=run_directory.read(path), ending=ending)
+    finished = run_directory.read(path)
+    groups = sweep.plan.without(run_directory.done_keys(finished, retry_failed=False), settings.restarts)
+    budget_s = smallest_budget_s(groups, runner.forecast, len(resources.available_cores()))
+    return FinishedSweep(
+        run=finished, ending=ending, unmeasured=sum(len(group.arms) for group in groups), smallest_budget_s=budget_s,
+        already_measured=already_measured,
+    )  # fmt: skip
+
+
+def new_directory(sweep: Sweep, now: datetime) -> Path:
+    """Make a run directory for a sweep that starts now."""
+    return run_directory.new_directory(run_directory.results_root(), sweep.name, sweep.devices[0].text, now)
 
 
 def manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> run_directory.Manifest:

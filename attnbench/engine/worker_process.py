@@ -4,11 +4,13 @@ A worker is started from the main thread, since the parent-death signal of Linux
 """
 
 import contextlib
+import getpass
 import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -88,6 +90,7 @@ class Worker:
         spent: dict[str, float] | None = None,
     ) -> None:
         self._log_path = log_path
+        self._temporary = tempfile.TemporaryDirectory(prefix="attnbench-", ignore_cleanup_errors=True)
         self.spent = defaultdict(float) if spent is None else spent  # seconds until replies, by phase
         self.started = time.monotonic()
         self.import_s: float | None = None
@@ -103,7 +106,7 @@ class Worker:
             stdout=out_write,
             stderr=out_write,
             pass_fds=(down_read, up_write),
-            env=_environment(arm, len(cpus)),
+            env=_environment(arm, len(cpus), self._temporary.name),
             # A relative `file.py:callable` is looked up in the arm's source tree.
             cwd=arm.path[0] if arm and arm.path else None,
             # Ctrl-C of the terminal does not reach workers, and the whole session can be killed.
@@ -153,6 +156,7 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._channel.close()
+        self._temporary.cleanup()
         text = self._log.text()
         if self._log_path and text:
             with contextlib.suppress(OSError):  # a log that cannot be written must not end the run
@@ -269,8 +273,11 @@ class Workers:
         self._workers.clear()
 
 
-def _environment(arm: Arm | None, threads: int) -> dict[str, str]:
-    """The variables of this process, of the device and of the arm, with attnbench importable by this interpreter."""
+def _environment(arm: Arm | None, threads: int, temporary: str) -> dict[str, str]:
+    """The variables of this process, of the device and of the arm, with attnbench importable by this interpreter.
+
+    `temporary`: the worker's own folder of temporary files, since a killed process removes none.
+    """
     device = arm.parsed_device if arm else Device(kind="cpu", threads=max(threads, 1))
     variables = {**os.environ, **worker_environment.arm_environment(device), **dict(arm.env if arm else ())}
     if variables.get("HOME") == user_folders.NO_HOME:
@@ -279,9 +286,20 @@ def _environment(arm: Arm | None, threads: int) -> dict[str, str]:
     if not (arm and arm.python):
         path.append(str(Path(__file__).parents[2]))
     variables["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [variables.get("PYTHONPATH", "")])])
+    variables.setdefault("TORCHINDUCTOR_CACHE_DIR", _inductor_cache())
+    variables["TMPDIR"] = temporary
     # Inductor compiles in the worker itself: its pool of processes would outlive a kill and disturb the other arms.
     variables.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     return variables
+
+
+def _inductor_cache() -> str:
+    """The folder in which torch caches compiled kernels by default, outside the temporary folder of a worker."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid_{os.getuid()}"
+    return os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
 
 
 def _system_oom_kills() -> int:

@@ -59,13 +59,29 @@ def of_ref(ref: str) -> Iterator[Revision]:
         with FileLock(folder / LOCK, timeout=0):  # while this process lives: a later gate removes unlocked folders
             tree = folder / "tree"
             tree.mkdir()
-            archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True)
-            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-                tar.extractall(tree, filter="data")
+            _unpack(root, commit, tree, f"--base-ref {ref}")
             (tree / prefix).mkdir(parents=True, exist_ok=True)  # the folder may have been created after the commit
             yield Revision(name=f"{ref} ({commit[:12]})", path=_import_path(tree, prefix), commit=commit)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack(root: Path, commit: str, tree: Path, where: str) -> None:
+    """Unpack the files of a commit. Raises UsageError where there are none, and where git cannot read them."""
+    # Some versions of git write an archive of no files that tarfile cannot open.
+    if not _git("ls-tree", "--name-only", commit).strip():
+        raise UsageError(f"{where}: commit {commit[:12]} has no files; choose a commit with the code to compare with")
+    archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=False)
+    if archive.returncode:
+        raise UsageError(f"{where}: git archive: {archive.stderr.decode(errors='replace').strip()}")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(tree, filter="data")
+    except tarfile.ReadError as error:
+        raise UsageError(
+            f"{where}: git archive gives no files of commit {commit[:12]}: does .gitattributes say export-ignore? "
+            "Check the commit out and give --base-path DIR"
+        ) from error
 
 
 def commit_of(ref: str, where: str) -> str:

@@ -6,11 +6,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from attnbench import units
+from attnbench import suite, units
 from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import Place, Row
+from attnbench.analysis.rows import Place, Row, problem_of
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
 
@@ -136,12 +136,8 @@ def record(
 
 def repeat_command(row: Row, command: str = "run") -> str:
     """`attnbench run --batch 1 ...`, or another command that takes one case, such as `profile`."""
-    options = {
-        "--batch": row.batch, "--heads": row.heads, "--kv-heads": row.kv_heads, "--seq-q": row.seq_q,
-        "--seq-kv": row.seq_kv, "--head-dim": row.head_dim, "--head-dim-v": row.head_dim_v, "--mask": row.mask,
-        "--dtype": row.dtype, "--mode": row.mode, "--device": row.device, "-b": row.backend,
-    }  # fmt: skip
-    return shlex.join(["attnbench", command, *(str(part) for option in options.items() for part in option)])
+    problem = suite.options_of(problem_of(row), row.mode)
+    return shlex.join(["attnbench", command, *problem, "--device", row.device, "-b", row.backend])
 
 
 def without_numbers(reason: str) -> str:

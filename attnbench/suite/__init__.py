@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from attnbench.suite.files import from_flags, load, override, schema, shipped
     from attnbench.suite.filters import Filter, keeps, parse_filter
-    from attnbench.suite.keys import AXES
+    from attnbench.suite.keys import AXES, options_of
     from attnbench.suite.random_problems import draw
 
 __all__ = ["AXES", "Cell", "Filter", "Impossible", "ProblemTable", "Suite", "count_cases", "draw", "expand"]
@@ -27,6 +27,7 @@ __all__ += [
     "from_flags",
     "keeps",
     "load",
+    "options_of",
     "override",
     "parse_filter",
     "parse_shard",

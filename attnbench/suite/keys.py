@@ -234,6 +234,26 @@ _AXES = (
 
 AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}
 
+# Options that name one problem give these axes always, and others where they differ from the default.
+_ALWAYS = frozenset({"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "dtype", "mask", "mode"})
+_IMPLIED = frozenset({"seq", "tokens", "tp", "scale", "softcap", "temperature"})  # by other axes
+_OF_LENGTHS = frozenset({"batch", "seq_q", "seq_kv"})  # implied by the lengths of a ragged batch
+
+
+def options_of(problem: Problem, mode: str) -> list[str]:
+    """The options that make this problem and no other: `--batch 1 ... --set sinks=true`."""
+    options: list[str] = []
+    for axis in AXES.values():
+        text = mode if axis.name == "mode" else readers.spell(axis.of(problem))
+        if axis.name in _IMPLIED or (problem.lengths and axis.name in _OF_LENGTHS):
+            continue
+        if axis.name == "head_dim_v" and problem.head_dim_v == problem.head_dim:
+            continue
+        if axis.name in _ALWAYS or text not in (axis.usual, "none"):
+            flag = f"--{axis.name.replace('_', '-')}"
+            options += [flag, text] if axis.option else ["--set", f"{axis.name}={text}"]
+    return options
+
 
 def read_flags(flags: Mapping[str, str]) -> dict[str, Values]:
     """Values of axes as typed on the command line."""

@@ -218,7 +218,8 @@ def spell(value: object) -> str:
     if isinstance(value, tuple):
         return "-".join(map(str, value)) or "none"
     if isinstance(value, float):
-        return f"{value:.12g}"
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
     return "none" if value is None else str(value)
 
 

@@ -10,7 +10,7 @@ import pytest
 from attnbench.attention import cost, scores
 from attnbench.attention.problem import Autocast, KvDtype, Mode, Positions, Problem, Returns
 from attnbench.attention.scores import Score, Similarity
-from attnbench.errors import ProblemError, UnknownNameError
+from attnbench.errors import ProblemError, UnknownNameError, UsageError
 
 REFUSED = [
     ({"dtype": "fp64"}, "dtype='fp64': must be one of fp32"),
@@ -95,6 +95,11 @@ def test_a_function_of_a_score_is_found_or_named(tmp_path: Path) -> None:
         scores.load_function(f"{tmp_path}/broken.py:mine")
     with pytest.raises(ProblemError, match="a function needs similarity=file"):
         Score(function="score.py:mine")
+    with pytest.raises(ProblemError, match="a function needs similarity=file"):
+        Score(similarity="file")
+    assert Score(similarity="cosine") == Score(similarity=Similarity.COSINE)
+    with pytest.raises(UsageError, match="score: no similarity 'cosin'; did you mean 'cosine'"):
+        Score(similarity="cosin")
 
 
 def test_bytes_follow_from_the_shapes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -112,6 +113,34 @@ def test_statuses_decide_on_the_next_command(tmp_path: Path) -> None:
     refused = result(reason="no sinks", status=Status.UNSUPPORTED, problem=Problem(seq_q=32))
     path = stored(tmp_path / "run", OK, refused)
     assert output.next_command(run_directory.read(path)).startswith("attnbench report ")
+
+
+def test_a_run_that_is_continued_when_it_is_complete_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attnbench_command: Command
+) -> None:
+    (tmp_path / "mine.py").write_text("def f(q, k, v, *, causal, scale): ...\n")
+    monkeypatch.chdir(tmp_path)
+    run = stored(tmp_path / "run", OK, result(backend="mine.py:f", reason="prepare: look"))
+    options = ("--mask", "none", "--device", "cpu:threads=1", "--force", "-o", str(run))
+    done = attnbench_command("run", "--seq", "64", "-b", "naive,mine.py:f", *options)
+    assert "\nall 2 cases are already measured; --retry-failed measures those again that failed\n" in done.stderr
+    assert done.stdout.startswith("b1 h8")
+
+
+def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(
+    tmp_path: Path, attnbench_command: Command
+) -> None:
+    options = ("run", "--seq", "64", "--mask", "none", "-b", "naive", "--budget", "10ms")
+    stored_run = attnbench_command(*options, "-o", str(tmp_path / "run"))
+    assert stored_run.returncode == 6
+    match = re.search(r"too short for each case that is left; try --budget (\d+)s\n", stored_run.stderr)
+    assert match
+    assert 2 <= int(match[1]) <= 60
+    following = f"attnbench run --resume {tmp_path / 'run'} --budget {match[1]}s"
+    assert f"next: {following}\n" in stored_run.stdout
+    assert attnbench_command(*following.split()[1:], "--dry-run").returncode == 0
+    unsaved = attnbench_command(*options, "--no-save").stderr
+    assert re.search(r"try --budget \d+s: attnbench .*--budget \d+s\n", unsaved)
 
 
 def test_a_gate_with_a_failed_case_leads_to_its_trace(tmp_path: Path, attnbench_command: Command) -> None:

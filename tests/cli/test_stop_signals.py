@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from attnbench.cli import stop_signals
+from attnbench.cli.running import named_at_once
 from attnbench.cli.stop_signals import StopSignals
+from tests.records.test_run_directory import stored
 
 ROOT = Path(__file__).parents[2]
 LONG = ("--seq", "64,128", "--heads", "8", "-b", "naive,sdpa:flash", "--budget", "0")
@@ -58,7 +61,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
     code, stdout, _ = command.end()
     assert code == 143
     assert "naive" in stdout
-    assert f"next: attnbench run --resume {command.run}" in stdout
+    assert re.search(rf"\d of 8 cases not measured\nrun: .*\nnext: attnbench run --resume {command.run}\n", stdout)
 
 
 @pytest.mark.workers
@@ -72,7 +75,9 @@ def test_a_second_sigterm_stops_at_once(tmp_path):
     command.process.send_signal(signal.SIGTERM)
     time.sleep(2 * stop_signals.REPEAT_S)
     command.process.send_signal(signal.SIGTERM)
-    assert command.end()[0] == 143
+    code, _, stderr = command.end()
+    assert code == 143
+    assert f"continue with: attnbench run --resume {command.run}" in stderr
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert (command.run / "results.jsonl").read_bytes().count(b"\n") >= 2
@@ -95,6 +100,23 @@ def test_sigterm_ends_a_gate_and_removes_the_files_of_base(tmp_path):
     code, _, stderr = command.end()
     assert code == 143
     assert f"attnbench gate {command.run}" in stderr
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_silent(tmp_path):
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on')\n")
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "attnbench", "--help"], env=variables, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_stop_at_once_names_the_command_that_continues_what_is_stored(tmp_path, capsys):
+    for directory, message in ((tmp_path / "nothing", ""), (stored(tmp_path / "run"), "continue with: go on\n")):
+        with pytest.raises(KeyboardInterrupt), named_at_once(directory, "go on"):
+            raise KeyboardInterrupt
+        assert capsys.readouterr().err.endswith(message)
 
 
 @pytest.fixture

@@ -70,6 +70,14 @@ def test_a_group_that_did_not_fit_beside_the_reference_borrows_it() -> None:
     assert borrowed == {("naive", "naive#2"): [], ("sdpa:math",): ["naive"]}
 
 
+def test_what_is_left_of_a_plan_lacks_a_restart() -> None:
+    whole = planned(Problem(seq_q=64), Problem(seq_q=128), names=("naive", "sdpa:flash"))
+    keys = [(group.case(arm).id, arm.id, each) for each in range(2) for group in whole.groups for arm in group.arms]
+    assert whole.without(frozenset(keys), 2) == []
+    (left,) = whole.without(frozenset(keys[:-1]), 2)
+    assert (left.problem, left.arms) == (whole.groups[1].problem, whole.groups[1].arms[1:])
+
+
 def test_groups_of_a_continued_run_have_other_names() -> None:
     first = planned(Problem(seq_q=64), names=("naive",))
     assert {group.id for group in first.groups}.isdisjoint(group.id for group in first.continued("now").groups)

@@ -144,3 +144,20 @@ def test_a_base_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match=r"cannot import attnbench .ModuleNotFoundError.*install it there too"):
         trees.of_python(str(bare))
     assert trees.of_python(sys.executable).python == str(Path(sys.executable).absolute())
+
+
+@pytest.mark.parametrize(
+    ("message", "attributes"), [("has no files; choose a commit", ""), ("export-ignore", "* export-ignore\n")]
+)
+def test_a_commit_that_gives_no_files_is_refused(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, message: str, attributes: str
+) -> None:
+    git("rm", "-qrf", ".", cwd=repository)
+    if attributes:
+        (repository / ".gitattributes").write_text(attributes)
+        git("add", "-A", cwd=repository)
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "empty", "--allow-empty", cwd=repository)
+    monkeypatch.chdir(repository)
+    with pytest.raises(UsageError, match=rf"^--base-ref HEAD: .*{message}"):
+        trees.of_ref("HEAD").__enter__()
+    assert list(Path(tempfile.gettempdir()).iterdir()) == []

@@ -20,7 +20,6 @@ from attnbench.report import pages
 from attnbench.report.charts import rendering
 from attnbench.report.formats.report_directory import ReportOptions, write
 from attnbench.report.pages.page import report_data
-from attnbench.report.summary import repeat_command
 from tests.samples import ceilings, result
 
 pytest.importorskip("altair")
@@ -193,14 +192,6 @@ def test_only_some_pages_and_some_cases(tmp_path: Path) -> None:
     text = written(tmp_path, *several(), options=options)
     assert [name for name in Reader(text).ids if name in ("summary", "latency", "memory", "raw")] == ["latency"]
     assert "sdpa:flash" not in text
-
-
-def test_the_command_of_a_row_repeats_it(tmp_path: Path) -> None:
-    data = report_data([run(tmp_path, *several())])
-    commands = [repeat_command(row) for row in data.rows]
-    assert commands[0].startswith("attnbench run --batch 1 --heads 8")
-    for command in commands[:2]:
-        assert cli.invoke([*command.split()[1:], "--dry-run"]) == 0
 
 
 def test_the_command_takes_the_last_run(
