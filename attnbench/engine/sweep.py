@@ -183,13 +183,16 @@ def run(
         finally:
             writer.update(environments=runner.environments, seconds=dict(runner.spent))
             speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
-    finished = run_directory.read(path)
-    groups = sweep.plan.without(run_directory.done_keys(finished, retry_failed=False), settings.restarts)
+    finished = FinishedSweep(run=run_directory.read(path), ending=ending, already_measured=already_measured)
+    return _with_rest(finished, sweep.plan, runner)
+
+
+def _with_rest(finished: FinishedSweep, planned: Plan, runner: Runner) -> FinishedSweep:
+    """With what a resume would measure."""
+    groups = planned.without(run_directory.done_keys(finished.run, retry_failed=False), runner.settings.restarts)
     budget_s = smallest_budget_s(groups, runner.forecast, len(resources.available_cores()))
-    return FinishedSweep(
-        run=finished, ending=ending, unmeasured=sum(len(group.arms) for group in groups), smallest_budget_s=budget_s,
-        already_measured=already_measured,
-    )  # fmt: skip
+    unmeasured = sum(len(group.arms) for group in groups)
+    return msgspec.structs.replace(finished, unmeasured=unmeasured, smallest_budget_s=budget_s)
 
 
 def new_directory(sweep: Sweep, now: datetime) -> Path:

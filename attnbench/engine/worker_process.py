@@ -100,18 +100,17 @@ class Worker:
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
         out_read, out_write = os.pipe()
+        command = [python, "-P", "-m", "attnbench.worker", str(down_read), str(up_write)]
         self._process = subprocess.Popen(
-            [python, "-P", "-m", "attnbench.worker", str(down_read), str(up_write)],
-            stdin=subprocess.DEVNULL,
-            stdout=out_write,
-            stderr=out_write,
+            command, stdin=subprocess.DEVNULL,
+            stdout=out_write, stderr=out_write,
             pass_fds=(down_read, up_write),
             env=_environment(arm, len(cpus), self._temporary.name),
             # A relative `file.py:callable` is looked up in the arm's source tree.
             cwd=arm.path[0] if arm and arm.path else None,
             # Ctrl-C of the terminal does not reach workers, and the whole session can be killed.
             start_new_session=True,
-        )
+        )  # fmt: skip
         for descriptor in (down_read, up_write, out_write):
             os.close(descriptor)
         self._log = Log(out_read)
