@@ -18,6 +18,7 @@ from attnbench.errors import RangeError, UsageError
 
 MAX_VALUES = 1_000_000  # in one list
 MAX_INTEGER = 1 << 40  # above any length in tokens
+MAX_PERCENT = 2.0  # more is printed as a factor
 
 _INTEGER = re.compile(r"(\d{1,18})([km]?)")
 _SUFFIX = {"": 1, "k": 1024, "m": 1024**2}
@@ -79,13 +80,28 @@ def short(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Format a share, as 1.20%; None as a dash."""
-    return "-" if value is None else f"{_three_digits(100 * value)}%"
+    """Format a share, as 1.20%, and above 200 % as a factor, as 38x; None as a dash."""
+    if value is None:
+        return "-"
+    return factor(value) if value > MAX_PERCENT else f"{_three_digits(100 * value)}%"
 
 
 def change(value: float | None) -> str:
-    """Format a relative change, as +4.2 %; None as a dash."""
-    return "-" if value is None else f"{100 * value:+.1f} %"
+    """Format a relative change, as +4.2 %, and one of more than 200 % as the ratio, as 38x; None as a dash."""
+    if value is None:
+        return "-"
+    return factor(1 + value) if value > MAX_PERCENT else f"{100 * value:+.1f} %"
+
+
+def margin(value: float | None) -> str:
+    """Format an allowed relative change: as `change` does, without a sign."""
+    return change(value).removeprefix("+")
+
+
+def factor(value: float) -> str:
+    """Format a ratio with two digits: 5.8x, 12x, 0.83x."""
+    decimals = 0 if value >= 9.95 else 1 if value >= 0.995 else 2 if value >= 0.0995 else 3
+    return f"{value:.{decimals}f}x"
 
 
 def parse_seconds(text: str, name: str) -> float:

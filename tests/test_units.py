@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnbench import units
 from attnbench.errors import RangeError, UsageError
 from attnbench.units import (
     MAX_INTEGER,
@@ -76,6 +77,22 @@ def test_rate_takes_decimal_prefixes(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.012, "1.20%"), (0.5, "50.0%"), (1.5, "150%")])
 def test_share_is_printed_in_percent(value: float | None, text: str) -> None:
     assert percent(value) == text
+
+
+def test_a_share_above_two_hundred_percent_is_a_factor() -> None:
+    assert [percent(value) for value in (2.0, 2.01, 37.5)] == ["200%", "2.0x", "38x"]
+
+
+def test_a_change_above_two_hundred_percent_is_the_ratio_of_the_two_values() -> None:
+    assert [units.change(value) for value in (-0.99, 2.0, 2.5, 36.248)] == ["-99.0 %", "+200.0 %", "3.5x", "37x"]
+    assert [units.margin(value) for value in (0.02, 36.248, None)] == ["2.0 %", "37x", "-"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5.2, "5.2"), (1.5e-5, "1.5e-5"), (340.0, "340"), (0.0, "0"), (1.5e9, "1.5e9"), (None, "-")]
+)
+def test_a_number_without_a_unit_has_two_digits(value: float | None, text: str) -> None:
+    assert units.figure(value) == text
 
 
 @given(st.floats(1e-9, 119))

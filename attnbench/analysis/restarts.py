@@ -92,6 +92,16 @@ class Restarts:
         return stats.ratio(pairs) if pairs else None
 
     @property
+    def quotient_outside(self) -> bool:
+        """Whether the times of the reference arm and of this one divide to a value outside the speed-up's interval."""
+        if not self.speedup or not self.time or not self.reference_results:
+            return False
+        reference = Restarts(self.reference_results).time
+        if reference is None:
+            return False
+        return stats.quotient_outside(reference.value, self.time.value, self.speedup.low, self.speedup.high)
+
+    @property
     def _pairs(self) -> list[stats.Pair]:
         """The Samples of the reference arm and of this one by restart; empty unless they share rounds in every one."""
         by_restart = {result.restart: result for result in self.reference_results}

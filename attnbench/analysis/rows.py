@@ -84,6 +84,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     reference: str | None
     interval: str | None
+    quotient_outside: bool | None
     noisy: bool | None
     place: Place | None
     impossible: str | None
@@ -222,6 +223,7 @@ COLUMNS: dict[str, str] = {
     "restarts": "restarts that were measured and are joined in this row",
     "reference": "the arm that the speed-up is relative to",
     "interval": "what the 95 % interval is over: within one restart, or restarts",
+    "quotient_outside": "whether the reference's time over this one lies outside the interval of the paired speed-up",
     "noisy": "whether the median block took over 1.25 times the least",
     "place": "fastest, tied with it, or behind, among the arms of its device; alone if no other shares its rounds",
     "impossible": "why the figures cannot be true; such a row is not ranked",
@@ -257,7 +259,8 @@ def as_frame(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS)) -> pd
     table = pd.DataFrame([row.plain() for row in rows], columns=list(columns))
     for name in METRICS:
         table[name] = pd.to_numeric(table[name])
-    table["noisy"] = table["noisy"].astype("boolean")
+    for name in ("quotient_outside", "noisy"):
+        table[name] = table[name].astype("boolean")
     return table
 
 
@@ -282,6 +285,7 @@ def _row(restarts: Restarts, place: Place | None) -> Row:
         "restarts": restarts.count,
         "reference": restarts.reference if restarts.speedup else None,
         "interval": restarts.time.label if restarts.time else None,
+        "quotient_outside": restarts.quotient_outside if restarts.speedup else None,
         "noisy": restarts.noisy if restarts.times else None,
         "place": place,
         "impossible": impossible(restarts) or None,
@@ -320,13 +324,15 @@ def one_line(text: str) -> str:
 def places(arms: Sequence[Restarts]) -> list[Place | None]:
     """The place of each arm of one device on one problem; None where its time is missing or impossible.
 
-    Arms are ranked among those that share rounds. Of several such sets the largest is ranked, of equal ones the first.
+    Arms are ranked among those that share rounds, by their speed-ups where all have one: these are paired by round.
+    Of several such sets the largest is ranked, of equal ones the first.
     """
     measured = [arm for arm in arms if arm.status is Status.OK and arm.time and not impossible(arm)]
     by_identity = dict.fromkeys(map(id, measured), Place.ALONE)
     ranked = max(_comparable_sets(measured), key=len, default=[])
     if len(ranked) > 1:
-        best = min(ranked, key=_time_s)
+        slowness = dict(zip(map(id, ranked), _slowness(ranked), strict=True))
+        best = min(ranked, key=lambda arm: slowness[id(arm)])
         tied = [arm for arm in ranked if arm is not best and not _separated(best, arm)]
         by_identity |= dict.fromkeys(map(id, ranked), Place.BEHIND) | dict.fromkeys(map(id, tied), Place.TIED)
         by_identity[id(best)] = Place.TIED if tied else Place.FASTEST
@@ -340,9 +346,29 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def leaders(rows: Iterable[Row]) -> list[list[Row]]:
-    """Of each problem the fastest row, or those that are tied, the shortest time first."""
-    first = ([row for row in ranked(group) if row.place is not Place.BEHIND] for group in _by_problem(rows))
-    return [sorted(group, key=lambda row: row.seconds) for group in first if group]
+    """Of each problem the fastest row, or those that are tied, the fastest of them first."""
+    return [tied for group in _by_problem(rows) if (tied := tied_first(group))]
+
+
+def tied_first(rows: Sequence[Row]) -> list[Row]:
+    """Of the rows of one problem the fastest, or those that are tied, the fastest of them first."""
+    return [row for row, _ in relative_times(rows) if row.place is not Place.BEHIND]
+
+
+def relative_times(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+    """The ranked rows of one problem, each with its time over that of the fastest, which comes first.
+
+    By the speed-ups where all have one: these are paired by round, so no drift of the machine is in them.
+    """
+    compared = ranked(rows)
+    if all(row.speedup for row in compared):
+        slowness = [1 / (row.speedup or 1.0) for row in compared]
+    else:
+        slowness = [row.seconds for row in compared]
+    least = min(slowness, default=1.0)
+    return sorted(
+        ((row, value / least) for row, value in zip(compared, slowness, strict=True)), key=lambda pair: pair[1]
+    )
 
 
 def unranked(rows: Iterable[Row]) -> list[str]:
@@ -370,9 +396,14 @@ def _comparable_sets(arms: Sequence[Restarts]) -> list[list[Restarts]]:
     return sets
 
 
-def _time_s(restarts: Restarts) -> float:
-    assert restarts.time
-    return restarts.time.value
+def _slowness(arms: Sequence[Restarts]) -> list[float]:
+    """As `relative_times` ranks."""
+    speedups = [arm.speedup.value for arm in arms if arm.speedup]
+    return (
+        [1 / value for value in speedups]
+        if len(speedups) == len(arms)
+        else [arm.time.value for arm in arms if arm.time]
+    )
 
 
 def _separated(best: Restarts, other: Restarts) -> bool:

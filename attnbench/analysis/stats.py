@@ -188,6 +188,17 @@ def unpaired_ratio(above: Estimate, below: Estimate) -> Estimate | None:
     )
 
 
+def quotient_outside(above: float, below: float, low: float | None, high: float | None, digits: int = 2) -> bool:
+    """Whether above / below lies outside the interval of a paired ratio, both rounded to the digits that are printed.
+
+    That ratio pairs readings of the same rounds; the two values are each over all rounds.
+    """
+    if low is None or high is None or below <= 0:
+        return False
+    quotient, lowest, highest = (float(f"{value:.{digits}g}") for value in (above / below, low, high))
+    return not lowest <= quotient <= highest
+
+
 def local_slopes(x: Sequence[float], y: Sequence[float]) -> list[float]:
     """The exponent between each point and the next, of positive numbers."""
     return [float(slope) for slope in np.diff(np.log(y)) / np.diff(np.log(x))]

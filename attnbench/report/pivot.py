@@ -6,6 +6,7 @@ from string import ascii_lowercase
 
 import msgspec
 
+from attnbench import units
 from attnbench.analysis.rows import AXES, Place, Row, axes
 from attnbench.analysis.stats import Estimate
 from attnbench.attention.problem import Problem
@@ -21,6 +22,14 @@ NUMERIC: dict[str, Callable[[Row], tuple[int, ...]]] = {
 }
 _IN_LABEL = {"seq_q", "seq_kv", "batch", "heads", "kv_heads", "head_dim", "head_dim_v", "mask", "dtype"}
 _DEFAULTS = axes(Problem(seq_q=1))
+
+MARKS = {
+    "*": "fastest",
+    "~": "tied with the fastest: the 95 % intervals do not distinguish them",
+    "^": "its time and the reference's divide to another value: they are of different minutes; the speed-up counts",
+    "!": "noisy: the median block took over 1.25 times the least",
+    "?": "impossible, not ranked",
+}
 
 Words = dict[str, str]  # of one row: each axis as text
 WordsOf = dict[int, Words]  # by the identity of the row
@@ -101,11 +110,8 @@ class Footnotes:
 
 
 def factor(value: float | None) -> str:
-    """A ratio with two digits: 5.8x, 12x, 0.83x."""
-    if value is None:
-        return ""
-    decimals = 0 if value >= 9.95 else 1 if value >= 0.995 else 2 if value >= 0.0995 else 3
-    return f"{value:.{decimals}f}x"
+    """A ratio with two digits, as 5.8x; None as no text."""
+    return "" if value is None else units.factor(value)
 
 
 def interval(estimate: Estimate | None, digits: int, between: str = "..") -> str:
@@ -116,9 +122,29 @@ def interval(estimate: Estimate | None, digits: int, between: str = "..") -> str
 
 
 def mark(row: Row) -> str:
-    """`*` fastest, `~` tied with the fastest, `!` noisy, `?` impossible."""
+    """The keys of MARKS that apply to a row."""
     place = {Place.FASTEST: "*", Place.TIED: "~"}.get(row.place, "") if row.place else ""
-    return place + ("!" if row.noisy else "") + ("?" if row.impossible else "")
+    rest = {"^": row.quotient_outside, "!": row.noisy, "?": row.impossible}
+    return place + "".join(symbol for symbol, applies in rest.items() if applies)
+
+
+def legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The marks of these rows, each with its meaning."""
+    marks = {symbol for row in rows for symbol in mark(row)}
+    reasons = "; ".join(dict.fromkeys(row.impossible for row in rows if row.impossible))
+    return [
+        (symbol, f"{meaning}: {reasons}" if symbol == "?" else meaning)
+        for symbol, meaning in MARKS.items()
+        if symbol in marks
+    ]
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """What a cell holds, and what its interval is over."""
+    reference = references(rows)
+    content = "time of a call" + (f" and speed-up over {reference}, paired by round" if reference else "")
+    intervals = dict.fromkeys(row.interval for row in rows if row.interval)
+    return content + (f"; 95 % intervals are {', '.join(intervals)}" if intervals else "")
 
 
 def references(rows: Sequence[Row]) -> str:

@@ -1,8 +1,8 @@
 """The fastest backend of every shape of a run, and the cost of one fixed choice.
 
-A backend is tied with the fastest if their intervals overlap; among tied backends the table takes the one that is
-fastest most often, so that noise does not change the choice. The regret of a backend is the geometric mean of its time
-over the minimum, over the problems that it can run; a backend that refuses some reports how many.
+Which backends are tied is decided by `rows.places`, as in the tables of a run; among tied backends the table takes the
+one that is fastest most often, so that noise does not change the choice. The regret of a backend is the geometric mean
+of its time over the minimum, over the problems that it can run; a backend that refuses some reports how many.
 """
 
 import math
@@ -13,7 +13,7 @@ import msgspec
 
 from attnbench.analysis.preferences import AxisPreference, preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import AXES, Row, ranked
+from attnbench.analysis.rows import AXES, Place, Row, ranked, relative_times, tied_first
 
 VERSION = 1
 
@@ -27,9 +27,9 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     shape: dict[str, object]  # the fields of the problem that vary over the run
     backend: str
     time_s: float
-    tied: tuple[str, ...]  # backends whose intervals overlap
+    tied: tuple[str, ...]  # other backends that are tied with it
     second: str  # the next slower backend; empty: none
-    gain: float | None  # time of `second` over `time_s`
+    gain: float | None  # time of `second` over that of `backend`, paired by round where they share rounds
 
 
 class Regret(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,18 +72,16 @@ def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> D
             problems.setdefault((row.device, row.mode, row.problem), []).append(row)
     problems = {key: chosen for key, group in problems.items() if (chosen := ranked(group))}
     varied = [name for name in AXES if len({str(row.value(name)) for row in rows}) > 1]
-    wins = Counter(min(group, key=lambda row: row.seconds).arm_name for group in problems.values())
+    wins = Counter(relative_times(group)[0][0].arm_name for group in problems.values())
     choices = tuple(_choice(group, varied, wins) for group in problems.values())
     preferred = tuple(preferences(rows, ceilings))
     return Dispatch(choices=choices, regrets=tuple(_regrets(problems)), preferences=preferred)
 
 
 def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str]) -> Choice:
-    best = min(group, key=lambda row: row.seconds)
-    limit = best.time_high_s or best.seconds
-    tied = [row for row in group if (row.time_low_s or row.seconds) <= limit]
-    taken = max(tied, key=lambda row: (wins[row.arm_name], -row.seconds))
-    slower = sorted((row for row in group if row not in tied), key=lambda row: row.seconds)
+    tied, times = tied_first(group), {id(row): relative for row, relative in relative_times(group)}
+    taken = max(tied, key=lambda row: (wins[row.arm_name], -times[id(row)]))
+    slower = [row for row, _ in relative_times(group) if row.place is Place.BEHIND]
     return Choice(
         problem=taken.problem,
         device=taken.device,
@@ -93,7 +91,7 @@ def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str]) -> 
         time_s=taken.seconds,
         tied=tuple(row.arm_name for row in tied if row is not taken),
         second=slower[0].arm_name if slower else "",
-        gain=slower[0].seconds / taken.seconds if slower else None,
+        gain=times[id(slower[0])] / times[id(taken)] if slower else None,
     )
 
 
@@ -104,9 +102,8 @@ def _regrets(problems: dict[tuple[str, str, str], list[Row]]) -> Iterator[Regret
         if len(group) < 2:
             continue
         compared[device] += 1
-        least = min(row.seconds for row in group)
-        for row in group:
-            over.setdefault((device, row.arm_name), []).append((row.seconds / least, problem))
+        for row, relative in relative_times(group):
+            over.setdefault((device, row.arm_name), []).append((relative, problem))
     for (device, backend), factors in over.items():
         worst, where = max(factors)
         yield Regret(

@@ -11,7 +11,7 @@ from attnbench import units
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import Row, unranked
 from attnbench.records.result import Status
-from attnbench.report.pivot import Column, Footnotes, Pivot, Section, factor, mark, pivot, references, why_briefly
+from attnbench.report.pivot import Column, Footnotes, Pivot, Section, caption, factor, legend, mark, pivot, why_briefly
 from attnbench.report.terminal.text_layout import cell_width, labelled, terminal_width, wrap
 
 if TYPE_CHECKING:
@@ -23,13 +23,6 @@ GAP = 2
 
 T = TypeVar("T")
 Line = list[tuple[str, bool]]  # pieces of text, and whether they are bold
-
-MARKS = {
-    "*": "fastest",
-    "~": "tied with the fastest: the 95 % intervals do not distinguish them",
-    "!": "noisy: the median block took over 1.25 times the least",
-    "?": "impossible, not ranked",
-}
 
 
 class TableCell(NamedTuple):
@@ -86,8 +79,7 @@ def lines(rows: Sequence[Row], width: int) -> Iterator[Line]:
             yield from _headings(layout.axis, part, label_width)
             yield from _body(section, part, label_width)
     yield _plain("")
-    marks = {mark for cell in cells.values() for mark in cell.marks}
-    yield from map(_plain, _legend(rows, marks, width))
+    yield from map(_plain, _legend(rows, width))
     for letter, reason in notes.lines:
         yield from map(_plain, wrap(f"{letter}  {reason}", width, indent=3))
     for names, reasons in layout.absent:
@@ -206,16 +198,11 @@ def _pad(piece: str, width: int) -> str:
     return " " * (width - cell_width(piece)) + piece
 
 
-def _legend(rows: Sequence[Row], marks: set[str], width: int) -> list[str]:
-    reference = references(rows)
-    content = "time of a call" + (f" and speed-up over {reference}" if reference else "")
-    intervals = dict.fromkeys(row.interval for row in rows if row.interval)
-    legend = wrap(content + (f"; 95 % intervals are {', '.join(intervals)}" if intervals else ""), width)
-    for symbol, meaning in MARKS.items():
-        reasons = dict.fromkeys(row.impossible for row in rows if symbol == "?" and row.impossible)
-        if symbol in marks:
-            legend += wrap(f"{symbol}  {meaning}" + (f": {'; '.join(reasons)}" if reasons else ""), width, indent=3)
+def _legend(rows: Sequence[Row], width: int) -> list[str]:
+    lines = wrap(caption(rows), width)
+    for symbol, meaning in legend(rows):
+        lines += wrap(f"{symbol}  {meaning}", width, indent=3)
     if names := unranked(rows):
         verb = "shares" if len(names) == 1 else "share"
-        legend += wrap(f"not ranked: {', '.join(names)} {verb} no rounds with the others", width, indent=3)
-    return legend
+        lines += wrap(f"not ranked: {', '.join(names)} {verb} no rounds with the others", width, indent=3)
+    return lines
