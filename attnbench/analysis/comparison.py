@@ -1,30 +1,38 @@
 """Two stored runs case by case: the ratio of times with its interval, and the cases that only one of them has."""
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
+from attnbench import units
 from attnbench.analysis import stats
 from attnbench.analysis.metrics import METRICS
+from attnbench.analysis.noise_floor import BetweenRuns
 from attnbench.analysis.restarts import Restarts, map_problems
-from attnbench.analysis.rows import TIE_MARGIN, Row, one_line
+from attnbench.analysis.rows import Row, one_line
 from attnbench.analysis.stats import Estimate
 from attnbench.errors import NotComparableError
+from attnbench.machine.resources import BUSY_SHARE
+from attnbench.records import run_directory
 from attnbench.records.result import Status, procedure_differences
 from attnbench.records.run_directory import Run
+
+MIN_RESTARTS = 2  # of both runs: the interval of a single one does not hold what differs between restarts
 
 
 class Change(StrEnum):
     """How a case changed between two runs."""
 
-    FASTER = "faster"
+    FASTER = "faster"  # the interval is beyond the noise floor
     SLOWER = "slower"
-    SAME = "~"  # the interval holds 1, or single restarts are closer than TIE_MARGIN
-    NEW = "new"  # in the later run alone
-    MISSING = "missing"  # in the earlier run alone
+    SAME = "~"  # the interval holds 1 and is within the noise floor
+    UNDECIDED = "undecided"  # anything else that was measured in both runs
+    NEW = "new"  # measured in the later run alone
+    MISSING = "missing"  # measured in the earlier run alone
     BROKEN = "broken"  # was ok, and no longer is
     FIXED = "fixed"  # is ok, and was not
     NOTHING = "-"  # ok in neither
@@ -37,12 +45,17 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     name: str  # the case with its arm and device
     arm: str  # its name and device
+    device: str
     change: Change
     old_s: float | None = None
     new_s: float | None = None
     ratio: Estimate | None = None  # new over old: above 1 is slower
     old_peak: float | None = None  # bytes over inputs and outputs
     new_peak: float | None = None
+    old_noisy: bool = False
+    new_noisy: bool = False
+    floor: float | None = None  # the noise floor of the verdict, a share
+    restarts: int = 0  # of the run that has fewer; 0: not measured in both
     reason: str = ""  # why it is not ok
 
     @property
@@ -59,6 +72,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     cross_machine: bool
     pairs: tuple[Pair, ...]  # failures first, then the largest effects
     geomeans: dict[str, Estimate]  # of the ratios, by arm
+    notes: tuple[str, ...] = ()  # the noise floor, and what disturbed the runs
+    commands: tuple[str, ...] = ()  # that would decide the undecided cases
 
 
 _FIRST = (Change.BROKEN, Change.MISSING, Change.FIXED, Change.NEW)
@@ -74,6 +89,7 @@ class ComparedArm(NamedTuple):
     status: str
     reason: str
     restarts: int
+    noisy: bool
     time: Estimate | None
     peak: float | None
 
@@ -97,7 +113,8 @@ def compare(
     if differences := procedure_differences(old.manifest.procedures, new.manifest.procedures, across_machines=crossed):
         raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")
     before, after = arms or _arms(old, new)
-    pairs = [_pair(before.get(key), after.get(key)) for key in dict.fromkeys((*before, *after))]
+    noise = BetweenRuns(new.manifest.fingerprint)
+    pairs = [_pair(before.get(key), after.get(key), noise) for key in dict.fromkeys((*before, *after))]
     if not any(pair.ratio for pair in pairs) and not set(before) & set(after):
         raise NotComparableError(f"{names} have no case in common")
     ratios: dict[str, list[float]] = {}
@@ -111,6 +128,8 @@ def compare(
         cross_machine=crossed,
         pairs=tuple(order),
         geomeans={arm: mean for arm, values in ratios.items() if (mean := stats.geometric_mean(values))},
+        notes=(*_floors(pairs, noise), *filter(None, map(_busy, (old, new)))),
+        commands=_commands(old, new) if any(pair.change is Change.UNDECIDED for pair in pairs) else (),
     )
 
 
@@ -133,7 +152,8 @@ def _keyed(restarts: Restarts) -> tuple[tuple[str, str], ComparedArm]:
     case_id = case.id
     compared = ComparedArm(
         case_id, case.label, restarts.label, f"{restarts.name}@{arm.device}", restarts.status.value,
-        one_line(restarts.worst.reason), restarts.count, restarts.time, METRICS["peak_bytes"].compute(restarts),
+        one_line(restarts.worst.reason), restarts.count, restarts.noisy, restarts.time,
+        METRICS["peak_bytes"].compute(restarts),
     )  # fmt: skip
     return (case_id, arm.id), compared
 
@@ -145,43 +165,87 @@ def arms_of(rows: Iterable[Row]) -> ArmsByKey:
         time = None if row.time_s is None else Estimate(value=row.time_s, low=row.time_low_s, high=row.time_high_s)
         arm = f"{row.arm_name}@{row.device}"
         arms[row.case_id, row.arm] = ComparedArm(
-            row.case_id, row.label, f"{row.problem} {arm}", arm, row.status, row.reason, row.restarts, time,
-            row.peak_bytes,
+            row.case_id, row.label, f"{row.problem} {arm}", arm, row.status, row.reason, row.restarts,
+            bool(row.noisy), time, row.peak_bytes,
         )  # fmt: skip
     return arms
 
 
-def _pair(old: ComparedArm | None, new: ComparedArm | None) -> Pair:
+def _floors(pairs: Iterable[Pair], noise: BetweenRuns) -> list[str]:
+    """`noise floor 10.0 %: assumed ...`, for each noise floor that was used."""
+    used = {noise.of(pair.device, pair.new_s) for pair in pairs if pair.floor is not None and pair.new_s is not None}
+    return [f"noise floor {units.margin(floor)}: {source}" for floor, source in sorted(used)]
+
+
+def _busy(run: Run) -> str:
+    """That the machine was busy when the run began; empty if it was not."""
+    load, cores = run.manifest.machine.get("load"), run.manifest.machine.get("cores")
+    if not load or not cores or load <= BUSY_SHARE * cores:
+        return ""
+    return f"{run.path.name} began on a busy machine (load {load:.1f} on {cores} cores): measure when it is idle"
+
+
+def _commands(old: Run, new: Run) -> tuple[str, ...]:
+    """The gate of the two commits where both are known, else what measures a run again over six restarts."""
+    before, after = (run.manifest.commit or {} for run in (old, new))
+    suites, options = new.manifest.request.get("suites", ()), run_directory.problem_options(new.manifest)
+    if not before.get("dirty") and before.get("commit") and before["commit"] != after.get("commit"):
+        return (shlex.join(["attnbench", "gate", *suites, *options, "--base-ref", before["commit"][:12]]),)
+    return (shlex.join(["attnbench", "run", *suites, *options, "--restarts", "6", "--budget", "0"]),)
+
+
+def _pair(old: ComparedArm | None, new: ComparedArm | None, noise: BetweenRuns) -> Pair:
     either = new or old
     assert either
+    device = either.arm.rpartition("@")[2]
     ratio = stats.unpaired_ratio(new.time, old.time) if old and new and old.time and new.time else None
+    floor = noise.of(device, new.time.value)[0] if ratio and new and new.time else None
     return Pair(
         case_id=either.case_id,
         label=either.label,
         name=either.name,
         arm=either.arm,
-        change=_change(old, new, ratio),
+        device=device,
+        change=_change(old, new, ratio, floor),
         old_s=old.time.value if old and old.time else None,
         new_s=new.time.value if new and new.time else None,
         ratio=ratio,
         old_peak=old.peak if old else None,
         new_peak=new.peak if new else None,
+        old_noisy=bool(old and old.noisy),
+        new_noisy=bool(new and new.noisy),
+        floor=floor,
+        restarts=min(old.restarts, new.restarts) if old and new else 0,
         reason=next((side.reason for side in (new, old) if side and side.reason), ""),
     )
 
 
-def _change(old: ComparedArm | None, new: ComparedArm | None, ratio: Estimate | None) -> Change:
+def _change(
+    old: ComparedArm | None, new: ComparedArm | None, ratio: Estimate | None, floor: float | None
+) -> Change:  # fmt: skip
     was, now = bool(old and old.status == Status.OK), bool(new and new.status == Status.OK)
-    if old is None or new is None:
-        return Change.NEW if old is None else Change.MISSING
-    if was != now:
-        return Change.FIXED if now else Change.BROKEN
+    if was and now:
+        assert old
+        assert new
+        return _verdict(ratio, floor or 0.0, min(old.restarts, new.restarts))
+    if was:
+        return Change.MISSING if new is None or new.status == Status.SKIPPED else Change.BROKEN
+    if now:
+        return Change.NEW if old is None or old.status == Status.SKIPPED else Change.FIXED
+    return Change.NOTHING
+
+
+def _verdict(ratio: Estimate | None, floor: float, restarts: int) -> Change:
+    """Of a case that is ok in both runs."""
     if ratio is None or ratio.low is None or ratio.high is None:
-        return Change.SAME if was else Change.NOTHING
-    margin = TIE_MARGIN if min(old.restarts, new.restarts) == 1 else 0.0
-    if ratio.low > 1 + margin:
+        return Change.UNDECIDED
+    if 1 / (1 + floor) <= ratio.low <= 1 <= ratio.high <= 1 + floor:
+        return Change.SAME
+    if restarts >= MIN_RESTARTS and ratio.low > 1 + floor:
         return Change.SLOWER
-    return Change.FASTER if ratio.high < 1 / (1 + margin) else Change.SAME
+    if restarts >= MIN_RESTARTS and ratio.high < 1 / (1 + floor):
+        return Change.FASTER
+    return Change.UNDECIDED
 
 
 def rows(comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
@@ -195,6 +259,7 @@ def rows(comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
             "label": pair.label,
             "arm": pair.arm,
             "change": pair.change.value,
+            "noise_floor": pair.floor,
             "old_s": pair.old_s,
             "new_s": pair.new_s,
             "ratio": pair.ratio and pair.ratio.value,

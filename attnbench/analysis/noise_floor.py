@@ -25,6 +25,7 @@ from attnbench.records.result import Record
 QUANTILE = 0.99
 ENOUGH = 20  # A/A runs: with fewer, the largest difference stands for the quantile, and is labelled so
 CLASSES_S = (1e-3, 1e-2, 1e-1)  # upper ends of the classes of duration
+BETWEEN_RUNS = 0.10  # difference between two runs of equal code, where no such runs show it; a share
 
 
 class KernelKind(StrEnum):
@@ -143,6 +144,26 @@ def classes(pairs: Sequence[ControlPair]) -> list[NoiseFloor]:
         bounds = {"shortest_s": shortest, "longest_s": longest}
         floors.append(NoiseFloor(**bounds, effect=math.expm1(value), runs=runs, cases=len(in_class)))
     return floors
+
+
+class BetweenRuns:
+    """The noise floor of two stored runs on one machine: A/A runs where they differ by more than is assumed."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+        self._classes: dict[str, dict[float, NoiseFloor]] = {}  # by device and lower end of the class
+
+    def of(self, device: str, seconds: float) -> tuple[float, str]:
+        """The difference that equal code may show in calls of that duration, as a share, and where it is from."""
+        if device not in self._classes:
+            self._classes[device] = {floor.shortest_s: floor for floor in classes(load(self._fingerprint, device))}
+        floor = self._classes[device].get(class_of(seconds))
+        if floor is None:
+            return BETWEEN_RUNS, "assumed, since no A/A runs of this machine are stored: attnbench calibrate --floor"
+        shown = f"{units.percent(floor.effect)} for calls {class_name(floor.shortest_s)} ({floor.label})"
+        if floor.effect > BETWEEN_RUNS:
+            return floor.effect, f"A/A runs of this machine differ by {shown}"
+        return BETWEEN_RUNS, f"assumed for two runs; within a run A/A controls differ by {shown}"
 
 
 def _by_duration(pairs: Sequence[ControlPair]) -> Iterator[tuple[float, float, list[ControlPair]]]:

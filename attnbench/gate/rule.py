@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from attnbench import units
 from attnbench.analysis.noise_floor import class_of
 from attnbench.gate.significance import Interval, holm, interval, normal_factor, p_above, p_below
 from attnbench.records.result import Outcome, Verdict
@@ -160,13 +161,15 @@ def _outcome(
             return Outcome.INCONCLUSIVE, "in seconds, but not in cycles: the clock changed, not the kernel"
         return confirmation.outcome, ""
     if tolerance < change.low < change.high < margin:
-        accepted, limit = (100 * math.expm1(value) for value in (tolerance, margin))
-        reason = f"slower by more than {accepted:.2g} %, but not beyond what equal arms might show here: {limit:.1f} %"
+        accepted, limit = (units.margin(math.expm1(value)) for value in (tolerance, margin))
+        reason = f"slower by more than {accepted}, but not beyond what equal arms might show here: {limit}"
         return Outcome.INCONCLUSIVE, reason
     if confirmation and len(case.confirm) < MIN_CONFIRM:
-        share = 100 * math.expm1(change.value)
         done = f"{len(case.confirm)} of {MIN_CONFIRM} confirming restarts"
-        return Outcome.INCONCLUSIVE, f"{share:+.1f} % so far, after {done}: a longer --budget would settle it"
+        return (
+            Outcome.INCONCLUSIVE,
+            f"{units.change(math.expm1(change.value))} so far, after {done}: a longer --budget would settle it",
+        )
     if change.high < margin:
         return Outcome.SAME, ""
     return Outcome.INCONCLUSIVE, _what_would_settle(change, margin, len(case.effects))
@@ -177,7 +180,7 @@ def _what_would_settle(change: Interval, margin: float, restarts: int) -> str:
     if not math.isfinite(change.high):
         return "the spread between restarts is not known from one restart: at least 2 are needed"
     if change.value >= margin:
-        return f"{100 * math.expm1(change.value):+.1f} % is above the margin, but not significantly"
+        return f"{units.change(math.expm1(change.value))} is above the margin, but not significantly"
     needed = math.ceil((2.2 * change.sd / (margin - change.value)) ** 2)
     more = max(1, needed - restarts)
     return f"its interval reaches the margin; about {more} more restarts would settle it"
@@ -191,6 +194,6 @@ def too_noisy(controls: Mapping[str, Evidence], margins: Margins) -> str:
     }
     for name, p in holm(p_values).items():
         if p < CONFIRM_ALPHA:
-            change = 100 * math.expm1(interval(controls[name].effects).value)
-            return f"the A/A control of {name} differs by {change:+.1f} %: this machine is too noisy to judge"
+            change = units.change(math.expm1(interval(controls[name].effects).value))
+            return f"the A/A control of {name} differs by {change}: this machine is too noisy to judge"
     return ""

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attnbench import suite
+from attnbench import suite, units
 from attnbench.analysis import readings
+from attnbench.analysis.noise_floor import BETWEEN_RUNS
 from attnbench.analysis.restarts import Restarts, join
 from attnbench.analysis.stats import t_quantile
 from attnbench.errors import NotComparableError, StoreError, UsageError
@@ -26,7 +27,6 @@ from attnbench.records import run_directory
 from attnbench.records.result import Outcome, Verdict, procedure_differences
 from attnbench.records.run_directory import Run
 
-ASSUMED = 0.10  # difference between runs on different days, where no two runs show it
 QUANTILE = 0.99
 
 
@@ -212,9 +212,10 @@ def _between_days(runs: Sequence[Run]) -> tuple[float, str]:
             if _same_code(run, other):
                 apart += [abs(_difference(pair).interval.value) for pair in _pairs(run, other, {}) if _timed(pair)]
     if not apart:
-        return ASSUMED, f"no two runs of one commit show the noise between days, {100 * ASSUMED:.0f} % is assumed"
+        assumed = f"no two runs of one commit show the noise between days, {100 * BETWEEN_RUNS:.0f} % is assumed"
+        return BETWEEN_RUNS, assumed
     value = math.expm1(float(np.quantile(apart, QUANTILE)))
-    return value, f"runs of one commit on different days differ by up to {100 * value:.1f} % ({len(apart)} cases)"
+    return value, f"runs of one commit on different days differ by up to {units.margin(value)} ({len(apart)} cases)"
 
 
 def _same_code(run: Run, other: Run) -> bool:

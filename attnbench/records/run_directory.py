@@ -45,6 +45,15 @@ class Manifest(Record, frozen=True, kw_only=True):
     gate: Facts = {}  # of a gate: its sides, stages and margins, from which the results are judged again
 
 
+def problem_options(manifest: Manifest) -> list[str]:
+    """The options that choose the problems and arms of a run beside its suites, as they are typed."""
+    request = manifest.request
+    options = [part for key, value in request.get("axes", {}).items() for part in ("--set", f"{key}={value}")]
+    for flag, name in (("-b", "backend"), ("--device", "device")):
+        options += [flag, request[name]] if request.get(name) else []
+    return options
+
+
 class Run(msgspec.Struct, kw_only=True):
     """A stored run."""
 

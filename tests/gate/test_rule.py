@@ -273,4 +273,4 @@ def test_a_significant_slowdown_below_the_margin_is_not_the_same():
     (verdict,) = rule.verdicts([one], rule.Margins())
     assert verdict.margin > 0.08
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert "slower by more than 2 %, but not beyond what equal arms might show here" in verdict.reason
+    assert "slower by more than 2.0 %, but not beyond what equal arms might show here" in verdict.reason

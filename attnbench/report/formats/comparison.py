@@ -5,17 +5,28 @@ from collections.abc import Iterator, Sequence
 
 from attnbench import units
 from attnbench.analysis import comparison
-from attnbench.analysis.comparison import Change, Comparison, Pair
+from attnbench.analysis.comparison import MIN_RESTARTS, Change, Comparison, Pair
 from attnbench.report.formats import csv, jsonl
 from attnbench.report.formats.markdown import escape, table
 from attnbench.report.pivot import interval
-from attnbench.report.terminal.text_layout import aligned, wrap
+from attnbench.report.summary import counted
+from attnbench.report.terminal.text_layout import aligned, shared_words, wrap
 
 MEMORY_TOLERANCE = 0.01  # of the peak; a smaller change of memory, or one below a mebibyte, is not mentioned
 MEMORY_TOLERANCE_BYTES = 2**20
 MAX_PAIRS = 1000  # of a table for people
 HEADINGS = ("old", "new", "new / old", "95 %", "")
 CROSSED = " (measured on two machines, so no difference is a regression)"
+MEANINGS = {
+    Change.SAME: "the interval holds 1 and is within the noise floor",
+    Change.NEW: "measured in the later run alone",
+    Change.MISSING: "measured in the earlier run alone",
+    Change.BROKEN: "was ok, and no longer is",
+    Change.FIXED: "is ok, and was not",
+}
+SINGLE = "an interval within one restart does not hold what differs between restarts"
+OPEN = "the interval is neither beyond the noise floor nor around 1 within it"
+NOISY = "noisy: the median block took over 1.25 times the least"
 
 
 def text(comparisons: Sequence[Comparison], format_: str, width: int) -> Iterator[str]:
@@ -35,41 +46,81 @@ def tally(pairs: Comparison) -> str:
     counts = Counter(pair.change for pair in pairs.pairs)
     names = {Change.NOTHING: "ok in neither"}
     parts = [f"{count} {names.get(change, change.value)}" for change, count in counts.most_common()]
-    return f"{len(pairs.pairs)} cases: {', '.join(parts)}."
+    return f"{counted(len(pairs.pairs), 'case')}: {', '.join(parts)}."
 
 
 def _table(pairs: Comparison, width: int) -> Iterator[str]:
     heading = f"{pairs.new} against {pairs.old}" + (CROSSED if pairs.cross_machine else "")
     yield from wrap(heading, width, indent=2)
-    yield ""
     shown = _shown(pairs)
-    head, *lines = aligned("case", HEADINGS, [(pair.name, _cells(pair)) for pair in shown], width)
+    common, labels = shared_words([_label(pair) for pair in shown])
+    yield from wrap(common, width) if common else ()
+    yield ""
+    head, *lines = aligned("case", HEADINGS, list(zip(labels, map(_cells, shown), strict=True)), width)
     yield from head
     for pair, row in zip(shown, lines, strict=True):
         yield from row
         yield from (f"    {piece}" for note in _notes(pair) for piece in wrap(note, width - 4))
     yield ""
-    yield from _footer(pairs)
-    yield tally(pairs)
+    for text in (*_legend(shown), *_footer(pairs), tally(pairs)):
+        yield from wrap(text, width, indent=2)
+    yield from _commands(pairs)
 
 
 def _markdown(pairs: Comparison) -> Iterator[str]:
     yield f"## {escape(pairs.new)} against {escape(pairs.old)}" + (CROSSED if pairs.cross_machine else "")
     yield ""
+    shown = _shown(pairs)
+    common, labels = shared_words([_label(pair) for pair in shown])
+    yield from (f"Common to all: {escape(common)}.", "") if common else ()
     rows = []
-    for pair in _shown(pairs):
+    for label, pair in zip(labels, shown, strict=True):
         *figures, change = _cells(pair)
         notes = "; ".join(_notes(pair))
-        rows.append((pair.name, *figures, change + (f" ({notes})" if notes else "")))
+        rows.append((label, *map(str.strip, figures), change + (f" ({notes})" if notes else "")))
     yield table(("case", *HEADINGS[:4], "change"), rows, (False, True, True, True, True, False))
-    yield from (f"{line}  " for line in _footer(pairs))
+    yield from (f"{escape(line)}  " for line in (*_legend(shown), *_footer(pairs)))
     yield tally(pairs)
+    if pairs.commands:
+        yield from ("", "What would decide:", "", "```sh", *pairs.commands, "```")
     yield ""
+
+
+def _label(pair: Pair) -> str:
+    """The case, its arm and its device as separate words."""
+    return f"{pair.name.removesuffix(f'@{pair.device}')} {pair.device}"
 
 
 def _cells(pair: Pair) -> tuple[str, ...]:
     ratio = f"{pair.ratio.value:.3f}" if pair.ratio else "-"
-    return units.seconds(pair.old_s), units.seconds(pair.new_s), ratio, interval(pair.ratio, 3), pair.change.value
+    times = (
+        f"{units.seconds(time_s)}{'!' if noisy else ' '}"
+        for time_s, noisy in ((pair.old_s, pair.old_noisy), (pair.new_s, pair.new_noisy))
+    )
+    return *times, ratio, interval(pair.ratio, 3), pair.change.value
+
+
+def _legend(shown: Sequence[Pair]) -> Iterator[str]:
+    """What the columns and the marks of a table mean."""
+    if any(pair.ratio for pair in shown):
+        yield "new / old is the ratio of the two times: above 1 is slower"
+    for change, meaning in MEANINGS.items():
+        if any(pair.change is change for pair in shown):
+            yield f"{change.value}  {meaning}"
+    undecided = [pair for pair in shown if pair.change is Change.UNDECIDED]
+    single = any(pair.restarts < MIN_RESTARTS for pair in undecided)
+    several = any(pair.restarts >= MIN_RESTARTS for pair in undecided)
+    if undecided:
+        yield f"undecided  {'; '.join([SINGLE] * single + [OPEN] * several)}"
+    if any(pair.old_noisy or pair.new_noisy for pair in shown):
+        yield f"!  {NOISY}"
+
+
+def _commands(pairs: Comparison) -> Iterator[str]:
+    """Unwrapped, so that they can be copied."""
+    if pairs.commands:
+        yield "what would decide the undecided cases:"
+        yield from (f"  {command}" for command in pairs.commands)
 
 
 def _notes(pair: Pair) -> Iterator[str]:
@@ -86,9 +137,10 @@ def _shown(pairs: Comparison) -> list[Pair]:
 
 
 def _footer(pairs: Comparison) -> Iterator[str]:
-    """What was left out, and the geometric means."""
+    """What was left out, the noise floor, and the geometric means."""
     if len(_shown(pairs)) == MAX_PAIRS:
         yield f"the first {MAX_PAIRS}, largest effects first; --format csv has all {len(pairs.pairs)}"
+    yield from pairs.notes
     for arm, mean in sorted(pairs.geomeans.items()):
         ends = f" ({interval(mean, 3)})" if mean.low is not None and mean.high is not None else ""
-        yield f"{arm}: {mean.value:.3f}x over {mean.count} cases, geometric mean{ends}"
+        yield f"{arm}: {mean.value:.3f}x over {counted(mean.count, 'case')}, geometric mean{ends}"

@@ -4,7 +4,8 @@ from attnbench.gate.judgement import RED, GateVerdicts
 from attnbench.records.result import Verdict
 from attnbench.records.run_directory import Run
 from attnbench.report.formats.markdown import escape
-from attnbench.report.terminal.gate_verdicts import SHOWN, cells, details, sentence
+from attnbench.report.summary import counted
+from attnbench.report.terminal.gate_verdicts import SHOWN, details, legend, marked_cells, sentence
 
 MAX_SUMMARY = 1_000_000  # bytes of a step summary; GitHub's limit is 1 MiB
 MAX_COMMENT = 60_000  # bytes of a comment; GitHub's limit is 65,536 characters
@@ -35,7 +36,9 @@ def markdown(run: Run, judged: GateVerdicts, max_bytes: int = MAX_COMMENT) -> st
     changed, same = lines[: len(loud)], lines[len(loud) :]
     body = [COLUMNS, *changed] if changed else []
     if same:
-        body += ["", f"<details><summary>{len(quiet)} unchanged</summary>", "", COLUMNS, *same, "", "</details>"]
+        cases = counted(len({(verdict.case_id, verdict.device) for verdict in quiet}), "case")
+        title = f"{counted(len(quiet), 'unchanged figure')} of {cases}"
+        body += ["", f"<details><summary>{title}</summary>", "", COLUMNS, *same, "", "</details>"]
     return "\n".join([*head, *body, *tail]) + "\n"
 
 
@@ -44,11 +47,12 @@ def _tail(run: Run, judged: GateVerdicts, max_bytes: int) -> list[str]:
     red_cases = list(details(run, judged.verdicts))
     fits = red_cases and sum(len(line.encode()) + 1 for line in red_cases) < max_bytes / 2
     tail = ["", "~~~~text", *red_cases, "~~~~"] if fits else []
-    tail += ["", f"Margins: {escape(judged.margin_source)}."]
+    tail += ["", *(f"{escape(line)}  " for line in legend(judged.verdicts))]
+    tail += [f"Margins: {escape(judged.margin_source)}."]
     return tail + [escape(note) for note in (*judged.notes, judged.doubt) if note]
 
 
 def _line(verdict: Verdict) -> str:
-    row = [f"{verdict.label}@{verdict.device}", verdict.metric, *cells(verdict)]
+    row = [f"{verdict.label}@{verdict.device}", verdict.metric, *marked_cells(verdict)]
     row[-1] += f": {verdict.reason}" if verdict.reason else ""
     return f"| {' | '.join(map(escape, row))} |"

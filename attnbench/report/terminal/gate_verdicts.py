@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from attnbench import units
+from attnbench.analysis import stats
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import rows_of
 from attnbench.engine.sweep import Request
@@ -16,16 +17,19 @@ from attnbench.gate import evidence, history
 from attnbench.gate import record as gate_record
 from attnbench.gate.judgement import RED, GateVerdicts, cases_of
 from attnbench.gate.rule import Evidence
+from attnbench.records import run_directory
 from attnbench.records.result import Outcome, Verdict
 from attnbench.records.run_directory import Run
-from attnbench.report.summary import repeat_command
-from attnbench.report.terminal.text_layout import aligned, wrap
+from attnbench.report.summary import counted, repeat_command
+from attnbench.report.terminal.text_layout import WIDTH, aligned, shared_words, wrap
 
 HEADINGS = ("base", "head", "change", "95 %", "margin", "")
 SHOWN = (*RED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)  # without --all
 DETAILED = (Outcome.REGRESSED, Outcome.BROKEN)
 MAX_DETAILED = 3
 STRIP = 49  # columns
+MARK = "^"
+MEANING = "head and base divide to another change: they are of all rounds, and the change is paired by round; it counts"
 
 
 def exit_code(judged: GateVerdicts, inconclusive_ok: bool = False) -> Exit:
@@ -50,7 +54,7 @@ def sentence(judged: GateVerdicts) -> str:
     counts = Counter(worst.values())
     parts = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in (*SHOWN, Outcome.SAME) if counts[outcome])
     refused = f"; {judged.refused} that neither side can run" if judged.refused else ""
-    return f"{sum(counts.values())} cases: {parts or 'nothing measured'}{refused}."
+    return f"{counted(sum(counts.values()), 'case')}: {parts or 'nothing measured'}{refused}."
 
 
 def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -> Iterator[str]:
@@ -59,21 +63,28 @@ def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -
     times = [
         verdict for verdict in judged.verdicts if verdict.metric in ("time_s", "status") or verdict.outcome in SHOWN
     ]
-    yield ""
-    yield from _table([verdict for verdict in times if everything or verdict.outcome in SHOWN] or times, width)
+    shown = [verdict for verdict in times if everything or verdict.outcome in SHOWN] or times
+    yield from _table(shown, width)
     yield ""
     for name, (ratio, low, high, count) in sorted(judged.geomeans.items()):
         interval = f", {low:.3f}..{high:.3f}" if count > 1 else ""
-        yield f"{name}: {ratio:.3f}x over {count} cases, geometric mean{interval}"
-    yield from wrap(f"margins: {judged.margin_source}", width, indent=2)
-    for note in (*judged.notes, judged.doubt):
+        yield from wrap(
+            f"{name}: {ratio:.3f}x over {counted(count, 'case')}, geometric mean{interval}", width, indent=2
+        )
+    notes = (*legend(shown), f"margins: {judged.margin_source}", *judged.notes, judged.doubt)
+    for note in notes:
         yield from wrap(note, width, indent=2) if note else ()
-    yield from details(run, judged.verdicts)
-    yield sentence(judged)
+    yield from details(run, judged.verdicts, width)
+    yield from wrap(sentence(judged), width, indent=2)
 
 
 def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
-    rows = [(_label(verdict), cells(verdict)) for verdict in verdicts]
+    common, labels = shared_words([f"{verdict.label} {verdict.device}" for verdict in verdicts])
+    yield from wrap(common, width) if common else ()
+    yield ""
+    rows = [
+        (f"{label}{_metric(verdict)}", marked_cells(verdict)) for label, verdict in zip(labels, verdicts, strict=True)
+    ]
     heading, *lines = aligned("case", HEADINGS, rows, width)
     yield from heading
     for verdict, row in zip(verdicts, lines, strict=True):
@@ -81,9 +92,27 @@ def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
         yield from (f"    {piece}" for piece in (wrap(verdict.reason, width - 4) if verdict.reason else ()))
 
 
-def _label(verdict: Verdict) -> str:
-    metric = "" if verdict.metric in ("time_s", "status") else f" {verdict.metric}"
-    return f"{verdict.label}@{verdict.device}{metric}"
+def _metric(verdict: Verdict) -> str:
+    return "" if verdict.metric in ("time_s", "status") else f" {verdict.metric}"
+
+
+def quotient_outside(verdict: Verdict) -> bool:
+    """Whether the times of head and base divide to a value outside the interval of their paired ratio."""
+    if verdict.metric != "time_s" or not verdict.base or verdict.head is None or verdict.interval is None:
+        return False
+    low, high = verdict.interval
+    return stats.quotient_outside(verdict.head, verdict.base, 1 + low, 1 + high, digits=3)
+
+
+def legend(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the marks of these verdicts mean."""
+    return [f"{MARK}  {MEANING}"] if any(map(quotient_outside, verdicts)) else []
+
+
+def marked_cells(verdict: Verdict) -> tuple[str, ...]:
+    """`cells`, with MARK at a change that contradicts the two times."""
+    base, head, change, *rest = cells(verdict)
+    return base, head, change + MARK if quotient_outside(verdict) else change, *rest
 
 
 def cells(verdict: Verdict) -> tuple[str, ...]:
@@ -91,8 +120,7 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
     show = METRICS[verdict.metric].show if verdict.metric in METRICS else lambda value: "-"
     ends = verdict.interval
     interval = f"{units.change(ends[0])} .. {units.change(ends[1])}" if ends else "-"
-    margin = f"{100 * verdict.margin:.1f} %" if verdict.margin is not None else "-"
-    change = units.change(verdict.change)
+    change, margin = units.change(verdict.change), units.margin(verdict.margin)
     return show(verdict.base), show(verdict.head), change, interval, margin, verdict.outcome.value
 
 
@@ -109,7 +137,7 @@ def annotation(verdict: Verdict) -> str:
     interval = f" ({units.change(ends[0])} .. {units.change(ends[1])})" if ends else ""
     change = ""
     if verdict.change is not None:
-        change = f" {units.change(verdict.change)}{interval}, margin {units.change(verdict.margin)}"
+        change = f" {units.change(verdict.change)}{interval}, margin {units.margin(verdict.margin)}"
     reason = f": {verdict.reason}" if verdict.reason else ""
     return f"{verdict.label}@{verdict.device}: {verdict.metric}{change}: {verdict.outcome.value}{reason}"
 
@@ -142,13 +170,13 @@ def reach(judged: GateVerdicts) -> str:
         return "nothing was measured: the sensitivity of this machine is unknown"
     median = margins[len(margins) // 2]
     return (
-        f"equal arms differed by up to {100 * max(changes):.1f} %; margins from {100 * margins[0]:.1f} to "
-        f"{100 * margins[-1]:.1f} %, median {100 * median:.1f} %. A slowdown of twice its margin is meant to be "
-        f"found in at least 8 of 10 runs (docs/gate.md): here {200 * median:.0f} % in the median case."
+        f"equal arms differed by up to {units.margin(max(changes))}; margins from {units.margin(margins[0])} to "
+        f"{units.margin(margins[-1])}, median {units.margin(median)}. A slowdown of twice its margin is meant to be "
+        f"found in at least 8 of 10 runs (docs/gate.md): here {units.margin(2 * median)} in the median case."
     )
 
 
-def details(run: Run, verdicts: Sequence[Verdict]) -> Iterator[str]:
+def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterator[str]:
     """For each of the worst cases its restarts, and the commands that repeat it, profile both sides, and bisect.
 
     A command is one line of any length, so that it can be copied.
@@ -166,15 +194,15 @@ def details(run: Run, verdicts: Sequence[Verdict]) -> Iterator[str]:
         row, margin = rows.get(key), margins.get(key)
         if row is None:
             continue
-        yield f"{row.label}@{row.device}"
+        yield from wrap(f"{row.label}@{row.device}", width, indent=2)
         if key in evidences and margin is not None:
-            yield from (f"  {line}" for line in strip(evidences[key], margin))
+            yield from (f"  {line}" for line in strip(evidences[key], margin, width - 2))
         yield f"  profile head: {repeat_command(row, 'profile')}"
         if run.manifest.gate:
             yield from (f"  {line}" for line in _with_base(run, row.label, repeat_command(row, "profile")))
 
 
-def strip(case: Evidence, margin: float) -> Iterator[str]:
+def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
     """Draw every restart between the fastest and the slowest.
 
     `o` is a screening restart, `x` a confirming one, a digit is the number of restarts in one column, `#` ten or more;
@@ -182,12 +210,13 @@ def strip(case: Evidence, margin: float) -> Iterator[str]:
     """
     edge = math.log1p(margin)
     low, high = min(0.0, *case.effects), max(edge, *case.effects)
-    width = (high - low) or 1.0
+    ends = [units.change(math.expm1(value)) for value in (low, high)]
+    columns = min(STRIP, width - len(f"restarts: {ends[0]} [] {ends[1]}"))
 
     def column(value: float) -> int:
-        return round((value - low) / width * (STRIP - 1))
+        return round((value - low) / ((high - low) or 1.0) * (columns - 1))
 
-    cells = [" "] * STRIP
+    cells = [" "] * columns
     cells[column(0.0)], cells[column(edge)] = "|", ":"
     marks: dict[int, list[str]] = {}
     for mark, values in (("o", case.screen), ("x", case.confirm)):
@@ -196,9 +225,9 @@ def strip(case: Evidence, margin: float) -> Iterator[str]:
     for place, in_column in marks.items():
         count = len(in_column)
         cells[place] = in_column[0] if count == 1 else str(count) if count < 10 else "#"
-    ends = [units.change(math.expm1(value)) for value in (low, high)]
     yield f"restarts: {ends[0]} [{''.join(cells)}] {ends[1]}"
-    yield f"          | no change, : margin {100 * margin:.1f} %, o screened, x confirmed, digits where several meet"
+    meaning = f"| no change, : margin {units.margin(margin)}, o screened, x confirmed, digits where several meet"
+    yield from (f"{'':10}{line}" for line in wrap(meaning, width - 10))
 
 
 def _with_base(run: Run, label: str, profile: str) -> Iterator[str]:
@@ -218,8 +247,7 @@ def _with_base(run: Run, label: str, profile: str) -> Iterator[str]:
     else:
         yield f"profile base: (cd {shlex.quote(base.name)} && {profile})"
         option = ["--base-path", base.name]
-    options = [part for key, value in request.axes.items() for part in ("--set", f"{key}={value}")]
-    options += [*(("-b", request.backend) if request.backend else ()), "--device", request.device]
+    options = run_directory.problem_options(run.manifest)
     yield f"repeat: {shlex.join(['attnbench', 'gate', *request.suites, *options, *option, '--case', label])}"
     if base.commit and head.commit and base.commit != head.commit and not base.python:
         suites = [part for name in request.suites for part in ("--suite", name)]
