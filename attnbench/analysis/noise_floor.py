@@ -158,12 +158,12 @@ class BetweenRuns:
         if device not in self._classes:
             self._classes[device] = {floor.shortest_s: floor for floor in classes(load(self._fingerprint, device))}
         floor = self._classes[device].get(class_of(seconds))
-        if floor is None:
-            return BETWEEN_RUNS, "assumed, since no A/A runs of this machine are stored: attnbench calibrate --floor"
-        shown = f"{units.percent(floor.effect)} for calls {class_name(floor.shortest_s)} ({floor.label})"
-        if floor.effect > BETWEEN_RUNS:
-            return floor.effect, f"A/A runs of this machine differ by {shown}"
-        return BETWEEN_RUNS, f"assumed for two runs; within a run A/A controls differ by {shown}"
+        if floor and floor.effect > BETWEEN_RUNS:
+            name = class_name(floor.shortest_s)
+            return floor.effect, f"A/A controls of this machine, calls {name} ({floor.label})"
+        if self._classes[device]:
+            return BETWEEN_RUNS, "assumed for two runs; within a run, A/A controls of this machine differ by less"
+        return BETWEEN_RUNS, "assumed, since no A/A runs of this machine are stored: attnbench calibrate --floor"
 
 
 def _by_duration(pairs: Sequence[ControlPair]) -> Iterator[tuple[float, float, list[ControlPair]]]:

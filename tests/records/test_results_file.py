@@ -72,7 +72,7 @@ def test_rows_and_comparisons_are_the_same_too(both: tuple[list[Result], Lines])
         Run(path=Path(name), manifest=manifest, results=results) for name, results in zip("ab", both, strict=True)
     )
     compared = comparison.compare(old, new)
-    assert {pair.change.value for pair in compared.pairs} == {"~", "-"}
+    assert {pair.change.value for pair in compared.pairs} == {"undecided", "-"}
     again = comparison.compare(old, new, arms=(comparison.arms_of(rows), comparison.arms_of(rows)))
     assert [(pair.label, pair.change, pair.old_s) for pair in again.pairs] == [
         (pair.label, pair.change, pair.old_s) for pair in compared.pairs
