@@ -41,8 +41,8 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
 # pytest-xdist end together.
 LONGEST = (
     "workers",
-    "kernels/test_triton_kernels.py",
     "kernels/test_mutations.py",
+    "kernels/test_triton_kernels.py",
     "kernels/test_hopper_simulated.py",
     "backends/test_naive.py",
     "attention/test_mechanisms.py",

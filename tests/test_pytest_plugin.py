@@ -41,6 +41,13 @@ def dead(q, k, v, causal=False, scale=None):
     os._exit(3)
 """
 
+# Enough for changes as large as here; tests/gate/test_paired.py has as many as users get.
+FEW_RESTARTS = """
+from attnbench.gate import paired, rule
+
+rule.SCREEN_RESTARTS, paired.BATCHES = 4, (4,)
+"""
+
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +197,7 @@ def test_pytest_loads_nothing_of_ours_at_its_start() -> None:
 @pytest.mark.workers
 def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
     """Base is what was just measured, with one case four times as fast and one that nobody can run any more."""
+    pytester.makeconftest(FEW_RESTARTS)
     pytester.makefile(".toml", small=SUITE)
     first = run(pytester, "small.toml", "--attnbench-gate", "first", "--attnbench-out", "kept")
     assert first.ret == 4
@@ -226,6 +234,7 @@ def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
 @pytest.mark.slow
 @pytest.mark.workers
 def test_a_commit_judges_each_case_side_by_side(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(FEW_RESTARTS)
     pytester.makefile(".toml", small=SUITE.replace('["naive", "sdpa:flash"]', '"kernel.py:attend"'))
     kernel = pytester.path / "kernel.py"
     kernel.write_text(KERNEL)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 MAX_SEQ = {"heads": "1", "mask": "none", "seq": "64", "dtype": "fp32"}
 
 
-@options.with_options(options.DEVICE, options.BUDGET.but(help="Time limit of the suite: 4m; 0 for no limit."))
+@options.with_options(
+    options.DEVICE, options.ROUNDS, options.BUDGET.but(help="Time limit of the suite: 4m; 0 for no limit.")
+)
 def claims(
     context: typer.Context,
     request: Request,

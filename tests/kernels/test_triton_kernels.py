@@ -12,11 +12,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from attnbench.kernels.tiling import SHARED_BYTES
+
 HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
 QUICK = (("pairs", "cached"), ("memory", "packed", "serving"))  # two processes of nearly the same length
-FILES = ("pairs", "cached", "memory", "packed", "serving", "together", "wide", "attention", "mechanisms")
-ON_ALL_CORES = ("-n", "auto", "--dist", "loadscope")
+SLOW = (("attention",), ("pairs", "cached", "together"), ("memory", "packed", "serving", "wide", "mechanisms"))
+ARCHES = tuple("sm_89" if arch == "sm_86" else arch for arch in SHARED_BYTES)  # as in compiled/grid.py
 
 
 def run_apart(tmp_path: Path, *arguments: object, interpreted: bool) -> str:
@@ -37,14 +39,15 @@ def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path, names: tuple[s
 
 
 @pytest.mark.slow
-def test_every_combination_is_right_in_the_interpreter(tmp_path: Path) -> None:
-    files = [INTERPRETED / f"{name}.py" for name in FILES]
-    assert not run_apart(tmp_path, *files, "-m", "slow", *ON_ALL_CORES, interpreted=True)
+@pytest.mark.parametrize("names", SLOW, ids=lambda names: names[0])
+def test_every_combination_is_right_in_the_interpreter(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [INTERPRETED / f"{name}.py" for name in names]
+    assert not run_apart(tmp_path, *files, "-m", "slow", interpreted=True)
 
 
 def test_every_file_of_the_interpreter_is_run() -> None:
     tested = {path.stem for path in INTERPRETED.glob("*.py") if "\ndef test_" in path.read_text(encoding="utf-8")}
-    assert tested == {*FILES}
+    assert tested == {name for names in SLOW for name in names}
 
 
 def test_the_usual_kernels_compile_for_every_kind_of_gpu(tmp_path: Path) -> None:
@@ -52,5 +55,6 @@ def test_the_usual_kernels_compile_for_every_kind_of_gpu(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_every_configuration_compiles(tmp_path: Path) -> None:
-    assert not run_apart(tmp_path, HERE / "compiled" / "kernels.py", "-m", "slow", *ON_ALL_CORES, interpreted=False)
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_configuration_compiles(tmp_path: Path, arch: str) -> None:
+    assert not run_apart(tmp_path, HERE / "compiled" / "kernels.py", "-m", "slow", "-k", arch, interpreted=False)

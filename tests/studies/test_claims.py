@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from attnbench import cli, suite
 from attnbench.analysis.rows import rows_of
 from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.attention.scores import Score
+from attnbench.engine import sweep
 from attnbench.records.case import Case
 from attnbench.records.result import Result
 from attnbench.studies import claims as study
+from attnbench.studies import max_seq
 from attnbench.studies.claims import Ratio
 from attnbench.studies.scaling import ClaimVerdict
 from tests.samples import result
@@ -166,9 +169,15 @@ def test_the_suite_has_a_case_for_every_claim() -> None:
 
 @pytest.mark.slow
 @pytest.mark.workers
-def test_the_command_on_this_machine(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.invoke(["claims", "--json", "--progress", "none"]) == 0
+    # Shortest blocks; and of the search for the longest sequence the last doublings, without bisection.
+    monkeypatch.setattr(sweep, "Procedure", partial(sweep.Procedure, block_s=1e-4))
+    monkeypatch.setattr(max_seq, "FIRST", 8192)
+    monkeypatch.setattr(max_seq, "STEP_SHARE", 1.0)
+    assert cli.invoke(["claims", "--json", "--progress", "none", "--rounds", "1", "--budget", "0"]) == 0
     ids = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
     assert set(ids) >= {f"C{n}" for n in (*range(1, 15), 16, 17)}
     assert cli.invoke(["claims", "--run", "last"]) == 0

@@ -7,20 +7,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from attnbench import api, suite
 from attnbench.attention import masks
 from attnbench.attention.problem import Dtype, Problem
 from attnbench.attention.terms import Grid
+from attnbench.engine import sweep
+from attnbench.engine.runner import SilentObserver
 from attnbench.errors import UsageError
 from attnbench.records.result import Status
 from attnbench.suite import Cell, Impossible
 
 
 def small(problem: Problem, share: float) -> Problem:
-    (found,) = suite.shrunk([Cell(problem, "fwd")], share)
-    assert isinstance(found, Cell)
-    return found.problem
+    (cell,) = suite.shrunk([Cell(problem, "fwd")], share)
+    assert isinstance(cell, Cell)
+    return cell.problem
 
 
 def test_lengths_batch_and_the_mask_shrink_and_heads_do_not() -> None:
@@ -63,9 +66,9 @@ def test_doubles_are_left_out() -> None:
 
 
 def test_documents_that_vanish_are_impossible_and_say_so() -> None:
-    (found,) = suite.shrunk([Cell(Problem(seq_q=12, mask="document:9-1-1-1"), "fwd")], 0.1)
-    assert isinstance(found, Impossible)
-    assert "shrunk to 0.1" in found.text
+    (cell,) = suite.shrunk([Cell(Problem(seq_q=12, mask="document:9-1-1-1"), "fwd")], 0.1)
+    assert isinstance(cell, Impossible)
+    assert "shrunk to 0.1" in cell.text
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-1", "nan", "half"])
@@ -84,12 +87,14 @@ def test_every_cell_of_every_suite_has_a_small_form(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.workers
 def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
-    """All in one sweep, so that one worker starts; what `naive` refuses, nobody runs."""
-    run = api.run(
-        *suite.shipped(), shrink="0.01", backend="naive", device="cpu:threads=1", rounds="1", budget="0",
-        out=tmp_path / "run",
-    )  # fmt: skip
-    assert run.manifest.suite.endswith("-shrunk-0.01")
-    wrong = [(one.case.label, one.reason) for one in run.results if one.status.failed]
-    assert not wrong
-    assert all(one.status is Status.OK for one in run.results)
+    """All in one sweep, so that one worker starts; what `naive` refuses, nobody runs. Blocks are as short as can be."""
+    request = api.request(
+        *suite.shipped(), shrink="0.003", backend="naive", device="cpu:threads=1", rounds="1", budget="0"
+    )
+    ready = sweep.prepare(request)
+    procedures = {kind: replace(procedure, block_s=1e-4) for kind, procedure in ready.settings.procedures.items()}
+    ready = replace(ready, settings=replace(ready.settings, procedures=procedures))
+    run = sweep.run(ready, SilentObserver(), directory=tmp_path / "run").run
+    assert run.manifest.suite.endswith("-shrunk-0.003")
+    assert len(run.results) > 300
+    assert not [(result.case.label, result.reason) for result in run.results if result.status is not Status.OK]

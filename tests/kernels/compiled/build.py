@@ -89,8 +89,19 @@ def build(call: Call, arch: str) -> Built:
 def _build(call: Call, arch: str) -> Built:
     threads = call.tiling.warps * TARGETS[arch].warp_size
     options = {"num_warps": call.warps or call.tiling.warps, "num_stages": call.tiling.stages}
+    remarks: list[str] = []
+
+    def assemble_here(*arguments: Any) -> tuple[str, str]:
+        if arguments and TARGETS[arch].backend == "cuda":
+            stages = arguments[1]
+            stages["cubin"] = lambda ptx, _: assemble(ptx, arch, remarks)
+        return "", ""
+
     try:
-        compiled = triton.compile(source(call), target=TARGETS[arch], options=options)
+        with triton.knobs.runtime.scope(), triton.knobs.compilation.scope():
+            triton.knobs.runtime.add_stages_inspection_hook = assemble_here
+            triton.knobs.compilation.always_compile = True  # what is in the cache of Triton has no remarks
+            compiled = triton.compile(source(call), target=TARGETS[arch], options=options)
     except Exception as error:  # whatever the compiler says
         return Built(
             shared_bytes=0, registers=0, threads=threads, spilled_bytes=0, serialized=False, products={}, copies=0,
@@ -99,12 +110,11 @@ def _build(call: Call, arch: str) -> Built:
     if TARGETS[arch].backend == "hip":
         assembly = compiled.asm["amdgcn"]
         registers, spilled = (_number(rf"\.{name}: *(\d+)", assembly) for name in ("vgpr_count", "vgpr_spill_count"))
-        remarks, spilled_bytes = "", 4 * spilled
+        spilled_bytes = 4 * spilled
     else:
-        assembly = compiled.asm["ptx"]
-        remarks = assemble(assembly, arch)
+        assembly, text = compiled.asm["ptx"], remarks[0]
         threads = _number(r"\.reqntid (\d+)", assembly)
-        registers, spilled_bytes = _number(r"Used (\d+) registers", remarks), _number(r"(\d+) bytes spill st", remarks)
+        registers, spilled_bytes = _number(r"Used (\d+) registers", text), _number(r"(\d+) bytes spill st", text)
     found = re.findall(PRODUCTS[arch], assembly)
     beside, alone = _exponentials(compiled.asm["cubin"]) if call.kernel.is_gluon() else (0, 0)
     return Built(
@@ -112,7 +122,7 @@ def _build(call: Call, arch: str) -> Built:
         registers=registers,
         threads=threads,
         spilled_bytes=spilled_bytes,
-        serialized="serialized" in remarks,
+        serialized=any("serialized" in text for text in remarks),
         products={name: found.count(name) for name in dict.fromkeys(found)},
         copies=len(re.findall(r"cp\.async\.bulk\.tensor", assembly)),
         beside=beside,
@@ -173,14 +183,16 @@ def _leaves(place: tuple[int, ...], value: Any, kind: Any) -> Iterator[tuple[tup
         yield place, value, kind
 
 
-def assemble(ptx: str, arch: str) -> str:
-    """What ptxas says of it."""
+def assemble(ptx: str, arch: str, remarks: list[str]) -> bytes:
+    """The machine code that ptxas makes; what it says of it is added to `remarks`."""
     number = int(arch.removeprefix("sm_"))
     program = BINARIES / ("ptxas-blackwell" if number >= 100 else "ptxas")
     name = arch + ("a" if number >= 90 else "")
-    command = [program, "-v", "--gpu-name", name, "--output-file", "/dev/null", "/dev/stdin"]
-    done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        command = [program, "-v", "--gpu-name", name, "--output-file", file.name, "/dev/stdin"]
+        done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
+        remarks.append(done.stdout + done.stderr)
+        return Path(file.name).read_bytes()
 
 
 def _number(pattern: str, text: str) -> int:

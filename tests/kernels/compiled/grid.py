@@ -16,6 +16,7 @@ from attnbench.kernels.tables import Kernel, shipped
 from attnbench.kernels.tiling import HOPPER, PASSES, PATHS, SHARED_BYTES, Chip, Path, Tiling, Work, family, tiling
 
 ARCHES = (*(arch for arch in SHARED_BYTES if arch != "sm_86"), "sm_89")  # sm_89 stands for its family, and has fp8
+FORWARD_ARCHES = tuple(arch for arch in ARCHES if arch != "sm_89")  # it has the forward tiles and products of sm_120
 DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 FEATURES = (
     *("rows", "blocks", "booleans", "softcap", "alibi", "bias", "bias_by_distance", "dropout", "window"),
@@ -45,11 +46,12 @@ class Variant(NamedTuple):
 def everything() -> Iterator[Variant]:
     """All of the gate."""
     yield from configurations()
-    for arch in ARCHES:
+    for arch in FORWARD_ARCHES:
         yield from (Variant(_kernel_of(feature), arch, feature=feature) for feature in FEATURES)
+        yield Variant("forward", arch, dtype="fp16")
+    for arch in ARCHES:
         for kernel in ("backward_kv", "backward_q"):
             yield from (Variant(kernel, arch, feature=feature) for feature in ("rows", "dropout", "bias", "softcap"))
-        yield Variant("forward", arch, dtype="fp16")
     for width in (64, 128, 256):
         yield Variant("forward_hopper", HOPPER, width=width, feature="rows")
     for feature in ("window", "odd_width"):
@@ -61,11 +63,20 @@ def everything() -> Iterator[Variant]:
 
 
 def configurations() -> Iterator[Variant]:
-    """All configurations of the tables, as they are taken for self-attention."""
-    for kernel, arch, dtype, width, mask in shipped():
-        both = ("none", "causal") if dtype == "half" else ("causal",)
+    """All configurations of the tables, as they are taken for self-attention, each once.
+
+    Where a configuration serves both, its kernel with a mask holds the loop without one too. Products of fp32 go by no
+    tensor cores, so that one tiling makes one code for all GPUs of NVIDIA, of which the smallest is taken.
+    """
+    chosen: dict[tuple[str, Variant, Tiling], Variant] = {}
+    for kernel, arch, dtype, width, mask in sorted(shipped(), key=lambda row: SHARED_BYTES[row[1]]):
+        both = ("none", "causal") if kernel.endswith("hopper") and dtype == "half" else ("causal",)
         for shown in {"any": both, "none": ("none",), "some": ("causal",)}[mask]:
-            yield Variant(kernel, {"sm_86": "sm_89"}.get(arch, arch), dtype, int(width), shown)
+            variant = Variant(kernel, {"sm_86": "sm_89"}.get(arch, arch), dtype, int(width), shown)
+            maker = arch.partition("_")[0] if dtype == "fp32" else arch
+            tiles = replace(tiling_of(variant), passed_over=())
+            chosen.setdefault((maker, variant._replace(arch=""), tiles), variant)
+    yield from sorted(chosen.values())
 
 
 def _kernel_of(feature: str) -> str:

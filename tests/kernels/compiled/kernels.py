@@ -44,11 +44,6 @@ SPILLS = {
     "forward gfx942 half 128 causal dropout": 568,
     "forward gfx942 half 128 causal odd_width": 364,
     "backward_kv gfx942 half 128 causal rows": 48,
-    "forward sm_89 half 128 causal booleans": 64,
-    "forward sm_89 half 128 causal bias": 124,
-    "forward sm_89 half 128 causal bias_by_distance": 1516,
-    "forward sm_89 half 128 causal odd_width": 56,
-    "forward sm_89 half 128 causal bias_gradient": 96,
     "backward_kv sm_89 half 128 causal dropout": 32,
 }
 # A walk over single booleans defines the accumulators between two products, and ptxas waits for each (C7515).

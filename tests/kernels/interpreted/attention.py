@@ -157,18 +157,6 @@ FEATURES: dict[str, dict[str, Any]] = {
     "dropout": {"scores": {"dropout": 0.3, "seed": 5}},
     "blocks": {"mask": kernels.blocks(torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0]]).bool()[None, None], 16, 16)},
 }
-PAIRS = [(a, b) for a in FEATURES for b in FEATURES if a < b and {a, b} != {"bias", "by distance"}]
-
-
-@pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_features_in_pairs(one: str, other: str) -> None:
-    both = {**FEATURES[one], **FEATURES[other]}
-    both["scores"] = FEATURES[one].get("scores", {}) | FEATURES[other].get("scores", {})
-    left, right = both.get("window", (EVERYTHING, EVERYTHING))
-    visible = band(33, 40, left, 0 if "causal" in both else right)
-    if "mask" in both:
-        visible = visible & spread(torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0]]).bool(), 16)[:33, :40]
-    assert_right(Shape(seq_q=33), visible, through_lse=True, **both)
 
 
 def spread(tiles: Tensor, size: int) -> Tensor:

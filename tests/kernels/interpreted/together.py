@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from attnbench import kernels
-from attnbench.kernels import Kernel
 from tests.kernels.interpreted.attention import FEATURES, spread
 from tests.kernels.interpreted.formula import (  # fmt: skip
     EVERYTHING,
@@ -31,60 +30,7 @@ from tests.kernels.interpreted.formula import (  # fmt: skip
 
 pytestmark = pytest.mark.slow  # `pairs.py` has every pair of features
 SHAPE = Shape(seq_q=33)
-KEY = torch.arange(40)
 BLOCKS = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0]]).bool()
-WEDGE = (KEY - KEY[:33, None] // 2 >= 0) & (KEY - KEY[:33, None] < 5)
-SHOWN = torch.rand(1, 2, 33, 40, generator=torch.Generator().manual_seed(4)) < 0.4
-
-
-def assert_together(options: dict[str, Any], shape: Shape = SHAPE, more: Tensor | None = None, **others: Any) -> None:
-    """`options` as in FEATURES; `more` is what their mask leaves visible, where it is another one than theirs."""
-    left, right = options.get("window", (EVERYTHING, EVERYTHING))
-    visible = band(33, 40, left, 0 if "causal" in options else right)
-    if more is not None:
-        visible = visible & more
-    elif "mask" in options:
-        visible = visible & spread(BLOCKS, 16)[:33, :40]
-    assert_right(shape, visible, through_lse=True, **{**options, **others})
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("name", FEATURES)
-def test_features_in_16_bits(name: str, dtype: torch.dtype) -> None:
-    shape = SHAPE._replace(head_dim=24, head_dim_v=40)
-    options = {**FEATURES[name]}
-    for option in {"bias", "sinks"} & options.keys():
-        options[option] = options[option].to(dtype)
-    assert_together(options, shape, dtype=dtype)
-
-
-MASKS: dict[str, tuple[Any, Tensor]] = {
-    "booleans": (SHOWN, SHOWN),
-    "intervals": (kernels.rows(KEY[None, :33] // 2, KEY[None, :33] + 5, seq_kv=40), WEDGE),
-}
-
-
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", [name for name in FEATURES if name != "blocks"])
-def test_features_with_masks(name: str, mask: str) -> None:
-    given, visible = MASKS[mask]
-    assert_together(FEATURES[name], more=visible, mask=given)
-
-
-@pytest.mark.parametrize("name", [name for name in FEATURES if name != "causal"])
-def test_features_with_a_scale_below_zero(name: str) -> None:
-    scores = {"scale": -0.4} | FEATURES[name].get("scores", {})
-    assert_together({**FEATURES[name], "scores": scores})
-
-
-@pytest.mark.parametrize("name", ["window", "bias", "dropout", "blocks"])
-def test_features_with_heads_in_parts(name: str) -> None:
-    tilings = small_tilings() | {Kernel.BACKWARD_KV: small_tilings(parts=2)[Kernel.BACKWARD_KV]}
-    options = {**FEATURES[name]}
-    if name == "bias":
-        options["bias"] = normal(1, 8, 33, 40)
-    assert_together(options, SHAPE._replace(heads=8, kv_heads=2), tilings=tilings)
-
 
 FEW: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -109,7 +55,11 @@ def test_gradients_behind_a_decoded_forward_pass(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["window", "bias", "sinks", "dropout", "blocks"])
 def test_default_tiles(name: str) -> None:
-    assert_together(FEATURES[name], tilings={})
+    options = FEATURES[name]
+    visible = band(33, 40, *options.get("window", (EVERYTHING, EVERYTHING)))
+    if "mask" in options:
+        visible = visible & spread(BLOCKS, 16)[:33, :40]
+    assert_right(SHAPE, visible, through_lse=True, tilings={}, **options)
 
 
 def test_the_lists_of_rows_are_searched_to_their_end() -> None:
