@@ -39,6 +39,12 @@ def erratic(q, k, v, *, causal, scale):
     return _right(q, k, v, causal, scale)
 
 
+def of_flash_attn(q, k, v, **options):
+    """Expects [batch, seq, heads, head_dim] and flash-attn's names of arguments."""
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return _right(q, k, v, options["causal"], options["scale"]).transpose(1, 2).contiguous()
+
+
 def raises(q, k, v, *, causal, scale):
     raise ValueError("the tile size 48 is not a power of two")
 

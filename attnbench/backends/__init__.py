@@ -80,6 +80,7 @@ class Prepared(msgspec.Struct, kw_only=True):
     # [batch, kv_heads, seq_kv, width] -> k or v as the call takes them.
     stored: Callable[[Tensor], Tensor] | None = None
     weights: tuple[Tensor, ...] = ()  # of projections or layers: their gradients are part of a backward pass
+    hint: str = ""  # what to check where the output is wrong; added to the reason
     late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
 
 
@@ -153,13 +154,14 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
     problem = case.problem
     dtypes = limits.dtypes | set(limits.forward_only)
     if problem.dtype not in dtypes:
-        reasons.append(f"no {problem.dtype} (takes {', '.join(d for d in Dtype if d in dtypes)})")
-    if problem.dtype in limits.forward_only and case.mode.needs_grad:
-        reasons.append(f"no {case.mode} of {problem.dtype} (forward only)")
+        reasons.append(f"{problem.dtype} unsupported (supported: {', '.join(d for d in Dtype if d in dtypes)})")
     if case.mode not in limits.modes:
-        reasons.append(f"no {case.mode}" + (" (forward only)" if limits.modes == {Mode.FWD} else ""))
+        forward_only = limits.modes == {Mode.FWD} and case.mode.needs_grad
+        reasons.append("backward unsupported" if forward_only else f"mode {case.mode} unsupported")
+    elif problem.dtype in limits.forward_only and case.mode.needs_grad:
+        reasons.append(f"backward of {problem.dtype} unsupported")
     if problem.page_size and case.mode.needs_grad:
-        reasons.append(f"no {case.mode} of keys in pages (forward only)")
+        reasons.append("backward of keys in pages unsupported")
     for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():
         if limits.head_dim_most and width > limits.head_dim_most:
             reasons.append(f"{name} {width} is over {limits.head_dim_most}")

@@ -13,7 +13,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +41,7 @@ ADAPTED = {
     "attn_mask": "None", "dropout_p": "0.0", "is_causal": "causal", "scale": "scale", "causal": "causal",
     "softmax_scale": "scale", "window_size": "(-1, -1)",
 }  # fmt: skip
+OF_FLASH_ATTN = frozenset({"softmax_scale", "window_size"})  # parameters that give its signature away
 MAX_SUGGESTIONS = 5  # files of the folder that the error names
 
 
@@ -103,7 +104,8 @@ def load(name: str) -> Backend:
     path, attribute = check(name)
     module = user_files.import_file(path)
     if not hasattr(module, attribute):
-        raise UnknownNameError("callable", attribute, _public(vars(module)), where=str(path))
+        own = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
+        raise UnknownNameError("callable", attribute, _public(own), where=str(path))
     return wrap(getattr(module, attribute), name)
 
 
@@ -116,7 +118,8 @@ def check(name: str) -> tuple[Path, str]:
         raise UsageError(f"--backend {name}: {path.name} cannot be parsed: {error}") from error
     defined = _defined(tree)
     if attribute not in defined and not defined.keys() & {"*", "__getattr__"}:
-        raise UnknownNameError("callable", attribute, _public(defined), where=name.rpartition(":")[0])
+        own = _public(word for word, imported in defined.items() if not imported)
+        raise UnknownNameError("callable", attribute, own, where=name.rpartition(":")[0])
     return path, attribute
 
 
@@ -133,6 +136,9 @@ def _file_of(name: str) -> tuple[Path, str]:
     stem, _, attribute = name.partition(".py:")
     stem = stem.removesuffix(".py")
     path = Path(stem + ".py").expanduser().resolve()
+    if attribute.startswith(":"):  # as pytest separates them
+        one_colon = f"{stem}.py:{attribute.lstrip(':') or _example(path)}"
+        raise UsageError(f"--backend {name}: one colon separates file and callable (try {one_colon})")
     if not attribute:
         raise UsageError(f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:{_example(path)})")
     if not path.is_file():
@@ -215,7 +221,7 @@ def _prepare(function: Callable[..., Output], declared: Declared | None, case: C
             _check_signature(function, error, ())
             raise
 
-    return Prepared(call=call, facts={"kv_heads_repeated": groups > 1})
+    return Prepared(call=call, facts={"kv_heads_repeated": groups > 1}, hint=_layout_hint(function))
 
 
 def _prepare_declared(function: Callable[..., Output], problem: Problem, device: str) -> Prepared:
@@ -239,6 +245,25 @@ def _prepare_declared(function: Callable[..., Output], problem: Problem, device:
     return Prepared(call=call, stored=stored)
 
 
+def _layout_hint(function: Callable[..., Output]) -> str:
+    """For a function that takes any keyword, or those of flash-attn: which layout and arguments it receives."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a function in C
+        return ""
+    if not (_takes_any_keyword(parameters) or OF_FLASH_ATTN & set(parameters)):
+        return ""
+    name = getattr(function, "__name__", "attend")
+    return (
+        f"{name} receives causal and scale, and tensors [batch, heads, seq, head_dim]; if it takes [batch, seq, heads, "
+        f'head_dim], as flash-attn does: @attnbench.backend(layout="bshd") above def adapted(q, k, v, problem)'
+    )
+
+
+def _takes_any_keyword(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
 def _check_signature(function: Callable[..., Output], error: TypeError, declared: Sequence[str]) -> None:
     """After the TypeError of a call: raise UsageError with the way to adapt a function that takes other arguments."""
     try:
@@ -250,6 +275,9 @@ def _check_signature(function: Callable[..., Output], error: TypeError, declared
     else:
         with contextlib.suppress(TypeError):
             signature.bind(*"qkv", *declared, **({} if declared else PLAIN_OPTIONS))
+            passed_on = _takes_any_keyword(signature.parameters) and "unexpected keyword argument" in str(error)
+            if passed_on and not declared:
+                raise UsageError(f"it passes its keywords on: {error}; {_layout_hint(function)}") from error
             return
         names = list(signature.parameters)
         required = [name for name, each in signature.parameters.items() if each.default is each.empty]
@@ -266,7 +294,7 @@ def _advice(name: str, names: Sequence[str], required: Sequence[str], declared: 
     if "problem" in names:
         return f"{shown}: decorate it with @attnbench.backend, which calls fn(q, k, v, problem)"
     rest = [each for each in names[3:] if each in ADAPTED and (each in required or ADAPTED[each] in PLAIN_OPTIONS)]
-    if set(names) & {"softmax_scale", "window_size"}:
+    if OF_FLASH_ATTN & set(names):
         values = {**ADAPTED, "causal": '"causal" in problem.features', "softmax_scale": "problem.scale"}
         arguments = ", ".join(["q, k, v", *(f"{each}={values[each]}" for each in rest)])
         return (
@@ -291,18 +319,21 @@ def _known(kind: str, values: Iterable[str], words: type[Word]) -> frozenset[Wor
     return frozenset(words(value) for value in values)
 
 
-def _defined(tree: ast.Module) -> dict[str, None]:
-    """Names that the top level of a module binds, those inside `if` and `try` too; `*` for a star import."""
-    names: dict[str, None] = {}
+def _defined(tree: ast.Module) -> dict[str, bool]:
+    """Names that the top level of a module binds, those inside `if` and `try` too, and whether each is imported.
+
+    `*` stands for a star import.
+    """
+    names: dict[str, bool] = {}
     pending: list[ast.AST] = list(reversed(tree.body))
     while pending:
         node = pending.pop()
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            names[node.name] = None
+            names[node.name] = False
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update(dict.fromkeys((alias.asname or alias.name.split(".")[0]) for alias in node.names))
+            names.update(dict.fromkeys(((alias.asname or alias.name.split(".")[0]) for alias in node.names), True))
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names[node.id] = None
+            names[node.id] = False
         else:
             pending.extend(reversed(list(ast.iter_child_nodes(node))))
     return names

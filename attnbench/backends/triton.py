@@ -136,9 +136,9 @@ def refuses(case: Case) -> list[str]:
     if not MIN_PAGE <= problem.page_size <= MAX_PAGE:
         reasons.append(f"page_size {problem.page_size} is not {MIN_PAGE} to {MAX_PAGE}")
     if beyond := problem.masking.words - {"causal", "window"}:
-        reasons.append(f"no {', '.join(sorted(beyond))} over pages")
+        reasons.append(f"{', '.join(sorted(beyond))} over pages unsupported")
     if (problem.bias and problem.bias.text != "alibi") or problem.dropout:
-        reasons.append("no bias but ALiBi and no dropout over pages")
+        reasons.append("biases other than ALiBi and dropout over pages unsupported")
     return reasons
 
 

@@ -68,10 +68,15 @@ def _root(
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show version.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more; also after the command.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only; also after the command.")] = False,
     color: Annotated[
-        str, option(help="Colour: auto, always or never.", metavar="WHEN", check=one_of("colour", lambda: COLORS))
+        str,
+        option(
+            help="Colour: auto, always or never; also after the command.",
+            metavar="WHEN",
+            check=one_of("colour", lambda: COLORS),
+        ),
     ] = "auto",
 ) -> None:
     context.obj = GlobalOptions(app=app, verbose=verbose, quiet=quiet, color=color)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from typer._click import Command as ClickCommand
     from typer._click import Context, Parameter
 
+Check = Callable[..., object]  # the callback of an option
 F = TypeVar("F", bound=Callable[..., object])
 
 # The panel of an option, by its name, in every command. Options without an entry stand in the panel "Options".
@@ -31,6 +37,8 @@ PANELS = {
     for name in names.split()
 }
 
+EVERYWHERE = ("verbose", "quiet", "color")  # options that stand before the command or after it
+COLOR = "attnbench.color"  # key of the contexts of one command line
 MIN_GROUPED = 8  # parameters of a command; fewer stand in one panel
 
 
@@ -39,11 +47,21 @@ class DocumentedCommand(TyperCommand):
 
     def get_params(self, ctx: Context) -> list[Parameter]:
         """The parameters; the environment variables of all options are on one page, not beside each option."""
-        return _grouped(super().get_params(ctx))
+        parameters = _grouped(super().get_params(ctx))
+        taken = {flag for parameter in parameters for flag in parameter.opts}
+        return [*parameters, *(option for option in _options_of_root(ctx) if taken.isdisjoint(option.opts))]
 
     def get_help(self, ctx: Context) -> str:
         """The help page; on a terminal Typer draws it."""
-        return super().get_help(ctx) if _drawn() else _plain(self, ctx)
+        if not _drawn():
+            return _plain(self, ctx)
+        with _colored(ctx):
+            return super().get_help(ctx)
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse; `--help` needs the colour before the other options are read."""
+        _note_color(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 class DocumentedGroup(TyperGroup):
@@ -55,10 +73,14 @@ class DocumentedGroup(TyperGroup):
 
     def get_help(self, ctx: Context) -> str:
         """The help page; on a terminal Typer draws it."""
-        return super().get_help(ctx) if _drawn() else _plain(self, ctx, self.visible(ctx))
+        if not _drawn():
+            return _plain(self, ctx, self.visible(ctx))
+        with _colored(ctx):
+            return super().get_help(ctx)
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse; no arguments are `--help`."""
+        _note_color(ctx, args)
         return super().parse_args(ctx, args if args or ctx.resilient_parsing else ["--help"])
 
     def visible(self, ctx: Context) -> Iterator[tuple[str, ClickCommand]]:
@@ -101,6 +123,46 @@ def _grouped(parameters: list[Parameter]) -> list[Parameter]:
         else:
             vars(parameter)["display_type"] = lambda ctx: ""  # otherwise `<list[str]>`
     return parameters
+
+
+def _options_of_root(ctx: Context) -> list[Parameter]:
+    """The options before the command, which every command accepts after its name too; help shows them at the root."""
+    options: list[Parameter] = []
+    root = ctx.find_root()
+    for parameter in root.command.params if root is not ctx else ():
+        if isinstance(parameter, TyperOption) and parameter.name in EVERYWHERE:
+            option = copy.copy(parameter)
+            option.hidden, option.expose_value, option.default = True, False, None
+            option.is_eager, option.allow_from_autoenv = True, False
+            option.callback = partial(_replace_global, parameter.callback)
+            options.append(option)
+    return options
+
+
+def _replace_global(check: Check | None, ctx: Context, option: Parameter, value: object) -> None:
+    if value is not None and option.name:
+        checked = check(ctx, option, value) if check else value
+        ctx.obj = msgspec.structs.replace(ctx.obj, **{option.name: checked})
+
+
+def _note_color(ctx: Context, args: list[str]) -> None:
+    for word, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        if word == "--color" or word.startswith("--color="):
+            ctx.meta[COLOR] = word.partition("=")[2] or following
+
+
+@contextlib.contextmanager
+def _colored(ctx: Context) -> Iterator[None]:
+    """Draw meanwhile without colours and styles where `--color never` says so."""
+    from typer import rich_utils
+
+    before = rich_utils.COLOR_SYSTEM
+    if ctx.meta.get(COLOR, os.environ.get("ATTNBENCH_COLOR")) == "never":
+        rich_utils.COLOR_SYSTEM = None
+    try:
+        yield
+    finally:
+        rich_utils.COLOR_SYSTEM = before
 
 
 def _drawn() -> bool:

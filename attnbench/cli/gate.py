@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attnbench.gate.judgement import GateVerdicts
     from attnbench.gate.paired import GateRun
     from attnbench.gate.trees import Revision
+    from attnbench.records.arm import Arm
     from attnbench.records.run_directory import Run
 
 
@@ -173,6 +174,13 @@ def _side(base: Base) -> AbstractContextManager[Revision]:
     return nullcontext(trees.of_python(base.base_python) if base.base_python else trees.head())
 
 
+def _side_of(arm: Arm) -> str:
+    """`sdpa:flash base`; the A/A control runs base as well."""
+    from attnbench.gate.evidence import BASE, CONTROL, HEAD
+
+    return f"{arm.backend} {({BASE: 'base', HEAD: 'head', CONTROL: 'control'})[arm.copy]}"
+
+
 def _measure(request: Request, case: str, base: Base, out: Path | None, style: str) -> GateRun:
     from datetime import UTC, datetime
 
@@ -186,7 +194,7 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
     )
     total = paired.results_expected(ready) * ready.settings.restarts
     judged_later = running.named_at_once(where, f"attnbench gate {where}")
-    with _side(base) as side, judged_later, running.watched(style, total) as (watcher, watch):
+    with _side(base) as side, judged_later, running.watched(style, total, _side_of) as (watcher, watch):
         return paired.measure(
             ready, side, trees.head(), directory=where, observer=watcher, budget_s=budget_s, watch=watch,
             command=running.command(),

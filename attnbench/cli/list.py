@@ -1,14 +1,19 @@
 """`attnbench list`: what is available and what is missing, from package metadata, without importing backends."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from attnbench.cli import options
 from attnbench.cli.application import Application
+from attnbench.report.terminal.text_layout import terminal_width, wrap
 
 app = Application("List backends, suites, masks, metrics and devices.")
 
 Table = Sequence[Mapping[str, object]]
+Long = Annotated[bool, options.option("--long", help="Print all columns.")]
+NOTHING: Mapping[str, bool] = {}
+INDENT = 4
+MIN_LAST = 24  # columns of the terminal for the last column of a table
 
 
 class Word(Protocol):
@@ -19,8 +24,8 @@ class Word(Protocol):
 
 
 @app.add
-def backends(json: options.Json = False) -> None:
-    """List the backends, and how to install what is missing."""
+def backends(long: Long = False, json: options.Json = False) -> None:
+    """List the backends; with --long also how to install what is missing."""
     from attnbench import backends
     from attnbench.engine import plan
 
@@ -33,15 +38,19 @@ def backends(json: options.Json = False) -> None:
                 "backend": name,
                 "devices": ",".join(sorted(backend.limits)),
                 "installed": "no" if absent else "yes",
-                "summary": backend.summary + (f"; install: {backend.install}" if absent else ""),
+                "summary": backend.summary,
+                "install": backend.install if absent else "",
             }
         )
-    _print(records, json)
+    _print(records, json, below={"install": long})
+    if not (json or long) and any(record["install"] for record in records):
+        for line in wrap("attnbench list backends --long: how to install what is missing", terminal_width()):
+            print(line)
 
 
 @app.add
-def suites(json: options.Json = False) -> None:
-    """List the shipped suites, with their size and source.
+def suites(long: Long = False, json: options.Json = False) -> None:
+    """List the shipped suites and their size; with --long also their source.
 
     A case is a problem on one backend; a suite that names no backends has as many as the command chooses.
     """
@@ -63,7 +72,7 @@ def suites(json: options.Json = False) -> None:
                 "source": loaded.source,
             }
         )
-    _print(records, json)
+    _print(records, json, below={"compared": long, "source": long})
 
 
 @app.add
@@ -101,29 +110,28 @@ def _words(noun: str, kinds: Mapping[str, type[Word]], plain: Mapping[str, str],
         name: {word for limits in backends.load(name).limits.values() for word in limits.features}
         for name in backends.names()
     }
-    records, meanings = [], []
+    records = []
     for word in (*plain, *kinds):
         takers = [name for name, words in features.items() if word in (*plain, "softmax") or word in words]
-        written = word if word in plain else kinds[word].example
         about = plain.get(word) or (kinds[word].__doc__ or "").splitlines()[0]
-        if json:
-            records.append({noun: written, "means": about, "backends": ", ".join(takers)})
-        else:
-            records.append({noun: written, **_share_of_libraries(tuple(features), takers)})
-            meanings.append(f"{written}: {about}")
-    _print(records, json)
-    for meaning in meanings:
-        print(meaning)
+        supported = ", ".join(takers) if json else _libraries(tuple(features), takers)
+        records.append({noun: word if word in plain else kinds[word].example, "means": about, "backends": supported})
+    _print(records, json, below={"means": False})
+    if not json:
+        print()
+        for record in records:
+            for line in wrap(f"{record[noun]}: {record['means']}", terminal_width(), indent=2):
+                print(line)
 
 
-def _share_of_libraries(names: Sequence[str], takers: Sequence[str]) -> dict[str, str]:
-    """By library, how many of its backends are in `takers`: yes, no, or `4 of 5`."""
-    shares = {}
+def _libraries(names: Sequence[str], takers: Sequence[str]) -> str:
+    """The libraries of the backends in `takers`, each with `4 of 5` where only some of its backends are."""
+    shares = []
     for library in dict.fromkeys(name.partition(":")[0] for name in names):
         members = [name for name in names if name.partition(":")[0] == library]
-        count = sum(name in takers for name in members)
-        shares[library] = "yes" if count == len(members) else f"{count} of {len(members)}" if count else "no"
-    return shares
+        if count := sum(name in takers for name in members):
+            shares.append(library if count == len(members) else f"{library} ({count} of {len(members)})")
+    return ", ".join(shares) if set(names) - set(takers) else "all"
 
 
 @app.add
@@ -152,15 +160,32 @@ def devices(json: options.Json = False) -> None:
     _print(records, json)
 
 
-def _print(records: Table, as_json: bool) -> None:
+def _print(records: Table, as_json: bool, below: Mapping[str, bool] = NOTHING) -> None:
+    """Print a table as wide as the terminal: the last column is wrapped, or stands below where too little is left.
+
+    `below`: the keys that are no columns, and whether their values are shown below each line.
+    """
     if as_json:
         import msgspec
 
         for record in records:
             print(msgspec.json.encode(record).decode())
         return
-    names = list(records[0])
-    widths = [max(len(str(record[name])) for record in [*records, {name: name}]) for name in names]
-    for record in [{name: name for name in names}, *records]:
-        padded = (str(record[name]).ljust(width) for name, width in zip(names, widths, strict=True))
-        print("  ".join(padded).rstrip())
+    *names, last = [name for name in records[0] if name not in below]
+    heading = {name: name for name in (*names, last)}
+    widths = [max(len(str(record[name])) for record in [*records, heading]) for name in names]
+    room = terminal_width() - sum(widths) - 2 * len(widths)
+    for record in [heading, *records]:
+        line = "  ".join(str(record[name]).ljust(width) for name, width in zip(names, widths, strict=True))
+        pieces = wrap(str(record[last]), room if room >= MIN_LAST else terminal_width() - INDENT)
+        if room >= MIN_LAST:
+            line, pieces = (
+                f"{line}  {pieces[0]}",
+                [" " * (terminal_width() - room - INDENT) + each for each in pieces[1:]],
+            )
+        for name, shown in below.items():
+            if shown and (text := record.get(name)):
+                pieces += wrap(f"{name}: {text}", terminal_width() - INDENT, indent=2)
+        print(line.rstrip())
+        for piece in pieces:
+            print(" " * INDENT + piece)

@@ -183,7 +183,13 @@ BUDGET = _text(
     "Time limit of the command: 45s or 5m, 0 for no limit; by default that of the suite, or 5m.",
     checks.duration,
 )
-ROUNDS = _text("rounds", "LO..HI", "Minimum and maximum number of rounds.", checks.rounds, "5..30")
+ROUNDS = _text(
+    "rounds",
+    "LO..HI",
+    "Minimum and maximum number of rounds; at the end of the budget 3 suffice, and noisy cases get 30 more.",
+    checks.rounds,
+    "5..30",
+)
 RESTARTS = Option(
     name="restarts",
     older="launches",
@@ -219,7 +225,7 @@ SEED = Option(
     name="seed", help="Random seed for inputs and order.", kind=int, default=0, metavar="N", check=checks.at_least(0)
 )
 INPUTS = _text(
-    "inputs", "NAME", "Distribution of inputs: normal, uniform, outlier, large, sink, zeros or file:x.safetensors.",
+    "inputs", "NAME", "Inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
     checks.inputs, "normal", _input_names,
 )  # fmt: skip
 PROFILE = Option(

@@ -7,17 +7,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from attnbench.records.arm import Arm
     from attnbench.records.result import Result
 
 
-def observer(style: str, total: int) -> Plain | Bar | Silent:
+NameOf = Callable[["Arm"], str]  # the name of an arm beside the others that are measured
+
+
+def observer(style: str, total: int, name_of: NameOf | None = None) -> Plain | Bar | Silent:
     """The progress display of that style; `auto` is a bar on a terminal outside CI."""
     if style == "auto":
         style = "bar" if sys.stderr.isatty() and not os.environ.get("CI") else "lines"
-    return {"bar": Bar, "lines": Plain, "none": Silent}[style](total)
+    return {"bar": Bar, "lines": Plain, "none": Silent}[style](total, name_of)
 
 
 @contextlib.contextmanager
@@ -35,8 +40,9 @@ def steps(first: str) -> Iterator[Callable[[str], None]]:
 class Silent:
     """Print nothing."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, name_of: NameOf | None = None) -> None:
         self.total, self.count = total, 0
+        self.name_of: NameOf = name_of or attrgetter("name")
 
     def __enter__(self) -> Silent:
         return self
@@ -59,14 +65,14 @@ class Plain(Silent):
 
     def result(self, result: Result, remaining_s: float) -> None:
         super().result(result, remaining_s)
-        print(f"[{self.count}/{self.total}] {line(result)}", file=sys.stderr, flush=True)
+        print(f"[{self.count}/{self.total}] {line(result, self.name_of(result.arm))}", file=sys.stderr, flush=True)
 
 
 class Bar(Silent):
     """A bar with the finished cases, the time left, and the current phase."""
 
-    def __init__(self, total: int) -> None:
-        super().__init__(total)
+    def __init__(self, total: int, name_of: NameOf | None = None) -> None:
+        super().__init__(total, name_of)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -102,13 +108,14 @@ class Bar(Silent):
         self._progress.update(self._task, refresh=True, total=self.total, completed=self.count, left=left)
 
 
-def line(result: Result) -> str:
-    """One result as one line."""
+def line(result: Result, arm: str) -> str:
+    """One result as one line, with this name of its arm."""
     from attnbench.analysis.metrics import METRICS
     from attnbench.analysis.restarts import Restarts
+    from attnbench.records.case import problem_label
     from attnbench.units import percent, rate, seconds, size
 
-    name = f"{result.status.value} {result.case.label}" + (f"#{result.arm.copy}" if result.arm.copy > 1 else "")
+    name = f"{result.status.value} {problem_label(result.case.problem, result.case.mode)} {arm}"
     if result.reason:
         return f"{name}: {result.reason}"
     restarts = Restarts([result])

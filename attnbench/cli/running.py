@@ -22,6 +22,7 @@ from attnbench.errors import Exit, UsageError
 from attnbench.gate import paired
 from attnbench.machine import identity
 from attnbench.records import run_directory
+from attnbench.records.arm import Arm, labels
 from attnbench.records.result import Result, Status
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import jsonl
@@ -76,7 +77,7 @@ def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Pa
 def _measure_into(directory: Path, ready: Sweep, how: RunOptions, shared: GlobalOptions) -> int:
     names = sweep.shown_metrics(ready.request)
     total = ready.plan.cases * ready.settings.restarts
-    with watched(shared.progress(how.progress), total) as (watcher, watch):
+    with watched(shared.progress(how.progress), total, names_beside(ready.plan.arms)) as (watcher, watch):
         observer = Streaming(watcher, ready, names) if how.output_format == "jsonl" else watcher
         outcome = sweep.run(
             ready, observer, directory=directory, retry_failed=how.retry_failed, force=how.force,
@@ -127,8 +128,16 @@ def resume_command(directory: Path, how: RunOptions) -> str:
     return shlex.join(["attnbench", "run", "--resume", str(directory), *options])
 
 
+def names_beside(arms: Sequence[Arm]) -> progress.NameOf:
+    """The name of an arm that no other of these has."""
+    names = labels(arms)
+    return lambda arm: names.get(arm.id, arm.name)
+
+
 @contextmanager
-def watched(style: str, total: int) -> Iterator[tuple[progress.Silent, Callable[[Runner], None]]]:
+def watched(
+    style: str, total: int, name_of: progress.NameOf | None = None
+) -> Iterator[tuple[progress.Silent, Callable[[Runner], None]]]:
     """The progress display of that style, and a function to which each runner is passed when it starts.
 
     At the first signal, stop after the current block and keep all results; at the second, stop at once.
@@ -141,7 +150,7 @@ def watched(style: str, total: int) -> Iterator[tuple[progress.Silent, Callable[
         runners[-1].stop_requested = True  # the last is the current stage
         return True
 
-    with progress.observer(style, total) as watcher, stop_signals.asking(ask_to_stop):
+    with progress.observer(style, total, name_of) as watcher, stop_signals.asking(ask_to_stop):
         yield watcher, runners.append
 
 
@@ -160,7 +169,10 @@ def measure(planned: Sweep, style: str, study: str) -> tuple[Run, bool]:
     """Measure and store a sweep for the command of a study: the run, and whether it was interrupted."""
     path = sweep.new_directory(planned, datetime.now(UTC))
     continuing = f"attnbench run --resume {path}, then: attnbench {study} --run {path}"
-    with named_at_once(path, continuing), watched(style, planned.plan.cases) as (watcher, watch):
+    with (
+        named_at_once(path, continuing),
+        watched(style, planned.plan.cases, names_beside(planned.plan.arms)) as (watcher, watch),
+    ):
         outcome = sweep.run(planned, watcher, directory=path, watch=watch, command=command())
     if outcome.ending.interrupted:
         print(f"stopped; continue with: {continuing}", file=sys.stderr)

@@ -27,7 +27,7 @@ def _probe_names() -> tuple[str, ...]:
     options.BUDGET.but(help="Time limit of the command: 45s or 5m; none by default."),
     options.TIMEOUT, options.MEM_LIMIT,
     options.INPUTS.but(
-        help="Distributions of inputs: normal, uniform, outlier, large, sink, zeros or file:x.safetensors.",
+        help="Distributions of inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
         metavar="LIST",
     ),
     options.SEED.but(help="Random seed for inputs."), options.ONLY, options.SKIP,
@@ -82,7 +82,8 @@ def _measure(request: Request, probes: tuple[str, ...], random: str, style: str)
             seconds = parse_seconds(random, "--random")
             return verify_only.soak(request, seconds, watcher, watch, probes, distributions)
     planned = verify_only.prepare(request, probes)
-    with running.watched(style, verify_only.count(planned, distributions)) as (watcher, watch):
+    names = running.names_beside(planned.plan.arms)
+    with running.watched(style, verify_only.count(planned, distributions), names) as (watcher, watch):
         return verify_only.run(planned, watcher, watch, distributions)
 
 
@@ -96,12 +97,12 @@ def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -
         records = (*map(verification.record, verified.results), verification.summary(verified.results, code))
         output.lines(records, (), as_json)
     else:
-        _print(verified, figures)
+        _print(verified, figures, verbose)
     if verbose:
         for text in failures.text(verified.results):
             print(text, file=sys.stderr)
     elif not as_json and any("trace" in result.facts or "log" in result.facts for result in verified.results):
-        print(f"next: {shlex.join(['attnbench', '-v', *sys.argv[1:]])} prints the traces", file=sys.stderr)
+        print(f"next: {shlex.join(['attnbench', *sys.argv[1:], '-v'])} prints the traces", file=sys.stderr)
     if verified.ending.interrupted:
         left = verified.planned - len(verified.results)
         rest = f"{left} of {verified.planned} cases are not verified" if verified.planned else "verified what is shown"
@@ -109,10 +110,11 @@ def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -
     return code
 
 
-def _print(verified: Verification, figures: bool) -> None:
+def _print(verified: Verification, figures: bool, verbose: bool) -> None:
     from attnbench.report.terminal import verification
 
-    for text in (verification.random_problems if verified.drawn else verification.text)(verified.results, figures):
+    shown = verification.random_problems if verified.drawn else verification.text
+    for text in shown(verified.results, figures, verbose):
         print(text)
     for result in verified.results:
         if result.status.failed and (command := verified.again(result)):

@@ -85,6 +85,14 @@ def distinct_names(arms: Iterable[Arm]) -> dict[str, str]:
     }
 
 
+def labels(arms: Iterable[Arm]) -> dict[str, str]:
+    """The distinct name of each arm, by its id; where there are several devices, with the device: `naive@cuda:0`."""
+    arms = list(arms)
+    devices = {arm.id: arm.device for arm in arms}
+    several = len(set(devices.values())) > 1
+    return {arm: f"{name}@{devices[arm]}" if several else name for arm, name in distinct_names(arms).items()}
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

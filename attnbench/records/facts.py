@@ -21,6 +21,9 @@ RANGES: dict[str, tuple[float, float]] = {
         ),
         _ANY,
     ),
+    # of environments: the machine, its software, its clock
+    **dict.fromkeys(("timer_resolution_s", "cudnn", "l2_bytes", "power_limit_w", "mig_mode", "sm_clock_most_hz"), _ANY),
+    **dict.fromkeys(("memory_bytes", "multiprocessors"), _POSITIVE),
     # of compiled kernels
     **dict.fromkeys(("registers", "spilled_registers", "shared_bytes"), _ANY),
     # of timed blocks

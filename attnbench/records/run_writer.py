@@ -91,7 +91,7 @@ class RunWriter:
 
     def update(self, *, environments: Mapping[str, Environment], seconds: Mapping[str, float]) -> None:
         """Add environments of arms, and the seconds by phase, to the manifest."""
-        merged = self.manifest.environments | dict(environments)
+        merged = self.manifest.environments | {arm: _within_ranges(each) for arm, each in environments.items()}
         self.manifest = msgspec.structs.replace(self.manifest, environments=merged, seconds=dict(seconds))
         self._write_manifest()
 
@@ -134,6 +134,14 @@ def _anonymous_result(result: Result, mark: str) -> Result:
     if mark:
         facts["fingerprint"] = mark
     return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts, samples=samples)
+
+
+def _within_ranges(environment: Environment) -> Environment:
+    """The environment without facts outside their range; the fact `absent` says why, as in a result."""
+    facts, dropped = within_ranges(environment.facts)
+    if dropped:
+        facts["absent"] = dropped
+    return msgspec.structs.replace(environment, facts=facts)
 
 
 def _checked(sample: Sample, dropped: dict[str, str]) -> Sample:

@@ -1,5 +1,6 @@
 """Read suite files in TOML, with `extends`; list the shipped suites; apply options to a suite."""
 
+import shlex
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -108,12 +109,17 @@ def shipped_folder() -> Path:
 
 
 def _find(text: str, beside: Path, where: str) -> Path:
-    if "/" not in text and not text.endswith(".toml"):
+    if "/" not in text and not text.endswith((".toml", ".json")):
         if text not in shipped():
             hint = "" if where == "suite" else where
             raise UnknownNameError("suite", text, shipped(), where=hint)
         return shipped_folder() / f"{text}.toml"
     path = beside / Path(text).expanduser()
+    if path.suffix == ".json":
+        raise SuiteError(
+            f"{where}: {text!r} is not a suite, which is a .toml file; to make one of a model's config: "
+            f"attnbench suite from-config {shlex.quote(text)} -o {shlex.quote(path.stem)}.toml"
+        )
     if not path.is_file():
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.toml"))) or "no suite"
         raise SuiteError(

@@ -42,18 +42,22 @@ class OutputChecks:
         self._timed_s = self._judging_s = 0.0  # judging: beyond the first judgement for each sign
 
     def judge(self) -> OutputVerdict:
-        """Compare the outputs of the last call with the reference."""
+        """Compare the outputs of a new call with the reference."""
+        self._count()
+        return self.judge_again()
+
+    def judge_again(self) -> OutputVerdict:
+        """Compare the outputs of a call that was checked before with the reference."""
         verdict = judge_outputs(self._case, self.expected)
         right = self._right[self._case.sign]
         if verdict.ok and len(right) < MAX_KEPT:
             right.append(Fingerprint(self._case.named_outputs()))
-        self._count()
         return verdict
 
     def check_settled(self, pace: Pace) -> None:
         """Check the last call before the rounds."""
         self._timed_s += pace.settle_s
-        if pace.settle_s > 1.5 * pace.call_s:  # more than one call
+        if pace.settle_calls > 1:
             self._in_a_row = 0
         self.check_call("call before the rounds: ")
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import asdict, replace
 
 from attnbench.attention import inputs
@@ -27,6 +28,13 @@ def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Requ
 
     The checks go on after the verification, if that got as far as the procedure's inputs.
     """
+    reply, checks = _verify(case, request)
+    if isinstance(reply, CaseVerified) and not reply.ok and case.prepared.hint:
+        reply = msgspec.structs.replace(reply, reason=f"{reply.reason}; {case.prepared.hint}")
+    return reply, checks
+
+
+def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
     if request.peaked_directory:
         case.fill("peaked")
         peaked = expected_values.load(Path(request.peaked_directory))
@@ -65,7 +73,7 @@ def _verify_further(case: PreparedCase, checks: OutputChecks, judgement: OutputV
 
 def check_after_rounds(checks: OutputChecks) -> CaseVerified:
     """Judge the last timed call, and check further calls; an earlier timed call that was wrong counts as well."""
-    judgement = checks.wrong or checks.judge()
+    judgement = checks.wrong or checks.judge_again()
     if not judgement.ok:
         return _verdict(judgement, "" if checks.wrong else "last timed call: ")
     checks.check_after_rounds()

@@ -74,10 +74,10 @@ def test_the_decode_kernel_over_pages_in_the_interpreter() -> None:
     ("name", "fields", "mode", "hint"),
     [
         ("sdpa:flash", {}, Mode.FWD, "keys in pages unsupported"),
-        ("naive", {}, Mode.FWD_BWD, "no fwd_bwd of keys in pages"),
+        ("naive", {}, Mode.FWD_BWD, "backward of keys in pages unsupported"),
         ("triton", {"seq_q": 30}, Mode.FWD, "decode kernel"),
         ("triton", {"page_size": 8}, Mode.FWD, "page_size 8"),
-        ("triton", {"mask": "padding:0.3"}, Mode.FWD, "no padding over pages"),
+        ("triton", {"mask": "padding:0.3"}, Mode.FWD, "padding over pages unsupported"),
     ],
 )
 def test_unsupported_problems_are_refused(name: str, fields: dict[str, Any], mode: Mode, hint: str) -> None:

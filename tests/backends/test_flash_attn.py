@@ -299,7 +299,7 @@ def test_a_gpu_of_the_wrong_generation_is_refused(name: str, capability: tuple[i
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
-        ("flash-attn:2", {"dtype": "fp32"}, "no fp32 (takes fp16, bf16)"),
+        ("flash-attn:2", {"dtype": "fp32"}, "fp32 unsupported (supported: fp16, bf16)"),
         ("flash-attn:2", {"head_dim": 264}, "head_dim 264 is over 256"),
         ("flash-attn:2", {"mask": "prefix:5"}, "prefix mask unsupported"),
         ("flash-attn:2", {"mask": "padding:0.2"}, "key padding unsupported"),

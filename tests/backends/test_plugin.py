@@ -75,6 +75,21 @@ def test_a_file_without_a_callable_is_answered_with_one_of_its_functions(tmp_pat
         plugin.check(f"none.py{end}")
 
 
+def test_two_colons_are_answered_with_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("kern.py").write_text("def flash(q, k, v): ...\n")
+    for name, wanted in (("kern.py::flash", "kern.py:flash"), ("kern.py::", "kern.py:flash")):
+        with pytest.raises(UsageError, match=rf"--backend {name}: one colon .*\(try {wanted}\)"):
+            plugin.check(name)
+
+
+def test_a_missing_callable_is_answered_with_what_the_file_defines_itself(tmp_path):
+    source = "import math\nfrom functools import partial\ndef flash(q, k, v): ...\nfused = partial(flash)\n"
+    (tmp_path / "kern.py").write_text(source)
+    with pytest.raises(UnknownNameError, match=r"no callable 'nam'; there are flash, fused$"):
+        plugin.check(f"{tmp_path}/kern.py:nam")
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package in the working directory; its name is new in each test, because Python imports a name once."""
@@ -158,8 +173,8 @@ def test_a_decorator_declares_what_objections_then_say():
     assert made.layout is Layout.BSHD
     case = Case(problem=Problem(seq_q=8, head_dim=128, mask="causal"), backend="x", mode=Mode.BWD)
     assert made.objections(case, "cpu") == [
-        "no fp32 (takes fp16)",
-        "no bwd (forward only)",
+        "fp32 unsupported (supported: fp16)",
+        "backward unsupported",
         "head_dim 128 is over 64",
         "head_dim_v 128 is over 64",
         "bottom-right causal mask unsupported",
@@ -243,6 +258,25 @@ def test_a_foreign_signature_is_named_with_an_adapter_that_works(style, tmp_path
     (tmp_path / "adapted.py").write_text(source + rebound + adapter + "\n")
     out = attended(f"{tmp_path}/adapted.py:adapted")
     torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+
+
+def test_a_kernel_that_takes_any_keyword_is_told_what_it_receives(tmp_path):
+    (tmp_path / "any.py").write_text(
+        "def strict(q, k, v, softmax_scale=None, causal=False): return q\n"
+        "def passes(q, k, v, **options): return strict(q, k, v, **options)\n"
+        "def plain(q, k, v, *, causal, scale): return q\n"
+    )
+    problem = Problem(seq_q=16)
+    prepared = {}
+    for name in ("passes", "plain"):
+        backend = f"{tmp_path}/any.py:{name}"
+        prepared[name] = backends.load(backend).prepare(Case(problem=problem, backend=backend), "cpu")
+    assert "passes receives causal and scale, and tensors [batch, heads, seq, head_dim]" in prepared["passes"].hint
+    assert prepared["plain"].hint == ""
+    with pytest.raises(
+        UsageError, match=r"passes its keywords on: strict.* unexpected keyword argument 'scale'; passes"
+    ):
+        prepared["passes"].call(*oracle.drawn(problem)[0])
 
 
 @pytest.mark.parametrize(

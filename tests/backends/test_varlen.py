@@ -83,7 +83,7 @@ def test_older_torch_says_what_it_lacks() -> None:
 @pytest.mark.parametrize(
     ("fields", "hint"),
     [
-        ({"dtype": "fp32"}, "no fp32"),
+        ({"dtype": "fp32"}, "fp32 unsupported"),
         ({"head_dim": 20}, "multiple of 8"),
         ({"mask": "padding:0.3"}, "key padding unsupported"),
     ],

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from attnbench import cli
-from attnbench.cli import application, config
+from attnbench.cli import application, config, options
 from attnbench.cli.help import ENVIRONMENT
 
 PACKAGE = Path(cli.__file__).parents[1]
@@ -94,6 +94,37 @@ def test_terminal_gets_drawn_panels(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     ]  # fmt: skip
     assert "[default: 5..30]" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["--color", "never", "run", "--help"], ["run", "--help", "--color=never"]])
+def test_color_never_reaches_drawn_help(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(application, "_drawn", lambda: True)
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert cli.invoke(["run", "--help"]) == 0
+    assert "\x1b[" in capsys.readouterr().out
+    assert cli.invoke(arguments) == 0
+    assert "\x1b[" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_options_before_the_command_stand_after_it_too(path: str) -> None:
+    flags = [flag for item in EVERY[path].command.get_params(EVERY[path]) for flag in item.opts]
+    assert len(flags) == len(set(flags))
+    if not isinstance(EVERY[path].command, TyperGroup):
+        assert {"-v", "--verbose", "-q", "--quiet", "--color"} <= set(flags)  # `plot` has a --color of its own
+
+
+def test_options_after_the_command_replace_those_before_it() -> None:
+    root = typer.main.get_command(cli.app)
+    before = options.GlobalOptions(app=cli.app, quiet=True)
+    parent = typer.Context(root, info_name="attnbench", obj=before)
+    command = EVERY["attnbench list devices"].command
+    context = command.make_context("devices", ["-v", "--color", "never"], parent=parent)
+    assert context.obj == options.GlobalOptions(app=cli.app, quiet=True, verbose=True, color="never")
+    assert "verbose" not in context.params
 
 
 @pytest.mark.parametrize("arguments", [[], ["suite"], ["list"], ["baseline"]], ids=" ".join)

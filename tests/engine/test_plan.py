@@ -109,7 +109,7 @@ def test_arms_that_do_not_fit_together_are_in_separate_groups():
     [
         ("sdpa:cudnn", Status.UNAVAILABLE, "runs on cuda, not on cpu"),
         ("triton", Status.UNAVAILABLE, "interpreted"),
-        ("flex", Status.UNSUPPORTED, "no bwd"),
+        ("flex", Status.UNSUPPORTED, "backward unsupported"),
     ],
 )
 def test_a_refusal_has_its_status_and_reason(name, status, words):

@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch")
 from attnbench.machine.device.cpu import CpuInstrument, busy_threads, timer_resolution_s  # noqa: E402
 
 PROCEDURE = Procedure()
-ONCE = Pace(calls=1, readings=1, call_s=1e-3, settled=True, settle_s=0.0)
+ONCE = Pace(calls=1, readings=1, call_s=1e-3, settled=True, settle_s=0.0, settle_calls=1)
 SHAPES = [  # batch, heads, kv_heads, seq_q, seq_kv, head_dim
     (1, 2, 2, 64, 64, 32),
     (2, 3, 3, 16, 48, 8),
@@ -86,7 +86,7 @@ def test_threads_are_those_of_the_device(cpu: CpuInstrument) -> None:
 
 
 def test_a_reading_is_the_mean_time_of_its_calls(cpu: CpuInstrument) -> None:
-    pace = Pace(calls=5, readings=3, call_s=2e-3, settled=True, settle_s=0.0)
+    pace = Pace(calls=5, readings=3, call_s=2e-3, settled=True, settle_s=0.0, settle_calls=1)
     reading = cpu.block(lambda: time.sleep(0.002), pace, PROCEDURE)
     assert (len(reading.values), reading.calls) == (3, 5)
     assert min(reading.values) >= 0.002

@@ -13,7 +13,8 @@ import pytest
 from attnbench.analysis.rows import rows_of
 from attnbench.records import facts
 from attnbench.records.facts import RANGES, FactRangeError, within_ranges
-from attnbench.records.run_directory import VERSION, Manifest
+from attnbench.records.result import Environment
+from attnbench.records.run_directory import VERSION, Manifest, read
 from attnbench.records.run_writer import RunWriter
 from tests.samples import result
 
@@ -44,6 +45,20 @@ def test_outside_of_tests_the_fact_is_left_out_and_the_result_is_kept(
     assert "block_sparsity is missing: -12700.0 was reported" in str(rows_of([stored])[0].notes)
 
 
+def test_facts_of_an_environment_have_ranges_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(
+        device="CPU", facts={"threads": 0, "isa": "AVX2", "timer_resolution_s": 4e-8, "mkl": True}
+    )
+    with RunWriter(tmp_path / "run", MANIFEST) as writer:
+        with pytest.raises(FactRangeError, match="threads"):
+            writer.update(environments={"arm": environment}, seconds={})
+        monkeypatch.setattr(facts, "STRICT", False)
+        writer.update(environments={"arm": environment}, seconds={})
+    stored = read(tmp_path / "run").manifest.environments["arm"].facts
+    assert set(stored) == {"isa", "timer_resolution_s", "mkl", "absent"}
+    assert "threads is missing: 0 was reported" in stored["absent"]["threads"]
+
+
 @pytest.mark.parametrize("name", RANGES)
 def test_the_ends_of_a_range_are_kept_and_what_is_below_is_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "STRICT", False)
@@ -70,5 +85,8 @@ def test_every_number_among_stored_facts_has_a_range() -> None:
             for sample in held.get("samples", {}).values():
                 for block in sample.get("blocks", ()):
                     names |= set(numbers(block.get("facts", {})))
-    assert names
+    for path in STORED.rglob("run.json"):
+        for environment in json.loads(path.read_text(encoding="utf-8")).get("environments", {}).values():
+            names |= set(numbers(environment.get("facts", {})))
+    assert "timer_resolution_s" in names
     assert {name.removesuffix("_before") for name in names} <= set(RANGES)

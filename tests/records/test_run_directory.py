@@ -219,7 +219,7 @@ def test_refused_writer_leaves_the_directory_free(run: Path) -> None:
     ("status", "why", "settled", "settled_on_retry"),
     [
         (Status.OK, "", True, True),
-        (Status.UNSUPPORTED, "no bwd", True, True),
+        (Status.UNSUPPORTED, "backward unsupported", True, True),
         (Status.UNAVAILABLE, "not installed", True, True),
         (Status.SKIPPED, Cause.MEMORY, True, True),
         (Status.SKIPPED, Cause.NO_REFERENCE, True, True),

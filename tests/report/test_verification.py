@@ -78,13 +78,48 @@ def test_failures_come_first_with_what_they_have_in_common() -> None:
     assert lines.index("sdpa:flash on cpu:threads=1") > 5
 
 
-def test_refusals_of_one_reason_are_one_line() -> None:
-    refused = [ended(seq, Status.UNSUPPORTED, "no sinks") for seq in range(16, 16 + 58)]
-    skipped = [ended(8, Status.SKIPPED, "budget")]
-    lines = list(verification.text([*refused, *skipped, verified(64)]))
-    assert "58 unsupported: no sinks" in lines
-    assert sum(line.startswith("1 skipped: b1 h8 q8 ") for line in lines) == 1
-    assert len(lines) < 10
+def test_the_verdict_is_followed_by_few_reasons_of_refusals() -> None:
+    refused = [ended(seq, Status.UNSUPPORTED, "sinks unsupported") for seq in range(16, 16 + 58)]
+    lines = list(verification.text([*refused, ended(8, Status.SKIPPED, "budget"), verified(64)]))
+    assert lines[-5:] == [
+        "",
+        "the verified case is right",
+        "not verified: 58 unsupported, 1 skipped",
+        "  58 sinks unsupported (naive)",
+        "  1 skipped: budget (naive)",
+    ]
+
+
+def test_many_reasons_are_one_line_unless_asked_for_and_each_stands_once() -> None:
+    backends = [f"ring:{count}" for count in range(40)]
+    joined = ["backward unsupported", "backward unsupported; sinks unsupported", "alibi unsupported; t5 unsupported"]
+    refused = [ended(64, Status.UNSUPPORTED, reason, name) for name in backends for reason in joined]
+    lines = list(verification.text([*refused, verified(64)]))
+    assert lines[-2:] == ["the verified case is right", "not verified: 120 unsupported; -v lists the 4 reasons"]
+    listed = "\n".join(verification.text([*refused, verified(64)], reasons=True))
+    assert [listed.count(f"  {text} (ring:0") for text in ("80 backward unsupported", "40 sinks unsupported")] == [1, 1]
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "40 t5 unsupported" in "\n".join(verification.text(refused)), "where nothing was verified, all are listed"
+
+
+def test_two_arms_of_a_backend_have_names_of_their_own() -> None:
+    plain, other = verified(64), verified(64)
+    other = msgspec.structs.replace(other, arm=msgspec.structs.replace(other.arm, python="/other/python"))
+    lines = list(verification.text([plain, other]))
+    assert "naive on cpu:threads=1" in lines
+    assert "naive@/other/python on cpu:threads=1" in lines
+
+
+@pytest.mark.parametrize(
+    ("statuses", "verdict"),
+    [
+        ([Status.OK] * 3, "all 3 verified cases are right"),
+        ([Status.INCORRECT, Status.OK, Status.OOM, Status.INCORRECT], "3 of 4 cases failed: 2 incorrect, 1 oom"),
+        ([], "no case was verified"),
+    ],
+)
+def test_the_verdict_counts_what_failed(statuses: list[Status], verdict: str) -> None:
+    assert verification.verdict([ended(64, status, "") for status in statuses]) == verdict
 
 
 def test_reasons_hold_no_control_characters() -> None:

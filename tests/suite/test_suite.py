@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -361,3 +362,9 @@ def test_schema_describes_every_key() -> None:
     definitions = suite.schema()["$defs"]
     assert tuple(definitions["ProblemTable"]["properties"]) == written_table().__struct_fields__
     assert tuple(definitions["SuiteFile"]["properties"]) == written_suite().__struct_fields__
+
+
+@pytest.mark.parametrize("name", ["config.json", "models/my model/config.json"])
+def test_a_config_of_a_model_is_answered_with_the_command_that_makes_a_suite_of_it(name: str) -> None:
+    with pytest.raises(SuiteError, match=f"attnbench suite from-config {shlex.quote(name)} -o config.toml"):
+        suite.load(name)

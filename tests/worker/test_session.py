@@ -157,11 +157,24 @@ def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(phase: int, tmp_pa
     driver = Driver("wrong_in_eighth", tmp_path)
     misbehaving._calls = itertools.count(phase)
     reply = driver.verify(brief=True)
-    if reply.ok:
-        reply = driver.time()
+    checks = driver.session._checks
+    if reply.ok and checks:
+        for request in (protocol.SettleCase(), *[protocol.TimeBlock()] * 5):
+            driver.session.answer(request)
+        checks._timed_s = 1e-12  # no time for more than the fewest calls, as on a busy machine
+        reply = driver.checked(protocol.CheckOutput())
     assert not reply.ok
     assert "error" in reply.reason
     assert reply.errors["out"]["max_abs"]
+
+
+def test_a_call_that_is_judged_again_counts_once(tmp_path: Path) -> None:
+    driver = Driver("right", tmp_path)
+    driver.verify(brief=True)
+    checks = driver.session._checks
+    assert checks
+    assert checks.judge_again().ok
+    assert checks.calls == 1
 
 
 def test_a_kernel_that_is_wrong_in_one_call_of_eight_at_random_is_found(tmp_path: Path) -> None:

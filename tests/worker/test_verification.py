@@ -33,6 +33,7 @@ WRONG = {
     "last_output": (SQUARE, Mode.FWD, "out: "),
     "view_of_input": (SQUARE, Mode.FWD, ""),
     "changes_inputs": (SQUARE, Mode.FWD, "was changed"),
+    "of_flash_attn": (SQUARE, Mode.FWD, "; of_flash_attn receives causal and scale, and tensors [batch, heads, seq"),
     "top_left": (UNEQUAL, Mode.FWD, "out: "),
     "wrong_lse": (msgspec.structs.replace(SQUARE, returns="lse"), Mode.FWD, "lse: off by"),
     "wrong_gradient": (msgspec.structs.replace(SQUARE, dtype="bf16"), Mode.BWD, "dq: "),
@@ -93,4 +94,7 @@ def test_a_right_output_passes_its_verification(case: tuple[Problem, Mode], verd
 def test_a_mode_and_a_dtype_that_are_not_declared_are_unsupported(verdict: Verify) -> None:
     reply = verdict("wrong_gradient_refused", msgspec.structs.replace(SQUARE, dtype="bf16"), Mode.BWD)
     assert isinstance(reply, protocol.RequestFailed)
-    assert (reply.status, reply.reason) == (Status.UNSUPPORTED, "no bf16 (takes fp32); no bwd (forward only)")
+    assert (reply.status, reply.reason) == (
+        Status.UNSUPPORTED,
+        "bf16 unsupported (supported: fp32); backward unsupported",
+    )

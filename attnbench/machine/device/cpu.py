@@ -92,15 +92,19 @@ class CpuInstrument:
     def settle(self, call: Call, procedure: Procedure) -> Pace:
         started = time.monotonic()
         with collector_off():
-            blocks = [_timed(call, 1)]
+            blocks, made = [_timed(call, 1)], 1
             settled = blocks[0] >= LONG_CALL_S
             while not settled and len(blocks) <= MAX_SETTLE_BLOCKS and time.monotonic() - started < MAX_SETTLE_S:
                 calls, readings = block_shape(blocks[-1], self.resolution_s, procedure.block_s)
                 blocks.append(statistics.median(_timed(call, calls) for _ in range(readings)))
+                made += calls * readings
                 settled = _steady(blocks, procedure.block_s)
         call_s = statistics.median(blocks[-SETTLE_WINDOW:])
         calls, readings = block_shape(call_s, self.resolution_s, procedure.block_s)
-        return Pace(calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=time.monotonic() - started)
+        settle_s = time.monotonic() - started
+        return Pace(
+            calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=settle_s, settle_calls=made
+        )
 
     def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:
         with collector_off():

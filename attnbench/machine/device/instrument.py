@@ -29,6 +29,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     call_s: float  # of one call, while settling
     settled: bool  # whether the time became steady within the time limit
     settle_s: float
+    settle_calls: int
 
 
 class BlockReading(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from attnbench import units
 from attnbench.analysis import common_axes, stats
 from attnbench.analysis.rows import one_line
 from attnbench.attention.problem import Mode, Problem
+from attnbench.records.arm import distinct_names, labels
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
 from attnbench.report.pivot import interval
@@ -17,6 +18,7 @@ from attnbench.report.terminal.text_layout import WIDTH, labelled, wrap
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
 REFUSED = (Status.UNSUPPORTED, Status.UNAVAILABLE, Status.SKIPPED)
+MAX_REASONS = 3  # of refusals that are listed unasked
 MIN_LENGTHS = 3  # from which an exponent is fitted
 FIGURES = (("max_abs", "plain_max"), ("mean_abs", "plain_mean"), ("rms", "plain_rms"))  # with the reference's
 PROBES = {
@@ -29,38 +31,83 @@ PROBES = {
     "quantisation": "quantisation: relative change of out with k and v kept in fewer bits, and their bytes",
 }
 
+NO_NAMES: Mapping[str, str] = {}
 Figures = Mapping[str, Any]  # of one probe on one case: docs/formats.md
 Cases = Sequence[tuple[str, Figures]]  # each with the label of its case
 
 
-def text(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
+def text(results: Sequence[Result], figures: bool = False, reasons: bool = False) -> Iterator[str]:
     """For each arm its cases: the largest error of out, and of each output the error as a share of its bound.
 
-    Failures come first, with what they have in common; refusals for one reason are one line. `figures` adds the
-    largest, mean and rms error of every output, each also over that of the same-dtype reference.
+    Failures come first, with what they have in common; the verdict and the refusals come last. `figures` adds the
+    largest, mean and rms error of every output, each also over that of the same-dtype reference; `reasons` lists the
+    reasons of refusals, however many there are.
     """
-    for cases in _by_arm(results):
-        if len(cases) > 1 and len({(case.status, case.reason) for case in cases}) == 1 and cases[0].reason:
-            yield from wrap(f"{arm_name(cases[0])}: {_refusal(cases)}", WIDTH, indent=2)
-            yield ""
-            continue
-        yield from _cases(cases)
+    tried = [result for result in results if result.status not in REFUSED]
+    yield from _tables(tried, figures)
+    yield verdict(tried)
+    yield from _refusals([result for result in results if result.status in REFUSED], reasons or not tried)
+
+
+def _tables(tried: Sequence[Result], figures: bool = False) -> Iterator[str]:
+    names = distinct_names(result.arm for result in tried)
+    for cases in _by_arm(tried):
+        yield from _table(cases, arm_name(cases[0], names))
+        if shared := common_axes.sentence(cases):
+            yield from wrap(shared, WIDTH)
         yield ""
         yield from error_figures(cases) if figures else ()
         yield from growth(cases)
         yield from probe_tables(cases)
-    yield "error: the largest of out; percentages: largest errors as a share of their bound"
-    yield tally(results)
-
-
-def random_problems(results: Sequence[Result], figures: bool = False) -> Iterator[str]:
-    """For many problems drawn at random: what failed, then counts for each arm and its case nearest to the bound."""
-    failed = [result for result in results if result.status.failed]
-    if failed and not figures:
-        yield from text(failed)
+    if tried:
+        yield "error: the largest of out; percentages: largest errors as a share of their bound"
         yield ""
+
+
+def verdict(tried: Sequence[Result]) -> str:
+    """`all 150 verified cases are right`, or how many failed."""
+    counts = Counter(result.status for result in tried)
+    total, right = len(tried), counts[Status.OK]
+    if not total:
+        return "no case was verified"
+    if right == total:
+        return "the verified case is right" if total == 1 else f"all {total} verified cases are right"
+    failures = ", ".join(f"{count} {status.value}" for status, count in counts.most_common() if status != Status.OK)
+    return f"{total - right} of {total} {'case' if total == 1 else 'cases'} failed: {failures}"
+
+
+def _refusals(refused: Sequence[Result], listed: bool) -> Iterator[str]:
+    """How many cases were not verified, and why: a line for each reason, with its backends."""
+    if not refused:
+        return
+    by_reason: dict[str, list[Result]] = {}
+    for result in refused:
+        # The objections of a backend are joined; each of them counts by itself.
+        joined = result.reason if result.status is not Status.SKIPPED else f"skipped: {result.reason}"
+        for reason in joined.split("; ") if result.status is Status.UNSUPPORTED else [joined]:
+            by_reason.setdefault(one_line(reason), []).append(result)
+    names = labels(result.arm for result in refused)
+    counts = Counter(result.status.value for result in refused)
+    total = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    if len(by_reason) > MAX_REASONS and not listed:
+        yield from wrap(f"not verified: {total}; -v lists the {len(by_reason)} reasons", WIDTH, indent=2)
+        return
+    yield f"not verified: {total}"
+    for reason, cases in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        backends = ", ".join(dict.fromkeys(names[result.arm.id] for result in cases))
+        yield from (f"  {line}" for line in wrap(f"{len(cases)} {reason} ({backends})", WIDTH - 2, indent=2))
+
+
+def random_problems(results: Sequence[Result], figures: bool = False, reasons: bool = False) -> Iterator[str]:
+    """For many problems drawn at random: what failed, then counts for each arm and its case nearest to the bound.
+
+    `figures` and `reasons` are those of `text`.
+    """
+    if not figures:
+        yield from _tables([result for result in results if result.status.failed])
+    names = distinct_names(result.arm for result in results)
     for cases in _by_arm(results):
-        yield from wrap(f"{arm_name(cases[0])}: {tally(cases)}", WIDTH, indent=2)
+        yield from wrap(f"{arm_name(cases[0], names)}: {tally(cases)}", WIDTH, indent=2)
         if shared := common_axes.sentence(cases):
             yield from (f"  {line}" for line in wrap(shared, WIDTH - 2, indent=2))
         shares = [(_largest_share(case), case) for case in cases if case.status is Status.OK]
@@ -70,7 +117,7 @@ def random_problems(results: Sequence[Result], figures: bool = False) -> Iterato
             yield from (f"  {piece}" for piece in wrap(line, WIDTH - 2, indent=2))
         yield ""
     if figures:
-        yield from text(results, figures)
+        yield from text(results, figures, reasons)
     else:
         yield tally(results)
 
@@ -85,7 +132,7 @@ def record(result: Result) -> dict[str, object]:
     """One line of `verify --json`."""
     case, arm, facts = result.case, result.arm, result.facts
     record: dict[str, object] = {"type": "verify", "case_id": case.id, "label": case.label}
-    record |= {"arm": arm.name, "backend": arm.backend, "device": arm.device, "mode": case.mode.value}
+    record |= {"arm": arm.id, "backend": arm.backend, "device": arm.device, "mode": case.mode.value}
     record |= {"status": result.status.value, "reason": result.reason, "verified_share": facts.get("verified_share")}
     record |= {"inputs": result.procedure.inputs}
     record |= {"errors": facts.get("errors", {}), "probes": facts.get("probes", {})}
@@ -203,42 +250,19 @@ def _by_arm(results: Sequence[Result]) -> list[list[Result]]:
     return list(arms.values())
 
 
-def arm_name(result: Result) -> str:
-    """The arm with its device and its environment variables."""
-    env = "".join(f" {key}={value}" for key, value in result.arm.env)
-    return f"{result.arm.name} on {result.arm.device}{env}"
+def arm_name(result: Result, names: Mapping[str, str] = NO_NAMES) -> str:
+    """The arm with its device and its environment variables, which may be part of its name in `names`."""
+    name = names.get(result.arm.id, result.arm.name)
+    env = "".join(f" {key}={value}" for key, value in result.arm.env if f"{key}={value}" not in name)
+    return f"{name} on {result.arm.device}{env}"
 
 
-def _cases(results: Sequence[Result]) -> Iterator[str]:
-    """The table of an arm's cases, then a line for each reason of a refusal."""
-    refusals: dict[tuple[Status, str], list[Result]] = {}
-    for result in results:
-        if result.status in REFUSED:
-            refusals.setdefault((result.status, result.reason), []).append(result)
-    tried = [result for result in results if result.status not in REFUSED]
-    if tried:
-        yield from _table(tried)
-        if shared := common_axes.sentence(tried):
-            yield from wrap(shared, WIDTH)
-    else:
-        yield arm_name(results[0])
-    for refused in refusals.values():
-        yield from wrap(_refusal(refused), WIDTH, indent=2)
-
-
-def _refusal(results: Sequence[Result]) -> str:
-    """`58 unsupported: no sinks`; of a single case also the case."""
-    first = results[0]
-    case = f"{label(first)}: " if len(results) == 1 else ""
-    return f"{len(results)} {first.status.value}: {case}{one_line(first.reason)}"
-
-
-def _table(results: Sequence[Result]) -> Iterator[str]:
+def _table(results: Sequence[Result], heading: str) -> Iterator[str]:
     outputs = [name for name in OUTPUTS if any(name in result.facts.get("errors", {}) for result in results)]
     notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
     labels = [label(result) for result in results]
     width = min(max(map(len, labels)), WIDTH - 18 - 6 * len(outputs))
-    yield arm_name(results[0])
+    yield heading
     yield "case".ljust(width) + "    error" + "".join(name.rjust(6) for name in outputs)
     for result, name in zip(results, labels, strict=True):
         error, *shares, verdict = _cells(result, outputs, notes)
