@@ -25,7 +25,7 @@ class Word(Protocol):
 
 @app.add
 def backends(long: Long = False, json: options.Json = False) -> None:
-    """List the backends; with --long also how to install what is missing."""
+    """List the backends; --long shows how to install them."""
     from attnbench import backends
     from attnbench.engine import plan
 
@@ -50,7 +50,7 @@ def backends(long: Long = False, json: options.Json = False) -> None:
 
 @app.add
 def suites(long: Long = False, json: options.Json = False) -> None:
-    """List the shipped suites and their size; with --long also their source.
+    """List the shipped suites; --long shows their sources.
 
     A case is a problem on one backend; a suite that names no backends has as many as the command chooses.
     """

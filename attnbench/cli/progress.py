@@ -61,11 +61,32 @@ class Silent:
 
 
 class Plain(Silent):
-    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s 5.2 MiB`."""
+    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s 5.2 MiB`.
+
+    The refusals of the plan are one line: tables show their reasons.
+    """
+
+    _refused = 0  # without a line yet
+
+    def __exit__(self, *_: object) -> None:
+        self._print_refused()
 
     def result(self, result: Result, remaining_s: float) -> None:
+        if not result.group:  # of the plan
+            super().result(result, remaining_s)
+            self._refused += 1
+            return
+        self._print_refused()
         super().result(result, remaining_s)
-        print(f"[{self.count}/{self.total}] {line(result, self.name_of(result.arm))}", file=sys.stderr, flush=True)
+        self._print(line(result, self.name_of(result.arm)))
+
+    def _print_refused(self) -> None:
+        if self._refused:
+            self._print("1 case refused" if self._refused == 1 else f"{self._refused} cases refused")
+        self._refused = 0
+
+    def _print(self, text: str) -> None:
+        print(f"[{self.count}/{self.total}] {text}", file=sys.stderr, flush=True)
 
 
 class Bar(Silent):

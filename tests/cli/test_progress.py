@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import pytest
 from msgspec.structs import replace
 
 from attnbench.cli import progress, running
 from attnbench.cli.gate import _side_of
 from attnbench.records.arm import Arm
-from attnbench.records.result import Result
+from attnbench.records.result import Result, Status
 from tests.samples import result
 
 
@@ -47,3 +49,11 @@ def test_a_line_of_a_gate_names_the_side(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split(" 1.00 ms")[0].rpartition("fwd ")[2] for line in shown] == [
         "naive base", "naive head", "naive control",
     ]  # fmt: skip
+
+
+def test_refusals_of_the_plan_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = result(reason="sinks unsupported", status=Status.UNSUPPORTED, group="")
+    measured, failed = result([1e-3]), result(reason="skipped later", status=Status.SKIPPED)
+    shown = lines([refused, refused, measured, failed], attrgetter("name"), capsys)
+    assert [each.partition(" b1")[0] for each in shown] == ["[2/4] 2 cases refused", "[3/4] ok", "[4/4] skipped"]
+    assert lines([refused], Arm.name.fget, capsys) == ["[1/1] 1 case refused"]  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def test_what_is_right_is_shown_with_its_errors_and_not_stored(
     assert invoke([*SMALL, "-b", "naive,sdpa:flash", "--mode", "fwd,bwd"]) == 0
     assert not (tmp_path / "results").exists()
     shown = capsys.readouterr().out
-    assert "4 cases: 4 ok." in shown
+    assert "all 4 verified cases are right" in shown
     assert "naive on cpu" in shown
     row = next(line for line in shown.splitlines() if line.endswith("ok") and " bwd " in line)
     assert row.count("%") == 4  # out, dq, dk, dv
@@ -81,7 +81,8 @@ def test_a_hang_ends_at_its_timeout(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_a_backend_cannot_do_is_told_and_nothing_verified_is_6(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke([*SMALL, "-b", "naive", "--dtype", "tf32"]) == 6
-    assert "1 unsupported: b1 h2 q32" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no case was verified\nnot verified: 1 unsupported\n  1 tf32 unsupported (supported: fp32" in out
 
 
 def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +125,7 @@ def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.Captu
     assert "--set returns=out" in again
     assert again.endswith("--inputs uniform")
     assert invoke([*shlex.split(again)[2:], "--progress", "none"]) == 5
-    assert "1 cases: 1 incorrect" in capsys.readouterr().out
+    assert "1 of 1 case failed: 1 incorrect" in capsys.readouterr().out
 
 
 def test_a_random_time_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
