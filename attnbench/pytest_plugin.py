@@ -224,7 +224,7 @@ class Session:
         out = self.config.option.attnbench_out
         root = Path(out) if out else temporary.mktemp("attnbench")
         where = run_directory.new_directory(root, f"pytest-{ready.name}", ready.devices[0].text, datetime.now(UTC))
-        with trees.of_ref(self.base_ref) if self.base_ref else nullcontext() as base:
+        with trees.of_ref(self.base_ref, "--attnbench-base-ref") if self.base_ref else nullcontext() as base:
             watcher = Watcher(self.config, ready)
             if base:
                 ended = paired.measure(ready, base, trees.head(), directory=where, observer=watcher)

@@ -69,8 +69,8 @@ def _judge(ready: Sweep, good: str, commit: str, budget_s: float, quiet: bool) -
     from attnbench.gate import paired, trees
 
     with (
-        tempfile.TemporaryDirectory(prefix="attnbench-") as folder, trees.of_ref(good) as base,
-        trees.of_ref(commit) as head, progress.observer("none", 0) as watcher,
+        tempfile.TemporaryDirectory(prefix="attnbench-") as folder, trees.of_ref(good, "GOOD") as base,
+        trees.of_ref(commit, "BAD") as head, progress.observer("none", 0) as watcher,
     ):  # fmt: skip
         ended = paired.measure(
             ready, base, head, directory=Path(folder) / "run", observer=watcher, budget_s=budget_s,

@@ -114,12 +114,18 @@ def _larger_budget(ready: Sweep, outcome: FinishedSweep, how: RunOptions) -> str
     needed_s, budget_s = outcome.smallest_budget_s, ready.settings.budget_s
     if not outcome.unmeasured or budget_s is None or needed_s <= budget_s:
         return ""
-    budget = f"{math.ceil(needed_s)}s"
+    note, options = larger_budget(budget_s, needed_s)
     again = command() if how.no_save else shlex.split(resume_command(outcome.run.path, how))
-    larger = shlex.join([*again, "--budget", budget])
-    note = f"the budget of {seconds(budget_s)} is too short for each case that is left; try --budget {budget}"
+    larger = shlex.join([*again, *options])
     print(f"{note}: {larger}" if how.no_save else note, file=sys.stderr)
     return larger
+
+
+def larger_budget(budget_s: float, needed_s: float) -> tuple[str, list[str]]:
+    """What to say of a budget that is too short for every case, and the options of one that is not."""
+    options = ["--budget", f"{math.ceil(needed_s)}s"]
+    note = f"the budget of {seconds(budget_s)} is too short for each case that is left; try {' '.join(options)}"
+    return note, options
 
 
 def resume_command(directory: Path, how: RunOptions) -> str:

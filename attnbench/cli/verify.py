@@ -12,7 +12,7 @@ from attnbench.cli import checks, options
 from attnbench.cli.options import option
 
 if TYPE_CHECKING:
-    from attnbench.engine.sweep import Request
+    from attnbench.engine.sweep import Request, Sweep
     from attnbench.engine.verify_only import Verification
 
 
@@ -84,7 +84,25 @@ def _measure(request: Request, probes: tuple[str, ...], random: str, style: str)
     planned = verify_only.prepare(request, probes)
     names = running.names_beside(planned.plan.arms)
     with running.watched(style, verify_only.count(planned, distributions), names) as (watcher, watch):
-        return verify_only.run(planned, watcher, watch, distributions)
+        verified = verify_only.run(planned, watcher, watch, distributions)
+    _suggest_budget(planned, verified)
+    return verified
+
+
+def _suggest_budget(planned: Sweep, verified: Verification) -> None:
+    """Where the budget ended before the first case: name one within which a case is verified."""
+    from attnbench.cli import running
+    from attnbench.engine.forecast import Forecast, smallest_budget_s
+    from attnbench.machine import resources
+    from attnbench.records.result import Cause
+
+    groups, budget_s = planned.plan.groups, planned.settings.budget_s
+    unreached = [result for result in verified.results if result.cause is Cause.BUDGET]
+    if budget_s is None or not groups or len(unreached) < verified.planned - len(planned.plan.refusals):
+        return
+    needed_s = smallest_budget_s(groups, Forecast(planned.settings.speeds), len(resources.available_cores()))
+    note, options = running.larger_budget(budget_s, max(needed_s, 2 * budget_s))
+    print(f"{note}: {shlex.join([*running.command(), *options])}", file=sys.stderr)
 
 
 def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -> int:

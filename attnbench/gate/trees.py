@@ -44,22 +44,22 @@ def head() -> Revision:
 
 
 @contextlib.contextmanager
-def of_ref(ref: str) -> Iterator[Revision]:
-    """A commit, branch or tag, unpacked into a temporary folder.
+def of_ref(ref: str, where: str = "--base-ref") -> Iterator[Revision]:
+    """A commit, branch or tag, unpacked into a temporary folder; `where` names the option.
 
-    Raises UsageError for an unknown name, and outside a git repository.
+    Raises UsageError for an unknown name or a commit without files, and outside a git repository.
     """
     root, prefix = _repository()
     if not root:
-        raise UsageError(f"--base-ref {ref}: {_objection()}; or give --base-path DIR, which needs no git")
-    commit = commit_of(ref, "--base-ref")
+        raise UsageError(f"{where} {ref}: {_objection()}; or give --base-path DIR, which needs no git")
+    commit = commit_of(ref, where)
     _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
         with FileLock(folder / LOCK, timeout=0):  # while this process lives: a later gate removes unlocked folders
             tree = folder / "tree"
             tree.mkdir()
-            _unpack(root, commit, tree, f"--base-ref {ref}")
+            _unpack(root, commit, tree, f"{where} {ref}")
             (tree / prefix).mkdir(parents=True, exist_ok=True)  # the folder may have been created after the commit
             yield Revision(name=f"{ref} ({commit[:12]})", path=_import_path(tree, prefix), commit=commit)
     finally:

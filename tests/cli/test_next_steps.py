@@ -139,8 +139,11 @@ def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(
     following = f"attnbench run --resume {tmp_path / 'run'} --budget {match[1]}s"
     assert f"next: {following}\n" in stored_run.stdout
     assert attnbench_command(*following.split()[1:], "--dry-run").returncode == 0
-    unsaved = attnbench_command(*options, "--no-save").stderr
-    assert re.search(r"try --budget \d+s: attnbench .*--budget \d+s\n", unsaved)
+    for arguments in ((*options, "--no-save"), ("verify", *options[1:])):
+        printed = attnbench_command(*arguments).stderr
+        assert re.search(
+            r"the budget of 10\.0 ms is too short .* try --budget \d+s: attnbench .*--budget \d+s\n", printed
+        )
 
 
 def test_a_gate_with_a_failed_case_leads_to_its_trace(tmp_path: Path, attnbench_command: Command) -> None:
