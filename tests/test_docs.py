@@ -26,6 +26,12 @@ RUNS = [
 SHORT_S = 60
 
 
+@pytest.mark.parametrize("name", [name.replace("_", "-") for names in cli.COMMANDS.values() for name in names])
+def test_every_command_is_in_the_table_of_the_readme(name: str) -> None:
+    table = "".join(line for line in README.splitlines() if line.startswith("| `attnbench "))
+    assert re.search(rf"`(attnbench )?{name}[ `]", table)
+
+
 @pytest.fixture
 def with_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with the kernel of the README."""
