@@ -203,7 +203,7 @@ _TABLE: tuple[tuple[str, str, Better, str, Compute], ...] = (
     ("flops", "FLOP", None, "work of a call, from the exact number of visible pairs", _count(cost.flops)),
     ("flops_half_causal", "FLOP", None, "dense work, halved for causal masks", _count(cost.flops_half_causal)),
     ("flops_dense", "FLOP", None, "work if every pair were visible", _count(cost.flops_dense)),
-    ("bytes", "B", None, "compulsory traffic: inputs read and outputs written once", _count(cost.traffic_bytes)),
+    ("bytes", "B", None, "traffic that is needed: inputs read once, outputs written once", _count(cost.traffic_bytes)),
     ("intensity", "FLOP/B", None, "exact work over compulsory traffic", _intensity),
     ("flop_per_s", "FLOP/s", "higher", "exact work over time", _rate(cost.flops)),
     (

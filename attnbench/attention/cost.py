@@ -50,10 +50,12 @@ def input_bytes(problem: Problem) -> int:
 
 def kv_bytes(problem: Problem) -> int:
     """Bytes of k and v in the cache: for int8 and fp8 1 a number, and 4 for the scale of a token and head."""
-    numbers = _kv_numbers(problem)
-    if problem.kv_dtype is KvDtype.SAME:
-        return numbers * problem.dtype.bytes
-    return numbers + 2 * 4 * _kv_tokens(problem) * problem.kv_heads
+    return _bytes_of_kv(problem, _kv_tokens(problem))
+
+
+def seen_keys(problem: Problem) -> int:
+    """Keys that some query sees, in tokens over the batch."""
+    return problem.masking.seen_keys(problem.grid)
 
 
 def output_bytes(problem: Problem, mode: Mode) -> int:
@@ -70,12 +72,15 @@ def output_bytes(problem: Problem, mode: Mode) -> int:
 
 
 def traffic_bytes(problem: Problem, mode: Mode) -> int:
-    """Compulsory bytes: every input is read once, every output written once, nothing is cached between passes.
+    """Compulsory bytes: what is needed is read once, every output written once, nothing is cached between passes.
 
-    The backward pass reads q, k, v, out, dout and the lse, and writes dq, dk and dv. A scope adds its weights.
+    A key that no query sees is not needed, nor is its value: a decoding step with a window reads the window. Pages add
+    4 bytes each for the table. The backward pass reads q, k, v, out, dout and the lse, and writes dq, dk and dv. A
+    scope adds its weights.
     """
-    forward = input_bytes(problem) + output_bytes(problem, Mode.FWD)
-    backward = input_bytes(problem) + 2 * _out_bytes(problem) + _lse_bytes(problem) + output_bytes(problem, Mode.BWD)
+    read = _q_numbers(problem) * problem.dtype.bytes + _bytes_of_kv(problem, seen_keys(problem)) + _table_bytes(problem)
+    forward = read + output_bytes(problem, Mode.FWD)
+    backward = read + 2 * _out_bytes(problem) + _lse_bytes(problem) + output_bytes(problem, Mode.BWD)
     weights = _weight_bytes(problem)
     forward, backward = forward + weights, backward + 2 * weights  # read again, and their gradients written
     return {Mode.FWD: forward, Mode.BWD: backward, Mode.FWD_BWD: forward + backward}[mode]
@@ -97,6 +102,18 @@ def relative_bias_bytes(problem: Problem, bias: Relative) -> int:
     rows = problem.batch * problem.heads * problem.seq_q
     numbers = rows * (2 * bias.table_rows(problem) + problem.seq_kv)
     return numbers * problem.dtype.bytes + 8 * problem.seq_q * problem.seq_kv
+
+
+def _bytes_of_kv(problem: Problem, tokens: int) -> int:
+    numbers = tokens * problem.kv_heads * (problem.head_dim + problem.head_dim_v)
+    if problem.kv_dtype is KvDtype.SAME:
+        return numbers * problem.dtype.bytes
+    return numbers + 2 * 4 * tokens * problem.kv_heads
+
+
+def _table_bytes(problem: Problem) -> int:
+    """Bytes of the table of pages, if the cache has pages."""
+    return 4 * problem.batch * -(-problem.seq_kv // problem.page_size) if problem.page_size else 0
 
 
 def _weight_bytes(problem: Problem) -> int:

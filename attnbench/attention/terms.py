@@ -86,6 +86,10 @@ class Pattern(Term, frozen=True):
         """The number of visible keys of row `i` in [low, high), an interval within the sequence, by broadcasting."""
         raise NotImplementedError
 
+    def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
+        """The number of rows in [low, high) that see key `j`, by broadcasting."""
+        raise NotImplementedError
+
 
 class BlockPattern(Pattern, frozen=True):
     """A pattern that shows or hides whole blocks of queries and keys."""
@@ -108,15 +112,23 @@ class BlockPattern(Pattern, frozen=True):
         return lambda b, i, j: visible[i // block, j // block]
 
     def counts(self, grid: Grid, i: Indices, low: Indices, high: Indices) -> Indices:
-        blocks, row = self.visible_blocks(grid), i // self.block
-        before = np.pad(np.cumsum(blocks, axis=1), ((0, 0), (1, 0)))
-        padded = np.pad(blocks, ((0, 0), (0, 1)))
+        return _in_blocks(self.visible_blocks(grid), self.block, i, low, high)
 
-        def visible_below(bound: Indices) -> Indices:
-            column = bound // self.block
-            return before[row, column] * self.block + padded[row, column] * (bound % self.block)
+    def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
+        return _in_blocks(self.visible_blocks(grid).T, self.block, j, low, high)
 
-        return visible_below(high) - visible_below(low)
+
+def _in_blocks(blocks: Booleans, block: int, i: Indices, low: Indices, high: Indices) -> Indices:
+    """How many of [low, high) are in visible blocks of the block row of `i`, with blocks of `block` tokens."""
+    row = i // block
+    before = np.pad(np.cumsum(blocks, axis=1), ((0, 0), (1, 0)))
+    padded = np.pad(blocks, ((0, 0), (0, 1)))
+
+    def visible_below(bound: Indices) -> Indices:
+        column = bound // block
+        return before[row, column] * block + padded[row, column] * (bound % block)
+
+    return visible_below(high) - visible_below(low)
 
 
 @lru_cache(maxsize=64)

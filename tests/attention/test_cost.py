@@ -75,6 +75,41 @@ def test_bytes_of_a_grouped_case_by_hand():
     assert cost.traffic_bytes(problem, Mode.BWD) == 2 * (q + k + v) + 4 * out + lse + 2 * (q + k + v)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mask", MASKS)
+def test_traffic_counts_the_keys_that_some_query_sees(shape, mask):
+    problem = Problem(heads=6, kv_heads=2, head_dim=8, head_dim_v=16, mask=mask, **shape)
+    grid = problem.grid
+    b, i, j = np.ogrid[: grid.batch, : grid.seq_q, : grid.seq_kv]
+    seen = np.broadcast_to(problem.masking.visible(grid, b, i, j), (grid.batch, grid.seq_q, grid.seq_kv))
+    keys = int(seen.any(axis=1).sum())
+    tokens = sum(grid.lengths) or grid.batch * grid.seq_q
+    q_and_out = tokens * 6 * (8 + 16)
+    assert cost.seen_keys(problem) == keys
+    assert cost.traffic_bytes(problem, Mode.FWD) == 4 * (q_and_out + keys * 2 * (8 + 16))
+
+
+def test_a_decoding_step_with_a_window_reads_the_window():
+    problem = Problem(seq_q=1, seq_kv=8192, heads=8, kv_heads=8, head_dim=64, mask="causal+window:256")
+    window = 257 * 8 * 2 * 64 * 4  # keys and values of 257 tokens in fp32
+    assert cost.traffic_bytes(problem, Mode.FWD) == window + 2 * 8 * 64 * 4 == 1_056_768
+    assert cost.input_bytes(problem) > 33e6  # the cache as it lies in memory
+
+
+def test_keys_that_are_padding_are_not_read():
+    whole, padded = (Problem(batch=4, seq_q=1, seq_kv=1000, mask=mask) for mask in ("none", "padding:0.3"))
+    assert cost.seen_keys(padded) == 0.7 * cost.seen_keys(whole)
+
+
+def test_pages_add_their_table_and_a_quantised_cache_its_scales_of_seen_keys():
+    problem = Problem(seq_q=1, seq_kv=1000, batch=2, heads=4, head_dim=32, mask="causal+window:99", page_size=16)
+    contiguous = Problem(seq_q=1, seq_kv=1000, batch=2, heads=4, head_dim=32, mask="causal+window:99")
+    assert cost.traffic_bytes(problem, Mode.FWD) == cost.traffic_bytes(contiguous, Mode.FWD) + 4 * 2 * 63
+    small = Problem(seq_q=1, seq_kv=1000, batch=2, heads=4, head_dim=32, mask="causal+window:99", kv_dtype="int8")
+    q_and_out = 2 * 2 * 4 * 32 * 4
+    assert cost.traffic_bytes(small, Mode.FWD) == q_and_out + 2 * 100 * 4 * (2 * 32 + 2 * 4)
+
+
 def test_fp8_gives_a_16_bit_output():
     problem = Problem(seq_q=4, heads=1, head_dim=16, dtype="fp8_e4m3")
     assert (cost.input_bytes(problem), cost.output_bytes(problem, Mode.FWD)) == (3 * 64, 2 * 64)

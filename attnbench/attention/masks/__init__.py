@@ -99,11 +99,15 @@ class Mask(msgspec.Struct, frozen=True):
 
     def pairs(self, grid: Grid) -> int:
         """Visible (query, key) pairs over the whole batch, for one head."""
-        return _totals(self, grid)[0]
+        return _totals(self, self._one_of_equals(grid))[0] * self._equals(grid)
+
+    def seen_keys(self, grid: Grid) -> int:
+        """Keys that some query sees, over the whole batch: those that a call has to read."""
+        return _seen_keys(self, self._one_of_equals(grid)) * self._equals(grid)
 
     def has_blind_rows(self, grid: Grid) -> bool:
         """Whether some row sees no key at all."""
-        return _totals(self, grid)[1]
+        return _totals(self, self._one_of_equals(grid))[1]
 
     def counts(self, grid: Grid) -> Indices:
         """The number of visible keys of every row: [batch, seq_q], or [1, seq_q] if all sequences are alike."""
@@ -137,6 +141,29 @@ class Mask(msgspec.Struct, frozen=True):
         pattern = self.pattern
         return pattern.counts(grid, np.arange(grid.seq_q), low, high) if pattern else high - low
 
+    def seers(self, grid: Grid, low: Indices, high: Indices) -> Indices:
+        """[seq_kv]: how many rows see each key of one sequence, whose rows see [low, high).
+
+        The ends of an interval never decrease from row to row, but for rows without keys, so the rows that the terms
+        leave to a key are an interval too.
+        """
+        (rows,) = np.nonzero(high > low)
+        if not len(rows):
+            return np.zeros(grid.seq_kv, np.int64)
+        assert rows[-1] - rows[0] + 1 == len(rows), self.text
+        j = np.arange(grid.seq_kv)
+        first = rows[0] + np.searchsorted(high[rows], j, side="right")
+        stop = np.maximum(first, rows[0] + np.searchsorted(low[rows], j, side="right"))
+        return self.pattern.row_counts(grid, j, first, stop) if self.pattern else stop - first
+
+    def _equals(self, grid: Grid) -> int:
+        """The number of sequences if all are alike, else 1."""
+        return 1 if any(term.differs_by_sequence for term in self._terms_on(grid)) else grid.batch
+
+    def _one_of_equals(self, grid: Grid) -> Grid:
+        """One sequence where all are alike: runs over batches count it once."""
+        return grid if self._equals(grid) == 1 else Grid(1, grid.seq_q, grid.seq_kv)
+
     def _terms_on(self, grid: Grid) -> tuple[Term, ...]:
         return (*self.terms, Ragged()) if grid.lengths else self.terms
 
@@ -150,9 +177,15 @@ def _edges(length: int, cells: int, block: int) -> Indices:
 
 @lru_cache(maxsize=4096)
 def _totals(mask: Mask, grid: Grid) -> tuple[int, bool]:
-    """The visible pairs of the batch, and whether some row sees no key."""
+    """The visible pairs of sequences that differ, or of one, and whether some row sees no key."""
     counts = mask.counts(grid)
-    return int(counts.sum()) * (grid.batch // len(counts)), not counts.all()
+    return int(counts.sum()), not counts.all()
+
+
+@lru_cache(maxsize=4096)
+def _seen_keys(mask: Mask, grid: Grid) -> int:
+    low, high = mask.rows(grid)
+    return sum(int(np.count_nonzero(mask.seers(grid, *ends))) for ends in zip(low, high, strict=True))
 
 
 @lru_cache(maxsize=4096)

@@ -25,3 +25,6 @@ class Dilated(Pattern, frozen=True):
 
     def counts(self, grid: Grid, i: Indices, low: Indices, high: Indices) -> Indices:
         return multiples(i + grid.offset, self.step, low, high)
+
+    def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
+        return multiples(j - grid.offset, self.step, low, high)

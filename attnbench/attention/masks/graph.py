@@ -47,6 +47,9 @@ class GraphMask(Pattern, frozen=True):
         np.cumsum(self.adjacency(grid), axis=1, out=before[:, 1:])
         return (before[i, high] - before[i, low]).astype(np.int64)
 
+    def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
+        return self.counts(grid, j, low, high)  # edges have no direction
+
     def check(self, grid: Grid) -> None:
         super().check(grid)
         if grid.seq_q > MAX_TOKENS:

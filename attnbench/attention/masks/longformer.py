@@ -39,6 +39,9 @@ class Longformer(Pattern, frozen=True):
         count -= overlap(window_low, window_high, 0, self.global_)
         return np.where(i < self.global_, high - low, count)
 
+    def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
+        return self.counts(grid, j, low, high)  # symmetric
+
     def check(self, grid: Grid) -> None:
         super().check(grid)
         if self.global_ > grid.seq_q:

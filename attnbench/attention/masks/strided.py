@@ -33,5 +33,12 @@ class Strided(Pattern, frozen=True):
         before = multiples(diagonal, self.stride, low, np.minimum(high, window_low))
         return overlap(low, high, window_low, diagonal + 1) + before
 
+    def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
+        diagonal = j - grid.offset
+        window_high = diagonal + self.stride
+        return overlap(low, high, diagonal, window_high) + multiples(
+            diagonal, self.stride, np.maximum(low, window_high), np.maximum(high, window_high)
+        )
+
     def shrunk(self, share: float) -> Strided:
         return Strided(scaled(self.stride, share))

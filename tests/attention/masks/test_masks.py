@@ -44,7 +44,9 @@ def test_pairs_equal_the_count_of_the_predicate(drawn):
     text, grid = drawn
     mask = masks.parse(text)
     b, i, j = np.ogrid[: grid.batch, : grid.seq_q, : grid.seq_kv]
-    assert mask.pairs(grid) == int(mask.visible(grid, b, i, j).sum())
+    seen = np.broadcast_to(mask.visible(grid, b, i, j), (grid.batch, grid.seq_q, grid.seq_kv))
+    assert mask.pairs(grid) == int(seen.sum())
+    assert mask.seen_keys(grid) == int(seen.any(axis=1).sum())
 
 
 @given(masked_grids())

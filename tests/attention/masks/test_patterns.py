@@ -58,6 +58,9 @@ def test_counts_pairs_and_dense_equal_the_predicate(drawn):
     assert mask.pairs(grid) == int(seen.sum())
     assert np.array_equal(np.broadcast_to(mask.dense(grid), seen.shape), seen)
     assert mask.has_blind_rows(grid) == bool((~seen.any(-1)).any())
+    assert mask.seen_keys(grid) == int(seen.any(axis=1).sum())
+    for sequence, low, high in zip(seen, *mask.rows(grid), strict=False):
+        assert np.array_equal(mask.seers(grid, low, high), sequence.sum(axis=0))
 
 
 @given(patterned_grids(), st.integers(1, 12), st.booleans())
