@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from attnbench._version import __version__ as __version__
 
+TYPE_CHECKING = False  # `typing` takes longer to import than the rest of this module
 if TYPE_CHECKING:
+    from typing import Any
+
     from attnbench import kernels as kernels
     from attnbench.analysis import rows as frame
     from attnbench.api import load as load
