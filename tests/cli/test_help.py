@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from attnbench import cli
+from attnbench.attention.inputs import DISTRIBUTIONS
 from attnbench.cli import application, config, options
 from attnbench.cli.help import ENVIRONMENT
 
@@ -78,6 +79,15 @@ def test_run_has_the_panels_in_order(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.invoke(["run", "--help"]) == 0
     titles = re.findall(r"^(\w+):$", capsys.readouterr().out, re.MULTILINE)
     assert titles == ["Arguments", "Problem", "Arms", "Measuring", "Choosing", "Output"]
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_help_names_every_distribution_of_inputs(command: str) -> None:
+    context = EVERY[f"attnbench {command}"]
+    (option,) = [item for item in context.command.get_params(context) if item.name == "inputs"]
+    assert isinstance(option, TyperOption)
+    words = re.findall(r"\w+", option.help or "")
+    assert set(DISTRIBUTIONS) <= set(words)
 
 
 def test_every_panel_entry_is_an_option() -> None:
