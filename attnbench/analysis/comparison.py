@@ -19,6 +19,7 @@ from attnbench.errors import NotComparableError
 from attnbench.machine.resources import BUSY_SHARE
 from attnbench.records import run_directory
 from attnbench.records.result import Status, procedure_differences
+from attnbench.records.results_file import Lines
 from attnbench.records.run_directory import Run
 
 MIN_RESTARTS = 2  # of both runs: the interval of a single one does not hold what differs between restarts
@@ -142,14 +143,21 @@ def _arms(old: Run, new: Run) -> tuple[ArmsByKey, ArmsByKey]:
     """The arms of two runs, by names that are distinct over both."""
     arms = (*old.manifest.arms, *new.manifest.arms)
     before, after = (
-        dict(map_problems(run.results, lambda restarts: map(_keyed, restarts), arms=arms)) for run in (old, new)
+        dict(
+            map_problems(
+                run.results.plain() if isinstance(run.results, Lines) else run.results,
+                lambda restarts: map(_keyed, restarts),
+                arms=arms,
+            )
+        )
+        for run in (old, new)
     )
     return before, after
 
 
 def _keyed(restarts: Restarts) -> tuple[tuple[str, str], ComparedArm]:
     case, arm = restarts.case, restarts.arm
-    case_id = case.id
+    case_id = restarts.results[0].case_id or case.id
     compared = ComparedArm(
         case_id, case.label, restarts.label, f"{restarts.name}@{arm.device}", restarts.status.value,
         one_line(restarts.worst.reason), restarts.count, restarts.noisy, restarts.time,

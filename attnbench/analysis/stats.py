@@ -8,6 +8,7 @@ finite are left out, and a ratio uses positive times only; nothing else is ever 
 import math
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -98,18 +99,25 @@ def median_estimate(values: Floats, over: Over) -> Estimate:
         return Estimate(value=value, over=over, count=count)
     rank_95 = order_rank(count)
     rank = max(rank_95, 1)
-    outside = sum(math.comb(count, k) for k in range(rank)) / 2 ** (count - 1)
     return Estimate(
         value=value,
         low=float(ordered[rank - 1]),
         high=float(ordered[count - rank]),
         method=Method.ORDER if rank_95 else Method.RANGE,
-        confidence=1 - outside,
+        confidence=_coverage(count, rank),
         over=over,
         count=count,
     )
 
 
+@cache
+def _coverage(count: int, rank: int) -> float:
+    """How often the median is between the values of this rank from below and above."""
+    outside: float = sum(math.comb(count, k) for k in range(rank)) / 2 ** (count - 1)
+    return 1 - outside
+
+
+@cache
 def order_rank(count: int) -> int:
     """The highest k for which the k-th lowest and k-th highest value hold the median with 95 %; 0 if there is none."""
     rank, outside = 0, 0.0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, overload
+from typing import BinaryIO, ClassVar, NamedTuple, overload
 
 import msgspec
 
+from attnbench.attention.problem import Mode, Problem
 from attnbench.errors import AttnbenchError, StoreError
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Cause, Result, Status
+from attnbench.records.result import Cause, Result, Sample, Status
 
 MAX_IN_MEMORY = 64 * 2**20  # bytes of a file; a larger one is indexed
 
@@ -49,10 +51,13 @@ class Mark(NamedTuple):
 
 
 class Lines(Sequence[Result]):
-    """The results of a large file: their heads are in memory, each result is read on access."""
+    """The results of a large file: their heads are in memory, each result is read on access.
 
-    def __init__(self, path: Path, marks: list[Mark], file: BinaryIO | None = None) -> None:
-        self.path, self.marks, self._file = path, marks, file or path.open("rb")
+    `plain`: leave out the tags and facts of the timed blocks, which take most of the time to read.
+    """
+
+    def __init__(self, path: Path, marks: list[Mark], file: BinaryIO | None = None, plain: bool = False) -> None:
+        self.path, self.marks, self._file, self._plain = path, marks, file or path.open("rb"), plain
 
     @property
     def heads(self) -> list[Result]:
@@ -74,16 +79,24 @@ class Lines(Sequence[Result]):
         return map(self._read, self.marks)
 
     def of(self, marks: list[Mark]) -> Lines:
-        return Lines(self.path, marks, self._file)
+        return Lines(self.path, marks, self._file, self._plain)
+
+    def plain(self) -> Lines:
+        """The same results without tags and facts of blocks."""
+        return Lines(self.path, self.marks, self._file, plain=True)
 
     def _read(self, mark: Mark) -> Result:
         """Read one line. If it holds no result after all, or the file has changed, a Result with status `error`."""
         try:
-            result = decoded(os.pread(self._file.fileno(), mark.size, mark.start))
+            line = os.pread(self._file.fileno(), mark.size, mark.start)
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
-        reason = f"byte {mark.start} of {self.path.name}: its line holds no result"
-        return result or msgspec.structs.replace(mark.head, status=Status.ERROR, reason=reason)
+        try:
+            measured = msgspec.structs.asdict(_DECODERS[self._plain].decode(line))
+        except (msgspec.MsgspecError, RecursionError):
+            reason = f"byte {mark.start} of {self.path.name}: its line holds no result"
+            return msgspec.structs.replace(mark.head, status=Status.ERROR, reason=reason)
+        return _with_cause(Result(**measured | {"case": mark.head.case, "arm": mark.head.arm}))
 
 
 def chosen(results: Sequence[Result], keep: Callable[[Result], bool]) -> Sequence[Result]:
@@ -106,9 +119,12 @@ _CAUSES_BY_REASON = {
 def decoded(line: bytes) -> Result | None:
     """The result on a line; None if it holds none."""
     try:
-        result = _RESULT.decode(line)
+        return _with_cause(_RESULT.decode(line))
     except (msgspec.MsgspecError, AttnbenchError, RecursionError):
         return None
+
+
+def _with_cause(result: Result) -> Result:
     if result.status is Status.SKIPPED and result.cause is None:
         cause = next((cause for begin, cause in _CAUSES_BY_REASON.items() if result.reason.startswith(begin)), None)
         return msgspec.structs.replace(result, cause=cause)
@@ -119,10 +135,18 @@ class _Reference(msgspec.Struct, frozen=True, gc=False):
     reference: str | None = None
 
 
+class _HeadCase(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A case whose problem is decoded apart: the arms of one problem share it."""
+
+    problem: msgspec.Raw
+    backend: str
+    mode: Mode = Mode.FWD
+
+
 class _Head(msgspec.Struct, frozen=True, gc=False):
     """The fields of a line that are decoded at first, which is many times faster than the whole line."""
 
-    case: Case
+    case: _HeadCase
     arm: Arm
     status: Status
     restart: int = msgspec.field(default=0, name="launch")
@@ -130,12 +154,47 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
 
 
 _HEAD = msgspec.json.Decoder(_Head)
+_PROBLEM = msgspec.json.Decoder(Problem)
+_problem = lru_cache(maxsize=100_000)(_PROBLEM.decode)  # the second run of a comparison has the problems of the first
+
+
+class _PlainBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A TimedBlock without its tags and facts."""
+
+    round: int
+    position: int
+    readings: int
+    calls: int = 1
+    tags: ClassVar[tuple[str, ...]] = ()
+    facts: ClassVar[dict[str, float]] = {}
+
+
+class _PlainSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A Sample of plain blocks."""
+
+    unit: str
+    values: tuple[float | None, ...]
+    blocks: tuple[_PlainBlock, ...] = ()
+    not_finite: int = 0
+
+
+# Of a line whose head is known: a case is slow to decode.
+_KNOWN = [("case", msgspec.Raw), ("arm", msgspec.Raw)]
+_SAMPLES = {False: dict[str, Sample], True: dict[str, _PlainSample]}
+_DECODERS = {
+    plain: msgspec.json.Decoder(
+        msgspec.defstruct("_Measured", [*_KNOWN, ("samples", samples, {})], bases=(Result,), frozen=True, kw_only=True)
+    )
+    for plain, samples in _SAMPLES.items()
+}
 
 
 def _head(line: bytes) -> Result | None:
     try:
         head = _HEAD.decode(line)
+        problem = _problem(bytes(head.case.problem))
     except (msgspec.MsgspecError, AttnbenchError, RecursionError):
         return None
+    case = Case(problem=problem, backend=head.case.backend, mode=head.case.mode)
     facts = {"reference": head.facts.reference} if head.facts.reference else {}
-    return Result(case=head.case, arm=head.arm, status=head.status, restart=head.restart, facts=facts)
+    return Result(case=case, arm=head.arm, status=head.status, restart=head.restart, facts=facts)

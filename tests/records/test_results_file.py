@@ -11,7 +11,7 @@ from attnbench.analysis import comparison, parallel
 from attnbench.analysis.rows import rows_of
 from attnbench.attention.problem import Problem
 from attnbench.records import results_file
-from attnbench.records.result import Cause, Result, Status
+from attnbench.records.result import Cause, Result, Sample, Status, TimedBlock
 from attnbench.records.results_file import Lines
 from attnbench.records.run_directory import Manifest, Run
 from tests.samples import result
@@ -59,6 +59,36 @@ def test_an_indexed_file_gives_the_same_results(both: tuple[list[Result], Lines]
     assert indexed[-1] == loaded[-1]
     assert [head.key for head in indexed.heads] == [each.key for each in loaded]
     assert not any(head.samples for head in indexed.heads)
+
+
+def test_plain_results_differ_in_the_tags_and_facts_of_blocks_alone(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = TimedBlock(round=3, position=1, readings=2, calls=5, tags=("throttled",), facts={"load": 3.0})
+    times = Sample(unit="s", values=(1.0, None), blocks=(block,))
+    tagged = msgspec.structs.replace(examples()[0], samples={"time": times})
+    file.write_bytes(msgspec.json.encode(tagged) + b"\n")
+    monkeypatch.setattr(results_file, "MAX_IN_MEMORY", 0)
+    results, _ = results_file.read(file)
+    assert isinstance(results, Lines)
+    assert list(results) == [tagged]
+    (plain,) = results.plain()
+    (plain_block,) = plain.samples["time"].blocks
+    assert (plain.case, plain.arm, plain.facts) == (tagged.case, tagged.arm, tagged.facts)
+    assert plain.samples["time"].values == times.values
+    assert (plain_block.round, plain_block.position, plain_block.readings, plain_block.calls) == (3, 1, 2, 5)
+    assert (plain_block.tags, plain_block.facts) == ((), {})
+
+
+def test_a_line_with_an_unknown_key_holds_no_result_in_an_indexed_file_either(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = msgspec.json.encode(examples()[0])
+    file.write_bytes(line[:-1] + b',"colour":"blue"}\n')
+    assert results_file.read(file) == ([], 1)
+    monkeypatch.setattr(results_file, "MAX_IN_MEMORY", 0)
+    indexed, _ = results_file.read(file)
+    assert [(each.status, each.samples) for each in indexed] == [(Status.ERROR, {})]
 
 
 def test_rows_and_comparisons_are_the_same_too(both: tuple[list[Result], Lines]) -> None:
