@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import Enum, StrEnum
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from attnbench import backends
-from attnbench.analysis import stats
 from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
+from attnbench.analysis.ranking import TIE_MARGIN as TIE_MARGIN
+from attnbench.analysis.ranking import Place as Place
+from attnbench.analysis.ranking import places
 from attnbench.analysis.restarts import Restarts, map_problems
 from attnbench.analysis.roofline import NO_CEILINGS, Bound, CeilingsByDevice
 from attnbench.attention.problem import Mode, Problem
@@ -27,19 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Value = str | int | float | bool | None
-
-# The interval of one restart does not contain what differs between restarts (sd 0.3 to 5 %, docs/method.md): two arms
-# with one restart each that are closer than this are tied.
-TIE_MARGIN = 0.02
-
-
-class Place(StrEnum):
-    """The place of an arm among those of its device on one problem."""
-
-    FASTEST = "fastest"
-    TIED = "tied"  # with the fastest: closer than the intervals can distinguish
-    BEHIND = "behind"
-    ALONE = "alone"  # no other arm was measured in rounds that it shares
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -321,24 +310,6 @@ def one_line(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable() or c == "\u200d")
 
 
-def places(arms: Sequence[Restarts]) -> list[Place | None]:
-    """The place of each arm of one device on one problem; None where its time is missing or impossible.
-
-    Arms are ranked among those that share rounds, by their speed-ups where all have one: these are paired by round.
-    Of several such sets the largest is ranked, of equal ones the first.
-    """
-    measured = [arm for arm in arms if arm.status is Status.OK and arm.time and not impossible(arm)]
-    by_identity = dict.fromkeys(map(id, measured), Place.ALONE)
-    ranked = max(_comparable_sets(measured), key=len, default=[])
-    if len(ranked) > 1:
-        slowness = dict(zip(map(id, ranked), _slowness(ranked), strict=True))
-        best = min(ranked, key=lambda arm: slowness[id(arm)])
-        tied = [arm for arm in ranked if arm is not best and not _separated(best, arm)]
-        by_identity |= dict.fromkeys(map(id, ranked), Place.BEHIND) | dict.fromkeys(map(id, tied), Place.TIED)
-        by_identity[id(best)] = Place.TIED if tied else Place.FASTEST
-    return [by_identity.get(id(arm)) for arm in arms]
-
-
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """The rows of one problem that were ranked against each other; the only one if there is one; else none."""
     compared = [row for row in rows if row.place and row.place is not Place.ALONE]
@@ -384,36 +355,3 @@ def _by_problem(rows: Iterable[Row]) -> list[list[Row]]:
         if row.place:
             groups.setdefault((row.problem, row.device, row.run), []).append(row)
     return list(groups.values())
-
-
-def _comparable_sets(arms: Sequence[Restarts]) -> list[list[Restarts]]:
-    """The arms in sets, each of which shares rounds with another of its set."""
-    sets: list[list[Restarts]] = []
-    for arm in arms:
-        joined = [each for each in sets if any(arm.comparable(other) for other in each)]
-        sets = [each for each in sets if each not in joined]
-        sets.append([*(other for each in joined for other in each), arm])
-    return sets
-
-
-def _slowness(arms: Sequence[Restarts]) -> list[float]:
-    """As `relative_times` ranks."""
-    speedups = [arm.speedup.value for arm in arms if arm.speedup]
-    return (
-        [1 / value for value in speedups]
-        if len(speedups) == len(arms)
-        else [arm.time.value for arm in arms if arm.time]
-    )
-
-
-def _separated(best: Restarts, other: Restarts) -> bool:
-    """Whether `best` is significantly faster; where they only share rounds with the reference arm, also over that."""
-    assert best.time
-    assert other.time
-    margin = 1 + (TIE_MARGIN if min(best.count, other.count) == 1 else 0.0)
-    ratios = [best.ratio_to(other)]
-    if ratios == [None]:
-        ratios = [stats.unpaired_ratio(other.time, best.time)]
-        if best.speedup and other.speedup:
-            ratios.append(stats.unpaired_ratio(best.speedup, other.speedup))
-    return all(ratio is not None and ratio.low is not None and ratio.low > margin for ratio in ratios)

@@ -45,7 +45,7 @@ Output
   TERM=dumb
       No colour, and plain help.
   COLUMNS
-      Width of tables and help; by default that of the terminal, at most 80.
+      Width of tables and help; by default that of the terminal.
   CI_PROJECT_DIR, CI_CONFIG_PATH
       Set by GitLab: `gate --gitlab` names files relative to the first.
   CI

@@ -24,6 +24,7 @@ def recommend(
     from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.report.terminal import dispatch_table as report
+    from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies.recommend import dispatch
 
     stored = output.load(run)
@@ -32,6 +33,6 @@ def recommend(
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
         out.write_bytes(text + b"\n")
-    for line in [text.decode()] if json else report.lines(table):
+    for line in [text.decode()] if json else report.lines(table, terminal_width()):
         print(line)
     return Exit.OK if table.choices else Exit.NOTHING_MEASURED

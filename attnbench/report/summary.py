@@ -10,11 +10,12 @@ from attnbench import suite, units
 from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import Place, Row, problem_of
+from attnbench.analysis.rows import Place, Row, leaders, problem_of
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
 
 MAX_REASONS = 3
+MAX_OTHERS = 2  # backends that are fastest less often, in one finding
 MAX_REASON = 100  # characters; footnotes and reports have the whole text
 FAILED = {
     Status.INCORRECT: "is wrong",
@@ -26,21 +27,51 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """`sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`; a tie is not a win."""
+    """`sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`; a tie is not a win.
+
+    Decode and prefill, devices, and runs are apart where there are several: no mean is over all of them.
+    """
     ranked = [row for row in rows if row.place]
     if not ranked:
         return "nothing was measured."
-    contested = {(row.problem, row.device, row.run) for row in ranked if row.place is not Place.ALONE}
-    if not contested:
+    groups: dict[str, list[Row]] = {}
+    for row in ranked:
+        groups.setdefault(_group(row, ranked), []).append(row)
+    if all(row.place is Place.ALONE for row in ranked):
         return "one backend was measured for each problem: nothing to compare."
-    wins = Counter(row.arm_name for row in ranked if row.place is Place.FASTEST)
+    return "; ".join(_finding(group, name) for name, group in groups.items()) + "."
+
+
+def _group(row: Row, rows: Sequence[Row]) -> str:
+    """The problems that a finding is about: `decode problems on cpu in run-a`, where these vary."""
+    phase = f"{_phase(row)} " if len({_phase(each) for each in rows}) > 1 else ""
+    device = f" on {row.device}" if len({each.device for each in rows}) > 1 else ""
+    return f"{phase}problem{{s}}{device}" + (f" in {row.run}" if len({each.run for each in rows}) > 1 else "")
+
+
+def _phase(row: Row) -> str:
+    return "decode" if row.seq_q == 1 < row.seq_kv else "prefill"
+
+
+def _finding(rows: Sequence[Row], group: str) -> str:
+    """The backend that is fastest most often in one group, those that are tied in all of it, or neither."""
+    contested = len({(row.problem, row.device, row.run) for row in rows if row.place is not Place.ALONE})
+    problems = group.replace("{s}", "" if contested == 1 else "s")
+    if not contested:
+        return f"nothing to compare among {problems}"
+    wins = Counter(row.arm_name for row in rows if row.place is Place.FASTEST).most_common()
     if not wins:
-        return f"no backend is significantly fastest in any of {counted(len(contested), 'problem')}."
-    name, count = wins.most_common(1)[0]
+        tied = {frozenset(row.arm_name for row in leading) for leading in leaders(rows)}
+        if len(tied) > 1:
+            return f"no backend is significantly fastest in any of {contested} {problems}"
+        names = dict.fromkeys(row.arm_name for row in rows if row.place is Place.TIED)
+        return f"{' or '.join(names)}: no difference found in {contested} {problems}"
+    (name, count), *others = wins
     reference = references(rows)
-    mean = stats.geometric_mean([row.speedup for row in ranked if row.arm_name == name and row.speedup is not None])
+    mean = stats.geometric_mean([row.speedup for row in rows if row.arm_name == name and row.speedup is not None])
     speedup = f", {factor(mean.value)} {reference} by geomean" if mean and reference and reference != name else ""
-    return f"{name} is fastest in {count} of {counted(len(contested), 'problem')}{speedup}."
+    rest = "".join(f"; {other} in {number}" for other, number in others[:MAX_OTHERS])
+    return f"{name} is fastest in {count} of {contested} {problems}{speedup}{rest}"
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:

@@ -111,4 +111,4 @@ def test_run_report_and_recommend_say_it(capsys: pytest.CaptureFixture[str]) -> 
     assert note in capsys.readouterr().out
     assert f"- {note}" in markdown.page(stored, rows_of(results))
     assert note in " ".join(summary_page.page(report_data([stored]), ()).text)
-    assert note in "\n".join(dispatch_table.lines(dispatch(rows_of(results))))
+    assert note in "\n".join(dispatch_table.lines(dispatch(rows_of(results)), 200))

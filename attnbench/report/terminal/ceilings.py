@@ -9,7 +9,7 @@ from attnbench import units
 from attnbench.analysis.noise_floor import ControlPair, class_name, classes
 from attnbench.machine import datasheet
 from attnbench.records.ceilings import Ceilings
-from attnbench.report.terminal.text_layout import WIDTH, wrap
+from attnbench.report.terminal.text_layout import terminal_width, wrap
 
 
 class Peak(NamedTuple):
@@ -25,7 +25,7 @@ def text(ceilings: Ceilings) -> Iterator[str]:
     device = ", ".join([ceilings.device, *about])
     yield f"{ceilings.name}, {device}, torch {ceilings.torch}, {ceilings.seconds:.0f} s"
     if ceilings.disturbed:
-        yield from wrap(f"{ceilings.disturbance}: repeat attnbench calibrate", WIDTH, indent=6)
+        yield from wrap(f"{ceilings.disturbance}: repeat attnbench calibrate", terminal_width(), indent=6)
     if ceilings.matmul:
         yield from _products(ceilings)
     if ceilings.bandwidth:
@@ -86,7 +86,7 @@ def _products(ceilings: Ceilings) -> Iterator[str]:
             cells += [units.rate(peak, "FLOP/s"), f"{rate.burst / peak:.0%}"]
         yield f"{dtype:<8}" + "".join(cell.rjust(14) for cell in cells)
     for source in dict.fromkeys(peak.source for peak in known.values()):
-        yield from wrap(f"peak: {source}", WIDTH, indent=6)
+        yield from wrap(f"peak: {source}", terminal_width(), indent=6)
     if any(dtype in known and rate.burst > known[dtype].rate for dtype, rate in ceilings.matmul.items()):
         yield "      (over 100 %: the core clocks higher than the system reports)"
 
@@ -101,7 +101,7 @@ def _traffic(ceilings: Ceilings) -> Iterator[str]:
     if (peak := peaks(ceilings).get("memory")) and ceilings.memory:
         share = f"{ceilings.memory / peak.rate:.0%}"
         line = f"peak: {units.rate(peak.rate, 'B/s')}, of which {share} was measured; {peak.source}"
-        yield from wrap(line, WIDTH, indent=6)
+        yield from wrap(line, terminal_width(), indent=6)
 
 
 def _cache(ceilings: Ceilings, working_set: int) -> str:

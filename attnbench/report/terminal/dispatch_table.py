@@ -1,31 +1,61 @@
 """The fastest backend of each shape, and what one backend for all shapes would cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attnbench import units
-from attnbench.report.terminal.text_layout import terminal_width, wrap
-from attnbench.studies.recommend import Dispatch
+from attnbench.report.terminal.text_layout import aligned, shared_words, wrap
+from attnbench.studies.recommend import Choice, Dispatch, Regret
+
+HEADINGS = ("backend", "time", "speed-up", "over")
+WORTH_NAMING = 1.05  # a regret whose problem is named
+REGRETS = ("mean", "worst", "runs")
 
 
-def lines(dispatch: Dispatch) -> Iterator[str]:
+def lines(dispatch: Dispatch, width: int) -> Iterator[str]:
     """Each shape with its backend, then each backend with its time over the fastest if it were used for all."""
-    width = max((len(choice.problem) for choice in dispatch.choices), default=0)
     for device in dict.fromkeys(choice.device for choice in dispatch.choices):
-        yield device
-        for choice in dispatch.choices:
-            if choice.device == device:
-                tied = f", as good: {', '.join(choice.tied)}" if choice.tied else ""
-                gain = f", {choice.gain:.2f}x {choice.second}" if choice.gain else ""
-                yield f"  {choice.problem.ljust(width)}  {choice.backend} {units.seconds(choice.time_s)}{gain}{tied}"
+        yield from _choices(device, [choice for choice in dispatch.choices if choice.device == device], width)
     for device, regrets in dispatch.by_device.items():
         yield ""
-        yield f"one backend for everything on {device}: its time over the least, by geometric mean"
-        for regret in regrets:
-            share = "" if regret.runs == regret.of else f", runs {regret.runs} of {regret.of}"
-            yield f"  {regret.backend:<14}{regret.mean:5.2f}x, at worst {regret.worst:.2f}x at {regret.worst_at}{share}"
+        yield from _regrets(device, regrets, width)
     if dispatch.preferences:
         yield ""
     for preference in dispatch.preferences:
-        yield from wrap(preference.text, terminal_width(), indent=2)
+        yield from wrap(preference.text, width, indent=2)
     if not dispatch.choices:
         yield "nothing was measured in this run"
+
+
+def _choices(device: str, choices: Sequence[Choice], width: int) -> Iterator[str]:
+    common, labels = shared_words([choice.problem for choice in choices])
+    yield from wrap(f"{common} {device}".strip(), width)
+    yield ""
+    rows = [
+        (label, (choice.backend, units.seconds(choice.time_s), units.factor(choice.gain or 0.0), choice.second))
+        if choice.gain
+        else (label, (choice.backend, units.seconds(choice.time_s), "", ""))
+        for label, choice in zip(labels, choices, strict=True)
+    ]
+    head, *table = aligned("problem", HEADINGS, rows, width)
+    yield from head
+    for choice, row in zip(choices, table, strict=True):
+        yield from row
+        yield from (f"    {line}" for line in wrap(f"as good: {', '.join(choice.tied)}", width - 4) if choice.tied)
+    yield ""
+    yield from wrap("speed-up over the next slower backend that is not tied, paired by round", width, indent=2)
+
+
+def _regrets(device: str, regrets: Sequence[Regret], width: int) -> Iterator[str]:
+    heading = f"one backend for everything on {device}: its time over the fastest, geometric mean and worst"
+    yield from wrap(heading, width, indent=2)
+    yield ""
+    rows = [
+        (regret.backend, (units.factor(regret.mean), units.factor(regret.worst), f"{regret.runs} of {regret.of}"))
+        for regret in regrets
+    ]
+    head, *table = aligned("backend", REGRETS, rows, width)
+    yield from head
+    for regret, row in zip(regrets, table, strict=True):
+        yield from row
+        if regret.worst > WORTH_NAMING:
+            yield from (f"    {line}" for line in wrap(f"worst at {regret.worst_at}", width - 4, indent=2))

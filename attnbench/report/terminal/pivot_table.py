@@ -1,4 +1,4 @@
-"""Results as tables of text, at most 80 columns wide: times with footnotes for refused cases, and other metrics."""
+"""Results as tables of text: times with footnotes for refused cases, and other metrics."""
 
 from __future__ import annotations
 

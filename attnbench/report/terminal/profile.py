@@ -6,7 +6,7 @@ from typing import Any
 from attnbench import units
 from attnbench.analysis.metrics import METRICS
 from attnbench.records.result import Result
-from attnbench.report.terminal.text_layout import WIDTH, wrap
+from attnbench.report.terminal.text_layout import terminal_width, wrap
 
 MAX_NAME = 46
 MAX_ROWS = 12
@@ -25,7 +25,7 @@ def text(result: Result, folder: str, commands: Sequence[str]) -> Iterator[str]:
         yield f"{name:<18}{value}"
     facts = ", ".join(f"{name} {result.facts[name]}" for name in FACTS if name in result.facts)
     if facts:
-        yield from wrap(f"{'what ran':<18}{facts}", WIDTH, indent=18)
+        yield from wrap(f"{'what ran':<18}{facts}", terminal_width(), indent=18)
     yield ""
     yield from _kernels(profile)
     yield ""
@@ -36,7 +36,7 @@ def text(result: Result, folder: str, commands: Sequence[str]) -> Iterator[str]:
     for name in profile["files"]:
         yield f"file: {folder}/{name}{HINTS.get(name, '')}"
     for command in commands:
-        yield from wrap(f"from outside: {command}", WIDTH, indent=4)
+        yield from wrap(f"from outside: {command}", terminal_width(), indent=4)
 
 
 def _times(result: Result, profile: Profile) -> Iterator[tuple[str, str]]:
@@ -70,12 +70,14 @@ def _kernels(profile: Profile) -> Iterator[str]:
 
 def _counters(counters: Profile) -> Iterator[str]:
     if "absent" in counters:
-        yield from wrap(f"counters: {counters['absent']}", WIDTH, indent=4)
+        yield from wrap(f"counters: {counters['absent']}", terminal_width(), indent=4)
         return
     counts = counters["per_call"]
     if counts.get("cycles") and counts.get("instructions"):
         yield f"counters: {counts['instructions'] / counts['cycles']:.2f} instructions a cycle"
     rates = [f"{name} {units.rate(value, '')}".strip() for name, value in counts.items() if name != "task-clock"]
-    yield from wrap(f"counters of a call: {', '.join(rates)}", WIDTH, indent=4)
+    yield from wrap(f"counters of a call: {', '.join(rates)}", terminal_width(), indent=4)
     if counters.get("not_counted"):
-        yield from wrap(f"not counted on this machine: {', '.join(counters['not_counted'])}", WIDTH, indent=4)
+        yield from wrap(
+            f"not counted on this machine: {', '.join(counters['not_counted'])}", terminal_width(), indent=4
+        )

@@ -7,7 +7,7 @@ import msgspec
 
 from attnbench import units
 from attnbench.report.pivot import interval
-from attnbench.report.terminal.text_layout import WIDTH, wrap
+from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.studies.max_seq import Longest
 from attnbench.studies.scaling import Claim, Law
 
@@ -65,7 +65,7 @@ def longest(results: Sequence[Longest], limit: str, width: int | None) -> Iterat
         )
         yield f"{result.arm.name:<14}{seq:>9}  {sizes}  {stop}"
         if result.reason and result.stopped_by not in ("memory", "time"):
-            yield from wrap(f"  {result.reason}", width or WIDTH, indent=4)
+            yield from wrap(f"  {result.reason}", width or terminal_width(), indent=4)
 
 
 def longest_record(result: Longest) -> dict[str, object]:
