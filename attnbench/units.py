@@ -86,6 +86,13 @@ def percent(value: float | None) -> str:
     return factor(value) if value > MAX_PERCENT else f"{_three_digits(100 * value)}%"
 
 
+def whole_percent(value: float | None) -> str:
+    """Format a share without decimals, as 45%, and above 200 % as a factor; None as a dash."""
+    if value is None:
+        return "-"
+    return factor(value) if value > MAX_PERCENT else f"{value:.0%}"
+
+
 def change(value: float | None) -> str:
     """Format a relative change, as +4.2 %, and one of more than 200 % as the ratio, as 38x; None as a dash."""
     if value is None:

@@ -83,6 +83,10 @@ def test_a_share_above_two_hundred_percent_is_a_factor() -> None:
     assert [percent(value) for value in (2.0, 2.01, 37.5)] == ["200%", "2.0x", "38x"]
 
 
+def test_a_share_without_decimals_is_a_factor_above_two_hundred_percent_too() -> None:
+    assert [units.whole_percent(value) for value in (0.45, 2.0, 37.5, None)] == ["45%", "200%", "38x", "-"]
+
+
 def test_a_change_above_two_hundred_percent_is_the_ratio_of_the_two_values() -> None:
     assert [units.change(value) for value in (-0.99, 2.0, 2.5, 36.248)] == ["-99.0 %", "+200.0 %", "3.5x", "37x"]
     assert [units.margin(value) for value in (0.02, 36.248, None)] == ["2.0 %", "37x", "-"]

@@ -70,6 +70,8 @@ def show(
     elif format_ == "csv":
         print(csv.text(row.plain() for row in rows), end="")
     else:
+        if failures := summary.failure_lines(rows):
+            _wrapped([*failures, ""], sys.stdout)
         _table(_by_arm(run, rows), color)
         if metrics:
             _metrics(ceilings, rows, metrics)
@@ -116,12 +118,16 @@ def _styled(color: str) -> bool:
 
 
 def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: TextIO) -> None:
-    width = terminal_width()
-    for text in summary.text(rows, len(run.manifest.impossible), ceilings):
-        for line in wrap(text, width, indent=2):
-            print(line, file=stream)
+    # Above a table its failures were printed already.
+    texts = summary.findings if stream is sys.stdout else summary.text
+    _wrapped(texts(rows, len(run.manifest.impossible), ceilings), stream)
     if run.skipped_lines:
         print(f"{run.skipped_lines} lines of the results could not be read", file=stream)
+
+
+def _wrapped(texts: Iterable[str], stream: TextIO) -> None:
+    for text in texts:
+        print("\n".join(wrap(text, terminal_width(), indent=2)), file=stream)
 
 
 def next_command(run: Run) -> str:

@@ -151,8 +151,13 @@ def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list
 
 
 def text(rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
-    """Failures, the finding, advice, and the counts: each one or several sentences."""
-    return [*failure_lines(rows), sentence(rows), *notes(rows, ceilings), tally(rows, impossible)]
+    """Failures, then `findings`."""
+    return [*failure_lines(rows), *findings(rows, impossible, ceilings)]
+
+
+def findings(rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
+    """The finding, advice, and the counts: each one or several sentences."""
+    return [sentence(rows), *notes(rows, ceilings), tally(rows, impossible)]
 
 
 def record(

@@ -14,7 +14,7 @@ from attnbench.records.result import Result, Status
 from attnbench.studies import scaling
 from attnbench.studies.max_seq import Longest
 from attnbench.studies.scaling import Claim, ClaimVerdict
-from attnbench.units import size
+from attnbench.units import size, whole_percent
 
 SUITE = "claims"
 Fields = Mapping[str, object]  # columns of a row and their values
@@ -210,7 +210,7 @@ def _layer(rows: Sequence[Row]) -> Iterator[Claim]:
                 shares[row.seq_q] = core[row.backend].seconds / row.time_s
     if len(shares) < 2:
         return
-    listed = ", ".join(f"{share:.0%} at {seq}" for seq, share in sorted(shares.items()))
+    listed = ", ".join(f"{whole_percent(share)} at {seq}" for seq, share in sorted(shares.items()))
     crossed = [seq for seq, share in sorted(shares.items()) if share > 0.5]
     where = f"over half from {crossed[0]}" if crossed else "under half everywhere"
     yield _stated("M14", f"{listed} of a layer's time: {where}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_the_reason_stands_under_the_table(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert "incorrect [1]" in shown
     assert "[1] peaked inputs: out: max |error|" in shown
-    assert ">999%" in shown
+    assert re.search(r" \d+x .*incorrect", shown)
 
 
 def test_a_hang_ends_at_its_timeout(capsys: pytest.CaptureFixture[str]) -> None:

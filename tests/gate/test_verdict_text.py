@@ -45,6 +45,12 @@ def test_a_margin_above_two_hundred_percent_is_a_factor() -> None:
     assert "margin 37x" in gate_verdicts.annotation(noisy)
 
 
+def test_a_case_whose_margin_hides_large_slowdowns_is_marked() -> None:
+    noisy, quiet = (verdict(1e-3, 1.01e-3, 0.01, (-0.2, 0.2), margin) for margin in (0.26, 0.02))
+    assert (gate_verdicts.marked_cells(noisy)[4], gate_verdicts.marked_cells(quiet)[4]) == ("26.0 %!", "2.0 %")
+    assert [line[0] for line in gate_verdicts.legend([noisy, quiet])] == ["!"]
+
+
 def test_one_case_is_no_cases() -> None:
     run = gated(*lines())
     text = list(gate_verdicts.text(run, judgement.judge(run), 80))

@@ -28,7 +28,9 @@ SHOWN = (*RED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)  # without -
 DETAILED = (Outcome.REGRESSED, Outcome.BROKEN)
 MAX_DETAILED = 3
 STRIP = 49  # columns
-MARK = "^"
+MARK, NOISY = "^", "!"
+NOISY_MARGIN = 0.10
+NOISY_MEANING = f"noisy: slowdowns below its margin of over {100 * NOISY_MARGIN:.0f} % cannot be found"
 MEANING = "head and base divide to another change: they are of all rounds, and the change is paired by round; it counts"
 
 
@@ -106,13 +108,19 @@ def quotient_outside(verdict: Verdict) -> bool:
 
 def legend(verdicts: Sequence[Verdict]) -> list[str]:
     """What the marks of these verdicts mean."""
-    return [f"{MARK}  {MEANING}"] if any(map(quotient_outside, verdicts)) else []
+    marks = [f"{MARK}  {MEANING}"] if any(map(quotient_outside, verdicts)) else []
+    return marks + ([f"{NOISY}  {NOISY_MEANING}"] if any(map(_noisy, verdicts)) else [])
+
+
+def _noisy(verdict: Verdict) -> bool:
+    return verdict.metric == "time_s" and verdict.margin is not None and verdict.margin > NOISY_MARGIN
 
 
 def marked_cells(verdict: Verdict) -> tuple[str, ...]:
-    """`cells`, with MARK at a change that contradicts the two times."""
-    base, head, change, *rest = cells(verdict)
-    return base, head, change + MARK if quotient_outside(verdict) else change, *rest
+    """`cells`, with MARK at a change that contradicts the two times, and NOISY at a wide margin."""
+    base, head, change, interval, margin, outcome = cells(verdict)
+    contradicts, noisy = MARK * quotient_outside(verdict), NOISY * _noisy(verdict)
+    return base, head, change + contradicts, interval, margin + noisy, outcome
 
 
 def cells(verdict: Verdict) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ def _metric_labels(layout: Pivot) -> Iterator[tuple[str, Row | None]]:
 def _metric(row: Row, name: str, notes: Sequence[str]) -> str:
     if name == "roofline_share" and row.roofline_share is not None:
         note = f" [{notes.index(row.notes) + 1}]" if row.notes else ""
-        return f"{row.roofline_share:.1%} {row.bound}{note}"
+        return f"{units.percent(row.roofline_share)} {row.bound}{note}"
     return METRICS[name].show(row.number(name))
 
 
