@@ -4,7 +4,7 @@ import re
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from attnbench import suite, units
 from attnbench.analysis import stats
@@ -133,6 +133,17 @@ def _error(rows: Sequence[Row]) -> str:
         return ""
     row = ratios[worst]
     return f"error {units.figure(row.max_abs_err)}, allowed {units.figure(row.err_allowed)}"
+
+
+def broken_lines(broken: Iterable[tuple[str, str]]) -> list[str]:
+    """One phrase for each name and kind of reason among the cases that were ok before: `naive is broken in 2 cases`."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name, reason in broken:
+        kinds.setdefault((name, without_numbers(reason)), []).append(reason)
+    return [
+        f"{name} is broken in {counted(len(reasons), 'case')}{_colon(reasons[0])}"
+        for (name, _), reasons in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    ]
 
 
 def _colon(reason: str) -> str:

@@ -111,6 +111,18 @@ def test_a_case_that_neither_run_measured_is_not_missing() -> None:
     assert changes(old, new) == {"q64": Change.SAME, "q32": Change.NOTHING, "q48": Change.NOTHING}
 
 
+def test_cases_that_broke_are_one_line_above_the_table_for_each_kind_of_reason() -> None:
+    lengths = (16, 32, 48)
+    broken = [at(0, seq, status=Status.CRASHED, reason=f"SIGSEGV at 0x{seq:x}") for seq in lengths]
+    old = run("old", *at(1e-3), *(each for seq in lengths for each in at(1e-3, seq)))
+    new = run("new", *at(1e-3), *(each for case in broken for each in case))
+    compared = comparison.compare(old, new)
+    for kind in ("table", "md"):
+        text = "\n".join(report.text([compared], kind, 80))
+        assert text.count("naive@cpu:threads=1 is broken in 3 cases: SIGSEGV at 0x10") == 1
+        assert text.count("SIGSEGV") == 1
+
+
 def test_a_case_that_the_budget_cut_is_missing_and_not_broken() -> None:
     cut = {"status": Status.SKIPPED, "reason": "budget", "cause": Cause.BUDGET}
     old, new = run("old", *at(1e-3), *at(1e-3, 32)), run("new", *at(1e-3), *at(0, 32, **cut))

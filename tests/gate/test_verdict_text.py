@@ -7,7 +7,7 @@ import re
 import pytest
 
 from attnbench.gate import judgement
-from attnbench.records.result import Outcome, Verdict
+from attnbench.records.result import Outcome, Status, Verdict
 from attnbench.report.formats import gate_comment
 from attnbench.report.terminal import gate_verdicts
 from tests.gate.test_verdicts import gated, lines
@@ -49,6 +49,17 @@ def test_a_case_whose_margin_hides_large_slowdowns_is_marked() -> None:
     noisy, quiet = (verdict(1e-3, 1.01e-3, 0.01, (-0.2, 0.2), margin) for margin in (0.26, 0.02))
     assert (gate_verdicts.marked_cells(noisy)[4], gate_verdicts.marked_cells(quiet)[4]) == ("26.0 %!", "2.0 %")
     assert [line[0] for line in gate_verdicts.legend([noisy, quiet])] == ["!"]
+
+
+def test_broken_cases_are_one_line_above_the_table() -> None:
+    wrong = {"status": Status.INCORRECT, "reason": "out: max |error| 5.2 is over 1.5e-05"}
+    run = gated(*lines(), *(line for n in (128, 256) for line in lines(n=n, head_fields=wrong)))
+    judged = judgement.judge(run)
+    failure = "naive@cpu:threads=1 is broken in 2 cases: incorrect: out: max |error| 5.2 is over 1.5e-05"
+    text = list(gate_verdicts.text(run, judged, 120))
+    assert text[1] == failure
+    assert "\n".join(text).count("error| 5.2") == 1
+    assert gate_comment.markdown(run, judged).count("error| 5.2".replace("|", "\\|")) == 1
 
 
 def test_one_case_is_no_cases() -> None:

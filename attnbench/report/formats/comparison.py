@@ -9,7 +9,7 @@ from attnbench.analysis.comparison import MIN_RESTARTS, Change, Comparison, Pair
 from attnbench.report.formats import csv, jsonl
 from attnbench.report.formats.markdown import escape, table
 from attnbench.report.pivot import interval
-from attnbench.report.summary import counted
+from attnbench.report.summary import broken_lines, counted
 from attnbench.report.terminal.text_layout import aligned, shared_words, wrap
 
 MEMORY_TOLERANCE = 0.01  # of the peak; a smaller change of memory, or one below a mebibyte, is not mentioned
@@ -53,6 +53,8 @@ def _table(pairs: Comparison, width: int) -> Iterator[str]:
     heading = f"{pairs.new} against {pairs.old}" + (CROSSED if pairs.cross_machine else "")
     yield from wrap(heading, width, indent=2)
     shown = _shown(pairs)
+    for failure in _failures(shown):
+        yield from wrap(failure, width, indent=2)
     common, labels = shared_words([_label(pair) for pair in shown])
     yield from wrap(common, width) if common else ()
     yield ""
@@ -71,6 +73,8 @@ def _markdown(pairs: Comparison) -> Iterator[str]:
     yield f"## {escape(pairs.new)} against {escape(pairs.old)}" + (CROSSED if pairs.cross_machine else "")
     yield ""
     shown = _shown(pairs)
+    if failures := _failures(shown):
+        yield from (*(f"- {escape(failure)}" for failure in failures), "")
     common, labels = shared_words([_label(pair) for pair in shown])
     yield from (f"Common to all: {escape(common)}.", "") if common else ()
     rows = []
@@ -84,6 +88,10 @@ def _markdown(pairs: Comparison) -> Iterator[str]:
     if pairs.commands:
         yield from ("", "What would decide:", "", "```sh", *pairs.commands, "```")
     yield ""
+
+
+def _failures(shown: Sequence[Pair]) -> list[str]:
+    return broken_lines((pair.arm, pair.reason) for pair in shown if pair.change is Change.BROKEN)
 
 
 def _label(pair: Pair) -> str:
@@ -124,7 +132,7 @@ def _commands(pairs: Comparison) -> Iterator[str]:
 
 
 def _notes(pair: Pair) -> Iterator[str]:
-    if pair.reason and pair.change in (Change.BROKEN, Change.MISSING, Change.NOTHING):
+    if pair.reason and pair.change is Change.MISSING:
         yield pair.reason
     old, new = pair.old_peak, pair.new_peak
     if old is not None and new is not None and abs(new - old) > max(MEMORY_TOLERANCE * old, MEMORY_TOLERANCE_BYTES):

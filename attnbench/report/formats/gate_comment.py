@@ -1,11 +1,11 @@
 """The verdicts of a gate as Markdown, for a comment on a pull request or for a step summary of GitHub."""
 
 from attnbench.gate.judgement import RED, GateVerdicts
-from attnbench.records.result import Verdict
+from attnbench.records.result import Outcome, Verdict
 from attnbench.records.run_directory import Run
 from attnbench.report.formats.markdown import escape
 from attnbench.report.summary import counted
-from attnbench.report.terminal.gate_verdicts import SHOWN, details, legend, marked_cells, sentence
+from attnbench.report.terminal.gate_verdicts import SHOWN, details, failures, legend, marked_cells, sentence
 
 MAX_SUMMARY = 1_000_000  # bytes of a step summary; GitHub's limit is 1 MiB
 MAX_COMMENT = 60_000  # bytes of a comment; GitHub's limit is 65,536 characters
@@ -19,6 +19,8 @@ def markdown(run: Run, judged: GateVerdicts, max_bytes: int = MAX_COMMENT) -> st
         f"### attnbench gate: {'**failed**' if failed else 'passed'}",
         "",
         f"{escape(judged.head)} against {escape(judged.base)}. {escape(sentence(judged))}",
+        "",
+        *(f"- {escape(failure)}" for failure in failures(judged)),
         "",
     ]
     tail = _tail(run, judged, max_bytes)
@@ -54,5 +56,5 @@ def _tail(run: Run, judged: GateVerdicts, max_bytes: int) -> list[str]:
 
 def _line(verdict: Verdict) -> str:
     row = [f"{verdict.label}@{verdict.device}", verdict.metric, *marked_cells(verdict)]
-    row[-1] += f": {verdict.reason}" if verdict.reason else ""
+    row[-1] += f": {verdict.reason}" if verdict.reason and verdict.outcome is not Outcome.BROKEN else ""
     return f"| {' | '.join(map(escape, row))} |"

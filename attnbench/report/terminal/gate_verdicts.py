@@ -20,7 +20,7 @@ from attnbench.gate.rule import Evidence
 from attnbench.records import run_directory
 from attnbench.records.result import Outcome, Verdict
 from attnbench.records.run_directory import Run
-from attnbench.report.summary import counted, repeat_command
+from attnbench.report.summary import broken_lines, counted, repeat_command
 from attnbench.report.terminal.text_layout import WIDTH, aligned, shared_words, wrap
 
 HEADINGS = ("base", "head", "change", "95 %", "margin", "")
@@ -62,6 +62,8 @@ def sentence(judged: GateVerdicts) -> str:
 def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -> Iterator[str]:
     """List what changed, with `everything` also what did not, then the commands that investigate the red cases."""
     yield from wrap(f"{judged.head} against {judged.base}", width, indent=2)
+    for failure in failures(judged):
+        yield from wrap(failure, width, indent=2)
     times = [
         verdict for verdict in judged.verdicts if verdict.metric in ("time_s", "status") or verdict.outcome in SHOWN
     ]
@@ -91,7 +93,14 @@ def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
     yield from heading
     for verdict, row in zip(verdicts, lines, strict=True):
         yield from row
-        yield from (f"    {piece}" for piece in (wrap(verdict.reason, width - 4) if verdict.reason else ()))
+        if verdict.reason and verdict.outcome is not Outcome.BROKEN:
+            yield from (f"    {piece}" for piece in wrap(verdict.reason, width - 4))
+
+
+def failures(judged: GateVerdicts) -> list[str]:
+    """One phrase for each backend and kind of failure."""
+    broken = (verdict for verdict in judged.verdicts if verdict.outcome is Outcome.BROKEN)
+    return broken_lines((f"{verdict.backend}@{verdict.device}", verdict.reason) for verdict in broken)
 
 
 def _metric(verdict: Verdict) -> str:
