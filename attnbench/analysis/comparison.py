@@ -4,7 +4,6 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
 
 import msgspec
 
@@ -39,7 +38,7 @@ class Change(StrEnum):
     NOTHING = "-"  # ok in neither
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
+class Pair(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One (case, arm) in two runs."""
 
     case_id: str
@@ -80,7 +79,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 _FIRST = (Change.BROKEN, Change.MISSING, Change.FIXED, Change.NEW)
 
 
-class ComparedArm(NamedTuple):
+class ComparedArm(msgspec.Struct, frozen=True, gc=False):
     """What a comparison needs of one (case, arm) of a run; cheaper than a Row."""
 
     case_id: str

@@ -42,7 +42,7 @@ class Over(StrEnum):
     POINTS = "points"
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A value with its interval, in the unit of what it was computed from."""
 
     value: float
