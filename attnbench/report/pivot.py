@@ -12,6 +12,7 @@ from attnbench.analysis.stats import Estimate
 from attnbench.attention.problem import Problem
 from attnbench.records.case import spell
 from attnbench.records.result import Status
+from attnbench.report.reasons import MAX_FOOTNOTE, shortened, without_numbers
 
 # Axes that can make the lines, preferred in this order if they have equally many values.
 NUMERIC: dict[str, Callable[[Row], tuple[int, ...]]] = {
@@ -221,11 +222,18 @@ def _order(rows: Sequence[Row], words: WordsOf, axis: str, across: list[str]) ->
 def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:
     """Arms without any time; those with the same reasons together."""
     several = len({row.device for row in rows}) > 1
-    reasons: dict[str, dict[str, None]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}  # by the name of the arm and by kind
     for row in rows:
         if row.arm not in measured:
-            reasons.setdefault(f"{row.arm_name}@{row.device}" if several else row.arm_name, {})[why_briefly(row)] = None
+            name, why_not = f"{row.arm_name}@{row.device}" if several else row.arm_name, why_briefly(row)
+            reasons.setdefault(name, {}).setdefault(without_numbers(why_not), []).append(why_not)
     names_by_reasons: dict[tuple[str, ...], list[str]] = {}
     for name, texts in reasons.items():
-        names_by_reasons.setdefault(tuple(texts), []).append(name)
+        names_by_reasons.setdefault(tuple(map(_first, texts.values())), []).append(name)
     return [(", ".join(names), "; ".join(texts)) for texts, names in names_by_reasons.items()]
+
+
+def _first(reasons: Sequence[str]) -> str:
+    """The first of reasons that differ in numbers alone."""
+    others = len(dict.fromkeys(reasons)) - 1
+    return shortened(reasons[0], MAX_FOOTNOTE) + (f" (and {others} similar)" if others else "")

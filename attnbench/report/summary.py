@@ -1,8 +1,6 @@
 """The finding of a run in one sentence, the counts of its cases, and the command that measures one again."""
 
-import re
 import shlex
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,17 +11,16 @@ from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import Place, Row, leaders, problem_of
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
+from attnbench.report.reasons import shortened, without_numbers
 
 MAX_REASONS = 3
 MAX_OTHERS = 2  # backends that are fastest less often, in one finding
-MAX_REASON = 100  # characters; footnotes and reports have the whole text
 FAILED = {
     Status.INCORRECT: "is wrong",
     Status.CRASHED: "crashed",
     Status.ERROR: "failed with an error",
     Status.TIMEOUT: "did not answer in time",
 }
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -150,12 +147,6 @@ def _colon(reason: str) -> str:
     return f": {shortened(reason)}" if reason else ""
 
 
-def shortened(reason: str) -> str:
-    """At most MAX_REASON characters of a reason, whole words where they fit."""
-    whole_words = textwrap.shorten(reason, MAX_REASON, placeholder=" ...")
-    return f"{reason[: MAX_REASON - 4]} ..." if whole_words.strip() == "..." else whole_words
-
-
 def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
     """Advice that follows from the run: dtypes and devices that are much slower than others here."""
     return [preference.text for preference in preferences(rows, ceilings)]
@@ -185,11 +176,6 @@ def repeat_command(row: Row, command: str = "run") -> str:
     """`attnbench run --batch 1 ...`, or another command that takes one case, such as `profile`."""
     problem = suite.options_of(problem_of(row), row.mode)
     return shlex.join(["attnbench", command, *problem, "--device", row.device, "-b", row.backend])
-
-
-def without_numbers(reason: str) -> str:
-    """The reason with `#` in place of numbers: equal for failures of one kind."""
-    return _NUMBER.sub("#", reason)
 
 
 def _reasons(reasons: Sequence[str]) -> str:

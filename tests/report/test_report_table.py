@@ -115,6 +115,33 @@ def test_a_run_without_any_time_has_a_table():
     assert pivot_table.text([], 80) == "no results\n"
 
 
+def test_reasons_of_an_arm_without_a_time_that_differ_in_numbers_alone_are_one():
+    refusals = [refused(Problem(seq_q=n), "naive", Status.SKIPPED, f"needs {n} GiB, limit 9.6 GiB") for n in (64, 96)]
+    assert "-  naive: skipped: needs 64 GiB, limit 9.6 GiB (and 1 similar)\n" in pivot_table.text(
+        rows_of(*refusals), 80
+    )
+
+
+def test_a_reason_of_ten_thousand_characters_is_cut_between_words():
+    words = "the mask is not supported " * 400
+    refusals = [
+        refused(Problem(seq_q=64), "naive", Status.UNSUPPORTED, words), measured(Problem(seq_q=64), "flex", 1e-3),
+        measured(Problem(seq_q=96), "naive", 1e-3), refused(Problem(seq_q=96), "flex", Status.UNSUPPORTED, words),
+        refused(Problem(seq_q=64), "xformers", Status.UNSUPPORTED, words),
+    ]  # fmt: skip
+    text = pivot_table.text(rows_of(*refusals), 80)
+    assert text.count("not supported ...") + text.count("is not ...") + text.count("the mask ...") >= 2
+    assert len(text) < 1500
+
+
+def test_three_hundred_backends_fit_the_width():
+    problem = Problem(seq_q=777)
+    rows = rows_of(*(measured(problem, f"backend-{number}", 1e-3 * (1 + number)) for number in range(300)))
+    text = pivot_table.text(rows, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"backend-{number}" in text for number in range(300))
+
+
 def test_an_impossible_time_is_marked_and_not_ranked():
     measurements = [measured(Problem(seq_q=64), "naive", 0.0), measured(Problem(seq_q=64), "sdpa", 1e-3)]
     rows = rows_of(*measurements)

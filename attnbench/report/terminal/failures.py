@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from attnbench.analysis import common_axes
 from attnbench.analysis.rows import one_line
 from attnbench.records.result import Result
-from attnbench.report import summary
+from attnbench.report.reasons import without_numbers
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.report.terminal.verification import arm_name, label
 
@@ -18,7 +18,7 @@ def text(results: Sequence[Result]) -> Iterator[str]:
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         if result.status.failed or "trace" in result.facts:
-            key = result.arm.id, result.status.value, summary.without_numbers(result.reason)
+            key = result.arm.id, result.status.value, without_numbers(result.reason)
             groups.setdefault(key, []).append(result)
     for (arm, _, _), failed in groups.items():
         beside = [result for result in results if result.arm.id == arm]

@@ -12,6 +12,7 @@ from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import Row, unranked
 from attnbench.records.result import Status
 from attnbench.report.pivot import Column, Footnotes, Pivot, Section, caption, factor, legend, mark, pivot, why_briefly
+from attnbench.report.reasons import MAX_FOOTNOTE, shortened
 from attnbench.report.terminal.text_layout import cell_width, labelled, terminal_width, wrap
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _cells(layout: Pivot, notes: Footnotes) -> dict[int, TableCell]:
     arms = [column.arm for column in layout.columns]
     shown = [cells[arm] for section in layout.sections for _, cells in section.lines for arm in arms if arm in cells]
     return {
-        id(row): TableCell("-", notes.letter(why_briefly(row)))
+        id(row): TableCell("-", notes.letter(shortened(why_briefly(row), MAX_FOOTNOTE)))
         if row.time_s is None
         else TableCell(units.seconds(row.time_s), factor(row.speedup), mark(row))
         for row in shown
