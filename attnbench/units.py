@@ -111,6 +111,11 @@ def factor(value: float) -> str:
     return f"{value:.{decimals}f}x"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 case`, `2 cases`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def parse_seconds(text: str, name: str) -> float:
     """Parse `45s`, `2m`, `500ms`, `1.5h` or a bare number of seconds.
 

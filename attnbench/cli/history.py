@@ -25,6 +25,7 @@ def history(
 
     Prints one line per case of this machine: its first and last time, then each change of level with its commit.
     """
+    from attnbench import units
     from attnbench.cli import output
     from attnbench.gate import history as trend
     from attnbench.machine import identity
@@ -36,7 +37,7 @@ def history(
         trend.append(path, trend.point(output.load(add)))
     points, skipped = trend.load(path)
     if skipped:
-        print(f"{path}: {skipped} lines could not be read", file=sys.stderr)
+        print(f"{path}: {units.counted(skipped, 'line')} could not be read", file=sys.stderr)
     fingerprint = identity.fingerprint()[0]
     seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
     others = len({point.fingerprint for point in points} - {fingerprint})

@@ -24,7 +24,7 @@ from attnbench.report import summary
 from attnbench.report.formats import csv, jsonl, markdown
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
-from attnbench.units import seconds, size
+from attnbench.units import counted, seconds, size
 
 
 def lines(records: Iterable[Mapping[str, object]], text: Iterable[str], as_json: bool) -> None:
@@ -122,7 +122,7 @@ def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: Te
     texts = summary.findings if stream is sys.stdout else summary.text
     _wrapped(texts(rows, len(run.manifest.impossible), ceilings), stream)
     if run.skipped_lines:
-        print(f"{run.skipped_lines} lines of the results could not be read", file=stream)
+        print(f"{counted(run.skipped_lines, 'line')} of the results could not be read", file=stream)
 
 
 def _wrapped(texts: Iterable[str], stream: TextIO) -> None:

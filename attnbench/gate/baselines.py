@@ -12,6 +12,7 @@ from attnbench.errors import NotComparableError, StoreError, UsageError
 from attnbench.records import run_directory
 from attnbench.records.result import Status
 from attnbench.records.run_directory import Run
+from attnbench.units import counted
 
 FOLDER = "reference"
 PROVENANCE = "baseline.json"
@@ -81,10 +82,10 @@ def objections(run: Run) -> str:
     noisy = [row for row in measured if row.noisy]
     few = min(row.restarts for row in measured)
     reasons = [f"{failed[0].label} {failed[0].status}"] if failed else []
-    reasons += [f"{len(cut)} cases were skipped ({cut[0].reason})"] if cut else []
+    reasons += [f"{counted(len(cut), 'case')} skipped ({cut[0].reason})"] if cut else []
     reasons += [f"{len(noisy)} of {len(measured)} cases are noisy"] if noisy else []
     if few < MIN_RESTARTS:
-        reasons.append(f"{few} restart{'s' if few > 1 else ''}, {MIN_RESTARTS} are needed: attnbench run --restarts 6")
+        reasons.append(f"{counted(few, 'restart')}, {MIN_RESTARTS} are needed: attnbench run --restarts 6")
     return "; ".join(reasons)
 
 

@@ -215,7 +215,8 @@ def _between_days(runs: Sequence[Run]) -> tuple[float, str]:
         assumed = f"no two runs of one commit show the noise between days, {100 * BETWEEN_RUNS:.0f} % is assumed"
         return BETWEEN_RUNS, assumed
     value = math.expm1(float(np.quantile(apart, QUANTILE)))
-    return value, f"runs of one commit on different days differ by up to {units.margin(value)} ({len(apart)} cases)"
+    cases = units.counted(len(apart), "case")
+    return value, f"runs of one commit on different days differ by up to {units.margin(value)} ({cases})"
 
 
 def _same_code(run: Run, other: Run) -> bool:

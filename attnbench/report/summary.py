@@ -89,7 +89,7 @@ def tally(rows: Sequence[Row], impossible: int = 0) -> str:
         parts.append(f"{count} {status}{detail}")
     if impossible:
         parts.append(f"{impossible} impossible")
-    return f"{counted(len(rows) + impossible, 'case')}: {', '.join(parts)}."
+    return f"{units.counted(len(rows) + impossible, 'case')}: {', '.join(parts)}."
 
 
 def failure_lines(rows: Sequence[Row]) -> list[str]:
@@ -116,7 +116,7 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
 def _failures(name: str, status: Status, kinds: Sequence[Sequence[Row]]) -> Iterator[str]:
     """One phrase for each of the most frequent kinds of one status of a backend, and one for the others."""
     for rows in kinds[:MAX_REASONS]:
-        cases = f"{name} {FAILED[status]} in {counted(len(rows), 'case')}"
+        cases = f"{name} {FAILED[status]} in {units.counted(len(rows), 'case')}"
         yield f"{cases} ({_error(rows)})" if _error(rows) else f"{cases}{_colon(rows[0].reason)}"
     if rest := sum(map(len, kinds[MAX_REASONS:])):
         yield f"{name} {FAILED[status]} in {rest} more cases, for {len(kinds) - MAX_REASONS} other reasons"
@@ -138,7 +138,7 @@ def broken_lines(broken: Iterable[tuple[str, str]]) -> list[str]:
     for name, reason in broken:
         kinds.setdefault((name, without_numbers(reason)), []).append(reason)
     return [
-        f"{name} is broken in {counted(len(reasons), 'case')}{_colon(reasons[0])}"
+        f"{name} is broken in {units.counted(len(reasons), 'case')}{_colon(reasons[0])}"
         for (name, _), reasons in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     ]
 
@@ -189,8 +189,3 @@ def _reasons(reasons: Sequence[str]) -> str:
     shown = [f"{len(kind)} {kind[0]}" for kind in kinds[:MAX_REASONS]]
     rest = f"; {len(kinds) - len(shown)} more" if len(kinds) > len(shown) else ""
     return f" ({'; '.join(shown)}{rest})"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 case`, `2 cases`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

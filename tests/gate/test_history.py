@@ -81,7 +81,7 @@ def test_the_command_adds_a_run_and_tells_of_changes(
 ):
     path = tmp_path / "history.jsonl"
     assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
-    assert "over 1 points" in capsys.readouterr().out
+    assert "over 1 point" in capsys.readouterr().out
     for one in made([1.0] * 5 + [2.0] * 5):
         history.append(path, one)
     assert cli.invoke(["history", str(path), "--case", "case@cpu"]) == 0

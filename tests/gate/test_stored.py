@@ -151,7 +151,7 @@ def test_a_baseline_is_saved_read_replaced_and_removed(root: Path, capsys: pytes
     [
         (made(restarts=1), "1 restart, 3 are needed"),
         ([*made(), result(problem=Problem(seq_q=8), status=Status.CRASHED)], "crashed"),
-        ([*made(), result(problem=Problem(seq_q=8), status=Status.SKIPPED, reason="budget")], "1 cases were skipped"),
+        ([*made(), result(problem=Problem(seq_q=8), status=Status.SKIPPED, reason="budget")], "1 case skipped"),
         ([*made(), result([1.0, 2.0, 2.0], problem=Problem(seq_q=8))], "1 of 3 cases are noisy"),
         ([], "nothing was measured"),
     ],

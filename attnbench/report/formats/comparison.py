@@ -9,7 +9,7 @@ from attnbench.analysis.comparison import MIN_RESTARTS, Change, Comparison, Pair
 from attnbench.report.formats import csv, jsonl
 from attnbench.report.formats.markdown import escape, table
 from attnbench.report.pivot import interval
-from attnbench.report.summary import broken_lines, counted
+from attnbench.report.summary import broken_lines
 from attnbench.report.terminal.text_layout import aligned, shared_words, wrap
 
 MEMORY_TOLERANCE = 0.01  # of the peak; a smaller change of memory, or one below a mebibyte, is not mentioned
@@ -46,7 +46,7 @@ def tally(pairs: Comparison) -> str:
     counts = Counter(pair.change for pair in pairs.pairs)
     names = {Change.NOTHING: "ok in neither"}
     parts = [f"{count} {names.get(change, change.value)}" for change, count in counts.most_common()]
-    return f"{counted(len(pairs.pairs), 'case')}: {', '.join(parts)}."
+    return f"{units.counted(len(pairs.pairs), 'case')}: {', '.join(parts)}."
 
 
 def _table(pairs: Comparison, width: int) -> Iterator[str]:
@@ -151,4 +151,4 @@ def _footer(pairs: Comparison) -> Iterator[str]:
     yield from pairs.notes
     for arm, mean in sorted(pairs.geomeans.items()):
         ends = f" ({interval(mean, 3)})" if mean.low is not None and mean.high is not None else ""
-        yield f"{arm}: {mean.value:.3f}x over {counted(mean.count, 'case')}, geometric mean{ends}"
+        yield f"{arm}: {mean.value:.3f}x over {units.counted(mean.count, 'case')}, geometric mean{ends}"

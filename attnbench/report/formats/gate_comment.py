@@ -1,10 +1,10 @@
 """The verdicts of a gate as Markdown, for a comment on a pull request or for a step summary of GitHub."""
 
+from attnbench import units
 from attnbench.gate.judgement import RED, GateVerdicts
 from attnbench.records.result import Outcome, Verdict
 from attnbench.records.run_directory import Run
 from attnbench.report.formats.markdown import escape
-from attnbench.report.summary import counted
 from attnbench.report.terminal.gate_verdicts import SHOWN, details, failures, legend, marked_cells, sentence
 
 MAX_SUMMARY = 1_000_000  # bytes of a step summary; GitHub's limit is 1 MiB
@@ -38,8 +38,8 @@ def markdown(run: Run, judged: GateVerdicts, max_bytes: int = MAX_COMMENT) -> st
     changed, same = lines[: len(loud)], lines[len(loud) :]
     body = [COLUMNS, *changed] if changed else []
     if same:
-        cases = counted(len({(verdict.case_id, verdict.device) for verdict in quiet}), "case")
-        title = f"{counted(len(quiet), 'unchanged figure')} of {cases}"
+        cases = units.counted(len({(verdict.case_id, verdict.device) for verdict in quiet}), "case")
+        title = f"{units.counted(len(quiet), 'unchanged figure')} of {cases}"
         body += ["", f"<details><summary>{title}</summary>", "", COLUMNS, *same, "", "</details>"]
     return "\n".join([*head, *body, *tail]) + "\n"
 

@@ -20,7 +20,7 @@ from attnbench.gate.rule import Evidence
 from attnbench.records import run_directory
 from attnbench.records.result import Outcome, Verdict
 from attnbench.records.run_directory import Run
-from attnbench.report.summary import broken_lines, counted, repeat_command
+from attnbench.report.summary import broken_lines, repeat_command
 from attnbench.report.terminal.text_layout import WIDTH, aligned, shared_words, wrap
 
 HEADINGS = ("base", "head", "change", "95 %", "margin", "")
@@ -56,7 +56,7 @@ def sentence(judged: GateVerdicts) -> str:
     counts = Counter(worst.values())
     parts = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in (*SHOWN, Outcome.SAME) if counts[outcome])
     refused = f"; {judged.refused} that neither side can run" if judged.refused else ""
-    return f"{counted(sum(counts.values()), 'case')}: {parts or 'nothing measured'}{refused}."
+    return f"{units.counted(sum(counts.values()), 'case')}: {parts or 'nothing measured'}{refused}."
 
 
 def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -> Iterator[str]:
@@ -73,7 +73,7 @@ def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -
     for name, (ratio, low, high, count) in sorted(judged.geomeans.items()):
         interval = f", {low:.3f}..{high:.3f}" if count > 1 else ""
         yield from wrap(
-            f"{name}: {ratio:.3f}x over {counted(count, 'case')}, geometric mean{interval}", width, indent=2
+            f"{name}: {ratio:.3f}x over {units.counted(count, 'case')}, geometric mean{interval}", width, indent=2
         )
     notes = (*legend(shown), f"margins: {judged.margin_source}", *judged.notes, judged.doubt)
     for note in notes:
@@ -286,7 +286,7 @@ def level_changes(series: Mapping[str, Sequence[tuple[history.HistoryPoint, floa
             }  # fmt: skip
             yield msgspec.json.encode(record).decode()
             continue
-        yield f"{case}: {units.seconds(first_s)} -> {units.seconds(last_s)} over {len(values)} points"
+        yield f"{case}: {units.seconds(first_s)} -> {units.seconds(last_s)} over {units.counted(len(values), 'point')}"
         for change in changes:
             times = f"{units.seconds(change.before_s)} -> {units.seconds(change.after_s)}"
             yield f"    {units.change(change.ratio - 1)} at {change.at.name}, {change.at.measured_at}: {times}"

@@ -125,7 +125,8 @@ def random_problems(results: Sequence[Result], figures: bool = False, reasons: b
 def tally(results: Sequence[Result]) -> str:
     """`156 cases: 150 ok, 6 unsupported.`"""
     counts = Counter(result.status.value for result in results)
-    return f"{len(results)} cases: {', '.join(f'{count} {status}' for status, count in counts.most_common())}."
+    parts = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    return f"{units.counted(len(results), 'case')}: {parts}."
 
 
 def record(result: Result) -> dict[str, object]:
