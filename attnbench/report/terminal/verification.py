@@ -14,7 +14,7 @@ from attnbench.records.arm import distinct_names, labels
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
 from attnbench.report.pivot import interval
-from attnbench.report.terminal.text_layout import WIDTH, labelled, wrap
+from attnbench.report.terminal.text_layout import MIN_LABEL, labelled, terminal_width, wrap
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
 REFUSED = (Status.UNSUPPORTED, Status.UNAVAILABLE, Status.SKIPPED)
@@ -54,7 +54,7 @@ def _tables(tried: Sequence[Result], figures: bool = False) -> Iterator[str]:
     for cases in _by_arm(tried):
         yield from _table(cases, arm_name(cases[0], names))
         if shared := common_axes.sentence(cases):
-            yield from wrap(shared, WIDTH)
+            yield from wrap(shared, terminal_width())
         yield ""
         yield from error_figures(cases) if figures else ()
         yield from growth(cases)
@@ -90,12 +90,12 @@ def _refusals(refused: Sequence[Result], listed: bool) -> Iterator[str]:
     counts = Counter(result.status.value for result in refused)
     total = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     if len(by_reason) > MAX_REASONS and not listed:
-        yield from wrap(f"not verified: {total}; -v lists the {len(by_reason)} reasons", WIDTH, indent=2)
+        yield from wrap(f"not verified: {total}; -v lists the {len(by_reason)} reasons", terminal_width(), indent=2)
         return
     yield f"not verified: {total}"
     for reason, cases in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         backends = ", ".join(dict.fromkeys(names[result.arm.id] for result in cases))
-        yield from (f"  {line}" for line in wrap(f"{len(cases)} {reason} ({backends})", WIDTH - 2, indent=2))
+        yield from (f"  {line}" for line in wrap(f"{len(cases)} {reason} ({backends})", terminal_width() - 2, indent=2))
 
 
 def random_problems(results: Sequence[Result], figures: bool = False, reasons: bool = False) -> Iterator[str]:
@@ -107,14 +107,14 @@ def random_problems(results: Sequence[Result], figures: bool = False, reasons: b
         yield from _tables([result for result in results if result.status.failed])
     names = distinct_names(result.arm for result in results)
     for cases in _by_arm(results):
-        yield from wrap(f"{arm_name(cases[0], names)}: {tally(cases)}", WIDTH, indent=2)
+        yield from wrap(f"{arm_name(cases[0], names)}: {tally(cases)}", terminal_width(), indent=2)
         if shared := common_axes.sentence(cases):
-            yield from (f"  {line}" for line in wrap(shared, WIDTH - 2, indent=2))
+            yield from (f"  {line}" for line in wrap(shared, terminal_width() - 2, indent=2))
         shares = [(_largest_share(case), case) for case in cases if case.status is Status.OK]
         if shares:
             share, nearest = max(shares, key=lambda pair: pair[0])
-            line = f"nearest to its bound, at {share:.0%}: {label(nearest)}"
-            yield from (f"  {piece}" for piece in wrap(line, WIDTH - 2, indent=2))
+            line = f"nearest to its bound, at {units.whole_percent(share)}: {label(nearest)}"
+            yield from (f"  {piece}" for piece in wrap(line, terminal_width() - 2, indent=2))
         yield ""
     if figures:
         yield from text(results, figures, reasons)
@@ -159,7 +159,7 @@ def error_figures(results: Sequence[Result]) -> Iterator[str]:
         return
     yield "            max      mean       rms   xmax  xmean   xrms  NaN, Inf"
     for result in with_errors:
-        yield from wrap(label(result), WIDTH)
+        yield from wrap(label(result), terminal_width())
         for name, error in result.facts["errors"].items():
             cells = [f"{number(error.get(key)):>10}" for key, _ in FIGURES]
             ratios = [_ratio(error.get(key), error.get(plain)) for key, plain in FIGURES]
@@ -204,7 +204,7 @@ def probe_tables(results: Sequence[Result]) -> Iterator[str]:
             yield from _probe_table(measured, _CELLS[name]) if name in _CELLS else _equal_bits(measured)
         for reason, count in Counter(figures.get("absent") for _, figures in cases).items():
             if reason:
-                yield from wrap(f"  - in {count} of {len(cases)}: {reason}", WIDTH, indent=4)
+                yield from wrap(f"  - in {count} of {len(cases)}: {reason}", terminal_width(), indent=4)
         yield ""
 
 
@@ -212,7 +212,7 @@ def _probe_table(cases: Cases, cells_of: Callable[[Figures], dict[str, str]]) ->
     rows = [(case, cells_of(figures)) for case, figures in cases]
     headings = list(rows[0][1])
     cell_width = 2 + max(len(text) for _, cells in rows for cell in cells.items() for text in cell)
-    width = min(max(len(case) for case, _ in cases), WIDTH - cell_width * len(headings))
+    width = min(max(len(case) for case, _ in cases), max(MIN_LABEL, terminal_width() - cell_width * len(headings)))
     yield " " * width + "".join(heading.rjust(cell_width) for heading in headings)
     for case, cells in rows:
         yield from labelled(case, width, "".join(cells[heading].rjust(cell_width) for heading in headings))
@@ -223,7 +223,7 @@ def _equal_bits(cases: Cases) -> Iterator[str]:
     yield f"  equal in {equal} of {len(cases)} cases"
     for case, figures in cases:
         if not figures["equal"]:
-            yield from wrap(f"  differ by up to {figures['largest']:.2g}: {case}", WIDTH, indent=4)
+            yield from wrap(f"  differ by up to {figures['largest']:.2g}: {case}", terminal_width(), indent=4)
 
 
 # The cells of a case by their headings; the other probes compare bits.
@@ -262,14 +262,14 @@ def _table(results: Sequence[Result], heading: str) -> Iterator[str]:
     outputs = [name for name in OUTPUTS if any(name in result.facts.get("errors", {}) for result in results)]
     notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
     labels = [label(result) for result in results]
-    width = min(max(map(len, labels)), WIDTH - 18 - 6 * len(outputs))
+    width = min(max(map(len, labels)), max(MIN_LABEL, terminal_width() - 18 - 6 * len(outputs)))
     yield heading
     yield "case".ljust(width) + "    error" + "".join(name.rjust(6) for name in outputs)
     for result, name in zip(results, labels, strict=True):
         error, *shares, verdict = _cells(result, outputs, notes)
         yield from labelled(name, width, error.rjust(9) + "".join(share.rjust(6) for share in shares) + f"  {verdict}")
     for number, note in enumerate(notes, start=1):
-        yield from wrap(f"[{number}] {one_line(note)}", WIDTH)
+        yield from wrap(f"[{number}] {one_line(note)}", terminal_width())
 
 
 def _cells(result: Result, outputs: Sequence[str], notes: Sequence[str]) -> list[str]:
@@ -280,7 +280,7 @@ def _cells(result: Result, outputs: Sequence[str], notes: Sequence[str]) -> list
         verdict += f" ({share:.0%} of rows)"
     out = errors.get("out", {}).get("max_abs")
     shares = [_share(errors.get(name, {})) for name in outputs]
-    cells = ["-" if share is None else f"{share:.0%}" if share < 10 else ">999%" for share in shares]
+    cells = map(units.whole_percent, shares)
     return ["-" if out is None else f"{out:.1e}", *cells, verdict]
 
 
