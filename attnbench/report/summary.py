@@ -31,29 +31,30 @@ def sentence(rows: Sequence[Row]) -> str:
     ranked = [row for row in rows if row.place]
     if not ranked:
         return "nothing was measured."
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in ranked:
-        groups.setdefault(_group(row, ranked), []).append(row)
+        groups.setdefault((_phase(row), row.device, row.run), []).append(row)
     if all(row.place is Place.ALONE for row in ranked):
         return "one backend was measured for each problem: nothing to compare."
-    return "; ".join(_finding(group, name) for name, group in groups.items()) + "."
-
-
-def _group(row: Row, rows: Sequence[Row]) -> str:
-    """The problems that a finding is about: `decode problems on cpu in run-a`, where these vary."""
-    phase = f"{_phase(row)} " if len({_phase(each) for each in rows}) > 1 else ""
-    device = f" on {row.device}" if len({each.device for each in rows}) > 1 else ""
-    return f"{phase}problem{{s}}{device}" + (f" in {row.run}" if len({each.run for each in rows}) > 1 else "")
+    phases, devices, runs = (len(set(values)) > 1 for values in zip(*groups, strict=True))
+    findings = (
+        _finding(group, f"{phase} " * phases, f" on {device}" * devices + f" in {run}" * runs)
+        for (phase, device, run), group in groups.items()
+    )
+    return f"{'; '.join(findings)}."
 
 
 def _phase(row: Row) -> str:
     return "decode" if row.seq_q == 1 < row.seq_kv else "prefill"
 
 
-def _finding(rows: Sequence[Row], group: str) -> str:
-    """The backend that is fastest most often in one group, those that are tied in all of it, or neither."""
+def _finding(rows: Sequence[Row], kind: str, where: str) -> str:
+    """The backend that is fastest most often in one group, those that are tied in all of it, or neither.
+
+    `kind` and `where` distinguish the problems of the group from those of others.
+    """
     contested = len({(row.problem, row.device, row.run) for row in rows if row.place is not Place.ALONE})
-    problems = group.replace("{s}", "" if contested == 1 else "s")
+    problems = f"{kind}{'problem' if contested == 1 else 'problems'}{where}"
     if not contested:
         return f"nothing to compare among {problems}"
     wins = Counter(row.arm_name for row in rows if row.place is Place.FASTEST).most_common()

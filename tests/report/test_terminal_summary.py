@@ -105,3 +105,19 @@ def test_findings_on_two_devices_are_apart() -> None:
 
 def _fields(row: Row) -> dict[str, object]:
     return {name: getattr(row, name) for name in row.__struct_fields__}
+
+
+def test_the_finding_of_many_rows_takes_linear_time() -> None:
+    """The device of a row is read a fixed number of times."""
+
+    class Counting(str):
+        reads = 0
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            Counting.reads += 1
+            return super().__hash__()
+
+    many = [row.__class__(**{**_fields(row), "device": Counting(row.device)}) for row in rows("many_rows")]
+    summary.sentence(many)
+    assert Counting.reads < 10 * len(many)
