@@ -169,7 +169,7 @@ def record(
     """The last line of `--json`."""
     noisy = sum(bool(row.noisy) for row in rows)
     figures = {"planned": planned, "cases": len(rows), "status": counts(rows), "noisy": noisy}
-    said = {"verdict": sentence(rows), "notes": notes(rows, ceilings)}
+    said = {"failures": failure_lines(rows), "verdict": sentence(rows), "notes": notes(rows, ceilings)}
     return {"type": "summary", **figures, **said, "path": path or None, "exit_code": int(code)}
 
 
