@@ -124,7 +124,7 @@ def test_a_run_that_is_continued_when_it_is_complete_says_so(
     options = ("--mask", "none", "--device", "cpu:threads=1", "--force", "-o", str(run))
     done = attnbench_command("run", "--seq", "64", "-b", "naive,mine.py:f", *options)
     assert "\nall 2 cases are already measured; --retry-failed measures those again that failed\n" in done.stderr
-    assert done.stdout.startswith("b1 h8")
+    assert done.stdout.startswith("mine.py:f failed with an error in 1 case: prepare: look\n\nb1 h8")
 
 
 def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(

@@ -76,7 +76,7 @@ def lines(rows: Sequence[Row], width: int) -> Iterator[Line]:
         for number, part in enumerate(_parts(columns, [column.width for column in columns], width - label_width)):
             yield _plain("")
             heading = section.heading + (" (continued)" if number else "")
-            yield from map(_plain, wrap(heading.strip(), width))
+            yield from map(_plain, wrap(heading.strip(), width) if heading.strip() else ())
             yield from _headings(layout.axis, part, label_width)
             yield from _body(section, part, label_width)
     yield _plain("")
