@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,10 +105,12 @@ def test_windows_is_refused_before_anything_is_imported_that_it_lacks(name, code
 
 @pytest.mark.workers
 def test_json_is_one_object_a_case_and_a_summary(attnbench_command):
-    done = attnbench_command("run", "--json", "--seq", "32,64", "-b", "naive,sdpa:flash,triton", *SMALL)
+    """An impossible problem has its line too."""
+    axes = "--seq", "32,64", "--kv-heads", "2,3"
+    done = attnbench_command("run", "--json", *axes, "-b", "naive,sdpa:flash,triton", *SMALL)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
-    assert [line["type"] for line in lines] == ["case"] * 6 + ["summary"]
+    assert [line["type"] for line in lines] == ["case"] * 8 + ["summary"]
     assert "\x1b" not in done.stdout
     flash = next(line for line in lines if line.get("backend") == "sdpa:flash")
     assert flash["status"] == "ok"
@@ -118,22 +121,17 @@ def test_json_is_one_object_a_case_and_a_summary(attnbench_command):
     refused = next(line for line in lines if line.get("backend") == "triton")
     assert (refused["status"], refused["time_s"]) == ("unavailable", None)
     assert "interpreted" in refused["reason"]
+    skipped = [line["reason"] for line in lines if line["status"] == "skipped"]
+    assert len(skipped) == 2
+    assert all("not a multiple of kv_heads=3" in reason for reason in skipped)
     assert lines[-1]["status"] == {"ok": 4, "unavailable": 2}
-
-
-@pytest.mark.workers
-def test_an_impossible_cell_has_its_line_too(attnbench_command):
-    done = attnbench_command("run", "--json", "--seq", "32", "-b", "naive", "--kv-heads", "2,3", *SMALL)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(line["type"], line.get("status")) for line in lines[:-1]] == [("case", "ok"), ("case", "skipped")]
-    assert "not a multiple of kv_heads=3" in lines[1]["reason"]
-    assert lines[-1]["planned"] == 2
+    assert lines[-1]["planned"] == 8
 
 
 def flash_pairs(label: str) -> int:
-    found = re.search(r"q(\d+) kv(\d+)", label)
-    assert found
-    return int(found[1]) * int(found[2])
+    lengths = re.search(r"q(\d+) kv(\d+)", label)
+    assert lengths
+    return int(lengths[1]) * int(lengths[2])
 
 
 def test_the_table_fits_eighty_columns_and_shortens_no_number(stored_run, attnbench_command):
@@ -165,11 +163,13 @@ def test_explain_asks_a_worker_which_kernel_sdpa_takes(attnbench_command):
 
 
 @pytest.mark.workers
-def test_a_wrong_kernel_ends_the_run_with_5_and_a_run_of_refusals_with_6(attnbench_command):
+def test_a_wrong_kernel_ends_the_run_with_5_and_a_run_of_refusals_with_6(stored_run, tmp_path, attnbench_command):
     wrong = f"{HERE}/misbehaving.py:zeros"
     assert attnbench_command("run", "--seq", "32", "-b", wrong, *SMALL).returncode == 5
     assert attnbench_command("run", "--seq", "32", "-b", "triton", *SMALL).returncode == 6
-    assert attnbench_command("run", "--seq", "32", "-b", "naive,triton", "--strict", *SMALL).returncode == 5
+    some_refused = shutil.copytree(stored_run, tmp_path / "run")
+    assert attnbench_command("run", "--resume", str(some_refused)).returncode == 0
+    assert attnbench_command("run", "--resume", str(some_refused), "--strict").returncode == 5
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -211,11 +211,15 @@ def test_ctrl_c_keeps_results_and_a_resume_completes_them(tmp_path):
 
 
 @pytest.mark.workers
-def test_a_second_ctrl_c_stops_at_once_and_leaves_no_child(tmp_path):
+def test_a_second_run_is_refused_and_a_second_ctrl_c_stops_at_once_and_leaves_no_child(tmp_path):
     import psutil
 
     out = tmp_path / "run"
     process = start("run", *LONG, "-o", str(out))
+    wait_for_lines(out / "results.jsonl", 0)
+    second = attnbench("run", *LONG, "-o", str(out))
+    assert second.returncode == 2
+    assert f"process {process.pid}" in second.stderr
     wait_for_lines(out / "results.jsonl", 2)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
@@ -250,15 +254,3 @@ def test_kill_9_at_any_moment_loses_nothing_and_leaves_no_child(tmp_path, lines)
     after = (out / "results.jsonl").read_bytes()
     assert after.startswith(before)
     assert after.count(b"\n") == 8
-
-
-@pytest.mark.workers
-def test_two_runs_on_one_directory_are_refused(tmp_path):
-    out = tmp_path / "run"
-    process = start("run", *LONG, "-o", str(out))
-    wait_for_lines(out / "results.jsonl", 0)
-    second = attnbench("run", *LONG, "-o", str(out))
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert second.returncode == 2
-    assert f"process {process.pid}" in second.stderr

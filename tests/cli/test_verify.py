@@ -6,16 +6,24 @@ import json
 import re
 import shlex
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from attnbench import api
 from attnbench.cli import invoke
-from attnbench.engine.verify_only import FIRST_DRAWS
+from attnbench.engine import verify_only
 
 pytestmark = pytest.mark.workers
 
 HERE = Path(__file__).parents[1]
 SMALL = ["verify", "--seq", "32", "--heads", "2", "--mask", "causal", "--timeout", "30s", "--progress", "none"]
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short first round: its pace decides on the next one all the same."""
+    monkeypatch.setattr(verify_only, "FIRST_DRAWS", 4)
 
 
 def lines(text: str) -> list[dict[str, object]]:
@@ -92,19 +100,8 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "verify",
-        "--random",
-        "2s",
-        "-b",
-        "sdpa:flash,naive",
-        "--dtype",
-        "fp32",
-        "--seq",
-        "24",
-        "--progress",
-        "none",
-    ]
+    options = ["-b", "naive", "--dtype", "fp32", "--seq", "24", "--progress", "none"]
+    command = ["verify", "--random", "2s", *options]
     assert invoke([*command, "--json"]) == 0
     first = lines(capsys.readouterr().out)[:-1]
     assert len({case["label"] for case in first}) >= 2  # how many depends on the machine, above the first draws
@@ -137,12 +134,19 @@ def test_a_random_time_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--random" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["--tokens", "256"], ["--heads", "6", "--set", "lengths=40-7"]], ids=str)
-def test_what_is_drawn_gives_way_to_what_is_given(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["verify", "--random", "2s", "-b", "naive", "--mask", "none", *given, "--progress", "none", "--json"]
-    assert invoke(command) == 0
-    *cases, summary = lines(capsys.readouterr().out)
-    assert summary["status"] == {"ok": len(cases)}
+@pytest.mark.parametrize("axes", [{"tokens": "256"}, {"heads": "6", "lengths": "40-7"}], ids=str)
+def test_what_is_drawn_gives_way_to_what_is_given(axes: dict[str, str]) -> None:
+    request = api.request(backend="naive", device="cpu:threads=1", mask="none", **axes)
+    planned, options = verify_only._draw(request, Random(0), 16, (), 60.0)
+    assert len(options) >= 12  # of 16: some are drawn twice, others cannot be
+    assert len(planned.plan.groups) == len(planned.cells) >= len(options)
+    assert not planned.plan.refusals
+    for cell, _ in planned.cells:
+        problem = cell.problem
+        if "tokens" in axes:
+            assert problem.batch == 256 // max(problem.seq_q, problem.seq_kv)
+        else:
+            assert (problem.heads, problem.lengths) == (6, (40, 7))
 
 
 def test_a_draw_that_can_be_no_problem_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,4 +156,4 @@ def test_a_draw_that_can_be_no_problem_says_why(capsys: pytest.CaptureFixture[st
 
 def test_nothing_is_drawn_on_and_on_where_nothing_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["verify", "--random", "10m", "-b", "triton:hopper", "--progress", "none", "--json"]) == 6
-    assert len(lines(capsys.readouterr().out)) <= FIRST_DRAWS + 1
+    assert len(lines(capsys.readouterr().out)) <= verify_only.FIRST_DRAWS + 1

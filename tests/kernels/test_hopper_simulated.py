@@ -88,29 +88,32 @@ SHAPES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=120)
-@given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
-def test_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
-    check(kernel, shape, seed=seed, async_when=when)
+few_and_many = pytest.mark.parametrize("examples", [25, pytest.param(200, marks=pytest.mark.slow)])
+drawn_shapes = given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
 
 
-@settings(deadline=None, max_examples=60)
-@given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
-def test_8_bits_in_any_shape_and_schedule(kernel: Any, shape: Shape, seed: int, when: str) -> None:
-    check(kernel, shape._replace(dtype=EIGHT), seed=seed, async_when=when)
+@few_and_many
+@pytest.mark.parametrize("dtype", [None, EIGHT], ids=["16 bits", "8 bits"])
+def test_any_shape_and_schedule(kernel: Any, examples: int, dtype: torch.dtype | None) -> None:
+    @settings(deadline=None, max_examples=examples)
+    @drawn_shapes
+    def check_one(shape: Shape, seed: int, when: str) -> None:
+        check(kernel, shape._replace(dtype=dtype or shape.dtype), seed=seed, async_when=when)
+
+    check_one()
 
 
-@pytest.mark.parametrize("examples", [25, pytest.param(200, marks=pytest.mark.slow)])
+@few_and_many
 def test_gradients_of_any_shape_and_schedule(kernel: Any, examples: int) -> None:
     @settings(deadline=None, max_examples=examples)
-    @given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
+    @drawn_shapes
     def check_one(shape: Shape, seed: int, when: str) -> None:
         check_gradients(kernel, shape, seed=seed, async_when=when)
 
     check_one()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     lengths=st.lists(st.integers(0, 150), min_size=1, max_size=4),
     spare=st.integers(0, 40),
@@ -130,7 +133,7 @@ def test_packed_sequences_and_nan_in_padding(
     check(kernel, shape, listed=packed(lengths, spare), seed=seed, async_when=when, tensors=(q, k, v))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     bounds=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=130, max_size=130),
     seed=st.integers(0, 2**16),

@@ -82,6 +82,11 @@ def test_a_wrong_output_fails_its_verification(function: str, verdict: Verify) -
     assert words in reply.reason
 
 
+def test_an_output_that_is_no_tensor_is_an_error(verdict: Verify) -> None:
+    with pytest.raises(TypeError, match="out is a list, not a tensor"):
+        verdict("not_a_tensor", SQUARE, Mode.FWD)
+
+
 @pytest.mark.parametrize(
     "case", [(SQUARE, Mode.FWD), (UNEQUAL, Mode.FWD), (SQUARE, Mode.BWD)], ids=("fwd", "causal", "bwd")
 )
