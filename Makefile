@@ -54,7 +54,7 @@ coverage: venv ## branches of the layers without torch that their tests run
 # Where ARGS selects none of them, pytest ends with 5.
 test-slow: venv ## the tests marked slow: together what only computes, one after another what times workers
 	$(PYTEST) $(SPREAD) -m "slow and not workers and not gpu" $(ARGS) || [ $$? = 5 ]
-	$(PYTEST) -m "slow and workers and not gpu" $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) --ignore tests/gpu -m "slow and workers and not gpu" $(ARGS) || [ $$? = 5 ]
 
 gate: venv ## the suite `ci` against BASE=HEAD~1, side by side
 	$(BIN)/attnbench gate ci --base-ref $(BASE) --inconclusive ok $(ARGS)

@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from attnbench.analysis.restarts import Restarts
     from attnbench.engine.sweep import Sweep
     from attnbench.gate.judgement import GateVerdicts
-    from attnbench.records.arm import Arm
     from attnbench.records.case import Case
     from attnbench.records.result import Result
     from attnbench.records.run_directory import Run
-    from attnbench.suite import Cell
 
     Measured = tuple[Run, GateVerdicts | None]  # the verdicts if there is a base
 
@@ -177,13 +175,6 @@ class CaseSource:
                 self._ended = self.session.measure(self, verify_only, temporary)
         return self._ended
 
-    def keep(self, cell: Cell, arms: Sequence[Arm]) -> list[Arm]:
-        """The arms whose case is selected."""
-        from attnbench.records.case import Case
-
-        cases = [(Case(problem=cell.problem, backend=arm.backend, mode=cell.mode).id, arm.device) for arm in arms]
-        return [arm for arm, key in zip(arms, cases, strict=True) if key in self.selected]
-
     def deselected(self, result: Result) -> bool:
         """Whether this case was deselected, so that it is not reported as missing."""
         return (result.case.id, result.arm.device) in {case.key for case in self.targets.values()} - self.selected
@@ -215,8 +206,7 @@ class Session:
 
         if self.gates and hasattr(self.config, "workerinput"):
             raise UsageError("pytest -n: parallel processes disturb each other's times; run the gate without -n")
-        cells = [(cell, selected) for cell, arms in source.ready.cells if (selected := source.keep(cell, arms))]
-        ready = sweep.replan(source.ready, cells)
+        ready = paired.chosen(source.ready, lambda case, arm: (case.id, arm.device) in source.selected)
         settings = msgspec.structs.replace(ready.settings, verify_only=verify_only and not self.gates)
         source.ready = ready = msgspec.structs.replace(ready, settings=settings)
         judged = None

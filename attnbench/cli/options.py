@@ -10,13 +10,12 @@ import inspect
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 
 import msgspec
 import typer
 
-from attnbench.cli import checks
+from attnbench.cli import checks, completion
 from attnbench.cli.checks import Check, callback
 from attnbench.errors import UsageError
 from attnbench.suite.keys import AXES
@@ -73,64 +72,13 @@ def option(
 ) -> object:  # fmt: skip
     """The description of an option for Typer, used in `Annotated`."""
     return typer.Option(
-        *flags, help=help, metavar=metavar, autocompletion=completion(names) if names else None,
+        *flags, help=help, metavar=metavar, autocompletion=completion.of_list(names) if names else None,
         callback=callback(check) if check else None,
     )  # fmt: skip
 
 
-def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Complete the last item of a comma list."""
-
-    def complete(incomplete: str) -> list[str]:
-        done, comma, last = incomplete.rpartition(",")
-        return [done + comma + name for name in names() if name.startswith(last)]
-
-    return complete
-
-
 def _parameter(name: str, annotation: object, default: object = inspect.Parameter.empty) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _backend_names() -> Sequence[str]:
-    from attnbench import backends
-
-    return ("auto", "all", *backends.names())
-
-
-def _device_names() -> Sequence[str]:
-    from attnbench.machine import hardware
-    from attnbench.records.arm import CPU_ISAS
-
-    return (*hardware.devices(), "cpu:threads=1", *(f"cpu:isa={isa}" for isa in CPU_ISAS))
-
-
-def _input_names() -> Sequence[str]:
-    from attnbench.attention.inputs import DISTRIBUTIONS, FILE
-
-    return (*DISTRIBUTIONS, FILE)
-
-
-def _metric_names() -> Sequence[str]:
-    from attnbench.analysis.metrics import GROUPS, METRICS
-
-    return (*GROUPS, *METRICS)
-
-
-def _filter_names() -> Sequence[str]:
-    from attnbench.suite import filters
-
-    return tuple(f"{key}=" for key in filters.filter_keys())
-
-
-def _format_names() -> Sequence[str]:
-    from attnbench.report.formats import FORMATS
-
-    return FORMATS
-
-
-def _set_names() -> Sequence[str]:
-    return tuple(f"{axis.name}=" for axis in AXES.values() if not axis.option)
 
 
 def _text(
@@ -150,7 +98,7 @@ def _repeatable(
 SUITES = _repeatable("suites", "SUITE", "Suites: names of `attnbench list suites`, or suite files.").but(argument=True)
 SUITE = _repeatable("suite", "SUITE", "Suite, as the argument SUITE; may be repeated.", checks.suite)
 SET = _repeatable(
-    "set", "KEY=VALUES", "Set any other suite key: weighting=hard:topk=32.", checks.settings, _set_names
+    "set", "KEY=VALUES", "Set any other suite key: weighting=hard:topk=32.", checks.settings, completion.set_names
 ).but(flags=("--set",))
 PROBLEM = (
     *(
@@ -161,7 +109,7 @@ PROBLEM = (
     SET,
 )
 BACKEND = Option(
-    name="backend", flags=("--backend", "-b"), metavar="LIST", names=_backend_names, check=checks.backends,
+    name="backend", flags=("--backend", "-b"), metavar="LIST", names=completion.backend_names, check=checks.backends,
     help="Backends: names, auto, all, my_kernel.py:attend or package.module:attend; by default those of the suite, "
     "or auto. A name that is given twice is two arms.",
 )  # fmt: skip
@@ -169,13 +117,13 @@ DEVICE = Option(
     name="device",
     help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0; by default the first GPU, or the CPU.",
     metavar="LIST",
-    names=_device_names,
+    names=completion.device_names,
     check=checks.devices,
 )
 ARMS = (BACKEND, DEVICE)
 REFERENCE = _text(
     "reference", "NAME", "Backend that speed-ups are relative to; by default naive, else the first that can serve.",
-    checks.backend, names=_backend_names,
+    checks.backend, names=completion.backend_names,
 )  # fmt: skip
 BUDGET = _text(
     "budget",
@@ -226,20 +174,24 @@ SEED = Option(
 )
 INPUTS = _text(
     "inputs", "NAME", "Inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
-    checks.inputs, "normal", _input_names,
+    checks.inputs, "normal", completion.input_names,
 )  # fmt: skip
 PROFILE = Option(
     name="profile", help="Profile each case after its rounds, and store the traces in the run.", kind=bool,
     default=False, flags=("--profile",),
 )  # fmt: skip
-ONLY = _repeatable("only", "KEY=VALUES", "Take only matching cases: seq=..4k.", checks.case_filter, _filter_names)
-SKIP = _repeatable("skip", "KEY=VALUES", "Leave matching cases out: backend=flex.", checks.case_filter, _filter_names)
+ONLY = _repeatable(
+    "only", "KEY=VALUES", "Take only matching cases: seq=..4k.", checks.case_filter, completion.filter_names
+)
+SKIP = _repeatable(
+    "skip", "KEY=VALUES", "Leave matching cases out: backend=flex.", checks.case_filter, completion.filter_names
+)
 SHRINK = _text("shrink", "SHARE", "Scale lengths and batches by this factor, for a small machine: 0.25.", checks.shrink)
 SHARD = _text("shard", "K/N", "Measure one part of all cases: 3/8 is the third of eight.", checks.shard)
 METRICS = _text(
     "metrics", "LIST",
     "Additional columns: memory, roofline, energy, timers, errors, once, or names of `attnbench list metrics`.",
-    checks.metrics, names=_metric_names,
+    checks.metrics, names=completion.metric_names,
 )  # fmt: skip
 TAG = _repeatable("tag", "KEY=VALUE", "Store this tag with the run.", checks.tag)
 
@@ -249,7 +201,7 @@ Format = Annotated[
     str,
     option(
         "--format", help="Output format: table, md, csv or jsonl.", metavar="FORMAT",
-        check=checks.one_of("format", _format_names),
+        check=checks.one_of("format", completion.format_names),
     ),
 ]  # fmt: skip
 Progress = Annotated[
@@ -282,42 +234,6 @@ def typed(group: OptionGroup, leave_out: Collection[str] = ()) -> list[str]:
             flag = info.default if isinstance(info.default, str) else f"--{field.name.replace('_', '-')}"
             words += [flag, *([] if value is True else [str(value)])]
     return words
-
-
-class RunOptions(OptionGroup, frozen=True, kw_only=True):
-    """How `run` is started and shown; none of it changes a measured value."""
-
-    dry_run: Annotated[bool, option("--dry-run", help="Print the plan without measuring.")] = False
-    fail_fast: Annotated[bool, option("--fail-fast", help="Stop at the first failure.")] = False
-    strict: Annotated[
-        bool, option("--strict", help="Exit with code 5 also if a case is oom, skipped or unavailable.")
-    ] = False
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            "-o",
-            help="Run directory; an existing run in it is continued. By default a new one in results/.",
-            metavar="DIR",
-        ),
-    ] = None
-    resume: Annotated[
-        str, option(help="Continue an existing run: its directory, its name, or `last`.", metavar="RUN")
-    ] = ""
-    retry_failed: Annotated[
-        bool, option("--retry-failed", help="Measure the failed cases of a continued run again.")
-    ] = False
-    force: Annotated[bool, option("--force", help="Continue a run although the machine has changed.")] = False
-    format: Format = "table"
-    json: Annotated[bool, option("--json", help="Print JSON Lines: one object per case, then a summary.")] = False
-    no_save: Annotated[bool, option("--no-save", help="Keep no run directory.")] = False
-    report: Annotated[bool, option("--report", help="Also write the report, as `attnbench report` does.")] = False
-    progress: Progress = "auto"
-
-    @property
-    def output_format(self) -> str:
-        """The output format; `--json` is JSON Lines."""
-        return "jsonl" if self.json else self.format
 
 
 class GlobalOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.options import RunOptions
+from attnbench.cli.run_options import RunOptions
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request

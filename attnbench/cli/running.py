@@ -14,7 +14,8 @@ import msgspec
 from attnbench.analysis import rows
 from attnbench.attention.problem import Mode, Problem
 from attnbench.cli import output, progress, stop_signals
-from attnbench.cli.options import GlobalOptions, RunOptions, typed
+from attnbench.cli.options import GlobalOptions, typed
+from attnbench.cli.run_options import RunOptions
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Runner
 from attnbench.engine.sweep import FinishedSweep, Request, Sweep

@@ -65,15 +65,21 @@ def only(ready: Sweep, case: str) -> Sweep:
 
     Raises UsageError, with the first labels, where no case matches.
     """
-    cells, labels = [], []
-    for cell, arms in ready.cells:
-        cases = {arm: Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms}
-        labels += [choice.label for choice in cases.values()]
-        if chosen := [arm for arm, choice in cases.items() if choice.label == case or choice.id.startswith(case)]:
-            cells.append((cell, chosen))
-    if not cells:
+    matching = chosen(ready, lambda each, _: each.label == case or each.id.startswith(case))
+    if not matching.cells:
+        labels = [_case(cell, arm).label for cell, arms in ready.cells for arm in arms]
         raise UsageError(f"--case {case!r}: no such case; there are {'; '.join(labels[:3])} ...")
-    return msgspec.structs.replace(ready, cells=tuple(cells))
+    return matching
+
+
+def chosen(ready: Sweep, keep: Callable[[Case, Arm], bool]) -> Sweep:
+    """The sweep with the cases that `keep` accepts."""
+    cells = [(cell, [arm for arm in arms if keep(_case(cell, arm), arm)]) for cell, arms in ready.cells]
+    return sweep.replan(ready, [(cell, arms) for cell, arms in cells if arms])
+
+
+def _case(cell: Cell, arm: Arm) -> Case:
+    return Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
 
 
 def results_expected(ready: Sweep) -> int:

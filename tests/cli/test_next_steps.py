@@ -10,7 +10,7 @@ import pytest
 
 from attnbench.attention.problem import Problem
 from attnbench.cli import output, verify
-from attnbench.cli.options import RunOptions
+from attnbench.cli.run_options import RunOptions
 from attnbench.cli.running import resume_command
 from attnbench.engine.runner import Ending
 from attnbench.engine.verify_only import Verification

@@ -12,7 +12,7 @@ from attnbench import api, backends, cli
 from attnbench.analysis.metrics import GROUPS
 from attnbench.attention.inputs import DISTRIBUTIONS
 from attnbench.attention.problem import Dtype, KvDtype, Mode, Returns
-from attnbench.cli import options, running
+from attnbench.cli import completion, options, running
 from attnbench.engine.sweep import Request
 from attnbench.suite import AXES
 
@@ -114,7 +114,7 @@ def completed(name: str, text: str) -> list[str]:
     options_of_run = (*options.PROBLEM, options.BACKEND, options.INPUTS, options.METRICS, options.SKIP)
     names = next(option.names for option in options_of_run if option.name == name)
     assert names
-    return options.completion(names)(text)
+    return completion.of_list(names)(text)
 
 
 def test_completion_offers_what_the_registries_hold() -> None:

@@ -87,7 +87,7 @@ def assert_packed(
         near(name, *three, ratio)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("dtype", [slow(torch.float32), torch.float16, torch.bfloat16], ids=DTYPES.keys())
 @pytest.mark.parametrize("causal", [slow(False), True])
 def test_every_dtype(dtype: torch.dtype, causal: bool) -> None:
     assert_packed(dtype=dtype, sides=(EVERYTHING, 0 if causal else EVERYTHING), causal=causal)
