@@ -11,7 +11,8 @@ from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import Place, Row, leaders, problem_of
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
-from attnbench.report.reasons import shortened, without_numbers
+from attnbench.report.reasons import shortened
+from attnbench.report.reasons import without_numbers as without_numbers
 
 MAX_REASONS = 3
 MAX_OTHERS = 2  # backends that are fastest less often, in one finding

@@ -13,7 +13,8 @@ from attnbench.analysis import rows as frame
 from attnbench.attention.problem import Mode, Problem
 from attnbench.records.result import Status
 from attnbench.report import summary
-from attnbench.report.pivot import Footnotes, factor, pivot
+from attnbench.report.formats import markdown
+from attnbench.report.pivot import MARKS, Footnotes, factor, mark, pivot
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width
 from tests.golden.made import measured, refused, results
@@ -207,3 +208,11 @@ def test_footnotes_go_on_after_z():
     notes = Footnotes()
     letters = [notes.letter(str(number)) for number in range(29)]
     assert (letters[0], letters[25:]) == ("a", ["z", "aa", "ab", "ac"])
+
+
+def test_markdown_tables_explain_every_mark_that_they_show():
+    rows = frame.rows_of(results())
+    text = markdown.tables(rows)
+    marks = {symbol for row in rows for symbol in mark(row)}
+    assert marks == set("*~^!")
+    assert [text.count(f"- {markdown.escape(symbol)} ") for symbol in MARKS] == [1, 1, 1, 1, 0]

@@ -45,8 +45,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """The pivot tables alone."""
-    return "\n\n".join(_pivot_tables(rows)) + "\n"
+    """The pivot tables alone, with what their cells and marks mean."""
+    legend = "\n".join(f"- {escape(symbol)} {escape(meaning)}" for symbol, meaning in pivot.legend(rows))
+    parts = [*_pivot_tables(rows), escape(pivot.caption(rows)), legend]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def escape(text: str) -> str:
