@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from attnbench import units
-from attnbench._version import __version__
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Row, Value, as_frame, rows_of
@@ -19,7 +18,7 @@ from attnbench.errors import UnknownNameError, UsageError
 from attnbench.records import results_file, run_directory
 from attnbench.records.result import Result
 from attnbench.report import pivot, summary
-from attnbench.report.charts import any_metric, drawing, rendering
+from attnbench.report.charts import any_metric, panels, rendering, sizes
 from attnbench.report.formats import html
 from attnbench.suite import AXES
 
@@ -53,26 +52,27 @@ class StoredRun(run_directory.Run, kw_only=True):
         return summary.sentence(self._rows())
 
     def plot(
-        self, x: str = "seq", y: str = "time_s", color: str = "backend", facet: Sequence[str] | None = None,
-        keep: Callable[[Result], bool] | None = None,
+        self, x: str = "", y: str = "time_s", color: str = "backend", facet: Sequence[str] | None = None,
+        keep: Callable[[Result], bool] | None = None, size: str = "",
     ) -> rendering.Picture:  # fmt: skip
-        """A chart as `attnbench plot` draws it; `keep` selects results.
+        """A chart as `attnbench plot` draws it; `keep` selects results. `size` is `column`, `page` or WxH in mm.
 
-        Raises UnknownNameError for an unknown column, and UsageError if `y` was not measured or charts cannot be drawn.
+        Without `x` the axis is the one that varies most. Raises UnknownNameError for an unknown column, and UsageError
+        if `y` was not measured or two problems would share a place.
         """
-        facets = ((name, drawing.PANEL_COLUMNS, "--facet") for name in facet or ())
-        for value, known, flag in ((x, PLOT_AXES, "--x"), (y, METRICS, "--y"), (color, COLORS, "--color"), *facets):
+        facets = ((name, panels.COLUMNS, "--facet") for name in facet or ())
+        axes = ((x, PLOT_AXES, "--x"),) if x else ()
+        for value, known, flag in (*axes, (y, METRICS, "--y"), (color, COLORS, "--color"), *facets):
             if value not in known:
                 raise UnknownNameError("column", value, known, where=flag)
-        if not rendering.available():
-            raise UsageError(rendering.MISSING)
         results = results_file.chosen(self.results, keep) if keep else self.results
         rows = rows_of(results, ceilings=ceilings_by_device(self.manifest), arms=self.manifest.arms)
-        column, by = {"seq": "seq_q"}.get(x, x), {"backend": "arm_name"}.get(color, color)
-        chart = any_metric.chart(rows, column, y, by, facet, drawing.caption_of(rows, __version__))
-        if chart is None:
+        column, by = {"seq": "seq_kv"}.get(x, x), {"backend": "arm_name"}.get(color, color)
+        paper = sizes.parse(size) if size else None
+        figure = any_metric.figure(rows, column, y, by, facet, paper.panel if paper else sizes.SCREEN)
+        if figure is None:
             raise UsageError(f"--y {y}: it was not measured in {self.path.name}; choose another metric")
-        return rendering.Picture(chart)
+        return rendering.Picture(figure, paper)
 
     def _repr_html_(self) -> str:
         """The finding, the counts, and the first rows, for a notebook."""

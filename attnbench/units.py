@@ -112,8 +112,8 @@ def factor(value: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 case`, `2 cases`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """`1 case`, `2 cases`, `1,200 cases`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def parse_seconds(text: str, name: str) -> float:

@@ -40,7 +40,7 @@ def test_a_plot_names_what_it_does_not_know(stored_run: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'time_s'"):
         run.plot(y="time")
     picture = run.plot(x="seq", y="time_s")
-    assert picture.chart.to_dict()["title"]["text"] == run.sentence
+    assert picture.figure.heading == "Time of a call"
     assert picture._repr_svg_().startswith("<svg")
 
 

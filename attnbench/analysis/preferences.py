@@ -82,6 +82,8 @@ def _measured(rows: Sequence[Row], axis: str) -> Iterator[AxisPreference]:
 
 def _groups(rows: Sequence[Row], axis: str) -> list[dict[str, Row]]:
     """The measured rows that differ in the axis alone, by its value."""
+    if len({row.value(axis) for row in rows}) < 2:
+        return []
     same = [name for name in (*AXES, "device", "mode", "arm_name", "run") if name != axis]
     groups: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in rows:

@@ -29,47 +29,70 @@ def _colors() -> Iterable[str]:
 
 
 def _panels() -> Iterable[str]:
-    from attnbench.report.charts.drawing import PANEL_COLUMNS
+    from attnbench.report.charts.panels import COLUMNS
 
-    return PANEL_COLUMNS
+    return COLUMNS
+
+
+def _size(text: str, flag: str) -> None:
+    from attnbench.report.charts import sizes
+
+    if text:
+        sizes.parse(text, flag)
+
+
+X = Annotated[
+    str,
+    options.option(
+        "--x",
+        help="Column of the x axis: seq, batch, heads, head_dim, flops and others; by default what varies most.",
+        metavar="AXIS",
+        check=one_of("column", _axes),
+    ),
+]
+Y = Annotated[
+    str,
+    options.option(
+        "--y",
+        help="Metric of the y axis; see `attnbench list metrics`.",
+        metavar="METRIC",
+        check=one_of("metric", _metrics),
+    ),
+]
+Color = Annotated[
+    str,
+    options.option(
+        help="Column that sets the colours: backend, device, dtype, mask or mode.",
+        metavar="COLUMN",
+        check=one_of("column", _colors),
+    ),
+]
+Facet = Annotated[
+    str,
+    options.option(
+        help="Columns with a panel per value; by default all that vary.",
+        metavar="LIST",
+        check=some_of("column", _panels),
+    ),
+]
+Size = Annotated[
+    str,
+    options.option(
+        "--size",
+        help="Size on paper: column (85 mm wide), page (178 mm), or WxH in mm; text of 7.5 pt, no title.",
+        metavar="SIZE",
+        check=_size,
+    ),
+]
 
 
 def plot(
     run: options.RunName = "last",
-    x: Annotated[
-        str,
-        options.option(
-            "--x",
-            help="Column of the x axis: seq, batch, heads, kv_heads, head_dim, intensity, flops and others.",
-            metavar="AXIS",
-            check=one_of("column", _axes),
-        ),
-    ] = "seq",
-    y: Annotated[
-        str,
-        options.option(
-            "--y",
-            help="Metric of the y axis; see `attnbench list metrics`.",
-            metavar="METRIC",
-            check=one_of("metric", _metrics),
-        ),
-    ] = "time_s",
-    color: Annotated[
-        str,
-        options.option(
-            help="Column that sets the colours: backend, device, dtype, mask or mode.",
-            metavar="COLUMN",
-            check=one_of("column", _colors),
-        ),
-    ] = "backend",
-    facet: Annotated[
-        str,
-        options.option(
-            help="Columns with a panel per value; by default all that vary.",
-            metavar="LIST",
-            check=some_of("column", _panels),
-        ),
-    ] = "",
+    x: X = "",
+    y: Y = "time_s",
+    color: Color = "backend",
+    facet: Facet = "",
+    size: Size = "",
     only: options.Only = None,
     skip: options.Skip = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .svg, .png or .pdf.", metavar="FILE")] = Path(
@@ -83,6 +106,9 @@ def plot(
     from attnbench.units import words
 
     panels = words(facet, "--facet") if facet else None
-    output.load(run).plot(x, y, color, panels, keeps(only, skip)).save(out)
+    picture = output.load(run).plot(x, y, color, panels, keeps(only, skip), size)
+    picture.save(out)
     print(out)
+    if size:
+        print(picture.caption)
     return Exit.OK

@@ -54,7 +54,7 @@ class Content(OptionGroup, frozen=True, kw_only=True):
     pages: Annotated[
         str,
         option(
-            help="Pages to write: latency, memory and others; all by default.",
+            help="Sections to write: answer, speed and others; all by default.",
             metavar="LIST",
             check=some_of("page", _pages),
         ),

@@ -12,7 +12,7 @@ from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
     from attnbench.attention.problem import Problem
-    from attnbench.report.charts.drawing import Chart
+    from attnbench.report.charts.figure import Figure
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -123,7 +123,7 @@ def _show_collapse(seed: int, out: Path | None) -> None:
 
     entropies = study(seed=seed)
     if out:
-        _save(entropy_collapse.chart(entropies), out)
+        _save(entropy_collapse.figure(entropies), out)
     else:
         print(*pictures.collapsed(entropies), sep="\n")
 
@@ -149,7 +149,7 @@ def _show_mask(text: str, shape: MaskShape, out: Path | None) -> None:
     mask = masks.parse(text)
     mask.check(grid)
     if out:
-        _save(mask_chart.chart(mask, grid, shape.block), out)
+        _save(mask_chart.figure(mask, grid, shape.block), out)
     else:
         print(*pictures.mask_picture(mask, grid, shape.block), sep="\n")
 
@@ -195,15 +195,11 @@ def _show_weights(problem: Problem, chosen: WeightOptions, out: Path | None) -> 
         {"tensorboard": tensorboard.write_weights, "wandb": wandb.write_weights}[chosen.to](seen, out)
         print(out)
     else:
-        _save(weights_chart.chart(seen), out)
+        _save(weights_chart.figure(seen), out)
 
 
-def _save(chart: Chart, out: Path) -> None:
-    from attnbench.errors import UsageError
-    from attnbench.report.charts import rendering
+def _save(figure: Figure, out: Path) -> None:
     from attnbench.report.charts.rendering import Picture
 
-    if not rendering.available():
-        raise UsageError(rendering.MISSING)
-    Picture(chart).save(out)
+    Picture(figure).save(out)
     print(out)

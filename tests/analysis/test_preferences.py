@@ -13,9 +13,8 @@ from attnbench.attention.problem import Dtype
 from attnbench.cli import output
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Result
-from attnbench.report import summary
+from attnbench.report import pages, summary
 from attnbench.report.formats import markdown
-from attnbench.report.pages import summary as summary_page
 from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import dispatch_table
 from attnbench.studies.recommend import dispatch
@@ -109,6 +108,7 @@ def test_run_report_and_recommend_say_it(capsys: pytest.CaptureFixture[str]) -> 
     output.show(stored, "table")
     note = "prefer fp32 on cpu:threads=1: bf16 is 71x slower"
     assert note in capsys.readouterr().out
-    assert f"- {note}" in markdown.page(stored, rows_of(results))
-    assert note in " ".join(summary_page.page(report_data([stored]), ()).text)
+    answer, sections = pages.contents(report_data([stored]))
+    assert note in " ".join(caution.text for caution in answer.cautions)
+    assert f"- {note}" in markdown.page(answer, sections)
     assert note in "\n".join(dispatch_table.lines(dispatch(rows_of(results)), 200))

@@ -16,7 +16,9 @@ from attnbench.engine.runner import Ending
 from attnbench.engine.verify_only import Verification
 from attnbench.records import run_directory
 from attnbench.records.result import Cause, Result, Status
+from attnbench.report import pages
 from attnbench.report.formats import markdown
+from attnbench.report.pages.page import report_data
 from tests.conftest import Command
 from tests.records.test_run_directory import stored
 from tests.samples import result
@@ -73,7 +75,8 @@ def test_the_report_repeats_the_command_that_started_the_run(tmp_path: Path) -> 
     path = stored(tmp_path / "run", OK, command="attnbench run --seq 64")
     stored(path, command="")  # a resume
     run = run_directory.read(path)
-    assert "## Repeat\n\n```sh\nattnbench run --seq 64\n```" in markdown.page(run, [])
+    text = markdown.page(*pages.contents(report_data([run])))
+    assert "### Repeat\n\n- run: `attnbench run --seq 64`" in text
     for _ in range(2):
         stored(path, command="attnbench run --seq 128")
     command = run_directory.read(path).manifest.command

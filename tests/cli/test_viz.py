@@ -11,6 +11,7 @@ from attnbench.attention import masks
 from attnbench.attention.terms import Grid
 from attnbench.report.charts import mask as mask_chart
 from attnbench.report.charts import rendering
+from attnbench.report.charts.figure import Box
 from attnbench.report.terminal import pictures
 
 
@@ -48,10 +49,11 @@ def test_a_picture_in_every_format(tmp_path: Path, format_: str) -> None:
 def test_the_chart_holds_what_is_visible_and_nothing_else() -> None:
     grid = Grid(1, 64, 32)
     mask = masks.parse("causal+window:3")
-    values = rendering.spec(mask_chart.chart(mask, grid, 16))["data"]["values"]
-    share = sum(one["share"] * (one["i2"] - one["i"]) * (one["j2"] - one["j"]) for one in values)
-    assert share == pytest.approx(mask.pairs(grid))
-    assert all(one["share"] > 0 for one in values)
+    (panel,) = mask_chart.figure(mask, grid, 16).panels  # has a cell for each pair
+    boxes = [mark for mark in panel.marks if isinstance(mark, Box)]
+    area = sum((box.x[1] - box.x[0]) * (box.y[1] - box.y[0]) for box in boxes)
+    assert area == pytest.approx(mask.pairs(grid))
+    assert {box.color for box in boxes} == {"#0072b2"}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from attnbench.analysis import comparison
 from attnbench.analysis.comparison import Comparison
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.records.run_directory import Run
-from attnbench.report import summary
+from attnbench.report import pages, summary
 from attnbench.report.formats import comparison as comparison_formats
 from attnbench.report.formats import csv, export, jsonl, markdown
+from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import pivot_table
 from tests.golden import made
 
@@ -27,12 +28,13 @@ def outputs() -> dict[str, str]:
     run = made.run()
     plain = [msgspec.structs.asdict(row) for row in rows_of(run.results)]
     rows = [Row(**{name: _rounded(value) for name, value in row.items()}) for row in plain]
+    elsewhere = msgspec.structs.replace(run, path=Path("elsewhere/made"))  # in no folder of results
     records = [*map(jsonl.record, rows), summary.record(rows, run.manifest.planned, "results/made", 5)]
     return {
         "table.txt": pivot_table.text(rows, 80),
         "table-narrow.txt": pivot_table.text(rows, 48),
         "summary.txt": f"{summary.sentence(rows)}\n{summary.tally(rows, len(run.manifest.impossible))}\n",
-        "report.md": markdown.page(run, rows),
+        "report.md": markdown.page(*pages.contents(report_data([elsewhere]))),
         "results.csv": csv.text(row.plain() for row in rows),
         **{f"export-{name}.{export.FORMATS[name].suffix}": str(export.text(run, name)) for name in EXPORTS},
         **{

@@ -1,206 +1,228 @@
-"""Charts as data: segments, refusals, panels, looks; and their files."""
+"""Charts as data: segments, missing points, panels, looks; and their files."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from attnbench import cli
 from attnbench.analysis import comparison
-from attnbench.analysis.rows import rows_of
+from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Problem
+from attnbench.errors import UsageError
 from attnbench.records.ceilings import Point, Rate
 from attnbench.records.result import Result, Status, sample
 from attnbench.records.run_directory import Manifest, Run
 from attnbench.report.charts import (
     accuracy,
     any_metric,
-    best_backend,
-    block_drift,
-    drawing,
+    block_spread,
     latency,
     local_exponents,
     memory,
-    rendering,
+    panels,
     roofline,
     run_ratios,
     run_trend,
+    speedup,
     style,
+    svg,
     throughput,
 )
-from attnbench.report.pages.page import report_data
+from attnbench.report.charts.figure import Dot, Line, Note, Rule
 from attnbench.studies import scaling as study
+from tests.report.charted import LENGTHS, marks, sample_results, texts
 from tests.samples import ceilings, result, timed
-
-pytest.importorskip("altair")
-pytest.importorskip("vl_convert")
-
-LENGTHS = (256, 512, 1024, 2048, 4096)
-
-
-def sample_results(**fields: Any) -> list[Result]:
-    """Results of naive, which fails at 1024, and of flash, under each of `masks`."""
-    results = []
-    for mask in fields.pop("masks", ("none",)):
-        for n in LENGTHS:
-            problem = Problem(seq_q=n, mask=mask, **fields)
-            naive = [1e-9 * n * n * (1 + 0.01 * k) for k in range(6)] if n != 1024 else ()
-            status = {} if naive else {"status": Status.OOM, "reason": "no memory"}
-            results.append(result(naive, problem=problem, **status))
-            results.append(result([5e-10 * n * n * (1 + 0.01 * k) for k in range(6)], "sdpa:flash", problem=problem))
-    return results
-
-
-def values(chart: Any, kind: str) -> list[dict[str, Any]]:
-    """The rows of this kind in the chart's table."""
-    spec = chart.to_dict()
-    (table,) = spec["datasets"].values() if "datasets" in spec else [spec["data"]["values"]]
-    return [row for row in table if row["kind"] == kind]
 
 
 def test_no_line_crosses_a_case_that_is_missing() -> None:
-    chart = latency.chart(rows_of(sample_results()), "")
-    segments = {(row["arm"], row["x"]): row["segment"] for row in values(chart, "point")}
-    assert segments["naive", 256] == segments["naive", 512] != segments["naive", 2048] == segments["naive", 4096]
-    assert len({segments["sdpa:flash", n] for n in LENGTHS}) == 1
+    lines = marks(latency.figure(rows_of(sample_results())), Line)
+    assert [[x for x, _ in line.points] for line in lines if line.arm == "naive"] == [[256, 512], [2048, 4096]]
+    assert [[x for x, _ in line.points] for line in lines if line.arm == "sdpa:flash"] == [list(LENGTHS)]
 
 
-def test_what_was_refused_is_marked_with_its_reason() -> None:
-    (cross,) = values(latency.chart(rows_of(sample_results()), ""), "refusal")
-    assert (cross["x"], cross["arm"], cross["reason"]) == (1024, "naive", "oom: no memory")
-    assert values(throughput.chart(rows_of(sample_results()), ""), "refusal") == []
+def test_a_missing_point_has_a_word_at_its_place() -> None:
+    (note,) = (note for note in marks(latency.figure(rows_of(sample_results())), Note) if note.italic)
+    assert (note.x, note.arm, note.text) == (1024, "naive", "OOM")
 
 
-def test_every_point_has_its_interval() -> None:
-    points = values(latency.chart(rows_of(sample_results()), ""), "point")
-    assert len(points) == 2 * len(LENGTHS) - 1
-    assert all(row["low"] < row["y"] < row["high"] for row in points)
-    rates = values(throughput.chart(rows_of(sample_results()), ""), "point")
-    assert all(row["low"] < row["y"] < row["high"] for row in rates)
+def test_what_no_arm_measured_is_said_once_in_grey() -> None:
+    results = [
+        result([1e-3] * 5 if n < 1024 else (), arm, problem=Problem(seq_q=n), **skipped)
+        for n in (256, 512, 1024)
+        for arm in ("naive", "sdpa:flash")
+        for skipped in [{} if n < 1024 else {"status": Status.SKIPPED, "reason": "budget"}]
+    ]
+    figure = latency.figure(rows_of(results))
+    (note,) = (note for note in marks(figure, Note) if note.italic)
+    assert (note.text, note.arm) == ("budget", "")
+    assert [rule.at for rule in marks(figure, Rule)] == [1024]
 
 
-def test_every_other_axis_that_varies_gets_a_panel() -> None:
+def test_every_point_has_its_interval_and_a_caption_claims_no_other() -> None:
+    rows = rows_of(sample_results())
+    dots = marks(latency.figure(rows), Dot)
+    assert len(dots) == 2 * len(LENGTHS) - 1
+    assert all(dot.y_ends[0] < dot.y < dot.y_ends[1] for dot in dots)
+    assert all(dot.y_ends[0] < dot.y < dot.y_ends[1] for dot in marks(throughput.figure(rows), Dot))
+    assert "95 %" in latency.figure(rows).caption  # type: ignore[union-attr]
+    once = latency.figure(rows_of([result([1e-3], problem=Problem(seq_q=n)) for n in LENGTHS]))
+    assert once
+    assert "95 %" not in once.caption
+
+
+def test_every_other_axis_that_varies_gets_a_panel_in_the_same_order_everywhere() -> None:
     rows = rows_of(sample_results(masks=("none", "causal")))
-    panels = {row["panel"] for row in values(latency.chart(rows, ""), "point")}
-    assert panels == {"none", "causal"}
-    assert latency.chart(rows, "").to_dict()["columns"] == 2
+    for figure in (latency.figure(rows), throughput.figure(rows)):
+        assert figure
+        assert [panel.heading for panel in figure.panels] == ["no mask", "causal mask"]
+
+
+def test_prefill_and_decode_are_never_joined() -> None:
+    problems = [Problem(seq_q=n, mask="causal") for n in LENGTHS]
+    problems += [Problem(seq_q=1, seq_kv=n, mask="causal", batch=batch) for n in LENGTHS for batch in (1, 8)]
+    figure = latency.figure(rows_of([result([1e-3] * 5, problem=problem) for problem in problems]))
+    assert figure
+    assert [panel.heading for panel in figure.panels] == ["prefill, batch 1", "decode, batch 1", "decode, batch 8"]
+    assert all([x for x, _ in line.points] == list(LENGTHS) for n in range(3) for line in marks(figure, Line, n))
+
+
+def test_numbers_that_follow_others_need_no_panel() -> None:
+    rows = rows_of(
+        [result([1e-3] * 5, problem=Problem(seq_q=n, heads=h, head_dim=64)) for n in LENGTHS for h in (4, 8)]
+    )
+    assert panels.layout(rows).columns == ("heads",)
+    grouped = [Problem(seq_q=512 * kv, heads=8, kv_heads=kv) for kv in (1, 2, 4)]
+    assert "kv_heads" in panels.layout(rows_of([result([1e-3] * 5, problem=each) for each in grouped])).columns
+
+
+def test_facets_that_would_join_problems_are_refused_with_the_one_to_add() -> None:
+    rows = rows_of(sample_results(masks=("none", "causal")))
+    with pytest.raises(UsageError, match=r"differ in mask .* use --facet device,mask"):
+        panels.layout(rows, "seq_kv", ("device",))
+    assert panels.layout(rows, "seq_kv", ("mask",)).columns == ("mask",)
+
+
+lengths = st.sampled_from([1, 64, 128, 192, 256])
+problems = st.builds(
+    lambda q, kv, **rest: Problem(seq_q=min(q, kv), seq_kv=kv, **rest), lengths, lengths,
+    batch=st.sampled_from([1, 2]), heads=st.sampled_from([4, 8]), kv_heads=st.sampled_from([1, 4]),
+    mask=st.sampled_from(["none", "causal"]), head_dim=st.sampled_from([16, 32]),
+)  # fmt: skip
+
+
+def some_rows(cases: Sequence[tuple[Problem, str, bool]]) -> list[Row]:
+    return rows_of([
+        result([1e-3] * 5 if ok else (), arm, problem=problem, **({} if ok else {"status": Status.OOM, "reason": "x"}))
+        for problem, arm, ok in cases
+    ])  # fmt: skip
+
+
+arms = st.sampled_from(["naive", "sdpa:flash", "my.py:f"])
+cases_of_run = st.lists(
+    st.tuples(problems, arms, st.booleans()), min_size=1, max_size=25, unique_by=lambda case: (case[0], case[1])
+)
+
+
+@given(cases_of_run)
+def test_no_place_of_a_chart_stands_for_two_problems(cases: list[tuple[Problem, str, bool]]) -> None:
+    rows = some_rows(cases)
+    for axis in ("", "batch", "seq_q", "head_dim"):
+        layout = panels.layout(rows, axis)
+        places: dict[tuple[object, ...], set[str]] = {}
+        for row in rows:
+            places.setdefault((layout.panel(row), row.value(layout.axis)), set()).add(row.problem)
+        assert all(len(problems) == 1 for problems in places.values())
+
+
+@given(cases_of_run)
+def test_every_measured_case_is_one_mark_at_its_place(cases: list[tuple[Problem, str, bool]]) -> None:
+    rows = some_rows(cases)
+    figure = latency.figure(rows)
+    measured = [row for row in rows if row.time_s]
+    if figure is None:
+        assert not measured
+        return
+    layout = panels.layout(rows)
+    groups = [group for group in layout.panels(rows).values() if any(row.time_s for row in group)]
+    for panel, group in zip(figure.panels, groups, strict=False):
+        drawn = Counter((mark.arm, mark.x) for mark in panel.marks if isinstance(mark, Dot))
+        assert drawn == Counter((row.arm_name, row.value(layout.axis)) for row in group if row.time_s)
+
+
+def test_ticks_have_units_and_lengths_their_values() -> None:
+    figure = latency.figure(rows_of(sample_results()))
+    assert figure
+    assert [tick.text for tick in figure.panels[0].x.ticks] == ["256", "512", "1k", "2k", "4k"]
+    assert {tick.text for tick in figure.panels[0].y.ticks} == {"100 µs", "1 ms", "10 ms"}
+    many = latency.figure(rows_of([result([1e-3] * 3, problem=Problem(seq_q=n)) for n in range(100, 4100, 100)]))
+    assert many
+    assert len(many.panels[0].x.ticks) < 12  # as many as fit
 
 
 def test_a_quantity_that_was_not_measured_has_no_chart() -> None:
-    assert accuracy.chart(rows_of(sample_results()), "") is None
-    assert memory.chart(rows_of(sample_results()), "") is None
-    assert latency.chart([], "") is None
+    assert accuracy.figure(rows_of(sample_results())) is None
+    assert memory.figure(rows_of(sample_results())) is None
+    assert speedup.figure(rows_of([result([1e-3] * 5)])) is None
+    assert latency.figure([]) is None
 
 
-def test_axes_have_units_and_lengths_their_values() -> None:
-    spec = json.dumps(latency.chart(rows_of(sample_results()), "").to_dict())
-    assert "' ms'" in spec
-    assert '"values": [256, 512, 1024, 2048, 4096]' in spec
-    assert '"base": 2' in spec
+def test_more_than_six_arms_have_a_legend_and_more_than_eight_lengths_a_band() -> None:
+    results = [
+        result([1e-3, 1.1e-3, 1.2e-3], f"k.py:f{arm}", problem=Problem(seq_q=n)) for n in LENGTHS for arm in range(7)
+    ]
+    figure = latency.figure(rows_of(results))
+    assert figure
+    assert figure.legend
+    assert "<text" in svg.inline(figure.panels[0], style.looks(figure.arms))
+    assert not [note for note in marks(figure, Note) if note.bold]
+    long = latency.figure(rows_of([result([1e-3, 1.1e-3] * 3, problem=Problem(seq_q=64 * n)) for n in range(1, 11)]))
+    assert all(dot.y_ends is None for dot in marks(long, Dot))
 
 
-def test_the_caption_has_what_all_cases_share() -> None:
-    caption = drawing.caption_of(rows_of(sample_results(masks=("none", "causal"))), "0.1.0")
-    assert caption.startswith("cpu:threads=1, fp32, fwd, batch 1, heads 8, head_dim 64")
-    assert caption.endswith("attnbench 0.1.0")
-    assert "causal" not in caption
-
-
-@pytest.mark.parametrize("arm", [*style.KNOWN, "my.py:attend", "xformers:cutlass"])
-def test_a_control_is_drawn_unlike_the_arm_that_it_copies(arm: str) -> None:
-    assert style.look(arm) != style.look(f"{arm}#2")
-
-
-def test_no_two_backends_look_alike() -> None:
-    looks = [(look.color, look.shape, look.dash) for look in style.KNOWN.values()]
-    assert len(set(looks)) == len(looks)
-
-
-def test_known_backends_come_first_in_their_order() -> None:
-    assert style.in_order(["z", "triton", "naive", "a", "sdpa:flash"]) == ["naive", "sdpa:flash", "triton", "a", "z"]
-
-
-@pytest.mark.parametrize(("format_", "begins"), [("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
-def test_the_same_data_gives_the_same_file(format_: str, begins: bytes) -> None:
-    first, again = (rendering.render(latency.chart(rows_of(sample_results()), "x"), format_) for _ in range(2))
-    assert first.startswith(begins)
-    if format_ != "pdf":  # which holds the time of its making
-        assert first == again
-
-
-def test_a_file_has_a_white_background_and_inline_svg_has_none(tmp_path: Path) -> None:
-    svg = rendering.inline(rendering.spec(latency.chart(rows_of(sample_results()), "")))
-    (path,) = rendering.write({"latency": svg}, tmp_path, ("svg",))
-    text = path.read_text()
-    assert "sdpa:flash is fastest" in text
-    assert "sequence length" in text
-    assert 'fill="white"' in text
-    assert 'fill="white"' not in svg
-
-
-def test_markup_in_a_name_is_escaped() -> None:
-    evil = [result([1e-3] * 5, "x</text><script>alert(1)</script>.py:f", problem=Problem(seq_q=n)) for n in (64, 128)]
-    assert b"<script>" not in rendering.render(latency.chart(rows_of(evil), ""), "svg")
+def test_rows_of_a_run_with_very_many_backends_stay_readable() -> None:
+    results = [result([1.0] * 6, problem=Problem(seq_q=64))]
+    facts = {"reference": "naive@cpu:threads=1"}
+    results += [result([0.5] * 6, f"k.py:f{number}", problem=Problem(seq_q=64), facts=facts) for number in range(300)]
+    figure = speedup.figure(rows_of(results))
+    assert figure
+    assert figure.panels[0].height < 400
+    assert figure.left_out == "the first 12 of 300 backends; the table has all"
 
 
 def test_panels_above_the_maximum_are_left_out_with_a_note() -> None:
     rows = [row for batch in range(1, 31) for row in rows_of(sample_results(batch=batch))]
-    chart = latency.chart(rows, "below")
-    panels = {row["panel"] for row in values(chart, "point")}
-    assert panels == {f"batch {batch}" for batch in range(1, 13)}
-    assert "12 of 30 panels; attnbench plot --only draws the others" in chart.to_dict()["title"]["subtitle"]
-
-
-def test_many_points_are_thinned_and_the_first_and_the_last_stay() -> None:
-    lengths = range(16, 16 * 4001, 16)
-    rows = rows_of([result([1e-3] * 3, problem=Problem(seq_q=n)) for n in lengths])
-    chart = latency.chart(rows, "")
-    drawn = [row["x"] for row in values(chart, "point")]
-    assert drawn == [*list(lengths)[::2], lengths[-1]]
-    assert len({row["segment"] for row in values(chart, "point")}) == 1
-    assert any("one of 2 values of seq_q shown" in line for line in chart.to_dict()["title"]["subtitle"])
-
-
-def test_with_very_many_rows_charts_show_the_first_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row for batch in range(1, 31) for row in rows_of(sample_results(batch=batch))]
-    assert drawing.limit_rows(rows) == (rows, "")
-    monkeypatch.setattr(drawing, "MAX_ROWS", 100)
-    charted, left_out = drawing.limit_rows(rows)
-    assert {row.batch for row in charted} == set(range(1, 13))
-    assert left_out == "charts show 120 of 300 cases; attnbench plot --only draws the others"
+    figure = latency.figure(rows)
+    assert figure
+    assert [panel.heading for panel in figure.panels] == [f"batch {batch}" for batch in range(1, 13)]
+    assert figure.left_out == "12 of 30 panels; attnbench plot --only draws the others"
 
 
 def known_ceilings() -> dict[str, Any]:
-    return {"cpu:threads=1": ceilings(matmul={"fp32": Rate(burst=3e11, sustained=2e11, size=512)})}
+    return {"cpu:threads=1": ceilings(matmul={"fp32": Rate(burst=3e12, sustained=2e12, size=512)})}
 
 
 def test_rates_are_drawn_below_the_measured_peak() -> None:
     rows = rows_of(sample_results())
-    (peak,) = values(throughput.chart(rows, "", known_ceilings()), "peak")
-    assert (peak["y"], peak["label"]) == (3e11, "measured peak 300 GFLOP/s")
-    assert values(throughput.chart(rows, ""), "peak") == []
+    (peak,) = marks(throughput.figure(rows, known_ceilings()), Rule)
+    assert (peak.at, peak.along, peak.text) == (3e12, "y", "measured peak 3.00 TFLOP/s (fp32)")
+    figure = throughput.figure(rows, known_ceilings())
+    assert figure
+    assert figure.panels[0].y.low == 0
+    assert figure.panels[0].y.high > 3e12
 
 
-def test_a_peak_far_above_is_named_below_the_title() -> None:
+def test_a_peak_far_above_is_named_in_the_caption() -> None:
     far = {"cpu:threads=1": ceilings(name="NVIDIA H200", matmul={"fp32": Rate(burst=1e15, sustained=1e15, size=9)})}
-    chart = throughput.chart(rows_of(sample_results()), "", far)
-    assert values(chart, "peak") == []
-    below = " ".join(chart.to_dict()["title"]["subtitle"])
-    assert "measured peak 1.00 PFLOP/s (fp32) is far above" in below
-    assert "data sheet 67.0 TFLOP/s (fp32) is far above" in below
-
-
-def test_bars_become_lines_where_there_are_too_many() -> None:
-    few = json.dumps(throughput.chart(rows_of(sample_results()), "").to_dict())
-    many = [result([1e-3] * 3, problem=Problem(seq_q=n)) for n in range(64, 64 * 50, 64)]
-    lines = json.dumps(throughput.chart(rows_of(many), "").to_dict())
-    assert '"bar"' in few
-    assert '"bar"' not in lines
-    assert '"zero": true' in few
-    assert '"zero": true' in lines
+    figure = throughput.figure(rows_of(sample_results()), far)
+    assert figure
+    assert marks(figure, Rule) == []
+    assert "far above: measured peak 1.00 PFLOP/s (fp32), data sheet 67.0 TFLOP/s (fp32)" in figure.caption
 
 
 def with_memory() -> list[Result]:
@@ -211,33 +233,70 @@ def with_memory() -> list[Result]:
     ]
 
 
-def test_memory_has_guides_of_both_orders() -> None:
-    guides = values(memory.chart(rows_of(with_memory()), ""), "guide")
-    ends = {guide["label"]: guide["y"] for guide in guides if guide["last"]}
+def test_memory_has_guides_of_both_orders_within_the_axis() -> None:
+    figure = memory.figure(rows_of(with_memory()))
+    assert figure
     start = 8.0 * 256 * 256
-    assert ends == {"O(n)": start * 16, "O(n²)": start * 256}
-    assert {guide["y"] for guide in guides if not guide["last"]} == {start}
+    linear, square = (line.points for line in marks(figure, Line) if not line.arm)
+    assert linear == ((256, start), (4096, start * 16))
+    assert square == ((256, start), (4096, start * 256))
+    assert all(y <= figure.panels[0].y.high for line in (linear, square) for _, y in line)
 
 
-def test_the_grid_names_the_best_backend_and_greys_ties() -> None:
+def test_a_speed_up_has_one_row_a_problem_and_its_number() -> None:
     close = [result([1.0] * 6, problem=Problem(seq_q=n)) for n in (64, 128, 256)]
-    close += [result([1.001] * 6, "sdpa:flash", problem=Problem(seq_q=n)) for n in (64, 128)]
-    close += [result([0.5] * 6, "sdpa:flash", problem=Problem(seq_q=256), facts={"reference": "naive@cpu:threads=1"})]
-    cells = values(best_backend.chart(rows_of(close), ""), "cell")
-    assert [(cell["x"], cell["best"], cell["text"]) for cell in cells] == [
-        (64, "tied", "~"), (128, "tied", "~"), (256, "sdpa:flash", "2x"),
-    ]  # fmt: skip
-    assert cells[0]["names"] == "naive, sdpa:flash"
-    assert best_backend.chart(rows_of([result([1.0] * 6)]), "") is None
+    close += [
+        result([factor] * 6, "sdpa:flash", problem=Problem(seq_q=n), facts={"reference": "naive@cpu:threads=1"})
+        for n, factor in ((64, 1.0), (128, 2.0), (256, 0.5))
+    ]
+    figure = speedup.figure(rows_of(close))
+    assert figure
+    assert [dot.x for dot in marks(figure, Dot)] == [1.0, 0.5, 2.0]
+    assert {"64", "128", "256", "0.50×", "2.0×", "← slower", "faster →"} <= set(texts(figure))
+    assert {dot.arm for dot in marks(figure, Dot)} == {"sdpa:flash"}
+    assert figure.narrow[0].width < figure.panels[0].width
+
+
+def test_errors_are_dots_before_the_limit() -> None:
+    rows = rows_of([
+        result([1e-3] * 5, arm, problem=Problem(seq_q=n), facts={"errors": {"out": error}})
+        for arm, ratio in (("naive", 1.0), ("sdpa:flash", 1.7))
+        for n in (64, 128)
+        for error in [{"max_abs": ratio, "plain_max": 1.0}]
+    ])  # fmt: skip
+    figure = accuracy.figure(rows)
+    assert [(dot.arm, dot.x) for dot in marks(figure, Dot)] == [("naive", 1.0)] * 2 + [("sdpa:flash", 1.7)] * 2
+    assert [(rule.at, rule.text) for rule in marks(figure, Rule)] == [(2.0, "limit")]
+
+
+def test_of_many_errors_the_largest_stay() -> None:
+    rows = rows_of(
+        [
+            result(
+                [1e-3] * 5,
+                problem=Problem(seq_q=n + 1),
+                facts={"errors": {"out": {"max_abs": n / 500, "plain_max": 1.0}}},
+            )
+            for n in range(1000)
+        ]
+    )
+    figure = accuracy.figure(rows)
+    values = sorted((dot.x for dot in marks(figure, Dot)), reverse=True)
+    assert len(values) <= accuracy.MAX_DOTS
+    assert values[: accuracy.MAX_LARGEST] == [n / 500 for n in range(999, 979, -1)]
+    assert figure
+    assert figure.left_out == f"{len(values)} of 1000 cases, the largest errors among them"
 
 
 def test_local_exponents_are_those_of_the_laws() -> None:
     laws = list(study.laws(rows_of(sample_results())))
-    points = values(local_exponents.chart(laws, ""), "point")
-    assert {point["arm"] for point in points} == {"sdpa:flash", "naive"}
-    assert all(point["y"] == pytest.approx(2.0) for point in points)
-    assert "256 to 512" in {point["x"] for point in points}
-    assert local_exponents.chart([], "") is None
+    figure = local_exponents.figure(laws)
+    dots = marks(figure, Dot)
+    assert {dot.arm for dot in dots} == {"sdpa:flash", "naive"}
+    assert all(dot.y == pytest.approx(2.0) for dot in dots)
+    assert figure
+    assert figure.panels[0].x.ticks[0].text == "256 to 512"
+    assert local_exponents.figure([]) is None
 
 
 def stored(results: list[Result], name: str) -> Run:
@@ -245,60 +304,49 @@ def stored(results: list[Result], name: str) -> Run:
     return Run(path=Path(name), manifest=manifest, results=results)
 
 
-def test_ratios_are_sorted_by_effect_and_the_trend_by_run() -> None:
+def test_ratios_stand_by_problem_and_the_trend_by_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, slower = [result([1.0, 1.01, 1.02], problem=Problem(seq_q=n)) for n in (64, 128)], []
     for factor, n in ((1.5, 64), (3.0, 128)):
         slower.append(result([factor, factor * 1.01, factor * 1.02], problem=Problem(seq_q=n)))
     pairs = comparison.compare(stored(fast, "a"), stored(slower, "b"))
-    points = values(run_ratios.chart(pairs.pairs, "a", "b"), "point")
-    assert [point["x"] for point in points] == [pytest.approx(3.0), pytest.approx(1.5)]
-    assert all(point["low"] < point["x"] < point["high"] for point in points)
-    trend = values(run_trend.chart([("b", pairs.geomeans), ("c", pairs.geomeans)]), "point")
-    assert [(point["x"], point["y"]) for point in trend] == [
-        ("b", pytest.approx(4.5**0.5)),
-        ("c", pytest.approx(4.5**0.5)),
-    ]
-    assert run_trend.chart([("b", pairs.geomeans)]) is None
+    dots = marks(run_ratios.figure(pairs.pairs, rows_of(slower), "a", "b"), Dot)
+    assert [dot.x for dot in dots] == [pytest.approx(1.5), pytest.approx(3.0)]
+    assert all(dot.x_ends[0] < dot.x < dot.x_ends[1] for dot in dots)
+    monkeypatch.setattr(run_ratios, "MAX_ROWS", 1)
+    figure = run_ratios.figure(pairs.pairs, rows_of(slower), "a", "b")
+    assert [dot.x for dot in marks(figure, Dot)] == [pytest.approx(3.0)]
+    assert figure
+    assert figure.left_out == "the 1 problems with the largest effects of 2"
+    trend = run_trend.figure([("b", pairs.geomeans), ("c", pairs.geomeans)])
+    assert [(dot.x, dot.y) for dot in marks(trend, Dot)] == [(0, pytest.approx(4.5**0.5)), (1, pytest.approx(4.5**0.5))]
+    assert run_trend.figure([("b", pairs.geomeans)]) is None
 
 
-def test_noise_is_shown_block_by_block() -> None:
-    run = stored([result([1.0, 1.0, 1.0, 2.0])], "a")
-    (detail,) = report_data([run]).details
-    assert [(block["x"], block["y"]) for block in detail.blocks] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
-    assert len(values(block_drift.chart(detail.blocks, "", ""), "point")) == 4
-    assert block_drift.chart([], "", "") is None
+class Case:
+    """A case of `block_spread`."""
+
+    def __init__(self, label: str, *blocks: float) -> None:
+        self.label, self.blocks, self.arm, self.noisy = label, blocks, "naive", max(blocks) > 1.25
+
+
+def test_noise_is_a_dot_a_block_the_widest_case_first() -> None:
+    figure = block_spread.figure([Case("quiet", 1.0, 1.01, 0.99), Case("wide", 1.0, 1.0, 2.0), Case("once", 1.0)])
+    assert [(dot.x, dot.y) for dot in marks(figure, Dot)] == [
+        (1.0, 0.5), (1.0, 0.5), (2.0, 0.5), (1.0, 1.5), (1.01, 1.5), (0.99, 1.5),
+    ]  # fmt: skip
+    assert texts(figure) == ["wide !", "quiet"]
+    assert block_spread.figure([]) is None
 
 
 def test_a_chosen_metric_has_the_chosen_axis_lines_and_panels() -> None:
     rows = rows_of(sample_results(masks=("none", "causal")))
-    chart = any_metric.chart(rows, "seq_q", "flop_per_s", "mask", ("device",), "")
-    points = values(chart, "point")
-    assert {row["arm"] for row in points} == {"none", "causal"}
-    assert {row["panel"] for row in points} == {"cpu:threads=1"}
-    assert {row["y"] for row in points} == {row.flop_per_s for row in rows if row.flop_per_s}
-    assert any_metric.chart(rows, "seq_q", "energy_j", "mask", None, "") is None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--x", "sq"], "--x: no column 'sq'; did you mean 'seq'"),
-        (["--y", "tim_s"], "--y: no metric 'tim_s'; did you mean 'time_s'"),
-        (["--facet", "maks"], "--facet: no column 'maks'; did you mean 'mask'"),
-        (["-o", "p.gif"], "ends with none of .svg, .png, .pdf"),
-        (["--y", "energy_j"], "it was not measured"),
-    ],
-)
-def test_what_cannot_be_plotted_is_named(
-    options: list[str], message: str, stored_run: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.invoke(["plot", str(stored_run), *options]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_plot_of_a_stored_run(stored_run: str, tmp_path: Path) -> None:
-    assert cli.invoke(["plot", str(stored_run), "--x", "seq", "--y", "time_s", "-o", str(tmp_path / "p.svg")]) == 0
-    assert (tmp_path / "p.svg").read_text().startswith("<svg")
+    figure = any_metric.figure(rows, "seq_q", "flop_per_s", "mask", None)
+    assert figure
+    assert [panel.heading for panel in figure.panels] == ["naive", "sdpa:flash"]
+    dots = [dot for number in (0, 1) for dot in marks(figure, Dot, number)]
+    assert {dot.arm for dot in dots} == {"none", "causal"}
+    assert {dot.y for dot in dots} == {row.flop_per_s for row in rows if row.flop_per_s}
+    assert any_metric.figure(rows, "seq_q", "energy_j", "mask", None) is None
 
 
 def test_the_bound_bends_at_the_ridge() -> None:
@@ -308,11 +356,11 @@ def test_the_bound_bends_at_the_ridge() -> None:
     )
     ceilings_of_device = {"cpu:threads=1": known}
     rows = rows_of(sample_results(), ceilings=ceilings_of_device)
-    chart = roofline.chart(rows, ceilings_of_device, "x")
-    points, bound = values(chart, "point"), values(chart, "bound")
-    assert {(row["x"], row["y"]) for row in points} == {(r.intensity, r.flop_per_s) for r in rows if r.time_s}
-    assert [(row["x"], row["y"]) for row in bound][1:] == [(20.0, 1e12), (2 * max(row["x"] for row in points), 1e12)]
-    assert bound[0]["y"] == pytest.approx(5e10 * bound[0]["x"])
-    assert "comes nearest to its roofline bound" in json.dumps(chart.to_dict())
-    assert rendering.render(chart, "svg").startswith(b"<svg")
-    assert roofline.chart(rows_of(sample_results()), {}, "x") is None
+    figure = roofline.figure(rows, ceilings_of_device)
+    dots = marks(figure, Dot)
+    (bound,) = (line.points for line in marks(figure, Line) if not line.arm)
+    assert {(dot.x, dot.y) for dot in dots} == {(r.intensity, r.flop_per_s) for r in rows if r.time_s}
+    assert list(bound[1:]) == [(20.0, 1e12), (2 * max(dot.x for dot in dots), 1e12)]
+    assert bound[0][1] == pytest.approx(5e10 * bound[0][0])
+    assert "of its bound" in dots[0].tip
+    assert roofline.figure(rows_of(sample_results()), {}) is None

@@ -235,7 +235,7 @@ def test_lines_that_cannot_be_read_are_noted(
     with (copy / run_directory.RESULTS).open("ab") as file:
         file.write(b'{"case": cut off\n')
     more = {"merge": [str(stored_run), "-o", str(tmp_path / "merged")], "compare": [str(stored_run)]}
-    options = {"report": ["--plots", "svg", "--pages", "raw"]}
+    options = {"report": ["--plots", "svg", "--pages", "cases"]}
     name, *rest = command
     assert cli.invoke([name, str(copy), *more.get(name, ()), *rest, *options.get(name, ())]) == 0
     assert f"{copy}: 1 line of the results is left out: not readable" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from attnbench.records.case import Case
 from attnbench.records.result import Result
 from attnbench.records.run_directory import VERSION, Manifest, Run
 from attnbench.report import pivot
-from attnbench.report.charts import drawing, latency
+from attnbench.report.charts import latency
+from attnbench.report.charts.figure import Dot
 from attnbench.report.formats import asv, export, tensorboard
 from attnbench.report.formats.exported_run import exported
 from attnbench.report.pages.page import report_data
@@ -107,9 +108,11 @@ NAMES: dict[str, Callable[[Run], Iterable[object]]] = {
 
 
 def points(run: Run) -> list[tuple[object, ...]]:
-    data = drawing.plot_data(rows_of(run.results), latency.TIME, max_panels=100)
-    assert data
-    return [(point["panel"], point["arm"], point["x"]) for point in data.points if point["kind"] == "point"]
+    figure = latency.figure(rows_of(run.results))
+    assert figure
+    return [
+        (panel.heading, mark.arm, mark.x) for panel in figure.panels for mark in panel.marks if isinstance(mark, Dot)
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from attnbench.analysis.rows import rows_of
 from attnbench.attention.problem import Dtype, Problem
 from attnbench.machine import identity
 from attnbench.records.ceilings import ForeignLoad, Rate
-from attnbench.report.pages import roofline, throughput
+from attnbench.report.pages import speed
 from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import ceilings as table
 from attnbench.studies import calibrate, doctor
@@ -71,8 +71,7 @@ def test_disturbed_ceilings_are_marked_wherever_they_are_used(monkeypatch: pytes
     (row,) = rows_of([result([1e-6] * 5)], ceilings=by_device)
     assert row.notes == f"ceilings {MARK}"  # the reason why it is above its bound, too
     data = report_data([run(result([1e-3] * 5), ceilings=by_device)])
-    assert MARK in " ".join(roofline.page(data).text)
-    assert MARK in " ".join(throughput.page(data).text)
+    assert MARK in " ".join(speed.page(data).text)
     here = msgspec.structs.replace(DISTURBED, torch=identity.packages()["torch"])
     calibrate.save(identity.fingerprint()[0], here, force=False)
     assert MARK in doctor.calibration_state("cpu:threads=1")

@@ -78,10 +78,10 @@ def test_a_picture_in_every_format(tmp_path: Path, format_: str) -> None:
 
 def test_a_chart_has_a_panel_for_each_head_and_no_more_than_it_draws() -> None:
     seen = study.look(Problem(seq_q=8, heads=10, mask="none"))
-    values = rendering.spec(attention_weights.chart(seen))["data"]["values"]
-    assert len({one["panel"] for one in values}) == attention_weights.MAX_HEADS
-    one = rendering.spec(attention_weights.chart(study.look(Problem(seq_q=8, heads=1, mask="none"))))
-    assert "facet" not in one
+    figure = attention_weights.figure(seen)
+    assert len(figure.panels) == attention_weights.MAX_HEADS
+    assert figure.left_out == "the first 8 of 10 heads"
+    assert len(attention_weights.figure(study.look(Problem(seq_q=8, heads=1, mask="none"))).panels) == 1
 
 
 def test_the_users_own_queries_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,30 +2,30 @@
 
 from attnbench.attention.problem import Mode
 from attnbench.records.case import problem_label
-from attnbench.report.charts.drawing import Chart, titled
-from attnbench.report.charts.heat_map import heat_maps
-from attnbench.report.charts.style import BLUE
+from attnbench.report.charts import heat_map
+from attnbench.report.charts.figure import Figure
 from attnbench.studies.weights import Seen
 
 CELLS = 64  # along a side
-SIDE = 200  # pixels
+SIDE = 240  # pixels
 MAX_HEADS = 8
 
 
-def chart(seen: Seen) -> Chart:
+def figure(seen: Seen) -> Figure:
     """A heat map for each of the first MAX_HEADS heads, on one scale of colours."""
-    import altair as alt
-
     figures = seen.heads()[:MAX_HEADS]
     pooled = {
         f"head {head.head}: entropy {head.entropy:.2f} of {head.most:.2f}": seen.pooled(head.head, CELLS)
         for head in figures
     }
     largest = float(max(weights.max() for weights in pooled.values()))
-    colors = alt.Scale(type="sqrt", domain=[0, largest], range=["#ffffff", BLUE], interpolate="rgb")
-    drawn = heat_maps(pooled, (seen.problem.seq_q, seen.problem.seq_kv), SIDE, "weight", ".2g", colors)
     left_out = f"the first {len(figures)} of {len(seen.weights)} heads" if len(figures) < len(seen.weights) else ""
-    return titled(drawn, "Weights by head", title(seen), left_out)
+    caption = f"{title(seen)}; {heat_map.scale(largest, '.2g')}"
+    lengths = (seen.problem.seq_q, seen.problem.seq_kv)
+    return Figure(
+        name="weights", heading="Weights by head", caption=caption, left_out=left_out,
+        panels=heat_map.panels(pooled, lengths, SIDE, largest, ".2g"),
+    )  # fmt: skip
 
 
 def title(seen: Seen) -> str:

@@ -2,59 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnbench.report.charts.drawing import Chart
+from attnbench import units
+from attnbench.report.charts.figure import Box, ChartAxis, Edges, Panel, Tick
+from attnbench.report.charts.svg import FONT
 
-if TYPE_CHECKING:
-    import altair as alt
-
-COLUMNS = 4  # of panels
 MIN_SIDE = 40  # pixels of the shorter side
+STEPS = 32  # of the scale of colours
+PALE, STRONG = (219, 233, 244), (0, 114, 178)  # red, green, blue of the ends of the scale
 
 
-def heat_maps(
-    rasters: Mapping[str, NDArray[np.float64]],
-    lengths: tuple[int, int],
-    side: int,
-    title: str,
-    number_format: str,
-    color_scale: alt.Scale,
-) -> Chart:
+def panels(
+    rasters: Mapping[str, NDArray[np.float64]], lengths: tuple[int, int], side: float, most: float, number_format: str
+) -> tuple[Panel, ...]:
     """One panel for each raster of shape [rows, columns], under its name; all cover `lengths` = (seq_q, seq_kv) tokens.
 
-    `side` is in pixels, along the longer of queries and keys.
+    `side` is in pixels, along the longer of queries and keys. A cell of 0 is left white; `most` has the full colour.
     """
-    import altair as alt
-
     seq_q, seq_kv = lengths
-    width, height = (max(MIN_SIDE, min(side, round(side * ratio))) for ratio in (seq_kv / seq_q, seq_q / seq_kv))
-    bare = alt.Axis(grid=False)
-    keys = alt.X("j:Q", title="key", scale=alt.Scale(domain=[0, seq_kv], nice=False, zero=False), axis=bare)
-    queries = alt.Y("i:Q", title="query", scale=alt.Scale(domain=[seq_q, 0], nice=False, zero=False), axis=bare)
-    color = alt.Color("share:Q", title=title, scale=color_scale, legend=alt.Legend(format=number_format))
-    whole = alt.Chart(alt.InlineData(values=_cells(rasters, seq_q, seq_kv)), width=width, height=height)
-    drawn: alt.Chart = whole.mark_rect().encode(
-        x=keys, y=queries, x2="j2:Q", y2="i2:Q", color=color, tooltip=["i:Q", "j:Q", "share:Q"]
-    )
-    if len(rasters) == 1:
-        return drawn
-    panel = alt.Facet("panel:N", title=None, sort=list(rasters), header=alt.Header(labelFontWeight="bold"))
-    panels: Chart = drawn.facet(facet=panel, columns=COLUMNS)
-    return panels
-
-
-def _cells(rasters: Mapping[str, NDArray[np.float64]], seq_q: int, seq_kv: int) -> list[dict[str, object]]:
-    return [
-        {
-            "panel": name, "i": row * seq_q / raster.shape[0], "i2": (row + 1) * seq_q / raster.shape[0],
-            "j": column * seq_kv / raster.shape[1], "j2": (column + 1) * seq_kv / raster.shape[1],
-            "share": float(f"{raster[row, column]:.4g}"),
-        }
+    width, height = (max(MIN_SIDE, min(side, side * ratio)) for ratio in (seq_kv / seq_q, seq_q / seq_kv))
+    margins = Edges(left=44, right=14, top=8, bottom=FONT + 12)
+    return tuple(
+        Panel(
+            heading=name, width=width + margins.left + margins.right, height=height + margins.top + margins.bottom,
+            margins=margins, x=_axis(seq_kv, "key", down=False), y=_axis(seq_q, "query", down=True),
+            marks=tuple(_cells(raster, seq_q, seq_kv, most, number_format)),
+        )
         for name, raster in rasters.items()
-        for row, column in zip(*np.nonzero(raster), strict=True)
-    ]  # fmt: skip
+    )  # fmt: skip
+
+
+def scale(most: float, number_format: str) -> str:
+    """What the colours mean, for a caption."""
+    return f"white: 0; full colour: {format(most, number_format)}"
+
+
+def _axis(tokens: int, title: str, down: bool) -> ChartAxis:
+    ticks = tuple(Tick(value, units.short(value)) for value in (0, tokens // 2, tokens)) if tokens > 1 else ()
+    return ChartAxis(low=0, high=tokens, title=title, down=down, ticks=ticks)
+
+
+def _cells(raster: NDArray[np.float64], seq_q: int, seq_kv: int, most: float, number_format: str) -> Iterator[Box]:
+    """Neighbours of one colour in a row are one box."""
+    height, width = seq_q / raster.shape[0], seq_kv / raster.shape[1]
+    shares = np.clip(raster / most if most else raster, 0, 1)
+    colors = np.where(raster > 0, 1 + np.round(np.sqrt(shares) * (STEPS - 1)), 0).astype(int)
+    for row, line in enumerate(colors):
+        starts = [0, *(np.flatnonzero(np.diff(line)) + 1)]
+        for start, end in zip(starts, [*starts[1:], len(line)], strict=True):
+            if line[start]:
+                value = format(float(raster[row, start:end].mean()), number_format)
+                yield Box(
+                    x=(start * width, end * width), y=(row * height, (row + 1) * height),
+                    color=_color((line[start] - 1) / (STEPS - 1)),
+                    tip=f"queries from {row * height:.0f}, keys from {start * width:.0f}: {value}",
+                )  # fmt: skip
+
+
+def _color(share: float) -> str:
+    return "#" + "".join(
+        f"{round(pale + (strong - pale) * share):02x}" for pale, strong in zip(PALE, STRONG, strict=True)
+    )

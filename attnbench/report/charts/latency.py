@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 
 from attnbench.analysis.rows import Row
-from attnbench.report import summary
-from attnbench.report.charts.drawing import MAX_PANELS, Chart, Quantity, line_chart
+from attnbench.report.charts import lines
+from attnbench.report.charts.figure import Figure
 
-INTERVAL = ("time_low_s", "time_high_s")
-TIME = Quantity(column="time_s", title="time of a call", unit="s", interval=INTERVAL, refusals=True)
+TIME = lines.Quantity(
+    column="time_s",
+    title="time of a call",
+    unit="s",
+    interval=lambda row: lines.ends_of(row, "time_low_s", "time_high_s"),
+)
 
 
-def chart(rows: Sequence[Row], caption: str, max_panels: int = MAX_PANELS) -> Chart | None:
+def figure(rows: Sequence[Row]) -> Figure | None:
     """Seconds over the length, both logarithmic."""
-    return line_chart(rows, TIME, summary.sentence(rows), caption, max_panels=max_panels)
+    caption = "both axes logarithmic" + ("; bars: 95 % interval" if any(map(TIME.interval, rows)) else "")
+    return lines.figure("latency", rows, TIME, "Time of a call", caption)

@@ -4,47 +4,54 @@ from collections import Counter
 from collections.abc import Sequence
 
 from attnbench import units
-from attnbench.report.charts.drawing import GUIDE, HEIGHT, WIDTH, Chart, Point, arm_looks, faceted, titled
+from attnbench.report.charts import series
+from attnbench.report.charts.figure import Figure
 from attnbench.studies.scaling import Law
 
+MAX_LAWS = 40  # of one quantity
 PANELS = {"time": "time of a call", "peak": "peak memory"}
 
 
-def chart(laws: Sequence[Law], caption: str) -> Chart | None:
+def figure(laws: Sequence[Law]) -> Figure | None:
     """The exponents between neighbouring values of the axis that most laws are about; a panel for each quantity."""
-    if not laws:
+    if not any(law.slopes for law in laws):
         return None
-    import altair as alt
-
     (axis, _), *_ = Counter(law.axis for law in laws).most_common()
-    laws = [law for law in laws if law.axis == axis]
-    table = [point for number, law in enumerate(laws) for point in _points(law, number)]
-    color, shape, _ = arm_looks(point["arm"] for point in table if "arm" in point)
-    products = {point["x"]: point["product"] for point in table if "x" in point}
-    whole = alt.Chart(alt.InlineData(values=table))
-    y = alt.Y("y:Q", title="local exponent", scale=alt.Scale(zero=False, padding=10))
-    order = sorted(products, key=lambda step: float(products[step]))
-    x = alt.X("x:O", sort=order, title=axis, axis=alt.Axis(grid=False, labelAngle=-30))
-    points = whole.transform_filter("datum.kind == 'point'").encode(x=x, y=y, color=color, detail="law:N")
-    layers = [
-        whole.transform_filter("datum.kind == 'rule'").mark_rule(strokeDash=[4, 4], color=GUIDE).encode(y=y),
-        points.mark_line(strokeWidth=1.4),
-        points.mark_point(filled=True, size=40, opacity=1).encode(shape=shape, tooltip=["arm:N", "label:N", "y:Q"]),
-    ]
-    panel = alt.LayerChart(layer=layers, width=WIDTH, height=HEIGHT)
-    panels = sorted({point["panel"] for point in table}, reverse=True)
-    heading = f"Exponents between neighbours along {axis}; dashed: what is predicted"
-    return titled(faceted(panel, panels), heading, caption)
+    laws = [law for law in laws if law.axis == axis and law.slopes]
+    steps = {_step(left, right): left * right for law in laws for (left, _), (right, _) in _neighbours(law)}
+    names = sorted(steps, key=lambda step: steps[step])
+    by_quantity: dict[str, list[Law]] = {}
+    for law in laws:
+        by_quantity.setdefault(law.quantity, []).append(law)
+    groups = [
+        series.SeriesPanel(
+            heading=PANELS.get(quantity, quantity), rules=tuple(dict.fromkeys(law.predicted for law in group)),
+            series=tuple(_line(law, names) for law in group[:MAX_LAWS]),
+        )
+        for quantity, group in sorted(by_quantity.items(), reverse=True)
+    ]  # fmt: skip
+    most = max(map(len, by_quantity.values()))
+    left_out = f"the first {MAX_LAWS} of {most} lines of a quantity; the table has all" if most > MAX_LAWS else ""
+    heading = f"Exponents between neighbours along {axis.replace('_', ' ')}"
+    return series.figure(
+        "slopes", groups, names, ("local exponent", ""), heading, "dashed: predicted", left_out, log=False
+    )
 
 
-def _points(law: Law, number: int) -> list[Point]:
-    """One point for each pair of neighbours, and the predicted exponent."""
-    panel = PANELS.get(law.quantity, law.quantity)
-    table: list[Point] = [{"kind": "rule", "y": law.predicted, "panel": panel}]
-    for (left, _), (right, _), slope in zip(law.points, law.points[1:], law.slopes, strict=False):
-        step = f"{units.short(left)} to {units.short(right)}"
-        table.append({
-            "kind": "point", "x": step, "y": slope, "arm": law.arm, "panel": panel, "law": number,
-            "label": f"{law.problem}: {step}", "product": left * right,
-        })  # fmt: skip
-    return table
+def _neighbours(law: Law) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    return list(zip(law.points, law.points[1:], strict=False))
+
+
+def _step(left: float, right: float) -> str:
+    return f"{units.short(left)} to {units.short(right)}"
+
+
+def _line(law: Law, names: Sequence[str]) -> series.Series:
+    steps = [_step(left, right) for (left, _), (right, _) in _neighbours(law)]
+    points = tuple(
+        series.SeriesPoint(
+            place=names.index(step), value=slope, tip=f"{law.arm}, {law.problem}, {step}: exponent {slope:.2f}"
+        )
+        for step, slope in zip(steps, law.slopes, strict=False)
+    )
+    return series.Series(arm=law.arm, points=points)

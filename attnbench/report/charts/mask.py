@@ -5,23 +5,19 @@ from collections.abc import Iterator
 from attnbench import units
 from attnbench.attention.masks import Mask
 from attnbench.attention.terms import Grid
-from attnbench.report.charts.drawing import Chart, titled
-from attnbench.report.charts.heat_map import heat_maps
-from attnbench.report.charts.style import BLUE
+from attnbench.report.charts import heat_map
+from attnbench.report.charts.figure import Figure
 
 CELLS = 96  # along a side
 SIDE = 420  # pixels
 
 
-def chart(mask: Mask, grid: Grid, block: int) -> Chart:
+def figure(mask: Mask, grid: Grid, block: int) -> Figure:
     """The share of visible pairs in each cell: queries downwards, keys to the right."""
-    import altair as alt
-
-    blues = alt.Scale(domain=[0, 1], range=["#dbe9f4", BLUE])
-    drawn = heat_maps({"": mask.shares(grid, CELLS)}, (grid.seq_q, grid.seq_kv), SIDE, "visible", "%", blues)
+    panels = heat_map.panels({"": mask.shares(grid, CELLS)}, (grid.seq_q, grid.seq_kv), SIDE, 1.0, ".0%")
     _, *below = facts(mask, grid, block)
     heading = f"{mask.text}: {units.short(grid.seq_q)} queries over {units.short(grid.seq_kv)} keys"
-    return titled(drawn, heading, *below)
+    return Figure(name="mask", heading=heading, caption="; ".join((*below, heat_map.scale(1.0, ".0%"))), panels=panels)
 
 
 def facts(mask: Mask, grid: Grid, block: int) -> Iterator[str]:

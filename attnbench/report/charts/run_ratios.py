@@ -1,50 +1,55 @@
-"""The times of one run over those of another, case by case."""
+"""The times of one run over those of another: a row for each problem, a marker for each arm."""
 
 from collections.abc import Sequence
 
 from attnbench.analysis.comparison import Pair
-from attnbench.analysis.rows import TIE_MARGIN
-from attnbench.report.charts.drawing import GUIDE, UNIT_LABELS, WIDTH, Chart, Point, arm_looks, drawable, titled
+from attnbench.analysis.rows import Row
+from attnbench.report.charts import axes, forest, lines, panels
+from attnbench.report.charts.figure import Figure
+from attnbench.report.charts.forest import Forest, ForestRow, Item
 
-MAX_PAIRS = 40
+MAX_ROWS = 40
 
 
-def chart(pairs: Sequence[Pair], old: str, new: str) -> Chart | None:
-    """New over old with intervals, largest effects first, and the band of the restart-to-restart noise."""
-    shown = sorted((pair for pair in pairs if pair.ratio), key=lambda pair: -pair.effect)[:MAX_PAIRS]
-    if not shown:
+def figure(pairs: Sequence[Pair], rows: Sequence[Row], old: str, new: str, name: str = "ratios") -> Figure | None:
+    """New over old with intervals; of many problems those with the largest effects. `rows` are those of a run."""
+    by_case = {(pair.case_id, pair.arm): pair for pair in pairs if pair.ratio}
+    paired = [(row, pair) for row in rows if (pair := by_case.get((row.case_id, f"{row.arm_name}@{row.device}")))]
+    if not paired:
         return None
-    import altair as alt
-
-    table = [_point(pair) for pair in shown]
-    color, shape, _ = arm_looks(point["arm"] for point in table)
-    names = [point["y"] for point in table]
-    table.append({"kind": "band", "x": 1 - TIE_MARGIN, "high": 1 + TIE_MARGIN})
-    whole = alt.Chart(alt.InlineData(values=table))
-    scale = alt.Scale(type="log", base=2, nice=False, padding=12)
-    labels = alt.Axis(labelExpr=UNIT_LABELS["x"])
-    x = alt.X("x:Q", scale=scale, title="new over old: right of 1 is slower", axis=labels)
-    y = alt.Y("y:N", sort=names, title=None, axis=alt.Axis(labelLimit=420))
-    points = whole.transform_filter("datum.kind == 'point'").encode(y=y, color=color)
-    layers = [
-        whole.transform_filter("datum.kind == 'band'").mark_rect(color=GUIDE, opacity=0.2).encode(x=x, x2="high:Q"),
-        points.mark_rule(strokeWidth=1.4).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
-        points.mark_point(filled=True, size=44, opacity=1).encode(
-            x=x, shape=shape, tooltip=["y:N", "x:Q", "low:Q", "high:Q", "change:N"]
-        ),
+    layout = panels.layout([row for row, _ in paired])
+    pair_of = {(row.case_id, row.arm): pair for row, pair in paired}
+    problems = [
+        [(row, pair_of[row.case_id, row.arm]) for row in at]
+        for group in layout.panels([row for row, _ in paired]).values()
+        for at in panels.along(group, layout.axis)
     ]
-    ratios = alt.layer(*layers).properties(width=WIDTH + 80, height=alt.Step(18))
-    left_out = f"; the {len(shown)} largest of {len(pairs)}" if len(shown) < len(pairs) else ""
-    below = f"grey: within the restart-to-restart noise{left_out}"
-    return titled(ratios, f"{new} over {old}", below)
+    shown = problems
+    if len(problems) > MAX_ROWS:
+        largest = sorted((max(pair.effect for _, pair in each) for each in problems), reverse=True)[MAX_ROWS - 1]
+        shown = [each for each in problems if max(pair.effect for _, pair in each) >= largest][:MAX_ROWS]
+    left_out = f"the {len(shown)} problems with the largest effects of {len(problems)}" if shown != problems else ""
+    table = [
+        ForestRow(
+            group=layout.heading(each[0][0]), label=panels.axis_value(layout.axis, each[0][0].value(layout.axis)),
+            items=tuple(_item(row, pair) for row, pair in each),
+        )
+        for each in shown
+    ]  # fmt: skip
+    about = Forest(title="new over old", sides=("faster", "slower"), shade=False)
+    intervals = any(item.ends for row in table for item in row.items)
+    caption = "bars: 95 % interval of the ratio of times; ~ the interval contains 1×" if intervals else ""
+    return forest.figure(name, table, about, f"Time of {new} over {old}", caption, left_out)
 
 
-def _point(pair: Pair) -> Point:
+def _item(row: Row, pair: Pair) -> Item:
     assert pair.ratio
     ratio = pair.ratio
-    return {
-        "kind": "point", "x": ratio.value, "y": pair.name, "arm": pair.arm.rpartition("@")[0],
-        "low": ratio.low if drawable(ratio.low) else ratio.value,
-        "high": ratio.high if drawable(ratio.high) else ratio.value,
-        "change": pair.change.value,
-    }  # fmt: skip
+    low, high = ratio.low, ratio.high
+    ends = (low, high) if low and high and lines.drawable(low) and lines.drawable(high) else None
+    unsure = ends is None or ends[0] <= 1 <= ends[1]
+    text = f"{ratio.value:.2f}×" if ratio.value < 10 else axes.shown(ratio.value, "x")
+    tip = f"{row.arm_name}, {row.problem}: {text} the time, {pair.change.value}"
+    return Item(
+        arm=row.arm_name, value=ratio.value, ends=ends, text=text + (" ~" if unsure else ""), unsure=unsure, tip=tip
+    )

@@ -3,38 +3,29 @@
 from collections.abc import Mapping, Sequence
 
 from attnbench.analysis.stats import Estimate
-from attnbench.report.charts.drawing import HEIGHT, UNIT_LABELS, WIDTH, Chart, Point, arm_looks, drawable, titled
+from attnbench.report.charts import series
+from attnbench.report.charts.figure import WIDE, Figure
+from attnbench.report.charts.lines import drawable
 
 
-def chart(geomeans: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Chart | None:
+def figure(geomeans: Sequence[tuple[str, Mapping[str, Estimate]]]) -> Figure | None:
     """A line for each arm over the runs of one machine; None for less than two runs."""
-    table: list[Point] = [
-        {
-            "kind": "point", "x": run, "y": mean.value, "arm": arm.rpartition("@")[0], "detail": arm,
-            "low": mean.low if drawable(mean.low) else mean.value,
-            "high": mean.high if drawable(mean.high) else mean.value,
-        }
-        for run, means in geomeans
-        for arm, mean in means.items()
-    ]  # fmt: skip
-    if len(geomeans) < 2 or not table:
+    by_arm: dict[str, list[series.SeriesPoint]] = {}
+    for place, (run, means) in enumerate(geomeans):
+        for arm, mean in means.items():
+            tip = f"{arm}, {run}: {mean.value:.3g}× the time of the first run"
+            by_arm.setdefault(arm, []).append(
+                series.SeriesPoint(place=place, value=mean.value, ends=_ends(mean), tip=tip)
+            )
+    if len(geomeans) < 2 or not by_arm:
         return None
-    import altair as alt
+    lines = tuple(series.Series(arm=arm.rpartition("@")[0], points=tuple(points)) for arm, points in by_arm.items())
+    return series.figure(
+        "trend", [series.SeriesPanel(series=lines)], [run for run, _ in geomeans], ("time over the first run's", "x"),
+        "Run by run: geometric mean of times over the first run's", "bars: 95 % interval over cases", width=WIDE,
+    )  # fmt: skip
 
-    color, shape, _ = arm_looks(point["arm"] for point in table)
-    x_axis, y_axis = alt.Axis(labelAngle=-30, labelLimit=200), alt.Axis(labelExpr=UNIT_LABELS["x"])
-    scale = alt.Scale(type="log", base=2)
-    whole = alt.Chart(alt.InlineData(values=table)).encode(
-        x=alt.X("x:O", sort=[run for run, _ in geomeans], title=None, axis=x_axis), color=color
-    )
-    y = alt.Y("y:Q", scale=scale, title="time over the first run's", axis=y_axis)
-    layers = [
-        whole.mark_line(strokeWidth=1.4).encode(y=y, detail="detail:N"),
-        whole.mark_rule(strokeWidth=1.2).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        whole.mark_point(filled=True, size=44, opacity=1).encode(
-            y=y, shape=shape, tooltip=["detail:N", "x:N", "y:Q", "low:Q", "high:Q"]
-        ),
-    ]
-    trend = alt.layer(*layers).properties(width=2 * WIDTH, height=HEIGHT)
-    heading = "Run by run: geometric mean of times over the first run's"
-    return titled(trend, heading, "95 % intervals over cases")
+
+def _ends(mean: Estimate) -> tuple[float, float] | None:
+    low, high = mean.low, mean.high
+    return (low, high) if low is not None and high is not None and drawable(low) and drawable(high) else None

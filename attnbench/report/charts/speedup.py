@@ -1,18 +1,44 @@
-"""The speed-up over the reference arm, over the length."""
+"""The speed-up over the reference arm, a row for each problem."""
 
 from collections.abc import Sequence
 
 from attnbench.analysis.rows import Row
-from attnbench.report import summary
-from attnbench.report.charts.drawing import MAX_PANELS, Chart, Quantity, line_chart
-
-SPEEDUP = Quantity(
-    column="speedup", title="speed-up over the reference", unit="x", base=2, interval=("speedup_low", "speedup_high"),
-    guides=lambda points: [{"kind": "rule", "y": 1.0}],
-)  # fmt: skip
+from attnbench.report.charts import axes, forest, lines, panels
+from attnbench.report.charts.figure import Figure
+from attnbench.report.charts.forest import Forest, ForestRow, Item
+from attnbench.report.pivot import references
 
 
-def chart(rows: Sequence[Row], caption: str, max_panels: int = MAX_PANELS) -> Chart | None:
-    """Times faster than the reference on a log2 axis, with a rule at 1."""
-    measured = [row for row in rows if row.speedup is not None]
-    return line_chart(measured, SPEEDUP, summary.sentence(rows), caption, max_panels=max_panels)
+def figure(rows: Sequence[Row]) -> Figure | None:
+    """Times faster than the reference, paired by round, on a logarithmic axis."""
+    compared = [row for row in rows if row.reference is not None or lines.drawable(row.time_s)]
+    if not any(_speedup(row) for row in compared):
+        return None
+    layout = panels.layout(rows)
+    reference = references(rows) or "the reference"
+    table = [
+        ForestRow(
+            label=panels.axis_value(layout.axis, at[0].value(layout.axis)),
+            group=layout.heading(at[0]),
+            items=tuple(_item(row) for row in at if _speedup(row)),
+            note="" if any(map(_speedup, at)) else "not measured: " + lines.missing_word(at[0]),
+        )
+        for group in layout.panels(rows).values()
+        for at in panels.along(group, layout.axis)
+    ]
+    caption = "paired within each round; bars: 95 % interval; ~ the interval contains 1×"
+    about = Forest(title=f"speed-up over {reference}", sides=("slower", "faster"))
+    return forest.figure("speedup", table, about, f"Speed-up over {reference}", caption)
+
+
+def _speedup(row: Row) -> bool:
+    return lines.drawable(row.speedup) and row.reference not in (None, row.arm)
+
+
+def _item(row: Row) -> Item:
+    value, ends = row.speedup or 1.0, lines.ends_of(row, "speedup_low", "speedup_high")
+    unsure = ends is None or ends[0] <= 1 <= ends[1]
+    text = axes.shown(value, "x") + (" ~" if unsure else "")
+    return Item(
+        arm=row.arm_name, value=value, ends=ends, text=text, unsure=unsure, tip=lines.tip(row, value, ends, "x")
+    )

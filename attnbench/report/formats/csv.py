@@ -13,7 +13,7 @@ def text(rows: Iterable[Mapping[str, object]], columns: Iterable[str] = COLUMNS)
     """The whole file; None is an empty cell."""
     out, names = io.StringIO(), tuple(columns)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow(map(_cell, names))
     # By exact type: the values of enums are never formulas, and there are many rows.
     writer.writerows([_cell(value) if type(value := row[name]) is str else value for name in names] for row in rows)
     return out.getvalue()

@@ -10,7 +10,7 @@ import msgspec
 from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.records.run_directory import Run
-from attnbench.report.charts import drawing
+from attnbench.report.charts import panels
 
 SCALARS = ("time_s", "flop_per_s", "speedup", "total_bytes", "rms_err")  # metrics that trackers follow along the length
 
@@ -33,10 +33,9 @@ class ExportedRun(NamedTuple):
 
     def scalars(self) -> Iterator[tuple[str, int, float]]:
         """Tag, step and value of each metric: the tag holds metric, panel and arm, the step is the length."""
-        x = drawing.axis_of(self.rows) if self.rows else "seq_q"
-        panels = drawing.varying(self.rows, x)
-        for step, row in sorted(((int(row.number(x) or 0), row) for row in self.rows), key=itemgetter(0)):
-            place = [part for part in (drawing.panel_of(row, panels), row.arm_name) if part]
+        layout = panels.layout(self.rows)
+        for step, row in sorted(((int(row.number(layout.axis) or 0), row) for row in self.rows), key=itemgetter(0)):
+            place = [part for part in (layout.heading(row), row.arm_name) if part]
             for metric in SCALARS:
                 if (value := row.number(metric)) is not None:
                     yield "/".join((metric, *place)), step, float(value)

@@ -1,40 +1,27 @@
-"""Markdown: the finding, the tables, the refused cases with their reasons, the machine, and how to repeat the run."""
+"""Markdown: the same sections as the page, failures first, then the answer and the tables."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from attnbench import units
-from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Place, Row
-from attnbench.records.run_directory import Manifest, Run
-from attnbench.report import pivot, summary
+from attnbench.report import pivot
+from attnbench.report.answer import Advice, Answer, AnswerGrid, FixedChoice, GridCell
+from attnbench.report.pages.page import MAX_LISTED, MAX_ROWS, Page, PageTable
+from attnbench.report.quantities import listed, times
 
-MAX_CASES = 1000  # of one page
-METHOD = (
-    "Every output was checked against a float64 reference before it was timed. Each backend ran in a process of its "
-    "own, in paired rounds of random balanced order; the time is the median of blocks, with its 95 % interval. "
-    "FLOPs count the visible pairs of the mask exactly; the softmax is not counted."
-)
+COMMAND = "attnbench "  # begins what is shown as code
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
-def page(run: Run, rows: Sequence[Row], title: str = "") -> str:
-    """The whole report."""
-    manifest = run.manifest
-    parts = [
-        f"# {escape(title or f'attnbench: {manifest.suite}')}",
-        f"Finding: {escape(summary.sentence(rows))} {escape(summary.tally(rows, len(manifest.impossible)))}",
-        "\n".join(f"- {escape(note)}" for note in summary.notes(rows, ceilings_by_device(manifest))),
-        f"The first {MAX_CASES} of {len(rows)} cases; data.csv has all." if len(rows) > MAX_CASES else "",
-        *_pivot_tables(rows[:MAX_CASES]),
-        _every_case(rows[:MAX_CASES]),
-        _not_measured(rows, manifest),
-        _machine(manifest),
-        f"## Method\n\n{METHOD}",
-        # The text of a command cannot end its code block.
-        "## Repeat\n\n```sh\n{}\n```".format(manifest.command.replace("```", "'''")) if manifest.command else "",
-        f"{run.skipped_lines} lines of the results file could not be read." if run.skipped_lines else "",
-    ]
+def page(answer: Answer | None, sections: Sequence[Page], title: str = "") -> str:
+    """The whole report; a section without data is named at the end, with the command that fills it."""
+    parts = [f"# {escape(title or 'attnbench')}", *(_answer(answer) if answer else ())]
+    for section in sections:
+        if section.tables or (section.text and not section.hint):
+            parts += _section(section)
+    hints = [f"- {escape(each.finding)}: {_sentence(each.hint)}" for each in sections if each.empty and each.hint]
+    parts += ["## What else can be measured", "\n".join(hints)] if hints else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -53,7 +40,99 @@ def tables(rows: Sequence[Row]) -> str:
 
 def escape(text: str) -> str:
     """Text without line breaks and without characters that are special in Markdown or HTML."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def _answer(answer: Answer) -> Iterator[str]:
+    if answer.failures:
+        yield "**Wrong or failed**"
+        yield _list(answer.failures)
+    yield f"**{escape(answer.headline)}** {_sentence(answer.lead)}".strip()
+    yield _sentence(answer.context)
+    if answer.cautions:
+        yield "**Read with care**"
+        yield _list(answer.cautions)
+    yield from _grid(answer.grid) if answer.grid else ()
+    yield from _fixed(answer.fixed) if answer.fixed else ()
+    yield _sentence(answer.checked)
+
+
+def _list(items: Iterable[Advice]) -> str:
+    return "\n".join(f"- {_sentence(item.text)}{f' {_code(item.command)}' if item.command else ''}" for item in items)
+
+
+def _grid(grid: AnswerGrid) -> Iterator[str]:
+    yield f"### {escape(grid.heading)}"
+    head = (escape(grid.axis), *map(escape, grid.columns))
+    lines = [_line((escape(text), *map(_grid_cell, cells))) for text, cells in grid.rows]
+    yield "\n".join([_line(head), _line(["---"] * len(head)), *lines])
+
+
+def _grid_cell(cell: GridCell) -> str:
+    if cell.kind == "absent":
+        return ""
+    if cell.kind == "missing":
+        return f"not measured: {escape(cell.detail)}"
+    names = escape(listed(cell.arms, "or", len(cell.arms)))
+    return " ".join(filter(None, (f"**{names}**" if cell.kind == "best" else names, cell.figure, escape(cell.detail))))
+
+
+def _fixed(choices: Sequence[FixedChoice]) -> Iterator[str]:
+    yield "### If one backend must serve all: its time over the best"
+    rows = [
+        (
+            " ".join(filter(None, (choice.arm, choice.where))), times(choice.mean), times(choice.worst),
+            choice.worst_at, f"{choice.runs} of {choice.of}",
+        )
+        for choice in choices
+    ]  # fmt: skip
+    yield table(("backend", "mean", "worst", "at", "problems"), rows, (False, True, True, False, True)).rstrip()
+
+
+def _section(section: Page) -> Iterator[str]:
+    yield f"## {_sentence(section.finding or section.title)}"
+    yield from map(_sentence, section.text)
+    for each in section.tables:
+        yield from _table(each)
+
+
+def _table(made: PageTable) -> Iterator[str]:
+    """A table of a section with the heading of each column's group in its own."""
+    limit = MAX_LISTED if made.search else MAX_ROWS
+    head, numbers = made.columns, made.numbers or (False,) * len(made.head)
+    yield f"### {escape(made.heading)}"
+    if any(made.head):
+        rows = [[*map(_cell_text, row), *[""] * (len(head) - len(row))] for row in made.rows[:limit]]
+        align = f"|{'|'.join('---:' if number else '---' for number in numbers)}|"
+        yield "\n".join([_line(map(escape, head)), align, *map(_line, rows)])
+    else:
+        yield "\n".join(f"- {escape(str(row[0]))}: {', '.join(map(_cell_text, row[1:]))}" for row in made.rows[:limit])
+    yield f"{limit:,} of {len(made.rows):,} rows; data.csv has all." if len(made.rows) > limit else ""
+    yield _sentence(made.note)
+
+
+def _cell_text(cell: object) -> str:
+    text = str(cell)
+    if text.startswith(COMMAND):
+        return _code(text)
+    return f"**{escape(text)}**" if getattr(cell, "bold", False) else escape(text)
+
+
+def _code(text: str) -> str:
+    """Code within a line. Its text can neither end it nor the cell of a table."""
+    return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def _sentence(text: str) -> str:
+    """Escaped text, where what stands in backticks is code."""
+    parts = " ".join(text.split()).split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return "".join(_code(part) if place % 2 else _escaped(part) for place, part in enumerate(parts))
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -83,37 +162,3 @@ def _cell(row: Row | None, notes: pivot.Footnotes) -> str:
     time = units.seconds(row.time_s)
     parts = (f"**{time}**" if row.place is Place.FASTEST else time, pivot.factor(row.speedup), escape(pivot.mark(row)))
     return " ".join(filter(None, parts))
-
-
-def _every_case(rows: Sequence[Row]) -> str:
-    head = ("case", "time", "95 %", "FLOP/s", "peak memory", "max error", "interval")
-    lines = [
-        (
-            row.name, units.seconds(row.time_s),
-            f"{units.seconds(row.time_low_s)} .. {units.seconds(row.time_high_s)}",
-            units.rate(row.flop_per_s, "FLOP/s"), units.size(row.peak_bytes),
-            "-" if row.max_abs_err is None else f"{row.max_abs_err:.1e}", str(row.interval),
-        )
-        for row in rows
-        if row.time_s is not None
-    ]  # fmt: skip
-    numbers = (False, True, True, True, True, True, False)
-    return f"## Every case\n\n{table(head, lines, numbers)}".rstrip() if lines else ""
-
-
-def _not_measured(rows: Sequence[Row], manifest: Manifest) -> str:
-    labels: dict[str, list[str]] = {}
-    for row in rows:
-        if row.time_s is None:
-            labels.setdefault(pivot.why(row), []).append(row.name)
-    lines = [f"- {escape(reason)}: {len(cases)} ({escape(cases[0])}, ...)" for reason, cases in labels.items()]
-    lines += [f"- impossible: {escape(text)}: {escape(reason)}" for text, reason in manifest.impossible]
-    return "## Not measured\n\n" + "\n".join(lines) if lines else ""
-
-
-def _machine(manifest: Manifest) -> str:
-    versions = next((env.packages for env in manifest.environments.values()), {})
-    facts = {name: value for name, value in manifest.machine.items() if name != "gpu_details"}
-    lines = [(name, str(value)) for name, value in facts.items() if value not in (None, [], "")]
-    lines += [*versions.items(), *((f"tag {name}", value) for name, value in manifest.tags.items())]
-    return "## Machine\n\n| | |\n|---|---|\n" + "\n".join(_line(map(escape, line)) for line in lines)

@@ -14,11 +14,15 @@ from attnbench.gate.history import HistoryPoint
 from attnbench.records.result import Result
 from attnbench.records.run_directory import Run
 from attnbench.report import pages
+from attnbench.report.answer import Answer
 from attnbench.report.charts import rendering
+from attnbench.report.charts.figure import Figure
 from attnbench.report.formats import csv, html, latex, markdown
 from attnbench.report.pages.page import MAX_ROWS, Page, PageTable, ReportData, report_data
 
 MARKER, MARKER_TEXT = ".attnbench-report", "made by attnbench report\n"  # only a marked folder is overwritten
+ANSWER = "answer"  # name of the first screen among those of the pages
+LINKED = ("data.csv", "data.json", "report.md", "tables/")  # at the end of the page
 MIN_ROWS_FOR_POOL = 20_000  # from which a second process pays off
 MAX_NAME = 120  # characters of a file's name; headings hold names of runs
 
@@ -46,7 +50,7 @@ def write(
 ) -> Path:
     """Write index.html, report.md, data.*, tables/ and plots/ to `directory`, by default RUN/report.
 
-    Without altair and vl-convert there are no charts, without pyarrow no Parquet. Other files in the folder are left
+    Without vl-convert there are no PNG and PDF plots, without pyarrow no Parquet. Other files in the folder are left
     alone. `step` is called with the name of each step as it begins. Raises StoreError if the folder cannot be written
     or holds files but no report.
     """
@@ -57,25 +61,20 @@ def write(
         runs = [_anonymous(run, number) for number, run in enumerate(runs)]
     step("reading")
     data = report_data(runs, options.keep, options.reference, () if options.anonymize else options.trend)
-    with rendering.unchecked():
-        shown = [page for page in pages.pages(data) if not options.only or page.name in options.only]
-        step("drawing")
-        drawings = html.draw(shown) if rendering.available() else []
+    step("drawing")
+    answer, sections = pages.contents(data)
+    shown = [page for page in sections if not options.only or page.name in options.only]
     step("writing")
     columns = (*COLUMNS, "run") if len(runs) > 1 else tuple(COLUMNS)
     try:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
-        files = _text_files(data, shown, drawings, columns, options)
+        files = _text_files(data, answer if ANSWER in (options.only or (ANSWER,)) else None, shown, columns, options)
         files += [file for page in shown for table in page.tables if table.rows for file in _formats(page, table)]
         pooled = len(data.rows) > MIN_ROWS_FOR_POOL
         parallel.share(lambda file: (folder / file[0]).write_text(file[1](), "utf-8"), files, pooled=pooled, pieces=1)
         if find_spec("pyarrow"):
             as_frame(data.rows, columns).to_parquet(folder / "data.parquet", index=False)
-        if drawings:
-            # The summary holds small copies of other pages' charts.
-            elsewhere = {drawing.name for drawing in drawings if drawing.page != "summary"}
-            plots = [drawing for drawing in drawings if drawing.page != "summary" or drawing.name not in elsewhere]
-            rendering.write({plot.file: plot.svg for plot in plots}, folder / "plots", options.plots)
+        rendering.write(_plots(shown), folder / "plots", options.plots, {row.arm_name for row in data.rows})
     except OSError as error:
         raise StoreError(f"cannot write the report to {folder}: {error.strerror}") from error
     return folder
@@ -95,19 +94,27 @@ def _anonymous(run: Run, number: int) -> Run:
     return msgspec.structs.replace(run, path=Path(f"run-{number + 1}"), manifest=manifest)
 
 
+def _plots(shown: Sequence[Page]) -> list[tuple[str, Figure]]:
+    """Each chart under the name of its file."""
+    return [
+        (figure.name if figure.name == page.name else f"{page.name}-{figure.name}", figure)
+        for page in shown
+        for figure in page.figures
+    ]
+
+
 def _text_files(
-    data: ReportData, shown: Sequence[Page], drawings: Sequence[html.Drawing], columns: Sequence[str],
-    options: ReportOptions,
-) -> list[TextFile]:  # fmt: skip
-    title = options.title or f"attnbench: {', '.join(dict.fromkeys(run.manifest.suite for run in data.runs))}"
-    page = html.page(shown, drawings, title, options.theme)
+    data: ReportData, answer: Answer | None, shown: Sequence[Page], columns: Sequence[str], options: ReportOptions
+) -> list[TextFile]:
+    files = [*LINKED, *(["plots/"] if options.plots and any(page.figures for page in shown) else [])]
+    arms = [row.arm_name for row in data.rows]
     content = {"manifests": {run.path.name: run.manifest for run in data.runs}, "columns": COLUMNS, "rows": data.rows}
     return [
         (MARKER, lambda: MARKER_TEXT),
         ("data.csv", lambda: csv.text((row.plain() for row in data.rows), columns)),
         ("data.json", lambda: msgspec.json.encode(content).decode() + "\n"),
-        ("index.html", lambda: page),
-        ("report.md", lambda: markdown.page(data.runs[0], data.rows, options.title)),
+        ("index.html", lambda: html.page(answer, shown, options.title, options.theme, arms, files)),
+        ("report.md", lambda: markdown.page(answer, shown, options.title)),
     ]
 
 
@@ -115,11 +122,14 @@ def _formats(page: Page, table: PageTable) -> list[TextFile]:
     """A table as CSV with all rows, and as Markdown and LaTeX with the first MAX_ROWS."""
     stem = f"{page.name}-{re.sub(r'[^a-z0-9]+', '-', table.heading.lower()).strip('-')}"[:MAX_NAME]
     numbers = table.numbers or (False,) * len(table.head)
-    rows = table.rows[:MAX_ROWS]
-    columns = [name or f"column_{place}" for place, name in enumerate(table.head)]
-    cut = f"{MAX_ROWS} of {len(table.rows)} rows; {stem}.csv has all\n" if len(rows) < len(table.rows) else ""
+    columns = table.columns
+    cut = f"{MAX_ROWS} of {len(table.rows)} rows; {stem}.csv has all\n" if len(table.rows) > MAX_ROWS else ""
+
+    def rows(limit: int | None = None) -> list[list[str]]:
+        return [[*map(str, row), *[""] * (len(columns) - len(row))] for row in table.rows[:limit]]
+
     return [
-        (f"tables/{stem}.csv", lambda: csv.text((dict(zip(columns, row, strict=True)) for row in table.rows), columns)),
-        (f"tables/{stem}.md", lambda: markdown.table(table.head, rows, numbers) + (cut and f"\n{cut}")),
-        (f"tables/{stem}.tex", lambda: (cut and f"% {cut}") + latex.table(table.head, rows, numbers)),
+        (f"tables/{stem}.csv", lambda: csv.text((dict(zip(columns, row, strict=True)) for row in rows()), columns)),
+        (f"tables/{stem}.md", lambda: markdown.table(columns, rows(MAX_ROWS), numbers) + (cut and f"\n{cut}")),
+        (f"tables/{stem}.tex", lambda: (cut and f"% {cut}") + latex.table(columns, rows(MAX_ROWS), numbers)),
     ]

@@ -78,7 +78,7 @@ def write_weights(seen: Seen, folder: Path) -> None:
     from tensorboard.compat.proto import summary_pb2
 
     events = EventFile(folder, 0.0, "weights")
-    png = rendering.render(attention_weights.chart(seen), "png")
+    png = rendering.render(attention_weights.figure(seen), "png")
     width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk
     image = summary_pb2.Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     events.add(0, tag="weights", image=image)

@@ -54,7 +54,7 @@ def write_weights(seen: Seen, folder: Path) -> None:
             counts = np.histogram(seen.weights[head.head], bins=BINS)
             figures: dict[str, object] = {f"weights/{name}": getattr(head, name) for name in Head._fields[1:]}
             run.log({**figures, "weights/by_head": wandb.Histogram(np_histogram=counts)}, step=head.head)
-        png = rendering.render(attention_weights.chart(seen), "png")
+        png = rendering.render(attention_weights.figure(seen), "png")
         run.log({"weights": wandb.Image(Image.open(io.BytesIO(png)))})
 
 

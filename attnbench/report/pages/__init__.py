@@ -1,50 +1,61 @@
-"""The pages of a report: text, charts and tables from the rows of runs. Rendering is left to the formats.
+"""The sections of a report: what each shows, in a sentence, charts and tables. Rendering is left to the formats."""
 
-A page without data is left out, and the summary names the command that would fill it.
-"""
+from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
+from attnbench.report.answer import Answer
 from attnbench.report.pages import (
     accuracy,
+    answer,
     applications,
+    cases,
     comparison,
-    latency,
+    machine,
     memory,
-    profile,
-    quality,
-    raw,
-    roofline,
     scaling,
-    speedup,
-    summary,
-    support,
-    throughput,
+    speed,
+    trust,
 )
 from attnbench.report.pages.page import Page, ReportData
 
 PAGES: dict[str, tuple[str, Callable[[ReportData], Page]]] = {  # by name: the title, and the function
-    "latency": ("Latency", latency.page),
-    "throughput": ("Throughput", throughput.page),
-    "speedup": ("Speed-up", speedup.page),
+    "speed": ("Speed", speed.page),
     "memory": ("Memory", memory.page),
-    "roofline": ("Roofline", roofline.page),
-    "scaling": ("Scaling", scaling.page),
     "accuracy": ("Accuracy", accuracy.page),
-    "support": ("Support", support.page),
-    "profile": ("Profile", profile.page),
+    "trust": ("Trust", trust.page),
+    "comparison": ("Comparison", lambda data: comparison.page(data, comparison.compare(data))),
     "applications": ("Applications", applications.page),
-    "quality": ("Data quality", quality.page),
-    "history": ("Comparison", comparison.page),
-    "raw": ("Raw data", raw.page),
+    "scaling": ("Scaling", scaling.page),
+    "machine": ("Machine and method", machine.page),
+    "cases": ("All cases", cases.page),
 }
-NAMES = ("summary", *PAGES)
+NAMES = ("answer", *PAGES)
 
 
-def pages(data: ReportData) -> list[Page]:
-    """The summary, then every page that has something to show."""
-    others = [replace(page(data), name=name, title=title) for name, (title, page) in PAGES.items()]
-    first = summary.page(data, [page for page in others if page.empty])
-    return [replace(first, name="summary", title="Summary"), *(page for page in others if not page.empty)]
+def contents(data: ReportData) -> tuple[Answer, list[Page]]:
+    """The first screen, and the sections in order; the comparison comes first if there are several runs.
+
+    A section without data has the command that fills it, or nothing.
+    """
+    compared = comparison.compare(data)
+    made = {
+        name: comparison.page(data, compared) if name == "comparison" else page(data)
+        for name, (_, page) in PAGES.items()
+    }
+    names = list(PAGES)
+    if len(data.runs) > 1:
+        names.sort(key=lambda name: name != "comparison")
+    sections = [replace(made[name], name=name, title=PAGES[name][0]) for name in names]
+    return answer.answer(data, compared.sentences, compared.cautions), [*sections, *_suggestions(data)]
+
+
+def _suggestions(data: ReportData) -> Iterator[Page]:
+    """What a section of its own does not show, without data."""
+    if not any(row.roofline_share is not None for row in data.rows):
+        finding = "how near times are to the limit of the hardware"
+        yield Page(name="roofline", title="Roofline", finding=finding, hint="`attnbench calibrate`")
+    if not any(detail.kernels for detail in data.details):
+        yield Page(name="profile", title="Profile", finding="where the time goes", hint="`attnbench run --profile`")

@@ -1,23 +1,78 @@
-"""The page of suites that hold a model's shapes."""
+"""The section of suites that hold a model's shapes, and of decoding."""
 
-from attnbench.analysis.rows import leaders
-from attnbench.report.pages.page import Page, ReportData, metrics_table
+from __future__ import annotations
 
-NO_MODEL = ("", "quick", "custom", "scaling", "ci")  # suites that are about no application
-COLUMNS = ("tokens_per_s", "bytes_per_s", "flop_per_s", "time_s", "total_bytes")
+from collections import Counter
+from collections.abc import Sequence
+
+from attnbench.analysis.rows import Row
+from attnbench.report import quantities
+from attnbench.report.charts import panels
+from attnbench.report.pages import best_grid, ranking, tables
+from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
+from attnbench.report.quantities import listed, whole
+from attnbench.units import counted
+
+NO_MODEL = ("", "quick", "custom", "ci", "scaling", "claims", "verify", "kernels")  # suites about no application
+MAX_BEST = 4  # of tied backends in one cell
 
 
 def page(data: ReportData) -> Page:
     """The fastest backends of each model's shapes, and decoding in tokens and bytes a second."""
-    models = []
-    for run, rows in zip(data.runs, data.by_run, strict=True):
-        if run.manifest.suite not in NO_MODEL:
-            best = [row for group in leaders(rows) for row in group]
-            models.append(metrics_table(f"{run.manifest.suite}: the fastest of each shape", best, COLUMNS))
-    decode = [row for row in data.rows if row.seq_q == 1 and row.time_s is not None]
-    decoding = metrics_table("Decoding: one new token a sequence", decode, ("tokens_per_s", "bytes_per_s", "time_s"))
+    models = [
+        (run.manifest.suite, rows)
+        for run, rows in zip(data.runs, data.by_run, strict=True)
+        if run.manifest.suite not in NO_MODEL and any(contest.contested for contest in ranking.contests(rows))
+    ]
+    decode = [row for row in data.rows if panels.phase(row) == "decode" and row.place]
+    if decode and not models:
+        models = [("decoding", decode)]
+    if not models:
+        return Page(finding="the shapes of a model", hint="`attnbench run llama3-8b`")
     return Page(
+        finding="; ".join(dict.fromkeys(_finding(name, rows) for name, rows in models)),
         text=("Attention alone: tokens a second are of one layer's attention, not of a model.",),
-        tables=(*models, decoding),
-        hint="attnbench run llama3-8b measures a model's shapes",
+        blocks=blocks(*(_table(name, rows, data) for name, rows in models)),
+    )
+
+
+def _finding(name: str, rows: Sequence[Row]) -> str:
+    """`llama3-8b: naive is fastest in 4 of 4 shapes`."""
+    contested = [contest for contest in ranking.contests(rows) if contest.contested]
+    wins = Counter(contest.winner.arm_name for contest in contested if contest.winner)
+    if not contested:
+        return f"{name}: {listed(list(dict.fromkeys(row.arm_name for row in rows if row.place)))}"
+    if not wins:
+        return f"{name}: no backend is fastest in any of {counted(len(contested), 'shape')}"
+    counts = [f"{arm} {count}" for arm, count in wins.most_common()[1:]]
+    (arm, count), *_ = wins.most_common(1)
+    rest = f", {listed(counts)}" if counts else ""
+    if count == len(contested):
+        return f"{name}: {arm} is fastest in {whole(count, 'shape')}"
+    return f"{name}: {arm} is fastest in {count} of {counted(len(contested), 'shape')}{rest}"
+
+
+def _table(name: str, rows: Sequence[Row], data: ReportData) -> PageTable:
+    """Of each shape the best backends, their time, and what that is in tokens and bytes a second."""
+    measured = [row for row in rows if row.place]
+    time = quantities.unit((row.time_s for row in measured), quantities.SECONDS)
+    tokens = quantities.unit((row.tokens_per_s for row in measured), quantities.RATES, "token/s")
+    traffic = quantities.unit((row.bytes_per_s for row in measured), quantities.RATES, "B/s")
+    lines: list[tuple[str | PageCell, ...]] = []
+    for contest in ranking.contests(rows, data.layout):
+        words = tables.problem(contest.first, data.layout)
+        if not contest.leaders:
+            lines.append((*words, f"not measured: {best_grid.reason(contest.first)}"))
+            continue
+        best = contest.leaders[0]
+        names = listed([row.arm_name for row in contest.leaders], "or", MAX_BEST)
+        lines.append((
+            *words, PageCell(text=names, arm=best.arm_name), time.show(best.time_s), tokens.show(best.tokens_per_s),
+            traffic.show(best.bytes_per_s),
+        ))  # fmt: skip
+    return PageTable(
+        heading=f"{name}: the fastest of each shape",
+        head=(*tables.head(data.rows, data.layout), "fastest", time.name, tokens.name, traffic.name),
+        rows=lines,
+        numbers=(*tables.numeric(data.rows, data.layout), False, True, True, True),
     )

@@ -1,15 +1,13 @@
 """One page of a report, the pieces that several pages share, and the data that pages are made from."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from attnbench import units
-from attnbench._version import __version__
 from attnbench.analysis import readings
-from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.restarts import Restarts, map_problems
 from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
 from attnbench.analysis.rows import Row, RowOfRun, rows_of
@@ -19,13 +17,40 @@ from attnbench.records import results_file
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Result, Sample
 from attnbench.records.run_directory import Run
-from attnbench.report.charts import drawing
+from attnbench.report.charts import panels
+from attnbench.report.charts.figure import Figure
+from attnbench.report.quantities import DASH
+from attnbench.studies import scaling
+from attnbench.studies.scaling import Law
 
-MAX_ROWS = 1000  # of one table on a page; the file in tables/ has all
+MAX_ROWS = 1000  # of a table in Markdown or LaTeX; CSV has all
+MAX_LISTED = 5000  # cases that the table of all cases lists one by one
 MAX_CASES = 250_000  # of one report: their rows take less than 3 GiB of memory
+COLUMNS, WIDER = 12, 7  # of the page, and those of two panels beside something else
+MAX_FITTED = 20_000  # cases of a report that has exponents
 MAX_KERNELS = 5  # of a profiled case
 MAX_DETAILS = 2000  # results whose blocks are read
 MAX_DRIFT = 60  # cases whose blocks are drawn
+
+
+class PageCell(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell with more than its text."""
+
+    text: str
+    detail: str = ""  # small and grey behind the text: an interval, a factor
+    bold: bool = False  # the best of its row
+    arm: str = ""  # a square in the colour of this arm before the text
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.text, self.detail)))
+
+
+class ColumnGroup(msgspec.Struct, frozen=True):
+    """A heading over several columns: a backend over its figures."""
+
+    title: str
+    columns: int
+    arm: str = ""
 
 
 class PageTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,46 +58,71 @@ class PageTable(msgspec.Struct, frozen=True, kw_only=True):
 
     heading: str
     head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+    rows: Sequence[tuple[str | PageCell, ...]]  # the last cell of a short row stands for all that follow
     numbers: tuple[bool, ...] = ()
     note: str = ""
+    groups: tuple[ColumnGroup, ...] = ()  # over all columns, in order
+    span: int = 12  # of the page's 12 columns
+    search: bool = False  # whether it has a field that searches its rows
+    folded: bool = False  # whether it is closed at first
+
+    @property
+    def columns(self) -> list[str]:
+        """The headings of the columns, each with that of its group and none twice: `naive ms`."""
+        titles = [group.title for group in self.groups for _ in range(group.columns)]
+        titles = titles or [""] * len(self.head)
+        names: dict[str, None] = {}
+        for place, (title, head) in enumerate(zip(titles, self.head, strict=True)):
+            name = " ".join(filter(None, (title, head))) or f"column_{place}"
+            names[f"{name} ({place})" if name in names else name] = None
+        return list(names)
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """One section of the report."""
 
     name: str = ""  # set with the title when the report is put together
-    title: str = ""
+    title: str = ""  # in the bar
+    finding: str = ""  # heading of the section: what it shows, in a sentence
     text: tuple[str, ...] = ()  # paragraphs
-    charts: tuple[tuple[str, drawing.Chart], ...] = ()  # by name
-    tables: tuple[PageTable, ...] = ()
-    hint: str = ""  # the command that would fill the page
+    blocks: tuple[Figure | PageTable, ...] = ()  # in the order of the page
+    hint: str = ""  # the command that would fill the page; `finding` then says with what
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [block for block in self.blocks if isinstance(block, Figure)]
+
+    @property
+    def tables(self) -> list[PageTable]:
+        return [block for block in self.blocks if isinstance(block, PageTable)]
 
     @property
     def empty(self) -> bool:
-        return not (self.charts or any(table.rows for table in self.tables))
+        return not (self.figures or any(table.rows for table in self.tables))
 
 
-def drawn(**charts: drawing.Chart | None) -> tuple[tuple[str, drawing.Chart], ...]:
-    """The charts that have data, by name."""
-    return tuple((name, chart) for name, chart in charts.items() if chart is not None)
+def blocks(*parts: Figure | PageTable | None) -> tuple[Figure | PageTable, ...]:
+    """Those that have data, in order."""
+    return tuple(part for part in parts if part is not None and (isinstance(part, Figure) or part.rows))
 
 
-def metrics_table(heading: str, rows: Sequence[Row], names: Sequence[str]) -> PageTable:
-    """One line for each case with these metrics; a metric that was never measured gets no column."""
-    measured = [name for name in names if any(row.value(name) is not None for row in rows)]
-    lines = [
-        (row.name, *(METRICS[name].show(row.number(name)) for name in measured))
-        for row in rows
-        if any(row.value(name) is not None for name in measured)
-    ]
-    numbers = (False, *([True] * len(measured)))
-    return PageTable(heading=heading, head=("case", *measured), rows=lines, numbers=numbers)
+def beside(left: Figure | None, right: Figure | PageTable | None) -> tuple[Figure | PageTable | None, ...]:
+    """A chart of at most two panels and what stands at its right, each with its share of the page."""
+    if left is None or right is None or len(left.panels) > 2:
+        return left, right
+    width = COLUMNS // 2 if len(left.panels) == 1 else WIDER
+    spans = width, COLUMNS - width
+    return msgspec.structs.replace(left, span=spans[0]), msgspec.structs.replace(right, span=spans[1])
+
+
+def half(figure: Figure | None) -> Figure | None:
+    """The chart at half the width of the page."""
+    return figure and msgspec.structs.replace(figure, span=COLUMNS // 2)
 
 
 def without_empty_columns(table: PageTable) -> PageTable:
     """The table without the columns that are empty in every row."""
-    places = [place for place in range(len(table.head)) if any(row[place] for row in table.rows)]
+    places = [place for place in range(len(table.head)) if any(str(row[place]) not in ("", DASH) for row in table.rows)]
     return msgspec.structs.replace(
         table,
         head=tuple(table.head[place] for place in places),
@@ -85,12 +135,14 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
     """What pages need of one (case, arm) beyond its row: its noise and its kernels."""
 
     label: str
+    key: tuple[str, str, str]  # case id, arm id and run of its row
+    arm: str  # its name
     restarts: int
     rounds: int
     noisy: bool
     half_width: float | None
     noise: readings.NoiseStatistics
-    blocks: tuple[drawing.Point, ...]  # of the first restart: round, position, time over the median, load, tags
+    blocks: tuple[float, ...]  # of the first restart: their medians over the median of the case
     clocks: str  # of a GPU, lowest and highest over the blocks, with temperature and power
     kernels: tuple[dict[str, Any], ...]  # as the profile of the result has them
     trace: str
@@ -100,11 +152,12 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     """The data of all pages."""
 
     runs: tuple[Run, ...]
+    names: tuple[str, ...]  # of the runs, as rows have them
     rows: list[Row]
-    charted: list[Row]  # all rows, or those of the first panels if there are very many
-    caption: str  # below the title of every chart
+    layout: panels.PanelLayout  # the place of each problem, in every chart and table
     details: list[Detail]  # of the first MAX_DETAILS results
     by_run: tuple[list[Row], ...]
+    laws: tuple[Law, ...]  # exponents of each run; none of very many cases
     ceilings: CeilingsByDevice
     trend: Mapping[str, Sequence[tuple[history.HistoryPoint, float]]]  # of the first run's machine, by case
 
@@ -123,11 +176,12 @@ def report_data(
     count = sum(map(len, selected))
     if count > MAX_CASES:
         raise UsageError(f"{count} results are more than the {MAX_CASES} of one report: choose with --only and --skip")
+    names = _names(runs)
     by_run: list[list[Row]] = []
     details: list[Detail] = []
     ceilings: dict[str, Ceilings] = {}
     arms = [arm for run in runs for arm in run.manifest.arms]
-    for run, name, results in zip(runs, _names(runs), selected, strict=True):
+    for run, name, results in zip(runs, names, selected, strict=True):
         of_run = ceilings_by_device(run.manifest)
         rows = rows_of(results, reference, of_run, arms)
         details_of = partial(map, partial(_detail, run=name if len(runs) > 1 else ""))
@@ -138,19 +192,24 @@ def report_data(
         ceilings |= of_run
     details[MAX_DRIFT:] = [msgspec.structs.replace(detail, blocks=()) for detail in details[MAX_DRIFT:]]
     every = [row for rows in by_run for row in rows]
-    charted, left_out = drawing.limit_rows(every)
-    caption = "; ".join(filter(None, (drawing.caption_of(every, __version__), left_out)))
     return ReportData(
-        runs=tuple(runs), rows=every, charted=charted, caption=caption, details=details, by_run=tuple(by_run),
-        ceilings=ceilings, trend=history.series(points_of_history, runs[0].manifest.fingerprint),
+        runs=tuple(runs), names=tuple(names), rows=every, layout=panels.layout(every), details=details,
+        by_run=tuple(by_run), laws=tuple(_laws(by_run)), ceilings=ceilings,
+        trend=history.series(points_of_history, runs[0].manifest.fingerprint),
     )  # fmt: skip
+
+
+def _laws(by_run: Sequence[Sequence[Row]]) -> Iterator[Law]:
+    if sum(map(len, by_run)) <= MAX_FITTED:
+        for rows in by_run:
+            yield from scaling.laws(rows)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """Short and distinct names: the devices of the machines if they differ, else the folders, numbered if equal."""
     devices = [", ".join(run.manifest.machine.get("gpus") or [str(run.manifest.machine.get("cpu"))]) for run in runs]
     folders = [run.path.name for run in runs]
-    for names in (devices, folders):
+    for names in (devices, folders) if len(runs) > 1 else (folders,):
         if len(set(names)) == len(runs):
             return names
     return [f"{name} ({number})" for number, name in enumerate(folders, start=1)]
@@ -166,32 +225,24 @@ def _detail(joined: Restarts, run: str) -> Detail | None:
     label = f"{joined.label} ({run})" if run else joined.label
     return Detail(
         label=label,
+        key=(joined.case.id, joined.arm.id, run),
+        arm=joined.name,
         restarts=joined.count,
         rounds=sum(len({block.round for block in sample.blocks}) for sample in joined.times),
         noisy=joined.noisy,
         half_width=joined.time.relative_half_width if joined.time else None,
         noise=readings.noise(first) if first else readings.NoiseStatistics(),
-        blocks=tuple(_blocks(first, joined, label)) if first else (),
+        blocks=_blocks(first) if first else (),
         clocks=_clocks(first) if first else "",
         kernels=tuple(kernels[:MAX_KERNELS]),
         trace=next((str(result.facts["trace"]) for result in joined.results if "trace" in result.facts), ""),
     )
 
 
-def _blocks(sample: Sample, joined: Restarts, label: str) -> list[drawing.Point]:
+def _blocks(sample: Sample) -> tuple[float, ...]:
     medians = readings.block_medians(sample)
     middle = readings.location(medians)
-    if not middle:
-        return []
-    return [
-        {
-            "kind": "point", "x": block.round, "y": median / middle, "arm": joined.name,
-            "label": label, "position": block.position, "load": block.facts.get("load"),
-            "tags": ", ".join(block.tags),
-        }
-        for block, median in zip(sample.blocks, medians, strict=False)
-        if median is not None
-    ]  # fmt: skip
+    return tuple(median / middle for median in medians if median is not None) if middle else ()
 
 
 def _clocks(sample: Sample) -> str:

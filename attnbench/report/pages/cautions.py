@@ -1,0 +1,94 @@
+"""What went wrong in a run and what makes its figures less sure, each with the command that helps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from attnbench.analysis.preferences import preferences
+from attnbench.analysis.roofline import CeilingsByDevice
+from attnbench.analysis.rows import Row, unranked
+from attnbench.machine.resources import BUSY_SHARE
+from attnbench.records import run_directory
+from attnbench.records.run_directory import Run
+from attnbench.report import summary
+from attnbench.report.answer import Advice
+from attnbench.report.pages import ranking
+from attnbench.report.quantities import listed
+from attnbench.units import counted
+
+RESTARTS = "--restarts 6"
+MAX_CAUTIONS = 12
+_FOLDER = re.compile(r" (-o|--out)[ =]('[^']*'|\S+)")  # of the first run
+
+
+def failures(runs: Sequence[Run], by_run: Sequence[Sequence[Row]]) -> Iterator[Advice]:
+    """One line for each backend and kind of failure; the last of each run has the command that shows them all."""
+    for run, rows in zip(runs, by_run, strict=True):
+        lines = summary.failure_lines(rows)
+        for line in lines[:-1]:
+            yield Advice(line)
+        for line in lines[-1:]:
+            yield Advice(line, shlex.join(["attnbench", "show", "--failed", spelled(run)]))
+
+
+def cautions(
+    runs: Sequence[Run], by_run: Sequence[Sequence[Row]], names: Sequence[str], ceilings: CeilingsByDevice
+) -> list[Advice]:
+    """Load, noise and unmeasured cases of each run, then what holds for all."""
+    texts: list[Advice] = []
+    for run, rows, name in zip(runs, by_run, names, strict=True):
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        texts += [Advice(prefix + advice.text, advice.command) for advice in _of_run(run, rows)]
+        texts += [Advice(prefix + preference.text) for preference in preferences(rows, ceilings)]
+    return texts[:MAX_CAUTIONS]
+
+
+def _of_run(run: Run, rows: Sequence[Row]) -> Iterator[Advice]:
+    if load := busy(run):
+        yield Advice(f"The machine was busy: {load}. Other processes make times longer and less sure.")
+    timed = [row for row in rows if row.time_s is not None]
+    noisy = sum(bool(row.noisy) for row in timed)
+    ties = sum(contest.contested and not contest.winner for contest in ranking.contests(rows))
+    if noisy:
+        which = "the tie" if ties == 1 else f"some of {ties} ties"
+        decided = f"; that may decide {which} too" if ties else ""
+        verb = "is" if noisy == 1 else "are"
+        text = f"{noisy} of {counted(len(timed), 'time')} {verb} noisy. Measure again on an idle machine{decided}."
+        yield Advice(text, _with_restarts(run))
+    cut = sum(map(ranking.cut, rows))
+    if cut:
+        budget = " ".join(filter(None, ("the budget", str(run.manifest.request.get("budget") or ""))))
+        verb = "was" if cut == 1 else "were"
+        resume = shlex.join(["attnbench", "run", "--resume", spelled(run)])
+        yield Advice(f"{counted(cut, 'case')} {verb} not measured: {budget} was spent.", resume)
+    if apart := unranked(rows):
+        verb = "is" if len(apart) == 1 else "are"
+        yield Advice(f"{listed(apart)} shared no rounds with the others in some problems, and {verb} not ranked there.")
+    if wrong := [row for row in rows if row.impossible]:
+        verb = "is" if len(wrong) == 1 else "are"
+        yield Advice(f"{counted(len(wrong), 'time')} cannot be true and {verb} not ranked: {wrong[0].impossible}.")
+    if run.skipped_lines:
+        yield Advice(f"{counted(run.skipped_lines, 'line')} of the results could not be read.")
+
+
+def busy(run: Run) -> str:
+    """`load 3.7 on 2 cores`, if other processes used over half of the cores when the run began."""
+    load, cores = run.manifest.machine.get("load"), run.manifest.machine.get("cores")
+    if not isinstance(load, int | float) or not isinstance(cores, int) or load <= BUSY_SHARE * cores:
+        return ""
+    return f"load {load:.1f} on {counted(cores, 'core')}"
+
+
+def spelled(run: Run) -> str:
+    """The run as commands take it: its name if it is in the folder of results, else its path."""
+    return run.path.name if run.path.parent == run_directory.results_root() else str(run.path)
+
+
+def _with_restarts(run: Run) -> str:
+    """The command of the run for a new run with restarts; empty if it is unknown or has them."""
+    command = run.manifest.command
+    if not command.startswith("attnbench run ") or "--restarts" in command or "\n" in command:
+        return ""
+    return f"{_FOLDER.sub('', command)} {RESTARTS}"

@@ -1,0 +1,84 @@
+"""The section on the machine and the method: what a reader needs to repeat a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnbench.records.run_directory import Run
+from attnbench.report.pages import answer, cautions
+from attnbench.report.pages.page import Page, PageTable, ReportData, blocks
+from attnbench.units import counted
+
+METHOD = (
+    "Every output was checked against a float64 reference before it was timed. Backends ran in processes of their own "
+    "and took turns in rounds of random, balanced order{rounds}. A time is the median of blocks of repeated calls; a "
+    "speed-up is paired by round. FLOPs count the visible pairs of the mask exactly; the softmax is not counted."
+)
+
+
+def page(data: ReportData) -> Page:
+    """Facts of each run beside each other, and its command."""
+    if not data.rows:
+        return Page()
+    columns = [_facts(run) for run in data.runs]
+    names = list(dict.fromkeys(name for facts in columns for name in facts))
+    lines = [(name, *(facts.get(name, "") for facts in columns)) for name in names]
+    head: tuple[str, ...] = ("", "") if len(data.runs) == 1 else ("", *data.names)
+    commands = PageTable(
+        heading="Repeat",
+        head=("", ""),
+        rows=[
+            (name, line)
+            for run, name in zip(data.runs, data.names, strict=True)
+            for line in run.manifest.command.splitlines()
+        ],
+    )
+    facts = PageTable(heading="Machine", head=head, rows=[line for line in lines if any(line[1:])])
+    return Page(
+        finding="Machine and method",
+        text=(METHOD.format(rounds=_rounds(data)), *_intervals(data)),
+        blocks=blocks(facts, commands),
+    )
+
+
+def _rounds(data: ReportData) -> str:
+    counts = [int(row.rounds) for row in data.rows if row.rounds]
+    if not counts:
+        return ""
+    ends = dict.fromkeys(map(str, (min(counts), max(counts))))
+    return f" ({' to '.join(ends)} {'round' if max(counts) == 1 else 'rounds'})"
+
+
+def _intervals(data: ReportData) -> Iterator[str]:
+    intervals = dict.fromkeys(row.interval for row in data.rows if row.interval)
+    if set(intervals) == {"within one restart"}:
+        yield "Intervals hold within this one restart; `--restarts 6` also covers what differs from process to process."
+
+
+def _facts(run: Run) -> dict[str, str]:
+    manifest, machine = run.manifest, run.manifest.machine
+    packages = next((env.packages for env in manifest.environments.values()), {})
+    commit = ""
+    if manifest.commit:
+        commit = str(manifest.commit.get("commit", ""))[:12] + (" with changes" if manifest.commit.get("dirty") else "")
+    software = {name: version for name, version in packages.items() if name != "attnbench"}
+    isa = machine.get("isa")
+    processor = ", ".join(map(str, filter(None, (machine.get("cpu"), *(isa if isinstance(isa, list) else ())))))
+    cores, load = machine.get("cores"), machine.get("load")
+    busy = ": busy" if cautions.busy(run) else ""
+    system = " ".join(str(value) for key in ("system", "kernel") if (value := machine.get(key)))
+    facts = {
+        "measured": answer.date(manifest.created_at),
+        "suite": manifest.suite,
+        "graphics": ", ".join(machine.get("gpus") or ()),
+        "processor": ", ".join(filter(None, (processor, counted(cores, "core") if isinstance(cores, int) else ""))),
+        "memory": f"{machine['memory_gib']} GiB" if machine.get("memory_gib") else "",
+        "load at start": f"{load:.1f}{busy}" if isinstance(load, int | float) else "",
+        "system": ", ".join(filter(None, (system, f"Python {machine['python']}" if machine.get("python") else ""))),
+        "attnbench": manifest.attnbench,
+        "software": ", ".join(f"{name} {version}" for name, version in software.items()),
+        "commit": commit,
+        "not read": counted(run.skipped_lines, "line") if run.skipped_lines else "",
+        **{f"tag {name}": value for name, value in manifest.tags.items()},
+    }
+    return {name: value for name, value in facts.items() if value}

@@ -1,0 +1,219 @@
+"""The first screen of the twelve canned runs, as text."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import msgspec
+import pytest
+
+from attnbench.attention.problem import Problem
+from attnbench.records.result import Cause, Result, Status
+from attnbench.report import pages
+from attnbench.report.answer import Answer, GridCell
+from attnbench.report.pages.page import report_data
+from tests.report.canned import CANNED
+from tests.samples import result, run
+
+HEADLINES = {
+    "one_winner": "Use sdpa:flash here.",
+    "tie": "sdpa:flash or sdpa:math: no difference found.",
+    "split": "sdpa:flash for prefill, sdpa:math for decode.",
+    "all_wrong": "Use none of these: every output of my.py:f is wrong.",
+    "all_refused": "Nothing was measured: all 6 cases were refused.",
+    "one_case": "sdpa:flash takes 2.00 ms: there is nothing to compare it with.",
+    "decode_only": "Use sdpa:flash here.",
+    "prefill_and_decode": "Use sdpa:flash here.",
+    "two_machines": "Use sdpa:flash here.",
+    "two_commits": "Use sdpa:flash here.",
+    "many_rows": "sdpa:math below 1k, sdpa:flash from 1k on.",
+    "right_to_left": "Use انتباه.py:انتبه here.",
+}
+LEADS = {
+    "one_winner": ("Fastest in all 6 problems.", "Over all 6 it is 3.0× as fast as naive"),
+    "tie": ("do not distinguish them in any of 3 problems", "sdpa:flash is 3.0× as fast as naive"),
+    "split": ("For prefill sdpa:flash is fastest in all 3", "For decode sdpa:math is fastest in all 6"),
+    "all_wrong": ("6 cases: 6 incorrect",),
+    "all_refused": ("3 unsupported (no window)", "3 skipped (needs 512 GiB"),
+    "one_case": (),
+    "decode_only": ("Over all 6 it is 3.0× as fast as naive",),
+    "prefill_and_decode": ("3.0× as fast as naive for prefill and 1.2× as fast as naive for decode",),
+    "two_machines": ("machine-b against machine-a, on another machine:", "for Abacus", "for Babbage"),
+    "two_commits": ("commit-b against commit-a: 3 slower", "3.0× as fast as naive for commit-a", "2.5× as fast"),
+    "many_rows": ("Below 1k sdpa:math is fastest in all 25 problems", "From 1k on sdpa:flash is fastest"),
+    "right_to_left": ("Fastest in all 3 problems.",),
+}
+CHECKED = {
+    "all_wrong": "All 6 outputs were checked against float64 before they were timed; all are wrong.",
+    "all_refused": "",
+    "one_case": "The output was checked against float64 before it was timed; it is right.",
+    "many_rows": "All 200 outputs were checked against float64 before they were timed; all are right.",
+}
+
+
+@cache
+def answer(name: str) -> Answer:
+    return pages.contents(report_data(CANNED[name]()))[0]
+
+
+def of(*results: Result) -> Answer:
+    """The first screen of one run."""
+    return pages.contents(report_data([run(*results)]))[0]
+
+
+def case(backend: str, milliseconds: float | None, seq: int = 64, **fields: Any) -> Result:
+    """A case in the rounds of its problem; without a time it failed or was cut."""
+    problem = fields.pop("problem", Problem(seq_q=seq))
+    times = [milliseconds * 1e-3 * (1 + 0.001 * n) for n in range(6)] if milliseconds else ()
+    return result(
+        times, backend, problem=problem, group=str(problem), facts={"reference": "naive@cpu:threads=1"}, **fields
+    )
+
+
+BUDGET: dict[str, Any] = {"status": Status.SKIPPED, "reason": "budget", "cause": Cause.BUDGET}
+WRONG: dict[str, Any] = {"status": Status.INCORRECT, "reason": "out: 3 values are NaN"}
+
+
+def cells(name: str) -> list[GridCell]:
+    grid = answer(name).grid
+    assert grid
+    return [cell for _, line in grid.rows for cell in line if cell.kind != "absent"]
+
+
+@pytest.mark.parametrize("name", CANNED)
+def test_the_headline_says_what_to_use(name: str) -> None:
+    assert answer(name).headline == HEADLINES[name]
+
+
+@pytest.mark.parametrize("name", CANNED)
+def test_the_lead_has_wins_ties_and_speed_ups(name: str) -> None:
+    lead = answer(name).lead
+    assert [text for text in LEADS[name] if text not in lead] == []
+    assert not (name in ("split", "prefill_and_decode") and "Over all" in lead), "one mean over prefill and decode"
+
+
+@pytest.mark.parametrize("name", CANNED)
+def test_the_outputs_that_were_checked_are_counted(name: str) -> None:
+    checked = answer(name).checked
+    assert checked == CHECKED.get(name, checked)
+    assert checked or name == "all_refused"
+
+
+@pytest.mark.parametrize("name", CANNED)
+def test_the_context_names_machine_shape_date_and_run(name: str) -> None:
+    context = answer(name).context
+    shown = ("Abacus", "fp32 forward", "8 heads of 64", "2 Jan 2026, 03:04 UTC", CANNED[name]()[0].path.name)
+    assert [text for text in shown if text not in context] == []
+
+
+def test_failures_stand_first_with_the_command_that_shows_them() -> None:
+    (failure,) = answer("all_wrong").failures
+    assert failure.text == "my.py:f is wrong in 6 cases (error 5.2, allowed 1.5e-5)"
+    assert failure.command == "attnbench show --failed results/all-wrong"
+    (failure,) = answer("right_to_left").failures
+    assert failure.text.startswith("קשב.py:קשב failed with an error in 1 case")
+
+
+def test_the_grid_names_the_winner_and_its_figures() -> None:
+    grid = answer("one_winner").grid
+    assert grid
+    assert (grid.axis, grid.columns) == ("sequence length", ("512", "1k", "2k"))
+    assert [heading for heading, _ in grid.rows] == ["no mask", "causal mask"]
+    first = grid.rows[0][1][0]
+    assert (first.kind, first.arms, first.figure, first.detail) == ("best", ("sdpa:flash",), "3.0×", "2.00 ms")
+    assert first.tip == "no mask, 512: sdpa:flash 2.00 ms, sdpa:math 3.00 ms, naive 6.00 ms"
+
+
+def test_a_tie_names_both_and_their_interval() -> None:
+    assert {cell.kind for cell in cells("tie")} == {"tied"}
+    assert {cell.arms for cell in cells("tie")} == {("sdpa:flash", "sdpa:math")}
+    assert all(cell.figure.startswith("tied: 3.0–3.0×") for cell in cells("tie"))
+
+
+def test_six_decode_shapes_have_six_cells() -> None:
+    assert len(cells("decode_only")) == 6
+    assert len({cell.tip for cell in cells("decode_only")}) == 6
+
+
+def test_a_problem_that_was_not_measured_says_why() -> None:
+    assert {cell.kind for cell in cells("all_refused")} == {"missing"}
+    assert all("no window" in cell.tip and "GiB" in cell.tip for cell in cells("all_refused"))
+
+
+def test_one_backend_for_everything_is_ranked_by_its_cost() -> None:
+    fixed = answer("split").fixed
+    assert [choice.arm for choice in fixed][-1] == "naive"
+    by_arm = {choice.arm: choice for choice in fixed}
+    assert by_arm["sdpa:flash"].worst == pytest.approx(2.0)
+    assert by_arm["sdpa:flash"].worst_at.startswith("decode, batch")
+    assert {(choice.runs, choice.of) for choice in fixed} == {(9, 9)}
+    assert answer("two_machines").fixed == ()
+    assert answer("one_case").fixed == ()
+
+
+def test_a_backend_that_is_wrong_elsewhere_is_not_to_be_used_here() -> None:
+    screen = of(case("naive", 2), case("k.py:f", 1), case("naive", 4, 128), case("k.py:f", None, 128, **WRONG))
+    assert screen.headline == "k.py:f is fastest or tied wherever it runs, and has no time in 1 problem."
+    assert "No backend" not in screen.lead
+    assert [failure.text for failure in screen.failures] == ["k.py:f is wrong in 1 case: out: 3 values are NaN"]
+
+
+def test_the_headline_names_what_was_compared_if_the_rest_was_cut() -> None:
+    decode, prefill = Problem(seq_q=1, seq_kv=512), Problem(seq_q=512)
+    screen = of(
+        case("naive", 2, problem=decode), case("flex", 1, problem=decode),
+        *(case(backend, None, problem=prefill, **BUDGET) for backend in ("naive", "flex")),
+    )  # fmt: skip
+    assert screen.headline == "Use flex for decode."
+    assert "1 more was not measured" in screen.lead
+
+
+def test_a_split_without_a_rule_counts_the_wins() -> None:
+    winners = ("flex", "naive", "flex")
+    screen = of(*(
+        case(backend, 1 if backend == winner else 2, 64 * place)
+        for place, winner in enumerate(winners, 1)
+        for backend in ("naive", "flex")
+    ))  # fmt: skip
+    assert screen.headline == "flex wins 2 of 3 problems, naive 1."
+    assert screen.lead == "No backend is fastest or tied in all 3 problems."
+
+
+def test_masks_and_dtypes_split_the_answer_too() -> None:
+    for axis, values, words in (
+        ("mask", ("none", "causal"), ("for no mask", "for causal mask")),
+        ("dtype", ("fp32", "bf16"), ("for fp32", "for bf16")),
+    ):
+        problems = [msgspec.convert({"seq_q": 64, axis: value}, Problem) for value in values]
+        screen = of(*(
+            case(backend, 1 if winner == backend else 2, problem=problem)
+            for problem, winner in zip(problems, ("naive", "flex"), strict=True)
+            for backend in ("naive", "flex")
+        ))  # fmt: skip
+        assert screen.headline == f"naive {words[0]}, flex {words[1]}."
+
+
+def test_the_only_right_backend_is_named() -> None:
+    screen = of(case("naive", 2), case("k.py:f", None, **WRONG))
+    assert screen.headline == "Only naive gives right outputs: 2.00 ms."
+
+
+def test_a_fast_reference_is_compared_with_the_next_backend() -> None:
+    screen = of(*(case(name, time) for name, time in (("naive", 1), ("flex", 3), ("sdpa:math", 2))))
+    assert screen.headline == "Use naive here."
+    assert "It is 2.0× as fast as sdpa:math" in screen.lead
+
+
+def test_times_of_a_busy_machine_are_to_be_read_with_care() -> None:
+    stored = run(case("naive", 2), case("flex", 1), machine={"load": 3.7, "cores": 2})
+    screen = pages.contents(report_data([stored]))[0]
+    assert "load 3.7 on 2 cores" in screen.cautions[0].text
+
+
+def test_noise_names_the_command_that_measures_again_without_the_folder() -> None:
+    noisy = result([1e-3, 2e-3, 2e-3, 2e-3, 2e-3, 2e-3])
+    stored = run(noisy, command="attnbench run --seq 64 -o there")
+    (caution,) = pages.contents(report_data([stored]))[0].cautions
+    assert caution.text.startswith("1 of 1 time is noisy.")
+    assert caution.command == "attnbench run --seq 64 --restarts 6"
