@@ -24,6 +24,7 @@ from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan, Refusal, is_reference
 from attnbench.engine.rounds import RoundsEnd, run_rounds
+from attnbench.engine.verified_cache import VerifiedCases
 from attnbench.engine.worker_process import WorkerFailedError, Workers
 from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Environment, Key, Procedure, Result, Status
@@ -127,6 +128,7 @@ class Runner:
         self._started = time.monotonic()
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         self._failed_sizes = FailedSizes()
+        self._verified = VerifiedCases()
         self._random = random.Random(settings.seed)
 
     def run(self) -> Ending:
@@ -264,9 +266,7 @@ class Runner:
             missing = Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts)
             sessions.refuse_live(BEYOND_BUDGET if failure.cause else missing)
             return
-        # Later restarts repeat the verification in brief.
-        full = None if sessions.restart else peaked
-        sessions.step(lambda session: self._make_ready(session, expected, full))
+        sessions.step(lambda session: self._make_ready(session, expected, peaked))
         if self.settings.verify_only:
             sessions.complete()
         else:
@@ -277,12 +277,19 @@ class Runner:
             except WorkerFailedError as failure:  # after the results, which it does not change
                 self._retire(session, failure)
 
-    def _make_ready(self, session: ArmSession, expected: ExpectedFiles, peaked: ExpectedFiles | None) -> None:
+    def _make_ready(self, session: ArmSession, expected: ExpectedFiles, peaked: ExpectedFiles) -> None:
+        """Prepare, verify and settle. Later restarts, and what the cache holds, are verified in brief."""
         session.deadline = self._end
         self._observer.phase(f"{session.case.label}  preparing")
         session.prepare()
         self._observer.phase(f"{session.case.label}  verifying")
-        session.verify(expected, peaked)
+        known = not self.settings.verify_only and self._verified.holds(session.case, session.arm, session.procedure)
+        brief = session.restart > 0 or known
+        session.verify(expected, None if brief else peaked)
+        if known:
+            session.facts["verified_earlier"] = True
+        elif not brief:
+            self._verified.add(session.case, session.arm, session.procedure)
         if self.settings.probes:
             session.probe(self.settings.probes)
         if self.settings.verify_only:
