@@ -14,7 +14,6 @@ import msgspec
 
 from attnbench import backends
 from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
-from attnbench.analysis.ranking import TIE_MARGIN as TIE_MARGIN
 from attnbench.analysis.ranking import Place as Place
 from attnbench.analysis.ranking import places
 from attnbench.analysis.restarts import Restarts, map_problems

@@ -45,7 +45,7 @@ LEADS = {
     "right_to_left": ("Fastest in all 3 problems.",),
 }
 CHECKED = {
-    "all_wrong": "All 6 outputs were checked against float64 before they were timed; all are wrong.",
+    "all_wrong": "All 6 outputs were checked against float64; all are wrong, so nothing was timed.",
     "all_refused": "",
     "one_case": "The output was checked against float64 before it was timed; it is right.",
     "many_rows": "All 200 outputs were checked against float64 before they were timed; all are right.",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from attnbench.attention.problem import Problem
+from attnbench.records.arm import Arm
 from attnbench.records.result import Result, Status
 from attnbench.report.terminal import failures
 from tests.samples import result
@@ -51,3 +54,10 @@ def test_control_characters_of_a_kernel_do_not_reach_the_terminal() -> None:
 
 def test_a_run_without_failures_says_so() -> None:
     assert list(failures.text([result([1.0])])) == ["no case failed"]
+
+
+def test_two_arms_of_one_backend_have_different_names() -> None:
+    arms = [Arm(backend="naive", device="cpu:threads=1", env=(("A", value),)) for value in ("1", "2")]
+    text = "\n".join(failures.text([replace(failed(64, trace=TRACE), arm=arm) for arm in arms]))
+    assert "naive@A=1 on cpu:threads=1: 1 " in text
+    assert "naive@A=2 on cpu:threads=1: 1 " in text

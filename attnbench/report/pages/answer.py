@@ -117,4 +117,6 @@ def checked(rows: Sequence[Row]) -> str:
     if wrong:
         result = f"{wrong:,} {'is' if wrong == 1 else 'are'} wrong" if right else "all are wrong"
         result = "it is wrong" if wrong + right == 1 else result
+    if not right:
+        return f"{subject} checked against float64; {result}, so nothing was timed."
     return f"{subject} checked against float64 before {'they were' if wrong + right > 1 else 'it was'} timed; {result}."

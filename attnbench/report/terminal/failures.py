@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from attnbench.analysis import common_axes
 from attnbench.analysis.rows import one_line
+from attnbench.records.arm import distinct_names
 from attnbench.records.result import Result
 from attnbench.report.reasons import without_numbers
 from attnbench.report.terminal.text_layout import terminal_width, wrap
@@ -20,9 +21,11 @@ def text(results: Sequence[Result]) -> Iterator[str]:
         if result.status.failed or "trace" in result.facts:
             key = result.arm.id, result.status.value, without_numbers(result.reason)
             groups.setdefault(key, []).append(result)
+    names = distinct_names(result.arm for result in results)
     for (arm, _, _), failed in groups.items():
         beside = [result for result in results if result.arm.id == arm]
-        yield from _group(failed, common_axes.sentence(beside) if _all_failures(failed, beside) else "")
+        shared = common_axes.sentence(beside) if _all_failures(failed, beside) else ""
+        yield from _group(failed, arm_name(failed[0], names), shared)
     if not groups:
         yield NONE
 
@@ -31,12 +34,12 @@ def _all_failures(failed: Sequence[Result], beside: Sequence[Result]) -> bool:
     return len(failed) == sum(result.status.failed for result in beside)
 
 
-def _group(failed: Sequence[Result], shared: str) -> Iterator[str]:
+def _group(failed: Sequence[Result], name: str, shared: str) -> Iterator[str]:
     first, width = failed[0], terminal_width()
     cases = dict.fromkeys(
         label(result) + ("" if result.reason == first.reason else f": {one_line(result.reason)}") for result in failed
     )
-    heading = f"{arm_name(first)}: {len(cases)} {first.status.value}: {one_line(first.reason)}"
+    heading = f"{name}: {len(cases)} {first.status.value}: {one_line(first.reason)}"
     yield from wrap(heading, width, indent=2)
     for case in cases:
         yield from (f"  {line}" for line in wrap(case, width - 2, indent=2))
