@@ -1,6 +1,7 @@
-"""Pictures of a report for docs/img: `python tools/screenshots.py RUN`; needs Chromium and the extra `dev`.
+"""Pictures of a report for docs/img: `python tools/screenshots.py RUN [SECTION ...]`; needs Chromium and `dev`.
 
-Each section in the light theme, and the first screen dark, on a phone and as printed.
+Each section in the light theme, and the first screen dark, on a phone and as printed; or only the sections named.
+RUN may be several, separated by commas.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ FOLDER = Path(__file__).parents[1] / "docs" / "img"
 DESKTOP, PHONE, PAPER = (1440, 900), (390, 844), (718, 1016)  # CSS pixels; A4 without margins of 10 mm
 
 
-def shoot(run: str) -> None:
-    """Write a report of the run, and pictures of it."""
+def shoot(runs: str, *sections: str) -> None:
+    """Write a report of the runs, and pictures of it."""
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        loaded = [attnbench.load(run) for run in runs.split(",")]
         options = report_directory.ReportOptions(plots=())
-        page = report_directory.write([attnbench.load(run)], Path(scratch) / "report", options) / "index.html"
+        page = report_directory.write(loaded, Path(scratch) / "report", options) / "index.html"
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        _screen(browser, page, "answer", DESKTOP)
-        _screen(browser, page, "dark", DESKTOP, theme="dark")
-        _screen(browser, page, "phone", PHONE)
-        _screen(browser, page, "print", PAPER, printed=True)
-        _sections(browser, page)
+        if not sections:
+            _screen(browser, page, "answer", DESKTOP)
+            _screen(browser, page, "dark", DESKTOP, theme="dark")
+            _screen(browser, page, "phone", PHONE)
+            _screen(browser, page, "print", PAPER, printed=True)
+        _sections(browser, page, sections)
         browser.close()
 
 
@@ -45,14 +48,14 @@ def _screen(
     tab.close()
 
 
-def _sections(browser: Browser, page: Path) -> None:
-    """Every section but the first, as a whole."""
+def _sections(browser: Browser, page: Path, chosen: tuple[str, ...]) -> None:
+    """Sections as a whole: those chosen, or every one but the first."""
     tab = browser.new_page(viewport={"width": DESKTOP[0], "height": DESKTOP[1]}, color_scheme="light")
     tab.goto(page.as_uri())
     tab.add_style_tag(content="body > header { position: static !important; }")
     for section in tab.locator("main section[id]").all():
         name = section.get_attribute("id")
-        if name != "answer" and section.is_visible():
+        if name in chosen if chosen else name != "answer" and section.is_visible():
             section.screenshot(path=FOLDER / f"report-{name}.png")
     tab.close()
 
