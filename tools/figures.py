@@ -195,6 +195,7 @@ def overhead() -> None:
     outside = spent["total"] - other - kernels
     print(f"{len(stored.results)} cases in {total:.1f} s; run {stored.path}")
     print({phase: round(seconds, 2) for phase, seconds in spent.items()}, f"blocks {kernels:.2f}")
+    print(f"timed blocks: {100 * kernels / spent['total']:.1f} % of the run")
     print(f"outside kernels, verification and starting: {outside:.2f} s, {100 * outside / spent['total']:.1f} %")
 
 
