@@ -41,7 +41,7 @@ def dead(q, k, v, causal=False, scale=None):
     os._exit(3)
 """
 
-# Enough for changes as large as here; tests/gate/test_paired.py has as many as users get.
+# Enough for changes as large as these.
 FEW_RESTARTS = """
 from attnbench.gate import paired, rule
 

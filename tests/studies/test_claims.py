@@ -173,6 +173,11 @@ def test_the_command_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Problems of a quarter of the length.
+    text = (Path(__file__).parents[2] / "suites" / "claims.toml").read_text(encoding="utf-8")
+    Path("claims.toml").write_text(text.replace(str(study.CONTEXT), "512"), encoding="utf-8")
+    monkeypatch.setattr(study, "SUITE", "claims.toml")
+    monkeypatch.setattr(study, "CONTEXT", 512)
     # Shortest blocks; and of the search for the longest sequence the last doublings, without bisection.
     monkeypatch.setattr(sweep, "Procedure", partial(sweep.Procedure, block_s=1e-4))
     monkeypatch.setattr(max_seq, "FIRST", 8192)
