@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SHAPE = ("batch", "heads", "kv_heads", "head_dim", "head_dim_v")
 PLOT_AXES = ("seq", "seq_q", "seq_kv", *SHAPE, "intensity", "flops", "bytes")
+BY_COLOR = {"backend": "arm_name"}  # the column of rows
 COLORS = ("backend", "device", "dtype", "mask", "mode")
 MAX_HTML_ROWS = 40  # of a run that a notebook displays
 TYPED_OPTIONS = ("launches", "restarts", "seed", "tags", "only", "skip", "profile")  # the others are text
@@ -60,14 +61,15 @@ class StoredRun(run_directory.Run, kw_only=True):
         Without `x` the axis is the one that varies most. Raises UnknownNameError for an unknown column, and UsageError
         if `y` was not measured or two problems would share a place.
         """
-        facets = ((name, panels.COLUMNS, "--facet") for name in facet or ())
+        facets = ((name, panels.FACETS, "--facet") for name in facet or ())
         axes = ((x, PLOT_AXES, "--x"),) if x else ()
         for value, known, flag in (*axes, (y, METRICS, "--y"), (color, COLORS, "--color"), *facets):
             if value not in known:
                 raise UnknownNameError("column", value, known, where=flag)
         results = results_file.chosen(self.results, keep) if keep else self.results
         rows = rows_of(results, ceilings=ceilings_by_device(self.manifest), arms=self.manifest.arms)
-        column, by = {"seq": "seq_kv"}.get(x, x), {"backend": "arm_name"}.get(color, color)
+        column, by = {"seq": "seq_kv"}.get(x, x), BY_COLOR.get(color, color)
+        facet = None if facet is None else [BY_COLOR.get(name, name) for name in facet]
         paper = sizes.parse(size) if size else None
         figure = any_metric.figure(rows, column, y, by, facet, paper.panel if paper else sizes.SCREEN)
         if figure is None:

@@ -29,9 +29,9 @@ def _colors() -> Iterable[str]:
 
 
 def _panels() -> Iterable[str]:
-    from attnbench.report.charts.panels import COLUMNS
+    from attnbench.report.charts.panels import FACETS
 
-    return COLUMNS
+    return FACETS
 
 
 def _size(text: str, flag: str) -> None:

@@ -164,6 +164,12 @@ def test_what_cannot_be_plotted_is_named(
     assert message in capsys.readouterr().err
 
 
+def test_a_plot_with_a_panel_for_each_backend(stored_run: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.svg"
+    assert cli.invoke(["plot", str(stored_run), "--color", "dtype", "--facet", "backend", "-o", str(file)]) == 0
+    assert ">sdpa:flash</text>" in file.read_text()
+
+
 def test_a_plot_of_a_stored_run(stored_run: str, tmp_path: Path) -> None:
     assert cli.invoke(["plot", str(stored_run), "--x", "seq", "--y", "time_s", "-o", str(tmp_path / "p.svg")]) == 0
     assert (tmp_path / "p.svg").read_text().startswith("<svg")

@@ -7,7 +7,7 @@ from attnbench.analysis.rows import Row
 from attnbench.report.charts import axes
 from attnbench.report.charts.figure import BAD, NARROW, WIDE, ChartAxis, Dot, Edges, Figure, Note, Panel, Rule
 from attnbench.report.charts.style import in_order
-from attnbench.report.charts.svg import FONT, text_width
+from attnbench.report.charts.svg import FONT, fit, text_width
 
 LIMIT = 2.0  # of the ratio; see worker.correctness
 ROW = 26.0
@@ -50,7 +50,7 @@ def _panel(rows: Sequence[Row], arms: Sequence[str], width: float) -> Panel:
         Dot(x=row.err_vs_plain or 0.0, y=arms.index(row.arm_name) + 0.5, arm=row.arm_name, tip=_tip(row))
         for row in rows
     ]
-    names = [Note(text=arm, arm=arm, pixel_x=left - 10, y=place + 0.5, dy=FONT / 3, anchor="end")
+    names = [Note(text=fit(arm, left - 12), arm=arm, pixel_x=left - 10, y=place + 0.5, dy=FONT / 3, anchor="end")
              for place, arm in enumerate(arms)]  # fmt: skip
     return Panel(
         x=_axis(values), y=axes.row_axis(len(arms)), width=width, height=ROW * len(arms) + 50,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -13,6 +13,7 @@ from attnbench.report.charts.figure import ChartAxis, Tick
 from attnbench.report.charts.svg import text_width
 
 MAX_TICKS = 6
+MAX_DOUBLINGS = 1000  # range of a factor whose ticks are powers of two
 MAX_NAME = 16  # characters of a name on an axis
 
 
@@ -50,13 +51,15 @@ def linear_axis(values: Iterable[float], unit: str, title: str, from_zero: bool 
     ))  # fmt: skip
 
 
-def length_axis(values: Sequence[float], title: str, width: float) -> ChartAxis:
+def length_axis(
+    values: Sequence[float], title: str, width: float, show: Callable[[float], str] = units.short
+) -> ChartAxis:
     """A log2 axis with ticks at measured values, as many as fit `width` pixels."""
     values = sorted(values)
     low, high = values[0], values[-1]
     room = (high / low) ** 0.04 if high > low else 1.3
     axis = ChartAxis(low=low / room, high=high * room, log=True, title=title)
-    texts = {value: units.short(value) if value == int(value) else f"{value:.3g}" for value in values}
+    texts = {value: show(value) for value in values}
     return replace(axis, ticks=_fitting(axis, texts, width))
 
 
@@ -89,7 +92,7 @@ def row_axis(count: float) -> ChartAxis:
 def tick_text(value: float, unit: str) -> str:
     """A round value, without needless digits: 100 µs, 64 MiB, 2×."""
     if unit == "x":
-        return f"{value:g}×"
+        return f"{_scaled(value, quantities.RATES).replace(' ', '') if value >= 1000 else f'{value:g}'}×"
     if value == 0:
         return "0"
     if unit == "s":
@@ -108,7 +111,7 @@ def _scaled(value: float, table: Sequence[tuple[float, str]]) -> str:
 
 def _log_ticks(low: float, high: float, unit: str) -> tuple[Tick, ...]:
     """Powers of ten, or of two for bytes and factors, with steps between them while they fit."""
-    base = 2.0 if unit in ("B", "x") else 10.0
+    base = 2.0 if unit == "B" or (unit == "x" and high / low < MAX_DOUBLINGS) else 10.0
     first, last = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
     powers = [base**power for power in range(first, last + 1)]
     candidates = [[step * power for power in powers for step in (1, 2, 5)]] if base == 10 else []

@@ -24,7 +24,7 @@ from attnbench.report.charts.figure import (
     Rule,
 )
 from attnbench.report.charts.style import in_order
-from attnbench.report.charts.svg import FONT, text_width
+from attnbench.report.charts.svg import FONT, fit, text_width
 
 ROW, STEP = 22.0, 9.0  # pixels of a row, and between the markers of a row
 MAX_ROWS = 40
@@ -156,9 +156,3 @@ class _Drawing:
     def axis(self, forest: Forest) -> ChartAxis:
         values = [value for row in self.rows for item in row.items for value in (item.value, *(item.ends or ()))]
         return axes.log_axis([*values, 1.0], "x", forest.title)
-
-
-def fit(text: str, width: float) -> str:
-    """The text, cut to a width in pixels."""
-    characters = max(3, int(width / text_width("m")))
-    return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -15,13 +16,15 @@ from attnbench.report.charts.figure import Area, ChartAxis, Dot, Edges, Figure, 
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.charts.sizes import SCREEN, Size
 from attnbench.report.charts.style import in_order
-from attnbench.report.charts.svg import FONT, spread, text_width
+from attnbench.report.charts.svg import BOLD, FONT, spread, text_width
 
 MAX_PANELS = 12
 MAX_NAMED = 6  # arms whose names stand at the ends of their lines; more get a legend
 MAX_WHISKERS = 8  # lengths; more get a band
 DODGE = 3.0  # pixels between the whiskers of neighbouring arms
 LABEL = 14.0  # least pixels between names
+MAX_NAME_SHARE = 0.36  # of the width of a panel: longer names get a legend
+MAX_WORDS = 2  # at missing points of one place; of more their counts
 MAX_REASON = 14  # characters of the word at a missing point
 WORDS = {
     Status.OOM: "OOM", Status.TIMEOUT: "timeout", Status.CRASHED: "crashed", Status.ERROR: "error",
@@ -54,11 +57,14 @@ def figure(
     shown = list(groups.values())[:MAX_PANELS]
     drawn = [row for group in shown for row in _drawn(group, quantity, layout.axis)]
     arms = in_order(str(row.value(by)) for row in drawn)
-    legend = len(arms) > MAX_NAMED
+    legend = len(arms) > MAX_NAMED or max(_name_width(arm, size.font) for arm in arms) > size.width * MAX_NAME_SHARE
     margins = _margins(drawn, quantity, arms, legend, size)
     y = _y_axis(drawn, quantity)
     values = sorted({number for group in shown for row in group if (number := row.number(layout.axis))})
-    x = axes.length_axis(values, panels.axis_title(layout.axis, rows), size.width - margins.left - margins.right)
+    x = axes.length_axis(
+        values, panels.axis_title(layout.axis, rows), size.width - margins.left - margins.right,
+        lambda value: panels.axis_value(layout.axis, value),
+    )  # fmt: skip
     left_out = f"{len(shown)} of {len(groups)} panels; attnbench plot --only draws the others"
     return Figure(
         name=name, heading=heading, caption=caption, arms=tuple(arms), legend=legend,
@@ -112,8 +118,13 @@ def _margins(rows: Sequence[Row], quantity: Quantity, arms: Sequence[str], legen
     """Room for the ticks at the left and the names at the right."""
     ticks = _y_axis(rows, quantity).ticks
     left = max((text_width(tick.text, size.font) for tick in ticks), default=20) + 12
-    right = 12 if legend else max(text_width(arm, size.font) for arm in arms) * 1.08 + 14
-    return Edges(left=left, right=min(right, size.width * 0.36), top=size.font + 4, bottom=size.font * 2 + 5)
+    right = 12 if legend else max(_name_width(arm, size.font) for arm in arms)
+    return Edges(left=left, right=right, top=size.font + 4, bottom=size.font * 2 + 5)
+
+
+def _name_width(arm: str, font: float) -> float:
+    """Pixels that a name takes beside the end of its line."""
+    return text_width(arm, font) * BOLD + 14
 
 
 def _y_axis(rows: Sequence[Row], quantity: Quantity) -> ChartAxis:
@@ -200,22 +211,35 @@ def _missing(
     by_arm: dict[str, dict[float, Row]], places: Sequence[float], quantity: Quantity, margins: Edges, size: Size,
     x: ChartAxis,
 ) -> list[Mark]:  # fmt: skip
-    """A word at each place where an arm has no value: once, in grey, if it holds for all arms."""
+    """A word at each place where an arm has no value, in its colour; in grey if it holds for all, or how many have it.
+
+    Of neighbouring places with the same words only the first has them.
+    """
     marks: list[Mark] = []
+    before: object = None
     for place in places:
         here = {arm: rows[place] for arm, rows in by_arm.items() if place in rows}
         words = {arm: missing_word(row) for arm, row in here.items() if not drawable(row.value(quantity.column))}
-        if not words:
-            continue
-        left = x.share(place) > 0.5
-        note = Note(text="", x=place, pixel_y=margins.top - 3, dx=-5 if left else 5, anchor="end" if left else "start",
-                    italic=True)  # fmt: skip
-        if len(words) == len(here) and len(set(words.values())) == 1:
+        repeated, before = words == before, words
+        if len(words) == len(here):
             marks.append(Rule(at=place, along="x", color="line"))
-            marks.append(replace(note, text=next(iter(words.values()))))
-            continue
-        marks += [
-            replace(note, text=word, arm=arm, dy=number * (size.font + 1))
-            for number, (arm, word) in enumerate(list(words.items())[:MAX_NAMED])
-        ]
+        if words and not repeated:
+            left = x.share(place) > 0.5
+            note = Note(text="", x=place, pixel_y=margins.top - 3, dx=-5 if left else 5, italic=True,
+                        anchor="end" if left else "start")  # fmt: skip
+            marks += _words(words, len(words) == len(here), note, size)
     return marks
+
+
+def _words(words: dict[str, str], common: bool, note: Note, size: Size) -> list[Mark]:
+    """The words of one place below each other, or one text in grey."""
+    counts = Counter(words.values())
+    if common and len(counts) == 1:
+        return [replace(note, text=next(iter(counts)))]
+    if len(words) > MAX_WORDS:
+        listed = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+        return [replace(note, text=listed if len(listed) <= 2 * MAX_REASON else f"{len(words)} missing")]
+    return [
+        replace(note, text=word, arm=arm, dy=number * (size.font + 1))
+        for number, (arm, word) in enumerate(words.items())
+    ]

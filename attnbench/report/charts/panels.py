@@ -22,6 +22,7 @@ _LEADERS = {"kv_heads": ("heads",), "head_dim_v": ("head_dim",), "scale": ("head
 _FIRST = ("run", "device", "dtype", "mode", PHASE, "mask", "head_dim", "heads", "kv_heads", "batch")
 _LENGTHS = ("seq_q", "seq_kv")
 COLUMNS = (*_FIRST, *_LENGTHS, *(name for name in AXES if name not in (*_FIRST, *_LENGTHS)))
+FACETS = ("backend", *COLUMNS)  # that a user can choose
 MODES = {"fwd": "forward", "bwd": "backward", "fwd_bwd": "forward and backward"}
 
 
@@ -91,9 +92,11 @@ def axis_title(axis: str, rows: Sequence[Row]) -> str:
 
 def axis_value(axis: str, value: Value) -> str:
     """A value of the axis as a tick: lengths as 512, 1k, 2k."""
-    if isinstance(value, int) and axis in _LENGTHS:
+    if isinstance(value, int | float) and axis in _LENGTHS:
         return units.short(value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int | float) and axis not in AXES:
+        return units.rate(value, "").strip()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def phase(row: Row) -> str:

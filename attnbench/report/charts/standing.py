@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attnbench.report.charts.figure import Figure, Panel
 from attnbench.report.charts.style import Look, light_colors, looks
-from attnbench.report.charts.svg import CHARACTER, FONT, RADIUS, content, marker, number, text, text_width
+from attnbench.report.charts.svg import CHARACTER, FONT, RADIUS, content, fit, marker, number, text, text_width
 
 COLUMNS = 2  # panels beside each other
 GAP, MARGIN, TITLES = 16.0, 16.0, 20.0  # pixels between panels, around a figure, and for the title of an axis
@@ -84,7 +84,7 @@ def _legend(
             x, top = margin, top + font + 6
         color = known[arm].color.name
         pieces.append(marker(x + 5, top - font / 3, known[arm], RADIUS, f'fill="var(--{color})"'))
-        pieces.append(text(x + 14, top, arm, fill=f"var(--{color}-text)"))
+        pieces.append(text(x + 14, top, fit(arm, width - x - 14 - margin, font), fill=f"var(--{color}-text)"))
         x += text_width(arm, font) + 32
     return pieces, top + 6
 
@@ -102,6 +102,7 @@ def _cell(panel: Panel, known: Mapping[str, Look], font: float, left: float, top
     if panel.y.title:
         x, y = left - TITLES + font, top + (panel.margins.top + panel.height - panel.margins.bottom) / 2
         turned = f"rotate(-90 {number(x)} {number(y)})"
-        pieces.append(text(x, y, panel.y.title, text_anchor="middle", transform=turned))
+        title = fit(panel.y.title, panel.height, font)
+        pieces.append(text(x, y, title, text_anchor="middle", transform=turned))
     moved = f"translate({number(left)} {number(top)})"
     return f'{"".join(pieces)}<g transform="{moved}">{content(panel, known, font)}</g>'

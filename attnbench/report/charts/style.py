@@ -45,7 +45,7 @@ class Look(msgspec.Struct, frozen=True):
 
 KNOWN = {
     "naive": Look(GREY, "circle"),
-    "sdpa": Look(BROWN, "square", DASHED),
+    "sdpa": Look(BROWN, "circle", DASHED),
     "sdpa:math": Look(ORANGE, "square"),
     "sdpa:flash": Look(BLUE, "diamond"),
     "sdpa:efficient": Look(SKY, "triangle"),

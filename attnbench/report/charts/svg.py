@@ -12,7 +12,7 @@ from attnbench.report.charts.figure import SOFT, Area, Box, Dot, Line, Mark, Not
 from attnbench.report.charts.style import Look
 
 FONT = 12.5  # pixels
-CHARACTER = 0.56  # width of a character over the font size, on average
+CHARACTER, BOLD = 0.6, 1.1  # width of a character over the font size, on average; that of a bold one over it
 RADIUS, SMALL = 4.2, 2.4  # pixels of a marker
 # Corners of the markers, in radii.
 _ARM = 1 / 3
@@ -62,6 +62,12 @@ def marker(x: float, y: float, look: Look, radius: float, attributes: str) -> st
 def text_width(words: str, font: float = FONT) -> float:
     """Pixels that a text takes, about."""
     return len(words) * font * CHARACTER
+
+
+def fit(words: str, width: float, font: float = FONT) -> str:
+    """The text, cut to a width in pixels."""
+    characters = max(3, int(width / (font * CHARACTER)))
+    return words if len(words) <= characters else words[: characters - 1] + "…"
 
 
 def spread(heights: Sequence[float], least: float, low: float, high: float) -> list[float]:
