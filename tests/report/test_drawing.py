@@ -166,8 +166,8 @@ def test_what_cannot_be_plotted_is_named(
 
 def test_a_plot_with_a_panel_for_each_backend(stored_run: str, tmp_path: Path) -> None:
     file = tmp_path / "p.svg"
-    assert cli.invoke(["plot", str(stored_run), "--color", "dtype", "--facet", "backend", "-o", str(file)]) == 0
-    assert ">sdpa:flash</text>" in file.read_text()
+    assert cli.invoke(["plot", str(stored_run), "--color", "dtype", "--facet", "backend,mask", "-o", str(file)]) == 0
+    assert ">sdpa:flash, causal mask</text>" in file.read_text()
 
 
 def test_a_plot_of_a_stored_run(stored_run: str, tmp_path: Path) -> None:
