@@ -63,9 +63,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_regressed_cases_are_named_and_others_pass(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Half the restarts that users get confirm changes as large as these; tests/gate/test_rule.py has the numbers.
-    monkeypatch.setattr(rule, "MIN_CONFIRM", 6)
-    monkeypatch.setattr(paired, "BATCHES", (6,))
+    # Fewer restarts than users get show changes as large as these; tests/gate/test_rule.py has the numbers.
+    monkeypatch.setattr(rule, "SCREEN_RESTARTS", 4)
+    monkeypatch.setattr(paired, "BATCHES", (4,))
     backends = ",".join(f"my_kernel.py:{name}" for name in NAMES)
     before = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout
     folder = tmp_path / "gate"
@@ -88,8 +88,8 @@ def test_regressed_cases_are_named_and_others_pass(
     restarts = {
         name: {result.restart for result in run.results if result.case.backend.endswith(name)} for name in NAMES
     }
-    assert restarts["heavier"] == set(range(6 + 6))  # confirmed on fresh restarts
-    assert restarts["wrong"] == set(range(6))
+    assert restarts["heavier"] == set(range(4 + 4))  # confirmed on fresh restarts
+    assert restarts["wrong"] == set(range(4))
     assert run.manifest.gate["head"]["dirty"]
     assert str(tmp_path) not in (folder / "run.json").read_text() + (folder / "results.jsonl").read_text()
     assert subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout == before
