@@ -8,7 +8,7 @@ import msgspec
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """A sentence, with the command that helps."""
+    """A sentence, with the command that helps; without a sentence the command shows the details of all others."""
 
     text: str
     command: str = ""

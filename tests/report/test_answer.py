@@ -12,6 +12,7 @@ from attnbench.attention.problem import Problem
 from attnbench.records.result import Cause, Result, Status
 from attnbench.report import pages
 from attnbench.report.answer import Answer, GridCell
+from attnbench.report.charts.figure import Note
 from attnbench.report.pages.page import report_data
 from tests.report.canned import CANNED
 from tests.samples import result, run
@@ -108,10 +109,10 @@ def test_the_context_names_machine_shape_date_and_run(name: str) -> None:
 
 
 def test_failures_stand_first_with_the_command_that_shows_them() -> None:
-    (failure,) = answer("all_wrong").failures
-    assert failure.text == "my.py:f is wrong in 6 cases (error 5.2, allowed 1.5e-5)"
-    assert failure.command == "attnbench show --failed results/all-wrong"
-    (failure,) = answer("right_to_left").failures
+    failure, details = answer("all_wrong").failures
+    assert (failure.text, failure.command) == ("my.py:f is wrong in 6 cases (error 5.2, allowed 1.5e-5)", "")
+    assert (details.text, details.command) == ("", "attnbench show --failed results/all-wrong")
+    failure, _ = answer("right_to_left").failures
     assert failure.text.startswith("קשב.py:קשב failed with an error in 1 case")
 
 
@@ -156,7 +157,7 @@ def test_a_backend_that_is_wrong_elsewhere_is_not_to_be_used_here() -> None:
     screen = of(case("naive", 2), case("k.py:f", 1), case("naive", 4, 128), case("k.py:f", None, 128, **WRONG))
     assert screen.headline == "k.py:f is fastest or tied wherever it runs, and has no time in 1 problem."
     assert "No backend" not in screen.lead
-    assert [failure.text for failure in screen.failures] == ["k.py:f is wrong in 1 case: out: 3 values are NaN"]
+    assert [failure.text for failure in screen.failures[:-1]] == ["k.py:f is wrong in 1 case: out: 3 values are NaN"]
 
 
 def test_the_headline_names_what_was_compared_if_the_rest_was_cut() -> None:
@@ -213,7 +214,33 @@ def test_times_of_a_busy_machine_are_to_be_read_with_care() -> None:
 
 def test_noise_names_the_command_that_measures_again_without_the_folder() -> None:
     noisy = result([1e-3, 2e-3, 2e-3, 2e-3, 2e-3, 2e-3])
-    stored = run(noisy, command="attnbench run --seq 64 -o there")
+    stored = run(noisy, command="attnbench run --seq 64 --budget 25s -o there")
     (caution,) = pages.contents(report_data([stored]))[0].cautions
     assert caution.text.startswith("1 of 1 time is noisy.")
-    assert caution.command == "attnbench run --seq 64 --restarts 6"
+    assert caution.command == "attnbench run --seq 64 --restarts 6 --budget 0"
+
+
+NOT_HERE: dict[str, Any] = {"status": Status.UNAVAILABLE, "reason": "runs on cuda, not on cpu"}
+
+
+def test_what_a_user_can_act_on_is_the_reason_of_a_problem_without_a_time() -> None:
+    unavailable = [case(f"flash{n}", None, seq, **NOT_HERE) for n in range(3) for seq in (64, 128, 256)]
+    cut = [case(backend, None, seq, **BUDGET) for backend in ("naive", "flex") for seq in (128, 256)]
+    wrong = [case(backend, None, 256, **WRONG) for backend in ("a.py:f", "b.py:f")]
+    stored = run(case("naive", 2), case("flex", 1), *unavailable, *cut, *wrong)
+    screen, sections = pages.contents(report_data([stored]))
+    assert screen.grid
+    _, second, third = screen.grid.rows[0][1]
+    assert (second.detail, third.detail) == ("not measured: budget spent", "2 wrong")
+    assert "runs on cuda" in second.tip
+    (speed,) = (section for section in sections if section.name == "speed")
+    (times,) = (table for table in speed.tables if table.heading.startswith("Times"))
+    assert [str(row[1]) for row in times.rows[1:]] == ["not measured: budget spent", "2 wrong"]
+    (figure,) = (figure for figure in speed.figures if figure.name == "speedup")
+    notes = {mark.text for panel in figure.panels for mark in panel.marks if isinstance(mark, Note)}
+    assert {"not measured: budget spent", "2 wrong"} <= notes
+
+
+def test_a_wrong_output_was_checked_and_not_timed() -> None:
+    screen = of(case("naive", 2), case("k.py:f", None, **WRONG))
+    assert screen.checked == "Both outputs were checked against float64; 1 is wrong and was not timed."

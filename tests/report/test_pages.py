@@ -354,3 +354,9 @@ def test_the_worst_error_is_named_with_its_problem() -> None:
     assert "has 1.5× (naive, 128)" in sections["accuracy"].text[0]
     table = table_of(sections["cases"], "Errors against float64")
     assert [str(row[1]) for row in table.rows] == ["1.0×", "1.5×"]
+
+
+def test_wide_intervals_are_counted_beside_noisy_times() -> None:
+    wide = result([1e-3, 1.2e-3, 1.4e-3, 1e-3, 1.2e-3, 1.4e-3])
+    _, sections = contents(run_of([wide, result([1e-3] * 6, "flex")]))
+    assert sections["trust"].finding == "None of 2 times is noisy; 1 interval is wider than ±10 %"

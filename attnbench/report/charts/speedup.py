@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 from attnbench.analysis.rows import Row
+from attnbench.report import missing, quantities
 from attnbench.report.charts import axes, forest, lines, panels
 from attnbench.report.charts.figure import Figure
 from attnbench.report.charts.forest import Forest, ForestRow, Item
 from attnbench.report.pivot import references
+
+MAX_NOTE = 32  # characters in place of markers
 
 
 def figure(rows: Sequence[Row]) -> Figure | None:
@@ -21,7 +24,7 @@ def figure(rows: Sequence[Row]) -> Figure | None:
             label=panels.axis_value(layout.axis, at[0].value(layout.axis)),
             group=layout.heading(at[0]),
             items=tuple(_item(row) for row in at if _speedup(row)),
-            note="" if any(map(_speedup, at)) else "not measured: " + lines.missing_word(at[0]),
+            note="" if any(map(_speedup, at)) else quantities.clipped(missing.why(at), MAX_NOTE),
         )
         for group in layout.panels(rows).values()
         for at in panels.along(group, layout.axis)

@@ -62,7 +62,8 @@ def _answer(answer: Answer) -> Iterator[str]:
 
 
 def _list(items: Iterable[Advice]) -> str:
-    return "\n".join(f"- {_sentence(item.text)}{f' {_code(item.command)}' if item.command else ''}" for item in items)
+    lines = [(_sentence(item.text or "Details:"), _code(item.command) if item.command else "") for item in items]
+    return "\n".join(f"- {' '.join(filter(None, line))}" for line in lines)
 
 
 def _grid(grid: AnswerGrid) -> Iterator[str]:
@@ -76,7 +77,7 @@ def _grid_cell(cell: GridCell) -> str:
     if cell.kind == "absent":
         return ""
     if cell.kind == "missing":
-        return f"not measured: {escape(cell.detail)}"
+        return escape(cell.detail)
     names = escape(listed(cell.arms, "or", len(cell.arms)))
     return " ".join(filter(None, (f"**{names}**" if cell.kind == "best" else names, cell.figure, escape(cell.detail))))
 

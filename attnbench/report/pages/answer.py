@@ -119,4 +119,6 @@ def checked(rows: Sequence[Row]) -> str:
         result = "it is wrong" if wrong + right == 1 else result
     if not right:
         return f"{subject} checked against float64; {result}, so nothing was timed."
-    return f"{subject} checked against float64 before {'they were' if wrong + right > 1 else 'it was'} timed; {result}."
+    if wrong:
+        return f"{subject} checked against float64; {result} and {'was' if wrong == 1 else 'were'} not timed."
+    return f"{subject} checked against float64 before {'they were' if right > 1 else 'it was'} timed; {result}."

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from attnbench.analysis.rows import Row
-from attnbench.report import quantities
+from attnbench.report import missing, quantities
 from attnbench.report.charts import panels
-from attnbench.report.pages import best_grid, ranking, tables
+from attnbench.report.pages import ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
 from attnbench.report.quantities import listed, whole
 from attnbench.units import counted
@@ -62,7 +62,7 @@ def _table(name: str, rows: Sequence[Row], data: ReportData) -> PageTable:
     for contest in ranking.contests(rows, data.layout):
         words = tables.problem(contest.first, data.layout)
         if not contest.leaders:
-            lines.append((*words, f"not measured: {best_grid.reason(contest.first)}"))
+            lines.append((*words, missing.why(contest.rows)))
             continue
         best = contest.leaders[0]
         names = listed([row.arm_name for row in contest.leaders], "or", MAX_BEST)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from attnbench.analysis.rows import Row, Value
-from attnbench.report import pivot, quantities
+from attnbench.report import missing, pivot, quantities
 from attnbench.report.answer import AnswerGrid, GridCell
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
@@ -20,7 +19,6 @@ MAX_CELLS = 1000
 COMPACT_ROWS = 40
 MAX_NAMES = 4  # of tied backends in one cell
 MAX_TIP = 8  # backends in the sentence of one cell
-MAX_REASON = 60  # characters in a cell; the table of all cases has the whole reason
 ABSENT = GridCell(kind="absent")
 Place = tuple[tuple[Value, ...], Value]  # panel and value of the axis
 
@@ -77,7 +75,7 @@ def _cell(contest: Contest | None, layout: PanelLayout) -> GridCell:
         return ABSENT
     place = places.of(contest.first, layout)
     if not contest.leaders:
-        return GridCell(kind="missing", detail=_why(contest.rows), tip=f"{place}: {_why(contest.rows, MAX_TIP)}")
+        return GridCell(kind="missing", detail=missing.why(contest.rows), tip=f"{place}: {missing.every(contest.rows, MAX_TIP)}")
     best = contest.leaders[0]
     names = tuple(row.arm_name for row in contest.leaders[:MAX_NAMES])
     more = len(contest.leaders) - len(names)
@@ -123,20 +121,3 @@ def _tip(contest: Contest, place: str) -> str:
 def _times(rows: Sequence[Row]) -> str:
     shown = [f"{row.arm_name} {quantities.seconds(row.time_s)}" for row in rows[:MAX_TIP]]
     return ", ".join(shown) + (f" and {len(rows) - MAX_TIP} more" if len(rows) > MAX_TIP else "")
-
-
-def _why(rows: Sequence[Row], count: int = 1) -> str:
-    """The most frequent reasons for which nothing was measured."""
-    reasons = Counter(reason(row) for row in rows)
-    shown = [text for text, _ in reasons.most_common(count)]
-    more = f" and {len(reasons) - count} more" if len(reasons) > count else ""
-    return "; ".join(shown) + more
-
-
-def reason(row: Row) -> str:
-    """Why a case has no time, in few words."""
-    if ranking.cut(row):
-        return "budget spent"
-    if row.impossible:
-        return "impossible time"
-    return quantities.clipped(row.reason or pivot.why(row), MAX_REASON)

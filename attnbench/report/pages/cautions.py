@@ -12,25 +12,24 @@ from attnbench.analysis.rows import Row, unranked
 from attnbench.machine.resources import BUSY_SHARE
 from attnbench.records import run_directory
 from attnbench.records.run_directory import Run
-from attnbench.report import summary
+from attnbench.report import missing, summary
 from attnbench.report.answer import Advice
 from attnbench.report.pages import ranking
 from attnbench.report.quantities import listed
 from attnbench.units import counted
 
-RESTARTS = "--restarts 6"
+RESTARTS = "--restarts 6 --budget 0"  # more restarts do not fit the budget of one
 MAX_CAUTIONS = 12
-_FOLDER = re.compile(r" (-o|--out)[ =]('[^']*'|\S+)")  # of the first run
+_OF_FIRST_RUN = re.compile(r" (-o|--out|--budget)[ =]('[^']*'|\S+)")
 
 
 def failures(runs: Sequence[Run], by_run: Sequence[Sequence[Row]]) -> Iterator[Advice]:
-    """One line for each backend and kind of failure; the last of each run has the command that shows them all."""
+    """One line for each backend and kind of failure, and of each run the command that shows them all."""
     for run, rows in zip(runs, by_run, strict=True):
         lines = summary.failure_lines(rows)
-        for line in lines[:-1]:
-            yield Advice(line)
-        for line in lines[-1:]:
-            yield Advice(line, shlex.join(["attnbench", "show", "--failed", spelled(run)]))
+        yield from map(Advice, lines)
+        if lines:
+            yield Advice("", shlex.join(["attnbench", "show", "--failed", spelled(run)]))
 
 
 def cautions(
@@ -57,7 +56,7 @@ def _of_run(run: Run, rows: Sequence[Row]) -> Iterator[Advice]:
         verb = "is" if noisy == 1 else "are"
         text = f"{noisy} of {counted(len(timed), 'time')} {verb} noisy. Measure again on an idle machine{decided}."
         yield Advice(text, _with_restarts(run))
-    cut = sum(map(ranking.cut, rows))
+    cut = sum(map(missing.cut, rows))
     if cut:
         budget = " ".join(filter(None, ("the budget", str(run.manifest.request.get("budget") or ""))))
         verb = "was" if cut == 1 else "were"
@@ -91,4 +90,4 @@ def _with_restarts(run: Run) -> str:
     command = run.manifest.command
     if not command.startswith("attnbench run ") or "--restarts" in command or "\n" in command:
         return ""
-    return f"{_FOLDER.sub('', command)} {RESTARTS}"
+    return f"{_OF_FIRST_RUN.sub('', command)} {RESTARTS}"

@@ -9,7 +9,7 @@ from attnbench.analysis import stats
 from attnbench.analysis.rows import Row
 from attnbench.analysis.stats import Estimate
 from attnbench.records.result import Status
-from attnbench.report import quantities, summary
+from attnbench.report import missing, quantities, summary
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import places, ranking
@@ -107,7 +107,7 @@ def _nothing(rows: Sequence[Row]) -> str:
         return f"Nothing was measured: {failed} of {counted(len(rows), 'case')} failed, the others were not run."
     if statuses[Status.OK]:
         return "No time is usable."
-    cut = sum(map(ranking.cut, rows))
+    cut = sum(map(missing.cut, rows))
     if cut == len(rows):
         return "Nothing was measured: the budget was spent."
     were = "was" if len(rows) == 1 else "were"

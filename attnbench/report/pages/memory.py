@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from attnbench.analysis.rows import Row
 from attnbench.attention.problem import Mode
-from attnbench.report import quantities
+from attnbench.report import missing, quantities
 from attnbench.report.charts import memory, panels
 from attnbench.report.charts.figure import Figure
-from attnbench.report.pages import best_grid, places, ranking, tables
+from attnbench.report.pages import places, ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, beside, blocks
 from attnbench.report.pages.ranking import Contest
 from attnbench.report.quantities import listed, size
@@ -127,11 +127,11 @@ def _longest(rows: Sequence[Row]) -> PageTable:
     lines: list[tuple[str | PageCell, ...]] = []
     for (arm, *family), cases in families.items():
         longest = max((row.seq_kv for row in cases if row.time_s is not None), default=0)
-        beyond = [row for row in cases if row.time_s is None and row.seq_kv > longest and not ranking.cut(row)]
+        beyond = [row for row in cases if row.time_s is None and row.seq_kv > longest and not missing.cut(row)]
         if longest and beyond:
             stop = min(beyond, key=lambda row: row.seq_kv)
             name = PageCell(text=arm, arm=arm)
-            lines.append((name, *family, str(longest), f"{stop.seq_kv}: {stop.status}, {best_grid.reason(stop)}"))
+            lines.append((name, *family, str(longest), f"{stop.seq_kv}: {stop.status}, {missing.reason(stop)}"))
     return PageTable(
         heading="Longest that was measured",
         head=("backend", "device", "dtype", "mode", "keys", "the next one"),

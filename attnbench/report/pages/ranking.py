@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from attnbench.analysis.rows import Row, Value, ranked, tied_first
-from attnbench.records.result import Status
+from attnbench.report import missing
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.quantities import listed
@@ -188,9 +188,4 @@ def _fails(problems: Iterable[Contest], arm: str) -> int:
 
 def failed(row: Row) -> bool:
     """Whether a case has no usable time for another reason than the budget."""
-    return not row.place and not cut(row)
-
-
-def cut(row: Row) -> bool:
-    """Whether the budget ended before the case."""
-    return row.status is Status.SKIPPED and row.reason == "budget"
+    return not row.place and not missing.cut(row)

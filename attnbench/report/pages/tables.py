@@ -8,12 +8,11 @@ import msgspec
 
 from attnbench.analysis.rows import Row, Value
 from attnbench.records.case import spell
-from attnbench.report import quantities
+from attnbench.report import missing, quantities
 from attnbench.report.charts import panels
 from attnbench.report.charts.lines import missing_word
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.charts.style import in_order
-from attnbench.report.pages import best_grid
 from attnbench.report.pages.page import ColumnGroup, PageCell, PageTable
 from attnbench.report.pages.ranking import Contest
 
@@ -64,8 +63,7 @@ def _line(
     rows = {row.arm_name: row for row in contest.rows}
     words = problem(contest.first, layout)
     if not any(figure.shown(row) for row in contest.rows for figure in figures):
-        reasons = dict.fromkeys(best_grid.reason(row) for row in contest.rows)
-        return (*words, f"not measured: {quantities.listed(list(reasons))}")
+        return (*words, missing.why(contest.rows))
     first = figures[0]
     return (*words, *(_cell(rows.get(arm), contest, figure, figure is first) for arm in arms for figure in figures))
 

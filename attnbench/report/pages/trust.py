@@ -24,6 +24,7 @@ from attnbench.report.pages.page import (
 )
 from attnbench.units import counted
 
+MAX_HALF_WIDTH = 0.1  # of an interval, as a share of the time; wider ones are counted
 HEAD = ("case", "rounds", "restarts", "± %", "IQR %", "drift", "order", "noisy", "clocks", "tags")
 NOTE = (
     "±: half of the 95 % interval; IQR: of block medians; drift: Spearman's rho over rounds; order: last against first "
@@ -68,12 +69,23 @@ def _named(data: ReportData, timed: Sequence[Detail]) -> list[Detail]:
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """`9 of 21 times are noisy`."""
+    """`9 of 21 times are noisy; 5 intervals are wider than ±10 %`."""
     timed = [row for row in rows if row.time_s is not None]
     noisy = sum(bool(row.noisy) for row in timed)
+    wide = sum(map(_wide, timed))
+    are = "is" if wide == 1 else "are"
+    limit = quantities.percent(MAX_HALF_WIDTH)
+    intervals = f"; {counted(wide, 'interval')} {are} wider than ±{limit}" if wide else ""
     if not noisy:
-        return f"None of {counted(len(timed), 'time')} is noisy" if len(timed) > 1 else "The time is not noisy"
-    return f"{noisy:,} of {counted(len(timed), 'time')} {'is' if noisy == 1 else 'are'} noisy"
+        quiet = f"None of {counted(len(timed), 'time')} is noisy" if len(timed) > 1 else "The time is not noisy"
+        return quiet + intervals
+    return f"{noisy:,} of {counted(len(timed), 'time')} {'is' if noisy == 1 else 'are'} noisy{intervals}"
+
+
+def _wide(row: Row) -> bool:
+    if row.time_low_s is None or row.time_high_s is None:
+        return False
+    return row.time_high_s - row.time_low_s > 2 * MAX_HALF_WIDTH * row.seconds
 
 
 def _text(data: ReportData, timed: Sequence[Detail]) -> Iterator[str]:
