@@ -341,6 +341,11 @@ def relative_times(rows: Sequence[Row]) -> list[tuple[Row, float]]:
     )
 
 
+def failing(rows: Iterable[Row]) -> set[str]:
+    """Names of arms that failed in some case: of several that are tied, the others are better named first."""
+    return {row.arm_name for row in rows if row.status.failed}
+
+
 def unranked(rows: Iterable[Row]) -> list[str]:
     """Names of arms that share no rounds with others that were measured on the same problem."""
     several = (row for group in _by_problem(rows) if len(group) > 1 for row in group)

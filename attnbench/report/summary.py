@@ -2,13 +2,13 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from attnbench import suite, units
 from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import Place, Row, leaders, problem_of
+from attnbench.analysis.rows import Place, Row, failing, leaders, problem_of
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
 from attnbench.report.reasons import shortened
@@ -39,7 +39,7 @@ def sentence(rows: Sequence[Row]) -> str:
         return "one backend was measured for each problem: nothing to compare."
     phases, devices, runs = (len(set(values)) > 1 for values in zip(*groups, strict=True))
     findings = (
-        _finding(group, f"{phase} " * phases, f" on {device}" * devices + f" in {run}" * runs)
+        _finding(group, failing(rows), f"{phase} " * phases, f" on {device}" * devices + f" in {run}" * runs)
         for (phase, device, run), group in groups.items()
     )
     return f"{'; '.join(findings)}."
@@ -49,7 +49,7 @@ def _phase(row: Row) -> str:
     return "decode" if row.seq_q == 1 < row.seq_kv else "prefill"
 
 
-def _finding(rows: Sequence[Row], kind: str, where: str) -> str:
+def _finding(rows: Sequence[Row], failed: Container[str], kind: str, where: str) -> str:
     """The backend that is fastest most often in one group, those that are tied in all of it, or neither.
 
     `kind` and `where` distinguish the problems of the group from those of others.
@@ -63,7 +63,8 @@ def _finding(rows: Sequence[Row], kind: str, where: str) -> str:
         tied = {frozenset(row.arm_name for row in leading) for leading in leaders(rows)}
         if len(tied) > 1:
             return f"no backend is significantly fastest in any of {contested} {problems}"
-        names = dict.fromkeys(row.arm_name for row in rows if row.place is Place.TIED)
+        tied_rows = (row.arm_name for row in rows if row.place is Place.TIED)
+        names = sorted(dict.fromkeys(tied_rows), key=lambda name: name in failed)
         return f"{' or '.join(names)}: no difference found in {contested} {problems}"
     (name, count), *others = wins
     reference = references(rows)

@@ -1,19 +1,19 @@
 """The fastest backend of every shape of a run, and the cost of one fixed choice.
 
 Which backends are tied is decided by `ranking.places`, as in the tables of a run; among tied backends the table takes
-the one that is fastest most often, so that noise does not change the choice. The regret of a backend is the geometric
+the one that is fastest most often, so that noise does not change the choice, and none that failed in another case. The regret of a backend is the geometric
 mean of its time over the fastest, over the problems that it can run; a backend that refuses some reports how many.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import msgspec
 
 from attnbench.analysis.preferences import AxisPreference, preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import AXES, Place, Row, ranked, relative_times, tied_first
+from attnbench.analysis.rows import AXES, Place, Row, failing, ranked, relative_times, tied_first
 
 VERSION = 1
 
@@ -73,13 +73,15 @@ def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> D
     problems = {key: chosen for key, group in problems.items() if (chosen := ranked(group))}
     varied = [name for name in AXES if len({str(row.value(name)) for row in rows}) > 1]
     wins = Counter(relative_times(group)[0][0].arm_name for group in problems.values())
-    choices = tuple(_choice(group, varied, wins) for group in problems.values())
+    failed = failing(rows)
+    choices = tuple(_choice(group, varied, wins, failed) for group in problems.values())
     preferred = tuple(preferences(rows, ceilings))
     return Dispatch(choices=choices, regrets=tuple(_regrets(problems)), preferences=preferred)
 
 
-def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str]) -> Choice:
-    tied, times = tied_first(group), {id(row): relative for row, relative in relative_times(group)}
+def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str], failed: Container[str]) -> Choice:
+    leading, times = tied_first(group), {id(row): relative for row, relative in relative_times(group)}
+    tied = [row for row in leading if row.arm_name not in failed] or leading
     taken = max(tied, key=lambda row: (wins[row.arm_name], -times[id(row)]))
     slower = [row for row, _ in relative_times(group) if row.place is Place.BEHIND]
     return Choice(

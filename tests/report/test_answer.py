@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from attnbench.attention.problem import Problem
-from attnbench.records.result import Cause, Result, Status
+from attnbench.records.result import Cause, Result, Status, sample
 from attnbench.report import pages
 from attnbench.report.answer import Answer, GridCell
 from attnbench.report.charts.figure import Note
 from attnbench.report.pages.page import report_data
+from attnbench.studies import recommend
 from tests.report.canned import CANNED
-from tests.samples import result, run
+from tests.samples import result, run, timed
 
 HEADLINES = {
     "one_winner": "Use sdpa:flash here.",
@@ -129,7 +130,7 @@ def test_the_grid_names_the_winner_and_its_figures() -> None:
 def test_a_tie_names_both_and_their_interval() -> None:
     assert {cell.kind for cell in cells("tie")} == {"tied"}
     assert {cell.arms for cell in cells("tie")} == {("sdpa:flash", "sdpa:math")}
-    assert all(cell.figure.startswith("tied: 3.0–3.0×") for cell in cells("tie"))
+    assert {cell.figure for cell in cells("tie")} == {"tied at 3.0×"}
 
 
 def test_six_decode_shapes_have_six_cells() -> None:
@@ -244,3 +245,75 @@ def test_what_a_user_can_act_on_is_the_reason_of_a_problem_without_a_time() -> N
 def test_a_wrong_output_was_checked_and_not_timed() -> None:
     screen = of(case("naive", 2), case("k.py:f", None, **WRONG))
     assert screen.checked == "Both outputs were checked against float64; 1 is wrong and was not timed."
+
+
+def noisy_case(backend: str, milliseconds: float, seq: int = 64) -> Result:
+    """A case whose interval is as wide as its time."""
+    made = case(backend, milliseconds, seq)
+    values = [milliseconds * 1e-3 * factor for factor in (0.5, 1.0, 1.5, 0.6, 1.1, 1.9)]
+    return msgspec.structs.replace(made, samples={"time": timed(values)})
+
+
+def test_a_tie_shows_the_interval_of_the_backend_that_is_less_sure() -> None:
+    screen = of(case("naive", 2), case("flex", 1), noisy_case("sdpa:math", 1.1))
+    assert screen.grid
+    (cell,) = screen.grid.rows[0][1]
+    assert set(cell.arms) == {"flex", "sdpa:math"}
+    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("–")
+    assert float(low) < 1.5 < 2 < float(high)
+
+
+def test_a_tie_with_the_reference_never_reads_as_a_win() -> None:
+    screen = of(noisy_case("naive", 2), case("flex", 1.9))
+    assert screen.grid
+    (cell,) = screen.grid.rows[0][1]
+    assert cell.kind == "tied"
+    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("–")
+    assert float(low) <= 1 <= float(high)
+
+
+def test_a_backend_that_failed_elsewhere_is_named_last_in_a_tie() -> None:
+    tied = (case("naive", 9), case("k.py:f", 2), case("flex", 2.002), case("sdpa:math", 2.004))
+    other = (case("naive", 9, 128), case("flex", 2, 128), case("sdpa:math", 2.002, 128))
+    stored = run(*tied, *other, case("k.py:f", None, 128, **WRONG))
+    data = report_data([stored])
+    screen = pages.contents(data)[0]
+    assert screen.headline == "flex or sdpa:math: no difference found."
+    assert screen.grid
+    assert screen.grid.rows[0][1][0].arms == ("flex", "sdpa:math", "k.py:f")
+    assert [choice.tied for choice in recommend.dispatch(data.rows).choices] == [("sdpa:math",), ("sdpa:math",)]
+
+
+def test_the_lead_names_a_backend_that_failed_elsewhere_last() -> None:
+    screen = of(
+        case("naive", 9), case("flex", 2), case("k.py:f", 2.002), case("sdpa:math", 2.004),
+        case("naive", 9, 128), case("flex", 2, 128), case("k.py:f", None, 128, **WRONG), case("sdpa:math", 5, 128),
+    )  # fmt: skip
+    assert "tied with sdpa:math or k.py:f in the other one" in screen.lead
+
+
+def test_no_number_of_the_lead_stands_for_two_things() -> None:
+    measured = [case(name, time, seq) for name, time in (("naive", 2), ("flex", 1)) for seq in (64, 128, 256)]
+    cut = [case(name, None, seq, **BUDGET) for name in ("naive", "flex") for seq in (512, 1024, 2048)]
+    assert "3 more were not measured. Over the 3 measured problems it is 2.0×" in of(*measured, *cut).lead
+
+
+def test_one_backend_for_the_only_problem_is_no_question() -> None:
+    assert of(case("naive", 2), case("flex", 1)).fixed == ()
+
+
+@pytest.mark.parametrize(
+    ("problem", "place"),
+    [
+        (Problem(seq_q=64), "at length 64"),
+        (Problem(seq_q=64, seq_kv=200), "for 64 queries over 200 keys"),
+        (Problem(seq_q=1, seq_kv=200), "for 1 query over 200 keys"),
+    ],
+)
+def test_the_place_of_a_memory_figure_is_in_words(problem: Problem, place: str) -> None:
+    def sized(backend: str, time: float, size: float) -> Result:
+        made = case(backend, time, problem=problem)
+        return msgspec.structs.replace(made, samples={**made.samples, "total_memory": sample("B", [size])})
+
+    screen = of(sized("naive", 2, 2e6), sized("flex", 1, 1e6))
+    assert screen.lead.endswith(f"2.0× less memory than naive {place}.")

@@ -264,7 +264,7 @@ def test_memory_is_compared_at_the_largest_problem() -> None:
             samples = {**each.samples, "total_memory": sample("B", [float(size)])}
             results.append(msgspec.structs.replace(each, samples=samples))
     _, sections = contents(run_of(results))
-    assert sections["memory"].finding == "At 128 sdpa:flash needs 128 KiB, naive 1.00 MiB"
+    assert sections["memory"].finding == "At length 128 sdpa:flash needs 128 KiB, naive 1.00 MiB"
 
 
 def test_three_hundred_backends_fit_a_table() -> None:

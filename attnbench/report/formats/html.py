@@ -15,6 +15,7 @@ import msgspec
 from markupsafe import Markup, escape
 
 from attnbench._version import __version__
+from attnbench.report import quantities
 from attnbench.report.answer import Answer, AnswerGrid, FixedChoice
 from attnbench.report.charts import svg
 from attnbench.report.charts.figure import Figure, Panel
@@ -129,7 +130,7 @@ def _template(known: Mapping[str, Look]) -> Template:
     environment.globals |= {
         "version": __version__, "terms": TERMS, "max_lines": MAX_LINES, "max_grid_rows": MAX_GRID_ROWS,
         "max_open_rows": MAX_OPEN_ROWS, "max_entries": MAX_ENTRIES, "max_text": html_table.CLIP,
-        "color": _color(known), "bar_width": _bar_width, "grid_arms": _grid_arms,
+        "whole": quantities.whole, "color": _color(known), "bar_width": _bar_width, "grid_arms": _grid_arms,
         "key": lambda arm: _key(known[arm]), "light_colors": light_colors(), "dark_colors": dark_colors(),
     }  # fmt: skip
     return environment.get_template("report.html.j2")

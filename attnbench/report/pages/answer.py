@@ -92,13 +92,13 @@ def date(text: str) -> str:
 
 
 def _fixed(data: ReportData, problems: Sequence[Contest]) -> Iterator[FixedChoice]:
-    """The backends of each device in the order of their cost; none where nothing was compared, nor for several runs."""
+    """The backends of each device in the order of their cost; none where at most one problem was compared, nor for several runs."""
     if len(data.runs) > 1:
         return
     words = {(each.first.device, each.first.problem): each.first for each in problems}
     devices = recommend.dispatch(data.rows).by_device
     for device, regrets in devices.items():
-        for regret in regrets[:MAX_FIXED] if len(regrets) > 1 else ():
+        for regret in regrets[:MAX_FIXED] if len(regrets) > 1 and regrets[0].of > 1 else ():
             row = words[device, regret.worst_at]
             yield FixedChoice(
                 arm=regret.backend, mean=regret.mean, worst=regret.worst, worst_at=places.of(row, data.layout),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnbench.analysis.rows import Row, Value
+from attnbench.analysis.ranking import TIE_MARGIN
+from attnbench.analysis.rows import Row, Value, tied_first
 from attnbench.report import missing, pivot, quantities
 from attnbench.report.answer import AnswerGrid, GridCell
 from attnbench.report.charts import panels
@@ -101,11 +102,25 @@ def _speedup(row: Row) -> str:
 
 
 def _tied(contest: Contest) -> str:
-    """The interval of the speed-up of the first leader that is not the reference."""
-    for row in contest.leaders:
-        if row.arm != row.reference and row.speedup_low is not None and row.speedup_high is not None:
-            return f"tied: {quantities.between(row.speedup_low, row.speedup_high)}"
-    return "tied"
+    """The interval over the reference that shows the tie, of the least certain backend; `tied` without one.
+
+    The fastest can be far from the reference for certain: what makes the tie is another one that is less sure. Where
+    the reference is tied too, an interval beyond 1× would contradict that.
+    """
+    fastest = tied_first(contest.ranked)[0]
+    with_reference = any(row.arm == row.reference for row in contest.leaders)
+    spans = [
+        (row.speedup_low, row.speedup_high)
+        for row in contest.leaders
+        if row.arm != row.reference and row.speedup_low and row.speedup_high and (with_reference or row is not fastest)
+    ]
+    if with_reference:
+        spans = [(low, high) for low, high in spans if low <= 1 + TIE_MARGIN and high >= 1 / (1 + TIE_MARGIN)]
+    low, high = max(spans, key=lambda span: span[1] / span[0], default=(0.0, 0.0))
+    if not low:
+        return "tied"
+    same = quantities.times(low) == quantities.times(high)
+    return f"tied at {quantities.times(low)}" if same else f"tied: {quantities.between(low, high)}"
 
 
 def _tip(contest: Contest, place: str) -> str:

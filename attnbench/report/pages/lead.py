@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from attnbench.analysis import stats
-from attnbench.analysis.rows import Row
+from attnbench.analysis.rows import Row, failing
 from attnbench.analysis.stats import Estimate
 from attnbench.records.result import Status
 from attnbench.report import missing, quantities, summary
@@ -104,7 +104,7 @@ def _nothing(rows: Sequence[Row]) -> str:
     if failed == len(rows):
         return f"Nothing to use: {whole(len(rows), 'case')} failed."
     if failed:
-        return f"Nothing was measured: {failed} of {counted(len(rows), 'case')} failed, the others were not run."
+        return f"Nothing to use: {failed} of {counted(len(rows), 'case')} failed, the others were not run."
     if statuses[Status.OK]:
         return "No time is usable."
     cut = sum(map(missing.cut, rows))
@@ -125,16 +125,27 @@ def _wins(problems: Sequence[Contest], of_all: Recommendation) -> str:
         for row in contest.leaders
         if row.arm_name != arm
     )
-    others = listed([name for name, _ in beside.most_common()], "or")
+    failed = failing(row for contest in problems for row in contest.rows)
+    names = sorted((name for name, _ in beside.most_common()), key=lambda name: name in failed)
+    others = listed(names, "or")
     alone = sum(not contest.contested and bool(contest.ranked) for contest in problems)
     rest = f" In {alone} more only one backend was measured." if alone else ""
-    missing = sum(not contest.ranked for contest in problems)
-    rest += f" {missing} more {'was' if missing == 1 else 'were'} not measured." if missing else ""
+    rest += _without_time([contest for contest in problems if not contest.ranked])
     if wins == count:
         return f"Fastest in {whole(count, 'problem')}.{rest}"
     if not wins:
         return f"Tied with {others} in {whole(count, 'problem')}.{rest}"
-    return f"Fastest in {wins} of {_problems(count)}, tied with {others} in the other {count - wins}.{rest}"
+    return f"Fastest in {wins} of {_problems(count)}, tied with {others} in the other {count - wins if count - wins > 1 else 'one'}.{rest}"
+
+
+def _without_time(problems: Sequence[Contest]) -> str:
+    """` 2 more were not measured.`; a wrong output was, and has no time."""
+    if not problems:
+        return ""
+    one = len(problems) == 1
+    if any(row.status.failed for contest in problems for row in contest.rows):
+        return f" {len(problems)} more {'has' if one else 'have'} no time."
+    return f" {len(problems)} more {'was' if one else 'were'} not measured."
 
 
 def _of_side(side: Side) -> str:
@@ -150,7 +161,7 @@ def _of_side(side: Side) -> str:
 
 
 def _speed(problems: Sequence[Contest], arm: str, layout: PanelLayout, tied: Sequence[str] = ()) -> str:
-    """`Over all 7 it is 1.7× as fast as naive (95 % interval 1.4× to 2.1×) and takes 25× less memory at 1k.`
+    """`Over all 7 it is 1.7× as fast as naive (95 % interval 1.4× to 2.1×) and takes 25× less memory at length 1k.`
 
     Of backends that are tied the first is named, and compared with a reference that is none of them.
     """
@@ -158,12 +169,11 @@ def _speed(problems: Sequence[Contest], arm: str, layout: PanelLayout, tied: Seq
     if tied and not means:
         return ""
     subject = arm if tied else "it"
-    contested = sum(contest.contested for contest in problems)
     memory = _memory(problems, arm, layout)
     texts = []
     if len(means) == 1:
         _, other, mean = means[0]
-        texts.append(f"{_over(mean, contested, subject)} is {_as_fast(mean)} as {other}{_interval(mean)}")
+        texts.append(f"{_over(mean, problems, subject)} is {_as_fast(mean)} as {other}{_interval(mean)}")
     elif 1 < len(means) <= MAX_MEANS:
         others = [f"{_as_fast(mean)} as {other} {where}{_interval(mean)}" for where, other, mean in means]
         texts.append(f"{'It' if subject == 'it' else subject} is {listed(others, limit=MAX_MEANS)}")
@@ -172,12 +182,19 @@ def _speed(problems: Sequence[Contest], arm: str, layout: PanelLayout, tied: Seq
     return f"{' and '.join(texts)}." if texts else ""
 
 
-def _over(mean: Estimate, contested: int, subject: str) -> str:
-    """`Over all 7 it`, the subject of a mean; of one problem the subject alone."""
+def _over(mean: Estimate, problems: Sequence[Contest], subject: str) -> str:
+    """`Over all 7 it`, the subject of a mean; of one problem the subject alone.
+
+    Where other problems have no time or only one, their number stands before this one: `Over the 7 measured problems`.
+    """
+    contested = sum(contest.contested for contest in problems)
     if mean.count == 1:
         return "It" if subject == "it" else subject
     if mean.count < contested:
         return f"Over {mean.count} of them {subject}"
+    if contested < len(problems):
+        kind = "compared" if any(contest.ranked and not contest.contested for contest in problems) else "measured"
+        return f"Over the {mean.count:,} {kind} problems {subject}"
     return f"Over {'both' if mean.count == 2 else f'all {mean.count:,}'} {subject}"
 
 
@@ -247,7 +264,7 @@ def _inverse(ratio: Estimate) -> Estimate:
 
 
 def _memory(problems: Sequence[Contest], arm: str, layout: PanelLayout) -> str:
-    """`25× less memory at 1k`, against the reference in the largest problem that both ran."""
+    """`25× less memory at length 1k`, against the reference in the largest problem that both ran."""
     pairs = []
     for contest in problems:
         by_arm = {row.arm: row for row in contest.rows if row.place and row.total_bytes}
@@ -262,5 +279,5 @@ def _memory(problems: Sequence[Contest], arm: str, layout: PanelLayout) -> str:
     if 1 / MIN_MEMORY < factor < MIN_MEMORY:
         return ""
     much = f"{times(factor)} less" if factor > 1 else f"{times(1 / factor)} more"
-    place = places.of(mine, layout)
-    return f"{much} memory than {reference.arm_name} {f'({place})' if layout.heading(mine) else f'at {place}'}"
+    place = f"({places.of(mine, layout)})" if layout.heading(mine) else places.at(mine, layout)
+    return f"{much} memory than {reference.arm_name} {place}"

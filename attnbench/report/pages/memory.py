@@ -33,7 +33,7 @@ def page(data: ReportData) -> Page:
 
 
 def finding(problems: Sequence[Contest], data: ReportData) -> str:
-    """`At 1k sdpa:flash needs 2.60 MiB, naive 66.0 MiB`: the smallest and the largest of the largest problem."""
+    """`At length 1k sdpa:flash needs 2.60 MiB, naive 66.0 MiB`: the smallest and the largest of the largest problem."""
     sized = [(contest, _sized(contest)) for contest in problems]
     several = [pair for pair in sized if len(pair[1]) > 1] or [pair for pair in sized if pair[1]]
     contest, rows = max(several, key=lambda pair: max(row.total_bytes or 0.0 for row in pair[1]))
@@ -41,7 +41,7 @@ def finding(problems: Sequence[Contest], data: ReportData) -> str:
     columns = data.layout.columns
     if columns[:1] and columns[0] in ("mask", panels.PHASE):  # words, where others are names
         place = quantities.sentence(place)
-    place = f"{place}:" if columns else f"At {place}"
+    place = f"{place}:" if columns else quantities.sentence(places.at(contest.first, data.layout))
     least, most = (pick(rows, key=lambda row: row.total_bytes or 0.0) for pick in (min, max))
     if len(rows) > 1 and (most.total_bytes or 0.0) <= EQUAL * (least.total_bytes or 0.0):
         return f"{place} all backends need {size(most.total_bytes)}"

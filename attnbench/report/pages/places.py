@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from attnbench.analysis.rows import Row
+from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import ranking
 
 MAX_WORDS = 120  # characters of a place in a sentence; tables have all
+
+
+def at(row: Row, layout: PanelLayout) -> str:
+    """The place in a sentence: `at length 1k`, `at batch 4`, `for 64 queries over 200 keys`."""
+    text = ranking.axis_words(layout.axis, row.value(layout.axis))
+    if layout.axis not in ("seq_q", "seq_kv"):
+        return f"at {text}"
+    if panels.phase(row) == "prefill":
+        return f"at length {text}"
+    queries = "1 query" if row.seq_q == 1 else panels.words("seq_q", row.seq_q)
+    return f"for {queries} over {panels.words('seq_kv', row.seq_kv)}"
 
 
 def of(row: Row, layout: PanelLayout) -> str:

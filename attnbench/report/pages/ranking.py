@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from enum import StrEnum
 
 import msgspec
 from msgspec.structs import replace
 
-from attnbench.analysis.rows import Row, Value, ranked, tied_first
+from attnbench.analysis.rows import Row, Value, failing, ranked, tied_first
 from attnbench.report import missing
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
@@ -25,7 +25,7 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
 
     rows: tuple[Row, ...]
     ranked: tuple[Row, ...]
-    leaders: tuple[Row, ...]  # the fastest first
+    leaders: tuple[Row, ...]  # the fastest first; those that failed elsewhere last
 
     @property
     def first(self) -> Row:
@@ -73,18 +73,21 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 def contests(rows: Iterable[Row], layout: PanelLayout | None = None) -> list[Contest]:
     """The problems in order of appearance, or in the order of the panels and of the axis."""
+    rows = list(rows)
+    failed = failing(rows)
     if layout:
-        panels_in_order = layout.panels(list(rows)).values()
+        panels_in_order = layout.panels(rows).values()
         rows = [row for group in panels_in_order for row in sorted(group, key=lambda row: row.number(layout.axis) or 0)]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.run, row.device, row.problem), []).append(row)
-    return [_contest(group) for group in groups.values()]
+    return [_contest(group, failed) for group in groups.values()]
 
 
-def _contest(rows: Sequence[Row]) -> Contest:
+def _contest(rows: Sequence[Row], failed: Container[str]) -> Contest:
     compared = ranked([row for row in rows if row.place])
-    return Contest(rows=tuple(rows), ranked=tuple(compared), leaders=tuple(tied_first(compared)))
+    leaders = sorted(tied_first(compared), key=lambda row: row.arm_name in failed)
+    return Contest(rows=tuple(rows), ranked=tuple(compared), leaders=tuple(leaders))
 
 
 def verdict(problems: Sequence[Contest]) -> Recommendation:
