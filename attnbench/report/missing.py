@@ -8,11 +8,7 @@ from attnbench.records.result import Status
 from attnbench.report import pivot, quantities
 
 MAX_REASON = 60  # characters of a reason; the table of all cases has the whole
-FAILED = {
-    Status.INCORRECT: "wrong",
-    Status.CRASHED: "crashed",
-    Status.ERROR: "failed with an error",
-}
+FAILED = {Status.INCORRECT: "wrong", Status.CRASHED: "crashed", Status.ERROR: "failed with an error"}
 BUDGET = "budget spent"
 NOT_COMPARED = "not compared"  # the times that there are share no rounds
 NOT_HERE = (Status.UNAVAILABLE, Status.UNSUPPORTED)

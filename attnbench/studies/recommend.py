@@ -1,8 +1,9 @@
 """The fastest backend of every shape of a run, and the cost of one fixed choice.
 
 Which backends are tied is decided by `ranking.places`, as in the tables of a run; among tied backends the table takes
-the one that is fastest most often, so that noise does not change the choice, and none that failed in another case. The regret of a backend is the geometric
-mean of its time over the fastest, over the problems that it can run; a backend that refuses some reports how many.
+the one that is fastest most often, so that noise does not change the choice, and none that failed in another case. The
+regret of a backend is the geometric mean of its time over the fastest, over the problems that it can run; a backend
+that refuses some reports how many.
 """
 
 import math

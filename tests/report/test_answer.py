@@ -42,7 +42,7 @@ LEADS = {
     "decode_only": ("Over all 6 it is 3.0× as fast as naive",),
     "prefill_and_decode": ("3.0× as fast as naive for prefill and 1.2× as fast as naive for decode",),
     "two_machines": ("machine-b against machine-a, on another machine:", "for Abacus", "for Babbage"),
-    "two_commits": ("commit-b against commit-a: 3 slower", "3.0× as fast as naive for commit-a", "2.5× as fast"),
+    "two_commits": ("New against old: 3 slower", "3.0× as fast as naive for the old run", "2.5× as fast"),
     "many_rows": ("Below 1k sdpa:math is fastest in all 25 problems", "From 1k on sdpa:flash is fastest"),
     "right_to_left": ("Fastest in all 3 problems.",),
 }

@@ -149,10 +149,10 @@ def test_report_md_says_what_the_page_says(name: str) -> None:
 def test_the_comparison_of_two_runs_comes_first_and_is_in_the_answer() -> None:
     answer, sections = contents(*CANNED["two_commits"]())
     assert next(iter(sections)) == "comparison"
-    assert sections["comparison"].finding.startswith("commit-b against commit-a: 3 slower")
+    assert sections["comparison"].finding.startswith("New against old: 3 slower")
     assert sections["comparison"].finding in answer.lead
     assert not sections["comparison"].hint
-    table = table_of(sections["comparison"], "commit-b against commit-a")
+    table = table_of(sections["comparison"], "New against old")
     assert table.head[:3] == ("length", "backend", "old, ms")
     counted = Counter(str(row[table.head.index("outcome")]) for row in table.rows)
     assert counted["slower"] == 3
@@ -162,8 +162,17 @@ def test_the_comparison_of_two_runs_comes_first_and_is_in_the_answer() -> None:
 def test_two_runs_of_one_name_can_be_told_apart() -> None:
     first, second = run_of([result([1e-3] * 5)], "a/run"), run_of([result([2e-3] * 5)], "b/run")
     _, sections = contents(first, second)
-    assert sections["comparison"].finding.startswith("run (2) against run (1): ")
-    assert sections["machine"].tables[0].head == ("", "run (1)", "run (2)")
+    assert sections["comparison"].finding.startswith("New against old: ")
+    assert sections["machine"].tables[0].head == ("", "old", "new")
+
+
+def test_two_runs_of_one_machine_are_old_and_new_and_named_in_full_once() -> None:
+    answer, sections = contents(*CANNED["two_commits"]())
+    assert answer.grid
+    assert [heading for heading, _ in answer.grid.rows] == ["the old run", "the new run"]
+    assert answer.context.endswith("runs commit-a (old) and commit-b (new)")
+    texts = [answer.headline, answer.lead, sections["comparison"].finding, *sections["comparison"].text]
+    assert not [text for text in texts if "commit-" in text]
 
 
 def test_runs_that_cannot_be_compared_say_why() -> None:

@@ -23,6 +23,7 @@ _FIRST = ("run", "device", "dtype", "mode", PHASE, "mask", "head_dim", "heads", 
 _LENGTHS = ("seq_q", "seq_kv")
 COLUMNS = (*_FIRST, *_LENGTHS, *(name for name in AXES if name not in (*_FIRST, *_LENGTHS)))
 FACETS = ("backend", *COLUMNS)  # that a user can choose
+OLD_AND_NEW = ("old", "new")  # names of two runs of one machine
 MODES = {"fwd": "forward", "bwd": "backward", "fwd_bwd": "forward and backward"}
 
 
@@ -114,6 +115,8 @@ def column_value(row: Row, name: str) -> Value:
 
 def words(name: str, value: Value) -> str:
     """A value with what it is: `causal mask`, `batch 4`, `forward`."""
+    if name == "run" and value in OLD_AND_NEW:
+        return f"the {value} run"
     if name in ("run", "device", "dtype", "arm_name", PHASE):
         return str(value)
     if name == "mode":

@@ -44,7 +44,10 @@ def context(data: ReportData) -> str:
     """`AMD EPYC · cpu:threads=1 · fp32 forward · batch 1, 8 heads of 64 · 29 Nov 2026, 08:51 UTC · run ra`."""
     machines = dict.fromkeys(machine(run) for run in data.runs)
     dates = dict.fromkeys(date(run.manifest.created_at) for run in data.runs)
-    runs = f"{'run' if len(data.runs) == 1 else 'runs'} {listed([run.path.name for run in data.runs], limit=MAX_RUNS)}"
+    folders = [run.path.name for run in data.runs]
+    if data.names == panels.OLD_AND_NEW:
+        folders = [f"{folder} ({name})" for folder, name in zip(folders, data.names, strict=True)]
+    runs = f"{'run' if len(data.runs) == 1 else 'runs'} {listed(folders, limit=MAX_RUNS)}"
     parts = (listed(list(machines)), *_shared(data.rows), listed(list(dates), limit=MAX_RUNS), runs)
     return " · ".join(filter(None, parts))
 

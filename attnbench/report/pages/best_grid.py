@@ -76,7 +76,9 @@ def _cell(contest: Contest | None, layout: PanelLayout) -> GridCell:
         return ABSENT
     place = places.of(contest.first, layout)
     if not contest.leaders:
-        return GridCell(kind="missing", detail=missing.why(contest.rows), tip=f"{place}: {missing.every(contest.rows, MAX_TIP)}")
+        return GridCell(
+            kind="missing", detail=missing.why(contest.rows), tip=f"{place}: {missing.every(contest.rows, MAX_TIP)}"
+        )
     best = contest.leaders[0]
     names = tuple(row.arm_name for row in contest.leaders[:MAX_NAMES])
     more = len(contest.leaders) - len(names)

@@ -14,8 +14,9 @@ from attnbench.records import run_directory
 from attnbench.records.run_directory import Run
 from attnbench.report import missing, summary
 from attnbench.report.answer import Advice
+from attnbench.report.charts import panels
 from attnbench.report.pages import ranking
-from attnbench.report.quantities import listed
+from attnbench.report.quantities import listed, sentence
 from attnbench.units import counted
 
 RESTARTS = "--restarts 6 --budget 0"  # more restarts do not fit the budget of one
@@ -38,7 +39,8 @@ def cautions(
     """Load, noise and unmeasured cases of each run, then what holds for all."""
     texts: list[Advice] = []
     for run, rows, name in zip(runs, by_run, names, strict=True):
-        prefix = f"{name}: " if len(runs) > 1 else ""
+        words = sentence(panels.words("run", name)) if name in panels.OLD_AND_NEW else name
+        prefix = f"{words}: " if len(runs) > 1 else ""
         texts += [Advice(prefix + advice.text, advice.command) for advice in _of_run(run, rows)]
         texts += [Advice(prefix + preference.text) for preference in preferences(rows, ceilings)]
     return texts[:MAX_CAUTIONS]

@@ -17,7 +17,7 @@ from attnbench.gate import history
 from attnbench.gate.history import HistoryPoint
 from attnbench.report import quantities
 from attnbench.report.answer import Advice
-from attnbench.report.charts import commit_trend, run_ratios, run_trend
+from attnbench.report.charts import commit_trend, panels, run_ratios, run_trend
 from attnbench.report.charts.figure import Figure
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import answer, tables
@@ -48,7 +48,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     def cautions(self) -> list[Advice]:
         """How many cases are undecided, by which noise floor, and what would decide them."""
         return [
-            Advice(f"{pairs.new} against {pairs.old}: {count} undecided ({pairs.notes[0]}).", command)
+            Advice(f"{_against(pairs)}: {count} undecided ({pairs.notes[0]}).", command)
             for pairs in self.comparisons
             if (count := sum(pair.change is Change.UNDECIDED for pair in pairs.pairs))
             for command in pairs.commands[:1]
@@ -63,7 +63,7 @@ def compare(data: ReportData) -> Compared:
         return Compared()
     sides = [comparison.arms_of(rows) for rows in data.by_run]
     folders = [run.path.name for run in data.runs]
-    names = folders if len(set(folders)) == len(folders) else data.names
+    names = data.names if data.names == panels.OLD_AND_NEW or len(set(folders)) < len(folders) else folders
     for run, side, name in zip(later, sides[1:], names[1:], strict=True):
         try:
             pairs = comparison.compare(first, run, cross_machine=True, arms=(sides[0], side))
@@ -75,12 +75,17 @@ def compare(data: ReportData) -> Compared:
 
 
 def sentence(pairs: Comparison) -> str:
-    """`rb against ra: 3 of 18 cases slower, 1 faster, 14 without a difference.`"""
+    """`New against old: 3 slower, 1 faster and 14 without a difference of 18 cases.`"""
     counts = Counter(pair.change for pair in pairs.pairs)
     parts = [f"{count:,} {_word(change)}" for change in _ordered(counts) if (count := counts[change])]
     machines = ", on another machine" if pairs.cross_machine else ""
     cases = counted(len(pairs.pairs), "case")
-    return f"{pairs.new} against {pairs.old}{machines}: {listed(parts, limit=len(parts))} of {cases}."
+    return f"{_against(pairs)}{machines}: {listed(parts, limit=len(parts))} of {cases}."
+
+
+def _against(pairs: Comparison) -> str:
+    text = f"{pairs.new} against {pairs.old}"
+    return quantities.sentence(text) if pairs.new in panels.OLD_AND_NEW else text
 
 
 def _ordered(counts: Counter[Change]) -> list[Change]:
@@ -183,7 +188,7 @@ def _table(pairs: Comparison, data: ReportData) -> PageTable:
             _word(pair.change), pair.reason,
         ))  # fmt: skip
     made = PageTable(
-        heading=f"{pairs.new} against {pairs.old}",
+        heading=_against(pairs),
         head=(
             *tables.head(data.rows, layout), "backend", f"old, {unit.name}", f"new, {unit.name}", "new ÷ old", "95 %",
             "outcome", "reason",

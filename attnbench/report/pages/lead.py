@@ -131,11 +131,12 @@ def _wins(problems: Sequence[Contest], of_all: Recommendation) -> str:
     alone = sum(not contest.contested and bool(contest.ranked) for contest in problems)
     rest = f" In {alone} more only one backend was measured." if alone else ""
     rest += _without_time([contest for contest in problems if not contest.ranked])
+    number = f"{count - wins:,}" if count - wins > 1 else "one"
     if wins == count:
         return f"Fastest in {whole(count, 'problem')}.{rest}"
     if not wins:
         return f"Tied with {others} in {whole(count, 'problem')}.{rest}"
-    return f"Fastest in {wins} of {_problems(count)}, tied with {others} in the other {count - wins if count - wins > 1 else 'one'}.{rest}"
+    return f"Fastest in {wins} of {_problems(count)}, tied with {others} in the other {number}.{rest}"
 
 
 def _without_time(problems: Sequence[Contest]) -> str:
@@ -221,8 +222,9 @@ def _means(problems: Sequence[Contest], arm: str) -> Iterator[tuple[str, str, Es
             first = contest.first
             groups.setdefault((panels.phase(first), first.device, first.run), []).append(contest)
     for key, group in groups.items():
-        differing = [value for place, value in enumerate(key) if len({other[place] for other in groups}) > 1]
-        words = [f"for {value}" for value in differing]
+        spelled = (panels.words(name, value) for name, value in zip((panels.PHASE, "device", "run"), key, strict=True))
+        differing = [text for place, text in enumerate(spelled) if len({other[place] for other in groups}) > 1]
+        words = [f"for {text}" for text in differing]
         if mean := _mean(group, arm):
             yield " ".join(words), *mean
 

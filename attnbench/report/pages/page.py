@@ -206,7 +206,12 @@ def _laws(by_run: Sequence[Sequence[Row]]) -> Iterator[Law]:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Short and distinct names: the devices of the machines if they differ, else the folders, numbered if equal."""
+    """Short and distinct names: `old` and `new` for two runs of one machine, else devices or folders, if need numbered.
+
+    The context of the answer names the folders.
+    """
+    if len(runs) == 2 and runs[0].manifest.fingerprint == runs[1].manifest.fingerprint:
+        return list(panels.OLD_AND_NEW)
     devices = [", ".join(run.manifest.machine.get("gpus") or [str(run.manifest.machine.get("cpu"))]) for run in runs]
     folders = [run.path.name for run in runs]
     for names in (devices, folders) if len(runs) > 1 else (folders,):

@@ -9,7 +9,7 @@ import msgspec
 from attnbench import units
 from attnbench.analysis.rows import Row
 from attnbench.report import quantities
-from attnbench.report.charts import block_spread
+from attnbench.report.charts import block_spread, panels
 from attnbench.report.pages import cautions, places
 from attnbench.report.pages.page import (
     MAX_DETAILS,
@@ -97,7 +97,7 @@ def _text(data: ReportData, timed: Sequence[Detail]) -> Iterator[str]:
         )
     for run, name in zip(data.runs, data.names, strict=True):
         if load := cautions.busy(run):
-            when = f"when {name} began" if len(data.runs) > 1 else "when the run began"
+            when = f"when {panels.words('run', name)} began" if len(data.runs) > 1 else "when the run began"
             yield f"Other processes were running {when}: {load}."
     if len(timed) > MAX_DRIFT and any(detail.blocks for detail in timed):
         yield f"Blocks are drawn of the first {MAX_DRIFT} cases."
