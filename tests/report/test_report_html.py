@@ -16,7 +16,7 @@ from attnbench.errors import StoreError
 from attnbench.records.result import Result, Status
 from attnbench.records.run_directory import Manifest, Run
 from attnbench.report import pages
-from attnbench.report.answer import Advice, Answer
+from attnbench.report.answer import Advice, Answer, FixedChoice
 from attnbench.report.formats import html, html_table
 from attnbench.report.formats.report_directory import ReportOptions, write
 from attnbench.report.pages.page import ColumnGroup, Page, PageCell, PageTable, report_data
@@ -306,3 +306,17 @@ def test_a_grid_of_many_rows_takes_a_line_each_then_colours_alone() -> None:
     assert "<summary>20 more rows</summary>" in large
     assert large.count('<tr><th scope="row">window:') == 60
     assert "1.3×" not in re.sub(r'title="[^"]*"', "", large)
+
+
+def test_the_command_for_failures_ends_the_box() -> None:
+    failures = (*(Advice(f"my.py:f{n} crashed") for n in range(html.MAX_LINES + 3)), Advice("", "attnbench show r"))
+    text = html.page(Answer(context="", headline="H", lead="", failures=failures), [])
+    assert "<summary>3 more</summary>" in text
+    box = text[text.index('<div class="box failures">') : text.index("<h1")]
+    assert box.index("</details>") < box.index("<p>Details: <code>attnbench show r</code></p>")
+
+
+def test_one_backend_for_two_problems_is_asked_in_words() -> None:
+    fixed = tuple(FixedChoice(arm=arm, mean=1, worst=1, worst_at="1k", runs=2, of=2) for arm in ("naive", "flex"))
+    text = html.page(Answer(context="", headline="H", lead="", fixed=fixed), [], arms=["naive", "flex"])
+    assert "If one backend must serve both problems: its time ÷ the best" in text

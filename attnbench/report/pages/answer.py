@@ -95,7 +95,7 @@ def date(text: str) -> str:
 
 
 def _fixed(data: ReportData, problems: Sequence[Contest]) -> Iterator[FixedChoice]:
-    """The backends of each device in the order of their cost; none where at most one problem was compared, nor for several runs."""
+    """The backends of each device in the order of their cost; none for several runs, nor with one problem or none."""
     if len(data.runs) > 1:
         return
     words = {(each.first.device, each.first.problem): each.first for each in problems}
