@@ -106,7 +106,9 @@ def margin(value: float | None) -> str:
 
 
 def factor(value: float) -> str:
-    """Format a ratio with two digits: 5.8x, 12x, 0.83x."""
+    """Format a ratio with two digits: 5.8x, 12x, 0.83x; of 100,000 or more in thousands or millions: 123kx."""
+    if value >= 99_999.5:
+        return f"{value / 1e6:.0f}Mx" if value >= 99_999_500 else f"{value / 1e3:.0f}kx"
     decimals = 0 if value >= 9.95 else 1 if value >= 0.995 else 2 if value >= 0.0995 else 3
     return f"{value:.{decimals}f}x"
 

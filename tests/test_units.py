@@ -83,6 +83,14 @@ def test_a_share_above_two_hundred_percent_is_a_factor() -> None:
     assert [percent(value) for value in (2.0, 2.01, 37.5)] == ["200%", "2.0x", "38x"]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.83, "0.83x"), (5.8, "5.8x"), (99_999, "99999x"), (123_456, "123kx"), (99_999_500, "100Mx"), (2.5e9, "2500Mx")],
+)
+def test_a_factor_takes_few_characters_however_large_it_is(value: float, text: str) -> None:
+    assert units.factor(value) == text
+
+
 def test_a_share_without_decimals_is_a_factor_above_two_hundred_percent_too() -> None:
     assert [units.whole_percent(value) for value in (0.45, 2.0, 37.5, None)] == ["45%", "200%", "38x", "-"]
 

@@ -59,6 +59,6 @@ def test_folders_are_those_of_the_variables(monkeypatch, tmp_path):
 
 def test_workers_do_not_get_the_home_that_stands_for_none(monkeypatch):
     monkeypatch.setenv("HOME", os.devnull)
-    assert "HOME" not in worker_process._environment(None, 1)
+    assert "HOME" not in worker_process._environment(None, 1, "temporary")
     monkeypatch.setenv("HOME", "a folder")
-    assert worker_process._environment(None, 1)["HOME"] == "a folder"
+    assert worker_process._environment(None, 1, "temporary")["HOME"] == "a folder"

@@ -77,7 +77,7 @@ def test_the_reason_stands_under_the_table(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert "incorrect [1]" in shown
     assert "[1] peaked inputs: out: max |error|" in shown
-    assert re.search(r" \d+x .*incorrect", shown)
+    assert re.search(r" \d+k?x .*incorrect", shown)
 
 
 def test_a_hang_ends_at_its_timeout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,7 +267,9 @@ def _table(results: Sequence[Result], heading: str) -> Iterator[str]:
     yield "case".ljust(width) + "    error" + "".join(name.rjust(6) for name in outputs)
     for result, name in zip(results, labels, strict=True):
         error, *shares, verdict = _cells(result, outputs, notes)
-        yield from labelled(name, width, error.rjust(9) + "".join(share.rjust(6) for share in shares) + f"  {verdict}")
+        yield from labelled(
+            name, width, error.rjust(9) + "".join(f" {share.rjust(5)}" for share in shares) + f"  {verdict}"
+        )
     for number, note in enumerate(notes, start=1):
         yield from wrap(f"[{number}] {one_line(note)}", terminal_width())
 
