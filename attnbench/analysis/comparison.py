@@ -74,8 +74,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     geomeans: dict[str, Estimate]  # of the ratios, by arm
     notes: tuple[str, ...] = ()  # the noise floor, and what disturbed the runs
     commands: tuple[str, ...] = ()  # that would decide the undecided cases
+    advice: str = ""  # which runs need them
 
 
+BOTH = ", for both runs"
 _FIRST = (Change.BROKEN, Change.MISSING, Change.FIXED, Change.NEW)
 
 
@@ -122,14 +124,16 @@ def compare(
         if pair.ratio:
             ratios.setdefault(pair.arm, []).append(pair.ratio.value)
     order = sorted(pairs, key=lambda pair: (_FIRST.index(pair.change) if pair.change in _FIRST else 9, -pair.effect))
+    commands = _commands(old, new) if any(pair.change is Change.UNDECIDED for pair in pairs) else ()
     return Comparison(
         old=str(old.path),
         new=str(new.path),
         cross_machine=crossed,
         pairs=tuple(order),
         geomeans={arm: mean for arm, values in ratios.items() if (mean := stats.geometric_mean(values))},
-        notes=(*_floors(pairs, noise), *filter(None, map(_busy, (old, new)))),
-        commands=_commands(old, new) if any(pair.change is Change.UNDECIDED for pair in pairs) else (),
+        notes=(*_floors(pairs, noise), *dict.fromkeys(filter(None, map(_busy, (old, new))))),
+        commands=commands,
+        advice=BOTH if any(command.startswith("attnbench run") for command in commands) else "",
     )
 
 

@@ -92,7 +92,10 @@ OK, BAD = Status.OK, Status.INCORRECT
 )
 def test_the_shared_condition_is_one_sentence(results: list[Result], shared: str) -> None:
     failures = sum(result.status.failed for result in results)
-    assert common_axes.sentence(results) == f"all {failures} failures have {shared}; no case that is ok has"
+    assert (
+        common_axes.sentence(results)
+        == f"all {failures} failures have {shared}; no case of this backend that is ok has"
+    )
 
 
 @pytest.mark.parametrize(

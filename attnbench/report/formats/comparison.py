@@ -66,7 +66,7 @@ def _table(pairs: Comparison, width: int) -> Iterator[str]:
     yield ""
     for text in (*_legend(shown), *_footer(pairs), tally(pairs)):
         yield from wrap(text, width, indent=2)
-    yield from _commands(pairs)
+    yield from _commands(pairs, width)
 
 
 def _markdown(pairs: Comparison) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _markdown(pairs: Comparison) -> Iterator[str]:
     yield from (f"{escape(line)}  " for line in (*_legend(shown), *_footer(pairs)))
     yield tally(pairs)
     if pairs.commands:
-        yield from ("", "What would decide:", "", "```sh", *pairs.commands, "```")
+        yield from ("", f"What would decide{pairs.advice}:", "", "```sh", *pairs.commands, "```")
     yield ""
 
 
@@ -124,10 +124,10 @@ def _legend(shown: Sequence[Pair]) -> Iterator[str]:
         yield f"!  {NOISY}"
 
 
-def _commands(pairs: Comparison) -> Iterator[str]:
-    """Unwrapped, so that they can be copied."""
+def _commands(pairs: Comparison, width: int) -> Iterator[str]:
+    """The commands unwrapped, so that they can be copied."""
     if pairs.commands:
-        yield "what would decide the undecided cases:"
+        yield from wrap(f"what would decide the undecided cases{pairs.advice}:", width)
         yield from (f"  {command}" for command in pairs.commands)
 
 

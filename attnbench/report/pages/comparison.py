@@ -147,7 +147,8 @@ def _text(data: ReportData, compared: Compared) -> Iterator[str]:
             yield f"{other}: no difference is a change of the code."
         yield from (f"{note[:1].upper() + note[1:] if note.startswith('noise') else note}." for note in pairs.notes)
         if pairs.commands:
-            yield f"To decide the undecided cases: {', '.join(f'`{command}`' for command in pairs.commands)}."
+            commands = ", ".join(f"`{command}`" for command in pairs.commands)
+            yield f"To decide the undecided cases{pairs.advice}: {commands}."
     means = [
         f"{arm} {mean.value:.2f}×{_ends(mean)} in {counted(mean.count, 'case')}"
         for pairs in compared.comparisons[:1]
