@@ -25,7 +25,7 @@ from attnbench.report.formats import markdown
 from attnbench.report.pages import page as page_module
 from attnbench.report.pages.page import Page, PageCell, PageTable, report_data
 from tests.report.canned import CANNED
-from tests.samples import result
+from tests.samples import result, timed
 
 PROBLEMS = st.builds(
     Problem,
@@ -369,3 +369,13 @@ def test_wide_intervals_are_counted_beside_noisy_times() -> None:
     wide = result([1e-3, 1.2e-3, 1.4e-3, 1e-3, 1.2e-3, 1.4e-3])
     _, sections = contents(run_of([wide, result([1e-3] * 6, "flex")]))
     assert sections["trust"].finding == "None of 2 times is noisy; 1 interval is wider than ±10 %"
+
+
+@pytest.mark.parametrize(("status", "listed"), [(Status.OOM, True), (Status.TIMEOUT, True), (Status.ERROR, False)])
+def test_only_what_is_too_large_limits_the_longest_that_was_measured(status: Status, listed: bool) -> None:
+    samples = {"time": timed([1e-3] * 5), "total_memory": sample("B", [1e6])}
+    results = [result([1e-3] * 5, problem=Problem(seq_q=n), samples=samples) for n in (64, 128)]
+    results.append(result(problem=Problem(seq_q=256), status=status, reason="x"))
+    _, sections = pages.contents(report_data([run_of(results)]))
+    headings = [table.heading for section in sections for table in section.tables if table.rows]
+    assert ("Longest that was measured" in headings) is listed

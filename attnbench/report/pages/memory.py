@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from attnbench.analysis.rows import Row
 from attnbench.attention.problem import Mode
+from attnbench.records.result import Status
 from attnbench.report import missing, quantities
 from attnbench.report.charts import memory, panels
 from attnbench.report.charts.figure import Figure
@@ -119,6 +120,9 @@ def _kind(head: str, column: str, unit: quantities.Unit) -> tables.ArmColumn:
     )
 
 
+SIZE = (Status.OOM, Status.TIMEOUT, Status.SKIPPED)  # how a case ends that is too large
+
+
 def _longest(rows: Sequence[Row]) -> PageTable:
     """The longest key length that was measured for each arm, dtype and mode, and what stopped the next one."""
     families: dict[tuple[str, str, str, str], list[Row]] = {}
@@ -127,7 +131,7 @@ def _longest(rows: Sequence[Row]) -> PageTable:
     lines: list[tuple[str | PageCell, ...]] = []
     for (arm, *family), cases in families.items():
         longest = max((row.seq_kv for row in cases if row.time_s is not None), default=0)
-        beyond = [row for row in cases if row.time_s is None and row.seq_kv > longest and not missing.cut(row)]
+        beyond = [row for row in cases if row.seq_kv > longest and row.status in SIZE and not missing.cut(row)]
         if longest and beyond:
             stop = min(beyond, key=lambda row: row.seq_kv)
             name = PageCell(text=arm, arm=arm)
