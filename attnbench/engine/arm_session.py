@@ -33,6 +33,7 @@ class ArmSession:
         self.blocks: list[TimedBlock] = []
         self.deadline = math.inf  # of the budget, on the clock of time.monotonic()
         self.call_s = 0.0  # of a call that has settled
+        self.in_full = False  # whether the verification was not brief
         self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def _ask(self, message: protocol.WorkerRequest[ReplyT]) -> ReplyT:

@@ -284,12 +284,10 @@ class Runner:
         session.prepare()
         self._observer.phase(f"{session.case.label}  verifying")
         known = not self.settings.verify_only and self._verified.holds(session.case, session.arm, session.procedure)
-        brief = session.restart > 0 or known
-        session.verify(expected, None if brief else peaked)
+        session.in_full = not (session.restart or known)
+        session.verify(expected, peaked if session.in_full else None)
         if known:
             session.facts["verified_earlier"] = True
-        elif not brief:
-            self._verified.add(session.case, session.arm, session.procedure)
         if self.settings.probes:
             session.probe(self.settings.probes)
         if self.settings.verify_only:
@@ -320,6 +318,8 @@ class Runner:
                 session.facts["reference"] = reference.arm.id
                 if reference.arm in sessions.group.borrowed:
                     session.samples["reference_time"] = reference.timed()
+            if session.in_full:  # and right in every call that was checked since
+                self._verified.add(session.case, session.arm, session.procedure)
         sessions.complete()
 
     def _profile(self, session: ArmSession) -> None:

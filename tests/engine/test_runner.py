@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 
 import attnbench
 from attnbench.analysis import readings
+from attnbench.engine import runner
+from attnbench.records.case import Case
 from attnbench.records.result import Cause, Result, Status
 
 pytestmark = pytest.mark.workers
@@ -57,6 +60,18 @@ FAILING = ("raises", "raises_base_exception", "segfault", "exits")
 OTHERS = ("spins", "chatty", "orphan", "wrong_later", "leaks")
 
 
+class Remembered:
+    """A cache of verified cases that holds none, and what was added to it, by function."""
+
+    added: ClassVar[list[str]] = []
+
+    def holds(self, *_: object) -> bool:
+        return False
+
+    def add(self, case: Case, *_: object) -> None:
+        self.added.append(case.backend.rpartition(":")[2])
+
+
 @pytest.fixture(scope="module")
 def results(shared: Path) -> Results:
     """One sweep over all that fails without a timeout, with a failing reference, beside two backends that are right.
@@ -65,7 +80,15 @@ def results(shared: Path) -> Results:
     """
     failing = f"{HERE}/misbehaving.py:raises"
     names = ("right", "naive", "zeros", *FAILING, *OTHERS, f"{HERE}/broken/import_fails.py:attend")
-    return run(shared / "run", *names, reference=failing, mem_limit="1500MiB")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "VerifiedCases", Remembered)
+        return run(shared / "run", *names, reference=failing, mem_limit="1500MiB")
+
+
+def test_only_what_was_right_to_the_end_is_remembered_as_verified(results: Results) -> None:
+    assert results["wrong_later"].status is Status.INCORRECT  # after a verification that it passed
+    assert {"right", "naive"} <= set(Remembered.added)
+    assert {name for name in Remembered.added if results[name].status is not Status.OK} == set()
 
 
 def test_wrong_outputs_are_incorrect_and_never_timed(results: Results) -> None:

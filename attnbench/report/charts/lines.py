@@ -105,8 +105,7 @@ def missing_word(row: Row) -> str:
     """Why a case has no value, in a word or two: `budget`, `OOM`, `no window`."""
     if row.status in WORDS:
         return WORDS[row.status]
-    text = row.reason.partition(":")[2].strip() if row.reason.startswith("skipped") else row.reason
-    text = text.partition(";")[0].partition(":")[0].partition(",")[0].strip() or row.status.value
+    text = row.reason.partition(";")[0].partition(":")[0].partition(",")[0].strip() or row.status.value
     return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1].rstrip() + "…"
 
 
