@@ -64,6 +64,21 @@ def test_what_no_arm_measured_is_said_once_in_grey() -> None:
     assert [rule.at for rule in marks(figure, Rule)] == [1024]
 
 
+def test_an_arm_without_a_line_in_a_panel_is_named_at_its_word() -> None:
+    skipped: dict[str, Any] = {"status": Status.SKIPPED, "reason": "budget"}
+    results = [
+        result([1e-3] * 5, problem=Problem(seq_q=n, mask=mask)) for mask in ("none", "causal") for n in (64, 128)
+    ]
+    results += [
+        result([1e-3] * 5, "flex", problem=Problem(seq_q=64)),
+        result((), "flex", problem=Problem(seq_q=128), **skipped),
+    ]
+    results += [result((), "flex", problem=Problem(seq_q=n, mask="causal"), **skipped) for n in (64, 128)]
+    figure = latency.figure(rows_of(results))
+    words = [[note.text for note in marks(figure, Note, panel) if note.italic] for panel in (0, 1)]
+    assert words == [["budget"], ["flex: budget"]]
+
+
 def test_every_point_has_its_interval_and_a_caption_claims_no_other() -> None:
     rows = rows_of(sample_results())
     dots = marks(latency.figure(rows), Dot)

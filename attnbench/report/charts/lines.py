@@ -216,9 +216,12 @@ def _missing(
     """
     marks: list[Mark] = []
     before: object = None
+    drawn = {arm for arm, rows in by_arm.items() if any(drawable(row.value(quantity.column)) for row in rows.values())}
     for place in places:
         here = {arm: rows[place] for arm, rows in by_arm.items() if place in rows}
         words = {arm: missing_word(row) for arm, row in here.items() if not drawable(row.value(quantity.column))}
+        if len(set(words.values())) > 1 or len(words) < len(here):  # an arm without a line has no name in the panel
+            words = {arm: word if arm in drawn else f"{arm}: {word}" for arm, word in words.items()}
         repeated, before = words == before, words
         if len(words) == len(here):
             marks.append(Rule(at=place, along="x", color="line"))
