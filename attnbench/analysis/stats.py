@@ -40,6 +40,7 @@ class Over(StrEnum):
     RESTARTS = "restarts"
     CASES = "cases"
     POINTS = "points"
+    STEPS = "steps"
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -79,7 +80,7 @@ def estimate(samples: Sequence[Sample]) -> Estimate | None:
         low, high = float(locations.min()), float(locations.max())
         value = float(np.median(locations))
         return Estimate(value=value, low=low, high=high, method=Method.RANGE, over=Over.RESTARTS, count=len(locations))
-    return _exp(t_estimate(np.log(locations), Over.RESTARTS))
+    return exponential(t_estimate(np.log(locations), Over.RESTARTS))
 
 
 def precise_enough(sample: Sample, rel_ci: float) -> bool:
@@ -150,10 +151,11 @@ def geometric_mean(values: Iterable[float | None]) -> Estimate | None:
     """The geometric mean over cases, with a t interval on logarithms."""
     positive = finite(values)
     positive = positive[positive > 0]
-    return _exp(t_estimate(np.log(positive), Over.CASES)) if len(positive) else None
+    return exponential(t_estimate(np.log(positive), Over.CASES)) if len(positive) else None
 
 
-def _exp(log: Estimate) -> Estimate:
+def exponential(log: Estimate) -> Estimate:
+    """The estimate of a value from that of its logarithm; an end above MAX_LOG is None."""
     low, high = (None if end is None or end > MAX_LOG else math.exp(end) for end in (log.low, log.high))
     return msgspec.structs.replace(log, value=math.exp(log.value), low=low, high=high)
 
@@ -176,8 +178,8 @@ def ratio(pairs: Sequence[Pair]) -> Estimate | None:
     if not restarts:
         return None
     if len(restarts) == 1:
-        return _exp(t_estimate(restarts[0], Over.ROUNDS))
-    return _exp(t_estimate(np.array([np.mean(logs) for logs in restarts]), Over.RESTARTS))
+        return exponential(t_estimate(restarts[0], Over.ROUNDS))
+    return exponential(t_estimate(np.array([np.mean(logs) for logs in restarts]), Over.RESTARTS))
 
 
 def unpaired_ratio(above: Estimate, below: Estimate) -> Estimate | None:
