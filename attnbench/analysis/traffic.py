@@ -1,6 +1,6 @@
 """Steps of simulated traffic: which of them are measured, and where their time goes.
 
-Steps are drawn systematically with probability proportional to predicted time (Madow, 1949,
+TrafficSteps are drawn systematically with probability proportional to predicted time (Madow, 1949,
 https://doi.org/10.1214/aoms/1177729988), in an order that places steps of similar shape side by side.
 """
 
@@ -16,7 +16,7 @@ Integers = npt.NDArray[np.integer]
 Booleans = npt.NDArray[np.bool_]
 
 
-class Kind(StrEnum):
+class StepKind(StrEnum):
     """What the requests of a step do."""
 
     DECODE = "decode"  # one query token each
@@ -24,10 +24,10 @@ class Kind(StrEnum):
     MIXED = "mixed"
 
 
-KINDS = tuple(Kind)
+KINDS = tuple(StepKind)
 
 
-class Steps(msgspec.Struct, frozen=True, kw_only=True):
+class TrafficSteps(msgspec.Struct, frozen=True, kw_only=True):
     """The attention batches of simulated steps; every array has one entry per step.
 
     Raises ValueError for arrays of different lengths, for no step, and for values that are not positive.
@@ -86,7 +86,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def frame(steps: Steps, draws: int) -> Frame:
+def frame(steps: TrafficSteps, draws: int) -> Frame:
     """The steps in the order of drawing; `draws` counts the certain ones too."""
     if draws < 1:
         raise ValueError(f"cannot draw {draws} steps")
@@ -103,7 +103,7 @@ def frame(steps: Steps, draws: int) -> Frame:
     )  # fmt: skip
 
 
-def draw(steps: Steps, draws: int, seed: int) -> Draw:
+def draw(steps: TrafficSteps, draws: int, seed: int) -> Draw:
     """Draw steps systematically with probability proportional to predicted seconds."""
     return frame(steps, draws).draw(float(np.random.default_rng(seed).random()))
 
@@ -119,7 +119,7 @@ def _certain(predicted_s: Floats, draws: int) -> int:
 class MixPart(msgspec.Struct, frozen=True, kw_only=True):
     """The steps of one kind, or those of one range of context lengths."""
 
-    kind: Kind | None = None
+    kind: StepKind | None = None
     context: tuple[int, int] | None = None  # keys per request: from the first, below the second
     steps: int
     predicted_s: float
@@ -133,11 +133,11 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     by_context: tuple[MixPart, ...]  # ranges are powers of two
 
 
-def mix(steps: Steps, drawn: Draw | None = None, measured_s: Floats | None = None) -> Mix:
+def mix(steps: TrafficSteps, drawn: Draw | None = None, measured_s: Floats | None = None) -> Mix:
     """The mix by predicted seconds of all steps; with a draw also by measured seconds, one value per drawn step."""
     octaves = np.floor(np.log2(np.maximum(steps.context, 1))).astype(int)
 
-    def part(inside: Booleans, kind: Kind | None = None, context: tuple[int, int] | None = None) -> MixPart:
+    def part(inside: Booleans, kind: StepKind | None = None, context: tuple[int, int] | None = None) -> MixPart:
         of_part = None
         if drawn is not None and measured_s is not None:
             of_part = float((drawn.weights * measured_s)[inside[drawn.steps]].sum())

@@ -18,7 +18,7 @@ import numpy as np
 from attnbench.analysis import stats
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import Estimate, Method, Over
-from attnbench.analysis.traffic import KINDS, Draw, Integers, Kind
+from attnbench.analysis.traffic import KINDS, Draw, Integers, StepKind
 
 ALL_STEPS = "all steps"
 NO_ROUNDS = "fewer than two rounds"  # a choice needs one round, its score another
@@ -41,7 +41,7 @@ class PolicyName(StrEnum):
     STEP = "one per step"
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class PolicyChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A backend that a policy uses, chosen with all rounds."""
 
     scope: str  # ALL_STEPS, "decode", "prefill and mixed"
@@ -65,7 +65,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A way to choose: on one half of the rounds, scored on the other, and the reverse."""
 
     name: PolicyName
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[PolicyChoice, ...] = ()
     seconds: Estimate | None = None  # of the trace; None: some step has no backend
     regret: Estimate | None = None  # seconds over those of one per step, minus 1; below 0 only by noise of the rounds
     excluded: tuple[Exclusion, ...] = ()
@@ -230,7 +230,7 @@ def _regret(drawn: Draw, series: _Series, best: _Series) -> Estimate:
 
 
 def _scopes(kinds: Integers) -> dict[PolicyName, _Scopes]:
-    numbers, phase = np.arange(len(kinds)), (kinds != KINDS.index(Kind.DECODE)).astype(int)
+    numbers, phase = np.arange(len(kinds)), (kinds != KINDS.index(StepKind.DECODE)).astype(int)
     return {
         PolicyName.SINGLE: _Scopes(0 * numbers, (ALL_STEPS,)),
         PolicyName.PHASE: _Scopes(phase, ("decode", "prefill and mixed")),
@@ -268,7 +268,7 @@ def _scored(drawn: Draw, logs: Floats, weighted: _Weighted, scopes: _Scopes) -> 
     return _series(drawn, scored)
 
 
-def _choices(measured: Measured, weighted: _Weighted, scopes: _Scopes) -> Iterator[Choice]:
+def _choices(measured: Measured, weighted: _Weighted, scopes: _Scopes) -> Iterator[PolicyChoice]:
     chosen = choose(weighted.all_rounds, scopes.groups)
     assert chosen is not None  # else the policy has no score
     halves = [choose(seconds, scopes.groups) for seconds in (weighted.even_rounds, weighted.odd_rounds)]
@@ -279,7 +279,7 @@ def _choices(measured: Measured, weighted: _Weighted, scopes: _Scopes) -> Iterat
         for place in np.unique(chosen[names == name]):
             mine = (names == name) & (chosen == place)
             of_choice = float(seconds[mine].sum())
-            yield Choice(
+            yield PolicyChoice(
                 scope=name, backend=measured.backends[place], steps=int(mine.sum()),
                 share=of_choice / float(seconds.sum()), agreed=float(seconds[mine & agreed].sum()) / of_choice,
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attnbench.analysis.traffic import KINDS, Kind, Steps
+from attnbench.analysis.traffic import KINDS, StepKind, TrafficSteps
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, BYTES = 32, 32, 8, 128, 2
 
@@ -14,11 +14,11 @@ def made_steps(count: int = 20_000, seed: int = 0, kinds: tuple[float, float, fl
     """
     rng = np.random.default_rng(seed)
     kind = rng.choice(len(KINDS), size=count, p=kinds)
-    requests = np.where(kind == KINDS.index(Kind.PREFILL), 1, 1 + rng.poisson(12, count))
+    requests = np.where(kind == KINDS.index(StepKind.PREFILL), 1, 1 + rng.poisson(12, count))
     owner = np.repeat(np.arange(count), requests)
     first = np.concatenate([[0], np.cumsum(requests)[:-1]])
     q = np.ones(len(owner))
-    chunked = kind != KINDS.index(Kind.DECODE)
+    chunked = kind != KINDS.index(StepKind.DECODE)
     q[first[chunked]] = rng.lognormal(6.5, 1, chunked.sum()).round().clip(2, 2048)
     kv = q + rng.lognormal(6.8, 1, len(owner)).round().clip(0, 32_000)
     pairs = np.add.reduceat(q * kv - q * (q - 1) / 2, first)
@@ -28,7 +28,7 @@ def made_steps(count: int = 20_000, seed: int = 0, kinds: tuple[float, float, fl
         flops, read = 4 * HEADS * HEAD_DIM * pairs, 2 * KV_HEADS * HEAD_DIM * BYTES * keys
         return LAYERS * (np.maximum(flops / flop_per_s, read / byte_per_s) + overhead_s)
 
-    steps = Steps(
+    steps = TrafficSteps(
         kinds=kind, requests=requests, max_q=max_q.astype(int), context=keys / requests,
         predicted_s=seconds(pairs, keys, 400e12, 2e12, 2e-6),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.analysis import traffic
-from attnbench.analysis.traffic import KINDS, Kind, Steps
+from attnbench.analysis.traffic import KINDS, StepKind, TrafficSteps
 from tests.analysis.made_steps import made_steps
 
 WHOLE = st.lists(st.integers(1, 12), min_size=1, max_size=12)
@@ -17,7 +17,7 @@ def steps_of(predicted, **other):
     count = len(predicted)
     fields = {"kinds": np.zeros(count, int), "requests": np.ones(count, int), "max_q": np.ones(count, int)}
     fields |= {"context": np.full(count, 100.0), "predicted_s": np.array(predicted, float)}
-    return Steps(**fields | {name: np.array(values) for name, values in other.items()})
+    return TrafficSteps(**fields | {name: np.array(values) for name, values in other.items()})
 
 
 def certain_steps(predicted, draws):
@@ -114,7 +114,7 @@ def test_the_mix_counts_every_step_once_by_kind_and_by_context():
     steps = steps_of([1, 2, 3, 4], kinds=[0, 0, 2, 1], context=[0.5, 1023, 1024, 2047])
     found = traffic.mix(steps)
     assert [(part.kind, part.steps, part.predicted_s) for part in found.by_kind] == [
-        (Kind.DECODE, 2, 3.0), (Kind.PREFILL, 1, 4.0), (Kind.MIXED, 1, 3.0),
+        (StepKind.DECODE, 2, 3.0), (StepKind.PREFILL, 1, 4.0), (StepKind.MIXED, 1, 3.0),
     ]  # fmt: skip
     assert [(part.context, part.predicted_s) for part in found.by_context] == [
         ((1, 2), 1.0), ((512, 1024), 2.0), ((1024, 2048), 7.0),
@@ -130,5 +130,5 @@ def test_the_measured_mix_sums_to_the_estimated_total():
     for parts in (found.by_kind, found.by_context):
         assert sum(part.measured_s for part in parts) == pytest.approx(drawn.weights @ times)
         assert sum(part.steps for part in parts) == len(steps.kinds)
-    decode = steps.kinds[drawn.steps] == KINDS.index(Kind.DECODE)
+    decode = steps.kinds[drawn.steps] == KINDS.index(StepKind.DECODE)
     assert found.by_kind[0].measured_s == pytest.approx((drawn.weights * times)[decode].sum())

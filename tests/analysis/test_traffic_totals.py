@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from attnbench.analysis import traffic, traffic_totals
-from attnbench.analysis.traffic import KINDS, Draw, Kind
+from attnbench.analysis.traffic import KINDS, Draw, StepKind
 from attnbench.analysis.traffic_totals import Measured, PolicyName
 from tests.analysis.made_steps import made_steps
 
 REDRAWS, DRAWN, ROUNDS, NOISE = 1000, 64, 4, 0.03
-DECODE, MIXED = KINDS.index(Kind.DECODE), KINDS.index(Kind.MIXED)
+DECODE, MIXED = KINDS.index(StepKind.DECODE), KINDS.index(StepKind.MIXED)
 TIMES = arrays.arrays(float, st.tuples(st.integers(2, 5), st.integers(1, 3)), elements=st.floats(0.01, 100))
 
 
