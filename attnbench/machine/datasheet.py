@@ -12,12 +12,13 @@ import msgspec
 
 
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
-    """The data sheet of one device: dense rates at the boost clock in FLOP/s and B/s, power in W."""
+    """The data sheet of one device: dense rates at the boost clock in FLOP/s and B/s, bytes of memory, power in W."""
 
     name: str
     pattern: str  # regular expression for the name that NVML or the driver reports
     flop_per_s: dict[str, float]
     bytes_per_s: float
+    memory_bytes: float
     power_w: float
     source: str
 
@@ -35,30 +36,31 @@ _MI300X = (
 
 
 def _sheet(
-    name: str, pattern: str, teraflops: tuple[float, ...], gigabytes: float, power_w: float, source: str
+    name: str, pattern: str, teraflops: tuple[float, ...], gigabytes: tuple[float, float], power_w: float, source: str
 ) -> Sheet:
-    """A sheet with TFLOP/s of fp32, tf32, half precision and, if the device has it, fp8; GB/s; W."""
+    """A sheet with TFLOP/s of fp32, tf32, half precision and, if the device has it, fp8; GB and GB/s; W."""
     fp32, tf32, half, *fp8 = (1e12 * rate for rate in teraflops)
     rates = {"fp32": fp32, "tf32": tf32, "fp16": half, "bf16": half} | ({"fp8_e4m3": fp8[0]} if fp8 else {})
     return Sheet(
-        name=name, pattern=pattern, flop_per_s=rates, bytes_per_s=1e9 * gigabytes, power_w=power_w, source=source
-    )
+        name=name, pattern=pattern, flop_per_s=rates, memory_bytes=1e9 * gigabytes[0], bytes_per_s=1e9 * gigabytes[1],
+        power_w=power_w, source=source,
+    )  # fmt: skip
 
 
 # The first sheet whose pattern matches is used.
 SHEETS = (
-    _sheet("A100 SXM 40GB", r"A100-SXM.*40", (19.5, 156, 312), 1555, 400, _AMPERE),
-    _sheet("A100 SXM 80GB", r"A100-SXM", (19.5, 156, 312), 2039, 400, _AMPERE),
-    _sheet("A100 PCIe 40GB", r"A100.*PCI.*40", (19.5, 156, 312), 1555, 250, _AMPERE),
-    _sheet("A100 PCIe 80GB", r"A100", (19.5, 156, 312), 1935, 300, _AMPERE),
-    _sheet("H100 PCIe", r"H100 PCIe", (51, 378, 756, 1513), 2000, 350, _HOPPER),
-    _sheet("H100 SXM", r"H100", (67, 494.7, 989.4, 1978.9), 3350, 700, _HOPPER),
-    _sheet("H200 SXM", r"H200", (67, 494.7, 989.4, 1978.9), 4800, 700, _H200),
-    _sheet("B200 SXM", r"B200", (75, 1125, 2250, 4500), 8000, 1000, _BLACKWELL),
-    _sheet("L40S", r"L40S", (91.6, 183, 362, 733), 864, 350, _L40S),
-    _sheet("L4", r"\bL4\b", (30.3, 60, 121, 242.5), 300, 72, _L4),
-    _sheet("RTX 4090", r"RTX 4090", (82.6, 82.6, 165.2, 330.3), 1008, 450, _ADA),
-    _sheet("MI300X", r"MI300X", (163.4, 653.7, 1307.4, 2614.9), 5300, 750, _MI300X),
+    _sheet("A100 SXM 40GB", r"A100-SXM.*40", (19.5, 156, 312), (40, 1555), 400, _AMPERE),
+    _sheet("A100 SXM 80GB", r"A100-SXM", (19.5, 156, 312), (80, 2039), 400, _AMPERE),
+    _sheet("A100 PCIe 40GB", r"A100.*PCI.*40", (19.5, 156, 312), (40, 1555), 250, _AMPERE),
+    _sheet("A100 PCIe 80GB", r"A100", (19.5, 156, 312), (80, 1935), 300, _AMPERE),
+    _sheet("H100 PCIe", r"H100 PCIe", (51, 378, 756, 1513), (80, 2000), 350, _HOPPER),
+    _sheet("H100 SXM", r"H100", (67, 494.7, 989.4, 1978.9), (80, 3350), 700, _HOPPER),
+    _sheet("H200 SXM", r"H200", (67, 494.7, 989.4, 1978.9), (141, 4800), 700, _H200),
+    _sheet("B200 SXM", r"B200", (75, 1125, 2250, 4500), (180, 8000), 1000, _BLACKWELL),
+    _sheet("L40S", r"L40S", (91.6, 183, 362, 733), (48, 864), 350, _L40S),
+    _sheet("L4", r"\bL4\b", (30.3, 60, 121, 242.5), (24, 300), 72, _L4),
+    _sheet("RTX 4090", r"RTX 4090", (82.6, 82.6, 165.2, 330.3), (24, 1008), 450, _ADA),
+    _sheet("MI300X", r"MI300X", (163.4, 653.7, 1307.4, 2614.9), (192, 5300), 750, _MI300X),
 )
 
 # FLOP of one core in one clock cycle: two fused multiply-adds of the full width; for AMX bf16 a tile product of

@@ -1,5 +1,7 @@
 """The kinds of layers of a model: full, with a window, in chunks, with cross-attention, or without attention."""
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -28,6 +30,7 @@ _NAMES = {
     Layer.NONE: ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "moe", "mlp", "M", "E", "-", "0"),
 }
 LAYER_OF = {name: layer for layer, names in _NAMES.items() for name in names}
+ATTENTION = (Layer.FULL, Layer.SLIDING, Layer.CHUNKED)
 _LISTS = ("layer_types", "layers_block_type", "attn_type_list")
 
 
@@ -41,6 +44,21 @@ def window(fields: Fields) -> int:
 
 def layers_of(fields: Fields, model_type: ModelType) -> list[Layer]:
     """Each kind of attention layer once; the layers without attention become a note."""
+    attention = [layer for layer in dict.fromkeys(_kinds(fields, model_type)) if layer in ATTENTION]
+    if not attention:
+        raise SuiteError("; ".join(fields.notes) or "no layer with attention")
+    return attention
+
+
+def layer_counts(fields: Fields, model_type: ModelType) -> dict[Layer, int]:
+    """The number of layers of each kind, also of those without attention."""
+    kinds = _kinds(fields, model_type)
+    total = fields.needed(*LAYERS) if len(kinds) == 1 else fields.count(*LAYERS) or len(kinds)
+    return Counter(itertools.islice(itertools.cycle(kinds), total))
+
+
+def _kinds(fields: Fields, model_type: ModelType) -> list[Layer]:
+    """The kinds of the layers in their order, which repeat where the config has more layers."""
     names = next((items for name in _LISTS if (items := fields.items(name))), None)
     fields.skip(*LAYERS, model_type.layers_field, "max_window_layers", "hybrid_layer_ids")
     if names is None:
@@ -56,12 +74,7 @@ def layers_of(fields: Fields, model_type: ModelType) -> list[Layer]:
     ):
         if places := [index for index, other in enumerate(layers) if other is layer]:
             fields.note(f"layers {_ranges(places)} of {len(layers)} {text}")
-    attention: list[Layer] = [
-        layer for layer in dict.fromkeys(layers) if layer in (Layer.FULL, Layer.SLIDING, Layer.CHUNKED)
-    ]
-    if not attention:
-        raise SuiteError("; ".join(fields.notes) or "no layer with attention")
-    return attention
+    return layers
 
 
 def _names(fields: Fields, model_type: ModelType) -> Iterable[str]:
@@ -159,7 +172,7 @@ def _repeated(fields: Fields) -> Iterable[str]:
     for item in fields.items("attention_types") or [[["global", "local"], 1]]:
         if not isinstance(item, list) or len(item) != 2 or not isinstance(item[0], list):
             raise fields.error("attention_types", "is not a list of [kinds, repetitions]")
-        names += map(str, item[0])
+        names += map(str, item[0] * (item[1] if isinstance(item[1], int) else 1))
     return names
 
 

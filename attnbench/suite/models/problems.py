@@ -27,10 +27,10 @@ def tables_of(fields: Fields, model_type: ModelType, type_name: str) -> list[Tab
         return [_images(fields, model_type)]
     if model_type.kind is Kind.SEQ2SEQ:
         return list(_seq2seq(fields, model_type))
-    return list(_decoder(fields, model_type) if _is_causal(fields, model_type) else _encoder(fields, model_type))
+    return list(_decoder(fields, model_type) if is_causal(fields, model_type) else _encoder(fields, model_type))
 
 
-def _is_causal(fields: Fields, model_type: ModelType) -> bool:
+def is_causal(fields: Fields, model_type: ModelType) -> bool:
     """By model type, not by the head on top: a reward model of Llama is causal, BERT is not unless it is a decoder."""
     both_ways = fields.get("use_bidirectional_attention")
     if fields.get("is_causal") is False or both_ways is True or both_ways == "all":

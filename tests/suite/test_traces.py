@@ -1,0 +1,189 @@
+"""Readers of traces. The samples are made up in the format of each public trace; none is taken from one."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from attnbench.errors import UsageError
+from attnbench.suite.serving.generate import Traffic, generate, json_lines
+from attnbench.suite.serving.trace import Trace, TraceFormat
+
+MOONCAKE = (
+    '{"timestamp": 27000, "input_length": 600, "output_length": 40, "hash_ids": [1, 2]}\n'
+    '{"timestamp": 27000, "input_length": 512, "output_length": 7, "hash_ids": [1]}\n'
+    '{"timestamp": 30000, "input_length": 1025, "output_length": 9, "hash_ids": [1, 3, 4]}\n'
+)
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2023-11-16 18:15:46.6805900,374,44\n"
+    "2023-11-16 18:15:50.9951690,396,109\n"
+    "2023-11-17 18:15:50.9951690,396,109\n"
+)
+BURSTGPT = (
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,472,18,490,Conversation log\n"
+    "45.5,GPT-4,1087,0,1087,API log\n"
+    "118,GPT-4,417,276,693,Conversation log\n"
+)
+BURSTGPT_SESSIONS = (
+    "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5.0,12,1.5,ChatGPT,472,18,490,Conversation log\n"
+)
+OWN = (
+    '{"arrival_s": 1.5, "input_tokens": 100, "output_tokens": 20}\n'
+    "\n"
+    '{"arrival_s": 2, "input_tokens": 513, "output_tokens": 1, "hash_ids": [7, 8]}\n'
+)
+
+
+def trace(folder: Path, text: str, name: str = "", **settings: float) -> Trace:
+    path = folder / "trace.txt"
+    path.write_text(text, encoding="utf-8")
+    return Trace(path, name, **settings)  # type: ignore[arg-type]
+
+
+def plain(requests: Trace) -> list[tuple[float, int, int]]:
+    return [(round(item.arrival_s, 6), item.input_tokens, item.output_tokens) for item in requests]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        (MOONCAKE, TraceFormat.MOONCAKE, [(0.0, 600, 40), (0.0, 512, 7), (3.0, 1025, 9)]),
+        (AZURE, TraceFormat.AZURE, [(0.0, 374, 44), (4.314579, 396, 109), (86404.314579, 396, 109)]),
+        (BURSTGPT, TraceFormat.BURSTGPT, [(0.0, 472, 18), (113.0, 417, 276)]),
+        (BURSTGPT_SESSIONS, TraceFormat.BURSTGPT, [(0.0, 472, 18)]),
+        (OWN, TraceFormat.ATTNBENCH, [(0.0, 100, 20), (0.5, 513, 1)]),
+    ],
+)
+def test_each_format_is_detected_and_read(
+    tmp_path: Path, text: str, name: TraceFormat, expected: list[tuple[float, int, int]]
+) -> None:
+    requests = trace(tmp_path, text)
+    assert requests.format is name
+    assert plain(requests) == expected
+    assert plain(requests) == expected  # a second time
+
+
+def test_failed_requests_are_skipped_and_counted(tmp_path: Path) -> None:
+    requests = trace(tmp_path, BURSTGPT)
+    assert [item.line for item in requests] == [2, 4]
+    assert requests.skipped == 1
+
+
+def test_equal_hashes_are_equal_prefixes(tmp_path: Path) -> None:
+    first, second, third = (item.prefix_hashes for item in trace(tmp_path, MOONCAKE))
+    assert first[0] == second[0] == third[0]
+    assert first[1] != third[1]
+    other = trace(tmp_path, MOONCAKE.replace("[1, 2]", "[9, 3]"))
+    assert next(iter(other)).prefix_hashes[1] != third[1]  # block 3 after another block is another prefix
+
+
+def test_speed_divides_arrivals(tmp_path: Path) -> None:
+    assert [arrival for arrival, *_ in plain(trace(tmp_path, MOONCAKE, speed=2.0))] == [0.0, 0.0, 1.5]
+
+
+def test_jitter_spreads_a_batch_in_order_and_by_seed(tmp_path: Path) -> None:
+    line = '{"timestamp": %d, "input_length": %d, "output_length": 1, "hash_ids": [1]}\n'
+    text = "".join(line % (3000 * (index // 20), index + 1) for index in range(60))
+    plainly = plain(trace(tmp_path, text))
+    jittered = plain(trace(tmp_path, text, jitter_s=3.0, seed=1))
+    arrivals = [arrival for arrival, *_ in jittered]
+    assert arrivals == sorted(arrivals)
+    assert len(set(arrivals)) == 60
+    assert sorted(tokens for _, tokens, _ in jittered) == [tokens for _, tokens, _ in plainly]
+    assert jittered == plain(trace(tmp_path, text, jitter_s=3.0, seed=1))
+    assert jittered != plain(trace(tmp_path, text, jitter_s=3.0, seed=2))
+
+
+def test_a_trace_is_read_as_it_is_used(tmp_path: Path) -> None:
+    """Only then can it be larger than memory: a mistake further down is not reached."""
+    text = AZURE + "2023-11-18 00:00:00,1,1\n" * 5000 + "2023-11-18 00:00:00,none,1\n"
+    assert len(list(itertools.islice(trace(tmp_path, text), 100))) == 100
+    with pytest.raises(UsageError, match=r"trace.txt:5005: ContextTokens='none': use a number of tokens"):
+        list(trace(tmp_path, text))
+
+
+WRONG = {
+    "no line": ("", "trace.txt: an empty trace: it has no line; use a file with requests"),
+    "only a heading": (AZURE.splitlines()[0], "trace.txt: an empty trace: it has no request; use"),
+    "only failures": (
+        "\n".join(BURSTGPT.splitlines()[:3:2]),
+        "an empty trace: it has no request with a response (1 without)",
+    ),
+    "another file": ("time,tokens\n1,2\n", "trace.txt:1: not a known trace: 'time,tokens'; give --trace-format"),
+    "another JSON": ('{"a": 1}\n', "not a known trace: "),
+    "no JSON": (OWN + "{arrival_s\n", "trace.txt:4: '{arrival_s' is no JSON object: use one with arrival_s"),
+    "a list": (OWN + "[1]\n", "trace.txt:4: '[1]' is no JSON object"),
+    "no output": (
+        OWN + '{"arrival_s": 3, "input_tokens": 1}\n',
+        "trace.txt:4: no field 'output_tokens': add it, with a number of tokens, at least 0",
+    ),
+    "no hashes": (
+        MOONCAKE + '{"timestamp": 30000, "input_length": 1, "output_length": 1}\n',
+        "trace.txt:4: no field 'hash_ids': add it, with a list of whole numbers",
+    ),
+    "hashes that do not match": (
+        MOONCAKE.replace("[1, 3, 4]", "[1, 3]"),
+        "trace.txt:3: hash_ids has 2 hashes for input_length=1025: use 3, one for each 512 tokens",
+    ),
+    "hashes of text": (MOONCAKE.replace("[1, 2]", '["a", 2]'), "trace.txt:1: hash_ids=\"['a', 2]\": use a list"),
+    "a fraction of a token": (AZURE + "2023-11-18 00:00:00,1.5,2\n", "trace.txt:5: ContextTokens='1.5': use a number"),
+    "no token": (AZURE + "2023-11-18 00:00:00,0,2\n", "trace.txt:5: ContextTokens='0': use a number of tokens, at le"),
+    "less than no token": (AZURE + "2023-11-18 00:00:00,1,-2\n", "trace.txt:5: GeneratedTokens='-2': use a number"),
+    "too many tokens": (AZURE + f"2023-11-18 00:00:00,{10**17},2\n", "trace.txt:5: ContextTokens='1000000000000"),
+    "a switch": (MOONCAKE.replace("600", "true"), "trace.txt:1: input_length='True': use a number of tokens"),
+    "no time": (AZURE + "yesterday,1,2\n", "trace.txt:5: TIMESTAMP='yesterday': use a time such as 2023-11-16 18:15"),
+    "not a finite time": (BURSTGPT + "nan,m,1,2,3,l\n", "trace.txt:5: Timestamp='nan': use a number of seconds"),
+    "out of order": (
+        MOONCAKE.replace("27000", "31000", 1),
+        "trace.txt:2: timestamp='27000' is before line 1: sort the trace by 'timestamp'",
+    ),
+    "a value too few": (AZURE + "2023-11-18 00:00:00,1\n", "trace.txt:5: 2 values: use 3, one for each column"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, name: str) -> None:
+    text, message = WRONG[name]
+    with pytest.raises(UsageError) as raised:
+        list(trace(tmp_path, text))
+    assert message in str(raised.value)
+
+
+def test_a_format_that_does_not_fit_names_the_missing_column(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no column 'Timestamp': use a file with it, or another --trace-format"):
+        list(trace(tmp_path, AZURE, "burstgpt"))
+    with pytest.raises(UsageError, match=r"txt:1: no field 'output_length': .* or give --trace-format"):
+        list(trace(tmp_path, OWN, "mooncake"))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.csv", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError, match=f"{path}: {reason}"):
+            Trace(path)
+
+
+def test_generated_traces_have_the_lengths_the_rate_and_the_prefixes_that_were_asked_for(tmp_path: Path) -> None:
+    traffic = Traffic(
+        requests=4000, requests_per_s=4.0, burstiness=0.25, input_tokens=600, output_tokens=100, prefixes=3
+    )
+    requests = list(generate(traffic, seed=1))
+    intervals = [b.arrival_s - a.arrival_s for a, b in itertools.pairwise(requests)]
+    mean = sum(intervals) / len(intervals)
+    deviation = (sum((item - mean) ** 2 for item in intervals) / len(intervals)) ** 0.5
+    assert mean == pytest.approx(0.25, rel=0.1)
+    assert deviation / mean == pytest.approx(2.0, rel=0.15)  # 1 / sqrt(burstiness)
+    assert sum(item.input_tokens for item in requests) / 4000 == pytest.approx(600 + 1024, rel=0.05)
+    assert sum(item.output_tokens for item in requests) / 4000 == pytest.approx(100, rel=0.05)
+    assert len({item.prefix_hashes[:2] for item in requests}) == 3
+    others = [part for item in requests for part in item.prefix_hashes[2:]]
+    assert len(others) == len(set(others))
+    written = tmp_path / "generated.jsonl"
+    written.write_bytes(b"\n".join(json_lines(requests)))
+    read = list(Trace(written))
+    assert [(item.arrival_s, item.input_tokens, item.output_tokens) for item in read] == [
+        (item.arrival_s, item.input_tokens, item.output_tokens) for item in requests
+    ]
+    assert list(generate(traffic, seed=1)) == requests != list(generate(traffic, seed=2))
