@@ -4,27 +4,15 @@ TrafficSteps are drawn systematically with probability proportional to predicted
 https://doi.org/10.1214/aoms/1177729988), in an order that places steps of similar shape side by side.
 """
 
-from enum import StrEnum
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from attnbench.analysis.readings import Floats
+from attnbench.suite.serving.simulation import KINDS, StepKind
 
 Integers = npt.NDArray[np.integer]
 Booleans = npt.NDArray[np.bool_]
-
-
-class StepKind(StrEnum):
-    """What the requests of a step do."""
-
-    DECODE = "decode"  # one query token each
-    PREFILL = "prefill"  # more than one query token each
-    MIXED = "mixed"
-
-
-KINDS = tuple(StepKind)
 
 
 class TrafficSteps(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,8 @@ import numpy as np
 from attnbench.analysis import stats
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import Estimate, Method, Over
-from attnbench.analysis.traffic import KINDS, Draw, Integers, StepKind
+from attnbench.analysis.traffic import Draw, Integers
+from attnbench.suite.serving.simulation import KINDS, StepKind
 
 ALL_STEPS = "all steps"
 NO_ROUNDS = "fewer than two rounds"  # a choice needs one round, its score another

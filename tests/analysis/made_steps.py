@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from attnbench.analysis.traffic import KINDS, StepKind, TrafficSteps
+from attnbench.analysis.traffic import TrafficSteps
+from attnbench.suite.serving.simulation import KINDS, StepKind
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, BYTES = 32, 32, 8, 128, 2
 

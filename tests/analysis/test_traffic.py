@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.analysis import traffic
-from attnbench.analysis.traffic import KINDS, StepKind, TrafficSteps
+from attnbench.analysis.traffic import TrafficSteps
+from attnbench.suite.serving.simulation import KINDS, StepKind
 from tests.analysis.made_steps import made_steps
 
 WHOLE = st.lists(st.integers(1, 12), min_size=1, max_size=12)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from attnbench.analysis import traffic, traffic_totals
-from attnbench.analysis.traffic import KINDS, Draw, StepKind
+from attnbench.analysis.traffic import Draw
 from attnbench.analysis.traffic_totals import Measured, PolicyName
+from attnbench.suite.serving.simulation import KINDS, StepKind
 from tests.analysis.made_steps import made_steps
 
 REDRAWS, DRAWN, ROUNDS, NOISE = 1000, 64, 4, 0.03

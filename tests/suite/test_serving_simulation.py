@@ -13,7 +13,7 @@ from attnbench.suite.models.decoder import DecoderLayer, decoder_of
 from attnbench.suite.models.layers import Layer
 from attnbench.suite.serving.generate import Traffic, generate
 from attnbench.suite.serving.scheduler import Batch, SchedulerOptions
-from attnbench.suite.serving.simulation import Serving, StepKind, batches_of, simulate
+from attnbench.suite.serving.simulation import KINDS, Serving, StepKind, batches_of, simulate
 from attnbench.suite.serving.step_cost import StepCost, step_cost, work
 from attnbench.suite.serving.trace import TracedRequest
 from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
@@ -145,7 +145,7 @@ REQUESTS_60 = list(generate(Traffic(requests=60, requests_per_s=30.0, output_tok
 def test_chosen_steps_are_simulated_again_as_they_were(replicas: int) -> None:
     servers = serving(REQUESTS_60, replicas)
     steps = simulate(servers).steps
-    count = len(steps.kind)
+    count = len(steps.kinds)
     chosen = sorted({0, 1, count // 3, count // 2, count - 2, count - 1})
     batches = batches_of(servers, chosen)
     assert list(batches) == chosen
@@ -156,7 +156,7 @@ def test_chosen_steps_are_simulated_again_as_they_were(replicas: int) -> None:
         assert summary == tuple(int(column[number]) for column in stored)
         assert servers.cost.attention_s(batch(*requests)) == steps.attention_s[number]
         kind = StepKind.DECODE if max(q) == 1 else StepKind.MIXED if min(q) == 1 else StepKind.PREFILL
-        assert steps.kind[number] == kind
+        assert KINDS[steps.kinds[number]] is kind
     assert batches_of(servers, []) == {}
 
 
@@ -175,7 +175,7 @@ def test_clock_waits_for_the_next_arrival() -> None:
     requests = [TracedRequest(0.0, 10, 1), TracedRequest(100.0, 10, 1)]
     simulation = simulate(serving(requests))
     assert simulation.ended_s == pytest.approx(100 + simulation.busy_s / 2)
-    assert len(simulation.steps.kind) == 2
+    assert len(simulation.steps.kinds) == 2
 
 
 def test_common_prefixes_save_query_tokens() -> None:

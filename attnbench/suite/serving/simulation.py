@@ -3,7 +3,7 @@
 import itertools
 from array import array
 from collections.abc import Collection, Iterable, Iterator
-from enum import IntEnum
+from enum import StrEnum
 
 import msgspec
 import numpy as np
@@ -14,18 +14,21 @@ from attnbench.suite.serving.step_cost import StepCost
 from attnbench.suite.serving.trace import TracedRequest
 
 
-class StepKind(IntEnum):
-    """What the requests of a step have: one query each, several each, or both."""
+class StepKind(StrEnum):
+    """What the requests of a step do."""
 
-    DECODE = 0
-    PREFILL = 1
-    MIXED = 2
+    DECODE = "decode"  # one query token each
+    PREFILL = "prefill"  # more than one query token each
+    MIXED = "mixed"
+
+
+KINDS = tuple(StepKind)
 
 
 class StepTable(msgspec.Struct, frozen=True, kw_only=True):
     """Every step in order, as arrays; the steps of one replica follow those of the one before."""
 
-    kind: NDArray[np.uint8]  # StepKind
+    kinds: NDArray[np.uint8]  # places in KINDS
     requests: NDArray[np.int32]
     q_tokens: NDArray[np.int32]
     kv_tokens: NDArray[np.int64]  # keys of all requests
@@ -96,7 +99,7 @@ def _summary(batch: Batch, attention_s: float) -> tuple[int, int, int, int, int,
     """One row of a StepTable."""
     longest = int(batch.q.max())
     kind = StepKind.DECODE if longest == 1 else StepKind.MIXED if batch.q.min() == 1 else StepKind.PREFILL
-    return kind, batch.q.size, int(batch.q.sum()), int(batch.kv.sum()), longest, attention_s
+    return KINDS.index(kind), batch.q.size, int(batch.q.sum()), int(batch.kv.sum()), longest, attention_s
 
 
 def batches_of(serving: Serving, steps: Collection[int]) -> dict[int, list[tuple[int, int]]]:
