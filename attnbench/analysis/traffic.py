@@ -1,6 +1,6 @@
 """Steps of simulated traffic: which of them are measured, and where their time goes.
 
-TrafficSteps are drawn systematically with probability proportional to predicted time (Madow, 1949,
+They are drawn systematically, with probability proportional to predicted time (Madow, 1949,
 https://doi.org/10.1214/aoms/1177729988), in an order that places steps of similar shape side by side.
 """
 
@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from attnbench import units
 from attnbench.analysis.readings import Floats
 from attnbench.suite.serving.simulation import KINDS, StepKind
 
@@ -111,7 +112,12 @@ class MixPart(msgspec.Struct, frozen=True, kw_only=True):
     context: tuple[int, int] | None = None  # keys per request: from the first, below the second
     steps: int
     predicted_s: float
-    measured_s: float | None = None  # estimated from the drawn steps of this part; 0.0 if none of them was drawn
+    measured_s: float | None = None  # estimated from the drawn steps of this part; None: there are none
+
+    @property
+    def name(self) -> str:
+        """`mixed`, or `1k..2k`."""
+        return str(self.kind) if self.context is None else "..".join(map(units.short, self.context))
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +133,7 @@ def mix(steps: TrafficSteps, drawn: Draw | None = None, measured_s: Floats | Non
 
     def part(inside: Booleans, kind: StepKind | None = None, context: tuple[int, int] | None = None) -> MixPart:
         of_part = None
-        if drawn is not None and measured_s is not None:
+        if drawn is not None and measured_s is not None and inside[drawn.steps].any():
             of_part = float((drawn.weights * measured_s)[inside[drawn.steps]].sum())
         return MixPart(
             kind=kind, context=context, steps=int(inside.sum()), predicted_s=float(steps.predicted_s[inside].sum()),

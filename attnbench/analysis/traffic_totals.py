@@ -21,7 +21,7 @@ from attnbench.analysis.stats import Estimate, Method, Over
 from attnbench.analysis.traffic import Draw, Integers
 from attnbench.suite.serving.simulation import KINDS, StepKind
 
-ALL_STEPS = "all steps"
+ALL_STEPS, DECODE, PREFILL = "all steps", "decode", "prefill and mixed"  # the steps that share a backend
 NO_ROUNDS = "fewer than two rounds"  # a choice needs one round, its score another
 
 
@@ -45,7 +45,7 @@ class PolicyName(StrEnum):
 class PolicyChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A backend that a policy uses, chosen with all rounds."""
 
-    scope: str  # ALL_STEPS, "decode", "prefill and mixed"
+    scope: str  # ALL_STEPS, DECODE or PREFILL
     backend: str
     steps: int  # drawn steps for which it is used
     share: float  # of the policy's seconds
@@ -69,7 +69,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[PolicyChoice, ...] = ()
     seconds: Estimate | None = None  # of the trace; None: some step has no backend
     regret: Estimate | None = None  # seconds over those of one per step, minus 1; below 0 only by noise of the rounds
+    over_phase: Estimate | None = None  # of one backend: its seconds over those of one per phase, minus 1
     excluded: tuple[Exclusion, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """`flex`, `flex for decode and naive for prefill and mixed`, `flex or naive`."""
+        names = list(dict.fromkeys(choice.backend for choice in self.choices))
+        if self.name is PolicyName.PHASE and len(names) > 1:
+            return " and ".join(f"{choice.backend} for {choice.scope}" for choice in self.choices)
+        return " or ".join(names)
 
 
 class BackendTotal(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +96,9 @@ class TrafficTotals(msgspec.Struct, frozen=True, kw_only=True):
     drawn: int  # steps measured
     totals: tuple[BackendTotal, ...]  # of backends with a time for every drawn step; the fastest first
     policies: tuple[Policy, ...]
+
+    def policy(self, name: PolicyName) -> Policy:
+        return next(policy for policy in self.policies if policy.name is name)
 
     def per_hour(self, seconds: Estimate) -> Estimate:
         """Attention seconds per hour of traffic."""
@@ -129,8 +141,7 @@ def estimate(drawn: Draw, measured: Measured, hours: float) -> TrafficTotals:
     """Totals, their paired ratios, and the three policies; raises ValueError where a drawn step has no row of times."""
     if measured.times_s.shape[:2] != (len(drawn.steps), len(measured.backends)):
         raise ValueError(f"times of {len(drawn.steps)} steps and {len(measured.backends)} backends are needed")
-    with np.errstate(divide="ignore", invalid="ignore"):  # an impossible time counts as no reading
-        logs = np.log(measured.times_s)
+    logs = _logs(measured)
     series = {
         name: _series(drawn, logs[:, place])
         for place, name in enumerate(measured.backends)
@@ -148,6 +159,18 @@ def estimate(drawn: Draw, measured: Measured, hours: float) -> TrafficTotals:
     return TrafficTotals(
         hours=hours, drawn=len(drawn.steps), totals=totals, policies=tuple(_policies(drawn, measured, logs))
     )
+
+
+def step_seconds(measured: Measured, backend: str) -> Floats:
+    """Seconds of each drawn step with one backend; NaN where it has no time."""
+    seconds: Floats = np.exp(_mean(_logs(measured)[:, measured.backends.index(backend)]))
+    return seconds
+
+
+def _logs(measured: Measured) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):  # an impossible time counts as no reading
+        logs: Floats = np.log(measured.times_s)
+    return logs
 
 
 def _series(drawn: Draw, logs: Floats) -> _Series:
@@ -211,21 +234,22 @@ def _policies(drawn: Draw, measured: Measured, logs: Floats) -> Iterator[Policy]
     weighted = _weighted(drawn, logs)
     scopes = _scopes(measured.kinds)
     scored = {name: _scored(drawn, logs, weighted, scopes[name]) for name in PolicyName}
-    best = scored[PolicyName.STEP]
+    best, by_phase = scored[PolicyName.STEP], scored[PolicyName.PHASE]
     for name, series in scored.items():
-        per_step = name is PolicyName.STEP
+        per_step, single = name is PolicyName.STEP, name is PolicyName.SINGLE
         excluded = () if per_step else tuple(_excluded(measured, weighted.all_rounds, scopes[name]))
         if series is None:
             yield Policy(name=name, excluded=excluded)
             continue
         yield Policy(
             name=name, choices=tuple(_choices(measured, weighted, scopes[name])), seconds=_total(drawn, series),
-            regret=None if best is None or per_step else _regret(drawn, series, best), excluded=excluded,
+            regret=None if best is None or per_step else _excess(drawn, series, best),
+            over_phase=_excess(drawn, series, by_phase) if single and by_phase else None, excluded=excluded,
         )  # fmt: skip
 
 
-def _regret(drawn: Draw, series: _Series, best: _Series) -> Estimate:
-    ratio = _ratio(drawn, series, best)
+def _excess(drawn: Draw, series: _Series, other: _Series) -> Estimate:
+    ratio = _ratio(drawn, series, other)
     low, high = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
     return msgspec.structs.replace(ratio, value=ratio.value - 1, low=low, high=high)
 
@@ -234,7 +258,7 @@ def _scopes(kinds: Integers) -> dict[PolicyName, _Scopes]:
     numbers, phase = np.arange(len(kinds)), (kinds != KINDS.index(StepKind.DECODE)).astype(int)
     return {
         PolicyName.SINGLE: _Scopes(0 * numbers, (ALL_STEPS,)),
-        PolicyName.PHASE: _Scopes(phase, ("decode", "prefill and mixed")),
+        PolicyName.PHASE: _Scopes(phase, (DECODE, PREFILL)),
         PolicyName.STEP: _Scopes(numbers, (ALL_STEPS,) * len(kinds)),
     }
 

@@ -129,7 +129,10 @@ def test_the_measured_mix_sums_to_the_estimated_total():
     times = costs["loop"][drawn.steps]
     found = traffic.mix(steps, drawn, times)
     for parts in (found.by_kind, found.by_context):
-        assert sum(part.measured_s for part in parts) == pytest.approx(drawn.weights @ times)
+        assert sum(part.measured_s or 0 for part in parts) == pytest.approx(drawn.weights @ times)
         assert sum(part.steps for part in parts) == len(steps.kinds)
+    octaves = {int(np.log2(context)) for context in steps.context[drawn.steps]}
+    assert {int(np.log2(part.context[0])) for part in found.by_context if part.measured_s is not None} == octaves
+    assert any(part.measured_s is None for part in found.by_context)
     decode = steps.kinds[drawn.steps] == KINDS.index(StepKind.DECODE)
     assert found.by_kind[0].measured_s == pytest.approx((drawn.weights * times)[decode].sum())

@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from attnbench.analysis.traffic import draw
+from attnbench.analysis.traffic_totals import Measured
 from attnbench.attention.problem import Problem
 from attnbench.records.result import Cause, Result, Status
 from attnbench.records.run_directory import MANIFEST, RESULTS, Manifest, Run
+from attnbench.studies import traffic_answer
+from attnbench.studies.traffic_answer import TrafficAnswer
+from tests.analysis.made_steps import made_steps
 from tests.golden.made import measured, refused
 
 LENGTHS = (512, 1024, 2048)
@@ -103,6 +109,24 @@ def right_to_left() -> list[Run]:
     problem = Problem(seq_q=LENGTHS[2])
     late = _group(problem, {"naive": 6.0, "انتباه.py:انتبه": 2.0})
     return [_run("right-to-left", [*results, *late, refused(problem, "קשב.py:קשב", Status.ERROR, "ValueError: אורך")])]
+
+
+def traffic(seed: int = 1) -> TrafficAnswer:
+    """Two hours of made-up traffic: flex wins decode steps, sdpa the others; sdpa:padded cannot run one."""
+    steps, costs = made_steps(5000)
+    drawn = draw(steps, 64, seed)
+    every = np.stack([costs[name][drawn.steps] for name in ("fused", "decode", "padded")], axis=1)
+    times = every[:, :, None] * np.exp(np.random.default_rng(seed).normal(0, 0.02, (*every.shape, 4)))
+    times[-1, 2] = np.nan
+    measured = Measured(
+        backends=("sdpa", "flex", "sdpa:padded"), kinds=steps.kinds[drawn.steps], times_s=times,
+        refusals={(len(times) - 1, "sdpa:padded"): "out of memory: needs 18 GiB, limit 9.6 GiB"},
+    )  # fmt: skip
+    options = {"speed": "1", "max_num_seqs": "256", "max_num_batched_tokens": "2048", "block_size": "16"}
+    return traffic_answer.make(
+        trace="azure-like", model="tiny-llama", options=options, seed=seed, steps=steps, drawn=drawn,
+        measured=measured, hours=2,
+    )  # fmt: skip
 
 
 CANNED: dict[str, Callable[[], list[Run]]] = {

@@ -19,6 +19,7 @@ from attnbench.report.charts import rendering
 from attnbench.report.charts.figure import Figure
 from attnbench.report.formats import csv, html, latex, markdown
 from attnbench.report.pages.page import MAX_ROWS, Page, PageTable, ReportData, report_data
+from attnbench.studies import traffic_answer
 
 MARKER, MARKER_TEXT = ".attnbench-report", "made by attnbench report\n"  # only a marked folder is overwritten
 ANSWER = "answer"  # name of the first screen among those of the pages
@@ -57,10 +58,12 @@ def write(
     options = options or ReportOptions()
     folder = directory or runs[0].path / "report"
     _check(folder)
+    traffic = [traffic_answer.read(run.path) for run in runs]
     if options.anonymize:
         runs = [_anonymous(run, number) for number, run in enumerate(runs)]
+        traffic = [answer and msgspec.structs.replace(answer, trace="", model="") for answer in traffic]
     step("reading")
-    data = report_data(runs, options.keep, options.reference, () if options.anonymize else options.trend)
+    data = report_data(runs, options.keep, options.reference, () if options.anonymize else options.trend, traffic)
     step("drawing")
     answer, sections = pages.contents(data)
     shown = [page for page in sections if not options.only or page.name in options.only]

@@ -17,11 +17,13 @@ from attnbench.report.pages import (
     memory,
     scaling,
     speed,
+    traffic,
     trust,
 )
 from attnbench.report.pages.page import Page, ReportData
 
 PAGES: dict[str, tuple[str, Callable[[ReportData], Page]]] = {  # by name: the title, and the function
+    "traffic": ("Your traffic", traffic.page),
     "speed": ("Speed", speed.page),
     "memory": ("Memory", memory.page),
     "accuracy": ("Accuracy", accuracy.page),

@@ -20,8 +20,9 @@ from attnbench.records.run_directory import Run
 from attnbench.report.charts import panels
 from attnbench.report.charts.figure import Figure
 from attnbench.report.quantities import DASH
-from attnbench.studies import scaling
+from attnbench.studies import scaling, traffic_answer
 from attnbench.studies.scaling import Law
+from attnbench.studies.traffic_answer import TrafficAnswer
 
 MAX_ROWS = 1000  # of a table in Markdown or LaTeX; CSV has all
 MAX_LISTED = 5000  # cases that the table of all cases lists one by one
@@ -159,6 +160,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     by_run: tuple[list[Row], ...]
     laws: tuple[Law, ...]  # exponents of each run; none of very many cases
     ceilings: CeilingsByDevice
+    traffic: tuple[TrafficAnswer | None, ...]  # of each run that replays a trace
     trend: Mapping[str, Sequence[tuple[history.HistoryPoint, float]]]  # of the first run's machine, by case
 
 
@@ -167,8 +169,11 @@ def report_data(
     keep: Callable[[Result], bool] | None = None,
     reference: str | None = None,
     points_of_history: Iterable[history.HistoryPoint] = (),
+    traffic: Sequence[TrafficAnswer | None] | None = None,
 ) -> ReportData:
     """Read the runs, in order; `keep` selects results, and `reference` names the arm that speed-ups are over.
+
+    `traffic`: the answers of runs that replay a trace, by default those of their directories.
 
     Raises UsageError for more results than one report can hold.
     """
@@ -195,6 +200,7 @@ def report_data(
     return ReportData(
         runs=tuple(runs), names=tuple(names), rows=every, layout=panels.layout(every), details=details,
         by_run=tuple(by_run), laws=tuple(_laws(by_run)), ceilings=ceilings,
+        traffic=tuple(traffic_answer.read(run.path) for run in runs) if traffic is None else tuple(traffic),
         trend=history.series(points_of_history, runs[0].manifest.fingerprint),
     )  # fmt: skip
 

@@ -1,0 +1,158 @@
+"""The section of a replayed trace: attention time of its traffic by policy and backend, and where the time goes."""
+
+from collections.abc import Iterator, Sequence
+
+from attnbench.analysis.stats import Estimate
+from attnbench.analysis.traffic import MixPart
+from attnbench.analysis.traffic_totals import Policy
+from attnbench.report.charts import context_shares
+from attnbench.report.charts.figure import Figure
+from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
+from attnbench.report.quantities import DASH, SECONDS, Unit, number, percent, times, unit
+from attnbench.studies.traffic_answer import TrafficAnswer
+from attnbench.units import counted
+
+
+def page(data: ReportData) -> Page:
+    """The answer of each run that replays a trace; nothing without one."""
+    answers = [(name, answer) for name, answer in zip(data.names, data.traffic, strict=True) if answer]
+    several = len(answers) > 1
+    return Page(
+        finding="; ".join(f"{name}: {answer.headline}" if several else answer.headline for name, answer in answers),
+        text=tuple(line for _, answer in answers for line in _text(answer)),
+        blocks=blocks(*(
+            block for name, answer in answers for block in _blocks(answer, f"{name}: " if several else "")
+        )),
+    )  # fmt: skip
+
+
+def _text(answer: TrafficAnswer) -> Iterator[str]:
+    options = ", ".join(f"{name} {value}" for name, value in answer.options.items())
+    source = " and ".join(filter(None, (answer.trace, answer.model)))
+    yield (
+        f"{source + ': ' if source else ''}{counted(answer.steps, 'step')} in {number(answer.totals.hours)} h of "
+        f"traffic, of which {answer.totals.drawn} were drawn and measured (seed {answer.seed}). {options}".strip()
+    )
+    yield (
+        "Intervals hold 95 % and contain the draw of steps and the noise of rounds. A policy is chosen on one half of "
+        "the rounds and scored on the other; its regret is over the best backend of each step."
+    )
+
+
+def _blocks(answer: TrafficAnswer, prefix: str) -> Iterator[Figure | PageTable | None]:
+    per_hour = unit(
+        (answer.totals.per_hour(total.seconds).value for total in answer.totals.totals), SECONDS, " per hour"
+    )
+    yield _policies(answer, per_hour, f"{prefix}Policies")
+    yield _totals(answer, per_hour, f"{prefix}One backend for all steps")
+    yield _settings(answer, f"{prefix}What to set")
+    yield _mix(answer.mix.by_kind, f"{prefix}Steps by kind", "kind")
+    yield context_shares.figure(answer.mix, f"{prefix}Attention time by context length")
+    yield _mix(answer.mix.by_context, f"{prefix}Steps by context length", "keys per request")
+    yield _excluded(answer, f"{prefix}Backends that cannot run every step")
+
+
+def _seconds(answer: TrafficAnswer, seconds: Estimate | None, per_hour: Unit) -> PageCell | str:
+    if seconds is None:
+        return DASH
+    scaled = answer.totals.per_hour(seconds)
+    ends = (
+        "" if scaled.low is None or scaled.high is None else f"{per_hour.show(scaled.low)}–{per_hour.show(scaled.high)}"
+    )
+    return PageCell(text=per_hour.show(scaled.value), detail=ends)
+
+
+def _share(share: Estimate | None) -> PageCell | str:
+    """`12 % 9.1 % to 15 %`: a relative change with its interval."""
+    if share is None:
+        return DASH
+    ends = "" if share.low is None or share.high is None else f"{_percent(share.low)} to {_percent(share.high)}"
+    return PageCell(text=_percent(share.value), detail=ends)
+
+
+def _percent(value: float) -> str:
+    """With a sign below zero; 0 % for what rounds to it."""
+    rounded = percent(abs(value)) if abs(value) >= 0.0005 else "0 %"
+    return f"-{rounded}" if value < 0 and rounded != "0 %" else rounded
+
+
+def _policies(answer: TrafficAnswer, per_hour: Unit, heading: str) -> PageTable:
+    return PageTable(
+        heading=heading,
+        head=("policy", "backend", per_hour.name, "regret", "both halves agree"),
+        rows=[
+            (
+                policy.name.value, policy.words or "no backend ran every step",
+                _seconds(answer, policy.seconds, per_hour), _share(policy.regret),
+                percent(_agreed(policy)) if policy.choices else DASH,
+            )
+            for policy in answer.totals.policies
+        ],
+        numbers=(False, False, True, True, True),
+        note="both halves agree: the share of the time for which both halves of the rounds choose the same backend",
+    )  # fmt: skip
+
+
+def _agreed(policy: Policy) -> float:
+    return sum(choice.share * choice.agreed for choice in policy.choices)
+
+
+def _totals(answer: TrafficAnswer, per_hour: Unit, heading: str) -> PageTable:
+    def over(ratio: Estimate | None) -> PageCell | str:
+        if ratio is None:
+            return DASH
+        ends = "" if ratio.low is None or ratio.high is None else f"{times(ratio.low)} to {times(ratio.high)}"
+        return PageCell(text=times(ratio.value), detail=ends)
+
+    return PageTable(
+        heading=heading,
+        head=("backend", per_hour.name, "over the fastest"),
+        rows=[
+            (
+                PageCell(text=total.backend, arm=total.backend), _seconds(answer, total.seconds, per_hour),
+                over(total.over_fastest),
+            )
+            for total in answer.totals.totals
+        ],
+        numbers=(False, True, True),
+    )  # fmt: skip
+
+
+def _settings(answer: TrafficAnswer, heading: str) -> PageTable:
+    return PageTable(
+        heading=heading,
+        head=("library", "setting", "note"),
+        rows=[(each.engine, each.setting or DASH, each.note) for each in answer.settings],
+        note="vLLM and transformers take the best single backend, sglang the best of each phase",
+    )
+
+
+def _mix(parts: Sequence[MixPart], heading: str, head: str) -> PageTable:
+    steps, predicted = sum(part.steps for part in parts), sum(part.predicted_s for part in parts)
+    measured = sum(part.measured_s or 0.0 for part in parts)
+    return PageTable(
+        heading=heading,
+        head=(head, "steps", "of steps", "predicted", "measured"),
+        rows=[
+            (
+                part.name, f"{part.steps:,}", percent(part.steps / steps), percent(part.predicted_s / predicted),
+                DASH if part.measured_s is None else percent(part.measured_s / measured),
+            )
+            for part in parts
+        ],
+        numbers=(False, True, True, True, True),
+        note="predicted and measured: shares of attention time",
+    )  # fmt: skip
+
+
+def _excluded(answer: TrafficAnswer, heading: str) -> PageTable:
+    return PageTable(
+        heading=heading,
+        head=("policy", "steps", "backend", "without a time", "why"),
+        rows=[
+            (policy.name.value, each.scope, each.backend, f"{each.steps} of {each.of}", "; ".join(each.reasons))
+            for policy in answer.totals.policies
+            for each in policy.excluded
+        ],
+        numbers=(False, False, False, True, False),
+    )

@@ -1,0 +1,83 @@
+"""What the traffic of a trace costs by policy and backend, its mix, and what to set, in a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from attnbench import units
+from attnbench.analysis.stats import Estimate
+from attnbench.analysis.traffic import Mix, MixPart
+from attnbench.report.terminal.text_layout import aligned, wrap
+from attnbench.studies.traffic_answer import TrafficAnswer
+
+
+def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
+    """The headline, then policies, backends, the mix, settings, and backends that cannot run every step."""
+    yield from wrap(answer.headline, width, indent=2)
+    yield ""
+    yield from _table("policy", ("s per hour", "95 %", "regret", "95 %"), _policies(answer), width)
+    for policy in answer.totals.policies:
+        if policy.words:
+            yield from wrap(f"  {policy.name.value}: {policy.words}", width, indent=4)
+    yield ""
+    yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
+    yield ""
+    yield from mix(answer.mix, width)
+    if answer.settings:
+        yield ""
+    for each in answer.settings:
+        yield from wrap(f"{each.engine}: {each.setting}", width, indent=2) if each.setting else ()
+        yield from wrap(each.note, width, indent=2) if each.note else ()
+    for policy in answer.totals.policies:
+        for left_out in policy.excluded:
+            yield from wrap(
+                f"{policy.name.value}, {left_out.scope}: {left_out.backend} has no time for {left_out.steps} of "
+                f"{units.counted(left_out.of, 'drawn step')}: {'; '.join(left_out.reasons)}",
+                width, indent=2,
+            )  # fmt: skip
+
+
+def mix(mix: Mix, width: int) -> Iterator[str]:
+    """Steps and time by kind and by context length."""
+    for heading, parts in (("kind", mix.by_kind), ("keys per request", mix.by_context)):
+        yield from _table(heading, ("steps", "of steps", "predicted", "measured"), list(_parts(parts)), width)
+
+
+def _table(heading: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> Iterator[str]:
+    for row in aligned(heading, head, rows, width):
+        yield from row
+
+
+def _ends(estimate: Estimate | None, show: str) -> tuple[str, str]:
+    """The value and its interval, `12.1` and `11.5..12.8`."""
+    if estimate is None:
+        return "-", ""
+    ends = [show.format(end) for end in (estimate.low, estimate.high) if end is not None]
+    return show.format(estimate.value), "..".join(ends) if len(ends) == 2 else ""
+
+
+def _policies(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
+    return [
+        (policy.name.value, (*_ends(_per_hour(answer, policy.seconds), "{:.4g}"), *_ends(policy.regret, "{:.1%}")))
+        for policy in answer.totals.policies
+    ]
+
+
+def _totals(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
+    return [
+        (total.backend, (*_ends(_per_hour(answer, total.seconds), "{:.4g}"), *_ends(total.over_fastest, "{:.3g}x")))
+        for total in answer.totals.totals
+    ]
+
+
+def _per_hour(answer: TrafficAnswer, seconds: Estimate | None) -> Estimate | None:
+    return seconds and answer.totals.per_hour(seconds)
+
+
+def _parts(parts: Sequence[MixPart]) -> Iterator[tuple[str, Sequence[str]]]:
+    steps, predicted = sum(part.steps for part in parts), sum(part.predicted_s for part in parts)
+    measured = sum(part.measured_s or 0.0 for part in parts)
+    for part in parts:
+        of_measured = units.whole_percent(None if part.measured_s is None else part.measured_s / measured)
+        yield part.name, (
+            f"{part.steps:,}", units.whole_percent(part.steps / steps),
+            units.whole_percent(part.predicted_s / predicted), of_measured,
+        )  # fmt: skip

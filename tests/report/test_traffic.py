@@ -1,0 +1,170 @@
+"""The section of a replayed trace, its text in a terminal, and `replay.json`."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from attnbench.analysis.stats import Estimate
+from attnbench.analysis.traffic_totals import Policy, PolicyName
+from attnbench.errors import SchemaError, StoreError
+from attnbench.report import pages
+from attnbench.report.formats import markdown, report_directory
+from attnbench.report.formats.report_directory import ReportOptions
+from attnbench.report.pages.page import report_data
+from attnbench.report.terminal import traffic as terminal
+from attnbench.report.terminal.text_layout import cell_width
+from attnbench.studies import traffic_answer
+from tests.report.canned import one_winner, store, traffic
+
+HEADLINE = (
+    "flex for decode and sdpa for prefill and mixed take 4.98 s of attention per hour of traffic; sdpa alone takes "
+    "10.4 % more"
+)
+
+
+@pytest.fixture(scope="module")
+def answer():
+    return traffic()
+
+
+def section(*answers):
+    runs = [run for _ in answers for run in one_winner()]
+    _, sections = pages.contents(report_data(runs, traffic=answers))
+    return next(page for page in sections if page.name == "traffic")
+
+
+def with_single(answer, **fields):
+    """The answer with another policy of one backend."""
+    single, *others = answer.totals.policies
+    changed = (msgspec.structs.replace(single, **fields), *others)
+    return msgspec.structs.replace(answer, totals=msgspec.structs.replace(answer.totals, policies=changed))
+
+
+def test_an_answer_is_read_back_as_it_was_stored(answer, tmp_path):
+    assert traffic_answer.read(tmp_path) is None
+    path = traffic_answer.write(answer, tmp_path)
+    assert path.name == "replay.json"
+    assert traffic_answer.read(tmp_path) == answer
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ('{"version": 2}', SchemaError, "format 2, and this attnbench reads 1: replay the trace again"),
+        ('{"version": 1}', StoreError, "replay.json cannot be read"),
+        ("{", StoreError, "replay.json cannot be read"),
+    ],
+)
+def test_a_file_that_holds_no_answer_is_named(text, error, words, tmp_path):
+    (tmp_path / traffic_answer.FILE).write_text(text)
+    with pytest.raises(error, match=words):
+        traffic_answer.read(tmp_path)
+
+
+def test_an_answer_that_cannot_be_written_is_named(answer, tmp_path):
+    with pytest.raises(StoreError, match="cannot write to"):
+        traffic_answer.write(answer, tmp_path / "none")
+
+
+def test_the_headline_names_one_backend_per_phase_where_it_gains(answer):
+    assert answer.headline == HEADLINE
+
+
+def test_the_headline_names_one_backend_where_phases_gain_less_than_a_percent(answer):
+    little = with_single(answer, over_phase=Estimate(value=0.02, low=0.009, high=0.03))
+    assert little.headline == "sdpa takes 5.49 s of attention per hour of traffic"
+
+
+def test_the_headline_names_backends_without_a_difference(answer):
+    first, second = answer.totals.totals
+    tied = (first, msgspec.structs.replace(second, over_fastest=Estimate(value=1.01, low=0.99, high=1.03)))
+    little = with_single(answer, over_phase=None)
+    totals = msgspec.structs.replace(little.totals, totals=tied)
+    assert msgspec.structs.replace(little, totals=totals).headline.endswith("; no difference was found to flex")
+
+
+def test_the_headline_says_that_nothing_ran_everything(answer):
+    nothing = tuple(Policy(name=name) for name in PolicyName)
+    totals = msgspec.structs.replace(answer.totals, policies=nothing, totals=())
+    empty = msgspec.structs.replace(answer, totals=totals)
+    assert empty.headline == "No backend ran every drawn step"
+    assert "no backend ran every step" in markdown.page(None, [section(empty)], "")
+    assert "No backend ran every drawn step" in "\n".join(terminal.lines(empty, 80))
+
+
+def test_the_section_shows_policies_backends_settings_mix_and_exclusions(answer):
+    page = section(answer)
+    assert (page.title, page.finding) == ("Your traffic", HEADLINE)
+    tables = {table.heading: table for table in page.tables}
+    assert [[str(cell) for cell in row[:2]] for row in tables["Policies"].rows] == [
+        ["one backend", "sdpa"], ["one per phase", "flex for decode and sdpa for prefill and mixed"],
+        ["one per step", "sdpa or flex"],
+    ]  # fmt: skip
+    assert tables["Policies"].head[2] == "s per hour"
+    assert [str(row[0]) for row in tables["One backend for all steps"].rows] == ["sdpa", "flex"]
+    assert [row[0] for row in tables["What to set"].rows] == ["vLLM", "sglang", "transformers"]
+    assert [row[0] for row in tables["Steps by kind"].rows] == ["decode", "prefill", "mixed"]
+    assert tables["Steps by context length"].rows[0][0] == "256..512"
+    assert tables["Steps by context length"].rows[0][-1] == "–"  # no step of this length was drawn
+    [*_, excluded] = tables["Backends that cannot run every step"].rows
+    assert excluded == (
+        "one per phase", "prefill and mixed", "sdpa:padded", "1 of 12", "out of memory: needs 18 GiB, limit 9.6 GiB",
+    )  # fmt: skip
+    assert [figure.name for figure in page.figures] == ["context"]
+    assert page.text[0].startswith(
+        "azure-like and tiny-llama: 5,000 steps in 2.00 h of traffic, of which 64 were drawn"
+    )
+
+
+def test_every_number_of_a_policy_has_its_interval(answer):
+    single, phase, step = section(answer).tables[0].rows
+    for row, policy in zip((single, phase, step), answer.totals.policies, strict=True):
+        seconds = answer.totals.per_hour(policy.seconds)
+        assert str(row[2]) == f"{seconds.value:.2f} {seconds.low:.2f}–{seconds.high:.2f}"
+    assert str(single[3]) == "11 % 9.7 % to 11 %"
+    assert str(phase[3]) == "0.17 % -0.63 % to 0.99 %"
+    assert step[3] == "–"
+
+
+def test_several_runs_are_told_apart(answer):
+    page = section(answer, None, answer)
+    assert page.finding.count(HEADLINE) == 2
+    assert sum(table.heading.endswith("Policies") for table in page.tables) == 2
+    assert len({table.heading for table in page.tables}) == len(page.tables)
+
+
+def test_a_run_without_a_trace_has_no_section():
+    page = section(None)
+    assert page.empty
+    assert not page.hint
+    _, sections = pages.contents(report_data(one_winner(), traffic=[None]))
+    assert "Your traffic" not in markdown.page(None, sections, "")
+
+
+def test_a_report_reads_the_answer_beside_the_results_and_can_hide_its_names(answer, tmp_path: Path):
+    run = one_winner()[0]
+    run.path = store(run, tmp_path)
+    traffic_answer.write(answer, run.path)
+    shown, hidden = (
+        report_directory.write([run], tmp_path / name, ReportOptions(plots=(), anonymize=hide))
+        for name, hide in (("shown", False), ("hidden", True))
+    )
+    for folder in (shown, hidden):
+        assert HEADLINE in (folder / "index.html").read_text(encoding="utf-8")
+        assert (folder / "tables" / "traffic-policies.csv").is_file()
+    assert "azure-like" in (shown / "report.md").read_text(encoding="utf-8")
+    assert not any("azure-like" in path.read_text(encoding="utf-8") for path in hidden.rglob("*.md"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_terminal_shows_every_part_within_its_width(answer, width):
+    lines = list(terminal.lines(answer, width))
+    assert max(map(cell_width, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for words in (
+        "10.4 % more", "one per phase: flex for decode", "over fastest", "mixed", "2k..4k", "vLLM has no flag for sdpa",
+        "sglang: --prefill-attention-backend", "sdpa:padded has no time for 1 of 64 drawn steps",
+    ):  # fmt: skip
+        assert words in text
