@@ -16,6 +16,7 @@ from attnbench.units import (
     integer,
     integers,
     parse_bytes,
+    parse_limit,
     parse_seconds,
     parse_share,
     percent,
@@ -132,6 +133,12 @@ def test_bad_duration_names_the_option_and_what_to_use(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_seconds(text, "--budget")
     assert str(caught.value) == f"--budget: not a duration: {text!r} (try 45s, 2m or 500ms)"
+
+
+def test_a_time_limit_is_above_zero() -> None:
+    assert parse_limit("500ms", "--timeout") == 0.5
+    with pytest.raises(UsageError, match=r"--timeout: '0s' leaves no time for a case \(try 60s"):
+        parse_limit("0s", "--timeout")
 
 
 @pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0.02", 0.02), ("100%", 1.0)])

@@ -21,17 +21,6 @@ class Condition(NamedTuple):
     relation: str  # =, > or <; `has` for a feature
     value: object
 
-    def holds(self, case: Values) -> bool:
-        """Whether a case fulfils the condition."""
-        other = case[self.axis]
-        if self.relation == "=":
-            return other == self.value
-        if self.relation == "has":
-            return isinstance(other, frozenset) and self.value in other
-        if not _is_number(other) or not _is_number(self.value):
-            return False
-        return other > self.value if self.relation == ">" else other < self.value
-
     @property
     def text(self) -> str:
         """The condition after `all of them have`."""

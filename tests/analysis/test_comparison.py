@@ -237,3 +237,9 @@ def test_every_format_holds_the_same_figures() -> None:
 def test_one_run_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["compare", "last"]) == 2
     assert "at least two" in capsys.readouterr().err
+
+
+def test_a_change_without_an_interval_is_undecided() -> None:
+    old, new = run("old", result([1e-3])), run("new", result([2e-3]))
+    (pair,) = comparison.compare(old, new).pairs
+    assert (pair.change, pair.ratio and pair.ratio.value) == (Change.UNDECIDED, 2.0)

@@ -144,6 +144,7 @@ def test_what_a_group_of_metrics_needs_is_measured_and_nothing_else():
         ({"events": 1e-3, "graph": 5e-6}, "captured nothing"),
         ({"events": 100e-6, "graph": 80e-6}, "cache-resident"),
         ({"events": 100e-6, "cupti": 80e-6}, "gaps between kernels"),
+        ({"events": 50e-6, "wall": 10e-6}, ": unknown"),
         ({"events": 3e-6, "graph": 2e-6}, ""),
     ],
     ids=str,
@@ -156,6 +157,31 @@ def test_timing_modes_that_disagree_are_noted_with_the_likely_cause(times, cause
     said = timers_disagree(Restarts([one]))
     assert cause in said
     assert bool(said) is bool(cause)
+
+
+def test_a_host_that_queues_too_slowly_explains_timers_that_disagree():
+    times = {"time": [50e-6] * 3, "time_cupti": [10e-6] * 3}
+    samples = {name: timed(values) for name, values in times.items()}
+    slow = msgspec.structs.replace(samples["time"].blocks[0], tags=("host_bound",))
+    samples["time"] = msgspec.structs.replace(samples["time"], blocks=(slow, *samples["time"].blocks[1:]))
+    host_bound = msgspec.structs.replace(result([1.0]), samples=samples)
+    assert timers_disagree(Restarts([host_bound])) == (
+        "timers disagree: wall 50.0 us, cupti 10.0 us: host-bound: the host queues slower than the device works"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("time_s", None, "-"),
+        ("time_s", 0.00421, "4.21 ms"),
+        ("peak_bytes", 1024, "1.00 KiB"),
+        ("flop_per_s", 2.5e12, "2.50 TFLOP/s"),
+        ("speedup", 1.2345, "1.23"),
+    ],
+)
+def test_a_figure_is_shown_in_its_unit(name, value, text):
+    assert METRICS[name].show(value) == text
 
 
 def test_why_a_figure_is_absent_is_told():
@@ -251,3 +277,17 @@ def test_once_paid_seconds_are_those_of_the_first_restart():
         for one, sample in zip(made, (cold, warm), strict=True)
     ]
     assert frame.rows_of(made)[0].compile_s == 27.0
+
+
+def test_a_reference_that_is_not_among_the_results_still_gives_the_speedup():
+    alone = with_reference(result([1e-3] * 4, backend="flex"))
+    alone = msgspec.structs.replace(alone, samples={**alone.samples, "reference_time": timed([3e-3] * 4)})
+    (row,) = frame.rows_of([alone])
+    assert (row.reference, row.quotient_outside) == ("naive@cpu:threads=1", False)
+    assert row.speedup == pytest.approx(3.0)
+
+
+def test_a_reference_that_was_not_measured_is_refused_with_the_nearest_name():
+    made = [result([4e-3] * 5), result([2e-3] * 5, backend="flex")]
+    with pytest.raises(UnknownNameError, match="--reference: no arm 'flx'; did you mean 'flex'"):
+        frame.rows_of(made, reference="flx")

@@ -11,6 +11,7 @@ import pytest
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, KernelKind
 from attnbench.analysis.restarts import join
+from attnbench.errors import StoreError
 from attnbench.report.terminal import ceilings as report
 from tests.samples import result
 
@@ -109,3 +110,20 @@ def test_a_factor_belongs_to_one_class_of_duration() -> None:
     assert (found[0.0].factor, found[0.0].runs) == (pytest.approx(3 * 2.5706, rel=1e-4), 20)
     assert (found[1e-3].factor, found[1e-3].runs) == (0.0, 3)
     assert [noise_floor.class_of(seconds) for seconds in (1e-4, 1e-3, 5.0)] == [0.0, 1e-3, 1e-1]
+
+
+def test_between_two_runs_more_is_assumed_than_a_quiet_machine_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    noise_floor.add("abc", [control(5e-3, 0.01)])
+    floor, source = noise_floor.BetweenRuns("abc").of("cpu", 5e-3)
+    assert floor == noise_floor.BETWEEN_RUNS
+    assert source.startswith("assumed for two runs; within a run")
+
+
+def test_a_calibration_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(StoreError, match=r"cannot write to .*floor\.jsonl: Not a directory"):
+        noise_floor.add("abc", [control(1e-3, 0.01)])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from attnbench.analysis.roofline import Bound, explain_faster, roofline_bound
+from attnbench.analysis.roofline import Bound, ceilings_by_device, explain_faster, roofline_bound
 from attnbench.attention.problem import Mode, Problem
+from attnbench.records import ceilings as stored_ceilings
 from attnbench.records.ceilings import Point, Rate
-from tests.samples import ceilings
+from attnbench.records.result import Environment
+from tests.samples import ceilings, result, run
 
 RATE = {"fp32": Rate(burst=1e12, sustained=9e11, size=1024), "bf16": Rate(burst=4e12, sustained=3e12, size=1024)}
 TRAFFIC = {
@@ -63,3 +67,13 @@ def test_a_working_set_in_a_cache_explains_more_than_memory_can_give() -> None:
 def test_a_faster_exponential_is_named() -> None:
     found = explain_faster(ceilings(exp_per_s=1e9), Problem(seq_q=1024), Mode.FWD, 8 * 1024**2 / 2e9)
     assert "faster exponential" in found
+
+
+def test_ceilings_that_were_calibrated_after_a_run_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = result([1e-3])
+    environment = Environment(device="CPU", packages={"torch": "2"})
+    manifest = run(measured, arms=(measured.arm,), environments={measured.arm.id: environment}).manifest
+    assert ceilings_by_device(manifest) == {}
+    stored_ceilings.save("f", ceilings(matmul=RATE))
+    assert ceilings_by_device(manifest) == {"cpu:threads=1": ceilings(matmul=RATE)}

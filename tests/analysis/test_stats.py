@@ -53,7 +53,8 @@ def test_no_sample_is_dropped_and_min_is_the_minimum():
 
 
 def test_one_value_has_no_interval_and_none_has_no_estimate():
-    assert stats.estimate([timed([1.0])]).low is None
+    single = stats.estimate([timed([1.0])])
+    assert (single.low, single.relative_half_width) == (None, None)
     assert stats.estimate([]) is None
     assert stats.estimate([timed([float("nan")])]) is None
     assert stats.ratio([]) is None
@@ -177,6 +178,24 @@ def test_an_unpaired_ratio_spans_the_ends_of_both_intervals():
     found = stats.unpaired_ratio(above, below)
     assert (found.value, found.low, found.high) == pytest.approx((3.0, 2.7 / 1.1, 3.3 / 0.9))
     assert found.confidence == pytest.approx(0.5)  # twice 0.75, less one
+
+
+def test_an_unpaired_ratio_needs_positive_times_and_two_intervals():
+    none, three, whole = (stats.estimate([timed(values)]) for values in ([0.0], [3.0], [0.5, 1.5]))
+    assert stats.unpaired_ratio(three, none) is None
+    quotient = stats.unpaired_ratio(three, whole)
+    assert (quotient.value, quotient.low, quotient.high) == (3.0, None, None)
+
+
+def test_a_quotient_lies_outside_an_interval_in_the_digits_that_are_printed():
+    assert stats.quotient_outside(3.0, 1.0, 3.1, 3.3)
+    assert not stats.quotient_outside(3.0, 1.0, 3.04, 3.3)  # 3.0 in two digits
+    assert not stats.quotient_outside(3.0, 1.0, None, None)
+
+
+def test_the_exponent_of_two_points_has_no_interval():
+    law = stats.power_law([1024, 4096], [1e-3, 16e-3])
+    assert (law.value, law.low, law.count) == (pytest.approx(2.0), None, 2)
 
 
 def test_a_geometric_mean_of_ratios_is_that_of_a_worked_example():

@@ -7,6 +7,7 @@ import pytest
 
 from attnbench.attention import cost
 from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.scores import Score
 
 
 def brute_pairs(problem: Problem) -> int:
@@ -113,3 +114,22 @@ def test_pages_add_their_table_and_a_quantised_cache_its_scales_of_seen_keys():
 def test_fp8_gives_a_16_bit_output():
     problem = Problem(seq_q=4, heads=1, head_dim=16, dtype="fp8_e4m3")
     assert (cost.input_bytes(problem), cost.output_bytes(problem, Mode.FWD)) == (3 * 64, 2 * 64)
+
+
+def test_a_decoder_layer_has_the_flops_of_two_attentions_and_ten_matrices_by_hand():
+    problem = Problem(seq_q=4, seq_kv=6, heads=2, head_dim=8, scope="layer:2")
+    core, causal = 2 * 4 * 6, 2 * (4 * 5 // 2)  # pairs
+    of_q, of_memory, feed_forward = 4 * 16 * 16, 6 * 16 * 16, 4 * 16 * 64  # multiplications of one matrix
+    layer = 4 * 8 * (core + causal) + 2 * (4 * of_q + 2 * of_q + 2 * of_memory + 2 * feed_forward)
+    assert cost.flops(problem, Mode.FWD) == 2 * layer
+
+
+def test_a_relative_bias_holds_its_products_twice_and_gathers_them():
+    problem = Problem(batch=2, heads=3, seq_q=4, seq_kv=5, dtype="fp16", score=Score(bias="shaw:7"))
+    rows, of_table = 2 * 3 * 4, 2 * 7 + 1
+    assert cost.relative_bias_bytes(problem, problem.bias) == 2 * rows * (2 * of_table + 5) + 8 * 4 * 5
+
+
+def test_a_query_that_sees_no_key_reads_none():
+    blind = Problem(seq_q=1, seq_kv=10, mask="window:3+padding:0.5")  # the window begins behind the last key
+    assert (cost.pairs(blind), cost.seen_keys(blind)) == (0, 0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from attnbench.attention import cost, scores
+from attnbench.attention.masks import Window
 from attnbench.attention.problem import Autocast, KvDtype, Mode, Positions, Problem, Returns
 from attnbench.attention.scores import Score, Similarity
 from attnbench.errors import ProblemError, UnknownNameError, UsageError
@@ -82,6 +85,43 @@ def test_windows_are_those_of_the_mask() -> None:
     assert Problem(seq_q=8, mask="window:3:1").window == (3, 1)
     assert Problem(seq_q=8).window is None
     assert Problem(seq_q=8, mask="causal").causal
+
+
+def test_the_core_of_a_bilinear_score_is_a_dot_product() -> None:
+    assert Problem(seq_q=8, score=Score(similarity=Similarity.BILINEAR)).core == Problem(seq_q=8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "even"),
+    [
+        ({}, True),
+        ({"score": Score(similarity=Similarity.COSINE)}, True),
+        ({"score": Score(similarity=Similarity.ADDITIVE)}, False),
+        ({"score": Score(bias="alibi")}, True),
+        ({"score": Score(bias="xl")}, False),
+        ({"positions": Positions.ROPE}, True),
+        ({"positions": Positions.SINUSOIDAL}, False),
+    ],
+    ids=str,
+)
+def test_logits_are_even_where_each_is_linear_in_q_and_in_k(fields: dict[str, Any], even: bool) -> None:
+    assert Problem(seq_q=8, **fields).is_even is even
+
+
+def test_weighting_and_bias_are_features() -> None:
+    problem = Problem(seq_q=8, weighting="sigmoid", score=Score(bias="alibi:dense"))
+    assert problem.features == {"sigmoid", "alibi", "dense_bias"}
+    assert problem.weighing.text == "sigmoid"
+
+
+def test_a_mask_has_its_terms_by_class_and_its_visible_keys_as_booleans() -> None:
+    problem = Problem(seq_q=3, seq_kv=4, mask="causal+window:1")
+    assert problem.masking.term(Window).left == 1
+    assert problem.visible().tolist() == [
+        [[True, True, False, False], [False, True, True, False], [False, False, True, True]]
+    ]
+    low, high = problem.masking.interval(problem.grid, np.array(0), np.arange(3))
+    assert (low.tolist(), high.tolist()) == ([0, 1, 2], [2, 3, 4])
 
 
 def test_a_function_of_a_score_is_found_or_named(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.errors import UnknownNameError, UsageError
-from attnbench.records.arm import CPU_ISAS, Arm, Device, parse_device
+from attnbench.records.arm import CPU_ISAS, Arm, Device, distinct_names, parse_device
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,9 @@ def test_id_changes_with_every_field(other: dict[str, object]) -> None:
 
 def test_id_of_a_plain_arm_is_backend_and_device() -> None:
     assert Arm(backend="sdpa:flash", device="cpu:threads=1").id == "sdpa:flash@cpu:threads=1"
+
+
+def test_arms_that_no_setting_tells_apart_have_a_digest() -> None:
+    arms = [Arm(backend="naive", device="cpu", path=path) for path in (("a", "b"), ("b", "a"))]
+    names = distinct_names(arms)
+    assert [names[arm.id] for arm in arms] == [f"naive@{sha256(arm.id.encode()).hexdigest()[:8]}" for arm in arms]

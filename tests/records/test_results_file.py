@@ -10,6 +10,7 @@ import pytest
 from attnbench.analysis import comparison, parallel
 from attnbench.analysis.rows import rows_of
 from attnbench.attention.problem import Problem
+from attnbench.errors import StoreError
 from attnbench.records import results_file
 from attnbench.records.result import Cause, Result, Sample, Status, TimedBlock
 from attnbench.records.results_file import Lines
@@ -173,3 +174,13 @@ def test_only_a_skipped_line_gets_a_cause() -> None:
 def test_a_stored_cause_counts_whatever_the_reason() -> None:
     skipped = result((), status=Status.SKIPPED, reason="needs time", cause=Cause.BUDGET)
     assert results_file.decoded(msgspec.json.encode(skipped)) == skipped
+
+
+def test_a_file_that_cannot_be_read_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=f"{file.parent} cannot be read: Is a directory"):
+        results_file.read(file.parent)
+    monkeypatch.setattr(results_file, "MAX_IN_MEMORY", 0)
+    results, _ = results_file.read(file)
+    assert isinstance(results, Lines)
+    with file.open("ab") as unreadable, pytest.raises(StoreError, match=f"{file} cannot be read: Bad file descriptor"):
+        list(Lines(file, results.marks, unreadable))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -164,3 +165,15 @@ def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(StoreError, match=r"holds 'thesis\.tex' and is not a run directory: use another --out"):
         RunWriter(tmp_path, manifest())
+
+
+def test_a_disk_without_room_for_the_lock_leaves_the_directory_unlocked(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="File too large") as caught:
+            RunWriter(tmp_path, manifest())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.__context__  # the failed writer is not collected, which would unlock it too
+    assert lengths(stored(tmp_path, result(8))) == [8]
