@@ -235,6 +235,12 @@ SEQ2SEQ = {
         ["encoder: 128..512 h6 d64 scale=1 bias=t5 none", "decoder, itself: 128..512 h6 d64 scale=1 bias=t5 causal",
          "decoder, the source: 1,128x128..512 h6 d64 scale=1 none"],
     ),
+    "t5 without an encoder": Case(
+        {"model_type": "t5", "is_encoder_decoder": False, "d_model": 512, "num_heads": 6, "d_kv": 64,
+         "n_positions": 512, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
+        ["decoder, itself: 128..512 h6 d64 scale=1 bias=t5 causal"],
+        ("only the self-attention of the decoder is written",),
+    ),
     "led": Case(
         {"model_type": "led", "d_model": 768, "encoder_attention_heads": 12, "decoder_attention_heads": 12,
          "max_encoder_position_embeddings": 16384, "max_decoder_position_embeddings": 1024,

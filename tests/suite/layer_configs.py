@@ -62,6 +62,21 @@ LAYERS = {
          "layer_types": [FULL] * 30},
         decoder("h32/8 d128", "128..8192"),
     ),
+    "llama 4: a list of the layers with chunks": Case(
+        {"model_type": "llama4_text", **LLAMA_8B, "head_dim": 128, "attention_chunk_size": 4096,
+         "no_rope_layers": [1, 1], "attn_temperature_tuning": False},
+        ["prefill: 128..4096 h32/8 d128 causal", "prefill: 8192 h32/8 d128 causal+document:2",
+         "decode: 1x128..4096 h32/8 d128 causal"],
+    ),
+    "llama 4 without chunks": Case(
+        {"model_type": "llama4_text", **LLAMA_8B, "head_dim": 128, "attention_chunk_size": None,
+         "attn_temperature_tuning": False},
+        decoder("h32/8 d128", "128..8192"),
+    ),
+    "exaone 4: a pattern without a period": Case(
+        {"model_type": "exaone4", **LLAMA_8B, "sliding_window": None, "sliding_window_pattern": 0},
+        decoder("h32/8 d128", "128..8192"),
+    ),
     "olmo 3: three of four": Case(
         {"model_type": "olmo3", **LLAMA_8B, "sliding_window": 4096},
         [*local("h32/8 d128", "128..8192", 4095), *everything("h32/8 d128", "128..8192")],

@@ -155,6 +155,12 @@ def test_combination_that_is_no_problem_is_given_with_its_reason() -> None:
     )
 
 
+def test_heads_that_cannot_be_shared_out_among_ranks_are_impossible() -> None:
+    (cell,) = expanded(table_of(seq=(64,), mask=("none",), heads=(6,), tp=(4,)))
+    assert isinstance(cell, Impossible)
+    assert cell.reason == "heads=6 cannot be shared out among tp=4 ranks"
+
+
 def test_document_mask_with_unequal_lengths_is_impossible() -> None:
     [found] = expanded(table_of(seq_q=(8,), seq_kv=(16,), mask=("document:2",)))
     assert isinstance(found, Impossible)

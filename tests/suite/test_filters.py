@@ -10,7 +10,8 @@ from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 from attnbench.suite import parse_filter
-from attnbench.suite.filters import filter_keys, make_filter
+from attnbench.suite.filters import filter_keys, keeps, make_filter
+from tests.samples import result
 
 DECODE = Problem(
     seq_q=1,
@@ -165,3 +166,10 @@ def test_mistake_is_named_with_the_condition(text: str, kind: type[UsageError], 
 
 def test_values_may_be_those_of_toml() -> None:
     assert make_filter("seq", [512, "1k.."], "exclude", filter_keys()).spans[0] == (512, 512)
+
+
+def test_a_result_is_kept_by_all_conditions_of_only_and_none_of_skip() -> None:
+    short, long, other = result(), result(problem=Problem(seq_q=256)), result(backend="flex")
+    keep = keeps(["seq=64..512", "backend=naive"], ["seq=256"])
+    assert [keep(each) for each in (short, long, other)] == [True, False, False]
+    assert keeps(None, None)(short)

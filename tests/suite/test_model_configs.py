@@ -66,6 +66,40 @@ REFUSED = {
     "a window that is no number": (
         {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window: '4k' is no count",
     ),
+    "a window without its list of layers": (
+        {"model_type": "smollm3", **LLAMA_8B, "use_sliding_window": True, "sliding_window": 4096},
+        "no layer_types (nor layers_block_type",
+    ),
+    "a list that is no list": (
+        {"model_type": "gpt_oss", **LLAMA_8B, "layer_types": "full_attention"},
+        "layer_types='full_attention' is no list",
+    ),
+    "indexes of no layer": (
+        {"model_type": "bamba", **LLAMA_8B, "num_hidden_layers": 4, "attn_layer_indices": []}, "no attn_layer_indices",
+    ),
+    "kinds of layers without their repetitions": (
+        {"model_type": "gpt_neo", "attention_types": [["global", "local"]]},
+        "attention_types=[['global', 'local']] is not a list of [kinds, repetitions]",
+    ),
+    "a patch larger than the image": (
+        {"model_type": "vit", **VIT, "patch_size": 256}, "patch_size=256 is larger than the image",
+    ),
+    "an image of no size": ({"model_type": "vit", **VIT, "image_size": "224"}, "image_size='224' is no size in pixels"),
+    "a window that has no middle": (
+        {"model_type": "longformer", **BERT, "attention_window": [512, 511]},
+        "attention_window=[512, 511] is no even number of tokens",
+    ),
+    "a scale that is no number": (
+        {"model_type": "gemma2", **LLAMA_8B, "query_pre_attn_scalar": "1"}, "query_pre_attn_scalar='1' is no number",
+    ),
+    "a factor that is no number": (
+        {"model_type": "deepseek_v3", **LLAMA_8B, "rope_scaling": {"type": "yarn", "factor": "40"}},
+        "has a factor or mscale_all_dim that is no number",
+    ),
+    "too few buckets": (
+        {"model_type": "t5", "n_positions": 512, "relative_attention_num_buckets": 2},
+        "relative_attention_num_buckets=2 with distances to 128 is no bias of T5",
+    ),
     "a switch that is no switch": (
         {"model_type": "falcon", **LLAMA_8B, "alibi": "yes"}, "alibi='yes' is neither true nor false",
     ),

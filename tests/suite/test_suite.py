@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 from pathlib import Path
@@ -210,6 +211,17 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SuiteError, match=r"mine\.toml: not a text in UTF-8"):
         suite.load(str(tmp_path / "mine.toml"))
+
+
+def test_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "[[problem]]\nseq = 8")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SuiteError, match=r"mine\.toml: Permission denied"):
+        suite.load(path)
 
 
 def test_unknown_suite_comes_with_the_nearest() -> None:

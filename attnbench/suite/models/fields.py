@@ -71,8 +71,12 @@ class Fields:
         """A count that must be there."""
         if value := self.count(*names):
             return value
+        raise self.missing(*names)
+
+    def missing(self, *names: str) -> SuiteError:
+        """An error that names the spellings of a field that must be there."""
         others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
-        raise SuiteError(f"no {self.place}{names[0]}{others}: add it to the file")
+        return SuiteError(f"no {self.place}{names[0]}{others}: add it to the file")
 
     def number(self, name: str) -> float | None:
         """A number, or None."""

@@ -89,10 +89,10 @@ def _names(fields: Fields, model_type: ModelType) -> Iterable[str]:
         case LayerRule.MAX_WINDOW_LAYERS:
             return _from_index(fields)
         case LayerRule.NAMED:
-            fields.needed(*_LISTS)
+            raise fields.missing(*_LISTS)
         case LayerRule.NAMED_IF_WINDOW:
             if window(fields):
-                fields.needed(*_LISTS)
+                raise fields.missing(*_LISTS)
             return ["full_attention"]
         case LayerRule.OFFSET:
             return _offset(fields)
@@ -106,7 +106,6 @@ def _names(fields: Fields, model_type: ModelType) -> Iterable[str]:
             return _repeated(fields)
         case LayerRule.CYCLE:
             return _cycle(fields)
-    return []
 
 
 def _periodic(fields: Fields, model_type: ModelType) -> Iterable[str]:

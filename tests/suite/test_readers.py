@@ -1,0 +1,27 @@
+"""Values of axes, read from what a user types or a file holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnbench.attention import masks
+from attnbench.errors import UnknownNameError, UsageError
+from attnbench.suite import readers
+
+
+def test_switches_are_true_or_false() -> None:
+    assert readers.switches("true,False,true", "--sinks") == (True, False)
+    with pytest.raises(UnknownNameError, match="--sinks: no switch 'yes'; there are true, false"):
+        readers.switches("yes", "--sinks")
+
+
+def test_shares_are_below_one() -> None:
+    assert readers.shares([0, 0.25], "--dropout") == (0.0, 0.25)
+    with pytest.raises(UsageError, match="--dropout: 1: from 0 to below 1"):
+        readers.shares("1", "--dropout")
+
+
+def test_examples_are_one_of_each_kind() -> None:
+    first, *names = readers.examples("masks", "PRIMITIVES", "none")()
+    assert first == "none"
+    assert all(word in masks.parse(name).words for word, name in zip(masks.PRIMITIVES, names, strict=True))
