@@ -122,3 +122,9 @@ def test_the_report_draws_commits_and_says_where_levels_changed(tmp_path: Path) 
     assert points[12].name not in (hidden / "index.html").read_text()
     alone = write([run], tmp_path / "alone", ReportOptions())
     assert not list((alone / "plots").glob("*commits*"))
+
+
+def test_a_history_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"cannot write to .*history\.jsonl: File exists"):
+        history.append(tmp_path / "file" / "history.jsonl", made([1.0])[0])

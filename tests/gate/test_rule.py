@@ -89,6 +89,20 @@ def test_the_margin_is_the_largest_of_tolerance_noise_floor_and_timer():
     assert Margins(resolution_s=1e-4).of(case(screen=quiet, base_s=1e-3)) == pytest.approx(math.log1p(0.1))
 
 
+@pytest.mark.parametrize(
+    ("screen", "confirm", "precise", "enough"),
+    [
+        ((0.1,) * 6, (0.1,) * 12, True, True),
+        ((0.1,) * 6, (0.1,) * 11, False, True),  # too few to confirm, but the screen is precise
+        ((0.0, 0.5) * 3, (), False, False),
+        ((0.1,) * 6, (0.0, 0.5) * 6, False, True),  # an open case has no more than twelve
+    ],
+)
+def test_precision_and_never_significance_ends_the_restarts(screen, confirm, precise, enough):
+    both = case(screen=screen, confirm=confirm)
+    assert (rule.precise(both, NO_NOISE), rule.open_enough(both, NO_NOISE)) == (precise, enough)
+
+
 def test_an_a_a_control_that_differs_makes_the_whole_run_inconclusive():
     doubt = rule.too_noisy({"a": case(screen=shifted(0.1))}, NO_NOISE)
     assert "the A/A control of a differs by +10" in doubt

@@ -59,6 +59,12 @@ def test_welch_equals_scipy() -> None:
     assert (seen.low, seen.high, freedom) == pytest.approx((ends.low, ends.high, expected.df))
 
 
+def test_times_without_variation_differ_for_certain() -> None:
+    difference = stored.welch([0.5] * 3, [0.0] * 3)
+    assert (difference.interval.value, difference.error) == (0.5, 0.0)
+    assert [difference.p_above(0.25), difference.p_above(0.5), difference.p_below(0.25)] == [0.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("factor", "outcome"),
     [(1.0, Outcome.SAME), (1.5, Outcome.REGRESSED), (0.5, Outcome.IMPROVED), (1.13, Outcome.INCONCLUSIVE)],
@@ -216,3 +222,5 @@ def test_suites_of_the_run_give_the_tolerances(root: Path, tmp_path: Path) -> No
     written(root, "first", made())
     written(root, "second", made(1.5, seed=1), request={"suites": [str(suite)]})
     assert cli.invoke(["gate", "second", "--baseline", "first"]) == 0
+    suite.unlink()  # then those of every suite hold
+    assert cli.invoke(["gate", "second", "--baseline", "first"]) == 1

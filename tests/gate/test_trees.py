@@ -94,6 +94,20 @@ def test_a_repository_of_another_owner_is_refused_with_the_command_that_allows_i
         trees.commit_of("HEAD", "GOOD")
 
 
+def test_a_repository_without_commits_has_no_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    with pytest.raises(UsageError, match=r"^git rev-parse: fatal: .*HEAD"):
+        trees.head()
+
+
+def test_a_commit_whose_file_is_lost_is_named(repository: Path) -> None:
+    name = git("rev-parse", "HEAD~1:kernels/kernel.py").strip()
+    (repository / ".git" / "objects" / name[:2] / name[2:]).unlink()
+    with pytest.raises(UsageError, match=f"^--base-ref HEAD~1: git archive: .*{name}"):
+        trees.of_ref("HEAD~1").__enter__()
+
+
 def test_a_missing_git_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(repository))
     with pytest.raises(UsageError, match="git is not installed"):
@@ -136,6 +150,7 @@ def test_a_folder_of_a_gate_that_lives_stays(repository: Path) -> None:
 def test_a_base_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--base-path .*: no such folder"):
         trees.of_path(tmp_path / "none")
+    assert trees.of_path(tmp_path).path == (str(tmp_path.resolve()),)
     with pytest.raises(UsageError, match="--base-python none-such: no such interpreter"):
         trees.of_python("none-such")
     bare = tmp_path / "python"

@@ -1,0 +1,168 @@
+"""Screen, confirmation and further seeds of a paired gate, with times that are set in place of workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attnbench.engine import sweep
+from attnbench.engine.group import Group
+from attnbench.engine.runner import Ending, Runner, SilentObserver
+from attnbench.engine.sweep import Request, Sweep
+from attnbench.errors import UsageError
+from attnbench.gate import paired
+from attnbench.gate.paired import GateRun
+from attnbench.gate.trees import Revision
+from attnbench.machine import hardware
+from attnbench.records.arm import Arm
+from attnbench.records.case import Case
+from attnbench.records.result import Environment, Outcome, Result, Status, sample
+from tests.gate.test_verdicts import WOBBLE
+from tests.samples import timed
+
+BASE, HEAD = Revision(name="HEAD~1", path=("/old",)), Revision(name="the working tree", path=("/new",))
+SLOW, EQUAL = 64, 128  # the lengths of two cases; head is slower in the first
+DEVICE = "cpu:threads=1"
+
+
+class SimulatedRunner(Runner):
+    """A runner that starts no worker: in the first case head takes 1.5 times as long, with twice the error."""
+
+    def run(self) -> Ending:
+        first = self.settings.first_restart
+        for restart in range(first, first + self.settings.restarts):
+            for group in self.plan.groups:
+                self._append([self._result(group, arm, restart) for arm in group.arms])
+        self.environments |= {arm.id: Environment(device="CPU") for arm in self.plan.arms}
+        self.spent["rounds"] += 1.0
+        return Ending()
+
+    def _result(self, group: Group, arm: Arm, restart: int) -> Result:
+        case, head = group.case(arm), arm.copy == 2
+        slow = head and case.problem.seq_q == SLOW
+        seconds = 1e-3 * (1.5 if slow else 1.0) * math.exp(head * WOBBLE[restart % len(WOBBLE)])
+        error = 1e-7 * (1 + self.settings.procedures["cpu"].seed) * (2 if slow else 1)
+        return Result(
+            case=case, case_id=case.id, arm=arm, restart=restart, group=group.id, status=Status.OK,
+            samples={"time": timed([seconds] * 5), "peak_memory": sample("B", [2.0**20])},
+            facts={"errors": {"out": {"max_abs": error, "rms": error}}},
+        )  # fmt: skip
+
+
+class Counted(SilentObserver):
+    """An observer that adds up the results beyond those that were planned."""
+
+    def __init__(self) -> None:
+        self.further = 0
+
+    def more(self, count: int) -> None:
+        self.further += count
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweep:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(paired, "Runner", SimulatedRunner)
+    axes = {"seq": f"{SLOW},{EQUAL}", "mask": "none"}
+    return sweep.prepare(paired.request(Request(axes=axes, backend="naive", device=DEVICE, rounds="5")))
+
+
+Measure = Callable[..., GateRun]
+
+
+@pytest.fixture
+def measured(ready: Sweep, tmp_path: Path) -> Measure:
+    def measured(head: Revision = HEAD, **options: object) -> GateRun:
+        options = {"observer": SilentObserver(), **options}
+        return paired.measure(ready, BASE, head, directory=tmp_path / "gate", **options)
+
+    return measured
+
+
+def restarts(ended: GateRun) -> dict[int, set[int]]:
+    """The restarts of each case, by its length."""
+    return {
+        seq: {result.restart for result in ended.run.results if result.case.problem.seq_q == seq}
+        for seq in (SLOW, EQUAL)
+    }
+
+
+def outcomes(ended: GateRun) -> dict[tuple[str, str], Outcome]:
+    return {(verdict.metric, verdict.label.split()[2]): verdict.outcome for verdict in ended.judgement.verdicts}
+
+
+def test_flagged_cases_are_confirmed_on_fresh_restarts_and_errors_that_grew_on_further_seeds(measured: Measure) -> None:
+    observer = Counted()
+    ended = measured(observer=observer)
+    # Six restarts of the screen; twelve more are precise, so the batches after them are not run.
+    assert restarts(ended) == {SLOW: set(range(18)), EQUAL: set(range(6))}
+    assert observer.further == 2 * 6 * 3  # batches, restarts, arms: the first case has an A/A control
+    assert outcomes(ended) == {
+        ("time_s", f"q{SLOW}"): Outcome.REGRESSED, ("rms_err", f"q{SLOW}"): Outcome.REGRESSED,
+        ("peak_bytes", f"q{SLOW}"): Outcome.SAME, ("time_s", f"q{EQUAL}"): Outcome.SAME,
+        ("rms_err", f"q{EQUAL}"): Outcome.SAME, ("peak_bytes", f"q{EQUAL}"): Outcome.SAME,
+    }  # fmt: skip
+    (errors,) = ended.run.manifest.gate["seeds"].values()
+    assert errors == [pytest.approx([seed * 1e-7, seed * 2e-7]) for seed in (2, 3, 4, 5)]
+    assert (ended.interrupted, ended.note) == (False, "")
+
+
+def test_what_is_stored_names_sides_and_no_folders(measured: Measure) -> None:
+    manifest = measured().run.manifest
+    assert {(arm.copy, arm.path) for arm in manifest.arms} == {(1, ("base",)), (2, ("head",)), (3, ("base",))}
+    assert set(manifest.environments) == {arm.id for arm in manifest.arms}
+    assert (manifest.gate["base"]["name"], manifest.gate["base"]["path"]) == ("HEAD~1", [])
+    assert manifest.seconds["rounds"] == 3.0  # of the screen and of two batches
+
+
+def test_nothing_is_confirmed_when_the_budget_is_spent(measured: Measure) -> None:
+    assert restarts(measured(budget_s=0.0)) == {SLOW: set(range(6)), EQUAL: set(range(6))}
+
+
+def test_an_interrupted_gate_says_so_and_verifies_no_further_seeds(measured: Measure) -> None:
+    runners: list[Runner] = []
+
+    def stop(runner: Runner) -> None:
+        runner.stop_requested = True
+        runners.append(runner)
+
+    ended = measured(watch=stop)
+    assert (ended.interrupted, len(runners), ended.run.manifest.gate["seeds"]) == (True, 1, {})
+
+
+def test_a_noise_floor_that_cannot_be_stored_is_noted(
+    measured: Measure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert measured().note.startswith("the noise floor of this machine is not updated: cannot write to")
+
+
+def test_one_restart_gives_base_and_head_of_each_case_and_one_control(ready: Sweep) -> None:
+    assert paired.results_expected(ready) == 2 * 2 + 1
+    assert ready.settings.restarts == 6
+
+
+def test_one_case_is_chosen_by_label_or_id(ready: Sweep) -> None:
+    cell, _ = ready.cells[0]
+    case = Case(problem=cell.problem, backend="naive", mode=cell.mode)
+    for name in (case.label, case.id[:12]):
+        assert [chosen for chosen, _ in paired.only(ready, name).cells] == [cell]
+    with pytest.raises(UsageError, match=r"--case 'nothing': no such case; there are .*q64.*; .*q128"):
+        paired.only(ready, "nothing")
+
+
+def test_a_backend_that_is_named_twice_is_refused() -> None:
+    twice = sweep.prepare(Request(axes={"seq": "64", "mask": "none"}, backend="naive,naive", device=DEVICE))
+    with pytest.raises(UsageError, match="--backend: naive twice: a gate has one base and one head"):
+        paired.results_expected(twice)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [([], "cpu:threads=1"), (["H200"], "cuda:0")])
+def test_a_gate_runs_on_the_gpu_or_on_one_thread(monkeypatch: pytest.MonkeyPatch, gpus: list[str], device: str) -> None:
+    monkeypatch.setattr(hardware, "gpus", lambda: gpus)
+    assert paired.on_device(Request()).device == device
+    assert paired.on_device(Request(device="cpu")).device == "cpu"
