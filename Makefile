@@ -48,7 +48,7 @@ test: venv ## every test that needs no GPU and no patience
 test-fast: venv ## tests of the layers without torch, in seconds, for every save
 	$(PYTEST) $(SPREAD) -p tests.without_torch -m "not slow and not gpu and not workers" $(FAST) $(ARGS)
 
-coverage: venv ## branches of the layers without torch that their tests run
+coverage: venv ## fails where the tests of the layers without torch leave a line or a branch of them out
 	$(PYTEST) $(SPREAD) -m "not slow and not gpu and not workers" --cov --cov-report=term $(FAST) tests/gate $(ARGS)
 
 # Where ARGS selects none of them, pytest ends with 5.

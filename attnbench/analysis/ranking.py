@@ -66,8 +66,6 @@ def _separated(best: Restarts, other: Restarts) -> bool:
     assert other.time
     margin = 1 + (TIE_MARGIN if min(best.count, other.count) == 1 else 0.0)
     ratios = [best.ratio_to(other)]
-    if ratios == [None]:
-        ratios = [stats.unpaired_ratio(other.time, best.time)]
-        if best.speedup and other.speedup:
-            ratios.append(stats.unpaired_ratio(best.speedup, other.speedup))
+    if ratios == [None] and best.speedup and other.speedup:
+        ratios = [stats.unpaired_ratio(other.time, best.time), stats.unpaired_ratio(best.speedup, other.speedup)]
     return all(ratio is not None and ratio.low is not None and ratio.low > margin for ratio in ratios)

@@ -122,12 +122,10 @@ def _coverage(count: int, rank: int) -> float:
 def order_rank(count: int) -> int:
     """The highest k for which the k-th lowest and k-th highest value hold the median with 95 %; 0 if there is none."""
     rank, outside = 0, 0.0
-    while rank < count // 2:
+    while outside <= 1 - CONFIDENCE:
         outside += math.comb(count, rank) / 2 ** (count - 1)
-        if outside > 1 - CONFIDENCE:
-            break
         rank += 1
-    return rank
+    return rank - 1
 
 
 def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:

@@ -12,7 +12,7 @@ from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Dtype
 from attnbench.cli import output
 from attnbench.records.ceilings import Rate
-from attnbench.records.result import Result
+from attnbench.records.result import Result, Status
 from attnbench.report import pages, summary
 from attnbench.report.formats import markdown
 from attnbench.report.pages.page import report_data
@@ -52,6 +52,16 @@ def test_a_dtype_that_is_slower_in_every_pair_is_named_with_its_geometric_mean()
 )
 def test_a_small_or_inconsistent_difference_is_no_preference(changed: dict[tuple[Dtype, int], float]) -> None:
     assert preferences(rows(TWO_LENGTHS | changed)) == []
+
+
+def test_cases_that_failed_are_in_no_pair() -> None:
+    failed = [
+        msgspec.structs.replace(case(1.0, dtype, 256), status=Status.CRASHED, samples={})
+        for dtype in (Dtype.FP32, Dtype.BF16)
+    ]
+    measured = [case(seconds, dtype, seq) for (dtype, seq), seconds in TWO_LENGTHS.items()]
+    (preference,) = preferences(rows_of([*measured, *failed]))
+    assert (preference.better, preference.pairs) == ("fp32", 2)
 
 
 def test_only_cases_that_differ_in_dtype_alone_are_pairs() -> None:

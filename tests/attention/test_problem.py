@@ -69,6 +69,7 @@ def test_a_soft_cap_is_a_positive_number_and_a_scale_a_finite_one(value: float) 
 def test_the_temperature_divides_scale_and_soft_cap() -> None:
     problem = Problem(seq_q=8, head_dim=64, score=Score(temperature=2.0, softcap=30.0))
     assert (problem.scale, problem.softcap, problem.temperature) == (1 / 16, 15.0, 2.0)
+    assert Problem(seq_q=8, score=Score(temperature=2.0, scale=0.5)).scale == 0.25
     plain = Problem(seq_q=8, head_dim=64)
     assert (plain.scale, plain.softcap, plain.temperature) == (1 / 8, None, 1.0)
 

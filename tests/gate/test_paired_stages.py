@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from attnbench.engine import sweep
@@ -116,6 +117,23 @@ def test_what_is_stored_names_sides_and_no_folders(measured: Measure) -> None:
     assert set(manifest.environments) == {arm.id for arm in manifest.arms}
     assert (manifest.gate["base"]["name"], manifest.gate["base"]["path"]) == ("HEAD~1", [])
     assert manifest.seconds["rounds"] == 3.0  # of the screen and of two batches
+
+
+def test_no_batch_follows_the_last_one(measured: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired, "BATCHES", (4,))
+    assert restarts(measured()) == {SLOW: set(range(10)), EQUAL: set(range(6))}
+
+
+def test_a_seed_without_the_error_of_one_side_is_left_out(measured: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_seed = SimulatedRunner._result
+
+    def failing(runner: SimulatedRunner, group: Group, arm: Arm, restart: int) -> Result:
+        measured = of_seed(runner, group, arm, restart)
+        return msgspec.structs.replace(measured, facts={}) if runner.settings.procedures["cpu"].seed == 3 else measured
+
+    monkeypatch.setattr(SimulatedRunner, "_result", failing)
+    (errors,) = measured().run.manifest.gate["seeds"].values()
+    assert errors == [pytest.approx([seed * 1e-7, seed * 2e-7]) for seed in (2, 3, 5)]
 
 
 def test_nothing_is_confirmed_when_the_budget_is_spent(measured: Measure) -> None:

@@ -169,6 +169,15 @@ def test_a_run_that_is_no_basis_is_refused(root: Path, results: list[Result], sa
     assert baselines.save("main", one, force=True).is_dir()
 
 
+def test_a_baseline_of_another_machine_stays_and_one_without_provenance_is_none(root: Path) -> None:
+    baselines.save("main", written(root, "first", made()))
+    other = baselines.save("main", written(root, "second", made(), fingerprint="other"))
+    baselines.remove("main", FINGERPRINT)
+    assert [place for place, _ in baselines.every()] == [other]
+    (other / baselines.PROVENANCE).write_text("{")
+    assert list(baselines.every()) == []
+
+
 def test_a_name_is_no_path(root: Path) -> None:
     for name in ("../up", "a/b", "", ".hidden"):
         with pytest.raises(UsageError, match="a plain name"):

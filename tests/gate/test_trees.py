@@ -141,6 +141,12 @@ def test_a_folder_that_a_killed_gate_left_is_removed_by_the_next(repository: Pat
         assert not left.exists()
 
 
+def test_a_folder_that_its_gate_has_not_locked_yet_stays(repository: Path) -> None:
+    begun = Path(tempfile.mkdtemp(prefix=trees.PREFIX))
+    with trees.of_ref("HEAD"):
+        assert begun.exists()
+
+
 def test_a_folder_of_a_gate_that_lives_stays(repository: Path) -> None:
     with trees.of_ref("HEAD") as first, trees.of_ref("HEAD~1") as second:
         assert Path(first.path[0]).exists()

@@ -15,7 +15,7 @@ import pytest
 
 from attnbench import cli
 from attnbench.attention.problem import Problem
-from attnbench.errors import Exit, NotComparableError, StoreError, SuiteError, UsageError
+from attnbench.errors import Exit, NotComparableError, SuiteError, UsageError
 from attnbench.gate import judgement, paired
 from attnbench.gate import record as gate_record
 from attnbench.gate.record import DEFAULT_SETTINGS, read_settings
@@ -222,30 +222,11 @@ def test_a_gate_adds_its_controls_to_the_noise_of_their_kind(tmp_path: Path, mon
     assert paired.machine_noise("f", arms[1:]).user == ()
 
 
-def test_restarts_that_base_and_head_do_not_share_leave_the_case_open() -> None:
-    base = [line for line in lines(restarts=6) if line.arm.copy == 1]
-    head = [msgspec.structs.replace(line, restart=line.restart + 6) for line in lines(restarts=6) if line.arm.copy == 2]
-    assert outcome(gated(*base, *head)) is Outcome.INCONCLUSIVE
-
-
-def test_memory_that_shrank_is_an_improvement() -> None:
-    assert outcome(gated(*lines(memory=(2**25, 2**24))), "peak_bytes") is Outcome.IMPROVED
-
-
-def test_without_errors_accuracy_is_not_judged() -> None:
-    judged = judgement.judge(gated(*lines(head_fields={"facts": {}})))
-    assert "rms_err" not in {verdict.metric for verdict in judged.verdicts}
-
-
-def test_the_source_of_the_margins_is_the_noise_of_the_machine_where_that_is_larger() -> None:
-    judged = judgement.judge(gated(*lines(), floor={"factor": 9.0, "runs": 25, "resolution_s": 0.0}))
-    source = "9.0 standard errors of the case, the 99th percentile of 25 A/A runs of this machine"
-    assert judged.margin_source == source
-
-
-def test_a_gate_record_that_cannot_be_read_is_named() -> None:
-    with pytest.raises(StoreError, match=r"gate: its gate record cannot be read: .*base"):
-        gate_record.of(gated(base=3))
+def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = gated(*lines())
+    paired.add_to_noise_floor(run, gate_record.of(run))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_time_that_cannot_be_computed_with_leaves_the_case_open() -> None:

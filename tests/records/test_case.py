@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from attnbench.attention.problem import Mode, Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError
-from attnbench.records.case import Case
+from attnbench.records.case import Case, canonical
 
 CASE = Case(
     problem=Problem(seq_q=4096, batch=4, heads=32, kv_heads=8, head_dim=128, dtype="bf16", mask="window:512+causal"),
@@ -43,6 +43,18 @@ def test_30_and_30_0_are_one_softcap():
     built = [Case(problem=Problem(seq_q=64, score=Score(softcap=cap)), backend="naive") for cap in (30, 30.0)]
     decoded = msgspec.json.decode(b'{"problem":{"seq_q":64,"score":{"softcap":30}},"backend":"naive"}', type=Case)
     assert len({case.id for case in (*built, decoded)}) == 1
+
+
+class Inner(msgspec.Struct):
+    value: int = 0
+
+
+class Outer(msgspec.Struct):
+    inner: Inner | None = None
+
+
+def test_a_record_of_defaults_within_a_record_is_left_out():
+    assert [canonical(Outer(inner)) for inner in (Inner(), Inner(1))] == [{}, {"inner": {"value": 1}}]
 
 
 def test_the_canonical_form_has_not_changed():

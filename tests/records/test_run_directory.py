@@ -200,12 +200,13 @@ def test_other_budget_and_rounds_are_allowed(tmp_path: Path) -> None:
     assert run_directory.read(run).manifest.procedures["cpu"].max_rounds == 10
 
 
-def test_forced_results_carry_their_machine(run: Path) -> None:
-    with RunWriter(run, manifest(fingerprint="def"), force=True) as writer:
-        writer.append([result(32)])
+def test_forced_results_carry_their_machine_where_it_is_another(run: Path) -> None:
+    for seq, fingerprint in ((32, "def"), (64, "abc")):
+        with RunWriter(run, manifest(fingerprint=fingerprint), force=True) as writer:
+            writer.append([result(seq)])
     now = run_directory.read(run)
     assert now.manifest.fingerprint == "abc"
-    assert [result.facts.get("fingerprint") for result in now.results] == [None, None, "def"]
+    assert [result.facts.get("fingerprint") for result in now.results] == [None, None, "def", None]
 
 
 def test_refused_writer_leaves_the_directory_free(run: Path) -> None:
@@ -318,6 +319,11 @@ def test_paths_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     monkeypatch.chdir(places["here"])
     monkeypatch.setenv("HOME", str(places["home"]))
     assert run_writer.anonymous(text.format(**places)) == expected.format(**places)
+
+
+def test_a_home_at_the_root_is_no_part_of_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/")
+    assert run_writer.anonymous("no file /data/k.py") == "no file /data/k.py"
 
 
 def test_neither_file_names_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,11 @@ PARTS = {
                           "max_source_positions": 1500}},
         [*decoder("h32/8 d128", "128..8192", name="text, "), "audio, frames: 128..1500 h20 d64 none,padding:0.3"],
     ),
+    "a part without attention": Case(
+        {"model_type": "llava", "text_config": {"model_type": "llama", **LLAMA_8B},
+         "projector_config": {"hidden_size": 4096}},
+        decoder("h32/8 d128", "128..8192", name="text, "),
+    ),
     "llama 4: chunks of 8192 in three of four layers": Case(
         {"model_type": "llama4",
          "text_config": {"model_type": "llama4_text", "attention_chunk_size": 8192, "head_dim": 128,

@@ -155,6 +155,11 @@ def test_combination_that_is_no_problem_is_given_with_its_reason() -> None:
     )
 
 
+def test_impossible_combination_of_two_tables_is_given_once() -> None:
+    table = table_of(seq=(8,), mask=("none",), heads=(12,), kv_heads=(8,))
+    assert len(expanded(table, table)) == 1
+
+
 def test_heads_that_cannot_be_shared_out_among_ranks_are_impossible() -> None:
     (cell,) = expanded(table_of(seq=(64,), mask=("none",), heads=(6,), tp=(4,)))
     assert isinstance(cell, Impossible)

@@ -1,0 +1,55 @@
+"""What base and head are compared by: restarts that both have, memory, errors, and where the margins come from."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from attnbench.analysis.restarts import Restarts
+from attnbench.errors import StoreError
+from attnbench.gate import evidence, judgement, record
+from attnbench.records.result import Outcome
+from tests.gate.test_verdicts import gated, lines, outcome
+from tests.samples import result
+
+
+def test_restarts_that_base_and_head_do_not_share_leave_the_case_open() -> None:
+    base = [line for line in lines(restarts=6) if line.arm.copy == 1]
+    head = [msgspec.structs.replace(line, restart=line.restart + 6) for line in lines(restarts=6) if line.arm.copy == 2]
+    assert outcome(gated(*base, *head)) is Outcome.INCONCLUSIVE
+
+
+def test_a_restart_without_a_finite_time_has_no_effect() -> None:
+    below = Restarts([result([1.0] * 3, restart=restart) for restart in range(3)])
+    above = Restarts([result([value] * 3, restart=n) for n, value in enumerate((math.e, math.nan, 1 / math.e))])
+    assert evidence.effects(above, below) == pytest.approx({0: 1.0, 2: -1.0})
+
+
+def test_memory_that_shrank_is_an_improvement() -> None:
+    assert outcome(gated(*lines(memory=(2**25, 2**24))), "peak_bytes") is Outcome.IMPROVED
+
+
+def test_without_errors_accuracy_is_not_judged() -> None:
+    judged = judgement.judge(gated(*lines(head_fields={"facts": {}})))
+    assert {verdict.metric for verdict in judged.verdicts} == {"time_s", "peak_bytes"}
+
+
+@pytest.mark.parametrize(
+    ("factor", "source"),
+    [
+        (9.0, "9.0 standard errors of the case, the 99th percentile of 25 A/A runs of this machine"),
+        # Student's t of five degrees of freedom
+        (1.0, "4.0 standard errors of the case, as for normal noise, and 25 A/A runs of this machine show no more"),
+        (0.0, "4.0 standard errors of the case, as for normal noise (25 A/A runs of this machine, 20 are needed)"),
+    ],
+)
+def test_the_margins_come_from_normal_noise_unless_the_machine_shows_more(factor: float, source: str) -> None:
+    floor = {"factor": factor, "runs": 25, "resolution_s": 0.0}
+    assert judgement.judge(gated(*lines(), floor=floor)).margin_source == source
+
+
+def test_a_record_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(StoreError, match=r"gate: its gate record cannot be read: .*base"):
+        record.of(gated(base=3))
