@@ -94,7 +94,7 @@ PARTS = {
     ),
     "a part without attention": Case(
         {"model_type": "llava", "text_config": {"model_type": "llama", **LLAMA_8B},
-         "projector_config": {"hidden_size": 4096}},
+         "resampler_config": {"hidden_size": 4096}},
         decoder("h32/8 d128", "128..8192", name="text, "),
     ),
     "llama 4: chunks of 8192 in three of four layers": Case(
