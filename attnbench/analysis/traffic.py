@@ -112,7 +112,7 @@ class MixPart(msgspec.Struct, frozen=True, kw_only=True):
     context: tuple[int, int] | None = None  # keys per request: from the first, below the second
     steps: int
     predicted_s: float
-    measured_s: float | None = None  # estimated from the drawn steps of this part; None: there are none
+    measured_s: float | None = None  # estimated from the drawn steps of this part; None: none was drawn
 
     @property
     def name(self) -> str:

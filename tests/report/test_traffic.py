@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from attnbench.analysis.stats import Estimate
+from attnbench.analysis.traffic import mix
 from attnbench.analysis.traffic_totals import Policy, PolicyName
 from attnbench.errors import SchemaError, StoreError
 from attnbench.report import pages
@@ -15,6 +16,7 @@ from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import traffic as terminal
 from attnbench.report.terminal.text_layout import cell_width
 from attnbench.studies import traffic_answer
+from tests.analysis.made_steps import made_steps
 from tests.report.canned import one_winner, store, traffic
 
 HEADLINE = (
@@ -168,3 +170,10 @@ def test_the_terminal_shows_every_part_within_its_width(answer, width):
         "sglang: --prefill-attention-backend", "sdpa:padded has no time for 1 of 64 drawn steps",
     ):  # fmt: skip
         assert words in text
+
+
+def test_the_mix_of_a_simulation_has_no_column_of_measured_time():
+    steps, _ = made_steps(1000)
+    head, decode, *_ = terminal.mix(mix(steps), 80)
+    assert head.split() == ["kind", "steps", "of", "steps", "predicted"]
+    assert decode.split()[:2] == ["decode", str((steps.kinds == 0).sum())]

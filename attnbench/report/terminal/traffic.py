@@ -36,9 +36,12 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
 
 
 def mix(mix: Mix, width: int) -> Iterator[str]:
-    """Steps and time by kind and by context length."""
+    """Steps and time by kind and by context length; measured time only where there is some."""
+    head = ("steps", "of steps", "predicted", "measured")
     for heading, parts in (("kind", mix.by_kind), ("keys per request", mix.by_context)):
-        yield from _table(heading, ("steps", "of steps", "predicted", "measured"), list(_parts(parts)), width)
+        columns = 4 if any(part.measured_s for part in parts) else 3
+        rows = [(name, cells[:columns]) for name, cells in _parts(parts)]
+        yield from _table(heading, head[:columns], rows, width)
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> Iterator[str]:
