@@ -67,6 +67,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: str
     autocast: str
     page_size: int
+    requests: str
     status: Status
     reason: str
     restarts: int
@@ -128,6 +129,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     first_call_s: float | None
     compile_s: float | None
     mask_build_s: float | None
+    plan_s: float | None
 
     def value(self, name: str) -> Value:
         value: Value = getattr(self, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from attnbench.attention.inputs import torch_dtype
+from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Dtype, Problem
 from attnbench.attention.scores import Similarity
 from attnbench.attention.weightings import SOFTMAX
@@ -51,6 +51,21 @@ def groups(problem: Problem) -> list[Group]:
     return [(b, kv_head) for b in range(problem.batch) for kv_head in range(problem.kv_heads)]
 
 
+def rows_of(problem: Problem, group: Group) -> int:
+    """The query rows of a group."""
+    return problem.sizes[group[0]].queries if problem.requests else problem.seq_q
+
+
+def of_part(problem: Problem, group: Group, inputs: Inputs) -> tuple[Problem, Group, Inputs]:
+    """The part of a problem that holds a group, the group in it, and its inputs: those of one request, or all."""
+    if not problem.requests:
+        return problem, group, inputs
+    queries, keys = problem.spans[group[0]]
+    q, dout = inputs.q[:, :, queries], inputs.dout[:, :, queries]
+    k, v = inputs.k[:, :, keys], inputs.v[:, :, keys]
+    return problem.parts[group[0]], (0, group[1]), Inputs(q=q, k=k, v=v, dout=dout)
+
+
 def query_heads(problem: Problem, group: Group) -> slice:
     """The query heads of a group."""
     sharing = problem.heads // problem.kv_heads
@@ -78,9 +93,10 @@ def _depth(problem: Problem) -> int:
 
 def computed_logits(problem: Problem, sequence: int, spans: list[Span] | None = None) -> int:
     """The number of logits computed for one head: visible pairs, and hidden ones in the same blocks."""
+    part, number = (problem.parts[sequence], 0) if problem.requests else (problem, sequence)
     return sum(
         (block.rows.stop - block.rows.start) * (block.keys.stop - block.keys.start)
-        for block in row_blocks(problem, sequence, spans)
+        for block in row_blocks(part, number, spans)
     )
 
 

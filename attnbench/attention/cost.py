@@ -7,6 +7,7 @@ Forward: q.k and p.v, so 2 pairs (d_qk + d_v). Backward: q.k again, then dv, dp,
 """
 
 import math
+from collections import Counter
 
 from attnbench.attention import scopes
 from attnbench.attention.biases import Relative
@@ -15,7 +16,8 @@ from attnbench.attention.problem import KvDtype, Mode, Problem, Returns, Scope
 
 def pairs(problem: Problem) -> int:
     """Visible (query, key) pairs over batch and heads."""
-    return problem.heads * problem.masking.pairs(problem.grid)
+    parts = Counter(problem.parts)
+    return problem.heads * sum(count * part.masking.pairs(part.grid) for part, count in parts.items())
 
 
 def flops(problem: Problem, mode: Mode) -> int:
@@ -34,7 +36,7 @@ def exponentials(problem: Problem, mode: Mode) -> int:
 
 def flops_dense(problem: Problem, mode: Mode) -> int:
     """FLOPs if every pair were visible."""
-    of_head = sum(n * n for n in problem.lengths) or problem.batch * problem.seq_q * problem.seq_kv
+    of_head = sum(queries * keys for queries, keys in problem.sizes)
     return _flops(problem.heads * of_head, problem, mode)
 
 
@@ -50,12 +52,13 @@ def input_bytes(problem: Problem) -> int:
 
 def kv_bytes(problem: Problem) -> int:
     """Bytes of k and v in the cache: for int8 and fp8 1 a number, and 4 for the scale of a token and head."""
-    return _bytes_of_kv(problem, _kv_tokens(problem))
+    return _bytes_of_kv(problem, problem.tokens_kv)
 
 
 def seen_keys(problem: Problem) -> int:
     """Keys that some query sees, in tokens over the batch."""
-    return problem.masking.seen_keys(problem.grid)
+    parts = Counter(problem.parts)
+    return sum(count * part.masking.seen_keys(part.grid) for part, count in parts.items())
 
 
 def output_bytes(problem: Problem, mode: Mode) -> int:
@@ -113,7 +116,7 @@ def _bytes_of_kv(problem: Problem, tokens: int) -> int:
 
 def _table_bytes(problem: Problem) -> int:
     """Bytes of the table of pages, if the cache has pages."""
-    return 4 * problem.batch * -(-problem.seq_kv // problem.page_size) if problem.page_size else 0
+    return 4 * sum(-(-keys // problem.page_size) for _, keys in problem.sizes) if problem.page_size else 0
 
 
 def _weight_bytes(problem: Problem) -> int:
@@ -125,7 +128,7 @@ def _projections(problem: Problem) -> int:
     total = 0
     for name, (width, out) in scopes.shapes(problem).items():
         of_keys = name.split()[-1] in "kv" and "self" not in name
-        total += (_kv_tokens(problem) if of_keys else _q_tokens(problem)) * width * out
+        total += (problem.tokens_kv if of_keys else problem.tokens_q) * width * out
     return total
 
 
@@ -135,25 +138,17 @@ def _flops(pair_count: int, problem: Problem, mode: Mode) -> int:
     return {Mode.FWD: forward, Mode.BWD: backward, Mode.FWD_BWD: forward + backward}[mode]
 
 
-def _q_tokens(problem: Problem) -> int:
-    return sum(problem.lengths) or problem.batch * problem.seq_q
-
-
-def _kv_tokens(problem: Problem) -> int:
-    return sum(problem.lengths) or problem.batch * problem.seq_kv
-
-
 def _q_numbers(problem: Problem) -> int:
-    return _q_tokens(problem) * problem.heads * problem.head_dim
+    return problem.tokens_q * problem.heads * problem.head_dim
 
 
 def _kv_numbers(problem: Problem) -> int:
-    return _kv_tokens(problem) * problem.kv_heads * (problem.head_dim + problem.head_dim_v)
+    return problem.tokens_kv * problem.kv_heads * (problem.head_dim + problem.head_dim_v)
 
 
 def _out_bytes(problem: Problem) -> int:
-    return _q_tokens(problem) * problem.heads * problem.head_dim_v * problem.dtype.out.bytes
+    return problem.tokens_q * problem.heads * problem.head_dim_v * problem.dtype.out.bytes
 
 
 def _lse_bytes(problem: Problem) -> int:
-    return 4 * _q_tokens(problem) * problem.heads
+    return 4 * problem.tokens_q * problem.heads

@@ -44,7 +44,7 @@ DISTRIBUTIONS: dict[str, str] = {
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of a call, contiguous, in the dtype of the problem."""
 
-    q: Tensor  # [batch, heads, seq_q, head_dim]
+    q: Tensor  # [batch, heads, seq_q, head_dim]; of requests [1, heads, tokens, head_dim], as the others
     k: Tensor  # [batch, kv_heads, seq_kv, head_dim]
     v: Tensor  # [batch, kv_heads, seq_kv, head_dim_v]
     dout: Tensor  # [batch, heads, seq_q, head_dim_v], in the dtype of the output
@@ -129,10 +129,10 @@ def objection(distribution: str, problem: Problem) -> str:
 
 def _shapes(p: Problem) -> dict[str, tuple[int, ...]]:
     return {
-        "q": (p.batch, p.heads, p.seq_q, p.head_dim),
-        "k": (p.batch, p.kv_heads, p.seq_kv, p.head_dim),
-        "v": (p.batch, p.kv_heads, p.seq_kv, p.head_dim_v),
-        "dout": (p.batch, p.heads, p.seq_q, p.head_dim_v),
+        "q": (*p.shape_q, p.head_dim),
+        "k": (*p.shape_kv, p.head_dim),
+        "v": (*p.shape_kv, p.head_dim_v),
+        "dout": (*p.shape_q, p.head_dim_v),
     }
 
 
@@ -171,9 +171,10 @@ def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, genera
         size = (SINK / abs(problem.scale)) ** 0.5
         q[..., 0] = size
         k[..., 0] = 0
-        k[:, :, 0] = 0
-        k[:, :, 0, 0] = size if problem.scale > 0 else -size
-        v[:, :, 0] *= 0.01
+        first = [keys.start for _, keys in problem.spans] if problem.requests else [0]
+        k[:, :, first] = 0
+        k[:, :, first, 0] = size if problem.scale > 0 else -size
+        v[:, :, first] *= 0.01
     elif distribution == "zeros":
         for tensor in (q, k, v):
             tensor.zero_()

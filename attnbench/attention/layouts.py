@@ -66,22 +66,41 @@ def padded(
 
 
 def page_table(problem: Problem) -> NDArray[np.int32]:
-    """The page table: [batch, pages of a sequence], indices of pages."""
-    per_sequence = -(-problem.seq_kv // problem.page_size)
-    order = np.argsort(splitmix64(0, np.arange(problem.batch * per_sequence)), kind="stable")
-    return order.astype(np.int32).reshape(problem.batch, per_sequence)
+    """The page table: [batch, pages of the longest sequence], indices of pages, and 0 behind those of a sequence."""
+    counts = [-(-keys // problem.page_size) for _, keys in problem.sizes]
+    order = np.argsort(splitmix64(0, np.arange(sum(counts))), kind="stable")
+    table = np.zeros((problem.batch, max(counts)), dtype=np.int32)
+    table[np.arange(max(counts)) < np.array(counts)[:, None]] = order
+    return table
+
+
+def slots(problem: Problem) -> NDArray[np.int64]:
+    """Where each packed key of a batch of requests is among the tokens of all pages: [tokens]."""
+    table, size = page_table(problem).astype(np.int64), problem.page_size
+    places = (np.arange(keys) for _, keys in problem.sizes)
+    return np.concatenate([table[b, place // size] * size + place % size for b, place in enumerate(places)])
 
 
 def paged(problem: Problem, tensor: Tensor) -> Tensor:
     """Write to pages: [batch, kv_heads, seq_kv, width] -> [pages, page_size, kv_heads, width], padded with 0."""
     import torch
 
+    if problem.requests:
+        count = sum(-(-keys // problem.page_size) for _, keys in problem.sizes)
+        pool = tensor.new_zeros(count * problem.page_size, tensor.shape[1], tensor.shape[3])
+        pool.index_copy_(0, torch.from_numpy(slots(problem)), tensor[0].transpose(0, 1))
+        return pool.view(count, problem.page_size, *pool.shape[1:])
     table = torch.from_numpy(page_table(problem).astype(np.int64)).to(tensor.device)
     batch, heads, _, width = tensor.shape
     capacity = table.shape[1] * problem.page_size
     padded = torch.nn.functional.pad(tensor, (0, 0, 0, capacity - problem.seq_kv)).transpose(1, 2)
     pages = padded.reshape(batch * table.shape[1], problem.page_size, heads, width)
     return torch.empty_like(pages).index_copy_(0, table.flatten(), pages)
+
+
+def packed_keys(pages: Tensor, where: Tensor) -> Tensor:
+    """Read the keys of all requests from pages: [1, kv_heads, tokens, width]; where: `slots` on the device."""
+    return pages.flatten(0, 1).index_select(0, where).transpose(0, 1)[None]
 
 
 def gathered(problem: Problem, pages: Tensor, table: Tensor) -> Tensor:

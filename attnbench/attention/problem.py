@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from enum import StrEnum
 from functools import lru_cache
 
 import msgspec
 
-from attnbench.attention import biases, masks, weightings
+from attnbench.attention import biases, masks, requests, weightings
 from attnbench.attention.biases import LogitBias
 from attnbench.attention.masks import Mask
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.window import Window
+from attnbench.attention.requests import Request
 from attnbench.attention.scores import DEFAULT_SCALES, Score, Similarity
 from attnbench.attention.terms import Booleans, Grid
 from attnbench.attention.weightings import Weighting
@@ -103,6 +105,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];
     v: [batch, kv_heads, seq_kv, head_dim_v]; out: [batch, heads, seq_q, head_dim_v].
+    With `requests`, batch is their number, seq_q and seq_kv are the most queries and keys of one, and the tokens of all
+    are packed: q: [1, heads, tokens, head_dim].
     """
 
     seq_q: int  # queries of each sequence, in tokens
@@ -125,6 +129,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     kv_dtype: KvDtype = KvDtype.SAME  # of k and v in the KV cache
     autocast: Autocast = Autocast.NONE  # of the products of a block or layers
     page_size: int = 0  # tokens of a page of a paged KV cache; 0: contiguous k and v
+    requests: str = ""  # canonical text of a batch of requests, see requests.py; empty: a batch of equal sequences
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
@@ -142,6 +147,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             if getattr(self, name) < 1:
                 raise ProblemError(f"{name}={getattr(self, name)}: must be at least 1")
         fill(self, "mask", masks.parse(self.mask).text)
+        if self.requests:
+            fill(self, "requests", requests.spell(requests.parse(self.requests)))
         self._check()
 
     def _check(self) -> None:
@@ -155,10 +162,30 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             if not self.seq_q == self.seq_kv == max(self.lengths) or min(self.lengths) < 1:
                 longest = f"the longest equal to seq_q={self.seq_q} and seq_kv={self.seq_kv}"
                 raise ProblemError(f"lengths {self.lengths}: each at least 1, {longest}")
-        self.masking.check(self.grid)
-        if (bias := self.bias) is not None:
-            bias.check(self)
+        if self.requests:
+            self._check_requests()
+        else:
+            self.masking.check(self.grid)
+            if (bias := self.bias) is not None:
+                bias.check(self)
         self._check_mechanisms()
+
+    def _check_requests(self) -> None:
+        text, sizes = f"requests={self.requests}", self.sizes
+        most = len(sizes), max(queries for queries, _ in sizes), max(keys for _, keys in sizes)
+        if (self.batch, self.seq_q, self.seq_kv) != most:
+            given = f"batch={self.batch}, seq_q={self.seq_q}, seq_kv={self.seq_kv}"
+            raise ProblemError(f"{text} with {given}: they are {most[0]}, {most[1]} and {most[2]}")
+        others = {"lengths": bool(self.lengths), "positions": self.positions is not Positions.NONE}
+        others |= {"scope": self.scope != "core", "returns=weights": self.returns is Returns.WEIGHTS}
+        if wrong := [name for name, given in others.items() if given]:
+            raise ProblemError(f"{text} with {wrong[0]}: requests are attention alone, over packed tokens")
+        for request in dict.fromkeys(sizes):
+            try:
+                _part(self, request)
+            except ProblemError as error:
+                segment = requests.spell((request,))
+                raise ProblemError(f"{text}: {segment}: {error}") from None
 
     def _check_mechanisms(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -208,8 +235,48 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return parse_scope(self.scope)[1:]
 
     @property
+    def sizes(self) -> tuple[Request, ...]:
+        """Queries and keys of every sequence of the batch."""
+        if self.requests:
+            return requests.parse(self.requests)
+        if self.lengths:
+            return tuple(Request(length, length) for length in self.lengths)
+        return (Request(self.seq_q, self.seq_kv),) * self.batch
+
+    @property
+    def tokens_q(self) -> int:
+        """Queries of the whole batch."""
+        return sum(size.queries for size in self.sizes) if self.requests or self.lengths else self.batch * self.seq_q
+
+    @property
+    def tokens_kv(self) -> int:
+        """Keys of the whole batch."""
+        return sum(size.keys for size in self.sizes) if self.requests or self.lengths else self.batch * self.seq_kv
+
+    @property
+    def shape_q(self) -> tuple[int, int, int]:
+        """The shape of q without its width; packed for requests."""
+        return (1, self.heads, self.tokens_q) if self.requests else (self.batch, self.heads, self.seq_q)
+
+    @property
+    def shape_kv(self) -> tuple[int, int, int]:
+        """The shape of k and v without their width; packed for requests."""
+        return (1, self.kv_heads, self.tokens_kv) if self.requests else (self.batch, self.kv_heads, self.seq_kv)
+
+    @property
+    def spans(self) -> tuple[tuple[slice, slice], ...]:
+        """The queries and the keys of every request, among the packed tokens."""
+        return _spans(self.sizes)
+
+    @property
+    def parts(self) -> tuple[Problem, ...]:
+        """The problems that it consists of: one for each request, else itself."""
+        return tuple(_part(self, size) for size in self.sizes) if self.requests else (self,)
+
+    @property
     def grid(self) -> Grid:
-        """The shape that the mask applies to."""
+        """The shape that the mask applies to; of requests, each of the `parts` has its own."""
+        assert not self.requests, self.requests
         return Grid(self.batch, self.seq_q, self.seq_kv, self.lengths)
 
     @property
@@ -314,6 +381,7 @@ FEATURES: dict[str, str] = {
     "additive": "additive score",
     "file": "score by a user's function",
     "paged": "keys in pages",
+    "requests": "requests of different lengths in one batch",
     "sinks": "sinks",
     "dropout": "dropout",
     **{word: kind.summary for word, kind in weightings.WEIGHTINGS.items() if kind.summary},
@@ -322,6 +390,9 @@ FEATURES: dict[str, str] = {
 
 @lru_cache(maxsize=65536)
 def _features(problem: Problem) -> frozenset[str]:
+    if problem.requests:
+        parts = frozenset[str]().union(*(part.features for part in dict.fromkeys(problem.parts)))
+        return parts | {"requests"}
     needed = set(problem.masking.words)
     if problem.weighting != "softmax":
         needed.add(problem.weighing.word)
@@ -344,6 +415,18 @@ def _features(problem: Problem) -> frozenset[str]:
         "blind_rows": not problem.lengths and problem.masking.has_blind_rows(problem.grid),
     }
     return frozenset(needed | {word for word, holds in conditions.items() if holds})
+
+
+@lru_cache(maxsize=65536)
+def _part(problem: Problem, size: Request) -> Problem:
+    return msgspec.structs.replace(problem, batch=1, seq_q=size.queries, seq_kv=size.keys, requests="")
+
+
+@lru_cache(maxsize=1024)
+def _spans(sizes: tuple[Request, ...]) -> tuple[tuple[slice, slice], ...]:
+    ends = (itertools.accumulate(counts, initial=0) for counts in zip(*sizes, strict=True))
+    queries, keys = (itertools.starmap(slice, itertools.pairwise(each)) for each in ends)
+    return tuple(zip(queries, keys, strict=True))
 
 
 @lru_cache(maxsize=65536)

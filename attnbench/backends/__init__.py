@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from attnbench.attention import cost, scopes, user_files
-from attnbench.attention.problem import FEATURES, Dtype, Mode
+from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem
 from attnbench.errors import UnknownNameError
 from attnbench.records.case import Case
 
@@ -38,6 +38,7 @@ _NAMES = {
     "flash_attn": "flash-attn:2 flash-attn:3 flash-attn:4",
     "triton": "triton triton:portable triton:descriptors triton:hopper",
     "varlen": "varlen",
+    "padded": "sdpa:padded",
     "gather": "gather",
     "distributed": "ring:2 ring:4 ulysses:2 ulysses:4",
 }
@@ -97,6 +98,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     install: str = ""  # the command that installs them
     layout: Layout = Layout.BHSD
     compiles: bool = False  # compiles for minutes before the first call: measured in a later pass
+    by_request: bool = False  # computes a batch of requests one by one, each as a problem of its own
     untimed: str = ""  # why its times on a CPU are meaningless; empty: they are valid
     interpreter: tuple[tuple[str, str], ...] = ()  # variables with which it runs on a CPU, to be verified only
     probe: Callable[[str], str | None] | None = None  # run on the torch device: why it cannot run there, or None
@@ -109,16 +111,22 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
         reasons = [*_objections_of_device(limits, case.problem.dtype, capability)]
-        for problem in filter(None, (case.problem.core, scopes.self_attention(case.problem))):
+        for problem in filter(None, (*self._computed(case.problem), scopes.self_attention(case.problem))):
             reasons += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
             reasons += _objections_of_features(limits, problem.core.features)
             reasons += self.refuses(msgspec.structs.replace(case, problem=problem.core)) if self.refuses else []
         return list(dict.fromkeys(reasons))
 
+    def _computed(self, problem: Problem) -> tuple[Problem, ...]:
+        """The problems that it computes: the core, or that of each request of another size, from keys without pages."""
+        if not (problem.requests and self.by_request):
+            return (problem.core,)
+        return tuple(msgspec.structs.replace(part.core, page_size=0) for part in dict.fromkeys(problem.parts))
+
     def extra_bytes(self, case: Case) -> int:
         """Predicted bytes beyond inputs and outputs at the peak of a call, with everything applied around the core."""
         core = msgspec.structs.replace(case, problem=case.problem.core)
-        total = self.scratch_bytes(core)
+        total = max(self.scratch_bytes(msgspec.structs.replace(case, problem=p)) for p in self._computed(core.problem))
         if core.problem != case.problem:  # q and k after positions and normalisation
             total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
         if case.problem.scope != "core":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention import cost, logits
+import numpy as np
+
+from attnbench.attention import cost, layouts, logits
 from attnbench.attention.biases import Alibi, ByDistance, Constant, Relative
 from attnbench.attention.problem import FEATURES, Mode, Problem, Returns
+from attnbench.attention.terms import Grid
 from attnbench.backends import FLOATS, Backend, Keywords, Limits, Output, Prepared
 from attnbench.records.case import Case
 
@@ -18,8 +22,11 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 # No score_mod expresses these.
-_BEYOND = {"varlen", "dense", "weights", "additive", "file", "dropout", "paged"}
+_BEYOND = {"varlen", "dense", "weights", "additive", "file", "dropout"}
 _FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
+_OF_REQUESTS = frozenset(
+    {"requests", "paged", "causal", "window", "gqa", "cross", "head_dim_v", "scale", "softcap", "lse"}
+)
 BLOCK = 128  # of a BlockMask, torch's default
 
 
@@ -37,19 +44,25 @@ def prepare(case: Case, device: str) -> Prepared:
     block_mask = None
     if predicate := mask_mod(problem, device):
         batch = problem.batch if "padding" in problem.features else None
-        block_mask = create_block_mask(predicate, batch, None, problem.seq_q, problem.seq_kv, device=device)
+        lengths = problem.shape_q[2], problem.shape_kv[2]
+        block_mask = create_block_mask(predicate, batch, None, *lengths, device=device)
     mask_build_s = time.perf_counter() - started
     relative = problem.bias if isinstance(problem.bias, Relative) else None
     attend = _attend(problem, device, block_mask)
     run: Callable[..., Output] = torch.compile(attend, dynamic=False, fullgraph=True) if compiled else attend
 
+    where = torch.from_numpy(layouts.slots(problem)).to(device) if problem.page_size else None
+
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        if where is not None:
+            k, v = (layouts.packed_keys(pages, where) for pages in (k, v))
         return run(q, k, v) if relative is None else run(q, k, v, *_products(problem, relative, q, k))
 
-    seconds = {"mask_build": mask_build_s} if block_mask is not None else {}
+    seconds = {"plan" if problem.requests else "mask_build": mask_build_s} if block_mask is not None else {}
     facts = {"block_sparsity": _sparsity(block_mask)} if block_mask is not None else {}
     clock = _CompileClock() if compiled else None
-    return Prepared(call=call, seconds=seconds, facts=facts, late_facts=clock.facts if clock else None)
+    stored = partial(layouts.paged, problem) if problem.page_size else None
+    return Prepared(call=call, seconds=seconds, facts=facts, stored=stored, late_facts=clock.facts if clock else None)
 
 
 def _sparsity(block_mask: BlockMask) -> float:
@@ -113,6 +126,8 @@ def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
     def on_device(table: NDArray[Any]) -> Tensor:
         return torch.from_numpy(table).to(device)
 
+    if problem.requests:
+        return _mask_of_requests(problem, on_device)
     parts = [term.predicate(problem.grid, on_device) for term in problem.masking.terms]
     if not parts:
         return None
@@ -121,6 +136,28 @@ def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
         seen: Tensor = parts[0](b, i, j)
         for part in parts[1:]:
             seen = seen & part(b, i, j)
+        return seen
+
+    return visible
+
+
+def _mask_of_requests(problem: Problem, on_device: Callable[[NDArray[Any]], Tensor]) -> Callable[..., Tensor]:
+    """The mask over packed tokens: the same request, and the terms on rows and keys counted from the last ones.
+
+    Counted so, all requests have the diagonal of the longest, and causal masks and windows depend on that alone.
+    """
+    parts = [term.predicate(Grid(1, problem.seq_q, problem.seq_kv), on_device) for term in problem.masking.terms]
+    sizes = np.array(problem.sizes)
+    requests, places = [], []
+    for column, longest in enumerate((problem.seq_q, problem.seq_kv)):
+        counts = sizes[:, column]
+        requests.append(on_device(np.repeat(np.arange(problem.batch), counts)))
+        places.append(on_device(np.concatenate([np.arange(longest - count, longest) for count in counts])))
+
+    def visible(b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen: Tensor = requests[0][i] == requests[1][j]
+        for part in parts:
+            seen = seen & part(b, places[0][i], places[1][j])
         return seen
 
     return visible
@@ -151,9 +188,9 @@ def score_mod(problem: Problem, device: str) -> Callable[..., Callable[..., Tens
 
 def _bias(problem: Problem, device: str) -> Callable[..., Added] | None:
     """The bias, from tables on the device in float32."""
-    bias, offset, last = problem.bias, problem.grid.offset, problem.seq_kv - 1
-    if bias is None:
+    if (bias := problem.bias) is None:
         return None
+    offset, last = problem.grid.offset, problem.seq_kv - 1
     if isinstance(bias, Relative):
         return _of_products(problem, bias, device)
     if isinstance(bias, Alibi) and not bias.dense:
@@ -193,11 +230,16 @@ def _products(problem: Problem, bias: Relative, q: Tensor, k: Tensor) -> list[Te
 def scratch_bytes(case: Case) -> int:
     """Compiled: row sums, block lists and copies of the inputs. Eager: the scores, three times in float32."""
     problem = case.problem
-    blocks = -(-problem.seq_q // BLOCK) * -(-problem.seq_kv // BLOCK)
-    small = problem.batch * problem.heads * problem.seq_q * 8 + blocks * 16 * problem.batch + cost.input_bytes(problem)
-    pairs = problem.seq_q * problem.seq_kv
+    (batch, _, rows), (_, _, keys) = problem.shape_q, problem.shape_kv
+    blocks = -(-rows // BLOCK) * -(-keys // BLOCK)
+    small = batch * problem.heads * rows * 8 + blocks * 16 * batch + cost.input_bytes(problem)
+    pairs = rows * keys
     # The block mask is built from the complete boolean mask.
-    mask = pairs * (problem.batch if "padding" in problem.features else 1) if problem.mask != "none" else 0
+    mask = (
+        pairs * (problem.batch if "padding" in problem.features else 1)
+        if problem.mask != "none" or problem.requests
+        else 0
+    )
     if isinstance(problem.bias, Relative):
         places = problem.bias.table_rows(problem)
         mask += 2 * problem.batch * problem.heads * problem.seq_q * places * problem.dtype.bytes
@@ -207,7 +249,14 @@ def scratch_bytes(case: Case) -> int:
         small += problem.batch * problem.heads * problem.seq_q * problem.head_dim_v * problem.dtype.bytes
     if case.backend == "flex":
         return small + mask
-    return small + mask + 3 * problem.batch * problem.heads * pairs * 4
+    return small + mask + 3 * batch * problem.heads * pairs * 4
+
+
+def _refuses(case: Case) -> list[str]:
+    problem = case.problem
+    if not problem.requests:
+        return [f"{FEATURES['paged']} unsupported but in a batch of requests"] if problem.page_size else []
+    return [f"{FEATURES[word]} with requests unsupported" for word in sorted(problem.features - _OF_REQUESTS)]
 
 
 def _backend(name: str, summary: str, compiles: bool) -> Backend:
@@ -229,6 +278,7 @@ def _backend(name: str, summary: str, compiles: bool) -> Backend:
         requires=("torch",),
         install="pip install torch",
         compiles=compiles,
+        refuses=_refuses,
     )
 
 

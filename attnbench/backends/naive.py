@@ -166,5 +166,6 @@ BACKENDS = {
         scratch_bytes=scratch_bytes,
         requires=("torch",),
         install="pip install torch",
+        by_request=True,
     )
 }

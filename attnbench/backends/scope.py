@@ -1,15 +1,16 @@
-"""Positions, normalisation and projections applied around a backend, within the timed call.
+"""Positions, normalisation, projections and batches of requests around a backend, within the timed call.
 
 A backend gets the core problem (`Problem.core`), and its objections concern that alone.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from attnbench.attention import logits, scopes
+from attnbench.attention import layouts, logits, scopes
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Autocast, KvDtype, Problem
 from attnbench.backends import Backend, Layout, Output, Prepared
@@ -60,7 +61,9 @@ def _heads_first(prepared: Prepared, flip: bool) -> scopes.Attend:
 
 def _positioned(backend: Backend, case: Case, device: str) -> Prepared:
     problem = case.problem
-    prepared = backend.prepare(replace(case, problem=problem.core), device)
+    core = replace(case, problem=problem.core)
+    one_by_one = problem.requests and backend.by_request
+    prepared = _by_request(backend, core, device) if one_by_one else backend.prepare(core, device)
     if problem.kv_dtype is not KvDtype.SAME:
         fact = f"{problem.kv_dtype} simulated: read back as {problem.working_dtype} before the call"
         prepared = replace(prepared, facts={**prepared.facts, "kv": fact})
@@ -74,6 +77,40 @@ def _positioned(backend: Backend, case: Case, device: str) -> Prepared:
         return output
 
     return replace(prepared, call=call, facts={**prepared.facts, "turned": steps})
+
+
+def _by_request(backend: Backend, case: Case, device: str) -> Prepared:
+    """A batch of requests computed one by one, each as a problem of its own: a loop in Python.
+
+    The backend is prepared for every size of request; a call slices the packed tokens, or gathers keys from pages.
+    """
+    import torch
+
+    problem = case.problem
+    parts = [replace(part, page_size=0) for part in problem.parts]
+    of_part = {part: backend.prepare(replace(case, problem=part), device) for part in dict.fromkeys(parts)}
+    calls = [(of_part[part].call, *spans) for part, spans in zip(parts, problem.spans, strict=True)]
+    where = torch.from_numpy(layouts.slots(problem)).to(device) if problem.page_size else None
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        outputs = []
+        for attend, queries, keys in calls:
+            of_request = (
+                tensor[:, :, keys] if where is None else layouts.packed_keys(tensor, where[keys]) for tensor in (k, v)
+            )
+            outputs.append(attend(q[:, :, queries], *of_request))
+        if not isinstance(outputs[0], tuple):
+            return torch.cat(outputs, dim=2)
+        out, second = (torch.cat(tensors, dim=2) for tensors in zip(*outputs, strict=True))
+        return out, second
+
+    mask_build_s = sum(prepared.seconds.get("mask_build", 0.0) for prepared in of_part.values())
+    return Prepared(
+        call=call,
+        seconds={"mask_build": mask_build_s} if mask_build_s else {},
+        facts={"requests": "one by one", "calls_inside": len(calls)},
+        stored=partial(layouts.paged, problem) if problem.page_size else None,
+    )
 
 
 def _steps(problem: Problem) -> str:

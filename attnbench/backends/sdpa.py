@@ -193,6 +193,7 @@ def _backend(name: str, summary: str) -> Backend:
         scratch_bytes=scratch_bytes,
         requires=("torch",),
         install="pip install torch",
+        by_request=True,
     )
 
 

@@ -167,7 +167,7 @@ def _problem(axes: dict[str, str], inputs: str) -> Problem:
     if inputs.startswith(FILE):
         shape = shape_of(Path(inputs.removeprefix(FILE)))
         plain = {name: str(value) for name, value in shape.items()}
-    elif "seq_q" in axes or "lengths" in axes:
+    elif {"seq_q", "lengths", "requests"} & set(axes):
         plain.pop("seq")
     cells = list(suite.expand(suite.from_flags(plain | axes), kind="cpu", dtype=Dtype.FP32))
     if len(cells) != 1:

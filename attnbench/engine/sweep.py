@@ -26,7 +26,7 @@ from attnbench.suite import Cell, Impossible, Suite
 from attnbench.units import parse_bytes, parse_limit, parse_seconds, parse_share, words
 
 DEFAULT_SUITE = "quick"
-LENGTHS = frozenset({"seq", "seq_q", "lengths"})  # axes of which one makes a suite of options
+LENGTHS = frozenset({"seq", "seq_q", "lengths", "requests"})  # axes of which one makes a suite of options
 DEFAULT_BUDGET = "5m"
 ALL_TIMINGS = "all"  # the default mode in the rounds, then every other mode once
 TIMINGS = (*Timing, ALL_TIMINGS)

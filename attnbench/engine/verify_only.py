@@ -30,13 +30,14 @@ ROUND_S = 60.0  # target of a round; then workers start anew
 AXES_OVERRIDDEN_BY = {
     "seq": ("seq_q", "seq_kv"),
     "lengths": ("seq_q", "seq_kv", "batch"),
+    "requests": ("seq_q", "seq_kv", "batch"),
     "tokens": ("batch",),
     "heads": ("kv_heads",),
 }
 FLAGS = frozenset(  # axes with an option; the others are --set KEY=VALUES
     {
         *("seq", "seq_q", "seq_kv", "batch", "tokens", "heads", "kv_heads", "head_dim", "head_dim_v"),
-        *("dtype", "mask", "score", "bias", "mode"),
+        *("dtype", "mask", "score", "bias", "requests", "mode"),
     }
 )
 

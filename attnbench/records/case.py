@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 
 import msgspec
 
+from attnbench.attention import requests
 from attnbench.attention.problem import Mode, Problem
 
 
@@ -35,11 +36,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 def problem_label(problem: Problem, mode: Mode) -> str:
     """The label of a case without its backend."""
     heads = f"h{problem.heads}" + (f"/{problem.kv_heads}" if problem.kv_heads != problem.heads else "")
-    parts = [f"b{problem.batch}", heads, f"q{problem.seq_q}", f"kv{problem.seq_kv}", f"d{problem.head_dim}"]
+    sizes = [requests.short(problem.requests)] if problem.requests else [f"q{problem.seq_q}", f"kv{problem.seq_kv}"]
+    parts = [f"b{problem.batch}", heads, *sizes, f"d{problem.head_dim}"]
     if problem.head_dim_v != problem.head_dim:
         parts.append(f"dv{problem.head_dim_v}")
     parts += [problem.mask, problem.dtype.value, mode.value]
-    shown = {"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v", "dtype", "mask"}
+    shown = {"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v", "dtype", "mask", "requests"}
     rest: dict[str, object] = {}
     for name, value in canonical(problem).items():
         if name not in shown:

@@ -9,6 +9,7 @@ import msgspec
 from attnbench import units
 from attnbench.analysis.rows import AXES, Place, Row, axes
 from attnbench.analysis.stats import Estimate
+from attnbench.attention import requests
 from attnbench.attention.problem import Problem
 from attnbench.records.case import spell
 from attnbench.records.result import Status
@@ -158,16 +159,16 @@ def references(rows: Sequence[Row]) -> str:
 def _words(row: Row) -> Words:
     """Every axis as in the label of a case; an axis at its default is empty."""
     words = {
-        "batch": f"b{row.batch}",
+        "batch": "" if row.requests else f"b{row.batch}",
         "heads": f"h{row.heads}" + (f"/{row.kv_heads}" if row.kv_heads != row.heads else ""),
-        "seq": f"q{row.seq_q} kv{row.seq_kv}",
+        "seq": requests.short(row.requests) if row.requests else f"q{row.seq_q} kv{row.seq_kv}",
         "head_dim": f"d{row.head_dim}" + (f"/{row.head_dim_v}" if row.head_dim_v != row.head_dim else ""),
         "mask": row.mask,
         "dtype": row.dtype,
         "mode": str(row.mode),
     }
     for name in AXES:
-        if name not in _IN_LABEL:
+        if name not in _IN_LABEL and name != "requests":
             value = row.value(name)
             words[name] = "" if value == _DEFAULTS[name] else f"{name}={spell(value)}"
     return words
@@ -196,7 +197,7 @@ def _columns(measured: Sequence[Row]) -> list[Column]:
 
 def _sections(rows: Sequence[Row], words: WordsOf, axis: str, beside: list[str], across: list[str]) -> list[Section]:
     grouped: dict[str, dict[str, dict[str, Row]]] = {}
-    equal_lengths = all(row.seq_q == row.seq_kv for row in rows)
+    equal_lengths = all(row.seq_q == row.seq_kv and not row.requests for row in rows)
     for row in sorted(rows, key=_order(rows, words, axis, across)):
         row_words = words[id(row)]
         heading = _join(row_words[name] for name in across)

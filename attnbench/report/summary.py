@@ -46,6 +46,8 @@ def sentence(rows: Sequence[Row]) -> str:
 
 
 def _phase(row: Row) -> str:
+    if row.requests and row.seq_q > 1:
+        return "requests"
     return "decode" if row.seq_q == 1 < row.seq_kv else "prefill"
 
 

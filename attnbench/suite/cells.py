@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 from msgspec.structs import replace
 
-from attnbench.attention import masks
+from attnbench.attention import masks, requests
 from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.attention.scores import NUMBERS, Score
 from attnbench.attention.terms import scaled
@@ -107,16 +107,15 @@ def shrunk(cells: Iterable[Cell | Impossible], share: float) -> Iterator[Cell | 
 
 def _small(cell: Cell, share: float) -> Cell | Impossible:
     problem = cell.problem
-    lengths = tuple(scaled(length, share) for length in problem.lengths)
+    if problem.requests:
+        shape = _shape_of_requests(requests.spell(requests.shrunk(problem.sizes, share)))
+    elif lengths := tuple(scaled(length, share) for length in problem.lengths):
+        shape = {"seq_q": max(lengths), "seq_kv": max(lengths), "lengths": lengths}
+    else:
+        shape = {name: scaled(getattr(problem, name), share) for name in ("batch", "seq_q", "seq_kv")}
+    change: Callable[..., Problem] = replace
     try:
-        small = replace(
-            problem,
-            batch=problem.batch if lengths else scaled(problem.batch, share),
-            seq_q=max(lengths) if lengths else scaled(problem.seq_q, share),
-            seq_kv=max(lengths) if lengths else scaled(problem.seq_kv, share),
-            lengths=lengths,
-            mask=masks.parse(problem.mask).shrunk(share).text,
-        )
+        small = change(problem, **shape, mask=masks.parse(problem.mask).shrunk(share).text)
     except ProblemError as wrong:
         return Impossible(f"{problem.mask} at seq_q={problem.seq_q}, shrunk to {share:g}", str(wrong))
     return cell._replace(problem=small)
@@ -125,8 +124,11 @@ def _small(cell: Cell, share: float) -> Cell | Impossible:
 def check(table: ProblemTable, place: str) -> None:
     """Refuse a table whose keys contradict each other or give no lengths."""
     keys = set(table.axes)
-    if not keys & {"seq", "seq_q", "lengths"}:
-        raise UsageError(f"{place}: " + ("seq_kv needs seq_q" if "seq_kv" in keys else "no seq (or seq_q, lengths)"))
+    if not keys & {"seq", "seq_q", "lengths", "requests"}:
+        missing = "seq_kv needs seq_q" if "seq_kv" in keys else "no seq (or seq_q, lengths, requests)"
+        raise UsageError(f"{place}: {missing}")
+    if "requests" in keys and (others := sorted(keys & {"seq", "seq_q", "seq_kv", "lengths", "batch", "tokens"})):
+        raise UsageError(f"{place}: requests beside {others[0]}: requests give the lengths and the batch")
     if keys >= {"seq", "seq_q", "seq_kv"}:
         raise UsageError(f"{place}: seq beside both seq_q and seq_kv: two of the three are enough")
     if keys >= {"batch", "tokens"}:
@@ -191,6 +193,8 @@ def _products(table: ProblemTable, dtype: Dtype) -> Iterator[Fields]:
         axis.name: table.axes.get(axis.name) or ((None,) if axis.follows else axis.read(axis.usual, axis.name))
         for axis in fields
     }
+    if "requests" in table.axes and "mask" not in table.axes:
+        axes["mask"] = ("causal",)  # in a server, no query sees later tokens
     axes |= {"dtype": table.axes.get("dtype", (dtype,)), "score": _scores(table)}
     shapes = _shapes(table)
     for combination in product(*axes.values()):
@@ -223,9 +227,18 @@ def _scores(table: ProblemTable) -> tuple[Score, ...]:
     return tuple(dict.fromkeys(scores))
 
 
-def _shapes(table: ProblemTable) -> list[dict[str, int | tuple[int, ...]]]:
-    """batch, lengths, seq_q and seq_kv of every combination."""
-    shapes: list[dict[str, int | tuple[int, ...]]] = []
+def _shape_of_requests(text: str) -> Fields:
+    """The fields of a batch of requests."""
+    sizes = requests.parse(text)
+    seq_q, seq_kv = map(max, zip(*sizes, strict=True))
+    return {"batch": len(sizes), "seq_q": seq_q, "seq_kv": seq_kv, "requests": text}
+
+
+def _shapes(table: ProblemTable) -> list[Fields]:
+    """batch, lengths, requests, seq_q and seq_kv of every combination."""
+    if texts := table.axes.get("requests"):
+        return [_shape_of_requests(str(text)) for text in texts]
+    shapes: list[Fields] = []
     batches, totals = table.integers("batch"), table.integers("tokens")
     for lengths in cast("tuple[tuple[int, ...], ...]", table.axes.get("lengths", ((),))):
         longest = (max(lengths),) if lengths else ()
@@ -248,7 +261,7 @@ def _text(values: Fields) -> str:
     score = cast("Score", values["score"])
     shown = {name: spell(value) for name, value in values.items()} | {"score": spell_score(score), "bias": score.bias}
     quiet = {axis.name: axis.usual for axis in AXES.values() if not axis.option}
-    quiet |= {"score": "dot", "lengths": "none", "bias": "none", "tp": "1"}
+    quiet |= {"score": "dot", "lengths": "none", "requests": "none", "bias": "none", "tp": "1"}
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 
 

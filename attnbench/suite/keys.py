@@ -62,19 +62,19 @@ def _longest(problem: Problem) -> int:
 _AXES = (
     Axis(
         name="seq", summary="Sequence lengths of self-attention: 512,1k or 512..16384.", read=integers, option=True,
-        replaces=("seq_q", "seq_kv", "lengths"), value=_longest,
+        replaces=("seq_q", "seq_kv", "lengths", "requests"), value=_longest,
         values=(
             "integers: the lengths of self-attention, both `seq_q` and `seq_kv`; beside one of these two it sets "
             "the other"
         ),
-        default="one of `seq`, `seq_q`, `lengths` is needed",
+        default="one of `seq`, `seq_q`, `lengths`, `requests` is needed",
     ),
     Axis(
-        name="seq_q", summary="Query lengths.", read=integers, option=True, replaces=("lengths",),
+        name="seq_q", summary="Query lengths.", read=integers, option=True, replaces=("lengths", "requests"),
         values="integers: query lengths; with `seq_kv`, every pair",
     ),
     Axis(
-        name="seq_kv", summary="Key and value lengths.", read=integers, option=True, replaces=("lengths",),
+        name="seq_kv", summary="Key and value lengths.", read=integers, option=True, replaces=("lengths", "requests"),
         values="integers: key and value lengths",
         default="`seq_q`",
     ),
@@ -225,6 +225,16 @@ _AXES = (
         default="no ragged batch",
     ),
     Axis(
+        name="requests", summary="Batches of requests, as servers have them: 2q2k_32q1s1k.",
+        read=readers.texts(readers.requests), written=Words, option=True,
+        replaces=("seq", "seq_q", "seq_kv", "batch", "tokens", "lengths"),
+        values=(
+            "words: segments joined by `_`, each an optional count, `q` and the queries of a request, and `s` and all "
+            "its keys unless they are as many: `2q2k_32q1s1k`; `k` is 1024; the mask is causal unless it is given"
+        ),
+        default="no requests",
+    ),
+    Axis(
         name="mode", summary="Passes: fwd, bwd or fwd_bwd.", read=member("Mode", "mode"), written=Words, option=True,
         names=lambda: problem_enum("Mode"), value=lambda _: None,
         values="words: `fwd`, `bwd`, `fwd_bwd`",
@@ -237,15 +247,15 @@ AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}
 # Options that name one problem give these axes always, and others where they differ from the default.
 _ALWAYS = frozenset({"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "dtype", "mask", "mode"})
 _IMPLIED = frozenset({"seq", "tokens", "tp", "scale", "softcap", "temperature"})  # by other axes
-_OF_LENGTHS = frozenset({"batch", "seq_q", "seq_kv"})  # implied by the lengths of a ragged batch
+_OF_SIZES = frozenset({"batch", "seq_q", "seq_kv"})  # implied by the lengths of a ragged batch, and by requests
 
 
 def options_of(problem: Problem, mode: str) -> list[str]:
     """The options that make this problem and no other: `--batch 1 ... --set sinks=true`."""
     options: list[str] = []
     for axis in AXES.values():
-        text = mode if axis.name == "mode" else readers.spell(axis.of(problem))
-        if axis.name in _IMPLIED or (problem.lengths and axis.name in _OF_LENGTHS):
+        text = (mode if axis.name == "mode" else readers.spell(axis.of(problem))) or "none"
+        if axis.name in _IMPLIED or ((problem.lengths or problem.requests) and axis.name in _OF_SIZES):
             continue
         if axis.name == "head_dim_v" and problem.head_dim_v == problem.head_dim:
             continue

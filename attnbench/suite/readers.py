@@ -167,6 +167,13 @@ def ragged(value: object, place: str) -> tuple[tuple[int, ...], ...]:
     return tuple(dict.fromkeys(batches))
 
 
+def requests(word: str) -> str:
+    """The canonical text of a batch of requests."""
+    from attnbench.attention.requests import parse, spell
+
+    return spell(parse(word))
+
+
 def _located(parse: Callable[[T], R], value: T, place: str) -> R:
     """The result of `parse`; the place is put in front of its error message."""
     try:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnbench.attention.blocks import Group, query_heads
 from attnbench.attention.inputs import torch_dtype
@@ -92,9 +93,9 @@ def _judge_output(
     bad = output.isnan() | output.isposinf() if name == "lse" else ~output.isfinite()
     if bad.any():
         index = bad.nonzero()[0].tolist()
-        value = float(output[tuple(index)])
+        value, where = float(output[tuple(index)]), _spell_index(name, _unpacked(expected.problem, name, index))
         error = OutputError(nan=int(output.isnan().sum()), inf=int((bad & ~output.isnan()).sum()))
-        return error, f"{value} at {_spell_index(name, index)}, not finite in {int(bad.sum())} of {bad.numel()} numbers"
+        return error, f"{value} at {where}, not finite in {int(bad.sum())} of {bad.numel()} numbers"
     sign = sign if name in negates(expected.problem)[1] else 1
     if expected.problem.dropout and name != "lse":
         return OutputError(), _judge_dropped(expected, name, output, sign) if name in DROPPED else ""
@@ -109,10 +110,12 @@ def _judge_dropped(expected: ExpectedValues, name: str, output: Tensor, sign: in
 
     parts = [_selected_part(expected, name, output, group) for group in expected.selection.groups]
     outputs = torch.cat([part.to("cpu", torch.float64).flatten(0, 1) * sign for part in parts])
-    reference = torch.from_numpy(np.array(expected.array(name), dtype=np.float64)).flatten(0, 2)
-    mass = torch.from_numpy(np.array(expected.array(f"{name}.mass"), dtype=np.float64)).flatten()
+    reference, mass = (
+        torch.cat([_first_rows(array, place, part.shape[1]).flatten(0, 1) for place, part in enumerate(parts)])
+        for array in (expected.array(name), expected.array(f"{name}.mass"))
+    )
     problem = expected.problem
-    return _dropout_objection(problem.dropout, PRECISION[problem.dtype].cap, outputs, reference, mass)
+    return _dropout_objection(problem.dropout, PRECISION[problem.dtype].cap, outputs, reference, mass.flatten())
 
 
 def _dropout_objection(rate: float, cap: float, outputs: Tensor, reference: Tensor, mass: Tensor) -> str:
@@ -160,9 +163,7 @@ class _Comparison:
 
     def add(self, place: int, group: Group, part: Tensor) -> None:
         """Add [heads, rows, width] of the group at `place`, as float64."""
-        import torch
-
-        reference = torch.from_numpy(np.array(self.reference[place], dtype=np.float64))
+        reference = _first_rows(self.reference, place, part.shape[1])
         finite = reference.isfinite()
         error = (part - reference).where(finite, 0.0).abs()
         self.numbers += int(finite.sum())
@@ -190,11 +191,9 @@ class _Comparison:
         return ""
 
     def _wrong_tile(self, place: int, group: Group, error: Tensor) -> str:
-        import torch
-
         # Rounding may be the whole error where the reference is nearly zero.
-        limit = self.factor * torch.from_numpy(np.array(self.tiles[place], dtype=np.float64)) + self.tolerance.rounding
         rms = tile_rms(error)
+        limit = self.factor * _first_rows(self.tiles, place, rms.shape[1]) + self.tolerance.rounding
         if not (over := rms > limit).any():
             return ""
         head, tile = over.nonzero()[0].tolist()
@@ -243,7 +242,7 @@ class _Comparison:
 
 def _shape_and_dtype(problem: Problem, name: str) -> tuple[tuple[int, ...], torch.dtype]:
     """Shape and dtype that an output must have."""
-    queries, keys = (problem.batch, problem.heads, problem.seq_q), (problem.batch, problem.kv_heads, problem.seq_kv)
+    queries, keys = problem.shape_q, problem.shape_kv
     shapes = {
         "out": (*queries, problem.head_dim_v),
         "lse": queries,
@@ -259,13 +258,33 @@ def _selected_part(expected: ExpectedValues, name: str, output: Tensor, group: G
     """[heads, rows, width]: the selected part of one group."""
     import torch
 
-    b, kv_head = group
+    problem, (b, kv_head) = expected.problem, group
+    if problem.requests:  # packed
+        queries, keys = problem.spans[b]
+        output, b = output[:, :, keys if name in ("dk", "dv") else queries], 0
     if name in ("dk", "dv"):
         return output[b, kv_head : kv_head + 1]
-    part = output[b, query_heads(expected.problem, group)]
+    part = output[b, query_heads(problem, group)]
     if spans := expected.selection.spans:
         part = torch.cat([part[:, start:stop] for start, stop in spans], dim=1)
     return part[..., None] if name == "lse" else part
+
+
+def _first_rows(array: NDArray[np.floating], place: int, rows: int) -> Tensor:
+    """[heads, rows, ...] of the group at `place`, as float64: its rows are the first of those that the array has."""
+    import torch
+
+    return torch.from_numpy(np.array(array[place][:, :rows], dtype=np.float64))
+
+
+def _unpacked(problem: Problem, name: str, index: list[int]) -> list[int]:
+    """The index into a packed output as request, head, row of the request, and the rest."""
+    if not problem.requests:
+        return index
+    of_keys = name in ("dk", "dv")
+    spans = [keys if of_keys else queries for queries, keys in problem.spans]
+    request = next(number for number, span in enumerate(spans) if index[2] < span.stop)
+    return [request, index[1], index[2] - spans[request].start, *index[3:]]
 
 
 def _spell_index(name: str, index: list[int]) -> str:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from attnbench.attention import inputs
-from attnbench.attention.blocks import Group, Span, computed_logits, groups
+from attnbench.attention.blocks import Group, Span, computed_logits, groups, rows_of
 from attnbench.attention.problem import Mode, Problem
 from attnbench.errors import StoreError
 from attnbench.records.result import Record
@@ -60,7 +60,10 @@ class ExpectedValues(Record, frozen=True, kw_only=True):
         return self.selection.share
 
     def array(self, name: str) -> NDArray[np.floating]:
-        """`out`: [groups, heads of a group, rows, width]; `out.tiles`: the error that each tile may have."""
+        """`out`: [groups, heads of a group, rows, width]; `out.tiles`: the error that each tile may have.
+
+        Where groups differ in their rows, the rows of the longest, of which a group uses the first.
+        """
         return np.load(Path(self.directory) / f"{name}.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
 
@@ -79,7 +82,8 @@ def compute(
     for place, group in enumerate(selection.groups):
         for output in group_outputs(problem, mode, tensors, group, list(selection.spans) or None):
             if output.name not in tallies:
-                tallies[output.name] = OutputTally(problem.working_dtype, directory, output.name, len(selection.groups))
+                shape = len(selection.groups), _most_rows(problem, output.name)
+                tallies[output.name] = OutputTally(problem.working_dtype, directory, output.name, shape)
             tallies[output.name].add(place, output, with_mass=problem.dropout > 0 and output.name in DROPPED)
     sequence_outputs.cache_clear()
     # Rounding error of two sums of head_dim terms, as random walks, in units of eps.
@@ -102,6 +106,13 @@ def compute(
     return replace(expected, directory=str(directory))
 
 
+def _most_rows(problem: Problem, name: str) -> int:
+    """The most rows that a group has in that output, where groups differ; else 0."""
+    if not problem.requests:
+        return 0
+    return problem.seq_kv if name in ("dk", "dv") else problem.seq_q
+
+
 def load(directory: Path) -> ExpectedValues:
     """Read what `compute` wrote. Raises StoreError if there is nothing."""
     try:
@@ -114,6 +125,7 @@ def load(directory: Path) -> ExpectedValues:
 def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
     """All groups if they fit the budget, else groups drawn by seed, else (forward only) rows of one group."""
     all_groups = groups(problem)
+    every_row = sum(rows_of(problem, group) for group in all_groups)
     if problem.scope != "core":
         return _whole_sequences(problem, mode, seed, budget_s)
     seconds = _predictor(problem, mode)
@@ -126,13 +138,13 @@ def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selectio
             drawn.append(group)
             spent += by_sequence[group[0]]
     if drawn:
-        return Selection(groups=tuple(sorted(drawn)), share=len(drawn) / len(all_groups))
+        return Selection(groups=tuple(sorted(drawn)), share=sum(rows_of(problem, each) for each in drawn) / every_row)
     group = random.Random(seed).choice(all_groups)
     if mode.needs_grad:
-        return Selection(groups=(group,), share=1 / len(all_groups))
-    spans = _row_runs(problem.seq_q, seed, budget_s, lambda span: seconds(group[0], [span]))
+        return Selection(groups=(group,), share=rows_of(problem, group) / every_row)
+    spans = _row_runs(rows_of(problem, group), seed, budget_s, lambda span: seconds(group[0], [span]))
     rows = sum(stop - first for first, stop in spans)
-    return Selection(groups=(group,), spans=spans, share=rows / problem.seq_q / len(all_groups))
+    return Selection(groups=(group,), spans=spans, share=rows / every_row)
 
 
 def _whole_sequences(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selection:
@@ -168,7 +180,7 @@ def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None
 
     def probe(seq_q: int, seq_kv: int) -> float:
         shape = {"batch": 1, "heads": min(sharing, 4), "kv_heads": 1, "seq_q": seq_q, "seq_kv": seq_kv}
-        small = replace(problem, **shape, mask="none", lengths=())
+        small = replace(problem, **shape, mask="none", lengths=(), requests="")
         tensors = inputs.make(small, 0)
         times = []
         for _ in range(3):

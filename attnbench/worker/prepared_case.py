@@ -60,6 +60,8 @@ class PreparedCase:
                 paged: Tensor = self.prepared.stored(tensor)
             return paged.to(self.instrument.torch_device)
         ordered = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
+        if self.problem.requests and self.backend.layout is Layout.BHSD:  # in memory token by token, as in a server
+            ordered = tensor.transpose(1, 2).contiguous().transpose(1, 2)
         return ordered.to(self.instrument.torch_device)
 
     def _timed_call(self) -> Callable[[], object]:

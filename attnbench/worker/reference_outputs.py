@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import replace
 
 from attnbench.attention import autograd_reference, reference, scopes
-from attnbench.attention.blocks import Gradients, Group, Span, query_heads
+from attnbench.attention.blocks import Gradients, Group, Span, of_part, query_heads
 from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Mode, Problem
 
@@ -36,6 +36,7 @@ def group_outputs(
     problem: Problem, mode: Mode, inputs: Inputs, group: Group, spans: list[Span] | None
 ) -> Iterator[GroupOutput]:
     """Every output of a group, of the rows `spans` or of all."""
+    problem, group, inputs = of_part(problem, group, inputs)
     if problem.scope != "core":
         return _scope_outputs(problem, mode, inputs, group)
     if autograd_reference.is_plain(problem):

@@ -61,8 +61,10 @@ class OutputTolerance(Record, frozen=True, kw_only=True):
 class OutputTally:
     """Writes one output group by group, and sums up the figures of its tolerance."""
 
-    def __init__(self, dtype: Dtype, directory: Path, name: str, count: int) -> None:
-        self.dtype, self.name, self.count = dtype, name, count
+    def __init__(self, dtype: Dtype, directory: Path, name: str, shape: tuple[int, int]) -> None:
+        """`shape`: the number of groups, and the most rows of one where they differ, else 0."""
+        self.dtype, self.name = dtype, name
+        self.count, self.most_rows = shape
         self.path, self.arrays = directory, dict[str, NDArray[np.floating]]()
         self.numbers, self.worst, self.total, self.rounding = 0, 0.0, 0.0, 0.0
         self.largest, self.loose = 1.0, 0.0
@@ -90,7 +92,7 @@ class OutputTally:
         size = tile_rms(known).maximum(tile_rms(mass))
         self._write(place, self.name, reference, exact=self.dtype.bytes == 4 or self.name == "lse")
         limit = (size * self._half_cap).maximum(tile_rms(error)) * TILE_SLACK + tile_rms(loose)
-        self._write(place, f"{self.name}.tiles", limit, exact=True)
+        self._write(place, f"{self.name}.tiles", limit, exact=True, most=tiles_of(self.most_rows))
         if with_mass:
             self._write(place, f"{self.name}.mass", output.mass, exact=True)
 
@@ -117,11 +119,18 @@ class OutputTally:
     def _half_cap(self) -> float:
         return PRECISION[self.dtype].cap / FACTOR
 
-    def _write(self, place: int, name: str, values: Tensor, exact: bool) -> None:
+    def _write(self, place: int, name: str, values: Tensor, exact: bool, most: int | None = None) -> None:
+        heads, rows, *width = values.shape
         if name not in self.arrays:
-            kind, shape = np.float64 if exact else np.float32, (self.count, *values.shape)
+            kind = np.float64 if exact else np.float32
+            shape = (self.count, heads, (self.most_rows if most is None else most) or rows, *width)
             self.arrays[name] = np.lib.format.open_memmap(self.path / f"{name}.npy", "w+", kind, shape)
-        self.arrays[name][place] = values.numpy()
+        self.arrays[name][place][:, :rows] = values.numpy()
+
+
+def tiles_of(rows: int) -> int:
+    """The tiles of so many rows."""
+    return -(-rows // TILE)
 
 
 def tile_rms(numbers: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def _poison_freed_memory(case: PreparedCase) -> None:
 
     problem = case.problem
     case.outputs = None
-    shapes: list[tuple[int, ...]] = [(problem.batch, problem.heads, problem.seq_q, problem.head_dim_v)]
+    shapes: list[tuple[int, ...]] = [(*problem.shape_q, problem.head_dim_v)]
     if case.mode.needs_grad:
         shapes += [tuple(tensor.shape) for tensor in case.qkv]
     dtype = inputs.torch_dtype(problem.dtype.out)

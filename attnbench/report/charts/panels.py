@@ -102,7 +102,9 @@ def axis_value(axis: str, value: Value) -> str:
 
 
 def phase(row: Row) -> str:
-    """`prefill` for as many queries as keys, `decode` for one query, else the number of queries."""
+    """`prefill` for as many queries as keys, `decode` for one query, `requests`, else the number of queries."""
+    if row.requests and row.seq_q > 1:
+        return "requests"
     if row.seq_q == row.seq_kv:
         return "prefill"
     return "decode" if row.seq_q == 1 else f"{units.short(row.seq_q)} queries"

@@ -42,7 +42,12 @@ def text(result: Result, folder: str, commands: Sequence[str]) -> Iterator[str]:
 def _times(result: Result, profile: Profile) -> Iterator[tuple[str, str]]:
     time_s = METRICS["time_s"].compute(result)
     yield "time of a call", f"{units.seconds(time_s)}, not profiled"
-    once = {"first call": "first_call_s", "compiling": "compile_s", "building the mask": "mask_build_s"}
+    once = {
+        "first call": "first_call_s",
+        "compiling": "compile_s",
+        "building the mask": "mask_build_s",
+        "planning": "plan_s",
+    }
     for name, metric in once.items():
         if (value := METRICS[metric].compute(result)) is not None:
             yield name, units.seconds(value)

@@ -1,0 +1,84 @@
+"""Batches of requests with their own numbers of queries and keys, in the grammar of vLLM's attention benchmark.
+
+Segments are joined by `_`: an optional count, `q` and the queries of each request, and optionally `s` and its keys in
+all, as many as queries if left out. `k` after a number multiplies it by 1024: `2q2k_32q1s1k` is two prefills of 2048
+tokens beside 32 decodes over 1024. An older spelling has `kv` for `s`.
+https://github.com/vllm-project/vllm/blob/main/benchmarks/attention_benchmarks/batch_spec.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from attnbench.attention.terms import scaled
+from attnbench.errors import ProblemError
+
+MAX_REQUESTS = 65_536
+LONGEST_LABEL = 40  # characters
+_SEGMENT = re.compile(r"(\d{1,6})?q(\d{1,12})(k?)(?:(?:s|kv)(\d{1,12})(k?))?")
+
+
+class Request(NamedTuple):
+    """One request of a batch, in tokens."""
+
+    queries: int  # scheduled in this step
+    keys: int  # in all, those of the queries included
+
+
+@lru_cache(maxsize=65536)
+def parse(text: str) -> tuple[Request, ...]:
+    """Every request of a batch, in order. Raises ProblemError for a malformed segment."""
+    requests: list[Request] = []
+    for segment in text.strip().split("_"):
+        match = _SEGMENT.fullmatch(segment)
+        if not match:
+            raise ProblemError(
+                f"requests {text!r}: {segment!r} is no segment: use [count]q<queries>[s<keys>], as 4q1s2k"
+            )
+        count, queries = int(match[1] or 1), _tokens(match[2], match[3])
+        keys = queries if match[4] is None else _tokens(match[4], match[5])
+        if min(count, queries, keys) < 1:
+            raise ProblemError(f"requests {text!r}: {segment!r}: every number must be at least 1")
+        if keys < queries:
+            raise ProblemError(
+                f"requests {text!r}: {segment!r}: {keys} keys are fewer than {queries} queries; s counts all"
+            )
+        if len(requests) + count > MAX_REQUESTS:
+            raise ProblemError(f"requests {text!r}: more than {MAX_REQUESTS:,} requests")
+        requests += [Request(queries, keys)] * count
+    return tuple(requests)
+
+
+def spell(requests: tuple[Request, ...]) -> str:
+    """The canonical text: neighbours that are equal are counted, `k` is used where it is exact."""
+    return "_".join(_segment(len(list(equal)), *request) for request, equal in itertools.groupby(requests))
+
+
+def short(text: str) -> str:
+    """The text for a label; of many segments, the tokens of all requests, and a hash."""
+    if len(text) <= LONGEST_LABEL:
+        return text
+    queries, keys = map(sum, zip(*parse(text), strict=True))
+    return f"q{queries}s{keys}~{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
+def shrunk(requests: tuple[Request, ...], share: float) -> tuple[Request, ...]:
+    """The same requests with `share` of their queries and keys, each at least 1."""
+    return tuple(Request(scaled(queries, share), scaled(keys, share)) for queries, keys in requests)
+
+
+def _segment(count: int, queries: int, keys: int) -> str:
+    prefix = str(count) if count > 1 else ""
+    return f"{prefix}q{_short(queries)}" + (f"s{_short(keys)}" if keys != queries else "")
+
+
+def _tokens(digits: str, thousands: str) -> int:
+    return int(digits) * (1024 if thousands else 1)
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
