@@ -23,17 +23,24 @@ def drawn(problem: Problem) -> tuple[list[torch.Tensor], torch.Tensor]:
     torch.manual_seed(7)
     dtype = DTYPES[problem.dtype]
     shapes = (
-        (problem.heads, problem.seq_q, problem.head_dim),
-        (problem.kv_heads, problem.seq_kv, problem.head_dim),
-        (problem.kv_heads, problem.seq_kv, problem.head_dim_v),
-        (problem.heads, problem.seq_q, problem.head_dim_v),
+        (*problem.shape_q, problem.head_dim),
+        (*problem.shape_kv, problem.head_dim),
+        (*problem.shape_kv, problem.head_dim_v),
+        (*problem.shape_q, problem.head_dim_v),
     )
-    *qkv, dout = (torch.randn(problem.batch, *shape).to(dtype) for shape in shapes)
+    *qkv, dout = (torch.randn(*shape).to(dtype) for shape in shapes)
     return qkv, dout
 
 
 def attend(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse; the mask is a tensor of all pairs."""
+    """out and lse; the mask is a tensor of all pairs. Requests are computed one by one."""
+    if problem.requests:
+        parts = [
+            attend(part, q[:, :, queries], k[:, :, keys], v[:, :, keys])
+            for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True)
+        ]
+        out, lse = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+        return out, lse
     q, k, v = (tensor.double() for tensor in (q, k, v))
     sharing = problem.heads // problem.kv_heads
     k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)

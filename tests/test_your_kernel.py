@@ -38,6 +38,7 @@ PROBLEMS: tuple[dict[str, object], ...] = (
     {"seq_q": 1, "seq_kv": 40, "kv_heads": 2, "page_size": 16},
     {"returns": "lse"},
     {"head_dim_v": 16},
+    {"batch": 3, "seq_q": 5, "seq_kv": 9, "requests": "q5s7_q1s9_q2", "kv_heads": 2, "mask": "causal"},
 )
 
 

@@ -14,7 +14,8 @@ def lines() -> Iterator[str]:
     """A row for each feature, a column for each library; in a cell kinds of device, and how many of its backends."""
     libraries: dict[str, list[str]] = {}
     for name in backends.BUILTIN:
-        libraries.setdefault(name.partition(":")[0], []).append(name)
+        library = name if name == "sdpa:padded" else name.partition(":")[0]  # it takes requests alone
+        libraries.setdefault(library, []).append(name)
     yield f"| feature | means | {' | '.join(libraries)} |"
     yield "|---" * (2 + len(libraries)) + "|"
     for word, meaning in FEATURES.items():
@@ -25,8 +26,10 @@ def lines() -> Iterator[str]:
 def _cell(names: list[str], word: str) -> str:
     found = []
     for kind in KINDS:
-        there = [limits for name in names if (limits := backends.load(name).limits.get(kind))]
-        takers = sum(word in limits.features for limits in there)
+        there = [backend for name in names if kind in (backend := backends.load(name)).limits]
+        takers = sum(
+            word in backend.limits[kind].features or (word == "requests" and backend.by_request) for backend in there
+        )
         if takers:
             found.append(kind if takers == len(there) else f"{kind} {takers} of {len(there)}")
     return ", ".join(found) or "-"

@@ -13,7 +13,7 @@ from attnbench.attention.biases import LogitBias
 from attnbench.attention.masks import Mask
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.window import Window
-from attnbench.attention.requests import Request
+from attnbench.attention.requests import RequestSize
 from attnbench.attention.scores import DEFAULT_SCALES, Score, Similarity
 from attnbench.attention.terms import Booleans, Grid
 from attnbench.attention.weightings import Weighting
@@ -235,13 +235,13 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return parse_scope(self.scope)[1:]
 
     @property
-    def sizes(self) -> tuple[Request, ...]:
+    def sizes(self) -> tuple[RequestSize, ...]:
         """Queries and keys of every sequence of the batch."""
         if self.requests:
             return requests.parse(self.requests)
         if self.lengths:
-            return tuple(Request(length, length) for length in self.lengths)
-        return (Request(self.seq_q, self.seq_kv),) * self.batch
+            return tuple(RequestSize(length, length) for length in self.lengths)
+        return (RequestSize(self.seq_q, self.seq_kv),) * self.batch
 
     @property
     def tokens_q(self) -> int:
@@ -418,12 +418,12 @@ def _features(problem: Problem) -> frozenset[str]:
 
 
 @lru_cache(maxsize=65536)
-def _part(problem: Problem, size: Request) -> Problem:
+def _part(problem: Problem, size: RequestSize) -> Problem:
     return msgspec.structs.replace(problem, batch=1, seq_q=size.queries, seq_kv=size.keys, requests="")
 
 
 @lru_cache(maxsize=1024)
-def _spans(sizes: tuple[Request, ...]) -> tuple[tuple[slice, slice], ...]:
+def _spans(sizes: tuple[RequestSize, ...]) -> tuple[tuple[slice, slice], ...]:
     ends = (itertools.accumulate(counts, initial=0) for counts in zip(*sizes, strict=True))
     queries, keys = (itertools.starmap(slice, itertools.pairwise(each)) for each in ends)
     return tuple(zip(queries, keys, strict=True))

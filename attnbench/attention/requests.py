@@ -22,7 +22,7 @@ LONGEST_LABEL = 40  # characters
 _SEGMENT = re.compile(r"(\d{1,6})?q(\d{1,12})(k?)(?:(?:s|kv)(\d{1,12})(k?))?")
 
 
-class Request(NamedTuple):
+class RequestSize(NamedTuple):
     """One request of a batch, in tokens."""
 
     queries: int  # scheduled in this step
@@ -30,9 +30,9 @@ class Request(NamedTuple):
 
 
 @lru_cache(maxsize=65536)
-def parse(text: str) -> tuple[Request, ...]:
+def parse(text: str) -> tuple[RequestSize, ...]:
     """Every request of a batch, in order. Raises ProblemError for a malformed segment."""
-    requests: list[Request] = []
+    requests: list[RequestSize] = []
     for segment in text.strip().split("_"):
         match = _SEGMENT.fullmatch(segment)
         if not match:
@@ -49,11 +49,11 @@ def parse(text: str) -> tuple[Request, ...]:
             )
         if len(requests) + count > MAX_REQUESTS:
             raise ProblemError(f"requests {text!r}: more than {MAX_REQUESTS:,} requests")
-        requests += [Request(queries, keys)] * count
+        requests += [RequestSize(queries, keys)] * count
     return tuple(requests)
 
 
-def spell(requests: tuple[Request, ...]) -> str:
+def spell(requests: tuple[RequestSize, ...]) -> str:
     """The canonical text: neighbours that are equal are counted, `k` is used where it is exact."""
     return "_".join(_segment(len(list(equal)), *request) for request, equal in itertools.groupby(requests))
 
@@ -66,9 +66,9 @@ def short(text: str) -> str:
     return f"q{queries}s{keys}~{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
-def shrunk(requests: tuple[Request, ...], share: float) -> tuple[Request, ...]:
+def shrunk(requests: tuple[RequestSize, ...], share: float) -> tuple[RequestSize, ...]:
     """The same requests with `share` of their queries and keys, each at least 1."""
-    return tuple(Request(scaled(queries, share), scaled(keys, share)) for queries, keys in requests)
+    return tuple(RequestSize(scaled(queries, share), scaled(keys, share)) for queries, keys in requests)
 
 
 def _segment(count: int, queries: int, keys: int) -> str:

@@ -28,7 +28,7 @@ PANELS = {
     name: panel
     for panel, names in {
         "Problem": "suite seq seq_q seq_kv batch tokens dtype heads kv_heads head_dim head_dim_v mask score bias "
-        "mode set",
+        "requests mode set",
         "Arms": "backend device reference",
         "Measuring": "budget rounds restarts timeout mem_limit timing cache rel_ci seed inputs profile",
         "Choosing": "only skip shrink shard dry_run fail_fast strict",

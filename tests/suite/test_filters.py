@@ -89,7 +89,15 @@ def test_condition_does_not_hold(text: str) -> None:
 
 
 def test_every_key_is_known_and_answers() -> None:
-    values = {"dtype": "bf16", "mask": "none", "score": "dot", "lengths": "5-3", "returns": "lse", "mode": "fwd"}
+    values = {
+        "dtype": "bf16",
+        "mask": "none",
+        "score": "dot",
+        "lengths": "5-3",
+        "requests": "q5",
+        "returns": "lse",
+        "mode": "fwd",
+    }
     values |= {"backend": "naive", "device": "cpu", "bias": "alibi", "weighting": "raw", "sinks": "true"}
     values |= {"dropout": "0.1", "positions": "rope", "scope": "block", "kv_dtype": "int8", "autocast": "none"}
     answers = [holds(f"{key}={values.get(key, '1')}", RAGGED) for key in filter_keys()]

@@ -183,7 +183,7 @@ def test_top_level_keys_are_read(tmp_path: Path) -> None:
         ("[[problem]]\nseq = 8\nsoftcap = -1", "problem[0].softcap: score softcap=-1.0: a positive number"),
         ('[[problem]]\nseq = 8\nscale = "wide"', "problem[0].scale: not a number: 'wide'"),
         ('[[problem]]\nseq = 8\non = "tpu"', "problem[0].on: no kind of device 'tpu'"),
-        ('[[problem]]\nmask = "none"', "problem[0]: no seq (or seq_q, lengths)"),
+        ('[[problem]]\nmask = "none"', "problem[0]: no seq (or seq_q, lengths, requests)"),
         ("[[problem]]\nseq_kv = 8", "problem[0]: seq_kv needs seq_q"),
         ("[[problem]]\nseq = 8\nseq_q = 1\nseq_kv = 2", "problem[0]: seq beside both seq_q and seq_kv"),
         ("[[problem]]\nseq = 8\nbatch = 1\ntokens = 8", "problem[0]: batch and tokens exclude each other"),

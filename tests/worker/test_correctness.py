@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnbench import backends
 from attnbench.attention import inputs
 from attnbench.attention.problem import Mode, Problem
+from attnbench.backends import scope
 from attnbench.records.case import Case
 from attnbench.worker import correctness, expected_values
 
@@ -188,3 +189,37 @@ def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs
     broken = outputs(problem)
     broken["out"][1, 2, 5] = 30.0
     assert "a row is off" in correctness.judge(expected, broken).reason
+
+
+def of_requests(**changes):
+    shape = {"batch": 3, "seq_q": 20, "seq_kv": 50, "requests": "q20s30_q1s50_q4", "mask": "causal", **changes}
+    return Problem(heads=4, kv_heads=2, head_dim=16, **shape)
+
+
+@pytest.mark.parametrize("mode", [Mode.FWD, Mode.FWD_BWD])
+def test_requests_are_judged_one_by_one_and_the_wrong_one_is_named(mode, tmp_path):
+    problem = of_requests()
+    truth, tensors = expected(problem, tmp_path, mode), inputs.make(problem, 5)
+    qkv = [tensor.clone().requires_grad_() for tensor in (tensors.q, tensors.k, tensors.v)]
+    case = Case(problem=problem, backend="sdpa:math", mode=mode)
+    out = scope.prepare(backends.load("sdpa:math"), case, "cpu").call(*qkv)
+    outputs = {"out": out}
+    if mode.needs_grad:
+        outputs |= dict(zip(("dq", "dk", "dv"), torch.autograd.grad(out, qkv, tensors.dout), strict=True))
+    assert truth.share == 1.0
+    assert (judged := correctness.judge(truth, outputs)).ok, judged.reason
+    for name, place, where in (("out", 21, "[b2 h3 q0 d5]"), ("dk", 30, "[b1 h1 k0 d5]")):
+        if name in outputs:
+            wrong = {**outputs, name: outputs[name].detach().clone()}
+            wrong[name][0, -1, place, 5] += 0.5
+            assert where in correctness.judge(truth, wrong).reason
+            wrong[name][0, -1, place, 5] = float("nan")
+            assert f"nan at {where}" in correctness.judge(truth, wrong).reason
+
+
+def test_a_small_budget_checks_some_requests_and_counts_their_rows(tmp_path):
+    problem = of_requests(requests="q20s30_q1s50_q4", seq_q=20)
+    truth = expected(problem, tmp_path, Mode.FWD, budget_s=1e-9)
+    ((request, _),), rows = truth.selection.groups, sum(stop - first for first, stop in truth.selection.spans)
+    assert rows == problem.sizes[request].queries
+    assert truth.share == pytest.approx(rows / (2 * (20 + 1 + 4)))

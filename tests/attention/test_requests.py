@@ -1,0 +1,227 @@
+"""Batches of requests: their grammar, their tensors and pages, and what every backend computes of them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnbench import backends
+from attnbench.attention import blocks, cost, inputs, layouts, reference, requests
+from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.requests import RequestSize
+from attnbench.backends import padded, scope
+from attnbench.errors import ProblemError
+from attnbench.records.case import Case, problem_label
+
+SIZES = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(0, 9)).map(lambda n: RequestSize(n[0], n[0] + n[1])),
+    min_size=1,
+    max_size=5,
+)
+
+
+def problem_of(sizes: list[RequestSize], **changes: Any) -> Problem:
+    """The problem of a batch of requests."""
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 8, "mask": "causal", **changes}
+    seq_q, seq_kv = map(max, zip(*sizes, strict=True))
+    return Problem(batch=len(sizes), seq_q=seq_q, seq_kv=seq_kv, requests=requests.spell(tuple(sizes)), **shape)
+
+
+# -- the grammar -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "canonical"),
+    [
+        ("q2k", [(2048, 2048)], "q2k"),
+        ("8q1s1k", [(1, 1024)] * 8, "8q1s1k"),
+        ("q4kv1k", [(4, 1024)], "q4s1k"),
+        ("q1_q1_q2", [(1, 1), (1, 1), (2, 2)], "2q1_q2"),
+        ("q2048s2048", [(2048, 2048)], "q2k"),
+        ("2q2k_32q1s1k", [(2048, 2048)] * 2 + [(1, 1024)] * 32, "2q2k_32q1s1k"),
+        ("q257_7q1s1057", [(257, 257)] + [(1, 1057)] * 7, "q257_7q1s1057"),
+    ],
+)
+def test_a_batch_is_read_in_the_grammar_of_vllm(text, sizes, canonical):
+    assert requests.parse(text) == tuple(RequestSize(*size) for size in sizes)
+    assert requests.spell(requests.parse(text)) == canonical
+
+
+@given(SIZES)
+def test_the_canonical_text_gives_the_same_requests(sizes):
+    assert requests.parse(requests.spell(tuple(sizes))) == tuple(sizes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2k", "'2k' is no segment: use [count]q<queries>[s<keys>], as 4q1s2k"),
+        ("q2k_", "'' is no segment"),
+        ("q2k__q1", "'' is no segment"),
+        ("q2s", "'q2s' is no segment"),
+        ("q1s1m", "'q1s1m' is no segment"),
+        ("0q1", "every number must be at least 1"),
+        ("q4_q0s8", "'q0s8': every number must be at least 1"),
+        ("q8s4", "'q8s4': 4 keys are fewer than 8 queries; s counts all"),
+        ("99999q1", "more than 65,536 requests"),
+    ],
+)
+def test_a_malformed_segment_is_named(text, message):
+    with pytest.raises(ProblemError) as caught:
+        requests.parse(text)
+    assert message in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_label_of_many_segments_is_short_and_distinct():
+    texts = ["_".join(f"q{n}" for n in range(first, first + 40)) for first in (1, 2)]
+    assert [requests.short(text)[:-5] for text in texts] == ["q820s820", "q860s860"]
+    assert requests.short("2q2k_32q1s1k") == "2q2k_32q1s1k"
+    label = problem_label(problem_of([RequestSize(3, 5), RequestSize(1, 2)]), Mode.FWD)
+    assert label == "b2 h4/2 q3s5_q1s2 d8 causal fp32 fwd"
+
+
+# -- the problem -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_q": 4}, "they are 2, 3 and 5"),
+        ({"batch": 1}, "they are 2, 3 and 5"),
+        ({"positions": "rope"}, "with positions"),
+        ({"scope": "block"}, "with scope"),
+        ({"returns": "weights"}, "with returns=weights"),
+        ({"mask": "graph:0.5"}, "q3s5: mask 'graph:0.5' needs seq_q == seq_kv"),
+    ],
+)
+def test_what_requests_cannot_have_is_refused(change, message):
+    shape = {"batch": 2, "seq_q": 3, "seq_kv": 5, "requests": "q3s5_q1s2", **change}
+    with pytest.raises(ProblemError, match=r"requests=q3s5_q1s2") as caught:
+        Problem(**shape)
+    assert message in str(caught.value)
+
+
+@given(SIZES, st.sampled_from(["none", "causal", "causal+window:2", "prefix:2", "window:1:3"]))
+def test_work_and_traffic_are_those_of_the_requests(sizes, mask):
+    problem = problem_of(sizes, mask=mask, page_size=4)
+    seen, pairs = 0, 0
+    for part in problem.parts:
+        visible = part.visible()[0]
+        pairs, seen = pairs + int(visible.sum()), seen + int(visible.any(axis=0).sum())
+    assert cost.pairs(problem) == 4 * pairs
+    pages = sum(-(-keys // 4) for _, keys in sizes)
+    of_kv = seen * 2 * (8 + 8) * 4 + 4 * pages
+    queries = sum(queries for queries, _ in sizes)
+    assert cost.traffic_bytes(problem, Mode.FWD) == of_kv + queries * 4 * 8 * 4 * 2
+    assert cost.flops(problem, Mode.FWD) == 2 * 4 * pairs * 16
+    assert cost.flops_dense(problem, Mode.FWD) == 2 * 4 * 16 * sum(q * keys for q, keys in sizes)
+
+
+def test_a_request_has_the_diagonal_of_its_own_lengths():
+    """By hand: 2 queries at the end of 4 keys see 3 and 4 of them; one query at the end of 3 sees all."""
+    problem = problem_of([RequestSize(2, 4), RequestSize(1, 3)])
+    assert cost.pairs(problem) == 4 * (3 + 4 + 3)
+
+
+# -- tensors and pages -------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(SIZES, st.sampled_from([1, 2, 4, 16]))
+def test_pages_hold_the_keys_of_every_request_in_disorder(sizes, page_size):
+    problem = problem_of(sizes, page_size=page_size)
+    keys = inputs.make(problem, 3).k
+    assert keys.shape == (1, 2, problem.tokens_kv, 8)
+    pool, table = layouts.paged(problem, keys), layouts.page_table(problem)
+    assert pool.shape == (sum(-(-keys // page_size) for _, keys in sizes), page_size, 2, 8)
+    start = 0
+    for b, (_, count) in enumerate(sizes):
+        for t in range(count):
+            assert torch.equal(pool[table[b, t // page_size], t % page_size], keys[0, :, start + t])
+        start += count
+    assert torch.equal(layouts.packed_keys(pool, torch.from_numpy(layouts.slots(problem))), keys)
+
+
+def test_pages_are_not_in_order():
+    table = layouts.page_table(problem_of([RequestSize(1, 64)] * 4, page_size=4))
+    assert sorted(table.flatten().tolist()) == list(range(64))
+    assert (np.diff(table.flatten()) != 1).mean() > 0.5
+
+
+def expected(problem: Problem, tensors: inputs.Inputs) -> torch.Tensor:
+    """The output by a loop over tokens, heads and keys, in float64."""
+    out = torch.zeros(1, problem.heads, problem.tokens_q, problem.head_dim_v, dtype=torch.float64)
+    q, k, v = (tensor[0].double() for tensor in (tensors.q, tensors.k, tensors.v))
+    for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True):
+        visible = part.visible()[0]
+        for head, row in itertools.product(range(problem.heads), range(part.seq_q)):
+            of_head = head // (problem.heads // problem.kv_heads)
+            shown = [keys.start + j for j in range(part.seq_kv) if visible[row, j]]
+            if shown:
+                logits = k[of_head, shown] @ q[head, queries.start + row] * problem.scale
+                out[0, head, queries.start + row] = logits.softmax(0) @ v[of_head, shown]
+    return out
+
+
+@settings(deadline=None, max_examples=30)
+@given(SIZES, st.sampled_from(["none", "causal", "causal+window:2"]))
+def test_the_reference_computes_each_request(sizes, mask):
+    problem = problem_of(sizes, mask=mask)
+    tensors = inputs.make(problem, 5)
+    right = expected(problem, tensors)
+    for group in blocks.groups(problem):
+        part, local, of_part = blocks.of_part(problem, group, tensors)
+        out = reference.attend_group(part, of_part.q, of_part.k, of_part.v, local).out
+        rows = problem.spans[group[0]][0]
+        torch.testing.assert_close(out, right[0, blocks.query_heads(problem, group), rows], rtol=0, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SIZES, st.sampled_from(["none", "causal", "causal+window:2"]), st.sampled_from([0, 4]))
+@pytest.mark.parametrize("name", ["naive", "sdpa", "sdpa:math", "sdpa:flash", "sdpa:padded", "flex:eager"])
+def test_every_backend_computes_the_requests(name, sizes, mask, page_size):
+    problem = problem_of(sizes, mask=mask, page_size=page_size)
+    case, backend = Case(problem=problem, backend=name), backends.load(name)
+    assert backend.objections(case, "cpu") == []
+    tensors = inputs.make(problem, 7)
+    prepared = scope.prepare(backend, case, "cpu")
+    k, v = (prepared.stored(each) if prepared.stored else each for each in (tensors.k, tensors.v))
+    out = prepared.call(tensors.q, k, v)
+    torch.testing.assert_close(out.double(), expected(problem, tensors), rtol=0, atol=1e-5)
+
+
+def test_padding_is_what_the_longest_request_leaves():
+    """By hand: 3 + 1 queries and 5 + 2 keys, padded to 2 x 3 and 2 x 5."""
+    problem = problem_of([RequestSize(3, 5), RequestSize(1, 2)])
+    planned = padded.plan(problem)
+    assert planned.q_places.tolist() == [0, 1, 2, 3, 0, 0]
+    assert planned.kv_places.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0, 0]
+    assert planned.rows.tolist() == [0, 1, 2, 3]
+    assert planned.visible[1, 0].astype(int).tolist() == [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]]
+    facts = scope.prepare(backends.load("sdpa:padded"), Case(problem=problem, backend="sdpa:padded"), "cpu").facts
+    assert facts["padding"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (
+            "sdpa:padded",
+            {"requests": "", "batch": 1, "seq_q": 3, "seq_kv": 5},
+            "only a batch of requests is padded: use sdpa",
+        ),
+        ("flex", {"mask": "prefix:2"}, "prefix mask with requests unsupported"),
+        ("flex", {"requests": "", "batch": 1, "page_size": 16}, "keys in pages unsupported but in a batch of requests"),
+        ("gather", {"mask": "causal"}, "requests of different lengths in one batch unsupported"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused(name, change, reason):
+    shape = {"batch": 2, "seq_q": 3, "seq_kv": 5, "requests": "q3s5_q1s2", "mask": "causal", **change}
+    assert reason in backends.load(name).objections(Case(problem=Problem(**shape), backend=name), "cpu")
