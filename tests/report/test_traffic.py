@@ -65,9 +65,12 @@ def test_a_file_that_holds_no_answer_is_named(text, error, words, tmp_path):
         traffic_answer.read(tmp_path)
 
 
-def test_an_answer_that_cannot_be_written_is_named(answer, tmp_path):
+def test_an_answer_that_cannot_be_written_or_read_is_named(answer, tmp_path):
     with pytest.raises(StoreError, match="cannot write to"):
         traffic_answer.write(answer, tmp_path / "none")
+    (tmp_path / traffic_answer.FILE).mkdir()
+    with pytest.raises(StoreError, match="cannot be read: Is a directory"):
+        traffic_answer.read(tmp_path)
 
 
 def test_the_headline_names_one_backend_per_phase_where_it_gains(answer):
@@ -92,6 +95,7 @@ def test_the_headline_says_that_nothing_ran_everything(answer):
     totals = msgspec.structs.replace(answer.totals, policies=nothing, totals=())
     empty = msgspec.structs.replace(answer, totals=totals)
     assert empty.headline == "No backend ran every drawn step"
+    empty = msgspec.structs.replace(empty, settings=())
     assert "no backend ran every step" in markdown.page(None, [section(empty)], "")
     assert "No backend ran every drawn step" in "\n".join(terminal.lines(empty, 80))
 
@@ -128,6 +132,13 @@ def test_every_number_of_a_policy_has_its_interval(answer):
     assert str(single[3]) == "11 % 9.7 % to 11 %"
     assert str(phase[3]) == "0.17 % -0.63 % to 0.99 %"
     assert step[3] == "–"
+
+
+def test_one_range_of_context_lengths_has_no_chart(answer):
+    one = msgspec.structs.replace(answer.mix, by_context=answer.mix.by_context[:1])
+    page = section(msgspec.structs.replace(answer, mix=one))
+    assert not page.figures
+    assert "Steps by context length" in {table.heading for table in page.tables}
 
 
 def test_several_runs_are_told_apart(answer):
