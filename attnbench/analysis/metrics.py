@@ -265,6 +265,7 @@ _TABLE: tuple[tuple[str, str, Better, str, Compute], ...] = (
         "planning a batch of requests, once for all layers: places of tokens, its mask",
         _first("plan"),
     ),
+    ("transfer_s", "s", "lower", "moving the tables of a batch of requests to the device", _first("transfer")),
 )
 
 METRICS = {
@@ -282,7 +283,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "energy": ("energy_j", "energy_above_idle_j", "flop_per_j"),
     "timers": ("time_wall_s", "time_events_s", "time_graph_s", "time_cupti_s", "host_s"),
     "errors": ("max_abs_err", "err_allowed", "rms_err", "rel_err", "err_vs_plain", "not_finite"),
-    "once": ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s"),
+    "once": ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s", "transfer_s"),
 }  # fmt: skip
 
 

@@ -130,6 +130,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     compile_s: float | None
     mask_build_s: float | None
     plan_s: float | None
+    transfer_s: float | None
 
     def value(self, name: str) -> Value:
         value: Value = getattr(self, name)

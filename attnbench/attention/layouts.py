@@ -21,26 +21,44 @@ if TYPE_CHECKING:
 
 
 class Segments(NamedTuple):
-    """The sequences of a packed batch."""
+    """The sequences of a packed batch, in order."""
 
-    starts: tuple[int, ...]  # index of the first token of each sequence, and the number of tokens (cu_seqlens)
-    longest: int  # tokens
+    starts_q: tuple[int, ...]  # index of the first query of each sequence, and the number of queries (cu_seqlens)
+    starts_kv: tuple[int, ...]  # the same of keys
+    longest_q: int  # queries
+    longest_kv: int  # keys
     tokens: tuple[int, ...] | None  # indices of the unpadded tokens in the padded batch; None: all
 
+    @property
+    def lengths_kv(self) -> tuple[int, ...]:
+        """The keys of each sequence."""
+        return tuple(end - start for start, end in itertools.pairwise(self.starts_kv))
 
-def segments(problem: Problem) -> Segments | None:
-    """The sequences for flash_attn_varlen_func of documents or a ragged batch; None for other problems."""
-    seq = problem.seq_q
+
+def is_packed(problem: Problem) -> bool:
+    """Whether varlen kernels alone compute it: requests, a ragged batch, documents, keys in pages."""
+    several = bool(problem.requests or problem.lengths or problem.page_size)
+    return several or problem.masking.find(Document) is not None
+
+
+def packing(problem: Problem) -> str:
+    """What packing costs a varlen kernel, as a fact of the result."""
+    return "inside the call" if problem.lengths else "free" if is_packed(problem) else "none"
+
+
+def segments(problem: Problem) -> Segments:
+    """The sequences for a varlen kernel: requests, those of a ragged or an even batch, or documents."""
+    sizes: tuple[tuple[int, int], ...] = problem.sizes
+    tokens = None
     if problem.lengths:
-        tokens = (b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
-        return Segments(tuple(itertools.accumulate(problem.lengths, initial=0)), seq, tuple(tokens))
-    document = problem.masking.find(Document)
-    if document is None:
-        return None
-    spans = [int(start) for start in document.spans(problem.grid)]
-    starts = (b * seq + start for b in range(problem.batch) for start in spans[:-1])
-    longest = max(end - start for start, end in itertools.pairwise(spans))
-    return Segments((*starts, problem.batch * seq), longest, None)
+        seq = problem.seq_q
+        tokens = tuple(b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
+    elif not problem.requests and (document := problem.masking.find(Document)):
+        spans = [int(start) for start in document.spans(problem.grid)]
+        sizes = tuple((end - start, end - start) for start, end in itertools.pairwise(spans)) * problem.batch
+    queries, keys = zip(*sizes, strict=True)
+    starts_q, starts_kv = (tuple(itertools.accumulate(counts, initial=0)) for counts in (queries, keys))
+    return Segments(starts_q, starts_kv, max(queries), max(keys), tokens)
 
 
 def packed(tokens: Tensor | None, *padded: Tensor) -> list[Tensor]:

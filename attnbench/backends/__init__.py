@@ -7,14 +7,16 @@ of the group `attnbench.backends`. Importing this package or a module of it impo
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
+import numpy as np
 
 from attnbench.attention import cost, scopes, user_files
 from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem
@@ -76,7 +78,7 @@ class Prepared(msgspec.Struct, kw_only=True):
     """
 
     call: Callable[..., Any]
-    seconds: dict[str, float] = {}  # untimed work done once: "mask_build"
+    seconds: dict[str, float] = {}  # untimed work done once: "mask_build", "plan", "transfer"
     facts: dict[str, Any] = {}
     # [batch, kv_heads, seq_kv, width] -> k or v as the call takes them.
     stored: Callable[[Tensor], Tensor] | None = None
@@ -181,6 +183,39 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
 def _objections_of_features(limits: Limits, needed: frozenset[str]) -> list[str]:
     reasons = [f"{FEATURES.get(word, word)} unsupported" for word in sorted(needed - limits.features)]
     return reasons + [f"not {' with '.join(sorted(words))}" for words in limits.combinations if words <= needed]
+
+
+Plan = TypeVar("Plan")
+Moved = TypeVar("Moved")
+
+
+def planned(plan: Callable[[], Plan], move: Callable[[Plan], Moved], device: str) -> tuple[Moved, dict[str, float]]:
+    """What a batch needs besides its tensors, on the device, and the samples `plan` and `transfer`.
+
+    `plan` works on the host, `move` takes its tables to the device. On a CPU there is no transfer.
+    """
+    import torch
+
+    started = time.perf_counter()
+    tables = plan()
+    seconds = {"plan": time.perf_counter() - started}
+    if torch.device(device).type != "cuda":
+        return move(tables), seconds
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    moved = move(tables)
+    torch.cuda.synchronize(device)
+    return moved, {**seconds, "transfer": time.perf_counter() - started}
+
+
+def tables_on(device: str, arguments: Keywords) -> Keywords:
+    """The arguments, arrays as tensors on the device."""
+    import torch
+
+    return {
+        name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
 
 
 def load(name: str) -> Backend:

@@ -1,23 +1,28 @@
 """FlashAttention 2, 3 and 4, from their packages.
 
 Their options have the same meaning as ours: causal is aligned to the last query and key (since 2.1), `window_size`
-counts the keys beyond the diagonal one, heads may share keys. Documents are a ragged batch that is packed already, so
-they cost no copy. A batch of ragged lengths is padded, and is packed and unpacked inside the timed call.
+counts the keys beyond the diagonal one, heads may share keys. Requests and documents are a ragged batch that is packed
+already, so they cost no copy. A batch of ragged lengths is padded, and is packed and unpacked inside the timed call.
+Keys in pages are read through a table: by flash_attn_varlen_func of flash_attn/flash_attn_interface.py (2) and
+flash_attn/cute/interface.py (4), and by flash_attn_with_kvcache of hopper/flash_attn_interface.py (3).
 https://github.com/Dao-AILab/flash-attention
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import numpy as np
+
 from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
-from attnbench.attention.layouts import Segments, packed, padded, segments
+from attnbench.attention.layouts import is_packed, packed, packing, padded, page_table, paged, segments
 from attnbench.attention.problem import Mode, Problem, Returns
-from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared
+from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, planned, tables_on
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -27,13 +32,26 @@ if TYPE_CHECKING:
 class PackageApi(NamedTuple):
     """What differs between the packages."""
 
-    module: str  # holds flash_attn_func and flash_attn_varlen_func
+    module: str  # holds flash_attn_func, flash_attn_varlen_func and the function that reads pages
     lse_flag: str  # requests the lse in addition to the output
+    paged: str = "flash_attn_varlen_func"  # the function that reads keys in pages
+    paged_lse_flag: str = ""  # its flag, if it is another one
+    table: str = "page_table"
+    used: str = "seqused_k"  # keys of each sequence in pages
+    page_multiple: int = 1  # tokens
 
 
 PACKAGES = {
-    "flash-attn:2": PackageApi("flash_attn.flash_attn_interface", "return_attn_probs"),
-    "flash-attn:3": PackageApi("flash_attn_interface", "return_attn_probs"),
+    "flash-attn:2": PackageApi(
+        "flash_attn.flash_attn_interface", "return_attn_probs", table="block_table", used="", page_multiple=256
+    ),
+    "flash-attn:3": PackageApi(
+        "flash_attn_interface",
+        "return_attn_probs",
+        "flash_attn_with_kvcache",
+        "return_softmax_lse",
+        used="cache_seqlens",
+    ),
     "flash-attn:4": PackageApi("flash_attn.cute", "return_lse"),
 }
 
@@ -60,25 +78,46 @@ def _optional_arguments(problem: Problem, device: str) -> Keywords:
     return options
 
 
+def tables(package: PackageApi, problem: Problem) -> Keywords:
+    """Where sequences start, and where their pages are, in the keywords of the package."""
+    batch = segments(problem)
+    starts_kv = np.array(batch.starts_kv, np.int32)
+    of_q: Keywords = {"cu_seqlens_q": np.array(batch.starts_q, np.int32), "max_seqlen_q": batch.longest_q}
+    if not problem.page_size:
+        return of_q | {"cu_seqlens_k": starts_kv, "max_seqlen_k": batch.longest_kv}
+    options = of_q | {package.table: page_table(problem)}
+    if package.paged == "flash_attn_varlen_func":
+        options["max_seqlen_k"] = batch.longest_kv
+    if package.used:
+        return options | {package.used: np.array(batch.lengths_kv, np.int32)}
+    return options | {"cu_seqlens_k": starts_kv}
+
+
 def prepare(case: Case, device: str) -> Prepared:
-    """The call, and for a ragged batch the positions of its sequences on the device."""
+    """The call, and for a packed batch the positions of its sequences on the device."""
     package, problem = PACKAGES[case.backend], case.problem
     module = import_module(package.module)
     options = arguments(problem) | _optional_arguments(problem, device)
     if problem.returns is Returns.LSE:
-        options[package.lse_flag] = True
-    ragged = segments(problem)
-    if ragged is None:
-        attend = _dense(module.flash_attn_func, options)
+        options[(package.paged_lse_flag if problem.page_size else "") or package.lse_flag] = True
+    seconds: dict[str, float] = {}
+    if is_packed(problem):
+        moved, seconds = planned(partial(tables, package, problem), partial(tables_on, device), device)
+        name = package.paged if problem.page_size else "flash_attn_varlen_func"
+        attend = _packed(getattr(module, name), problem, options | moved, device)
     else:
-        attend = _ragged(module.flash_attn_varlen_func, options, ragged, device)
+        attend = _dense(module.flash_attn_func, options)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         out, lse = attend(q, k, v)
         return (out, lse) if problem.returns is Returns.LSE else out
 
-    packing = "none" if ragged is None else "free" if ragged.tokens is None else "inside the call"
-    return Prepared(call=call, facts={"packing": packing})
+    return Prepared(
+        call=call,
+        seconds=seconds if problem.requests else {},
+        facts={"packing": packing(problem)},
+        stored=partial(paged, problem) if problem.page_size else None,
+    )
 
 
 PackageOutput: TypeAlias = "Tensor | tuple[Tensor, ...]"
@@ -89,16 +128,15 @@ def _dense(function: Callable[..., PackageOutput], options: Keywords) -> Attend:
     return lambda q, k, v: _out_and_lse(function(q, k, v, **options))
 
 
-def _ragged(function: Callable[..., PackageOutput], options: Keywords, ragged: Segments, device: str) -> Attend:
+def _packed(function: Callable[..., PackageOutput], problem: Problem, options: Keywords, device: str) -> Attend:
     import torch
 
-    starts = torch.tensor(ragged.starts, dtype=torch.int32, device=device)
-    tokens = None if ragged.tokens is None else torch.tensor(ragged.tokens, device=device)
-    options = options | dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), starts)
-    options |= dict.fromkeys(("max_seqlen_q", "max_seqlen_k"), ragged.longest)
+    places = segments(problem).tokens
+    tokens = None if places is None else torch.tensor(places, device=device)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        out, lse = _out_and_lse(function(*packed(tokens, q, k, v), **options))
+        qkv = packed(tokens, q, k, v) if not problem.page_size else (q.flatten(0, 1), k, v)
+        out, lse = _out_and_lse(function(*qkv, **options))
         return padded(tokens, q.shape[0], q.shape[1], out, lse)
 
     return attend
@@ -112,7 +150,7 @@ def _out_and_lse(result: PackageOutput) -> tuple[Tensor, Tensor | None]:
 def scratch_bytes(case: Case) -> int:
     """The lse, copies of what is packed or padded, and backward float32 sums of dq and dk, dv of every query head."""
     problem = case.problem
-    rows, keys = problem.batch * problem.heads * problem.seq_q, problem.batch * problem.heads * problem.seq_kv
+    rows, keys = math.prod(problem.shape_q), math.prod(problem.shape_kv) * (problem.heads // problem.kv_heads)
     width, size = problem.head_dim + problem.head_dim_v, problem.dtype.bytes
     copies = 0
     if problem.lengths or problem.head_dim % 8:
@@ -136,11 +174,18 @@ def probe(device: str, name: str) -> str | None:
     return None
 
 
-FEATURES = frozenset(
-    {"causal", "window", "document", "varlen", "blind_rows", "gqa", "cross", "scale", "softcap", "lse"}
-)
+def _refuses(case: Case) -> list[str]:
+    """Page sizes that a package does not read."""
+    size, multiple = case.problem.page_size, PACKAGES[case.backend].page_multiple
+    if not size % multiple:
+        return []
+    return [f"page_size={size} is not a multiple of {multiple}: use page_size={multiple}, or flash-attn:3"]
+
+
+_MASKS = frozenset({"causal", "window", "document", "blind_rows"})
+FEATURES = _MASKS | {"varlen", "requests", "paged", "gqa", "cross", "scale", "softcap", "lse"}
 # A document of a ragged batch would need both meanings of a sequence at once.
-COMBINATIONS = (frozenset({"document", "varlen"}),)
+COMBINATIONS = tuple(frozenset({"document", word}) for word in ("varlen", "requests", "paged"))
 
 
 def _limits(**changes: object) -> Limits:
@@ -159,6 +204,7 @@ def _backend(name: str, summary: str, limits: Limits, requires: tuple[str, ...],
         install=install,
         layout=Layout.BSHD,
         probe=partial(probe, name=name),
+        refuses=_refuses,
     )
 
 

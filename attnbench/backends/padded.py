@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from attnbench.attention import cost, layouts
 from attnbench.attention.problem import Problem
-from attnbench.backends import FLOATS, Backend, Limits, Prepared
+from attnbench.backends import FLOATS, Backend, Limits, Prepared, planned
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -54,10 +53,8 @@ def prepare(case: Case, device: str) -> Prepared:
     import torch
 
     problem = case.problem
-    started = time.perf_counter()
-    planned = plan(problem)
-    plan_s = time.perf_counter() - started
-    q_places, kv_places, rows, mask = (torch.from_numpy(array).to(device) for array in planned)
+    tables, seconds = planned(partial(plan, problem), lambda tables: _on(device, tables), device)
+    q_places, kv_places, rows, mask = tables
     attend = partial(
         torch.nn.functional.scaled_dot_product_attention,
         attn_mask=mask, scale=problem.scale, enable_gqa=problem.heads > problem.kv_heads,
@@ -74,10 +71,16 @@ def prepare(case: Case, device: str) -> Prepared:
 
     return Prepared(
         call=call,
-        seconds={"plan": plan_s},
+        seconds=seconds,
         facts={"requests": "padded", "padding": 1 - problem.tokens_kv / (problem.batch * problem.seq_kv)},
         stored=partial(layouts.paged, problem) if problem.page_size else None,
     )
+
+
+def _on(device: str, tables: _Plan) -> list[Tensor]:
+    import torch
+
+    return [torch.from_numpy(table).to(device) for table in tables]
 
 
 def scratch_bytes(case: Case) -> int:

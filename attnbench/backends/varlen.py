@@ -1,41 +1,83 @@
 """torch's varlen_attn: FlashAttention over packed sequences, without a separate package.
 
-Documents and full batches are packed already; a batch of ragged lengths is packed and unpacked inside the timed call.
+Requests, documents and full batches are packed already; a batch of ragged lengths is packed and unpacked inside the
+timed call. Keys in pages are read through `block_table`, which torch has since 2.13. Its FlashAttention-2 takes pages
+of a multiple of 256, and in several splits it left rows out (https://github.com/pytorch/pytorch/issues/194167), so they
+are read in one. torch/nn/attention/varlen.py, https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
+import math
+import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention.layouts import packed, padded, segments
+import numpy as np
+
+from attnbench.attention.layouts import packed, packing, padded, page_table, paged, segments
 from attnbench.attention.problem import Mode, Problem, Returns
-from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared
+from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, planned, tables_on
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DOCS = "https://docs.pytorch.org/docs/stable/nn.attention.varlen.html"
+PAGE_MULTIPLE = 256  # tokens
+_MODULE = "torch.nn.attention.varlen"
 
 
 def arguments(problem: Problem, known: frozenset[str]) -> Keywords:
-    """The problem in the keywords of varlen_attn; older versions have a flag for causal and no window."""
+    """The problem in the keywords of varlen_attn; older versions have a flag for causal, and `lacks` says what not."""
     left, right = problem.window or (-1, 0 if problem.causal else -1)
-    if "window_size" in known:
-        options: dict[str, object] = {"window_size": (left, right)}
-    elif problem.window:
-        raise ValueError("this torch has no windows in varlen_attn: it needs 2.12 or newer")
-    else:
-        options = {"is_causal": right == 0}
+    options: Keywords = {"window_size": (left, right)} if "window_size" in known else {"is_causal": right == 0}
     if "scale" in known:
         options["scale"] = problem.scale
-    elif problem.scale != problem.head_dim**-0.5:
-        raise ValueError("this torch has no scale in varlen_attn")
     if "enable_gqa" in known:
         options["enable_gqa"] = problem.heads > problem.kv_heads
     return options
+
+
+def tables(problem: Problem) -> Keywords:
+    """Where sequences start, and where their pages are, in the keywords of varlen_attn."""
+    batch = segments(problem)
+    assert all(a < b for a, b in itertools.pairwise(batch.starts_q))
+    starts: Keywords = {
+        "cu_seq_q": np.array(batch.starts_q, np.int32),
+        "cu_seq_k": np.array(batch.starts_kv, np.int32),
+        "max_q": batch.longest_q,
+        "max_k": batch.longest_kv,
+    }
+    if not problem.page_size:
+        return starts
+    used = np.array(batch.lengths_kv, np.int32)
+    return starts | {"seqused_k": used, "block_table": page_table(problem), "num_splits": 1}
+
+
+def lacks(problem: Problem, known: frozenset[str]) -> list[str]:
+    """What a version of varlen_attn with these parameters cannot do."""
+    reasons = []
+    if problem.page_size and "block_table" not in known:
+        reasons.append("this torch has no pages in varlen_attn: use torch 2.13 or newer, or page_size=0")
+    if problem.window and "window_size" not in known:
+        reasons.append("this torch has no windows in varlen_attn: use torch 2.12 or newer")
+    if problem.scale != problem.head_dim**-0.5 and "scale" not in known:
+        reasons.append("this torch has no scale in varlen_attn: use a newer one, or the default scale")
+    return reasons
+
+
+def _refuses(case: Case) -> list[str]:
+    """Page sizes; and in a worker, which has imported torch, what this version lacks."""
+    problem, reasons = case.problem, []
+    if problem.page_size % PAGE_MULTIPLE:
+        reasons.append(
+            f"page_size={problem.page_size} is not a multiple of {PAGE_MULTIPLE}: use page_size={PAGE_MULTIPLE}"
+        )
+    if module := sys.modules.get(_MODULE):
+        reasons += lacks(problem, frozenset(inspect.signature(module.varlen_attn).parameters))
+    return reasons
 
 
 def prepare(case: Case, device: str) -> Prepared:
@@ -48,32 +90,30 @@ def prepare(case: Case, device: str) -> Prepared:
     options = arguments(problem, frozenset(inspect.signature(attend).parameters))
     if wants_lse := problem.returns is Returns.LSE:
         options["return_aux"] = AuxRequest(lse=True)
-    ragged = segments(problem)
-    tokens = None
-    if ragged is None:
-        of_q, of_k = ([b * n for b in range(problem.batch + 1)] for n in (problem.seq_q, problem.seq_kv))
-        longest = problem.seq_q, problem.seq_kv
-    else:
-        of_q = of_k = list(ragged.starts)
-        longest = ragged.longest, ragged.longest
-        tokens = None if ragged.tokens is None else torch.tensor(ragged.tokens, device=device)
-    assert all(a < b for a, b in itertools.pairwise(of_q))
-    starts = [torch.tensor(offsets, dtype=torch.int32, device=device) for offsets in (of_q, of_k)]
+    places = segments(problem).tokens
+    tokens = None if places is None else torch.tensor(places, device=device)
+    moved, seconds = planned(partial(tables, problem), partial(tables_on, device), device)
+    options |= moved
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
-        result = attend(*packed(tokens, q, k, v), *starts, *longest, **options)
+        qkv = packed(tokens, q, k, v) if not problem.page_size else (q.flatten(0, 1), k, v)
+        result = attend(*qkv, **options)
         out, lse = result if isinstance(result, tuple) else (result, None)
         out, lse = padded(tokens, q.shape[0], q.shape[1], out, lse)
         return (out, lse) if wants_lse else out
 
-    packing = "none" if ragged is None else "free" if ragged.tokens is None else "inside the call"
-    return Prepared(call=call, facts={"packing": packing})
+    return Prepared(
+        call=call,
+        seconds=seconds if problem.requests else {},
+        facts={"packing": packing(problem)},
+        stored=partial(paged, problem) if problem.page_size else None,
+    )
 
 
 def scratch_bytes(case: Case) -> int:
     """The lse, copies of what is packed, and backward float32 sums of dq."""
     problem = case.problem
-    rows, keys = problem.batch * problem.heads * problem.seq_q, problem.batch * problem.kv_heads * problem.seq_kv
+    rows, keys = math.prod(problem.shape_q), math.prod(problem.shape_kv)
     copies = problem.dtype.bytes * 2 * problem.head_dim * (rows + keys) if problem.lengths else 0
     return 4 * rows + copies if case.mode is Mode.FWD else 8 * rows + 2 * copies + 4 * rows * problem.head_dim
 
@@ -100,19 +140,22 @@ BACKENDS = {
         limits={
             "cuda": Limits(
                 dtypes=HALVES,
-                features=frozenset({"causal", "window", "document", "varlen", "gqa", "cross", "scale", "lse"}),
+                features=frozenset(
+                    {"causal", "window", "document", "varlen", "requests", "paged", "gqa", "cross", "scale", "lse"}
+                ),
                 head_dim_most=256,
                 head_dim_multiple=8,
                 capability=(8, 0),
                 # A document of a ragged batch would need both meanings of a sequence at once.
-                combinations=(frozenset({"document", "varlen"}),),
+                combinations=tuple(frozenset({"document", word}) for word in ("varlen", "requests", "paged")),
             )
         },
         prepare=prepare,
         scratch_bytes=scratch_bytes,
-        requires=("torch", "torch.nn.attention.varlen"),
+        requires=("torch", _MODULE),
         install="pip install 'torch>=2.10'",
         layout=Layout.BSHD,
         probe=probe,
+        refuses=_refuses,
     )
 }

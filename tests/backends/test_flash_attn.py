@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.attention.layouts import segments
+from attnbench.attention.layouts import is_packed, segments
 from attnbench.attention.problem import Mode, Problem, Returns
 from attnbench.attention.scores import Score
 from attnbench.backends import flash_attn as backend
@@ -250,16 +250,22 @@ def test_arguments_of_a_plain_problem() -> None:
 
 def test_documents_of_two_sequences_lie_end_to_end() -> None:
     problem = Problem(seq_q=10, batch=2, mask="document:3-7")
-    assert segments(problem) == ((0, 3, 10, 13, 20), 7, None)
+    assert segments(problem) == ((0, 3, 10, 13, 20), (0, 3, 10, 13, 20), 7, 7, None)
 
 
 def test_ragged_lengths_keep_the_real_tokens() -> None:
     problem = Problem(seq_q=4, batch=3, lengths=(2, 4, 1))
-    assert segments(problem) == ((0, 2, 6, 7), 4, (0, 1, 4, 5, 6, 7, 8))
+    assert segments(problem) == ((0, 2, 6, 7), (0, 2, 6, 7), 4, 4, (0, 1, 4, 5, 6, 7, 8))
 
 
-def test_a_plain_problem_is_no_ragged_batch() -> None:
-    assert segments(Problem(seq_q=4, mask="causal")) is None
+def test_requests_have_their_own_queries_and_keys() -> None:
+    problem = Problem(batch=3, seq_q=4, seq_kv=9, requests="q4_q1s9_q2s5")
+    assert segments(problem) == ((0, 4, 5, 7), (0, 4, 13, 18), 4, 9, None)
+    assert segments(problem).lengths_kv == (4, 9, 5)
+
+
+def test_a_plain_problem_is_not_packed() -> None:
+    assert not is_packed(Problem(seq_q=4, mask="causal"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from attnbench.attention.inputs import make
 from attnbench.attention.problem import Problem
+from attnbench.attention.scores import Score
 from attnbench.backends import load, varlen
 from attnbench.records.case import Case
 from tests import reference
@@ -53,8 +54,6 @@ def stand_in(
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_problem_is_translated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnbench.attention.scores import Score
-
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
     fields = {**PROBLEMS[name]}
     problem = Problem(
@@ -73,11 +72,18 @@ def test_problem_is_translated(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(lse.double(), truth.lse, rtol=0, atol=1e-5)
 
 
-def test_older_torch_says_what_it_lacks() -> None:
-    old = frozenset({"is_causal"})
-    assert varlen.arguments(Problem(seq_q=8, mask="causal"), old) == {"is_causal": True}
-    with pytest.raises(ValueError, match="no windows"):
-        varlen.arguments(Problem(seq_q=8, mask="window:2"), old)
+def test_older_torch_is_refused_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(
+        query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, is_causal: bool
+    ) -> None:
+        pass
+
+    assert varlen.arguments(Problem(seq_q=8, mask="causal"), frozenset({"is_causal"})) == {"is_causal": True}
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)
+    problem = Problem(seq_q=8, seq_kv=512, dtype="bf16", mask="causal+window:2", page_size=256, score=Score(scale=0.3))
+    reasons = load("varlen").objections(Case(problem=problem, backend="varlen"), "cuda", (9, 0))
+    for reason, hint in zip(reasons, ("pages", "windows", "scale"), strict=True):
+        assert reason.startswith(f"this torch has no {hint} in varlen_attn: use ")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,7 @@ def test_older_torch_says_what_it_lacks() -> None:
         ({"dtype": "fp32"}, "fp32 unsupported"),
         ({"head_dim": 20}, "multiple of 8"),
         ({"mask": "padding:0.3"}, "key padding unsupported"),
+        ({"page_size": 16}, "page_size=16 is not a multiple of 256: use page_size=256"),
     ],
 )
 def test_what_it_cannot_do_is_refused(fields: dict[str, Any], hint: str) -> None:

@@ -47,6 +47,7 @@ def _times(result: Result, profile: Profile) -> Iterator[tuple[str, str]]:
         "compiling": "compile_s",
         "building the mask": "mask_build_s",
         "planning": "plan_s",
+        "moving tables": "transfer_s",
     }
     for name, metric in once.items():
         if (value := METRICS[metric].compute(result)) is not None:

@@ -1,0 +1,173 @@
+"""Stand-ins for CUDA libraries on a CPU: their documented calls over packed batches and pages, in plain torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+
+from attnbench.attention import layouts
+from attnbench.attention.inputs import make
+from attnbench.attention.problem import Problem, Returns
+from attnbench.backends import Layout, Prepared, load
+from attnbench.records.case import Case
+from tests import reference
+from tests.backends.test_flash_attn import attend
+
+
+def gathered(pool: Any, table: Any, count: int) -> Any:
+    """The first keys of a sequence, [count, heads, width], from pages [pages, page_size, heads, width]."""
+    assert table.dtype is torch.int32
+    return torch.cat([pool[page] for page in table[: -(-count // pool.shape[1])].tolist()])[:count]
+
+
+def attend_packed(q: Any, keys: Sequence[tuple[Any, Any]], starts_q: Any, longest_q: int, **options: Any) -> Any:
+    """q [tokens, heads, width] over the k and v of each sequence: out, and lse [heads, tokens]."""
+    assert starts_q.dtype is torch.int32
+    assert longest_q == int(starts_q.diff().max())
+    ends = starts_q.tolist()
+    assert len(keys) == len(ends) - 1
+    parts = [
+        attend(q[None, a:b], k[None], v[None], **options) for a, b, (k, v) in zip(ends, ends[1:], keys, strict=False)
+    ]
+    return torch.cat([out[0] for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
+
+
+def split(k: Any, v: Any, starts: Any, longest: int) -> list[tuple[Any, Any]]:
+    """The k and v of each sequence, from packed ones [tokens, heads, width]."""
+    assert starts.dtype is torch.int32
+    assert longest == int(starts.diff().max())
+    ends = starts.tolist()
+    return [(k[a:b], v[a:b]) for a, b in itertools.pairwise(ends)]
+
+
+def read(k: Any, v: Any, table: Any, counts: Any) -> list[tuple[Any, Any]]:
+    """The k and v of each sequence, from pages."""
+    assert counts.dtype is torch.int32
+    rows = zip(table, counts.tolist(), strict=True)
+    return [(gathered(k, row, count), gathered(v, row, count)) for row, count in rows]
+
+
+def varlen_attn(
+    query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int, *, return_aux: Any = None,
+    scale: Any = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False, seqused_k: Any = None,
+    block_table: Any = None, num_splits: int | None = None,
+) -> Any:  # fmt: skip
+    """torch 2.13: with `block_table`, only the first `seqused_k` keys of a sequence take part."""
+    if block_table is None:
+        keys = split(key, value, cu_seq_k, max_k)
+    else:
+        assert num_splits == 1
+        assert key.shape[1] % 256 == 0
+        keys = read(key, value, block_table, seqused_k)
+    assert enable_gqa == (query.shape[1] > key.shape[-2])
+    options = {"softmax_scale": scale, "causal": False, "window_size": window_size, "softcap": 0.0}
+    out, lse = attend_packed(query, keys, cu_seq_q, max_q, **options)
+    return (out, lse) if return_aux is not None and return_aux.lse else out
+
+
+class FlashAttention2:
+    """flash_attn/flash_attn_interface.py: the keys of a sequence in pages are counted by cu_seqlens_k."""
+
+    @staticmethod
+    def flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None,
+        causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False,
+        return_attn_probs=False, block_table=None,
+    ):  # fmt: skip
+        if block_table is None:
+            keys = split(k, v, cu_seqlens_k, max_seqlen_k)
+        else:
+            assert k.shape[1] % 256 == 0
+            keys = read(k, v, block_table, cu_seqlens_k.diff())
+        options = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
+        if alibi_slopes is not None:
+            options["slopes"] = alibi_slopes
+        out, lse = attend_packed(q, keys, cu_seqlens_q, max_seqlen_q, **options)
+        return (out, lse, None) if return_attn_probs else out
+
+
+class FlashAttention3:
+    """hopper/flash_attn_interface.py: the keys of a sequence in pages are counted by cache_seqlens."""
+
+    @staticmethod
+    def flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None,
+        softmax_scale=None, causal=False, qv=None, window_size=(-1, -1), softcap=0.0, return_attn_probs=False,
+    ):  # fmt: skip
+        options = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
+        keys = split(k, v, cu_seqlens_k, max_seqlen_k)
+        out, lse = attend_packed(q, keys, cu_seqlens_q, max_seqlen_q, **options)
+        return (out, lse) if return_attn_probs else out
+
+    @staticmethod
+    def flash_attn_with_kvcache(
+        q, k_cache, v_cache, k=None, v=None, qv=None, cache_seqlens=None, page_table=None, cu_seqlens_q=None,
+        max_seqlen_q=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+        return_softmax_lse=False,
+    ):  # fmt: skip
+        options = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
+        keys = read(k_cache, v_cache, page_table, cache_seqlens)
+        out, lse = attend_packed(q, keys, cu_seqlens_q, max_seqlen_q, **options)
+        return (out, lse, None) if return_softmax_lse else out
+
+
+class FlashAttention4:
+    """flash_attn/cute/interface.py: "page_table is not supported with cu_seqlens_k"."""
+
+    @staticmethod
+    def flash_attn_varlen_func(
+        q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, seqused_q=None,
+        seqused_k=None, page_table=None, softmax_scale=None, causal=False, window_size=(None, None),
+        learnable_sink=None, softcap=0.0, return_lse=False,
+    ):  # fmt: skip
+        if page_table is None:
+            keys = split(k, v, cu_seqlens_k, max_seqlen_k)
+        else:
+            assert cu_seqlens_k is None
+            assert max_seqlen_k == int(seqused_k.max())
+            keys = read(k, v, page_table, seqused_k)
+        if sum(window_size) < 0:
+            window_size = (-1, -1)
+        options = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
+        out, lse = attend_packed(q, keys, cu_seqlens_q, max_seqlen_q, **options)
+        return out, lse if return_lse else None
+
+
+def prepared_batch(backend: str, problem: Problem, device: str = "cpu") -> tuple[Prepared, list[Any], list[Any]]:
+    """A backend ready for the problem, its q, k and v as a run places them, and the packed ones; float32 on a CPU."""
+    made = make(problem, 0)
+    packed = [tensor.float() if device == "cpu" else tensor for tensor in (made.q, made.k, made.v)]
+    prepared = load(backend).prepare(Case(problem=problem, backend=backend), device)
+    placed = []
+    for name, tensor in zip("qkv", packed, strict=True):
+        if prepared.stored and name != "q":
+            pool = prepared.stored(tensor)
+            unused = torch.ones(pool.shape[0] * pool.shape[1], dtype=torch.bool)
+            unused[torch.from_numpy(layouts.slots(problem))] = False
+            pool.flatten(0, 1)[unused] = float("nan")  # a key that no request has must not matter
+            placed.append(pool.to(device))
+        else:
+            flip = load(backend).layout is Layout.BSHD
+            placed.append((tensor.transpose(1, 2).contiguous() if flip else tensor).to(device))
+    return prepared, placed, packed
+
+
+def computed(backend: str, problem: Problem, device: str = "cpu") -> tuple[Any, Any, list[Any]]:
+    """out [1, heads, tokens, width] and lse, if the problem returns it, of a backend; and the packed q, k and v."""
+    prepared, placed, packed = prepared_batch(backend, problem, device)
+    result = prepared.call(*placed)
+    out, lse = result if problem.returns is Returns.LSE else (result, None)
+    return (out.transpose(1, 2) if load(backend).layout is Layout.BSHD else out), lse, packed
+
+
+def expected(problem: Problem, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """out and lse in float64, request by request."""
+    parts = [
+        reference.attend(replace(part, page_size=0), q[:, :, queries], k[:, :, keys], v[:, :, keys])
+        for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True)
+    ]
+    return torch.cat([part.out for part in parts], 2), torch.cat([part.lse for part in parts], 2)
