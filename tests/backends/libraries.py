@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 
 from attnbench.attention import layouts
-from attnbench.attention.inputs import make
 from attnbench.attention.problem import Problem, Returns
 from attnbench.backends import Layout, Prepared, load
 from attnbench.records.case import Case
-from tests import reference
+from tests import oracle
 from tests.backends.test_flash_attn import attend
 
 
@@ -139,8 +138,7 @@ class FlashAttention4:
 
 def prepared_batch(backend: str, problem: Problem, device: str = "cpu") -> tuple[Prepared, list[Any], list[Any]]:
     """A backend ready for the problem, its q, k and v as a run places them, and the packed ones; float32 on a CPU."""
-    made = make(problem, 0)
-    packed = [tensor.float() if device == "cpu" else tensor for tensor in (made.q, made.k, made.v)]
+    packed = [tensor.float() if device == "cpu" else tensor for tensor in oracle.drawn(problem)[0]]
     prepared = load(backend).prepare(Case(problem=problem, backend=backend), device)
     placed = []
     for name, tensor in zip("qkv", packed, strict=True):
@@ -164,10 +162,98 @@ def computed(backend: str, problem: Problem, device: str = "cpu") -> tuple[Any, 
     return (out.transpose(1, 2) if load(backend).layout is Layout.BSHD else out), lse, packed
 
 
-def expected(problem: Problem, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
-    """out and lse in float64, request by request."""
-    parts = [
-        reference.attend(replace(part, page_size=0), q[:, :, queries], k[:, :, keys], v[:, :, keys])
-        for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True)
-    ]
-    return torch.cat([part.out for part in parts], 2), torch.cat([part.lse for part in parts], 2)
+class Mask:
+    """A class of xformers/ops/fmha/attn_bias.py: the sizes of sequences, where keys start, a table of pages."""
+
+    causal = False
+    window = 0
+
+    def __init__(self, q_seqlen: list[int], kv_seqlen: list[int], kv_seqstarts: Any = None, **pages: Any) -> None:
+        self.queries, self.keys, self.pages = q_seqlen, kv_seqlen, pages
+        self.starts = kv_seqstarts or list(itertools.accumulate(kv_seqlen, initial=0))
+        assert len(self.starts) == len(kv_seqlen) + 1
+
+    @classmethod
+    def from_seqlens(cls, q_seqlen: list[int], *others: Any, device: Any, **options: Any) -> Mask:
+        assert device == torch.device("cpu")
+        return cls(q_seqlen, *others, **options)
+
+    def to(self, device: Any) -> Mask:
+        assert isinstance(device, torch.device)
+        return self
+
+    def turned(self, kind: type[Mask], window: int = 0) -> Mask:
+        made = kind(self.queries, self.keys)
+        made.window = window
+        return made
+
+
+class BlockDiagonalCausalFromBottomRightMask(Mask):
+    causal = True
+
+
+class BlockDiagonalCausalLocalAttentionFromBottomRightMask(Mask):
+    causal = True
+
+
+class BlockDiagonalMask(Mask):
+    def make_causal_from_bottomright(self) -> Mask:
+        return self.turned(BlockDiagonalCausalFromBottomRightMask)
+
+    def make_local_attention_from_bottomright(self, window_size: int) -> Mask:
+        """The diagonal key is one of the window."""
+        return self.turned(BlockDiagonalCausalLocalAttentionFromBottomRightMask, window_size)
+
+
+class BlockDiagonalGappyKeysMask(Mask):
+    pass
+
+
+class BlockDiagonalCausalWithOffsetGappyKeysMask(Mask):
+    causal = True
+
+
+class PagedBlockDiagonalPaddedKeysMask(Mask):
+    pass
+
+
+class PagedBlockDiagonalCausalWithOffsetPaddedKeysMask(Mask):
+    causal = True
+
+
+MASKS = {kind.__name__: kind for kind in Mask.__subclasses__()}
+ALIKE = ("GappyKeysMask", "PaddedKeysMask")
+
+
+def memory_efficient_attention(
+    query: Any, key: Any, value: Any, attn_bias: Mask, p: float = 0.0, scale: Any = None, op: Any = None
+) -> Any:
+    """[1, tokens, heads, width], or [1, tokens, groups, heads, width] with keys expanded in a group."""
+    if op is not None:
+        assert type(attn_bias) in op[0].SUPPORTED_ATTN_BIAS_TYPES
+    q, k, v = (tensor[0].flatten(1, -2) for tensor in (query, key, value))
+    if attn_bias.pages:
+        size, table = attn_bias.pages["page_size"], attn_bias.pages["block_tables"]
+        keys = read(*(t.unflatten(0, (-1, size)) for t in (k, v)), table, torch.tensor(attn_bias.keys).int())
+    else:
+        spans = zip(attn_bias.starts, attn_bias.keys, strict=False)
+        keys = [(k[start : start + count], v[start : start + count]) for start, count in spans]
+    starts = torch.tensor([0, *itertools.accumulate(attn_bias.queries)], dtype=torch.int32)
+    window = (attn_bias.window - 1, 0) if attn_bias.window else (-1, -1)
+    options = {"softmax_scale": scale, "causal": attn_bias.causal, "window_size": window, "softcap": 0.0}
+    return attend_packed(q, keys, starts, max(attn_bias.queries), **options)[0].view(query.shape)
+
+
+def fmha() -> Any:
+    """xformers.ops.fmha, with the classes that each kernel takes."""
+    split_k = [kind for name, kind in MASKS.items() if name.endswith(ALIKE)]
+    flash = [kind for name, kind in MASKS.items() if "Gappy" not in name]
+    taken = {"flash": flash, "flash3": flash, "triton_splitk": split_k}
+    kernels = {
+        name: SimpleNamespace(FwOp=SimpleNamespace(SUPPORTED_ATTN_BIAS_TYPES=kinds)) for name, kinds in taken.items()
+    }
+    holder = ModuleType("xformers.ops.fmha")
+    vars(holder).update(
+        kernels, attn_bias=SimpleNamespace(**MASKS), memory_efficient_attention=memory_efficient_attention
+    )
+    return holder

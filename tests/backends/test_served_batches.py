@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from attnbench.attention import requests
 from attnbench.attention.problem import Problem
-from attnbench.attention.requests import Request
+from attnbench.attention.requests import RequestSize
 from attnbench.attention.scores import Score
 from attnbench.backends import load
 from attnbench.records.case import Case
 
 torch = pytest.importorskip("torch")
 
+from tests import oracle, reference  # noqa: E402
 from tests.backends import libraries  # noqa: E402
 
 HOPPER = (9, 0)
@@ -29,6 +31,10 @@ PAGES = {
     "flash-attn:2": (0, 256, 512),
     "flash-attn:3": (0, 1, 16, 256),
     "flash-attn:4": (0, 1, 16, 256),
+    "xformers": (0, 64, 256),
+    "xformers:fa2": (0, 256, 512),
+    "xformers:fa3": (0, 1, 16, 256),
+    "xformers:splitk": (0, 64, 256),
 }
 FIELDS: dict[str, dict[str, Any]] = {
     "full": {"mask": "none"},
@@ -39,7 +45,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "softcap": {"mask": "causal", "score": Score(softcap=2.0)},
     "lse": {"mask": "causal", "returns": "lse"},
 }
-REFUSED = {("varlen", "softcap"): ["soft cap on the logits unsupported"]}
+WIDE = ("xformers",)  # of head_dim 64 and more
+SPLIT_K = ("xformers", "xformers:splitk")  # take causal requests with equal numbers of queries
+GRADIENTS = ("varlen", "flash-attn:2", "flash-attn:3", "flash-attn:4", "xformers:fa2")
 
 
 def module(name: str, **functions: Any) -> ModuleType:
@@ -63,6 +71,9 @@ def stand_ins() -> Iterator[None]:
         "flash_attn.flash_attn_interface": module("2", **public(libraries.FlashAttention2)),
         "flash_attn_interface": module("3", **public(libraries.FlashAttention3)),
         "flash_attn.cute": module("4", **public(libraries.FlashAttention4)),
+        "xformers": module("xformers"),
+        "xformers.ops": module("xformers.ops", fmha=libraries.fmha()),
+        "xformers.ops.fmha": libraries.fmha(),
     }
     for name, stand_in in modules.items():
         patch.setitem(sys.modules, name, stand_in)
@@ -70,66 +81,92 @@ def stand_ins() -> Iterator[None]:
     patch.undo()
 
 
-def batch_of(sizes: tuple[Request, ...], **fields: Any) -> Problem:
+def batch_of(sizes: tuple[RequestSize, ...], name: str = "", **fields: Any) -> Problem:
     queries, keys = zip(*sizes, strict=True)
     shape = {"batch": len(sizes), "seq_q": max(queries), "seq_kv": max(keys), "requests": requests.spell(sizes)}
-    return Problem(**{"heads": 2, "head_dim": 8, "dtype": "bf16", **shape, **fields})
+    width = 64 if name.startswith(WIDE) else 8
+    return Problem(**{"heads": 2, "head_dim": width, "dtype": "bf16", **shape, **fields})
 
 
 SIZES = st.lists(
-    st.tuples(st.integers(1, 9), st.integers(0, 300)).map(lambda size: Request(size[0], sum(size))),
+    st.tuples(st.integers(1, 9), st.integers(0, 300)).map(lambda size: RequestSize(size[0], sum(size))),
     min_size=1,
     max_size=4,
 ).map(tuple)
-MIXED = (Request(7, 7), Request(1, 300), Request(4, 261), Request(1, 1))
+MIXED = (RequestSize(7, 7), RequestSize(1, 300), RequestSize(4, 261), RequestSize(1, 1))
+SPLIT_K_REASON = (
+    "different numbers of queries, or more than 16, with a causal mask unsupported: use xformers:fa2 or xformers:fa3"
+)
+ALIKE = (RequestSize(4, 300), RequestSize(4, 4), RequestSize(4, 261))
 
 
 def assert_right(name: str, problem: Problem) -> None:
     out, lse, packed = libraries.computed(name, problem)
-    right, right_lse = libraries.expected(problem, *packed)
+    right, right_lse = oracle.attend(problem, *packed)
     torch.testing.assert_close(out.double(), right, rtol=0, atol=1e-5)
     if lse is not None:
         torch.testing.assert_close(lse.double(), right_lse, rtol=0, atol=1e-5)
+
+
+def refusal(name: str, label: str, paged: bool) -> list[str]:
+    """Why a library does not take a problem of FIELDS; empty: it does."""
+    of_xformers = name.startswith("xformers")
+    if label == "softcap" and (of_xformers or name == "varlen"):
+        return ["soft cap on the logits unsupported"]
+    if label == "lse" and of_xformers:
+        return ["log-sum-exp besides the output unsupported"]
+    if label == "window" and of_xformers and (paged or name == "xformers:splitk"):
+        what = "keys in pages" if paged else "requests"
+        return [f"mask causal+window:5 with {what} unsupported: use causal or none, or flash-attn"]
+    return []
 
 
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("label", FIELDS)
 @pytest.mark.parametrize("name", PAGES)
 def test_what_is_handed_over_is_the_problem(name: str, label: str, paged: bool) -> None:
-    problem = batch_of(MIXED, page_size=PAGES[name][paged], **FIELDS[label])
-    if objections := load(name).objections(Case(problem=problem, backend=name), "cuda", HOPPER):
-        assert objections == REFUSED[name, label]
-    else:
+    sizes = ALIKE if name in SPLIT_K else MIXED
+    problem = batch_of(sizes, name, page_size=PAGES[name][paged], **FIELDS[label])
+    objections = load(name).objections(Case(problem=problem, backend=name), "cuda", HOPPER)
+    assert objections == refusal(name, label, paged)
+    if not objections:
         assert_right(name, problem)
 
 
 @pytest.mark.parametrize("name", PAGES)
 @settings(max_examples=12, deadline=None)
 @given(sizes=SIZES, data=st.data())
-def test_any_batch_with_any_pages(name: str, sizes: tuple[Request, ...], data: st.DataObject) -> None:
-    mask = data.draw(st.sampled_from(("none", "causal", "causal+window:5")))
-    assert_right(name, batch_of(sizes, page_size=data.draw(st.sampled_from(PAGES[name])), mask=mask))
+def test_any_batch_with_any_pages(name: str, sizes: tuple[RequestSize, ...], data: st.DataObject) -> None:
+    if name in SPLIT_K:
+        sizes = tuple(RequestSize(3, 3 + size.keys) for size in sizes)
+    page_size = data.draw(st.sampled_from(PAGES[name]))
+    labels = [label for label in ("full", "causal", "window") if not refusal(name, label, page_size > 0)]
+    fields = FIELDS[data.draw(st.sampled_from(labels))]
+    assert_right(name, batch_of(sizes, name, page_size=page_size, **fields))
 
 
 def test_slopes_of_alibi_are_handed_over_with_pages() -> None:
     problem = batch_of(MIXED, page_size=256, mask="causal", score=Score(bias="alibi"))
     out, _, packed = libraries.computed("flash-attn:2", problem)
-    torch.testing.assert_close(out.double(), libraries.expected(problem, *packed)[0], rtol=0, atol=1e-5)
+    for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True):
+        of_part = [tensor[:, :, span] for tensor, span in zip(packed, (queries, keys, keys), strict=True)]
+        right = reference.attend(replace(part, page_size=0), *of_part).out
+        torch.testing.assert_close(out[:, :, queries].double(), right, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["varlen", "flash-attn:2", "flash-attn:3", "flash-attn:4"])
 def test_pages_of_an_even_batch(name: str) -> None:
     even = Problem(batch=2, seq_q=3, seq_kv=300, heads=2, head_dim=8, dtype="bf16", mask="causal", page_size=256)
-    packed = batch_of((Request(3, 300),) * 2, mask="causal", page_size=256)
+    packed = batch_of((RequestSize(3, 300),) * 2, mask="causal", page_size=256)
     assert load(name).objections(Case(problem=even, backend=name), "cuda", HOPPER) == []
     prepared, (q, k, v), _ = libraries.prepared_batch(name, packed)
     of_even = load(name).prepare(Case(problem=even, backend=name), "cpu")
     assert torch.equal(of_even.call(q.unflatten(1, (2, 3))[0], k, v), prepared.call(q, k, v).unflatten(1, (2, 3))[0])
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_of_packed_requests(name: str) -> None:
-    problem = batch_of((Request(3, 20), Request(5, 5)), mask="causal")
+    problem = batch_of((RequestSize(3, 20), RequestSize(5, 5)), name, mask="causal")
     prepared, placed, packed = libraries.prepared_batch(name, problem)
     leaves = [tensor.requires_grad_() for tensor in placed]
     out = prepared.call(*leaves)
@@ -138,9 +175,7 @@ def test_gradients_of_packed_requests(name: str) -> None:
     for number, (queries, keys) in enumerate(problem.spans):
         spans = queries, keys, keys
         part = [tensor[:, :, span] for tensor, span in zip(packed, spans, strict=True)]
-        right = libraries.reference.gradients(
-            problem.parts[number], *part, weight.transpose(1, 2)[:, :, queries].contiguous()
-        )
+        right = reference.gradients(problem.parts[number], *part, weight.transpose(1, 2)[:, :, queries].contiguous())
         for gradient, span, exact in zip(found, spans, right, strict=True):
             torch.testing.assert_close(gradient.transpose(1, 2)[:, :, span].double(), exact, rtol=0, atol=1e-5)
 
@@ -158,6 +193,20 @@ def test_gradients_of_packed_requests(name: str) -> None:
         ("flash-attn:3", {"dtype": "fp32"}, "fp32 unsupported (supported: fp16, bf16)"),
         ("flash-attn:4", {"head_dim": 60}, "head_dim 60 is not a multiple of 8"),
         ("varlen", {"mask": "prefix:3"}, "prefix mask unsupported"),
+        ("xformers:cutlass", {"page_size": 16}, "keys in pages unsupported"),
+        (
+            "xformers:fa2",
+            {"page_size": 16},
+            "page_size=16 is not a multiple of 256: use page_size=256, or xformers:fa3",
+        ),
+        (
+            "xformers:splitk",
+            {"page_size": 16},
+            "page_size=16 is not a multiple of 64: use page_size=64, or xformers:fa3",
+        ),
+        ("xformers:splitk", {"mask": "causal"}, SPLIT_K_REASON),
+        ("xformers", {"mask": "causal", "page_size": 64}, SPLIT_K_REASON),
+        ("xformers:cutlass", {"mask": "prefix:3"}, "prefix mask with requests unsupported"),
     ],
 )
 def test_what_a_library_does_not_take_is_refused(name: str, fields: dict[str, Any], reason: str) -> None:
@@ -166,7 +215,7 @@ def test_what_a_library_does_not_take_is_refused(name: str, fields: dict[str, An
 
 @pytest.mark.parametrize("name", PAGES)
 def test_planning_is_a_sample_and_a_cpu_has_no_transfer(name: str) -> None:
-    prepared, _, _ = libraries.prepared_batch(name, batch_of(MIXED, page_size=256))
+    prepared, _, _ = libraries.prepared_batch(name, batch_of(MIXED, name, page_size=256))
     assert prepared.seconds.keys() == {"plan"}
 
 

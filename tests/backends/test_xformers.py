@@ -232,6 +232,42 @@ def test_the_kernel_has_nothing_against_its_arguments(name: str, mode: Mode, mas
     assert [reason for reason in reasons if not reason.startswith(of_device)] == []
 
 
+SERVED = {"q7s40_2q1s90_q4": NAMES, "3q4s70": ("xformers:splitk", "xformers")}
+
+
+@installed
+@pytest.mark.parametrize("page_size", [0, 256])
+@pytest.mark.parametrize("mask", ["none", "causal", "causal+window:5"])
+@pytest.mark.parametrize(("text", "name"), [(text, name) for text, names in SERVED.items() for name in names])
+def test_requests_are_said_by_a_class_that_the_kernel_takes(text: str, name: str, mask: str, page_size: int) -> None:
+    from xformers.ops import fmha
+
+    from attnbench.attention import layouts, requests
+
+    queries, keys = zip(*requests.parse(text), strict=True)
+    shape = {"batch": len(keys), "seq_q": max(queries), "seq_kv": max(keys), "requests": text, "page_size": page_size}
+    problem = Problem(**shape, heads=4, mask=mask, dtype="bf16")
+    served = Case(problem=problem, backend=name)
+    if objections := load(name).objections(served, "cuda", HOPPER):
+        pytest.skip("; ".join(objections))
+    kind = xformers.attn_bias_of(served)
+    bias = xformers.build_for_requests(kind, problem).to(torch.device("cpu"))
+    rows = sum(keys) if not page_size else layouts.page_table(problem).max() * page_size + page_size
+    seen = torch.zeros(sum(queries), rows, dtype=torch.bool)
+    places = torch.from_numpy(layouts.slots(problem)) if page_size else torch.arange(rows)
+    for part, (of_q, of_kv) in zip(problem.parts, problem.spans, strict=True):
+        seen[of_q, places[of_kv]] = torch.from_numpy(part.visible()[0])
+    if not page_size:
+        assert torch.equal(bias.materialize((sum(queries), rows)) == 0, seen)
+    if name != "xformers":
+        q, k = (torch.zeros(1, count, 4, 64, dtype=torch.bfloat16) for count in seen.shape)
+        arguments = fmha.Inputs(q, k, k, attn_bias=bias, scale=problem.scale)
+        arguments.validate_inputs()
+        reasons = xformers._operators(name[9:])[0].not_supported_reasons(arguments)
+        of_device = ("device=", "operator wasn't built", "bf16 is only supported")
+        assert [reason for reason in reasons if not reason.startswith(of_device)] == []
+
+
 @pytest.mark.parametrize("bias", ["alibi", "t5", "span:5:4", "edge:3", "alibi:dense"])
 @pytest.mark.parametrize("mask", ["none", "causal", "padding:0.3"])
 def test_a_bias_is_added_by_a_tensor(bias: str, mask: str) -> None:
