@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BLOCKED = ("torch", "triton", "ray", "xformers", "flash_attn")
+BLOCKED = ("torch", "triton", "ray", "xformers", "flash_attn", "flashinfer")
 SLOW_TO_LOAD = ("pandas", "scipy", "rich", "jinja2", "pynvml", "psutil")
 
 PROGRAM = """

@@ -38,6 +38,7 @@ _NAMES = {
     "flex": "flex flex:eager",
     "xformers": "xformers xformers:cutlass xformers:fa2 xformers:fa3 xformers:splitk",
     "flash_attn": "flash-attn:2 flash-attn:3 flash-attn:4",
+    "flashinfer": "flashinfer",
     "triton": "triton triton:portable triton:descriptors triton:hopper",
     "varlen": "varlen",
     "padded": "sdpa:padded",
@@ -216,6 +217,15 @@ def tables_on(device: str, arguments: Keywords) -> Keywords:
         name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
         for name, value in arguments.items()
     }
+
+
+def failure(run: Callable[[], object]) -> str | None:
+    """What a trial call of a backend raises, in one line; None: it works."""
+    try:
+        run()
+    except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
 
 
 def load(name: str) -> Backend:

@@ -22,7 +22,7 @@ from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
 from attnbench.attention.layouts import is_packed, packed, packing, padded, page_table, paged, segments
 from attnbench.attention.problem import Mode, Problem, Returns
-from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, planned, tables_on
+from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -163,15 +163,15 @@ def scratch_bytes(case: Case) -> int:
 
 def probe(device: str, name: str) -> str | None:
     """Run it on 64 tokens."""
-    import torch
 
-    try:
+    def run() -> None:
+        import torch
+
         attend = _dense(import_module(PACKAGES[name].module).flash_attn_func, {})
         tokens = torch.zeros(1, 64, 1, 64, dtype=torch.float16, device=device)
         attend(tokens, tokens, tokens)
-    except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+
+    return failure(run)
 
 
 def _refuses(case: Case) -> list[str]:

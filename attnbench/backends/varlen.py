@@ -19,7 +19,7 @@ import numpy as np
 
 from attnbench.attention.layouts import packed, packing, padded, page_table, paged, segments
 from attnbench.attention.problem import Mode, Problem, Returns
-from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, planned, tables_on
+from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -120,17 +120,16 @@ def scratch_bytes(case: Case) -> int:
 
 def probe(device: str) -> str | None:
     """Run it on 64 tokens."""
-    import torch
 
-    try:
+    def run() -> None:
+        import torch
         from torch.nn.attention.varlen import varlen_attn
 
         tokens = torch.zeros(64, 1, 64, dtype=torch.float16, device=device)
         starts = torch.tensor([0, 64], dtype=torch.int32, device=device)
         varlen_attn(tokens, tokens, tokens, starts, starts, 64, 64)
-    except Exception as error:  # a build of torch without the kernel may raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+
+    return failure(run)
 
 
 BACKENDS = {

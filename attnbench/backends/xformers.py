@@ -26,7 +26,7 @@ from attnbench.attention.masks.document import Document
 from attnbench.attention.masks.padding import Padding
 from attnbench.attention.masks.window import Window
 from attnbench.attention.problem import FEATURES, Mode, Problem
-from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Layout, Limits, Prepared, planned, tables_on
+from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Layout, Limits, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -282,16 +282,15 @@ def scratch_bytes(case: Case) -> int:
 
 def probe(device: str, kernel: str) -> str | None:
     """Run it on 64 tokens: xformers lists kernels as available that this GPU or build lacks."""
-    import torch
 
-    try:
+    def run() -> None:
+        import torch
         from xformers.ops import fmha
 
         tokens = torch.zeros(1, 64, 1, 64, dtype=torch.float16, device=device)
         fmha.memory_efficient_attention(tokens, tokens, tokens, op=_operators(kernel))
-    except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+
+    return failure(run)
 
 
 def _is_built_with(kernel: str, kind: AttnBias) -> bool:

@@ -37,6 +37,7 @@ AUTO: dict[str, tuple[str, ...]] = {
         "flash-attn:2",
         "flash-attn:3",
         "flash-attn:4",
+        "flashinfer",
         "triton",
     ),
 }

@@ -13,7 +13,17 @@ import msgspec
 from attnbench.machine import resources
 from attnbench.machine.hardware import cpu_isas, cpu_model, gpus
 
-PACKAGES = ("attnbench", "torch", "triton", "numpy", "msgspec", "xformers", "flash-attn", "flash-attn-4")
+PACKAGES = (
+    "attnbench",
+    "torch",
+    "triton",
+    "numpy",
+    "msgspec",
+    "xformers",
+    "flash-attn",
+    "flash-attn-4",
+    "flashinfer-python",
+)
 
 
 def fingerprint() -> tuple[str, dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -257,3 +258,61 @@ def fmha() -> Any:
         kernels, attn_bias=SimpleNamespace(**MASKS), memory_efficient_attention=memory_efficient_attention
     )
     return holder
+
+
+class PlannedWrapper:
+    """What the two wrappers of flashinfer/prefill.py share: a plan of tables on the host, and an lse to base 2."""
+
+    def __init__(self, float_workspace_buffer: Any, kv_layout: str = "NHD") -> None:
+        assert float_workspace_buffer.dtype is torch.uint8
+        assert kv_layout == "NHD"
+        self.starts_q: Any = None
+
+    def keep(self, qo_indptr: Any, heads: tuple[int, int], head_dim: int, options: dict[str, Any]) -> None:
+        assert qo_indptr.device.type == "cpu"
+        assert head_dim in (64, 128, 256)
+        assert options["q_data_type"] in ("float16", "bfloat16")
+        self.starts_q, self.heads, self.width = qo_indptr, heads, head_dim
+        self.options = {
+            "softmax_scale": options.get("sm_scale"),
+            "causal": options.get("causal", False),
+            "window_size": (options.get("window_left", -1), -1),
+            "softcap": options.get("logits_soft_cap") or 0.0,
+        }
+
+    def attended(self, q: Any, keys: list[tuple[Any, Any]], return_lse: bool) -> Any:
+        assert q.shape == (self.starts_q[-1], self.heads[0], self.width)
+        assert all(k.shape[1:] == (self.heads[1], self.width) for k, _ in keys)
+        out, lse = attend_packed(q, keys, self.starts_q, int(self.starts_q.diff().max()), **self.options)
+        return (out, (lse / math.log(2)).mT.contiguous()) if return_lse else out
+
+
+class BatchPrefillWithRaggedKVCacheWrapper(PlannedWrapper):
+    def plan(
+        self, qo_indptr: Any, kv_indptr: Any, num_qo_heads: int, num_kv_heads: int, head_dim_qk: int, **options: Any
+    ) -> None:
+        self.starts_kv = kv_indptr
+        self.keep(qo_indptr, (num_qo_heads, num_kv_heads), head_dim_qk, options)
+
+    def run(self, q: Any, k: Any, v: Any, return_lse: bool = False) -> Any:
+        return self.attended(q, split(k, v, self.starts_kv, int(self.starts_kv.diff().max())), return_lse)
+
+
+class BatchPrefillWithPagedKVCacheWrapper(PlannedWrapper):
+    def plan(
+        self, qo_indptr: Any, paged_kv_indptr: Any, paged_kv_indices: Any, paged_kv_last_page_len: Any,
+        num_qo_heads: int, num_kv_heads: int, head_dim_qk: int, page_size: int, **options: Any,
+    ) -> None:  # fmt: skip
+        """ "1 <= paged_kv_last_page_len <= page_size"."""
+        assert paged_kv_indptr.dtype is paged_kv_indices.dtype is paged_kv_last_page_len.dtype is torch.int32
+        assert 1 <= paged_kv_last_page_len.min() <= paged_kv_last_page_len.max() <= page_size
+        assert len(paged_kv_indices) == paged_kv_indptr[-1]
+        self.pages = [paged_kv_indices[a:b] for a, b in itertools.pairwise(paged_kv_indptr.tolist())]
+        self.counts = (paged_kv_indptr.diff() - 1) * page_size + paged_kv_last_page_len
+        self.page_size = page_size
+        self.keep(qo_indptr, (num_qo_heads, num_kv_heads), head_dim_qk, options)
+
+    def run(self, q: Any, paged_kv_cache: tuple[Any, Any], return_lse: bool = False) -> Any:
+        k, v = paged_kv_cache
+        assert k.shape[1] == self.page_size
+        return self.attended(q, read(k, v, self.pages, self.counts), return_lse)

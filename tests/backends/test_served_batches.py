@@ -31,6 +31,7 @@ PAGES = {
     "flash-attn:2": (0, 256, 512),
     "flash-attn:3": (0, 1, 16, 256),
     "flash-attn:4": (0, 1, 16, 256),
+    "flashinfer": (0, 1, 16, 256),
     "xformers": (0, 64, 256),
     "xformers:fa2": (0, 256, 512),
     "xformers:fa3": (0, 1, 16, 256),
@@ -45,7 +46,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "softcap": {"mask": "causal", "score": Score(softcap=2.0)},
     "lse": {"mask": "causal", "returns": "lse"},
 }
-WIDE = ("xformers",)  # of head_dim 64 and more
+WIDE = ("xformers", "flashinfer")  # of head_dim 64 and more
 SPLIT_K = ("xformers", "xformers:splitk")  # take causal requests with equal numbers of queries
 GRADIENTS = ("varlen", "flash-attn:2", "flash-attn:3", "flash-attn:4", "xformers:fa2")
 
@@ -71,6 +72,9 @@ def stand_ins() -> Iterator[None]:
         "flash_attn.flash_attn_interface": module("2", **public(libraries.FlashAttention2)),
         "flash_attn_interface": module("3", **public(libraries.FlashAttention3)),
         "flash_attn.cute": module("4", **public(libraries.FlashAttention4)),
+        "flashinfer": module(
+            "flashinfer", **{kind.__name__: kind for kind in libraries.PlannedWrapper.__subclasses__()}
+        ),
         "xformers": module("xformers"),
         "xformers.ops": module("xformers.ops", fmha=libraries.fmha()),
         "xformers.ops.fmha": libraries.fmha(),
@@ -154,10 +158,10 @@ def test_slopes_of_alibi_are_handed_over_with_pages() -> None:
         torch.testing.assert_close(out[:, :, queries].double(), right, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["varlen", "flash-attn:2", "flash-attn:3", "flash-attn:4"])
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in SPLIT_K])
 def test_pages_of_an_even_batch(name: str) -> None:
-    even = Problem(batch=2, seq_q=3, seq_kv=300, heads=2, head_dim=8, dtype="bf16", mask="causal", page_size=256)
-    packed = batch_of((RequestSize(3, 300),) * 2, mask="causal", page_size=256)
+    packed = batch_of((RequestSize(3, 300),) * 2, name, mask="causal", page_size=256)
+    even = replace(packed, requests="")
     assert load(name).objections(Case(problem=even, backend=name), "cuda", HOPPER) == []
     prepared, (q, k, v), _ = libraries.prepared_batch(name, packed)
     of_even = load(name).prepare(Case(problem=even, backend=name), "cpu")
@@ -193,6 +197,12 @@ def test_gradients_of_packed_requests(name: str) -> None:
         ("flash-attn:3", {"dtype": "fp32"}, "fp32 unsupported (supported: fp16, bf16)"),
         ("flash-attn:4", {"head_dim": 60}, "head_dim 60 is not a multiple of 8"),
         ("varlen", {"mask": "prefix:3"}, "prefix mask unsupported"),
+        ("flashinfer", {"head_dim": 96}, "head_dim 96 unsupported: use 64, 128, 256"),
+        (
+            "flashinfer",
+            {"mask": "window:5:3"},
+            "mask window:5:3 unsupported: a window needs causal, as causal+window:5",
+        ),
         ("xformers:cutlass", {"page_size": 16}, "keys in pages unsupported"),
         (
             "xformers:fa2",
@@ -216,7 +226,7 @@ def test_what_a_library_does_not_take_is_refused(name: str, fields: dict[str, An
 @pytest.mark.parametrize("name", PAGES)
 def test_planning_is_a_sample_and_a_cpu_has_no_transfer(name: str) -> None:
     prepared, _, _ = libraries.prepared_batch(name, batch_of(MIXED, name, page_size=256))
-    assert prepared.seconds.keys() == {"plan"}
+    assert prepared.seconds.keys() == ({"plan", "compile"} if name == "flashinfer" else {"plan"})
 
 
 def test_a_transfer_to_a_gpu_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
