@@ -60,6 +60,11 @@ def test_one_value_has_no_interval_and_none_has_no_estimate():
     assert stats.ratio([]) is None
 
 
+def test_restarts_of_which_one_took_no_time_show_their_range():
+    found = stats.estimate([timed([0.0] * 3), timed([1.0] * 3)])
+    assert (found.value, found.low, found.high, found.method) == (0.5, 0.0, 1.0, stats.Method.RANGE)
+
+
 def test_order_statistics_are_those_of_the_binomial():
     # n = 10: [2nd least, 2nd most] holds the median with 97.9 %, [3rd, 3rd] with 89.1 % (any table of the sign test).
     assert stats.order_rank(10) == 2

@@ -120,7 +120,9 @@ def test_the_mix_counts_every_step_once_by_kind_and_by_context():
     assert [(part.context, part.predicted_s) for part in found.by_context] == [
         ((1, 2), 1.0), ((512, 1024), 2.0), ((1024, 2048), 7.0),
     ]  # fmt: skip
-    assert all(part.measured_s is None for part in (*found.by_kind, *found.by_context))
+    parts = (*found.by_kind, *found.by_context)
+    assert [part.name for part in parts] == ["decode", "prefill", "mixed", "1..2", "512..1k", "1k..2k"]
+    assert all(part.measured_s is None for part in parts)
 
 
 def test_the_measured_mix_sums_to_the_estimated_total():

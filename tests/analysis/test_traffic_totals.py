@@ -32,7 +32,7 @@ def measured_of(times_s, kinds=None, refusals=None):
 
 def policies_of(weights, *args, **kwargs):
     found = traffic_totals.estimate(drawn_of(weights), measured_of(*args, **kwargs), hours=1)
-    return {policy.name: policy for policy in found.policies}
+    return {name: found.policy(name) for name in PolicyName}
 
 
 @given(TIMES, st.integers(1, 4), st.data())
@@ -145,6 +145,13 @@ def test_a_backend_that_cannot_run_a_step_is_not_chosen_where_that_step_is():
     assert [(each.scope, each.backend) for each in phase.excluded] == [("prefill and mixed", "b")]
     assert {choice.backend: choice.steps for choice in step.choices} == {"a": 1, "b": 2}
     assert [policy.seconds.value for policy in (single, phase, step)] == pytest.approx([12, 6, 6])
+    assert [policy.words for policy in (single, phase)] == ["a", "b for decode and a for prefill and mixed"]
+    assert step.words in ("a or b", "b or a")
+
+
+def test_the_seconds_of_steps_are_geometric_means_and_nan_where_there_is_no_time():
+    measured = measured_of([[[4, 4], [1, 4]], [[4, 4], [np.nan, np.nan]]])
+    assert traffic_totals.step_seconds(measured, "b") == pytest.approx([2, np.nan], nan_ok=True)
 
 
 def test_a_step_that_no_backend_runs_leaves_no_policy_and_no_total():

@@ -47,6 +47,11 @@ def test_skipped_commits_leave_exactly_those_that_cannot_be_told_apart(count, da
     assert len(asked) == len(set(asked))
 
 
+def test_a_skipped_commit_before_the_bad_one_leaves_both():
+    result = bisect.search(["a", "b", "c"], lambda commit: StepOutcome.SKIP if commit == "b" else StepOutcome.GOOD)
+    assert (result.suspects, result.first_bad) == (("b", "c"), None)
+
+
 KERNEL = """
 import torch.nn.functional as F
 

@@ -104,6 +104,10 @@ def test_the_text_part_of_a_multimodal_model_is_taken() -> None:
         ({"model_type": "bloom", "hidden_size": 4096, "num_hidden_layers": 4}, "no num_attention_heads .*: add it"),
         ({**LLAMA_8B, "num_hidden_layers": None}, "no num_hidden_layers .*: add it"),
         ({"model_type": "bert", "hidden_size": 768}, "model_type='bert' has no part that generates text: use"),
+        (
+            {**LLAMA_8B, "model_type": "nemotron_h", "hybrid_override_pattern": "M-M"},
+            "layers 0-2 of 3 have no attention",
+        ),
         ({"model_type": "mamba", "hidden_size": 768}, "it is recurrent"),
         ({"model_type": "unheard_of", "num_attention_heads": 8}, "model_type='unheard_of' is unknown"),
         ({}, "no model_type"),

@@ -96,6 +96,14 @@ def test_time_of_a_decoding_step_is_that_of_its_bytes() -> None:
     assert llama.rest_s(8192) == pytest.approx(2 * 7.505e9 * 8192 / 989.4e12, rel=1e-3)
 
 
+def test_one_token_reads_its_experts_and_many_tokens_read_all() -> None:
+    cost = cost_of(GPT_OSS_20B)
+    weights = cost.decoder.weights
+    for tokens, experts in ((1, weights.experts_per_token), (64, weights.experts)):
+        read = (weights.dense + experts * weights.expert) * weights.bytes_per_number
+        assert cost.rest_s(tokens) == pytest.approx(read / 3.35e12, rel=1e-3)
+
+
 def test_layers_of_several_kinds_count_by_their_number() -> None:
     both = cost_of(GPT_OSS_20B)
     alone = [

@@ -66,6 +66,10 @@ def test_each_format_is_detected_and_read(
     assert plain(requests) == expected  # a second time
 
 
+def test_empty_lines_are_no_requests(tmp_path: Path) -> None:
+    assert plain(trace(tmp_path, AZURE.replace("\n", "\n\n"))) == plain(trace(tmp_path, AZURE))
+
+
 def test_failed_requests_are_skipped_and_counted(tmp_path: Path) -> None:
     requests = trace(tmp_path, BURSTGPT)
     assert [item.line for item in requests] == [2, 4]
@@ -114,6 +118,8 @@ WRONG = {
     ),
     "another file": ("time,tokens\n1,2\n", "trace.txt:1: not a known trace: 'time,tokens'; give --trace-format"),
     "another JSON": ('{"a": 1}\n', "not a known trace: "),
+    "no JSON at all": ("{arrival_s\n", "trace.txt:1: not a known trace: '{arrival_s'; give --trace-format"),
+    "not CSV": (BURSTGPT + "1" * 200_000 + "\n", "trace.txt:5: not CSV: field larger than field limit (131072)"),
     "no JSON": (OWN + "{arrival_s\n", "trace.txt:4: '{arrival_s' is no JSON object: use one with arrival_s"),
     "a list": (OWN + "[1]\n", "trace.txt:4: '[1]' is no JSON object"),
     "no output": (
@@ -163,6 +169,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "none.csv", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError, match=f"{path}: {reason}"):
             Trace(path)
+    requests = trace(tmp_path, OWN)
+    requests.path.unlink()
+    with pytest.raises(UsageError, match=f"{requests.path}: No such file"):
+        list(requests)
+
+
+def test_generated_requests_share_nothing_without_prefixes() -> None:
+    requests = list(generate(Traffic(requests=3), seed=0))
+    assert [request.prefix_hashes for request in requests] == [(), (), ()]
+    assert not any(b"hash_ids" in line for line in json_lines(requests))
 
 
 def test_generated_traces_have_the_lengths_the_rate_and_the_prefixes_that_were_asked_for(tmp_path: Path) -> None:

@@ -99,8 +99,6 @@ class Scheduler:
         computed += q
         self._room[:count] -= q
         batch = Batch(q, computed.copy())
-        if not q.all():
-            batch = Batch(q[q > 0], batch.kv[q > 0])
         known = self._known[:count]
         known += computed == known
         if (ended := known == self._target[:count]).any():
@@ -108,7 +106,10 @@ class Scheduler:
         return batch
 
     def _schedule_running(self, budget: int) -> tuple[Tokens, int]:
-        """The query tokens of the running requests, for which they hold blocks then; the tokens that are left."""
+        """The query tokens of the running requests, for which they hold blocks then; the tokens that are left.
+
+        Each has at least one: a request starts only where the budget leaves a token, and the last one alone has more.
+        """
         count = len(self._running)
         q = self._known[:count] - self._computed[:count]
         if (total := int(q.sum())) > budget:
@@ -130,7 +131,7 @@ class Scheduler:
     def _schedule_each(self, budget: int) -> tuple[Tokens, int]:
         """The same, request by request: where blocks run out, or join the table of prefixes."""
         q: list[int] = []
-        while len(q) < len(self._running) and budget > 0:
+        while len(q) < len(self._running):
             index, request = len(q), self._running[len(q)]
             computed = int(self._computed[index])
             tokens = min(int(self._known[index]) - computed, budget)
@@ -145,7 +146,7 @@ class Scheduler:
             self._cache(index, computed + tokens)
             q.append(tokens)
             budget -= tokens
-        return np.array(q + [0] * (len(self._running) - len(q)), np.int64), budget
+        return np.array(q, np.int64), budget
 
     def _preempt(self) -> None:
         """Take the blocks of the request that was admitted last; it waits before all others and is computed again."""
