@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
+from attnbench.analysis import readings, warmup
 from attnbench.engine import plan
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles
@@ -31,8 +32,10 @@ class ArmSession:
         self._absent: dict[str, str] = {}  # extras that could not be measured, and why
         self.values: list[float] = []
         self.blocks: list[TimedBlock] = []
+        self.medians: list[float | None] = []  # by round
+        self.warmup = 0  # leading rounds that do not count
         self.deadline = math.inf  # of the budget, on the clock of time.monotonic()
-        self.call_s = 0.0  # of a call that has settled
+        self.call_s = self.settle_s = 0.0  # of a call, and of settling, before the rounds
         self.in_full = False  # whether the verification was not brief
         self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -63,7 +66,7 @@ class ArmSession:
         """Warm up; return the seconds of a call."""
         reply = self._ask(protocol.SettleCase())
         self.facts |= {"settled": reply.settled, "settle_s": reply.seconds}
-        self.call_s = reply.call_s
+        self.call_s, self.settle_s = reply.call_s, reply.seconds
         return reply.call_s
 
     @property
@@ -76,10 +79,12 @@ class ArmSession:
         reply = self._ask(protocol.TimeBlock())
         self.values += reply.values
         self.blocks.append(_block(reply, number, position))
+        self.medians.append(readings.location(reply.values))
 
     def finish(self, extras: Collection[str] = ()) -> None:
         """Verify the last timed output; then measure memory and the extras, outside the timed rounds."""
         self._check(self._ask(protocol.CheckOutput()))
+        self._judge_warmup()
         memory = self._ask(protocol.MeasureMemory())
         self.samples["peak_memory"] = sample("B", [memory.peak])
         self.samples["total_memory"] = sample("B", [memory.total])
@@ -116,8 +121,32 @@ class ArmSession:
                 blocks = tuple(_block(block, number, position=0) for number, block in enumerate(reply.blocks))
                 self.samples[f"time_{timing}"] = sample("s", values, blocks)
 
+    def _judge_warmup(self) -> None:
+        """Record whether the time was steady in the rounds that count, and the seconds before them."""
+        steady = warmup.warmup_of_arm(self.medians) <= self.warmup
+        in_rounds = zip(self.medians, self.blocks[: self.warmup], strict=False)
+        seconds = sum((median or 0.0) * block.calls * block.readings for median, block in in_rounds)
+        self.facts |= {"settled": bool(self.facts["settled"]) and steady, "settle_s": self.settle_s + seconds}
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds count."""
+        return len(self.blocks) - self.warmup
+
     def timed(self) -> Sample:
-        return sample("s", self.values, tuple(self.blocks))
+        """The readings of the rounds that count."""
+        return self._of_rounds(self.warmup, len(self.blocks))
+
+    def _of_rounds(self, first: int, end: int) -> Sample:
+        start, blocks = sum(block.readings for block in self.blocks[:first]), tuple(self.blocks[first:end])
+        return sample("s", self.values[start : start + sum(block.readings for block in blocks)], blocks)
+
+    def times(self, prefix: str = "") -> dict[str, Sample]:
+        """Samples of the rounds that count, and of those that do not where there are any."""
+        samples = {f"{prefix}time": self.timed()}
+        if self.warmup:
+            samples[f"{prefix}warmup_time"] = self._of_rounds(0, self.warmup)
+        return samples
 
     def release(self) -> None:
         """Free the memory of the case, for the next group."""
@@ -125,7 +154,7 @@ class ArmSession:
 
     def result(self, status: Status = Status.OK, reason: str = "", cause: Cause | None = None) -> Result:
         """The Result to store. A case that failed has no samples: its times would be those of a wrong output."""
-        samples = {**self.samples, "time": self.timed()} if status is Status.OK else {}
+        samples = {**self.samples, **self.times()} if status is Status.OK else {}
         absent = {"absent": self._absent} if self._absent else {}
         result = Refusal(status, reason, cause).result(
             self.case, self.arm, self.procedure, restart=self.restart, group=self.group.id

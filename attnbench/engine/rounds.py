@@ -7,9 +7,12 @@ from enum import StrEnum
 from functools import partial
 
 from attnbench.analysis import readings, stats
+from attnbench.analysis.warmup import warmup_rounds
 from attnbench.engine.arm_session import MIN_ROUNDS_OVER_BUDGET, ArmSession, GroupSessions
 
 MORE_ROUNDS_WHEN_NOISY = 30
+MAX_WARMUP_ROUNDS = 20
+MAX_WARMUP_S = 2.0  # for each arm
 
 
 class RoundsEnd(StrEnum):
@@ -34,12 +37,13 @@ def run_rounds(
     `deadline`: of the budget, on the clock of time.monotonic().
     """
     orders: list[list[ArmSession]] = []
-    number, round_s = 0, 0.0
+    number, round_s, begun = 0, 0.0, time.monotonic()
+    most_warmup = 0
     while sessions.live:
         if stop_requested():
             return RoundsEnd.INTERRUPTED
         started = time.monotonic()
-        if end := _end(sessions.live, number, deadline - round_s):
+        if end := _end(sessions.live, deadline - round_s):
             return end
         phase(f"{sessions.live[0].case.label}  round {number + 1}")
         if not orders or set(orders[-1]) != set(sessions.live):
@@ -48,6 +52,9 @@ def run_rounds(
             sessions.step_one(session, partial(ArmSession.time, number=number, position=position))
         number += 1
         round_s = time.monotonic() - started
+        if number <= MAX_WARMUP_ROUNDS and time.monotonic() - begun <= MAX_WARMUP_S * len(sessions.live):
+            most_warmup = number
+        _exclude_warmup(sessions.live, most_warmup)
     return RoundsEnd.NO_ARM_LEFT
 
 
@@ -59,9 +66,21 @@ def _balanced_orders(sessions: Sequence[ArmSession], source: random.Random) -> l
     return orders
 
 
-def _end(live: Sequence[ArmSession], rounds: int, deadline: float) -> RoundsEnd | None:
-    """Why the rounds end after so many; None if another one follows."""
-    procedure = live[0].procedure
+def _exclude_warmup(live: Sequence[ArmSession], most: int) -> None:
+    """Exclude leading rounds in which any arm warms up, at most so many; the same for all arms, which stay paired."""
+    if not live:
+        return
+    procedure, rounds = live[0].procedure, len(live[0].blocks)
+    excluded = min(warmup_rounds(session.medians for session in live), most)
+    if procedure.min_rounds == procedure.max_rounds:  # later rounds may show that earlier ones were no warm-up
+        excluded = max(excluded, rounds - procedure.max_rounds)
+    for session in live:
+        session.warmup = excluded
+
+
+def _end(live: Sequence[ArmSession], deadline: float) -> RoundsEnd | None:
+    """Why the rounds end now; None if another one follows."""
+    procedure, rounds = live[0].procedure, live[0].rounds
     if rounds >= MIN_ROUNDS_OVER_BUDGET and time.monotonic() > deadline:
         return RoundsEnd.BUDGET
     if rounds < procedure.min_rounds:

@@ -305,7 +305,7 @@ class Runner:
             session.deadline = math.inf  # what is timed is not lost
         end = run_rounds(sessions, deadline, self._random, lambda: self.stop_requested, self._observer.phase)
         if end is RoundsEnd.INTERRUPTED and any(
-            len(session.blocks) < session.procedure.min_rounds for session in sessions.live
+            session.rounds < session.procedure.min_rounds for session in sessions.live
         ):
             return  # a resume measures this group again
         sessions.step(lambda session: session.finish(self.settings.extras))
@@ -317,7 +317,7 @@ class Runner:
             if reference:
                 session.facts["reference"] = reference.arm.id
                 if reference.arm in sessions.group.borrowed:
-                    session.samples["reference_time"] = reference.timed()
+                    session.samples |= reference.times("reference_")
             if session.in_full:  # and right in every call that was checked since
                 self._verified.add(session.case, session.arm, session.procedure)
         sessions.complete()

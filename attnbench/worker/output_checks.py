@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Calls in a row: at least as many as find a kernel that is wrong in every eighth call (docs/method.md).
 MIN_IN_A_ROW, MAX_IN_A_ROW = 8, 64
 VERIFYING_S = 0.02  # limit of the calls in a row that follow the verification
-TIMING_SHARE = 0.05  # the same after the rounds, as a share of the seconds in settling and timing
+TIMING_SHARE = 0.125  # the same after the rounds, as a share of the seconds in settling and timing
 MAX_KEPT = 4  # fingerprints; a kernel with more is not deterministic
 
 

@@ -122,7 +122,7 @@ class CheckOutput(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="C
 
 
 class CaseSettled(Message, frozen=True, kw_only=True, tag="Settled"):
-    """The time of a call is steady, or the time limit of settling has passed."""
+    """The pace of the blocks is known, or the time limit of settling has passed."""
 
     call_s: float
     settled: bool
@@ -130,7 +130,7 @@ class CaseSettled(Message, frozen=True, kw_only=True, tag="Settled"):
 
 
 class SettleCase(WorkerRequest[CaseSettled], frozen=True, kw_only=True, tag="Settle"):
-    """Call until the time is steady."""
+    """Call until the pace of the blocks is known."""
 
 
 class BlockTimed(Message, frozen=True, kw_only=True, tag="Timed"):

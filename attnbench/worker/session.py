@@ -185,7 +185,7 @@ def with_changed_state(
 
 
 def settle(case: PreparedCase, checks: OutputChecks | None) -> protocol.CaseSettled:
-    """Call until the time is steady, and keep the pace of the blocks."""
+    """Call until the pace of the blocks is known, and keep it."""
     with case.state.timed_calls():
         case.pace = case.instrument.settle(case.call, case.procedure)
     if checks:

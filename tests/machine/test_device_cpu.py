@@ -27,6 +27,7 @@ from attnbench.worker.prepared_case import PreparedCase
 
 torch = pytest.importorskip("torch")
 
+from attnbench.machine.device import cpu as device_cpu  # noqa: E402
 from attnbench.machine.device.cpu import CpuInstrument, busy_threads, timer_resolution_s  # noqa: E402
 
 PROCEDURE = Procedure()
@@ -131,17 +132,31 @@ def test_one_long_call_settles(cpu: CpuInstrument) -> None:
     assert (len(calls), pace.calls, pace.readings, pace.settled) == (1, 1, 1, True)
 
 
-def test_a_steady_call_settles_in_ten_blocks_or_a_few_more(cpu: CpuInstrument) -> None:
-    pace = cpu.settle(lambda: time.sleep(0.011), PROCEDURE)
-    assert pace.call_s >= 0.011
-    assert pace.settle_s < 1.5
+def test_a_steady_call_settles_in_two_blocks(cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_cpu, "_timed", lambda _call, _calls: 0.011)
+    pace = cpu.settle(lambda: None, PROCEDURE)
+    assert (pace.settled, pace.call_s, pace.settle_calls) == (True, 0.011, 3)
 
 
-def test_a_call_that_grows_slower_does_not_settle_and_stops_in_time(cpu: CpuInstrument) -> None:
-    durations = (0.01 * 1.15**n for n in range(1000))
-    pace = cpu.settle(lambda: time.sleep(next(durations)), PROCEDURE)
+def test_a_disturbed_call_settles_when_two_blocks_agree(cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.05, 0.04, 0.011, 0.0112])
+    monkeypatch.setattr(device_cpu, "_timed", lambda _call, _calls: next(times))
+    pace = cpu.settle(lambda: None, PROCEDURE)
+    assert (pace.settled, pace.call_s) == (True, pytest.approx(0.0111))
+
+
+def test_a_call_that_grows_slower_does_not_settle(cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = (0.01 * 1.15**n for n in range(1000))
+    monkeypatch.setattr(device_cpu, "_timed", lambda _call, _calls: next(times))
+    pace = cpu.settle(lambda: None, PROCEDURE)
     assert not pace.settled
-    assert pace.settle_s < 4
+    assert pace.settle_calls == 1 + device_cpu.MAX_SETTLE_BLOCKS
+
+
+def test_settling_ends_with_its_time(cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_cpu, "MAX_SETTLE_S", 0.0)
+    pace = cpu.settle(lambda: None, PROCEDURE)
+    assert (pace.settled, pace.settle_calls) == (False, 1)
 
 
 def test_a_cpu_has_no_events(cpu: CpuInstrument) -> None:

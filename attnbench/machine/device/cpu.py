@@ -34,11 +34,10 @@ from attnbench.records.result import Environment, Procedure, Timing
 if TYPE_CHECKING:
     from torch.autograd.profiler import profile
 
-SETTLE_WINDOW = 5  # blocks
-SETTLE_WITHIN = 0.02
+# The length of blocks needs no more precision; rounds in which a call still warms up are excluded afterwards.
+SETTLE_WITHIN = 0.1
+MIN_SETTLE_BLOCKS, MAX_SETTLE_BLOCKS = 2, 8
 MAX_SETTLE_S = 2.0
-MAX_SETTLE_BLOCKS = 40
-MAX_WINDOW_S = 0.25  # windows of longer blocks hold fewer of them
 READY_SAMPLES = 5  # of the threads of an idle process
 LONG_CALL_S = 0.4  # one call of this length warms up as well as many short ones
 
@@ -98,8 +97,8 @@ class CpuInstrument:
                 calls, readings = block_shape(blocks[-1], self.resolution_s, procedure.block_s)
                 blocks.append(statistics.median(_timed(call, calls) for _ in range(readings)))
                 made += calls * readings
-                settled = _steady(blocks, procedure.block_s)
-        call_s = statistics.median(blocks[-SETTLE_WINDOW:])
+                settled = len(blocks) > MIN_SETTLE_BLOCKS and abs(blocks[-1] / blocks[-2] - 1) <= SETTLE_WITHIN
+        call_s = statistics.median(blocks[-MIN_SETTLE_BLOCKS:])
         calls, readings = block_shape(call_s, self.resolution_s, procedure.block_s)
         settle_s = time.monotonic() - started
         return Pace(
@@ -176,15 +175,6 @@ def _ready_threads() -> int:
         with contextlib.suppress(OSError):  # the thread has ended
             ready += int(stat.parent.name) != own and stat.read_text().rpartition(")")[2].split()[0] == "R"
     return ready
-
-
-def _steady(blocks: list[float], block_s: float) -> bool:
-    """Whether the medians of the last two windows agree within SETTLE_WITHIN."""
-    width = max(1, min(SETTLE_WINDOW, int(MAX_WINDOW_S / max(blocks[-1], block_s))))
-    if len(blocks) < 2 * width:
-        return False
-    last, before = statistics.median(blocks[-width:]), statistics.median(blocks[-2 * width : -width])
-    return abs(last / before - 1) <= SETTLE_WITHIN
 
 
 def _timed(call: Call, calls: int) -> float:

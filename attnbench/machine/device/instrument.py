@@ -27,7 +27,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     calls: int
     readings: int
     call_s: float  # of one call, while settling
-    settled: bool  # whether the time became steady within the time limit
+    settled: bool  # whether the time became steady enough for that, within the time limit
     settle_s: float
     settle_calls: int
 
@@ -65,7 +65,7 @@ class Instrument(Protocol):
         """Do one-time work, so that the first measurement does not include it."""
 
     def settle(self, call: Call, procedure: Procedure) -> Pace:
-        """Call until the time is steady, within the limits of docs/method.md, and choose the shape of blocks."""
+        """Call until the shape of blocks can be chosen, within the limits of docs/method.md."""
 
     def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:
         """Time one block."""
