@@ -30,6 +30,8 @@ PANELS = {
         "Problem": "suite seq seq_q seq_kv batch tokens dtype heads kv_heads head_dim head_dim_v mask score bias "
         "requests mode set",
         "Arms": "backend device reference",
+        "Traffic": "trace_format speed jitter replicas",
+        "Server": "gpu tp kv_blocks block_size max_num_batched_tokens max_num_seqs no_prefix_cache",
         "Measuring": "budget rounds restarts timeout mem_limit timing cache rel_ci seed inputs profile",
         "Choosing": "only skip shrink shard dry_run fail_fast strict",
         "Output": "out resume retry_failed force tag metrics format json no_save report progress",

@@ -94,19 +94,10 @@ def from_config(
 
     Nothing is downloaded. What cannot be read is named on stderr and in the suite. An unknown model type is refused.
     """
-    import json
-
     from attnbench.errors import StoreError, SuiteError, UsageError
     from attnbench.suite import models
 
-    try:
-        read = json.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SuiteError(f"{config}: {error.strerror}") from error
-    except ValueError as error:
-        raise SuiteError(f"{config}: not JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise SuiteError(f"{config}: not the config of a model: a {type(read).__name__} where fields were expected")
+    read = models.read_config(config)
     try:
         made = models.suite_of(read, source or config.name)
     except UsageError as error:

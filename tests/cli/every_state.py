@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "claims": (("claims", "--run", RUN), 0),
     "profile": (("profile", *REFUSED), 6),
     "tune": (("tune", "--show", "--arch", "sm_90"), 0),
+    "replay": (("replay", "chat", "--model", "missing.json", "--simulate-only"), 2),
     "recommend": (("recommend", RUN), 0),
     "explain": (("explain", *REFUSED), 0),
     "help": (("help", "run"), 0),

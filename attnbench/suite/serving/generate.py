@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from attnbench.errors import UnknownNameError, UsageError
 from attnbench.suite.serving.trace import HASHED_TOKENS, TracedRequest
+from attnbench.units import integer
+
+GENERATED = "generated:"  # a trace that starts with it is made, not read
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What a generated trace is like; by default a conversation as in the Azure trace of 2023."""
+    """What a generated trace is like; by default short conversations."""
 
     requests: int = 1000
     requests_per_s: float = 5.4
@@ -60,3 +64,28 @@ def json_lines(requests: Iterable[TracedRequest]) -> Iterator[bytes]:
         if request.prefix_hashes:
             line["hash_ids"] = request.prefix_hashes
         yield msgspec.json.encode(line)
+
+
+def parse_traffic(text: str) -> Traffic:
+    """`requests=2k:prefixes=3`: the fields of Traffic. Raises UsageError, which names the field."""
+    fields = {field.name: field for field in msgspec.structs.fields(Traffic)}
+    values: dict[str, int | float] = {}
+    for part in text.split(":") if text else ():
+        name, equals, value = part.partition("=")
+        if name not in fields:
+            raise UnknownNameError("field", name, fields, where=f"{GENERATED}{text}")
+        place = f"{GENERATED}{text}: {name}"
+        values[name] = integer(value, place) if fields[name].type is int else _number(value, place)
+        if not values[name] and name not in ("prefixes", "prefix_tokens"):
+            raise UsageError(f"{place}: {value or equals!r}: a number above 0")
+    return Traffic(**values)  # type: ignore[arg-type]
+
+
+def _number(text: str, place: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{place}: {text!r}: not a number (try 0.5 or 1200)")
+    return value

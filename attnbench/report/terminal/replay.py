@@ -1,0 +1,87 @@
+"""A simulated replay of a trace: the server, what it did, and the mix of its steps."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from attnbench import units
+from attnbench.analysis.traffic import MixPart
+from attnbench.report.terminal.text_layout import aligned, wrap
+from attnbench.studies.replay import Replay
+from attnbench.suite.models.decoder import DecoderLayer
+
+HEADINGS = ("steps", "share", "attention", "share")
+
+
+def lines(replay: Replay, width: int) -> Iterator[str]:
+    """What was simulated, then the steps by kind and by context length."""
+    for text in _facts(replay):
+        yield from wrap(text, width, indent=2)
+    yield ""
+    yield from _table("steps", [(str(part.kind), part) for part in replay.mix.by_kind], width)
+    yield ""
+    contexts = [
+        (f"{units.short(low)}..{units.short(high)}", part)
+        for part in replay.mix.by_context
+        if part.context
+        for low, high in [part.context]
+    ]
+    yield from _table("mean keys of a request", contexts, width)
+    yield ""
+    yield from wrap("attention: predicted seconds of all layers on one GPU, by the roofline of its data sheet", width)
+
+
+def records(replay: Replay) -> Iterator[dict[str, object]]:
+    """One object for each row of the tables, and one for the rest."""
+    for part in (*replay.mix.by_kind, *replay.mix.by_context):
+        yield {"type": "steps", **msgspec.to_builtins(part)}
+    yield {"type": "replay", **{name: value for name, value in msgspec.to_builtins(replay).items() if name != "mix"}}
+
+
+def _facts(replay: Replay) -> Iterator[str]:
+    totals, options, decoder = replay.totals, replay.options, replay.decoder
+    failed = f"; {units.counted(replay.skipped, 'request')} without a response left out" if replay.skipped else ""
+    yield f"model: {decoder.name}, {'; '.join(map(_layer, decoder.layers))}"
+    yield (
+        f"{units.counted(replay.replicas, 'server')} of {replay.tp} x {replay.gpu}: {options.kv_blocks:,} blocks of "
+        f"{options.block_size} tokens; at most {options.max_num_batched_tokens:,} tokens and "
+        f"{options.max_num_seqs:,} requests a step"
+    )
+    yield (
+        f"trace: {units.counted(totals.requests, 'request')}, {totals.input_tokens:,} tokens of prompts, "
+        f"{totals.output_tokens:,} of answers{failed}"
+    )
+    yield (
+        f"prefix cache: {units.percent(totals.cached_tokens / totals.input_tokens)} of prompts; "
+        f"{units.counted(totals.preemptions, 'pre-emption')}"
+    )
+    yield (
+        f"time: {units.seconds(replay.simulated_s)} simulated, {units.seconds(replay.busy_s)} busy, "
+        f"{units.seconds(replay.attention_s)} in attention: "
+        f"{units.seconds(3600 * replay.attention_s / replay.simulated_s)} an hour of traffic"
+    )
+
+
+def _layer(layer: DecoderLayer) -> str:
+    reach = f" of {layer.window or layer.chunk}" if layer.window or layer.chunk else ""
+    widths = f"head_dim {layer.head_dim}" + (f" and {layer.head_dim_v}" if layer.head_dim_v != layer.head_dim else "")
+    shape = "a latent cache" if layer.latent else f"{layer.kv_heads} key-value heads"
+    return f"{units.counted(layer.count, 'layer')} of {layer.kind}{reach} ({layer.heads} heads, {shape}, {widths})"
+
+
+def _table(heading: str, parts: Sequence[tuple[str, MixPart]], width: int) -> Iterator[str]:
+    steps, attention_s = sum(part.steps for _, part in parts), sum(part.predicted_s for _, part in parts)
+    rows = [
+        (
+            label,
+            (
+                f"{part.steps:,}",
+                units.percent(part.steps / steps),
+                units.seconds(part.predicted_s),
+                units.percent(part.predicted_s / attention_s),
+            ),
+        )
+        for label, part in parts
+    ]
+    for row in aligned(heading, HEADINGS, rows, width):
+        yield from row

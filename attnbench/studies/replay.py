@@ -1,0 +1,142 @@
+"""The batches of a server that answers a trace, by simulation, and where its attention time goes by prediction."""
+
+from pathlib import Path
+
+import msgspec
+
+from attnbench.analysis.traffic import Mix, TrafficSteps, mix
+from attnbench.errors import SuiteError, UnknownNameError, UsageError
+from attnbench.machine import datasheet
+from attnbench.machine.datasheet import Sheet
+from attnbench.suite.models import read_config
+from attnbench.suite.models.decoder import Decoder, decoder_of
+from attnbench.suite.serving import sources
+from attnbench.suite.serving.scheduler import SchedulerOptions, Totals
+from attnbench.suite.serving.simulation import Serving, StepTable, simulate
+from attnbench.suite.serving.step_cost import step_cost
+from attnbench.suite.serving.trace import Trace
+
+# vLLM's defaults for a server: tokens and requests of a step, by the memory of the GPU.
+LARGE_GPU_BYTES = 70 * 2**30
+LARGE_GPU, SMALL_GPU = (8192, 1024), (2048, 256)
+DEFAULT_GPU = "H100 SXM"
+
+
+class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is replayed on which server; None: the default of the server."""
+
+    trace: str  # a file, a shipped trace, or generated:...
+    model: Path  # config.json
+    trace_format: str = ""
+    speed: float = 1.0
+    jitter_s: float = 0.0
+    replicas: int = 1
+    gpu: str = DEFAULT_GPU
+    tp: int = 1
+    kv_blocks: int | None = None
+    block_size: int = 16
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    prefix_cache: bool = True
+    seed: int = 0
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """A simulated replay: the server, what it did, and the mix of its steps."""
+
+    decoder: Decoder  # with the heads of one GPU
+    gpu: str
+    tp: int
+    replicas: int
+    options: SchedulerOptions
+    totals: Totals
+    skipped: int  # requests of the trace without a response
+    steps: int
+    simulated_s: float  # from the first arrival to the last token
+    busy_s: float  # of all replicas
+    attention_s: float  # of all replicas and layers, on each GPU
+    mix: Mix
+
+
+def serving_of(settings: ReplaySettings) -> Serving:
+    """The servers, ready to simulate. Raises UsageError for settings that do not fit together."""
+    sheet = _sheet(settings.gpu)
+    decoder = read_model(settings.model)
+    cost = step_cost(
+        decoder,
+        settings.tp,
+        flop_per_s=sheet.flop_per_s[decoder.dtype],
+        bytes_per_s=sheet.bytes_per_s,
+        memory_bytes=sheet.memory_bytes,
+    )
+    tokens, requests = LARGE_GPU if sheet.memory_bytes >= LARGE_GPU_BYTES else SMALL_GPU
+    tokens = settings.max_num_batched_tokens or tokens
+    requests = settings.max_num_seqs or min(requests, tokens)
+    if requests > tokens:
+        raise UsageError(
+            f"--max-num-seqs {requests}: more than --max-num-batched-tokens {tokens}, so that some requests would get "
+            f"no token: use at most {tokens}"
+        )
+    options = SchedulerOptions(
+        kv_blocks=settings.kv_blocks or cost.kv_blocks(settings.block_size),
+        block_size=settings.block_size,
+        max_num_batched_tokens=tokens,
+        max_num_seqs=requests,
+        prefix_cache=settings.prefix_cache,
+    )
+    trace = sources.open_trace(
+        settings.trace, settings.trace_format, speed=settings.speed, jitter_s=settings.jitter_s, seed=settings.seed
+    )
+    return Serving(trace=trace, options=options, cost=cost, replicas=settings.replicas, place=settings.trace)
+
+
+def simulated(serving: Serving, settings: ReplaySettings) -> Replay:
+    """Simulate every step; measure none."""
+    simulation = simulate(serving)
+    steps = traffic_steps(simulation.steps)
+    return Replay(
+        decoder=serving.cost.decoder,
+        gpu=settings.gpu,
+        tp=settings.tp,
+        replicas=settings.replicas,
+        options=serving.options,
+        totals=simulation.totals,
+        skipped=serving.trace.skipped if isinstance(serving.trace, Trace) else 0,
+        steps=len(steps.kinds),
+        simulated_s=simulation.ended_s,
+        busy_s=simulation.busy_s,
+        attention_s=float(steps.predicted_s.sum()),
+        mix=mix(steps),
+    )
+
+
+def traffic_steps(steps: StepTable) -> TrafficSteps:
+    """The steps as they are drawn."""
+    return TrafficSteps(
+        kinds=steps.kinds,
+        requests=steps.requests,
+        max_q=steps.max_q,
+        context=steps.kv_tokens / steps.requests,
+        predicted_s=steps.attention_s,
+    )
+
+
+def read_model(path: Path) -> Decoder:
+    """The layers of a config.json. Raises SuiteError, which names the file, if they cannot be read."""
+    config = read_config(path)
+    try:
+        return decoder_of(config)
+    except UsageError as error:
+        raise SuiteError(f"{path}: {error}") from error
+
+
+def _sheet(gpu: str) -> Sheet:
+    sheet = next((sheet for sheet in datasheet.SHEETS if sheet.name == gpu), None)
+    if sheet is None:
+        raise UnknownNameError("GPU", gpu, gpus(), where="--gpu")
+    return sheet
+
+
+def gpus() -> tuple[str, ...]:
+    """The GPUs that have a data sheet."""
+    return tuple(sheet.name for sheet in datasheet.SHEETS)

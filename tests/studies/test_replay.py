@@ -1,0 +1,154 @@
+"""`attnbench replay --simulate-only`: what it prints, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnbench import cli
+from attnbench.suite.serving import sources
+from attnbench.suite.serving.generate import generate, json_lines, parse_traffic
+from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
+
+MODELS = {"llama": LLAMA_8B, "gpt-oss": GPT_OSS_20B, "deepseek": DEEPSEEK_V3}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the configs of models."""
+    monkeypatch.chdir(tmp_path)
+    for name, config in MODELS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def replay(*arguments: str, model: str = "llama") -> int:
+    return cli.invoke(["replay", *arguments, "--model", f"{model}.json", "--simulate-only"])
+
+
+def records(capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """The rows of the tables, and the rest."""
+    *rows, rest = map(json.loads, capsys.readouterr().out.splitlines())
+    return rows, rest
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("trace", sources.shipped())
+def test_parts_of_the_mix_add_up(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(trace, "--json") == 0
+    rows, rest = records(capsys)
+    for column in ("kind", "context"):
+        parts = [row for row in rows if row[column]]
+        assert sum(row["steps"] for row in parts) == rest["steps"]  # type: ignore[misc]
+        assert sum(row["predicted_s"] for row in parts) == pytest.approx(rest["attention_s"])  # type: ignore[misc]
+    lines = (sources._SHIPPED / f"{trace}.jsonl").read_text().splitlines()
+    requests = [json.loads(line) for line in lines]
+    totals = rest["totals"]
+    assert isinstance(totals, dict)
+    assert totals["finished"] == len(requests)
+    assert totals["input_tokens"] == sum(item["input_tokens"] for item in requests)
+    assert totals["output_tokens"] == sum(item["output_tokens"] for item in requests)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_table_names_model_server_and_mix(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert replay("chat", "--tp", "2", "--replicas", "3", "--gpu", "L4", model="gpt-oss") == 0
+    text = capsys.readouterr().out
+    assert "12 layers of sliding window of 128 (32 heads, 4 key-value heads, head_dim 64)" in text
+    assert "12 layers of full attention (32 heads, 4 key-value heads, head_dim 64)" in text
+    assert "3 servers of 2 x L4" in text
+    assert "at most 2,048 tokens and 256 requests a step" in text  # vLLM's defaults of a small GPU
+    assert "trace: 80 requests" in text
+    assert "\ndecode " in text
+
+
+@pytest.mark.usefixtures("folder")
+def test_options_change_what_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    figures: dict[str, dict[str, object]] = {}
+    for name, words in {
+        "plain": [],
+        "uncached": ["--no-prefix-cache"],
+        "fast": ["--speed", "4"],
+        "small": ["--kv-blocks", "400", "--block-size", "8"],
+        "narrow": ["--max-num-seqs", "2"],
+    }.items():
+        assert replay("shared-prefix", "--json", *words) == 0
+        figures[name] = records(capsys)[1]
+    totals = {name: figure["totals"] for name, figure in figures.items()}
+    assert totals["plain"]["cached_tokens"] > 0 == totals["uncached"]["cached_tokens"]  # type: ignore[index]
+    assert totals["small"]["preemptions"] > 0 == totals["plain"]["preemptions"]  # type: ignore[index]
+    assert figures["fast"]["simulated_s"] < figures["plain"]["simulated_s"]  # type: ignore[operator]
+    assert figures["narrow"]["steps"] > figures["plain"]["steps"]  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_seed_gives_the_same_steps_again(capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert replay("generated:requests=30:output_tokens=20", "--seed", seed, "--json") == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_shipped_traces_are_made_as_their_page_says() -> None:
+    page = (sources._SHIPPED / "README.md").read_text()
+    rows = [line.split("`") for line in page.splitlines() if line.startswith("| `")]
+    assert {Path(file).stem for _, file, _, _, _ in rows} == set(sources.shipped()) != set()
+    for _, file, _, text, _ in rows:
+        made = b"".join(line + b"\n" for line in json_lines(generate(parse_traffic(text), seed=0)))
+        assert (sources._SHIPPED / file).read_bytes() == made
+
+
+WRONG = {
+    "no measuring yet": (["chat", "--model", "llama.json"], "cannot be measured yet: add --simulate-only"),
+    "no such name": (["chta", "--model", "llama.json", "--simulate-only"], "no file or shipped trace 'chta'; did you"),
+    "no such file": (["no.csv", "--model", "llama.json", "--simulate-only"], "no.csv: No such file"),
+    "no such model": (["chat", "--model", "no.json", "--simulate-only"], "no.json: No such file"),
+    "no blocks": (["chat", "--model", "llama.json", "--simulate-only", "--block-size", "0"], "--block-size: 0: at lea"),
+    "no room": (["chat", "--model", "deepseek.json", "--simulate-only"], "--tp 1: 671 GB of weights on each GPU"),
+    "no divisor": (["chat", "--model", "llama.json", "--simulate-only", "--tp", "3"], "--tp 3: does not divide 32"),
+    "a long request": (
+        ["chat", "--model", "llama.json", "--simulate-only", "--kv-blocks", "10"],
+        "chat:1: 870 tokens of prompt and answer need 55 blocks, and the cache has 10: use --kv-blocks 55 or more",
+    ),
+    "requests without a token": (
+        ["chat", "--model", "llama.json", "--simulate-only", "--max-num-seqs", "64", "--max-num-batched-tokens", "32"],
+        "--max-num-seqs 64: more than --max-num-batched-tokens 32, so that some requests would get no token: use at",
+    ),
+    "no speed": (["chat", "--model", "llama.json", "--simulate-only", "--speed", "0"], "--speed: 0.0: a number above"),
+    "no field": (
+        ["generated:request=3", "--model", "llama.json", "--simulate-only"],
+        "generated:request=3: no field 'request'; did you mean 'requests'?",
+    ),
+    "no number": (
+        ["generated:requests=x", "--model", "llama.json", "--simulate-only"],
+        "generated:requests=x: requests: not an integer: 'x'",
+    ),
+    "no rate": (
+        ["generated:requests_per_s=0", "--model", "llama.json", "--simulate-only"],
+        "generated:requests_per_s=0: requests_per_s: '0': a number above 0",
+    ),
+    "no file to read": (
+        ["generated:", "--model", "llama.json", "--simulate-only", "--jitter", "3s"],
+        "--jitter: only for a trace in a file, not for 'generated:': leave it out",
+    ),
+}
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_named_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = WRONG[name]
+    assert cli.invoke(["replay", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_config_without_heads_is_refused_with_its_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bloom.json").write_text('{"model_type": "bloom", "hidden_size": 64, "n_layer": 2}')
+    assert replay("chat", model="bloom") == 2
+    assert "bloom.json: no num_attention_heads (nor " in capsys.readouterr().err
