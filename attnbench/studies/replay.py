@@ -70,18 +70,11 @@ def serving_of(settings: ReplaySettings) -> Serving:
         memory_bytes=sheet.memory_bytes,
     )
     tokens, requests = LARGE_GPU if sheet.memory_bytes >= LARGE_GPU_BYTES else SMALL_GPU
-    tokens = settings.max_num_batched_tokens or tokens
-    requests = settings.max_num_seqs or min(requests, tokens)
-    if requests > tokens:
-        raise UsageError(
-            f"--max-num-seqs {requests}: more than --max-num-batched-tokens {tokens}, so that some requests would get "
-            f"no token: use at most {tokens}"
-        )
     options = SchedulerOptions(
         kv_blocks=settings.kv_blocks or cost.kv_blocks(settings.block_size),
         block_size=settings.block_size,
-        max_num_batched_tokens=tokens,
-        max_num_seqs=requests,
+        max_num_batched_tokens=settings.max_num_batched_tokens or tokens,
+        max_num_seqs=settings.max_num_seqs or requests,
         prefix_cache=settings.prefix_cache,
     )
     trace = sources.open_trace(

@@ -7,7 +7,6 @@ import pytest
 
 from attnbench import cli
 from attnbench.suite.serving import sources
-from attnbench.suite.serving.generate import generate, json_lines, parse_traffic
 from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
 
 MODELS = {"llama": LLAMA_8B, "gpt-oss": GPT_OSS_20B, "deepseek": DEEPSEEK_V3}
@@ -93,18 +92,9 @@ def test_a_seed_gives_the_same_steps_again(capsys: pytest.CaptureFixture[str]) -
     assert outputs[0] == outputs[1] != outputs[2]
 
 
-def test_shipped_traces_are_made_as_their_page_says() -> None:
-    page = (sources._SHIPPED / "README.md").read_text()
-    rows = [line.split("`") for line in page.splitlines() if line.startswith("| `")]
-    assert {Path(file).stem for _, file, _, _, _ in rows} == set(sources.shipped()) != set()
-    for _, file, _, text, _ in rows:
-        made = b"".join(line + b"\n" for line in json_lines(generate(parse_traffic(text), seed=0)))
-        assert (sources._SHIPPED / file).read_bytes() == made
-
-
 WRONG = {
     "no measuring yet": (["chat", "--model", "llama.json"], "cannot be measured yet: add --simulate-only"),
-    "no such name": (["chta", "--model", "llama.json", "--simulate-only"], "no file or shipped trace 'chta'; did you"),
+    "no such trace": (["chta", "--model", "llama.json", "--simulate-only"], "no file or shipped trace 'chta'; did you"),
     "no such file": (["no.csv", "--model", "llama.json", "--simulate-only"], "no.csv: No such file"),
     "no such model": (["chat", "--model", "no.json", "--simulate-only"], "no.json: No such file"),
     "no blocks": (["chat", "--model", "llama.json", "--simulate-only", "--block-size", "0"], "--block-size: 0: at lea"),
@@ -114,27 +104,7 @@ WRONG = {
         ["chat", "--model", "llama.json", "--simulate-only", "--kv-blocks", "10"],
         "chat:1: 870 tokens of prompt and answer need 55 blocks, and the cache has 10: use --kv-blocks 55 or more",
     ),
-    "requests without a token": (
-        ["chat", "--model", "llama.json", "--simulate-only", "--max-num-seqs", "64", "--max-num-batched-tokens", "32"],
-        "--max-num-seqs 64: more than --max-num-batched-tokens 32, so that some requests would get no token: use at",
-    ),
     "no speed": (["chat", "--model", "llama.json", "--simulate-only", "--speed", "0"], "--speed: 0.0: a number above"),
-    "no field": (
-        ["generated:request=3", "--model", "llama.json", "--simulate-only"],
-        "generated:request=3: no field 'request'; did you mean 'requests'?",
-    ),
-    "no number": (
-        ["generated:requests=x", "--model", "llama.json", "--simulate-only"],
-        "generated:requests=x: requests: not an integer: 'x'",
-    ),
-    "no rate": (
-        ["generated:requests_per_s=0", "--model", "llama.json", "--simulate-only"],
-        "generated:requests_per_s=0: requests_per_s: '0': a number above 0",
-    ),
-    "no file to read": (
-        ["generated:", "--model", "llama.json", "--simulate-only", "--jitter", "3s"],
-        "--jitter: only for a trace in a file, not for 'generated:': leave it out",
-    ),
 }
 
 

@@ -1,10 +1,12 @@
 """Layers by their number and weights of a config: published models and their published numbers of parameters."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attnbench.errors import SuiteError
+from attnbench.suite.models import read_config
 from attnbench.suite.models.decoder import Decoder, decoder_of
 from attnbench.suite.models.layers import Layer
 
@@ -111,8 +113,21 @@ def test_the_text_part_of_a_multimodal_model_is_taken() -> None:
         ({"model_type": "mamba", "hidden_size": 768}, "it is recurrent"),
         ({"model_type": "unheard_of", "num_attention_heads": 8}, "model_type='unheard_of' is unknown"),
         ({}, "no model_type"),
+        ({**LLAMA_8B, "model_type": "llama", "layer_types": ["strange"]}, "layers 0 of 1 are of an unknown type"),
     ],
 )
 def test_a_config_without_a_decoder_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(SuiteError, match=message):
         decoder_of(config)
+
+
+def test_a_config_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for text, message in (("[1]", "a list where fields were expected"), ("{", "not JSON")):
+        path.write_text(text)
+        with pytest.raises(SuiteError, match=f"{path}: .*{message}"):
+            read_config(path)
+    path.write_text('{"model_type": "llama"}')
+    assert read_config(path) == {"model_type": "llama"}
+    with pytest.raises(SuiteError, match=r"none.json: No such file"):
+        read_config(tmp_path / "none.json")

@@ -2,11 +2,13 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from attnbench.errors import UsageError
-from attnbench.suite.serving.generate import Traffic, generate, json_lines
+from attnbench.suite.serving import sources
+from attnbench.suite.serving.generate import Traffic, generate, json_lines, parse_traffic
 from attnbench.suite.serving.trace import Trace, TraceFormat
 
 MOONCAKE = (
@@ -203,3 +205,42 @@ def test_generated_traces_have_the_lengths_the_rate_and_the_prefixes_that_were_a
         (item.arrival_s, item.input_tokens, item.output_tokens) for item in requests
     ]
     assert list(generate(traffic, seed=1)) == requests != list(generate(traffic, seed=2))
+
+
+def test_shipped_traces_are_made_as_their_page_says() -> None:
+    page = (sources._SHIPPED / "README.md").read_text()
+    rows = [line.split("`") for line in page.splitlines() if line.startswith("| `")]
+    assert {Path(file).stem for _, file, _, _, _ in rows} == set(sources.shipped()) != set()
+    for _, file, _, text, _ in rows:
+        made = b"".join(line + b"\n" for line in json_lines(generate(parse_traffic(text), seed=0)))
+        assert (sources._SHIPPED / file).read_bytes() == made
+
+
+def test_a_trace_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(list(sources.open_trace("chat"))) == 80
+    fast = list(sources.open_trace("generated:requests=7:input_variation=0", speed=2.0, seed=3))
+    slow = list(sources.open_trace("generated:requests=7:input_variation=0", seed=3))
+    assert [item.input_tokens for item in fast] == [1155] * 7
+    assert fast[-1].arrival_s == pytest.approx(slow[-1].arrival_s / 2, abs=2e-3)
+    (tmp_path / "chat").write_text(OWN)
+    assert len(list(sources.open_trace("chat"))) == 2  # a file goes before a shipped trace
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("chta", {}, "TRACE: no file or shipped trace 'chta'; did you mean 'chat'?"),
+        ("generated:request=3", {}, "generated:request=3: no field 'request'; did you mean 'requests'?"),
+        ("generated:requests=x", {}, "generated:requests=x: requests: not an integer: 'x'"),
+        ("generated:requests=0", {}, "requests: '0': a number above 0"),
+        ("generated:requests_per_s", {}, "requests_per_s: '': not a number (try 0.5 or 1200)"),
+        ("generated:input_tokens=inf", {}, "input_tokens: 'inf': not a number"),
+        ("generated:", {"jitter_s": 3.0}, "--jitter: only for a trace in a file, not for 'generated:': leave it out"),
+        ("generated:", {"trace_format": "azure"}, "--trace-format: only for a trace in a file"),
+    ],
+)
+def test_a_name_that_opens_nothing_is_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        sources.open_trace(name, **settings)
+    assert message in str(raised.value)

@@ -1,16 +1,14 @@
 """A simulated replay of a trace: the server, what it did, and the mix of its steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import msgspec
 
 from attnbench import units
-from attnbench.analysis.traffic import MixPart
-from attnbench.report.terminal.text_layout import aligned, wrap
+from attnbench.report.terminal import traffic
+from attnbench.report.terminal.text_layout import wrap
 from attnbench.studies.replay import Replay
 from attnbench.suite.models.decoder import DecoderLayer
-
-HEADINGS = ("steps", "share", "attention", "share")
 
 
 def lines(replay: Replay, width: int) -> Iterator[str]:
@@ -18,17 +16,8 @@ def lines(replay: Replay, width: int) -> Iterator[str]:
     for text in _facts(replay):
         yield from wrap(text, width, indent=2)
     yield ""
-    yield from _table("steps", [(str(part.kind), part) for part in replay.mix.by_kind], width)
-    yield ""
-    contexts = [
-        (f"{units.short(low)}..{units.short(high)}", part)
-        for part in replay.mix.by_context
-        if part.context
-        for low, high in [part.context]
-    ]
-    yield from _table("mean keys of a request", contexts, width)
-    yield ""
-    yield from wrap("attention: predicted seconds of all layers on one GPU, by the roofline of its data sheet", width)
+    yield from traffic.mix(replay.mix, width)
+    yield from wrap("predicted: attention of all layers, by the roofline of the data sheet", width, indent=2)
 
 
 def records(replay: Replay) -> Iterator[dict[str, object]]:
@@ -67,21 +56,3 @@ def _layer(layer: DecoderLayer) -> str:
     widths = f"head_dim {layer.head_dim}" + (f" and {layer.head_dim_v}" if layer.head_dim_v != layer.head_dim else "")
     shape = "a latent cache" if layer.latent else f"{layer.kv_heads} key-value heads"
     return f"{units.counted(layer.count, 'layer')} of {layer.kind}{reach} ({layer.heads} heads, {shape}, {widths})"
-
-
-def _table(heading: str, parts: Sequence[tuple[str, MixPart]], width: int) -> Iterator[str]:
-    steps, attention_s = sum(part.steps for _, part in parts), sum(part.predicted_s for _, part in parts)
-    rows = [
-        (
-            label,
-            (
-                f"{part.steps:,}",
-                units.percent(part.steps / steps),
-                units.seconds(part.predicted_s),
-                units.percent(part.predicted_s / attention_s),
-            ),
-        )
-        for label, part in parts
-    ]
-    for row in aligned(heading, HEADINGS, rows, width):
-        yield from row

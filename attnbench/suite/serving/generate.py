@@ -13,6 +13,7 @@ from attnbench.errors import UnknownNameError, UsageError
 from attnbench.suite.serving.trace import HASHED_TOKENS, TracedRequest
 from attnbench.units import integer
 
+_MAY_BE_ZERO = ("prefixes", "prefix_tokens", "input_variation", "output_variation")
 GENERATED = "generated:"  # a trace that starts with it is made, not read
 
 
@@ -71,13 +72,13 @@ def parse_traffic(text: str) -> Traffic:
     fields = {field.name: field for field in msgspec.structs.fields(Traffic)}
     values: dict[str, int | float] = {}
     for part in text.split(":") if text else ():
-        name, equals, value = part.partition("=")
+        name, _, value = part.partition("=")
         if name not in fields:
             raise UnknownNameError("field", name, fields, where=f"{GENERATED}{text}")
         place = f"{GENERATED}{text}: {name}"
         values[name] = integer(value, place) if fields[name].type is int else _number(value, place)
-        if not values[name] and name not in ("prefixes", "prefix_tokens"):
-            raise UsageError(f"{place}: {value or equals!r}: a number above 0")
+        if not values[name] and name not in _MAY_BE_ZERO:
+            raise UsageError(f"{place}: {value!r}: a number above 0")
     return Traffic(**values)  # type: ignore[arg-type]
 
 

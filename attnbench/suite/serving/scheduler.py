@@ -113,7 +113,7 @@ class Scheduler:
         count = len(self._running)
         q = self._known[:count] - self._computed[:count]
         if (total := int(q.sum())) > budget:
-            q = np.clip(budget - (np.cumsum(q) - q), 0, q)
+            q[-1] -= total - budget
             total = budget
         lacking = q - self._room[:count]
         short = np.flatnonzero(lacking > 0)
