@@ -6,7 +6,7 @@ from typing import ClassVar, TypeVar
 
 import msgspec
 
-from attnbench.errors import ProblemError, UnknownNameError
+from attnbench.errors import ProblemError, RangeError, UnknownNameError
 from attnbench.units import integer
 
 Value = int | float | str | tuple[int, ...]
@@ -19,6 +19,7 @@ class Spec(msgspec.Struct, frozen=True):
     word: ClassVar[str]
     example: ClassVar[str] = ""
     not_in_text: ClassVar[frozenset[str]] = frozenset()  # fields that the notation does not have
+    joint: ClassVar[str] = "-"  # between the numbers of a tuple
 
     @property
     def text(self) -> str:
@@ -30,7 +31,7 @@ class Spec(msgspec.Struct, frozen=True):
             if not field.required and getattr(self, field.name) == field.default:
                 skipped = True
                 continue
-            value = _written(getattr(self, field.name))
+            value = _written(getattr(self, field.name), self.joint)
             parts.append(f"{field.name.rstrip('_')}={value}" if skipped else value)
         return ":".join(parts)
 
@@ -39,10 +40,15 @@ class Spec(msgspec.Struct, frozen=True):
         return ProblemError(f"{self.noun} {self.text!r}: {message}")
 
     def check_at_least(self, **minimums: int) -> None:
-        """Raise ProblemError if a field is below its minimum."""
+        """Raise ProblemError if a field, or a number of a tuple, is below its minimum."""
         for name, minimum in minimums.items():
-            if (value := getattr(self, name)) < minimum:
-                raise self.error(f"{name.rstrip('_')}={value}: must be at least {minimum}")
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=minimum) < minimum:
+                raise self.error(f"{self.assigned(name)}: must be at least {minimum}")
+
+    def assigned(self, name: str) -> str:
+        """A field as it is written with its key, as `shape=32x32`."""
+        return f"{name.rstrip('_')}={_written(getattr(self, name), self.joint)}"
 
 
 Kind = TypeVar("Kind", bound=Spec)
@@ -54,9 +60,9 @@ def _fields(kind: type[Spec]) -> tuple[msgspec.structs.FieldInfo, ...]:
     return msgspec.structs.fields(kind)
 
 
-def _written(value: Value) -> str:
+def _written(value: Value, joint: str) -> str:
     if isinstance(value, tuple):
-        return "-".join(map(str, value))
+        return joint.join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -94,7 +100,11 @@ def _read_integer(value: str, where: str, kind: type[Spec]) -> int:
 
 
 def _read_lengths(value: str, where: str, kind: type[Spec]) -> tuple[int, ...]:
-    return tuple(_read_integer(item, where, kind) for item in value.split("-"))
+    try:
+        return tuple(_read_integer(item, where, kind) for item in value.split(kind.joint))
+    except RangeError:
+        expected = f"not whole numbers joined by {kind.joint!r}, as in {kind.example}"
+        raise ProblemError(f"{where}: {value!r}: {expected}") from None
 
 
 def _read_share(value: str, where: str, kind: type[Spec]) -> float:

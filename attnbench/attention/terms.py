@@ -18,6 +18,7 @@ Booleans = NDArray[np.bool_]
 Bound = int | Indices  # one bound for all rows, or one for each
 Predicate = Callable[[Any, Any, Any], Any]  # of indices of sequences, queries and keys, as arrays of some library
 Table = Callable[[NDArray[Any]], Any]
+Counter = Callable[[Indices, Indices, Indices], Indices]  # of row, low and high: how many of [low, high) it shows
 
 
 class Grid(msgspec.Struct, frozen=True):
@@ -45,6 +46,7 @@ class Term(Spec, frozen=True):
     holds_causal: ClassVar[bool] = False  # whether it hides what a causal mask hides, but for some keys
     differs_by_sequence: ClassVar[bool] = False
     is_square: ClassVar[bool] = False  # whether it needs seq_q == seq_kv
+    needs_equal_lengths: ClassVar[bool] = False  # whether it applies to no ragged batch
 
     def predicate(self, grid: Grid, table: Table) -> Predicate:
         """Whether row `i` of sequence `b` sees key `j`, as a function of (b, i, j) that a compiler can trace.
@@ -65,6 +67,8 @@ class Term(Spec, frozen=True):
         """Raise ProblemError if the term does not apply to this shape."""
         if self.is_square and grid.seq_q != grid.seq_kv:
             raise ProblemError(f"mask {self.text!r} needs seq_q == seq_kv, not {grid.seq_q} and {grid.seq_kv}")
+        if self.needs_equal_lengths and grid.lengths:
+            raise ProblemError(f"mask {self.text!r} needs equal lengths: use batch and seq in place of lengths")
 
     def shrunk(self, share: float) -> Self:
         """The term for sequences of `share` of their length: parameters in tokens shrink with it."""
@@ -92,7 +96,7 @@ class Pattern(Term, frozen=True):
 
 
 class BlockPattern(Pattern, frozen=True):
-    """A pattern that shows or hides whole blocks of queries and keys."""
+    """A pattern that shows or hides whole blocks of queries and keys: a class defines `selected` or `predicate`."""
 
     @property
     def block(self) -> int:
@@ -101,7 +105,8 @@ class BlockPattern(Pattern, frozen=True):
 
     def selected(self, grid: Grid, rows: int, columns: int) -> Booleans:
         """[rows, columns] in blocks, True where visible. Not cached: use `visible_blocks`."""
-        raise NotImplementedError
+        row, column = np.ogrid[:rows, :columns]
+        return self.visible(grid, np.array(0), row * self.block, column * self.block)
 
     def visible_blocks(self, grid: Grid) -> Booleans:
         """[block rows, block columns], True where a block is visible."""
@@ -111,24 +116,37 @@ class BlockPattern(Pattern, frozen=True):
         visible, block = table(self.visible_blocks(grid)), self.block
         return lambda b, i, j: visible[i // block, j // block]
 
+    def in_block_row(self, grid: Grid) -> Counter:
+        """How many blocks of [low, high) are visible in a block row."""
+        return counter(self.visible_blocks(grid))
+
+    def in_block_column(self, grid: Grid) -> Counter:
+        """How many blocks of [low, high) are visible in a block column."""
+        return counter(self.visible_blocks(grid).T)
+
     def counts(self, grid: Grid, i: Indices, low: Indices, high: Indices) -> Indices:
-        return _in_blocks(self.visible_blocks(grid), self.block, i, low, high)
+        return _in_blocks(self.in_block_row(grid), self.block, i, low, high)
 
     def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
-        return _in_blocks(self.visible_blocks(grid).T, self.block, j, low, high)
+        return _in_blocks(self.in_block_column(grid), self.block, j, low, high)
 
 
-def _in_blocks(blocks: Booleans, block: int, i: Indices, low: Indices, high: Indices) -> Indices:
+def _in_blocks(count: Counter, block: int, i: Indices, low: Indices, high: Indices) -> Indices:
     """How many of [low, high) are in visible blocks of the block row of `i`, with blocks of `block` tokens."""
     row = i // block
-    before = np.pad(np.cumsum(blocks, axis=1), ((0, 0), (1, 0)))
-    padded = np.pad(blocks, ((0, 0), (0, 1)))
 
     def visible_below(bound: Indices) -> Indices:
-        column = bound // block
-        return before[row, column] * block + padded[row, column] * (bound % block)
+        column, rest = bound // block, bound % block
+        return count(row, np.zeros_like(column), column) * block + count(row, column, column + (rest > 0)) * rest
 
     return visible_below(high) - visible_below(low)
+
+
+def counter(visible: Booleans) -> Counter:
+    """How many of [low, high) a row of a table shows."""
+    before = np.zeros((len(visible), visible.shape[1] + 1), np.int32)
+    np.cumsum(visible, axis=1, out=before[:, 1:])
+    return lambda row, low, high: (before[row, high] - before[row, low]).astype(np.int64)
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from attnbench.attention import grammar
 from attnbench.attention.masks.bigbird import BigBird
+from attnbench.attention.masks.blockdiffusion import BlockDiffusion
 from attnbench.attention.masks.blocksparse import BlockSparse
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.dense import Dense
@@ -24,9 +25,12 @@ from attnbench.attention.masks.dilated import Dilated
 from attnbench.attention.masks.document import Document
 from attnbench.attention.masks.graph import GraphMask
 from attnbench.attention.masks.longformer import Longformer
+from attnbench.attention.masks.natten import Natten
 from attnbench.attention.masks.padding import Padding, Ragged
 from attnbench.attention.masks.prefix import Prefix
+from attnbench.attention.masks.sta import Sta
 from attnbench.attention.masks.strided import Strided
+from attnbench.attention.masks.tree import Tree
 from attnbench.attention.masks.window import Window
 from attnbench.attention.terms import Booleans, Grid, Indices, Pattern, Term, intersection
 from attnbench.errors import ProblemError
@@ -34,6 +38,7 @@ from attnbench.errors import ProblemError
 # Every term of the grammar. A new mask is one file in this folder and its class here.
 KINDS: tuple[type[Term], ...] = (
     Dense, Causal, Window, Prefix, Document, Padding, Dilated, Strided, BlockSparse, Longformer, BigBird, GraphMask,
+    Tree, BlockDiffusion, Natten, Sta,
 )  # fmt: skip
 PRIMITIVES: dict[str, type[Term]] = {kind.word: kind for kind in KINDS}
 PATTERNS = frozenset(kind.word for kind in KINDS if issubclass(kind, Pattern))

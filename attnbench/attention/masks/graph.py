@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from attnbench.attention.fixed_random import splitmix64
-from attnbench.attention.terms import Booleans, Grid, Indices, Pattern, Predicate, Table, check_density
+from attnbench.attention.terms import Booleans, Grid, Indices, Pattern, Predicate, Table, check_density, counter
 from attnbench.errors import ProblemError
 
 MAX_TOKENS = 16384  # the adjacency matrix is held whole
@@ -43,9 +43,7 @@ class GraphMask(Pattern, frozen=True):
         return lambda b, i, j: adjacency[i, j]
 
     def counts(self, grid: Grid, i: Indices, low: Indices, high: Indices) -> Indices:
-        before = np.zeros((grid.seq_q, grid.seq_kv + 1), np.int32)
-        np.cumsum(self.adjacency(grid), axis=1, out=before[:, 1:])
-        return (before[i, high] - before[i, low]).astype(np.int64)
+        return counter(self.adjacency(grid))(i, low, high)
 
     def row_counts(self, grid: Grid, j: Indices, low: Indices, high: Indices) -> Indices:
         return self.counts(grid, j, low, high)  # edges have no direction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,10 +11,52 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench.attention import masks
-from attnbench.attention.terms import Grid
+from attnbench.attention.terms import BlockPattern, Grid
 from attnbench.errors import ProblemError, UnknownNameError
+from tests import oracle
 
 SQUARE = ("longformer", "bigbird", "graph", "document")
+
+
+@st.composite
+def fitted(draw):
+    """A pattern that determines the lengths, with its seq_q and seq_kv."""
+    word = draw(st.sampled_from(list(oracle.KEYS)))
+    if word == "tree":
+        parents = [draw(st.integers(0, token)) for token in range(draw(st.integers(1, 9)))]
+        return "tree:" + "-".join(map(str, parents)), len(parents), len(parents) + draw(st.integers(0, 20))
+    if word == "blockdiffusion":
+        block = draw(st.integers(1, 5))
+        seq = 2 * block * draw(st.integers(1, 4))
+        return f"blockdiffusion:{block}", seq, seq
+    axes = draw(st.integers(1, 3))
+    if word == "natten":
+        dilation = [draw(st.integers(1, 3)) for _ in range(axes)]
+        shape = [draw(st.integers(step, (30, 8, 4)[axes - 1])) for step in dilation]
+        kernel = [draw(st.integers(1, length // step)) for length, step in zip(shape, dilation, strict=True)]
+        stride = [draw(st.integers(1, most)) for most in kernel]
+        numbers = [kernel, stride, dilation]
+    else:
+        tile = [draw(st.integers(1, 3)) for _ in range(axes)]
+        tiles = [draw(st.integers(1, (9, 4, 2)[axes - 1])) for _ in range(axes)]
+        shape = [count * size for count, size in zip(tiles, tile, strict=True)]
+        numbers = [[draw(st.integers(1, count)) for count in tiles], tile]
+    numbers += [shape] if axes > 1 else []
+    return ":".join([word, *("x".join(map(str, each)) for each in numbers)]), math.prod(shape), math.prod(shape)
+
+
+@given(fitted())
+def test_mask_equals_its_definition(drawn):
+    text, seq_q, seq_kv = drawn
+    mask = masks.parse(text)
+    grid = Grid(1, seq_q, seq_kv)
+    mask.check(grid)
+    expected = oracle.table(*text.split(":", 1), seq_q, seq_kv).numpy()
+    assert np.array_equal(mask.dense(grid)[0], expected)
+    assert mask.text == masks.parse(mask.text).text
+    if isinstance(mask.pattern, BlockPattern):
+        size = mask.pattern.block
+        assert np.array_equal(mask.pattern.visible_blocks(grid), expected[::size, ::size])
 
 
 @st.composite
@@ -29,16 +72,19 @@ def patterned_grids(draw):
             f"longformer:{2 * draw(st.integers(0, 6))}:{draw(st.integers(0, 1))}",
             f"bigbird:{block}:random={draw(st.integers(0, 4))}:global={draw(st.integers(0, 3))}:draw={draw_}",
             f"graph:{draw(st.integers(1, 100)) / 100}:draw={draw_}",
+            "fitted",
         ])
     )  # fmt: skip
+    if pattern == "fitted":
+        pattern, seq_q, seq_kv = draw(fitted())
     terms = [pattern]
-    if draw(st.booleans()) and "strided" not in pattern:
+    if draw(st.booleans()) and not pattern.startswith(("strided", "tree")):
         terms.append("causal" if draw(st.booleans()) else f"prefix:{draw(st.integers(0, 30))}")
     if draw(st.booleans()):
         terms.append(f"window:{draw(st.integers(0, 30))}")
     if draw(st.booleans()):
         terms.append(f"padding:{draw(st.integers(0, 50)) / 100}")
-    if draw(st.booleans()):
+    if draw(st.booleans()) and (seq_q == seq_kv or not pattern.startswith("tree")):
         terms.append(f"document:{draw(st.integers(1, seq_q))}")
     if draw(st.booleans()):
         terms.append("dense")
