@@ -117,14 +117,15 @@ _AXES = (
         values="integers: head dimensions of values",
     ),
     Axis(
-        name="mask", summary="Masks: none, causal, causal+window:512 and others; see `attnbench list masks`.",
+        name="mask", summary="Masks: none, causal, causal+window:512, natten:7:shape=32x32 ...; see `attnbench list masks`.",
         read=readers.grammar("masks"), written=Words, option=True, usual="none,causal",
         names=readers.examples("masks", "PRIMITIVES", "none"),
         values=(
             "words: `none`, or terms joined by `+`: `causal`, `window:LEFT` or `window:LEFT:RIGHT`, `prefix:N`, "
             "`document:N` or `document:300-200`, `padding:SHARE`, one of `dilated:STEP`, `strided:N`, "
-            "`blocksparse:DENSITY:BLOCK`, `longformer:WIDTH:GLOBAL`, `bigbird`, `graph:DENSITY`, and `dense` "
-            "(docs/mechanisms.md)"
+            "`blocksparse:DENSITY:BLOCK`, `longformer:WIDTH:GLOBAL`, `bigbird`, `graph:DENSITY`, `tree:PARENTS`, "
+            "`blockdiffusion:BLOCK`, `natten:KERNEL:STRIDE:DILATION:shape=32x32`, `sta:WINDOW:TILE:shape=64x64`, and "
+            "`dense` (docs/mechanisms.md)"
         ),
         default="`none` and `causal`",
     ),

@@ -26,10 +26,19 @@ SHAPES = (
     {"seq_q": 40, "head_dim": 48, "head_dim_v": 32},
     {"seq_q": 20, "seq_kv": 30, "kv_heads": 2},
 )
+# Patterns that determine the lengths.
+FITTED = {
+    "tree:0-0-1-1-3-4-4": ({"seq_q": 7, "seq_kv": 40, "kv_heads": 2}, {"seq_q": 7, "seq_kv": 70}),
+    "blockdiffusion:4": ({"seq_q": 40}, {"seq_q": 64, "head_dim": 60}),
+    "natten:5:2:3": ({"seq_q": 37}, {"seq_q": 48, "kv_heads": 2}),
+    "natten:4x3:3x2:1x2:8x6": ({"seq_q": 48}, {"seq_q": 48, "head_dim": 48, "kv_heads": 2}),
+    "sta:2x1:4:shape=12x4+padding:0.3": ({"seq_q": 48}, {"seq_q": 48, "kv_heads": 1}),
+}
+PATTERNS += tuple(FITTED)
 
 
 def problems(mask: str, dtype: str, **more):
-    for shape in SHAPES:
+    for shape in FITTED.get(mask, SHAPES):
         try:
             yield Problem(batch=2, heads=4, mask=mask, dtype=dtype, **shape, **more)
         except ProblemError:

@@ -112,6 +112,10 @@ def test_arguments_of_a_problem_with_everything() -> None:
         ({"mask": "blocksparse:0.5:16+padding:0.2"}, MaskForm.TENSOR),
         ({"mask": "dense+causal"}, MaskForm.TENSOR),
         ({"mask": "dilated:2"}, MaskForm.TENSOR),
+        ({"mask": "blockdiffusion:16"}, MaskForm.BLOCKS),
+        ({"mask": "sta:1:4:shape=8x8"}, MaskForm.BLOCKS),
+        ({"mask": "sta:1:4x2:shape=8x8"}, MaskForm.TENSOR),
+        ({"mask": "natten:5:shape=8x8"}, MaskForm.TENSOR),
     ],
     ids=str,
 )

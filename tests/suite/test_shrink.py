@@ -54,6 +54,9 @@ def test_documents_still_add_up(lengths: list[int], share: float) -> None:
         ("longformer:512:2", "longformer:128:2"), ("strided:128", "strided:32"), ("prefix:64", "prefix:16"),
         ("blocksparse:0.25", "blocksparse:0.25"), ("dilated:4", "dilated:4"), ("padding:0.3", "padding:0.3"),
         ("document:8", "document:8"), ("window:3:0", "causal+window:1"),
+        ("tree:0-0-1-1-3-3-2-2", "tree:0-0"), ("blockdiffusion:16", "blockdiffusion:4"), ("natten:63:8", "natten:15:2"),
+        ("natten:7x9:4:2:56x64", "natten:1x9:1x4:2:14x64"), ("sta:3:8:shape=64x64", "sta:3:2x8:16x64"),
+        ("sta:3:64", "sta:3:16"),
     ],
 )  # fmt: skip
 def test_what_a_mask_counts_in_tokens_shrinks(mask: str, wanted: str) -> None:

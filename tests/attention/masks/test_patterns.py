@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from attnbench.attention import masks
 from attnbench.attention.terms import BlockPattern, Grid
 from attnbench.errors import ProblemError, UnknownNameError
-from tests import oracle
+from tests.attention.masks import definitions
 
 SQUARE = ("longformer", "bigbird", "graph", "document")
 
@@ -21,7 +21,7 @@ SQUARE = ("longformer", "bigbird", "graph", "document")
 @st.composite
 def fitted(draw):
     """A pattern that determines the lengths, with its seq_q and seq_kv."""
-    word = draw(st.sampled_from(list(oracle.KEYS)))
+    word = draw(st.sampled_from(list(definitions.KEYS)))
     if word == "tree":
         parents = [draw(st.integers(0, token)) for token in range(draw(st.integers(1, 9)))]
         return "tree:" + "-".join(map(str, parents)), len(parents), len(parents) + draw(st.integers(0, 20))
@@ -51,7 +51,7 @@ def test_mask_equals_its_definition(drawn):
     mask = masks.parse(text)
     grid = Grid(1, seq_q, seq_kv)
     mask.check(grid)
-    expected = oracle.table(*text.split(":", 1), seq_q, seq_kv).numpy()
+    expected = definitions.table(*text.split(":", 1), seq_q, seq_kv)
     assert np.array_equal(mask.dense(grid)[0], expected)
     assert mask.text == masks.parse(mask.text).text
     if isinstance(mask.pattern, BlockPattern):
@@ -131,16 +131,43 @@ def test_text_round_trips(drawn):
     assert masks.parse(mask.text).text == mask.text
 
 
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("natten:7x7:1x1:shape=8x8", "natten:7:shape=8x8"),
+        ("natten:7x9:2:1:8x16", "natten:7x9:2:shape=8x16"),
+        ("sta:2x2:tile=4x2:shape=8x8", "sta:2:4x2:8x8"),
+    ],
+)
+def test_equal_numbers_of_axes_are_written_once(text, canonical):
+    assert masks.parse(text).text == canonical
+
+
 # The table of the mechanisms page, for one head and n = 4096.
 AT_4096 = {
     "dilated:4": 4_194_304, "causal+dilated:4": 2_099_200, "strided:128": 579_648, "longformer:512": 2_043_134,
-    "bigbird": 2_547_712, "blocksparse:0.25": 4_194_304,
+    "bigbird": 2_547_712, "blocksparse:0.25": 4_194_304, "blockdiffusion:16": 4_227_072,
+    "natten:7:dilation=8": 28_672, "natten:7x9:2:shape=64x64": 258_048, "sta:3:8:shape=64x64": 2_359_296,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "pairs"), AT_4096.items())
 def test_pairs_at_4096(text, pairs):
     assert masks.parse(text).pairs(Grid(1, 4096, 4096)) == pairs
+
+
+def test_pairs_of_a_tree_are_its_prefix_and_its_depths():
+    assert masks.parse("tree:0-0-1-1").pairs(Grid(2, 4, 104)) == 2 * (4 * 100 + 1 + 2 + 3 + 3)
+    forest = masks.parse("tree:0-1-0-1")  # two roots, as where the token before them is in the cache already
+    assert forest.pairs(Grid(1, 4, 4)) == 1 + 1 + 2 + 2
+
+
+def test_even_windows_and_strides_are_those_of_natten():
+    """By hand: one token more before the middle, and the third query of each three is the last of a full window."""
+    dense = masks.parse("natten:4:3").dense(Grid(1, 7, 7))[0]
+    starts = dense.argmax(axis=1)
+    assert starts.tolist() == [0, 0, 0, 2, 2, 2, 3]
+    assert (dense.sum(axis=1) == 4).all()
 
 
 @given(st.integers(1, 60), st.integers(1, 12))
@@ -159,7 +186,15 @@ def test_closed_forms(n, step):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("blocksparse:0.25", 0.25), ("causal+blocksparse:0.25", 0.125), ("blocksparse:0.1:64", 0.1), ("bigbird", 0.0049)],
+    [
+        ("blocksparse:0.25", 0.25),
+        ("causal+blocksparse:0.25", 0.125),
+        ("blocksparse:0.1:64", 0.1),
+        ("bigbird", 0.0049),
+        ("blockdiffusion:4", 0.25),
+        ("natten:63:shape=256x512", 63**2 / 131072),
+        ("sta:3:4", 12 / 131072),
+    ],
 )
 def test_counting_is_linear_in_the_blocks(text, expected):
     """128k x 128k: an array of pairs would take 16 GiB."""
@@ -181,6 +216,21 @@ WRONG = {
     "graph": (ProblemError, "a density or a file of edges"),
     "graph:0.1:edges=x": (ProblemError, "a density or a file of edges"),
     "dense": (ProblemError, "dense needs another term, as in dense+causal"),
+    "tree": (ProblemError, "tree needs parents, as in tree:0-0-1-1"),
+    "tree:0-2-1": (ProblemError, "token 1 has the later token 2 as parent, and the parents form a cycle; list parents"),
+    "tree:0-2-0": (ProblemError, "token 1 has the later token 2 as parent; list parents before their children, and a"),
+    "tree:0-9": (ProblemError, "token 1 has parent 9, but the tokens are 0 to 1"),
+    "tree:0x0": (ProblemError, "'0x0': not whole numbers joined by '-', as in tree:0-0-1-1"),
+    "tree:" + "0-" * 4096 + "0": (ProblemError, "4097 draft tokens; a tree has at most 4096"),
+    "causal+tree:0-0": (ProblemError, "tree is causal already; use tree alone"),
+    "blockdiffusion:0": (ProblemError, "block=0: must be at least 1"),
+    "natten:3x0:shape=8x8": (ProblemError, "kernel=3x0: must be at least 1"),
+    "natten:3-3:shape=8x8": (ProblemError, "'3-3': not whole numbers joined by 'x', as in natten:7:shape=32x32"),
+    "natten:7x7": (ProblemError, "kernel=7x7 has 2 numbers, but the sequence is one axis: add a shape, as in shape"),
+    "natten:7:1x2:shape=8x8x8": (ProblemError, "stride=1x2 has 2 numbers, but shape=8x8x8 has 3 axes"),
+    "natten:7:8": (ProblemError, "stride=8 is above kernel=7: use a stride up to it"),
+    "natten:7:shape=64": (ProblemError, "shape=64 is one axis, the sequence itself: leave it out"),
+    "sta:3": (ProblemError, "sta needs tile, as in sta:3:8:shape=64x64"),
 }
 
 
@@ -198,6 +248,19 @@ def test_error_names_the_value(text, expected):
         ("bigbird", Grid(1, 8, 9), "needs seq_q == seq_kv, not 8 and 9"),
         ("graph:0.1", Grid(1, 20000, 20000), "a graph has at most 16384"),
         ("graph:edges=none.txt", Grid(1, 8, 8), "cannot be read"),
+        ("tree:0-0", Grid(1, 3, 8), "2 draft tokens, but seq_q is 3; use seq_q=2"),
+        ("tree:0-0", Grid(1, 2, 1), "seq_kv=1 has no key for each draft token; use at least 2"),
+        ("blockdiffusion:4", Grid(1, 12, 12), "12 tokens are not two halves of whole blocks of 4; use a multiple of 8"),
+        (
+            "natten:3:shape=4x4",
+            Grid(1, 15, 15),
+            "shape=4x4 is 16 tokens, but the sequence has 15; use seq=16 or another",
+        ),
+        ("natten:3:1:3", Grid(1, 8, 8), "3 keys with dilation 3 span 9 tokens, an axis has 8; use a smaller kernel"),
+        ("natten:3", Grid(2, 8, 8, (8, 3)), "'natten:3' needs equal lengths: use batch and seq in place of lengths"),
+        ("sta:1:3", Grid(1, 8, 8), "tiles of 3 do not divide an axis of 8 tokens; use a divisor"),
+        ("sta:3:4", Grid(1, 8, 8), "a window of 3 tiles, but an axis of 8 tokens has 2 tiles of 4; use fewer"),
+        ("sta:1:2", Grid(1, 8, 9), "needs seq_q == seq_kv, not 8 and 9"),
     ],
 )
 def test_error_names_the_shape(text, grid, message):

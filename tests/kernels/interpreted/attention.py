@@ -190,6 +190,8 @@ TEXTS = [
     "dilated:3",
     "graph:0.2",
     "dense+causal",
+    "blockdiffusion:5",
+    "sta:2:5",
 ]
 
 

@@ -166,7 +166,17 @@ def test_facts_say_how_it_was_split() -> None:
     assert (facts["path"], facts["splits"], facts["block_q"], facts["block_kv"]) == ("decode", 3, 16, 32)
 
 
-@pytest.mark.parametrize("mask", ["causal+blocksparse:0.5:16", "bigbird:8", "strided:5+padding:0.3", "dense+causal"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "causal+blocksparse:0.5:16",
+        "bigbird:8",
+        "strided:5+padding:0.3",
+        "dense+causal",
+        "natten:3:shape=5x10",
+        "blockdiffusion:5",
+    ],
+)
 def test_the_backend_tells_the_kernels_a_pattern(mask: str) -> None:
     problem = Problem(seq_q=50, batch=2, heads=2, head_dim=24, head_dim_v=16, mask=mask)
     qkv, _ = oracle.drawn(problem)
