@@ -117,7 +117,7 @@ _AXES = (
         values="integers: head dimensions of values",
     ),
     Axis(
-        name="mask", summary="Masks: none, causal, causal+window:512, natten:7:shape=32x32 ...; see `attnbench list masks`.",
+        name="mask", summary="Masks: none, causal, causal+window:512, natten:7 and others; see `attnbench list masks`.",
         read=readers.grammar("masks"), written=Words, option=True, usual="none,causal",
         names=readers.examples("masks", "PRIMITIVES", "none"),
         values=(
