@@ -32,8 +32,8 @@ class BlockDiffusion(BlockPattern, frozen=True):
 
         def visible(_b: Any, i: Any, j: Any) -> Any:
             row, column = i % half // block, j % half // block
-            own = (column == row) & ((i < half) == (j < half))
-            return own | ((column < row) & (j >= half))
+            in_block = (column == row) & ((i < half) == (j < half))
+            return in_block | ((column < row) & (j >= half))
 
         return visible
 
@@ -41,8 +41,8 @@ class BlockDiffusion(BlockPattern, frozen=True):
         blocks = grid.seq_q // 2 // self.block
 
         def count(row: Indices, low: Indices, high: Indices) -> Indices:
-            own = overlap(low, high, row, row + 1)
-            return own + overlap(low, high, blocks, np.where(row < blocks, blocks + row, row))
+            in_block = overlap(low, high, row, row + 1)
+            return in_block + overlap(low, high, blocks, np.where(row < blocks, blocks + row, row))
 
         return count
 
@@ -50,9 +50,9 @@ class BlockDiffusion(BlockPattern, frozen=True):
         blocks = grid.seq_q // 2 // self.block
 
         def count(column: Indices, low: Indices, high: Indices) -> Indices:
-            own = overlap(low, high, column, column + 1)
+            in_block = overlap(low, high, column, column + 1)
             later = overlap(low, high, column - blocks + 1, blocks) + overlap(low, high, column + 1, 2 * blocks)
-            return own + np.where(column < blocks, 0, later)
+            return in_block + np.where(column < blocks, 0, later)
 
         return count
 

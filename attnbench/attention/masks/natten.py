@@ -129,12 +129,12 @@ def _below(axes: list[Neighbors], i: Indices, bound: Indices) -> Indices:
     for number in reversed(range(len(axes))):
         first, size, step = axes[number]
         if number:
-            (i, own), (bound, end) = np.divmod(i, len(first)), np.divmod(bound, len(first))
+            (i, coordinate), (bound, end) = np.divmod(i, len(first)), np.divmod(bound, len(first))
         else:
-            own, end = i, bound  # `bound` may be the end of the sequence
-        before = np.clip(-(-(end - first[own]) // step), 0, size[own])
-        at_end = (before < size[own]) & (first[own] + before * step == end)
-        below, whole = before * whole + at_end * below, whole * size[own]
+            coordinate, end = i, bound  # `bound` may be the end of the sequence
+        before = np.clip(-(-(end - first[coordinate]) // step), 0, size[coordinate])
+        at_end = (before < size[coordinate]) & (first[coordinate] + before * step == end)
+        below, whole = before * whole + at_end * below, whole * size[coordinate]
     return below
 
 
