@@ -51,6 +51,7 @@ def test_mask_equals_its_definition(drawn):
     mask = masks.parse(text)
     grid = Grid(1, seq_q, seq_kv)
     mask.check(grid)
+    assert_counted(mask, grid)
     expected = definitions.table(*text.split(":", 1), seq_q, seq_kv)
     assert np.array_equal(mask.dense(grid)[0], expected)
     assert mask.text == masks.parse(mask.text).text
@@ -98,6 +99,11 @@ def test_counts_pairs_and_dense_equal_the_predicate(drawn):
     text, grid = drawn
     mask = masks.parse(text)
     mask.check(grid)
+    assert_counted(mask, grid)
+
+
+def assert_counted(mask, grid):
+    """Every count equals that of the predicate."""
     b, i, j = np.ogrid[: grid.batch, : grid.seq_q, : grid.seq_kv]
     seen = np.broadcast_to(mask.visible(grid, b, i, j), (grid.batch, grid.seq_q, grid.seq_kv))
     assert np.array_equal(np.broadcast_to(mask.counts(grid), seen.shape[:2]), seen.sum(-1))
