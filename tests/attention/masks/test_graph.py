@@ -17,6 +17,7 @@ def test_a_random_graph_is_symmetric_with_that_density():
     adjacency = masks.parse("graph:0.2").find(GraphMask).adjacency(Grid(1, 200, 200))
     assert np.array_equal(adjacency, adjacency.T)
     assert adjacency.diagonal().all()
+    assert masks.parse("graph:0.2").seen_keys(Grid(1, 200, 200)) == 200
     edges = np.triu(adjacency, 1).sum()
     assert abs(edges - 0.2 * 19900) < 5 * (19900 * 0.2 * 0.8) ** 0.5
 

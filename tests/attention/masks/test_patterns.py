@@ -159,7 +159,9 @@ AT_4096 = {
 
 @pytest.mark.parametrize(("text", "pairs"), AT_4096.items())
 def test_pairs_at_4096(text, pairs):
-    assert masks.parse(text).pairs(Grid(1, 4096, 4096)) == pairs
+    mask, grid = masks.parse(text), Grid(1, 4096, 4096)
+    assert mask.pairs(grid) == pairs
+    assert mask.seen_keys(grid) == 4096
 
 
 def test_pairs_of_a_tree_are_its_prefix_and_its_depths():
