@@ -9,11 +9,18 @@ _VLLM = {
     "flash-attn:2": "FLASH_ATTN --attention-config.flash_attn_version 2",
     "flash-attn:3": "FLASH_ATTN --attention-config.flash_attn_version 3",
     "flash-attn:4": "FLASH_ATTN --attention-config.flash_attn_version 4",
+    "flashinfer": "FLASHINFER",
     "flex": "FLEX_ATTENTION",
 }
 # sglang 0.5.23: srt/arg_groups/choices.py (ATTENTION_BACKEND_CHOICES), srt/layers/attention/attention_registry.py.
 # torch_native calls scaled_dot_product_attention once per request (srt/layers/attention/torch_native_backend.py).
-_SGLANG = {"flash-attn:3": "fa3", "flash-attn:4": "fa4", "flex": "flex_attention", "sdpa": "torch_native"}
+_SGLANG = {
+    "flash-attn:3": "fa3",
+    "flash-attn:4": "fa4",
+    "flashinfer": "flashinfer",
+    "flex": "flex_attention",
+    "sdpa": "torch_native",
+}
 # transformers 5.24: modeling_utils.py (AttentionInterface); docs/source/en/attention_interface.md has sdpa_kernel too.
 _TRANSFORMERS = {
     "naive": "eager",

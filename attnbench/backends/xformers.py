@@ -116,7 +116,8 @@ def _of_requests(problem: Problem) -> bool:
 def _class_of_requests(case: Case) -> AttnBias | None:
     """The class for requests or keys in pages that the kernel takes; None if there is none."""
     problem = case.problem
-    all_visible = all(part.masking.pairs(part.grid) == part.seq_q * part.seq_kv * part.batch for part in problem.parts)
+    parts = dict.fromkeys(problem.parts)
+    all_visible = all(part.masking.pairs(part.grid) == part.seq_q * part.seq_kv * part.batch for part in parts)
     classes = OF_REQUESTS.get(frozenset() if all_visible else problem.masking.words, ())
     usable = classes[2:] if problem.page_size else classes[:2]
     return next((kind for kind in usable if kind in _taken(case)), None)

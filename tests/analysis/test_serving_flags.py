@@ -32,6 +32,12 @@ def test_sglang_takes_a_backend_for_each_phase():
     assert half.note == "sglang has no flag for naive: @register_attention_backend(name) adds one."
 
 
+def test_flashinfer_is_a_backend_of_both_servers():
+    found = settings("flashinfer", decode="flashinfer", prefill="flash-attn:3")
+    assert found["vLLM"].setting == "--attention-backend FLASHINFER"
+    assert found["sglang"].setting == "--prefill-attention-backend fa3 --decode-attention-backend flashinfer"
+
+
 def test_a_kernel_of_sdpa_is_chosen_in_transformers_by_its_context_manager():
     found = settings("sdpa:flash")["transformers"]
     assert found.setting == 'attn_implementation="sdpa"'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,19 +39,24 @@ def batch_of(label: str, **fields: Any) -> Problem:
 @pytest.mark.parametrize("page_size", [0, 16, 64, 256])
 @pytest.mark.parametrize("label", BATCHES)
 @pytest.mark.parametrize("backend", ON_GPU)
-def test_a_served_batch(backend: str, label: str, page_size: int, tmp_path: Path) -> None:
+def test_a_served_batch(backend: str, label: str, page_size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     if load(backend).compiles and (label, page_size) not in (("mixed", 0), ("mixed", 16)):
         pytest.skip("compiles for many seconds: a few batches are enough here")
-    assert_right(Case(problem=batch_of(label, page_size=page_size), backend=backend), tmp_path)
+    assert_right(Case(problem=batch_of(label, page_size=page_size), backend=backend), tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("page_size", [0, 256])
 @pytest.mark.parametrize("more", MORE)
 @pytest.mark.parametrize("backend", [name for name in ON_GPU if not load(name).compiles])
-def test_a_mixed_batch(backend: str, more: str, page_size: int, tmp_path: Path) -> None:
-    assert_right(Case(problem=batch_of("mixed", page_size=page_size, **MORE[more]), backend=backend), tmp_path)
+def test_a_mixed_batch(backend: str, more: str, page_size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert_right(
+        Case(problem=batch_of("mixed", page_size=page_size, **MORE[more]), backend=backend),
+        tmp_path_factory.getbasetemp(),
+    )
 
 
 @pytest.mark.parametrize("backend", [name for name in ON_GPU if not load(name).compiles])
-def test_gradients_of_a_packed_batch(backend: str, tmp_path: Path) -> None:
-    assert_right(Case(problem=batch_of("chunked prefill"), backend=backend, mode=Mode.FWD_BWD), tmp_path)
+def test_gradients_of_a_packed_batch(backend: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert_right(
+        Case(problem=batch_of("chunked prefill"), backend=backend, mode=Mode.FWD_BWD), tmp_path_factory.getbasetemp()
+    )
