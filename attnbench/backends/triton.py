@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +20,14 @@ from attnbench.attention.masks import PATTERNS
 from attnbench.attention.problem import Dtype, Problem, Returns
 from attnbench.attention.terms import BlockPattern
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared
-from attnbench.kernels.tiling import MAX_DECODE_ROWS, MAX_HEAD_DIM, MAX_HOPPER_BACKWARD_WIDTH, MAX_SPLITS, MIN_BLOCK
+from attnbench.kernels.tiling import (
+    MAX_DECODE_ROWS,
+    MAX_HEAD_DIM,
+    MAX_HOPPER_BACKWARD_WIDTH,
+    MAX_SPLIT_ROWS,
+    MAX_SPLITS,
+    MIN_BLOCK,
+)
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -28,10 +36,11 @@ if TYPE_CHECKING:
 FEATURES = frozenset(
     {
         *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "dense", *PATTERNS),
-        *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", "paged", *BIASES),
+        *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", "paged"),
+        *("requests", *BIASES),
     }
 )
-MIN_PAGE, MAX_PAGE = 16, 256  # tokens
+MAX_PAGE = 256  # tokens
 ROW_BYTES = 16  # the tensor memory accelerator copies multiples of it
 UNTIMED = "interpreted on a CPU: its times mean nothing"
 FP8 = Dtype.FP8_E4M3
@@ -74,22 +83,16 @@ def mask_form(problem: Problem) -> MaskForm:
 
 def prepare(case: Case, device: str) -> Prepared:
     """Build the intervals, blocks or booleans of the mask, untimed; the call takes them as they are."""
-    import torch
-
     from attnbench import kernels
 
     problem, form = case.problem, mask_form(case.problem)
-    if problem.page_size:
-        return _paged(problem, device)
+    if problem.page_size or problem.requests:
+        return _decoded(problem, device)
     started = time.perf_counter()
     options = arguments(problem) | _mask(problem, form, device) | _optional_arguments(problem, device)
     options["path"] = case.backend.partition(":")[2]
     seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
     facts: Keywords = {"mask": form.value} if form in (MaskForm.BLOCKS, MaskForm.TENSOR) else {}
-    if problem.dtype is FP8:
-        heads = (problem.heads, problem.kv_heads, problem.kv_heads)
-        options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
-
     relative = problem.bias if isinstance(problem.bias, Relative) else None
     seeds = itertools.count()
 
@@ -104,41 +107,74 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
 
 
-def _paged(problem: Problem, device: str) -> Prepared:
-    """The decode kernel, which reads keys through a table of pages."""
-    import torch
-
+def _decoded(problem: Problem, device: str) -> Prepared:
+    """The decode kernel, which reads keys through a table of pages, and takes requests of different lengths."""
     from attnbench import kernels
 
-    options = arguments(problem) | _optional_arguments(problem, device)
-    where = torch.from_numpy(layouts.page_table(problem)).to(device)
-    lengths = torch.full((problem.batch,), problem.seq_kv, dtype=torch.int32, device=device)
-    facts: Keywords = {"page_size": problem.page_size}
+    started = time.perf_counter()
+    options = arguments(problem) | _optional_arguments(problem, device) | _places(problem, device)
+    seconds = {"plan": time.perf_counter() - started} if problem.requests else {}
+    facts: Keywords = {"page_size": problem.page_size} if problem.page_size else {}
+    run = _packed(kernels.decode) if problem.requests else kernels.decode
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Output:
-        launched = None if "path" in facts else facts
-        output: Output = kernels.decode(
-            q, k, v, kv_lengths=lengths, page_table=where, facts=launched, check=False, **options
-        )
+        output: Output = run(q, k, v, facts=None if "path" in facts else facts, check=False, **options)
         return output
 
-    return Prepared(call=call, stored=partial(layouts.paged, problem), late_facts=lambda: facts)
+    stored = partial(layouts.paged, problem) if problem.page_size else None
+    return Prepared(call=call, seconds=seconds, stored=stored, late_facts=lambda: facts)
+
+
+def _places(problem: Problem, device: str) -> Keywords:
+    """Where the queries and keys of every sequence are, in the words of `attnbench.kernels.decode`."""
+    import torch
+
+    def on_device(numbers: Iterable[int]) -> torch.Tensor:
+        return torch.tensor(list(numbers), dtype=torch.int32, device=device)
+
+    queries, keys = zip(*problem.sizes, strict=True)
+    places: Keywords = {}
+    if problem.page_size:
+        places["page_table"] = torch.from_numpy(layouts.page_table(problem)).to(device)
+        places["kv_lengths"] = on_device(keys)
+    elif problem.requests:
+        places["cu_seqlens_kv"] = on_device(itertools.accumulate(keys, initial=0))
+    if problem.requests:
+        places["cu_seqlens_q"] = on_device(itertools.accumulate(queries, initial=0))
+        places |= {"max_seqlen_q": problem.seq_q, "max_seqlen_kv": problem.seq_kv}
+    return places
+
+
+def _packed(decode: Callable[..., Output]) -> Callable[..., Output]:
+    """The same function of packed tokens [1, heads, tokens, width]; keys in pages remain as they are."""
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> Output:
+        keys = (kv if "page_table" in options else kv[0].transpose(0, 1) for kv in (k, v))
+        output = decode(q[0].transpose(0, 1), *keys, **options)
+        if not isinstance(output, tuple):
+            return output.transpose(0, 1)[None]
+        out, lse = output
+        return out.transpose(0, 1)[None], None if lse is None else lse[None]
+
+    return call
 
 
 def refuses(case: Case) -> list[str]:
-    """Objections of the decode kernel, which reads pages."""
+    """Objections of the decode kernel, which reads pages and takes requests."""
     problem = case.problem
-    if not problem.page_size:
+    if not problem.page_size and not problem.requests:
         return []
-    reasons = []
-    if problem.seq_q > MAX_DECODE_ROWS:
+    reasons, what = [], "in a batch of requests" if problem.requests else "over pages"
+    if problem.seq_q > MAX_DECODE_ROWS and not problem.requests:
         reasons.append(f"the decode kernel, which reads pages, takes at most {MAX_DECODE_ROWS} queries")
-    if not MIN_PAGE <= problem.page_size <= MAX_PAGE:
-        reasons.append(f"page_size {problem.page_size} is not {MIN_PAGE} to {MAX_PAGE}")
+    if problem.page_size > MAX_PAGE:
+        reasons.append(f"page_size {problem.page_size} is over {MAX_PAGE}")
     if beyond := problem.masking.words - {"causal", "window"}:
-        reasons.append(f"{', '.join(sorted(beyond))} over pages unsupported")
+        reasons.append(f"{', '.join(sorted(beyond))} {what} unsupported")
     if (problem.bias and problem.bias.text != "alibi") or problem.dropout:
-        reasons.append("biases other than ALiBi and dropout over pages unsupported")
+        reasons.append(f"biases other than ALiBi and dropout {what} unsupported")
+    if problem.requests and case.mode.needs_grad:
+        reasons.append("backward of requests unsupported")
     return reasons
 
 
@@ -146,6 +182,8 @@ def refuses_of_path(case: Case) -> list[str]:
     """Objections of a named path, which is never replaced by another one."""
     problem, path = case.problem, case.backend.partition(":")[2]
     reasons = ["only the decode kernel reads pages"] if problem.page_size else []
+    if problem.requests:
+        return [*reasons, "only the decode kernel takes requests"]
     if path == "portable":
         return reasons
     if mask_form(problem) in (MaskForm.BLOCKS, MaskForm.TENSOR):
@@ -186,8 +224,13 @@ def _mask(problem: Problem, form: MaskForm, device: str) -> Keywords:
 
 
 def _optional_arguments(problem: Problem, device: str) -> Keywords:
-    """Sinks, dropout, and a bias that depends on no tensor: by slope or by distance, or as a tensor where requested."""
+    """Scales, sinks, dropout, and a bias of no tensor: by slope or by distance, or as a tensor where requested."""
+    import torch
+
     options: Keywords = {"dropout": problem.dropout} if problem.dropout else {}
+    if problem.dtype is FP8:
+        heads = (problem.heads, problem.kv_heads, problem.kv_heads)
+        options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
     if problem.sinks:
         options["sinks"] = logits.sink_logits(problem).float().to(device)
     bias = problem.bias
@@ -203,7 +246,7 @@ def _optional_arguments(problem: Problem, device: str) -> Keywords:
 def scratch_bytes(case: Case) -> int:
     """Intervals of rows, and intermediate results: the lse and delta, the splits of a decode, gradients in parts."""
     problem = case.problem
-    rows = problem.batch * problem.heads * problem.seq_q
+    rows = problem.heads * (problem.tokens_q if problem.requests else problem.batch * problem.seq_q)
     form, rows_of_bias = mask_form(problem), problem.heads * problem.seq_q * problem.seq_kv
     total = 12 * problem.batch * problem.seq_q if form is MaskForm.ROWS else 0
     if form is MaskForm.TENSOR:
@@ -217,8 +260,8 @@ def scratch_bytes(case: Case) -> int:
         # A gradient of k and v for every query head, at most, where too few key heads would leave the chip idle.
         keys = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)
         total += 8 * rows + (4 * keys if problem.kv_heads < problem.heads else 0)
-    elif problem.seq_q <= MAX_DECODE_ROWS:
-        total += 4 * MAX_SPLITS * rows * (problem.head_dim_v + 1)
+    elif problem.requests or problem.seq_q <= MAX_DECODE_ROWS:
+        total += 4 * min(MAX_SPLITS * rows, MAX_SPLIT_ROWS) * (problem.head_dim_v + 1)
     return total
 
 

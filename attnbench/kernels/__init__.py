@@ -88,6 +88,8 @@ def attention(
 def decode(
     q: Tensor, k: Tensor, v: Tensor, *,
     kv_lengths: Tensor | None = None, page_table: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None, cu_seqlens_kv: Tensor | None = None, max_seqlen_q: int = 0,
+    max_seqlen_kv: int = 0,
     causal: bool = True, window: int | tuple[int, int] | None = None, scale: float | None = None,
     softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
     descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", return_lse: bool = False,
@@ -96,9 +98,14 @@ def decode(
     """The newest 1 to 16 queries of each sequence against its cached keys: out [batch, heads, seq_q, head_dim_v].
 
     q: [batch, heads, seq_q, head_dim]. k: [batch, kv_heads, seq_kv, head_dim], v: [batch, kv_heads, seq_kv,
-    head_dim_v]; or in pages of 16 to 256 tokens, k: [pages, page_size, kv_heads, head_dim], v: [pages, page_size,
+    head_dim_v]; or in pages of 1 to 256 tokens, k: [pages, page_size, kv_heads, head_dim], v: [pages, page_size,
     kv_heads, head_dim_v], and page_table int32 [batch, pages of a sequence].
     kv_lengths: int32 [batch], tokens in the cache of each sequence, the new ones included; by default all that fit.
+
+    With cu_seqlens_q, a batch of requests with any number of queries each, prefills beside decodes, in one launch:
+    q [tokens, heads, head_dim], out and lse [heads, tokens] alike. Keys are in pages, or packed as q, k [tokens,
+    kv_heads, head_dim], with cu_seqlens_kv. max_seqlen_q and max_seqlen_kv, those of the longest request, choose the
+    tiles and splits; left out, they are read from cu_seqlens, which waits for the device.
 
     The diagonal of the last query is the last key of its sequence. Other options are those of `attention`. Forward
     only. The keys are split among programs where the chip would be idle otherwise (Flash-Decoding,
@@ -106,22 +113,15 @@ def decode(
     wait for the device. ValueError names a bad argument and its value; RuntimeError: the kernels cannot run there.
     """
     from attnbench.kernels import arguments
-    from attnbench.kernels.call import CallOptions
+    from attnbench.kernels.call import Cache, CallOptions
     from attnbench.kernels.launch import decode_pass
     from attnbench.kernels.masking import KeyConditions, band
 
-    arguments.check_tensors(q, k, v)
-    seq_kv = k.shape[2]
-    if page_table is not None:
-        seq_kv = arguments.check_paged(q, k, v, page_table, kv_lengths, check)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
-        arguments.check_heads(q, k)
-    else:
-        arguments.check_shapes(q, k, v)
-    arguments.check_cached(q, kv_lengths, seq_kv, check and page_table is None)
+    cache = Cache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv)
+    q, k, v, cache = arguments.check_cache(q, k, v, cache, check)
     arguments.check_numbers(scale, softcap, 0.0, 0, precision)
     options = CallOptions(
-        keys=KeyConditions(*band(causal, window, q.shape[2], seq_kv)),
+        keys=KeyConditions(*band(causal, window, q.shape[2], max(cache.longest_kv, k.shape[2]))),
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         softcap=softcap, slopes=arguments.check_slopes(alibi_slopes, q),
         descale=arguments.check_descale(descale, q, k.shape[1]),
@@ -131,7 +131,9 @@ def decode(
         raise ValueError("q, k, v or sinks requires grad: decode has no backward pass; call it under torch.no_grad()")
     sinks = arguments.check_sinks(sinks, q)
     arguments.check_device(q, precision)
-    out, lse, launched = decode_pass(q, k, v, sinks, options, return_lse, kv_lengths, page_table)
+    out, lse, launched = decode_pass(q, k, v, sinks, options, return_lse, cache)
+    if cu_seqlens_q is not None:
+        out, lse = out[0].transpose(0, 1), lse[0] if lse is not None else None
     if facts is not None:
         facts.update(launched)
     return (out, lse) if return_lse else out
@@ -181,10 +183,7 @@ def _lengths(
     if check:
         arguments.check_lengths("cu_seqlens_q", starts_q, q.shape[0], q.device)
         arguments.check_lengths("cu_seqlens_kv", starts_kv, k.shape[0], q.device)
-    if starts_q.shape != starts_kv.shape:
-        raise ValueError(
-            f"cu_seqlens_kv has {len(starts_kv) - 1} sequences, cu_seqlens_q has {len(starts_q) - 1}: must be equal"
-        )
+    arguments.check_as_many(starts_q, starts_kv)
     return starts_q, starts_kv
 
 

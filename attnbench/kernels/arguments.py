@@ -5,22 +5,26 @@ import math
 import torch
 from torch import Tensor
 
+from attnbench.kernels.call import Cache
 from attnbench.kernels.masking import BlockMask, KeyConditions, Rows, band, blocks_around, packed_rows, rows_of
 from attnbench.kernels.tile import INTERPRETED
-from attnbench.kernels.tiling import MAX_HEAD_DIM, MIN_BLOCK
+from attnbench.kernels.tiling import MAX_DECODE_ROWS, MAX_HEAD_DIM, MIN_BLOCK
 
 PRECISIONS = ("ieee", "tf32")
 MAX_LENGTH = 2**30  # indices are 32 bits wide, and a window adds to them
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FP8 = torch.float8_e4m3fn
-PAGE_SIZES = (16, 256)
+PAGE_SIZES = (1, 256)
 
 
-def check_tensors(q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, seq, head_dim") -> None:
-    """Check that q, k and v have the dimensions `names`, and match in dtype and device."""
+def check_tensors(
+    q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, seq, head_dim", names_kv: str = ""
+) -> None:
+    """Check that q, k and v have the dimensions `names`, k and v `names_kv`, and match in dtype and device."""
     for name, tensor in {"q": q, "k": k, "v": v}.items():
-        if tensor.ndim != len(names.split(", ")):
-            raise ValueError(f"{name} has shape {list(tensor.shape)}: must be [{names}]")
+        dimensions = names_kv if names_kv and name != "q" else names
+        if tensor.ndim != len(dimensions.split(", ")):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}: must be [{dimensions}]")
         if tensor.dtype not in (*FLOATS, FP8):
             raise ValueError(f"{name} is {tensor.dtype}: must be float32, float16, bfloat16 or float8_e4m3fn")
         if tensor.dtype != q.dtype or tensor.device != q.device:
@@ -265,23 +269,80 @@ def _check_blocks(blocks: BlockMask, q: Tensor, seq_kv: int) -> None:
             raise ValueError(f"mask has {name} {have}: must be int32 {' or '.join(map(str, shapes))} on {q.device}")
 
 
-def check_cached(q: Tensor, lengths: Tensor | None, seq_kv: int, read: bool) -> None:
-    """Check the number of queries, and that lengths fit the cache; `read` also reads the lengths."""
-    from attnbench.kernels.tiling import MAX_DECODE_ROWS
+def check_cache(q: Tensor, k: Tensor, v: Tensor, cache: Cache, read: bool) -> tuple[Tensor, Tensor, Tensor, Cache]:
+    """Check the tensors of a decode. Returns q, k and v with heads before rows, and the cache with all its fields.
 
-    if q.shape[2] > MAX_DECODE_ROWS:
+    `read` also reads lengths, starts and page numbers.
+    """
+    packed, paged = cache.starts_q is not None, cache.table is not None
+    names = "tokens, heads, head_dim" if packed else "batch, heads, seq, head_dim"
+    check_tensors(q, k, v, names, "pages, page_size, heads, head_dim" if paged else "")
+    if packed:
+        cache = _check_starts(q, k, cache, read)
+        q = q.transpose(0, 1)[None]
+        k, v = (k, v) if paged else (tensor.transpose(0, 1)[None] for tensor in (k, v))
+    elif q.shape[2] > MAX_DECODE_ROWS:
         raise ValueError(f"q has {q.shape[2]} queries of a sequence: decode takes 1 to {MAX_DECODE_ROWS}")
+    elif cache.starts_kv is not None:
+        raise ValueError("cu_seqlens_kv without cu_seqlens_q: a packed batch needs both")
+    sequences = q.shape[0] if cache.starts_q is None else len(cache.starts_q) - 1
+    if cache.table is not None:
+        longest_kv = _check_paged(q, k, v, sequences, cache.table, cache.lengths, read)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        check_heads(q, k)
+    else:
+        check_shapes(q, k, v)
+        longest_kv = cache.longest_kv if packed else k.shape[2]
+    _check_cached(q, sequences, cache.lengths, longest_kv, read and not paged)
+    return q, k, v, cache._replace(longest_q=cache.longest_q or q.shape[2], longest_kv=longest_kv)
+
+
+def _check_starts(q: Tensor, k: Tensor, cache: Cache, read: bool) -> Cache:
+    """Check where the requests of a packed batch begin. Returns the cache with its longest request."""
+    starts_q, starts_kv = cache.starts_q, cache.starts_kv
+    assert starts_q is not None
+    if read:
+        check_lengths("cu_seqlens_q", starts_q, q.shape[0], q.device)
+        if int(starts_q[-1]) != q.shape[0]:
+            raise ValueError(f"cu_seqlens_q ends at {int(starts_q[-1])}: must end at {q.shape[0]}, the tokens of q")
+    longest_q = cache.longest_q or int(starts_q.diff().max())
+    if cache.table is not None:
+        if starts_kv is not None:
+            raise ValueError("cu_seqlens_kv with page_table: keys in pages are counted by kv_lengths")
+        return cache._replace(longest_q=longest_q)
+    if cache.lengths is not None:
+        raise ValueError("kv_lengths with cu_seqlens_q: packed keys are counted by cu_seqlens_kv")
+    starts_kv = starts_q if starts_kv is None else starts_kv
+    if read:
+        check_lengths("cu_seqlens_kv", starts_kv, k.shape[0], q.device)
+    check_as_many(starts_q, starts_kv)
+    longest_kv = cache.longest_kv or int(starts_kv.diff().max())
+    return cache._replace(starts_kv=starts_kv, longest_q=longest_q, longest_kv=longest_kv)
+
+
+def check_as_many(starts_q: Tensor, starts_kv: Tensor) -> None:
+    """Check that queries and keys are of as many sequences."""
+    if starts_q.shape != starts_kv.shape:
+        raise ValueError(
+            f"cu_seqlens_kv has {len(starts_kv) - 1} sequences, cu_seqlens_q has {len(starts_q) - 1}: must be equal"
+        )
+
+
+def _check_cached(q: Tensor, sequences: int, lengths: Tensor | None, seq_kv: int, read: bool) -> None:
+    """Check that lengths fit the cache; `read` also reads them."""
     if lengths is None:
         return
-    if lengths.dtype is not torch.int32 or list(lengths.shape) != [q.shape[0]] or lengths.device != q.device:
+    if lengths.dtype is not torch.int32 or list(lengths.shape) != [sequences] or lengths.device != q.device:
         have = f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
-        raise ValueError(f"kv_lengths is {have}: must be int32 [{q.shape[0]}] on {q.device}")
+        raise ValueError(f"kv_lengths is {have}: must be int32 [{sequences}] on {q.device}")
     if read and len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= seq_kv:
         worst = int(lengths.max()) if int(lengths.max()) > seq_kv else int(lengths.min())
         raise ValueError(f"kv_lengths holds {worst}: must be 0 to {seq_kv}, the keys of the cache")
 
 
-def check_paged(q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor | None, read: bool) -> int:
+def _check_paged(
+    q: Tensor, k: Tensor, v: Tensor, sequences: int, table: Tensor, lengths: Tensor | None, read: bool
+) -> int:
     """Check that k and v are pages and that the table fits them. Returns the largest number of keys of a sequence."""
     pages, page_size = k.shape[:2]
     if k.shape[:3] != v.shape[:3]:
@@ -290,9 +351,9 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor 
         raise ValueError(f"k has head_dim {k.shape[3]}: must be that of q, {q.shape[3]}")
     if not PAGE_SIZES[0] <= page_size <= PAGE_SIZES[1]:
         raise ValueError(f"k has pages of {page_size} tokens: must be {PAGE_SIZES[0]} to {PAGE_SIZES[1]}")
-    if table.dtype is not torch.int32 or table.ndim != 2 or len(table) != q.shape[0] or table.device != q.device:
+    if table.dtype is not torch.int32 or table.ndim != 2 or len(table) != sequences or table.device != q.device:
         have = f"{table.dtype} {list(table.shape)} on {table.device}"
-        raise ValueError(f"page_table is {have}: must be int32 [{q.shape[0]}, pages of a sequence] on {q.device}")
+        raise ValueError(f"page_table is {have}: must be int32 [{sequences}, pages of a sequence] on {q.device}")
     if table.stride(1) != 1:
         raise ValueError(f"page_table has strides {table.stride()}: the last must be 1")
     if read:

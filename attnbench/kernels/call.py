@@ -54,6 +54,17 @@ class Saved(NamedTuple):
     delta: Tensor
 
 
+class Cache(NamedTuple):
+    """Where the queries and the keys of every sequence of a decode are; by default, each has the same number."""
+
+    lengths: Tensor | None = None  # int32 [batch], keys of each sequence
+    table: Tensor | None = None  # int32 [batch, pages of a sequence]
+    starts_q: Tensor | None = None  # int [requests + 1], the queries of a packed batch (cu_seqlens)
+    starts_kv: Tensor | None = None  # and its keys
+    longest_q: int = 0  # queries of one request of a packed batch, at most
+    longest_kv: int = 0  # and keys
+
+
 class Call(NamedTuple):
     """One launch of a kernel."""
 
@@ -130,7 +141,7 @@ def _biases(bias: Tensor | None, by_distance: bool) -> dict[str, Pairs | None]:
 
 def tiling_of(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: CallOptions, kernel: Kernel, split: str = "",
-    hopper: str = "", dout: Tensor | None = None,
+    hopper: str = "", dout: Tensor | None = None, tokens_q: int = 0,
 ) -> Tiling:  # fmt: skip
     """The tiling of a pass over these tensors; `split` and `hopper` say why those paths do not support it."""
     keys, seq_q, seq_kv = options.keys, q.shape[2], k.shape[2]
@@ -139,7 +150,7 @@ def tiling_of(
     work = Work(
         dtype={1: "fp8", 2: "half"}.get(q.element_size(), "tf32" if options.precision == "tf32" else "fp32"),
         head_dim=q.shape[3], head_dim_v=v.shape[3], batch=q.shape[0], heads=q.shape[1], kv_heads=k.shape[1],
-        seq_q=seq_q, seq_kv=seq_kv,
+        seq_q=seq_q, seq_kv=seq_kv, tokens_q=tokens_q,
         masked=keys.hides(seq_q, seq_kv) or keys.visible is not None or keys.blocks is not None,
         growing=keys.right < seq_q - 1 and keys.left >= seq_kv - 1,
         list_q=keys.blocks.block_q if keys.blocks else 0, list_kv=keys.blocks.block_kv if keys.blocks else 0,

@@ -2,6 +2,9 @@
 
 The query heads that share a key head are packed into the rows of one tile, so that K and V are read once. Each split
 has a separate output and log-sum-exp; a second kernel combines them: sum_i exp(lse_i - lse) out_i.
+
+The requests of a packed batch have their own numbers of queries and keys. One launch covers them all: `starts_q` and
+`starts_kv` (cu_seqlens) say where the queries and the keys of each begin.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -22,7 +25,8 @@ class Packed(NamedTuple):
     """The rows of a tile: (head, query) pairs of the heads that share a key head."""
 
     head: tl.tensor
-    query: tl.tensor
+    query: tl.tensor  # of its sequence
+    at: tl.tensor  # index in q and out
     inside: tl.tensor  # whether the row exists
 
 
@@ -39,12 +43,42 @@ def _cached(cache, base, table, keys_K, wanted_K, columns, WIDTH: tl.constexpr, 
 
 
 @triton.jit
-def _cache_start(cache, table, batch, head):
-    """The pointer of a batch and head of a cache, or of a head of its first page."""
+def _cache_start(cache, table, starts_ptr, batch, head):
+    """The pointer of a batch and head of a cache, of the first key of a request, or of a head of the first page."""
     base = cache.pointer + head * cache.head
-    if table is None:
+    if starts_ptr is not None:
+        base = base + tl.cast(tl.load(starts_ptr + batch), tl.int64) * cache.row
+    elif table is None:
         base = base + batch * cache.batch
     return base
+
+
+@triton.jit
+def _first_tile(starts_ptr, request, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The first tile of rows of a request; each has at least the tiles that it needs, and at most one more."""
+    return tl.cast(tl.load(starts_ptr + request), tl.int64) * GROUP // BLOCK_R + request
+
+
+@triton.jit
+def _request_of(starts_ptr, requests, tile, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The request that a tile of rows belongs to, by binary search, and which of its tiles that is."""
+    low = tile * 0
+    high = tile * 0 + requests
+    while high - low > 1:
+        middle = (low + high) // 2
+        before = _first_tile(starts_ptr, middle, GROUP, BLOCK_R) <= tile
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return low, tile - tl.cast(_first_tile(starts_ptr, low, GROUP, BLOCK_R), tl.int32)
+
+
+@triton.jit
+def _rows_of(kv_head, row_tile, first, queries, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The rows of a tile of a sequence whose queries begin at `first`."""
+    packed_R = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    each = tl.maximum(queries, 1)
+    query_R = packed_R % each
+    return Packed(kv_head * GROUP + packed_R // each, query_R, first + query_R, packed_R < GROUP * queries)
 
 
 @triton.jit
@@ -97,7 +131,8 @@ def _attend(
 @triton.jit
 def split_kernel(
     q, k, v, out, lse_ptr, lengths_ptr, table_ptr, slopes_ptr, sinks_ptr, descale_ptr,
-    slopes_batch, table_batch, out_split, lse_split, heads, row_tiles, splits, seq_q, seq_kv, left, right,
+    starts_q_ptr, starts_kv_ptr, slopes_batch, table_batch, out_split, lse_split, heads, requests, row_tiles, splits,
+    seq_q, seq_kv, left, right,
     scale, softcap,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr, FUSED: tl.constexpr,
@@ -105,22 +140,34 @@ def split_kernel(
 ):  # fmt: skip
     """One split of the keys of one key head, for a tile of the rows that share it."""
     split = tl.program_id(0) % splits
-    row_tile = tl.program_id(0) // splits % row_tiles
-    pair = tl.program_id(0) // (splits * row_tiles)
     kv_heads = heads // GROUP
-    batch = pair // kv_heads
-    kv_head = pair % kv_heads
+    if starts_q_ptr is not None:
+        kv_head = tl.program_id(0) // splits % kv_heads
+        tile = tl.program_id(0) // (splits * kv_heads)
+        batch, row_tile = _request_of(starts_q_ptr, requests, tile, GROUP, BLOCK_R)
+        first_query = tl.cast(tl.load(starts_q_ptr + batch), tl.int64)
+        queries = tl.cast(tl.load(starts_q_ptr + batch + 1) - first_query, tl.int32)
+        place = tl.cast(batch * 0, tl.int64)  # in q and out, which hold all requests one behind the other
+    else:
+        row_tile = tl.program_id(0) // splits % row_tiles
+        pair = tl.program_id(0) // (splits * row_tiles)
+        batch = pair // kv_heads
+        kv_head = pair % kv_heads
+        first_query = 0
+        queries = seq_q
+        place = tl.cast(batch, tl.int64)
     batch_64 = tl.cast(batch, tl.int64)
-    packed_R = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    rows = Packed(kv_head * GROUP + packed_R // seq_q, packed_R % seq_q, packed_R < GROUP * seq_q)
+    rows = _rows_of(kv_head, row_tile, first_query, queries, GROUP, BLOCK_R)
     columns_D = tl.arange(0, BLOCK_D)
-    q_rows_R = tl.cast(rows.head, tl.int64) * q.head + rows.query * q.row
-    q_pointers = q.pointer + batch_64 * q.batch + q_rows_R[:, None] + columns_D[None, :]
+    q_rows_R = tl.cast(rows.head, tl.int64) * q.head + rows.at * q.row
+    q_pointers = q.pointer + place * q.batch + q_rows_R[:, None] + columns_D[None, :]
     q_RD = tl.load(q_pointers, mask=rows.inside[:, None] & (columns_D < HEAD_DIM)[None, :], other=0.0)
     length = seq_kv
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + batch)
-    seen, first, last = _visible_keys(rows, length, seq_q, left, right)
+    elif starts_kv_ptr is not None:
+        length = tl.cast(tl.load(starts_kv_ptr + batch + 1) - tl.load(starts_kv_ptr + batch), tl.int32)
+    seen, first, last = _visible_keys(rows, length, queries, left, right)
     slope_R = None
     if slopes_ptr is not None:
         slope_R = tl.load(slopes_ptr + batch * slopes_batch + rows.head, mask=rows.inside, other=0.0)[:, None]
@@ -142,9 +189,9 @@ def split_kernel(
     table = None
     if table_ptr is not None:
         table = table_ptr + batch_64 * table_batch
-    k_base = _cache_start(k, table, batch_64, tl.cast(kv_head, tl.int64))
-    v_base = _cache_start(v, table, batch_64, tl.cast(kv_head, tl.int64))
-    rule = LogitRule(batch, 0, slope_R, None, None, None, seq_q, length, scale, softcap, 0, None, 1.0)
+    k_base = _cache_start(k, table, starts_kv_ptr, batch_64, tl.cast(kv_head, tl.int64))
+    v_base = _cache_start(v, table, starts_kv_ptr, batch_64, tl.cast(kv_head, tl.int64))
+    rule = LogitRule(batch, 0, slope_R, None, None, None, queries, length, scale, softcap, 0, None, 1.0)
     acc_RE, total_R, peak_R = _attend(
         acc_RE, total_R, peak_R, q_RD, k, v, k_base, v_base, table, rows, seen, first, last, split, splits, descale_R,
         rule, HEAD_DIM, HEAD_DIM_V, BLOCK_KV, PAGE, FUSED, PRECISION,
@@ -152,7 +199,7 @@ def split_kernel(
     if descale_ptr is not None:
         acc_RE *= tl.load(descale_ptr + heads + rows.head, mask=rows.inside, other=0.0)[:, None]
     _store_split(
-        out, lse_ptr, acc_RE, total_R, peak_R, rows, batch_64, heads, seq_q, split, out_split, lse_split, HEAD_DIM_V
+        out, lse_ptr, acc_RE, total_R, peak_R, rows, place, heads, seq_q, split, out_split, lse_split, HEAD_DIM_V
     )
 
 
@@ -165,13 +212,13 @@ def _store_split(
     columns_E = tl.arange(0, acc_RE.shape[1])
     filled_R = total_R > 0.0
     out_RE = acc_RE / tl.where(filled_R, total_R, 1.0)[:, None]
-    out_rows_R = batch * out.batch + tl.cast(rows.head, tl.int64) * out.head + rows.query * out.row
+    out_rows_R = batch * out.batch + tl.cast(rows.head, tl.int64) * out.head + rows.at * out.row
     out_pointers = out.pointer + split * out_split + out_rows_R[:, None] + columns_E[None, :]
     stored_RE = rows.inside[:, None] & (columns_E < HEAD_DIM_V)[None, :]
     tl.store(out_pointers, out_RE.to(out.pointer.dtype.element_ty), mask=stored_RE)
     if lse_ptr is not None:
         lse_R = tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, float("-inf"))
-        at_R = (batch * heads + rows.head) * seq_q + rows.query
+        at_R = (batch * heads + rows.head) * seq_q + rows.at
         tl.store(lse_ptr + split * lse_split + at_R, lse_R, mask=rows.inside)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attnbench.kernels import backward, bias_gradient, decoding, forward
 from attnbench.kernels.call import (
+    Cache,
     Call,
     CallOptions,
     Saved,
@@ -56,7 +57,7 @@ def forward_pass(
     if out.numel() == 0:
         return out, lse, describe(tiling, None)
     if tiling.path == Path.DECODE:
-        calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, None, None)
+        calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, Cache())
     elif tiling.path == Path.HOPPER:
         from attnbench.kernels.hopper import launch as hopper
 
@@ -86,20 +87,21 @@ def _no_split(bias: Tensor | None, options: CallOptions) -> str:
 
 def decode_calls(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, options: CallOptions,
-    tiling: Tiling, lengths: Tensor | None, table: Tensor | None,
+    tiling: Tiling, cache: Cache,
 ) -> list[Call]:  # fmt: skip
     """The split pass and, where there are several splits, the one that combines them.
 
-    k and v: [batch, kv_heads, seq_kv, width], or with `table` [pages, kv_heads, page_size, width].
+    q: [batch, heads, seq_q, width], or packed [1, heads, tokens, width]. k and v: [batch, kv_heads, seq_kv, width],
+    packed [1, kv_heads, tokens, width], or with a table [pages, kv_heads, page_size, width].
     """
     if tiling.splits == 1:
         strides = {"out_split": 0, "lse_split": 0}
-        return [_split_call(q, k, v, operand(out), lse, sinks, options, tiling, lengths, table, strides)]
+        return [_split_call(q, k, v, operand(out), lse, sinks, options, tiling, cache, strides)]
     parts = q.new_empty(tiling.splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
     lse_parts = q.new_empty(tiling.splits, *q.shape[:3], dtype=torch.float32)
     parts_operand = Operand(parts, *parts.stride()[1:4])
     strides = {"out_split": parts.stride(0), "lse_split": lse_parts.stride(0)}
-    split = _split_call(q, k, v, parts_operand, lse_parts, sinks, options, tiling, lengths, table, strides)
+    split = _split_call(q, k, v, parts_operand, lse_parts, sinks, options, tiling, cache, strides)
     batch, heads, seq_q = q.shape[:3]
     arguments: dict[str, object] = {
         "parts": parts_operand, "lse_parts_ptr": lse_parts, "out": operand(out), "lse_ptr": lse,
@@ -113,35 +115,44 @@ def decode_calls(
 
 def _split_call(
     q: Tensor, k: Tensor, v: Tensor, out: Operand, lse: Tensor | None, sinks: Tensor | None, options: CallOptions,
-    tiling: Tiling, lengths: Tensor | None, table: Tensor | None, strides: dict[str, int],
+    tiling: Tiling, cache: Cache, strides: dict[str, int],
 ) -> Call:  # fmt: skip
     batch, heads, seq_q = q.shape[:3]
+    table = cache.table
     kv_heads, page = k.shape[1], k.shape[2] if table is not None else 1
     row_tiles = triton.cdiv(heads // kv_heads * seq_q, tiling.block_q)
+    requests, tiles = 0, batch * row_tiles
+    if cache.starts_q is not None:  # at most one tile more for each request than its rows need
+        requests = len(cache.starts_q) - 1
+        tiles = heads // kv_heads * seq_q // tiling.block_q + requests
     every = common_arguments(q, k, v, None, options, Kernel.DECODE)
     names = decoding.split_kernel.arg_names
     arguments = {name: value for name, value in every.items() if name in names} | strides | {
-        "out": out, "lse_ptr": lse, "lengths_ptr": lengths, "table_ptr": table, "sinks_ptr": sinks,
+        "out": out, "lse_ptr": lse, "lengths_ptr": cache.lengths, "table_ptr": table, "sinks_ptr": sinks,
         "descale_ptr": options.descale, "table_batch": table.stride(0) if table is not None else 0,
-        "row_tiles": row_tiles, "splits": tiling.splits,
-        "seq_kv": k.shape[2] if table is None else table.shape[1] * page,
+        "starts_q_ptr": cache.starts_q, "starts_kv_ptr": cache.starts_kv, "requests": requests, "row_tiles": row_tiles,
+        "splits": tiling.splits, "seq_kv": k.shape[2] if table is None else table.shape[1] * page,
         "BLOCK_R": tiling.block_q, "BLOCK_KV": tiling.block_kv, "PAGE": page,
     }  # fmt: skip
-    return Call(decoding.split_kernel, batch * kv_heads * row_tiles * tiling.splits, arguments, tiling)
+    return Call(decoding.split_kernel, tiles * kv_heads * tiling.splits, arguments, tiling)
 
 
 def decode_pass(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, with_lse: bool, lengths: Tensor | None,
-    table: Tensor | None,
-) -> Outputs:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, with_lse: bool, cache: Cache
+) -> Outputs:
     """As `forward_pass`, for cached keys."""
     out, lse = _outputs(q, v, with_lse)
     sinks = None if sinks is None else sinks.float().contiguous()
-    keys = k if table is None else k.new_empty((q.shape[0], k.shape[1], table.shape[1] * k.shape[2], 0))
-    tiling = replace(tiling_of(q, keys, v, None, options, Kernel.DECODE), path=Path.DECODE.value)
-    calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, lengths, table) if out.numel() else []
+    keys = k.new_empty((q.shape[0], k.shape[1], cache.longest_kv, 0))
+    queries, tokens_q = q, 0
+    if cache.starts_q is not None:
+        queries = q[:, :, :1].expand(len(cache.starts_q) - 1, q.shape[1], cache.longest_q, q.shape[3])
+        tokens_q = q.shape[2]
+    tiling = tiling_of(queries, keys, v, None, options, Kernel.DECODE, tokens_q=tokens_q)
+    tiling = replace(tiling, path=Path.DECODE.value)
+    calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, cache) if out.numel() else []
     compiled = [run(call, q.device) for call in calls]
-    return out, lse, describe(tiling, compiled[0] if compiled else None)
+    return out, lse, describe(tiling, compiled[0] if compiled else None) | {"launches": len(calls)}
 
 
 def delta_call(saved: Saved, dlse: Tensor | None) -> Call:

@@ -28,6 +28,7 @@ RESIDENT_BYTES = {"forward": 32 * 2**20, "backward": 40 * 2**20}
 SHARED_BYTES = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376, "gfx942": 65536}
 MAX_DECODE_ROWS = 16  # queries of a sequence that count as decoding
 MAX_SPLITS = 128  # of the keys of one sequence
+MAX_SPLIT_ROWS = 2**17  # rows of all splits: programs of at most 64 rows in 7 waves on the largest chip
 # A launch with tensor descriptors takes about 20 microseconds longer; a shorter pass does not amortise them.
 # https://github.com/triton-lang/triton/pull/7987
 MIN_DESCRIPTOR_FLOPS = 2 * 10**10
@@ -77,6 +78,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int
     seq_q: int
     seq_kv: int
+    tokens_q: int = 0  # queries of a packed batch, whose requests have up to seq_q; 0: all have seq_q
     masked: bool = False  # some pair is hidden
     growing: bool = False  # later rows see more keys
     list_q: int = 0  # rows and keys of a block of a list; 0: no list
@@ -211,7 +213,10 @@ def _tiling(
     if kernel is Kernel.DECODE:
         rows = work.heads // work.kv_heads * work.seq_q
         block_q = min(config.block_q, padded(rows))
-        tiles = work.batch * work.kv_heads * -(-rows // block_q)
+        tiles_of_rows = work.batch * -(-rows // block_q)
+        if work.tokens_q:
+            tiles_of_rows = max(work.batch, -(-work.tokens_q * (work.heads // work.kv_heads) // block_q))
+        tiles = work.kv_heads * tiles_of_rows
         splits = split_count(tiles, -(-work.seq_kv // block_kv), chip.processors)
     if kernel in _OF_KEYS and path is not Path.HOPPER:
         tiles = work.batch * work.kv_heads * -(-work.seq_kv // block_kv)

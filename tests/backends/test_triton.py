@@ -179,6 +179,33 @@ def test_a_named_path_is_not_replaced_by_another(path: str, mode: Mode, fields: 
     assert any(reason in found for found in named(path, mode, **fields)), named(path, mode, **fields)
 
 
+REQUESTS = {"requests": "q20_2q1s64", "batch": 3, "seq_q": 20, "seq_kv": 64}
+
+
+@pytest.mark.parametrize("page_size", [0, 1, 16, 256])
+def test_a_batch_of_requests_runs_forward(page_size: int) -> None:
+    fields = REQUESTS | {"page_size": page_size, "mask": "causal+window:7", "returns": Returns.LSE}
+    assert load("triton").objections(case(**fields), "cpu") == []
+    assert load("triton").objections(case(**fields), "cuda", (8, 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "fields", "reason"),
+    [
+        (Mode.FWD, {"page_size": 512}, "page_size 512 is over 256"),
+        (Mode.FWD, {"mask": "prefix:4"}, "prefix in a batch of requests unsupported"),
+        (Mode.FWD, {"dropout": 0.1}, "biases other than ALiBi and dropout in a batch of requests unsupported"),
+        (Mode.FWD_BWD, {}, "backward of requests unsupported"),
+    ],
+)
+def test_a_batch_of_requests_is_refused_with_a_reason(mode: Mode, fields: dict[str, Any], reason: str) -> None:
+    assert load("triton").objections(case(mode, **REQUESTS, **fields), "cpu") == [reason]
+
+
+def test_named_paths_take_no_requests() -> None:
+    assert named("portable", **REQUESTS) == ["only the decode kernel takes requests"]
+
+
 def test_the_path_for_hopper_runs_only_on_hopper() -> None:
     one = Case(problem=Problem(seq_q=64, head_dim=64, dtype="bf16"), backend="triton:hopper", mode=Mode.FWD)
     for capability in ((8, 0), (10, 0), (12, 0)):

@@ -144,7 +144,7 @@ DECODE = [
     ((Q, PAGES, PAGES), {"page_table": TABLE, "kv_lengths": ends(32, 33)}, "kv_lengths holds 33: must be 0 to 32"),
     ((Q, PAGES, PAGES), {"page_table": TABLE.long()}, "page_table is torch.int64"),
     ((Q, PAGES, PAGES), {"page_table": TABLE[:1]}, r"page_table is torch.int32 \[1, 2\] on cpu: must be int32 \[2, "),
-    ((Q, PAGES[:, :8], PAGES[:, :8]), {"page_table": TABLE}, "k has pages of 8 tokens: must be 16 to 256"),
+    ((Q, PAGES[:, :0], PAGES[:, :0]), {"page_table": TABLE}, "k has pages of 0 tokens: must be 1 to 256"),
     ((Q, PAGES, PAGES[:5]), {"page_table": TABLE}, r"v has shape \[5, 16, 4, 16\]: pages, page_size and heads"),
     ((Q, PAGES[..., :8], PAGES), {"page_table": TABLE}, "k has head_dim 8: must be that of q, 16"),
     ((Q, PAGES[:, :, :3], PAGES[:, :, :3]), {"page_table": TABLE}, "k has 3 heads"),
@@ -157,6 +157,28 @@ DECODE = [
 def test_bad_arguments_of_decode(given: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kernels.decode(*given, **options)
+
+
+TOKENS, ENDS = tokens(6, 4, 16), ends(0, 5, 6)
+OF_REQUESTS = [
+    ((Q, TOKENS, TOKENS), {}, r"q has shape \[2, 4, 8, 16\]: must be \[tokens, heads, head_dim\]"),
+    ((TOKENS, Q[0, 0], TOKENS), {}, r"k has shape \[8, 16\]: must be \[tokens, heads, head_dim\]"),
+    ((TOKENS, TOKENS, TOKENS), {"cu_seqlens_q": ends(0, 5)}, "cu_seqlens_q ends at 5: must end at 6"),
+    ((TOKENS, TOKENS, TOKENS), {"cu_seqlens_kv": ends(0, 9, 5)}, "cu_seqlens_kv=.*must start at 0, not decrease"),
+    ((TOKENS, TOKENS, TOKENS), {"cu_seqlens_kv": ends(0, 5)}, "cu_seqlens_kv has 1 sequences, cu_seqlens_q has 2"),
+    ((TOKENS, TOKENS, TOKENS), {"kv_lengths": ends(5, 1)}, "kv_lengths with cu_seqlens_q: packed keys"),
+    ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "cu_seqlens_kv": ENDS}, "cu_seqlens_kv with page_table: keys in"),
+    ((TOKENS, PAGES, PAGES), {"page_table": TABLE[:1]}, r"page_table is torch.int32 .* must be int32 \[2, "),
+    ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "kv_lengths": ends(5)}, r"kv_lengths is .*: must be int32 \[2\]"),
+    ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "kv_lengths": ends(40, 1)}, "kv_lengths holds 40: must be 0 to 32"),
+    ((Q, Q, Q), {"cu_seqlens_q": None, "cu_seqlens_kv": ENDS}, "cu_seqlens_kv without cu_seqlens_q"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "options", "message"), OF_REQUESTS)
+def test_bad_arguments_of_a_batch_of_requests(given: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.decode(*given, **({"cu_seqlens_q": ENDS} | options))
 
 
 MADE = [

@@ -247,6 +247,22 @@ def test_splits_by_hand(tiles: int, blocks: int, processors: int, expected: int)
     assert split_count(tiles, blocks, processors) == expected
 
 
+@pytest.mark.parametrize(
+    ("batch", "seq_q", "tokens_q", "rows", "splits"),
+    [
+        (8, 1, 8, 16, 15),  # 8 tiles of one query, as by hand
+        (8, 100, 107, 64, 9),  # 14 tiles of 64 rows, not 8 of 7 each
+        (8, 8192, 8199, 64, 1),  # the prefill alone fills the chip
+    ],
+)
+def test_splits_of_a_batch_of_requests_go_by_its_tokens(
+    batch: int, seq_q: int, tokens_q: int, rows: int, splits: int
+) -> None:
+    requests = work(batch=batch, seq_q=seq_q, tokens_q=tokens_q, kv_heads=1, seq_kv=2**17)
+    chosen = tiling(requests, HOPPER, Kernel.DECODE)
+    assert (chosen.block_q, chosen.splits) == (rows, splits)
+
+
 @given(st.integers(1, 300), st.integers(1, 3000), st.integers(1, 304))
 def test_splits_fill_the_chip_as_well_as_any_number_of_them(tiles: int, blocks: int, processors: int) -> None:
     found = split_count(tiles, blocks, processors)

@@ -16,8 +16,12 @@ from attnbench.kernels.tiling import SHARED_BYTES
 
 HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
-QUICK = (("pairs", "cached"), ("memory", "packed", "serving"))  # two processes of nearly the same length
-SLOW = (("attention",), ("pairs", "cached", "together"), ("memory", "packed", "serving", "wide", "mechanisms"))
+QUICK = (("pairs", "cached"), ("memory", "packed", "serving", "ragged"))  # two processes of nearly the same length
+SLOW = (
+    ("attention",),
+    ("pairs", "cached", "together"),
+    ("memory", "packed", "serving", "ragged", "wide", "mechanisms"),
+)
 ARCHES = tuple("sm_89" if arch == "sm_86" else arch for arch in SHARED_BYTES)  # as in compiled/grid.py
 
 

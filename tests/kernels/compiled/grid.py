@@ -9,7 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from attnbench.kernels import launch
-from attnbench.kernels.call import Call, CallOptions, Saved
+from attnbench.kernels.call import Cache, Call, CallOptions, Saved
 from attnbench.kernels.hopper import launch as hopper
 from attnbench.kernels.masking import BlockMask, KeyConditions, Rows
 from attnbench.kernels.tables import Kernel, shipped
@@ -20,7 +20,7 @@ FORWARD_ARCHES = tuple(arch for arch in ARCHES if arch != "sm_89")  # it has the
 DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 FEATURES = (
     *("rows", "blocks", "booleans", "softcap", "alibi", "bias", "bias_by_distance", "dropout", "window"),
-    *("sinks", "pages", "odd_width", "combine", "delta", "bias_gradient"),
+    *("sinks", "pages", "ragged", "odd_width", "combine", "delta", "bias_gradient"),
 )
 LISTED = ("blocks", "booleans")  # booleans come with the list of the blocks that hold any
 SEQ, HEADS, KV_HEADS, BATCH = 4096, 8, 2, 2
@@ -80,7 +80,7 @@ def configurations() -> Iterator[Variant]:
 
 
 def _kernel_of(feature: str) -> str:
-    return "decode" if feature in ("pages", "combine") else "forward"
+    return "decode" if feature in ("pages", "ragged", "combine") else "forward"
 
 
 def tiling_of(variant: Variant) -> Tiling:
@@ -88,7 +88,7 @@ def tiling_of(variant: Variant) -> Tiling:
     kernel = Kernel(variant.kernel)
     work = Work(
         dtype="half" if variant.dtype == "fp16" else variant.dtype, head_dim=variant.width, head_dim_v=variant.width,
-        batch=BATCH, heads=HEADS, kv_heads=KV_HEADS, seq_q=1 if kernel is Kernel.DECODE else SEQ, seq_kv=SEQ,
+        batch=BATCH, heads=HEADS, kv_heads=KV_HEADS, seq_q=_queries(variant), seq_kv=SEQ,
         masked=variant.mask != "none", growing=variant.mask == "causal",
         pair_bytes={"bias": 2, "bias_by_distance": 2, "booleans": 1}.get(variant.feature, 0),
         list_q=128 if variant.feature in LISTED else 0, list_kv=128 if variant.feature in LISTED else 0,
@@ -96,6 +96,12 @@ def tiling_of(variant: Variant) -> Tiling:
     path = "" if kernel is Kernel.DECODE else PATHS[kernel].value
     pass_ = kernel if kernel is Kernel.DECODE else PASSES[kernel]
     return tiling(replace(work, path=path), Chip(variant.arch, 132), pass_)
+
+
+def _queries(variant: Variant) -> int:
+    if variant.kernel != "decode":
+        return SEQ
+    return 16 if variant.feature == "ragged" else 1
 
 
 def call_of(variant: Variant) -> Call:
@@ -160,12 +166,18 @@ def _decode(
     variant: Variant, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
     options: CallOptions, chosen: Tiling,
 ) -> Call:  # fmt: skip
-    q, out, lse = (tensor[:, :, :1] for tensor in (q, out, lse))
-    table = None
-    if variant.feature == "pages":
+    cache = Cache()
+    if variant.feature == "ragged":
+        q, out, lse = (tensor[:1] for tensor in (q, out, lse))
+        lengths, starts = (torch.empty(BATCH + more, dtype=torch.int32, device="meta") for more in (0, 1))
+        cache = Cache(lengths=lengths, starts_q=starts)
+    else:
+        q, out, lse = (tensor[:, :, :1] for tensor in (q, out, lse))
+    if variant.feature in ("pages", "ragged"):
         table = torch.empty(BATCH, SEQ // 16, dtype=torch.int32, device="meta")
         k, v = (_pages(tensor.dtype, variant.width) for tensor in (k, v))
-    calls = launch.decode_calls(q, k, v, out, lse, None, options, chosen, None, table)
+        cache = cache._replace(table=table)
+    calls = launch.decode_calls(q, k, v, out, lse, None, options, chosen, cache)
     return calls[1 if variant.feature == "combine" else 0]
 
 

@@ -38,6 +38,7 @@ SPILLS = {
     "forward sm_120 half 128 causal bias_by_distance": 1588,
     "forward sm_120 half 128 causal odd_width": 572,
     "forward sm_120 half 128 causal bias_gradient": 88,
+    "decode sm_100 half 128 causal ragged": 444,
     "forward gfx942 half 128 causal alibi": 168,
     "forward gfx942 half 128 causal bias": 52,
     "forward gfx942 half 128 causal bias_by_distance": 340,
@@ -78,7 +79,7 @@ def built(variant: Variant) -> Built:
 def rows_of_a_product(variant: Variant) -> int:
     """Of the smallest product; those of Hopper have 64 rows."""
     chosen = tiling_of(variant)
-    if variant.kernel == "decode":
+    if variant.kernel == "decode" and variant.feature != "ragged":
         return 16
     return chosen.block_kv if variant.kernel.startswith("backward_kv") else chosen.block_q
 

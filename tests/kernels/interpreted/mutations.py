@@ -79,7 +79,25 @@ MUTATIONS = {
         "tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, 0.0)",
     ),
     "page of the next key": Mutation("decoding.py", "table + keys_K // PAGE", "table + (keys_K + 1) // PAGE"),
-    "packed rows of the wrong head": Mutation("decoding.py", "packed_R // seq_q", "packed_R % GROUP"),
+    "packed rows of the wrong head": Mutation("decoding.py", "packed_R // each", "packed_R % GROUP"),
+    "tiles of a request begin with its rows": Mutation(
+        "decoding.py", "tl.int64) * GROUP // BLOCK_R + request", "tl.int64) * GROUP // BLOCK_R"
+    ),
+    "queries of the first request": Mutation(
+        "decoding.py",
+        "first_query = tl.cast(tl.load(starts_q_ptr + batch)",
+        "first_query = tl.cast(tl.load(starts_q_ptr)",
+    ),
+    "keys of the next request": Mutation(
+        "decoding.py",
+        "tl.cast(tl.load(starts_ptr + batch), tl.int64) * cache.row",
+        "tl.cast(tl.load(starts_ptr + batch + 1), tl.int64) * cache.row",
+    ),
+    "queries of all requests are new ones": Mutation(
+        "decoding.py",
+        "_visible_keys(rows, length, queries, left, right)",
+        "_visible_keys(rows, length, seq_q, left, right)",
+    ),
     "wrong key head in the backward pass": Mutation("backward.py", "kv_head = share // parts", "kv_head = 0"),
     "rows that see a key cut short": Mutation(
         "backward.py", "tl.where(seeing, rows + 1, 0)", "tl.where(seeing, rows, 0)"

@@ -13,6 +13,9 @@ from attnbench.kernels import Tiling
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, paged, poisoned
 from tests.kernels.interpreted.formula import EVERYTHING, Shape, assert_right, band, inputs, normal
 from tests.kernels.interpreted.overflow import look_for_overflow
+from tests.kernels.interpreted.ragged import assert_requests, decoded
+from tests.kernels.interpreted.ragged import packed as packed_requests
+from tests.kernels.interpreted.ragged import paged as paged_requests
 from tests.kernels.interpreted.speed import patch_once
 
 
@@ -63,6 +66,14 @@ def check_decoding() -> None:
     assert_decoded(kernels.decode(made[0], k, v, **options), made, LENGTHS, sinks=normal(4))
 
 
+def check_requests() -> None:
+    """A prefill beside decodes, in pages and packed."""
+    for make in (paged_requests, packed_requests):
+        batch = make(((1, 37), (19, 30), (2, 2)), Shape(heads=4, kv_heads=2))
+        tiling = Tiling(path="decode", block_q=16, block_kv=32, warps=4, stages=1, splits=2)
+        assert_requests(decoded(batch, tiling=tiling), batch)
+
+
 def check_an_empty_cache() -> None:
     """Splits without keys, beside splits with some."""
     made = inputs(Shape(2, 2, 1, 1, 40))
@@ -71,13 +82,18 @@ def check_an_empty_cache() -> None:
     assert_decoded(found, made, (40, 3))
 
 
+# From quick to slow: most bugs show in the first.
+CHECKS = (
+    check_an_empty_cache, check_blocks, check_decoding, check_requests, check_scores, check_listed, check_masks
+)  # fmt: skip
+
+
 def main() -> int:
     """Run them all; 0 if all is right."""
     assert Path(attnbench.__file__).is_relative_to(Path.cwd())  # the copy, not what is installed
     look_for_overflow(False)
     patch_once()
-    # From quick to slow: most bugs show in the first.
-    for check in (check_an_empty_cache, check_blocks, check_decoding, check_scores, check_listed, check_masks):
+    for check in CHECKS:
         try:
             check()
         except AssertionError as wrong:

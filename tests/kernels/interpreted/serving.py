@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnbench import backends, kernels
-from attnbench.attention.problem import Problem
+from attnbench.attention.problem import Problem, Returns
 from attnbench.records.case import Case
 from tests import oracle
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, decode_tiling, paged, poisoned
@@ -164,6 +164,26 @@ def test_facts_say_how_it_was_split() -> None:
     facts: dict[str, Any] = {}
     kernels.decode(*inputs(SHAPE), tiling=decode_tiling(3, block_kv=32), facts=facts)
     assert (facts["path"], facts["splits"], facts["block_q"], facts["block_kv"]) == ("decode", 3, 16, 32)
+
+
+@pytest.mark.parametrize("page_size", [0, 16])
+def test_the_backend_takes_a_prefill_beside_decodes(page_size: int) -> None:
+    problem = Problem(
+        requests="q20s25_2q1s40_q5", batch=4, seq_q=20, seq_kv=40, heads=2, kv_heads=1, head_dim=16, mask="causal",
+        page_size=page_size, returns=Returns.LSE,
+    )  # fmt: skip
+    case = Case(problem=problem, backend="triton")
+    assert backends.load("triton").objections(case, "cpu") == []
+    prepared = backends.load("triton").prepare(case, "cpu")
+    q, k, v = (torch.randn(*shape, 16) for shape in (problem.shape_q, problem.shape_kv, problem.shape_kv))
+    out, lse = prepared.call(q, *((prepared.stored(kv) if prepared.stored else kv) for kv in (k, v)))
+    for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True):
+        expected = oracle.attend(part, q[:, :, queries], k[:, :, keys], v[:, :, keys])
+        for tensor, exact in zip((out, lse), expected, strict=True):
+            torch.testing.assert_close(tensor[:, :, queries].double(), exact, rtol=0, atol=2e-5)
+    assert "plan" in prepared.seconds
+    assert prepared.late_facts is not None
+    assert prepared.late_facts()["launches"] == 1
 
 
 @pytest.mark.parametrize(
