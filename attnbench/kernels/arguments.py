@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from attnbench.kernels.call import Cache
+from attnbench.kernels.call import Cache, latent_tail
 from attnbench.kernels.masking import BlockMask, KeyConditions, Rows, band, blocks_around, packed_rows, rows_of
 from attnbench.kernels.tile import INTERPRETED
-from attnbench.kernels.tiling import MAX_DECODE_ROWS, MAX_HEAD_DIM, MIN_BLOCK
+from attnbench.kernels.tiling import MAX_DECODE_ROWS, MAX_HEAD_DIM, MAX_LATENT, MIN_BLOCK
 
 PRECISIONS = ("ieee", "tf32")
 MAX_LENGTH = 2**30  # indices are 32 bits wide, and a window adds to them
@@ -18,8 +18,9 @@ PAGE_SIZES = (1, 256)
 
 
 def check_tensors(
-    q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, seq, head_dim", names_kv: str = ""
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, names: str = "batch, heads, seq, head_dim", names_kv: str = "",
+    widest: tuple[int, int] = (MAX_HEAD_DIM, MAX_HEAD_DIM),
+) -> None:  # fmt: skip
     """Check that q, k and v have the dimensions `names`, k and v `names_kv`, and match in dtype and device."""
     for name, tensor in {"q": q, "k": k, "v": v}.items():
         dimensions = names_kv if names_kv and name != "q" else names
@@ -30,8 +31,9 @@ def check_tensors(
         if tensor.dtype != q.dtype or tensor.device != q.device:
             here, there = f"{tensor.dtype} on {tensor.device}", f"{q.dtype} on {q.device}"
             raise ValueError(f"{name} is {here}: must be as q, {there}")
-        if not 1 <= tensor.shape[-1] <= MAX_HEAD_DIM:
-            raise ValueError(f"{name} has head_dim {tensor.shape[-1]}: must be 1 to {MAX_HEAD_DIM}")
+        limit = widest[name == "v"]
+        if not 1 <= tensor.shape[-1] <= limit:
+            raise ValueError(f"{name} has head_dim {tensor.shape[-1]}: must be 1 to {limit}")
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"{name} has strides {tensor.stride()}: the last must be 1 (call .contiguous())")
         if max(tensor.shape) > MAX_LENGTH:
@@ -276,7 +278,8 @@ def check_cache(q: Tensor, k: Tensor, v: Tensor, cache: Cache, read: bool) -> tu
     """
     packed, paged = cache.starts_q is not None, cache.table is not None
     names = "tokens, heads, head_dim" if packed else "batch, heads, seq, head_dim"
-    check_tensors(q, k, v, names, "pages, page_size, heads, head_dim" if paged else "")
+    widest = MAX_LATENT if latent_tail(k, v) else (MAX_HEAD_DIM, MAX_HEAD_DIM)
+    check_tensors(q, k, v, names, "pages, page_size, heads, head_dim" if paged else "", widest)
     if packed:
         cache = _check_starts(q, k, cache, read)
         q = q.transpose(0, 1)[None]

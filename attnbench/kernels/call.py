@@ -107,6 +107,12 @@ def _shared_strides(tensor: Tensor) -> list[int]:
     return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
+def latent_tail(k: Tensor, v: Tensor) -> int:
+    """The columns of k behind those that v is a view of; 0: v is no such view."""
+    shared = k.data_ptr() == v.data_ptr() and k.stride() == v.stride() and k.shape[:-1] == v.shape[:-1]
+    return k.shape[-1] - v.shape[-1] if shared else 0
+
+
 def common_arguments(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: CallOptions, kernel: Kernel
 ) -> dict[str, object]:

@@ -5,6 +5,10 @@ has a separate output and log-sum-exp; a second kernel combines them: sum_i exp(
 
 The requests of a packed batch have their own numbers of queries and keys. One launch covers them all: `starts_q` and
 `starts_kv` (cu_seqlens) say where the queries and the keys of each begin.
+
+The cache of multi-head latent attention holds one tensor of 512 + 64 numbers: V is the first 512 columns of K. Its tile
+is read once and serves both products; the other columns, the tail, add a product of their own to the logits. Suffix T:
+the columns of the tail, padded.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -94,10 +98,20 @@ def _visible_keys(rows, length, seq_q, left, right):
 
 
 @triton.jit
+def _widened(tile):
+    """Numbers of 8 bits as bfloat16, which holds every one of them; float32 in the interpreter."""
+    if tile.dtype.primitive_bitwidth == 8:
+        tile = tile.to(tl.bfloat16)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
 def _attend(
-    acc_RE, total_R, peak_R, q_RD, k, v, k_base, v_base, table, rows, seen, first, last, split, splits, descale_R, rule,
-    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr,
-    FUSED: tl.constexpr, PRECISION: tl.constexpr,
+    acc_RE, total_R, peak_R, q_RD, q_RT, k, v, k_base, v_base, table, rows, seen, first, last, split, splits, descale_R,
+    rule, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, TAIL: tl.constexpr, BLOCK_KV: tl.constexpr,
+    PAGE: tl.constexpr, FUSED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take in the tiles of keys of one split."""
     precise: tl.constexpr = PRECISION == "ieee" and q_RD.dtype == tl.float32
@@ -112,14 +126,15 @@ def _attend(
         keys_K = key + keys_in_K
         wanted_K = (keys_K >= first) & (keys_K < last)
         k_KD = _cached(k, k_base, table, keys_K, wanted_K, columns_D, HEAD_DIM, PAGE)
-        v_KE = _cached(v, v_base, table, keys_K, wanted_K, columns_E, HEAD_DIM_V, PAGE)
-        if v_KE.dtype.primitive_bitwidth == 8:
-            k_KD = k_KD.to(tl.bfloat16)
-            v_KE = v_KE.to(tl.bfloat16)
-        if UPCAST:
-            k_KD = k_KD.to(tl.float32)
-            v_KE = v_KE.to(tl.float32)
+        k_KD = _widened(k_KD)
+        v_KE = k_KD
+        if TAIL == 0:
+            v_KE = _widened(_cached(v, v_base, table, keys_K, wanted_K, columns_E, HEAD_DIM_V, PAGE))
         s_RK = tl.dot(q_RD, tl.trans(k_KD), input_precision=PRECISION)
+        if TAIL > 0:
+            columns_T = tl.arange(0, q_RT.shape[1])
+            k_KT = _widened(_cached(k, k_base + HEAD_DIM, table, keys_K, wanted_K, columns_T, TAIL, PAGE))
+            s_RK = tl.dot(q_RT, tl.trans(k_KT), s_RK, input_precision=PRECISION)
         if descale_R is not None:
             s_RK *= descale_R[:, None]
         s_RK, _ = logits(s_RK, 0, key, rows.query[:, None], keys_in_K[None, :], down(seen), rule, True, FUSED, precise)
@@ -134,9 +149,9 @@ def split_kernel(
     starts_q_ptr, starts_kv_ptr, slopes_batch, table_batch, out_split, lse_split, heads, requests, row_tiles, splits,
     seq_q, seq_kv, left, right,
     scale, softcap,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr, FUSED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, TAIL: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_KV: tl.constexpr, PAGE: tl.constexpr,
+    FUSED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One split of the keys of one key head, for a tile of the rows that share it."""
     split = tl.program_id(0) % splits
@@ -161,7 +176,12 @@ def split_kernel(
     columns_D = tl.arange(0, BLOCK_D)
     q_rows_R = tl.cast(rows.head, tl.int64) * q.head + rows.at * q.row
     q_pointers = q.pointer + place * q.batch + q_rows_R[:, None] + columns_D[None, :]
-    q_RD = tl.load(q_pointers, mask=rows.inside[:, None] & (columns_D < HEAD_DIM)[None, :], other=0.0)
+    q_RD = _widened(tl.load(q_pointers, mask=rows.inside[:, None] & (columns_D < HEAD_DIM)[None, :], other=0.0))
+    q_RT = None
+    if TAIL > 0:
+        columns_T = tl.arange(0, BLOCK_T)
+        tail_pointers = q.pointer + place * q.batch + q_rows_R[:, None] + (HEAD_DIM + columns_T)[None, :]
+        q_RT = _widened(tl.load(tail_pointers, mask=rows.inside[:, None] & (columns_T < TAIL)[None, :], other=0.0))
     length = seq_kv
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + batch)
@@ -173,11 +193,8 @@ def split_kernel(
         slope_R = tl.load(slopes_ptr + batch * slopes_batch + rows.head, mask=rows.inside, other=0.0)[:, None]
     descale_R = None
     if descale_ptr is not None:
-        # bfloat16 holds every number of 8 bits; the heads of a group may have different scales.
-        q_RD = q_RD.to(tl.bfloat16)
+        # The heads of a group may have different scales.
         descale_R = tl.load(descale_ptr + rows.head, mask=rows.inside, other=0.0)
-    if UPCAST:
-        q_RD = q_RD.to(tl.float32)
     peak_R = tl.full([BLOCK_R], LOWEST, tl.float32)
     total_R = tl.zeros([BLOCK_R], tl.float32)
     if sinks_ptr is not None:
@@ -190,11 +207,13 @@ def split_kernel(
     if table_ptr is not None:
         table = table_ptr + batch_64 * table_batch
     k_base = _cache_start(k, table, starts_kv_ptr, batch_64, tl.cast(kv_head, tl.int64))
-    v_base = _cache_start(v, table, starts_kv_ptr, batch_64, tl.cast(kv_head, tl.int64))
+    v_base = k_base
+    if TAIL == 0:
+        v_base = _cache_start(v, table, starts_kv_ptr, batch_64, tl.cast(kv_head, tl.int64))
     rule = LogitRule(batch, 0, slope_R, None, None, None, queries, length, scale, softcap, 0, None, 1.0)
     acc_RE, total_R, peak_R = _attend(
-        acc_RE, total_R, peak_R, q_RD, k, v, k_base, v_base, table, rows, seen, first, last, split, splits, descale_R,
-        rule, HEAD_DIM, HEAD_DIM_V, BLOCK_KV, PAGE, FUSED, PRECISION,
+        acc_RE, total_R, peak_R, q_RD, q_RT, k, v, k_base, v_base, table, rows, seen, first, last, split, splits,
+        descale_R, rule, HEAD_DIM, HEAD_DIM_V, TAIL, BLOCK_KV, PAGE, FUSED, PRECISION,
     )  # fmt: skip
     if descale_ptr is not None:
         acc_RE *= tl.load(descale_ptr + heads + rows.head, mask=rows.inside, other=0.0)[:, None]

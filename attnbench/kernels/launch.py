@@ -16,6 +16,7 @@ from attnbench.kernels.call import (
     common_arguments,
     describe,
     descriptors,
+    latent_tail,
     new_like,
     no_hopper,
     operand,
@@ -133,8 +134,16 @@ def _split_call(
         "starts_q_ptr": cache.starts_q, "starts_kv_ptr": cache.starts_kv, "requests": requests, "row_tiles": row_tiles,
         "splits": tiling.splits, "seq_kv": k.shape[2] if table is None else table.shape[1] * page,
         "BLOCK_R": tiling.block_q, "BLOCK_KV": tiling.block_kv, "PAGE": page,
-    }  # fmt: skip
+    } | _latent(k, v)  # fmt: skip
     return Call(decoding.split_kernel, tiles * kv_heads * tiling.splits, arguments, tiling)
+
+
+def _latent(k: Tensor, v: Tensor) -> dict[str, object]:
+    """How the columns of k are divided: where v is a view of the first ones, they are read once."""
+    tail, width = latent_tail(k, v), v.shape[3]
+    if not tail:
+        return {"TAIL": 0, "BLOCK_T": 0}
+    return {"v": None, "HEAD_DIM": width, "BLOCK_D": padded(width), "TAIL": tail, "BLOCK_T": padded(tail)}
 
 
 def decode_pass(
@@ -152,7 +161,10 @@ def decode_pass(
     tiling = replace(tiling, path=Path.DECODE.value)
     calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, cache) if out.numel() else []
     compiled = [run(call, q.device) for call in calls]
-    return out, lse, describe(tiling, compiled[0] if compiled else None) | {"launches": len(calls)}
+    facts = describe(tiling, compiled[0] if compiled else None) | {"launches": len(calls)}
+    if tail := latent_tail(k, v):
+        facts["latent"] = f"{v.shape[3]}+{tail}"
+    return out, lse, facts
 
 
 def delta_call(saved: Saved, dlse: Tensor | None) -> Call:

@@ -36,7 +36,7 @@ class Kernel(StrEnum):
 WORDS: dict[str, tuple[str, ...]] = {
     "kernel": tuple(Kernel),
     "dtype": ("half", "fp8", "fp32"),
-    "width": ("64", "128", "256"),
+    "width": ("64", "128", "256", "512"),
     "mask": ("some", "none", "any"),
 }
 VARIABLE = "ATTNBENCH_TILES"

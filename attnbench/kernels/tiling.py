@@ -15,6 +15,7 @@ from attnbench.kernels.tables import Kernel, Table, TileConfig, find, shipped
 
 MIN_BLOCK = 16  # tokens of a block of a block-sparse mask
 MAX_HEAD_DIM = 256
+MAX_LATENT = (576, 512)  # head_dim and head_dim_v where v is the first columns of k, as in DeepSeek-V3
 INTERPRETER = "interpreter"  # the arch of a CPU
 HOPPER = "sm_90"
 MAX_HOPPER_BACKWARD_WIDTH = 128  # two accumulators of a wider head leave no registers
@@ -257,7 +258,7 @@ def _stages(work: Work, chip: Chip, kernel: Kernel, stages: int, block_q: int, b
 
 def _width(work: Work) -> int:
     """The width by which the tables are indexed."""
-    return max(64, padded(max(work.head_dim, work.head_dim_v)))
+    return max(64, min(MAX_LATENT[1], padded(max(work.head_dim, work.head_dim_v))))
 
 
 def _entry(work: Work, chip: Chip, kernel: Kernel, table: Table | None) -> TileConfig | None:

@@ -58,7 +58,7 @@ NEEDED = [
     for kernel in Kernel
     for arch in SHARED_BYTES
     for dtype in ("half", "fp32", "fp8")
-    for width in ("64", "128", "256")
+    for width in ("64", "128", "256", *(("512",) if kernel == "decode" else ()))  # 512 of a latent cache
     for mask in ("some", "none")
     if not kernel.endswith(("tma", "hopper"))
     and (dtype != "fp8" or (arch not in ("sm_80", "gfx942") and not kernel.startswith("backward")))

@@ -24,6 +24,7 @@ FEATURES = (
 )
 LISTED = ("blocks", "booleans")  # booleans come with the list of the blocks that hold any
 SEQ, HEADS, KV_HEADS, BATCH = 4096, 8, 2, 2
+LATENT, TAIL = 512, 64  # the width of values that are a view of keys of 576, which 128 heads share
 FAR = 2 * SEQ
 
 
@@ -88,7 +89,7 @@ def tiling_of(variant: Variant) -> Tiling:
     kernel = Kernel(variant.kernel)
     work = Work(
         dtype="half" if variant.dtype == "fp16" else variant.dtype, head_dim=variant.width, head_dim_v=variant.width,
-        batch=BATCH, heads=HEADS, kv_heads=KV_HEADS, seq_q=_queries(variant), seq_kv=SEQ,
+        batch=BATCH, heads=_heads(variant)[0], kv_heads=_heads(variant)[1], seq_q=_queries(variant), seq_kv=SEQ,
         masked=variant.mask != "none", growing=variant.mask == "causal",
         pair_bytes={"bias": 2, "bias_by_distance": 2, "booleans": 1}.get(variant.feature, 0),
         list_q=128 if variant.feature in LISTED else 0, list_kv=128 if variant.feature in LISTED else 0,
@@ -96,6 +97,10 @@ def tiling_of(variant: Variant) -> Tiling:
     path = "" if kernel is Kernel.DECODE else PATHS[kernel].value
     pass_ = kernel if kernel is Kernel.DECODE else PASSES[kernel]
     return tiling(replace(work, path=path), Chip(variant.arch, 132), pass_)
+
+
+def _heads(variant: Variant) -> tuple[int, int]:
+    return (128, 1) if variant.width == LATENT else (HEADS, KV_HEADS)
 
 
 def _queries(variant: Variant) -> int:
@@ -109,9 +114,12 @@ def call_of(variant: Variant) -> Call:
     dtype, width, kernel, feature = DTYPES[variant.dtype], variant.width, variant.kernel, variant.feature
     width = width - 24 if feature == "odd_width" else width
     chosen = tiling_of(variant)
-    q, k, v = (_rows(heads, width, dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
-    out = _rows(HEADS, width, torch.bfloat16 if variant.dtype == "fp8" else dtype)
-    lse = torch.empty(BATCH, HEADS, SEQ, device="meta")
+    heads, kv_heads = _heads(variant)
+    tail = TAIL if width == LATENT else 0
+    q, k = (_rows(count, width + tail, dtype) for count in (heads, kv_heads))
+    v = k[..., :width] if tail else _rows(kv_heads, width, dtype)
+    out = _rows(heads, width, torch.bfloat16 if variant.dtype == "fp8" else dtype)
+    lse = torch.empty(BATCH, heads, SEQ, device="meta")
     bias, sinks = _bias(feature), torch.empty(HEADS, device="meta") if feature == "sinks" else None
     options = _options(variant)
     if kernel.startswith("forward") and chosen.path == Path.HOPPER:
@@ -157,7 +165,7 @@ def _options(variant: Variant) -> CallOptions:
         keys=keys, scale=variant.width**-0.5, softcap=30.0 if feature == "softcap" else None,
         slopes=torch.empty(1, HEADS, device="meta") if feature == "alibi" else None,
         dropout=0.1 if feature == "dropout" else 0.0,
-        descale=torch.empty(2, HEADS, device="meta") if variant.dtype == "fp8" else None,
+        descale=torch.empty(2, _heads(variant)[0], device="meta") if variant.dtype == "fp8" else None,
         by_distance=feature == "bias_by_distance",
     )  # fmt: skip
 
@@ -173,16 +181,17 @@ def _decode(
         cache = Cache(lengths=lengths, starts_q=starts)
     else:
         q, out, lse = (tensor[:, :, :1] for tensor in (q, out, lse))
-    if variant.feature in ("pages", "ragged"):
+    if variant.feature in ("pages", "ragged") or variant.width == LATENT:
         table = torch.empty(BATCH, SEQ // 16, dtype=torch.int32, device="meta")
-        k, v = (_pages(tensor.dtype, variant.width) for tensor in (k, v))
+        k, v = _pages(k), _pages(v)
+        v = k[..., :LATENT] if variant.width == LATENT else v
         cache = cache._replace(table=table)
     calls = launch.decode_calls(q, k, v, out, lse, None, options, chosen, cache)
     return calls[1 if variant.feature == "combine" else 0]
 
 
-def _pages(dtype: torch.dtype, width: int) -> torch.Tensor:
-    return torch.empty(1024, 16, KV_HEADS, width, dtype=dtype, device="meta").transpose(1, 2)
+def _pages(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(1024, 16, *tensor.shape[1:4:2], dtype=tensor.dtype, device="meta").transpose(1, 2)
 
 
 def shared_limit(arch: str) -> int:

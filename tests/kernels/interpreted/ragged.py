@@ -161,3 +161,28 @@ def test_any_batch(data: st.DataObject) -> None:
         Shape(heads=data.draw(st.sampled_from([2, 6])), kv_heads=2),
     )
     assert_requests(decoded(batch, tiling=decode_tiling(data.draw(st.integers(1, 3)), block_kv=32)), batch)
+
+
+def latent(batch: Batch, width: int) -> Batch:
+    """The same requests, V being a view of the first columns of K."""
+    requests = [(q, k, k[..., :width]) for q, k, _ in batch.alone]
+    return batch._replace(v=batch.k[..., :width], alone=requests)
+
+
+@pytest.mark.parametrize("make", [paged, packed])
+@pytest.mark.parametrize("width", [16, 13])
+def test_values_that_are_a_view_of_the_keys_are_read_once(make: Any, width: int) -> None:
+    batch = latent(make(((1, 37), (18, 20)), Shape(heads=8, kv_heads=1, head_dim=24)), width)
+    facts: dict[str, Any] = {}
+    assert_requests(decoded(batch, tiling=decode_tiling(2), facts=facts), batch)
+    assert facts["latent"] == f"{width}+{24 - width}"
+    apart: dict[str, Any] = {}
+    assert_requests(decoded(batch._replace(v=batch.v.clone()), tiling=decode_tiling(2), facts=apart), batch)
+    assert "latent" not in apart
+
+
+def test_the_latent_cache_of_deepseek() -> None:
+    batch = latent(paged(((1, 20), (2, 9)), Shape(heads=16, kv_heads=1, head_dim=576), dtype=torch.bfloat16), 512)
+    facts: dict[str, Any] = {}
+    assert_requests(decoded(batch, scale=192**-0.5, facts=facts), batch, scale=192**-0.5)
+    assert facts["path"] == "decode"
