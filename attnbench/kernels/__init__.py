@@ -107,6 +107,9 @@ def decode(
     kv_heads, head_dim], with cu_seqlens_kv. max_seqlen_q and max_seqlen_kv, those of the longest request, choose the
     tiles and splits; left out, they are read from cu_seqlens, which waits for the device.
 
+    Where v is a view of the first columns of k, as in the cache of latent attention, they are read once, and head_dim
+    may be 576 with head_dim_v 512.
+
     The diagonal of the last query is the last key of its sequence. Other options are those of `attention`. Forward
     only. The keys are split among programs where the chip would be idle otherwise (Flash-Decoding,
     https://pytorch.org/blog/flash-decoding/). With `check=False` page numbers and lengths are not read, which would

@@ -10,7 +10,7 @@ import torch
 from attnbench.attention import inputs
 from attnbench.attention.problem import Problem
 from attnbench.kernels.tables import KEYS, Kernel, TileConfig, shipped, users
-from attnbench.kernels.tiling import PASSES, PATHS, Path, Tiling, family
+from attnbench.kernels.tiling import MAX_HEAD_DIM, PASSES, PATHS, Path, Tiling, family
 from tests import reference
 
 REPEATS = 20
@@ -34,7 +34,11 @@ def entries(hopper: bool) -> list[tuple[tuple[str, ...], TileConfig]]:
         return [(("no GPU",), TileConfig(block_q=16, block_kv=16, warps=4, stages=1))]
     here = (arch(), family(arch()))
     table = shipped() | users()
-    found = [(key, config) for key, config in table.items() if key[1] in here and key[2] in DTYPES and len(key) == KEYS]
+    found = [
+        (key, config)
+        for key, config in table.items()
+        if key[1] in here and key[2] in DTYPES and len(key) == KEYS and int(key[3]) <= MAX_HEAD_DIM
+    ]
     return [(key, config) for key, config in found if (PATHS[Kernel(key[0])] is Path.HOPPER) is hopper]
 
 

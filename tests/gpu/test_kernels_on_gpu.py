@@ -43,6 +43,32 @@ def test_pages_give_what_one_piece_gives() -> None:
     assert torch.equal(kernels.decode(q, *paged, kv_lengths=lengths, page_table=table), one)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "width", "tail"), [(32, 8, 128, 0), (16, 1, 512, 64), (128, 1, 512, 64)])
+def test_requests_in_pages_are_right(heads: int, kv_heads: int, width: int, tail: int) -> None:
+    from attnbench import kernels
+
+    torch.manual_seed(0)
+    sizes, page = ((1, 3000), (300, 700), (16, 16), (2, 900)), 16
+    starts = torch.tensor([0, 1, 301, 317, 319], dtype=torch.int32)
+    q = torch.randn(319, heads, width + tail, dtype=torch.bfloat16)
+    counts = [-(-keys // page) for _, keys in sizes]
+    pool = torch.randn(sum(counts), page, kv_heads, width + tail, dtype=torch.bfloat16)
+    table = torch.zeros(len(sizes), max(counts), dtype=torch.int32)
+    out = torch.empty(319, heads, width, dtype=torch.float64)
+    for b, (pages, (queries, keys)) in enumerate(zip(torch.randperm(sum(counts)).split(counts), sizes, strict=True)):
+        table[b, : len(pages)] = pages
+        k = pool[pages].flatten(0, 1)[:keys].repeat_interleave(heads // kv_heads, 1).double()
+        logits = torch.einsum("ihd,jhd->hij", q[starts[b] : starts[b + 1]].double(), k) * (width + tail) ** -0.5
+        hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+        weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
+        out[starts[b] : starts[b + 1]] = torch.einsum("hij,jhd->ihd", weights, k[..., :width])
+    options = {"page_table": table, "kv_lengths": torch.tensor([keys for _, keys in sizes], dtype=torch.int32)}
+    there = {name: tensor.cuda() for name, tensor in options.items()}
+    cache = pool.cuda()
+    result = kernels.decode(q.cuda(), cache, cache[..., :width], cu_seqlens_q=starts.cuda(), **there)
+    torch.testing.assert_close(result.cpu().double(), out, rtol=2e-2, atol=2e-2)
+
+
 def test_more_keys_than_2_to_the_31_numbers() -> None:
     from attnbench import kernels
 

@@ -159,6 +159,20 @@ def test_bad_arguments_of_decode(given: Any, options: dict[str, Any], message: s
         kernels.decode(*given, **options)
 
 
+WIDE = tokens(6, 16, 1, 640)
+LATENT = [
+    (WIDE[..., :576], tokens(6, 16, 1, 512), "q has head_dim 576: must be 1 to 256"),
+    (WIDE, WIDE[..., :512], "q has head_dim 640: must be 1 to 576"),
+    (WIDE[..., :576], WIDE[..., :513], "v has head_dim 513: must be 1 to 512"),
+]
+
+
+@pytest.mark.parametrize(("k", "v", "message"), LATENT, ids=lambda value: value if isinstance(value, str) else "")
+def test_wide_heads_need_values_that_are_a_view_of_the_keys(k: Any, v: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.decode(tokens(2, 4, 8, k.shape[-1]), k, v, page_table=TABLE)
+
+
 TOKENS, ENDS = tokens(6, 4, 16), ends(0, 5, 6)
 OF_REQUESTS = [
     ((Q, TOKENS, TOKENS), {}, r"q has shape \[2, 4, 8, 16\]: must be \[tokens, heads, head_dim\]"),

@@ -98,6 +98,7 @@ MUTATIONS = {
         "_visible_keys(rows, length, queries, left, right)",
         "_visible_keys(rows, length, seq_q, left, right)",
     ),
+    "tail of the first columns": Mutation("decoding.py", "_cached(k, k_base + HEAD_DIM,", "_cached(k, k_base,"),
     "wrong key head in the backward pass": Mutation("backward.py", "kv_head = share // parts", "kv_head = 0"),
     "rows that see a key cut short": Mutation(
         "backward.py", "tl.where(seeing, rows + 1, 0)", "tl.where(seeing, rows, 0)"
