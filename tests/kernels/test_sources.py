@@ -46,4 +46,4 @@ def test_nothing_is_tuned_at_call_time(path: Path) -> None:
 def test_no_product_takes_a_transposed_accumulator() -> None:
     # Triton 3.4 to 3.7.0 miscompile it for Hopper; only tiles as they were read may be transposed.
     transposed = [ast.unparse(call.args[0]) for _, call in calls("trans")]
-    assert set(transposed) == {"k_KD", "q_QD", "dout_QE", "v_KE"}
+    assert set(transposed) == {"k_KD", "k_KT", "q_QD", "dout_QE", "v_KE"}
