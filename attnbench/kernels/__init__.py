@@ -89,7 +89,7 @@ def decode(
     q: Tensor, k: Tensor, v: Tensor, *,
     kv_lengths: Tensor | None = None, page_table: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None, cu_seqlens_kv: Tensor | None = None, max_seqlen_q: int = 0,
-    max_seqlen_kv: int = 0,
+    max_seqlen_kv: int = 0, shared_prefix: int = 0,
     causal: bool = True, window: int | tuple[int, int] | None = None, scale: float | None = None,
     softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
     descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", return_lse: bool = False,
@@ -107,6 +107,9 @@ def decode(
     kv_heads, head_dim], with cu_seqlens_kv. max_seqlen_q and max_seqlen_kv, those of the longest request, choose the
     tiles and splits; left out, they are read from cu_seqlens, which waits for the device.
 
+    shared_prefix: the first keys of all requests, whole pages that stand first in every row of page_table. They are
+    computed once for the queries of all requests, and merged with the keys of each by log-sum-exp (cascade).
+
     Where v is a view of the first columns of k, as in the cache of latent attention, they are read once, and head_dim
     may be 576 with head_dim_v 512.
 
@@ -120,9 +123,11 @@ def decode(
     from attnbench.kernels.launch import decode_pass
     from attnbench.kernels.masking import KeyConditions, band
 
-    cache = Cache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv)
+    cache = Cache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv, shared_prefix)
     q, k, v, cache = arguments.check_cache(q, k, v, cache, check)
     arguments.check_numbers(scale, softcap, 0.0, 0, precision)
+    if shared_prefix and (alibi_slopes is not None or window is not None):
+        raise ValueError(f"shared_prefix={shared_prefix}: with alibi_slopes or a window no prefix is the same for all")
     options = CallOptions(
         keys=KeyConditions(*band(causal, window, q.shape[2], max(cache.longest_kv, k.shape[2]))),
         scale=q.shape[3] ** -0.5 if scale is None else scale,

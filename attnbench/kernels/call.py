@@ -63,6 +63,7 @@ class Cache(NamedTuple):
     starts_kv: Tensor | None = None  # and its keys
     longest_q: int = 0  # queries of one request of a packed batch, at most
     longest_kv: int = 0  # and keys
+    prefix: int = 0  # the first keys, which all requests share: whole pages
 
 
 class Call(NamedTuple):

@@ -1,6 +1,7 @@
 """Launches of the forward pass, of decoding and of the backward pass, and the differentiable function."""
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,6 +24,7 @@ from attnbench.kernels.call import (
     run,
     tiling_of,
 )
+from attnbench.kernels.masking import KeyConditions
 from attnbench.kernels.tables import Kernel
 from attnbench.kernels.tile import Operand
 from attnbench.kernels.tiling import Path, Tiling, padded
@@ -58,7 +60,7 @@ def forward_pass(
     if out.numel() == 0:
         return out, lse, describe(tiling, None)
     if tiling.path == Path.DECODE:
-        calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, Cache())
+        calls = decode_calls(q, k, v, out, lse, [Share(options, tiling, Cache(), sinks)])
     elif tiling.path == Path.HOPPER:
         from attnbench.kernels.hopper import launch as hopper
 
@@ -86,38 +88,48 @@ def _no_split(bias: Tensor | None, options: CallOptions) -> str:
     return next((f"its kernel does not support {what}" for what, present in reasons.items() if present), "")
 
 
-def decode_calls(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, sinks: Tensor | None, options: CallOptions,
-    tiling: Tiling, cache: Cache,
-) -> list[Call]:  # fmt: skip
-    """The split pass and, where there are several splits, the one that combines them.
+class Share(NamedTuple):
+    """Keys that one launch of the decode kernel covers; all of them, but where a prefix is shared."""
+
+    options: CallOptions
+    tiling: Tiling
+    cache: Cache
+    sinks: Tensor | None
+
+
+def decode_calls(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, shares: list[Share]) -> list[Call]:
+    """The split pass of every share and, where there are several splits, the one that combines all of them.
 
     q: [batch, heads, seq_q, width], or packed [1, heads, tokens, width]. k and v: [batch, kv_heads, seq_kv, width],
     packed [1, kv_heads, tokens, width], or with a table [pages, kv_heads, page_size, width].
     """
-    if tiling.splits == 1:
+    splits = sum(share.tiling.splits for share in shares)
+    if splits == 1:
         strides = {"out_split": 0, "lse_split": 0}
-        return [_split_call(q, k, v, operand(out), lse, sinks, options, tiling, cache, strides)]
-    parts = q.new_empty(tiling.splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
-    lse_parts = q.new_empty(tiling.splits, *q.shape[:3], dtype=torch.float32)
-    parts_operand = Operand(parts, *parts.stride()[1:4])
+        return [_split_call(q, k, v, operand(out), lse, shares[0], strides)]
+    parts = q.new_empty(splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
+    lse_parts = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
     strides = {"out_split": parts.stride(0), "lse_split": lse_parts.stride(0)}
-    split = _split_call(q, k, v, parts_operand, lse_parts, sinks, options, tiling, cache, strides)
+    calls, begin = [], 0
+    for share in shares:
+        target = Operand(parts[begin:], *parts.stride()[1:4])
+        calls.append(_split_call(q, k, v, target, lse_parts[begin:], share, strides))
+        begin += share.tiling.splits
     batch, heads, seq_q = q.shape[:3]
     arguments: dict[str, object] = {
-        "parts": parts_operand, "lse_parts_ptr": lse_parts, "out": operand(out), "lse_ptr": lse,
+        "parts": Operand(parts, *parts.stride()[1:4]), "lse_parts_ptr": lse_parts, "out": operand(out), "lse_ptr": lse,
         "part_split": parts.stride(0), "lse_split": lse_parts.stride(0), "heads": heads, "seq_q": seq_q,
-        "splits": tiling.splits, "HEAD_DIM_V": v.shape[3], "BLOCK_E": padded(v.shape[3]),
-        "BLOCK_S": triton.next_power_of_2(tiling.splits),
+        "splits": splits, "HEAD_DIM_V": v.shape[3], "BLOCK_E": padded(v.shape[3]),
+        "BLOCK_S": triton.next_power_of_2(splits),
     }  # fmt: skip
-    one_row = Tiling(path=tiling.path, block_q=1, block_kv=1, warps=4, stages=1)
-    return [split, Call(decoding.combine_kernel, batch * heads * seq_q, arguments, one_row)]
+    one_row = Tiling(path=Path.DECODE.value, block_q=1, block_kv=1, warps=4, stages=1)
+    return [*calls, Call(decoding.combine_kernel, batch * heads * seq_q, arguments, one_row)]
 
 
 def _split_call(
-    q: Tensor, k: Tensor, v: Tensor, out: Operand, lse: Tensor | None, sinks: Tensor | None, options: CallOptions,
-    tiling: Tiling, cache: Cache, strides: dict[str, int],
-) -> Call:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, out: Operand, lse: Tensor | None, share: Share, strides: dict[str, int]
+) -> Call:
+    options, tiling, cache, sinks = share
     batch, heads, seq_q = q.shape[:3]
     table = cache.table
     kv_heads, page = k.shape[1], k.shape[2] if table is not None else 1
@@ -152,19 +164,47 @@ def decode_pass(
     """As `forward_pass`, for cached keys."""
     out, lse = _outputs(q, v, with_lse)
     sinks = None if sinks is None else sinks.float().contiguous()
+    shares = _by_prefix(q, k, v, sinks, options, cache)
+    calls = decode_calls(q, k, v, out, lse, shares) if out.numel() else []
+    compiled = [run(call, q.device) for call in calls]
+    # Of several shares, the last is that of the keys that each request has alone.
+    facts = describe(shares[-1].tiling, compiled[len(shares) - 1] if compiled else None) | {"launches": len(calls)}
+    if cache.prefix:
+        facts |= {"shared_prefix": cache.prefix, "prefix_splits": shares[0].tiling.splits}
+    if tail := latent_tail(k, v):
+        facts["latent"] = f"{v.shape[3]}+{tail}"
+    return out, lse, facts
+
+
+def _by_prefix(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache
+) -> list[Share]:
+    """All keys, or those of a shared prefix and the others.
+
+    The queries of all requests are as one sequence to the prefix, of which each of them sees every key.
+    """
+    if not cache.prefix:
+        return [_share(q, k, v, sinks, options, cache)]
+    assert cache.table is not None
+    pages, far = cache.prefix // k.shape[2], q.shape[2] + cache.prefix
+    prefix = Cache(table=cache.table[:1, :pages], longest_kv=cache.prefix)
+    rest = cache._replace(
+        table=cache.table[:, pages:],
+        lengths=None if cache.lengths is None else cache.lengths - cache.prefix,
+        longest_kv=cache.longest_kv - cache.prefix,
+    )
+    unmasked = dataclasses.replace(options, keys=KeyConditions(far, far))
+    return [_share(q, k, v, None, unmasked, prefix), _share(q, k, v, sinks, options, rest)]
+
+
+def _share(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache) -> Share:
     keys = k.new_empty((q.shape[0], k.shape[1], cache.longest_kv, 0))
     queries, tokens_q = q, 0
     if cache.starts_q is not None:
         queries = q[:, :, :1].expand(len(cache.starts_q) - 1, q.shape[1], cache.longest_q, q.shape[3])
         tokens_q = q.shape[2]
     tiling = tiling_of(queries, keys, v, None, options, Kernel.DECODE, tokens_q=tokens_q)
-    tiling = replace(tiling, path=Path.DECODE.value)
-    calls = decode_calls(q, k, v, out, lse, sinks, options, tiling, cache) if out.numel() else []
-    compiled = [run(call, q.device) for call in calls]
-    facts = describe(tiling, compiled[0] if compiled else None) | {"launches": len(calls)}
-    if tail := latent_tail(k, v):
-        facts["latent"] = f"{v.shape[3]}+{tail}"
-    return out, lse, facts
+    return Share(options, replace(tiling, path=Path.DECODE.value), cache, sinks)
 
 
 def delta_call(saved: Saved, dlse: Tensor | None) -> Call:

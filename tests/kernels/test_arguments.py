@@ -174,6 +174,7 @@ def test_wide_heads_need_values_that_are_a_view_of_the_keys(k: Any, v: Any, mess
 
 
 TOKENS, ENDS = tokens(6, 4, 16), ends(0, 5, 6)
+SHARED = {"page_table": ends(0, 1, 0, 3).reshape(2, 2), "shared_prefix": 16}
 OF_REQUESTS = [
     ((Q, TOKENS, TOKENS), {}, r"q has shape \[2, 4, 8, 16\]: must be \[tokens, heads, head_dim\]"),
     ((TOKENS, Q[0, 0], TOKENS), {}, r"k has shape \[8, 16\]: must be \[tokens, heads, head_dim\]"),
@@ -186,6 +187,12 @@ OF_REQUESTS = [
     ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "kv_lengths": ends(5)}, r"kv_lengths is .*: must be int32 \[2\]"),
     ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "kv_lengths": ends(40, 1)}, "kv_lengths holds 40: must be 0 to 32"),
     ((Q, Q, Q), {"cu_seqlens_q": None, "cu_seqlens_kv": ENDS}, "cu_seqlens_kv without cu_seqlens_q"),
+    ((TOKENS, TOKENS, TOKENS), {"shared_prefix": 16}, "shared_prefix=16: needs cu_seqlens_q and page_table"),
+    ((TOKENS, PAGES, PAGES), SHARED | {"shared_prefix": 8}, "shared_prefix=8: must be whole pages of 16, fewer than"),
+    ((TOKENS, PAGES, PAGES), SHARED | {"shared_prefix": 32}, "shared_prefix=32: must be whole pages of 16, .* the 2 of"),
+    ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "shared_prefix": 16}, r"page_table\[1\] begins with other pages"),
+    ((TOKENS, PAGES, PAGES), SHARED | {"kv_lengths": ends(20, 30)}, "the queries of request 0 are not all behind it"),
+    ((TOKENS, PAGES, PAGES), SHARED | {"window": 4}, "shared_prefix=16: with alibi_slopes or a window"),
 ]  # fmt: skip
 
 

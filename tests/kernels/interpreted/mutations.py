@@ -99,6 +99,9 @@ MUTATIONS = {
         "_visible_keys(rows, length, seq_q, left, right)",
     ),
     "tail of the first columns": Mutation("decoding.py", "_cached(k, k_base + HEAD_DIM,", "_cached(k, k_base,"),
+    "the keys behind a shared prefix are its own": Mutation(
+        "launch.py", "table=cache.table[:, pages:]", "table=cache.table"
+    ),
     "wrong key head in the backward pass": Mutation("backward.py", "kv_head = share // parts", "kv_head = 0"),
     "rows that see a key cut short": Mutation(
         "backward.py", "tl.where(seeing, rows + 1, 0)", "tl.where(seeing, rows, 0)"

@@ -13,7 +13,7 @@ from attnbench.kernels import Tiling
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, paged, poisoned
 from tests.kernels.interpreted.formula import EVERYTHING, Shape, assert_right, band, inputs, normal
 from tests.kernels.interpreted.overflow import look_for_overflow
-from tests.kernels.interpreted.ragged import assert_requests, decoded, latent
+from tests.kernels.interpreted.ragged import assert_requests, cascaded, decoded, latent
 from tests.kernels.interpreted.ragged import packed as packed_requests
 from tests.kernels.interpreted.ragged import paged as paged_requests
 from tests.kernels.interpreted.speed import patch_once
@@ -67,13 +67,15 @@ def check_decoding() -> None:
 
 
 def check_requests() -> None:
-    """A prefill beside decodes, in pages and packed, and a latent cache."""
+    """A prefill beside decodes, in pages and packed; a latent cache; a shared prefix."""
     for make in (paged_requests, packed_requests):
         batch = make(((1, 37), (19, 30), (2, 2)), Shape(heads=4, kv_heads=2))
         tiling = Tiling(path="decode", block_q=16, block_kv=32, warps=4, stages=1, splits=2)
         assert_requests(decoded(batch, tiling=tiling), batch)
     cached = latent(packed_requests(((3, 20),), Shape(heads=4, kv_heads=1, head_dim=24)), 16)
     assert_requests(decoded(cached, tiling=tiling), cached)
+    shared = cascaded(((1, 5), (2, 9)), Shape(heads=4, kv_heads=2), 16)
+    assert_requests(decoded(shared, shared_prefix=16, tiling=tiling), shared)
 
 
 def check_an_empty_cache() -> None:

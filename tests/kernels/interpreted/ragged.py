@@ -186,3 +186,41 @@ def test_the_latent_cache_of_deepseek() -> None:
     facts: dict[str, Any] = {}
     assert_requests(decoded(batch, scale=192**-0.5, facts=facts), batch, scale=192**-0.5)
     assert facts["path"] == "decode"
+
+
+def cascaded(sizes: Sizes, shape: Shape, prefix: int, dtype: torch.dtype = torch.float32) -> Batch:
+    """Requests that begin with the same keys, in the same pages of 16; `sizes` are the keys behind the prefix."""
+    shared = inputs(shape._replace(batch=1, seq_q=1, seq_kv=prefix), dtype, seed=99)[1:]
+    batch = paged(sizes, shape, dtype=dtype)
+    pools, pages = [], prefix // 16
+    for pool, tensor in zip((batch.k, batch.v), shared, strict=True):
+        pools.append(torch.cat([pool, tensor[0].transpose(0, 1).unflatten(0, (pages, 16))]))
+    first = torch.arange(len(batch.k), len(pools[0]), dtype=torch.int32).expand(len(sizes), pages)
+    options = batch.options | {
+        "page_table": torch.cat([first, batch.options["page_table"]], 1),
+        "kv_lengths": batch.options["kv_lengths"] + prefix,
+    }
+    whole = [(q, *(torch.cat(both, 2) for both in zip(shared, kv, strict=True))) for q, *kv in batch.alone]
+    return Batch(batch.q, *pools, options, whole)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_shared_prefix_is_computed_once_and_merged(splits: int) -> None:
+    batch = cascaded(((1, 5), (18, 18), (3, 40)), SHAPE, 48)
+    options: dict[str, Any] = {"softcap": 9.0, "sinks": normal(4)}
+    facts: dict[str, Any] = {}
+    result = decoded(batch, shared_prefix=48, tiling=decode_tiling(splits), facts=facts, **options)
+    assert_requests(result, batch, **options)
+    assert (facts["shared_prefix"], facts["prefix_splits"], facts["launches"]) == (48, splits, 3)
+
+
+def test_a_shared_prefix_is_not_read_through_other_requests() -> None:
+    batch = cascaded(((1, 5), (2, 9)), SHAPE, 32)
+    expected = decoded(batch, shared_prefix=32)
+    batch.options["page_table"][1:, :2] = 2**31 - 1
+    torch.testing.assert_close(decoded(batch, shared_prefix=32, check=False), expected, rtol=0, atol=0)
+
+
+def test_a_shared_prefix_of_a_latent_cache() -> None:
+    batch = latent(cascaded(((1, 5), (2, 9)), Shape(heads=4, kv_heads=1, head_dim=24), 16), 16)
+    assert_requests(decoded(batch, shared_prefix=16), batch)
