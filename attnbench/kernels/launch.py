@@ -60,7 +60,7 @@ def forward_pass(
     if out.numel() == 0:
         return out, lse, describe(tiling, None)
     if tiling.path == Path.DECODE:
-        calls = decode_calls(q, k, v, out, lse, [Share(options, tiling, Cache(), sinks)])
+        calls = decode_calls(q, k, v, out, lse, [DecodeShare(options, tiling, Cache(), sinks)])
     elif tiling.path == Path.HOPPER:
         from attnbench.kernels.hopper import launch as hopper
 
@@ -88,7 +88,7 @@ def _no_split(bias: Tensor | None, options: CallOptions) -> str:
     return next((f"its kernel does not support {what}" for what, present in reasons.items() if present), "")
 
 
-class Share(NamedTuple):
+class DecodeShare(NamedTuple):
     """Keys that one launch of the decode kernel covers; all of them, but where a prefix is shared."""
 
     options: CallOptions
@@ -97,7 +97,9 @@ class Share(NamedTuple):
     sinks: Tensor | None
 
 
-def decode_calls(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, shares: list[Share]) -> list[Call]:
+def decode_calls(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | None, shares: list[DecodeShare]
+) -> list[Call]:
     """The split pass of every share and, where there are several splits, the one that combines all of them.
 
     q: [batch, heads, seq_q, width], or packed [1, heads, tokens, width]. k and v: [batch, kv_heads, seq_kv, width],
@@ -127,7 +129,7 @@ def decode_calls(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor | Non
 
 
 def _split_call(
-    q: Tensor, k: Tensor, v: Tensor, out: Operand, lse: Tensor | None, share: Share, strides: dict[str, int]
+    q: Tensor, k: Tensor, v: Tensor, out: Operand, lse: Tensor | None, share: DecodeShare, strides: dict[str, int]
 ) -> Call:
     options, tiling, cache, sinks = share
     batch, heads, seq_q = q.shape[:3]
@@ -178,7 +180,7 @@ def decode_pass(
 
 def _by_prefix(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache
-) -> list[Share]:
+) -> list[DecodeShare]:
     """All keys, or those of a shared prefix and the others.
 
     The queries of all requests are as one sequence to the prefix, of which each of them sees every key.
@@ -197,14 +199,14 @@ def _by_prefix(
     return [_share(q, k, v, None, unmasked, prefix), _share(q, k, v, sinks, options, rest)]
 
 
-def _share(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache) -> Share:
+def _share(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache) -> DecodeShare:
     keys = k.new_empty((q.shape[0], k.shape[1], cache.longest_kv, 0))
     queries, tokens_q = q, 0
     if cache.starts_q is not None:
         queries = q[:, :, :1].expand(len(cache.starts_q) - 1, q.shape[1], cache.longest_q, q.shape[3])
         tokens_q = q.shape[2]
     tiling = tiling_of(queries, keys, v, None, options, Kernel.DECODE, tokens_q=tokens_q)
-    return Share(options, replace(tiling, path=Path.DECODE.value), cache, sinks)
+    return DecodeShare(options, replace(tiling, path=Path.DECODE.value), cache, sinks)
 
 
 def delta_call(saved: Saved, dlse: Tensor | None) -> Call:

@@ -189,7 +189,7 @@ OF_REQUESTS = [
     ((Q, Q, Q), {"cu_seqlens_q": None, "cu_seqlens_kv": ENDS}, "cu_seqlens_kv without cu_seqlens_q"),
     ((TOKENS, TOKENS, TOKENS), {"shared_prefix": 16}, "shared_prefix=16: needs cu_seqlens_q and page_table"),
     ((TOKENS, PAGES, PAGES), SHARED | {"shared_prefix": 8}, "shared_prefix=8: must be whole pages of 16, fewer than"),
-    ((TOKENS, PAGES, PAGES), SHARED | {"shared_prefix": 32}, "shared_prefix=32: must be whole pages of 16, .* the 2 of"),
+    ((TOKENS, PAGES, PAGES), SHARED | {"shared_prefix": 32}, "shared_prefix=32: must be whole .* than the 2 of"),
     ((TOKENS, PAGES, PAGES), {"page_table": TABLE, "shared_prefix": 16}, r"page_table\[1\] begins with other pages"),
     ((TOKENS, PAGES, PAGES), SHARED | {"kv_lengths": ends(20, 30)}, "the queries of request 0 are not all behind it"),
     ((TOKENS, PAGES, PAGES), SHARED | {"window": 4}, "shared_prefix=16: with alibi_slopes or a window"),

@@ -186,7 +186,7 @@ def _decode(
         k, v = _pages(k), _pages(v)
         v = k[..., :LATENT] if variant.width == LATENT else v
         cache = cache._replace(table=table)
-    calls = launch.decode_calls(q, k, v, out, lse, [launch.Share(options, chosen, cache, None)])
+    calls = launch.decode_calls(q, k, v, out, lse, [launch.DecodeShare(options, chosen, cache, None)])
     return calls[1 if variant.feature == "combine" else 0]
 
 
