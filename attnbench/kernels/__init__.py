@@ -119,11 +119,11 @@ def decode(
     wait for the device. ValueError names a bad argument and its value; RuntimeError: the kernels cannot run there.
     """
     from attnbench.kernels import arguments
-    from attnbench.kernels.call import Cache, CallOptions
+    from attnbench.kernels.call import CallOptions, KvCache
     from attnbench.kernels.launch import decode_pass
     from attnbench.kernels.masking import KeyConditions, band
 
-    cache = Cache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv, shared_prefix)
+    cache = KvCache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv, shared_prefix)
     q, k, v, cache = arguments.check_cache(q, k, v, cache, check)
     arguments.check_numbers(scale, softcap, 0.0, 0, precision)
     if shared_prefix and (alibi_slopes is not None or window is not None):

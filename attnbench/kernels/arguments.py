@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnbench.kernels.call import Cache, latent_tail
+from attnbench.kernels.call import KvCache, latent_tail
 from attnbench.kernels.masking import BlockMask, KeyConditions, Rows, band, blocks_around, packed_rows, rows_of
 from attnbench.kernels.tile import INTERPRETED
 from attnbench.kernels.tiling import MAX_DECODE_ROWS, MAX_HEAD_DIM, MAX_LATENT, MIN_BLOCK
@@ -271,7 +271,7 @@ def _check_blocks(blocks: BlockMask, q: Tensor, seq_kv: int) -> None:
             raise ValueError(f"mask has {name} {have}: must be int32 {' or '.join(map(str, shapes))} on {q.device}")
 
 
-def check_cache(q: Tensor, k: Tensor, v: Tensor, cache: Cache, read: bool) -> tuple[Tensor, Tensor, Tensor, Cache]:
+def check_cache(q: Tensor, k: Tensor, v: Tensor, cache: KvCache, read: bool) -> tuple[Tensor, Tensor, Tensor, KvCache]:
     """Check the tensors of a decode. Returns q, k and v with heads before rows, and the cache with all its fields.
 
     `read` also reads lengths, starts and page numbers.
@@ -302,7 +302,7 @@ def check_cache(q: Tensor, k: Tensor, v: Tensor, cache: Cache, read: bool) -> tu
     return q, k, v, cache._replace(longest_q=cache.longest_q or q.shape[2], longest_kv=longest_kv)
 
 
-def _check_starts(q: Tensor, k: Tensor, cache: Cache, read: bool) -> Cache:
+def _check_starts(q: Tensor, k: Tensor, cache: KvCache, read: bool) -> KvCache:
     """Check where the requests of a packed batch begin. Returns the cache with its longest request."""
     starts_q, starts_kv = cache.starts_q, cache.starts_kv
     assert starts_q is not None
@@ -325,7 +325,7 @@ def _check_starts(q: Tensor, k: Tensor, cache: Cache, read: bool) -> Cache:
     return cache._replace(starts_kv=starts_kv, longest_q=longest_q, longest_kv=longest_kv)
 
 
-def _check_prefix(cache: Cache, page_size: int, read: bool) -> None:
+def _check_prefix(cache: KvCache, page_size: int, read: bool) -> None:
     """Check that a shared prefix is pages that all requests of a packed batch begin with."""
     prefix, table = f"shared_prefix={cache.prefix}", cache.table
     if table is None or cache.starts_q is None:

@@ -54,7 +54,7 @@ class Saved(NamedTuple):
     delta: Tensor
 
 
-class Cache(NamedTuple):
+class KvCache(NamedTuple):
     """Where the queries and the keys of every sequence of a decode are; by default, each has the same number."""
 
     lengths: Tensor | None = None  # int32 [batch], keys of each sequence

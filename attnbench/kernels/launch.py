@@ -10,9 +10,9 @@ from torch import Tensor
 
 from attnbench.kernels import backward, bias_gradient, decoding, forward
 from attnbench.kernels.call import (
-    Cache,
     Call,
     CallOptions,
+    KvCache,
     Saved,
     common_arguments,
     describe,
@@ -60,7 +60,7 @@ def forward_pass(
     if out.numel() == 0:
         return out, lse, describe(tiling, None)
     if tiling.path == Path.DECODE:
-        calls = decode_calls(q, k, v, out, lse, [DecodeShare(options, tiling, Cache(), sinks)])
+        calls = decode_calls(q, k, v, out, lse, [DecodeShare(options, tiling, KvCache(), sinks)])
     elif tiling.path == Path.HOPPER:
         from attnbench.kernels.hopper import launch as hopper
 
@@ -93,7 +93,7 @@ class DecodeShare(NamedTuple):
 
     options: CallOptions
     tiling: Tiling
-    cache: Cache
+    cache: KvCache
     sinks: Tensor | None
 
 
@@ -161,7 +161,7 @@ def _latent(k: Tensor, v: Tensor) -> dict[str, object]:
 
 
 def decode_pass(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, with_lse: bool, cache: Cache
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, with_lse: bool, cache: KvCache
 ) -> Outputs:
     """As `forward_pass`, for cached keys."""
     out, lse = _outputs(q, v, with_lse)
@@ -179,7 +179,7 @@ def decode_pass(
 
 
 def _by_prefix(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: KvCache
 ) -> list[DecodeShare]:
     """All keys, or those of a shared prefix and the others.
 
@@ -189,7 +189,7 @@ def _by_prefix(
         return [_share(q, k, v, sinks, options, cache)]
     assert cache.table is not None
     pages, far = cache.prefix // k.shape[2], q.shape[2] + cache.prefix
-    prefix = Cache(table=cache.table[:1, :pages], longest_kv=cache.prefix)
+    prefix = KvCache(table=cache.table[:1, :pages], longest_kv=cache.prefix)
     rest = cache._replace(
         table=cache.table[:, pages:],
         lengths=None if cache.lengths is None else cache.lengths - cache.prefix,
@@ -199,7 +199,7 @@ def _by_prefix(
     return [_share(q, k, v, None, unmasked, prefix), _share(q, k, v, sinks, options, rest)]
 
 
-def _share(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: Cache) -> DecodeShare:
+def _share(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: KvCache) -> DecodeShare:
     keys = k.new_empty((q.shape[0], k.shape[1], cache.longest_kv, 0))
     queries, tokens_q = q, 0
     if cache.starts_q is not None:

@@ -9,7 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from attnbench.kernels import launch
-from attnbench.kernels.call import Cache, Call, CallOptions, Saved
+from attnbench.kernels.call import Call, CallOptions, KvCache, Saved
 from attnbench.kernels.hopper import launch as hopper
 from attnbench.kernels.masking import BlockMask, KeyConditions, Rows
 from attnbench.kernels.tables import Kernel, shipped
@@ -174,11 +174,11 @@ def _decode(
     variant: Variant, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
     options: CallOptions, chosen: Tiling,
 ) -> Call:  # fmt: skip
-    cache = Cache()
+    cache = KvCache()
     if variant.feature == "ragged":
         q, out, lse = (tensor[:1] for tensor in (q, out, lse))
         lengths, starts = (torch.empty(BATCH + more, dtype=torch.int32, device="meta") for more in (0, 1))
-        cache = Cache(lengths=lengths, starts_q=starts)
+        cache = KvCache(lengths=lengths, starts_q=starts)
     else:
         q, out, lse = (tensor[:, :, :1] for tensor in (q, out, lse))
     if variant.feature in ("pages", "ragged") or variant.width == LATENT:
