@@ -182,8 +182,6 @@ def refuses_of_path(case: Case) -> list[str]:
     """Objections of a named path, which is never replaced by another one."""
     problem, path = case.problem, case.backend.partition(":")[2]
     reasons = ["only the decode kernel reads pages"] if problem.page_size else []
-    if problem.requests:
-        return [*reasons, "only the decode kernel takes requests"]
     if path == "portable":
         return reasons
     if mask_form(problem) in (MaskForm.BLOCKS, MaskForm.TENSOR):
@@ -280,11 +278,12 @@ def probe(device: str) -> str | None:
 
 
 _CUDA = replace(LIMITS, dtypes=FLOATS | {Dtype.TF32}, capability=(8, 0))
-_DESCRIBED = replace(_CUDA, dtypes=HALVES, capability=(9, 0))
+_DESCRIBED = replace(_CUDA, dtypes=HALVES, features=FEATURES - {"requests"}, capability=(9, 0))
 _BY_HOPPER = frozenset(
     {"causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "gqa", "cross", "scale", "lse"}
 )
 _HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={FP8: (9, 0)}, capability_below=(10, 0))
+_NAMED, _NAMED_CUDA = (replace(limits, features=FEATURES - {"requests"}) for limits in (LIMITS, _CUDA))
 _ANY = Backend(
     name="triton",
     summary="in-house Triton kernels",
@@ -300,8 +299,8 @@ _ANY = Backend(
 )
 # Paths: what they are, and on which kinds of device.
 _PATHS: dict[str, tuple[str, dict[str, Limits]]] = {
-    "portable": ("by pointers", {"cpu": LIMITS, "cuda": _CUDA}),
-    "descriptors": ("by tensor descriptors (TMA)", {"cpu": replace(LIMITS, dtypes=HALVES), "cuda": _DESCRIBED}),
+    "portable": ("by pointers", {"cpu": _NAMED, "cuda": _NAMED_CUDA}),
+    "descriptors": ("by tensor descriptors (TMA)", {"cpu": replace(_NAMED, dtypes=HALVES), "cuda": _DESCRIBED}),
     "hopper": ("in Gluon for Hopper, unproved (docs/hopper.md)", {"cuda": _HOPPER}),
 }
 BACKENDS = {"triton": _ANY} | {

@@ -203,7 +203,7 @@ def test_a_batch_of_requests_is_refused_with_a_reason(mode: Mode, fields: dict[s
 
 
 def test_named_paths_take_no_requests() -> None:
-    assert named("portable", **REQUESTS) == ["only the decode kernel takes requests"]
+    assert named("portable", **REQUESTS) == ["requests of different lengths in one batch unsupported"]
 
 
 def test_the_path_for_hopper_runs_only_on_hopper() -> None:
