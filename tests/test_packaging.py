@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import attnbench
+from attnbench.suite.serving.sources import shipped as shipped_traces
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -71,6 +72,12 @@ def suites() -> list[str]:
 def test_wheel_holds_every_suite(wheel: zipfile.ZipFile) -> None:
     shipped = sorted(Path(name).name for name in wheel.namelist() if name.startswith("attnbench/shipped_suites/"))
     assert shipped == suites() != []
+
+
+def test_wheel_holds_every_shipped_trace(wheel: zipfile.ZipFile) -> None:
+    traces = {f"attnbench/suite/serving/traces/{name}.jsonl" for name in shipped_traces()}
+    assert traces <= set(wheel.namelist())
+    assert traces
 
 
 def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:

@@ -53,12 +53,14 @@ def some_of(noun: str, names: Names) -> Check:
     return check
 
 
-def at_least(minimum: int) -> Check:
+def at_least(minimum: int, maximum: int | None = None) -> Check:
     """A number of a typed option; Typer has parsed it."""
 
     def check(text: str, flag: str) -> None:
         if int(text) < minimum:
             raise UsageError(f"{flag}: {text}: at least {minimum}")
+        if maximum is not None and int(text) > maximum:
+            raise UsageError(f"{flag}: {text}: at most {maximum}")
 
     return check
 

@@ -12,6 +12,8 @@ import typer
 from attnbench.cli import checks, options
 from attnbench.cli.options import OptionGroup, option
 
+MAX_BLOCKS = 1 << 24  # above any cache; a simulation holds about 30 bytes for each
+
 
 def _formats() -> Sequence[str]:
     from attnbench.suite.serving.trace import TraceFormat
@@ -72,7 +74,7 @@ class Server(OptionGroup, frozen=True, kw_only=True):
         int | None,
         option(
             "--kv-blocks", help="Blocks of the KV cache; by default those beside the weights in 90 % of the memory.",
-            metavar="N", check=checks.at_least(1),
+            metavar="N", check=checks.at_least(1, MAX_BLOCKS),
         ),
     ] = None  # fmt: skip
     block_size: Annotated[

@@ -98,6 +98,10 @@ WRONG = {
     "no such file": (["no.csv", "--model", "llama.json", "--simulate-only"], "no.csv: No such file"),
     "no such model": (["chat", "--model", "no.json", "--simulate-only"], "no.json: No such file"),
     "no blocks": (["chat", "--model", "llama.json", "--simulate-only", "--block-size", "0"], "--block-size: 0: at lea"),
+    "blocks beyond any cache": (
+        ["chat", "--model", "llama.json", "--simulate-only", "--kv-blocks", "99999999999"],
+        "--kv-blocks: 99999999999: at most 16777216",
+    ),
     "no room": (["chat", "--model", "deepseek.json", "--simulate-only"], "--tp 1: 671 GB of weights on each GPU"),
     "no divisor": (["chat", "--model", "llama.json", "--simulate-only", "--tp", "3"], "--tp 3: does not divide 32"),
     "a long request": (

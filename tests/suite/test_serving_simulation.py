@@ -132,7 +132,7 @@ def test_tensor_parallel_divides_heads_and_weights() -> None:
 def test_blocks_fill_what_the_weights_leave() -> None:
     """90 % of 80 GB, less 16.06 GB of weights, in blocks of 16 tokens of 131,072 bytes."""
     assert cost_of(LLAMA_8B).kv_blocks(16) == pytest.approx((72e9 - 16.06e9) / (16 * 131072), rel=1e-3)
-    with pytest.raises(UsageError, match=r"--tp 1: 671 GB of weights .* leave no room .* use a larger --tp"):
+    with pytest.raises(UsageError, match=r"--tp 1: 671 GB of weights .* no room for 16 tokens in .* use a larger --tp"):
         cost_of(DEEPSEEK_V3).kv_blocks(16)
 
 

@@ -76,7 +76,7 @@ class Scheduler:
         self._table = PrefixTable(self._pool, options.block_size)
         self._preempted: deque[_Request] = deque()
         self._running: list[_Request] = []
-        size = options.max_num_seqs
+        size = min(options.max_num_seqs, options.max_num_batched_tokens, options.kv_blocks)  # at least one of each
         self._computed, self._known, self._target = (np.zeros(size, np.int64) for _ in range(3))
         self._room = np.zeros(size, np.int64)  # tokens that fit into the blocks that a request holds
         self._uncached = np.zeros(size, bool)  # some block of the prompt with a hash is not full yet

@@ -117,4 +117,7 @@ def _schedulers(serving: Serving) -> Iterator[Scheduler]:
     """One for each replica that gets a request."""
     for replica in range(serving.replicas):
         share = itertools.islice(serving.trace, replica, None, serving.replicas)
-        yield Scheduler(serving.options, share, serving.place)
+        scheduler = Scheduler(serving.options, share, serving.place)
+        if scheduler.next_arrival_s is None:
+            return
+        yield scheduler

@@ -50,8 +50,9 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True):
         blocks = int(room / (cached * self.decoder.dtype.bytes * block_size))
         if blocks < 1:
             raise UsageError(
-                f"--tp {self.gpus}: {of_weights / 1e9:.0f} GB of weights on each GPU leave no room for a KV cache in "
-                f"{MEMORY_SHARE:.0%} of {self.memory_bytes / 1e9:.0f} GB: use a larger --tp, or another --gpu"
+                f"--tp {self.gpus}: {of_weights / 1e9:.0f} GB of weights on each GPU leave no room for "
+                f"{block_size} tokens in {MEMORY_SHARE:.0%} of {self.memory_bytes / 1e9:.0f} GB: "
+                "use a larger --tp, or another --gpu"
             )
         return blocks
 
