@@ -105,7 +105,9 @@ def _calibrated(rows: Sequence[Row], ceilings: CeilingsByDevice) -> Iterator[Axi
         of_device = ceilings.get(device)
         rates = of_device.matmul if of_device and "matmul" not in of_device.disturbed else {}
         # Only dtypes that lose neither range nor precision: whoever measures fp32 knows that fp16 would be faster.
-        safe = [name for name in rates if all(own <= bits for own, bits in zip(BITS[dtype], BITS[name], strict=True))]
+        safe = [
+            name for name in rates if all(needed <= bits for needed, bits in zip(BITS[dtype], BITS[name], strict=True))
+        ]
         better = max(safe, key=lambda name: rates[name].burst, default=dtype)
         factor = rates[better].burst / rates[dtype].burst if dtype in rates else 0.0
         if factor > MIN_FACTOR and (device, dtype) not in compared:

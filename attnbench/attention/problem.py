@@ -174,11 +174,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         text, sizes = f"requests={self.requests}", self.sizes
         most = len(sizes), max(queries for queries, _ in sizes), max(keys for _, keys in sizes)
         if (self.batch, self.seq_q, self.seq_kv) != most:
-            given = f"batch={self.batch}, seq_q={self.seq_q}, seq_kv={self.seq_kv}"
-            raise ProblemError(f"{text} with {given}: they are {most[0]}, {most[1]} and {most[2]}")
+            shape = f"batch={self.batch}, seq_q={self.seq_q}, seq_kv={self.seq_kv}"
+            raise ProblemError(f"{text} with {shape}: they are {most[0]}, {most[1]} and {most[2]}")
         others = {"lengths": bool(self.lengths), "positions": self.positions is not Positions.NONE}
         others |= {"scope": self.scope != "core", "returns=weights": self.returns is Returns.WEIGHTS}
-        if wrong := [name for name, given in others.items() if given]:
+        if wrong := [name for name, is_set in others.items() if is_set]:
             raise ProblemError(f"{text} with {wrong[0]}: requests are attention alone, over packed tokens")
         for request in dict.fromkeys(sizes):
             try:

@@ -104,8 +104,8 @@ def load(name: str) -> Backend:
     path, attribute = check(name)
     module = user_files.import_file(path)
     if not hasattr(module, attribute):
-        own = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
-        raise UnknownNameError("callable", attribute, _public(own), where=str(path))
+        local = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
+        raise UnknownNameError("callable", attribute, _public(local), where=str(path))
     return wrap(getattr(module, attribute), name)
 
 
@@ -118,8 +118,8 @@ def check(name: str) -> tuple[Path, str]:
         raise UsageError(f"--backend {name}: {path.name} cannot be parsed: {error}") from error
     defined = _defined(tree)
     if attribute not in defined and not defined.keys() & {"*", "__getattr__"}:
-        own = _public(word for word, imported in defined.items() if not imported)
-        raise UnknownNameError("callable", attribute, own, where=name.rpartition(":")[0])
+        local = _public(word for word, imported in defined.items() if not imported)
+        raise UnknownNameError("callable", attribute, local, where=name.rpartition(":")[0])
     return path, attribute
 
 

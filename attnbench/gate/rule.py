@@ -56,8 +56,8 @@ class Margins(msgspec.Struct, frozen=True):
 
     def factor_of(self, case: Evidence) -> float:
         """The factor of kernels of this kind and duration where it is known, else that of the machine."""
-        own = self.user_factors.get(class_of(case.base_s)) if case.backend in self.user_backends else None
-        return self.factor if own is None else own
+        user_factor = self.user_factors.get(class_of(case.base_s)) if case.backend in self.user_backends else None
+        return self.factor if user_factor is None else user_factor
 
     def noise_floor(self, case: Evidence) -> float:
         """The difference that equal arms with the spread of this case would seem to have; a share.

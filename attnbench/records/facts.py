@@ -53,19 +53,19 @@ class FactRangeError(Exception):
 
 def within_ranges(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts within their ranges, and by name why the others are left out."""
-    kept: dict[str, Any] = {}
+    accepted: dict[str, Any] = {}
     dropped: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, dict):
-            kept[name], nested = within_ranges(value)
+            accepted[name], nested = within_ranges(value)
             dropped |= nested
         elif reason := _objection(name, value):
             dropped[name] = reason
         else:
-            kept[name] = value
+            accepted[name] = value
     if dropped and STRICT:
         raise FactRangeError("; ".join(dropped.values()))
-    return kept, dropped
+    return accepted, dropped
 
 
 def _objection(name: str, value: object) -> str:

@@ -173,8 +173,8 @@ def record(
     """The last line of `--json`."""
     noisy = sum(bool(row.noisy) for row in rows)
     figures = {"planned": planned, "cases": len(rows), "status": counts(rows), "noisy": noisy}
-    said = {"failures": failure_lines(rows), "verdict": sentence(rows), "notes": notes(rows, ceilings)}
-    return {"type": "summary", **figures, **said, "path": path or None, "exit_code": int(code)}
+    texts = {"failures": failure_lines(rows), "verdict": sentence(rows), "notes": notes(rows, ceilings)}
+    return {"type": "summary", **figures, **texts, "path": path or None, "exit_code": int(code)}
 
 
 def repeat_command(row: Row, command: str = "run") -> str:

@@ -200,9 +200,9 @@ def _sweep(
     arms += [arm(target, config, device, folder / f"{copy}.csv", copy) for copy, config in enumerate(part, start=2)]
     request = Request(axes={"seq": "16"}, backend="triton", device=device, reference="triton", budget=budget or "0")
     ready = sweep.prepare(request, interpreted=True)
-    made = plan.make([(Cell(target.problem, target.mode), arms)], sweep.plan_limits(ready.settings))
-    results: list[Result] = list(made.refusals)
-    Runner(made, ready.settings, results.extend, observer).run()
+    planned = plan.make([(Cell(target.problem, target.mode), arms)], sweep.plan_limits(ready.settings))
+    results: list[Result] = list(planned.refusals)
+    Runner(planned, ready.settings, results.extend, observer).run()
     return {restarts.arm.copy: restarts for restarts in join(results)}
 
 

@@ -209,13 +209,13 @@ def _refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place
 def _table(raw: dict[str, Any], place: str, of_file: SourceCheck) -> ProblemTable:
     excluded = raw.get("exclude", ())
     with _as_suite_error():
-        own = read_comparison(raw, f"{place}.")
+        of_table = read_comparison(raw, f"{place}.")
         table = ProblemTable(
             axes={key: AXES[key].read(value, f"{place}.{key}") for key, value in raw.items() if key in AXES},
             backend=words(raw["backend"], f"{place}.backend") if "backend" in raw else (),
             exclude=tuple(_conditions(entry, f"{place}.exclude[{index}]") for index, entry in enumerate(excluded)),
             **{key: raw[key] for key in ("on", "name", "source") if key in raw},
-            **(own if any(own.values()) else of_file),
+            **(of_table if any(of_table.values()) else of_file),
         )
         if table.on not in ("", *KINDS):
             raise UnknownNameError("kind of device", table.on, KINDS, where=f"{place}.on")

@@ -101,17 +101,17 @@ def place(error: BaseException) -> str:
     """`my_kernel.py:12 in attend`: the innermost frame in a file of the user; empty if there is none."""
     if quoted := place_in_text(text_of(error)):
         return quoted
-    found = ""
+    innermost = ""
     for cause in _causes(error):
         frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if not frame.filename.startswith("<")]
         # A user's callable may be in an installed package.
         called = {after.filename for before, after in pairwise(frames) if before.filename.endswith(_CALLERS)}
         of_user = [frame for frame in frames if frame.filename in called or not _LIBRARY.search(frame.filename)]
         if of_user:
-            found = _place(of_user[-1].filename, of_user[-1].lineno or 0, of_user[-1].name)
+            innermost = _place(of_user[-1].filename, of_user[-1].lineno or 0, of_user[-1].name)
             if of_user[-1] is frames[-1]:  # otherwise a library may have raised it from an exception of the user's code
-                return found
-    return found
+                return innermost
+    return innermost
 
 
 def place_in_text(text: str) -> str:

@@ -326,15 +326,15 @@ def _replaced(name: str, spaces: dict[str, Namespace], owner: Owner) -> Setting:
     inherited = frozenset(dir(torch._C.TensorBase)) - originals.get("torch.Tensor", {}).keys()
 
     def read() -> dict[tuple[str, str], object]:
-        found: dict[tuple[str, str], object] = {}
+        replaced: dict[tuple[str, str], object] = {}
         for space, of in spaces.items():
             current = vars(of)
             for key, original in originals[space].items():
                 if (value := current.get(key, _ABSENT)) is not original and f"{space}.{key}" not in NOT_WATCHED:
-                    found[space, key] = value
+                    replaced[space, key] = value
             if of is torch.Tensor:  # what the base class defines, overridden
-                found |= {(space, key): current[key] for key in inherited & current.keys() if callable(current[key])}
-        return found
+                replaced |= {(space, key): current[key] for key in inherited & current.keys() if callable(current[key])}
+        return replaced
 
     def write(value: dict[tuple[str, str], object]) -> None:
         for space, key in read().keys() | value.keys():

@@ -96,13 +96,13 @@ class CudaInstrument:
             times.append(self._stopwatch.take(call, calls).seconds)
             clocks += [clock] if (clock := self._gauge.sm_clock_hz()) is not None else []
             settled = time.monotonic() - started >= MIN_SETTLE_S and (steady(clocks) or not clocks)
-        call_s, made = statistics.median(times[-5:]), SETTLE_CALLS - 1 + calls * len(times)
+        call_s, settle_calls = statistics.median(times[-5:]), SETTLE_CALLS - 1 + calls * len(times)
         calls_now, readings = cuda_block_shape(call_s, procedure)
         if procedure.timing is not Timing.GRAPH:  # the number of calls in a captured graph is fixed
             calls = calls_now
         settle_s = time.monotonic() - started
         return Pace(
-            calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=settle_s, settle_calls=made
+            calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=settle_s, settle_calls=settle_calls
         )
 
     def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:

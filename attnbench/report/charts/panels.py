@@ -71,10 +71,10 @@ def layout(
         return PanelLayout(axis=axis, columns=_varying(rows, axis, by))
     chosen = PanelLayout(axis=axis, columns=tuple(facets))
     if absent := [name for name in _varying(rows, axis, by) if not _determined(rows, name, chosen)]:
-        given, more = (["backend" if name == "arm_name" else name for name in names] for names in (facets, absent))
+        named, more = (["backend" if name == "arm_name" else name for name in names] for names in (facets, absent))
         raise UsageError(
-            f"--facet {','.join(given)}: cases that differ in {', '.join(more)} would be drawn at one place; "
-            f"use --facet {','.join((*given, *more))}, or choose cases with --only"
+            f"--facet {','.join(named)}: cases that differ in {', '.join(more)} would be drawn at one place; "
+            f"use --facet {','.join((*named, *more))}, or choose cases with --only"
         )
     return chosen
 

@@ -101,19 +101,21 @@ def _section(section: Page) -> Iterator[str]:
         yield from _table(each)
 
 
-def _table(made: PageTable) -> Iterator[str]:
+def _table(page_table: PageTable) -> Iterator[str]:
     """A table of a section with the heading of each column's group in its own."""
-    limit = MAX_LISTED if made.search else MAX_ROWS
-    head, numbers = made.columns, made.numbers or (False,) * len(made.head)
-    yield f"### {escape(made.heading)}"
-    if any(made.head):
-        rows = [[*map(_cell_text, row), *[""] * (len(head) - len(row))] for row in made.rows[:limit]]
+    limit = MAX_LISTED if page_table.search else MAX_ROWS
+    head, numbers = page_table.columns, page_table.numbers or (False,) * len(page_table.head)
+    yield f"### {escape(page_table.heading)}"
+    if any(page_table.head):
+        rows = [[*map(_cell_text, row), *[""] * (len(head) - len(row))] for row in page_table.rows[:limit]]
         align = f"|{'|'.join('---:' if number else '---' for number in numbers)}|"
         yield "\n".join([_line(map(escape, head)), align, *map(_line, rows)])
     else:
-        yield "\n".join(f"- {escape(str(row[0]))}: {', '.join(map(_cell_text, row[1:]))}" for row in made.rows[:limit])
-    yield f"{limit:,} of {len(made.rows):,} rows; data.csv has all." if len(made.rows) > limit else ""
-    yield _sentence(made.note)
+        yield "\n".join(
+            f"- {escape(str(row[0]))}: {', '.join(map(_cell_text, row[1:]))}" for row in page_table.rows[:limit]
+        )
+    yield f"{limit:,} of {len(page_table.rows):,} rows; data.csv has all." if len(page_table.rows) > limit else ""
+    yield _sentence(page_table.note)
 
 
 def _cell_text(cell: object) -> str:

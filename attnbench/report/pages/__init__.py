@@ -43,14 +43,14 @@ def contents(data: ReportData) -> tuple[Answer, list[Page]]:
     A section without data has the command that fills it, or nothing.
     """
     compared = comparison.compare(data)
-    made = {
+    by_name = {
         name: comparison.page(data, compared) if name == "comparison" else page(data)
         for name, (_, page) in PAGES.items()
     }
     names = list(PAGES)
     if len(data.runs) > 1:
         names.sort(key=lambda name: name != "comparison")
-    sections = [replace(made[name], name=name, title=PAGES[name][0]) for name in names]
+    sections = [replace(by_name[name], name=name, title=PAGES[name][0]) for name in names]
     return answer.answer(data, compared.sentences, compared.cautions), [*sections, *_suggestions(data)]
 
 

@@ -41,7 +41,7 @@ def _every(data: ReportData) -> PageTable:
     time = quantities.unit((row.time_s for row in rows), quantities.SECONDS)
     memory = quantities.unit((row.total_bytes for row in rows), quantities.BYTES)
     devices = len({row.device for row in rows}) > 1 and "device" not in layout.columns
-    made = PageTable(
+    table = PageTable(
         heading=counted(len(rows), "case"),
         head=(
             *tables.head(rows, layout), "backend", *(("device",) if devices else ()), "outcome", time.name,
@@ -62,7 +62,7 @@ def _every(data: ReportData) -> PageTable:
         search=True,
         folded=True,
     )  # fmt: skip
-    return without_empty_columns(made)
+    return without_empty_columns(table)
 
 
 def outcome(row: Row) -> str:

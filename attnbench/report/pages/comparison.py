@@ -107,13 +107,13 @@ def page(data: ReportData, compared: Compared) -> Page:
         shown = [msgspec.structs.replace(each, name=f"{each.name}-{number}") for number, each in enumerate(shown, 1)]
     tables_of_runs = [_table(pairs, data) for pairs in compared.comparisons]
     over_commits = commit_trend.figure(data.trend), _changes(data.trend) if data.trend else None
-    made = blocks(_trend(compared.comparisons), *shown, *tables_of_runs, *over_commits)
-    if not made and not compared.impossible:
+    page_blocks = blocks(_trend(compared.comparisons), *shown, *tables_of_runs, *over_commits)
+    if not page_blocks and not compared.impossible:
         return Page(
             finding="a change between two runs, or over commits",
             hint="`attnbench report OLD NEW`; `attnbench history --add RUN` begins a trend",
         )
-    return Page(finding=finding(data, compared), text=tuple(_text(data, compared)), blocks=made)
+    return Page(finding=finding(data, compared), text=tuple(_text(data, compared)), blocks=page_blocks)
 
 
 def finding(data: ReportData, compared: Compared) -> str:
@@ -188,7 +188,7 @@ def _table(pairs: Comparison, data: ReportData) -> PageTable:
             unit.show(pair.new_s), quantities.number(pair.ratio.value) if pair.ratio else "", _interval(pair),
             _word(pair.change), pair.reason,
         ))  # fmt: skip
-    made = PageTable(
+    table = PageTable(
         heading=_against(pairs),
         head=(
             *tables.head(data.rows, layout), "backend", f"old, {unit.name}", f"new, {unit.name}", "new ÷ old", "95 %",
@@ -199,7 +199,7 @@ def _table(pairs: Comparison, data: ReportData) -> PageTable:
         note=f"{counted(neither, 'case')} ok in neither run left out." if neither else "",
         search=True,
     )  # fmt: skip
-    return without_empty_columns(made)
+    return without_empty_columns(table)
 
 
 def _interval(pair: Pair) -> str:

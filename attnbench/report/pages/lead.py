@@ -143,10 +143,10 @@ def _without_time(problems: Sequence[Contest]) -> str:
     """` 2 more were not measured.`; a wrong output was, and has no time."""
     if not problems:
         return ""
-    one = len(problems) == 1
+    single = len(problems) == 1
     if any(row.status.failed for contest in problems for row in contest.rows):
-        return f" {len(problems)} more {'has' if one else 'have'} no time."
-    return f" {len(problems)} more {'was' if one else 'were'} not measured."
+        return f" {len(problems)} more {'has' if single else 'have'} no time."
+    return f" {len(problems)} more {'was' if single else 'were'} not measured."
 
 
 def _of_side(side: Side) -> str:

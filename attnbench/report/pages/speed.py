@@ -107,11 +107,11 @@ def table(problems: Sequence[Contest], data: ReportData) -> PageTable | None:
         tables.ArmColumn("speed-up", lambda row, _: _speedup(row), lambda row: compared and row.speedup is not None),
         *(rate for rate in rates if rate),
     ]
-    made = tables.by_backend("Times, speed-ups and rates", problems, data.layout, figures, missing=True)
-    if made is None or not made.rows:
+    figure_table = tables.by_backend("Times, speed-ups and rates", problems, data.layout, figures, missing=True)
+    if figure_table is None or not figure_table.rows:
         return None
-    notes = _notes(made, rows)
-    return replace(made, note=" ".join(notes))
+    notes = _notes(figure_table, rows)
+    return replace(figure_table, note=" ".join(notes))
 
 
 def _rate(column: str, unit: str, rows: Sequence[Row]) -> tables.ArmColumn | None:
@@ -142,15 +142,15 @@ def _speedup(row: Row) -> PageCell | str:
     return PageCell(text=quantities.times(row.speedup), detail=f"{interval} ^" if row.quotient_outside else interval)
 
 
-def _notes(made: PageTable, rows: Sequence[Row]) -> Iterator[str]:
+def _notes(figure_table: PageTable, rows: Sequence[Row]) -> Iterator[str]:
     """What the table shows and what its signs mean, as far as it has them."""
     yield f"{quantities.sentence(pivot.caption(rows))}."
     if any(row.place is Place.FASTEST for row in rows):
         yield "Bold: fastest."
-    if any("±" in cell.detail for row in made.rows for cell in row if isinstance(cell, PageCell)):
+    if any("±" in cell.detail for row in figure_table.rows for cell in row if isinstance(cell, PageCell)):
         yield "±: half of the interval."
     yield from (f"{symbol}: {meaning}." for symbol, meaning in pivot.legend(rows) if symbol not in "*~")
-    if any(head.endswith("B/s") for head in made.head):
+    if any(head.endswith("B/s") for head in figure_table.head):
         yield "Bytes a second count inputs read and outputs written once, also what the mask hides."
 
 
@@ -158,7 +158,7 @@ def _bounds(data: ReportData) -> PageTable:
     """Shares of the roofline bound; a row above its bound says why."""
     rows = [row for row in data.rows if row.roofline_share is not None]
     time = quantities.unit((row.roofline_s for row in rows), quantities.SECONDS)
-    made = PageTable(
+    roofline_table = PageTable(
         heading="Share of the roofline bound",
         head=(
             *tables.head(rows, data.layout), "backend", "FLOP a byte", f"{time.name} at least", "share", "bound by",
@@ -176,7 +176,7 @@ def _bounds(data: ReportData) -> PageTable:
         note="The bound is the least time that the ceilings allow which attnbench calibrate measured on this device.",
         folded=True,
     )  # fmt: skip
-    return without_empty_columns(made)
+    return without_empty_columns(roofline_table)
 
 
 def _share(row: Row) -> str:
@@ -218,7 +218,7 @@ def _once(rows: Sequence[Row]) -> PageTable:
         (PageCell(text=arm, arm=arm), device, *(_median([row.number(name) for row in group]) for name in ONCE))
         for (arm, device), group in groups.items()
     ]
-    made = PageTable(
+    costs_table = PageTable(
         heading="Costs that arise once a process",
         head=("backend", "device", "imports", "first call", "compiling", "building the mask"),
         rows=lines,
@@ -226,7 +226,7 @@ def _once(rows: Sequence[Row]) -> PageTable:
         note="Medians over the cases of a backend; the first call includes compiling.",
         folded=True,
     )
-    return without_empty_columns(made)
+    return without_empty_columns(costs_table)
 
 
 def _median(values: Sequence[float | None]) -> str:

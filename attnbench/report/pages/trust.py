@@ -46,7 +46,7 @@ def page(data: ReportData) -> Page:
 
 def table(data: ReportData) -> PageTable:
     """The noise of each case as numbers, for the last section."""
-    made = PageTable(
+    noise_table = PageTable(
         heading="Noise of each case",
         head=HEAD,
         rows=[_cells(detail) for detail in data.details if detail.rounds],
@@ -55,7 +55,7 @@ def table(data: ReportData) -> PageTable:
         search=True,
         folded=True,
     )
-    return without_empty_columns(made)
+    return without_empty_columns(noise_table)
 
 
 def _named(data: ReportData, timed: Sequence[Detail]) -> list[Detail]:
