@@ -78,13 +78,13 @@ def test_f7_without_the_scale_weights_collapse(width: int, unscaled: float, scal
     """Mean entropy in nats over 256 keys, of at most 5.545: the table of docs/articles.md."""
 
     def entropy(scale: float) -> float:
-        found = []
+        outputs = []
         for seed in range(4):
             source = torch.Generator().manual_seed(seed)
             q, k = (torch.randn(1, 1, 256, width, generator=source, dtype=torch.float64) for _ in range(2))
             p = weights(q, k, scale)
-            found.append(float(torch.special.entr(p).sum(-1).mean()))
-        return sum(found) / len(found)
+            outputs.append(float(torch.special.entr(p).sum(-1).mean()))
+        return sum(outputs) / len(outputs)
 
     assert entropy(1.0) == pytest.approx(unscaled, abs=0.05)
     assert entropy(width**-0.5) == pytest.approx(scaled, abs=0.02)
@@ -142,10 +142,10 @@ def test_f13_f14_work_grows_with_the_square_of_the_length_and_not_with_the_numbe
 def test_row_without_keys_is_zero() -> None:
     """A row that is masked as a whole is NaN in a plain softmax."""
     problem = Problem(seq_q=4, seq_kv=2, heads=1, head_dim=4, mask="causal")
-    found = reference.attend(problem, *drawn(problem))
-    assert (found.out[..., :2, :] == 0).all()
-    assert (found.lse[..., :2] == -math.inf).all()
-    assert found.out.isfinite().all()
+    actual = reference.attend(problem, *drawn(problem))
+    assert (actual.out[..., :2, :] == 0).all()
+    assert (actual.lse[..., :2] == -math.inf).all()
+    assert actual.out.isfinite().all()
 
 
 def test_swapped_transpose_fails_unless_square() -> None:
@@ -235,11 +235,11 @@ def test_returned_weights_are_weights() -> None:
     problem = msgspec.structs.replace(ODD, mask="causal", returns="weights", dtype="fp32")
     q, k, v = (tensor.float() for tensor in drawn(problem))
     for name in ("naive", "sdpa:math"):
-        out, given = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(q, k, v)
-        assert given.shape == (1, 3, 5, 7)
-        torch.testing.assert_close(given.sum(-1), torch.ones(1, 3, 5))
-        torch.testing.assert_close(given @ v, out)
-        assert (given.triu(7 - 5 + 1) == 0).all()
+        out, weights = backends.load(name).prepare(Case(problem=problem, backend=name), "cpu").call(q, k, v)
+        assert weights.shape == (1, 3, 5, 7)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(1, 3, 5))
+        torch.testing.assert_close(weights @ v, out)
+        assert (weights.triu(7 - 5 + 1) == 0).all()
 
 
 def test_decoder_takes_target_then_memory() -> None:
@@ -249,24 +249,24 @@ def test_decoder_takes_target_then_memory() -> None:
     core = differentiable(msgspec.structs.replace(problem, scope="core"), exact=True, sequence=0)
     inner = scopes.self_attention(problem)
     assert inner is not None
-    own = differentiable(inner, exact=True, sequence=0)
-    out = scopes.apply(problem, dict(scopes.matrices(problem)), core, own, target, memory, memory)
+    exact = differentiable(inner, exact=True, sequence=0)
+    out = scopes.apply(problem, dict(scopes.matrices(problem)), core, exact, target, memory, memory)
     assert out.shape == target.shape
-    changed = scopes.apply(problem, dict(scopes.matrices(problem)), core, own, target, memory + 1, memory)
+    changed = scopes.apply(problem, dict(scopes.matrices(problem)), core, exact, target, memory + 1, memory)
     assert not torch.allclose(out, changed)
     later = target.clone()
     later[:, :, -1] += 1  # the target is causal in itself: nothing before its last token changes
-    moved = scopes.apply(problem, dict(scopes.matrices(problem)), core, own, later, memory, memory)
+    moved = scopes.apply(problem, dict(scopes.matrices(problem)), core, exact, later, memory, memory)
     torch.testing.assert_close(moved[:, :, :-1], out[:, :, :-1])
     with pytest.raises(RuntimeError):
-        scopes.apply(problem, dict(scopes.matrices(problem)), core, own, memory, target, target)
+        scopes.apply(problem, dict(scopes.matrices(problem)), core, exact, memory, target, target)
 
 
 def test_layer_count_is_obeyed() -> None:
     """Six layers are six times the work and six sets of weights; one article's code builds one and calls it six."""
-    one, six = (Problem(seq_q=6, heads=2, head_dim=4, scope=f"layer:{count}") for count in (1, 6))
-    assert cost.flops(six, Mode.FWD) == 6 * cost.flops(one, Mode.FWD)
-    assert len(dict(scopes.matrices(six))) == 6 * len(dict(scopes.matrices(one)))
+    single, six = (Problem(seq_q=6, heads=2, head_dim=4, scope=f"layer:{count}") for count in (1, 6))
+    assert cost.flops(six, Mode.FWD) == 6 * cost.flops(single, Mode.FWD)
+    assert len(dict(scopes.matrices(six))) == 6 * len(dict(scopes.matrices(single)))
     matrices = {tuple(matrix.flatten().tolist()) for matrix in dict(scopes.matrices(six)).values()}
     assert len(matrices) == len(dict(scopes.matrices(six)))
 

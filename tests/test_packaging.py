@@ -127,7 +127,9 @@ def test_range_of_python(version: str, admitted: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "requirement", [one for one in REQUIREMENTS if one.name != "attnbench"], ids=lambda requirement: requirement.name
+    "requirement",
+    [requirement for requirement in REQUIREMENTS if requirement.name != "attnbench"],
+    ids=lambda requirement: requirement.name,
 )
 def test_requirement_is_pinned_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])

@@ -70,8 +70,8 @@ def run_here(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
 
 
 def the_run(folder: Path) -> run_directory.Run:
-    (found,) = folder.iterdir()
-    return run_directory.read(found)
+    (directory,) = folder.iterdir()
+    return run_directory.read(directory)
 
 
 @pytest.mark.workers
@@ -80,17 +80,17 @@ def test_a_suite_is_measured_and_told_to_pytest_benchmark(pytester: pytest.Pytes
     done = run(pytester, "small.toml", "-k", "q64", "--attnbench-out", "kept", "--benchmark-json", "told.json", "-v")
     done.assert_outcomes(passed=2, deselected=2)
     done.stdout.fnmatch_lines(["*attnbench measures 2 cases of small, 1 restarts*", f"*{case('naive', 64)}*PASSED*"])
-    measured = {one.case.backend: one for one in the_run(pytester.path / "kept").results}
-    assert {one.case.label for one in measured.values()} == {case("naive", 64), case("sdpa:flash", 64)}
+    measured = {result.case.backend: result for result in the_run(pytester.path / "kept").results}
+    assert {result.case.label for result in measured.values()} == {case("naive", 64), case("sdpa:flash", 64)}
     told = json.loads((pytester.path / "told.json").read_text())["benchmarks"]
-    assert {one["group"] for one in told} == {"b1 h2 q64 kv64 d64 causal fp32 fwd"}
-    for one in told:
-        own = measured[one["extra_info"]["backend"]]
-        assert one["name"] == f"test_attention[{own.case.label}]"
-        assert one["extra_info"]["case_id"] == own.case_id
-        assert one["extra_info"]["peak_bytes"] == own.samples["peak_memory"].values[0]
+    assert {entry["group"] for entry in told} == {"b1 h2 q64 kv64 d64 causal fp32 fwd"}
+    for entry in told:
+        result = measured[entry["extra_info"]["backend"]]
+        assert entry["name"] == f"test_attention[{result.case.label}]"
+        assert entry["extra_info"]["case_id"] == result.case_id
+        assert entry["extra_info"]["peak_bytes"] == result.samples["peak_memory"].values[0]
         # The clock adds up, so a difference may lose the last bits.
-        assert one["stats"]["data"] == pytest.approx(readings.block_medians(own.samples["time"]), rel=1e-9)
+        assert entry["stats"]["data"] == pytest.approx(readings.block_medians(result.samples["time"]), rel=1e-9)
 
 
 @pytest.mark.workers
@@ -132,7 +132,7 @@ def test_a_function_of_a_package_is_named_by_its_file(pytester: pytest.Pytester)
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("@pytest.mark.attnbench(lambda q: q, seq=32)\ndef test_it(attnbench_case): ...", "*1 of*function <lambda>*"),
         ("@pytest.mark.attnbench('naive', os, seq=32)\ndef test_it(attnbench_case): ...", "*2 of the*module os: pass*"),
@@ -145,11 +145,11 @@ def test_a_function_of_a_package_is_named_by_its_file(pytester: pytest.Pytester)
         ("@pytest.mark.attnbench('nave', seq=32)\ndef test_it(attnbench_case): ...", "*'nave'; did you mean 'naive'*"),
     ],
 )  # fmt: skip
-def test_a_mark_that_cannot_be_is_an_error_of_one_line(pytester: pytest.Pytester, source: str, said: str) -> None:
+def test_a_mark_that_cannot_be_is_an_error_of_one_line(pytester: pytest.Pytester, source: str, message: str) -> None:
     pytester.makepyfile(test_it=f"import os\nfrom functools import partial\n\nimport pytest\n\n{source}\n")
     done = run_here(pytester, "test_it.py")
     done.assert_outcomes(errors=1)
-    done.stdout.fnmatch_lines([f"{said}*"])
+    done.stdout.fnmatch_lines([f"{message}*"])
     done.stdout.no_fnmatch_line("*_hookexec*")
 
 
@@ -173,16 +173,16 @@ def test_two_bases_are_one_too_many(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "code", "said"),
+    ("option", "value", "code", "message"),
     [("--attnbench-gate", "mane", 4, "no baseline 'mane'"), ("--attnbench-base-ref", "mane", 2, "is in no git")],
 )
 def test_a_base_that_is_none_ends_the_session_before_anything_is_measured(
-    pytester: pytest.Pytester, option: str, value: str, code: int, said: str
+    pytester: pytest.Pytester, option: str, value: str, code: int, message: str
 ) -> None:
     pytester.makefile(".toml", small=SUITE)
     done = run_here(pytester, "small.toml", option, value)
     assert done.ret == code
-    done.stdout.fnmatch_lines([f"*attnbench: *{said}*"])
+    done.stdout.fnmatch_lines([f"*attnbench: *{message}*"])
     done.stdout.no_fnmatch_line("*passed*")
 
 
@@ -206,12 +206,12 @@ def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
     base = the_run(pytester.path / "kept")
     restarts = []
     for restart in range(6):
-        for one in base.results:
-            factor = 0.25 if one.case.backend == "naive" and one.case.problem.seq_q == 64 else 1.0
-            values = tuple(factor * v if v else v for v in one.samples["time"].values)
-            time = msgspec.structs.replace(one.samples["time"], values=values)
-            samples = {**one.samples, "time": time}
-            restarts.append(msgspec.structs.replace(one, restart=restart, samples=samples))
+        for result in base.results:
+            factor = 0.25 if result.case.backend == "naive" and result.case.problem.seq_q == 64 else 1.0
+            values = tuple(factor * v if v else v for v in result.samples["time"].values)
+            time = msgspec.structs.replace(result.samples["time"], values=values)
+            samples = {**result.samples, "time": time}
+            restarts.append(msgspec.structs.replace(result, restart=restart, samples=samples))
     gone = msgspec.structs.replace(restarts[0].case, backend="sdpa:math")
     arm = msgspec.structs.replace(restarts[0].arm, backend="sdpa:math")
     restarts.append(msgspec.structs.replace(restarts[0], case=gone, case_id=gone.id, arm=arm))
@@ -256,5 +256,5 @@ def test_a_gate_in_pytest_has_a_fixed_number_of_rounds_by_default(
     session = SimpleNamespace(gates=True)
     source = CaseSource(session, [], {"seq": "32", "backend": "naive", "device": "cpu", **options})  # type: ignore[arg-type]
     procedures = source.ready.settings.procedures.values()
-    assert {(one.min_rounds, one.max_rounds) for one in procedures} == {rounds}
+    assert {(procedure.min_rounds, procedure.max_rounds) for procedure in procedures} == {rounds}
     assert source.ready.settings.restarts == 6

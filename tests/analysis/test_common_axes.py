@@ -59,21 +59,21 @@ def test_the_conditions_are_the_simplest_that_a_search_over_all_finds(
         return all(holds(condition, case) for case in failed) and not any(holds(condition, case) for case in passed)
 
     every = [condition for condition in every_condition([*failed, *passed]) if separates(condition)]
-    found = common_axes.separating(failed, passed)
-    assert all(map(separates, found))
+    conditions = common_axes.separating(failed, passed)
+    assert all(map(separates, conditions))
     kinds = [("=",), (">", "<"), ("has",)]
     simplest = next((kind for kind in kinds if any(each.relation in kind for each in every)), ())
     # The same axes, except those with the values of an earlier one.
     vectors = {tuple(case[each.axis] for case in (*failed, *passed)) for each in every if each.relation in simplest}
-    assert {tuple(case[each.axis] for case in (*failed, *passed)) for each in found} == vectors
-    assert {each.relation for each in found} <= set(simplest)
+    assert {tuple(case[each.axis] for case in (*failed, *passed)) for each in conditions} == vectors
+    assert {each.relation for each in conditions} <= set(simplest)
 
 
 def case(status: Status, seq: int = 64, inputs: str = "normal", **fields: Any) -> Result:
     """A case that ended so."""
-    made = result([1.0], problem=Problem(seq_q=fields.pop("seq_q", seq), seq_kv=seq, **fields))
-    procedure = msgspec.structs.replace(made.procedure, inputs=inputs)
-    return msgspec.structs.replace(made, status=status, procedure=procedure)
+    measured = result([1.0], problem=Problem(seq_q=fields.pop("seq_q", seq), seq_kv=seq, **fields))
+    procedure = msgspec.structs.replace(measured.procedure, inputs=inputs)
+    return msgspec.structs.replace(measured, status=status, procedure=procedure)
 
 
 OK, BAD = Status.OK, Status.INCORRECT

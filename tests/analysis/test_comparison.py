@@ -33,13 +33,13 @@ def run(name: str, *results: Result, **fields: Any) -> Run:
 
 def at(seconds: float, seq: int = 64, peak: int | None = None, **fields: Any) -> list[Result]:
     """Three restarts of one case, half a percent apart."""
-    found = []
+    results = []
     for restart in range(3):
         values = [seconds * (1 + 0.005 * restart)] * 5 if seconds else ()
-        one = result(values, problem=Problem(seq_q=seq), restart=restart, **fields)
-        samples = {**one.samples, "peak_memory": sample("B", [peak])} if peak is not None else one.samples
-        found.append(msgspec.structs.replace(one, samples=samples))
-    return found
+        measured = result(values, problem=Problem(seq_q=seq), restart=restart, **fields)
+        samples = {**measured.samples, "peak_memory": sample("B", [peak])} if peak is not None else measured.samples
+        results.append(msgspec.structs.replace(measured, samples=samples))
+    return results
 
 
 def changes(old: Run, new: Run) -> dict[str, Change]:
@@ -63,11 +63,11 @@ def test_every_kind_of_change_is_named() -> None:
 def test_swapping_the_runs_mirrors_every_ratio() -> None:
     old, new = run("old", *at(1e-3), *at(1e-3, 32)), run("new", *at(1.3e-3), *at(8e-4, 32))
     there, back = comparison.compare(old, new), comparison.compare(new, old)
-    for one, other in zip(there.pairs, back.pairs, strict=True):
-        assert one.ratio
+    for pair, other in zip(there.pairs, back.pairs, strict=True):
+        assert pair.ratio
         assert other.ratio
-        assert one.ratio.value == pytest.approx(1 / other.ratio.value)
-        assert {one.change, other.change} == {Change.SLOWER, Change.FASTER}
+        assert pair.ratio.value == pytest.approx(1 / other.ratio.value)
+        assert {pair.change, other.change} == {Change.SLOWER, Change.FASTER}
     assert there.geomeans["naive@cpu:threads=1"].value == pytest.approx((1.3 * 0.8) ** 0.5)
 
 
@@ -219,17 +219,17 @@ def test_runs_without_a_common_case_are_refused() -> None:
 def test_every_format_holds_the_same_figures() -> None:
     old = run("old", *at(1e-3, peak=2**20), *at(1e-3, 32, peak=2**20))
     new = run("new", *at(1.25e-3, peak=2**24), *at(1e-3, 32, peak=2**20))
-    found = [comparison.compare(old, new)]
-    table = "\n".join(report.text(found, "table", 80))
+    comparisons = [comparison.compare(old, new)]
+    table = "\n".join(report.text(comparisons, "table", 80))
     assert "1.250" in table
     assert "peak memory 1.00 MiB -> 16.0 MiB" in table
     assert "naive@cpu:threads=1: 1.118x over 2 cases" in table
     assert max(map(len, table.splitlines())) <= 80
-    rows = list(reader.DictReader(io.StringIO("\n".join(report.text(found, "csv", 80)))))
-    lines = [json.loads(line) for line in report.text(found, "jsonl", 80)]
+    rows = list(reader.DictReader(io.StringIO("\n".join(report.text(comparisons, "csv", 80)))))
+    lines = [json.loads(line) for line in report.text(comparisons, "jsonl", 80)]
     assert [float(row["ratio"]) for row in rows] == [line["ratio"] for line in lines]
     assert [line["change"] for line in lines] == ["slower", "~"]
-    markdown = "\n".join(report.text(found, "md", 80))
+    markdown = "\n".join(report.text(comparisons, "md", 80))
     assert markdown.count("\n| ") >= 3
     assert "slower (peak memory" in markdown
 

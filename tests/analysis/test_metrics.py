@@ -26,15 +26,17 @@ def test_a_rate_is_flops_over_time():
 
 def test_times_are_not_rounded_in_storage():
     value = 1.23456789012345e-05
-    one = result([value] * 5)
-    back = msgspec.json.decode(msgspec.json.encode(one), type=type(one))
+    measured = result([value] * 5)
+    back = msgspec.json.decode(msgspec.json.encode(measured), type=type(measured))
     assert back.samples["time"].values[0] == value
 
 
 def test_memory_is_bytes_and_a_peak():
-    one = result([1e-3] * 3)
-    one = msgspec.structs.replace(one, samples={**one.samples, "peak_memory": Sample(unit="B", values=(4096,))})
-    assert METRICS["peak_bytes"].compute(Restarts([one])) == 4096
+    measured = result([1e-3] * 3)
+    measured = msgspec.structs.replace(
+        measured, samples={**measured.samples, "peak_memory": Sample(unit="B", values=(4096,))}
+    )
+    assert METRICS["peak_bytes"].compute(Restarts([measured])) == 4096
 
 
 def test_an_unverified_case_has_no_error_rather_than_zero():
@@ -48,8 +50,8 @@ def test_a_failed_reference_leaves_the_times_of_other_backends():
     assert (other.time_s, other.speedup) == (1e-3, None)
 
 
-def with_reference(one):
-    return msgspec.structs.replace(one, facts={"reference": "naive@cpu:threads=1"})
+def with_reference(measured):
+    return msgspec.structs.replace(measured, facts={"reference": "naive@cpu:threads=1"})
 
 
 def test_speed_up_is_paired_by_round():
@@ -111,19 +113,19 @@ def test_rate_above_silicon_is_marked():
 
 
 def test_the_share_of_the_roof_is_its_time_over_the_time():
-    one = result([1e-3] * 6, problem=Problem(seq_q=256))  # 4 x 8 x 256 x 256 x 64 FLOP = 134 MFLOP
+    measured = result([1e-3] * 6, problem=Problem(seq_q=256))  # 4 x 8 x 256 x 256 x 64 FLOP = 134 MFLOP
     known = ceilings(matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=1024)})
-    (row,) = frame.rows_of([one], ceilings={"cpu:threads=1": known})
+    (row,) = frame.rows_of([measured], ceilings={"cpu:threads=1": known})
     assert row.roofline_s == pytest.approx(134217728e-12)
     assert row.roofline_share == pytest.approx(0.134217728)
     assert row.bound == "compute"
-    assert frame.rows_of([one])[0].roofline_share is None
+    assert frame.rows_of([measured])[0].roofline_share is None
 
 
 def test_a_beaten_ceiling_is_never_bare():
-    one = result([1e-4] * 6, problem=Problem(seq_q=256))
+    measured = result([1e-4] * 6, problem=Problem(seq_q=256))
     known = ceilings(matmul={"fp32": Rate(burst=1e12, sustained=9e11, size=1024)})
-    (row,) = frame.rows_of([one], ceilings={"cpu:threads=1": known})
+    (row,) = frame.rows_of([measured], ceilings={"cpu:threads=1": known})
     assert row.roofline_share > 1.05
     assert "1.34x the measured compute ceiling: a higher clock" in row.notes
     assert "[1]" in "\n".join(pivot_table.metric_lines([row], ("roofline_share",), 80))
@@ -150,13 +152,15 @@ def test_what_a_group_of_metrics_needs_is_measured_and_nothing_else():
     ids=str,
 )
 def test_timing_modes_that_disagree_are_noted_with_the_likely_cause(times, cause):
-    one = result([1.0] * 3)
-    procedure = msgspec.structs.replace(one.procedure, timing=Timing.EVENTS)
+    measured = result([1.0] * 3)
+    procedure = msgspec.structs.replace(measured.procedure, timing=Timing.EVENTS)
     samples = {f"time_{mode}": timed([value] * 3) for mode, value in times.items() if mode != "events"}
-    one = msgspec.structs.replace(one, procedure=procedure, samples={"time": timed([times["events"]] * 3), **samples})
-    said = timers_disagree(Restarts([one]))
-    assert cause in said
-    assert bool(said) is bool(cause)
+    measured = msgspec.structs.replace(
+        measured, procedure=procedure, samples={"time": timed([times["events"]] * 3), **samples}
+    )
+    note = timers_disagree(Restarts([measured]))
+    assert cause in note
+    assert bool(note) is bool(cause)
 
 
 def test_a_host_that_queues_too_slowly_explains_timers_that_disagree():
@@ -185,9 +189,9 @@ def test_a_figure_is_shown_in_its_unit(name, value, text):
 
 
 def test_why_a_figure_is_absent_is_told():
-    one = result([1e-3] * 3, facts={"absent": {"energy": "RAPL: no package"}})
-    assert frame.rows_of([one])[0].notes == "RAPL: no package"
-    assert frame.rows_of([one])[0].energy_j is None
+    measured = result([1e-3] * 3, facts={"absent": {"energy": "RAPL: no package"}})
+    assert frame.rows_of([measured])[0].notes == "RAPL: no package"
+    assert frame.rows_of([measured])[0].energy_j is None
 
 
 def test_a_row_of_a_users_file_notes_what_its_code_changed_for_the_process() -> None:
@@ -198,9 +202,9 @@ def test_a_row_of_a_users_file_notes_what_its_code_changed_for_the_process() -> 
 
 
 def test_energy_of_a_call_and_work_per_joule():
-    one = result([1e-3] * 3, problem=Problem(seq_q=256))
-    one = msgspec.structs.replace(one, samples={**one.samples, "energy": sample("J", [0.5])})
-    assert METRICS["flop_per_j"].compute(one) == pytest.approx(134217728 / 0.5)
+    measured = result([1e-3] * 3, problem=Problem(seq_q=256))
+    measured = msgspec.structs.replace(measured, samples={**measured.samples, "energy": sample("J", [0.5])})
+    assert METRICS["flop_per_j"].compute(measured) == pytest.approx(134217728 / 0.5)
 
 
 def test_causal_decode_rates_count_every_key():
@@ -211,18 +215,18 @@ def test_causal_decode_rates_count_every_key():
 
 def test_errors_are_the_worst_of_all_outputs_and_none_where_one_is_not_finite():
     errors = {"out": {"max_abs": 1e-6, "rel": 1e-7}, "dq": {"max_abs": 3e-6, "rel": None}}
-    one = result([1e-3] * 3, facts={"errors": errors})
-    assert (METRICS["max_abs_err"].compute(one), METRICS["rel_err"].compute(one)) == (3e-6, 1e-7)
+    measured = result([1e-3] * 3, facts={"errors": errors})
+    assert (METRICS["max_abs_err"].compute(measured), METRICS["rel_err"].compute(measured)) == (3e-6, 1e-7)
     broken = result(facts={"errors": {**errors, "dv": {"max_abs": None, "rel": None}}}, status=Status.INCORRECT)
     assert METRICS["max_abs_err"].compute(broken) is None
 
 
 def test_restarts_of_both_arms_are_paired_restart_by_restart():
-    made = []
+    results = []
     for restart, level in enumerate((1e-3, 5e-3, 2e-3)):  # whole restarts differ; the ratio does not
-        made.append(with_reference(result([3 * level] * 5, restart=restart)))
-        made.append(with_reference(result([level] * 5, backend="flex", restart=restart)))
-    row = frame.rows_of(made)[1]
+        results.append(with_reference(result([3 * level] * 5, restart=restart)))
+        results.append(with_reference(result([level] * 5, backend="flex", restart=restart)))
+    row = frame.rows_of(results)[1]
     assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((3.0, 3.0, 3.0))
     assert (row.restarts, row.rounds, row.interval) == (3, 15, "over 3 restarts")
     assert row.place == "fastest"
@@ -237,11 +241,11 @@ def test_a_restart_that_the_budget_skipped_leaves_the_others_their_time():
 def test_arms_that_share_no_rounds_have_no_speedup_and_no_place():
     slow = with_reference(result([3.9e-3, 4e-3, 4.1e-3], group="one"))
     fast = with_reference(result([1.9e-3, 2e-3, 2.1e-3], backend="flex", group="two"))
-    made = frame.rows_of([slow, fast])
-    assert [row.speedup for row in made] == [pytest.approx(1.0), None]
-    assert [row.place for row in made] == ["alone", "alone"]
-    assert frame.leaders(made) == []
-    assert frame.unranked(made) == ["naive", "flex"]
+    rows = frame.rows_of([slow, fast])
+    assert [row.speedup for row in rows] == [pytest.approx(1.0), None]
+    assert [row.place for row in rows] == ["alone", "alone"]
+    assert frame.leaders(rows) == []
+    assert frame.unranked(rows) == ["naive", "flex"]
 
 
 def test_arms_are_ranked_where_each_shares_rounds_with_the_reference():
@@ -251,32 +255,32 @@ def test_arms_are_ranked_where_each_shares_rounds_with_the_reference():
     flex = with_reference(result([1e-3] * 5, backend="flex", group="two"))
     beside = msgspec.structs.replace(flex, samples={**flex.samples, "reference_time": again})
     assert [row.place for row in frame.rows_of([naive, flash, beside])] == ["behind", "behind", "fastest"]
-    made = frame.rows_of([naive, flash, flex])
-    assert [row.place for row in made] == ["behind", "fastest", "alone"]
-    assert [[row.backend for row in group] for group in frame.leaders(made)] == [["sdpa:flash"]]
-    assert frame.unranked(made) == ["flex"]
+    rows = frame.rows_of([naive, flash, flex])
+    assert [row.place for row in rows] == ["behind", "fastest", "alone"]
+    assert [[row.backend for row in group] for group in frame.leaders(rows)] == [["sdpa:flash"]]
+    assert frame.unranked(rows) == ["flex"]
 
 
 def test_another_reference_can_be_asked_for():
-    made = [with_reference(result([4e-3] * 5)), with_reference(result([2e-3] * 5, backend="flex"))]
-    assert [row.speedup for row in frame.rows_of(made, reference="flex")] == pytest.approx([0.5, 1.0])
+    results = [with_reference(result([4e-3] * 5)), with_reference(result([2e-3] * 5, backend="flex"))]
+    assert [row.speedup for row in frame.rows_of(results, reference="flex")] == pytest.approx([0.5, 1.0])
 
 
 def test_two_percent_apart_in_one_restart_is_a_tie():
     near = [result([1e-3] * 20), result([1.015e-3] * 20, backend="flex")]
     assert {row.place for row in frame.rows_of(near)} == {"tied"}
-    again = [msgspec.structs.replace(one, restart=1) for one in near]
+    again = [msgspec.structs.replace(measured, restart=1) for measured in near]
     assert [row.place for row in frame.rows_of([*near, *again])] == ["fastest", "behind"]
 
 
 def test_once_paid_seconds_are_those_of_the_first_restart():
     cold, warm = (Sample(unit="s", values=(seconds,)) for seconds in (27.0, 0.5))
-    made = [result([1e-3] * 3, restart=n) for n in (0, 1)]
-    made = [
-        msgspec.structs.replace(one, samples={**one.samples, "compile": sample})
-        for one, sample in zip(made, (cold, warm), strict=True)
+    results = [result([1e-3] * 3, restart=n) for n in (0, 1)]
+    results = [
+        msgspec.structs.replace(measured, samples={**measured.samples, "compile": sample})
+        for measured, sample in zip(results, (cold, warm), strict=True)
     ]
-    assert frame.rows_of(made)[0].compile_s == 27.0
+    assert frame.rows_of(results)[0].compile_s == 27.0
 
 
 def test_a_reference_that_is_not_among_the_results_still_gives_the_speedup():
@@ -288,6 +292,6 @@ def test_a_reference_that_is_not_among_the_results_still_gives_the_speedup():
 
 
 def test_a_reference_that_was_not_measured_is_refused_with_the_nearest_name():
-    made = [result([4e-3] * 5), result([2e-3] * 5, backend="flex")]
+    results = [result([4e-3] * 5), result([2e-3] * 5, backend="flex")]
     with pytest.raises(UnknownNameError, match="--reference: no arm 'flx'; did you mean 'flex'"):
-        frame.rows_of(made, reference="flx")
+        frame.rows_of(results, reference="flx")

@@ -25,22 +25,22 @@ def control(seconds: float, effect: float, run: int = 0) -> ControlPair:
 
 
 def test_below_twenty_runs_the_noise_floor_is_the_largest_effect() -> None:
-    (found,) = noise_floor.classes([control(5e-3, effect, run) for run, effect in enumerate((0.01, -0.03, 0.02))])
-    assert found.effect == pytest.approx(math.expm1(0.03))
-    assert found.label == "largest so far, of 3 runs"
-    assert (found.longest_s, found.cases) == (1e-2, 3)
+    (floor,) = noise_floor.classes([control(5e-3, effect, run) for run, effect in enumerate((0.01, -0.03, 0.02))])
+    assert floor.effect == pytest.approx(math.expm1(0.03))
+    assert floor.label == "largest so far, of 3 runs"
+    assert (floor.longest_s, floor.cases) == (1e-2, 3)
 
 
 def test_from_twenty_runs_on_the_noise_floor_is_the_99th_percentile() -> None:
     pairs = [control(5e-3, 0.001 * case, run) for run in range(20) for case in range(10)]
-    (found,) = noise_floor.classes(pairs)
-    assert found.label == "99th percentile"
-    assert found.effect == pytest.approx(math.expm1(0.009))
+    (floor,) = noise_floor.classes(pairs)
+    assert floor.label == "99th percentile"
+    assert floor.effect == pytest.approx(math.expm1(0.009))
 
 
 def test_short_and_long_calls_have_separate_noise_floors() -> None:
-    found = noise_floor.classes([control(1e-4, 0.10), control(5e-2, 0.01), control(3.0, 0.02)])
-    assert [one.longest_s for one in found] == [1e-3, 1e-1, math.inf]
+    floors = noise_floor.classes([control(1e-4, 0.10), control(5e-2, 0.01), control(3.0, 0.02)])
+    assert [floor.longest_s for floor in floors] == [1e-3, 1e-1, math.inf]
     lines = list(report.noise_floor("cpu", [control(1e-4, 0.10), control(3.0, 0.02)]))
     assert any("under 1.00 ms" in line and "10.5%" in line for line in lines)
     assert any("2.02%" in line for line in lines)
@@ -48,15 +48,15 @@ def test_short_and_long_calls_have_separate_noise_floors() -> None:
 
 def test_a_a_controls_of_a_run_are_distinguished_from_other_arms() -> None:
     def arm(values: list[float], restart: int, copy: int) -> object:
-        one = result(values, restart=restart, facts={"reference": "naive@cpu:threads=1"})
-        return msgspec.structs.replace(one, arm=msgspec.structs.replace(one.arm, copy=copy))
+        measured = result(values, restart=restart, facts={"reference": "naive@cpu:threads=1"})
+        return msgspec.structs.replace(measured, arm=msgspec.structs.replace(measured.arm, copy=copy))
 
-    made = [arm([1e-3 * (1 + 0.01 * n)] * 4, n, 1) for n in range(3)]
-    made += [arm([1.02e-3 * (1 + 0.01 * n)] * 4, n, 2) for n in range(3)]
-    (found,) = noise_floor.of_run(join(made))  # type: ignore[arg-type]
-    assert found.effect == pytest.approx(-math.log(1.02))
-    assert found.restarts == 3
-    assert list(noise_floor.of_run(join(made[:3]))) == []  # type: ignore[arg-type]
+    results = [arm([1e-3 * (1 + 0.01 * n)] * 4, n, 1) for n in range(3)]
+    results += [arm([1.02e-3 * (1 + 0.01 * n)] * 4, n, 2) for n in range(3)]
+    (pair,) = noise_floor.of_run(join(results))  # type: ignore[arg-type]
+    assert pair.effect == pytest.approx(-math.log(1.02))
+    assert pair.restarts == 3
+    assert list(noise_floor.of_run(join(results[:3]))) == []  # type: ignore[arg-type]
 
 
 def test_every_measurement_is_added_to_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_every_measurement_is_added_to_the_file(monkeypatch: pytest.MonkeyPatch,
     noise_floor.add("abc", [control(1e-3, 0.01)])
     path = noise_floor.add("abc", [control(1e-3, 0.02, run=1)])
     path.write_bytes(path.read_bytes() + b'{"torn": \n')
-    assert [one.effect for one in noise_floor.load("abc", "cpu")] == [0.01, 0.02]
+    assert [pair.effect for pair in noise_floor.load("abc", "cpu")] == [0.01, 0.02]
     assert noise_floor.load("abc", "cuda:0") == []
     assert noise_floor.load("other", "cpu") == []
 
@@ -105,10 +105,10 @@ def test_stored_pairs_without_a_kind_belong_to_the_libraries(monkeypatch: pytest
 def test_a_factor_belongs_to_one_class_of_duration() -> None:
     short = [control(1e-4, 0.03, run) for run in range(20)]
     few = [control(5e-3, 0.01, run) for run in range(3)]
-    found = {entry.shortest_s: entry for entry in noise_floor.factors([*short, *few])}
+    by_class = {entry.shortest_s: entry for entry in noise_floor.factors([*short, *few])}
     # An effect of 3 half-widths is 3 t standard errors; Student's t of five degrees of freedom is 2.571.
-    assert (found[0.0].factor, found[0.0].runs) == (pytest.approx(3 * 2.5706, rel=1e-4), 20)
-    assert (found[1e-3].factor, found[1e-3].runs) == (0.0, 3)
+    assert (by_class[0.0].factor, by_class[0.0].runs) == (pytest.approx(3 * 2.5706, rel=1e-4), 20)
+    assert (by_class[1e-3].factor, by_class[1e-3].runs) == (0.0, 3)
     assert [noise_floor.class_of(seconds) for seconds in (1e-4, 1e-3, 5.0)] == [0.0, 1e-3, 1e-1]
 
 

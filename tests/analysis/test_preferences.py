@@ -37,10 +37,10 @@ TWO_LENGTHS = {(Dtype.FP32, 64): 1.0, (Dtype.BF16, 64): 50.0, (Dtype.FP32, 128):
 
 
 def test_a_dtype_that_is_slower_in_every_pair_is_named_with_its_geometric_mean() -> None:
-    (found,) = preferences(rows(TWO_LENGTHS))
-    assert (found.axis, found.better, found.worse, found.pairs) == ("dtype", "fp32", "bf16", 2)
-    assert found.factor == pytest.approx((50 * 100) ** 0.5, rel=1e-3)
-    assert found.text == (
+    (preference,) = preferences(rows(TWO_LENGTHS))
+    assert (preference.axis, preference.better, preference.worse, preference.pairs) == ("dtype", "fp32", "bf16", 2)
+    assert preference.factor == pytest.approx((50 * 100) ** 0.5, rel=1e-3)
+    assert preference.text == (
         "prefer fp32 on cpu:threads=1: bf16 is 71x slower (geometric mean of 2 measured pairs of cases: naive)"
     )
 
@@ -75,8 +75,8 @@ def test_backends_that_agree_share_a_note_and_the_others_are_left_out() -> None:
         for backend, times in (("naive", TWO_LENGTHS), ("sdpa:math", TWO_LENGTHS), ("flex", fast))
         for (dtype, seq), seconds in times.items()
     ]
-    (found,) = preferences(rows_of(every))
-    assert (found.backends, found.pairs) == (("naive", "sdpa:math"), 4)
+    (preference,) = preferences(rows_of(every))
+    assert (preference.backends, preference.pairs) == (("naive", "sdpa:math"), 4)
 
 
 def test_devices_are_compared_like_dtypes() -> None:
@@ -85,8 +85,8 @@ def test_devices_are_compared_like_dtypes() -> None:
         for device, factor in ((DEVICE, 8.0), ("cuda:0", 1.0))
         for seq, seconds in ((64, 1e-3 * factor), (128, 4e-3 * factor))
     ]
-    (found,) = preferences(rows_of(results))
-    assert found.text == (
+    (preference,) = preferences(rows_of(results))
+    assert preference.text == (
         "prefer cuda:0 for fp32: cpu:threads=1 is 8.0x slower (geometric mean of 2 measured pairs of cases: naive)"
     )
 
@@ -100,8 +100,8 @@ RATES = {
 
 def test_the_calibration_is_used_for_a_dtype_that_was_measured_alone() -> None:
     known = {DEVICE: ceilings(matmul=RATES)}
-    (found,) = preferences(rows({(Dtype.BF16, 64): 1.0}), known)
-    assert (found.better, found.factor, found.basis) == ("fp32", pytest.approx(40), Basis.CALIBRATED)
+    (preference,) = preferences(rows({(Dtype.BF16, 64): 1.0}), known)
+    assert (preference.better, preference.factor, preference.basis) == ("fp32", pytest.approx(40), Basis.CALIBRATED)
     assert summary.notes(rows({(Dtype.BF16, 64): 1.0}), known) == [
         "prefer fp32 on cpu:threads=1: matrix products in bf16 are 40x slower (by the calibration; fp32 was not "
         "measured)"

@@ -35,10 +35,10 @@ def test_a_long_prefill_is_bound_by_compute_and_decode_by_memory() -> None:
 
 def test_exp_binds_where_products_are_fast() -> None:
     known = ceilings(matmul={"bf16": Rate(burst=3e15, sustained=3e15, size=8192)}, exp_per_s=4e12)
-    found = roofline_bound(known, Problem(seq_q=4096, head_dim=64, dtype="bf16"), Mode.FWD_BWD)
-    assert found is not None
-    assert found.bound is Bound.EXP
-    assert found.seconds == pytest.approx(2 * 8 * 4096**2 / 4e12)  # the weights are made in both passes
+    bound = roofline_bound(known, Problem(seq_q=4096, head_dim=64, dtype="bf16"), Mode.FWD_BWD)
+    assert bound is not None
+    assert bound.bound is Bound.EXP
+    assert bound.seconds == pytest.approx(2 * 8 * 4096**2 / 4e12)  # the weights are made in both passes
 
 
 def test_a_dtype_without_a_ceiling_has_no_bound() -> None:
@@ -46,14 +46,14 @@ def test_a_dtype_without_a_ceiling_has_no_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(1.04, ""), (1.2, "a higher clock"), (2.0, "the FLOPs or the time are wrong")]
+    ("share", "expected"), [(1.04, ""), (1.2, "a higher clock"), (2.0, "the FLOPs or the time are wrong")]
 )
-def test_why_a_case_beats_the_compute_ceiling(share: float, said: str) -> None:
+def test_why_a_case_beats_the_compute_ceiling(share: float, expected: str) -> None:
     problem = Problem(seq_q=1024)
     seconds = 4 * 8 * 1024**2 * 64 / 1e12 / share
-    found = explain_faster(ceilings(matmul=RATE), problem, Mode.FWD, seconds)
-    assert said in found
-    assert bool(found) is bool(said)
+    reason = explain_faster(ceilings(matmul=RATE), problem, Mode.FWD, seconds)
+    assert expected in reason
+    assert bool(reason) is bool(expected)
 
 
 def test_a_working_set_in_a_cache_explains_more_than_memory_can_give() -> None:
@@ -65,8 +65,8 @@ def test_a_working_set_in_a_cache_explains_more_than_memory_can_give() -> None:
 
 
 def test_a_faster_exponential_is_named() -> None:
-    found = explain_faster(ceilings(exp_per_s=1e9), Problem(seq_q=1024), Mode.FWD, 8 * 1024**2 / 2e9)
-    assert "faster exponential" in found
+    reason = explain_faster(ceilings(exp_per_s=1e9), Problem(seq_q=1024), Mode.FWD, 8 * 1024**2 / 2e9)
+    assert "faster exponential" in reason
 
 
 def test_ceilings_that_were_calibrated_after_a_run_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

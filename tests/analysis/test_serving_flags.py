@@ -12,9 +12,9 @@ def settings(single=None, decode=None, prefill=None):
 
 @pytest.mark.parametrize("backend", [*BUILTIN, "mine.py:attend"])
 def test_every_library_has_a_setting_for_a_backend_or_says_how_to_add_one(backend):
-    found = settings(backend, backend, backend)
-    assert list(found) == ["vLLM", "sglang", "transformers"]
-    for each in found.values():
+    flags = settings(backend, backend, backend)
+    assert list(flags) == ["vLLM", "sglang", "transformers"]
+    for each in flags.values():
         assert each.setting or (backend in each.note and "register" in each.note)
 
 
@@ -24,9 +24,9 @@ def test_names_are_those_of_built_in_backends():
 
 
 def test_sglang_takes_a_backend_for_each_phase():
-    found = settings("sdpa", decode="flash-attn:3", prefill="flex")
-    assert found["sglang"].setting == ("--prefill-attention-backend flex_attention --decode-attention-backend fa3")
-    assert not found["sglang"].note
+    flags = settings("sdpa", decode="flash-attn:3", prefill="flex")
+    assert flags["sglang"].setting == ("--prefill-attention-backend flex_attention --decode-attention-backend fa3")
+    assert not flags["sglang"].note
     half = settings("sdpa", decode="flash-attn:3", prefill="naive")["sglang"]
     assert half.setting == "--decode-attention-backend fa3"
     assert half.note == "sglang has no flag for naive: @register_attention_backend(name) adds one."
@@ -39,9 +39,9 @@ def test_flashinfer_is_a_backend_of_both_servers():
 
 
 def test_a_kernel_of_sdpa_is_chosen_in_transformers_by_its_context_manager():
-    found = settings("sdpa:flash")["transformers"]
-    assert found.setting == 'attn_implementation="sdpa"'
-    assert found.note == "Call the model within sdpa_kernel(SDPBackend.FLASH_ATTENTION)."
+    flags = settings("sdpa:flash")["transformers"]
+    assert flags.setting == 'attn_implementation="sdpa"'
+    assert flags.note == "Call the model within sdpa_kernel(SDPBackend.FLASH_ATTENTION)."
 
 
 def test_no_choice_gives_no_setting():

@@ -19,31 +19,31 @@ TIMES = st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=40)
 
 @given(TIMES, st.floats(1e-3, 1e3))
 def test_a_scaled_sample_has_a_scaled_interval(values, factor):
-    one, other = stats.estimate([timed(values)]), stats.estimate([timed([factor * value for value in values])])
-    assert other.value == pytest.approx(factor * one.value)
-    assert (other.low, other.high) == (pytest.approx(factor * one.low), pytest.approx(factor * one.high))
+    plain, other = stats.estimate([timed(values)]), stats.estimate([timed([factor * value for value in values])])
+    assert other.value == pytest.approx(factor * plain.value)
+    assert (other.low, other.high) == (pytest.approx(factor * plain.low), pytest.approx(factor * plain.high))
 
 
 @given(TIMES)
 def test_the_interval_holds_the_median_and_lies_within_the_readings(values):
-    found = stats.estimate([timed(values)])
-    assert min(values) <= found.low <= found.value <= found.high <= max(values)
-    assert found.value == pytest.approx(statistics.median(values))
+    estimate = stats.estimate([timed(values)])
+    assert min(values) <= estimate.low <= estimate.value <= estimate.high <= max(values)
+    assert estimate.value == pytest.approx(statistics.median(values))
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=3, max_size=20))
 def test_swapped_arms_have_the_inverse_ratio(pairs):
     above, below = timed([pair[0] for pair in pairs]), timed([pair[1] for pair in pairs])
-    one, other = stats.ratio([(above, below)]), stats.ratio([(below, above)])
-    assert one.value * other.value == pytest.approx(1)
-    if one.low and other.high:
-        assert one.low * other.high == pytest.approx(1)
+    ratio, other = stats.ratio([(above, below)]), stats.ratio([(below, above)])
+    assert ratio.value * other.value == pytest.approx(1)
+    if ratio.low and other.high:
+        assert ratio.low * other.high == pytest.approx(1)
 
 
 def test_rounds_are_paired_by_number_not_by_place():
     above, below = timed([2.0, 4.0, 8.0], rounds=[0, 1, 2]), timed([4.0, 2.0, 1.0], rounds=[2, 1, 0])
-    found = stats.ratio([(above, below)])
-    assert found.value == pytest.approx(2.0)
+    ratio = stats.ratio([(above, below)])
+    assert ratio.value == pytest.approx(2.0)
 
 
 def test_no_sample_is_dropped_and_min_is_the_minimum():
@@ -61,8 +61,8 @@ def test_one_value_has_no_interval_and_none_has_no_estimate():
 
 
 def test_restarts_of_which_one_took_no_time_show_their_range():
-    found = stats.estimate([timed([0.0] * 3), timed([1.0] * 3)])
-    assert (found.value, found.low, found.high, found.method) == (0.5, 0.0, 1.0, stats.Method.RANGE)
+    estimate = stats.estimate([timed([0.0] * 3), timed([1.0] * 3)])
+    assert (estimate.value, estimate.low, estimate.high, estimate.method) == (0.5, 0.0, 1.0, stats.Method.RANGE)
 
 
 def test_order_statistics_are_those_of_the_binomial():
@@ -77,8 +77,8 @@ def test_t_interval_equals_scipy():
 
     values = np.array([0.1, 0.4, 0.2, 0.35, 0.15])
     low, high = t.interval(0.95, 4, loc=values.mean(), scale=values.std(ddof=1) / math.sqrt(5))
-    found = stats.t_estimate(values, stats.Over.RESTARTS)
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    estimate = stats.t_estimate(values, stats.Over.RESTARTS)
+    assert (estimate.low, estimate.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_the_interval_over_restarts_covers_the_truth():
@@ -89,8 +89,8 @@ def test_the_interval_over_restarts_covers_the_truth():
         for _ in range(6):
             level = math.exp(source.normal(0, 0.02))  # what differs between restarts
             restarts.append(timed(level * np.exp(source.normal(0, 0.01, 8))))
-        found = stats.estimate(restarts)
-        held += found.low <= 1 <= found.high
+        estimate = stats.estimate(restarts)
+        held += estimate.low <= 1 <= estimate.high
     assert 0.93 <= held / 1500 <= 0.97
 
 
@@ -103,16 +103,16 @@ def test_the_interval_of_a_ratio_covers_the_truth():
             effect = 1.05 * math.exp(source.normal(0, 0.01))
             common = np.exp(source.normal(0, 0.2, 8))  # noise that both arms of a round share
             pairs.append((timed(effect * common * np.exp(source.normal(0, 0.01, 8))), timed(common)))
-        found = stats.ratio(pairs)
-        held += found.low <= 1.05 <= found.high
+        ratio = stats.ratio(pairs)
+        held += ratio.low <= 1.05 <= ratio.high
     assert 0.93 <= held / 1500 <= 0.97
 
 
 def test_the_interval_within_a_restart_covers_the_median_of_a_skewed_distribution():
     source = np.random.default_rng(13)
     held = sum(
-        found.low <= 1 <= found.high
-        for found in (stats.estimate([timed(np.exp(source.exponential(1, 15) - math.log(2)))]) for _ in range(1500))
+        estimate.low <= 1 <= estimate.high
+        for estimate in (stats.estimate([timed(np.exp(source.exponential(1, 15) - math.log(2)))]) for _ in range(1500))
     )
     assert held / 1500 >= 0.94
 
@@ -139,10 +139,15 @@ def test_the_order_of_rounds_does_not_matter_for_an_interval(values, source):
 
 @given(st.lists(st.none() | st.floats(0, 1e3) | st.just(math.nan) | st.just(math.inf), max_size=3))
 def test_few_zero_and_broken_readings_never_crash(values):
-    one = sample("s", [math.nan if value is None else value for value in values])
-    stats.estimate([one]), stats.estimate([one, one]), stats.ratio([(one, one)]), stats.ratio([(one, one)] * 2)
-    readings.noise(one), readings.is_noisy(one), stats.precise_enough(one, 0.02)
-    assert readings.percentile(one.values, 0.95) is None
+    times = sample("s", [math.nan if value is None else value for value in values])
+    (
+        stats.estimate([times]),
+        stats.estimate([times, times]),
+        stats.ratio([(times, times)]),
+        stats.ratio([(times, times)] * 2),
+    )
+    readings.noise(times), readings.is_noisy(times), stats.precise_enough(times, 0.02)
+    assert readings.percentile(times.values, 0.95) is None
 
 
 @pytest.mark.parametrize("count", [6, 9, 15, 30, 60])
@@ -151,15 +156,15 @@ def test_the_interval_of_a_median_equals_scipy(count):
 
     values = np.random.default_rng(count).normal(10, 1, count)
     expected = quantile_test(values, q=10, p=0.5).confidence_interval(0.95)
-    found = stats.median_estimate(values, stats.Over.BLOCKS)
-    assert (found.low, found.high, found.method) == (expected.low, expected.high, stats.Method.ORDER)
+    estimate = stats.median_estimate(values, stats.Over.BLOCKS)
+    assert (estimate.low, estimate.high, estimate.method) == (expected.low, expected.high, stats.Method.ORDER)
 
 
 def test_five_blocks_show_their_range_and_say_what_it_holds():
-    found = stats.estimate([timed([1.0, 1.1, 1.2, 1.3, 1.4])])
-    assert (found.low, found.high, found.method) == (1.0, 1.4, stats.Method.RANGE)
-    assert found.confidence == pytest.approx(0.9375)
-    assert found.label == "within one restart"
+    estimate = stats.estimate([timed([1.0, 1.1, 1.2, 1.3, 1.4])])
+    assert (estimate.low, estimate.high, estimate.method) == (1.0, 1.4, stats.Method.RANGE)
+    assert estimate.confidence == pytest.approx(0.9375)
+    assert estimate.label == "within one restart"
 
 
 def test_an_interval_within_one_restart_misses_what_differs_between_restarts():
@@ -167,22 +172,22 @@ def test_an_interval_within_one_restart_misses_what_differs_between_restarts():
     held = 0
     for _ in range(500):
         level = math.exp(source.normal(0, 0.02))
-        found = stats.estimate([timed(level * np.exp(source.normal(0, 0.01, 12)))])
-        held += found.low <= 1 <= found.high
+        estimate = stats.estimate([timed(level * np.exp(source.normal(0, 0.01, 12)))])
+        held += estimate.low <= 1 <= estimate.high
     assert held / 500 < 0.6  # why the label is there
 
 
 def test_restarts_weigh_the_same_however_many_rounds_they_have():
-    found = stats.estimate([timed([1.0] * 30), timed([4.0] * 5)])
-    assert found.value == pytest.approx(2.0)
-    assert found.label == "over 2 restarts"
+    estimate = stats.estimate([timed([1.0] * 30), timed([4.0] * 5)])
+    assert estimate.value == pytest.approx(2.0)
+    assert estimate.label == "over 2 restarts"
 
 
 def test_an_unpaired_ratio_spans_the_ends_of_both_intervals():
     above, below = (stats.estimate([timed([scale * t for t in (0.9, 1.0, 1.1)])]) for scale in (3.0, 1.0))
-    found = stats.unpaired_ratio(above, below)
-    assert (found.value, found.low, found.high) == pytest.approx((3.0, 2.7 / 1.1, 3.3 / 0.9))
-    assert found.confidence == pytest.approx(0.5)  # twice 0.75, less one
+    ratio = stats.unpaired_ratio(above, below)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((3.0, 2.7 / 1.1, 3.3 / 0.9))
+    assert ratio.confidence == pytest.approx(0.5)  # twice 0.75, less one
 
 
 def test_an_unpaired_ratio_needs_positive_times_and_two_intervals():
@@ -204,8 +209,8 @@ def test_the_exponent_of_two_points_has_no_interval():
 
 
 def test_a_geometric_mean_of_ratios_is_that_of_a_worked_example():
-    found = stats.geometric_mean([2.0, 8.0, None])
-    assert (found.value, found.count) == (pytest.approx(4.0), 2)
+    mean = stats.geometric_mean([2.0, 8.0, None])
+    assert (mean.value, mean.count) == (pytest.approx(4.0), 2)
     assert stats.geometric_mean([]) is None
 
 
@@ -221,16 +226,16 @@ def test_a_location_moves_and_scales_with_the_values(name):
 
 
 def test_a_drift_is_seen_as_a_trend_and_as_autocorrelation():
-    found = readings.noise(timed([1 + 0.01 * n for n in range(20)]))
-    assert found.trend == pytest.approx(1.0)
-    assert found.autocorrelation > 0.8
+    noise = readings.noise(timed([1 + 0.01 * n for n in range(20)]))
+    assert noise.trend == pytest.approx(1.0)
+    assert noise.autocorrelation > 0.8
     assert readings.noise(timed([1.0] * 20)).trend is None
 
 
 def test_the_position_effect_is_last_over_first():
     blocks = tuple(TimedBlock(round=n // 2, position=n % 2, readings=1) for n in range(8))
-    found = readings.noise(sample("s", [1.0, 1.1] * 4, blocks))
-    assert found.position_effect == pytest.approx(math.log(1.1))
+    noise = readings.noise(sample("s", [1.0, 1.1] * 4, blocks))
+    assert noise.position_effect == pytest.approx(math.log(1.1))
 
 
 def test_tags_are_counted_and_their_blocks_are_not_dropped():

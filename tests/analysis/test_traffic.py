@@ -113,14 +113,14 @@ def test_steps_need_arrays_of_one_length_and_at_least_one_step():
 
 def test_the_mix_counts_every_step_once_by_kind_and_by_context():
     steps = steps_of([1, 2, 3, 4], kinds=[0, 0, 2, 1], context=[0.5, 1023, 1024, 2047])
-    found = traffic.mix(steps)
-    assert [(part.kind, part.steps, part.predicted_s) for part in found.by_kind] == [
+    mix = traffic.mix(steps)
+    assert [(part.kind, part.steps, part.predicted_s) for part in mix.by_kind] == [
         (StepKind.DECODE, 2, 3.0), (StepKind.PREFILL, 1, 4.0), (StepKind.MIXED, 1, 3.0),
     ]  # fmt: skip
-    assert [(part.context, part.predicted_s) for part in found.by_context] == [
+    assert [(part.context, part.predicted_s) for part in mix.by_context] == [
         ((1, 2), 1.0), ((512, 1024), 2.0), ((1024, 2048), 7.0),
     ]  # fmt: skip
-    parts = (*found.by_kind, *found.by_context)
+    parts = (*mix.by_kind, *mix.by_context)
     assert [part.name for part in parts] == ["decode", "prefill", "mixed", "1..2", "512..1k", "1k..2k"]
     assert all(part.measured_s is None for part in parts)
 
@@ -129,12 +129,12 @@ def test_the_measured_mix_sums_to_the_estimated_total():
     steps, costs = made_steps(2000)
     drawn = traffic.draw(steps, 64, seed=3)
     times = costs["loop"][drawn.steps]
-    found = traffic.mix(steps, drawn, times)
-    for parts in (found.by_kind, found.by_context):
+    mix = traffic.mix(steps, drawn, times)
+    for parts in (mix.by_kind, mix.by_context):
         assert sum(part.measured_s or 0 for part in parts) == pytest.approx(drawn.weights @ times)
         assert sum(part.steps for part in parts) == len(steps.kinds)
     octaves = {int(np.log2(context)) for context in steps.context[drawn.steps]}
-    assert {int(np.log2(part.context[0])) for part in found.by_context if part.measured_s is not None} == octaves
-    assert any(part.measured_s is None for part in found.by_context)
+    assert {int(np.log2(part.context[0])) for part in mix.by_context if part.measured_s is not None} == octaves
+    assert any(part.measured_s is None for part in mix.by_context)
     decode = steps.kinds[drawn.steps] == KINDS.index(StepKind.DECODE)
-    assert found.by_kind[0].measured_s == pytest.approx((drawn.weights * times)[decode].sum())
+    assert mix.by_kind[0].measured_s == pytest.approx((drawn.weights * times)[decode].sum())

@@ -31,8 +31,8 @@ def measured_of(times_s, kinds=None, refusals=None):
 
 
 def policies_of(weights, *args, **kwargs):
-    found = traffic_totals.estimate(drawn_of(weights), measured_of(*args, **kwargs), hours=1)
-    return {name: found.policy(name) for name in PolicyName}
+    totals = traffic_totals.estimate(drawn_of(weights), measured_of(*args, **kwargs), hours=1)
+    return {name: totals.policy(name) for name in PolicyName}
 
 
 @given(TIMES, st.integers(1, 4), st.data())
@@ -41,15 +41,15 @@ def test_a_total_is_the_weighted_sum_of_geometric_means(middle, rounds, data):
     noise = data.draw(arrays.arrays(float, (steps, backends, rounds), elements=st.floats(0.5, 2)))
     weights = np.arange(1, steps + 1)
     times = middle[:, :, None] * noise
-    found = traffic_totals.estimate(drawn_of(weights), measured_of(times), hours=2)
-    for total in found.totals:
+    totals = traffic_totals.estimate(drawn_of(weights), measured_of(times), hours=2)
+    for total in totals.totals:
         place = "abc".index(total.backend)
         expected = sum(weights[i] * np.prod(times[i, place]) ** (1 / rounds) for i in range(steps))
         assert total.seconds.value == pytest.approx(expected)
-        assert found.per_hour(total.seconds).value == pytest.approx(expected / 2)
-    values = [total.seconds.value for total in found.totals]
+        assert totals.per_hour(total.seconds).value == pytest.approx(expected / 2)
+    values = [total.seconds.value for total in totals.totals]
     assert values == sorted(values)
-    assert [total.over_fastest and total.over_fastest.value for total in found.totals] == pytest.approx(
+    assert [total.over_fastest and total.over_fastest.value for total in totals.totals] == pytest.approx(
         [None, *(value / values[0] for value in values[1:])]
     )
 
@@ -91,19 +91,19 @@ def test_without_noise_policies_equal_brute_force_and_finer_ones_are_no_slower(m
     steps, backends = middle.shape
     kinds = np.array(data.draw(st.lists(st.sampled_from((DECODE, MIXED)), min_size=steps, max_size=steps)))
     weights = np.arange(1, steps + 1)
-    found = policies_of(weights, np.repeat(middle[:, :, None], 4, axis=2), kinds)
+    policies = policies_of(weights, np.repeat(middle[:, :, None], 4, axis=2), kinds)
     weighted = weights[:, None] * middle
     single = weighted.sum(axis=0).min()
     phase = sum(weighted[kinds == kind].sum(axis=0).min() for kind in (DECODE, MIXED))
     step = min(sum(weighted[i, b] for i, b in enumerate(each)) for each in product(range(backends), repeat=steps))
-    values = [found[name].seconds.value for name in PolicyName]
+    values = [policies[name].seconds.value for name in PolicyName]
     assert values == pytest.approx([single, phase, step])
     assert values[0] >= values[1] - 1e-9
     assert values[1] >= values[2] - 1e-9
-    assert found[PolicyName.SINGLE].regret.value == pytest.approx(single / step - 1)
-    assert found[PolicyName.PHASE].regret.value >= -1e-12
-    assert found[PolicyName.STEP].regret is None
-    for policy in found.values():
+    assert policies[PolicyName.SINGLE].regret.value == pytest.approx(single / step - 1)
+    assert policies[PolicyName.PHASE].regret.value >= -1e-12
+    assert policies[PolicyName.STEP].regret is None
+    for policy in policies.values():
         assert sum(choice.share for choice in policy.choices) == pytest.approx(1)
         assert sum(choice.steps for choice in policy.choices) == steps
         assert all(choice.agreed == 1 for choice in policy.choices)
@@ -124,11 +124,11 @@ def test_on_the_choosing_half_finer_policies_are_no_slower(weighted, data):
 
 def test_a_choice_is_scored_on_the_rounds_that_did_not_make_it():
     """Even rounds favour a, odd ones b: each choice is scored where it is slow, 4 s, and never as the 1 s it saw."""
-    found = policies_of([1, 1], [[[1, 4], [4, 1]]] * 2)
-    for policy in found.values():
+    policies = policies_of([1, 1], [[[1, 4], [4, 1]]] * 2)
+    for policy in policies.values():
         assert policy.seconds.value == pytest.approx(8)
         assert all(choice.agreed == 0 for choice in policy.choices)
-    assert found[PolicyName.SINGLE].regret.value == pytest.approx(0)
+    assert policies[PolicyName.SINGLE].regret.value == pytest.approx(0)
 
 
 def test_a_backend_that_cannot_run_a_step_is_not_chosen_where_that_step_is():
@@ -136,8 +136,8 @@ def test_a_backend_that_cannot_run_a_step_is_not_chosen_where_that_step_is():
     nan = np.nan
     times = [[[4, 4], [1, 1]], [[4, 4], [1, 1]], [[4, 4], [nan, nan]]]
     reason = "incorrect: out: max |error| 0.02"
-    found = policies_of([1, 1, 1], times, kinds=[DECODE, DECODE, MIXED], refusals={(2, "b"): reason})
-    single, phase, step = (found[name] for name in PolicyName)
+    policies = policies_of([1, 1, 1], times, kinds=[DECODE, DECODE, MIXED], refusals={(2, "b"): reason})
+    single, phase, step = (policies[name] for name in PolicyName)
     assert [(choice.scope, choice.backend) for choice in single.choices] == [("all steps", "a")]
     [(exclusion)] = single.excluded
     assert (exclusion.backend, exclusion.steps, exclusion.of, exclusion.reasons) == ("b", 1, 3, (reason,))
@@ -155,10 +155,10 @@ def test_the_seconds_of_steps_are_geometric_means_and_nan_where_there_is_no_time
 
 
 def test_a_step_that_no_backend_runs_leaves_no_policy_and_no_total():
-    found = traffic_totals.estimate(drawn_of([1, 1]), measured_of([[[1, 1]], [[np.nan, 0.0]]]), hours=1)
-    assert found.totals == ()
-    assert all(policy.seconds is None and not policy.choices for policy in found.policies)
-    assert found.policies[0].excluded[0].reasons == (traffic_totals.NO_ROUNDS,)
+    totals = traffic_totals.estimate(drawn_of([1, 1]), measured_of([[[1, 1]], [[np.nan, 0.0]]]), hours=1)
+    assert totals.totals == ()
+    assert all(policy.seconds is None and not policy.choices for policy in totals.policies)
+    assert totals.policies[0].excluded[0].reasons == (traffic_totals.NO_ROUNDS,)
 
 
 def test_times_of_another_shape_are_refused():

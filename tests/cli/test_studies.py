@@ -43,13 +43,13 @@ def test_a_stored_calibration_is_shown_with_its_peaks(capsys: pytest.CaptureFixt
     )
     roofs.save(identity.fingerprint()[0], known)
     assert cli.invoke(["calibrate", "--show", "--device", "cpu:threads=1"]) == 0
-    said = capsys.readouterr().out
-    assert "760 TFLOP/s" in said
-    assert "77%" in said  # of the 989 of the data sheet
-    assert "94% was measured" in said
-    assert "(derived: special function units x clock)" in said
-    assert "no matmul fp8_e4m3: not on this device" in said
-    assert max(map(len, said.splitlines())) <= 100
+    output = capsys.readouterr().out
+    assert "760 TFLOP/s" in output
+    assert "77%" in output  # of the 989 of the data sheet
+    assert "94% was measured" in output
+    assert "(derived: special function units x clock)" in output
+    assert "no matmul fp8_e4m3: not on this device" in output
+    assert max(map(len, output.splitlines())) <= 100
     assert cli.invoke(["calibrate", "--show", "--device", "cpu:threads=1", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["matmul"]["bf16"]["burst"] == 760e12
@@ -64,10 +64,10 @@ def test_a_floor_that_was_not_measured_is_said(capsys: pytest.CaptureFixture[str
 def test_exponents_of_a_small_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seq", "16..128", "--mask", "none", "-b", "naive", "--rounds", "3", "--progress", "none"]
     assert cli.invoke(["scaling", *options]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("quantity")
-    assert "peak naive  seq 16..128" in said
-    assert "C3  parallel heads save work" in said
+    output = capsys.readouterr().out
+    assert output.startswith("quantity")
+    assert "peak naive  seq 16..128" in output
+    assert "C3  parallel heads save work" in output
     assert cli.invoke(["scaling", "--run", "last", "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {record["type"] for record in records} == {"law", "claim"}
@@ -85,9 +85,9 @@ def test_the_search_for_a_length_takes_no_length_and_needs_memory(capsys: pytest
 def test_one_case_is_profiled(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--seq", "64", "-b", "naive", "-o", "seen"]
     assert cli.invoke(["profile", *options]) == 0
-    said = capsys.readouterr().out
-    assert "aten::bmm" in said
-    assert "file: seen/trace.json.gz (ui.perfetto.dev)" in said
+    output = capsys.readouterr().out
+    assert "aten::bmm" in output
+    assert "file: seen/trace.json.gz (ui.perfetto.dev)" in output
     assert (here / "seen" / "trace.json.gz").stat().st_size > 100
     assert (here / "seen" / "memory.csv").exists()
 

@@ -57,7 +57,7 @@ def test_the_chart_holds_what_is_visible_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["cauzal"], "did you mean 'causal'?"),
         (["causal", "--seq", "0"], "--seq: 0: at least 1"),
@@ -66,6 +66,6 @@ def test_the_chart_holds_what_is_visible_and_nothing_else() -> None:
         (["causal", "-o", "mask.gif"], "gif"),
     ],
 )
-def test_a_slip_is_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slip_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["viz", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -24,9 +24,9 @@ from attnbench.records.result import Outcome, Status, Verdict
 def test_the_first_bad_is_found_in_as_many_steps_as_halving_takes(count, data):
     commits = [str(n) for n in range(count)]
     first = data.draw(st.integers(0, count - 1))
-    found = bisect.search(commits, lambda one: StepOutcome.BAD if int(one) >= first else StepOutcome.GOOD)
-    assert found.first_bad == str(first)
-    assert found.steps <= math.ceil(math.log2(count)) if count > 1 else found.steps == 0
+    result = bisect.search(commits, lambda commit: StepOutcome.BAD if int(commit) >= first else StepOutcome.GOOD)
+    assert result.first_bad == str(first)
+    assert result.steps <= math.ceil(math.log2(count)) if count > 1 else result.steps == 0
 
 
 @given(st.integers(2, 40), st.data())
@@ -34,17 +34,23 @@ def test_skipped_commits_leave_exactly_those_that_cannot_be_told_apart(count, da
     commits = [str(n) for n in range(count)]
     first = data.draw(st.integers(0, count - 1))
     skipped = data.draw(st.sets(st.integers(0, count - 2)))
-    asked = []
+    tested = []
 
-    def ask(one):
-        asked.append(one)
-        return StepOutcome.SKIP if int(one) in skipped else StepOutcome.BAD if int(one) >= first else StepOutcome.GOOD
+    def ask(commit):
+        tested.append(commit)
+        return (
+            StepOutcome.SKIP
+            if int(commit) in skipped
+            else StepOutcome.BAD
+            if int(commit) >= first
+            else StepOutcome.GOOD
+        )
 
-    found = bisect.search(commits, ask)
+    result = bisect.search(commits, ask)
     good = max((n for n in range(first) if n not in skipped), default=-1)
     bad = min(n for n in range(first, count) if n not in skipped)
-    assert found.suspects == tuple(commits[good + 1 : bad + 1])
-    assert len(asked) == len(set(asked))
+    assert result.suspects == tuple(commits[good + 1 : bad + 1])
+    assert len(tested) == len(set(tested))
 
 
 def test_a_skipped_commit_before_the_bad_one_leaves_both():
@@ -70,15 +76,15 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
-    found = []
+    hashes = []
     for number, extra in enumerate((0, 0, 3, 3)):
         (tmp_path / "my_kernel.py").write_text(f"# {number}{KERNEL.format(extra=extra)}")
         subprocess.run([*git, "add", "my_kernel.py"], check=True)
         subprocess.run([*git, "commit", "-qm", f"number {number}"], check=True)
-        found.append(
+        hashes.append(
             subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         )
-    return found
+    return hashes
 
 
 def test_what_is_between_and_what_is_not(repository: list[str]) -> None:
@@ -107,10 +113,10 @@ def test_the_commit_that_made_it_slow_is_named(
     monkeypatch.setattr(paired, "measure", judged)
     options = ["--seq", "256", "--mask", "none", "-b", "my_kernel.py:attend"]
     assert cli.invoke(["bisect", repository[0], "HEAD", *options]) == 0
-    said = capsys.readouterr()
-    assert "first bad: " in said.out
-    assert "number 2" in said.out
-    assert "good " in said.err
+    captured = capsys.readouterr()
+    assert "first bad: " in captured.out
+    assert "number 2" in captured.out
+    assert "good " in captured.err
     assert cli.invoke(["bisect", repository[0], repository[1], *options]) == 0
     assert "nothing to look for" in capsys.readouterr().out
     assert cli.invoke(["bisect", repository[0], "HEAD", *options, "--case", "nothing"]) == 2
@@ -129,7 +135,7 @@ def test_the_commit_that_made_it_slow_is_named(
 )
 def test_the_outcome_of_a_step(outcomes: list[Outcome], word: StepOutcome) -> None:
     case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "time_s"}
-    verdicts = tuple(Verdict(**case, outcome=one) for one in outcomes)
+    verdicts = tuple(Verdict(**case, outcome=outcome) for outcome in outcomes)
     assert bisect.step_outcome(GateVerdicts(base="", head="", verdicts=verdicts, geomeans={}, margin_source="")) is word
 
 

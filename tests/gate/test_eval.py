@@ -31,29 +31,29 @@ def test_the_tables_of_the_documentation_are_what_the_recorded_gates_give(gates:
 
 
 def test_no_recorded_gate_of_equal_sides_is_red(gates: list[Gate]) -> None:
-    equal = [one for one in gates if one.kind == "aa"]
+    equal = [gate for gate in gates if gate.kind == "aa"]
     assert len(equal) >= 10
-    assert not any(v.outcome is Outcome.REGRESSED for one in equal for v in one.verdicts())
+    assert not any(v.outcome is Outcome.REGRESSED for gate in equal for v in gate.verdicts())
 
 
-def swapped(one: Evidence) -> Evidence:
-    back = {name: tuple(-effect for effect in getattr(one, name)) for name in ("screen", "confirm")}
-    return msgspec.structs.replace(one, base_s=one.head_s, head_s=one.base_s, **back)
+def swapped(evidence: Evidence) -> Evidence:
+    back = {name: tuple(-effect for effect in getattr(evidence, name)) for name in ("screen", "confirm")}
+    return msgspec.structs.replace(evidence, base_s=evidence.head_s, head_s=evidence.base_s, **back)
 
 
 MIRROR = {Outcome.REGRESSED: Outcome.IMPROVED, Outcome.IMPROVED: Outcome.REGRESSED}
 
 
-def by_rule(one: Gate, cases: list[Evidence]) -> list[Verdict]:
-    return rule.verdicts(cases, Margins(factor=one.factor))
+def by_rule(gate: Gate, cases: list[Evidence]) -> list[Verdict]:
+    return rule.verdicts(cases, Margins(factor=gate.factor))
 
 
 def test_with_the_labels_swapped_effects_and_verdicts_mirror(gates: list[Gate]) -> None:
     """What was regressed is improved and the other way round; effects change their sign, exactly."""
     seen: Counter[Outcome] = Counter()
-    for one in gates:
-        forth = by_rule(one, [case.evidence for case in one.cases])
-        back = by_rule(one, [swapped(case.evidence) for case in one.cases])
+    for gate in gates:
+        forth = by_rule(gate, [case.evidence for case in gate.cases])
+        back = by_rule(gate, [swapped(case.evidence) for case in gate.cases])
         for before, after in zip(forth, back, strict=True):
             seen[before.outcome] += 1
             assert math.log1p(before.change or 0) == pytest.approx(-math.log1p(after.change or 0), abs=1e-12)
@@ -62,14 +62,14 @@ def test_with_the_labels_swapped_effects_and_verdicts_mirror(gates: list[Gate]) 
 
 
 def test_the_order_of_cases_does_not_matter(gates: list[Gate]) -> None:
-    for one in gates:
-        cases = [case.evidence for case in one.cases]
-        forth, back = by_rule(one, cases), by_rule(one, cases[::-1])
+    for gate in gates:
+        cases = [case.evidence for case in gate.cases]
+        forth, back = by_rule(gate, cases), by_rule(gate, cases[::-1])
         assert [v.outcome for v in forth] == [v.outcome for v in back[::-1]]
 
 
 def test_gates_made_of_recorded_restarts_are_hardly_ever_red(gates: list[Gate]) -> None:
-    red, runs = gate_eval.resampled([one for one in gates if one.kind == "aa"], runs=300)
+    red, runs = gate_eval.resampled([gate for gate in gates if gate.kind == "aa"], runs=300)
     assert red <= 0.02 * runs
 
 

@@ -43,7 +43,7 @@ def test_a_step_is_found_where_it_was_put(at, factor, slower, seed):
     factor = factor if slower else 1 / factor
     noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 30))
     points = made([1e-3 * (factor if n >= at else 1.0) * noise[n] for n in range(30)])
-    (change,) = [one for one in of(points) if abs(one.ratio - 1) > 0.05]
+    (change,) = [level_change for level_change in of(points) if abs(level_change.ratio - 1) > 0.05]
     assert change.at.commit == points[at].commit
     assert change.ratio == pytest.approx(factor, rel=0.03)
 
@@ -68,8 +68,8 @@ def test_two_machines_form_no_trend():
 def test_what_was_appended_is_read_back_and_garbage_is_counted(tmp_path: Path):
     path = tmp_path / "deep" / "history.jsonl"
     points = made([1.0, 2.0])
-    for one in points:
-        history.append(path, one)
+    for point in points:
+        history.append(path, point)
     path.write_bytes(path.read_bytes() + b"garbage\n")
     assert history.load(path) == (points, 1)
     with pytest.raises(StoreError, match="create it with attnbench history --add RUN"):
@@ -82,11 +82,11 @@ def test_the_command_adds_a_run_and_tells_of_changes(
     path = tmp_path / "history.jsonl"
     assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
     assert "over 1 point" in capsys.readouterr().out
-    for one in made([1.0] * 5 + [2.0] * 5):
-        history.append(path, one)
+    for point in made([1.0] * 5 + [2.0] * 5):
+        history.append(path, point)
     assert cli.invoke(["history", str(path), "--case", "case@cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "+100.0 % at 005000000000" in said
+    output = capsys.readouterr().out
+    assert "+100.0 % at 005000000000" in output
     assert cli.invoke(["history", str(path), "--case", "case@cpu", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["changes"][0]["at"] == "005".ljust(40, "0")
@@ -110,7 +110,7 @@ def test_the_report_draws_commits_and_says_where_levels_changed(tmp_path: Path) 
     rng = np.random.default_rng(0)
     times = [1e-3 * (1.5 if n >= 12 else 1.0) * float(np.exp(rng.normal(0, 0.01))) for n in range(24)]
     label = "b1 h8 q256 kv256 d64 causal fp32 fwd naive@cpu:threads=1"
-    points = [msgspec.structs.replace(one, seconds={label: s}) for one, s in zip(made(times), times, strict=True)]
+    points = [msgspec.structs.replace(point, seconds={label: s}) for point, s in zip(made(times), times, strict=True)]
     run = golden.run()
     run = msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, fingerprint=HERE))
     where = write([run], tmp_path / "shown", ReportOptions(trend=points))

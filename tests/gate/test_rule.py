@@ -48,22 +48,22 @@ def test_the_interval_equals_that_of_scipy(values):
     if np.std(values) < 1e-9:
         return
     expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    found = significance.interval(values)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
+    interval = significance.interval(values)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
 
 
 @given(st.dictionaries(st.integers(0, 99).map(str), st.floats(0, 1), max_size=7))
 def test_holm_is_the_closed_test_of_all_subsets(p_values):
     """Reject i if every hypothesis that holds i is rejected by Bonferroni: by brute force over all of them."""
     names = list(p_values)
-    for name, found in significance.holm(p_values).items():
+    for name, adjusted in significance.holm(p_values).items():
         worst = max(
             min(1.0, len(subset) * min(p_values[other] for other in subset))
             for size in range(1, len(names) + 1)
             for subset in itertools.combinations(names, size)
             if name in subset
         )
-        assert found == pytest.approx(worst)
+        assert adjusted == pytest.approx(worst)
 
 
 @pytest.mark.parametrize(("value", "p"), [(0.05, 0.0), (0.0, 1.0), (0.02, 1.0)])
@@ -182,27 +182,32 @@ def made(drawn) -> list[Evidence]:
 @given(some_cases)
 def test_to_swap_base_and_head_mirrors_the_effects_and_the_red_and_green_verdicts(drawn):
     cases = made(drawn)
-    mirrored = [case(one.case_id, tuple(-e for e in one.screen), tuple(-e for e in one.confirm)) for one in cases]
+    mirrored = [
+        case(evidence.case_id, tuple(-e for e in evidence.screen), tuple(-e for e in evidence.confirm))
+        for evidence in cases
+    ]
     mirror = {Outcome.REGRESSED: Outcome.IMPROVED, Outcome.IMPROVED: Outcome.REGRESSED}
-    for one, other in zip(rule.verdicts(cases, NO_NOISE), rule.verdicts(mirrored, NO_NOISE), strict=True):
-        assert (1 + one.change) * (1 + other.change) == pytest.approx(1)
-        if one.outcome in mirror or other.outcome in mirror:
-            assert other.outcome is mirror[one.outcome]
+    for verdict, other in zip(rule.verdicts(cases, NO_NOISE), rule.verdicts(mirrored, NO_NOISE), strict=True):
+        assert (1 + verdict.change) * (1 + other.change) == pytest.approx(1)
+        if verdict.outcome in mirror or other.outcome in mirror:
+            assert other.outcome is mirror[verdict.outcome]
 
 
 @given(some_cases, st.randoms(use_true_random=False))
 def test_the_order_of_cases_does_not_matter(drawn, random):
     cases = made(drawn)
     mixed = random.sample(cases, len(cases))
-    by_id = {one.case_id: one for one in rule.verdicts(cases, NO_NOISE)}
-    assert {one.case_id: one for one in rule.verdicts(mixed, NO_NOISE)} == by_id
+    by_id = {verdict.case_id: verdict for verdict in rule.verdicts(cases, NO_NOISE)}
+    assert {verdict.case_id: verdict for verdict in rule.verdicts(mixed, NO_NOISE)} == by_id
 
 
 @given(some_cases, st.floats(1e-3, 1e3))
 def test_a_machine_that_is_faster_by_a_factor_gives_the_same_verdicts(drawn, factor):
     cases = made(drawn)
-    scaled = [case(one.case_id, one.screen, one.confirm, base_s=factor * one.base_s) for one in cases]
-    assert [one.outcome for one in rule.verdicts(scaled, NO_NOISE)] == [
+    scaled = [
+        case(evidence.case_id, evidence.screen, evidence.confirm, base_s=factor * evidence.base_s) for evidence in cases
+    ]
+    assert [verdict.outcome for verdict in rule.verdicts(scaled, NO_NOISE)] == [
         one.outcome for one in rule.verdicts(cases, NO_NOISE)
     ]
 
@@ -210,9 +215,9 @@ def test_a_machine_that_is_faster_by_a_factor_gives_the_same_verdicts(drawn, fac
 @given(some_cases)
 def test_the_same_cases_twice_are_never_redder_than_once(drawn):
     cases = made(drawn)
-    doubled = cases + [case(f"{one.case_id}'", one.screen, one.confirm) for one in cases]
-    red = [one.outcome is Outcome.REGRESSED for one in rule.verdicts(cases, NO_NOISE)]
-    again = [one.outcome is Outcome.REGRESSED for one in rule.verdicts(doubled, NO_NOISE)]
+    doubled = cases + [case(f"{evidence.case_id}'", evidence.screen, evidence.confirm) for evidence in cases]
+    red = [verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(cases, NO_NOISE)]
+    again = [verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(doubled, NO_NOISE)]
     assert all(before or not after for before, after in zip(red * 2, again, strict=True))
 
 
@@ -232,12 +237,12 @@ def simulated(rng: np.random.Generator, times: np.ndarray) -> list[Evidence]:
         return rng.normal(0, SD, count) * np.where(rng.random(count) < 1 / 14, 4.0, 1.0)
 
     screens = [noise(6) for _ in times]
-    truths = [share * MARGINS.of(case(screen=tuple(one))) for share, one in zip(times, screens, strict=True)]
-    cases = [case(str(n), tuple(truth + one)) for n, (truth, one) in enumerate(zip(truths, screens, strict=True))]
+    truths = [share * MARGINS.of(case(screen=tuple(screen))) for share, screen in zip(times, screens, strict=True)]
+    cases = [case(str(n), tuple(truth + screen)) for n, (truth, screen) in enumerate(zip(truths, screens, strict=True))]
     flags = rule.screen(cases, MARGINS)
-    flagged = {one.case_id for one in (*flags.slower, *flags.faster, *flags.open)}
+    flagged = {evidence.case_id for evidence in (*flags.slower, *flags.faster, *flags.open)}
     fresh = [tuple(truth + noise(12)) if str(n) in flagged else () for n, truth in enumerate(truths)]
-    return [case(one.case_id, one.screen, more) for one, more in zip(cases, fresh, strict=True)]
+    return [case(evidence.case_id, evidence.screen, more) for evidence, more in zip(cases, fresh, strict=True)]
 
 
 MARGINS = Margins()
@@ -248,9 +253,9 @@ def test_of_many_runs_of_equal_arms_hardly_any_is_red(runs):
     rng = np.random.default_rng(7)
     red, outcomes = 0, Counter()
     for _ in range(runs):
-        found = rule.verdicts(simulated(rng, np.zeros(CASES)), MARGINS)
-        red += any(one.outcome is Outcome.REGRESSED for one in found)
-        outcomes.update(one.outcome for one in found)
+        verdicts = rule.verdicts(simulated(rng, np.zeros(CASES)), MARGINS)
+        red += any(verdict.outcome is Outcome.REGRESSED for verdict in verdicts)
+        outcomes.update(verdict.outcome for verdict in verdicts)
     assert red <= 0.01 * runs  # 1 %, which is what Holm at 0.01 promises at the margin; equal arms lie far below it
     assert outcomes[Outcome.INCONCLUSIVE] <= 0.15 * outcomes.total()
 
@@ -259,7 +264,7 @@ def test_of_many_runs_of_equal_arms_hardly_any_is_red(runs):
 def test_at_the_margin_itself_hardly_any_run_is_red(runs, most):
     rng = np.random.default_rng(8)
     red = sum(
-        any(one.outcome is Outcome.REGRESSED for one in rule.verdicts(simulated(rng, np.ones(CASES)), MARGINS))
+        any(verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(simulated(rng, np.ones(CASES)), MARGINS))
         for _ in range(runs)
     )
     assert red <= most  # 1 %, and what so many runs may show by chance
@@ -270,21 +275,21 @@ def test_a_slowdown_of_twice_and_three_times_the_printed_margin_is_found(times, 
     rng = np.random.default_rng(9)
     slower = np.zeros(CASES)
     slower[3] = times
-    found = covered = 0
+    detected = covered = 0
     for _ in range(300):
         verdict = rule.verdicts(simulated(rng, slower), MARGINS)[3]
         truth = math.expm1(times * math.log1p(verdict.margin))
-        found += verdict.outcome is Outcome.REGRESSED
+        detected += verdict.outcome is Outcome.REGRESSED
         covered += verdict.interval[0] <= truth <= verdict.interval[1]
-    assert found >= least * 300
+    assert detected >= least * 300
     assert covered >= 0.90 * 300
 
 
 def test_a_significant_slowdown_below_the_margin_is_not_the_same():
     """Six noisy restarts give a wide margin; twelve steady ones then show a significant change."""
     noisy = (0.0, 0.2, 0.05, 0.15, 0.02, 0.1)
-    one = case(screen=noisy, confirm=(0.08, 0.085) * 6)
-    (verdict,) = rule.verdicts([one], rule.Margins())
+    evidence = case(screen=noisy, confirm=(0.08, 0.085) * 6)
+    (verdict,) = rule.verdicts([evidence], rule.Margins())
     assert verdict.margin > 0.08
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "slower by more than 2.0 %, but not beyond what equal arms might show here" in verdict.reason

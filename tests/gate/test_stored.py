@@ -45,16 +45,18 @@ def run(name: str, results: list[Result], **fields: Any) -> Run:
     return Run(path=Path(name), manifest=Manifest(**{**plain, **fields}), results=results)
 
 
-def outcomes(head: Run, base: Run, minded: Settings = DEFAULT_SETTINGS, others: tuple[Run, ...] = ()) -> list[Outcome]:
-    judged = stored.judge(head, base, minded, TODAY, others)
-    return [one.outcome for one in judged.verdicts if one.metric in ("time_s", "status")]
+def outcomes(
+    head: Run, base: Run, settings: Settings = DEFAULT_SETTINGS, others: tuple[Run, ...] = ()
+) -> list[Outcome]:
+    judged = stored.judge(head, base, settings, TODAY, others)
+    return [verdict.outcome for verdict in judged.verdicts if verdict.metric in ("time_s", "status")]
 
 
 def test_welch_equals_scipy() -> None:
     rng = np.random.default_rng(3)
-    one, other = rng.normal(0.1, 0.02, 6), rng.normal(0.0, 0.05, 9)
-    seen, _, freedom = stored.welch(one.tolist(), other.tolist())
-    expected = scipy_stats.ttest_ind(one, other, equal_var=False)
+    above, below = rng.normal(0.1, 0.02, 6), rng.normal(0.0, 0.05, 9)
+    seen, _, freedom = stored.welch(above.tolist(), below.tolist())
+    expected = scipy_stats.ttest_ind(above, below, equal_var=False)
     ends = expected.confidence_interval(0.95)
     assert (seen.low, seen.high, freedom) == pytest.approx((ends.low, ends.high, expected.df))
 
@@ -75,7 +77,7 @@ def test_each_outcome(factor: float, outcome: Outcome) -> None:
 
 def test_one_restart_is_inconclusive() -> None:
     judged = stored.judge(run("a", made(3.0, restarts=1)), run("b", made(restarts=1)), DEFAULT_SETTINGS, TODAY)
-    assert {one.outcome for one in judged.verdicts if one.metric == "time_s"} == {Outcome.INCONCLUSIVE}
+    assert {verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"} == {Outcome.INCONCLUSIVE}
     assert "measure with --restarts 6" in judged.verdicts[0].reason
 
 
@@ -85,27 +87,27 @@ def test_runs_of_one_commit_on_two_days_set_the_margin() -> None:
     )
     judged = stored.judge(run("a", made(1.2)), run("b", made()), DEFAULT_SETTINGS, TODAY, days)
     assert "runs of one commit on different days differ by up to 3" in judged.margin_source
-    assert {one.outcome for one in judged.verdicts if one.metric == "time_s"} == {Outcome.SAME}
+    assert {verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"} == {Outcome.SAME}
     assert "10 % is assumed" in stored.judge(run("a", made()), run("b", made()), DEFAULT_SETTINGS, TODAY).margin_source
 
 
 def test_a_renamed_case_is_paired_by_its_earlier_label() -> None:
-    (old,) = {one.case.label for one in made(lengths=(64,))}
-    (new,) = {one.case.label for one in made(lengths=(256,))}
+    (old,) = {measured.case.label for measured in made(lengths=(64,))}
+    (new,) = {measured.case.label for measured in made(lengths=(256,))}
     head, base = run("a", made(lengths=(256, 128))), run("b", made())
     assert sorted(outcomes(head, base)) == [Outcome.MISSING, Outcome.NEW, Outcome.SAME]
     assert outcomes(head, base, read_settings({"alias": {new: old}}, "x")) == [Outcome.SAME, Outcome.SAME]
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"fingerprint": "other"}, "two machines"),
         ({"procedures": {"cpu": Procedure(allocator="musl")}}, "cpu allocator: musl then,  now"),
     ],
 )
-def test_what_is_not_comparable_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(NotComparableError, match=said):
+def test_what_is_not_comparable_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(NotComparableError, match=message):
         stored.judge(run("a", made()), run("b", made(), **fields), DEFAULT_SETTINGS, TODAY)
 
 
@@ -142,8 +144,13 @@ def test_a_baseline_is_saved_read_replaced_and_removed(root: Path, capsys: pytes
         in capsys.readouterr().err
     )
     assert cli.invoke(["baseline", "promote", "main", "second"]) == 0
-    ((place, kept),) = baselines.every()
-    assert (kept.run, kept.replaces, kept.commit, kept.dirty) == ("second", "first", "c0ffee", False)
+    ((place, provenance),) = baselines.every()
+    assert (provenance.run, provenance.replaces, provenance.commit, provenance.dirty) == (
+        "second",
+        "first",
+        "c0ffee",
+        False,
+    )
     assert sorted(path.name for path in place.iterdir()) == ["baseline.json", "results.jsonl", "run.json"]
     assert cli.invoke(["baseline", "list"]) == 0
     assert "main" in capsys.readouterr().out
@@ -153,7 +160,7 @@ def test_a_baseline_is_saved_read_replaced_and_removed(root: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("results", "said"),
+    ("results", "message"),
     [
         (made(restarts=1), "1 restart, 3 are needed"),
         ([*made(), result(problem=Problem(seq_q=8), status=Status.CRASHED)], "crashed"),
@@ -162,11 +169,11 @@ def test_a_baseline_is_saved_read_replaced_and_removed(root: Path, capsys: pytes
         ([], "nothing was measured"),
     ],
 )  # fmt: skip
-def test_a_run_that_is_no_basis_is_refused(root: Path, results: list[Result], said: str) -> None:
-    one = written(root, "first", results)
-    with pytest.raises(UsageError, match=said):
-        baselines.save("main", one)
-    assert baselines.save("main", one, force=True).is_dir()
+def test_a_run_that_is_no_basis_is_refused(root: Path, results: list[Result], message: str) -> None:
+    stored_run = written(root, "first", results)
+    with pytest.raises(UsageError, match=message):
+        baselines.save("main", stored_run)
+    assert baselines.save("main", stored_run, force=True).is_dir()
 
 
 def test_a_baseline_of_another_machine_stays_and_one_without_provenance_is_none(root: Path) -> None:
@@ -185,10 +192,10 @@ def test_a_name_is_no_path(root: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_named(root: Path) -> None:
-    one = written(root, "first", made())
+    stored_run = written(root, "first", made())
     (root / "reference").write_text("a file")
     with pytest.raises(StoreError, match="cannot write to"):
-        baselines.save("main", one)
+        baselines.save("main", stored_run)
 
 
 @pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.5, 1), (1.13, 3)])
@@ -215,14 +222,14 @@ def test_a_missing_baseline_is_exit_4_and_says_what_there_is(root: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("version", "said"), [(9, "written by a newer attnbench"), (0, "written by an older attnbench")]
+    ("version", "message"), [(9, "written by a newer attnbench"), (0, "written by an older attnbench")]
 )
-def test_another_format_is_named(root: Path, version: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_format_is_named(root: Path, version: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     written(root, "first", made())
     path = written(root, "second", made()).path / "run.json"
     path.write_text(path.read_text().replace('"schema_version": 1', f'"schema_version": {version}'))
     assert cli.invoke(["gate", "first", "--baseline", "second"]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_suites_of_the_run_give_the_tolerances(root: Path, tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ def git(*arguments: str, cwd: Path | None = None) -> str:
 
 def digest(folder: Path) -> str:
     """A hash of all names and contents below a folder."""
-    found = hashlib.sha256()
+    digested = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        found.update(str(path.relative_to(folder)).encode() + (path.read_bytes() if path.is_file() else b""))
-    return found.hexdigest()
+        digested.update(str(path.relative_to(folder)).encode() + (path.read_bytes() if path.is_file() else b""))
+    return digested.hexdigest()
 
 
 def test_a_commit_is_unpacked_elsewhere_and_goes_again(repository: Path) -> None:

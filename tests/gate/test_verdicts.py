@@ -39,7 +39,7 @@ def lines(
 ) -> list[Result]:  # fmt: skip
     """One case of base and head over restarts, head slower by a factor; the last two stages in full."""
     case = Case(problem=Problem(seq_q=n), backend=backend)
-    found = []
+    results = []
     for restart in range(restarts):
         shift = math.exp(WOBBLE[restart % len(WOBBLE)])
         for number, factor, fields in ((1, 1.0, base_fields), (2, head * shift, head_fields), (3, twin, None)):
@@ -51,14 +51,14 @@ def lines(
             if fields and fields.get("status", Status.OK) is not Status.OK:
                 plain = {"samples": {}, "facts": {}}
             side = ("head",) if number == 2 else ("base",)
-            found.append(
+            results.append(
                 Result(
                     case=case, case_id=case.id,
                     arm=Arm(backend=backend, device="cpu:threads=1", path=side, copy=number),
                     restart=restart, group="g", **{**plain, **(fields or {})},
                 )
             )  # fmt: skip
-    return found
+    return results
 
 
 def gated(*results: Result, **record: Any) -> Run:
@@ -76,8 +76,8 @@ def gated(*results: Result, **record: Any) -> Run:
 
 
 def outcome(run: Run, metric: str = "time_s") -> Outcome:
-    (found,) = [one for one in judgement.judge(run).verdicts if one.metric == metric]
-    return found.outcome
+    (verdict,) = [verdict for verdict in judgement.judge(run).verdicts if verdict.metric == metric]
+    return verdict.outcome
 
 
 REFUSED = {"status": Status.UNSUPPORTED, "reason": "no such mask"}
@@ -98,8 +98,8 @@ WRONG = {"status": Status.INCORRECT, "reason": "out: error 0.3"}
         (lines(base_fields=REFUSED) + lines(n=128), Exit.OK),
         (lines(base_fields=REFUSED, head_fields=REFUSED), Exit.NOTHING_MEASURED),
         (lines(base_fields=WRONG, head_fields=WRONG), Exit.FAILED),
-        ([one for one in lines() if one.arm.copy == 1], Exit.FAILED),
-        ([one for one in lines() if one.arm.copy == 2] + lines(n=128), Exit.OK),
+        ([line for line in lines() if line.arm.copy == 1], Exit.FAILED),
+        ([line for line in lines() if line.arm.copy == 2] + lines(n=128), Exit.OK),
         (lines(memory=(2**24, 2**25)), Exit.REGRESSED),
         (lines(memory=(2**24, 2**24 + 2**19)), Exit.OK),
         (lines(head=1.5) + lines(n=128, head_fields=WRONG), Exit.FAILED),  # the first that holds of 6, 5, 1, 3
@@ -135,7 +135,7 @@ def test_an_open_case_may_be_let_pass() -> None:
 def test_a_new_backend_that_base_lacks_is_new_and_one_that_head_lost_is_broken() -> None:
     assert outcome(gated(*lines(base_fields=REFUSED)), "status") is Outcome.NEW
     assert outcome(gated(*lines(head_fields=REFUSED)), "status") is Outcome.BROKEN
-    assert outcome(gated(*[one for one in lines() if one.arm.copy == 1]), "status") is Outcome.MISSING
+    assert outcome(gated(*[line for line in lines() if line.arm.copy == 1]), "status") is Outcome.MISSING
 
 
 def test_errors_must_grow_on_every_seed() -> None:
@@ -159,29 +159,32 @@ def test_a_tolerance_holds_for_what_it_matches_and_until_its_day() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({"tim": "2%"}, "unknown field `tim`"),
         ({"time": "fast"}, "not a share: 'fast'"),
         ({"tolerance": [{"match": "*", "time": "2%"}]}, "missing required field `reason`"),
     ],
 )
-def test_an_invalid_table_is_refused_by_key(table: dict[str, Any], said: str) -> None:
-    with pytest.raises((SuiteError, UsageError), match=said):
+def test_an_invalid_table_is_refused_by_key(table: dict[str, Any], message: str) -> None:
+    with pytest.raises((SuiteError, UsageError), match=message):
         read_settings(table, "mine")
 
 
 def test_the_last_tolerance_that_matches_counts() -> None:
-    found = read_settings(
+    settings = read_settings(
         {"tolerance": [{"match": "*", "time": "5%", "reason": "a"}, {"match": "*flex", "time": "9%", "reason": "b"}]},
         "x",
     )
-    assert (found.tolerance_of("b1 naive", date.today()), found.tolerance_of("b1 flex", date.today())) == (0.05, 0.09)
+    assert (settings.tolerance_of("b1 naive", date.today()), settings.tolerance_of("b1 flex", date.today())) == (
+        0.05,
+        0.09,
+    )
 
 
 def test_an_a_a_control_that_differs_makes_all_inconclusive() -> None:
     judged = judgement.judge(gated(*lines(head=1.5, twin=1.3)))
-    assert {one.outcome for one in judged.verdicts if one.metric == "time_s"} == {Outcome.INCONCLUSIVE}
+    assert {verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"} == {Outcome.INCONCLUSIVE}
     assert "too noisy to judge" in judged.doubt
     assert gate_verdicts.exit_code(judged) is Exit.INCONCLUSIVE
 
@@ -194,7 +197,7 @@ def test_users_kernels_are_judged_by_the_noise_of_such_kernels_of_that_duration(
     slower, library = lines(head=1.08, backend="k.py:attend"), lines(head=1.08)
     run = gated(*slower, *library, floor={**WIDE, "user": [OWN]})
     judged = judgement.judge(run)
-    times = {one.backend: one for one in judged.verdicts if one.metric == "time_s"}
+    times = {verdict.backend: verdict for verdict in judged.verdicts if verdict.metric == "time_s"}
     assert times["naive"].outcome is Outcome.REGRESSED
     assert times["k.py:attend"].outcome is not Outcome.REGRESSED
     assert "noise of users' kernels, calls under 10.0 ms: 200.0 standard errors, from 20 A/A runs" in judged.notes[0]
@@ -205,7 +208,7 @@ def test_users_kernels_are_judged_by_the_noise_of_such_kernels_of_that_duration(
 )
 def test_without_enough_runs_users_kernels_are_judged_by_the_shared_noise(user: list[dict[str, Any]]) -> None:
     judged = judgement.judge(gated(*lines(head=1.08, backend="k.py:attend"), floor={**WIDE, "user": user}))
-    assert [one.outcome for one in judged.verdicts if one.metric == "time_s"] == [Outcome.REGRESSED]
+    assert [verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"] == [Outcome.REGRESSED]
     (note,) = judged.notes
     assert "20 are needed; the noise of the libraries' kernels is used" in note
 
@@ -231,12 +234,12 @@ def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monke
 
 def test_a_time_that_cannot_be_computed_with_leaves_the_case_open() -> None:
     broken = [
-        msgspec.structs.replace(one, samples={"time": timed([float("nan")] * 5)}) if one.arm.copy == 2 else one
-        for one in lines()
+        msgspec.structs.replace(line, samples={"time": timed([float("nan")] * 5)}) if line.arm.copy == 2 else line
+        for line in lines()
     ]
     judged = judgement.judge(gated(*broken, *lines(n=128)))
     assert gate_verdicts.exit_code(judged) is Exit.INCONCLUSIVE
-    assert "no restart has a finite time" in next(one.reason for one in judged.verdicts if one.reason)
+    assert "no restart has a finite time" in next(verdict.reason for verdict in judged.verdicts if verdict.reason)
 
 
 def test_a_plain_run_is_not_a_gate() -> None:
@@ -277,23 +280,23 @@ def test_the_table_says_what_changed_first_and_what_to_do() -> None:
 def test_a_slower_clock_is_no_slower_kernel() -> None:
     """On a GPU a regression must be one in cycles too."""
 
-    def clocked(one: Result, hertz: float) -> Result:
-        time = one.samples["time"]
+    def clocked(measured: Result, hertz: float) -> Result:
+        time = measured.samples["time"]
         blocks = tuple(
             msgspec.structs.replace(block, facts={"sm_clock_hz_before": hertz, "sm_clock_hz": hertz})
             for block in time.blocks
         )
-        samples = one.samples | {"time": msgspec.structs.replace(time, blocks=blocks)}
-        return msgspec.structs.replace(one, samples=samples)
+        samples = measured.samples | {"time": msgspec.structs.replace(time, blocks=blocks)}
+        return msgspec.structs.replace(measured, samples=samples)
 
     slower = lines(head=1.25)
-    same_clock = gated(*(clocked(one, 1.5e9) for one in slower))
+    same_clock = gated(*(clocked(line, 1.5e9) for line in slower))
     assert outcome(same_clock) is Outcome.REGRESSED
-    lower = gated(*(clocked(one, 1.1e9 if one.arm.copy == 2 else 1.5e9) for one in slower))
-    (found,) = [one for one in judgement.judge(lower).verdicts if one.metric == "time_s"]
-    assert found.outcome is Outcome.INCONCLUSIVE
-    assert "not in cycles" in found.reason
-    faster = gated(*(clocked(one, 1.9e9 if one.arm.copy == 2 else 1.5e9) for one in lines(head=0.8)))
+    lower = gated(*(clocked(line, 1.1e9 if line.arm.copy == 2 else 1.5e9) for line in slower))
+    (verdict,) = [verdict for verdict in judgement.judge(lower).verdicts if verdict.metric == "time_s"]
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "not in cycles" in verdict.reason
+    faster = gated(*(clocked(line, 1.9e9 if line.arm.copy == 2 else 1.5e9) for line in lines(head=0.8)))
     assert outcome(faster) is Outcome.INCONCLUSIVE
 
 
@@ -339,18 +342,18 @@ def test_a_red_case_shows_its_restarts() -> None:
     ],
 )  # fmt: skip
 def test_what_to_do_next_knows_where_base_came_from(base: Any, head: Any, expected: list[str]) -> None:
-    said = looked_at(base=base, head=head)
+    text = looked_at(base=base, head=head)
     for piece in expected:
-        assert any(piece in line for line in said), said
-    assert any("bisect" in line for line in said) is any("bisect" in piece for piece in expected)
-    gates = [line.partition("attnbench gate ")[2] for line in said if "attnbench gate" in line]
+        assert any(piece in line for line in text), text
+    assert any("bisect" in line for line in text) is any("bisect" in piece for piece in expected)
+    gates = [line.partition("attnbench gate ")[2] for line in text if "attnbench gate" in line]
     assert bool(gates) is bool(expected)
 
 
 def test_json_has_every_verdict_and_a_summary() -> None:
     run, judged = mixed()
-    records = [gate_verdicts.record(one) for one in judged.verdicts]
-    assert {"time_s", "rms_err", "peak_bytes", "status"} <= {one["metric"] for one in records}
+    records = [gate_verdicts.record(verdict) for verdict in judged.verdicts]
+    assert {"time_s", "rms_err", "peak_bytes", "status"} <= {record["metric"] for record in records}
     last = gate_verdicts.summary(run, judged, Exit.FAILED)
     assert last["exit_code"] == 5
     assert sum(last["verdicts"].values()) == len(records)
@@ -379,22 +382,22 @@ def test_junit_is_xml_with_a_test_for_each_verdict() -> None:
 
 def test_annotations_are_at_most_ten_the_worst_first() -> None:
     _, judged = mixed()
-    found = list(github_annotations.commands(judged))
-    assert [line.split()[0] for line in found] == ["::error", "::error", "::warning"]
-    assert not any("\n" in line for line in found)
-    assert "%250A" in found[-1]
-    many = judgement.judge(gated(*(one for n in range(1, 15) for one in lines(head=2.0, n=n))))
-    found = list(github_annotations.commands(many))
-    assert len(found) == 10
-    assert found[-1].endswith("and 5 more")
+    commands = list(github_annotations.commands(judged))
+    assert [line.split()[0] for line in commands] == ["::error", "::error", "::warning"]
+    assert not any("\n" in line for line in commands)
+    assert "%250A" in commands[-1]
+    many = judgement.judge(gated(*(line for n in range(1, 15) for line in lines(head=2.0, n=n))))
+    commands = list(github_annotations.commands(many))
+    assert len(commands) == 10
+    assert commands[-1].endswith("and 5 more")
 
 
 def test_gitlab_gets_fingerprints_that_stay() -> None:
     _, judged = mixed()
-    found = json.loads(gitlab_code_quality.json(judged))
-    assert {"description", "check_name", "fingerprint", "severity", "location"} <= set(found[0])
-    assert len({one["fingerprint"] for one in found}) == len(found) == 3
-    assert json.loads(gitlab_code_quality.json(judged)) == found
+    entries = json.loads(gitlab_code_quality.json(judged))
+    assert {"description", "check_name", "fingerprint", "severity", "location"} <= set(entries[0])
+    assert len({entry["fingerprint"] for entry in entries}) == len(entries) == 3
+    assert json.loads(gitlab_code_quality.json(judged)) == entries
 
 
 def test_a_stored_gate_is_judged_again_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,7 +434,7 @@ def test_the_step_summary_and_annotations_on_github(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ([], "no base: give one of --base-ref REF"),
         (["--noop", "--base-ref", "HEAD"], "--base-ref and --noop name the base twice"),
@@ -441,9 +444,13 @@ def test_the_step_summary_and_annotations_on_github(
     ],
 )
 def test_what_cannot_be_asked_is_refused(
-    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNBENCH_RESULTS", str(tmp_path / "results"))
     assert cli.invoke(["gate", *options]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

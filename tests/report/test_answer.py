@@ -249,9 +249,9 @@ def test_a_wrong_output_was_checked_and_not_timed() -> None:
 
 def noisy_case(backend: str, milliseconds: float, seq: int = 64) -> Result:
     """A case whose interval is as wide as its time."""
-    made = case(backend, milliseconds, seq)
+    result = case(backend, milliseconds, seq)
     values = [milliseconds * 1e-3 * factor for factor in (0.5, 1.0, 1.5, 0.6, 1.1, 1.9)]
-    return msgspec.structs.replace(made, samples={"time": timed(values)})
+    return msgspec.structs.replace(result, samples={"time": timed(values)})
 
 
 def test_a_tie_shows_the_interval_of_the_backend_that_is_less_sure() -> None:
@@ -312,8 +312,8 @@ def test_one_backend_for_the_only_problem_is_no_question() -> None:
 )
 def test_the_place_of_a_memory_figure_is_in_words(problem: Problem, place: str) -> None:
     def sized(backend: str, time: float, size: float) -> Result:
-        made = case(backend, time, problem=problem)
-        return msgspec.structs.replace(made, samples={**made.samples, "total_memory": sample("B", [size])})
+        result = case(backend, time, problem=problem)
+        return msgspec.structs.replace(result, samples={**result.samples, "total_memory": sample("B", [size])})
 
     screen = of(sized("naive", 2, 2e6), sized("flex", 1, 1e6))
     assert screen.lead.endswith(f"2.0× less memory than naive {place}.")

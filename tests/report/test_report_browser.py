@@ -181,15 +181,15 @@ def test_print_takes_two_to_four_sheets_without_controls(page: Any) -> None:
 def test_a_mark_says_its_numbers_to_pointer_keyboard_and_finger(chromium: Any, report: Path, page: Any) -> None:
     tip, picture = page.locator("#tip"), page.locator("#speed figure svg").first
     mark = picture.locator("[data-tip]").first
-    said = mark.get_attribute("data-tip")
+    text_of_mark = mark.get_attribute("data-tip")
     mark.scroll_into_view_if_needed()
     mark.hover(force=True)
-    assert tip.inner_text() == said
+    assert tip.inner_text() == text_of_mark
     page.mouse.move(2, 2)
     assert not tip.is_visible()
     picture.focus()
     page.keyboard.press("ArrowRight")
-    assert tip.inner_text() == said
+    assert tip.inner_text() == text_of_mark
     page.keyboard.press("Escape")
     assert not tip.is_visible()
     with opened(chromium, report, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844}) as phone:
@@ -197,7 +197,7 @@ def test_a_mark_says_its_numbers_to_pointer_keyboard_and_finger(chromium: Any, r
         mark.scroll_into_view_if_needed()
         box = mark.bounding_box()
         phone.touchscreen.tap(box["x"] + box["width"] / 2 + 10, box["y"] + box["height"] / 2)  # beside it
-        assert phone.locator("#tip").inner_text() == said
+        assert phone.locator("#tip").inner_text() == text_of_mark
 
 
 def test_pointing_at_a_name_dims_the_other_backends(page: Any) -> None:

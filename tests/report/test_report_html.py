@@ -73,8 +73,8 @@ def written(tmp_path: Path, *results: Result, options: ReportOptions | None = No
 
 def script(text: str) -> str:
     """The script of a page."""
-    (found,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
-    return str(found)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    return str(script)
 
 
 def test_the_page_loads_nothing_and_its_links_lead_somewhere(tmp_path: Path) -> None:

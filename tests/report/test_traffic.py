@@ -135,8 +135,8 @@ def test_every_number_of_a_policy_has_its_interval(answer):
 
 
 def test_one_range_of_context_lengths_has_no_chart(answer):
-    one = msgspec.structs.replace(answer.mix, by_context=answer.mix.by_context[:1])
-    page = section(msgspec.structs.replace(answer, mix=one))
+    single = msgspec.structs.replace(answer.mix, by_context=answer.mix.by_context[:1])
+    page = section(msgspec.structs.replace(answer, mix=single))
     assert not page.figures
     assert "Steps by context length" in {table.heading for table in page.tables}
 

@@ -24,39 +24,39 @@ from tests.samples import ceilings, result, run
 
 def scripted(loads: dict[str, list[float | None]]) -> tuple[Callable[[str], DeviceCalibrated], list[str]]:
     """A worker that sees these loads part by part, and the parts that it was asked for. exp_per_s numbers the calls."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     def ask(part: str) -> DeviceCalibrated:
-        asked.append(part)
+        requested.append(part)
         cores = loads[part].pop(0)
         return DeviceCalibrated(
-            matmul={}, refused={}, bandwidth={}, exp_per_s=float(len(asked)), exp_derived=False, launch_s=None,
+            matmul={}, refused={}, bandwidth={}, exp_per_s=float(len(requested)), exp_derived=False, launch_s=None,
             foreign_load=None if cores is None else ForeignLoad(cores=cores, machine=cores),
         )  # fmt: skip
 
-    return ask, asked
+    return ask, requested
 
 
 def test_only_disturbed_parts_are_measured_again_until_they_are_calm() -> None:
-    ask, asked = scripted({"matmul": [0.5, 0.6, 0.01], "exp": [0.0], "launch": [None]})
-    said: list[str] = []
-    replies = calibrate.measure_parts(ask, ("matmul", "exp", "launch"), math.inf, said.append, pause_s=0.0)
-    assert asked == ["matmul", "exp", "launch", "matmul", "matmul"]
+    ask, requested = scripted({"matmul": [0.5, 0.6, 0.01], "exp": [0.0], "launch": [None]})
+    lines: list[str] = []
+    replies = calibrate.measure_parts(ask, ("matmul", "exp", "launch"), math.inf, lines.append, pause_s=0.0)
+    assert requested == ["matmul", "exp", "launch", "matmul", "matmul"]
     assert replies["matmul"].exp_per_s == 5.0  # the last one
-    assert said[0] == "other processes are running (matmul: 50.0% of its cores): measuring again in 0 s"
+    assert lines[0] == "other processes are running (matmul: 50.0% of its cores): measuring again in 0 s"
 
 
 def test_under_constant_load_the_least_disturbed_measurement_counts() -> None:
-    ask, asked = scripted({"exp": [0.5, 0.3, 0.4, 0.6]})
+    ask, requested = scripted({"exp": [0.5, 0.3, 0.4, 0.6]})
     replies = calibrate.measure_parts(ask, ("exp",), math.inf, lambda text: None, pause_s=0.0)
-    assert len(asked) == 1 + calibrate.RETRIES
+    assert len(requested) == 1 + calibrate.RETRIES
     assert replies["exp"].exp_per_s == 2.0
 
 
 def test_after_the_deadline_nothing_is_measured_again() -> None:
-    ask, asked = scripted({"exp": [0.5, 0.0]})
+    ask, requested = scripted({"exp": [0.5, 0.0]})
     calibrate.measure_parts(ask, ("exp",), 0.0, lambda text: None, pause_s=0.0)
-    assert asked == ["exp"]
+    assert requested == ["exp"]
 
 
 RATES = {dtype: Rate(burst=rate, sustained=rate, size=256) for dtype, rate in (("fp32", 1e11), ("bf16", 1e9))}

@@ -26,19 +26,19 @@ from tests.samples import result
 def measured(seconds: float, backend: str = "naive", mode: Mode = Mode.FWD, **problem: Any) -> Result:
     """A case that takes that long, to a thousandth."""
     times = [seconds * (1 + 1e-4 * n) for n in range(6)]
-    one = result(times, backend, problem=Problem(**problem))
-    case = Case(problem=one.case.problem, backend=backend, mode=mode)
+    measured_result = result(times, backend, problem=Problem(**problem))
+    case = Case(problem=measured_result.case.problem, backend=backend, mode=mode)
     from msgspec.structs import replace
 
-    return replace(one, case=case, case_id=case.id)
+    return replace(measured_result, case=case, case_id=case.id)
 
 
-def told(results: list[Result], **asked: Any) -> dict[str, list[Any]]:
-    beside = {"robust": [], "quantised": [], "longest": [], **asked}
-    found: dict[str, list[Any]] = {}
+def told(results: list[Result], **options: Any) -> dict[str, list[Any]]:
+    beside = {"robust": [], "quantised": [], "longest": [], **options}
+    verdicts: dict[str, list[Any]] = {}
     for claim in study.judged(rows_of(results), **beside):
-        found.setdefault(claim.id, []).append(claim)
-    return found
+        verdicts.setdefault(claim.id, []).append(claim)
+    return verdicts
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ CAUSAL = {"seq_q": 2048, "mask": "causal", "heads": 4}
 
 
 def test_relative_position_saves_nothing_and_a_window_does() -> None:
-    found = told([
+    verdicts = told([
         measured(1.0, **CAUSAL), measured(1.2, **CAUSAL, score=Score(bias="alibi")),
         measured(1.0, "flex", **CAUSAL), measured(1.3, "flex", **CAUSAL, score=Score(bias="alibi")),
         measured(0.3, "flex", **{**CAUSAL, "mask": "causal+window:255"}),
     ])  # fmt: skip
-    alibi, window = found["C6"]
+    alibi, window = verdicts["C6"]
     assert alibi.verdict is ClaimVerdict.REFUTED
     assert "flex 1.3" in alibi.measured
     assert "naive 1.2" in alibi.measured
@@ -76,19 +76,19 @@ def test_relative_position_saves_nothing_and_a_window_does() -> None:
 
 def test_backends_that_disagree_are_named() -> None:
     base = {"seq_q": 1024, "mask": "none", "heads": 4}
-    found = told([
+    verdicts = told([
         measured(1.0, **base), measured(0.4, **base, dtype="bf16"),
         measured(1.0, "sdpa:flash", **base), measured(1.5, "sdpa:flash", **base, dtype="bf16"),
     ])  # fmt: skip
-    (precision,) = found["C8"]
+    (precision,) = verdicts["C8"]
     assert precision.verdict is ClaimVerdict.DEPENDS
     assert precision.measured.startswith("naive 0.4 (")
 
 
 def test_segments_count_as_often_as_they_are_computed() -> None:
     xl = {"mask": "causal", "heads": 4, "score": Score(bias="xl")}
-    found = told([measured(1.0, seq_q=2048, **xl), measured(0.05, seq_q=256, seq_kv=512, **xl)])
-    (segments,) = found["C7"]
+    verdicts = told([measured(1.0, seq_q=2048, **xl), measured(0.05, seq_q=256, seq_kv=512, **xl)])
+    (segments,) = verdicts["C7"]
     assert segments.measured.startswith("naive 0.4 (")
     assert segments.verdict is ClaimVerdict.CONFIRMED
 
@@ -136,14 +136,14 @@ def test_figures_of_probes_are_told() -> None:
     noisy = Result(**{**_fields(noisy), "facts": {"probes": {"noise": {"gain": {"0.01": 3.25}}}}})
     figures = {"error": {"int8": 0.008, "fp8_e4m3": 0.03}, "bytes": {"fp32": 4096, "int8": 1152, "fp8_e4m3": 1152}}
     few = Result(**{**_fields(few), "facts": {"probes": {"quantisation": figures}}})
-    found = told([], robust=[noisy], quantised=[few])
-    assert "dot scale 1 3.2" in found["C11"][0].measured
-    assert found["C10"][0].verdict is ClaimVerdict.CONFIRMED
-    assert "int8 0.008" in found["C10"][0].measured
+    verdicts = told([], robust=[noisy], quantised=[few])
+    assert "dot scale 1 3.2" in verdicts["C11"][0].measured
+    assert verdicts["C10"][0].verdict is ClaimVerdict.CONFIRMED
+    assert "int8 0.008" in verdicts["C10"][0].measured
 
 
-def _fields(one: Result) -> dict[str, Any]:
-    return {name: getattr(one, name) for name in one.__struct_fields__}
+def _fields(measured_result: Result) -> dict[str, Any]:
+    return {name: getattr(measured_result, name) for name in measured_result.__struct_fields__}
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
@@ -152,18 +152,20 @@ def test_nothing_is_said_of_what_was_not_measured() -> None:
 
 def test_the_suite_has_a_case_for_every_claim() -> None:
     """Made-up times for every cell of the suite give each claim that the suite is for."""
-    one = suite.load("claims")
+    claims_suite = suite.load("claims")
     results = []
-    for cell in suite.expand(one, kind="cpu", dtype=Dtype.FP32):
+    for cell in suite.expand(claims_suite, kind="cpu", dtype=Dtype.FP32):
         problem = cell.problem
         for backend in cell.backends:
             fields = {name: getattr(problem, name) for name in problem.__struct_fields__}
             results.append(measured(1e-3 * problem.seq_q**2 / 1e6, backend, cell.mode, **fields))
-    found = told(results)
-    named = {word for table in one.tables for word in table.name.split() if word[0] in "CM" and word[1:].isdigit()}
-    assert named <= set(found)
+    verdicts = told(results)
+    named = {
+        word for table in claims_suite.tables for word in table.name.split() if word[0] in "CM" and word[1:].isdigit()
+    }
+    assert named <= set(verdicts)
     assert {"C1", "C2", "C5", "C3", "C4", "C6", "C7", "C8", "C9", "C12", "C13", "C14", "C16", "M14", "M16"} <= set(
-        found
+        verdicts
     )
 
 

@@ -34,12 +34,12 @@ def search(monkeypatch: pytest.MonkeyPatch, ends: Callable[[int], Status], arm: 
 
 @pytest.mark.parametrize("longest", [1024, 1100, 4095, 5000, 100_000])
 def test_bisection_comes_within_a_thirty_second(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
-    found = search(monkeypatch, lambda seq: Status.OK if seq <= longest else Status.OOM)
-    assert found.seq <= longest < found.stopped_at
-    assert found.stopped_at - found.seq <= max(64, found.seq / 32)
-    assert found.stopped_by == "memory"
-    assert found.peak_bytes == 4096
-    assert found.probes < 25
+    limit = search(monkeypatch, lambda seq: Status.OK if seq <= longest else Status.OOM)
+    assert limit.seq <= longest < limit.stopped_at
+    assert limit.stopped_at - limit.seq <= max(64, limit.seq / 32)
+    assert limit.stopped_by == "memory"
+    assert limit.peak_bytes == 4096
+    assert limit.probes < 25
 
 
 def test_search_starts_at_the_first_length_whatever_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,29 +52,29 @@ def test_search_starts_at_the_first_length_whatever_the_memory_limit(monkeypatch
 
 
 def test_time_is_distinguished_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = search(monkeypatch, lambda seq: Status.OK if seq <= 3000 else Status.TIMEOUT)
-    assert found.stopped_by == "time"
-    (_, _, line) = report.longest([found], "x", 80)
+    limit = search(monkeypatch, lambda seq: Status.OK if seq <= 3000 else Status.TIMEOUT)
+    assert limit.stopped_by == "time"
+    (_, _, line) = report.longest([limit], "x", 80)
     assert "time at" in line
 
 
 def test_where_not_even_the_shortest_fits_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = search(monkeypatch, lambda _: Status.OOM)
-    assert (found.seq, found.stopped_at, found.peak_bytes) == (0, 1024, None)
-    assert report.longest_record(found)["seq"] is None
+    limit = search(monkeypatch, lambda _: Status.OOM)
+    assert (limit.seq, limit.stopped_at, limit.peak_bytes) == (0, 1024, None)
+    assert report.longest_record(limit)["seq"] is None
 
 
 def test_a_refusal_ends_the_search_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = search(monkeypatch, lambda _: Status.OK, Arm(backend="xformers", device="cpu:threads=1"))
-    assert (found.seq, found.stopped_by, found.probes) == (0, "unavailable", 1)
-    assert "runs on cuda" in "\n".join(report.longest([found], "x", 80))
+    limit = search(monkeypatch, lambda _: Status.OK, Arm(backend="xformers", device="cpu:threads=1"))
+    assert (limit.seq, limit.stopped_by, limit.probes) == (0, "unavailable", 1)
+    assert "runs on cuda" in "\n".join(report.longest([limit], "x", 80))
 
 
 def test_a_search_without_end_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(max_seq, "MAX", 2**14)
-    found = search(monkeypatch, lambda _: Status.OK)
-    assert (found.seq, found.stopped_at) == (max_seq.MAX, 0)
-    assert "nothing, up to the longest" in "\n".join(report.longest([found], "x", 80))
+    limit = search(monkeypatch, lambda _: Status.OK)
+    assert (limit.seq, limit.stopped_at) == (max_seq.MAX, 0)
+    assert "nothing, up to the longest" in "\n".join(report.longest([limit], "x", 80))
 
 
 def test_too_little_memory_for_a_worker_is_said() -> None:

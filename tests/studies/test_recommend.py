@@ -34,13 +34,18 @@ TIMES = {
 
 
 def test_the_fastest_is_taken_and_a_tie_goes_to_who_wins_more() -> None:
-    found = {one.shape["seq_q"]: one for one in dispatch(rows(TIMES | {(1024, "flex"): 8.0})).choices}
-    assert {seq: one.backend for seq, one in found.items()} == {128: "naive", 256: "flex", 512: "flex", 1024: "flex"}
-    assert found[256].tied == ("sdpa:flash",)
-    assert found[128].second == "sdpa:flash"
-    assert found[128].gain == pytest.approx(2.0, rel=1e-3)
-    assert found[1024].gain is None
-    assert set(found[128].shape) == {"seq_q", "seq_kv"}
+    by_length = {choice.shape["seq_q"]: choice for choice in dispatch(rows(TIMES | {(1024, "flex"): 8.0})).choices}
+    assert {seq: choice.backend for seq, choice in by_length.items()} == {
+        128: "naive",
+        256: "flex",
+        512: "flex",
+        1024: "flex",
+    }
+    assert by_length[256].tied == ("sdpa:flash",)
+    assert by_length[128].second == "sdpa:flash"
+    assert by_length[128].gain == pytest.approx(2.0, rel=1e-3)
+    assert by_length[1024].gain is None
+    assert set(by_length[128].shape) == {"seq_q", "seq_kv"}
 
 
 def drifting(backend: str, seconds: float) -> Result:
@@ -84,17 +89,17 @@ def test_a_backend_that_drift_made_slower_is_ranked_by_its_paired_ratio() -> Non
 
 
 def test_regret_is_the_geometric_mean_over_what_runs() -> None:
-    found = {one.backend: one for one in dispatch(rows(TIMES)).regrets}
-    assert found["naive"].mean == pytest.approx(math.prod((1, 3, 6)) ** (1 / 3), rel=1e-3)
-    assert found["flex"].mean == pytest.approx(4 ** (1 / 3), rel=1e-3)
-    assert found["flex"].worst == pytest.approx(4.0, rel=1e-3)
-    assert "q128" in found["flex"].worst_at
-    assert (found["sdpa:flash"].runs, found["sdpa:flash"].of) == (2, 3)
+    by_backend = {regret.backend: regret for regret in dispatch(rows(TIMES)).regrets}
+    assert by_backend["naive"].mean == pytest.approx(math.prod((1, 3, 6)) ** (1 / 3), rel=1e-3)
+    assert by_backend["flex"].mean == pytest.approx(4 ** (1 / 3), rel=1e-3)
+    assert by_backend["flex"].worst == pytest.approx(4.0, rel=1e-3)
+    assert "q128" in by_backend["flex"].worst_at
+    assert (by_backend["sdpa:flash"].runs, by_backend["sdpa:flash"].of) == (2, 3)
 
 
 def test_whoever_runs_everything_comes_first() -> None:
     (device,) = dispatch(rows(TIMES)).by_device.values()
-    assert [one.backend for one in device] == ["flex", "naive", "sdpa:flash"]
+    assert [regret.backend for regret in device] == ["flex", "naive", "sdpa:flash"]
 
 
 def test_the_command_writes_the_table(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,5 +111,5 @@ def test_the_command_writes_the_table(tmp_path: Path, monkeypatch: Any, capsys: 
     out = capsys.readouterr().out
     assert "one backend for everything" in out
     held = json.loads(Path("dispatch.json").read_text())
-    assert [one["shape"]["seq_q"] for one in held["choices"]] == [32, 64]
-    assert {one["backend"] for one in held["regrets"]} == {"naive", "sdpa:math"}
+    assert [choice["shape"]["seq_q"] for choice in held["choices"]] == [32, 64]
+    assert {regret["backend"] for regret in held["regrets"]} == {"naive", "sdpa:math"}

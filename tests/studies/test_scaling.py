@@ -29,10 +29,10 @@ def test_the_interval_holds_the_true_exponent_in_93_of_100_runs(exponent: float)
     held = 0
     for _ in range(300):
         times = [1e-9 * n**exponent * math.exp(source.normal(0, 0.05)) for n in SEQ]
-        _, _, found = scaling.fit(list(zip(SEQ, times, strict=True)))
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low <= exponent <= found.high
+        _, _, law = scaling.fit(list(zip(SEQ, times, strict=True)))
+        assert law.low is not None
+        assert law.high is not None
+        held += law.low <= exponent <= law.high
     assert held >= 0.93 * 300
 
 
@@ -41,8 +41,8 @@ def test_noise_alone_is_inconclusive() -> None:
     verdicts = []
     for _ in range(100):
         times = [math.exp(source.normal(0, 1.5)) for _ in SEQ]
-        _, _, found = scaling.fit(list(zip(SEQ, times, strict=True)))
-        verdicts.append(scaling.judge(found, 2.0))
+        _, _, law = scaling.fit(list(zip(SEQ, times, strict=True)))
+        verdicts.append(scaling.judge(law, 2.0))
     assert verdicts.count(ClaimVerdict.CONFIRMED) == 0
     assert verdicts.count(ClaimVerdict.INCONCLUSIVE) > 60
 
@@ -57,10 +57,10 @@ def test_an_exact_power_is_found_exactly(exponent: float, factor: float, lengths
 
 def test_overhead_at_the_short_end_stays_out_of_the_fit() -> None:
     points = [(float(n), 1e-4 + 1e-9 * n**2) for n in SEQ]
-    slopes, tail, found = scaling.fit(points)
+    slopes, tail, law = scaling.fit(points)
     assert slopes[0] < 1.2
     assert tail == 5
-    assert found.value > 1.8
+    assert law.value > 1.8
 
 
 @pytest.mark.parametrize(
@@ -81,26 +81,26 @@ def test_the_interval_decides_not_the_value(low: float | None, high: float | Non
 
 def measured(seconds: Any, backend: str = "naive", peak: Any = None, **fields: Any) -> Result:
     """A case with that time and that peak."""
-    one = result([seconds] * 5, backend=backend, problem=Problem(**fields))
-    samples = {**one.samples, "total_memory": sample("B", [peak])} if peak else one.samples
-    return type(one)(**{**{f: getattr(one, f) for f in one.__struct_fields__}, "samples": samples})
+    measured = result([seconds] * 5, backend=backend, problem=Problem(**fields))
+    samples = {**measured.samples, "total_memory": sample("B", [peak])} if peak else measured.samples
+    return type(measured)(**{**{f: getattr(measured, f) for f in measured.__struct_fields__}, "samples": samples})
 
 
 def quadratic() -> list[Result]:
     """naive writes its scores, flash does not; both take n^2 d."""
-    made = []
+    results = []
     for n in (256, 512, 1024, 2048, 4096):
-        made.append(measured(1e-9 * n**2, seq_q=n, peak=8 * n * n))
-        made.append(measured(5e-10 * n**2, "sdpa:flash", seq_q=n, peak=2048 * n))
-    made += [
+        results.append(measured(1e-9 * n**2, seq_q=n, peak=8 * n * n))
+        results.append(measured(5e-10 * n**2, "sdpa:flash", seq_q=n, peak=2048 * n))
+    results += [
         measured(1e-5 * d, "sdpa:flash", seq_q=999, batch=3, head_dim=d, peak=4000 * d) for d in (32, 64, 128, 256)
     ]
-    return made
+    return results
 
 
 def test_families_differ_along_one_axis_alone() -> None:
-    found = list(scaling.laws(rows_of(quadratic())))
-    seen = {(law.quantity, law.backend, law.axis): law.measured.value for law in found}
+    laws = list(scaling.laws(rows_of(quadratic())))
+    seen = {(law.quantity, law.backend, law.axis): law.measured.value for law in laws}
     assert seen == {
         ("peak", "naive", "seq"): pytest.approx(2),
         ("peak", "sdpa:flash", "seq"): pytest.approx(1),
@@ -109,7 +109,7 @@ def test_families_differ_along_one_axis_alone() -> None:
         ("time", "sdpa:flash", "seq"): pytest.approx(2),
         ("time", "sdpa:flash", "head_dim"): pytest.approx(1),
     }
-    assert all(law.verdict is ClaimVerdict.CONFIRMED for law in found)
+    assert all(law.verdict is ClaimVerdict.CONFIRMED for law in laws)
 
 
 def test_heads_at_one_width_of_the_model_are_an_axis_of_their_own() -> None:
@@ -119,8 +119,10 @@ def test_heads_at_one_width_of_the_model_are_an_axis_of_their_own() -> None:
 
 
 def test_the_claims_of_the_literature() -> None:
-    found = {(one.id, one.says): one.verdict for one in scaling.claims(list(scaling.laws(rows_of(quadratic()))))}
-    assert found == {
+    verdicts = {
+        (claim.id, claim.says): claim.verdict for claim in scaling.claims(list(scaling.laws(rows_of(quadratic()))))
+    }
+    assert verdicts == {
         ("C1", "time is O(d^3 + d^2 n)"): ClaimVerdict.REFUTED,
         ("C2", "time is O(n^3)"): ClaimVerdict.REFUTED,
         ("C5", "time is O(n^2)"): ClaimVerdict.CONFIRMED,
@@ -133,9 +135,9 @@ def test_the_claims_of_the_literature() -> None:
 
 def test_cubic_times_confirm_what_they_are() -> None:
     rows = rows_of([measured(1e-12 * n**3, seq_q=n) for n in (256, 512, 1024, 2048)])
-    found = {one.says: one.verdict for one in scaling.claims(list(scaling.laws(rows)))}
-    assert found["time is O(n^3)"] is ClaimVerdict.CONFIRMED
-    assert found["time is O(n^2)"] is ClaimVerdict.REFUTED
+    verdicts = {claim.says: claim.verdict for claim in scaling.claims(list(scaling.laws(rows)))}
+    assert verdicts["time is O(n^3)"] is ClaimVerdict.CONFIRMED
+    assert verdicts["time is O(n^2)"] is ClaimVerdict.REFUTED
 
 
 def test_three_points_are_no_law() -> None:
@@ -148,12 +150,12 @@ def test_projections_have_as_many_parameters_whatever_the_heads(heads: int) -> N
 
 
 def test_the_table_has_the_columns_of_the_documentation_and_fits_a_terminal() -> None:
-    found = list(scaling.laws(rows_of(quadratic())))
-    first, *_ = report.laws(found, None)
+    laws = list(scaling.laws(rows_of(quadratic())))
+    first, *_ = report.laws(laws, None)
     assert first.split("  ")[0] == "quantity"
     assert [head for head in report.HEADINGS if head in first] == list(report.HEADINGS)
-    assert max(map(len, report.laws(found, 80))) <= 80
-    line = next(line for line in report.laws(found, None) if line.startswith("peak naive"))
+    assert max(map(len, report.laws(laws, 80))) <= 80
+    line = next(line for line in report.laws(laws, None) if line.startswith("peak naive"))
     assert line.split() == ["peak", "naive", "seq", "512..4k", "2", "2.00", "2.00..2.00", *["2.00"] * 4, "confirmed"]
 
 

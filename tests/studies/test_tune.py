@@ -28,13 +28,13 @@ OTHERS = [TileConfig(block_q=64, block_kv=64, warps=4, stages=stages) for stages
 @pytest.mark.parametrize("arch", SHARED_BYTES)
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_candidates_are_powers_of_two_that_fit(kernel: Kernel, arch: str, width: int) -> None:
-    found = candidates(kernel, arch, width)
+    configurations = candidates(kernel, arch, width)
     if PATHS[kernel] is KernelPath.HOPPER and (arch != HOPPER or (width > 128 and kernel is not Kernel.FORWARD_HOPPER)):
-        assert not found
+        assert not configurations
         return
-    assert found
-    assert len(found) == len(set(found))
-    for config in found:
+    assert configurations
+    assert len(configurations) == len(set(configurations))
+    for config in configurations:
         assert all(math.log2(size).is_integer() for size in (config.block_q, config.block_kv, config.warps))
         moving = config.block_q if kernel.startswith("backward_kv") else config.block_kv
         assert config.stages * moving * width * 2 * 2 <= SHARED_BYTES[arch]
@@ -56,8 +56,8 @@ def test_what_is_in_use_stays_where_nothing_is_faster_beyond_doubt() -> None:
 
 def test_what_is_faster_is_written_beside_what_was_there(tmp_path: Path) -> None:
     file = tmp_path / "tiles.csv"
-    kept = {("decode", "sm_90", "half", "64", "any"): USED}
-    tables.write(file, kept)
+    in_use = {("decode", "sm_90", "half", "64", "any"): USED}
+    tables.write(file, in_use)
     finding = Finding(target=FORWARD, used=USED, measured=[(OTHERS[0], 1.2, 1.1, 1.3)], lost=[])
     assert write([finding], file, "NVIDIA H200", "3.6.0") == 1
     table = tables.read(file)
@@ -133,9 +133,11 @@ def test_a_table_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]
 @pytest.mark.workers
 def test_an_arm_runs_with_the_cut_of_its_table(tmp_path: Path) -> None:
     # In the interpreter no table is asked: what is seen here is that the path and the file reach the worker.
-    made = arm(FORWARD, OTHERS[0], "cpu:threads=1", tmp_path / "one.csv", 2)
-    made = type(made)(backend=made.backend, device=made.device, copy=2, env=(*made.env, ("TRITON_INTERPRET", "1")))
-    worker = Worker(made, (0,), 0)
+    candidate = arm(FORWARD, OTHERS[0], "cpu:threads=1", tmp_path / "one.csv", 2)
+    candidate = type(candidate)(
+        backend=candidate.backend, device=candidate.device, copy=2, env=(*candidate.env, ("TRITON_INTERPRET", "1"))
+    )
+    worker = Worker(candidate, (0,), 0)
     try:
         worker.open(60.0)
         case = Case(problem=Problem(seq_q=4, seq_kv=40, heads=2), backend="triton", mode=Mode.FWD)

@@ -23,8 +23,8 @@ from tests import definitions
 def test_figures_of_a_head_are_those_of_its_definition() -> None:
     problem = Problem(seq_q=12, seq_kv=15, heads=4, kv_heads=2, head_dim=8, mask="causal", score=Score(bias="alibi"))
     seen = study.look(problem)
-    made = inputs.make(problem, 0)
-    _, _, weights = definitions.attend(problem, made.q, made.k, made.v)
+    tensors = inputs.make(problem, 0)
+    _, _, weights = definitions.attend(problem, tensors.q, tensors.k, tensors.v)
     np.testing.assert_allclose(seen.weights, weights[0], atol=1e-12)
     for head, figures in enumerate(seen.heads()):
         entropies, firsts, tops, far = [], [], [], []
@@ -53,9 +53,9 @@ def test_a_raster_keeps_the_mass() -> None:
 def test_the_collapse_without_a_scale() -> None:
     """Figures of docs/mechanisms.md: mean entropy of 256 keys, normal inputs, most 5.545."""
     known = {16: (1.92, 5.07), 64: (0.74, 5.05), 256: (0.31, 5.05), 1024: (0.12, 5.05)}
-    for one in study.collapse():
-        assert one.unscaled == pytest.approx(known[one.head_dim][0], abs=0.06)
-        assert one.scaled == pytest.approx(known[one.head_dim][1], abs=0.03)
+    for row in study.collapse():
+        assert row.unscaled == pytest.approx(known[row.head_dim][0], abs=0.06)
+        assert row.scaled == pytest.approx(known[row.head_dim][1], abs=0.03)
 
 
 def test_weights_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,8 +47,8 @@ def test_length_alone_gives_the_documented_defaults() -> None:
 
 def test_dtype_is_that_of_the_device_unless_named() -> None:
     tables = (table_of(seq=(8,), mask=("none",)), table_of(seq=(8,), mask=("none",), dtype=(Dtype.FP16,)))
-    found = suite.expand(made(*tables), kind="cuda", dtype=Dtype.BF16)
-    assert [cell.problem.dtype for cell in found if isinstance(cell, Cell)] == [Dtype.BF16, Dtype.FP16]
+    cells = suite.expand(made(*tables), kind="cuda", dtype=Dtype.BF16)
+    assert [cell.problem.dtype for cell in cells if isinstance(cell, Cell)] == [Dtype.BF16, Dtype.FP16]
 
 
 def test_kv_heads_and_head_dim_v_follow() -> None:
@@ -103,17 +103,17 @@ def test_tokens_are_filled_but_not_exceeded_unless_by_one_sequence(seq: int, tok
 def test_cells_are_the_whole_product_each_once(axes: dict[str, set[Any]]) -> None:
     expected = set()
     for values in itertools.product(*axes.values()):
-        given = dict(zip(axes, values, strict=True))
-        seq, mode, softcap = given.pop("seq"), given.pop("mode"), given.pop("softcap")
-        expected.add((Problem(seq_q=seq, seq_kv=seq, score=Score(softcap=softcap), **given), mode))
-    found = [(cell.problem, cell.mode) for cell in expanded(table_of(**{k: tuple(v) for k, v in axes.items()}))]  # type: ignore[union-attr]
-    assert len(found) == len(expected)
-    assert set(found) == expected
+        combination = dict(zip(axes, values, strict=True))
+        seq, mode, softcap = combination.pop("seq"), combination.pop("mode"), combination.pop("softcap")
+        expected.add((Problem(seq_q=seq, seq_kv=seq, score=Score(softcap=softcap), **combination), mode))
+    actual = [(cell.problem, cell.mode) for cell in expanded(table_of(**{k: tuple(v) for k, v in axes.items()}))]  # type: ignore[union-attr]
+    assert len(actual) == len(expected)
+    assert set(actual) == expected
 
 
 def test_score_is_combined_with_scale_and_softcap_of_their_own() -> None:
-    found = {p.score for p in problems(seq=(8,), mask=("none",), score=("dot:softcap=30", "dot"), scale=(None, 1.0))}
-    assert found == {Score(softcap=30), Score(softcap=30, scale=1), Score(), Score(scale=1)}
+    scores = {p.score for p in problems(seq=(8,), mask=("none",), score=("dot:softcap=30", "dot"), scale=(None, 1.0))}
+    assert scores == {Score(softcap=30), Score(softcap=30, scale=1), Score(), Score(scale=1)}
 
 
 # -- what is left out --------------------------------------------------------------------------------------------------
@@ -121,19 +121,19 @@ def test_score_is_combined_with_scale_and_softcap_of_their_own() -> None:
 
 def test_table_is_there_for_its_kind_of_device_alone() -> None:
     tables = (table_of(seq=(8,), on="cpu"), table_of(seq=(16,), on="cuda"), table_of(seq=(32,)))
-    found = {cell.problem.seq_q for cell in expanded(*tables, kind="cuda") if isinstance(cell, Cell)}
-    assert found == {16, 32}
+    lengths = {cell.problem.seq_q for cell in expanded(*tables, kind="cuda") if isinstance(cell, Cell)}
+    assert lengths == {16, 32}
 
 
 def test_exclusion_needs_all_of_its_conditions() -> None:
     long_and_full = (parse_filter("seq=16.."), parse_filter("mask=none"))
-    found = problems(seq=(8, 16, 32), exclude=(long_and_full,))
-    assert {(p.seq_q, p.mask) for p in found} == {(8, "none"), (8, "causal"), (16, "causal"), (32, "causal")}
+    actual = problems(seq=(8, 16, 32), exclude=(long_and_full,))
+    assert {(p.seq_q, p.mask) for p in actual} == {(8, "none"), (8, "causal"), (16, "causal"), (32, "causal")}
 
 
 def test_one_exclusion_of_several_is_enough() -> None:
-    found = problems(seq=(8, 16, 32), mask=("none",), exclude=((parse_filter("seq=8"),), (parse_filter("seq=32"),)))
-    assert [p.seq_q for p in found] == [16]
+    actual = problems(seq=(8, 16, 32), mask=("none",), exclude=((parse_filter("seq=8"),), (parse_filter("seq=32"),)))
+    assert [p.seq_q for p in actual] == [16]
 
 
 def test_exclusion_by_mode_leaves_the_other_modes() -> None:
@@ -147,9 +147,9 @@ def test_excluded_combination_is_not_called_impossible() -> None:
 
 
 def test_combination_that_is_no_problem_is_given_with_its_reason() -> None:
-    found = expanded(table_of(seq=(8,), mask=("none",), heads=(12,), kv_heads=(4, 8)))
-    assert isinstance(found[0], Cell)
-    assert found[1] == Impossible(
+    cells = expanded(table_of(seq=(8,), mask=("none",), heads=(12,), kv_heads=(4, 8)))
+    assert isinstance(cells[0], Cell)
+    assert cells[1] == Impossible(
         "dtype=fp32 heads=12 kv_heads=8 head_dim=64 head_dim_v=64 mask=none batch=1 seq_q=8 seq_kv=8",
         "heads=12 is not a multiple of kv_heads=8; kv_heads may be [1, 2, 3, 4, 6, 12]",
     )
@@ -167,9 +167,9 @@ def test_heads_that_cannot_be_shared_out_among_ranks_are_impossible() -> None:
 
 
 def test_document_mask_with_unequal_lengths_is_impossible() -> None:
-    [found] = expanded(table_of(seq_q=(8,), seq_kv=(16,), mask=("document:2",)))
-    assert isinstance(found, Impossible)
-    assert "needs seq_q == seq_kv, not 8 and 16" in found.reason
+    [impossible] = expanded(table_of(seq_q=(8,), seq_kv=(16,), mask=("document:2",)))
+    assert isinstance(impossible, Impossible)
+    assert "needs seq_q == seq_kv, not 8 and 16" in impossible.reason
 
 
 def test_impossible_combination_is_given_once_for_all_modes() -> None:
@@ -177,8 +177,8 @@ def test_impossible_combination_is_given_once_for_all_modes() -> None:
 
 
 def test_problem_of_two_tables_is_given_once() -> None:
-    found = expanded(table_of(seq=(8, 16), mask=("none",)), table_of(seq=(16, 32), mask=("none",)))
-    assert [cell.problem.seq_q for cell in found if isinstance(cell, Cell)] == [8, 16, 32]
+    cells = expanded(table_of(seq=(8, 16), mask=("none",)), table_of(seq=(16, 32), mask=("none",)))
+    assert [cell.problem.seq_q for cell in cells if isinstance(cell, Cell)] == [8, 16, 32]
 
 
 def test_problem_of_two_tables_is_given_again_for_new_backends_alone() -> None:
@@ -220,14 +220,14 @@ def test_shards_have_every_cell_once_and_are_of_like_size(cells: int, shards: in
 
 def test_doubles_over_two_tables_are_in_one_shard_alone() -> None:
     tables = (table_of(seq=(8, 16, 24), mask=("none",)), table_of(seq=(16, 24, 32), mask=("none",)))
-    found = [cell for k in (1, 2) for cell in expanded(*tables, shard=f"{k}/2")]
-    assert sorted(cell.problem.seq_q for cell in found if isinstance(cell, Cell)) == [8, 16, 24, 32]
+    actual = [cell for k in (1, 2) for cell in expanded(*tables, shard=f"{k}/2")]
+    assert sorted(cell.problem.seq_q for cell in actual if isinstance(cell, Cell)) == [8, 16, 24, 32]
 
 
 def test_shard_does_not_get_all_the_long_ones() -> None:
     table = table_of(seq=(8, 4096), mask=("none",), heads=(1, 2, 4, 8))
-    found = {cell.problem.seq_q for cell in expanded(table, shard="1/2") if isinstance(cell, Cell)}
-    assert found == {8, 4096}
+    lengths = {cell.problem.seq_q for cell in expanded(table, shard="1/2") if isinstance(cell, Cell)}
+    assert lengths == {8, 4096}
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "3", "a/b", "1/0", "-1/2", "1/2/3"])

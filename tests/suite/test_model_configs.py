@@ -26,12 +26,12 @@ CASES = DECODERS | LAYERS | ENCODERS | SEQ2SEQ | PARTS
 @pytest.mark.parametrize("name", CASES)
 def test_a_config_gives_the_published_attention(name: str) -> None:
     case = CASES[name]
-    made = models.suite_of(case.config, "a test")
-    assert sorted(map(short, tomllib.loads(made.text)["problem"])) == sorted(case.tables)
-    assert len(made.notes) == len(case.notes)
-    for note, fragment in zip(made.notes, case.notes, strict=True):
+    suite_text = models.suite_of(case.config, "a test")
+    assert sorted(map(short, tomllib.loads(suite_text.text)["problem"])) == sorted(case.tables)
+    assert len(suite_text.notes) == len(case.notes)
+    for note, fragment in zip(suite_text.notes, case.notes, strict=True):
         assert fragment in note
-        assert f"# {note}\n" in made.text  # the file says it too
+        assert f"# {note}\n" in suite_text.text  # the file says it too
 
 
 REFUSED = {
@@ -130,9 +130,9 @@ def test_a_config_has_the_masks_of_the_shipped_suite(shipped: str) -> None:
     config = {"clip": PARTS["clip: causal texts, and the dtype of the whole"],
               "gemma2-9b": LAYERS["gemma 2: every second layer, as its code has it"],
               "gpt-oss": LAYERS["gpt-oss: a list of layer types, and sinks"]}[shipped].config  # fmt: skip
-    made = tomllib.loads(models.suite_of(config, "a test").text)["problem"]
+    tables = tomllib.loads(models.suite_of(config, "a test").text)["problem"]
     masks = {mask for table in suite.load(shipped).tables for mask in table.axes["mask"]}
-    assert {table["mask"] for table in made} == masks
+    assert {table["mask"] for table in tables} == masks
 
 
 def test_every_known_model_type_makes_a_valid_suite_or_is_refused(tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_every_known_model_type_makes_a_valid_suite_or_is_refused(tmp_path: Path
     refused = set()
     for name in types.table():
         try:
-            made = models.suite_of({"model_type": name, "max_position_embeddings": 512}, "a test")
+            suite_text = models.suite_of({"model_type": name, "max_position_embeddings": 512}, "a test")
         except SuiteError:
             refused.add(name)
             continue
-        file.write_text(made.text)
+        file.write_text(suite_text.text)
         cells = suite.expand(suite.load(str(file)), kind="cpu", dtype=Dtype.FP32)
         assert not [cell.reason for cell in cells if isinstance(cell, Impossible)]
     assert refused >= {name for name, entry in types.table().items() if entry.kind is types.Kind.REFUSED}

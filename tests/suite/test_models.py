@@ -28,7 +28,7 @@ def problems(config: dict[str, Any], folder: Path) -> list[Problem]:
 
 def test_config_reader_keeps_vocab_and_length_apart(tmp_path: Path) -> None:
     """An article's Embedding(max_len) took one for the other: no length comes from the vocabulary."""
-    lengths = {one.seq_kv for one in problems(LLAMA, tmp_path)}
+    lengths = {problem.seq_kv for problem in problems(LLAMA, tmp_path)}
     assert max(lengths) == 8192
     assert 128256 not in lengths
 
@@ -45,22 +45,22 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_config_without_its_fields_says_which(name: str) -> None:
-    config, said = WRONG[name]
+    config, message = WRONG[name]
     with pytest.raises(SuiteError) as caught:
         models.suite_of({"model_type": "bloom", **config}, "a test")  # bloom has no defaults
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_command_writes_a_file_that_it_finds_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, made = tmp_path / "config.json", tmp_path / "mine.toml"
+    config, written = tmp_path / "config.json", tmp_path / "mine.toml"
     config.write_text(json.dumps(LLAMA))
-    command = ["suite", "from-config", str(config), "-o", str(made), "--source", 'a "quoted"\nplace']
+    command = ["suite", "from-config", str(config), "-o", str(written), "--source", 'a "quoted"\nplace']
     assert cli.invoke(command) == 0
-    assert cli.invoke(["suite", "validate", str(made), "quick"]) == 0
-    assert f"{made}: ok, 14 problems" in capsys.readouterr().out
-    assert suite.load(str(made)).title == "Attention of llama, from its config.json"
-    assert suite.load(str(made)).source == 'a "quoted"\nplace'
-    assert cli.invoke(["suite", "show", str(made)]) == 0
+    assert cli.invoke(["suite", "validate", str(written), "quick"]) == 0
+    assert f"{written}: ok, 14 problems" in capsys.readouterr().out
+    assert suite.load(str(written)).title == "Attention of llama, from its config.json"
+    assert suite.load(str(written)).source == 'a "quoted"\nplace'
+    assert cli.invoke(["suite", "show", str(written)]) == 0
     assert "b1 h32/8 q1 kv8192 d128 causal bf16 fwd  decode" in capsys.readouterr().out
 
 
@@ -84,19 +84,19 @@ def test_a_refused_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_name_in_a_note_cannot_end_the_comment(tmp_path: Path) -> None:
     config = {"model_type": "mine", "text_config": LLAMA, "a\nb_config": {"model_type": "mamba"}}
-    assert {one.heads for one in problems(config, tmp_path)} == {32}
+    assert {problem.heads for problem in problems(config, tmp_path)} == {32}
 
 
-@pytest.mark.parametrize(("text", "said"), [("[]", "a list where"), ("{", "not JSON"), (None, "No such file")])
+@pytest.mark.parametrize(("text", "message"), [("[]", "a list where"), ("{", "not JSON"), (None, "No such file")])
 def test_a_file_that_is_no_config_is_named(
-    tmp_path: Path, text: str | None, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.json"
     if text is not None:
         config.write_text(text)
     assert cli.invoke(["suite", "from-config", str(config)]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert str(config) in error
 
 
@@ -105,10 +105,10 @@ def test_validate_names_every_slip_and_ends_with_2(tmp_path: Path, capsys: pytes
     key.write_text("[[problem]]\nsek = 5\n")
     mask.write_text('[[problem]]\nseq_q = 4\nseq_kv = 8\nmask = "bigbird"\n')
     assert cli.invoke(["suite", "validate", str(key), str(mask), "quick"]) == 2
-    said = capsys.readouterr()
-    assert "no key 'sek'; did you mean 'seq'?" in said.err
-    assert "needs seq_q == seq_kv" in said.err
-    assert "quick: ok" in said.out
+    captured = capsys.readouterr()
+    assert "no key 'sek'; did you mean 'seq'?" in captured.err
+    assert "needs seq_q == seq_kv" in captured.err
+    assert "quick: ok" in captured.out
 
 
 def test_the_schema_is_one(capsys: pytest.CaptureFixture[str]) -> None:

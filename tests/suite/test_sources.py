@@ -29,12 +29,12 @@ def load(folder: Path, text: str) -> suite.Suite:
 
 
 def test_links_of_the_file_are_those_of_its_tables_unless_a_table_differs(tmp_path: Path) -> None:
-    one = load(
+    loaded = load(
         tmp_path,
         f'checked = ["{LINK}", "{OTHER}"]\n[[problem]]\nseq = 8\n[[problem]]\nseq = 9\nunchecked = "not public"\n'
         f'[[problem]]\nseq = 10\nchecked = "{OTHER}"\n[[problem]]\nseq = 11\ncheck = true\n',
     )
-    assert [(table.checked, table.unchecked) for table in one.tables] == [
+    assert [(table.checked, table.unchecked) for table in loaded.tables] == [
         ((LINK, OTHER), ""),
         ((), "not public"),
         ((OTHER,), ""),
@@ -43,8 +43,8 @@ def test_links_of_the_file_are_those_of_its_tables_unless_a_table_differs(tmp_pa
 
 
 def test_child_does_not_inherit_the_comparison_of_its_parent(tmp_path: Path) -> None:
-    one = load(tmp_path, 'extends = "vit-b16"\n[[problem]]\nseq = 8\n')
-    assert [bool(table.checked) for table in one.tables] == [True, False]
+    loaded = load(tmp_path, 'extends = "vit-b16"\n[[problem]]\nseq = 8\n')
+    assert [bool(table.checked) for table in loaded.tables] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -152,22 +152,22 @@ def test_din_is_as_wide_as_an_item_and_its_category() -> None:
 
 def test_graphormer_has_128_nodes_and_a_token_for_the_graph() -> None:
     # graph_prediction.py: max_nodes 128, num_spatial 512; graphormer_layers.py: n_node + 1; pcqv2.sh: --batch-size 256.
-    found = {
+    shapes = {
         (cell.problem.seq_q, cell.problem.batch, cell.problem.score.bias) for cell in table_cells("graphormer", "g")
     }
-    assert (129, 256, "edge:512") in found
+    assert (129, 256, "edge:512") in shapes
 
 
 def test_diffusion_attends_in_the_middle_block() -> None:
     # openaimodel.py: middle_block holds a SpatialTransformer, at an eighth of the latents of 64 x 64.
-    found = {(cell.problem.seq_q, cell.problem.seq_kv, cell.problem.head_dim) for cell in cells("sd-unet")}
-    assert found >= {(64, 64, 160), (64, 77, 160)}
+    shapes = {(cell.problem.seq_q, cell.problem.seq_kv, cell.problem.head_dim) for cell in cells("sd-unet")}
+    assert shapes >= {(64, 64, 160), (64, 77, 160)}
 
 
 def test_gemma_decodes_with_the_window_of_its_local_layers() -> None:
     # gemma/config.py: AttentionType.LOCAL_SLIDING in every other layer, sliding_window_size 4096.
-    found = {(cell.problem.mask, cell.problem.score.softcap) for cell in table_cells("gemma2-9b", "decode")}
-    assert found == {("causal", 50), ("causal+window:4095", 50)}
+    masks = {(cell.problem.mask, cell.problem.score.softcap) for cell in table_cells("gemma2-9b", "decode")}
+    assert masks == {("causal", 50), ("causal+window:4095", 50)}
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def table(folder: Path, text: str) -> ProblemTable:
     return suite.load(written(folder, f"[[problem]]\n{text}")).tables[0]
 
 
-def cells(one: Suite, kind: str = "cpu") -> list[Cell]:
-    found = list(suite.expand(one, kind=kind, dtype=Dtype.FP32))
-    assert all(isinstance(cell, Cell) for cell in found)
-    return [cell for cell in found if isinstance(cell, Cell)]
+def cells(loaded: Suite, kind: str = "cpu") -> list[Cell]:
+    expanded = list(suite.expand(loaded, kind=kind, dtype=Dtype.FP32))
+    assert all(isinstance(cell, Cell) for cell in expanded)
+    return [cell for cell in expanded if isinstance(cell, Cell)]
 
 
 # -- shipped -----------------------------------------------------------------------------------------------------------
@@ -68,9 +68,9 @@ def test_these_suites_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_suite_has_title_and_source(name: str) -> None:
-    one = suite.load(name)
-    assert one.title
-    assert one.source
+    loaded = suite.load(name)
+    assert loaded.title
+    assert loaded.source
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -90,13 +90,13 @@ def test_every_cell_of_a_shipped_suite_is_possible(name: str, kind: str) -> None
 
 
 def test_quick_on_a_cpu_is_the_documented_sweep() -> None:
-    found = {(c.problem.seq_q, c.problem.mask, c.mode) for c in cells(suite.load("quick"))}
-    assert found == {(seq, mask, Mode.FWD) for seq in (128, 256, 512, 1024) for mask in ("none", "causal")}
+    actual = {(c.problem.seq_q, c.problem.mask, c.mode) for c in cells(suite.load("quick"))}
+    assert actual == {(seq, mask, Mode.FWD) for seq in (128, 256, 512, 1024) for mask in ("none", "causal")}
 
 
 def test_quick_on_a_gpu_keeps_the_tokens_of_a_batch() -> None:
-    found = {c.problem.batch * c.problem.seq_q for c in cells(suite.load("quick"), "cuda")}
-    assert found == {8192}
+    tokens = {c.problem.batch * c.problem.seq_q for c in cells(suite.load("quick"), "cuda")}
+    assert tokens == {8192}
 
 
 def test_ci_has_twenty_cases() -> None:
@@ -104,8 +104,8 @@ def test_ci_has_twenty_cases() -> None:
 
 
 def test_llama_prefill_and_decode_have_the_published_heads() -> None:
-    found = {(c.problem.heads, c.problem.kv_heads, c.problem.head_dim) for c in cells(suite.load("llama3-8b"))}
-    assert found == {(32, 8, 128)}
+    heads = {(c.problem.heads, c.problem.kv_heads, c.problem.head_dim) for c in cells(suite.load("llama3-8b"))}
+    assert heads == {(32, 8, 128)}
 
 
 def test_shipped_suite_without_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +150,9 @@ def test_top_level_keys_are_read(tmp_path: Path) -> None:
         tmp_path,
         'title = "T"\nsource = "S"\nbudget = "2m"\n[gate]\ntime = "2%"\nlimits = {peak = 1}\n[[problem]]\nseq = 8\n',
     )
-    one = suite.load(path)
+    loaded = suite.load(path)
     gate = {"time": "2%", "limits": {"peak": 1}}
-    assert (one.name, one.title, one.source, one.budget, one.gate) == ("mine", "T", "S", "2m", gate)
+    assert (loaded.name, loaded.title, loaded.source, loaded.budget, loaded.gate) == ("mine", "T", "S", "2m", gate)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -243,18 +243,18 @@ def test_missing_file_comes_with_what_is_there(tmp_path: Path) -> None:
 def test_tables_of_the_parent_come_first(tmp_path: Path) -> None:
     written(tmp_path, "[[problem]]\nseq = 8\n", "parent.toml")
     child = written(tmp_path, 'extends = "parent.toml"\n[[problem]]\nseq = 16\n')
-    assert [one.axes["seq"] for one in suite.load(child).tables] == [(8,), (16,)]
+    assert [table.axes["seq"] for table in suite.load(child).tables] == [(8,), (16,)]
 
 
 def test_keys_of_the_child_override(tmp_path: Path) -> None:
     written(tmp_path, 'title = "P"\nsource = "S"\nbudget = "1m"\n[gate]\na = 1\n[[problem]]\nseq = 8\n', "parent.toml")
-    one = suite.load(written(tmp_path, 'extends = "parent.toml"\ntitle = "C"\n[gate]\nb = 2\n'))
-    assert (one.name, one.title, one.source, one.budget, one.gate) == ("mine", "C", "S", "1m", {"b": 2})
+    loaded = suite.load(written(tmp_path, 'extends = "parent.toml"\ntitle = "C"\n[gate]\nb = 2\n'))
+    assert (loaded.name, loaded.title, loaded.source, loaded.budget, loaded.gate) == ("mine", "C", "S", "1m", {"b": 2})
 
 
 def test_shipped_suite_can_be_extended(tmp_path: Path) -> None:
-    one = suite.load(written(tmp_path, 'extends = "quick"\n[[problem]]\nseq = 16\n'))
-    assert one.tables == (*suite.load("quick").tables, table_of(seq=(16,)))
+    loaded = suite.load(written(tmp_path, 'extends = "quick"\n[[problem]]\nseq = 16\n'))
+    assert loaded.tables == (*suite.load("quick").tables, table_of(seq=(16,)))
 
 
 def test_parent_is_looked_for_beside_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +283,8 @@ def test_missing_parent_is_named_with_the_file_that_wants_it(tmp_path: Path) -> 
 
 def overridden(axes: dict[str, object], flags: dict[str, str]) -> dict[str, object]:
     """What a table with these axes holds once the flags are laid over it."""
-    one = Suite(name="made", tables=(table_of(**axes),))
-    return dict(suite.override(one, flags).tables[0].axes)
+    swept = Suite(name="made", tables=(table_of(**axes),))
+    return dict(suite.override(swept, flags).tables[0].axes)
 
 
 @pytest.mark.parametrize(
@@ -308,13 +308,13 @@ def test_option_replaces_its_key_and_those_that_say_the_same(
 
 
 def test_option_holds_for_every_table() -> None:
-    one = suite.override(suite.load("bert-base"), {"dtype": "bf16"})
-    assert {table.axes["dtype"] for table in one.tables} == {(Dtype.BF16,)}
+    overridden_suite = suite.override(suite.load("bert-base"), {"dtype": "bf16"})
+    assert {table.axes["dtype"] for table in overridden_suite.tables} == {(Dtype.BF16,)}
 
 
 def test_options_alone_make_one_table() -> None:
-    one = suite.from_flags({"seq": "8", "mask": "causal"})
-    assert (one.name, one.tables) == ("custom", (table_of(seq=(8,), mask=("causal",)),))
+    made_suite = suite.from_flags({"seq": "8", "mask": "causal"})
+    assert (made_suite.name, made_suite.tables) == ("custom", (table_of(seq=(8,), mask=("causal",)),))
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_mistake_in_an_option_names_the_option(flags: dict[str, str], kind: type
 
 
 def test_suite_survives_a_manifest() -> None:
-    one = suite.load(str(ROOT / "suites" / "ci.toml"))
-    assert msgspec.convert(msgspec.to_builtins(one), Suite) == one
+    loaded = suite.load(str(ROOT / "suites" / "ci.toml"))
+    assert msgspec.convert(msgspec.to_builtins(loaded), Suite) == loaded
 
 
 def test_keys_of_a_written_table_are_the_axes_and_those_of_a_table() -> None:
@@ -359,15 +359,15 @@ def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
 
 
 def test_example_of_the_documentation_has_the_cells_that_it_says(tmp_path: Path) -> None:
-    one = suite.load(written(tmp_path, FORMATS.split("```")[1].removeprefix("toml")))
-    found = list(suite.expand(one, kind="cuda", dtype=Dtype.BF16))
-    rows = [(c.problem.mask, c.problem.seq_q, c.problem.seq_kv) for c in found if isinstance(c, Cell)]
+    loaded = suite.load(written(tmp_path, FORMATS.split("```")[1].removeprefix("toml")))
+    cells_on_cuda = list(suite.expand(loaded, kind="cuda", dtype=Dtype.BF16))
+    rows = [(c.problem.mask, c.problem.seq_q, c.problem.seq_kv) for c in cells_on_cuda if isinstance(c, Cell)]
     assert rows == [
         ("causal", 1024, 1024),
         *(("causal+window:1023", seq, seq) for seq in (1024, 2048, 4096)),
         *(("causal", 1, seq) for seq in (2048, 8192)),
     ]
-    assert len(found) - len(rows) == 4
+    assert len(cells_on_cuda) - len(rows) == 4
 
 
 def test_schema_describes_every_key() -> None:

@@ -48,13 +48,13 @@ def sdpa(problem, q, k, v, scale=None, mask=None):
 def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribution, tmp_path):
     for number, mask in enumerate(MASKS):
         problem = Problem(heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask, **shape)
-        made = inputs.make(problem, 5, distribution)
+        tensors = inputs.make(problem, 5, distribution)
         truth = expected(problem, tmp_path / str(number), distribution=distribution)
         for sign in (1, -1):
-            qkv = [(sign * tensor).requires_grad_() for tensor in (made.q, made.k, made.v)]
+            qkv = [(sign * tensor).requires_grad_() for tensor in (tensors.q, tensors.k, tensors.v)]
             with sdpa_kernel(kernel):
                 out = sdpa(problem, *qkv)
-                grads = torch.autograd.grad(out, qkv, sign * made.dout)
+                grads = torch.autograd.grad(out, qkv, sign * tensors.dout)
             outputs = {"out": out, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
             judged = correctness.judge(truth, outputs, sign)
             assert judged.ok, (mask, sign, judged.reason)
@@ -87,11 +87,11 @@ def wrong_outputs(problem, q, k, v):
 @pytest.mark.parametrize("distribution", ["normal", "peaked"])
 def test_negative_controls_fail(dtype, mask, distribution, tmp_path):
     problem = Problem(seq_q=64, seq_kv=200, heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask)
-    made = inputs.make(problem, 5, distribution)
+    tensors = inputs.make(problem, 5, distribution)
     truth = expected(problem, tmp_path, Mode.FWD, distribution)
     passed = [
         name
-        for name, out in wrong_outputs(problem, made.q, made.k, made.v).items()
+        for name, out in wrong_outputs(problem, tensors.q, tensors.k, tensors.v).items()
         if correctness.judge(truth, {"out": out}).ok
     ]
     assert not passed
@@ -101,10 +101,10 @@ def test_negative_controls_fail(dtype, mask, distribution, tmp_path):
 def test_zeros_and_mean_of_v_are_incorrect_where_scores_are_flat(dtype, tmp_path):
     # Thousands of keys: every output is near the mean of v, and v's mean near 0.
     problem = Problem(seq_q=16, seq_kv=4096, heads=2, head_dim=32, dtype=dtype)
-    made = inputs.make(problem, 5)
+    tensors = inputs.make(problem, 5)
     truth = expected(problem, tmp_path, Mode.FWD)
-    mean = made.v.mean(-2, keepdim=True).expand(1, 2, 16, 32)
-    assert correctness.judge(truth, {"out": sdpa(problem, made.q, made.k, made.v)}).ok
+    mean = tensors.v.mean(-2, keepdim=True).expand(1, 2, 16, 32)
+    assert correctness.judge(truth, {"out": sdpa(problem, tensors.q, tensors.k, tensors.v)}).ok
     assert not correctness.judge(truth, {"out": torch.zeros_like(mean)}).ok
     assert not correctness.judge(truth, {"out": mean}).ok
 
@@ -129,8 +129,8 @@ def test_a_small_budget_checks_a_part_and_says_which(tmp_path):
     problem = Problem(seq_q=2048, heads=8, head_dim=64)
     truth = expected(problem, tmp_path, Mode.FWD, budget_s=1e-4)
     assert 0 < truth.share < 1
-    made = inputs.make(problem, 5)
-    out = sdpa(problem, made.q, made.k, made.v)
+    tensors = inputs.make(problem, 5)
+    out = sdpa(problem, tensors.q, tensors.k, tensors.v)
     assert correctness.judge(truth, {"out": out}).ok
     broken = out.clone()
     broken[:, :, truth.selection.spans[0][0]] *= 1.01
@@ -162,13 +162,13 @@ def test_the_keys_of_expected_values_are_those_that_other_versions_read(tmp_path
 def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs_):
     problem = Problem(batch=2, heads=8, seq_q=240, seq_kv=256, head_dim=16, mask="causal", dropout=rate)
     expected = expected_values.compute(problem, Mode.FWD_BWD, 0, inputs_, tmp_path, 30.0)
-    made = inputs.make(problem, 0, inputs_)
-    leaves = [tensor.requires_grad_() for tensor in (made.q, made.k, made.v)]
+    tensors = inputs.make(problem, 0, inputs_)
+    leaves = [tensor.requires_grad_() for tensor in (tensors.q, tensors.k, tensors.v)]
 
     def outputs(of):
         case = Case(problem=of, backend=name, mode=Mode.FWD_BWD)
         out = backends.load(name).prepare(case, "cpu").call(*leaves)
-        gradients = torch.autograd.grad(out, leaves, made.dout)
+        gradients = torch.autograd.grad(out, leaves, tensors.dout)
         return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
 
     torch.manual_seed(0)
