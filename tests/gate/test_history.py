@@ -24,7 +24,7 @@ from tests.golden import made as golden
 HERE = identity.fingerprint()[0]
 
 
-def made(seconds: list[float], fingerprint: str = HERE) -> list[HistoryPoint]:
+def history_points(seconds: list[float], fingerprint: str = HERE) -> list[HistoryPoint]:
     return [
         HistoryPoint(
             commit=f"{n:03x}".ljust(40, "0"), measured_at=f"2026-11-{1 + n // 24:02}T{n % 24:02}:00:00+00:00",
@@ -42,7 +42,7 @@ def of(points: list[HistoryPoint]) -> list[history.LevelChange]:
 def test_a_step_is_found_where_it_was_put(at, factor, slower, seed):
     factor = factor if slower else 1 / factor
     noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 30))
-    points = made([1e-3 * (factor if n >= at else 1.0) * noise[n] for n in range(30)])
+    points = history_points([1e-3 * (factor if n >= at else 1.0) * noise[n] for n in range(30)])
     (change,) = [level_change for level_change in of(points) if abs(level_change.ratio - 1) > 0.05]
     assert change.at.commit == points[at].commit
     assert change.ratio == pytest.approx(factor, rel=0.03)
@@ -52,22 +52,22 @@ def test_noise_alone_hardly_ever_changes():
     alarms = 0
     for seed in range(100):
         noise = np.exp(np.random.default_rng(seed).normal(0, 0.02, 40))
-        alarms += bool(of(made((1e-3 * noise).tolist())))
+        alarms += bool(of(history_points((1e-3 * noise).tolist())))
     assert alarms <= 20
 
 
 def test_few_points_have_no_change():
-    assert of(made([1.0, 1.0, 9.0, 9.0, 9.0])) == []
+    assert of(history_points([1.0, 1.0, 9.0, 9.0, 9.0])) == []
 
 
 def test_two_machines_form_no_trend():
-    points = [*made([1.0] * 4), *made([2.0] * 4, fingerprint="other")]
+    points = [*history_points([1.0] * 4), *history_points([2.0] * 4, fingerprint="other")]
     assert [seconds for _, seconds in history.series(points, HERE)["case@cpu"]] == [1.0] * 4
 
 
 def test_what_was_appended_is_read_back_and_garbage_is_counted(tmp_path: Path):
     path = tmp_path / "deep" / "history.jsonl"
-    points = made([1.0, 2.0])
+    points = history_points([1.0, 2.0])
     for point in points:
         history.append(path, point)
     path.write_bytes(path.read_bytes() + b"garbage\n")
@@ -82,7 +82,7 @@ def test_the_command_adds_a_run_and_tells_of_changes(
     path = tmp_path / "history.jsonl"
     assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
     assert "over 1 point" in capsys.readouterr().out
-    for point in made([1.0] * 5 + [2.0] * 5):
+    for point in history_points([1.0] * 5 + [2.0] * 5):
         history.append(path, point)
     assert cli.invoke(["history", str(path), "--case", "case@cpu"]) == 0
     output = capsys.readouterr().out
@@ -110,7 +110,10 @@ def test_the_report_draws_commits_and_says_where_levels_changed(tmp_path: Path) 
     rng = np.random.default_rng(0)
     times = [1e-3 * (1.5 if n >= 12 else 1.0) * float(np.exp(rng.normal(0, 0.01))) for n in range(24)]
     label = "b1 h8 q256 kv256 d64 causal fp32 fwd naive@cpu:threads=1"
-    points = [msgspec.structs.replace(point, seconds={label: s}) for point, s in zip(made(times), times, strict=True)]
+    points = [
+        msgspec.structs.replace(point, seconds={label: s})
+        for point, s in zip(history_points(times), times, strict=True)
+    ]
     run = golden.run()
     run = msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, fingerprint=HERE))
     where = write([run], tmp_path / "shown", ReportOptions(trend=points))
@@ -127,4 +130,4 @@ def test_the_report_draws_commits_and_says_where_levels_changed(tmp_path: Path) 
 def test_a_history_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot write to .*history\.jsonl: File exists"):
-        history.append(tmp_path / "file" / "history.jsonl", made([1.0])[0])
+        history.append(tmp_path / "file" / "history.jsonl", history_points([1.0])[0])

@@ -14,14 +14,14 @@ from attnbench.engine.group import Group
 from attnbench.engine.runner import Ending, Runner, SilentObserver
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
-from attnbench.gate import paired
+from attnbench.gate import paired, record
 from attnbench.gate.paired import GateRun
 from attnbench.gate.trees import Revision
 from attnbench.machine import hardware
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.result import Environment, Outcome, Result, Status, sample
-from tests.gate.test_verdicts import WOBBLE
+from tests.gate.test_verdicts import WOBBLE, gated, lines
 from tests.samples import timed
 
 BASE, HEAD = Revision(name="HEAD~1", path=("/old",)), Revision(name="the working tree", path=("/new",))
@@ -157,6 +157,13 @@ def test_a_noise_floor_that_cannot_be_stored_is_noted(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert measured().note.startswith("the noise floor of this machine is not updated: cannot write to")
+
+
+def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = gated(*lines())
+    paired.add_to_noise_floor(run, record.of(run))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_restart_gives_base_and_head_of_each_case_and_one_control(ready: Sweep) -> None:

@@ -175,13 +175,13 @@ some_cases = st.lists(
 )
 
 
-def made(drawn) -> list[Evidence]:
+def cases_of(drawn) -> list[Evidence]:
     return [case(str(n), tuple(screen), tuple(confirm)) for n, (screen, confirm) in enumerate(drawn)]
 
 
 @given(some_cases)
 def test_to_swap_base_and_head_mirrors_the_effects_and_the_red_and_green_verdicts(drawn):
-    cases = made(drawn)
+    cases = cases_of(drawn)
     mirrored = [
         case(evidence.case_id, tuple(-e for e in evidence.screen), tuple(-e for e in evidence.confirm))
         for evidence in cases
@@ -195,7 +195,7 @@ def test_to_swap_base_and_head_mirrors_the_effects_and_the_red_and_green_verdict
 
 @given(some_cases, st.randoms(use_true_random=False))
 def test_the_order_of_cases_does_not_matter(drawn, random):
-    cases = made(drawn)
+    cases = cases_of(drawn)
     mixed = random.sample(cases, len(cases))
     by_id = {verdict.case_id: verdict for verdict in rule.verdicts(cases, NO_NOISE)}
     assert {verdict.case_id: verdict for verdict in rule.verdicts(mixed, NO_NOISE)} == by_id
@@ -203,7 +203,7 @@ def test_the_order_of_cases_does_not_matter(drawn, random):
 
 @given(some_cases, st.floats(1e-3, 1e3))
 def test_a_machine_that_is_faster_by_a_factor_gives_the_same_verdicts(drawn, factor):
-    cases = made(drawn)
+    cases = cases_of(drawn)
     scaled = [
         case(evidence.case_id, evidence.screen, evidence.confirm, base_s=factor * evidence.base_s) for evidence in cases
     ]
@@ -214,7 +214,7 @@ def test_a_machine_that_is_faster_by_a_factor_gives_the_same_verdicts(drawn, fac
 
 @given(some_cases)
 def test_the_same_cases_twice_are_never_redder_than_once(drawn):
-    cases = made(drawn)
+    cases = cases_of(drawn)
     doubled = cases + [case(f"{evidence.case_id}'", evidence.screen, evidence.confirm) for evidence in cases]
     red = [verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(cases, NO_NOISE)]
     again = [verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(doubled, NO_NOISE)]

@@ -26,7 +26,9 @@ WOBBLE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
 FINGERPRINT = identity.fingerprint()[0]
 
 
-def made(factor: float = 1.0, restarts: int = 6, lengths: tuple[int, ...] = (64, 128), seed: int = 0) -> list[Result]:
+def restarts_of(
+    factor: float = 1.0, restarts: int = 6, lengths: tuple[int, ...] = (64, 128), seed: int = 0
+) -> list[Result]:
     shifts = np.random.default_rng(seed).permutation(WOBBLE).tolist()
     return [
         result(
@@ -72,29 +74,34 @@ def test_times_without_variation_differ_for_certain() -> None:
     [(1.0, Outcome.SAME), (1.5, Outcome.REGRESSED), (0.5, Outcome.IMPROVED), (1.13, Outcome.INCONCLUSIVE)],
 )
 def test_each_outcome(factor: float, outcome: Outcome) -> None:
-    assert set(outcomes(run("a", made(factor, seed=1)), run("b", made()))) == {outcome}
+    assert set(outcomes(run("a", restarts_of(factor, seed=1)), run("b", restarts_of()))) == {outcome}
 
 
 def test_one_restart_is_inconclusive() -> None:
-    judged = stored.judge(run("a", made(3.0, restarts=1)), run("b", made(restarts=1)), DEFAULT_SETTINGS, TODAY)
+    judged = stored.judge(
+        run("a", restarts_of(3.0, restarts=1)), run("b", restarts_of(restarts=1)), DEFAULT_SETTINGS, TODAY
+    )
     assert {verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"} == {Outcome.INCONCLUSIVE}
     assert "measure with --restarts 6" in judged.verdicts[0].reason
 
 
 def test_runs_of_one_commit_on_two_days_set_the_margin() -> None:
     days = tuple(
-        run(str(n), made(f, seed=n), created_at=f"2026-11-1{n}T00:00:00+00:00") for n, f in ((1, 1.0), (2, 1.3))
+        run(str(n), restarts_of(f, seed=n), created_at=f"2026-11-1{n}T00:00:00+00:00") for n, f in ((1, 1.0), (2, 1.3))
     )
-    judged = stored.judge(run("a", made(1.2)), run("b", made()), DEFAULT_SETTINGS, TODAY, days)
+    judged = stored.judge(run("a", restarts_of(1.2)), run("b", restarts_of()), DEFAULT_SETTINGS, TODAY, days)
     assert "runs of one commit on different days differ by up to 3" in judged.margin_source
     assert {verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"} == {Outcome.SAME}
-    assert "10 % is assumed" in stored.judge(run("a", made()), run("b", made()), DEFAULT_SETTINGS, TODAY).margin_source
+    assert (
+        "10 % is assumed"
+        in stored.judge(run("a", restarts_of()), run("b", restarts_of()), DEFAULT_SETTINGS, TODAY).margin_source
+    )
 
 
 def test_a_renamed_case_is_paired_by_its_earlier_label() -> None:
-    (old,) = {measured.case.label for measured in made(lengths=(64,))}
-    (new,) = {measured.case.label for measured in made(lengths=(256,))}
-    head, base = run("a", made(lengths=(256, 128))), run("b", made())
+    (old,) = {measured.case.label for measured in restarts_of(lengths=(64,))}
+    (new,) = {measured.case.label for measured in restarts_of(lengths=(256,))}
+    head, base = run("a", restarts_of(lengths=(256, 128))), run("b", restarts_of())
     assert sorted(outcomes(head, base)) == [Outcome.MISSING, Outcome.NEW, Outcome.SAME]
     assert outcomes(head, base, read_settings({"alias": {new: old}}, "x")) == [Outcome.SAME, Outcome.SAME]
 
@@ -108,12 +115,12 @@ def test_a_renamed_case_is_paired_by_its_earlier_label() -> None:
 )
 def test_what_is_not_comparable_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(NotComparableError, match=message):
-        stored.judge(run("a", made()), run("b", made(), **fields), DEFAULT_SETTINGS, TODAY)
+        stored.judge(run("a", restarts_of()), run("b", restarts_of(), **fields), DEFAULT_SETTINGS, TODAY)
 
 
 def test_no_case_in_common_is_refused() -> None:
     with pytest.raises(NotComparableError, match="no case in common"):
-        stored.judge(run("a", made()), run("b", made(lengths=(256,))), DEFAULT_SETTINGS, TODAY)
+        stored.judge(run("a", restarts_of()), run("b", restarts_of(lengths=(256,))), DEFAULT_SETTINGS, TODAY)
 
 
 # -- baselines ---------------------------------------------------------------------------------------------------------
@@ -135,8 +142,8 @@ def written(root: Path, name: str, results: list[Result], **fields: Any) -> Run:
 
 
 def test_a_baseline_is_saved_read_replaced_and_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written(root, "first", made())
-    written(root, "second", made(1.01))
+    written(root, "first", restarts_of())
+    written(root, "second", restarts_of(1.01))
     assert cli.invoke(["baseline", "save", "main", "first"]) == 0
     assert cli.invoke(["baseline", "save", "main", "second"]) == 2
     assert (
@@ -162,10 +169,10 @@ def test_a_baseline_is_saved_read_replaced_and_removed(root: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        (made(restarts=1), "1 restart, 3 are needed"),
-        ([*made(), result(problem=Problem(seq_q=8), status=Status.CRASHED)], "crashed"),
-        ([*made(), result(problem=Problem(seq_q=8), status=Status.SKIPPED, reason="budget")], "1 case skipped"),
-        ([*made(), result([1.0, 2.0, 2.0], problem=Problem(seq_q=8))], "1 of 3 cases are noisy"),
+        (restarts_of(restarts=1), "1 restart, 3 are needed"),
+        ([*restarts_of(), result(problem=Problem(seq_q=8), status=Status.CRASHED)], "crashed"),
+        ([*restarts_of(), result(problem=Problem(seq_q=8), status=Status.SKIPPED, reason="budget")], "1 case skipped"),
+        ([*restarts_of(), result([1.0, 2.0, 2.0], problem=Problem(seq_q=8))], "1 of 3 cases are noisy"),
         ([], "nothing was measured"),
     ],
 )  # fmt: skip
@@ -177,8 +184,8 @@ def test_a_run_that_is_no_basis_is_refused(root: Path, results: list[Result], me
 
 
 def test_a_baseline_of_another_machine_stays_and_one_without_provenance_is_none(root: Path) -> None:
-    baselines.save("main", written(root, "first", made()))
-    other = baselines.save("main", written(root, "second", made(), fingerprint="other"))
+    baselines.save("main", written(root, "first", restarts_of()))
+    other = baselines.save("main", written(root, "second", restarts_of(), fingerprint="other"))
     baselines.remove("main", FINGERPRINT)
     assert [place for place, _ in baselines.every()] == [other]
     (other / baselines.PROVENANCE).write_text("{")
@@ -188,11 +195,11 @@ def test_a_baseline_of_another_machine_stays_and_one_without_provenance_is_none(
 def test_a_name_is_no_path(root: Path) -> None:
     for name in ("../up", "a/b", "", ".hidden"):
         with pytest.raises(UsageError, match="a plain name"):
-            baselines.save(name, run("a", made()))
+            baselines.save(name, run("a", restarts_of()))
 
 
 def test_a_folder_that_cannot_be_written_is_named(root: Path) -> None:
-    stored_run = written(root, "first", made())
+    stored_run = written(root, "first", restarts_of())
     (root / "reference").write_text("a file")
     with pytest.raises(StoreError, match="cannot write to"):
         baselines.save("main", stored_run)
@@ -202,8 +209,8 @@ def test_a_folder_that_cannot_be_written_is_named(root: Path) -> None:
 def test_the_command_compares_with_a_name(
     root: Path, factor: float, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written(root, "first", made())
-    written(root, "second", made(factor, seed=1))
+    written(root, "first", restarts_of())
+    written(root, "second", restarts_of(factor, seed=1))
     assert cli.invoke(["baseline", "save", "main", "first"]) == 0
     assert cli.invoke(["gate", "second", "--baseline", "main"]) == code
     assert "stored baseline, weaker than side by side" in capsys.readouterr().out.replace("\n  ", " ")
@@ -211,10 +218,10 @@ def test_the_command_compares_with_a_name(
 
 
 def test_a_missing_baseline_is_exit_4_and_says_what_there_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written(root, "first", made())
+    written(root, "first", restarts_of())
     assert cli.invoke(["gate", "first", "--baseline", "mane"]) == 4
     assert "no baseline 'mane' of this machine" in capsys.readouterr().err
-    elsewhere = written(root, "second", made(), fingerprint="other")
+    elsewhere = written(root, "second", restarts_of(), fingerprint="other")
     baselines.save("main", elsewhere)
     assert cli.invoke(["gate", "first", "--baseline", "main"]) == 4
     assert "there are main of other" in capsys.readouterr().err
@@ -225,8 +232,8 @@ def test_a_missing_baseline_is_exit_4_and_says_what_there_is(root: Path, capsys:
     ("version", "message"), [(9, "written by a newer attnbench"), (0, "written by an older attnbench")]
 )
 def test_another_format_is_named(root: Path, version: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    written(root, "first", made())
-    path = written(root, "second", made()).path / "run.json"
+    written(root, "first", restarts_of())
+    path = written(root, "second", restarts_of()).path / "run.json"
     path.write_text(path.read_text().replace('"schema_version": 1', f'"schema_version": {version}'))
     assert cli.invoke(["gate", "first", "--baseline", "second"]) == 2
     assert message in capsys.readouterr().err
@@ -235,8 +242,8 @@ def test_another_format_is_named(root: Path, version: int, message: str, capsys:
 def test_suites_of_the_run_give_the_tolerances(root: Path, tmp_path: Path) -> None:
     suite = tmp_path / "mine.toml"
     suite.write_text('gate = { time = "60%" }\n[[problem]]\nseq = 64\n')
-    written(root, "first", made())
-    written(root, "second", made(1.5, seed=1), request={"suites": [str(suite)]})
+    written(root, "first", restarts_of())
+    written(root, "second", restarts_of(1.5, seed=1), request={"suites": [str(suite)]})
     assert cli.invoke(["gate", "second", "--baseline", "first"]) == 0
     suite.unlink()  # then those of every suite hold
     assert cli.invoke(["gate", "second", "--baseline", "first"]) == 1

@@ -225,13 +225,6 @@ def test_a_gate_adds_its_controls_to_the_noise_of_their_kind(tmp_path: Path, mon
     assert paired.machine_noise("f", arms[1:]).user == ()
 
 
-def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    run = gated(*lines())
-    paired.add_to_noise_floor(run, gate_record.of(run))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_time_that_cannot_be_computed_with_leaves_the_case_open() -> None:
     broken = [
         msgspec.structs.replace(line, samples={"time": timed([float("nan")] * 5)}) if line.arm.copy == 2 else line

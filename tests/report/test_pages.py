@@ -50,7 +50,7 @@ REASONS = st.sampled_from(["budget", "no window", "x" * 10_000, "ValueError: got
 REFERENCE = {"reference": "naive@cpu:threads=1"}
 
 
-def made(
+def measured_case(
     problem: Problem, mode: Mode, arm: Arm, status: Status, reason: str, seconds: float, restarts: int = 1
 ) -> Result:
     times = [seconds * (1 + 0.01 * number) for number in range(6)] if status is Status.OK else []
@@ -63,7 +63,7 @@ def made(
 
 
 RESULTS = st.lists(
-    st.builds(made, PROBLEMS, st.sampled_from(list(Mode)), ARMS, STATUSES, REASONS, st.floats(1e-6, 10.0)),
+    st.builds(measured_case, PROBLEMS, st.sampled_from(list(Mode)), ARMS, STATUSES, REASONS, st.floats(1e-6, 10.0)),
     unique_by=lambda each: (each.case_id, each.arm.id),
     min_size=1,
     max_size=24,
@@ -177,7 +177,8 @@ def test_two_runs_of_one_machine_are_old_and_new_and_named_in_full_once() -> Non
 
 def test_runs_that_cannot_be_compared_say_why() -> None:
     first, second = (
-        made(Problem(seq_q=seq), Mode.FWD, Arm(backend="naive", device="cpu"), Status.OK, "", 1e-3) for seq in (64, 128)
+        measured_case(Problem(seq_q=seq), Mode.FWD, Arm(backend="naive", device="cpu"), Status.OK, "", 1e-3)
+        for seq in (64, 128)
     )
     answer, sections = contents(run_of([first]), run_of([second], "later"))
     assert "have no case in common" in answer.lead
@@ -228,8 +229,8 @@ def test_a_problem_without_a_time_has_its_reason_in_the_table() -> None:
     problems = [Problem(seq_q=64), Problem(seq_q=128)]
     arm = Arm(backend="naive", device="cpu")
     results = [
-        made(problems[0], Mode.FWD, arm, Status.OK, "", 1e-3),
-        made(problems[1], Mode.FWD, arm, Status.SKIPPED, "budget", 1e-3),
+        measured_case(problems[0], Mode.FWD, arm, Status.OK, "", 1e-3),
+        measured_case(problems[1], Mode.FWD, arm, Status.SKIPPED, "budget", 1e-3),
     ]
     answer, sections = contents(run_of(results))
     table = table_of(sections["speed"], "Times, speed-ups and rates")
@@ -269,7 +270,7 @@ def test_memory_is_compared_at_the_largest_problem() -> None:
     results = []
     for seq in (64, 128):
         for backend, size in (("naive", seq * seq * 64), ("sdpa:flash", seq * 1024)):
-            each = made(Problem(seq_q=seq), Mode.FWD, Arm(backend=backend, device="cpu"), Status.OK, "", 1e-3)
+            each = measured_case(Problem(seq_q=seq), Mode.FWD, Arm(backend=backend, device="cpu"), Status.OK, "", 1e-3)
             samples = {**each.samples, "total_memory": sample("B", [float(size)])}
             results.append(msgspec.structs.replace(each, samples=samples))
     _, sections = contents(run_of(results))
@@ -278,7 +279,9 @@ def test_memory_is_compared_at_the_largest_problem() -> None:
 
 def test_three_hundred_backends_fit_a_table() -> None:
     results = [
-        made(Problem(seq_q=64), Mode.FWD, Arm(backend=f"k{n}.py:f", device="cpu"), Status.OK, "", 1e-3 * (n + 1))
+        measured_case(
+            Problem(seq_q=64), Mode.FWD, Arm(backend=f"k{n}.py:f", device="cpu"), Status.OK, "", 1e-3 * (n + 1)
+        )
         for n in range(300)
     ]
     answer, sections = contents(run_of(results))
@@ -309,7 +312,7 @@ def test_a_list_of_problems_without_a_common_axis_has_a_row_for_each() -> None:
         Problem(seq_q=3 + 7 * n, seq_kv=1000 + 13 * n, batch=1 + n, heads=8 * (1 + n % 5), head_dim=64 + 8 * (n % 7))
         for n in range(30)
     ]
-    answer, _ = contents(run_of([made(problem, Mode.FWD, arm, Status.OK, "", 1e-3) for problem in problems]))
+    answer, _ = contents(run_of([measured_case(problem, Mode.FWD, arm, Status.OK, "", 1e-3) for problem in problems]))
     assert answer.grid
     assert answer.grid.columns == ("",)
     assert len(answer.grid.rows) == 30
@@ -318,7 +321,7 @@ def test_a_list_of_problems_without_a_common_axis_has_a_row_for_each() -> None:
 
 def test_a_reason_of_ten_thousand_characters_is_whole_in_one_place_alone() -> None:
     reason = "ValueError: " + "heads " * 2000
-    each = made(Problem(seq_q=64), Mode.FWD, Arm(backend="naive", device="cpu"), Status.ERROR, reason, 1e-3)
+    each = measured_case(Problem(seq_q=64), Mode.FWD, Arm(backend="naive", device="cpu"), Status.ERROR, reason, 1e-3)
     answer, sections = contents(run_of([each]))
     whole = [row for row in all_cases(sections).rows if any(reason.strip() in str(cell) for cell in row)]
     assert len(whole) == 1

@@ -18,12 +18,12 @@ from attnbench.suite.cells import check
 from tests.suite import table_of
 
 
-def made(*tables: ProblemTable) -> Suite:
+def suite_of(*tables: ProblemTable) -> Suite:
     return Suite(name="made", tables=tables)
 
 
 def expanded(*tables: ProblemTable, kind: str = "cpu", shard: str = "") -> list[Cell | Impossible]:
-    return list(suite.expand(made(*tables), kind=kind, dtype=Dtype.FP32, shard=shard))
+    return list(suite.expand(suite_of(*tables), kind=kind, dtype=Dtype.FP32, shard=shard))
 
 
 def problems(**axes: Any) -> list[Problem]:
@@ -47,7 +47,7 @@ def test_length_alone_gives_the_documented_defaults() -> None:
 
 def test_dtype_is_that_of_the_device_unless_named() -> None:
     tables = (table_of(seq=(8,), mask=("none",)), table_of(seq=(8,), mask=("none",), dtype=(Dtype.FP16,)))
-    cells = suite.expand(made(*tables), kind="cuda", dtype=Dtype.BF16)
+    cells = suite.expand(suite_of(*tables), kind="cuda", dtype=Dtype.BF16)
     assert [cell.problem.dtype for cell in cells if isinstance(cell, Cell)] == [Dtype.BF16, Dtype.FP16]
 
 
@@ -207,7 +207,7 @@ def test_product_beyond_a_million_cells_is_refused() -> None:
 
 def test_cells_come_lazily() -> None:
     endless = table_of(seq=tuple(range(1, 1001)), batch=tuple(range(1, 1001)))
-    assert isinstance(next(iter(suite.expand(made(endless), kind="cpu", dtype=Dtype.FP32))), Cell)
+    assert isinstance(next(iter(suite.expand(suite_of(endless), kind="cpu", dtype=Dtype.FP32))), Cell)
 
 
 @given(cells=st.integers(1, 40), shards=st.integers(1, 12))
