@@ -11,7 +11,8 @@ from collections import Counter
 
 from attnbench.attention import scopes
 from attnbench.attention.biases import Relative
-from attnbench.attention.problem import KvDtype, Mode, Problem, Returns, Scope
+from attnbench.attention.kv_formats import KvDtype, stored_bytes
+from attnbench.attention.problem import Mode, Problem, Returns, Scope
 
 
 def pairs(problem: Problem) -> int:
@@ -51,7 +52,7 @@ def input_bytes(problem: Problem) -> int:
 
 
 def kv_bytes(problem: Problem) -> int:
-    """Bytes of k and v in the cache: for int8 and fp8 1 a number, and 4 for the scale of a token and head."""
+    """Bytes of k and v in the cache, with the scales of its format."""
     return _bytes_of_kv(problem, problem.tokens_kv)
 
 
@@ -108,10 +109,10 @@ def relative_bias_bytes(problem: Problem, bias: Relative) -> int:
 
 
 def _bytes_of_kv(problem: Problem, tokens: int) -> int:
-    numbers = tokens * problem.kv_heads * (problem.head_dim + problem.head_dim_v)
+    rows, widths = tokens * problem.kv_heads, (problem.head_dim, problem.head_dim_v)
     if problem.kv_dtype is KvDtype.SAME:
-        return numbers * problem.dtype.bytes
-    return numbers + 2 * 4 * tokens * problem.kv_heads
+        return rows * sum(widths) * problem.dtype.bytes
+    return sum(stored_bytes(problem.kv_dtype, rows, width) for width in widths)
 
 
 def _table_bytes(problem: Problem) -> int:

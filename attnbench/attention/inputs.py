@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from attnbench.attention import input_file
-from attnbench.attention.problem import Dtype, KvDtype, Problem
+from attnbench.attention.kv_formats import MAX_FP8, quantized
+from attnbench.attention.problem import Dtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 PEAKED_DEVIATION = 8.0  # standard deviation of the logits: a few keys have almost all the weight
 OUTLIER = 100.0  # factor on one channel
 LARGE = 1e4  # standard deviation of q.k
-MAX_FP8 = 448.0  # largest number of float8_e4m3fn
 LARGEST_FP32 = 3.4028234663852886e38
 LARGEST = {Dtype.FP16: 65504.0, Dtype.FP8_E4M3: MAX_FP8}  # other dtypes have the range of fp32
 SINK = 12.0  # logit of the first key above the others
@@ -80,22 +80,6 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
             drawn[name].clamp_(-MAX_FP8, MAX_FP8)
     dtypes = dict.fromkeys("qkv", torch_dtype(p.dtype)) | {"dout": torch_dtype(p.dtype.out)}
     return Inputs(**{name: tensor.to(dtypes[name]).contiguous() for name, tensor in drawn.items()})
-
-
-def quantized(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
-    """Quantise keys or values to the format of the cache, and dequantise them: [..., width] -> [..., width].
-
-    Each token and head has one scale. int8 is symmetric, from -127 to 127; fp8_e4m3 uses its whole range.
-    """
-    import torch
-
-    if kv_dtype is KvDtype.SAME:
-        return tensor
-    highest = 127.0 if kv_dtype is KvDtype.INT8 else MAX_FP8
-    scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-30) / highest
-    scaled = tensor / scale
-    rounded = scaled.round() if kv_dtype is KvDtype.INT8 else scaled.to(torch.float8_e4m3fn).float()
-    return rounded * scale
 
 
 def check(distribution: str, where: str = "") -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from attnbench.attention import biases, masks, requests, weightings
 from attnbench.attention.biases import LogitBias
+from attnbench.attention.kv_formats import KvDtype
 from attnbench.attention.masks import Mask
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.window import Window
@@ -71,14 +72,6 @@ class Positions(StrEnum):
     NONE = "none"
     SINUSOIDAL = "sinusoidal"  # added to q and k
     ROPE = "rope"  # q and k rotated
-
-
-class KvDtype(StrEnum):
-    """The number format of k and v in a KV cache. Simulated: a call gets the dequantised k and v in its dtype."""
-
-    SAME = "same"  # the dtype of the problem
-    INT8 = "int8"
-    FP8_E4M3 = "fp8_e4m3"
 
 
 class Autocast(StrEnum):

@@ -197,12 +197,13 @@ _AXES = (
         ),
     ),
     Axis(
-        name="kv_dtype", summary="Formats of the KV cache: same, int8, fp8_e4m3.",
+        name="kv_dtype", summary="Formats of the KV cache: same, int8, fp8_e4m3, int8:tensor, fp8_e4m3:tensor, nvfp4.",
         read=member("KvDtype", "format of keys and values"), written=Words, usual="same",
         names=lambda: problem_enum("KvDtype"),
         values=(
-            "words: `same`, `int8`, `fp8_e4m3`: the format of a cache of k and v; simulated: the call gets the "
-            "values after the round trip"
+            "words: `same`; `int8`, `fp8_e4m3`, with one scale for each token and head; `int8:tensor`, "
+            "`fp8_e4m3:tensor`, with one for k and one for v; `nvfp4`, 4 bits with a scale for 16 numbers: the format "
+            "of a cache of k and v; simulated: the call gets the values after the round trip"
         ),
     ),
     Axis(

@@ -163,8 +163,8 @@ def quantisation(case: PreparedCase) -> Figures:
     """Relative change of the output when k and v are stored in int8 or fp8, and their bytes."""
     import torch
 
-    from attnbench.attention import cost, inputs
-    from attnbench.attention.problem import KvDtype
+    from attnbench.attention import cost
+    from attnbench.attention.kv_formats import KvDtype, quantized
 
     problem = case.problem
     if problem.kv_dtype is not KvDtype.SAME or problem.page_size:
@@ -174,7 +174,7 @@ def quantisation(case: PreparedCase) -> Figures:
     error: dict[str, float] = {}
     sizes = {problem.dtype.value: cost.kv_bytes(problem)}
     for kind in (KvDtype.INT8, KvDtype.FP8_E4M3):
-        k_stored, v_stored = (inputs.quantized(tensor.float().cpu(), kind).to(tensor) for tensor in (k, v))
+        k_stored, v_stored = (quantized(tensor.float().cpu(), kind).to(tensor) for tensor in (k, v))
         change = _out(case, q, k_stored, v_stored) - clean
         error[kind.value] = float(torch.linalg.vector_norm(change) / torch.linalg.vector_norm(clean))
         sizes[kind.value] = cost.kv_bytes(replace(problem, kv_dtype=kind))

@@ -1,0 +1,82 @@
+"""The formats of a quantised KV cache: their values, simulated by a round trip, and their bytes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_FP8 = 448.0  # largest number of float8_e4m3fn
+MAX_FP4 = 6.0  # largest number of float4_e2m1
+NVFP4_BLOCK = 16  # numbers that share a scale, along the width
+_TINY = 1e-30  # a scale that is no zero
+_SCALE_BYTES = 4  # of a float32 scale
+
+
+class KvDtype(StrEnum):
+    """The number format of k and v in a KV cache. Simulated: a call gets the dequantised k and v in its dtype."""
+
+    SAME = "same"  # the dtype of the problem
+    INT8 = "int8"  # one float32 scale for each token and head
+    FP8_E4M3 = "fp8_e4m3"
+    INT8_TENSOR = "int8:tensor"  # one float32 scale for all of k, and one for all of v
+    FP8_E4M3_TENSOR = "fp8_e4m3:tensor"
+    NVFP4 = "nvfp4"  # float4_e2m1, an fp8_e4m3 scale for 16 numbers, and a float32 scale for all of k and of v
+
+    @property
+    def scale_of_tensor(self) -> bool:
+        """Whether k and v have one scale each, instead of one for each token and head."""
+        return self in (KvDtype.INT8_TENSOR, KvDtype.FP8_E4M3_TENSOR)
+
+
+def quantized(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
+    """Quantise keys or values to the format of the cache, and dequantise them: [..., width] -> [..., width], float32.
+
+    int8 is symmetric, from -127 to 127; the other formats use their whole range.
+    """
+    import torch
+
+    if kv_dtype is KvDtype.SAME:
+        return tensor
+    if kv_dtype is KvDtype.NVFP4:
+        return _nvfp4(tensor)
+    integers = kv_dtype in (KvDtype.INT8, KvDtype.INT8_TENSOR)
+    sizes = tensor.abs()
+    largest = sizes.amax() if kv_dtype.scale_of_tensor else sizes.amax(-1, keepdim=True)
+    scale = largest.clamp_min(_TINY) / (127.0 if integers else MAX_FP8)
+    scaled = tensor / scale
+    return (scaled.round() if integers else scaled.to(torch.float8_e4m3fn).float()) * scale
+
+
+def stored_bytes(kv_dtype: KvDtype, rows: int, width: int) -> int:
+    """Bytes of the keys, or of the values, of that many tokens and heads, with their scales; not for `same`."""
+    if kv_dtype is KvDtype.NVFP4:
+        return rows * (-(-width // 2) + -(-width // NVFP4_BLOCK)) + _SCALE_BYTES
+    return rows * width + _SCALE_BYTES * (1 if kv_dtype.scale_of_tensor else rows)
+
+
+def _nvfp4(tensor: Tensor) -> Tensor:
+    """Two levels of scales, as in https://arxiv.org/abs/2509.25149, section 2.
+
+    The float32 scale is such that the largest scale of a block is the largest number of fp8_e4m3.
+    """
+    import torch
+
+    width = tensor.shape[-1]
+    padded = torch.nn.functional.pad(tensor, (0, -width % NVFP4_BLOCK)).unflatten(-1, (-1, NVFP4_BLOCK))
+    whole = padded.abs().amax().clamp_min(_TINY) / (MAX_FP4 * MAX_FP8)
+    of_block = (padded.abs().amax(-1, keepdim=True) / (MAX_FP4 * whole)).to(torch.float8_e4m3fn).float()
+    scale = of_block * whole
+    rounded: Tensor = _to_fp4(padded / scale.clamp_min(_TINY)) * scale
+    return rounded.flatten(-2)[..., :width]
+
+
+def _to_fp4(tensor: Tensor) -> Tensor:
+    """The nearest number of float4_e2m1, ties to the even mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 with either sign."""
+    import torch
+
+    sizes = tensor.abs()
+    step = torch.where(sizes < 2, 0.5, torch.where(sizes < 4, 1.0, 2.0))
+    return ((sizes / step).round() * step).clamp_max(MAX_FP4).copysign(tensor)
