@@ -68,6 +68,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     autocast: str
     page_size: int
     requests: str
+    kv: str
     status: Status
     reason: str
     restarts: int

@@ -4,14 +4,16 @@
 counted, by the convention of the field (FlashAttention-2, https://arxiv.org/abs/2307.08691, section 4.1).
 Forward: q.k and p.v, so 2 pairs (d_qk + d_v). Backward: q.k again, then dv, dp, dq and dk, so
 2 pairs (3 d_qk + 2 d_v).
+Of a latent cache, these are the FLOPs of expanded keys and values without the products that expand them: less than any
+implementation computes. What a backend computes is its fact `executed_flops`.
 """
 
 import math
 from collections import Counter
 
-from attnbench.attention import scopes
+from attnbench.attention import latent, scopes
 from attnbench.attention.biases import Relative
-from attnbench.attention.kv_formats import KvDtype, stored_bytes
+from attnbench.attention.kv_cache import KvDtype, stored_bytes
 from attnbench.attention.problem import Mode, Problem, Returns, Scope
 
 
@@ -80,7 +82,7 @@ def traffic_bytes(problem: Problem, mode: Mode) -> int:
 
     A key that no query sees is not needed, nor is its value: a decoding step with a window reads the window. Pages add
     4 bytes each for the table. The backward pass reads q, k, v, out, dout and the lse, and writes dq, dk and dv. A
-    scope adds its weights.
+    scope adds its weights, and a latent cache, which is read once, the matrices of its keys and values.
     """
     read = _q_numbers(problem) * problem.dtype.bytes + _bytes_of_kv(problem, seen_keys(problem)) + _table_bytes(problem)
     forward = read + output_bytes(problem, Mode.FWD)
@@ -109,10 +111,10 @@ def relative_bias_bytes(problem: Problem, bias: Relative) -> int:
 
 
 def _bytes_of_kv(problem: Problem, tokens: int) -> int:
-    rows, widths = tokens * problem.kv_heads, (problem.head_dim, problem.head_dim_v)
+    rows, widths = tokens * problem.kv_heads, problem.kv_widths
     if problem.kv_dtype is KvDtype.SAME:
         return rows * sum(widths) * problem.dtype.bytes
-    return sum(stored_bytes(problem.kv_dtype, rows, width) for width in widths)
+    return sum(stored_bytes(problem.kv_dtype, rows, width) for width in widths if width)
 
 
 def _table_bytes(problem: Problem) -> int:
@@ -121,7 +123,8 @@ def _table_bytes(problem: Problem) -> int:
 
 
 def _weight_bytes(problem: Problem) -> int:
-    return sum(math.prod(shape) for shape in scopes.shapes(problem).values()) * problem.dtype.bytes
+    scoped = sum(math.prod(shape) for shape in scopes.shapes(problem).values()) * problem.dtype.bytes
+    return scoped + latent.matrix_bytes(problem)
 
 
 def _projections(problem: Problem) -> int:
@@ -144,7 +147,7 @@ def _q_numbers(problem: Problem) -> int:
 
 
 def _kv_numbers(problem: Problem) -> int:
-    return problem.tokens_kv * problem.kv_heads * (problem.head_dim + problem.head_dim_v)
+    return problem.tokens_kv * problem.kv_heads * sum(problem.kv_widths)
 
 
 def _out_bytes(problem: Problem) -> int:

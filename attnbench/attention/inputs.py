@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from attnbench.attention import input_file
-from attnbench.attention.kv_formats import MAX_FP8, quantized
+from attnbench.attention.kv_cache import MAX_FP8, quantized
 from attnbench.attention.problem import Dtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
@@ -46,7 +46,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
 
     q: Tensor  # [batch, heads, seq_q, head_dim]; of requests [1, heads, tokens, head_dim], as the others
     k: Tensor  # [batch, kv_heads, seq_kv, head_dim]
-    v: Tensor  # [batch, kv_heads, seq_kv, head_dim_v]
+    v: Tensor  # [batch, kv_heads, seq_kv, head_dim_v]; of a latent cache empty, and k holds all
     dout: Tensor  # [batch, heads, seq_q, head_dim_v], in the dtype of the output
 
 
@@ -114,8 +114,8 @@ def objection(distribution: str, problem: Problem) -> str:
 def _shapes(p: Problem) -> dict[str, tuple[int, ...]]:
     return {
         "q": (*p.shape_q, p.head_dim),
-        "k": (*p.shape_kv, p.head_dim),
-        "v": (*p.shape_kv, p.head_dim_v),
+        "k": (*p.shape_kv, p.kv_widths[0]),
+        "v": (*p.shape_kv, p.kv_widths[1]),
         "dout": (*p.shape_q, p.head_dim_v),
     }
 
@@ -145,7 +145,7 @@ def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, genera
         for tensor in drawn.values():
             tensor.uniform_(-(3**0.5), 3**0.5, generator=generator)
     elif distribution == "outlier":
-        for tensor in (q, k, v):
+        for tensor in (q, k, v)[: 2 if problem.kv else 3]:
             channel = int(torch.randint(tensor.shape[3], (1,), generator=generator))
             tensor[..., channel].mul_(OUTLIER)
     elif distribution == "large":
@@ -153,12 +153,15 @@ def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, genera
     elif distribution == "sink" and problem.scale:
         # All queries have the same component in one direction, and the first key has only that component.
         size = (SINK / abs(problem.scale)) ** 0.5
-        q[..., 0] = size
-        k[..., 0] = 0
+        # In a latent cache, only the numbers of RoPE are those of the keys themselves.
+        of_q, of_k = (problem.head_dim - cache.rope, cache.rank) if (cache := problem.latent) else (0, 0)
+        q[..., of_q] = size
+        k[..., of_k] = 0
         first = [keys.start for _, keys in problem.spans] if problem.requests else [0]
-        k[:, :, first] = 0
-        k[:, :, first, 0] = size if problem.scale > 0 else -size
-        v[:, :, first] *= 0.01
+        k[:, :, first, problem.latent.rank if problem.latent else 0 :] = 0
+        k[:, :, first, of_k] = size if problem.scale > 0 else -size
+        values = k[..., : problem.latent.rank] if problem.latent else v
+        values[:, :, first] *= 0.01
     elif distribution == "zeros":
         for tensor in (q, k, v):
             tensor.zero_()

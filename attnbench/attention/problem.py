@@ -10,7 +10,7 @@ import msgspec
 
 from attnbench.attention import biases, masks, requests, weightings
 from attnbench.attention.biases import LogitBias
-from attnbench.attention.kv_formats import KvDtype
+from attnbench.attention.kv_cache import KvDtype, Latent, check_pages, parse_latent
 from attnbench.attention.masks import Mask
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.window import Window
@@ -99,7 +99,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];
     v: [batch, kv_heads, seq_kv, head_dim_v]; out: [batch, heads, seq_q, head_dim_v].
     With `requests`, batch is their number, seq_q and seq_kv are the most queries and keys of one, and the tokens of all
-    are packed: q: [1, heads, tokens, head_dim].
+    are packed: q: [1, heads, tokens, head_dim]. With a latent cache, k is the cache [batch, 1, seq_kv, rank + rope],
+    and v is empty.
     """
 
     seq_q: int  # queries of each sequence, in tokens
@@ -123,6 +124,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     autocast: Autocast = Autocast.NONE  # of the products of a block or layers
     page_size: int = 0  # tokens of a page of a paged KV cache; 0: contiguous k and v
     requests: str = ""  # canonical text of a batch of requests, see requests.py; empty: a batch of equal sequences
+    kv: str = ""  # canonical text of a latent cache, as latent:512+64, see latent.py; empty: separate k and v
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
@@ -133,6 +135,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         fill(self, "scope", parse_scope(self.scope)[0])
         fill(self, "weighting", weightings.parse(self.weighting).text)
         fill(self, "lengths", tuple(self.lengths))
+        fill(self, "kv", cache.text if (cache := self.latent) else "")
+        if cache and not self.kv_heads:
+            fill(self, "kv_heads", 1)
         for name, other in (("kv_heads", "heads"), ("seq_kv", "seq_q"), ("head_dim_v", "head_dim")):
             if getattr(self, name) == 0:
                 fill(self, name, getattr(self, other))
@@ -194,22 +199,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             raise ProblemError(f"positions=rope with head_dim={self.head_dim}: use an even head_dim")
         if self.scope != "core":
             self._check_scope()
-        self._check_pages()
+        if cache := self.latent:
+            cache.check(self)
+        check_pages(self)
         if self.autocast is not Autocast.NONE and (self.scope == "core" or self.dtype is not Dtype.FP32):
             rest = f"scope={self.scope} and dtype={self.dtype}"
             raise ProblemError(f"autocast={self.autocast} with {rest}: use a block or layers, and dtype=fp32")
         if self.lengths and self.bias is not None:
             raise ProblemError(f"lengths with bias={self.score.bias}: a bias needs equal lengths; use padding")
-
-    def _check_pages(self) -> None:
-        size = self.page_size
-        if size < 0 or size & (size - 1):
-            raise ProblemError(f"page_size={size}: must be a power of two, as 16 or 64, or 0 for no pages")
-        if size and (self.lengths or self.scope != "core" or self.positions is not Positions.NONE):
-            needs = "a paged cache needs scope=core, positions=none and no lengths"
-            raise ProblemError(f"page_size={size}: keys are written to pages before the call, so {needs}")
-        if size and self.score.similarity is not Similarity.DOT:
-            raise ProblemError(f"page_size={size} with score={self.score.similarity}: a paged cache needs score=dot")
 
     def _check_scope(self) -> None:
         if self.returns is not Returns.OUT or self.dropout:
@@ -226,6 +223,16 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def scoped(self) -> tuple[Scope, int]:
         """The kind of scope, and its number of layers; 0 for core and block."""
         return parse_scope(self.scope)[1:]
+
+    @property
+    def latent(self) -> Latent | None:
+        """The latent cache; None: separate k and v."""
+        return parse_latent(self.kv)
+
+    @property
+    def kv_widths(self) -> tuple[int, int]:
+        """Numbers of k and of v for one token and head in the cache; a latent one is in k alone."""
+        return (sum(cache), 0) if (cache := self.latent) else (self.head_dim, self.head_dim_v)
 
     @property
     def sizes(self) -> tuple[RequestSize, ...]:
@@ -374,6 +381,7 @@ FEATURES: dict[str, str] = {
     "additive": "additive score",
     "file": "score by a user's function",
     "paged": "keys in pages",
+    "latent": "latent KV",
     "requests": "requests of different lengths in one batch",
     "sinks": "sinks",
     "dropout": "dropout",
@@ -396,6 +404,7 @@ def _features(problem: Problem) -> frozenset[str]:
         "file": problem.score.similarity is Similarity.FILE,
         "sinks": problem.sinks,
         "paged": problem.page_size > 0,
+        "latent": bool(problem.kv),
         "dropout": problem.dropout > 0,
         "weights": problem.returns is Returns.WEIGHTS,
         "varlen": bool(problem.lengths),

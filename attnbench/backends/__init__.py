@@ -42,6 +42,7 @@ _NAMES = {
     "triton": "triton triton:portable triton:descriptors triton:hopper",
     "varlen": "varlen",
     "padded": "sdpa:padded",
+    "mla": "mla:absorbed mla:expanded",
     "gather": "gather",
     "distributed": "ring:2 ring:4 ulysses:2 ulysses:4",
 }
@@ -173,6 +174,8 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
         reasons.append(f"backward of {problem.dtype} unsupported")
     if problem.page_size and case.mode.needs_grad:
         reasons.append("backward of keys in pages unsupported")
+    if problem.kv and case.mode.needs_grad:
+        reasons.append("backward of a latent cache unsupported")
     for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():
         if limits.head_dim_most and width > limits.head_dim_most:
             reasons.append(f"{name} {width} is over {limits.head_dim_most}")

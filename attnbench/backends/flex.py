@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 # No score_mod expresses these.
-_BEYOND = {"varlen", "dense", "weights", "additive", "file", "dropout"}
+_BEYOND = {"varlen", "latent", "dense", "weights", "additive", "file", "dropout"}
 _FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
 _OF_REQUESTS = frozenset(
     {"requests", "paged", "causal", "window", "gqa", "cross", "head_dim_v", "scale", "softcap", "lse"}

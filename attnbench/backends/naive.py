@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from attnbench.attention import cost, layouts
+from attnbench.attention import cost, latent, layouts
 from attnbench.attention.biases import Constant, Relative
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.logits import similarity, sink_logits
@@ -28,12 +28,16 @@ def prepare(case: Case, device: str) -> Prepared:
     import torch
 
     problem = case.problem
-    fixed = _fixed(problem, device)
+    plain = latent.expanded(problem) if problem.kv else problem
+    fixed = _fixed(plain, device)
+    weights = latent.Matrices(*(part.to(device) for part in latent.matrices(problem))) if problem.kv else None
     # A global setting of the process, which runs one case at a time.
     torch.set_float32_matmul_precision("high" if problem.dtype is Dtype.TF32 else "highest")
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
-        return attend(problem, fixed, q, k, v)
+        if weights is not None:
+            k, v = latent.expand(weights, k)
+        return attend(plain, fixed, q, k, v)
 
     if not problem.page_size:
         return Prepared(call=call)

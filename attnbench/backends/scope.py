@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from attnbench.attention import layouts, logits, scopes
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.kv_formats import KvDtype
+from attnbench.attention.kv_cache import KvDtype
 from attnbench.attention.problem import Autocast, Problem
 from attnbench.backends import Backend, Layout, Output, Prepared
 from attnbench.records.case import Case

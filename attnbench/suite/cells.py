@@ -199,6 +199,8 @@ def _products(table: ProblemTable, dtype: Dtype) -> Iterator[Fields]:
     shapes = _shapes(table)
     for combination in product(*axes.values()):
         values: Fields = dict(zip(axes, combination, strict=True))
+        if values["kv"] and values["kv_heads"] is None:
+            values["kv_heads"] = 1  # all heads share a latent cache
         values |= {axis.name: values[axis.follows] for axis in fields if axis.follows and values[axis.name] is None}
         for ranks, shape in product(table.integers("tp") or (1,), shapes):
             yield values | shape | {"tp": ranks}
@@ -261,7 +263,7 @@ def _text(values: Fields) -> str:
     score = cast("Score", values["score"])
     shown = {name: spell(value) for name, value in values.items()} | {"score": spell_score(score), "bias": score.bias}
     quiet = {axis.name: axis.usual for axis in AXES.values() if not axis.option}
-    quiet |= {"score": "dot", "lengths": "none", "requests": "none", "bias": "none", "tp": "1"}
+    quiet |= {"score": "dot", "lengths": "none", "requests": "none", "kv": "", "bias": "none", "tp": "1"}
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 
 

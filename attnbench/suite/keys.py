@@ -207,6 +207,14 @@ _AXES = (
         ),
     ),
     Axis(
+        name="kv", summary="Kinds of KV cache: none for separate k and v, latent:512+64.",
+        read=readers.texts(readers.kv), written=Words, usual="none", names=lambda: ("none", "latent:512+64"),
+        values=(
+            "words: `none`, separate k and v; `latent:512+64`, one vector for each token, of which 512 numbers make "
+            "the keys and values of all heads, and 64 are the part of every key with RoPE"
+        ),
+    ),
+    Axis(
         name="autocast", summary="Autocast of a block or layers: none, bf16, fp16.",
         read=member("Autocast", "autocast"), written=Words, usual="none", names=lambda: problem_enum("Autocast"),
         values="words: `none`, `bf16`, `fp16`: the dtype of matrix products in a block or layers of fp32",

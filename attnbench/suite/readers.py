@@ -167,6 +167,14 @@ def ragged(value: object, place: str) -> tuple[tuple[int, ...], ...]:
     return tuple(dict.fromkeys(batches))
 
 
+def kv(word: str) -> str:
+    """The canonical text of a latent cache; empty for separate k and v."""
+    from attnbench.attention.kv_cache import parse_latent
+
+    cache = parse_latent(word)
+    return cache.text if cache else ""
+
+
 def requests(word: str) -> str:
     """The canonical text of a batch of requests."""
     from attnbench.attention.requests import parse, spell

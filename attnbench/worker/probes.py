@@ -164,7 +164,7 @@ def quantisation(case: PreparedCase) -> Figures:
     import torch
 
     from attnbench.attention import cost
-    from attnbench.attention.kv_formats import KvDtype, quantized
+    from attnbench.attention.kv_cache import KvDtype, quantized
 
     problem = case.problem
     if problem.kv_dtype is not KvDtype.SAME or problem.page_size:
@@ -246,8 +246,9 @@ def _gain(before: Sequence[Tensor], after: Sequence[Tensor], clean: Tensor, nois
 
     None if no input changed, if one of them is zero, or if the output is not finite.
     """
-    moves = [_norm([new.float() - old.float()]) for old, new in zip(before, after, strict=True)]
-    of_in, of_out = [_norm([old]) for old in before], float(clean.norm())
+    pairs = [(old, new) for old, new in zip(before, after, strict=True) if old.numel()]
+    moves = [_norm([new.float() - old.float()]) for old, new in pairs]
+    of_in, of_out = [_norm([old]) for old, _ in pairs], float(clean.norm())
     if not any(moves) or not all(of_in) or not of_out:
         return None
     moved = math.sqrt(sum((move / size) ** 2 for move, size in zip(moves, of_in, strict=True)) / len(moves))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
-from attnbench.attention import autograd_reference, reference, scopes
+from attnbench.attention import autograd_reference, latent_reference, reference, scopes
 from attnbench.attention.blocks import Gradients, Group, Span, of_part, query_heads
 from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Mode, Problem
@@ -39,6 +39,8 @@ def group_outputs(
     problem, group, inputs = of_part(problem, group, inputs)
     if problem.scope != "core":
         return _scope_outputs(problem, mode, inputs, group)
+    if problem.kv:
+        return _latent_outputs(problem, inputs, group, spans)
     if autograd_reference.is_plain(problem):
         return _plain_outputs(problem, mode, inputs, group, spans)
     return _autograd_outputs(problem, mode, inputs, group, spans)
@@ -56,6 +58,12 @@ def _plain_outputs(
         exact_gradients = reference.gradients_group(problem, *qkv, inputs.dout, group)
         gradients, masses = reference.gradients_group_same_dtype(problem, *qkv, inputs.dout, group)
         yield from map(GroupOutput, GRADIENTS, exact_gradients, gradients, masses)
+
+
+def _latent_outputs(problem: Problem, inputs: Inputs, group: Group, spans: list[Span] | None) -> Iterator[GroupOutput]:
+    exact, plain, mass = latent_reference.attend_group(problem, inputs.q, inputs.k, group, spans)
+    yield GroupOutput("out", exact.out, plain.out, mass)
+    yield GroupOutput("lse", exact.lse[..., None], plain.lse[..., None], mass.new_zeros(mass.shape))
 
 
 def _autograd_outputs(

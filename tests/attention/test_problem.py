@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attnbench.attention import cost, scores
-from attnbench.attention.kv_formats import KvDtype
+from attnbench.attention.kv_cache import KvDtype
 from attnbench.attention.masks import Window
 from attnbench.attention.problem import Autocast, Mode, Positions, Problem, Returns
 from attnbench.attention.scores import Score, Similarity

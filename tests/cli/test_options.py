@@ -11,7 +11,7 @@ import pytest
 from attnbench import api, backends, cli
 from attnbench.analysis.metrics import GROUPS
 from attnbench.attention.inputs import DISTRIBUTIONS
-from attnbench.attention.kv_formats import KvDtype
+from attnbench.attention.kv_cache import KvDtype
 from attnbench.attention.problem import Dtype, Mode, Returns
 from attnbench.cli import completion, options, running
 from attnbench.engine.sweep import Request

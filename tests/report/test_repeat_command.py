@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from attnbench import cli, suite
 from attnbench.analysis.rows import problem_of, rows_of
-from attnbench.attention.kv_formats import KvDtype
+from attnbench.attention.kv_cache import KvDtype
 from attnbench.attention.problem import Autocast, Dtype, Mode, Positions, Problem, Returns
 from attnbench.attention.scores import Score, Similarity
 from attnbench.errors import ProblemError
@@ -33,7 +33,8 @@ OTHERS = {
     "head_dim_v": [64, 32], "dtype": list(Dtype), "returns": list(Returns),
     "weighting": ["softmax", "hard:topk=4", "topp:0.9"], "sinks": [False, True], "dropout": [0.0, 1 / 3],
     "positions": list(Positions), "scope": ["core", "block", "layer:2"], "kv_dtype": list(KvDtype),
-    "autocast": list(Autocast), "page_size": [0, 16], "mask": ["none", "causal+window:16", "padding:0.25"],
+    "autocast": list(Autocast), "page_size": [0, 16], "kv": ["", "latent:32+8"],
+    "mask": ["none", "causal+window:16", "padding:0.25"],
 }  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def test_the_options_of_a_problem_make_that_problem(problem: Problem, mode: Mode
         Problem(seq_q=64, seq_kv=100, heads=4, kv_heads=2, head_dim_v=32, mask="padding:0.25", sinks=True),
         Problem(seq_q=70, batch=2, lengths=(70, 12), score=Score(softcap=1 / 3, similarity=Similarity.COSINE)),
         Problem(seq_q=64, score=Score(similarity=Similarity.FILE, function=SCORE_FUNCTION, bias="shaw:16")),
+        Problem(seq_q=64, heads=4, head_dim=24, head_dim_v=16, kv="latent:32+8", kv_dtype=KvDtype.NVFP4),
         Problem(seq_q=64, scope="layer:2", autocast=Autocast.BF16, positions=Positions.ROPE, kv_dtype=KvDtype.INT8),
     ],
 )

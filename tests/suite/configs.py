@@ -55,6 +55,7 @@ def short(table: dict[str, Any]) -> str:
     kv_heads = f"/{table.pop('kv_heads')}" if "kv_heads" in table else ""
     words = [f"{name}:", length, f"h{heads}{kv_heads}", f"d{table.pop('head_dim')}"]
     words += [f"dv{table.pop('head_dim_v')}"] if "head_dim_v" in table else []
+    words += [f"kv={table.pop('kv')}"] if "kv" in table else []
     words += [f"{key}={table.pop(key):.6g}" for key in ("scale", "softcap", "temperature") if key in table]
     words += [f"bias={table.pop('bias')}"] if "bias" in table else []
     words += ["sinks"] if table.pop("sinks", False) else []
@@ -144,19 +145,20 @@ DECODERS = {
          "head_dim": 64, "key_multiplier": 0.5, "max_position_embeddings": 4096},
         decoder("h8/2 d64 scale=0.0625", "128..4096"), ("every layer has a recurrent branch",),
     ),
-    "deepseek v3: expanded keys, absorbed keys, and the scale of YaRN": Case(
+    "deepseek v3: expanded keys, a latent cache, and the scale of YaRN": Case(
         {"model_type": "deepseek_v3", "hidden_size": 7168, "num_attention_heads": 128, "num_key_value_heads": 128,
          "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
          "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0},
          "max_position_embeddings": 4096, "torch_dtype": "bfloat16"},
         # (0.1 ln 40 + 1)^2 / sqrt(192)
         [*decoder("h128 d192 dv128 scale=0.135234 bf16", "128..4096"),
-         "decode, absorbed: 1x128..4096 h128/1 d576 dv512 scale=0.135234 bf16 causal"],
+         "decode, latent cache: 1x128..4096 h128 d192 dv128 kv=latent:512+64 scale=0.135234 bf16 causal"],
     ),
     "minicpm 3, whose values have the width of a head": Case(
         {"model_type": "minicpm3", "hidden_size": 2560, "num_attention_heads": 40, "num_key_value_heads": 40,
          "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "max_position_embeddings": 4096},
-        [*decoder("h40 d96 dv64", "128..4096"), "decode, absorbed: 1x128..4096 h40/1 d288 dv256 scale=0.102062 causal"],
+        [*decoder("h40 d96 dv64", "128..4096"),
+         "decode, latent cache: 1x128..4096 h40 d96 dv64 kv=latent:256+32 causal"],
     ),
     "command r": Case(
         {"model_type": "cohere", "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 64,
@@ -178,7 +180,7 @@ DECODERS = {
          "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512, "q_lora_rank": None,
          "max_position_embeddings": 163840},
         [*decoder("h16 d192 dv128", "128..32768"),
-         "decode, absorbed: 1x128..32768 h16/1 d576 dv512 scale=0.0721688 causal"],
+         "decode, latent cache: 1x128..32768 h16 d192 dv128 kv=latent:512+64 causal"],
     ),
     "bert as a decoder": Case({"model_type": "bert", **BERT, "is_decoder": True}, decoder("h12 d64", "128..512")),
 }  # fmt: skip

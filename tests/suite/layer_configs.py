@@ -150,7 +150,7 @@ LAYERS = {
          "head_dim": 72, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
          "model_max_length": 4096, "num_hidden_layers": 4, "linear_attn_config": {"full_attn_layers": [4]}},
         [*decoder("h32 d192 dv128", "128..4096"),
-         "decode, absorbed: 1x128..4096 h32/1 d576 dv512 scale=0.0721688 causal"],
+         "decode, latent cache: 1x128..4096 h32 d192 dv128 kv=latent:512+64 causal"],
         ("layers 0-2 of 4 have no attention",),
     ),
     "minimax: one number for each layer": Case(

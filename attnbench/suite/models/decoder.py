@@ -12,7 +12,7 @@ from attnbench.suite.models.fields import WIDTH, Fields
 from attnbench.suite.models.layers import ATTENTION, Layer, layer_counts, window
 from attnbench.suite.models.parts import parts_of
 from attnbench.suite.models.problems import is_causal
-from attnbench.suite.models.shapes import Table, absorbed, shape
+from attnbench.suite.models.shapes import Table, latent_cache, shape
 from attnbench.suite.models.types import Kind, ModelType
 
 # Bytes of a weight by the `quant_method` of a config; mxfp4 has 8 bits more for 32 numbers.
@@ -95,7 +95,7 @@ def _text_part(config: Mapping[str, object], name: str) -> _Text:
 
 def _layer(text: _Text, kind: Layer, count: int) -> DecoderLayer:
     keys = shape(text.fields, text.model_type, kind)
-    shared = absorbed(text.fields, keys)
+    cache = latent_cache(text.fields)
     heads, head_dim = _number(keys, "heads"), _number(keys, "head_dim")
     return DecoderLayer(
         kind=kind,
@@ -106,7 +106,7 @@ def _layer(text: _Text, kind: Layer, count: int) -> DecoderLayer:
         head_dim_v=_number(keys, "head_dim_v") or head_dim,
         window=window(text.fields) if kind is Layer.SLIDING else 0,
         chunk=text.fields.needed("attention_chunk_size") if kind is Layer.CHUNKED else 0,
-        latent=(_number(shared, "head_dim"), _number(shared, "head_dim_v")) if shared else None,
+        latent=(sum(cache), cache.rank) if cache else None,
     )
 
 

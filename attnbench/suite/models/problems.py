@@ -7,7 +7,7 @@ from attnbench import units
 from attnbench.errors import SuiteError
 from attnbench.suite.models.fields import HEADS, LENGTH, Fields
 from attnbench.suite.models.layers import Layer, layers_of, window
-from attnbench.suite.models.shapes import Table, absorbed, shape, t5, width_per_head
+from attnbench.suite.models.shapes import Table, latent_cache, shape, t5, width_per_head
 from attnbench.suite.models.types import Kind, ModelType
 
 MAX_LENGTH = 32768  # tokens of a prompt
@@ -54,8 +54,9 @@ def _decoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
         for lengths, prefill_mask in prefills:
             yield {"name": f"prefill{ending}", "seq": lengths, **keys, "mask": prefill_mask}
         yield {"name": f"decode{ending}", "seq_q": 1, "seq_kv": _range(seen), **keys, "mask": mask}
-        if shared := absorbed(fields, keys):
-            yield {"name": "decode, absorbed", "seq_q": 1, "seq_kv": _range(seen), **shared, "mask": mask}
+        if cache := latent_cache(fields):
+            decode = {"seq_q": 1, "seq_kv": _range(seen), **keys, "kv": cache.text, "mask": mask}
+            yield {"name": "decode, latent cache", **decode}
 
 
 def _causal(fields: Fields, layer: Layer, longest: int) -> tuple[list[tuple[object, str]], str, int]:

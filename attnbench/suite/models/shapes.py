@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from attnbench.attention import biases
+from attnbench.attention.kv_cache import Latent
 from attnbench.errors import SuiteError
 from attnbench.suite.models.fields import HEADS, KV_HEADS, WIDTH, Fields
 from attnbench.suite.models.layers import Layer
@@ -30,14 +31,10 @@ def shape(fields: Fields, model_type: ModelType, layer: Layer = Layer.FULL) -> T
     return keys | _bias(fields, model_type, keys) | fields.dtype()
 
 
-def absorbed(fields: Fields, keys: Table) -> Table | None:
-    """Latent attention as decoders run it: all heads share one key, whose first part is the value."""
-    rank = fields.count("kv_lora_rank")
-    if not rank or not _is_latent(fields):
-        return None
-    rope = fields.count("qk_rope_head_dim")
-    shared = {"kv_heads": 1, "head_dim": rank + rope, "head_dim_v": rank, "scale": _latent_scale(fields)}
-    return {"heads": keys["heads"], **shared, **fields.dtype()}
+def latent_cache(fields: Fields) -> Latent | None:
+    """The cache of latent attention, which has one vector for each token: what a step that decodes reads."""
+    rank, rope = fields.count("kv_lora_rank"), fields.count("qk_rope_head_dim")
+    return Latent(rank, rope) if rank and rope and _is_latent(fields) else None
 
 
 def _is_latent(fields: Fields) -> bool:

@@ -1,12 +1,18 @@
-"""The formats of a quantised KV cache: their values, simulated by a round trip, and their bytes."""
+"""The KV cache of a problem: quantised formats, their values simulated by a round trip, latent caches, and pages."""
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from attnbench.errors import ProblemError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from attnbench.attention.problem import Problem
 
 MAX_FP8 = 448.0  # largest number of float8_e4m3fn
 MAX_FP4 = 6.0  # largest number of float4_e2m1
@@ -38,7 +44,7 @@ def quantized(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:
     """
     import torch
 
-    if kv_dtype is KvDtype.SAME:
+    if kv_dtype is KvDtype.SAME or not tensor.numel():
         return tensor
     if kv_dtype is KvDtype.NVFP4:
         return _nvfp4(tensor)
@@ -80,3 +86,57 @@ def _to_fp4(tensor: Tensor) -> Tensor:
     sizes = tensor.abs()
     step = torch.where(sizes < 2, 0.5, torch.where(sizes < 4, 1.0, 2.0))
     return ((sizes / step).round() * step).clamp_max(MAX_FP4).copysign(tensor)
+
+
+class Latent(NamedTuple):
+    """A latent cache, as of DeepSeek V2 (https://arxiv.org/abs/2405.04434): one vector for each token, for all heads.
+
+    Keys and values of a head are made from the first `rank` numbers; the last `rope` numbers are a part of every key.
+    """
+
+    rank: int
+    rope: int
+
+    @property
+    def text(self) -> str:
+        """As a user types it."""
+        return f"latent:{self.rank}+{self.rope}"
+
+    def check(self, problem: Problem) -> None:
+        """Raise ProblemError if the problem cannot have this cache."""
+        if problem.kv_heads != 1:
+            shared = "all heads share the cache; use kv_heads=1"
+            raise ProblemError(f"kv={problem.kv} with kv_heads={problem.kv_heads}: {shared}")
+        if problem.head_dim <= self.rope:
+            rope = f"{self.rope} numbers are of RoPE; head_dim counts them, as 128 + {self.rope}"
+            raise ProblemError(f"kv={problem.kv} with head_dim={problem.head_dim}: {rope}")
+        usual = {"scope": "core", "positions": "none", "weighting": "softmax", "sinks": False, "dropout": 0.0}
+        fields = {name: (getattr(problem, name), value) for name, value in usual.items()}
+        fields |= {"score": (problem.score.similarity, "dot"), "bias": (problem.score.bias, "none")}
+        others = [f"{name}={value}" for name, (value, plain) in fields.items() if value != plain]
+        others += ["returns=weights"] if problem.returns == "weights" else []
+        if others:
+            raise ProblemError(f"kv={problem.kv} with {others[0]}: a latent cache needs plain attention; leave it out")
+
+
+def check_pages(problem: Problem) -> None:
+    """Raise ProblemError if the cache cannot have pages of that size."""
+    size = problem.page_size
+    if size < 0 or size & (size - 1):
+        raise ProblemError(f"page_size={size}: must be a power of two, as 16 or 64, or 0 for no pages")
+    if size and (problem.lengths or problem.scope != "core" or problem.positions != "none"):
+        needs = "a paged cache needs scope=core, positions=none and no lengths"
+        raise ProblemError(f"page_size={size}: keys are written to pages before the call, so {needs}")
+    if size and problem.score.similarity != "dot":
+        raise ProblemError(f"page_size={size} with score={problem.score.similarity}: a paged cache needs score=dot")
+
+
+@lru_cache(maxsize=256)
+def parse_latent(text: str) -> Latent | None:
+    """Read `latent:512+64`; None for separate keys and values, an empty text or `none`. Raises ProblemError."""
+    if text in ("", "none"):
+        return None
+    match = re.fullmatch(r"latent:(\d{1,6})\+(\d{1,6})", text.strip())
+    if not match or not int(match[1]) or not int(match[2]):
+        raise ProblemError(f"kv={text!r}: use latent:512+64, the numbers that keys and values share and those of RoPE")
+    return Latent(int(match[1]), int(match[2]))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from attnbench import backends, cli
 from attnbench.attention import cost, inputs
-from attnbench.attention.kv_formats import KvDtype, quantized, stored_bytes
+from attnbench.attention.kv_cache import KvDtype, quantized, stored_bytes
 from attnbench.attention.problem import Mode, Problem
 from attnbench.backends import scope
 from attnbench.errors import ProblemError
