@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GroupForward(NamedTuple):
+class LatentForward(NamedTuple):
     """The forward pass of one group by both references, in the layout of `reference.attend_group`."""
 
     exact: Forward
@@ -29,7 +29,7 @@ class GroupForward(NamedTuple):
 
 def attend_group(
     problem: Problem, q: Tensor, cache: Tensor, group: Group, spans: list[Span] | None = None
-) -> GroupForward:
+) -> LatentForward:
     """Attention of one group: q [batch, heads, seq_q, head_dim], cache [batch, 1, seq_kv, rank + rope]."""
     import torch
 
@@ -43,7 +43,7 @@ def attend_group(
         exact.append(right)
         plain.append((right.out + errors.amax(0), rounded[0][0].lse))
         masses.append(torch.maximum(*(mass for _, mass in rounded)))
-    return GroupForward(Forward(*_joined(exact)), Forward(*_joined(plain)), torch.cat(masses))
+    return LatentForward(Forward(*_joined(exact)), Forward(*_joined(plain)), torch.cat(masses))
 
 
 class _Head:

@@ -95,6 +95,7 @@ def test_every_key_is_known_and_answers() -> None:
         "score": "dot",
         "lengths": "5-3",
         "requests": "q5",
+        "kv": "none",
         "returns": "lse",
         "mode": "fwd",
     }
