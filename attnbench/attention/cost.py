@@ -14,7 +14,8 @@ from collections import Counter
 from attnbench.attention import latent, scopes
 from attnbench.attention.biases import Relative
 from attnbench.attention.kv_cache import KvDtype, stored_bytes
-from attnbench.attention.problem import Mode, Problem, Returns, Scope
+from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.scope_text import Scope
 
 
 def pairs(problem: Problem) -> int:

@@ -12,8 +12,6 @@ from attnbench.errors import ProblemError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnbench.attention.problem import Problem
-
 MAX_FP8 = 448.0  # largest number of float8_e4m3fn
 MAX_FP4 = 6.0  # largest number of float4_e2m1
 NVFP4_BLOCK = 16  # numbers that share a scale, along the width
@@ -101,34 +99,6 @@ class Latent(NamedTuple):
     def text(self) -> str:
         """As a user types it."""
         return f"latent:{self.rank}+{self.rope}"
-
-    def check(self, problem: Problem) -> None:
-        """Raise ProblemError if the problem cannot have this cache."""
-        if problem.kv_heads != 1:
-            shared = "all heads share the cache; use kv_heads=1"
-            raise ProblemError(f"kv={problem.kv} with kv_heads={problem.kv_heads}: {shared}")
-        if problem.head_dim <= self.rope:
-            rope = f"{self.rope} numbers are of RoPE; head_dim counts them, as 128 + {self.rope}"
-            raise ProblemError(f"kv={problem.kv} with head_dim={problem.head_dim}: {rope}")
-        usual = {"scope": "core", "positions": "none", "weighting": "softmax", "sinks": False, "dropout": 0.0}
-        fields = {name: (getattr(problem, name), value) for name, value in usual.items()}
-        fields |= {"score": (problem.score.similarity, "dot"), "bias": (problem.score.bias, "none")}
-        others = [f"{name}={value}" for name, (value, plain) in fields.items() if value != plain]
-        others += ["returns=weights"] if problem.returns == "weights" else []
-        if others:
-            raise ProblemError(f"kv={problem.kv} with {others[0]}: a latent cache needs plain attention; leave it out")
-
-
-def check_pages(problem: Problem) -> None:
-    """Raise ProblemError if the cache cannot have pages of that size."""
-    size = problem.page_size
-    if size < 0 or size & (size - 1):
-        raise ProblemError(f"page_size={size}: must be a power of two, as 16 or 64, or 0 for no pages")
-    if size and (problem.lengths or problem.scope != "core" or problem.positions != "none"):
-        needs = "a paged cache needs scope=core, positions=none and no lengths"
-        raise ProblemError(f"page_size={size}: keys are written to pages before the call, so {needs}")
-    if size and problem.score.similarity != "dot":
-        raise ProblemError(f"page_size={size} with score={problem.score.similarity}: a paged cache needs score=dot")
 
 
 @lru_cache(maxsize=256)

@@ -10,16 +10,16 @@ import msgspec
 
 from attnbench.attention import biases, masks, requests, weightings
 from attnbench.attention.biases import LogitBias
-from attnbench.attention.kv_cache import KvDtype, Latent, check_pages, parse_latent
+from attnbench.attention.kv_cache import KvDtype, Latent, parse_latent
 from attnbench.attention.masks import Mask
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.window import Window
 from attnbench.attention.requests import RequestSize
+from attnbench.attention.scope_text import Scope, parse_scope
 from attnbench.attention.scores import DEFAULT_SCALES, Score, Similarity
 from attnbench.attention.terms import Booleans, Grid
 from attnbench.attention.weightings import Weighting
-from attnbench.errors import ProblemError, UnknownNameError
-from attnbench.units import integer
+from attnbench.errors import ProblemError
 
 
 class Dtype(StrEnum):
@@ -80,14 +80,6 @@ class Autocast(StrEnum):
     NONE = "none"
     BF16 = "bf16"
     FP16 = "fp16"
-
-
-class Scope(StrEnum):
-    """The part of a model that is measured."""
-
-    CORE = "core"  # attention itself
-    BLOCK = "block"  # with the projections of q, k, v and out
-    LAYER = "layer"  # `layer:N`: N layers, with norms, feed-forward and residuals
 
 
 _CLOSED_SETS = {"dtype": Dtype, "returns": Returns, "positions": Positions, "kv_dtype": KvDtype, "autocast": Autocast}
@@ -200,13 +192,38 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         if self.scope != "core":
             self._check_scope()
         if cache := self.latent:
-            cache.check(self)
-        check_pages(self)
+            self._check_latent(cache)
+        self._check_pages()
         if self.autocast is not Autocast.NONE and (self.scope == "core" or self.dtype is not Dtype.FP32):
             rest = f"scope={self.scope} and dtype={self.dtype}"
             raise ProblemError(f"autocast={self.autocast} with {rest}: use a block or layers, and dtype=fp32")
         if self.lengths and self.bias is not None:
             raise ProblemError(f"lengths with bias={self.score.bias}: a bias needs equal lengths; use padding")
+
+    def _check_latent(self, cache: Latent) -> None:
+        if self.kv_heads != 1:
+            shared = "all heads share the cache; use kv_heads=1"
+            raise ProblemError(f"kv={self.kv} with kv_heads={self.kv_heads}: {shared}")
+        if self.head_dim <= cache.rope:
+            rope = f"{cache.rope} numbers are of RoPE; head_dim counts them, as 128 + {cache.rope}"
+            raise ProblemError(f"kv={self.kv} with head_dim={self.head_dim}: {rope}")
+        usual = {"scope": "core", "positions": "none", "weighting": "softmax", "sinks": False, "dropout": 0.0}
+        fields = {name: (getattr(self, name), value) for name, value in usual.items()}
+        fields |= {"score": (self.score.similarity, "dot"), "bias": (self.score.bias, "none")}
+        others = [f"{name}={value}" for name, (value, plain) in fields.items() if value != plain]
+        others += ["returns=weights"] if self.returns is Returns.WEIGHTS else []
+        if others:
+            raise ProblemError(f"kv={self.kv} with {others[0]}: a latent cache needs plain attention; leave it out")
+
+    def _check_pages(self) -> None:
+        size = self.page_size
+        if size < 0 or size & (size - 1):
+            raise ProblemError(f"page_size={size}: must be a power of two, as 16 or 64, or 0 for no pages")
+        if size and (self.lengths or self.scope != "core" or self.positions is not Positions.NONE):
+            needs = "a paged cache needs scope=core, positions=none and no lengths"
+            raise ProblemError(f"page_size={size}: keys are written to pages before the call, so {needs}")
+        if size and self.score.similarity is not Similarity.DOT:
+            raise ProblemError(f"page_size={size} with score={self.score.similarity}: a paged cache needs score=dot")
 
     def _check_scope(self) -> None:
         if self.returns is not Returns.OUT or self.dropout:
@@ -344,25 +361,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def features(self) -> frozenset[str]:
         """The words of FEATURES that a backend must support; plain multi-head self-attention needs none."""
         return _features(self)
-
-
-@lru_cache(maxsize=256)
-def parse_scope(text: str) -> tuple[str, Scope, int]:
-    """The canonical text, kind and number of layers of `core`, `block` or `layer:N`.
-
-    Raises ProblemError or UnknownNameError.
-    """
-    word, colon, count = text.partition(":")
-    if word not in tuple(Scope):
-        raise UnknownNameError("scope", text, ("core", "block", "layer:2"))
-    if word != Scope.LAYER:
-        if colon:
-            raise ProblemError(f"scope={text!r}: {word} takes no number")
-        return word, Scope(word), 0
-    depth = integer(count, f"scope={text!r}") if colon else 1
-    if depth < 1:
-        raise ProblemError(f"scope={text!r}: at least one layer")
-    return f"layer:{depth}", Scope.LAYER, depth
 
 
 FEATURES: dict[str, str] = {

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from attnbench.attention import fixed_random
-from attnbench.attention.problem import Problem, Scope
+from attnbench.attention.problem import Problem
+from attnbench.attention.scope_text import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,14 +12,17 @@ import numpy as np
 from msgspec.structs import replace
 
 from attnbench.attention import cost, latent, layouts
+from attnbench.attention.masks import PATTERNS
 from attnbench.attention.problem import Mode, Problem
-from attnbench.backends import FLOATS, Backend, Limits, Prepared, sdpa
+from attnbench.backends import FLOATS, Backend, Limits, Prepared, load
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ABSORBED = "mla:absorbed"
+_MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
+_FEATURES = _MASKS | {"gqa", "cross", "scale", "head_dim_v", "latent", "paged"}
 
 
 def prepare(case: Case, device: str) -> Prepared:
@@ -27,7 +30,7 @@ def prepare(case: Case, device: str) -> Prepared:
     import torch
 
     problem = case.problem
-    inner = sdpa.prepare(_inner(case), device)
+    inner = load("sdpa").prepare(_inner(case), device)
     weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
     rank = weights.of_values.shape[1]
     rows = _inner(case).problem.shape_q
@@ -80,13 +83,11 @@ def scratch_bytes(case: Case) -> int:
     problem, inner = case.problem, _inner(case)
     around = cost.input_bytes(inner.problem) + cost.output_bytes(inner.problem, Mode.FWD)
     pages = cost.input_bytes(problem) if problem.page_size else 0
-    return sdpa.scratch_bytes(inner) + latent.matrix_bytes(problem) + 2 * around + pages
+    return load("sdpa").scratch_bytes(inner) + latent.matrix_bytes(problem) + 2 * around + pages
 
 
 def _backend(name: str, summary: str) -> Backend:
-    limits = Limits(
-        dtypes=FLOATS, features=sdpa.MASKS | sdpa.SHAPES | {"latent", "paged"}, modes=frozenset({Mode.FWD})
-    )  # fmt: skip
+    limits = Limits(dtypes=FLOATS, features=_FEATURES, modes=frozenset({Mode.FWD}))
     return Backend(
         name=name,
         summary=summary,

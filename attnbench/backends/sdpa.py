@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 DOCS = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
 
-MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
-SHAPES = frozenset({"gqa", "cross", "scale", "head_dim_v"})
+_MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
+_SHAPES = frozenset({"gqa", "cross", "scale", "head_dim_v"})
 _BIASES = frozenset({*BIASES, "dense_bias"})
 
 # torch's names of the kernels, as torch.nn.attention.SDPBackend has them.
@@ -153,7 +153,7 @@ def scratch_bytes(case: Case) -> int:
 def _cuda_limits(kernel: str) -> Limits:
     """As torch's own checks have them (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
     return {
-        "math": Limits(dtypes=FLOATS, features=MASKS | SHAPES | _BIASES | {"dropout", "weights"}),
+        "math": Limits(dtypes=FLOATS, features=_MASKS | _SHAPES | _BIASES | {"dropout", "weights"}),
         "flash": Limits(
             dtypes=HALVES,
             features=frozenset({"causal", "gqa", "scale", "cross", "dropout"}),
@@ -162,10 +162,10 @@ def _cuda_limits(kernel: str) -> Limits:
             # is_causal is top-left: where the lengths differ it would be another mask, and flash takes no mask tensor.
             combinations=(frozenset({"causal", "cross"}),),
         ),
-        "efficient": Limits(dtypes=FLOATS, features=MASKS | SHAPES | _BIASES | {"dropout"}, capability=(5, 0)),
+        "efficient": Limits(dtypes=FLOATS, features=_MASKS | _SHAPES | _BIASES | {"dropout"}, capability=(5, 0)),
         "cudnn": Limits(
             dtypes=HALVES,
-            features=MASKS | SHAPES | {"dropout"},
+            features=_MASKS | _SHAPES | {"dropout"},
             head_dim_most=256,
             head_dim_multiple=8,
             capability=(8, 0),
@@ -179,7 +179,7 @@ def _backend(name: str, summary: str) -> Backend:
     if not kernel:  # torch prefers a fused kernel, which returns no weights
         limits["cuda"] = replace(limits["cuda"], features=limits["cuda"].features - {"weights"})
     if kernel in ("", "math", "flash"):
-        features = MASKS | SHAPES | _BIASES
+        features = _MASKS | _SHAPES | _BIASES
         if kernel == "flash":  # a mask that depends on the queries needs a gradient, which it lacks
             features -= {"head_dim_v", "xl", "shaw"}
         else:

@@ -93,7 +93,7 @@ def grammar(module: str) -> Reader:
 
 def scope(word: str) -> str:
     """The canonical text of a scope."""
-    from attnbench.attention.problem import parse_scope
+    from attnbench.attention.scope_text import parse_scope
 
     return parse_scope(word)[0]
 

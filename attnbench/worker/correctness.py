@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from attnbench.attention.blocks import Group, query_heads
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import Dtype, Problem, Scope
+from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.scope_text import Scope
 from attnbench.records.result import Record
 from attnbench.worker.expected_values import DROPPED, ExpectedValues
 from attnbench.worker.tolerances import FACTOR, PRECISION, TILE, OutputTolerance, tile_rms
