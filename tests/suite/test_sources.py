@@ -170,6 +170,30 @@ def test_gemma_decodes_with_the_window_of_its_local_layers() -> None:
     assert masks == {("causal", 50), ("causal+window:4095", 50)}
 
 
+# eagle/model/choices.py: mc_sim_7b_63, each draft token as its path of ranks.
+EAGLE = "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"
+
+
+def test_speculative_decoding_has_the_tree_of_eagle() -> None:
+    tokens = ["", *EAGLE.split()]
+    for cell in table_cells("chat-decode", "speculative"):
+        grid = cell.problem.grid
+        visible = cell.problem.masking.dense(grid)[0]
+        assert visible[:, : grid.offset].all()
+        for path, row in zip(tokens, visible[:, grid.offset :], strict=True):
+            assert [path.startswith(other) for other in tokens] == row.tolist()
+
+
+def test_dinat_divides_its_width_among_its_heads() -> None:
+    # dinat.py: embed_dim 64, num_heads [2, 4, 8, 16], dilations [1, 8, 1] ...; nat.py: stages double it.
+    for number, heads in enumerate((2, 4, 8, 16)):
+        found = {
+            (cell.problem.heads, cell.problem.head_dim, cell.problem.seq_q)
+            for cell in table_cells("dinat-mini", f"stage {number + 1}")
+        }
+        assert found == {(heads, 64 * 2**number // heads, (224 // 4 // 2**number) ** 2)}
+
+
 @pytest.mark.parametrize(
     ("name", "batches"),
     [

@@ -55,7 +55,7 @@ OWN |= {"claims", "grad-accumulation", "layers", "tensor-parallel"}
 # The rows of applications of docs/mechanisms.md.
 MODELS = {
     "bart-large", "bert-base", "bert-qa", "bert4rec", "bidaf", "chat-decode", "clinical-longformer", "clip",
-    "deepseek-v3", "detr", "din", "dit-xl2", "finbert-stream", "flamingo", "gemma2-9b", "gpt-oss", "gpt2",
+    "deepseek-v3", "detr", "din", "dinat-mini", "dit-xl2", "finbert-stream", "flamingo", "gemma2-9b", "gpt-oss", "gpt2",
     "graphormer", "led",
     "llama3-70b", "llama3-8b", "minilm", "mistral-7b", "mt-transformer-base", "qformer", "sasrec", "sd-unet",
     "segformer-b0", "swin-t", "t5-base", "vit-3d", "vit-b16", "whisper-base", "xl-wt103-base", "xl-wt103-large",
