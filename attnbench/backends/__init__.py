@@ -226,7 +226,9 @@ def failure(run: Callable[[], object]) -> str | None:
     """What a trial call of a backend raises, in one line; None: it works."""
     try:
         run()
-    except Exception as error:  # a package that does not fit this torch, driver or GPU may raise anything
+    except (
+        Exception
+    ) as error:  # a package that does not fit this torch, driver or GPU, or a compiler, may raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
 

@@ -19,7 +19,7 @@ from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Rela
 from attnbench.attention.masks import PATTERNS
 from attnbench.attention.problem import Dtype, Problem, Returns
 from attnbench.attention.terms import BlockPattern
-from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared
+from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure
 from attnbench.kernels.tiling import (
     MAX_DECODE_ROWS,
     MAX_HEAD_DIM,
@@ -270,11 +270,7 @@ def probe(device: str) -> str | None:
     from attnbench import kernels
 
     tokens = torch.zeros(1, 1, 16, 16, device=device)
-    try:
-        kernels.attention(tokens, tokens, tokens)
-    except Exception as error:  # Triton raises whatever its compiler, driver or interpreter raises
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+    return failure(lambda: kernels.attention(tokens, tokens, tokens))
 
 
 _CUDA = replace(LIMITS, dtypes=FLOATS | {Dtype.TF32}, capability=(8, 0))

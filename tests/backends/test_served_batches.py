@@ -223,6 +223,13 @@ def test_what_a_library_does_not_take_is_refused(name: str, fields: dict[str, An
     assert reason in load(name).objections(Case(problem=batch_of(MIXED, **fields), backend=name), "cuda", HOPPER)
 
 
+def test_a_probe_says_why_a_library_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = load("flashinfer").probe or str
+    assert probe("cpu") is None
+    monkeypatch.delattr(sys.modules["flashinfer"], "BatchPrefillWithRaggedKVCacheWrapper")
+    assert probe("cpu") == "AttributeError: module 'flashinfer' has no attribute 'BatchPrefillWithRaggedKVCacheWrapper'"
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_planning_is_a_sample_and_a_cpu_has_no_transfer(name: str) -> None:
     prepared, _, _ = libraries.prepared_batch(name, batch_of(MIXED, name, page_size=256))
