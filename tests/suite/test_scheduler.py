@@ -23,7 +23,7 @@ def servers(draw: st.DrawFn) -> tuple[SchedulerOptions, list[TracedRequest]]:
     families = draw(st.integers(1, 3))
     for _ in range(draw(st.integers(1, 14))):
         now_s += draw(st.sampled_from([0.0, 0.05, 0.5, 3.0]))
-        tokens = draw(st.integers(1, 60 if size == 1 else 2600))
+        tokens = draw(st.integers(1, 60) if size == 1 else st.integers(1, 2600) | st.sampled_from([512, 1024, 1536]))
         hashes: tuple[int, ...] = ()
         if draw(st.booleans()):
             parts, family = -(-tokens // HASHED_TOKENS), draw(st.integers(1, families))
@@ -130,6 +130,15 @@ def test_second_request_computes_what_the_first_did_not_cache() -> None:
     )
     assert steps == [[(1000, 1000)], [(1000 - 62 * 16, 1000)]]
     assert scheduler.totals.cached_tokens == 62 * 16
+
+
+def test_last_token_of_a_cached_prompt_is_computed() -> None:
+    """1,024 equal tokens: all 64 blocks are cached, and the last of them is computed again."""
+    same = (11, 12)
+    requests = [TracedRequest(0.0, 1024, 1, same), TracedRequest(1.0, 1024, 1, same)]
+    steps, scheduler = batches(SchedulerOptions(kv_blocks=1000), requests)
+    assert steps == [[(1024, 1024)], [(16, 1024)]]
+    assert scheduler.totals.cached_tokens == 1008
 
 
 @pytest.mark.parametrize(("size", "hit"), [(16, 1024), (100, 1000), (512, 1024), (700, 700), (1024, 1024), (1100, 0)])
