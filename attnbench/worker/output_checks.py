@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Calls in a row: at least as many as find a kernel that is wrong in every eighth call (docs/method.md).
 MIN_IN_A_ROW, MAX_IN_A_ROW = 8, 64
 VERIFYING_S = 0.02  # limit of the calls in a row that follow the verification
-TIMING_SHARE = 0.125  # the same after the rounds, as a share of the seconds in settling and timing
+CHECKS_S, TIMING_SHARE = 0.01, 0.05  # the same after the rounds, beside a share of the seconds in settling and timing
 MAX_KEPT = 4  # fingerprints; a kernel with more is not deterministic
 
 
@@ -73,7 +73,7 @@ class OutputChecks:
         if self.wrong or self._is_known():
             return
         is_first = not self._right[self._case.sign]
-        if is_first or self._judging_s < TIMING_SHARE * self._timed_s:
+        if is_first or self._judging_s < self._limit_s:
             started = time.perf_counter()
             verdict = self.judge()
             self._judging_s += 0.0 if is_first else time.perf_counter() - started
@@ -86,7 +86,11 @@ class OutputChecks:
 
     def check_after_rounds(self) -> None:
         """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times."""
-        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, TIMING_SHARE * self._timed_s)
+        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s)
+
+    @property
+    def _limit_s(self) -> float:
+        return CHECKS_S + TIMING_SHARE * self._timed_s
 
     def _check_calls(self, place: str, minimum: int, maximum: int, limit_s: float) -> None:
         end = time.perf_counter() + limit_s
