@@ -63,6 +63,11 @@ def absorbed(problem: Problem) -> Problem:
     return replace(problem, kv="", kv_heads=1, head_dim=rank + rope, head_dim_v=rank, score=score)
 
 
+def product_flops(problem: Problem, tokens: int) -> int:
+    """FLOPs of the products of some tokens, queries with outputs or those of the cache, with both matrices."""
+    return 2 * matrix_bytes(problem) // problem.dtype.bytes * tokens
+
+
 def expand(weights: Matrices, cache: Tensor) -> tuple[Tensor, Tensor]:
     """Keys [batch, heads, seq_kv, nope + rope] and values [batch, heads, seq_kv, head_dim_v]."""
     import torch

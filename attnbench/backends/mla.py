@@ -59,9 +59,8 @@ def prepare(case: Case, device: str) -> Prepared:
 def executed_flops(case: Case) -> int:
     """FLOPs of the products that are computed: those of attention inside, and those with the matrices."""
     problem, inner = case.problem, _inner(case).problem
-    products = latent.matrix_bytes(problem) // problem.dtype.bytes  # of one token
     tokens = problem.tokens_q if case.backend == _ABSORBED else problem.tokens_kv
-    return cost.flops(inner, Mode.FWD) + 2 * products * tokens
+    return cost.flops(inner, Mode.FWD) + latent.product_flops(problem, tokens)
 
 
 def _inner(case: Case) -> Case:

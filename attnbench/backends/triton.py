@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from attnbench.attention import cost, layouts, logits
+from attnbench.attention import cost, latent, layouts, logits
 from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Relative
 from attnbench.attention.masks import PATTERNS
-from attnbench.attention.problem import Dtype, Problem, Returns
+from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.attention.terms import BlockPattern
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure
 from attnbench.kernels.tiling import (
     MAX_DECODE_ROWS,
     MAX_HEAD_DIM,
     MAX_HOPPER_BACKWARD_WIDTH,
+    MAX_LATENT,
     MAX_SPLIT_ROWS,
     MAX_SPLITS,
     MIN_BLOCK,
@@ -37,7 +38,7 @@ FEATURES = frozenset(
     {
         *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "dense", *PATTERNS),
         *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", "paged"),
-        *("requests", *BIASES),
+        *("requests", "latent", *BIASES),
     }
 )
 MAX_PAGE = 256  # tokens
@@ -86,7 +87,7 @@ def prepare(case: Case, device: str) -> Prepared:
     from attnbench import kernels
 
     problem, form = case.problem, mask_form(case.problem)
-    if problem.page_size or problem.requests:
+    if _is_decoded(problem):
         return _decoded(problem, device)
     started = time.perf_counter()
     options = arguments(problem) | _mask(problem, form, device) | _optional_arguments(problem, device)
@@ -107,22 +108,46 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
 
 
+def _is_decoded(problem: Problem) -> bool:
+    """Whether only the decode kernel takes it."""
+    return bool(problem.page_size or problem.requests or problem.kv)
+
+
 def _decoded(problem: Problem, device: str) -> Prepared:
-    """The decode kernel, which reads keys through a table of pages, and takes requests of different lengths."""
+    """The decode kernel, which reads pages and latent caches, and takes requests of different lengths."""
     from attnbench import kernels
 
+    inner = latent.absorbed(problem) if problem.kv else problem
     started = time.perf_counter()
-    options = arguments(problem) | _optional_arguments(problem, device) | _places(problem, device)
+    options = arguments(inner) | _optional_arguments(inner, device) | _places(inner, device)
     seconds = {"plan": time.perf_counter() - started} if problem.requests else {}
     facts: Keywords = {"page_size": problem.page_size} if problem.page_size else {}
-    run = _packed(kernels.decode) if problem.requests else kernels.decode
+    decode = _packed(kernels.decode) if problem.requests else kernels.decode
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Output:
-        output: Output = run(q, k, v, facts=None if "path" in facts else facts, check=False, **options)
+        output: Output = decode(q, k, v, facts=None if "path" in facts else facts, check=False, **options)
         return output
 
+    run = call
+    if problem.kv:
+        facts["executed_flops"] = cost.flops(inner, Mode.FWD) + latent.product_flops(problem, problem.tokens_q)
+        run = _absorbed(problem, device, call)
     stored = partial(layouts.paged, problem) if problem.page_size else None
-    return Prepared(call=call, seconds=seconds, stored=stored, late_facts=lambda: facts)
+    return Prepared(call=run, seconds=seconds, stored=stored, late_facts=lambda: facts)
+
+
+def _absorbed(problem: Problem, device: str, decode: Callable[..., Output]) -> Callable[..., Output]:
+    """Attention to a latent cache, with the products of q and out with its matrices around it."""
+    weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
+    rank = weights.of_values.shape[1]
+
+    def call(q: torch.Tensor, cache: torch.Tensor, _: torch.Tensor) -> Output:
+        output = decode(latent.absorb(weights, q), cache, cache[..., :rank])
+        if not isinstance(output, tuple):
+            return latent.project(weights, output)
+        return latent.project(weights, output[0]), output[1]
+
+    return call
 
 
 def _places(problem: Problem, device: str) -> Keywords:
@@ -160,13 +185,16 @@ def _packed(decode: Callable[..., Output]) -> Callable[..., Output]:
 
 
 def refuses(case: Case) -> list[str]:
-    """Objections of the decode kernel, which reads pages and takes requests."""
+    """Objections of the decode kernel, which reads pages and latent caches, and takes requests."""
     problem = case.problem
-    if not problem.page_size and not problem.requests:
+    if not _is_decoded(problem):
         return []
-    reasons, what = [], "in a batch of requests" if problem.requests else "over pages"
+    reads = "pages" if problem.page_size else "a latent cache"
+    reasons, what = [], "in a batch of requests" if problem.requests else f"over {reads}"
     if problem.seq_q > MAX_DECODE_ROWS and not problem.requests:
-        reasons.append(f"the decode kernel, which reads pages, takes at most {MAX_DECODE_ROWS} queries")
+        reasons.append(f"the decode kernel, which reads {reads}, takes at most {MAX_DECODE_ROWS} queries")
+    if (cache := problem.latent) and (sum(cache) > MAX_LATENT[0] or cache.rank > MAX_LATENT[1]):
+        reasons.append(f"kv={problem.kv} is over {MAX_LATENT[1]}+{MAX_LATENT[0] - MAX_LATENT[1]}")
     if problem.page_size > MAX_PAGE:
         reasons.append(f"page_size {problem.page_size} is over {MAX_PAGE}")
     if beyond := problem.masking.words - {"causal", "window"}:
@@ -259,7 +287,12 @@ def scratch_bytes(case: Case) -> int:
         keys = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)
         total += 8 * rows + (4 * keys if problem.kv_heads < problem.heads else 0)
     elif problem.requests or problem.seq_q <= MAX_DECODE_ROWS:
-        total += 4 * min(MAX_SPLITS * rows, MAX_SPLIT_ROWS) * (problem.head_dim_v + 1)
+        width = problem.head_dim_v
+        if problem.kv:  # q and out in the latent space, and the matrices
+            inner = latent.absorbed(problem)
+            width = inner.head_dim_v
+            total += rows * (inner.head_dim + width) * problem.dtype.bytes + latent.matrix_bytes(problem)
+        total += 4 * min(MAX_SPLITS * rows, MAX_SPLIT_ROWS) * (width + 1)
     return total
 
 
@@ -273,13 +306,14 @@ def probe(device: str) -> str | None:
     return failure(lambda: kernels.attention(tokens, tokens, tokens))
 
 
+_OF_PATHS = FEATURES - {"requests", "latent"}  # which only the decode kernel takes
 _CUDA = replace(LIMITS, dtypes=FLOATS | {Dtype.TF32}, capability=(8, 0))
-_DESCRIBED = replace(_CUDA, dtypes=HALVES, features=FEATURES - {"requests"}, capability=(9, 0))
+_DESCRIBED = replace(_CUDA, dtypes=HALVES, features=_OF_PATHS, capability=(9, 0))
 _BY_HOPPER = frozenset(
     {"causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "gqa", "cross", "scale", "lse"}
 )
 _HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={FP8: (9, 0)}, capability_below=(10, 0))
-_NAMED, _NAMED_CUDA = (replace(limits, features=FEATURES - {"requests"}) for limits in (LIMITS, _CUDA))
+_NAMED, _NAMED_CUDA = (replace(limits, features=_OF_PATHS) for limits in (LIMITS, _CUDA))
 _ANY = Backend(
     name="triton",
     summary="in-house Triton kernels",

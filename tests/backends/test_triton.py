@@ -202,6 +202,28 @@ def test_a_batch_of_requests_is_refused_with_a_reason(mode: Mode, fields: dict[s
     assert load("triton").objections(case(mode, **REQUESTS, **fields), "cpu") == [reason]
 
 
+LATENT = {"seq_q": 2, "kv": "latent:512+64", "head_dim": 192, "head_dim_v": 128}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"page_size": 16}, {"mask": "causal"}, {"requests": "q2s64", "seq_kv": 64}], ids=str
+)
+def test_a_latent_cache_is_read(fields: dict[str, Any]) -> None:
+    assert load("triton").objections(case(**LATENT | fields), "cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"seq_q": 17}, "the decode kernel, which reads a latent cache, takes at most 16 queries"),
+        ({"kv": "latent:768+64"}, "kv=latent:768+64 is over 512+64"),
+        ({"mask": "prefix:1"}, "prefix over a latent cache unsupported"),
+    ],
+)
+def test_a_latent_cache_is_refused_with_a_reason(fields: dict[str, Any], reason: str) -> None:
+    assert load("triton").objections(case(**LATENT | fields), "cpu") == [reason]
+
+
 def test_named_paths_take_no_requests() -> None:
     assert named("portable", **REQUESTS) == ["requests of different lengths in one batch unsupported"]
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from attnbench import backends, kernels
+from attnbench.attention import latent
 from attnbench.attention.problem import Problem, Returns
 from attnbench.records.case import Case
 from tests import oracle
@@ -164,6 +166,33 @@ def test_facts_say_how_it_was_split() -> None:
     facts: dict[str, Any] = {}
     kernels.decode(*inputs(SHAPE), tiling=decode_tiling(3, block_kv=32), facts=facts)
     assert (facts["path"], facts["splits"], facts["block_q"], facts["block_kv"]) == ("decode", 3, 16, 32)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"requests": "q20s25_2q1s40", "batch": 3, "seq_q": 20, "seq_kv": 40, "page_size": 16},
+        {"requests": "q3s9_q5", "batch": 2, "seq_q": 5, "seq_kv": 9},
+        {"batch": 2, "seq_q": 2, "seq_kv": 30},
+    ],
+    ids=str,
+)
+def test_the_backend_reads_a_latent_cache_absorbed(fields: dict[str, Any]) -> None:
+    problem = Problem(heads=4, head_dim=24, head_dim_v=16, mask="causal", kv="latent:32+8", **fields)
+    case = Case(problem=problem, backend="triton")
+    assert backends.load("triton").objections(case, "cpu") == []
+    prepared = backends.load("triton").prepare(case, "cpu")
+    q, cache = torch.randn(*problem.shape_q, 24), torch.randn(*problem.shape_kv, 40)
+    empty = cache[..., :0]
+    out = prepared.call(q, *((prepared.stored(kv) if prepared.stored else kv) for kv in (cache, empty)))
+    k, v = latent.expand(latent.matrices(problem), cache)
+    spans = problem.spans if problem.requests else ((slice(None), slice(None)),)
+    for part, (queries, keys) in zip(problem.parts, spans, strict=True):
+        plain = replace(latent.expanded(part), page_size=0)
+        exact = oracle.attend(plain, q[:, :, queries], k[:, :, keys], v[:, :, keys])[0]
+        torch.testing.assert_close(out[:, :, queries].double(), exact, rtol=0, atol=1e-4)
+    assert prepared.late_facts is not None
+    assert prepared.late_facts()["latent"] == "32+8"
 
 
 @pytest.mark.parametrize("page_size", [0, 16])
