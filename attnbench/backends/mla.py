@@ -78,8 +78,11 @@ def _shared(problem: Problem) -> Problem:
 
 
 def scratch_bytes(case: Case) -> int:
-    """What SDPA needs, the matrices, and q and out in the latent space or the expanded keys and values."""
-    problem, inner = case.problem, _inner(case)
+    """What SDPA needs, the matrices, and q and out in the latent space or the expanded keys and values.
+
+    Keys and values of different widths are left to the unfused kernel on a CPU.
+    """
+    problem, inner = case.problem, replace(_inner(case), backend="sdpa:math")
     around = cost.input_bytes(inner.problem) + cost.output_bytes(inner.problem, Mode.FWD)
     pages = cost.input_bytes(problem) if problem.page_size else 0
     return load("sdpa").scratch_bytes(inner) + latent.matrix_bytes(problem) + 2 * around + pages

@@ -152,7 +152,9 @@ def scratch_bytes(case: Case) -> int:
         total += 2 * sequences * problem.seq_q * problem.seq_kv  # the mask and its negation
     if problem.page_size:
         total += 2 * cost.input_bytes(problem)
-    if problem.kv_heads != problem.heads:
+    if problem.kv:
+        total += 2 * cost.kv_bytes(latent.expanded(problem)) + latent.matrix_bytes(problem)
+    elif problem.kv_heads != problem.heads:
         expanded = problem.heads // problem.kv_heads * cost.input_bytes(problem)
         total += expanded * (2 if mode.needs_grad else 1)
     return total
