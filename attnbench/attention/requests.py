@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,6 +65,14 @@ def short(text: str) -> str:
         return text
     queries, keys = map(sum, zip(*parse(text), strict=True))
     return f"q{queries}s{keys}~{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
+def short_lengths(lengths: Sequence[int]) -> str:
+    """The lengths of a ragged batch for a label; of many, their number and range, and a hash."""
+    text = "-".join(map(str, lengths))
+    if len(text) <= LONGEST_LABEL:
+        return text
+    return f"{len(lengths)}x{min(lengths)}..{max(lengths)}~{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def shrunk(requests: tuple[RequestSize, ...], share: float) -> tuple[RequestSize, ...]:

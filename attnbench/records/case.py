@@ -41,11 +41,25 @@ def problem_label(problem: Problem, mode: Mode) -> str:
     if problem.head_dim_v != problem.head_dim:
         parts.append(f"dv{problem.head_dim_v}")
     parts += [problem.mask, problem.dtype.value, mode.value]
-    shown = {"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v", "dtype", "mask", "requests"}
+    shown = {
+        "batch",
+        "heads",
+        "kv_heads",
+        "seq_q",
+        "seq_kv",
+        "head_dim",
+        "head_dim_v",
+        "dtype",
+        "mask",
+        "requests",
+        "lengths",
+    }
     rest: dict[str, object] = {}
     for name, value in canonical(problem).items():
         if name not in shown:
             rest |= value if isinstance(value, dict) else {name: value}
+    if problem.lengths:
+        rest["lengths"] = requests.short_lengths(problem.lengths)
     parts += [f"{name}={spell(value)}" for name, value in sorted(rest.items())]
     return " ".join(parts)
 

@@ -171,6 +171,8 @@ def _words(row: Row) -> Words:
         if name not in _IN_LABEL and name != "requests":
             value = row.value(name)
             words[name] = "" if value == _DEFAULTS[name] else f"{name}={spell(value)}"
+    if row.lengths:
+        words["lengths"] = f"lengths={requests.short_lengths(tuple(map(int, row.lengths.split('-'))))}"
     return words
 
 

@@ -229,9 +229,13 @@ _AXES = (
         default="1",
     ),
     Axis(
-        name="lengths", summary="Lengths of one ragged batch: 300-200-12.", read=readers.ragged, written=Words,
+        name="lengths", summary="Lengths of one ragged batch: 300-200-12, lognormal:mean=1k:cv=1:n=64 or file:PATH.",
+        read=readers.ragged, written=Words,
         replaces=("seq", "seq_q", "seq_kv", "batch", "tokens"),
-        values='words: the lengths of one ragged batch joined by `-`, as `"300-200-12"`',
+        values=(
+            'words: the lengths of one ragged batch joined by `-`, as `"300-200-12"`; `lognormal:mean=1k:cv=1:n=64`; '
+            "`file:lengths.txt`, one in each line"
+        ),
         default="no ragged batch",
     ),
     Axis(

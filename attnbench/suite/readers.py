@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attnbench import units
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
+from attnbench.suite.ragged import lengths
 
 if TYPE_CHECKING:
     from attnbench.attention.scores import Score
@@ -162,9 +163,8 @@ def _number(field: str, text: str, place: str) -> float | None:
 
 
 def ragged(value: object, place: str) -> tuple[tuple[int, ...], ...]:
-    """Read the lengths of ragged batches: `300-200-12`."""
-    batches = (tuple(units.integer(item, place) for item in word.split("-")) for word in words(value, place))
-    return tuple(dict.fromkeys(batches))
+    """Read the lengths of ragged batches, as `300-200-12`."""
+    return tuple(dict.fromkeys(lengths(word, place) for word in words(value, place)))
 
 
 def kv(word: str) -> str:

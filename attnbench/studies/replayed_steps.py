@@ -1,0 +1,130 @@
+"""Measure the drawn steps of a simulated trace as cases of a sweep, and read their times from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from attnbench.analysis import readings
+from attnbench.analysis.readings import Floats
+from attnbench.analysis.restarts import Restarts, join
+from attnbench.analysis.traffic import Draw, TrafficSteps
+from attnbench.analysis.traffic_totals import Measured
+from attnbench.attention import requests
+from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.requests import RequestSize
+from attnbench.engine import sweep
+from attnbench.engine.sweep import Sweep
+from attnbench.errors import UsageError
+from attnbench.records.result import Result
+from attnbench.suite.models.decoder import Decoder, DecoderLayer
+from attnbench.suite.readers import spell
+
+FIELDS = ("requests", "mask", "heads", "kv_heads", "head_dim", "head_dim_v", "dtype", "page_size")
+
+
+class StepProblems(msgspec.Struct, frozen=True, kw_only=True):
+    """One drawn step: the attention of each kind of layer, and how many layers have it."""
+
+    layers: tuple[tuple[Problem, int], ...]
+
+
+def problems_of(batch: Sequence[tuple[int, int]], decoder: Decoder, *, dtype: Dtype, page_size: int) -> StepProblems:
+    """The problems of one step. Raises UsageError for layers that requests cannot express."""
+    text = requests.spell(tuple(RequestSize(queries, keys) for queries, keys in batch))
+    return StepProblems(
+        layers=tuple((_problem(text, layer, dtype, page_size), layer.count) for layer in decoder.layers)
+    )
+
+
+def _problem(text: str, layer: DecoderLayer, dtype: Dtype, page_size: int) -> Problem:
+    if layer.chunk:
+        raise UsageError(
+            f"replay: layers with chunks of {layer.chunk} tokens cannot be measured: use --simulate-only for this model"
+        )
+    sizes = requests.parse(text)
+    seq_q, seq_kv = map(max, zip(*sizes, strict=True))
+    head_dim, head_dim_v = layer.latent or (layer.head_dim, layer.head_dim_v)
+    return Problem(
+        batch=len(sizes),
+        requests=text,
+        seq_q=seq_q,
+        seq_kv=seq_kv,
+        heads=layer.heads,
+        kv_heads=1 if layer.latent else layer.kv_heads,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        mask=f"causal+window:{layer.window - 1}" if layer.window else "causal",
+        dtype=dtype,
+        page_size=page_size,
+    )
+
+
+def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
+    """The sweep that measures these steps: each problem once, with the backends and limits of the request."""
+    wanted = list(dict.fromkeys(problem for step in steps for problem, _ in step.layers))
+    axes = {name: ",".join(dict.fromkeys(spell(_value(problem, name)) for problem in wanted)) for name in FIELDS}
+    prepared = sweep.prepare(msgspec.structs.replace(request, axes=axes))
+    cells = [(cell, arms) for cell, arms in prepared.cells if cell.problem in set(wanted)]
+    return prepared if len(cells) == len(prepared.cells) else sweep.replan(prepared, cells)
+
+
+def _value(problem: Problem, name: str) -> object:
+    value = getattr(problem, name)
+    return value.value if isinstance(value, Dtype) else value
+
+
+def times_of(steps: Sequence[StepProblems], results: Sequence[Result], drawn: Draw, table: TrafficSteps) -> Measured:
+    """Seconds of each drawn step by backend and round: every kind of layer by its number, and planning once.
+
+    Rounds pair the backends of a problem. A backend that was timed in a later pass is scaled by the reference, which
+    was timed in both.
+    """
+    arms = {(arm.case.problem, arm.name): arm for arm in join(results)}
+    names = tuple(dict.fromkeys(name for _, name in arms))
+    rounds: dict[tuple[int, str], Floats] = {}
+    refusals: dict[tuple[int, str], str] = {}
+    for place, step in enumerate(steps):
+        for name in names:
+            of_layers = [(arms.get((problem, name)), count) for problem, count in step.layers]
+            timed = [(arm, count) for arm, count in of_layers if arm and arm.times]
+            if len(timed) == len(of_layers):
+                rounds[place, name] = _step_seconds(timed)
+            else:
+                refusals[place, name] = next(_reason(arm) for arm, _ in of_layers if not (arm and arm.times))
+    times = np.full((len(steps), len(names), max(map(len, rounds.values()), default=1)), np.nan)
+    for (place, name), values in rounds.items():
+        times[place, names.index(name), : len(values)] = values
+    return Measured(backends=names, kinds=table.kinds[drawn.steps], times_s=times, refusals=refusals)
+
+
+def _reason(arm: Restarts | None) -> str:
+    if arm is None:
+        return "not measured"
+    return f"{arm.status}: {arm.worst.reason}" if arm.worst.reason else str(arm.status)
+
+
+def _step_seconds(layers: Iterable[tuple[Restarts, int]]) -> Floats:
+    """Seconds of all layers by round, as many rounds as each kind of layer has; planning is done once for all."""
+    series, plan_s = [], 0.0
+    for arm, count in layers:
+        series.append(count * _rounds(arm))
+        planned = arm.results[0].samples.get("plan")
+        plan_s += (planned and readings.location(planned.values)) or 0.0
+    shortest = min(map(len, series))
+    seconds: Floats = np.sum([each[:shortest] for each in series], axis=0) + plan_s
+    return seconds
+
+
+def _rounds(arm: Restarts) -> Floats:
+    """Seconds of a call by round, as if timed in the rounds of the reference."""
+    timed = readings.by_round(arm.times[0])
+    borrowed = arm.results[0].samples.get("reference_time")
+    main = arm.reference_results[0].samples.get("time") if arm.reference_results else None
+    scale = dict.fromkeys(timed, 1.0)
+    if borrowed is not None and main is not None:
+        beside, usual = readings.by_round(borrowed), readings.location(readings.by_round(main).values())
+        scale = {number: usual / beside[number] for number in timed if number in beside and usual}
+    return np.array([timed[number] * scale[number] for number in sorted(scale)])
