@@ -108,6 +108,7 @@ PROBLEM = (
     ),
     SET,
 )
+DTYPE = next(each for each in PROBLEM if each.name == "dtype")
 BACKEND = Option(
     name="backend", flags=("--backend", "-b"), metavar="LIST", names=completion.backend_names, check=checks.backends,
     help="Backends: names, auto, all, my_kernel.py:attend or package.module:attend; by default those of the suite, "

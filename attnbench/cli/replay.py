@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnbench.cli import checks, options
 from attnbench.cli.options import OptionGroup, option
+
+if TYPE_CHECKING:
+    from attnbench.engine.sweep import Request
+    from attnbench.studies.replayed_steps import ReplayPlan
+    from attnbench.suite.serving.simulation import Serving
 
 MAX_BLOCKS = 1 << 24  # above any cache; a simulation holds about 30 bytes for each
 
@@ -97,8 +102,34 @@ class Server(OptionGroup, frozen=True, kw_only=True):
     no_prefix_cache: Annotated[bool, option("--no-prefix-cache", help="Compute equal prefixes again.")] = False
 
 
-@options.with_options()
+class Measured(OptionGroup, frozen=True, kw_only=True):
+    """What is measured, and where it is stored."""
+
+    steps: Annotated[
+        int,
+        option(
+            help="Steps to draw and measure; fewer where the budget is too short for so many.", metavar="N",
+            check=checks.at_least(1),
+        ),
+    ] = 64  # fmt: skip
+    out: Annotated[
+        Path | None,
+        option(
+            "--out", "-o", help="Run directory; an existing run of the same replay in it is continued.", metavar="DIR"
+        ),
+    ] = None
+    simulate_only: Annotated[
+        bool, option("--simulate-only", help="Print the mix of steps by predicted time; measure nothing.")
+    ] = False
+
+
+@options.with_options(
+    options.ARMS, options.DTYPE, options.BUDGET, options.ROUNDS, options.TIMEOUT, options.MEM_LIMIT,
+    options.SEED.but(help="Random seed of arrivals, of the steps that are drawn, and of inputs."),
+)  # fmt: skip
 def replay(
+    context: typer.Context,
+    request: Request,
     trace: Annotated[
         str,
         typer.Argument(
@@ -109,31 +140,74 @@ def replay(
     model: Annotated[Path, option("--model", help="config.json of the served model.", metavar="FILE")],
     arrivals: Arrivals,
     server: Server,
-    simulate_only: Annotated[
-        bool, option("--simulate-only", help="Print the mix of steps by predicted time; measure nothing.")
-    ] = False,
-    seed: Annotated[int, options.SEED.but(help="Random seed of arrivals.").info()] = 0,
+    measured: Measured,
+    progress: options.Progress = "auto",
     json: options.Json = False,
 ) -> int:
-    """Simulate the server that answers a trace, and show its steps.
+    """Find the fastest attention backend for the traffic of a trace.
 
-    Prints which kinds of steps it runs and where its attention time goes, by prediction.
+    Simulates the server that answers it, measures steps that are drawn by their predicted time, and prints the
+    attention time of the traffic by backend, and by the best backend of each phase and of each step.
     """
-    from attnbench.cli import output
-    from attnbench.errors import Exit, UsageError
+    import msgspec
+
+    from attnbench.cli import output, running
+    from attnbench.cli.progress import steps
+    from attnbench.errors import Exit
     from attnbench.report.terminal import replay as report
+    from attnbench.report.terminal import traffic as traffic_text
     from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies import replay as study
+    from attnbench.studies import replayed_steps, traffic_answer
+    from attnbench.suite.serving.simulation import simulate
 
-    if not simulate_only:
-        raise UsageError("replay: its steps cannot be measured yet: add --simulate-only")
-    settings = study.ReplaySettings(trace=trace, model=model, seed=seed, **_values(arrivals, server))
+    settings = study.ReplaySettings(trace=trace, model=model, seed=request.seed, **_values(arrivals, server))
     serving = study.serving_of(settings)
     for note in serving.cost.decoder.notes:
         print(f"attnbench: note: {note}", file=sys.stderr)
-    result = study.simulated(serving, settings)
-    output.lines(report.records(result), report.lines(result, terminal_width()), json)
-    return Exit.OK
+    with steps("simulating") as step:
+        step("simulating the server")
+        simulation = simulate(serving)
+    result = study.summary(simulation, serving, settings)
+    if measured.simulate_only:
+        output.lines(report.records(result), report.lines(result, terminal_width()), json)
+        return Exit.OK
+    with steps("planning") as step:
+        step("planning")
+        planned = replayed_steps.plan_replay(
+            serving, study.traffic_steps(simulation.steps), request, count=measured.steps, seed=request.seed
+        )
+    shared = options.global_options(context)
+    _say_what_is_measured(planned, measured, serving, quiet=shared.quiet)
+    outcome = running.measure_into(planned.sweep, measured.out, shared.progress(progress))
+    answer = planned.answer(outcome.run.results, result, settings)
+    traffic_answer.write(answer, outcome.run.path)
+    output.lines([msgspec.to_builtins(answer)], traffic_text.lines(answer, terminal_width()), json)
+    if outcome.unmeasured:
+        print(
+            f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}",
+            file=sys.stderr,
+        )
+    print(f"run: {outcome.run.path}\nnext: attnbench report {outcome.run.path}", file=sys.stderr)
+    return running.exit_code(outcome.run.results, outcome.ending)
+
+
+def _say_what_is_measured(planned: ReplayPlan, measured: Measured, serving: Serving, *, quiet: bool) -> None:
+    """What was drawn, and what differs from the model or from what was asked for."""
+    from attnbench.units import counted, seconds
+
+    dtype, model = planned.steps[0].layers[0][0].dtype, serving.cost.decoder.dtype
+    if dtype != model:
+        print(f"attnbench: note: measured in {dtype}; the model has {model} (--dtype {model})", file=sys.stderr)
+    if quiet:
+        return
+    drawn = len(planned.drawn.steps)
+    fewer = f", not {measured.steps}, for the budget" if drawn < measured.steps else ""
+    print(
+        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer} · {planned.sweep.plan.cases} cases · "
+        f"about {seconds(planned.sweep.plan.seconds)}",
+        file=sys.stderr,
+    )
 
 
 def _values(arrivals: Arrivals, server: Server) -> dict[str, Any]:

@@ -186,6 +186,23 @@ def measure(planned: Sweep, style: str, study: str) -> tuple[Run, bool]:
     return outcome.run, outcome.ending.interrupted
 
 
+def measure_into(planned: Sweep, directory: Path | None, style: str) -> FinishedSweep:
+    """Measure a sweep for a command that continues its run when it is given the same directory."""
+    path = directory or sweep.new_directory(planned, datetime.now(UTC))
+    with (
+        named_at_once(path, continuing(path)),
+        watched(style, planned.plan.cases, names_beside(planned.plan.arms)) as (watcher, watch),
+    ):
+        return sweep.run(planned, watcher, directory=path, watch=watch, command=command())
+
+
+def continuing(path: Path) -> str:
+    """The same command, with the run directory."""
+    words = command()
+    named = any(word == "-o" or word.startswith("--out") for word in words)
+    return shlex.join(words if named else [*words, "--out", str(path)])
+
+
 def command() -> list[str]:
     """The command line, as it is stored with a run."""
     return ["attnbench", *sys.argv[1:]]

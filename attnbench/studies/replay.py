@@ -12,7 +12,7 @@ from attnbench.suite.models import read_config
 from attnbench.suite.models.decoder import Decoder, decoder_of
 from attnbench.suite.serving import sources
 from attnbench.suite.serving.scheduler import SchedulerOptions, Totals
-from attnbench.suite.serving.simulation import Serving, StepTable, simulate
+from attnbench.suite.serving.simulation import Serving, Simulation, StepTable
 from attnbench.suite.serving.step_cost import step_cost
 from attnbench.suite.serving.trace import Trace
 
@@ -83,9 +83,8 @@ def serving_of(settings: ReplaySettings) -> Serving:
     return Serving(trace=trace, options=options, cost=cost, replicas=settings.replicas, place=settings.trace)
 
 
-def simulated(serving: Serving, settings: ReplaySettings) -> Replay:
-    """Simulate every step; measure none."""
-    simulation = simulate(serving)
+def summary(simulation: Simulation, serving: Serving, settings: ReplaySettings) -> Replay:
+    """What was simulated, and the mix of its steps."""
     steps = traffic_steps(simulation.steps)
     return Replay(
         decoder=serving.cost.decoder,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from attnbench.analysis import readings
+from attnbench.analysis import readings, traffic
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.restarts import Restarts, join
 from attnbench.analysis.traffic import Draw, TrafficSteps
@@ -19,9 +19,18 @@ from attnbench.engine import sweep
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
 from attnbench.records.result import Result
+from attnbench.studies import traffic_answer
+from attnbench.studies.replay import Replay, ReplaySettings
+from attnbench.studies.traffic_answer import TrafficAnswer
 from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.readers import spell
+from attnbench.suite.serving.simulation import Serving, batches_of
 
+# Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
+DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+BUDGET_SHARE = 0.7  # the rest is for starting workers and for cases that take longer than predicted
+MIN_DRAWS = 4
+CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
 FIELDS = ("requests", "mask", "heads", "kv_heads", "head_dim", "head_dim_v", "dtype", "page_size")
 
 
@@ -60,6 +69,72 @@ def _problem(text: str, layer: DecoderLayer, dtype: Dtype, page_size: int) -> Pr
         dtype=dtype,
         page_size=page_size,
     )
+
+
+class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The steps that were drawn, and the sweep that measures them."""
+
+    table: TrafficSteps  # every step
+    drawn: Draw
+    steps: tuple[StepProblems, ...]
+    sweep: Sweep
+
+    def answer(self, results: Sequence[Result], replay: Replay, settings: ReplaySettings) -> TrafficAnswer:
+        """What the traffic costs, from the results of the sweep."""
+        options = {
+            "servers": f"{replay.replicas} of {replay.tp} x {replay.gpu}",
+            "speed": f"{settings.speed:g}",
+            "blocks": f"{replay.options.kv_blocks} of {replay.options.block_size} tokens",
+            "tokens of a step": str(replay.options.max_num_batched_tokens),
+            "requests of a step": str(replay.options.max_num_seqs),
+            "prefix cache": "on" if replay.options.prefix_cache else "off",
+            "measured": f"{self.steps[0].layers[0][0].dtype} on {', '.join(each.text for each in self.sweep.devices)}",
+        }
+        return traffic_answer.make(
+            trace=settings.trace,
+            model=replay.decoder.name,
+            options=options,
+            seed=settings.seed,
+            steps=self.table,
+            drawn=self.drawn,
+            measured=times_of(self.steps, results, self.drawn, self.table),
+            hours=replay.simulated_s / 3600,
+        )
+
+
+def plan_replay(serving: Serving, table: TrafficSteps, request: sweep.Request, *, count: int, seed: int) -> ReplayPlan:
+    """Draw steps and plan their cases: `count` draws, or fewer where those would take longer than the budget.
+
+    Raises UsageError for layers or blocks that cannot be measured.
+    """
+    size = serving.options.block_size
+    if size & (size - 1):
+        raise UsageError(f"--block-size {size}: only powers of two can be measured, as 16; or use --simulate-only")
+    request = _on_devices(request)
+    dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
+    counts = dict.fromkeys(max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
+    draws = [traffic.draw(table, each, seed) for each in counts]
+    batches = batches_of(serving, {int(step) for drawn in draws for step in drawn.steps})
+    for drawn in draws:
+        steps = tuple(
+            problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
+        )
+        planned = plan(request, steps)
+        budget_s = planned.settings.budget_s
+        if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
+            break
+    return ReplayPlan(table=table, drawn=drawn, steps=steps, sweep=planned)
+
+
+def _on_devices(request: sweep.Request) -> sweep.Request:
+    on_cpu = all(device.kind == "cpu" for device in sweep.devices_of(request.device))
+    return msgspec.structs.replace(request, backend=request.backend or (CPU_BACKENDS if on_cpu else ""))
+
+
+def _dtype(request: sweep.Request, decoder: Decoder) -> str:
+    """The dtype of the model, or fp32 on a CPU, where few kernels have another."""
+    kinds = {device.kind for device in sweep.devices_of(request.device)}
+    return "fp32" if kinds == {"cpu"} else decoder.dtype
 
 
 def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
