@@ -93,7 +93,6 @@ def test_a_seed_gives_the_same_steps_again(capsys: pytest.CaptureFixture[str]) -
 
 
 WRONG = {
-    "no measuring yet": (["chat", "--model", "llama.json"], "cannot be measured yet: add --simulate-only"),
     "no such trace": (["chta", "--model", "llama.json", "--simulate-only"], "no file or shipped trace 'chta'; did you"),
     "no such file": (["no.csv", "--model", "llama.json", "--simulate-only"], "no.csv: No such file"),
     "no such model": (["chat", "--model", "no.json", "--simulate-only"], "no.json: No such file"),

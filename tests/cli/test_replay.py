@@ -1,0 +1,87 @@
+"""`attnbench replay`: from a trace to the answer, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnbench import api, cli
+from attnbench.analysis.traffic_totals import PolicyName
+from attnbench.studies import traffic_answer
+from tests.suite.test_decoder_models import GPT_OSS_20B
+
+MODEL = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 256, "vocab_size": 100}
+MEASURED = ("--steps", "3", "-b", "naive,sdpa", "--rounds", "3..3", "--device", "cpu:threads=1", "--budget", "0")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a config and a trace of three requests."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(MODEL))
+    lines = [{"arrival_s": 0.01 * n, "input_tokens": 20 + n, "output_tokens": 3} for n in range(3)]
+    (tmp_path / "trace.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return tmp_path
+
+
+@pytest.mark.workers
+def test_a_trace_is_simulated_measured_and_answered(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["replay", "trace.jsonl", "--model", "config.json", *MEASURED, "-o", "run"]
+    assert cli.invoke(command) == 0
+    out, err = capsys.readouterr()
+    answer = traffic_answer.read(folder / "run")
+    assert answer
+    assert answer.headline.split()[0] in ("naive", "sdpa")
+    assert " ".join(out.split()).startswith(answer.headline)
+    assert "measured in fp32; the model has bf16 (--dtype bf16)" in err
+    run = api.load("run")
+    assert {result.status.value for result in run.results} == {"ok"}
+    assert {result.case.problem.page_size for result in run.results} == {16}
+    # All layers count, and the drawn steps stand for all.
+    totals = {each.backend: each.seconds.value for each in answer.totals.totals}
+    fastest = min(row["time_s"] for row in run.rows() if row["backend"] == "naive")
+    assert totals["naive"] > 3 * fastest * answer.steps * 0.5
+    assert answer.totals.policy(PolicyName.STEP).seconds
+    # The same command continues the run: nothing is measured again.
+    assert cli.invoke(command) == 0
+    assert len(api.load("run").results) == len(run.results)
+    # The report has the section.
+    assert cli.invoke(["report", "run", "--pages", "traffic"]) == 0
+    assert answer.headline in (folder / "run" / "report" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--block-size", "24"), "--block-size 24: only powers of two can be measured, as 16; or use --simulate-only"),
+        (("--block-size", "0"), "--block-size: 0"),
+        (("--steps", "0"), "--steps: 0"),
+        (("-b", "sdpa:flsh"), "sdpa:flsh"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(["replay", "trace.jsonl", "--model", "config.json", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_short_budget_draws_fewer_steps(folder: Path) -> None:
+    from attnbench.engine.sweep import Request
+    from attnbench.studies import replay, replayed_steps
+    from attnbench.suite.serving.simulation import simulate
+
+    (folder / "oss.json").write_text(json.dumps(GPT_OSS_20B))
+    settings = replay.ReplaySettings(trace="chat", model=Path("oss.json"))
+    serving = replay.serving_of(settings)
+    table = replay.traffic_steps(simulate(serving).steps)
+
+    def drawn(budget: str) -> int:
+        request = Request(backend="naive", device="cpu:threads=1", budget=budget)
+        return len(replayed_steps.plan_replay(serving, table, request, count=16, seed=0).drawn.steps)
+
+    assert drawn("0") == 16
+    assert drawn("1s") == replayed_steps.MIN_DRAWS
