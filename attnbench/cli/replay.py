@@ -14,8 +14,8 @@ from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
+    from attnbench.studies.replay import Replay, ReplaySettings
     from attnbench.studies.replayed_steps import ReplayPlan
-    from attnbench.suite.serving.simulation import Serving
 
 MAX_BLOCKS = 1 << 24  # above any cache; a simulation holds about 30 bytes for each
 
@@ -102,7 +102,7 @@ class Server(OptionGroup, frozen=True, kw_only=True):
     no_prefix_cache: Annotated[bool, option("--no-prefix-cache", help="Compute equal prefixes again.")] = False
 
 
-class Measured(OptionGroup, frozen=True, kw_only=True):
+class Sampling(OptionGroup, frozen=True, kw_only=True):
     """What is measured, and where it is stored."""
 
     steps: Annotated[
@@ -140,7 +140,7 @@ def replay(
     model: Annotated[Path, option("--model", help="config.json of the served model.", metavar="FILE")],
     arrivals: Arrivals,
     server: Server,
-    measured: Measured,
+    sampling: Sampling,
     progress: options.Progress = "auto",
     json: options.Json = False,
 ) -> int:
@@ -149,16 +149,13 @@ def replay(
     Simulates the server that answers it, measures steps that are drawn by their predicted time, and prints the
     attention time of the traffic by backend, and by the best backend of each phase and of each step.
     """
-    import msgspec
-
-    from attnbench.cli import output, running
+    from attnbench.cli import output
     from attnbench.cli.progress import steps
     from attnbench.errors import Exit
     from attnbench.report.terminal import replay as report
-    from attnbench.report.terminal import traffic as traffic_text
     from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies import replay as study
-    from attnbench.studies import replayed_steps, traffic_answer
+    from attnbench.studies import replayed_steps
     from attnbench.suite.serving.simulation import simulate
 
     settings = study.ReplaySettings(trace=trace, model=model, seed=request.seed, **_values(arrivals, server))
@@ -169,20 +166,35 @@ def replay(
         step("simulating the server")
         simulation = simulate(serving)
     result = study.summary(simulation, serving, settings)
-    if measured.simulate_only:
+    if sampling.simulate_only:
         output.lines(report.records(result), report.lines(result, terminal_width()), json)
         return Exit.OK
     with steps("planning") as step:
         step("planning")
         planned = replayed_steps.plan_replay(
-            serving, study.traffic_steps(simulation.steps), request, count=measured.steps, seed=request.seed
+            serving, study.traffic_steps(simulation.steps), request, count=sampling.steps, seed=request.seed
         )
     shared = options.global_options(context)
-    _say_what_is_measured(planned, measured, serving, quiet=shared.quiet)
-    outcome = running.measure_into(planned.sweep, measured.out, shared.progress(progress))
+    if not shared.quiet:
+        _say_what_is_measured(planned, sampling.steps, result)
+    return _measure(planned, result, settings, sampling.out, shared.progress(progress), json)
+
+
+def _measure(
+    planned: ReplayPlan, result: Replay, settings: ReplaySettings, out: Path | None, style: str, as_json: bool
+) -> int:
+    """Measure the planned cases, store the answer in their run directory, and print it."""
+    import msgspec
+
+    from attnbench.cli import output, running
+    from attnbench.report.terminal import traffic as report
+    from attnbench.report.terminal.text_layout import terminal_width
+    from attnbench.studies import traffic_answer
+
+    outcome = running.measure_into(planned.sweep, out, style)
     answer = planned.answer(outcome.run.results, result, settings)
     traffic_answer.write(answer, outcome.run.path)
-    output.lines([msgspec.to_builtins(answer)], traffic_text.lines(answer, terminal_width()), json)
+    output.lines([msgspec.to_builtins(answer)], report.lines(answer, terminal_width()), as_json)
     if outcome.unmeasured:
         print(
             f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}",
@@ -192,17 +204,21 @@ def replay(
     return running.exit_code(outcome.run.results, outcome.ending)
 
 
-def _say_what_is_measured(planned: ReplayPlan, measured: Measured, serving: Serving, *, quiet: bool) -> None:
-    """What was drawn, and what differs from the model or from what was asked for."""
+def _say_what_is_measured(planned: ReplayPlan, asked: int, result: Replay) -> None:
+    """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
     from attnbench.units import counted, seconds
 
-    dtype, model = planned.steps[0].layers[0][0].dtype, serving.cost.decoder.dtype
+    dtype, model = planned.steps[0].layers[0][0].dtype, result.decoder.dtype
     if dtype != model:
         print(f"attnbench: note: measured in {dtype}; the model has {model} (--dtype {model})", file=sys.stderr)
-    if quiet:
-        return
+    if any(device.kind == "cpu" for device in planned.sweep.devices):
+        print(
+            f"attnbench: note: the server is simulated on {result.gpu}, and attention is measured on a CPU: compare "
+            "the backends, not their seconds with the hour",
+            file=sys.stderr,
+        )
     drawn = len(planned.drawn.steps)
-    fewer = f", not {measured.steps}, for the budget" if drawn < measured.steps else ""
+    fewer = f", not {asked}, for the budget" if drawn < min(asked, len(planned.table.kinds)) else ""
     print(
         f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer} · {planned.sweep.plan.cases} cases · "
         f"about {seconds(planned.sweep.plan.seconds)}",
