@@ -8,13 +8,14 @@ from attnbench import backends
 from attnbench.attention.problem import FEATURES
 
 KINDS = ("cpu", "cuda")
+OF_REQUESTS = ("sdpa:padded", "sdpa:cascade")  # they take requests alone
 
 
 def lines() -> Iterator[str]:
     """A row for each feature, a column for each library; in a cell kinds of device, and how many of its backends."""
     libraries: dict[str, list[str]] = {}
     for name in backends.BUILTIN:
-        library = name if name == "sdpa:padded" else name.partition(":")[0]  # it takes requests alone
+        library = name if name in OF_REQUESTS else name.partition(":")[0]
         libraries.setdefault(library, []).append(name)
     yield f"| feature | means | {' | '.join(libraries)} |"
     yield "|---" * (2 + len(libraries)) + "|"

@@ -69,6 +69,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     requests: str
     kv: str
+    shared_prefix: str
     status: Status
     reason: str
     restarts: int

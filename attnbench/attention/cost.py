@@ -11,6 +11,8 @@ implementation computes. What a backend computes is its fact `executed_flops`.
 import math
 from collections import Counter
 
+import numpy as np
+
 from attnbench.attention import latent, scopes
 from attnbench.attention.biases import Relative
 from attnbench.attention.kv_cache import KvDtype, stored_bytes
@@ -55,14 +57,21 @@ def input_bytes(problem: Problem) -> int:
 
 
 def kv_bytes(problem: Problem) -> int:
-    """Bytes of k and v in the cache, with the scales of its format."""
-    return _bytes_of_kv(problem, problem.tokens_kv)
+    """Bytes of k and v in the cache, with the scales of its format; shared pages once."""
+    shared = sum(keys * (len(members) - 1) for keys, members in problem.prefix_groups) if problem.page_size else 0
+    return _bytes_of_kv(problem, problem.tokens_kv - shared)
 
 
 def seen_keys(problem: Problem) -> int:
-    """Keys that some query sees, in tokens over the batch."""
-    parts = Counter(problem.parts)
-    return sum(count * part.masking.seen_keys(part.grid) for part, count in parts.items())
+    """Keys that some query sees, in tokens over the batch; those of a shared prefix count once for its requests."""
+    parts = problem.parts
+    total = sum(count * part.masking.seen_keys(part.grid) for part, count in Counter(parts).items())
+    for keys, members in problem.prefix_groups:
+        counts = Counter(parts[number] for number in members)
+        seen = {part: part.masking.seen(part.grid)[0, :keys] for part in counts}
+        of_each = sum(count * int(seen[part].sum()) for part, count in counts.items())
+        total -= of_each - int(np.logical_or.reduce(list(seen.values())).sum())
+    return total
 
 
 def output_bytes(problem: Problem, mode: Mode) -> int:

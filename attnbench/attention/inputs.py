@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from attnbench.attention import input_file
+from attnbench.attention import input_file, shared_prefix
 from attnbench.attention.kv_cache import MAX_FP8, quantized
 from attnbench.attention.problem import Dtype, Problem
 from attnbench.errors import ProblemError, UnknownNameError
@@ -73,6 +73,10 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
     for tensor in drawn.values():
         for b, length in enumerate(problem.lengths):
             tensor[b, :, length:] = 0
+    for first, others in _shared_keys(problem):
+        for name in "kv":
+            for keys in others:
+                drawn[name][:, :, keys] = drawn[name][:, :, first]
     for name in "kv":
         drawn[name] = quantized(drawn[name], p.kv_dtype)
     if p.dtype is Dtype.FP8_E4M3:  # the cast of a number beyond its range is NaN
@@ -108,7 +112,15 @@ def objection(distribution: str, problem: Problem) -> str:
         return ""
     narrow = dict.fromkeys("qkv", problem.dtype) | {"dout": problem.dtype.out}
     largest = {name: LARGEST.get(dtype, LARGEST_FP32) for name, dtype in narrow.items()}
-    return input_file.objection(_path(distribution), _shapes(problem), largest)
+    reason = input_file.objection(_path(distribution), _shapes(problem), largest)
+    if reason or not problem.shared_prefix:
+        return reason
+    arrays = input_file.read(_path(distribution))
+    for first, others in _shared_keys(problem):
+        for name in "kv":
+            if any((arrays[name][:, :, keys] != arrays[name][:, :, first]).any() for keys in others):
+                return f"{name} differs among requests with shared_prefix={problem.shared_prefix}: use equal first keys"
+    return ""
 
 
 def _shapes(p: Problem) -> dict[str, tuple[int, ...]]:
@@ -118,6 +130,14 @@ def _shapes(p: Problem) -> dict[str, tuple[int, ...]]:
         "v": (*p.shape_kv, p.kv_widths[1]),
         "dout": (*p.shape_q, p.head_dim_v),
     }
+
+
+def _shared_keys(problem: Problem) -> Iterator[tuple[slice, list[slice]]]:
+    """The places of every shared prefix: of its first request, and of the others."""
+    for members in (group.requests for group in problem.prefix_groups):
+        starts = [problem.spans[number][1].start for number in members]
+        first, *others = (slice(start, start + shared_prefix.parse(problem.shared_prefix).keys) for start in starts)
+        yield first, others
 
 
 def _path(distribution: str) -> Path:

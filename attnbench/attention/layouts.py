@@ -84,11 +84,19 @@ def padded(
 
 
 def page_table(problem: Problem) -> NDArray[np.int32]:
-    """The page table: [batch, pages of the longest sequence], indices of pages, and 0 behind those of a sequence."""
+    """The page table: [batch, pages of the longest sequence], indices of pages, and 0 behind those of a sequence.
+
+    Requests that share a prefix have the same pages for it.
+    """
     counts = [-(-keys // problem.page_size) for _, keys in problem.sizes]
-    order = np.argsort(splitmix64(0, np.arange(sum(counts))), kind="stable")
-    table = np.zeros((problem.batch, max(counts)), dtype=np.int32)
-    table[np.arange(max(counts)) < np.array(counts)[:, None]] = order
+    own = np.arange(max(counts)) < np.array(counts)[:, None]
+    shared = [(members, keys // problem.page_size) for keys, members in problem.prefix_groups]
+    for members, pages in shared:
+        own[members[1:], :pages] = False
+    table = np.zeros(own.shape, dtype=np.int32)
+    table[own] = np.argsort(splitmix64(0, np.arange(own.sum())), kind="stable")
+    for members, pages in shared:
+        table[members[1:], :pages] = table[members[0], :pages]
     return table
 
 
@@ -104,7 +112,7 @@ def paged(problem: Problem, tensor: Tensor) -> Tensor:
     import torch
 
     if problem.requests:
-        count = sum(-(-keys // problem.page_size) for _, keys in problem.sizes)
+        count = int(page_table(problem).max()) + 1
         pool = tensor.new_zeros(count * problem.page_size, tensor.shape[1], tensor.shape[3])
         pool.index_copy_(0, torch.from_numpy(slots(problem)), tensor[0].transpose(0, 1))
         return pool.view(count, problem.page_size, *pool.shape[1:])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from enum import StrEnum
 from functools import lru_cache
 
 import msgspec
 
-from attnbench.attention import biases, masks, requests, weightings
+from attnbench.attention import biases, masks, requests, shared_prefix, weightings
 from attnbench.attention.biases import LogitBias
 from attnbench.attention.kv_cache import KvDtype, Latent, parse_latent
 from attnbench.attention.masks import Mask
@@ -17,6 +16,7 @@ from attnbench.attention.masks.window import Window
 from attnbench.attention.requests import RequestSize
 from attnbench.attention.scope_text import Scope, parse_scope
 from attnbench.attention.scores import DEFAULT_SCALES, Score, Similarity
+from attnbench.attention.shared_prefix import PrefixGroup
 from attnbench.attention.terms import Booleans, Grid
 from attnbench.attention.weightings import Weighting
 from attnbench.errors import ProblemError
@@ -117,6 +117,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     page_size: int = 0  # tokens of a page of a paged KV cache; 0: contiguous k and v
     requests: str = ""  # canonical text of a batch of requests, see requests.py; empty: a batch of equal sequences
     kv: str = ""  # canonical text of a latent cache, as latent:512+64, see latent.py; empty: separate k and v
+    shared_prefix: str = ""  # canonical text of a prefix that requests share, see shared_prefix.py; empty: none
 
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
@@ -139,6 +140,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         fill(self, "mask", masks.parse(self.mask).text)
         if self.requests:
             fill(self, "requests", requests.spell(requests.parse(self.requests)))
+        if self.shared_prefix:
+            fill(self, "shared_prefix", shared_prefix.spell(shared_prefix.parse(self.shared_prefix)))
         self._check()
 
     def _check(self) -> None:
@@ -159,6 +162,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             if (bias := self.bias) is not None:
                 bias.check(self)
         self._check_mechanisms()
+        if self.shared_prefix:
+            shared_prefix.check(self.shared_prefix, self.sizes if self.requests else (), self.page_size)
 
     def _check_requests(self) -> None:
         text, sizes = f"requests={self.requests}", self.sizes
@@ -283,7 +288,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     @property
     def spans(self) -> tuple[tuple[slice, slice], ...]:
         """The queries and the keys of every request, among the packed tokens."""
-        return _spans(self.sizes)
+        return requests.spans(self.sizes)
+
+    @property
+    def prefix_groups(self) -> tuple[PrefixGroup, ...]:
+        """The requests that share their first keys, and how many: of a cache in pages, those of whole pages."""
+        return shared_prefix.groups(self.shared_prefix, self.sizes, self.page_size) if self.shared_prefix else ()
 
     @property
     def parts(self) -> tuple[Problem, ...]:
@@ -419,14 +429,9 @@ def _features(problem: Problem) -> frozenset[str]:
 
 @lru_cache(maxsize=65536)
 def _part(problem: Problem, size: RequestSize) -> Problem:
-    return msgspec.structs.replace(problem, batch=1, seq_q=size.queries, seq_kv=size.keys, requests="")
-
-
-@lru_cache(maxsize=1024)
-def _spans(sizes: tuple[RequestSize, ...]) -> tuple[tuple[slice, slice], ...]:
-    ends = (itertools.accumulate(counts, initial=0) for counts in zip(*sizes, strict=True))
-    queries, keys = (itertools.starmap(slice, itertools.pairwise(each)) for each in ends)
-    return tuple(zip(queries, keys, strict=True))
+    return msgspec.structs.replace(
+        problem, batch=1, seq_q=size.queries, seq_kv=size.keys, requests="", shared_prefix=""
+    )
 
 
 @lru_cache(maxsize=65536)

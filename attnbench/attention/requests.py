@@ -20,7 +20,7 @@ from attnbench.errors import ProblemError
 
 MAX_REQUESTS = 65_536
 LONGEST_LABEL = 40  # characters
-_SEGMENT = re.compile(r"(\d{1,6})?q(\d{1,12})(k?)(?:(?:s|kv)(\d{1,12})(k?))?")
+_SEGMENT = re.compile(r"(\d{1,6})?q(\d{1,12}k?)(?:(?:s|kv)(\d{1,12}k?))?")
 
 
 class RequestSize(NamedTuple):
@@ -40,8 +40,8 @@ def parse(text: str) -> tuple[RequestSize, ...]:
             raise ProblemError(
                 f"requests {text!r}: {segment!r} is no segment: use [count]q<queries>[s<keys>], as 4q1s2k"
             )
-        count, queries = int(match[1] or 1), _tokens(match[2], match[3])
-        keys = queries if match[4] is None else _tokens(match[4], match[5])
+        count, queries = int(match[1] or 1), tokens(match[2])
+        keys = queries if match[3] is None else tokens(match[3])
         if min(count, queries, keys) < 1:
             raise ProblemError(f"requests {text!r}: {segment!r}: every number must be at least 1")
         if keys < queries:
@@ -57,6 +57,24 @@ def parse(text: str) -> tuple[RequestSize, ...]:
 def spell(requests: tuple[RequestSize, ...]) -> str:
     """The canonical text: neighbours that are equal are counted, `k` is used where it is exact."""
     return "_".join(_segment(len(list(equal)), *request) for request, equal in itertools.groupby(requests))
+
+
+@lru_cache(maxsize=1024)
+def spans(requests: tuple[RequestSize, ...]) -> tuple[tuple[slice, slice], ...]:
+    """The queries and the keys of every request, among those of all."""
+    ends = (itertools.accumulate(counts, initial=0) for counts in zip(*requests, strict=True))
+    queries, keys = (itertools.starmap(slice, itertools.pairwise(each)) for each in ends)
+    return tuple(zip(queries, keys, strict=True))
+
+
+def tokens(text: str) -> int:
+    """A number of tokens, in units of 1024 with `k`."""
+    return int(text.removesuffix("k")) * (1024 if text.endswith("k") else 1)
+
+
+def short_tokens(count: int) -> str:
+    """A number of tokens, with `k` where that is exact."""
+    return f"{count // 1024}k" if count % 1024 == 0 else str(count)
 
 
 def short(text: str) -> str:
@@ -82,12 +100,4 @@ def shrunk(requests: tuple[RequestSize, ...], share: float) -> tuple[RequestSize
 
 def _segment(count: int, queries: int, keys: int) -> str:
     prefix = str(count) if count > 1 else ""
-    return f"{prefix}q{_short(queries)}" + (f"s{_short(keys)}" if keys != queries else "")
-
-
-def _tokens(digits: str, thousands: str) -> int:
-    return int(digits) * (1024 if thousands else 1)
-
-
-def _short(tokens: int) -> str:
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+    return f"{prefix}q{short_tokens(queries)}" + (f"s{short_tokens(keys)}" if keys != queries else "")

@@ -42,6 +42,7 @@ _NAMES = {
     "triton": "triton triton:portable triton:descriptors triton:hopper",
     "varlen": "varlen",
     "padded": "sdpa:padded",
+    "cascade": "sdpa:cascade",
     "mla": "mla:absorbed mla:expanded",
     "gather": "gather",
     "distributed": "ring:2 ring:4 ulysses:2 ulysses:4",
@@ -114,7 +115,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         limits = self.limits.get(kind)
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
-        reasons = [*_objections_of_device(limits, case.problem.dtype, capability)]
+        reasons = [*_objections_of_device(limits, case.problem.dtype, capability), *_objections_of_gradients(case)]
         for problem in filter(None, (*self._computed(case.problem), scopes.self_attention(case.problem))):
             reasons += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
             reasons += _objections_of_features(limits, problem.core.features)
@@ -131,6 +132,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         """Predicted bytes beyond inputs and outputs at the peak of a call, with everything applied around the core."""
         core = msgspec.structs.replace(case, problem=case.problem.core)
         total = max(self.scratch_bytes(msgspec.structs.replace(case, problem=p)) for p in self._computed(core.problem))
+        if case.problem.requests and case.problem.page_size and self.by_request:  # the keys of one request, gathered
+            total += max(map(cost.kv_bytes, self._computed(core.problem)))
         if core.problem != case.problem:  # q and k after positions and normalisation
             total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
         if case.problem.scope != "core":
@@ -161,6 +164,12 @@ def _objections_of_device(limits: Limits, dtype: Dtype, capability: tuple[int, i
     return [f"needs compute capability {needed}, this device has {capability[0]}.{capability[1]}"]
 
 
+def _objections_of_gradients(case: Case) -> list[str]:
+    """Reasons of a whole batch: a backend that computes requests one by one sees neither pages nor sharing."""
+    kinds = {"in pages": case.problem.page_size > 0, "that requests share": bool(case.problem.shared_prefix)}
+    return [f"backward of keys {kind} unsupported" for kind, holds in kinds.items() if holds and case.mode.needs_grad]
+
+
 def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
     reasons = []
     problem = case.problem
@@ -172,8 +181,6 @@ def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
         reasons.append("backward unsupported" if forward_only else f"mode {case.mode} unsupported")
     elif problem.dtype in limits.forward_only and case.mode.needs_grad:
         reasons.append(f"backward of {problem.dtype} unsupported")
-    if problem.page_size and case.mode.needs_grad:
-        reasons.append("backward of keys in pages unsupported")
     if problem.kv and case.mode.needs_grad:
         reasons.append("backward of a latent cache unsupported")
     for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():

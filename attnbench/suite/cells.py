@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 from msgspec.structs import replace
 
-from attnbench.attention import masks, requests
+from attnbench.attention import masks, requests, shared_prefix
 from attnbench.attention.problem import Dtype, Mode, Problem
 from attnbench.attention.scores import NUMBERS, Score
 from attnbench.attention.terms import scaled
@@ -108,7 +108,10 @@ def shrunk(cells: Iterable[Cell | Impossible], share: float) -> Iterator[Cell | 
 def _small(cell: Cell, share: float) -> Cell | Impossible:
     problem = cell.problem
     if problem.requests:
-        shape = _shape_of_requests(requests.spell(requests.shrunk(problem.sizes, share)))
+        smaller = requests.shrunk(problem.sizes, share)
+        shape = _shape_of_requests(requests.spell(smaller))
+        if problem.shared_prefix:
+            shape["shared_prefix"] = shared_prefix.shrunk(problem.shared_prefix, problem.sizes, smaller, share)
     elif lengths := tuple(scaled(length, share) for length in problem.lengths):
         shape = {"seq_q": max(lengths), "seq_kv": max(lengths), "lengths": lengths}
     else:
@@ -263,7 +266,8 @@ def _text(values: Fields) -> str:
     score = cast("Score", values["score"])
     shown = {name: spell(value) for name, value in values.items()} | {"score": spell_score(score), "bias": score.bias}
     quiet = {axis.name: axis.usual for axis in AXES.values() if not axis.option}
-    quiet |= {"score": "dot", "lengths": "none", "requests": "none", "kv": "", "bias": "none", "tp": "1"}
+    quiet |= {"score": "dot", "lengths": "none", "requests": "none", "shared_prefix": "", "kv": "", "bias": "none"}
+    quiet["tp"] = "1"
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 
 

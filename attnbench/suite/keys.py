@@ -249,6 +249,14 @@ _AXES = (
         default="no requests",
     ),
     Axis(
+        name="shared_prefix", summary="First keys that requests share: 2k:8.",
+        read=readers.texts(readers.shared_prefix), written=Words, usual="none",
+        values=(
+            "words: `none`; `2k:8`: the first 2048 keys of every 8 consecutive `requests` are the same, of those with "
+            "as many keys before their queries; with `page_size` they are in the same pages, whole ones alone"
+        ),
+    ),
+    Axis(
         name="mode", summary="Passes: fwd, bwd or fwd_bwd.", read=member("Mode", "mode"), written=Words, option=True,
         names=lambda: problem_enum("Mode"), value=lambda _: None,
         values="words: `fwd`, `bwd`, `fwd_bwd`",

@@ -182,6 +182,13 @@ def requests(word: str) -> str:
     return spell(parse(word))
 
 
+def shared_prefix(word: str) -> str:
+    """The canonical text of a prefix that requests share; empty for `none`."""
+    from attnbench.attention.shared_prefix import parse, spell
+
+    return "" if word == "none" else spell(parse(word))
+
+
 def _located(parse: Callable[[T], R], value: T, place: str) -> R:
     """The result of `parse`; the place is put in front of its error message."""
     try:

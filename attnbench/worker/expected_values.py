@@ -180,7 +180,7 @@ def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None
 
     def probe(seq_q: int, seq_kv: int) -> float:
         shape = {"batch": 1, "heads": min(sharing, 4), "kv_heads": 1, "seq_q": seq_q, "seq_kv": seq_kv}
-        small = replace(problem, **shape, mask="none", lengths=(), requests="")
+        small = replace(problem, **shape, mask="none", lengths=(), requests="", shared_prefix="")
         tensors = inputs.make(small, 0)
         times = []
         for _ in range(3):

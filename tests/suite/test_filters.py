@@ -96,6 +96,7 @@ def test_every_key_is_known_and_answers() -> None:
         "lengths": "5-3",
         "requests": "q5",
         "kv": "none",
+        "shared_prefix": "2k:8",
         "returns": "lse",
         "mode": "fwd",
     }

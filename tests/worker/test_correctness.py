@@ -217,8 +217,9 @@ def test_requests_are_judged_one_by_one_and_the_wrong_one_is_named(mode, tmp_pat
             assert f"nan at {where}" in correctness.judge(truth, wrong).reason
 
 
-def test_a_small_budget_checks_some_requests_and_counts_their_rows(tmp_path):
-    problem = of_requests(requests="q20s30_q1s50_q4", seq_q=20)
+@pytest.mark.parametrize("shared_prefix", ["", "10:2"])
+def test_a_small_budget_checks_some_requests_and_counts_their_rows(shared_prefix, tmp_path):
+    problem = of_requests(requests="q20s30_q1s50_q4s14", shared_prefix=shared_prefix)
     truth = expected(problem, tmp_path, Mode.FWD, budget_s=1e-9)
     ((request, _),), rows = truth.selection.groups, sum(stop - first for first, stop in truth.selection.spans)
     assert rows == problem.sizes[request].queries

@@ -110,6 +110,10 @@ class Mask(msgspec.Struct, frozen=True):
         """Keys that some query sees, over the whole batch: those that a call has to read."""
         return _seen_keys(self, self._one_of_equals(grid)) * self._equals(grid)
 
+    def seen(self, grid: Grid) -> Booleans:
+        """Whether some query sees each key: [batch, seq_kv], or a batch of 1 if all sequences are alike."""
+        return np.stack([self.seers(grid, *ends) > 0 for ends in zip(*self.rows(grid), strict=True)])
+
     def has_blind_rows(self, grid: Grid) -> bool:
         """Whether some row sees no key at all."""
         return _totals(self, self._one_of_equals(grid))[1]
@@ -189,8 +193,7 @@ def _totals(mask: Mask, grid: Grid) -> tuple[int, bool]:
 
 @lru_cache(maxsize=4096)
 def _seen_keys(mask: Mask, grid: Grid) -> int:
-    low, high = mask.rows(grid)
-    return sum(int(np.count_nonzero(mask.seers(grid, *ends))) for ends in zip(low, high, strict=True))
+    return int(np.count_nonzero(mask.seen(grid)))
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,152 @@
+"""Cascade attention over torch's fused kernel: a shared prefix once for all its requests, then a merge by log-sum-exp.
+
+As in vLLM and FlashInfer (https://flashinfer.ai/2024/02/02/cascade-inference.html): the queries of a group are the rows
+of one call over the prefix; each request attends to its other keys; and two parts a and b are merged to
+(out_a e^lse_a + out_b e^lse_b) / (e^lse_a + e^lse_b).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from attnbench.attention import layouts
+from attnbench.attention.inputs import torch_dtype
+from attnbench.attention.problem import Mode, Problem
+from attnbench.backends import FLOATS, Backend, Keywords, Limits, Prepared
+from attnbench.records.case import Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FEATURES = frozenset({"causal", "gqa", "cross", "scale", "requests", "paged"})
+_LEVELS = 2  # the prefix, and the keys of each request after it
+
+
+class _Step(NamedTuple):
+    """One call of the kernel."""
+
+    rows: slice | Tensor  # of packed q
+    keys: slice  # of packed k and v
+    options: Keywords  # of the kernel: its mask
+    merges: bool  # with what these rows have of their prefix
+
+
+def prepare(case: Case, device: str) -> Prepared:
+    """Plan the calls: for each group the prefix, then for each request what its queries see beside it."""
+    import torch
+
+    problem = case.problem
+    started = time.perf_counter()
+    steps = plan(problem, device)
+    where = torch.from_numpy(layouts.slots(problem)).to(device) if problem.page_size else None
+    plan_s = time.perf_counter() - started
+    attend = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=problem.scale)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(1, problem.tokens_q, problem.heads, problem.head_dim_v).transpose(1, 2)
+        lse = q.new_empty(1, problem.heads, problem.tokens_q, dtype=torch.float32)
+        for rows, keys, options, merges in steps:
+            kv = (each[:, :, keys] if where is None else layouts.packed_keys(each, where[keys]) for each in (k, v))
+            part, part_lse = attend(q[:, :, rows], *kv, **options)
+            if merges:
+                part = merged(out[:, :, rows], lse[:, :, rows], part, part_lse)
+            else:
+                lse[:, :, rows] = part_lse
+            out[:, :, rows] = part
+        return out
+
+    facts = {"requests": "shared prefix once", "groups": len(problem.prefix_groups), "calls_inside": len(steps)}
+    return Prepared(
+        call=call,
+        seconds={"plan": plan_s},
+        facts={**facts, "merge_bytes": merge_bytes(problem)},
+        stored=partial(layouts.paged, problem) if problem.page_size else None,
+    )
+
+
+def plan(problem: Problem, device: str) -> list[_Step]:
+    """The calls, in order: a request is merged after the prefix of its group."""
+    import torch
+
+    steps, prefixes = [], _prefixes(problem)
+    for length, members in problem.prefix_groups:
+        spans = [problem.spans[number] for number in members]
+        queries = np.concatenate([np.arange(rows.start, rows.stop) for rows, _ in spans])
+        adjacent = len(queries) == queries[-1] + 1 - queries[0]
+        rows = slice(queries[0], queries[-1] + 1) if adjacent else torch.from_numpy(queries).to(device)
+        first = spans[0][1].start
+        steps.append(_Step(rows, slice(first, first + length), {}, merges=False))
+    masks: dict[tuple[Problem, int], Keywords] = {}
+    for length, part, (rows, keys) in zip(prefixes, problem.parts, problem.spans, strict=True):
+        if (part, length) not in masks:
+            masks[part, length] = _mask(part, length, device)
+        steps.append(_Step(rows, slice(keys.start + length, keys.stop), masks[part, length], merges=length > 0))
+    return steps
+
+
+def _prefixes(problem: Problem) -> list[int]:
+    """The shared keys of every request; 0 where it shares none."""
+    of_members = {number: keys for keys, members in problem.prefix_groups for number in members}
+    return [of_members.get(number, 0) for number in range(problem.batch)]
+
+
+def _mask(part: Problem, prefix: int, device: str) -> Keywords:
+    """The arguments of the kernel that hide keys after the prefix; its `is_causal` is aligned to the top left."""
+    import torch
+
+    if part.mask == "none" or part.seq_q == 1:
+        return {}
+    if part.seq_q == part.seq_kv - prefix:
+        return {"is_causal": True}
+    visible = torch.from_numpy(part.visible()[:, :, prefix:])[None]
+    return {
+        "attn_mask": torch.zeros(visible.shape).masked_fill(~visible, -math.inf).to(device, torch_dtype(part.dtype))
+    }
+
+
+def merged(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> Tensor:
+    """Attention to the keys of both parts: [batch, heads, rows, width], in float32. lse: [batch, heads, rows]."""
+    share = (part_lse - lse).sigmoid()[..., None]  # of the second part: e^b / (e^a + e^b)
+    return out.float().lerp(part.float(), share)
+
+
+def merge_bytes(problem: Problem) -> int:
+    """Bytes that the merge adds to the compulsory ones: each level writes its out and lse, and reads them again."""
+    rows = sum(problem.sizes[number].queries for group in problem.prefix_groups for number in group.requests)
+    of_row = problem.head_dim_v * problem.dtype.out.bytes + 4
+    return _LEVELS * 2 * rows * problem.heads * of_row
+
+
+def scratch_bytes(case: Case) -> int:
+    """The lse, the largest part of q and of out, this in float32 too, the most keys from pages, and masks."""
+    problem, number = case.problem, case.problem.dtype.bytes
+    of_groups = [sum(problem.sizes[member].queries for member in group.requests) for group in problem.prefix_groups]
+    rows, prefixes = max(problem.seq_q, *of_groups), _prefixes(problem)
+    keys = max(*prefixes, *(size.keys - shared for size, shared in zip(problem.sizes, prefixes, strict=True)))
+    gathered = keys * problem.kv_heads * (problem.head_dim + problem.head_dim_v) * number if problem.page_size else 0
+    masks = sum(part.seq_q * part.seq_kv * (5 + number) for part in set(problem.parts) if part.seq_q > 1)
+    parts = rows * problem.heads * (problem.head_dim * number + problem.head_dim_v * (number + 12))
+    return 4 * problem.tokens_q * problem.heads + parts + gathered + masks
+
+
+def _refuses(case: Case) -> list[str]:
+    return [] if case.problem.shared_prefix else ["no shared prefix: use --requests and --set shared_prefix=2k:8"]
+
+
+BACKENDS = {
+    "sdpa:cascade": Backend(
+        name="sdpa:cascade",
+        summary="torch's fused kernel, a shared prefix once for all its requests (CPU)",
+        limits={"cpu": Limits(dtypes=FLOATS, features=_FEATURES, modes=frozenset({Mode.FWD}))},
+        prepare=prepare,
+        scratch_bytes=scratch_bytes,
+        requires=("torch",),
+        install="pip install torch",
+        refuses=_refuses,
+    )
+}
