@@ -49,7 +49,7 @@ test-fast: venv ## tests of the layers without torch, in seconds, for every save
 	$(PYTEST) $(SPREAD) -p tests.without_torch -m "not slow and not gpu and not workers" $(FAST) $(ARGS)
 
 coverage: venv ## fails where the tests of the layers without torch leave a line or a branch of them out
-	$(PYTEST) $(SPREAD) -m "not slow and not gpu and not workers" --cov --cov-report=term $(FAST) tests/gate $(ARGS)
+	$(PYTEST) $(SPREAD) -m "not slow and not gpu and not workers" --cov --cov-report=term $(FAST) tests/attention tests/gate $(ARGS)
 
 # Where ARGS selects none of them, pytest ends with 5.
 test-slow: venv ## the tests marked slow: together what only computes, one after another what times workers

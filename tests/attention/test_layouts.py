@@ -76,7 +76,7 @@ def test_the_decode_kernel_over_pages_in_the_interpreter() -> None:
         ("sdpa:flash", {}, Mode.FWD, "keys in pages unsupported"),
         ("naive", {}, Mode.FWD_BWD, "backward of keys in pages unsupported"),
         ("triton", {"seq_q": 30}, Mode.FWD, "decode kernel"),
-        ("triton", {"page_size": 8}, Mode.FWD, "page_size 8"),
+        ("triton", {"page_size": 512}, Mode.FWD, "page_size 512 is over 256"),
         ("triton", {"mask": "padding:0.3"}, Mode.FWD, "padding over pages unsupported"),
     ],
 )

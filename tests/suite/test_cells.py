@@ -45,6 +45,14 @@ def test_length_alone_gives_the_documented_defaults() -> None:
     ]
 
 
+def test_requests_give_the_batch_and_the_longest_lengths_and_are_causal() -> None:
+    (problem,) = problems(requests=("2q1s8_q4",))
+    assert (problem.batch, problem.seq_q, problem.seq_kv, problem.mask) == (3, 4, 8, "causal")
+    assert [tuple(size) for size in problem.sizes] == [(1, 8), (1, 8), (4, 4)]
+    with pytest.raises(UsageError, match="--x: requests beside batch: requests give the lengths and the batch"):
+        check(table_of(requests=("q4",), batch=(2,)), "--x")
+
+
 def test_dtype_is_that_of_the_device_unless_named() -> None:
     tables = (table_of(seq=(8,), mask=("none",)), table_of(seq=(8,), mask=("none",), dtype=(Dtype.FP16,)))
     cells = suite.expand(suite_of(*tables), kind="cuda", dtype=Dtype.BF16)

@@ -41,6 +41,15 @@ def test_a_ragged_batch_keeps_its_sequences() -> None:
     assert small(problem, 0.1) == Problem(seq_q=40, batch=3, lengths=(40, 3, 1))
 
 
+def test_requests_shrink_one_by_one() -> None:
+    (problem,) = (
+        cell.problem
+        for cell in suite.expand(suite.from_flags({"requests": "2q100s2000_q8"}), kind="cpu", dtype=Dtype.FP32)
+        if isinstance(cell, Cell)
+    )
+    assert [tuple(size) for size in small(problem, 0.1).sizes] == [(10, 200), (10, 200), (1, 1)]
+
+
 @given(st.lists(st.integers(5, 300), min_size=2, max_size=6), st.floats(0.2, 1.0))
 def test_documents_still_add_up(lengths: list[int], share: float) -> None:
     mask = masks.parse("document:" + "-".join(map(str, lengths)))
