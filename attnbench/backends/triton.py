@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec.structs import replace
 
 from attnbench.attention import cost, latent, layouts, logits
@@ -118,9 +119,8 @@ def _decoded(problem: Problem, device: str) -> Prepared:
     from attnbench import kernels
 
     inner = latent.absorbed(problem) if problem.kv else problem
-    started = time.perf_counter()
-    options = arguments(inner) | _optional_arguments(inner, device) | _places(inner, device)
-    seconds = {"plan": time.perf_counter() - started} if problem.requests else {}
+    places, seconds = planned(partial(tables, problem), partial(tables_on, device), device)
+    options = arguments(inner) | _optional_arguments(inner, device) | places
     facts: Keywords = {"page_size": problem.page_size} if problem.page_size else {}
     decode = _packed(kernels.decode) if problem.requests else kernels.decode
 
@@ -133,7 +133,7 @@ def _decoded(problem: Problem, device: str) -> Prepared:
         facts["executed_flops"] = cost.flops(inner, Mode.FWD) + latent.product_flops(problem, problem.tokens_q)
         run = _absorbed(problem, device, call)
     stored = partial(layouts.paged, problem) if problem.page_size else None
-    return Prepared(call=run, seconds=seconds, stored=stored, late_facts=lambda: facts)
+    return Prepared(call=run, seconds=seconds if problem.requests else {}, stored=stored, late_facts=lambda: facts)
 
 
 def _absorbed(problem: Problem, device: str, decode: Callable[..., Output]) -> Callable[..., Output]:
@@ -150,22 +150,16 @@ def _absorbed(problem: Problem, device: str, decode: Callable[..., Output]) -> C
     return call
 
 
-def _places(problem: Problem, device: str) -> Keywords:
+def tables(problem: Problem) -> Keywords:
     """Where the queries and keys of every sequence are, in the words of `attnbench.kernels.decode`."""
-    import torch
-
-    def on_device(numbers: Iterable[int]) -> torch.Tensor:
-        return torch.tensor(list(numbers), dtype=torch.int32, device=device)
-
-    queries, keys = zip(*problem.sizes, strict=True)
+    queries, keys = np.array(problem.sizes, np.int32).T
     places: Keywords = {}
     if problem.page_size:
-        places["page_table"] = torch.from_numpy(layouts.page_table(problem)).to(device)
-        places["kv_lengths"] = on_device(keys)
+        places |= {"page_table": layouts.page_table(problem), "kv_lengths": keys.copy()}
     elif problem.requests:
-        places["cu_seqlens_kv"] = on_device(itertools.accumulate(keys, initial=0))
+        places["cu_seqlens_kv"] = np.array([0, *itertools.accumulate(keys)], np.int32)
     if problem.requests:
-        places["cu_seqlens_q"] = on_device(itertools.accumulate(queries, initial=0))
+        places["cu_seqlens_q"] = np.array([0, *itertools.accumulate(queries)], np.int32)
         places |= {"max_seqlen_q": problem.seq_q, "max_seqlen_kv": problem.seq_kv}
     return places
 
