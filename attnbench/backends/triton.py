@@ -20,7 +20,7 @@ from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Rela
 from attnbench.attention.masks import PATTERNS
 from attnbench.attention.problem import Dtype, Mode, Problem, Returns
 from attnbench.attention.terms import BlockPattern
-from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure
+from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.kernels.tiling import (
     MAX_DECODE_ROWS,
     MAX_HEAD_DIM,
@@ -152,15 +152,15 @@ def _absorbed(problem: Problem, device: str, decode: Callable[..., Output]) -> C
 
 def tables(problem: Problem) -> Keywords:
     """Where the queries and keys of every sequence are, in the words of `attnbench.kernels.decode`."""
-    queries, keys = np.array(problem.sizes, np.int32).T
+    batch = layouts.segments(problem)
     places: Keywords = {}
     if problem.page_size:
-        places |= {"page_table": layouts.page_table(problem), "kv_lengths": keys.copy()}
+        places |= {"page_table": layouts.page_table(problem), "kv_lengths": np.array(batch.lengths_kv, np.int32)}
     elif problem.requests:
-        places["cu_seqlens_kv"] = np.array([0, *itertools.accumulate(keys)], np.int32)
+        places["cu_seqlens_kv"] = np.array(batch.starts_kv, np.int32)
     if problem.requests:
-        places["cu_seqlens_q"] = np.array([0, *itertools.accumulate(queries)], np.int32)
-        places |= {"max_seqlen_q": problem.seq_q, "max_seqlen_kv": problem.seq_kv}
+        places["cu_seqlens_q"] = np.array(batch.starts_q, np.int32)
+        places |= {"max_seqlen_q": batch.longest_q, "max_seqlen_kv": batch.longest_kv}
     return places
 
 
