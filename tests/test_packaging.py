@@ -75,8 +75,9 @@ def test_wheel_holds_every_suite(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_every_shipped_trace(wheel: zipfile.ZipFile) -> None:
-    traces = {f"attnbench/suite/serving/traces/{name}.jsonl" for name in shipped_traces()}
+    traces = {path.relative_to(ROOT).as_posix() for path in shipped_traces().values()}
     assert traces <= set(wheel.namelist())
+    assert "attnbench/suite/serving/traces/azure-conversation.LICENSE.txt" in wheel.namelist()
     assert traces
 
 

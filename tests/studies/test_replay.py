@@ -1,5 +1,6 @@
 """`attnbench replay --simulate-only`: what it prints, and what it refuses."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from attnbench import cli
 from attnbench.suite.serving import sources
 from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
 
+PROMPTS = {"input_tokens", "input_length", "ContextTokens"}  # what formats call the tokens of a prompt
+ANSWERS = {"output_tokens", "output_length", "GeneratedTokens"}
 MODELS = {"llama": LLAMA_8B, "gpt-oss": GPT_OSS_20B, "deepseek": DEEPSEEK_V3}
 
 
@@ -40,13 +43,14 @@ def test_parts_of_the_mix_add_up(trace: str, capsys: pytest.CaptureFixture[str])
         parts = [row for row in rows if row[column]]
         assert sum(row["steps"] for row in parts) == rest["steps"]  # type: ignore[misc]
         assert sum(row["predicted_s"] for row in parts) == pytest.approx(rest["attention_s"])  # type: ignore[misc]
-    lines = (sources._SHIPPED / f"{trace}.jsonl").read_text().splitlines()
-    requests = [json.loads(line) for line in lines]
+    text = sources.shipped()[trace].read_text()
+    requests = list(csv.DictReader(text.splitlines())) if "," in text[:12] else list(map(json.loads, text.splitlines()))
+    prompts, answers = (names & set(requests[0]) for names in (PROMPTS, ANSWERS))
     totals = rest["totals"]
     assert isinstance(totals, dict)
     assert totals["finished"] == len(requests)
-    assert totals["input_tokens"] == sum(item["input_tokens"] for item in requests)
-    assert totals["output_tokens"] == sum(item["output_tokens"] for item in requests)
+    assert totals["input_tokens"] == sum(int(item[name]) for item in requests for name in prompts)
+    assert totals["output_tokens"] == sum(int(item[name]) for item in requests for name in answers)
 
 
 @pytest.mark.usefixtures("folder")

@@ -210,10 +210,23 @@ def test_generated_traces_have_the_lengths_the_rate_and_the_prefixes_that_were_a
 def test_shipped_traces_are_made_as_their_page_says() -> None:
     page = (sources._SHIPPED / "README.md").read_text()
     rows = [line.split("`") for line in page.splitlines() if line.startswith("| `")]
-    assert {Path(file).stem for _, file, _, _, _ in rows} == set(sources.shipped()) != set()
-    for _, file, _, text, _ in rows:
-        made = b"".join(line + b"\n" for line in json_lines(generate(parse_traffic(text), seed=0)))
-        assert (sources._SHIPPED / file).read_bytes() == made
+    assert {Path(row[1]).stem for row in rows} == set(sources.shipped()) != set()
+    made = {row[1]: row[3] for row in rows if row[3].startswith("requests=")}
+    assert len(made) == 2
+    for file, text in made.items():
+        lines = b"".join(line + b"\n" for line in json_lines(generate(parse_traffic(text), seed=0)))
+        assert (sources._SHIPPED / file).read_bytes() == lines
+    recorded = [row for row in rows if row[1] not in made]
+    assert all((sources._SHIPPED / f"{Path(row[1]).stem}.LICENSE.txt").is_file() for row in recorded)
+
+
+def test_recorded_traces_are_the_first_requests_of_theirs() -> None:
+    """By hand: the first and last lines of the excerpts."""
+    azure, mooncake = (list(sources.open_trace(name)) for name in ("azure-conversation", "mooncake-conversation"))
+    assert (len(azure), len(mooncake)) == (400, 100)
+    assert (azure[0].arrival_s, azure[0].input_tokens, azure[0].output_tokens) == (0.0, 374, 44)
+    assert azure[1].arrival_s == pytest.approx(4.314579)
+    assert (mooncake[0].input_tokens, mooncake[0].output_tokens, len(mooncake[0].prefix_hashes)) == (6758, 500, 14)
 
 
 def test_a_trace_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,9 @@ class GeneratedTrace:
         return generate(self._traffic, self._seed)
 
 
-def shipped() -> tuple[str, ...]:
-    """The names of the shipped traces."""
-    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.jsonl")))
+def shipped() -> dict[str, Path]:
+    """The files of the shipped traces, by name."""
+    return {path.stem: path for path in sorted(_SHIPPED.iterdir()) if path.suffix in (".jsonl", ".csv")}
 
 
 def open_trace(
@@ -40,6 +40,6 @@ def open_trace(
     path = Path(text).expanduser()
     if not path.exists() and path.name == text and not path.suffix:
         if text not in shipped():
-            raise UnknownNameError("file or shipped trace", text, shipped(), where="TRACE")
-        path = _SHIPPED / f"{text}.jsonl"
+            raise UnknownNameError("file or shipped trace", text, tuple(shipped()), where="TRACE")
+        path = shipped()[text]
     return Trace(path, trace_format, speed=speed, jitter_s=jitter_s, seed=seed)
