@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from attnbench import backends, cli, suite
 from attnbench.attention import cost, inputs, latent, latent_reference
@@ -157,10 +158,13 @@ def test_decode_of_the_suite_of_deepseek_v3_reads_576_numbers_a_token():
 
 def test_only_backends_of_a_latent_cache_take_it():
     case = Case(problem=Problem(seq_q=4, **SHAPE), backend="naive")
-    reasons = {name: backends.load(name).objections(case, "cpu") for name in backends.BUILTIN}
-    takers = {name for name, objections in reasons.items() if not objections}
-    assert takers == set(BACKENDS)
-    assert "latent KV unsupported" in reasons["sdpa"]
+    every = {name: backends.load(name) for name in backends.BUILTIN}
+    for name, backend in every.items():
+        for kind, limits in backend.limits.items():
+            refused = "latent KV unsupported" in backend.objections(replace(case, backend=name), kind)
+            assert refused == ("latent" not in limits.features), (name, kind)
+    assert {name for name in BACKENDS if not every[name].objections(case, "cpu")} == set(BACKENDS)
+    assert every["sdpa"].objections(case, "cpu") == ["latent KV unsupported"]
     separate = Case(problem=Problem(seq_q=4), backend="mla:absorbed")
     assert backends.load("mla:absorbed").objections(separate, "cpu") == ["only a latent cache: use sdpa"]
     for name in BACKENDS:
