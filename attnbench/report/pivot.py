@@ -55,7 +55,7 @@ class Pivot(msgspec.Struct, frozen=True, kw_only=True):
     """Results laid out: the lines are lengths, or the axis that varies most; the columns are arms."""
 
     constant: str  # what all rows share
-    axis: str
+    axis: str  # the heading of the lines
     columns: list[Column]
     sections: list[Section]
     absent: list[tuple[str, str]]  # arms without any time, and the reasons
@@ -74,7 +74,7 @@ def pivot(rows: Sequence[Row]) -> Pivot:
     measured = [row for row in rows if row.time_s is not None]
     return Pivot(
         constant=_join([*constant, *(devices if len(devices) == 1 else ())]),
-        axis=axis,
+        axis="requests" if axis == "seq" and rows and all(row.requests for row in rows) else axis,
         columns=_columns(measured),
         sections=_sections(rows, words, axis, beside, across),
         absent=_absent(rows, {row.arm for row in measured}),

@@ -119,7 +119,8 @@ def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
 def _kind(cell: Cell) -> tuple[object, ...]:
     """What a problem is besides its lengths."""
     problem = cell.problem
-    names = set(problem.__struct_fields__) - {"seq_q", "seq_kv", "batch", "lengths", "mask"}
+    names = set(problem.__struct_fields__) - {"seq_q", "seq_kv", "batch", "lengths", "requests", "mask"}
     terms = tuple(term.partition(":")[0] for term in problem.mask.split("+"))
     fields = [getattr(problem, name) for name in sorted(names)]
-    return (*fields, cell.mode, terms, problem.seq_q == 1, problem.seq_q == problem.seq_kv, bool(problem.lengths))
+    ragged = bool(problem.lengths), bool(problem.requests)
+    return (*fields, cell.mode, terms, problem.seq_q == 1, problem.seq_q == problem.seq_kv, *ragged)

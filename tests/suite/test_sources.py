@@ -184,6 +184,40 @@ def test_speculative_decoding_has_the_tree_of_eagle() -> None:
             assert [path.startswith(other) for other in tokens] == row.tolist()
 
 
+QWEN3_30B = (32, 4, 128, 128, "", None, False)  # torchtitan: _30b_a3b
+
+
+@pytest.mark.parametrize(("name", "shapes"), [
+    *((name, None) for name in ("llama3-8b", "deepseek-v3", "gpt-oss")), ("qwen3", {QWEN3_30B}),
+])  # fmt: skip
+def test_served_batches_have_the_shapes_of_the_model(name: str, shapes: set[tuple[object, ...]] | None) -> None:
+    assert {_shape(cell) for cell in cells(f"serving-{name}")} == (
+        shapes or {_shape(cell) for cell in table_cells(name, "decode") if cell.problem.sinks == (name == "gpt-oss")}
+    )
+
+
+def _shape(cell: Cell) -> tuple[object, ...]:
+    problem = cell.problem
+    widths = (problem.heads, problem.kv_heads, problem.head_dim, problem.head_dim_v)
+    return (*widths, problem.kv, problem.score.scale, problem.sinks)
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "deepseek-v3", "gpt-oss", "qwen3"])
+def test_steps_of_a_server_keep_their_budget_of_tokens(name: str) -> None:
+    for cell in [*table_cells(f"serving-{name}", "chunked"), *table_cells(f"serving-{name}", "mixed")]:
+        assert cell.problem.tokens_q in (2048, 8192)
+    for cell in table_cells(f"serving-{name}", "decode"):
+        assert {queries for queries, _ in cell.problem.sizes} == {1}
+        assert len({keys for _, keys in cell.problem.sizes}) >= 3
+    for cell in table_cells(f"serving-{name}", "speculative"):
+        assert {queries for queries, _ in cell.problem.sizes} <= {4, 5, 6, 7, 8}
+
+
+def test_dialogues_have_contexts_of_their_own_lengths() -> None:
+    for cell in table_cells("chat-decode", "one token"):
+        assert len({keys for _, keys in cell.problem.sizes}) == 4
+
+
 def test_dinat_divides_its_width_among_its_heads() -> None:
     # dinat.py: embed_dim 64, num_heads [2, 4, 8, 16], dilations [1, 8, 1] ...; nat.py: stages double it.
     for number, heads in enumerate((2, 4, 8, 16)):

@@ -58,7 +58,8 @@ MODELS = {
     "deepseek-v3", "detr", "din", "dinat-mini", "dit-xl2", "finbert-stream", "flamingo", "gemma2-9b", "gpt-oss", "gpt2",
     "graphormer", "led",
     "llama3-70b", "llama3-8b", "minilm", "mistral-7b", "mt-transformer-base", "qformer", "sasrec", "sd-unet",
-    "segformer-b0", "swin-t", "t5-base", "vit-3d", "vit-b16", "whisper-base", "xl-wt103-base", "xl-wt103-large",
+    "segformer-b0", "serving-deepseek-v3", "serving-gpt-oss", "serving-llama3-8b", "serving-qwen3", "swin-t", "t5-base",
+    "vit-3d", "vit-b16", "whisper-base", "xl-wt103-base", "xl-wt103-large",
 }  # fmt: skip
 
 
