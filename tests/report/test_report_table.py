@@ -40,6 +40,16 @@ def test_lines_are_sorted_by_number():
     assert labels(layout) == ["64", "512", "4096"]
 
 
+def served(batch: str, size: int, longest: int) -> Problem:
+    return Problem(seq_q=1, seq_kv=longest, batch=size, requests=batch)
+
+
+def test_lines_of_requests_are_headed_so():
+    batches = [measured(served("8q1s256", 8, 256), "naive", 1e-3), measured(served("q1s9_q1s64", 2, 64), "naive", 1e-3)]
+    assert (pivot(rows_of(*batches)).axis, labels(pivot(rows_of(*batches)))) == ("requests", ["q1s9_q1s64", "8q1s256"])
+    assert pivot(rows_of(*batches, measured(Problem(seq_q=64), "naive", 1e-3))).axis == "seq"
+
+
 def test_the_axis_with_most_values_makes_the_lines():
     measurements = [
         measured(Problem(seq_q=seq, batch=batch), "naive", 1e-3) for seq in (64, 128) for batch in (1, 2, 4)

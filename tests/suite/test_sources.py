@@ -203,7 +203,7 @@ def _shape(cell: Cell) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("name", ["llama3-8b", "deepseek-v3", "gpt-oss", "qwen3"])
-def test_steps_of_a_server_keep_their_budget_of_tokens(name: str) -> None:
+def test_requests_of_a_server_are_those_of_their_table(name: str) -> None:
     for cell in [*table_cells(f"serving-{name}", "chunked"), *table_cells(f"serving-{name}", "mixed")]:
         assert cell.problem.tokens_q in (2048, 8192)
     for cell in table_cells(f"serving-{name}", "decode"):
@@ -211,6 +211,8 @@ def test_steps_of_a_server_keep_their_budget_of_tokens(name: str) -> None:
         assert len({keys for _, keys in cell.problem.sizes}) >= 3
     for cell in table_cells(f"serving-{name}", "speculative"):
         assert {queries for queries, _ in cell.problem.sizes} <= {4, 5, 6, 7, 8}
+    shared = table_cells(f"serving-{name}", "shared prefix")
+    assert {group.keys for cell in shared for group in cell.problem.prefix_groups} == {2048}
 
 
 def test_dialogues_have_contexts_of_their_own_lengths() -> None:
