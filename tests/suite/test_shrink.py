@@ -101,13 +101,14 @@ def test_every_cell_of_every_suite_has_a_small_form(name: str) -> None:
 def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
     """All in one sweep, so that one worker starts; what `naive` refuses, nobody runs.
 
-    One length of each kind of problem of a suite, in the shortest blocks.
+    The smallest batch of each kind of problem of a suite, in the shortest blocks.
     """
     request = api.request(
         *suite.shipped(), shrink="0.003", backend="naive", device="cpu:threads=1", rounds="1", budget="0"
     )
     ready = sweep.prepare(request)
-    ready = sweep.replan(ready, {_kind(cell): (cell, arms) for cell, arms in ready.cells}.values())
+    smallest_last = sorted(ready.cells, key=lambda cell_and_arms: -cell_and_arms[0].problem.batch)
+    ready = sweep.replan(ready, {_kind(cell): (cell, arms) for cell, arms in smallest_last}.values())
     procedures = {kind: replace(procedure, block_s=1e-4) for kind, procedure in ready.settings.procedures.items()}
     ready = replace(ready, settings=replace(ready.settings, procedures=procedures))
     run = sweep.run(ready, SilentObserver(), directory=tmp_path / "run").run
