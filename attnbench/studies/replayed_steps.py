@@ -31,7 +31,8 @@ DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 BUDGET_SHARE = 0.7  # the rest is for starting workers and for cases that take longer than predicted
 MIN_DRAWS = 4
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
-FIELDS = ("requests", "mask", "heads", "kv_heads", "head_dim", "head_dim_v", "dtype", "page_size")
+LATENT_BACKENDS = "naive,mla:absorbed,mla:expanded"
+FIELDS = ("requests", "mask", "heads", "kv_heads", "head_dim", "head_dim_v", "kv", "dtype", "page_size")
 
 
 class StepProblems(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +56,10 @@ def _problem(text: str, layer: DecoderLayer, dtype: Dtype, page_size: int) -> Pr
         )
     sizes = requests.parse(text)
     seq_q, seq_kv = map(max, zip(*sizes, strict=True))
-    head_dim, head_dim_v = layer.latent or (layer.head_dim, layer.head_dim_v)
+    kv = ""
+    if layer.latent:
+        width, rank = layer.latent
+        kv = f"latent:{rank}+{width - rank}"
     return Problem(
         batch=len(sizes),
         requests=text,
@@ -63,8 +67,9 @@ def _problem(text: str, layer: DecoderLayer, dtype: Dtype, page_size: int) -> Pr
         seq_kv=seq_kv,
         heads=layer.heads,
         kv_heads=1 if layer.latent else layer.kv_heads,
-        head_dim=head_dim,
-        head_dim_v=head_dim_v,
+        head_dim=layer.head_dim,
+        head_dim_v=layer.head_dim_v,
+        kv=kv,
         mask=f"causal+window:{layer.window - 1}" if layer.window else "causal",
         dtype=dtype,
         page_size=page_size,
@@ -110,7 +115,7 @@ def plan_replay(serving: Serving, table: TrafficSteps, request: sweep.Request, *
     size = serving.options.block_size
     if size & (size - 1):
         raise UsageError(f"--block-size {size}: only powers of two can be measured, as 16; or use --simulate-only")
-    request = _on_devices(request)
+    request = _on_devices(request, serving.cost.decoder)
     dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
     counts = dict.fromkeys(max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
     draws = [traffic.draw(table, each, seed) for each in counts]
@@ -126,9 +131,11 @@ def plan_replay(serving: Serving, table: TrafficSteps, request: sweep.Request, *
     return ReplayPlan(table=table, drawn=drawn, steps=steps, sweep=planned)
 
 
-def _on_devices(request: sweep.Request) -> sweep.Request:
+def _on_devices(request: sweep.Request, decoder: Decoder) -> sweep.Request:
     on_cpu = all(device.kind == "cpu" for device in sweep.devices_of(request.device))
-    return msgspec.structs.replace(request, backend=request.backend or (CPU_BACKENDS if on_cpu else ""))
+    latent = any(layer.latent for layer in decoder.layers)
+    usual = "" if not on_cpu else LATENT_BACKENDS if latent else CPU_BACKENDS
+    return msgspec.structs.replace(request, backend=request.backend or usual)
 
 
 def _dtype(request: sweep.Request, decoder: Decoder) -> str:
@@ -141,6 +148,8 @@ def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
     """The sweep that measures these steps: each problem once, with the backends and limits of the request."""
     wanted = list(dict.fromkeys(problem for step in steps for problem, _ in step.layers))
     axes = {name: ",".join(dict.fromkeys(spell(_value(problem, name)) for problem in wanted)) for name in FIELDS}
+    if not axes["kv"]:
+        del axes["kv"]
     prepared = sweep.prepare(msgspec.structs.replace(request, axes=axes))
     cells = [(cell, arms) for cell, arms in prepared.cells if cell.problem in set(wanted)]
     return prepared if len(cells) == len(prepared.cells) else sweep.replan(prepared, cells)

@@ -44,6 +44,22 @@ def test_every_kind_of_layer_is_a_problem_that_counts_by_its_layers():
     assert (full.heads, full.kv_heads, full.page_size, full.dtype) == (8, 2, 16, "fp32")
 
 
+def test_a_latent_cache_is_that_of_the_model():
+    """DeepSeek-V3: 512 numbers and 64 of RoPE for each token, queries of 128 + 64, values of 128."""
+    mla = DecoderLayer(
+        kind=Layer.FULL, count=61, heads=128, kv_heads=128, head_dim=192, head_dim_v=128, latent=(576, 512)
+    )
+    ((problem, layers),) = replayed_steps.problems_of([(1, 5)], decoder(mla), dtype=Dtype.BF16, page_size=16).layers
+    assert (problem.kv, problem.kv_heads, problem.head_dim, problem.head_dim_v) == ("latent:512+64", 1, 192, 128)
+    assert layers == 61
+    planned = replayed_steps.plan(
+        Request(backend=replayed_steps.LATENT_BACKENDS, device="cpu:threads=1"),
+        [StepProblems(layers=((problem, layers),))],
+    )
+    assert planned.plan.cases == 3
+    assert not planned.plan.refusals
+
+
 def test_chunks_are_refused_with_what_to_use():
     chunked = DecoderLayer(kind=Layer.CHUNKED, count=1, heads=8, kv_heads=2, head_dim=16, head_dim_v=16, chunk=64)
     with pytest.raises(UsageError, match="chunks of 64 tokens cannot be measured: use --simulate-only"):
