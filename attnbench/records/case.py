@@ -102,8 +102,6 @@ def _id(case: Case) -> str:
 
 def spell(value: object) -> str:
     """A value as text that no other value of its field has."""
-    if isinstance(value, list):
-        return "-".join(map(str, value))
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)

@@ -47,12 +47,14 @@ def test_without_variation_all_lengths_are_the_mean():
             "file:missing.txt: No such file or directory; use a text file with one length in each line",
         ),
         ("file:empty.txt", "empty.txt has no length: write one in each line"),
+        ("file:long.txt", "long.txt has 65,537 lengths: at most 65,536"),
         ("file:wrong.txt", "wrong.txt:2: not an integer: 'ten'"),
     ],
 )
 def test_a_mistake_is_named_with_what_to_use(word, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "long.txt").write_text("1\n" * 65_537)
     (tmp_path / "wrong.txt").write_text("3\nten\n")
     with pytest.raises(AttnbenchError) as caught:
         lengths(word, "--set lengths")
