@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from attnbench.attention import requests
 from attnbench.attention.problem import Problem
 from attnbench.records.result import Cause, Result, Status, sample
 from attnbench.report import pages
@@ -317,3 +318,21 @@ def test_the_place_of_a_memory_figure_is_in_words(problem: Problem, place: str) 
 
     screen = of(sized("naive", 2, 2e6), sized("flex", 1, 1e6))
     assert screen.lead.endswith(f"2.0× less memory than naive {place}.")
+
+
+def served(text: str) -> Problem:
+    sizes = requests.parse(text)
+    queries, keys = map(max, zip(*sizes, strict=True))
+    return Problem(seq_q=queries, seq_kv=keys, batch=len(sizes), requests=text)
+
+
+def test_batches_of_requests_are_named_whole_and_not_by_their_longest_request() -> None:
+    fastest = {"2q64_4q1s128": "naive", "q64s256": "flex", "4q8s512": "flex"}
+    screen = of(*(
+        case(backend, 1 if backend == winner else 2, problem=served(text))
+        for text, winner in fastest.items()
+        for backend in ("naive", "flex")
+    ))  # fmt: skip
+    assert screen.grid
+    assert [heading for heading, _ in screen.grid.rows] == [f"requests {text}" for text in fastest]
+    assert screen.headline == "flex wins 2 of 3 problems, naive 1."

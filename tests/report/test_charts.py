@@ -116,6 +116,14 @@ def test_numbers_that_follow_others_need_no_panel() -> None:
     assert "kv_heads" in panels.layout(rows_of([result([1e-3] * 5, problem=each) for each in grouped])).columns
 
 
+def test_a_chart_of_requests_says_that_its_axis_is_the_longest() -> None:
+    served = [Problem(seq_q=1, seq_kv=keys, batch=2, requests=f"q1s9_q1s{keys}") for keys in (64, 256, 512)]
+    rows = rows_of([result([1e-3] * 5, problem=problem) for problem in served])
+    assert panels.layout(rows).columns == ("requests",)
+    assert panels.axis_title("seq_kv", rows) == "number of keys of the longest request"
+    assert panels.axis_title("seq_kv", [*rows, *rows_of([result([1e-3] * 5)])]) == "number of keys"
+
+
 def test_facets_that_would_join_problems_are_refused_with_the_one_to_add() -> None:
     rows = rows_of(sample_results(masks=("none", "causal")))
     with pytest.raises(UsageError, match=r"differ in mask .* use --facet device,mask"):

@@ -12,6 +12,7 @@ import msgspec
 
 from attnbench import units
 from attnbench.analysis.rows import AXES, Row, Value
+from attnbench.attention import requests
 from attnbench.errors import UsageError
 
 MIN_LENGTHS = 3  # values of a length that make it the axis, even if another number has more
@@ -19,6 +20,7 @@ PHASE = "phase"  # derived: how the queries relate to the keys
 _NUMBERS = ("seq_kv", "batch", "heads", "head_dim")  # candidates for the axis, the first of equals
 # Numbers that follow another one by convention. They need no panel where that one determines them.
 _LEADERS = {"kv_heads": ("heads",), "head_dim_v": ("head_dim",), "scale": ("head_dim",), "lengths": ("seq_kv", "batch")}
+_LEADERS |= dict.fromkeys((PHASE, "batch", "seq_q", "seq_kv"), ("requests",))
 _FIRST = ("run", "device", "dtype", "mode", PHASE, "mask", "head_dim", "heads", "kv_heads", "batch")
 _LENGTHS = ("seq_q", "seq_kv")
 COLUMNS = (*_FIRST, *_LENGTHS, *(name for name in AXES if name not in (*_FIRST, *_LENGTHS)))
@@ -89,7 +91,8 @@ def axis_title(axis: str, rows: Sequence[Row]) -> str:
     """The axis in words: `sequence length` where all problems have as many queries as keys."""
     if axis in _LENGTHS and {phase(row) for row in rows} == {"prefill"}:
         return "sequence length"
-    return {"seq_q": "number of queries", "seq_kv": "number of keys"}.get(axis, axis.replace("_", " "))
+    title = {"seq_q": "number of queries", "seq_kv": "number of keys"}.get(axis, axis.replace("_", " "))
+    return f"{title} of the longest request" if axis in _LENGTHS and all(row.requests for row in rows) else title
 
 
 def axis_value(axis: str, value: Value) -> str:
@@ -123,6 +126,8 @@ def words(name: str, value: Value) -> str:
         return str(value)
     if name == "mode":
         return MODES[str(value)]
+    if name == "requests":
+        return f"requests {requests.short(str(value))}" if value else "no requests"
     if name == "mask":
         return "no mask" if value == "none" else f"{value} mask"
     templates = {"heads": "{} heads", "kv_heads": "{} key heads", "seq_q": "{} queries", "seq_kv": "{} keys"}

@@ -119,7 +119,7 @@ def split(problems: Sequence[Contest], layout: PanelLayout) -> list[Side]:
             by_value.setdefault(panels.column_value(contest.first, name), []).append(contest)
         if 1 < len(by_value) <= MAX_SIDES and (sides := _sides(by_value.values(), name)):
             return sides
-    return _below_and_above(problems, layout.axis)
+    return [] if "requests" in layout.columns else _below_and_above(problems, layout.axis)
 
 
 def covered(problems: Sequence[Contest]) -> str:
