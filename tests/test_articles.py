@@ -16,7 +16,8 @@ import torch
 
 from attnbench import backends
 from attnbench.attention import cost, inputs, masks, scopes
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.attention.terms import Grid
 from attnbench.errors import UnknownNameError

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from attnbench import errors
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.errors import AttnbenchError, Exit, UnknownNameError
 
 

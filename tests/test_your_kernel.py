@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from attnbench import backends, cli
-from attnbench.attention.problem import FEATURES, Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import FEATURES, Problem
 from attnbench.backends import Layout, plugin
 from attnbench.records.case import Case
 from tests import oracle

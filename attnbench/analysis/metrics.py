@@ -13,7 +13,8 @@ from attnbench import units
 from attnbench.analysis import readings
 from attnbench.analysis.restarts import Restarts
 from attnbench.attention import cost
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import UnknownNameError
 from attnbench.machine import datasheet
 from attnbench.records.result import Result, Timing

@@ -9,7 +9,8 @@ from typing import TypeVar
 from attnbench.analysis import parallel, readings, stats
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice, RooflineBound, explain_faster, roofline_bound
 from attnbench.analysis.stats import Estimate
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import UnknownNameError
 from attnbench.records.arm import Arm, distinct_names
 from attnbench.records.case import problem_label

@@ -10,7 +10,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from attnbench.attention import cost
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records import ceilings as stored_ceilings
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.run_directory import Manifest

@@ -18,7 +18,8 @@ from attnbench.analysis.ranking import Place as Place
 from attnbench.analysis.ranking import places
 from attnbench.analysis.restarts import Restarts, map_problems
 from attnbench.analysis.roofline import NO_CEILINGS, Bound, CeilingsByDevice
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.records.arm import Arm
 from attnbench.records.case import problem_label

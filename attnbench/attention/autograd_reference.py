@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attnbench.attention import blocks
 from attnbench.attention.blocks import EXACT, Gradients, Group, RowBlock, Span, Steps
+from attnbench.attention.choices import Dtype, Positions, Returns
 from attnbench.attention.logits import positioned, similarity, sink_logits
-from attnbench.attention.problem import Dtype, Positions, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Similarity
 from attnbench.attention.weightings import GumbelMax
 

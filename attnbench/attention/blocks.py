@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from attnbench.attention.choices import Dtype
 from attnbench.attention.inputs import Inputs, torch_dtype
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Similarity
 from attnbench.attention.weightings import SOFTMAX
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from attnbench.attention import latent, scopes
 from attnbench.attention.biases import Relative
-from attnbench.attention.kv_cache import KvDtype, stored_bytes
-from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.choices import KvDtype, Mode, Returns
+from attnbench.attention.kv_cache import stored_bytes
+from attnbench.attention.problem import Problem
 from attnbench.attention.scope_text import Scope
 
 

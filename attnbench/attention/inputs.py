@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from attnbench.attention import input_file, shared_prefix
+from attnbench.attention.choices import Dtype
 from attnbench.attention.kv_cache import MAX_FP8, quantized
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.problem import Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from attnbench.attention.choices import KvDtype
 from attnbench.errors import ProblemError
 
 if TYPE_CHECKING:
@@ -17,22 +17,6 @@ MAX_FP4 = 6.0  # largest number of float4_e2m1
 NVFP4_BLOCK = 16  # numbers that share a scale, along the width
 _TINY = 1e-30  # a scale that is no zero
 _SCALE_BYTES = 4  # of a float32 scale
-
-
-class KvDtype(StrEnum):
-    """The number format of k and v in a KV cache. Simulated: a call gets the dequantised k and v in its dtype."""
-
-    SAME = "same"  # the dtype of the problem
-    INT8 = "int8"  # one float32 scale for each token and head
-    FP8_E4M3 = "fp8_e4m3"
-    INT8_TENSOR = "int8:tensor"  # one float32 scale for all of k, and one for all of v
-    FP8_E4M3_TENSOR = "fp8_e4m3:tensor"
-    NVFP4 = "nvfp4"  # float4_e2m1, an fp8_e4m3 scale for 16 numbers, and a float32 scale for all of k and of v
-
-    @property
-    def scale_of_tensor(self) -> bool:
-        """Whether k and v have one scale each, instead of one for each token and head."""
-        return self in (KvDtype.INT8_TENSOR, KvDtype.FP8_E4M3_TENSOR)
 
 
 def quantized(tensor: Tensor, kv_dtype: KvDtype) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnbench.attention import fixed_random
-from attnbench.attention.problem import Positions, Problem
+from attnbench.attention.choices import Positions
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Similarity, load_function
 from attnbench.errors import ProblemError
 

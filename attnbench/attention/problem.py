@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import lru_cache
 
 import msgspec
 
 from attnbench.attention import biases, masks, requests, shared_prefix, weightings
 from attnbench.attention.biases import LogitBias
-from attnbench.attention.kv_cache import KvDtype, Latent, parse_latent
+from attnbench.attention.choices import Autocast, Dtype, KvDtype, Positions, Returns
+from attnbench.attention.kv_cache import Latent, parse_latent
 from attnbench.attention.masks import Mask
 from attnbench.attention.masks.causal import Causal
 from attnbench.attention.masks.window import Window
@@ -20,67 +20,6 @@ from attnbench.attention.shared_prefix import PrefixGroup
 from attnbench.attention.terms import Booleans, Grid
 from attnbench.attention.weightings import Weighting
 from attnbench.errors import ProblemError
-
-
-class Dtype(StrEnum):
-    """Number formats of q, k and v. fp32 is IEEE on every device; tf32 is fp32 tensors on TF32 tensor cores."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    FP8_E4M3 = "fp8_e4m3"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of one stored number."""
-        return _BYTES[self]
-
-    @property
-    def out(self) -> Dtype:
-        """The format of the output: bf16 for fp8, else that of the inputs."""
-        return Dtype.BF16 if self is Dtype.FP8_E4M3 else self
-
-
-_BYTES = {Dtype.FP32: 4, Dtype.TF32: 4, Dtype.FP16: 2, Dtype.BF16: 2, Dtype.FP8_E4M3: 1}
-
-
-class Mode(StrEnum):
-    """The passes of a call."""
-
-    FWD = "fwd"
-    BWD = "bwd"
-    FWD_BWD = "fwd_bwd"
-
-    @property
-    def needs_grad(self) -> bool:
-        """Whether a call computes the gradients of q, k and v."""
-        return self is not Mode.FWD
-
-
-class Returns(StrEnum):
-    """What a call returns besides the output."""
-
-    OUT = "out"
-    LSE = "lse"
-    WEIGHTS = "weights"  # [batch, heads, seq_q, seq_kv], in the dtype of the output
-
-
-class Positions(StrEnum):
-    """Position embeddings of q and k, applied within the call."""
-
-    NONE = "none"
-    SINUSOIDAL = "sinusoidal"  # added to q and k
-    ROPE = "rope"  # q and k rotated
-
-
-class Autocast(StrEnum):
-    """The dtype of the matrix products of a block or layers with fp32 weights (torch.autocast)."""
-
-    NONE = "none"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
 
 _CLOSED_SETS = {"dtype": Dtype, "returns": Returns, "positions": Positions, "kv_dtype": KvDtype, "autocast": Autocast}
 

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from attnbench.attention import cost, scopes, user_files
-from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import FEATURES, Problem
 from attnbench.errors import UnknownNameError
 from attnbench.records.case import Case
 

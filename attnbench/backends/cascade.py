@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from attnbench.attention import layouts
+from attnbench.attention.choices import Mode
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.problem import Problem
 from attnbench.backends import FLOATS, Backend, Keywords, Limits, Prepared
 from attnbench.records.case import Case
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from attnbench.attention import cost
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, Limits, Prepared
 from attnbench.records.case import Case
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
+from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.layouts import is_packed, packed, packing, padded, page_table, paged, segments
-from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attnbench.attention.choices import Dtype, Mode, Returns
 from attnbench.attention.layouts import padded, page_table, paged, segments
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, tables_on
 from attnbench.records.case import Case
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from attnbench.attention import cost, layouts, logits
 from attnbench.attention.biases import Alibi, ByDistance, Constant, Relative
-from attnbench.attention.problem import FEATURES, Mode, Problem, Returns
+from attnbench.attention.choices import Mode, Returns
+from attnbench.attention.problem import FEATURES, Problem
 from attnbench.attention.terms import Grid
 from attnbench.backends import FLOATS, Backend, Keywords, Limits, Output, Prepared
 from attnbench.records.case import Case

@@ -12,8 +12,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from attnbench.attention import cost, latent, layouts
+from attnbench.attention.choices import Mode
 from attnbench.attention.masks import PATTERNS
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.problem import Problem
 from attnbench.backends import FLOATS, Backend, Limits, Prepared, load
 from attnbench.records.case import Case
 

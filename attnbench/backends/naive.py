@@ -9,9 +9,10 @@ import numpy as np
 
 from attnbench.attention import cost, latent, layouts
 from attnbench.attention.biases import Constant, Relative
+from attnbench.attention.choices import Dtype, Returns
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.logits import similarity, sink_logits
-from attnbench.attention.problem import FEATURES, Dtype, Problem, Returns
+from attnbench.attention.problem import FEATURES, Problem
 from attnbench.attention.scores import Similarity
 from attnbench.attention.weightings import GumbelMax
 from attnbench.backends import FLOATS, Backend, Limits, Output, Prepared

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from attnbench.attention import cost, layouts, user_files
-from attnbench.attention.problem import FEATURES, Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import FEATURES, Problem
 from attnbench.backends import FLOATS, Backend, Layout, Limits, Output, Prepared, is_source
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.records.case import Case

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from attnbench.attention import layouts, logits, scopes
+from attnbench.attention.choices import Autocast, KvDtype
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.kv_cache import KvDtype
-from attnbench.attention.problem import Autocast, Problem
+from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, Layout, Output, Prepared
 from attnbench.records.case import Case
 

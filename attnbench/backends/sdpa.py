@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from attnbench.attention import cost
 from attnbench.attention.biases import BIASES, Constant, Relative
+from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.masks import PATTERNS
-from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared
 from attnbench.records.case import Case
 

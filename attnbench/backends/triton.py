@@ -17,8 +17,9 @@ from msgspec.structs import replace
 
 from attnbench.attention import cost, latent, layouts, logits
 from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Relative
+from attnbench.attention.choices import Dtype, Mode, Returns
 from attnbench.attention.masks import PATTERNS
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.terms import BlockPattern
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.kernels.tiling import (

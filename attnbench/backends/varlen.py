@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.layouts import packed, packing, padded, page_table, paged, segments
-from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
 

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from attnbench.attention.biases import Constant
+from attnbench.attention.choices import Mode
 from attnbench.attention.layouts import page_table, paged, segments
 from attnbench.attention.masks.document import Document
 from attnbench.attention.masks.padding import Padding
 from attnbench.attention.masks.window import Window
-from attnbench.attention.problem import FEATURES, Mode, Problem
+from attnbench.attention.problem import FEATURES, Problem
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Layout, Limits, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
 

@@ -55,7 +55,7 @@ def suites(long: Long = False, json: options.Json = False) -> None:
     A case is a problem on one backend; a suite that names no backends has as many as the command chooses.
     """
     from attnbench import suite
-    from attnbench.attention.problem import Dtype
+    from attnbench.attention.choices import Dtype
     from attnbench.suite import sources
 
     records = []

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from attnbench.analysis import rows
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.cli import output, progress, stop_signals
 from attnbench.cli.options import GlobalOptions, typed
 from attnbench.cli.run_options import RunOptions

@@ -20,7 +20,7 @@ app.add(list_.suites, "list")
 def show(name: Which) -> None:
     """Print the source and the problems of a suite."""
     from attnbench import suite
-    from attnbench.attention.problem import Dtype
+    from attnbench.attention.choices import Dtype
     from attnbench.records.case import problem_label
     from attnbench.suite import Impossible, sources
 
@@ -50,7 +50,7 @@ def validate(
     Exit code 2 if there are any.
     """
     from attnbench import suite
-    from attnbench.attention.problem import Dtype
+    from attnbench.attention.choices import Dtype
     from attnbench.errors import AttnbenchError, Exit
     from attnbench.suite import Impossible
 

@@ -157,8 +157,8 @@ def _show_mask(text: str, shape: MaskShape, out: Path | None) -> None:
 def _problem(axes: dict[str, str], inputs: str) -> Problem:
     """The one problem of the options; the shapes of a file replace the defaults."""
     from attnbench import suite
+    from attnbench.attention.choices import Dtype
     from attnbench.attention.inputs import FILE, check
-    from attnbench.attention.problem import Dtype
     from attnbench.errors import UsageError
     from attnbench.studies.weights import shape_of
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from attnbench.attention import user_folders
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Similarity
 from attnbench.errors import StoreError
 from attnbench.machine import identity

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from attnbench import backends
 from attnbench.attention import cost
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine.group import Group
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case

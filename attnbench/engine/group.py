@@ -2,7 +2,8 @@
 
 import msgspec
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 

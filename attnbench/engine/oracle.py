@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import expected_cache
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.machine import resources

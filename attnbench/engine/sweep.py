@@ -11,7 +11,7 @@ from attnbench import backends, suite
 from attnbench._version import __version__
 from attnbench.analysis import metrics
 from attnbench.attention import inputs
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.engine import plan
 from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.plan import Plan, PlanLimits

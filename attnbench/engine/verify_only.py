@@ -12,7 +12,8 @@ import msgspec
 
 from attnbench import suite
 from attnbench.attention import inputs
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Observer, Runner
 from attnbench.engine.sweep import Request, Sweep

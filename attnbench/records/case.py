@@ -8,7 +8,8 @@ from functools import cache, lru_cache
 import msgspec
 
 from attnbench.attention import requests
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):

@@ -10,7 +10,8 @@ from typing import BinaryIO, ClassVar, NamedTuple, overload
 
 import msgspec
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import AttnbenchError, StoreError
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine.plan import WORKER_BYTES, PlanLimits, peak_bytes, refuse
 from attnbench.engine.runner import RunSettings
 from attnbench.engine.worker_process import Worker, WorkerFailedError

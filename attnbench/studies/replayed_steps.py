@@ -13,7 +13,8 @@ from attnbench.analysis.restarts import Restarts, join
 from attnbench.analysis.traffic import Draw, TrafficSteps
 from attnbench.analysis.traffic_totals import Measured
 from attnbench.attention import requests
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.choices import Dtype
+from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.engine import sweep
 from attnbench.engine.sweep import Sweep

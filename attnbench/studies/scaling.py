@@ -15,7 +15,8 @@ from attnbench.analysis.rows import AXES as COLUMNS
 from attnbench.analysis.rows import Row
 from attnbench.analysis.stats import Estimate
 from attnbench.attention import cost
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 
 DEFAULT_SUITE = "scaling"
 MIN_POINTS = 4

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from attnbench.analysis.restarts import Restarts, join
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
 from attnbench.engine.runner import Observer, Runner
 from attnbench.engine.sweep import Request

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.attention import input_file
-from attnbench.attention.problem import Problem, Returns
+from attnbench.attention.choices import Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError
 

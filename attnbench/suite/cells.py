@@ -10,7 +10,8 @@ from typing import NamedTuple, cast
 from msgspec.structs import replace
 
 from attnbench.attention import masks, requests, shared_prefix
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import NUMBERS, Score
 from attnbench.attention.terms import scaled
 from attnbench.errors import ProblemError, UsageError

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from attnbench import units
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import RangeError, UnknownNameError, UsageError
 from attnbench.records.arm import parse_device
 from attnbench.records.result import Record, Result

@@ -52,7 +52,7 @@ def words(value: object, place: str) -> tuple[str, ...]:
 
 
 def member(enum: str, noun: str) -> Reader:
-    """Read members of an enumeration of `attention.problem`."""
+    """Read members of an enumeration of `attention.choices`."""
 
     def read(value: object, place: str) -> tuple[StrEnum, ...]:
         known = problem_enum(enum)
@@ -66,10 +66,10 @@ def member(enum: str, noun: str) -> Reader:
 
 
 def problem_enum(name: str) -> type[StrEnum]:
-    """An enumeration of `attention.problem`."""
-    from attnbench.attention import problem
+    """An enumeration of `attention.choices`."""
+    from attnbench.attention import choices
 
-    kind: type[StrEnum] = getattr(problem, name)
+    kind: type[StrEnum] = getattr(choices, name)
     return kind
 
 

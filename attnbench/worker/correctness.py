@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.attention.blocks import Group, query_heads
+from attnbench.attention.choices import Dtype
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.problem import Problem
 from attnbench.attention.scope_text import Scope
 from attnbench.records.result import Record
 from attnbench.worker.expected_values import DROPPED, ExpectedValues

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from attnbench.attention import inputs
 from attnbench.attention.blocks import Group, Span, computed_logits, groups, rows_of
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import StoreError
 from attnbench.records.result import Record
 from attnbench.worker.protocol import EXPECTED_FILE

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from attnbench.attention import inputs
-from attnbench.attention.problem import Mode, Returns
+from attnbench.attention.choices import Mode, Returns
 from attnbench.backends import Backend, Layout, scope
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from attnbench.attention.problem import Mode
+from attnbench.attention.choices import Mode
 from attnbench.backends import scope
 from attnbench.records.case import Case
 from attnbench.worker.prepared_case import PreparedCase, first_output
@@ -164,7 +164,8 @@ def quantisation(case: PreparedCase) -> Figures:
     import torch
 
     from attnbench.attention import cost
-    from attnbench.attention.kv_cache import KvDtype, quantized
+    from attnbench.attention.choices import KvDtype
+    from attnbench.attention.kv_cache import quantized
 
     problem = case.problem
     if problem.kv_dtype is not KvDtype.SAME or problem.page_size:
@@ -190,7 +191,7 @@ def soft(case: PreparedCase) -> Figures:
 
     from attnbench import backends
     from attnbench.attention.biases import AdaptiveSpan
-    from attnbench.attention.problem import Returns
+    from attnbench.attention.choices import Returns
 
     problem = case.problem
     spans = isinstance(problem.bias, AdaptiveSpan)

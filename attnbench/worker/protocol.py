@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
 from attnbench.records.ceilings import ForeignLoad, Point, Rate
 from attnbench.records.result import Environment, Procedure, Status, Timing

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from attnbench.attention import autograd_reference, latent_reference, reference, scopes
 from attnbench.attention.blocks import Gradients, Group, Span, of_part, query_heads
+from attnbench.attention.choices import Mode
 from attnbench.attention.inputs import Inputs, torch_dtype
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.problem import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from attnbench.attention.choices import Dtype
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.problem import Dtype
 from attnbench.records.result import Record
 from attnbench.worker.reference_outputs import GroupOutput
 

@@ -9,7 +9,7 @@ import pytest
 
 from attnbench.analysis.preferences import Basis, preferences
 from attnbench.analysis.rows import Row, rows_of
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.cli import output
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Result, Status

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from attnbench.analysis.roofline import Bound, ceilings_by_device, explain_faster, roofline_bound
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records import ceilings as stored_ceilings
 from attnbench.records.ceilings import Point, Rate
 from attnbench.records.result import Environment

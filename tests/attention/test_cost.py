@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from attnbench.attention import cost
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from attnbench import cli
 from attnbench.attention import input_file, inputs
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.choices import Dtype
+from attnbench.attention.problem import Problem
 from attnbench.errors import ProblemError, UnknownNameError
 
 torch = pytest.importorskip("torch")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from attnbench import backends, cli
 from attnbench.attention import cost, inputs
-from attnbench.attention.kv_cache import KvDtype, quantized, stored_bytes
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import KvDtype, Mode
+from attnbench.attention.kv_cache import quantized, stored_bytes
+from attnbench.attention.problem import Problem
 from attnbench.backends import scope
 from attnbench.errors import ProblemError
 from attnbench.records.case import Case

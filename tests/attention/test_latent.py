@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from attnbench import backends, cli, suite
 from attnbench.attention import cost, inputs, latent, latent_reference
+from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.kv_cache import Latent, parse_latent
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.problem import Problem
 from attnbench.backends import mla, scope
 from attnbench.errors import ProblemError
 from attnbench.machine.device.cpu import CpuInstrument

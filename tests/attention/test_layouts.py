@@ -13,7 +13,8 @@ import torch
 
 from attnbench import backends
 from attnbench.attention import layouts
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import ProblemError
 from attnbench.records.case import Case
 from tests import oracle, reference

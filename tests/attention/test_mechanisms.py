@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from attnbench import backends, suite
 from attnbench.attention import autograd_reference, biases, cost, fixed_random, inputs, weightings
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.reference import attend_group, attend_group_same_dtype, gradients_group
 from attnbench.attention.scores import Score
 from attnbench.backends import scope

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from attnbench.attention import cost, scores
-from attnbench.attention.kv_cache import KvDtype
+from attnbench.attention.choices import Autocast, KvDtype, Mode, Positions, Returns
 from attnbench.attention.masks import Window
-from attnbench.attention.problem import Autocast, Mode, Positions, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score, Similarity
 from attnbench.errors import ProblemError, UnknownNameError, UsageError
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attnbench.attention import cost, inputs
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from tests import reference
 

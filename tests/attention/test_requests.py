@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from attnbench import backends
 from attnbench.attention import blocks, cost, inputs, layouts, reference, requests
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.backends import padded, scope
 from attnbench.errors import ProblemError

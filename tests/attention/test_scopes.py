@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnbench import backends
 from attnbench.attention import cost, inputs, scopes
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import scope
 from attnbench.errors import ProblemError, UnknownNameError

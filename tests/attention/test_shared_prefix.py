@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from attnbench import backends
 from attnbench.attention import cost, inputs, layouts, shared_prefix
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.attention.shared_prefix import PrefixGroup
 from attnbench.backends import cascade, scope

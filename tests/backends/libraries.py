@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from attnbench.attention import layouts
-from attnbench.attention.problem import Problem, Returns
+from attnbench.attention.choices import Returns
+from attnbench.attention.problem import Problem
 from attnbench.backends import Layout, Prepared, load
 from attnbench.records.case import Case
 from tests import oracle

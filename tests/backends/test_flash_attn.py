@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.layouts import is_packed, segments
-from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import flash_attn as backend
 from attnbench.backends import load

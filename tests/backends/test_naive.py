@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attnbench import backends
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError
 from attnbench.records.case import Case

@@ -11,7 +11,8 @@ import torch
 import attnbench
 from attnbench import backends
 from attnbench.attention import scores, user_files
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, Layout, plugin
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.records.case import Case

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.choices import Dtype, Mode, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import load
 from attnbench.backends import triton as backend

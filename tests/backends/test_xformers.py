@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.attention.problem import Mode, Problem, Returns
+from attnbench.attention.choices import Mode, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import load, xformers
 from attnbench.backends.xformers import LIMITS, AttnBias

@@ -10,9 +10,8 @@ import pytest
 
 from attnbench import api, backends, cli
 from attnbench.analysis.metrics import GROUPS
+from attnbench.attention.choices import Dtype, KvDtype, Mode, Returns
 from attnbench.attention.inputs import DISTRIBUTIONS
-from attnbench.attention.kv_cache import KvDtype
-from attnbench.attention.problem import Dtype, Mode, Returns
 from attnbench.cli import completion, options, running
 from attnbench.engine.sweep import Request
 from attnbench.suite import AXES

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score, Similarity
 from attnbench.engine import expected_cache
 from attnbench.worker.protocol import EXPECTED_FILE

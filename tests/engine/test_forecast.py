@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import plan
 from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
 from attnbench.records.arm import Device
 from attnbench.records.result import Cause, Procedure, Status

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import plan, rounds
 from attnbench.engine.arm_session import ArmSession, GroupSessions
 from attnbench.engine.group import Group

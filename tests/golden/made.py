@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Result, Sample, Status, TimedBlock, sample

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.choices import Dtype, Mode, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import BUILTIN, Backend, Layout, load
 from attnbench.records.case import Case

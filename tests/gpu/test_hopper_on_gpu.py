@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from attnbench.attention import inputs
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.kernels.tables import TileConfig
 from tests import reference
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from attnbench.attention.choices import Mode
 from attnbench.attention.inputs import make
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.problem import Problem
 from attnbench.backends import BUILTIN, Layout, scope
 from attnbench.records.case import Case
 from attnbench.worker import correctness, expected_values

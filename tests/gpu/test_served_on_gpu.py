@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from attnbench.attention import requests
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.backends import load
 from attnbench.records.case import Case
 from tests.gpu.test_mechanisms_on_gpu import ON_GPU, assert_right

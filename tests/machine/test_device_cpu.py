@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnbench import backends
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.machine import hardware, worker_environment
 from attnbench.machine.device import open_instrument
 from attnbench.machine.device.instrument import Pace, block_shape

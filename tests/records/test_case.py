@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError
 from attnbench.records.case import Case, canonical

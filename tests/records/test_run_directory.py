@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import NotComparableError, SchemaError, StoreError
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import Arm

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from attnbench.analysis import comparison
 from attnbench.analysis.rows import rows_of
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.gate import history
 from attnbench.records.arm import Arm, distinct_names
 from attnbench.records.case import Case

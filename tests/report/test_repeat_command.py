@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from attnbench import cli, suite
 from attnbench.analysis.rows import problem_of, rows_of
-from attnbench.attention.kv_cache import KvDtype
-from attnbench.attention.problem import Autocast, Dtype, Mode, Positions, Problem, Returns
+from attnbench.attention.choices import Autocast, Dtype, KvDtype, Mode, Positions, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score, Similarity
 from attnbench.errors import ProblemError
 from attnbench.records.case import Case

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from attnbench.analysis import rows as frame
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.result import Status
 from attnbench.report import summary
 from attnbench.report.formats import markdown

@@ -11,7 +11,8 @@ import pytest
 
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.rows import rows_of
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.choices import Dtype
+from attnbench.attention.problem import Problem
 from attnbench.machine import identity
 from attnbench.records.ceilings import ForeignLoad, Rate
 from attnbench.report.pages import speed

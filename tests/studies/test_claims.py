@@ -11,7 +11,8 @@ import pytest
 
 from attnbench import cli, suite
 from attnbench.analysis.rows import rows_of
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.engine import sweep
 from attnbench.records.case import Case

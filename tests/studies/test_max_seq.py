@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.engine import plan
 from attnbench.engine.runner import RunSettings
 from attnbench.records.arm import Arm

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from attnbench.analysis.traffic import Draw, TrafficSteps
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.choices import Dtype
+from attnbench.attention.problem import Problem
 from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
 from attnbench.records.result import sample

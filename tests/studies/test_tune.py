@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.cli import invoke
 from attnbench.cli.tune import lines
 from attnbench.engine.worker_process import Worker

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench import suite
-from attnbench.attention.problem import Dtype, Mode, Problem, Returns
+from attnbench.attention.choices import Dtype, Mode, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import UsageError
 from attnbench.suite import Cell, Impossible, ProblemTable, Suite, parse_filter

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.attention.problem import Dtype, Mode, Problem
+from attnbench.attention.choices import Dtype, Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError, RangeError, UnknownNameError, UsageError
 from attnbench.suite import parse_filter

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench import suite
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.errors import SuiteError
 from attnbench.suite import Impossible, models
 from attnbench.suite.models import types

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from attnbench import cli, suite
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.choices import Dtype
+from attnbench.attention.problem import Problem
 from attnbench.errors import SuiteError
 from attnbench.suite import Cell, models
 

@@ -7,7 +7,8 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.attention.requests import short_lengths
 from attnbench.errors import AttnbenchError
 from attnbench.records.case import problem_label

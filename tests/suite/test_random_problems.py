@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnbench import suite
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.suite import Cell
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from attnbench.attention import cost
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.errors import UsageError
 from attnbench.machine.datasheet import sheet
 from attnbench.suite.models.decoder import DecoderLayer, decoder_of

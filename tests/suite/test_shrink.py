@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from attnbench import api, suite
 from attnbench.attention import masks
-from attnbench.attention.problem import Dtype, Problem
+from attnbench.attention.choices import Dtype
+from attnbench.attention.problem import Problem
 from attnbench.attention.terms import Grid
 from attnbench.engine import sweep
 from attnbench.engine.runner import SilentObserver

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attnbench import suite
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.errors import SuiteError
 from attnbench.suite import Cell, sources
 from tests.suite import table_of

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from attnbench import suite
-from attnbench.attention.problem import Dtype, Mode, Returns
+from attnbench.attention.choices import Dtype, Mode, Returns
 from attnbench.errors import ProblemError, RangeError, SuiteError, UnknownNameError, UsageError
 from attnbench.suite import AXES, Cell, ProblemTable, Suite
 from attnbench.suite.files import shipped_folder, written_suite, written_table

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnbench import backends
 from attnbench.attention import inputs
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.backends import scope
 from attnbench.records.case import Case
 from attnbench.worker import correctness, expected_values

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from attnbench import backends
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, Prepared
 from attnbench.records.arm import parse_device
 from attnbench.records.case import Case

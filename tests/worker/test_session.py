@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
 from attnbench.suite.readers import parse_score

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
 from attnbench.worker import protocol

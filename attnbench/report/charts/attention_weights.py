@@ -1,6 +1,6 @@
 """Weights of attention as one heat map for each head."""
 
-from attnbench.attention.problem import Mode
+from attnbench.attention.choices import Mode
 from attnbench.records.case import problem_label
 from attnbench.report.charts import heat_map
 from attnbench.report.charts.figure import Figure

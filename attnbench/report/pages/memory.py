@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from attnbench.analysis.rows import Row
-from attnbench.attention.problem import Mode
+from attnbench.attention.choices import Mode
 from attnbench.records.result import Status
 from attnbench.report import missing, quantities
 from attnbench.report.charts import memory, panels

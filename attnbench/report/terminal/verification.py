@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from attnbench import units
 from attnbench.analysis import common_axes, stats
 from attnbench.analysis.rows import one_line
-from attnbench.attention.problem import Mode, Problem
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.records.arm import distinct_names, labels
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status

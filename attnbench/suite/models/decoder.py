@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from attnbench.attention.problem import Dtype
+from attnbench.attention.choices import Dtype
 from attnbench.errors import SuiteError
 from attnbench.suite.models import types
 from attnbench.suite.models.fields import WIDTH, Fields

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnbench import backends
-from attnbench.attention.problem import Mode
+from attnbench.attention.choices import Mode
 from attnbench.backends import scope
 from attnbench.records.case import Case
 from tests import reference

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from attnbench import backends, kernels
 from attnbench.attention import latent
-from attnbench.attention.problem import Problem, Returns
+from attnbench.attention.choices import Returns
+from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
 from tests import oracle
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, decode_tiling, paged, poisoned
