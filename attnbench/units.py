@@ -38,8 +38,9 @@ def seconds(value: float | None) -> str:
     """Format a time in seconds, as 4.21 ms; None as a dash."""
     if value is None:
         return "-"
-    if value >= 120:
-        return f"{int(value // 60)} min {int(value % 60):02d} s"
+    if value >= 119.5:
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{value / 3600:,.1f} h"
     scale, unit = next(((s, u) for s, u in _TIMES if abs(value) >= 0.9995 * s), _TIMES[-1])
     return f"{_three_digits(value / scale)} {unit}"
 

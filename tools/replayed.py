@@ -50,7 +50,7 @@ def main(directory: Path) -> None:
     serving = replay.serving_of(settings)
     table = replay.traffic_steps(simulate(serving).steps)
     request = Request(device="cpu:threads=1", rounds="10", budget="0")
-    every = replayed_steps.plan_replay(serving, table, request, count=len(table.kinds), seed=0)
+    every = replayed_steps.plan_replay(serving, table, request, count=len(table.kinds), settings=settings)
     print(f"{len(every.drawn.steps)} steps, {every.sweep.plan.cases} cases", flush=True)
     results = sweep.run(every.sweep, Silent(), directory=directory / "run").run.results
     steps = dict(zip(every.drawn.steps.tolist(), every.steps, strict=True))

@@ -20,7 +20,7 @@ from attnbench.errors import ProblemError
 
 MAX_REQUESTS = 65_536
 LONGEST_LABEL = 40  # characters
-_SEGMENT = re.compile(r"(\d{1,6})?q(\d{1,12}k?)(?:(?:s|kv)(\d{1,12}k?))?")
+_SEGMENT = re.compile(r"(\d{1,12})?q(\d{1,12}k?)(?:(?:s|kv)(\d{1,12}k?))?")
 
 
 class RequestSize(NamedTuple):

@@ -108,7 +108,7 @@ def _by_request(backend: Backend, case: Case, device: str) -> Prepared:
     mask_build_s = sum(prepared.seconds.get("mask_build", 0.0) for prepared in of_part.values())
     return Prepared(
         call=call,
-        seconds={"mask_build": mask_build_s} if mask_build_s else {},
+        seconds={"plan": mask_build_s} if mask_build_s else {},
         facts={"requests": "one by one", "calls_inside": len(calls)},
         stored=partial(layouts.paged, problem) if problem.page_size else None,
     )

@@ -15,6 +15,7 @@ from attnbench.attention.biases import BIASES, Constant, Relative
 from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.masks import PATTERNS
+from attnbench.attention.masks.dense import Dense
 from attnbench.attention.problem import Problem
 from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared
 from attnbench.records.case import Case
@@ -85,15 +86,23 @@ def is_top_left(problem: Problem) -> bool:
     return problem.mask == "causal" and problem.seq_q == problem.seq_kv
 
 
+def _sees_all(problem: Problem) -> bool:
+    """Whether every query sees every key, so that no mask is needed."""
+    if problem.mask == "none":
+        return True
+    every = problem.batch * problem.seq_q * problem.seq_kv
+    return not problem.masking.find(Dense) and problem.masking.pairs(problem.grid) == every
+
+
 def dense_mask(problem: Problem, device: str) -> Tensor | None:
-    """The attn_mask argument of SDPA, or None where `is_causal` is enough.
+    """The attn_mask argument of SDPA, or None where `is_causal` is enough or every pair is visible, as in a decode.
 
     Booleans [batch or 1, 1, seq_q, seq_kv], True where visible; with a bias numbers [batch or 1, heads or 1, seq_q,
     seq_kv] to be added. A relative bias is added within the call, to a mask of zeros and -inf.
     """
     import torch
 
-    if problem.bias is None and (problem.mask == "none" or is_top_left(problem)):
+    if problem.bias is None and (is_top_left(problem) or _sees_all(problem)):
         return None
     visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1)
     if problem.bias is None and problem.returns is not Returns.WEIGHTS:
@@ -135,7 +144,7 @@ def scratch_bytes(case: Case) -> int:
     problem, mode = case.problem, case.mode
     number = problem.dtype.bytes
     scores = problem.batch * problem.heads * problem.seq_q * problem.seq_kv
-    masked = bool(problem.bias) or (problem.mask != "none" and not is_top_left(problem))
+    masked = bool(problem.bias) or not (is_top_left(problem) or _sees_all(problem))
     sequences = problem.batch if "padding" in problem.features else 1
     if isinstance(problem.bias, Constant) and "span" not in problem.features:  # a mask for each head
         sequences *= problem.heads

@@ -83,7 +83,13 @@ class Server(OptionGroup, frozen=True, kw_only=True):
         ),
     ] = None  # fmt: skip
     block_size: Annotated[
-        int, option("--block-size", help="Tokens of a block.", metavar="N", check=checks.at_least(1))
+        int,
+        option(
+            "--block-size",
+            help="Tokens of a block; a power of two, unless --simulate-only is given.",
+            metavar="N",
+            check=checks.at_least(1),
+        ),
     ] = 16
     max_num_batched_tokens: Annotated[
         int | None,
@@ -159,7 +165,8 @@ def replay(
     from attnbench.suite.serving.simulation import simulate
 
     settings = study.ReplaySettings(trace=trace, model=model, seed=request.seed, **_values(arrivals, server))
-    serving = study.serving_of(settings)
+    rates = None if sampling.simulate_only else replayed_steps.measuring_rates(request)
+    serving = study.serving_of(settings, rates)
     for note in serving.cost.decoder.notes:
         print(f"attnbench: note: {note}", file=sys.stderr)
     with steps("simulating") as step:
@@ -172,8 +179,9 @@ def replay(
     with steps("planning") as step:
         step("planning")
         planned = replayed_steps.plan_replay(
-            serving, study.traffic_steps(simulation.steps), request, count=sampling.steps, seed=request.seed
-        )
+            serving, study.traffic_steps(simulation.steps), request, count=sampling.steps, settings=settings,
+            out=sampling.out,
+        )  # fmt: skip
     shared = options.global_options(context)
     if not shared.quiet:
         _say_what_is_measured(planned, sampling.steps, result)

@@ -13,7 +13,7 @@ from attnbench.suite.models.decoder import Decoder, decoder_of
 from attnbench.suite.serving import sources
 from attnbench.suite.serving.scheduler import SchedulerOptions, Totals
 from attnbench.suite.serving.simulation import Serving, Simulation, StepTable
-from attnbench.suite.serving.step_cost import step_cost
+from attnbench.suite.serving.step_cost import Rates, step_cost
 from attnbench.suite.serving.trace import Trace
 
 # vLLM's defaults for a server: tokens and requests of a step, by the memory of the GPU.
@@ -58,8 +58,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     mix: Mix
 
 
-def serving_of(settings: ReplaySettings) -> Serving:
-    """The servers, ready to simulate. Raises UsageError for settings that do not fit together."""
+def serving_of(settings: ReplaySettings, measuring: Rates | None = None) -> Serving:
+    """The servers, ready to simulate. Raises UsageError for settings that do not fit together.
+
+    `measuring`: of the device that measures drawn steps.
+    """
     sheet = _sheet(settings.gpu)
     decoder = read_model(settings.model)
     cost = step_cost(
@@ -69,6 +72,7 @@ def serving_of(settings: ReplaySettings) -> Serving:
         bytes_per_s=sheet.bytes_per_s,
         memory_bytes=sheet.memory_bytes,
     )
+    cost = msgspec.structs.replace(cost, measuring=measuring)
     tokens, requests = LARGE_GPU if sheet.memory_bytes >= LARGE_GPU_BYTES else SMALL_GPU
     options = SchedulerOptions(
         kv_blocks=settings.kv_blocks or cost.kv_blocks(settings.block_size),
@@ -97,19 +101,19 @@ def summary(simulation: Simulation, serving: Serving, settings: ReplaySettings) 
         steps=len(steps.kinds),
         simulated_s=simulation.ended_s,
         busy_s=simulation.busy_s,
-        attention_s=float(steps.predicted_s.sum()),
+        attention_s=float(simulation.steps.attention_s.sum()),
         mix=mix(steps),
     )
 
 
 def traffic_steps(steps: StepTable) -> TrafficSteps:
-    """The steps as they are drawn."""
+    """The steps as they are drawn, by the attention time that is predicted on the device that measures."""
     return TrafficSteps(
         kinds=steps.kinds,
         requests=steps.requests,
         max_q=steps.max_q,
         context=steps.kv_tokens / steps.requests,
-        predicted_s=steps.attention_s,
+        predicted_s=steps.measured_s,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,6 +21,8 @@ from attnbench.attention.requests import RequestSize
 from attnbench.engine import sweep
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
+from attnbench.machine import identity
+from attnbench.records import run_directory
 from attnbench.records.result import Result
 from attnbench.studies import traffic_answer
 from attnbench.studies.replay import Replay, ReplaySettings
@@ -26,14 +30,30 @@ from attnbench.studies.traffic_answer import TrafficAnswer
 from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.readers import spell
 from attnbench.suite.serving.simulation import Serving, batches_of
+from attnbench.suite.serving.step_cost import Rates
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 BUDGET_SHARE = 0.7  # the rest is for starting workers and for cases that take longer than predicted
 MIN_DRAWS = 4
+REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measures, and how many steps were drawn
+CPU_RATES = Rates(flop_per_s=5e10, bytes_per_s=1e10)  # of one thread, estimated, where nothing was calibrated
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
 LATENT_BACKENDS = "naive,mla:absorbed,mla:expanded"
 FIELDS = ("requests", "mask", "heads", "kv_heads", "head_dim", "head_dim_v", "kv", "dtype", "page_size")
+
+
+def measuring_rates(request: sweep.Request) -> Rates | None:
+    """What the device of the request does in a second, as calibrated, or estimated for a CPU; None: as the server."""
+    device = sweep.devices_of(request.device)[0]
+    dtype = request.axes.get("dtype") or ("fp32" if device.kind == "cpu" else "bf16")
+    ceilings = sweep.calibrated([device.text], identity.fingerprint()[0]).get(device.text)
+    if ceilings and ceilings.memory and dtype in ceilings.matmul:
+        return Rates(flop_per_s=ceilings.matmul[dtype].sustained, bytes_per_s=ceilings.memory)
+    if device.kind != "cpu":
+        return None
+    threads = device.threads or 1
+    return Rates(flop_per_s=threads * CPU_RATES.flop_per_s, bytes_per_s=CPU_RATES.bytes_per_s)
 
 
 class StepProblems(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,28 +128,53 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def plan_replay(serving: Serving, table: TrafficSteps, request: sweep.Request, *, count: int, seed: int) -> ReplayPlan:
+def plan_replay(
+    serving: Serving, table: TrafficSteps, request: sweep.Request, *, count: int, settings: ReplaySettings,
+    out: Path | None = None,
+) -> ReplayPlan:  # fmt: skip
     """Draw steps and plan their cases: `count` draws, or fewer where those would take longer than the budget.
 
-    Raises UsageError for layers or blocks that cannot be measured.
+    A run of the same replay in `out` is continued with its draws. Raises UsageError for a run of another replay there,
+    and for layers or blocks that cannot be measured.
     """
     size = serving.options.block_size
     if size & (size - 1):
         raise UsageError(f"--block-size {size}: only powers of two can be measured, as 16; or use --simulate-only")
     request = _on_devices(request, serving.cost.decoder)
     dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
-    counts = dict.fromkeys(max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
-    draws = [traffic.draw(table, each, seed) for each in counts]
-    batches = batches_of(serving, {int(step) for drawn in draws for step in drawn.steps})
-    for drawn in draws:
+    tag = _tag(settings, request, dtype, count)
+    stored = _stored_draws(out, tag)
+    counts = [stored] if stored else dict.fromkeys(max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
+    draws = [(each, traffic.draw(table, each, settings.seed)) for each in counts]
+    batches = batches_of(serving, {int(step) for _, drawn in draws for step in drawn.steps})
+    for number, drawn in draws:
         steps = tuple(
             problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
         )
-        planned = plan(request, steps)
+        tags = request.tags | {REPLAY_TAG: tag, DRAWS_TAG: str(number)}
+        planned = plan(msgspec.structs.replace(request, tags=tags), steps)
         budget_s = planned.settings.budget_s
         if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
             break
     return ReplayPlan(table=table, drawn=drawn, steps=steps, sweep=planned)
+
+
+def _tag(settings: ReplaySettings, request: sweep.Request, dtype: Dtype, count: int) -> str:
+    """What two runs of one replay share: the trace, the model, and a hash of everything that decides the steps."""
+    decides = [msgspec.to_builtins(settings, enc_hook=str), request.backend, request.device, dtype.value, count]
+    digest = hashlib.sha256(msgspec.json.encode(decides)).hexdigest()[:8]
+    return f"{settings.trace}, {settings.model.name}, {digest}"
+
+
+def _stored_draws(out: Path | None, tag: str) -> int | None:
+    """The draws of the run in that directory; None where there is no run. Raises UsageError for another replay."""
+    if out is None or not (out / run_directory.MANIFEST).exists():
+        return None
+    tags = run_directory.read_manifest(out).tags
+    if tags.get(REPLAY_TAG) != tag:
+        held = f"the replay of {tags[REPLAY_TAG]}" if REPLAY_TAG in tags else "a run that is no replay"
+        raise UsageError(f"--out {out}: it holds {held}, and this one is {tag}: use another --out, or the same options")
+    return int(tags[DRAWS_TAG])
 
 
 def _on_devices(request: sweep.Request, decoder: Decoder) -> sweep.Request:

@@ -51,6 +51,15 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
         ]
         return f"{text}; no difference was found to {' and '.join(tied)}" if tied else text
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What the totals and their intervals lack: kinds of steps of which none was drawn."""
+        return tuple(
+            f"no {part.name} step was drawn, of {part.steps:,}: totals and intervals lack their time; draw more steps"
+            for part in (self.mix.by_kind if self.totals.totals else ())
+            if part.measured_s is None
+        )
+
 
 def _contains_one(ratio: Estimate) -> bool:
     return ratio.low is None or ratio.low <= 1

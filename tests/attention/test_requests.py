@@ -210,6 +210,14 @@ def test_padding_is_what_the_longest_request_leaves():
     assert facts["padding"] == pytest.approx(0.3)
 
 
+def test_what_is_built_once_for_a_batch_is_its_plan_and_a_decode_needs_no_mask():
+    decode, chunk = problem_of([RequestSize(1, 9)] * 2), problem_of([RequestSize(3, 9)])
+    prepared = [
+        scope.prepare(backends.load("sdpa"), Case(problem=each, backend="sdpa"), "cpu") for each in (decode, chunk)
+    ]
+    assert [list(each.seconds) for each in prepared] == [[], ["plan"]]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [

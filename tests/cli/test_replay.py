@@ -47,6 +47,9 @@ def test_a_trace_is_simulated_measured_and_answered(folder: Path, capsys: pytest
     # The same command continues the run: nothing is measured again.
     assert cli.invoke(command) == 0
     assert len(api.load("run").results) == len(run.results)
+    # Another replay is refused there.
+    assert cli.invoke([*command, "--speed", "2"]) == 2
+    assert "--out run: it holds the replay of trace.jsonl, config.json, " in capsys.readouterr().err
     # The report has the section.
     assert cli.invoke(["report", "run", "--pages", "traffic"]) == 0
     assert answer.headline in (folder / "run" / "report" / "report.md").read_text()
@@ -81,7 +84,7 @@ def test_a_short_budget_draws_fewer_steps(folder: Path) -> None:
 
     def drawn(budget: str) -> int:
         request = Request(backend="naive", device="cpu:threads=1", budget=budget)
-        return len(replayed_steps.plan_replay(serving, table, request, count=16, seed=0).drawn.steps)
+        return len(replayed_steps.plan_replay(serving, table, request, count=16, settings=settings).drawn.steps)
 
     assert drawn("0") == 16
     assert drawn("1s") == replayed_steps.MIN_DRAWS

@@ -188,3 +188,15 @@ def test_the_mix_of_a_simulation_has_no_column_of_measured_time():
     head, decode, *_ = terminal.mix(mix(steps), 80)
     assert head.split() == ["kind", "steps", "of", "steps", "predicted"]
     assert decode.split()[:2] == ["decode", str((steps.kinds == 0).sum())]
+
+
+def test_a_kind_without_a_drawn_step_is_named(answer):
+    parts = tuple(
+        msgspec.structs.replace(part, measured_s=None if part.name == "prefill" else 1.0) for part in answer.mix.by_kind
+    )
+    lacking = msgspec.structs.replace(answer, mix=msgspec.structs.replace(answer.mix, by_kind=parts))
+    steps = next(part.steps for part in parts if part.name == "prefill")
+    expected = f"no prefill step was drawn, of {steps:,}: totals and intervals lack their time; draw more steps"
+    assert lacking.cautions == (expected,)
+    assert expected in " ".join(" ".join(terminal.lines(lacking, 200)).split())
+    assert any(expected[1:] in line for line in section(lacking).text)

@@ -164,3 +164,13 @@ def test_blocks_that_are_used_again_and_again_take_no_more_of_the_free_list() ->
         pool.release(blocks)
     assert pool._queued <= 2 * 4
     assert pool.allocate(4).tolist() == [2, 3, 1, 0]  # the oldest first; of one request, the last block first
+
+
+def test_a_request_that_fits_no_machine_is_refused_by_its_blocks() -> None:
+    """Its blocks are counted before memory is allocated for them."""
+    huge = TracedRequest(line=1, arrival_s=0.0, input_tokens=10**11, output_tokens=3)
+    scheduler = Scheduler(SchedulerOptions(kv_blocks=100), iter([huge]), "trace.jsonl")
+    with pytest.raises(
+        UsageError, match=r"trace.jsonl:1: 100000000003 tokens .* need 6250000001 blocks, and the cache"
+    ):
+        scheduler.step(0.0)

@@ -1,6 +1,7 @@
 """Predicted times of steps, and the simulation of servers that answer a trace."""
 
 import hypothesis.strategies as st
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from attnbench.suite.models.layers import Layer
 from attnbench.suite.serving.generate import Traffic, generate
 from attnbench.suite.serving.scheduler import Batch, SchedulerOptions
 from attnbench.suite.serving.simulation import KINDS, Serving, StepKind, batches_of, simulate
-from attnbench.suite.serving.step_cost import StepCost, step_cost, work
+from attnbench.suite.serving.step_cost import Rates, StepCost, step_cost, work
 from attnbench.suite.serving.trace import TracedRequest
 from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
 
@@ -92,7 +93,7 @@ def test_time_of_a_decoding_step_is_that_of_its_bytes() -> None:
     """Worked by hand: 7.5e9 weights of 2 bytes and 32 layers of 8 x 256 numbers a key, at 3.35 TB/s."""
     llama = cost_of(LLAMA_8B)
     assert llama.rest_s(1) == pytest.approx(7.505e9 * 2 / 3.35e12, rel=1e-3)
-    one = llama.attention_s(batch((1, 100_000)))
+    one = llama.attention(batch((1, 100_000))).simulated
     assert one == pytest.approx(32 * 100_000 * 2048 * 2 / 3.35e12, rel=1e-3)
     assert llama.rest_s(8192) == pytest.approx(2 * 7.505e9 * 8192 / 989.4e12, rel=1e-3)
 
@@ -105,6 +106,17 @@ def test_one_token_reads_its_experts_and_many_tokens_read_all() -> None:
         assert cost.rest_s(tokens) == pytest.approx(read / 3.35e12, rel=1e-3)
 
 
+def test_steps_are_weighed_by_the_device_that_measures_them() -> None:
+    """By hand: a device with a tenth of the FLOP/s and the same bandwidth, where a prefill takes 10 times as long."""
+    server = cost_of(LLAMA_8B)
+    slow = Rates(flop_per_s=server.flop_per_s / 10, bytes_per_s=server.bytes_per_s)
+    there = msgspec.structs.replace(server, measuring=slow)
+    decode, prefill = (there.attention(batch(request)) for request in ((1, 5000), (5000, 5000)))
+    assert decode.measured == pytest.approx(decode.simulated)
+    assert prefill.measured == pytest.approx(10 * prefill.simulated)
+    assert server.attention(batch((5000, 5000))) == (prefill.simulated, prefill.simulated)
+
+
 def test_layers_of_several_kinds_count_by_their_number() -> None:
     both = cost_of(GPT_OSS_20B)
     alone = [
@@ -112,10 +124,10 @@ def test_layers_of_several_kinds_count_by_their_number() -> None:
             decoder=type(both.decoder)(
                 name="", layers=(layer,), weights=both.decoder.weights, dtype=both.decoder.dtype
             ), gpus=1, flop_per_s=both.flop_per_s, bytes_per_s=both.bytes_per_s, memory_bytes=both.memory_bytes,
-        ).attention_s(batch((1, 5000)))
+        ).attention(batch((1, 5000))).simulated
         for layer in both.decoder.layers
     ]  # fmt: skip
-    assert both.attention_s(batch((1, 5000))) == pytest.approx(sum(alone))
+    assert both.attention(batch((1, 5000))).simulated == pytest.approx(sum(alone))
     assert max(alone) > 20 * min(alone)  # 5,000 keys against 128
 
 
@@ -163,7 +175,7 @@ def test_chosen_steps_are_simulated_again_as_they_were(replicas: int) -> None:
         summary = (len(q), sum(q), sum(kv), max(q))
         stored = (steps.requests, steps.q_tokens, steps.kv_tokens, steps.max_q)
         assert summary == tuple(int(column[number]) for column in stored)
-        assert servers.cost.attention_s(batch(*requests)) == steps.attention_s[number]
+        assert servers.cost.attention(batch(*requests)).simulated == steps.attention_s[number]
         kind = StepKind.DECODE if max(q) == 1 else StepKind.MIXED if min(q) == 1 else StepKind.PREFILL
         assert KINDS[steps.kinds[number]] is kind
     assert batches_of(servers, []) == {}

@@ -33,6 +33,7 @@ def _text(answer: TrafficAnswer) -> Iterator[str]:
         f"{source + ': ' if source else ''}{counted(answer.steps, 'step')} in {number(answer.totals.hours)} h of "
         f"traffic, of which {answer.totals.drawn} were drawn and measured (seed {answer.seed}). {options}".strip()
     )
+    yield from (f"{caution[0].upper()}{caution[1:]}." for caution in answer.cautions)
     yield (
         "Intervals hold 95 % and contain the draw of steps and the noise of rounds. A policy is chosen on one half of "
         "the rounds and scored on the other; its regret is over the best backend of each step."

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from attnbench import units
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Mix, MixPart
+from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.report.terminal.text_layout import aligned, wrap
 from attnbench.studies.traffic_answer import TrafficAnswer
 
@@ -12,6 +13,8 @@ from attnbench.studies.traffic_answer import TrafficAnswer
 def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     """The headline, then policies, backends, the mix, settings, and backends that cannot run every step."""
     yield from wrap(answer.headline, width, indent=2)
+    for caution in answer.cautions:
+        yield from wrap(f"note: {caution}", width, indent=2)
     yield ""
     yield from _table("policy", ("s per hour", "95 %", "regret", "95 %"), _policies(answer), width)
     for policy in answer.totals.policies:
@@ -26,13 +29,12 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     for each in answer.settings:
         yield from wrap(f"{each.engine}: {each.setting}", width, indent=2) if each.setting else ()
         yield from wrap(each.note, width, indent=2) if each.note else ()
-    for policy in answer.totals.policies:
-        for left_out in policy.excluded:
-            yield from wrap(
-                f"{policy.name.value}, {left_out.scope}: {left_out.backend} has no time for {left_out.steps} of "
-                f"{units.counted(left_out.of, 'drawn step')}: {'; '.join(left_out.reasons)}",
-                width, indent=2,
-            )  # fmt: skip
+    for left_out in answer.totals.policy(PolicyName.SINGLE).excluded:  # those of a phase are among them
+        yield from wrap(
+            f"{left_out.backend} has no time for {left_out.steps} of {units.counted(left_out.of, 'drawn step')}: "
+            f"{'; '.join(left_out.reasons)}",
+            width, indent=2,
+        )  # fmt: skip
 
 
 def mix(mix: Mix, width: int) -> Iterator[str]:

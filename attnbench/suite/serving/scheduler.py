@@ -47,6 +47,11 @@ class Totals(msgspec.Struct):
     preemptions: int = 0
 
 
+def _blocks_of(tokens: int, size: int) -> int:
+    """Blocks of a request of so many tokens; the last one of an answer is never a key."""
+    return -(-(tokens - 1) // size)
+
+
 class _Request:
     """A request that runs or was pre-empted."""
 
@@ -54,7 +59,7 @@ class _Request:
         self.traced = traced
         self.known = traced.input_tokens  # tokens of the prompt, and those that were generated
         self.target = traced.input_tokens + traced.output_tokens
-        self.blocks = np.empty(-(-(self.target - 1) // block_size), np.int64)
+        self.blocks = np.empty(_blocks_of(self.target, block_size), np.int64)
         self.held = 0  # blocks
         self.hashed = traced.input_tokens // block_size if traced.prefix_hashes else 0  # full blocks with a hash
         self.hashes = block_hashes(traced.prefix_hashes, block_size, self.hashed)
@@ -184,14 +189,14 @@ class Scheduler:
             return self._preempted[0]
         if self._next is None or self._next.arrival_s > now_s:
             return None
-        request = _Request(self._next, self._size)
-        if request.blocks.size > self.options.kv_blocks:
+        tokens = self._next.input_tokens + self._next.output_tokens
+        if (blocks := _blocks_of(tokens, self._size)) > self.options.kv_blocks:
             raise UsageError(
-                f"{self._place}:{self._next.line}: {request.target} tokens of prompt and answer need "
-                f"{request.blocks.size} blocks, and the cache has {self.options.kv_blocks}: use --kv-blocks "
-                f"{request.blocks.size} or more, or a larger --tp"
+                f"{self._place}:{self._next.line}: {tokens} tokens of prompt and answer need "
+                f"{blocks} blocks, and the cache has {self.options.kv_blocks}: use --kv-blocks "
+                f"{blocks} or more, or a larger --tp"
             )
-        return request
+        return _Request(self._next, self._size)
 
     def _hits(self, request: _Request) -> Blocks:
         """The cached blocks of a request, with those that it held before it was pre-empted; one token is computed."""

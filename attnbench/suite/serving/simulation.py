@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnbench.suite.serving.scheduler import Batch, Scheduler, SchedulerOptions, Totals
-from attnbench.suite.serving.step_cost import StepCost
+from attnbench.suite.serving.step_cost import AttentionTime, StepCost
 from attnbench.suite.serving.trace import TracedRequest
 
 
@@ -33,7 +33,8 @@ class StepTable(msgspec.Struct, frozen=True, kw_only=True):
     q_tokens: NDArray[np.int32]
     kv_tokens: NDArray[np.int64]  # keys of all requests
     max_q: NDArray[np.int32]
-    attention_s: NDArray[np.float64]  # predicted, of all layers
+    attention_s: NDArray[np.float64]  # predicted, of all layers, on the simulated server
+    measured_s: NDArray[np.float64]  # the same on the device that measures
 
 
 class Simulation(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,16 +62,16 @@ class _Clock:
     def __init__(self) -> None:
         self.now_s = self.busy_s = 0.0
 
-    def batches(self, scheduler: Scheduler, cost: StepCost) -> Iterator[tuple[Batch, float]]:
+    def batches(self, scheduler: Scheduler, cost: StepCost) -> Iterator[tuple[Batch, AttentionTime]]:
         """Each step with its attention; when nothing runs, the clock moves to the next arrival."""
         while True:
             batch = scheduler.step(self.now_s)
             if batch is not None:
-                attention_s = cost.attention_s(batch)
-                step_s = attention_s + cost.rest_s(int(batch.q.sum()))
+                attention = cost.attention(batch)
+                step_s = attention.simulated + cost.rest_s(int(batch.q.sum()))
                 self.busy_s += step_s
                 self.now_s += step_s
-                yield batch, attention_s
+                yield batch, attention
             elif scheduler.next_arrival_s is None:
                 return
             else:
@@ -80,13 +81,13 @@ class _Clock:
 def simulate(serving: Serving) -> Simulation:
     """Every step of every replica. Raises UsageError for a line of the trace that is no request."""
     columns: dict[str, array[float]] = {
-        name: array(code) for name, code in zip(StepTable.__struct_fields__, "Biiqid", strict=True)
+        name: array(code) for name, code in zip(StepTable.__struct_fields__, "Biiqidd", strict=True)
     }
     totals, busy_s, ended_s = Totals(), 0.0, 0.0
     for scheduler in _schedulers(serving):
         clock = _Clock()
-        for batch, attention_s in clock.batches(scheduler, serving.cost):
-            for column, value in zip(columns.values(), _summary(batch, attention_s), strict=True):
+        for batch, attention in clock.batches(scheduler, serving.cost):
+            for column, value in zip(columns.values(), _summary(batch, attention), strict=True):
                 column.append(value)
         for name in Totals.__struct_fields__:
             setattr(totals, name, getattr(totals, name) + getattr(scheduler.totals, name))
@@ -95,11 +96,11 @@ def simulate(serving: Serving) -> Simulation:
     return Simulation(steps=StepTable(**arrays), totals=totals, busy_s=busy_s, ended_s=ended_s)
 
 
-def _summary(batch: Batch, attention_s: float) -> tuple[int, int, int, int, int, float]:
+def _summary(batch: Batch, attention: AttentionTime) -> tuple[float, ...]:
     """One row of a StepTable."""
     longest = int(batch.q.max())
     kind = StepKind.DECODE if longest == 1 else StepKind.MIXED if batch.q.min() == 1 else StepKind.PREFILL
-    return KINDS.index(kind), batch.q.size, int(batch.q.sum()), int(batch.kv.sum()), longest, attention_s
+    return KINDS.index(kind), batch.q.size, int(batch.q.sum()), int(batch.kv.sum()), longest, *attention
 
 
 def batches_of(serving: Serving, steps: Collection[int]) -> dict[int, list[tuple[int, int]]]:

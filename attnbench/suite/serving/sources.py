@@ -42,4 +42,7 @@ def open_trace(
         if text not in shipped():
             raise UnknownNameError("file or shipped trace", text, tuple(shipped()), where="TRACE")
         path = shipped()[text]
+    if path.is_dir():
+        names = ", ".join(shipped())
+        raise UsageError(f"TRACE {text}: a directory; use the file of a trace, or a shipped one: {names}")
     return Trace(path, trace_format, speed=speed, jitter_s=jitter_s, seed=seed)

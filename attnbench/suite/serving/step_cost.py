@@ -3,6 +3,8 @@
 The time orders and weighs steps, and moves the clock of a simulation. docs/serving.md states what it leaves out.
 """
 
+from typing import NamedTuple
+
 import msgspec
 import numpy as np
 
@@ -13,6 +15,24 @@ from attnbench.suite.serving.scheduler import Batch, Tokens
 MEMORY_SHARE = 0.9  # of a GPU, for weights and KV cache: vLLM's gpu_memory_utilization
 
 
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device does in a second."""
+
+    flop_per_s: float
+    bytes_per_s: float
+
+    def seconds(self, flops: float, traffic: float) -> float:
+        """The longer of the products and the traffic."""
+        return max(flops / self.flop_per_s, traffic / self.bytes_per_s)
+
+
+class AttentionTime(NamedTuple):
+    """The predicted attention of all layers in one step, in seconds."""
+
+    simulated: float  # on one GPU of the server
+    measured: float  # on the device that measures; the same where there is none
+
+
 class StepCost(msgspec.Struct, frozen=True, kw_only=True):
     """A model on `gpus` equal GPUs, which share the heads and the weights of every layer."""
 
@@ -21,14 +41,16 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True):
     flop_per_s: float
     bytes_per_s: float
     memory_bytes: float
+    measuring: Rates | None = None  # of the device that measures drawn steps
 
-    def attention_s(self, batch: Batch) -> float:
-        """The attention of all layers on one GPU: for each layer, the longer of its products and its traffic."""
-        total = 0.0
+    def attention(self, batch: Batch) -> AttentionTime:
+        """The attention of all layers: for each layer, the longer of its products and its traffic."""
+        of_gpu, totals = Rates(flop_per_s=self.flop_per_s, bytes_per_s=self.bytes_per_s), [0.0, 0.0]
         for layer in self.decoder.layers:
-            flops, traffic = work(layer, batch, self.decoder.dtype.bytes)
-            total += layer.count * max(flops / self.flop_per_s, traffic / self.bytes_per_s)
-        return total
+            of_layer = work(layer, batch, self.decoder.dtype.bytes)
+            for place, rates in enumerate((of_gpu, self.measuring or of_gpu)):
+                totals[place] += layer.count * rates.seconds(*of_layer)
+        return AttentionTime(*totals)
 
     def rest_s(self, tokens: int) -> float:
         """The products of so many tokens with the weights: the longer of the products and of reading the weights."""
@@ -64,7 +86,7 @@ def step_cost(decoder: Decoder, gpus: int, *, flop_per_s: float, bytes_per_s: fl
         if layer.heads % gpus or (layer.kv_heads % gpus and gpus % layer.kv_heads):
             raise UsageError(
                 f"--tp {gpus}: does not divide {layer.heads} heads and {layer.kv_heads} key-value heads: use a "
-                "divisor of both"
+                "divisor of the heads that divides the key-value heads or is a multiple of them"
             )
         heads, kv_heads = layer.heads // gpus, max(1, layer.kv_heads // gpus)
         layers.append(msgspec.structs.replace(layer, heads=heads, kv_heads=kv_heads))
