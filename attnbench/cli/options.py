@@ -311,9 +311,13 @@ def _request(options: Sequence[Option], context: typer.Context, values: Mapping[
     from attnbench.engine.sweep import Request
 
     given = {item.name: value for item in options if (value := _value(item, context, values)) is not None}
-    axes = {name: str(given.pop(name)) for name in AXES if name in given}
+    axes, of_set = {name: str(given.pop(name)) for name in AXES if name in given}, axes_of_set(given.pop("set", ()))
+    for name in axes.keys() & of_set:
+        if axes[name] != of_set[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} {axes[name]} and --set {name}={of_set[name]} give one key twice: use one of them")
     fields: dict[str, object] = {
-        "axes": axes | axes_of_set(given.pop("set", ())),
+        "axes": axes | of_set,
         "suites": (*_list(given.pop("suites", ())), *_list(given.pop("suite", ()))),
         "tags": pairs(given.pop("tag", ()), "--tag"),
     }

@@ -149,3 +149,8 @@ def test_command_line_wins_over_the_other_name_in_a_file(
     (tmp_path / "attnbench.toml").write_text("[run]\nlaunches = 3\n")
     assert cli.invoke(["run", "--restarts", "6"]) == 0
     assert requests == [Request(restarts=6)] * 2
+
+
+def test_one_key_by_option_and_by_set_is_refused(capsys):
+    assert cli.invoke(["run", "--requests", "q32", "--set", "requests=q64", "--dry-run"]) == 2
+    assert "--requests q32 and --set requests=q64 give one key twice: use one of them" in capsys.readouterr().err

@@ -190,6 +190,15 @@ def test_the_mix_of_a_simulation_has_no_column_of_measured_time():
     assert decode.split()[:2] == ["decode", str((steps.kinds == 0).sum())]
 
 
+def test_the_first_screen_of_a_replay_is_the_answer_for_its_traffic(answer):
+    runs, stored = one_winner(), (answer,)
+    shown = pages.contents(report_data(runs, traffic=stored))[0]
+    without = pages.contents(report_data(runs))[0]
+    assert shown.headline == f"{answer.headline}."
+    assert shown.lead.startswith(f"Each drawn step counted once: {without.headline}")
+    assert not without.lead.startswith("Each drawn")
+
+
 def test_a_kind_without_a_drawn_step_is_named(answer):
     parts = tuple(
         msgspec.structs.replace(part, measured_s=None if part.name == "prefill" else 1.0) for part in answer.mix.by_kind

@@ -28,9 +28,14 @@ def answer(data: ReportData, compared: Sequence[str] = (), undecided: Sequence[A
     of_all = ranking.verdict(problems)
     sides = ranking.split(problems, data.layout) if of_all.kind is AnswerKind.MIXED else []
     texts = [*compared, lead.lead(problems, of_all, sides, data.layout)]
+    headline = lead.headline(problems, of_all, sides)
+    if len(data.traffic) == 1 and (traffic := data.traffic[0]):
+        # Drawn steps stand for different times of traffic: their answer is the traffic's.
+        texts = [f"Each drawn step counted once: {headline}", *texts]
+        headline = f"{traffic.headline}."
     return Answer(
         context=context(data),
-        headline=lead.headline(problems, of_all, sides),
+        headline=headline,
         lead=" ".join(filter(None, texts)),
         failures=tuple(cautions.failures(data.runs, data.by_run)),
         cautions=(*undecided, *cautions.cautions(data.runs, data.by_run, data.names, data.ceilings)),
