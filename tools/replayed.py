@@ -95,7 +95,9 @@ def row(count: int, name: str, truth: Estimate | None, answers: Sequence[Estimat
     error = float(np.mean([abs(each.value - truth.value) for each in known])) / scale
     held = float(np.mean([each.low <= truth.value <= each.high for each in known]))  # type: ignore[operator]
     near = float(np.mean([abs(each.value - truth.value) <= 0.02 for each in known]))
-    value, unit = (f"{truth.value:.3g} s", "%") if name.startswith("seconds") else (f"{truth.value:.1%}", "points")
+    value, unit = (
+        (f"{truth.value:.3g} s", "%") if name.startswith("seconds") else (f"{100 * truth.value + 0.0:.2g} %", "points")
+    )
     within = "" if name.startswith("seconds") else f"; {near:.0%} within 2 points"
     return f"| {count} | {name} | {value} | {100 * error:.2g} {unit} | {held:.1%} of {len(known)}{within} |"
 

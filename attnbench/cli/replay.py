@@ -130,7 +130,8 @@ class Sampling(OptionGroup, frozen=True, kw_only=True):
 
 
 @options.with_options(
-    options.ARMS, options.DTYPE, options.BUDGET, options.ROUNDS, options.TIMEOUT, options.MEM_LIMIT,
+    options.ARMS, options.DTYPE, options.BUDGET, options.ROUNDS.but(default="5..10"), options.TIMEOUT,
+    options.MEM_LIMIT,
     options.SEED.but(help="Random seed of arrivals, of the steps that are drawn, and of inputs."),
 )  # fmt: skip
 def replay(

@@ -34,7 +34,7 @@ from attnbench.suite.serving.step_cost import Rates
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
-BUDGET_SHARE = 0.7  # the rest is for starting workers and for cases that take longer than predicted
+BUDGET_SHARE = 0.5  # the rest is for cases that take longer than predicted: without one of them there is no answer
 MIN_DRAWS = 4
 REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measures, and how many steps were drawn
 CPU_RATES = Rates(flop_per_s=5e10, bytes_per_s=1e10)  # of one thread, estimated, where nothing was calibrated

@@ -99,6 +99,7 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
     assert "triton" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["-b", "naive", "--dtype", "fp32", "--seq", "24", "--progress", "none"]
     command = ["verify", "--random", "2s", *options]
@@ -112,6 +113,7 @@ def test_problems_are_drawn_for_as_long_as_is_asked(capsys: pytest.CaptureFixtur
     assert {case["label"] for case in first} != {case["label"] for case in other}
 
 
+@pytest.mark.slow
 def test_what_was_drawn_and_is_wrong_can_be_asked_for_again(capsys: pytest.CaptureFixture[str]) -> None:
     """With --set for an axis that has no option, and with the same inputs."""
     bad = f"{HERE / 'misbehaving.py'}:zeros"

@@ -149,6 +149,7 @@ def test_batches_have_intervals_of_their_own(kernel: Any) -> None:
     check(kernel, Shape(seq_q=130, seq_kv=130, batch=2), listed=listed)
 
 
+@pytest.mark.slow
 def test_no_fault_is_seen_without_a_bug(kernel: Any) -> None:
     assert notices(kernel) == ""
 

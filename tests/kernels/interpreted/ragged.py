@@ -142,6 +142,7 @@ def test_a_request_without_queries_writes_nothing_and_64_bit_starts_serve() -> N
     assert_requests(decoded(batch, tiling=decode_tiling()), batch)
 
 
+@pytest.mark.slow
 def test_the_longest_request_changes_tiles_and_no_result() -> None:
     batch = paged(MIXED, SHAPE)
     expected = decoded(batch)
@@ -169,6 +170,7 @@ def latent(batch: Batch, width: int) -> Batch:
     return batch._replace(v=batch.k[..., :width], alone=requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [paged, packed])
 @pytest.mark.parametrize("width", [16, 13])
 def test_values_that_are_a_view_of_the_keys_are_read_once(make: Any, width: int) -> None:
