@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.readers import spell
 from attnbench.suite.serving.simulation import Serving, batches_of
 from attnbench.suite.serving.step_cost import Rates
+from attnbench.units import seconds
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -144,7 +146,7 @@ def plan_replay(
     dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
     tag = _tag(settings, request, dtype, count)
     stored = _stored_draws(out, tag)
-    counts = [stored] if stored else dict.fromkeys(max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
+    counts = [stored] if stored else _counts(count)
     draws = [(each, traffic.draw(table, each, settings.seed)) for each in counts]
     batches = batches_of(serving, {int(step) for _, drawn in draws for step in drawn.steps})
     for number, drawn in draws:
@@ -156,7 +158,17 @@ def plan_replay(
         budget_s = planned.settings.budget_s
         if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
             break
+    if not stored and budget_s is not None and planned.plan.seconds > budget_s:
+        needed = f"{number} drawn steps take about {seconds(planned.plan.seconds)}, and without one of them there is no"
+        least = math.ceil(planned.plan.seconds / BUDGET_SHARE)
+        raise UsageError(f"--budget {seconds(budget_s)}: {needed} answer: use --budget {least}s, or a smaller model")
     return ReplayPlan(table=table, drawn=drawn, steps=steps, sweep=planned)
+
+
+def _counts(count: int) -> list[int]:
+    """Numbers of draws to try, the most first."""
+    shares = (max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
+    return list(dict.fromkeys((*shares, min(count, MIN_DRAWS))))
 
 
 def _tag(settings: ReplaySettings, request: sweep.Request, dtype: Dtype, count: int) -> str:
