@@ -243,6 +243,11 @@ def test_a_trace_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        (
+            ".",
+            {},
+            "TRACE .: a directory; use the file of a trace, or a shipped one: azure-conversation, chat, mooncake",
+        ),
         ("chta", {}, "TRACE: no file or shipped trace 'chta'; did you mean 'chat'?"),
         ("generated:request=3", {}, "generated:request=3: no field 'request'; did you mean 'requests'?"),
         ("generated:requests=x", {}, "generated:requests=x: requests: not an integer: 'x'"),
