@@ -10,6 +10,7 @@ import pytest
 from attnbench import api, cli
 from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.errors import UsageError
+from attnbench.records import speeds
 from attnbench.studies import traffic_answer
 from tests.suite.test_decoder_models import GPT_OSS_20B
 
@@ -73,7 +74,9 @@ def test_what_cannot_be_measured_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_short_budget_draws_fewer_steps(folder: Path) -> None:
+def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By estimated speeds, not by those that other tests measured."""
+    monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
     from attnbench.engine.sweep import Request
     from attnbench.studies import replay, replayed_steps
     from attnbench.suite.serving.simulation import simulate
