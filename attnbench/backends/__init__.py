@@ -104,6 +104,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     install: str = ""  # the command that installs them
     layout: Layout = Layout.BHSD
     compiles: bool = False  # compiles for minutes before the first call: measured in a later pass
+    pads: bool = False  # computes every request of a batch at the lengths of the longest
     by_request: bool = False  # computes a batch of requests one by one, each as a problem of its own
     untimed: str = ""  # why its times on a CPU are meaningless; empty: they are valid
     interpreter: tuple[tuple[str, str], ...] = ()  # variables with which it runs on a CPU, to be verified only

@@ -102,6 +102,7 @@ BACKENDS = {
         scratch_bytes=scratch_bytes,
         requires=("torch",),
         install="pip install torch",
+        pads=True,
         refuses=lambda case: [] if case.problem.requests else ["only a batch of requests is padded: use sdpa"],
     )
 }

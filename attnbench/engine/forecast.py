@@ -5,6 +5,8 @@ While a run goes on, every finished group corrects the predictions of those that
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from attnbench import backends
 from attnbench.attention import cost
 from attnbench.attention.choices import Dtype, Mode
@@ -57,7 +59,7 @@ class Forecast:
 
     def learn(self, arm: Arm, case: Case, call_s: float) -> None:
         """Record the seconds of a measured call."""
-        flops, key = cost.flops_dense(case.problem, case.mode), _key(arm, case)
+        flops, key = _flops(case), _key(arm, case)
         self._calls.setdefault(key, {})[flops.bit_length()] = flops, call_s
         if backends.is_file(arm.backend):
             self._of_files.add(key)
@@ -73,7 +75,7 @@ class Forecast:
 
     def call_s(self, arm: Arm, case: Case) -> float:
         """Predicted seconds of one call, scaled from the measurement with the nearest number of FLOPs."""
-        flops = cost.flops_dense(case.problem, case.mode)
+        flops = _flops(case)
         if points := self._calls.get(_key(arm, case)):
             place = flops.bit_length()
             nearest_flops, nearest_s = points[min(points, key=lambda other: abs(other - place))]
@@ -104,6 +106,14 @@ def oracle_s(problem: Problem, mode: Mode) -> float:
 def start_s(arms: Iterable[Arm], cores: int) -> float:
     """Predicted seconds until the workers of all arms run, as many at a time as there are cores."""
     return START_S * -(-len(list(arms)) // max(cores, 1))
+
+
+def _flops(case: Case) -> int:
+    """FLOPs if every pair were visible, with those of padding where the backend pads."""
+    problem = case.problem
+    if problem.requests and not backends.is_file(case.backend) and backends.load(case.backend).pads:
+        problem = replace(problem, requests="", shared_prefix="")
+    return cost.flops_dense(problem, case.mode)
 
 
 def _key(arm: Arm, case: Case) -> str:

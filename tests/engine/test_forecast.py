@@ -35,6 +35,15 @@ def test_a_call_is_predicted_from_the_nearest_measurement() -> None:
     assert forecast.call_s(ARM, case(8192)) == pytest.approx(1.280)
 
 
+def test_a_backend_that_pads_is_predicted_with_its_padding() -> None:
+    """By hand: one request of 100 x 1000 and one of 1 x 10 are 2 x 100 x 1000 pairs where padded."""
+    arm = plan.arms_of(("sdpa:padded",), [Device(kind="cpu", threads=1)])[0]
+    shape = {"batch": 2, "seq_q": 100, "seq_kv": 1000, "mask": "causal"}
+    packed, padded = Problem(**shape, requests="q100s1000_q1s10"), Problem(**shape)
+    calls = [Forecast().call_s(arm, Case(problem=each, backend="sdpa:padded")) for each in (packed, padded)]
+    assert calls[0] == calls[1]
+
+
 def test_finished_groups_correct_those_that_follow() -> None:
     forecast = Forecast()
     first = forecast.group_s(group(1024))
