@@ -9,6 +9,7 @@ from functools import partial
 from attnbench.analysis import readings, stats
 from attnbench.analysis.warmup import warmup_rounds
 from attnbench.engine.arm_session import MIN_ROUNDS_OVER_BUDGET, ArmSession, GroupSessions
+from attnbench.records.result import Procedure
 
 MORE_ROUNDS_WHEN_NOISY = 30
 MAX_WARMUP_ROUNDS = 20
@@ -72,10 +73,14 @@ def _exclude_warmup(live: Sequence[ArmSession], most: int) -> None:
         return
     procedure, rounds = live[0].procedure, len(live[0].blocks)
     excluded = min(warmup_rounds(session.medians for session in live), most)
-    if procedure.min_rounds == procedure.max_rounds:  # later rounds may show that earlier ones were no warm-up
-        excluded = max(excluded, rounds - procedure.max_rounds)
+    # Later rounds may show that earlier ones were no warm-up; the number of rounds stays within its limit all the same.
+    excluded = max(excluded, rounds - procedure.max_rounds - (0 if _fixed(procedure) else MORE_ROUNDS_WHEN_NOISY))
     for session in live:
         session.warmup = excluded
+
+
+def _fixed(procedure: Procedure) -> bool:
+    return procedure.min_rounds == procedure.max_rounds
 
 
 def _end(live: Sequence[ArmSession], deadline: float) -> RoundsEnd | None:
@@ -85,7 +90,7 @@ def _end(live: Sequence[ArmSession], deadline: float) -> RoundsEnd | None:
         return RoundsEnd.BUDGET
     if rounds < procedure.min_rounds:
         return None
-    if procedure.min_rounds == procedure.max_rounds:
+    if _fixed(procedure):
         return RoundsEnd.ROUNDS  # a fixed number is not extended for noise
     samples = [session.timed() for session in live]
     noisy = any(map(readings.is_noisy, samples))

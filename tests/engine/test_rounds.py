@@ -124,3 +124,13 @@ def test_an_arm_that_fails_has_no_say_in_what_the_others_lose() -> None:
     _, (steady, failed) = measure(STEADY, (1.3, 1.2, -1.0))
     assert failed.status is Status.CRASHED
     assert numbers(steady, "time") == [0, 1, 2, 3, 4]
+
+
+def test_rounds_that_turn_out_to_be_no_warm_up_do_not_exceed_the_limit() -> None:
+    """Noise: each block takes one of four times."""
+    counts = []
+    for seed in range(60):
+        times = random.Random(seed).choices((1.0, 1.5, 2.0, 2.5), k=400)
+        _, (result,) = measure(times, least=4, most=5)
+        counts.append(len(numbers(result, "time")))
+    assert max(counts) == 5 + rounds.MORE_ROUNDS_WHEN_NOISY
