@@ -59,6 +59,16 @@ class Arrivals(OptionGroup, frozen=True, kw_only=True):
             metavar="TIME", check=checks.duration,
         ),
     ] = "0"  # fmt: skip
+    tokens_scale: Annotated[
+        float,
+        option(
+            "--tokens-scale", help="Multiply lengths: 1.1 where the model needs 10 % more tokens for a text.",
+            metavar="X", check=_positive,
+        ),
+    ] = 1.0  # fmt: skip
+    trace_model: Annotated[
+        str, option("--trace-model", help="Only requests to this model, as GPT-4 in BurstGPT.", metavar="NAME")
+    ] = ""
     replicas: Annotated[
         int, option(help="Servers, which take requests in turn.", metavar="N", check=checks.at_least(1))
     ] = 1
@@ -74,6 +84,9 @@ class Server(OptionGroup, frozen=True, kw_only=True):
             check=checks.one_of("GPU", _gpus),
         ),
     ] = "H100 SXM"  # fmt: skip
+    slowdown: Annotated[
+        float, option(help="Times that a step takes longer than by the data sheet.", metavar="X", check=_positive)
+    ] = 1.0
     tp: Annotated[int, option(help="GPUs that share the heads.", metavar="N", check=checks.at_least(1))] = 1
     kv_blocks: Annotated[
         int | None,
@@ -173,6 +186,8 @@ def replay(
     with steps("simulating") as step:
         step("simulating the server")
         simulation = simulate(serving)
+    for note in study.trace_notes(serving):
+        print(f"attnbench: note: {note}", file=sys.stderr)
     result = study.summary(simulation, serving, settings)
     if sampling.simulate_only:
         output.lines(report.records(result), report.lines(result, terminal_width()), json)

@@ -1,5 +1,6 @@
 """The batches of a server that answers a trace, by simulation, and where its attention time goes by prediction."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,12 +15,13 @@ from attnbench.suite.serving import sources
 from attnbench.suite.serving.scheduler import SchedulerOptions, Totals
 from attnbench.suite.serving.simulation import Serving, Simulation, StepTable
 from attnbench.suite.serving.step_cost import Rates, step_cost
-from attnbench.suite.serving.trace import Trace
+from attnbench.suite.serving.trace import Trace, TraceOptions
 
 # vLLM's defaults for a server: tokens and requests of a step, by the memory of the GPU.
 LARGE_GPU_BYTES = 70 * 2**30
 LARGE_GPU, SMALL_GPU = (8192, 1024), (2048, 256)
 DEFAULT_GPU = "H100 SXM"
+SAME_VOCABULARY = 0.01  # up to which vocabularies are taken for padded ones of one tokenizer
 
 
 class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,8 +32,11 @@ class ReplaySettings(msgspec.Struct, frozen=True, kw_only=True):
     trace_format: str = ""
     speed: float = 1.0
     jitter_s: float = 0.0
+    tokens_scale: float = 1.0
+    trace_model: str = ""
     replicas: int = 1
     gpu: str = DEFAULT_GPU
+    slowdown: float = 1.0
     tp: int = 1
     kv_blocks: int | None = None
     block_size: int = 16
@@ -46,6 +51,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
     decoder: Decoder  # with the heads of one GPU
     gpu: str
+    slowdown: float  # of the server over its data sheet
     tp: int
     replicas: int
     options: SchedulerOptions
@@ -68,8 +74,8 @@ def serving_of(settings: ReplaySettings, measuring: Rates | None = None) -> Serv
     cost = step_cost(
         decoder,
         settings.tp,
-        flop_per_s=sheet.flop_per_s[decoder.dtype],
-        bytes_per_s=sheet.bytes_per_s,
+        flop_per_s=sheet.flop_per_s[decoder.dtype] / settings.slowdown,
+        bytes_per_s=sheet.bytes_per_s / settings.slowdown,
         memory_bytes=sheet.memory_bytes,
     )
     cost = msgspec.structs.replace(cost, measuring=measuring)
@@ -81,10 +87,35 @@ def serving_of(settings: ReplaySettings, measuring: Rates | None = None) -> Serv
         max_num_seqs=settings.max_num_seqs or requests,
         prefix_cache=settings.prefix_cache,
     )
-    trace = sources.open_trace(
-        settings.trace, settings.trace_format, speed=settings.speed, jitter_s=settings.jitter_s, seed=settings.seed
+    changes = TraceOptions(
+        speed=settings.speed,
+        jitter_s=settings.jitter_s,
+        seed=settings.seed,
+        tokens_scale=settings.tokens_scale,
+        model=settings.trace_model,
     )
+    trace = sources.open_trace(settings.trace, settings.trace_format, changes)
     return Serving(trace=trace, options=options, cost=cost, replicas=settings.replicas, place=settings.trace)
+
+
+def trace_notes(serving: Serving) -> Iterator[str]:
+    """What the trace has of other models than the one that is served: its tokens, and its requests."""
+    trace, decoder = serving.trace, serving.cost.decoder
+    if not isinstance(trace, Trace):
+        return
+    columns, other = (
+        trace.columns,
+        abs(decoder.vocabulary / trace.columns.vocabulary - 1) if trace.columns.vocabulary else 0,
+    )
+    if decoder.vocabulary and other > SAME_VOCABULARY and trace.options.tokens_scale == 1:
+        yield (
+            f"lengths are in tokens of {columns.tokenizer} ({columns.vocabulary:,} tokens), and {decoder.name} has "
+            f"another tokenizer ({decoder.vocabulary:,}): the same texts would have other lengths; multiply them with "
+            "--tokens-scale, as 1.1 for 10 % more tokens"
+        )
+    if len(trace.models) > 1 and not trace.options.model:
+        parts = ", ".join(f"{name} ({count:,})" for name, count in trace.models.most_common())
+        yield f"requests to {parts} are sent to one server; select those of one model with --trace-model"
 
 
 def summary(simulation: Simulation, serving: Serving, settings: ReplaySettings) -> Replay:
@@ -93,6 +124,7 @@ def summary(simulation: Simulation, serving: Serving, settings: ReplaySettings) 
     return Replay(
         decoder=serving.cost.decoder,
         gpu=settings.gpu,
+        slowdown=settings.slowdown,
         tp=settings.tp,
         replicas=settings.replicas,
         options=serving.options,

@@ -112,6 +112,7 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
         options = {
             "servers": f"{replay.replicas} of {replay.tp} x {replay.gpu}",
             "speed": f"{settings.speed:g}",
+            "time of a step": f"{settings.slowdown:g} x the data sheet",
             "blocks": f"{replay.options.kv_blocks} of {replay.options.block_size} tokens",
             "tokens of a step": str(replay.options.max_num_batched_tokens),
             "requests of a step": str(replay.options.max_num_seqs),

@@ -9,6 +9,7 @@ import pytest
 from attnbench import cli
 from attnbench.suite.serving import sources
 from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
+from tests.suite.test_traces import BURSTGPT_SESSIONS
 
 PROMPTS = {"input_tokens", "input_length", "ContextTokens"}  # what formats call the tokens of a prompt
 ANSWERS = {"output_tokens", "output_length", "GeneratedTokens"}
@@ -77,6 +78,8 @@ def test_options_change_what_is_simulated(capsys: pytest.CaptureFixture[str]) ->
         "fast": ["--speed", "4"],
         "small": ["--kv-blocks", "400", "--block-size", "8"],
         "narrow": ["--max-num-seqs", "2"],
+        "slow": ["--slowdown", "3"],
+        "long": ["--tokens-scale", "2"],
     }.items():
         assert replay("shared-prefix", "--json", *words) == 0
         figures[name] = records(capsys)[1]
@@ -85,6 +88,10 @@ def test_options_change_what_is_simulated(capsys: pytest.CaptureFixture[str]) ->
     assert totals["small"]["preemptions"] > 0 == totals["plain"]["preemptions"]  # type: ignore[index]
     assert figures["fast"]["simulated_s"] < figures["plain"]["simulated_s"]  # type: ignore[operator]
     assert figures["narrow"]["steps"] > figures["plain"]["steps"]  # type: ignore[operator]
+    # Longer steps are fewer, with more requests each.
+    assert figures["slow"]["steps"] < figures["plain"]["steps"]  # type: ignore[operator]
+    assert figures["slow"]["busy_s"] > figures["plain"]["busy_s"]  # type: ignore[operator]
+    assert totals["long"]["input_tokens"] == 2 * totals["plain"]["input_tokens"]  # type: ignore[index]
 
 
 @pytest.mark.usefixtures("folder")
@@ -94,6 +101,37 @@ def test_a_seed_gives_the_same_steps_again(capsys: pytest.CaptureFixture[str]) -
         assert replay("generated:requests=30:output_tokens=20", "--seed", seed, "--json") == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_output_names_the_clock(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for options, text in (
+        ([], "clock: the data sheet of the H100 SXM, which no server reaches"),
+        (["--slowdown", "2.5"], "clock: steps take 2.5 times as long as by the data sheet of the H100 SXM"),
+    ):
+        assert replay("chat", *options) == 0
+        assert text in capsys.readouterr().out
+
+
+def test_what_the_trace_has_of_other_models_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "burst.csv").write_text(BURSTGPT_SESSIONS)
+    (folder / "cl100k.json").write_text(json.dumps(LLAMA_8B | {"vocab_size": 100_352}))
+    other = (
+        "note: lengths are in tokens of ChatGPT and GPT-4 (100,277 tokens), and llama has another tokenizer (128,256)"
+    )
+    mixed = "note: requests to GPT-4 (2), ChatGPT (1) are sent to one server; select those of one model with"
+    for model, options, notes in (
+        ("llama", [], [other, mixed]),
+        ("llama", ["--tokens-scale", "0.9"], [mixed]),
+        ("cl100k", [], [mixed]),  # the same vocabulary, padded
+        ("llama", ["--trace-model", "GPT-4"], [other]),
+    ):
+        assert replay("burst.csv", *options, model=model) == 0
+        printed = capsys.readouterr().err
+        assert [note for note in (other, mixed) if note in printed] == notes
+    assert replay("chat") == 0
+    assert "note" not in capsys.readouterr().err
 
 
 WRONG = {
@@ -111,6 +149,8 @@ WRONG = {
         ["chat", "--model", "llama.json", "--simulate-only", "--kv-blocks", "10"],
         "chat:1: 870 tokens of prompt and answer need 55 blocks, and the cache has 10: use --kv-blocks 55 or more",
     ),
+    "no slowdown": (["chat", "--model", "llama.json", "--slowdown", "nan"], "--slowdown: nan: a number above 0"),
+    "no scale": (["chat", "--model", "llama.json", "--tokens-scale", "-1"], "--tokens-scale: -1.0: a number above 0"),
     "no speed": (["chat", "--model", "llama.json", "--simulate-only", "--speed", "0"], "--speed: 0.0: a number above"),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from attnbench.errors import UsageError
 from attnbench.suite.serving import sources
 from attnbench.suite.serving.generate import Traffic, generate, json_lines, parse_traffic
-from attnbench.suite.serving.trace import Trace, TraceFormat
+from attnbench.suite.serving.trace import Trace, TraceFormat, TraceOptions
 
 MOONCAKE = (
     '{"timestamp": 27000, "input_length": 600, "output_length": 40, "hash_ids": [1, 2]}\n'
@@ -22,15 +22,21 @@ AZURE = (
     "2023-11-16 18:15:50.9951690,396,109\n"
     "2023-11-17 18:15:50.9951690,396,109\n"
 )
+# The first and second file of BurstGPT have six columns and whole seconds; the third has eight, times that do not start
+# at 0, and no session for an API call. A failed request has no response, and may have no prompt either.
 BURSTGPT = (
     "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-    "5,ChatGPT,472,18,490,Conversation log\n"
-    "45.5,GPT-4,1087,0,1087,API log\n"
-    "118,GPT-4,417,276,693,Conversation log\n"
+    "7,ChatGPT,310,25,335,Conversation log\n"
+    "52,GPT-4,940,0,940,API log\n"
+    "52,GPT-4,0,0,0,Conversation log\n"
+    "131,GPT-4,388,251,639,Conversation log\n"
 )
 BURSTGPT_SESSIONS = (
     "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-    "5.0,12,1.5,ChatGPT,472,18,490,Conversation log\n"
+    "19440107.0,5d0c1f5e-77b2-4c0b-9a34-0b6a9c2e8f11,41,GPT-4,871,402,1273,Conversation log\n"
+    "19440107.0,,3,ChatGPT,55,31,86,API log\n"
+    "19440163.0,,0,ChatGPT,0,0,0,API log\n"
+    "19440250.0,5d0c1f5e-77b2-4c0b-9a34-0b6a9c2e8f11,9,GPT-4,1790,130,1920,Conversation log\n"
 )
 OWN = (
     '{"arrival_s": 1.5, "input_tokens": 100, "output_tokens": 20}\n'
@@ -39,10 +45,10 @@ OWN = (
 )
 
 
-def trace(folder: Path, text: str, name: str = "", **settings: float) -> Trace:
+def trace(folder: Path, text: str, name: str = "", **settings: Any) -> Trace:
     path = folder / "trace.txt"
     path.write_text(text, encoding="utf-8")
-    return Trace(path, name, **settings)  # type: ignore[arg-type]
+    return Trace(path, name, TraceOptions(**settings))
 
 
 def plain(requests: Trace) -> list[tuple[float, int, int]]:
@@ -54,8 +60,9 @@ def plain(requests: Trace) -> list[tuple[float, int, int]]:
     [
         (MOONCAKE, TraceFormat.MOONCAKE, [(0.0, 600, 40), (0.0, 512, 7), (3.0, 1025, 9)]),
         (AZURE, TraceFormat.AZURE, [(0.0, 374, 44), (4.314579, 396, 109), (86404.314579, 396, 109)]),
-        (BURSTGPT, TraceFormat.BURSTGPT, [(0.0, 472, 18), (113.0, 417, 276)]),
-        (BURSTGPT_SESSIONS, TraceFormat.BURSTGPT, [(0.0, 472, 18)]),
+        ("\ufeff" + AZURE, TraceFormat.AZURE, [(0.0, 374, 44), (4.314579, 396, 109), (86404.314579, 396, 109)]),
+        (BURSTGPT, TraceFormat.BURSTGPT, [(0.0, 310, 25), (124.0, 388, 251)]),
+        (BURSTGPT_SESSIONS, TraceFormat.BURSTGPT, [(0.0, 871, 402), (0.0, 55, 31), (143.0, 1790, 130)]),
         (OWN, TraceFormat.ATTNBENCH, [(0.0, 100, 20), (0.5, 513, 1)]),
     ],
 )
@@ -74,8 +81,30 @@ def test_empty_lines_are_no_requests(tmp_path: Path) -> None:
 
 def test_failed_requests_are_skipped_and_counted(tmp_path: Path) -> None:
     requests = trace(tmp_path, BURSTGPT)
-    assert [item.line for item in requests] == [2, 4]
-    assert requests.skipped == 1
+    assert [item.line for item in requests] == [2, 5]
+    assert requests.skipped == 2
+
+
+def test_requests_of_one_model_are_selected(tmp_path: Path) -> None:
+    requests = trace(tmp_path, BURSTGPT_SESSIONS, model="GPT-4")
+    assert plain(requests) == [(0.0, 871, 402), (143.0, 1790, 130)]
+    assert (requests.skipped, requests.models) == (1, {"GPT-4": 2, "ChatGPT": 1})
+    with pytest.raises(UsageError, match=r"no request to --trace-model gpt4; the column 'Model' has ChatGPT, GPT-4"):
+        list(trace(tmp_path, BURSTGPT_SESSIONS, model="gpt4"))
+
+
+def test_scaled_lengths_keep_what_prompts_share(tmp_path: Path) -> None:
+    """Of 1,025 tokens the first two parts are shared: 1,024 tokens of the trace are 2,048 or 512 of the model."""
+    line = '{"timestamp": 0, "input_length": 1536, "output_length": 10, "hash_ids": [1, 2, %d]}\n'
+    text = line % 3 + line % 4
+    for scale, tokens, output, shared in ((2.0, 3072, 20, 4), (0.5, 768, 5, 1), (1.0, 1536, 10, 2)):
+        first, second = trace(tmp_path, text, tokens_scale=scale)
+        assert (first.input_tokens, first.output_tokens) == (tokens, output)
+        assert len(first.prefix_hashes) == len(set(first.prefix_hashes)) == -(-tokens // 512)
+        equal = [a == b for a, b in zip(first.prefix_hashes, second.prefix_hashes, strict=True)]
+        assert equal == [True] * shared + [False] * (len(equal) - shared)
+    (short,) = trace(tmp_path, '{"arrival_s": 0, "input_tokens": 1, "output_tokens": 1}\n', tokens_scale=0.1)
+    assert (short.input_tokens, short.output_tokens) == (1, 1)
 
 
 def test_equal_hashes_are_equal_prefixes(tmp_path: Path) -> None:
@@ -115,14 +144,41 @@ WRONG = {
     "no line": ("", "trace.txt: an empty trace: it has no line; use a file with requests"),
     "only a heading": (AZURE.splitlines()[0], "trace.txt: an empty trace: it has no request; use"),
     "only failures": (
-        "\n".join(BURSTGPT.splitlines()[:3:2]),
+        "\n".join(BURSTGPT.splitlines()[:4:2]),
         "an empty trace: it has no request with a response (1 without)",
     ),
-    "another file": ("time,tokens\n1,2\n", "trace.txt:1: not a known trace: 'time,tokens'; give --trace-format"),
+    "another file": (
+        "\ntime,tokens\n1,2\n",
+        "trace.txt:2: not a known trace: 'time,tokens'; use a file with the fields of one: mooncake (JSON Lines): "
+        "timestamp, input_length, output_length; azure (CSV): TIMESTAMP",
+    ),
     "another JSON": ('{"a": 1}\n', "not a known trace: "),
-    "no JSON at all": ("{arrival_s\n", "trace.txt:1: not a known trace: '{arrival_s'; give --trace-format"),
-    "not CSV": (BURSTGPT + "1" * 200_000 + "\n", "trace.txt:5: not CSV: field larger than field limit (131072)"),
-    "no JSON": (OWN + "{arrival_s\n", "trace.txt:4: '{arrival_s' is no JSON object: use one with arrival_s"),
+    "no JSON at all": ("{arrival_s\n", "trace.txt:1: not a known trace: '{arrival_s'; use a file with the fields"),
+    "a pointer": ("version https://git-lfs.github.com/spec/v1\nsize 5\n", "trace.txt: a pointer of Git LFS, not the"),
+    "a broken first line": (
+        MOONCAKE.replace(', "output', ' "output', 1),
+        'trace.txt:1: \'{"timestamp": 27000, "input_length": 600...\' is no JSON object (JSON is malformed: '
+        "expected ',' or '}' (byte 41)): use one with timestamp, input_length, output_length",
+    ),
+    "a first line without a field": (
+        MOONCAKE.replace("input_length", "length", 1),
+        "trace.txt:1: no field 'input_length': add it, with a number of tokens, at least 1",
+    ),
+    "a heading without a column": (
+        AZURE.replace("ContextTokens", "Tokens"),
+        "trace.txt:1: the heading 'TIMESTAMP,Tokens,GeneratedTokens' has no column 'ContextTokens'",
+    ),
+    "a heading in other letters": (AZURE.swapcase(), "trace.txt:1: the heading 'timestamp,cONTEXTtOKENS,gENERATEDtOK"),
+    "a number as text": (
+        MOONCAKE.replace("600", '"600"'),
+        "trace.txt:1: input_length='\"600\"': use a number of tokens, at least 1, without quotes",
+    ),
+    "a time as text": (OWN.replace("1.5", '"1.5"'), "arrival_s='\"1.5\"': use a number of seconds, without quotes"),
+    "not CSV": (BURSTGPT + "1" * 200_000 + "\n", "trace.txt:6: not CSV: field larger than field limit (131072)"),
+    "no JSON": (
+        OWN + "{arrival_s\n",
+        "trace.txt:4: '{arrival_s' is no JSON object (JSON is malformed: object keys must be strings (byte 1)): use",
+    ),
     "a list": (OWN + "[1]\n", "trace.txt:4: '[1]' is no JSON object"),
     "no output": (
         OWN + '{"arrival_s": 3, "input_tokens": 1}\n',
@@ -143,7 +199,7 @@ WRONG = {
     "too many tokens": (AZURE + f"2023-11-18 00:00:00,{10**17},2\n", "trace.txt:5: ContextTokens='1000000000000"),
     "a switch": (MOONCAKE.replace("600", "true"), "trace.txt:1: input_length='True': use a number of tokens"),
     "no time": (AZURE + "yesterday,1,2\n", "trace.txt:5: TIMESTAMP='yesterday': use a time such as 2023-11-16 18:15"),
-    "not a finite time": (BURSTGPT + "nan,m,1,2,3,l\n", "trace.txt:5: Timestamp='nan': use a number of seconds"),
+    "not a finite time": (BURSTGPT + "nan,m,1,2,3,l\n", "trace.txt:6: Timestamp='nan': use a number of seconds"),
     "out of order": (
         MOONCAKE.replace("27000", "31000", 1),
         "trace.txt:2: timestamp='27000' is before line 1: sort the trace by 'timestamp'",
@@ -232,8 +288,8 @@ def test_recorded_traces_are_the_first_requests_of_theirs() -> None:
 def test_a_trace_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(list(sources.open_trace("chat"))) == 80
-    fast = list(sources.open_trace("generated:requests=7:input_variation=0", speed=2.0, seed=3))
-    slow = list(sources.open_trace("generated:requests=7:input_variation=0", seed=3))
+    fast = list(sources.open_trace("generated:requests=7:input_variation=0", options=TraceOptions(speed=2.0, seed=3)))
+    slow = list(sources.open_trace("generated:requests=7:input_variation=0", options=TraceOptions(seed=3)))
     assert [item.input_tokens for item in fast] == [1155] * 7
     assert fast[-1].arrival_s == pytest.approx(slow[-1].arrival_s / 2, abs=2e-3)
     (tmp_path / "chat").write_text(OWN)
@@ -255,10 +311,21 @@ def test_a_trace_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         ("generated:requests_per_s", {}, "requests_per_s: '': not a number (try 0.5 or 1200)"),
         ("generated:input_tokens=inf", {}, "input_tokens: 'inf': not a number"),
         ("generated:", {"jitter_s": 3.0}, "--jitter: only for a trace in a file, not for 'generated:': leave it out"),
-        ("generated:", {"trace_format": "azure"}, "--trace-format: only for a trace in a file"),
+        ("generated:", {"tokens_scale": 2.0}, "--tokens-scale: only for a trace in a file"),
+        ("generated:", {"model": "GPT-4"}, "--trace-model: only for a trace in a file"),
+        (
+            "chat",
+            {"model": "GPT-4"},
+            "--trace-model GPT-4: traces of the format attnbench name no models: leave it out",
+        ),
     ],
 )
 def test_a_name_that_opens_nothing_is_refused(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as raised:
-        sources.open_trace(name, **settings)
+        sources.open_trace(name, options=TraceOptions(**settings))
     assert message in str(raised.value)
+
+
+def test_a_format_is_only_for_a_file() -> None:
+    with pytest.raises(UsageError, match="--trace-format: only for a trace in a file, not for 'generated:'"):
+        sources.open_trace("generated:", "azure")

@@ -18,6 +18,7 @@ def lines(replay: Replay, width: int) -> Iterator[str]:
     yield ""
     yield from traffic.mix(replay.mix, width)
     yield from wrap("predicted: attention of all layers, by the roofline of the data sheet", width, indent=2)
+    yield from wrap(_clock(replay), width, indent=2)
 
 
 def records(replay: Replay) -> Iterator[dict[str, object]]:
@@ -48,6 +49,15 @@ def _facts(replay: Replay) -> Iterator[str]:
         f"time: {units.seconds(replay.simulated_s)} simulated, {units.seconds(replay.busy_s)} busy, "
         f"{units.seconds(replay.attention_s)} in attention: "
         f"{units.seconds(3600 * replay.attention_s / replay.simulated_s)} an hour of traffic"
+    )
+
+
+def _clock(replay: Replay) -> str:
+    if replay.slowdown != 1:
+        return f"clock: steps take {replay.slowdown:g} times as long as by the data sheet of the {replay.gpu}"
+    return (
+        f"clock: the data sheet of the {replay.gpu}, which no server reaches: its steps are longer, and so its batches "
+        "larger; --slowdown 2 doubles the time of a step"
     )
 
 

@@ -56,6 +56,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[DecoderLayer, ...]
     weights: Weights
     dtype: Dtype
+    vocabulary: int = 0  # tokens of its tokenizer; 0: not stated
     notes: tuple[str, ...] = ()  # what the config does not state, or has and is not interpreted
 
 
@@ -76,7 +77,8 @@ def decoder_of(config: Mapping[str, object]) -> Decoder:
     dtype = Dtype(text.fields.dtype().get("dtype", "bf16"))
     weights = _weights(text.fields, layers, sum(counts.values()), _bytes_per_number(config, dtype))
     text.fields.add_remarks(text.type_name)
-    return Decoder(name=name, layers=layers, weights=weights, dtype=dtype, notes=tuple(text.fields.notes))
+    vocabulary, notes = text.fields.count("vocab_size"), tuple(text.fields.notes)
+    return Decoder(name=name, layers=layers, weights=weights, dtype=dtype, vocabulary=vocabulary, notes=notes)
 
 
 def _text_part(config: Mapping[str, object], name: str) -> _Text:

@@ -7,7 +7,7 @@ import msgspec
 
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.suite.serving.generate import GENERATED, Traffic, generate, parse_traffic
-from attnbench.suite.serving.trace import Trace, TracedRequest
+from attnbench.suite.serving.trace import Trace, TracedRequest, TraceOptions
 
 _SHIPPED = Path(__file__).parent / "traces"
 
@@ -28,15 +28,17 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_SHIPPED.iterdir()) if path.suffix in (".jsonl", ".csv")}
 
 
-def open_trace(
-    text: str, trace_format: str = "", *, speed: float = 1.0, jitter_s: float = 0.0, seed: int = 0
-) -> Trace | GeneratedTrace:
+def open_trace(text: str, trace_format: str = "", options: TraceOptions | None = None) -> Trace | GeneratedTrace:
     """The trace of this name. Raises UsageError if there is none."""
+    options = options or TraceOptions()
     if text.startswith(GENERATED):
-        if trace_format or jitter_s:
-            option = "--trace-format" if trace_format else "--jitter"
-            raise UsageError(f"{option}: only for a trace in a file, not for {text!r}: leave it out")
-        return GeneratedTrace(parse_traffic(text.removeprefix(GENERATED)), speed, seed)
+        of_files = {
+            "--trace-format": bool(trace_format), "--jitter": options.jitter_s > 0,
+            "--tokens-scale": options.tokens_scale != 1, "--trace-model": bool(options.model),
+        }  # fmt: skip
+        if given := [option for option, is_given in of_files.items() if is_given]:
+            raise UsageError(f"{given[0]}: only for a trace in a file, not for {text!r}: leave it out")
+        return GeneratedTrace(parse_traffic(text.removeprefix(GENERATED)), options.speed, options.seed)
     path = Path(text).expanduser()
     if not path.exists() and path.name == text and not path.suffix:
         if text not in shipped():
@@ -45,4 +47,4 @@ def open_trace(
     if path.is_dir():
         names = ", ".join(shipped())
         raise UsageError(f"TRACE {text}: a directory; use the file of a trace, or a shipped one: {names}")
-    return Trace(path, trace_format, speed=speed, jitter_s=jitter_s, seed=seed)
+    return Trace(path, trace_format, options)

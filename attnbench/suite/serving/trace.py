@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +23,7 @@ from attnbench.units import MAX_INTEGER
 
 HASHED_TOKENS = 512  # of a prompt for each hash: https://github.com/kvcache-ai/Mooncake/tree/main/FAST25-release
 _MAX_SHOWN = 40  # characters of a value in a message
+_GUESSED_FIELDS = 2  # of the three that a format needs, by which a file is taken for one
 
 T = TypeVar("T")
 Fields = Mapping[str, object]  # of one line, by the names of its format
@@ -49,50 +51,86 @@ class TracedRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """The names that a format has for the fields of a request."""
+    """The names that a format has for the fields of a request, and the tokenizer that counted its tokens."""
 
     arrival: str
     input: str
     output: str
     hashes: str = ""
     arrival_unit_s: float = 1.0
+    model: str = ""  # the column that names the model which answered; of CSV
+    csv: bool = False  # else JSON Lines
+    tokenizer: str = ""  # empty: not stated
+    vocabulary: int = 0  # of this tokenizer
+
+    @property
+    def needed(self) -> tuple[str, str, str]:
+        """The fields that every request has."""
+        return self.arrival, self.input, self.output
 
 
 COLUMNS = {
-    TraceFormat.MOONCAKE: Columns("timestamp", "input_length", "output_length", "hash_ids", 1e-3),
-    TraceFormat.AZURE: Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-    TraceFormat.BURSTGPT: Columns("Timestamp", "Request tokens", "Response tokens"),
+    # The tokenizer of Moonshot's open models: https://huggingface.co/moonshotai/Moonlight-16B-A3B
+    TraceFormat.MOONCAKE: Columns(
+        "timestamp", "input_length", "output_length", "hash_ids", 1e-3, tokenizer="Kimi", vocabulary=163_840
+    ),
+    TraceFormat.AZURE: Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens", csv=True),
+    # cl100k_base: https://github.com/openai/tiktoken
+    TraceFormat.BURSTGPT: Columns(
+        "Timestamp", "Request tokens", "Response tokens", model="Model", csv=True, tokenizer="ChatGPT and GPT-4",
+        vocabulary=100_277,
+    ),
     TraceFormat.ATTNBENCH: Columns("arrival_s", "input_tokens", "output_tokens", "hash_ids"),
-}
-_JSON_LINES = (TraceFormat.MOONCAKE, TraceFormat.ATTNBENCH)
+}  # fmt: skip
+
+
+class TraceOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the requests of a trace are changed or selected when they are read."""
+
+    speed: float = 1.0  # divides the times of arrival
+    jitter_s: float = 0.0
+    seed: int = 0  # of the jitter
+    tokens_scale: float = 1.0  # multiplies the lengths
+    model: str = ""  # only requests that this model answered; empty: all
 
 
 class Trace:
-    """A trace in a file. Each iteration reads the file again; `skipped` counts requests without a response."""
+    """A trace in a file. Each iteration reads the file again, and counts what it leaves out."""
 
-    def __init__(self, path: Path, name: str = "", *, speed: float = 1.0, jitter_s: float = 0.0, seed: int = 0) -> None:
-        self.path, self.speed, self.jitter_s, self.seed = path, speed, jitter_s, seed
+    def __init__(self, path: Path, name: str = "", options: TraceOptions | None = None) -> None:
+        self.path, self.options = path, options or TraceOptions()
         self.format = TraceFormat(name) if name else detect(path)
-        self.skipped = 0
+        self.columns = COLUMNS[self.format]
+        if self.options.model and not self.columns.model:
+            raise UsageError(
+                f"--trace-model {self.options.model}: traces of the format {self.format} name no models: leave it out"
+            )
+        self.skipped = 0  # requests without a response
+        self.models: Counter[str] = Counter()  # requests of each model that is named
 
     def __iter__(self) -> Iterator[TracedRequest]:
         """The requests by arrival. Raises UsageError for a line that is no request."""
-        self.skipped = 0
-        requests = _jittered(self._requests(), self.jitter_s, self.seed)
+        self.skipped, self.models = 0, Counter()
+        requests = _jittered(self._requests(), self.options.jitter_s, self.options.seed)
         first = next(requests, None)
         if first is None:
-            without = f" with a response ({self.skipped} without)" if self.skipped else ""
-            raise UsageError(f"{self.path}: an empty trace: it has no request{without}; use a file with requests")
+            raise UsageError(f"{self.path}: an empty trace: {self._lacks()}")
         for request in itertools.chain((first,), requests):
-            arrival_s = (request.arrival_s - first.arrival_s) / self.speed
-            yield msgspec.structs.replace(request, arrival_s=arrival_s)
+            arrival_s = (request.arrival_s - first.arrival_s) / self.options.speed
+            yield _scaled(msgspec.structs.replace(request, arrival_s=arrival_s), self.options.tokens_scale)
+
+    def _lacks(self) -> str:
+        if self.options.model and self.models:
+            known = f"the column {self.columns.model!r} has {', '.join(sorted(self.models))}"
+            return f"no request to --trace-model {self.options.model}; {known}"
+        without = f" with a response ({self.skipped} without)" if self.skipped else ""
+        return f"it has no request{without}; use a file with requests"
 
     def _requests(self) -> Iterator[TracedRequest]:
-        columns = COLUMNS[self.format]
-        before_s, before = -math.inf, 0
+        columns, before_s, before = self.columns, -math.inf, 0
         try:
-            with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
-                lines = _json_lines if self.format in _JSON_LINES else _csv_lines
+            with self.path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                lines = _csv_lines if columns.csv else _json_lines
                 for number, fields in lines(file, columns, f"{self.path}:"):
                     request = _Line(f"{self.path}:{number}", fields, columns).request(number)
                     if request.arrival_s < before_s:
@@ -100,39 +138,64 @@ class Trace:
                         text = f"is before line {before}: sort the trace by {columns.arrival!r}"
                         raise UsageError(f"{self.path}:{number}: {columns.arrival}={value} {text}")
                     before_s, before = request.arrival_s, number
-                    if request.output_tokens:
+                    if self._is_used(request, str(fields.get(columns.model, ""))):
                         yield request
-                    else:
-                        self.skipped += 1
         except OSError as error:
             raise UsageError(f"{self.path}: {error.strerror}") from error
 
+    def _is_used(self, request: TracedRequest, model: str) -> bool:
+        """Whether it has a response, of the model that is selected; counts both."""
+        if not request.output_tokens:
+            self.skipped += 1
+            return False
+        if model:
+            self.models[model] += 1
+        return not self.options.model or model == self.options.model
+
+
+def _scaled(request: TracedRequest, scale: float) -> TracedRequest:
+    """The request in tokens of which there are `scale` for each token of the trace.
+
+    A part of the prompt is equal to that of another request if all parts of the trace in it are.
+    """
+    if scale == 1.0:
+        return request
+    tokens = max(1, round(request.input_tokens * scale))
+    parts: list[int] = []
+    for part in range(-(-tokens // HASHED_TOKENS) if request.prefix_hashes else 0):
+        end = math.ceil(min((part + 1) * HASHED_TOKENS, tokens) / scale / HASHED_TOKENS)
+        parts.append(hash((part, request.prefix_hashes[min(end, len(request.prefix_hashes)) - 1])))
+    output = max(1, round(request.output_tokens * scale))
+    return msgspec.structs.replace(request, input_tokens=tokens, output_tokens=output, prefix_hashes=tuple(parts))
+
 
 def detect(path: Path) -> TraceFormat:
-    """The format of a file, from its first line. Raises UsageError if it is none that is known."""
+    """The format of a file, from the names in its first line. Raises UsageError if it is none that is known."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            first = next((line.strip() for line in file if line.strip()), "")
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            number, first = next(
+                ((number, line.strip()) for number, line in enumerate(file, 1) if line.strip()), (0, "")
+            )
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     if not first:
         raise UsageError(f"{path}: an empty trace: it has no line; use a file with requests")
-    names = _names(first)
-    for known, columns in COLUMNS.items():
-        if {columns.arrival, columns.input} <= names:
-            return known
-    expected = "; ".join(f"{name}: {item.arrival}, {item.input}, {item.output}" for name, item in COLUMNS.items())
-    raise UsageError(f"{path}:1: not a known trace: {_shown(first)}; give --trace-format and these fields: {expected}")
-
-
-def _names(line: str) -> set[str]:
-    if not line.startswith("{"):
-        return {name.strip() for name in line.split(",")}
-    try:
-        read = msgspec.json.decode(line)
-    except ValueError:
-        return set()
-    return set(read) if isinstance(read, dict) else set()
+    if first.startswith("version https://git-lfs"):
+        raise UsageError(f"{path}: a pointer of Git LFS, not the trace: fetch the file, as with git lfs pull")
+    names = {name.strip().casefold() for name in re.findall(r'"([^"]*)"' if first.startswith("{") else "[^,]+", first)}
+    fitting = {
+        name: len(names.intersection(map(str.casefold, columns.needed)))
+        for name, columns in COLUMNS.items()
+        if columns.csv != first.startswith("{")
+    }
+    best = max(fitting, key=lambda name: fitting[name])
+    if fitting[best] >= _GUESSED_FIELDS:
+        return best  # if a field is missing, the reader names it
+    known = "; ".join(
+        f"{name} ({'CSV' if columns.csv else 'JSON Lines'}): {', '.join(columns.needed)}"
+        for name, columns in COLUMNS.items()
+    )
+    raise UsageError(f"{path}:{number}: not a known trace: {_shown(first)}; use a file with the fields of one: {known}")
 
 
 def _json_lines(file: TextIO, columns: Columns, place: str) -> Iterator[tuple[int, Fields]]:
@@ -142,8 +205,8 @@ def _json_lines(file: TextIO, columns: Columns, place: str) -> Iterator[tuple[in
             continue
         try:
             yield number, decode(line)
-        except ValueError:
-            text = f"is no JSON object: use one with {columns.arrival}, {columns.input} and {columns.output}"
+        except ValueError as error:
+            text = f"is no JSON object ({error}): use one with {', '.join(columns.needed)}"
             raise UsageError(f"{place}{number}: {_shown(line.strip())} {text}") from None
 
 
@@ -151,7 +214,7 @@ def _csv_lines(file: TextIO, columns: Columns, place: str) -> Iterator[tuple[int
     reader = csv.reader(file)
     try:
         names = [name.strip() for name in next(reader, [])]
-        for name in (columns.arrival, columns.input, columns.output):
+        for name in columns.needed:
             if name not in names:
                 text = f"has no column {name!r}: use a file with it, or another --trace-format"
                 raise UsageError(f"{place}1: the heading {_shown(','.join(names))} {text}")
@@ -188,7 +251,10 @@ class _Line:
         return self.fields[name]
 
     def _error(self, name: str, expected: str) -> UsageError:
-        return UsageError(f"{self.place}: {name}={_shown(self.fields[name])}: use {expected}")
+        value = self.fields[name]
+        quoted = ", without quotes" if isinstance(value, str) and not self.columns.csv else ""
+        shown = _shown(f'"{value}"' if quoted else value)
+        return UsageError(f"{self.place}: {name}={shown}: use {expected}{quoted}")
 
     def _arrival(self) -> float:
         name = self.columns.arrival
@@ -210,7 +276,7 @@ class _Line:
 
     def _parsed(self, name: str, expected: str, parse: Callable[[str], T]) -> T:
         value = self._value(name, expected)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(value, bool) or not isinstance(value, str if self.columns.csv else int | float):
             raise self._error(name, expected)
         try:
             return parse(str(value))
@@ -221,7 +287,7 @@ class _Line:
         """The hashes, each joined with those before it, as equal blocks after different prefixes are no hits."""
         name = self.columns.hashes
         ids = self.fields.get(name)
-        if ids is None and name not in self.fields and self.columns.arrival_unit_s == 1.0:
+        if name not in self.fields and self.columns.arrival_unit_s == 1.0:
             return ()
         expected = f"a list of whole numbers, one for each {HASHED_TOKENS} tokens of the prompt"
         ids = self._value(name, expected)
