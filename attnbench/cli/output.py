@@ -26,6 +26,8 @@ from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import counted, seconds, size
 
+_REASONS = 3  # of refused cases that are shown where nothing is measured
+
 
 def lines(records: Iterable[Mapping[str, object]], text: Iterable[str], as_json: bool) -> None:
     """Print the records as JSON Lines, or the text."""
@@ -153,14 +155,24 @@ def headline(sweep: Sweep) -> None:
     ]
     print(" · ".join(machine), file=sys.stderr)
     devices = ", ".join(device.text for device in sweep.devices)
-    print(f"suite {sweep.name} · {sweep.plan.cases} cases · {devices} · {_time(sweep)}", file=sys.stderr)
+    print(f"suite {sweep.name} · {sweep.plan.cases} cases · {devices} · {predicted(sweep)}", file=sys.stderr)
 
 
-def _time(sweep: Sweep) -> str:
+def predicted(sweep: Sweep) -> str:
+    """The predicted time of a sweep, or why it measures nothing."""
+    if not sweep.plan.groups:
+        return f"nothing will be measured: {_refusals(sweep)}"
     needed = sweep.plan.seconds * sweep.settings.restarts
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
         return f"more than the budget of {seconds(sweep.settings.budget_s)}"
     return f"about {seconds(needed)}"
+
+
+def _refusals(sweep: Sweep) -> str:
+    """`12 unavailable: runs on cuda, not on cpu`: the reasons of refused cases, the most frequent first."""
+    counts = Counter(f"{refusal.status.value}: {refusal.reason}" for refusal in sweep.plan.refusals)
+    shown = [f"{count} {text}" for text, count in counts.most_common(_REASONS)]
+    return "; ".join([*shown, *([f"{len(counts) - _REASONS} more reasons"] if len(counts) > _REASONS else [])])
 
 
 def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
@@ -198,9 +210,12 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
         print(jsonl.line({**totals, "least_s": needed, "budget_s": sweep.settings.budget_s}))
         return
     refused = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
+    print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
+    if not planned:
+        print(predicted(sweep))
+        return
     budget = "no budget" if sweep.settings.budget_s is None else f"budget {seconds(sweep.settings.budget_s)}"
     limit = size(sweep.settings.memory_bytes)
-    print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
     print(f"predicted: about {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are estimates")
 
 

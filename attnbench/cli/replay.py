@@ -67,7 +67,7 @@ class Arrivals(OptionGroup, frozen=True, kw_only=True):
         ),
     ] = 1.0  # fmt: skip
     trace_model: Annotated[
-        str, option("--trace-model", help="Only requests to this model, as GPT-4 in BurstGPT.", metavar="NAME")
+        str, option("--trace-model", help="Only requests to this model, as GPT-4 in BurstGPT.", metavar="TEXT")
     ] = ""
     replicas: Annotated[
         int, option(help="Servers, which take requests in turn.", metavar="N", check=checks.at_least(1))
@@ -230,7 +230,8 @@ def _measure(
 
 def _say_what_is_measured(planned: ReplayPlan, asked: int, result: Replay) -> None:
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
-    from attnbench.units import counted, seconds
+    from attnbench.cli.output import predicted
+    from attnbench.units import counted
 
     dtype, model = planned.steps[0].layers[0][0].dtype, result.decoder.dtype
     if dtype != model:
@@ -245,7 +246,7 @@ def _say_what_is_measured(planned: ReplayPlan, asked: int, result: Replay) -> No
     fewer = f", not {asked}, for the budget" if drawn < min(asked, len(planned.table.kinds)) else ""
     print(
         f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer} · {planned.sweep.plan.cases} cases · "
-        f"about {seconds(planned.sweep.plan.seconds)}",
+        f"{predicted(planned.sweep)}",
         file=sys.stderr,
     )
 

@@ -110,7 +110,8 @@ def prepare(
             raise UsageError(f"nothing is left to run: --{', --'.join(filters)} exclude every case")
         raise UsageError(f"suite {suites[0].name} has no table for {', '.join(kinds)}")
     if not planned.groups and not planned.refusals:
-        raise UsageError(f"no case is possible: {impossible[0][0]}: {impossible[0][1]}")
+        file = "".join(f"{name}: " for name in request.suites[:1])
+        raise UsageError(f"{file}no case is possible: {impossible[0][0]}: {impossible[0][1]}")
     share = suite.parse_shrink(request.shrink)
     name = "+".join(each.name for each in suites) + (f"-shrunk-{share:g}" if share < 1 else "")
     return Sweep(

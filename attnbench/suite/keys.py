@@ -220,7 +220,7 @@ _AXES = (
         values="words: `none`, `bf16`, `fp16`: the dtype of matrix products in a block or layers of fp32",
     ),
     Axis(
-        name="page_size", summary="Tokens per page of the KV cache; 0 for none.", read=readers.sizes, usual="0",
+        name="page_size", summary="Tokens per page of the KV cache; 0 for none.", read=readers.page_sizes, usual="0",
         values="integers, powers of two: tokens per page of a paged k and v; 0 for no pages",
     ),
     Axis(

@@ -120,9 +120,15 @@ def switches(value: object, place: str) -> tuple[bool, ...]:
     return tuple(dict.fromkeys(switches))
 
 
-def sizes(value: object, place: str) -> tuple[int, ...]:
-    """Integers, where 0 and `none` mean none."""
-    sizes = [0 if str(item).strip() in ("0", "none") else integers(item, place)[0] for item in _items(value)]
+def page_sizes(value: object, place: str) -> tuple[int, ...]:
+    """Read powers of two, where 0 and `none` mean none."""
+    sizes: list[int] = []
+    for item in _items(value):
+        text = str(item).strip()
+        numbers = (0,) if text in ("0", "none") else units.integers(text.removeprefix("-"), place)
+        if text.startswith("-") or any(number & (number - 1) for number in numbers):
+            raise RangeError(f"{place}: {text}: must be a power of two, as 16 or 64, or 0 for no pages")
+        sizes += numbers
     return tuple(dict.fromkeys(sizes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,48 @@ def test_values_of_configuration_files_and_the_environment_are_checked_as_well(
     monkeypatch.setenv("ATTNBENCH_RUN_TIMING", "wal")
     assert cli.invoke(["run", "--dry-run"]) == 2
     assert "--timing: no mode 'wal'; did you mean 'wall'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--requests", "2q2k_x"),
+            "--requests: requests '2q2k_x': 'x' is no segment: use [count]q<queries>[s<keys>], as",
+        ),
+        (("--requests", "q1s8_q4s2"), "'q4s2': 2 keys are fewer than 4 queries; s counts all"),
+        (("--requests", "8q1s1k", "--set", "page_size=3"), "--set page_size: 3: must be a power of two, as 16 or 64,"),
+        (("--requests", "8q1s1k", "--set", "page_size=-1"), "--set page_size: -1: must be a power of two, as 16 or 64"),
+        (
+            ("--requests", "8q1s1k", "--set", "shared_prefix=2k:8"),
+            "shared_prefix=2k:8: request q1s1k has 1024 keys, fewer than the prefix; use longer requests or shared_pre",
+        ),
+        (
+            ("--seq", "64", "--mask", "tree:0-2-1"),
+            "mask 'tree:0-2-1': token 1 has the later token 2 as parent, and the",
+        ),
+        (("made.toml",), "made.toml: problem[0].page_size: 3: must be a power of two"),
+        (("long.toml",), "long.toml: no case is possible: "),
+    ],
+)
+def test_batches_that_no_server_has_are_refused_in_one_line(
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made.toml").write_text('[[problem]]\nrequests = "8q1s1k"\npage_size = 3\n')
+    (tmp_path / "long.toml").write_text('[[problem]]\nrequests = "8q1s1k"\nshared_prefix = "2k:8"\n')
+    assert cli.invoke(["run", *words, "-b", "naive", "--device", "cpu", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_plan_that_measures_nothing_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--seq", "64,128", "--mask", "none", "-b", "flash-attn:2", "--device", "cpu", "--dry-run"]
+    assert cli.invoke(words) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "nothing will be measured: 2 unavailable: runs on cuda, not on cpu"

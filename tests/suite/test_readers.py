@@ -21,6 +21,15 @@ def test_shares_are_below_one() -> None:
         readers.shares("1", "--dropout")
 
 
+def test_pages_are_powers_of_two_or_none() -> None:
+    assert readers.page_sizes("none,16..64:x2,0", "--set page_size") == (0, 16, 32, 64)
+    for text in ("3", "-1", "16,24"):
+        with pytest.raises(
+            UsageError, match=rf"page_size: {text[-2:].strip(',')}: must be a power of two, as 16 or 64, or 0"
+        ):
+            readers.page_sizes(text, "problem[0].page_size")
+
+
 def test_examples_are_one_of_each_kind() -> None:
     first, *names = readers.examples("masks", "PRIMITIVES", "none")()
     assert first == "none"

@@ -1,6 +1,7 @@
 """Readers of traces. The samples are made up in the format of each public trace; none is taken from one."""
 
 import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,19 @@ def test_a_trace_is_read_as_it_is_used(tmp_path: Path) -> None:
     assert len(list(itertools.islice(trace(tmp_path, text), 100))) == 100
     with pytest.raises(UsageError, match=r"trace.txt:5005: ContextTokens='none': use a number of tokens"):
         list(trace(tmp_path, text))
+
+
+def test_a_long_trace_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    def peak(lines: int) -> int:
+        requests = trace(tmp_path, AZURE + "2023-11-18 00:00:00,1,1\n" * lines)
+        tracemalloc.start()
+        assert sum(1 for _ in requests) == lines + 3
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak(10)  # what the first use imports
+    assert peak(20_000) < 1.2 * peak(2_000)  # the file has ten times the bytes
 
 
 WRONG = {

@@ -20,7 +20,8 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     for policy in answer.totals.policies:
         if policy.words:
             yield from wrap(f"  {policy.name.value}: {policy.words}", width, indent=4)
-    yield ""
+    if answer.totals.totals:
+        yield ""
     yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
     yield ""
     yield from mix(answer.mix, width)
@@ -47,7 +48,7 @@ def mix(mix: Mix, width: int) -> Iterator[str]:
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> Iterator[str]:
-    for row in aligned(heading, head, rows, width):
+    for row in aligned(heading, head, rows, width) if rows else ():
         yield from row
 
 
