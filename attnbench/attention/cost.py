@@ -103,6 +103,12 @@ def traffic_bytes(problem: Problem, mode: Mode) -> int:
     return {Mode.FWD: forward, Mode.BWD: backward, Mode.FWD_BWD: forward + backward}[mode]
 
 
+def merge_bytes(problem: Problem) -> int:
+    """What a cascade adds to the compulsory bytes: both levels write out and lse of each row, and read them again."""
+    rows = sum(problem.sizes[number].queries for group in problem.prefix_groups for number in group.requests)
+    return 4 * rows * problem.heads * (problem.head_dim_v * problem.dtype.out.bytes + 4)
+
+
 def scope_bytes(problem: Problem, mode: Mode) -> int:
     """Bytes that a block or layers add to the peak of a call, predicted: weights and intermediate results."""
     weights = _weight_bytes(problem)

@@ -39,7 +39,7 @@ _NAMES = {
     "flex": "flex flex:eager",
     "xformers": "xformers xformers:cutlass xformers:fa2 xformers:fa3 xformers:splitk",
     "flash_attn": "flash-attn:2 flash-attn:3 flash-attn:4",
-    "flashinfer": "flashinfer",
+    "flashinfer": "flashinfer flashinfer:mla flashinfer:cascade",
     "triton": "triton triton:portable triton:descriptors triton:hopper",
     "varlen": "varlen",
     "padded": "sdpa:padded",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from attnbench.attention import layouts
+from attnbench.attention import cost, layouts
 from attnbench.attention.choices import Mode
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Problem
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FEATURES = frozenset({"causal", "gqa", "cross", "scale", "requests", "paged"})
-_LEVELS = 2  # the prefix, and the keys of each request after it
 
 
 class _Step(NamedTuple):
@@ -65,7 +64,7 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(
         call=call,
         seconds={"plan": plan_s},
-        facts={**facts, "merge_bytes": merge_bytes(problem)},
+        facts={**facts, "merge_bytes": cost.merge_bytes(problem)},
         stored=partial(layouts.paged, problem) if problem.page_size else None,
     )
 
@@ -114,13 +113,6 @@ def merged(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> Tensor:
     """Attention to the keys of both parts: [batch, heads, rows, width], in float32. lse: [batch, heads, rows]."""
     share = (part_lse - lse).sigmoid()[..., None]  # of the second part: e^b / (e^a + e^b)
     return out.float().lerp(part.float(), share)
-
-
-def merge_bytes(problem: Problem) -> int:
-    """Bytes that the merge adds to the compulsory ones: each level writes its out and lse, and reads them again."""
-    rows = sum(problem.sizes[number].queries for group in problem.prefix_groups for number in group.requests)
-    of_row = problem.head_dim_v * problem.dtype.out.bytes + 4
-    return _LEVELS * 2 * rows * problem.heads * of_row
 
 
 def scratch_bytes(case: Case) -> int:

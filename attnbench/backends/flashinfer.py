@@ -1,9 +1,9 @@
-"""flashinfer's batch prefill over packed keys or pages, which computes decodes too: planned once, then run.
+"""flashinfer over packed keys or pages: planned once for all layers, then run.
 
 Planning is the sample `plan`. It moves the tables from the host to the GPU itself, and picks FlashAttention-2 or 3. The
 first one also compiles or loads the kernels, which is the sample `compile`. A window has no bound on the right. The
 log-sum-exp is to base 2, and is converted inside the timed call.
-flashinfer/prefill.py of https://github.com/flashinfer-ai/flashinfer
+flashinfer/{prefill,decode,cascade}.py and mla/_core.py of https://github.com/flashinfer-ai/flashinfer, version 0.6.18
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
+from attnbench.attention import cost, latent
 from attnbench.attention.choices import Dtype, Mode, Returns
+from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.layouts import padded, page_table, paged, segments
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, tables_on
@@ -26,82 +31,189 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WORKSPACE_BYTES = 128 * 1024**2  # what flashinfer recommends
-PLAN_BYTES = 8 * 1024**2  # of the wrapper itself
+PLAN_BYTES = 8 * 1024**2  # of the wrapper itself, and of each of a cascade
 HEAD_DIMS = (64, 128, 256)
+LATENT = (512, 64)  # rank and rope that its kernels are built for
+MIN_TENSOR_CORE_GROUP = 4  # as sglang: srt/layers/attention/flashinfer_backend.py, should_use_tensor_core
 _DTYPES = {Dtype.FP16: "float16", Dtype.BF16: "bfloat16"}
 
 
+class _Plan(NamedTuple):
+    """A wrapper of flashinfer, and what its `plan` is given."""
+
+    wrapper: str
+    arguments: Keywords
+    levels: tuple[int, ...] = ()  # of a cascade
+    options: Keywords = {}  # of the wrapper
+
+
+class _Pages(NamedTuple):
+    """Pages of some requests, as flashinfer lists them."""
+
+    indptr: NDArray[np.int32]
+    indices: NDArray[np.int32]
+    last_page_len: NDArray[np.int32]
+
+
 def arguments(problem: Problem) -> Keywords:
-    """The problem in the keywords of plan."""
-    left, right = problem.window or (-1, -1)
-    options: Keywords = {
+    """The problem in the keywords of every plan but that of a latent cache."""
+    return {
         "num_qo_heads": problem.heads,
         "num_kv_heads": problem.kv_heads,
-        "head_dim_qk": problem.head_dim,
-        "causal": problem.causal or right == 0,
         "sm_scale": problem.scale,
-        "window_left": left,
+        "window_left": (problem.window or (-1, -1))[0],
         "logits_soft_cap": problem.softcap,
         "q_data_type": _DTYPES[problem.dtype],
-    }
-    return options | {"page_size": problem.page_size} if problem.page_size else options
+    } | ({"page_size": problem.page_size} if problem.page_size else {})
 
 
-def tables(problem: Problem) -> Keywords:
-    """Where sequences start, and where their pages are, in the keywords of plan."""
-    batch = segments(problem)
-    starts_q = np.array(batch.starts_q, np.int32)
+def plan_of(problem: Problem) -> _Plan:
+    """Of prefills, or of decodes where every request has one query and keys are in pages."""
+    starts_q, starts_kv = _starts(problem)
     if not problem.page_size:
-        return {"qo_indptr": starts_q, "kv_indptr": np.array(batch.starts_kv, np.int32)}
-    keys = np.array(batch.lengths_kv, np.int32)
-    counts = -(-keys // problem.page_size)
-    rows = zip(page_table(problem), counts, strict=True)
-    return {
-        "qo_indptr": starts_q,
-        "paged_kv_indptr": np.array([0, *itertools.accumulate(counts)], np.int32),
-        "paged_kv_indices": np.concatenate([row[:count] for row, count in rows]),
-        "paged_kv_last_page_len": (keys - 1) % problem.page_size + 1,
+        places: Keywords = {"qo_indptr": starts_q, "kv_indptr": starts_kv}
+        return _Plan("BatchPrefillWithRaggedKVCacheWrapper", places | _of_prefill(problem))
+    pages = _pages(page_table(problem), np.diff(starts_kv), problem.page_size)
+    if problem.seq_q == 1:
+        places = pages._asdict() | {"head_dim": problem.head_dim}
+        tensor_cores = problem.heads // problem.kv_heads >= MIN_TENSOR_CORE_GROUP
+        options = {"use_tensor_cores": tensor_cores}
+        return _Plan("BatchDecodeWithPagedKVCacheWrapper", places | arguments(problem), options=options)
+    places = {"qo_indptr": starts_q, **{f"paged_kv_{name}": value for name, value in pages._asdict().items()}}
+    return _Plan("BatchPrefillWithPagedKVCacheWrapper", places | _of_prefill(problem))
+
+
+def cascade_plan(problem: Problem) -> _Plan:
+    """Two levels: the queries of a group over the pages of its prefix, then each request over its other pages."""
+    starts_q, starts_kv = _starts(problem)
+    table, size = page_table(problem), problem.page_size
+    ends = [members[-1] + 1 for _, members in problem.prefix_groups]
+    prefixes = np.array([keys for keys, _ in problem.prefix_groups])
+    shared = _pages(table[[members[0] for _, members in problem.prefix_groups]], prefixes, size)
+    alone = _pages(table[:, prefixes[0] // size :], np.diff(starts_kv) - prefixes[0], size)
+    lists = {
+        "qo_indptr_arr": [starts_q[[0, *ends]], starts_q],
+        "paged_kv_indptr_arr": [shared.indptr, alone.indptr],
+        "paged_kv_indices_arr": [shared.indices, alone.indices],
+        "paged_kv_last_page_len": [shared.last_page_len, alone.last_page_len],
     }
+    of_mask = {"causal": problem.causal, "head_dim": problem.head_dim}
+    return _Plan("MultiLevelCascadeAttentionWrapper", {**lists, **of_mask, **arguments(problem)}, levels=(2,))
 
 
-def prepare(case: Case, device: str) -> Prepared:
-    """Plan twice: the first time compiles, the second is the sample `plan`."""
+def latent_plan(problem: Problem) -> _Plan:
+    """Of absorbed queries, all heads over one latent cache; keys without pages are pages of one token."""
+    inner, (starts_q, starts_kv) = latent.absorbed(problem), _starts(problem)
+    keys, size = np.diff(starts_kv), problem.page_size or 1
+    table = page_table(problem) if problem.page_size else starts_kv[:-1, None] + np.arange(max(keys), dtype=np.int32)
+    pages = _pages(table, keys, size)
+    places: Keywords = {
+        "qo_indptr": starts_q, "kv_indptr": pages.indptr, "kv_indices": pages.indices, "kv_len_arr": keys,
+        "num_heads": problem.heads, "head_dim_ckv": inner.head_dim_v,
+        "head_dim_kpe": inner.head_dim - inner.head_dim_v,
+        "page_size": size, "causal": problem.causal, "sm_scale": inner.scale,
+    }  # fmt: skip
+    types = dict.fromkeys(("q_data_type", "kv_data_type"), torch_dtype(problem.dtype))
+    return _Plan("BatchMLAPagedAttentionWrapper", {**places, **types})
+
+
+def _of_prefill(problem: Problem) -> Keywords:
+    closed = problem.window is not None and problem.window[1] == 0
+    return {"head_dim_qk": problem.head_dim, "causal": problem.causal or closed, **arguments(problem)}
+
+
+def _starts(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    batch = segments(problem)
+    return np.array(batch.starts_q, np.int32), np.array(batch.starts_kv, np.int32)
+
+
+def _pages(table: NDArray[np.int32], keys: NDArray[Any], size: int) -> _Pages:
+    """The pages of each row of a table that hold its first keys."""
+    counts = -(-keys // size)
+    indptr = np.array([0, *itertools.accumulate(counts)], np.int32)
+    indices = np.concatenate([row[:count] for row, count in zip(table, counts, strict=True)])
+    return _Pages(indptr, indices, ((keys - 1) % size + 1).astype(np.int32))
+
+
+def _planned(plan: _Plan, device: str) -> tuple[Any, Prepared]:
+    """The wrapper after two plans, the first of which compiles, and their times and facts."""
     import flashinfer
     import torch
 
-    problem = case.problem
     workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-    names = "BatchPrefillWithRaggedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper"
-    wrapper: Any = getattr(flashinfer, names[problem.page_size > 0])(workspace, "NHD")
+    # That of a latent cache has no such choice: its cache has one head.
+    layout = {} if plan.wrapper == "BatchMLAPagedAttentionWrapper" else {"kv_layout": "NHD"}
+    wrapper: Any = getattr(flashinfer, plan.wrapper)(*plan.levels, workspace, **layout, **plan.options)
 
-    def plan() -> float:
+    def run() -> float:
         started = time.perf_counter()
-        wrapper.plan(**tables_on("cpu", tables(problem)), **arguments(problem))
+        wrapper.plan(**_on_host(plan.arguments))
         if workspace.is_cuda:
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    first_s, plan_s = plan(), plan()
+    first_s, plan_s = run(), run()
+    seconds = {"compile": max(first_s - plan_s, 0.0), "plan": plan_s}
+    return wrapper, Prepared(call=wrapper.run, seconds=seconds, facts={"wrapper": plan.wrapper, **plan.options})
+
+
+def _on_host(arguments: Keywords) -> Keywords:
+    import torch
+
+    several = {
+        name: [torch.from_numpy(table) for table in value] for name, value in arguments.items() if type(value) is list
+    }
+    return tables_on("cpu", arguments) | several
+
+
+def prepare(case: Case, device: str) -> Prepared:
+    """Plan, and call `run` over packed tokens."""
+    problem = case.problem
+    is_cascade = case.backend == "flashinfer:cascade"
+    wrapper, prepared = _planned(cascade_plan(problem) if is_cascade else plan_of(problem), device)
     wants_lse = problem.returns is Returns.LSE
+    options: Keywords = {} if is_cascade else {"return_lse": wants_lse}
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         keys = ((k, v),) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
-        result = wrapper.run(q.flatten(0, 1), *keys, return_lse=wants_lse)
+        result = wrapper.run(q.flatten(0, 1), *keys, **options)
         packed, lse = (result[0], result[1].mT * math.log(2)) if wants_lse else (result, None)
         out, lse = padded(None, q.shape[0], q.shape[1], packed, lse)
         return (out, lse) if wants_lse else out
 
-    return Prepared(
-        call=call,
-        seconds={"compile": max(first_s - plan_s, 0.0), "plan": plan_s},
-        facts={"wrapper": names[problem.page_size > 0]},
-        stored=partial(paged, problem) if problem.page_size else None,
-    )
+    groups = {"groups": len(problem.prefix_groups), "merge_bytes": cost.merge_bytes(problem)} if is_cascade else {}
+    stored = partial(paged, problem) if problem.page_size else None
+    return replace(prepared, call=call, facts=prepared.facts | groups, stored=stored)
+
+
+def prepare_latent(case: Case, device: str) -> Prepared:
+    """Plan, and call `run` with the products of q and out with the matrices around it."""
+    problem = case.problem
+    wrapper, prepared = _planned(latent_plan(problem), device)
+    weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
+    rank = weights.of_values.shape[1]
+
+    def call(q: Tensor, cache: Tensor, _: Tensor) -> Tensor:
+        pages = cache[:, :, 0] if problem.page_size else cache.flatten(0, 1)
+        rows = latent.absorb(weights, q.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+        out = wrapper.run(rows[..., :rank], rows[..., rank:], pages[..., :rank], pages[..., rank:])
+        return latent.project(weights, out.view(*q.shape[:3], rank).transpose(1, 2)).transpose(1, 2)
+
+    flops = cost.flops(latent.absorbed(problem), Mode.FWD) + latent.product_flops(problem, problem.tokens_q)
+    stored = partial(paged, problem) if problem.page_size else None
+    return replace(prepared, call=call, facts=prepared.facts | {"executed_flops": flops}, stored=stored)
 
 
 def scratch_bytes(case: Case) -> int:
-    """The workspace, the tables of the plan, and the lse to base 2 and e."""
-    return WORKSPACE_BYTES + PLAN_BYTES + 8 * math.prod(case.problem.shape_q)
+    """The workspace, the tables of the plans, two lse; out of the second level; q and out in the latent space."""
+    problem = case.problem
+    total = WORKSPACE_BYTES + PLAN_BYTES * (2 if case.backend == "flashinfer:cascade" else 1)
+    total += 8 * problem.heads * problem.tokens_q
+    if problem.kv:
+        inner = latent.absorbed(problem)
+        width = 2 * inner.head_dim + inner.head_dim_v
+        return total + problem.tokens_q * problem.heads * width * problem.dtype.bytes + latent.matrix_bytes(problem)
+    return total + (cost.output_bytes(problem, Mode.FWD) if case.backend == "flashinfer:cascade" else 0)
 
 
 def _refuses(case: Case) -> list[str]:
@@ -111,6 +223,26 @@ def _refuses(case: Case) -> list[str]:
     if problem.window and problem.window[1] and not problem.causal:
         reasons.append(f"mask {problem.mask} unsupported: a window needs causal, as causal+window:{problem.window[0]}")
     return reasons
+
+
+def _refuses_in_cascade(case: Case) -> list[str]:
+    problem = case.problem
+    if not problem.shared_prefix:
+        return ["no shared prefix: use --requests and --set shared_prefix=2k:8"]
+    reasons = _refuses(case)
+    if not problem.page_size:
+        reasons.append("it reads a prefix from pages: use --set page_size=16")
+    members = [number for _, group in problem.prefix_groups for number in group]
+    if members != list(range(problem.batch)):
+        reasons.append("a request without the prefix, or alone in its group, unsupported: use sdpa:cascade")
+    return reasons
+
+
+def _refuses_latent(case: Case) -> list[str]:
+    cache = case.problem.latent
+    if not cache:
+        return ["only a latent cache: use flashinfer"]
+    return [] if cache == LATENT else [f"kv={case.problem.kv} unsupported: use kv=latent:{LATENT[0]}+{LATENT[1]}"]
 
 
 def probe(device: str) -> str | None:
@@ -126,26 +258,40 @@ def probe(device: str) -> str | None:
     return failure(run)
 
 
-BACKENDS = {
-    "flashinfer": Backend(
-        name="flashinfer",
-        summary="flashinfer, batch prefill over packed keys or pages, forward",
-        limits={
-            "cuda": Limits(
-                dtypes=HALVES,
-                features=frozenset(
-                    {"causal", "window", "requests", "paged", "gqa", "cross", "scale", "softcap", "lse"}
-                ),
-                modes=frozenset({Mode.FWD}),
-                capability=(8, 0),
-            )
-        },
+_SHAPES = frozenset({"causal", "requests", "paged", "gqa", "cross", "scale"})
+
+
+def _backend(
+    name: str, summary: str, features: frozenset[str], prepare: Callable[[Case, str], Prepared],
+    refuses: Callable[[Case], list[str]],
+) -> Backend:  # fmt: skip
+    limits = Limits(dtypes=HALVES, features=_SHAPES | features, modes=frozenset({Mode.FWD}), capability=(8, 0))
+    return Backend(
+        name=name,
+        summary=summary,
+        limits={"cuda": limits},
         prepare=prepare,
         scratch_bytes=scratch_bytes,
         requires=("flashinfer",),
         install="pip install flashinfer-python",
         layout=Layout.BSHD,
         probe=probe,
-        refuses=_refuses,
+        refuses=refuses,
     )
-}
+
+
+_ALL = (
+    _backend(
+        "flashinfer", "flashinfer, batch prefill or decode over packed keys or pages, forward",
+        frozenset({"window", "softcap", "lse"}), prepare, _refuses,
+    ),
+    _backend(
+        "flashinfer:mla", "flashinfer, absorbed queries over a latent cache, forward",
+        frozenset({"latent", "head_dim_v"}), prepare_latent, _refuses_latent,
+    ),
+    _backend(
+        "flashinfer:cascade", "flashinfer, a shared prefix once for all its requests, forward",
+        frozenset({"softcap"}), prepare, _refuses_in_cascade,
+    ),
+)  # fmt: skip
+BACKENDS = {backend.name: backend for backend in _ALL}

@@ -13,17 +13,15 @@ from msgspec.structs import replace
 
 from attnbench.attention import cost, latent, layouts
 from attnbench.attention.choices import Mode
-from attnbench.attention.masks import PATTERNS
 from attnbench.attention.problem import Problem
-from attnbench.backends import FLOATS, Backend, Limits, Prepared, load
+from attnbench.backends import FLOATS, Backend, Limits, Prepared, torch_sdpa
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ABSORBED = "mla:absorbed"
-_MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
-_FEATURES = _MASKS | {"gqa", "cross", "scale", "head_dim_v", "latent", "paged"}
+_FEATURES = torch_sdpa.MASKS | {"gqa", "cross", "scale", "head_dim_v", "latent", "paged"}
 
 
 def prepare(case: Case, device: str) -> Prepared:
@@ -31,7 +29,7 @@ def prepare(case: Case, device: str) -> Prepared:
     import torch
 
     problem = case.problem
-    inner = load("sdpa").prepare(_inner(case), device)
+    inner = torch_sdpa.prepare(_inner(case), device)
     weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
     rank = weights.of_values.shape[1]
     rows = _inner(case).problem.shape_q
@@ -86,7 +84,7 @@ def scratch_bytes(case: Case) -> int:
     problem, inner = case.problem, replace(_inner(case), backend="sdpa:math")
     around = cost.input_bytes(inner.problem) + cost.output_bytes(inner.problem, Mode.FWD)
     pages = cost.input_bytes(problem) if problem.page_size else 0
-    return load("sdpa").scratch_bytes(inner) + latent.matrix_bytes(problem) + 2 * around + pages
+    return torch_sdpa.scratch_bytes(inner) + latent.matrix_bytes(problem) + 2 * around + pages
 
 
 def _backend(name: str, summary: str) -> Backend:

@@ -12,6 +12,8 @@ from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.attention import cost
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
 from attnbench.backends import Backend
 from attnbench.engine.forecast import Forecast, start_s
 from attnbench.engine.group import Group
@@ -40,6 +42,11 @@ AUTO: dict[str, tuple[str, ...]] = {
         "flashinfer",
         "triton",
     ),
+}
+# Added to those of `auto` for a problem that they can run: they refuse every other one.
+SPECIALISED: dict[str, tuple[str, ...]] = {
+    "cpu": ("sdpa:cascade", "mla:absorbed", "mla:expanded"),
+    "cuda": ("sdpa:cascade", "mla:absorbed", "mla:expanded", "flashinfer:mla", "flashinfer:cascade", "triton:cascade"),
 }
 PREFERRED_REFERENCE = "naive"
 
@@ -132,9 +139,15 @@ def arms_of(names: Sequence[str], devices: Sequence[Device], interpreted: bool =
     return arms
 
 
-def auto(kind: str) -> tuple[str, ...]:
+def auto(kind: str, problem: Problem, mode: Mode) -> tuple[str, ...]:
     """The backends measured by default on a kind of device, without those whose packages are not installed."""
-    return tuple(name for name in AUTO[kind] if not missing(backends.load(name)))
+    special = SPECIALISED[kind] if problem.kv or problem.shared_prefix else ()
+    special = tuple(name for name in special if _takes(name, kind, problem, mode))
+    return tuple(name for name in (*AUTO[kind], *special) if not missing(backends.load(name)))
+
+
+def _takes(name: str, kind: str, problem: Problem, mode: Mode) -> bool:
+    return not backends.load(name).objections(Case(problem=problem, backend=name, mode=mode), kind)
 
 
 def missing(backend: Backend) -> list[str]:

@@ -286,9 +286,9 @@ def _cells(
                 if isinstance(cell, Impossible):
                     impossible.append((cell.text, cell.reason))
                     continue
-                names = named or cell.backends or ("auto",)
+                names = tuple(_expand_names(named or cell.backends or ("auto",), kind, cell))
                 if names not in arms_by_names:
-                    arms_by_names[names] = plan.arms_of(_expand_names(names, kind), of_kind, interpreted)
+                    arms_by_names[names] = plan.arms_of(names, of_kind, interpreted)
                 if arms := [arm for arm in arms_by_names[names] if _passes(cell, arm, only, skip)]:
                     cells.append((cell, arms))
     return cells, impossible
@@ -320,9 +320,12 @@ def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
     return names
 
 
-def _expand_names(names: tuple[str, ...], kind: str) -> list[str]:
-    groups = {"auto": plan.auto(kind), "all": backends.names()}
-    return [each for name in names for each in groups.get(name, (name,))]
+def _expand_names(names: tuple[str, ...], kind: str, cell: Cell) -> Iterator[str]:
+    for name in names:
+        if name == "auto":
+            yield from plan.auto(kind, cell.problem, cell.mode)
+        else:
+            yield from backends.names() if name == "all" else (name,)
 
 
 def parse_rounds(text: str, where: str) -> tuple[int, int]:

@@ -171,6 +171,17 @@ def expected(problem: Problem, tensors: inputs.Inputs) -> torch.Tensor:
     return out
 
 
+def check_output(name: str, problem: Problem) -> None:
+    """Compare a backend with `expected`."""
+    case, backend = Case(problem=problem, backend=name), backends.load(name)
+    assert backend.objections(case, "cpu") == []
+    tensors = inputs.make(problem, 7)
+    prepared = scope.prepare(backend, case, "cpu")
+    k, v = (prepared.stored(each) if prepared.stored else each for each in (tensors.k, tensors.v))
+    out = prepared.call(tensors.q, k, v)
+    torch.testing.assert_close(out.double(), expected(problem, tensors), rtol=0, atol=1e-5)
+
+
 @settings(deadline=None, max_examples=30)
 @given(SIZES, st.sampled_from(["none", "causal", "causal+window:2"]))
 def test_the_reference_computes_each_request(sizes, mask):
@@ -188,14 +199,7 @@ def test_the_reference_computes_each_request(sizes, mask):
 @given(SIZES, st.sampled_from(["none", "causal", "causal+window:2"]), st.sampled_from([0, 4]))
 @pytest.mark.parametrize("name", ["naive", "sdpa", "sdpa:math", "sdpa:flash", "sdpa:padded", "flex:eager"])
 def test_every_backend_computes_the_requests(name, sizes, mask, page_size):
-    problem = problem_of(sizes, mask=mask, page_size=page_size)
-    case, backend = Case(problem=problem, backend=name), backends.load(name)
-    assert backend.objections(case, "cpu") == []
-    tensors = inputs.make(problem, 7)
-    prepared = scope.prepare(backend, case, "cpu")
-    k, v = (prepared.stored(each) if prepared.stored else each for each in (tensors.k, tensors.v))
-    out = prepared.call(tensors.q, k, v)
-    torch.testing.assert_close(out.double(), expected(problem, tensors), rtol=0, atol=1e-5)
+    check_output(name, problem_of(sizes, mask=mask, page_size=page_size))
 
 
 def test_padding_is_what_the_longest_request_leaves():

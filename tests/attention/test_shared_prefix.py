@@ -24,7 +24,7 @@ from attnbench.errors import ProblemError
 from attnbench.records.case import Case
 from attnbench.suite import cells
 from attnbench.suite.cells import Cell
-from tests.attention.test_requests import expected, problem_of
+from tests.attention.test_requests import check_output, problem_of
 
 MASKS = ("none", "causal", "causal+window:2", "window:3:1", "strided:3", "causal+dilated:2")
 
@@ -205,17 +205,6 @@ def test_backends_that_compute_requests_read_shared_pages(name: str, problem: Pr
 @given(problems(masks=("none", "causal")))
 def test_cascade_computes_what_the_formula_says(problem: Problem) -> None:
     check_output("sdpa:cascade", problem)
-
-
-def check_output(name: str, problem: Problem) -> None:
-    """Compare a backend with a loop over tokens, heads and keys, in float64."""
-    case, backend = Case(problem=problem, backend=name), backends.load(name)
-    assert backend.objections(case, "cpu") == []
-    tensors = inputs.make(problem, 7)
-    prepared = scope.prepare(backend, case, "cpu")
-    k, v = (prepared.stored(each) if prepared.stored else each for each in (tensors.k, tensors.v))
-    out = prepared.call(tensors.q, k, v)
-    torch.testing.assert_close(out.double(), expected(problem, tensors), rtol=0, atol=1e-5)
 
 
 def test_the_merge_of_two_parts_is_attention_to_both() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from attnbench.attention import layouts
+from attnbench.attention import inputs, layouts
 from attnbench.attention.choices import Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Layout, Prepared, load
 from attnbench.records.case import Case
-from tests import oracle
 from tests.backends.test_flash_attn import attend
 
 
@@ -140,7 +139,8 @@ class FlashAttention4:
 
 def prepared_batch(backend: str, problem: Problem, device: str = "cpu") -> tuple[Prepared, list[Any], list[Any]]:
     """A backend ready for the problem, its q, k and v as a run places them, and the packed ones; float32 on a CPU."""
-    packed = [tensor.float() if device == "cpu" else tensor for tensor in oracle.drawn(problem)[0]]
+    drawn = inputs.make(problem, 7)
+    packed = [tensor.float() if device == "cpu" else tensor for tensor in (drawn.q, drawn.k, drawn.v)]
     prepared = load(backend).prepare(Case(problem=problem, backend=backend), device)
     placed = []
     for name, tensor in zip("qkv", packed, strict=True):
@@ -262,7 +262,7 @@ def fmha() -> Any:
 
 
 class PlannedWrapper:
-    """What the two wrappers of flashinfer/prefill.py share: a plan of tables on the host, and an lse to base 2."""
+    """Wrappers of flashinfer/prefill.py and decode.py: a plan of tables on the host, and an lse to base 2."""
 
     def __init__(self, float_workspace_buffer: Any, kv_layout: str = "NHD") -> None:
         assert float_workspace_buffer.dtype is torch.uint8
@@ -299,21 +299,113 @@ class BatchPrefillWithRaggedKVCacheWrapper(PlannedWrapper):
         return self.attended(q, split(k, v, self.starts_kv, int(self.starts_kv.diff().max())), return_lse)
 
 
-class BatchPrefillWithPagedKVCacheWrapper(PlannedWrapper):
-    def plan(
-        self, qo_indptr: Any, paged_kv_indptr: Any, paged_kv_indices: Any, paged_kv_last_page_len: Any,
-        num_qo_heads: int, num_kv_heads: int, head_dim_qk: int, page_size: int, **options: Any,
-    ) -> None:  # fmt: skip
-        """ "1 <= paged_kv_last_page_len <= page_size"."""
-        assert paged_kv_indptr.dtype is paged_kv_indices.dtype is paged_kv_last_page_len.dtype is torch.int32
-        assert 1 <= paged_kv_last_page_len.min() <= paged_kv_last_page_len.max() <= page_size
-        assert len(paged_kv_indices) == paged_kv_indptr[-1]
-        self.pages = [paged_kv_indices[a:b] for a, b in itertools.pairwise(paged_kv_indptr.tolist())]
-        self.counts = (paged_kv_indptr.diff() - 1) * page_size + paged_kv_last_page_len
+class PagedWrapper(PlannedWrapper):
+    def take_pages(self, indptr: Any, indices: Any, last_page_len: Any, page_size: int) -> None:
+        """ "1 <= last_page_len <= page_size"."""
+        assert indptr.dtype is indices.dtype is last_page_len.dtype is torch.int32
+        assert 1 <= last_page_len.min() <= last_page_len.max() <= page_size
+        assert len(indices) == indptr[-1]
+        self.pages = [indices[a:b] for a, b in itertools.pairwise(indptr.tolist())]
+        self.counts = (indptr.diff() - 1) * page_size + last_page_len
         self.page_size = page_size
-        self.keep(qo_indptr, (num_qo_heads, num_kv_heads), head_dim_qk, options)
 
     def run(self, q: Any, paged_kv_cache: tuple[Any, Any], return_lse: bool = False) -> Any:
         k, v = paged_kv_cache
         assert k.shape[1] == self.page_size
         return self.attended(q, read(k, v, self.pages, self.counts), return_lse)
+
+
+class BatchPrefillWithPagedKVCacheWrapper(PagedWrapper):
+    def plan(
+        self, qo_indptr: Any, paged_kv_indptr: Any, paged_kv_indices: Any, paged_kv_last_page_len: Any,
+        num_qo_heads: int, num_kv_heads: int, head_dim_qk: int, page_size: int, **options: Any,
+    ) -> None:  # fmt: skip
+        self.take_pages(paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, page_size)
+        self.keep(qo_indptr, (num_qo_heads, num_kv_heads), head_dim_qk, options)
+
+
+class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
+    """flashinfer/decode.py: a query for each request, after all keys; CUDA cores take groups of 1, 2, 3, 4, 6 or 8."""
+
+    def __init__(self, float_workspace_buffer: Any, kv_layout: str = "NHD", use_tensor_cores: bool = False) -> None:
+        super().__init__(float_workspace_buffer, kv_layout)
+        self.tensor_cores = use_tensor_cores
+
+    def plan(
+        self, indptr: Any, indices: Any, last_page_len: Any, num_qo_heads: int, num_kv_heads: int, head_dim: int,
+        page_size: int, *, window_left: int = -1, logits_soft_cap: Any = None, q_data_type: Any = "float16",
+        sm_scale: Any = None,
+    ) -> None:  # fmt: skip
+        assert self.tensor_cores or num_qo_heads // num_kv_heads in (1, 2, 3, 4, 6, 8)
+        self.take_pages(indptr, indices, last_page_len, page_size)
+        options = {"window_left": window_left, "logits_soft_cap": logits_soft_cap, "sm_scale": sm_scale}
+        starts = torch.arange(len(indptr), dtype=torch.int32)
+        self.keep(starts, (num_qo_heads, num_kv_heads), head_dim, {**options, "q_data_type": q_data_type})
+
+
+class MultiLevelCascadeAttentionWrapper:
+    """flashinfer/cascade.py: causal on the last level alone; the levels are merged by their lse, to base 2."""
+
+    def __init__(self, num_levels: int, float_workspace_buffer: Any, kv_layout: str = "NHD") -> None:
+        self.levels = [
+            BatchPrefillWithPagedKVCacheWrapper(float_workspace_buffer, kv_layout) for _ in range(num_levels)
+        ]
+
+    def plan(
+        self, qo_indptr_arr: list[Any], paged_kv_indptr_arr: list[Any], paged_kv_indices_arr: list[Any],
+        paged_kv_last_page_len: list[Any], num_qo_heads: int, num_kv_heads: int, head_dim: int, page_size: int,
+        causal: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
+        lists = qo_indptr_arr, paged_kv_indptr_arr, paged_kv_indices_arr, paged_kv_last_page_len
+        assert len({int(starts[-1]) for starts in qo_indptr_arr}) == 1
+        for level, *tables in zip(self.levels, *lists, strict=True):
+            of_last = {"causal": causal and level is self.levels[-1]}
+            level.plan(*tables, num_qo_heads, num_kv_heads, head_dim, page_size, **of_last, **options)
+
+    def run(self, q: Any, paged_kv_cache: tuple[Any, Any]) -> Any:
+        outs, lses = zip(*(level.run(q, paged_kv_cache, return_lse=True) for level in self.levels), strict=True)
+        shares = (torch.stack(lses) * math.log(2)).softmax(0)
+        return (torch.stack(outs) * shares[..., None]).sum(0)
+
+
+class BatchMLAPagedAttentionWrapper:
+    """flashinfer/mla/_core.py: the cache in two parts, of one head and of any strides."""
+
+    def __init__(self, float_workspace_buffer: Any, backend: str = "auto") -> None:
+        assert float_workspace_buffer.dtype is torch.uint8
+
+    def plan(
+        self, qo_indptr: Any, kv_indptr: Any, kv_indices: Any, kv_len_arr: Any, num_heads: int, head_dim_ckv: int,
+        head_dim_kpe: int, page_size: int, causal: bool, sm_scale: float, q_data_type: Any, kv_data_type: Any,
+    ) -> None:  # fmt: skip
+        assert qo_indptr.dtype is kv_indptr.dtype is kv_indices.dtype is kv_len_arr.dtype is torch.int32
+        assert q_data_type is kv_data_type
+        assert q_data_type in (torch.float16, torch.bfloat16)
+        assert len(kv_indices) == kv_indptr[-1]
+        self.starts_q, self.counts, self.widths = qo_indptr, kv_len_arr, (head_dim_ckv, head_dim_kpe)
+        self.pages = [kv_indices[a:b] for a, b in itertools.pairwise(kv_indptr.tolist())]
+        self.heads, self.page_size = num_heads, page_size
+        self.options = {"softmax_scale": sm_scale, "causal": causal, "window_size": (-1, -1), "softcap": 0.0}
+
+    def run(self, q_nope: Any, q_pe: Any, ckv_cache: Any, kpe_cache: Any) -> Any:
+        for shared, rope in ((q_nope, q_pe), (ckv_cache, kpe_cache)):
+            assert (shared.shape[-1], rope.shape[-1]) == self.widths
+            assert shared.stride(-1) == rope.stride(-1) == 1
+        assert q_nope.shape[:2] == (self.starts_q[-1], self.heads)
+        cache = torch.cat([ckv_cache, kpe_cache], -1)[:, :, None]
+        assert cache.shape[1] == self.page_size
+        keys = read(cache, cache[..., : self.widths[0]], self.pages, self.counts)
+        q = torch.cat([q_nope, q_pe], -1)
+        return attend_packed(q, keys, self.starts_q, int(self.starts_q.diff().max()), **self.options)[0]
+
+
+FLASHINFER = {
+    kind.__name__: kind
+    for kind in (
+        BatchPrefillWithRaggedKVCacheWrapper,
+        BatchPrefillWithPagedKVCacheWrapper,
+        BatchDecodeWithPagedKVCacheWrapper,
+        MultiLevelCascadeAttentionWrapper,
+        BatchMLAPagedAttentionWrapper,
+    )
+}

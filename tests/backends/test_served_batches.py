@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from attnbench.attention import requests
+from attnbench.attention import latent, requests
 from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.attention.scores import Score
@@ -72,9 +72,7 @@ def stand_ins() -> Iterator[None]:
         "flash_attn.flash_attn_interface": module("2", **public(libraries.FlashAttention2)),
         "flash_attn_interface": module("3", **public(libraries.FlashAttention3)),
         "flash_attn.cute": module("4", **public(libraries.FlashAttention4)),
-        "flashinfer": module(
-            "flashinfer", **{kind.__name__: kind for kind in libraries.PlannedWrapper.__subclasses__()}
-        ),
+        "flashinfer": module("flashinfer", **libraries.FLASHINFER),
         "xformers": module("xformers"),
         "xformers.ops": module("xformers.ops", fmha=libraries.fmha()),
         "xformers.ops.fmha": libraries.fmha(),
@@ -221,6 +219,85 @@ def test_gradients_of_packed_requests(name: str) -> None:
 )
 def test_what_a_library_does_not_take_is_refused(name: str, fields: dict[str, Any], reason: str) -> None:
     assert reason in load(name).objections(Case(problem=batch_of(MIXED, **fields), backend=name), "cuda", HOPPER)
+
+
+DECODES = (RequestSize(1, 300), RequestSize(1, 1), RequestSize(1, 256))
+
+
+@pytest.mark.parametrize("label", FIELDS)
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_decodes_in_pages_are_given_to_the_decode_kernels_of_flashinfer(label: str, page_size: int) -> None:
+    problem = batch_of(DECODES, "flashinfer", page_size=page_size, **FIELDS[label])
+    assert_right("flashinfer", problem)
+    assert libraries.prepared_batch("flashinfer", problem)[0].facts["wrapper"] == "BatchDecodeWithPagedKVCacheWrapper"
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "tensor_cores"), [(32, 8, True), (12, 4, False), (7, 1, True)])
+def test_decodes_of_large_groups_of_heads_are_given_tensor_cores(heads: int, kv_heads: int, tensor_cores: bool) -> None:
+    problem = batch_of(DECODES, "flashinfer", page_size=16, heads=heads, kv_heads=kv_heads)
+    assert libraries.prepared_batch("flashinfer", problem)[0].facts["use_tensor_cores"] is tensor_cores
+    assert_right("flashinfer", problem)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("fields", [{}, {"kv_heads": 1}, {"score": Score(scale=0.3, softcap=2.0)}], ids=str)
+def test_a_prefix_is_a_level_of_flashinfer(mask: str, page_size: int, fields: dict[str, Any]) -> None:
+    """Groups of two and three requests; of 40 keys, two pages of 16 are shared."""
+    sizes = (RequestSize(1, 41), RequestSize(4, 60), RequestSize(2, 50), RequestSize(1, 44), RequestSize(3, 90))
+    for text in ("40:3", "40:5"):
+        problem = batch_of(sizes, "flashinfer", page_size=page_size, shared_prefix=text, mask=mask, **fields)
+        case = Case(problem=problem, backend="flashinfer:cascade")
+        assert load("flashinfer:cascade").objections(case, "cuda", HOPPER) == []
+        assert_right("flashinfer:cascade", problem)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+@pytest.mark.parametrize("page_size", [0, 1, 64])
+@pytest.mark.parametrize("sizes", [MIXED, DECODES], ids=["mixed", "decodes"])
+def test_a_latent_cache_is_given_to_flashinfer_absorbed(
+    sizes: tuple[RequestSize, ...], page_size: int, mask: str
+) -> None:
+    name = "flashinfer:mla"
+    problem = batch_of(
+        sizes, head_dim=80, head_dim_v=16, kv="latent:512+64", page_size=page_size, mask=mask, dtype="bf16"
+    )
+    assert load(name).objections(Case(problem=problem, backend=name), "cuda", HOPPER) == []
+    prepared, placed, (q, cache, _) = libraries.prepared_batch(name, problem)
+    weights = latent.Matrices(*(part.float() for part in latent.matrices(problem)))
+    with pytest.MonkeyPatch.context() as patch:  # the others are float32 too
+        patch.setattr(latent, "matrices", lambda _: weights)
+        prepared = load(name).prepare(Case(problem=problem, backend=name), "cpu")
+    out = prepared.call(*placed).transpose(1, 2)
+    k, v = latent.expand(weights, cache)
+    for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True):
+        plain = replace(latent.expanded(part), page_size=0)
+        right = oracle.attend(plain, q[:, :, queries], k[:, :, keys], v[:, :, keys])[0]
+        torch.testing.assert_close(out[:, :, queries].double(), right, rtol=0, atol=1e-4)
+    assert prepared.seconds.keys() == {"plan", "compile"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("flashinfer", {"kv": "latent:512+64", "head_dim": 192, "head_dim_v": 128}, "latent KV unsupported"),
+        ("flashinfer:mla", {}, "only a latent cache: use flashinfer"),
+        ("flashinfer:mla", {"kv": "latent:16+4", "head_dim": 12}, "kv=latent:16+4 unsupported: use kv=latent:512+64"),
+        ("flashinfer:cascade", {}, "no shared prefix: use --requests and --set shared_prefix=2k:8"),
+        (
+            "flashinfer:cascade",
+            {"requests": "3q1s50", "batch": 3, "seq_q": 1, "seq_kv": 50, "shared_prefix": "20:2", "page_size": 16},
+            "a request without the prefix, or alone in its group, unsupported: use sdpa:cascade",
+        ),
+        (
+            "flashinfer:cascade",
+            {"requests": "2q1s50", "batch": 2, "seq_q": 1, "seq_kv": 50, "shared_prefix": "20:2"},
+            "it reads a prefix from pages: use --set page_size=16",
+        ),
+    ],
+)
+def test_what_a_wrapper_of_flashinfer_does_not_take_is_refused(name: str, fields: dict[str, Any], reason: str) -> None:
+    assert reason in load(name).objections(Case(problem=batch_of(MIXED, "flashinfer", **fields), backend=name), "cuda")
 
 
 def test_a_probe_says_why_a_library_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
