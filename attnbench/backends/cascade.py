@@ -8,17 +8,19 @@ of one call over the prefix; each request attends to its other keys; and two par
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from attnbench.attention import cost, layouts
 from attnbench.attention.choices import Mode
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Problem
-from attnbench.backends import FLOATS, Backend, Keywords, Limits, Prepared
+from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Prepared, planned
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 _FEATURES = frozenset({"causal", "gqa", "cross", "scale", "requests", "paged"})
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """One call of the kernel."""
 
-    rows: slice | Tensor  # of packed q
+    rows: slice | NDArray[np.int64] | Tensor  # of packed q
     keys: slice  # of packed k and v
     options: Keywords  # of the kernel: its mask
     merges: bool  # with what these rows have of their prefix
@@ -41,18 +43,19 @@ def prepare(case: Case, device: str) -> Prepared:
     import torch
 
     problem = case.problem
-    started = time.perf_counter()
-    steps = plan(problem, device)
-    where = torch.from_numpy(layouts.slots(problem)).to(device) if problem.page_size else None
-    plan_s = time.perf_counter() - started
-    attend = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=problem.scale)
+    attend, aligned_right = kernel(device)
+    (steps, where), seconds = planned(
+        lambda: (plan(problem, aligned_right), layouts.slots(problem) if problem.page_size else None),
+        lambda tables: _on(device, *tables),
+        device,
+    )
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = q.new_empty(1, problem.tokens_q, problem.heads, problem.head_dim_v).transpose(1, 2)
         lse = q.new_empty(1, problem.heads, problem.tokens_q, dtype=torch.float32)
         for rows, keys, options, merges in steps:
             kv = (each[:, :, keys] if where is None else layouts.packed_keys(each, where[keys]) for each in (k, v))
-            part, part_lse = attend(q[:, :, rows], *kv, **options)
+            part, part_lse = attend(q[:, :, rows], *kv, scale=problem.scale, **options)
             if merges:
                 part = merged(out[:, :, rows], lse[:, :, rows], part, part_lse)
             else:
@@ -63,29 +66,54 @@ def prepare(case: Case, device: str) -> Prepared:
     facts = {"requests": "shared prefix once", "groups": len(problem.prefix_groups), "calls_inside": len(steps)}
     return Prepared(
         call=call,
-        seconds={"plan": plan_s},
+        seconds=seconds,
         facts={**facts, "merge_bytes": cost.merge_bytes(problem)},
         stored=partial(layouts.paged, problem) if problem.page_size else None,
     )
 
 
-def plan(problem: Problem, device: str) -> list[_Step]:
-    """The calls, in order: a request is merged after the prefix of its group."""
+def kernel(device: str) -> tuple[Callable[..., Any], bool]:
+    """A kernel of torch that returns out and lse, and whether its `is_causal` is aligned to the bottom right.
+
+    On CUDA it is, as torch itself relies on (CausalVariant.LOWER_RIGHT in torch/nn/attention/bias.py).
+    """
     import torch
 
+    if torch.device(device).type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, False
+
+    def attend(*qkv: Tensor, **options: Any) -> Any:
+        return torch.ops.aten._scaled_dot_product_flash_attention(*qkv, **options)[:2]
+
+    return attend, True
+
+
+def _on(device: str, steps: list[Step], where: NDArray[np.int64] | None) -> tuple[list[Step], Tensor | None]:
+    """The places of rows and keys on the device. A mask is for a CPU alone."""
+    import torch
+
+    def moved(places: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(places).to(device)
+
+    placed = [step._replace(rows=moved(step.rows)) if isinstance(step.rows, np.ndarray) else step for step in steps]
+    return placed, None if where is None else moved(where)
+
+
+def plan(problem: Problem, aligned_right: bool) -> list[Step]:
+    """The calls, in order: a request is merged after the prefix of its group."""
     steps, prefixes = [], _prefixes(problem)
     for length, members in problem.prefix_groups:
         spans = [problem.spans[number] for number in members]
         queries = np.concatenate([np.arange(rows.start, rows.stop) for rows, _ in spans])
         adjacent = len(queries) == queries[-1] + 1 - queries[0]
-        rows = slice(queries[0], queries[-1] + 1) if adjacent else torch.from_numpy(queries).to(device)
+        rows = slice(queries[0], queries[-1] + 1) if adjacent else queries
         first = spans[0][1].start
-        steps.append(_Step(rows, slice(first, first + length), {}, merges=False))
+        steps.append(Step(rows, slice(first, first + length), {}, merges=False))
     masks: dict[tuple[Problem, int], Keywords] = {}
     for length, part, (rows, keys) in zip(prefixes, problem.parts, problem.spans, strict=True):
         if (part, length) not in masks:
-            masks[part, length] = _mask(part, length, device)
-        steps.append(_Step(rows, slice(keys.start + length, keys.stop), masks[part, length], merges=length > 0))
+            masks[part, length] = _mask(part, length, aligned_right)
+        steps.append(Step(rows, slice(keys.start + length, keys.stop), masks[part, length], merges=length > 0))
     return steps
 
 
@@ -95,18 +123,16 @@ def _prefixes(problem: Problem) -> list[int]:
     return [of_members.get(number, 0) for number in range(problem.batch)]
 
 
-def _mask(part: Problem, prefix: int, device: str) -> Keywords:
-    """The arguments of the kernel that hide keys after the prefix; its `is_causal` is aligned to the top left."""
+def _mask(part: Problem, prefix: int, aligned_right: bool) -> Keywords:
+    """The arguments of the kernel that hide keys after the prefix; see `kernel` for the alignment."""
     import torch
 
     if part.mask == "none" or part.seq_q == 1:
         return {}
-    if part.seq_q == part.seq_kv - prefix:
+    if aligned_right or part.seq_q == part.seq_kv - prefix:
         return {"is_causal": True}
     visible = torch.from_numpy(part.visible()[:, :, prefix:])[None]
-    return {
-        "attn_mask": torch.zeros(visible.shape).masked_fill(~visible, -math.inf).to(device, torch_dtype(part.dtype))
-    }
+    return {"attn_mask": torch.zeros(visible.shape).masked_fill(~visible, -math.inf).to(torch_dtype(part.dtype))}
 
 
 def merged(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> Tensor:
@@ -131,11 +157,14 @@ def _refuses(case: Case) -> list[str]:
     return [] if case.problem.shared_prefix else ["no shared prefix: use --requests and --set shared_prefix=2k:8"]
 
 
+_LIMITS = Limits(dtypes=FLOATS, features=_FEATURES, modes=frozenset({Mode.FWD}))
+# As FlashAttention in torch; below SDPA, nothing pads head_dim.
+_CUDA = replace(_LIMITS, dtypes=HALVES, head_dim_most=256, head_dim_multiple=8, capability=(8, 0))
 BACKENDS = {
     "sdpa:cascade": Backend(
         name="sdpa:cascade",
-        summary="torch's fused kernel, a shared prefix once for all its requests (CPU)",
-        limits={"cpu": Limits(dtypes=FLOATS, features=_FEATURES, modes=frozenset({Mode.FWD}))},
+        summary="torch's fused kernel, a shared prefix once for all its requests",
+        limits={"cpu": _LIMITS, "cuda": _CUDA},
         prepare=prepare,
         scratch_bytes=scratch_bytes,
         requires=("torch",),
