@@ -100,6 +100,20 @@ def page_table(problem: Problem) -> NDArray[np.int32]:
     return table
 
 
+def prefix_starts(problem: Problem) -> tuple[int, ...]:
+    """The first request of each group of a shared prefix, and the number of requests; a request may be alone.
+
+    Empty where a request lacks the prefix, or stands between those of a group.
+    """
+    groups = problem.prefix_groups
+    keys = groups[0].keys if groups else 0
+    lacking = [size for size in problem.sizes if size.keys - size.queries < keys]
+    if not groups or lacking or any(members[-1] - members[0] >= len(members) for _, members in groups):
+        return ()
+    followers = {number for _, members in groups for number in members[1:]}
+    return (*(number for number in range(problem.batch) if number not in followers), problem.batch)
+
+
 def slots(problem: Problem) -> NDArray[np.int64]:
     """Where each packed key of a batch of requests is among the tokens of all pages: [tokens]."""
     table, size = page_table(problem).astype(np.int64), problem.page_size

@@ -40,7 +40,7 @@ _NAMES = {
     "xformers": "xformers xformers:cutlass xformers:fa2 xformers:fa3 xformers:splitk",
     "flash_attn": "flash-attn:2 flash-attn:3 flash-attn:4",
     "flashinfer": "flashinfer flashinfer:mla flashinfer:cascade",
-    "triton": "triton triton:portable triton:descriptors triton:hopper",
+    "triton": "triton triton:portable triton:descriptors triton:hopper triton:cascade",
     "varlen": "varlen",
     "padded": "sdpa:padded",
     "cascade": "sdpa:cascade",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from attnbench.attention import cost, latent
 from attnbench.attention.choices import Dtype, Mode, Returns
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.layouts import padded, page_table, paged, segments
+from attnbench.attention.layouts import padded, page_table, paged, prefix_starts, segments
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, tables_on
 from attnbench.records.case import Case
@@ -87,12 +87,11 @@ def cascade_plan(problem: Problem) -> _Plan:
     """Two levels: the queries of a group over the pages of its prefix, then each request over its other pages."""
     starts_q, starts_kv = _starts(problem)
     table, size = page_table(problem), problem.page_size
-    ends = [members[-1] + 1 for _, members in problem.prefix_groups]
-    prefixes = np.array([keys for keys, _ in problem.prefix_groups])
-    shared = _pages(table[[members[0] for _, members in problem.prefix_groups]], prefixes, size)
-    alone = _pages(table[:, prefixes[0] // size :], np.diff(starts_kv) - prefixes[0], size)
+    keys, groups = problem.prefix_groups[0].keys, np.array(prefix_starts(problem))
+    shared = _pages(table[groups[:-1]], np.full(len(groups) - 1, keys), size)
+    alone = _pages(table[:, keys // size :], np.diff(starts_kv) - keys, size)
     lists = {
-        "qo_indptr_arr": [starts_q[[0, *ends]], starts_q],
+        "qo_indptr_arr": [starts_q[groups], starts_q],
         "paged_kv_indptr_arr": [shared.indptr, alone.indptr],
         "paged_kv_indices_arr": [shared.indices, alone.indices],
         "paged_kv_last_page_len": [shared.last_page_len, alone.last_page_len],
@@ -232,9 +231,8 @@ def _refuses_in_cascade(case: Case) -> list[str]:
     reasons = _refuses(case)
     if not problem.page_size:
         reasons.append("it reads a prefix from pages: use --set page_size=16")
-    members = [number for _, group in problem.prefix_groups for number in group]
-    if members != list(range(problem.batch)):
-        reasons.append("a request without the prefix, or alone in its group, unsupported: use sdpa:cascade")
+    elif not prefix_starts(problem):
+        reasons.append("a request without the prefix, or between those of a group, unsupported: use sdpa:cascade")
     return reasons
 
 

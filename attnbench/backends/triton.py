@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 from msgspec.structs import replace
 
-from attnbench.attention import cost, latent, layouts, logits
-from attnbench.attention.biases import BIASES, Alibi, ByDistance, Constant, Relative
-from attnbench.attention.choices import Dtype, Mode, Returns
+from attnbench.attention import cost, latent
+from attnbench.attention.biases import BIASES, ByDistance, Relative
+from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.masks import PATTERNS
 from attnbench.attention.problem import Problem
 from attnbench.attention.terms import BlockPattern
-from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure, planned, tables_on
+from attnbench.backends import FLOATS, HALVES, Backend, Keywords, Limits, Output, Prepared, failure
+from attnbench.backends.triton_call import (
+    FP8,
+    arguments,
+    decoded,
+    is_decoded,
+    optional_arguments,
+    refuses,
+    refuses_in_cascade,
+)
 from attnbench.kernels.tiling import (
     MAX_DECODE_ROWS,
     MAX_HEAD_DIM,
     MAX_HOPPER_BACKWARD_WIDTH,
-    MAX_LATENT,
     MAX_SPLIT_ROWS,
     MAX_SPLITS,
     MIN_BLOCK,
@@ -43,23 +48,9 @@ FEATURES = frozenset(
         *("requests", "latent", *BIASES),
     }
 )
-MAX_PAGE = 256  # tokens
 ROW_BYTES = 16  # the tensor memory accelerator copies multiples of it
 UNTIMED = "interpreted on a CPU: its times mean nothing"
-FP8 = Dtype.FP8_E4M3
 LIMITS = Limits(dtypes=FLOATS, forward_only={FP8: (8, 9)}, features=FEATURES, head_dim_most=MAX_HEAD_DIM)
-
-
-def arguments(problem: Problem) -> Keywords:
-    """The problem in the words of `attnbench.kernels.attention`, without intervals."""
-    return {
-        "causal": problem.causal,
-        "window": problem.window,
-        "scale": problem.scale,
-        "softcap": problem.softcap,
-        "precision": "tf32" if problem.dtype is Dtype.TF32 else "ieee",
-        "return_lse": problem.returns is Returns.LSE,
-    }
 
 
 class MaskForm(StrEnum):
@@ -89,10 +80,10 @@ def prepare(case: Case, device: str) -> Prepared:
     from attnbench import kernels
 
     problem, form = case.problem, mask_form(case.problem)
-    if _is_decoded(problem):
-        return _decoded(problem, device)
+    if is_decoded(problem):
+        return decoded(problem, device, cascade=case.backend == "triton:cascade")
     started = time.perf_counter()
-    options = arguments(problem) | _mask(problem, form, device) | _optional_arguments(problem, device)
+    options = arguments(problem) | _mask(problem, form, device) | optional_arguments(problem, device)
     options["path"] = case.backend.partition(":")[2]
     seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
     facts: Keywords = {"mask": form.value} if form in (MaskForm.BLOCKS, MaskForm.TENSOR) else {}
@@ -108,97 +99,6 @@ def prepare(case: Case, device: str) -> Prepared:
         return output
 
     return Prepared(call=call, seconds=seconds, late_facts=lambda: facts)
-
-
-def _is_decoded(problem: Problem) -> bool:
-    """Whether only the decode kernel takes it."""
-    return bool(problem.page_size or problem.requests or problem.kv)
-
-
-def _decoded(problem: Problem, device: str) -> Prepared:
-    """The decode kernel, which reads pages and latent caches, and takes requests of different lengths."""
-    from attnbench import kernels
-
-    inner = latent.absorbed(problem) if problem.kv else problem
-    places, seconds = planned(partial(tables, problem), partial(tables_on, device), device)
-    options = arguments(inner) | _optional_arguments(inner, device) | places
-    facts: Keywords = {"page_size": problem.page_size} if problem.page_size else {}
-    decode = _packed(kernels.decode) if problem.requests else kernels.decode
-
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Output:
-        output: Output = decode(q, k, v, facts=None if "path" in facts else facts, check=False, **options)
-        return output
-
-    run = call
-    if problem.kv:
-        facts["executed_flops"] = cost.flops(inner, Mode.FWD) + latent.product_flops(problem, problem.tokens_q)
-        run = _absorbed(problem, device, call)
-    stored = partial(layouts.paged, problem) if problem.page_size else None
-    return Prepared(call=run, seconds=seconds if problem.requests else {}, stored=stored, late_facts=lambda: facts)
-
-
-def _absorbed(problem: Problem, device: str, decode: Callable[..., Output]) -> Callable[..., Output]:
-    """Attention to a latent cache, with the products of q and out with its matrices around it."""
-    weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
-    rank = weights.of_values.shape[1]
-
-    def call(q: torch.Tensor, cache: torch.Tensor, _: torch.Tensor) -> Output:
-        output = decode(latent.absorb(weights, q), cache, cache[..., :rank])
-        if not isinstance(output, tuple):
-            return latent.project(weights, output)
-        return latent.project(weights, output[0]), output[1]
-
-    return call
-
-
-def tables(problem: Problem) -> Keywords:
-    """Where the queries and keys of every sequence are, in the words of `attnbench.kernels.decode`."""
-    batch = layouts.segments(problem)
-    places: Keywords = {}
-    if problem.page_size:
-        places |= {"page_table": layouts.page_table(problem), "kv_lengths": np.array(batch.lengths_kv, np.int32)}
-    elif problem.requests:
-        places["cu_seqlens_kv"] = np.array(batch.starts_kv, np.int32)
-    if problem.requests:
-        places["cu_seqlens_q"] = np.array(batch.starts_q, np.int32)
-        places |= {"max_seqlen_q": batch.longest_q, "max_seqlen_kv": batch.longest_kv}
-    return places
-
-
-def _packed(decode: Callable[..., Output]) -> Callable[..., Output]:
-    """The same function of packed tokens [1, heads, tokens, width]; keys in pages remain as they are."""
-
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> Output:
-        keys = (kv if "page_table" in options else kv[0].transpose(0, 1) for kv in (k, v))
-        output = decode(q[0].transpose(0, 1), *keys, **options)
-        if not isinstance(output, tuple):
-            return output.transpose(0, 1)[None]
-        out, lse = output
-        return out.transpose(0, 1)[None], None if lse is None else lse[None]
-
-    return call
-
-
-def refuses(case: Case) -> list[str]:
-    """Objections of the decode kernel, which reads pages and latent caches, and takes requests."""
-    problem = case.problem
-    if not _is_decoded(problem):
-        return []
-    reads = "pages" if problem.page_size else "a latent cache"
-    reasons, what = [], "in a batch of requests" if problem.requests else f"over {reads}"
-    if problem.seq_q > MAX_DECODE_ROWS and not problem.requests:
-        reasons.append(f"the decode kernel, which reads {reads}, takes at most {MAX_DECODE_ROWS} queries")
-    if (cache := problem.latent) and (sum(cache) > MAX_LATENT[0] or cache.rank > MAX_LATENT[1]):
-        reasons.append(f"kv={problem.kv} is over {MAX_LATENT[1]}+{MAX_LATENT[0] - MAX_LATENT[1]}")
-    if problem.page_size > MAX_PAGE:
-        reasons.append(f"page_size {problem.page_size} is over {MAX_PAGE}")
-    if beyond := problem.masking.words - {"causal", "window"}:
-        reasons.append(f"{', '.join(sorted(beyond))} {what} unsupported")
-    if (problem.bias and problem.bias.text != "alibi") or problem.dropout:
-        reasons.append(f"biases other than ALiBi and dropout {what} unsupported")
-    if problem.requests and case.mode.needs_grad:
-        reasons.append("backward of requests unsupported")
-    return reasons
 
 
 def refuses_of_path(case: Case) -> list[str]:
@@ -242,26 +142,6 @@ def _mask(problem: Problem, form: MaskForm, device: str) -> Keywords:
         return {"mask": torch.from_numpy(problem.masking.dense(problem.grid))[:, None].to(device), **alone}
     low, high = (torch.from_numpy(bound).to(device) for bound in problem.masking.rows(problem.grid))
     return {"mask": kernels.rows(low, high, seq_kv=problem.seq_kv), **alone}
-
-
-def _optional_arguments(problem: Problem, device: str) -> Keywords:
-    """Scales, sinks, dropout, and a bias of no tensor: by slope or by distance, or as a tensor where requested."""
-    import torch
-
-    options: Keywords = {"dropout": problem.dropout} if problem.dropout else {}
-    if problem.dtype is FP8:
-        heads = (problem.heads, problem.kv_heads, problem.kv_heads)
-        options["descale"] = tuple(torch.ones(count, device=device) for count in heads)
-    if problem.sinks:
-        options["sinks"] = logits.sink_logits(problem).float().to(device)
-    bias = problem.bias
-    if isinstance(bias, Alibi) and not bias.dense:
-        options["alibi_slopes"] = bias.slopes(problem).float().to(device)
-    elif isinstance(bias, ByDistance) and not bias.dense:
-        options["bias"] = bias.distances(problem).float().contiguous().to(device)
-    elif isinstance(bias, Constant):
-        options["bias"] = bias.dense_tensor(problem).float()[None].contiguous().to(device)
-    return options
 
 
 def scratch_bytes(case: Case) -> int:
@@ -328,7 +208,19 @@ _PATHS: dict[str, tuple[str, dict[str, Limits]]] = {
     "descriptors": ("by tensor descriptors (TMA)", {"cpu": replace(_NAMED, dtypes=HALVES), "cuda": _DESCRIBED}),
     "hopper": ("in Gluon for Hopper, unproved (docs/hopper.md)", {"cuda": _HOPPER}),
 }
-BACKENDS = {"triton": _ANY} | {
+_IN_CASCADE = frozenset(
+    {"causal", "gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "paged", "requests", "latent"}
+)
+_CASCADE = replace(
+    _ANY,
+    name="triton:cascade",
+    summary="in-house Triton decode kernel, a shared prefix once for all its requests",
+    limits={
+        kind: replace(limits, features=_IN_CASCADE, modes=frozenset({Mode.FWD})) for kind, limits in _ANY.limits.items()
+    },
+    refuses=refuses_in_cascade,
+)
+BACKENDS = {"triton": _ANY, "triton:cascade": _CASCADE} | {
     f"triton:{path}": replace(
         _ANY, name=f"triton:{path}", summary=f"{_ANY.summary}, {how}", limits=limits, refuses=refuses_of_path
     )

@@ -21,6 +21,7 @@ tests alone: TRITON_INTERPRET=1 must be set before Triton is imported. docs/kern
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnbench.kernels.tables import Kernel
@@ -29,10 +30,10 @@ from attnbench.kernels.tiling import Tiling, tiling
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnbench.kernels.call import CallOptions
+    from attnbench.kernels.call import CallOptions, Prefixes
     from attnbench.kernels.masking import BlockMask, Rows
 
-__all__ = ["Kernel", "Tiling", "attention", "blocks", "decode", "rows", "t5_bias", "tiling"]
+__all__ = ["Kernel", "Tiling", "attention", "blocks", "decode", "prefixes", "rows", "t5_bias", "tiling"]
 
 
 def attention(
@@ -89,7 +90,7 @@ def decode(
     q: Tensor, k: Tensor, v: Tensor, *,
     kv_lengths: Tensor | None = None, page_table: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None, cu_seqlens_kv: Tensor | None = None, max_seqlen_q: int = 0,
-    max_seqlen_kv: int = 0, shared_prefix: int = 0,
+    max_seqlen_kv: int = 0, shared_prefix: int | Prefixes = 0,
     causal: bool = True, window: int | tuple[int, int] | None = None, scale: float | None = None,
     softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
     descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", return_lse: bool = False,
@@ -107,8 +108,9 @@ def decode(
     kv_heads, head_dim], with cu_seqlens_kv. max_seqlen_q and max_seqlen_kv, those of the longest request, choose the
     tiles and splits; left out, they are read from cu_seqlens, which waits for the device.
 
-    shared_prefix: the first keys of all requests, whole pages that stand first in every row of page_table. They are
-    computed once for the queries of all requests, and merged with the keys of each by log-sum-exp (cascade).
+    shared_prefix: the first keys of all requests, whole pages that stand first in every row of page_table; or those of
+    groups of requests, from `prefixes(...)`, built once for a batch. They are computed once for the queries of a group,
+    and merged with the other keys of each request by log-sum-exp (cascade).
 
     Where v is a view of the first columns of k, as in the cache of latent attention, they are read once, and head_dim
     may be 576 with head_dim_v 512.
@@ -122,12 +124,17 @@ def decode(
     from attnbench.kernels.call import CallOptions, KvCache
     from attnbench.kernels.launch import decode_pass
     from attnbench.kernels.masking import KeyConditions, band
+    from attnbench.kernels.prefix_groups import prefixes_of
 
-    cache = KvCache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv, shared_prefix)
+    if isinstance(shared_prefix, int):
+        made = prefixes_of(shared_prefix, page_table, cu_seqlens_q, k.shape[1], len(q)) if shared_prefix else None
+    else:
+        made = shared_prefix
+    cache = KvCache(kv_lengths, page_table, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv, made)
     q, k, v, cache = arguments.check_cache(q, k, v, cache, check)
     arguments.check_numbers(scale, softcap, 0.0, 0, precision)
-    if shared_prefix and (alibi_slopes is not None or window is not None):
-        raise ValueError(f"shared_prefix={shared_prefix}: with alibi_slopes or a window no prefix is the same for all")
+    if made and (alibi_slopes is not None or window is not None):
+        raise ValueError(f"shared_prefix={made.keys}: with alibi_slopes or a window no prefix is the same for all")
     options = CallOptions(
         keys=KeyConditions(*band(causal, window, q.shape[2], max(cache.longest_kv, k.shape[2]))),
         scale=q.shape[3] ** -0.5 if scale is None else scale,
@@ -145,6 +152,16 @@ def decode(
     if facts is not None:
         facts.update(launched)
     return (out, lse) if return_lse else out
+
+
+def prefixes(keys: int, groups: Sequence[int], *, page_table: Tensor, cu_seqlens_q: Tensor, page_size: int) -> Prefixes:
+    """The shared prefixes of consecutive groups of requests: `keys` of each, in whole pages.
+
+    groups: the first request of each group, and the number of requests.
+    """
+    from attnbench.kernels.prefix_groups import prefixes_of
+
+    return prefixes_of(keys, page_table, cu_seqlens_q, page_size, 0, groups)
 
 
 def rows(low: Tensor, high: Tensor, *, seq_kv: int) -> Rows:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnbench.kernels.call import KvCache, latent_tail
 from attnbench.kernels.masking import BlockMask, KeyConditions, Rows, band, blocks_around, packed_rows, rows_of
+from attnbench.kernels.prefix_groups import check_prefixes
 from attnbench.kernels.tile import INTERPRETED
 from attnbench.kernels.tiling import MAX_DECODE_ROWS, MAX_HEAD_DIM, MAX_LATENT, MIN_BLOCK
 
@@ -297,8 +298,8 @@ def check_cache(q: Tensor, k: Tensor, v: Tensor, cache: KvCache, read: bool) -> 
         check_shapes(q, k, v)
         longest_kv = cache.longest_kv if packed else k.shape[2]
     _check_cached(q, sequences, cache.lengths, longest_kv, read and not paged)
-    if cache.prefix:
-        _check_prefix(cache, k.shape[2], read)
+    if cache.prefix and read:
+        check_prefixes(cache, cache.prefix)
     return q, k, v, cache._replace(longest_q=cache.longest_q or q.shape[2], longest_kv=longest_kv)
 
 
@@ -323,24 +324,6 @@ def _check_starts(q: Tensor, k: Tensor, cache: KvCache, read: bool) -> KvCache:
     check_as_many(starts_q, starts_kv)
     longest_kv = cache.longest_kv or int(starts_kv.diff().max())
     return cache._replace(starts_kv=starts_kv, longest_q=longest_q, longest_kv=longest_kv)
-
-
-def _check_prefix(cache: KvCache, page_size: int, read: bool) -> None:
-    """Check that a shared prefix is pages that all requests of a packed batch begin with."""
-    prefix, table = f"shared_prefix={cache.prefix}", cache.table
-    if table is None or cache.starts_q is None:
-        raise ValueError(f"{prefix}: needs cu_seqlens_q and page_table")
-    pages, rest = divmod(cache.prefix, page_size)
-    if rest or not 0 < pages < table.shape[1]:
-        raise ValueError(f"{prefix}: must be whole pages of {page_size}, fewer than the {table.shape[1]} of a request")
-    if not read:
-        return
-    if different := (table[:, :pages] != table[:1, :pages]).any(1).nonzero().flatten().tolist():
-        raise ValueError(f"{prefix}: page_table[{different[0]}] begins with other pages than page_table[0]")
-    if cache.lengths is not None:
-        behind = (cache.lengths - cache.starts_q.diff() < cache.prefix).nonzero().flatten().tolist()
-        if behind:
-            raise ValueError(f"{prefix}: the queries of request {behind[0]} are not all behind it")
 
 
 def check_as_many(starts_q: Tensor, starts_kv: Tensor) -> None:

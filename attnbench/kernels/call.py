@@ -54,6 +54,15 @@ class Saved(NamedTuple):
     delta: Tensor
 
 
+class Prefixes(NamedTuple):
+    """The first keys of the requests of a packed batch: whole pages, the same for all requests of a group."""
+
+    keys: int  # of each group
+    table: Tensor  # int32 [groups, pages]
+    starts_q: Tensor  # int32 [groups + 1], the queries of consecutive groups
+    longest_q: int  # queries of one group, at most
+
+
 class KvCache(NamedTuple):
     """Where the queries and the keys of every sequence of a decode are; by default, each has the same number."""
 
@@ -63,7 +72,7 @@ class KvCache(NamedTuple):
     starts_kv: Tensor | None = None  # and its keys
     longest_q: int = 0  # queries of one request of a packed batch, at most
     longest_kv: int = 0  # and keys
-    prefix: int = 0  # the first keys, which all requests share: whole pages
+    prefix: Prefixes | None = None
 
 
 class Call(NamedTuple):

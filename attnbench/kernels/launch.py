@@ -172,7 +172,8 @@ def decode_pass(
     # Of several shares, the last is that of the keys that each request has alone.
     facts = describe(shares[-1].tiling, compiled[len(shares) - 1] if compiled else None) | {"launches": len(calls)}
     if cache.prefix:
-        facts |= {"shared_prefix": cache.prefix, "prefix_splits": shares[0].tiling.splits}
+        facts |= {"shared_prefix": cache.prefix.keys, "groups": len(cache.prefix.table)}
+        facts["prefix_splits"] = shares[0].tiling.splits
     if tail := latent_tail(k, v):
         facts["latent"] = f"{v.shape[3]}+{tail}"
     return out, lse, facts
@@ -181,22 +182,23 @@ def decode_pass(
 def _by_prefix(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: KvCache
 ) -> list[DecodeShare]:
-    """All keys, or those of a shared prefix and the others.
+    """All keys, or those of shared prefixes and the others.
 
-    The queries of all requests are as one sequence to the prefix, of which each of them sees every key.
+    The queries of a group are as one sequence to its prefix, of which each of them sees every key.
     """
-    if not cache.prefix:
+    prefix = cache.prefix
+    if not prefix:
         return [_share(q, k, v, sinks, options, cache)]
     assert cache.table is not None
-    pages, far = cache.prefix // k.shape[2], q.shape[2] + cache.prefix
-    prefix = KvCache(table=cache.table[:1, :pages], longest_kv=cache.prefix)
+    far = q.shape[2] + prefix.keys
+    shared = KvCache(table=prefix.table, starts_q=prefix.starts_q, longest_q=prefix.longest_q, longest_kv=prefix.keys)
     rest = cache._replace(
-        table=cache.table[:, pages:],
-        lengths=None if cache.lengths is None else cache.lengths - cache.prefix,
-        longest_kv=cache.longest_kv - cache.prefix,
+        table=cache.table[:, prefix.table.shape[1] :],
+        lengths=None if cache.lengths is None else cache.lengths - prefix.keys,
+        longest_kv=cache.longest_kv - prefix.keys,
     )
     unmasked = dataclasses.replace(options, keys=KeyConditions(far, far))
-    return [_share(q, k, v, None, unmasked, prefix), _share(q, k, v, sinks, options, rest)]
+    return [_share(q, k, v, None, unmasked, shared), _share(q, k, v, sinks, options, rest)]
 
 
 def _share(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, options: CallOptions, cache: KvCache) -> DecodeShare:

@@ -243,9 +243,9 @@ def test_decodes_of_large_groups_of_heads_are_given_tensor_cores(heads: int, kv_
 @pytest.mark.parametrize("page_size", [1, 16])
 @pytest.mark.parametrize("fields", [{}, {"kv_heads": 1}, {"score": Score(scale=0.3, softcap=2.0)}], ids=str)
 def test_a_prefix_is_a_level_of_flashinfer(mask: str, page_size: int, fields: dict[str, Any]) -> None:
-    """Groups of two and three requests; of 40 keys, two pages of 16 are shared."""
+    """Groups of three and two, of five, or of two, two and one; of 40 keys, two pages of 16 are shared."""
     sizes = (RequestSize(1, 41), RequestSize(4, 60), RequestSize(2, 50), RequestSize(1, 44), RequestSize(3, 90))
-    for text in ("40:3", "40:5"):
+    for text in ("40:3", "40:5", "40:2"):
         problem = batch_of(sizes, "flashinfer", page_size=page_size, shared_prefix=text, mask=mask, **fields)
         case = Case(problem=problem, backend="flashinfer:cascade")
         assert load("flashinfer:cascade").objections(case, "cuda", HOPPER) == []
@@ -286,8 +286,9 @@ def test_a_latent_cache_is_given_to_flashinfer_absorbed(
         ("flashinfer:cascade", {}, "no shared prefix: use --requests and --set shared_prefix=2k:8"),
         (
             "flashinfer:cascade",
-            {"requests": "3q1s50", "batch": 3, "seq_q": 1, "seq_kv": 50, "shared_prefix": "20:2", "page_size": 16},
-            "a request without the prefix, or alone in its group, unsupported: use sdpa:cascade",
+            {"requests": "2q1s50_q20", "batch": 3, "seq_q": 20, "shared_prefix": "20:2", "page_size": 16}
+            | {"seq_kv": 50},
+            "a request without the prefix, or between those of a group, unsupported: use sdpa:cascade",
         ),
         (
             "flashinfer:cascade",

@@ -16,8 +16,10 @@ from torch import Tensor
 from attnbench import backends, kernels
 from attnbench.attention import latent
 from attnbench.attention.choices import Returns
+from attnbench.attention.inputs import make
 from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
+from attnbench.suite import cells
 from tests import oracle
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, decode_tiling, paged, poisoned
 from tests.kernels.interpreted.formula import DTYPES, Shape, inputs, normal
@@ -214,6 +216,31 @@ def test_the_backend_takes_a_prefill_beside_decodes(page_size: int) -> None:
     assert "plan" in prepared.seconds
     assert prepared.late_facts is not None
     assert prepared.late_facts()["launches"] == 1
+
+
+@pytest.mark.parametrize(
+    ("requests", "prefix", "groups"), [("q1s40_q16s70_q3s45_q20s60_q1s33", "32:2", 3), ("3q1s40", "20:8", 1)]
+)
+@pytest.mark.parametrize("kv", ["", "latent:32+8"])
+def test_the_backend_computes_a_prefix_once_for_each_group(requests: str, prefix: str, groups: int, kv: str) -> None:
+    problem = Problem(
+        **cells._shape_of_requests(requests), heads=4, kv_heads=2 if not kv else 1, head_dim=24, head_dim_v=16,
+        mask="causal", page_size=16, shared_prefix=prefix, kv=kv, returns=Returns.LSE,
+    )  # fmt: skip
+    case = Case(problem=problem, backend="triton:cascade")
+    backend = backends.load("triton:cascade")
+    assert backend.objections(case, "cpu") == []
+    prepared, drawn = backend.prepare(case, "cpu"), make(problem, 3)
+    assert prepared.stored is not None
+    out, lse = prepared.call(drawn.q, prepared.stored(drawn.k), prepared.stored(drawn.v))
+    plain = replace(latent.expanded(problem) if kv else problem, shared_prefix="", page_size=0)
+    k, v = latent.expand(latent.matrices(problem), drawn.k) if kv else (drawn.k, drawn.v)
+    for tensor, exact in zip((out, lse), oracle.attend(plain, drawn.q, k, v), strict=True):
+        torch.testing.assert_close(tensor.double(), exact, rtol=0, atol=1e-4)
+    assert prepared.late_facts is not None
+    facts = prepared.late_facts()
+    assert (facts["groups"], facts["launches"]) == (groups, 3)
+    assert "plan" in prepared.seconds
 
 
 @pytest.mark.parametrize(
