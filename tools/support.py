@@ -8,15 +8,16 @@ from attnbench import backends
 from attnbench.attention.problem import FEATURES
 
 KINDS = ("cpu", "cuda")
-OF_REQUESTS = ("sdpa:padded", "sdpa:cascade")  # they take requests alone
+APART = ("cascade", "mla")  # of several libraries, for shared prefixes or a latent cache alone
 
 
 def lines() -> Iterator[str]:
     """A row for each feature, a column for each library; in a cell kinds of device, and how many of its backends."""
     libraries: dict[str, list[str]] = {}
     for name in backends.BUILTIN:
-        library = name if name in OF_REQUESTS else name.partition(":")[0]
-        libraries.setdefault(library, []).append(name)
+        library, _, kind = name.partition(":")
+        column = kind if kind in APART else name if name == "sdpa:padded" else library
+        libraries.setdefault(column, []).append(name)
     yield f"| feature | means | {' | '.join(libraries)} |"
     yield "|---" * (2 + len(libraries)) + "|"
     for word, meaning in FEATURES.items():

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-# vLLM 0.32: vllm/v1/attention/backends/registry.py (AttentionBackendEnum), vllm/config/attention.py.
+# vLLM 0.32, the same in commits 0033bf03 of vllm/v1/attention/backends/registry.py (AttentionBackendEnum) and 021ebc5d
+# of vllm/config/attention.py. FLASHINFER_MLA calls other kernels than flashinfer:mla (those of TensorRT-LLM).
 _VLLM = {
     "flash-attn:2": "FLASH_ATTN --attention-config.flash_attn_version 2",
     "flash-attn:3": "FLASH_ATTN --attention-config.flash_attn_version 3",
@@ -18,6 +19,7 @@ _SGLANG = {
     "flash-attn:3": "fa3",
     "flash-attn:4": "fa4",
     "flashinfer": "flashinfer",
+    "flashinfer:mla": "flashinfer",  # srt/layers/attention/flashinfer_mla_backend.py
     "flex": "flex_attention",
     "sdpa": "torch_native",
 }

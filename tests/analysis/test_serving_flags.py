@@ -38,6 +38,12 @@ def test_flashinfer_is_a_backend_of_both_servers():
     assert found["sglang"].setting == "--prefill-attention-backend fa3 --decode-attention-backend flashinfer"
 
 
+def test_the_latent_kernel_of_flashinfer_is_chosen_in_sglang_alone():
+    found = settings("flashinfer:mla", decode="flashinfer:mla", prefill="flashinfer:mla")
+    assert found["sglang"].setting == "--prefill-attention-backend flashinfer --decode-attention-backend flashinfer"
+    assert "vLLM has no flag for flashinfer:mla" in found["vLLM"].note
+
+
 def test_a_kernel_of_sdpa_is_chosen_in_transformers_by_its_context_manager():
     flags = settings("sdpa:flash")["transformers"]
     assert flags.setting == 'attn_implementation="sdpa"'

@@ -33,5 +33,5 @@ def test_sources_are_in_the_long_list_and_in_json(attnbench_command: Command) ->
 def test_a_word_names_its_backends_by_library_and_its_meaning(attnbench_command: Command) -> None:
     lines = attnbench_command("list", "masks").stdout.splitlines()
     assert any(line.split() == ["causal", "all"] for line in lines)
-    assert any("triton (3 of 4)" in line for line in lines)
+    assert any("triton (3 of 5)" in line for line in lines)
     assert "none: every key" in lines

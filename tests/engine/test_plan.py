@@ -132,3 +132,40 @@ def test_a_long_plan_tells_how_far_it_is():
         step=told.append,
     )
     assert told == ["planning: 0 of 5,001 problems", "planning: 5,000 of 5,001 problems"]
+
+
+PLAIN = ["naive", "sdpa:math", "sdpa:flash", "flex"]
+ON_GPUS = {"sdpa:cascade", "flashinfer:cascade", "triton:cascade"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "special"),
+    [
+        ({}, []),
+        ({"kv": "latent:16+4", "head_dim": 12, "head_dim_v": 8}, ["mla:absorbed", "mla:expanded"]),
+        ({"requests": "2q1s40", "batch": 2, "seq_kv": 40, "shared_prefix": "16:2"}, ["sdpa:cascade"]),
+        ({"requests": "2q1s40", "batch": 2, "seq_kv": 40, "shared_prefix": "16:2", "mask": "causal+window:3"}, []),
+    ],
+    ids=str,
+)
+def test_the_default_backends_include_those_for_this_kind_of_problem_alone(fields, special):
+    problem = Problem(**{"seq_q": 1, **fields})
+    assert list(plan.auto("cpu", problem, Mode.FWD)) == PLAIN + special
+    assert list(plan.auto("cpu", problem, Mode.FWD_BWD)) == PLAIN
+
+
+def test_cascades_of_three_libraries_are_among_the_default_backends_on_gpus(monkeypatch):
+    monkeypatch.setattr(plan, "missing", lambda backend: [])
+    shape = {"requests": "2q1s40", "batch": 2, "seq_q": 1, "seq_kv": 40, "shared_prefix": "16:2", "page_size": 16}
+    problem = Problem(dtype="bf16", heads=4, kv_heads=1, **shape)
+    assert set(plan.auto("cuda", problem, Mode.FWD)) - set(plan.AUTO["cuda"]) == ON_GPUS
+
+
+def test_each_cell_has_the_default_backends_of_its_problem():
+    ready = sweep.prepare(
+        sweep.Request(axes={"seq": "32", "head_dim": "12", "head_dim_v": "8", "kv": "latent:16+4,none"}, device="cpu")
+    )
+    cached = {arm.backend for group in ready.plan.groups for arm in group.arms if group.problem.kv}
+    assert cached == {"mla:absorbed", "mla:expanded", "naive"}
+    plain = {arm.backend for group in ready.plan.groups for arm in group.arms if not group.problem.kv}
+    assert not any(name.startswith("mla") for name in plain)
