@@ -232,11 +232,13 @@ class Watcher:
     """Print progress on pytest's terminal, because the first test of a source takes the time of all."""
 
     def __init__(self, config: pytest.Config, ready: Sweep) -> None:
+        from attnbench.engine import sweep
+
         self._terminal = config.pluginmanager.get_plugin("terminalreporter")
         capture = config.pluginmanager.get_plugin("capturemanager")
         self._shown = capture.global_and_fixture_disabled if capture else nullcontext
         self._verbose = config.get_verbosity() > 0
-        self._count, self._total = 0, ready.plan.cases * ready.settings.restarts
+        self._count, self._total = 0, sweep.rest(ready).results
         self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.settings.restarts} restarts")
 
     def phase(self, text: str) -> None:

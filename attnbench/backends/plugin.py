@@ -43,6 +43,8 @@ ADAPTED = {
     "softmax_scale": "scale", "window_size": "(-1, -1)",
 }  # fmt: skip
 OF_FLASH_ATTN = frozenset({"softmax_scale", "window_size"})  # parameters that give its signature away
+_CALLABLE = (ast.Call, ast.Lambda, ast.Attribute, ast.Name, ast.Subscript)  # expressions that may give a callable
+MAX_ARGUMENTS = 255  # of a callable whose parameters are not known
 MAX_SUGGESTIONS = 5  # files of the folder that the error names
 
 
@@ -105,8 +107,12 @@ def load(name: str) -> Backend:
     path, attribute = check(name)
     module = user_files.import_file(path)
     if not hasattr(module, attribute):
-        local = (name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__)
-        raise UnknownNameError("callable", attribute, _public(local), where=str(path))
+        local = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        ]
+        raise _unknown(attribute, local, str(path))
     return wrap(getattr(module, attribute), name)
 
 
@@ -119,8 +125,9 @@ def check(name: str) -> tuple[Path, str]:
         raise UsageError(f"--backend {name}: {path.name} cannot be parsed: {error}") from error
     defined = _defined(tree)
     if attribute not in defined and not defined.keys() & {"*", "__getattr__"}:
-        local = _public(word for word, imported in defined.items() if not imported)
-        raise UnknownNameError("callable", attribute, local, where=name.rpartition(":")[0])
+        raise _unknown(
+            attribute, [word for word, count in defined.items() if count is not None], name.rpartition(":")[0]
+        )
     return path, attribute
 
 
@@ -149,12 +156,12 @@ def _file_of(name: str) -> tuple[Path, str]:
 
 
 def _example(path: Path) -> str:
-    """The first function of a file, else `attend`."""
+    """The first callable of a file that may take q, k and v, else `attend`."""
     try:
-        functions = (node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef))
-        return next(iter(_public(node.name for node in functions)), "attend")
+        defined = _defined(ast.parse(path.read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return "attend"
+    return next(iter(_public([word for word, count in defined.items() if count and count >= len("qkv")])), "attend")
 
 
 def name_of(function: object, place: str) -> str:
@@ -320,25 +327,41 @@ def _known(kind: str, values: Iterable[str], words: type[Word]) -> frozenset[Wor
     return frozenset(words(value) for value in values)
 
 
-def _defined(tree: ast.Module) -> dict[str, bool]:
-    """Names that the top level of a module binds, those inside `if` and `try` too, and whether each is imported.
+def _defined(tree: ast.Module) -> dict[str, int | None]:
+    """Names that the top level of a module binds, those inside `if` and `try` too: how many arguments a function takes.
 
-    `*` stands for a star import.
+    None for what is no function of the module; `*` stands for a star import.
     """
-    names: dict[str, bool] = {}
+    names: dict[str, int | None] = {}
     pending: list[ast.AST] = list(reversed(tree.body))
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            names[node.name] = False
+        if isinstance(node, ast.FunctionDef):
+            names[node.name] = _positional(node.args)
+        elif isinstance(node, ast.ClassDef | ast.AsyncFunctionDef):
+            names[node.name] = None
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update(dict.fromkeys(((alias.asname or alias.name.split(".")[0]) for alias in node.names), True))
+            names.update(dict.fromkeys(((alias.asname or alias.name.split(".")[0]) for alias in node.names), None))
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names[node.id] = False
+            names.setdefault(node.id, None)
         else:
+            if isinstance(node, ast.Assign) and isinstance(node.value, _CALLABLE):  # torch.compile(attend)
+                names.update((target.id, MAX_ARGUMENTS) for target in node.targets if isinstance(target, ast.Name))
             pending.extend(reversed(list(ast.iter_child_nodes(node))))
     return names
 
 
-def _public(names: Iterable[str]) -> list[str]:
-    return [name for name in names if not name.startswith("_")]
+def _positional(parameters: ast.arguments) -> int:
+    return MAX_ARGUMENTS if parameters.vararg else len(parameters.posonlyargs) + len(parameters.args)
+
+
+def _unknown(attribute: str, functions: Sequence[str], where: str) -> UsageError:
+    """The error for a name that a file with these functions does not define."""
+    if functions:
+        return UnknownNameError("callable", attribute, _public(functions), where=where)
+    return UsageError(f"{where}: no callable {attribute!r}; the file defines no function")
+
+
+def _public(names: Sequence[str]) -> list[str]:
+    """The names without those that begin with an underscore; all, if every one does."""
+    return [name for name in names if not name.startswith("_")] or list(names)

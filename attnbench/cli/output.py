@@ -14,6 +14,7 @@ from attnbench.analysis.rows import Row, rows_of
 from attnbench.api import StoredRun
 from attnbench.engine import plan
 from attnbench.engine.forecast import Forecast
+from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory
@@ -143,8 +144,8 @@ def next_command(run: Run) -> str:
     return shlex.join(["attnbench", *command, name])
 
 
-def headline(sweep: Sweep) -> None:
-    """Print two lines on stderr: the machine and its load; the suite, its cases, and their predicted time."""
+def headline(sweep: Sweep, rest: Rest) -> None:
+    """Print two lines on stderr: the machine and its load; the suite, the cases that are left, and their time."""
     versions = identity.packages()
     load = resources.load()
     machine = [
@@ -155,14 +156,17 @@ def headline(sweep: Sweep) -> None:
     ]
     print(" · ".join(machine), file=sys.stderr)
     devices = ", ".join(device.text for device in sweep.devices)
-    print(f"suite {sweep.name} · {sweep.plan.cases} cases · {devices} · {predicted(sweep)}", file=sys.stderr)
+    cases = rest.cases + len(sweep.plan.impossible)
+    counts = f"{sweep.plan.cases} cases" if cases == sweep.plan.cases else f"{cases} of {sweep.plan.cases} cases left"
+    print(f"suite {sweep.name} · {counts} · {devices} · {predicted(sweep, rest.seconds)}", file=sys.stderr)
 
 
-def predicted(sweep: Sweep) -> str:
-    """The predicted time of a sweep, or why it measures nothing."""
-    if not sweep.plan.groups:
+def predicted(sweep: Sweep, needed: float) -> str:
+    """The predicted time of a sweep that takes `needed` seconds without a budget, or why it measures nothing."""
+    if not sweep.plan.groups and sweep.plan.refusals:
         return f"nothing will be measured: {_refusals(sweep)}"
-    needed = sweep.plan.seconds * sweep.settings.restarts
+    if not needed:
+        return "nothing to measure"
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
         return f"more than the budget of {seconds(sweep.settings.budget_s)}"
     return f"about {seconds(needed)}"
@@ -212,7 +216,7 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
     refused = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
     if not planned:
-        print(predicted(sweep))
+        print(predicted(sweep, needed))
         return
     budget = "no budget" if sweep.settings.budget_s is None else f"budget {seconds(sweep.settings.budget_s)}"
     limit = size(sweep.settings.memory_bytes)

@@ -200,7 +200,7 @@ def replay(
         )  # fmt: skip
     shared = options.global_options(context)
     if not shared.quiet:
-        _say_what_is_measured(planned, sampling.steps, result)
+        _say_what_is_measured(planned, sampling, result)
     return _measure(planned, result, settings, sampling.out, shared.progress(progress), json)
 
 
@@ -228,9 +228,10 @@ def _measure(
     return running.exit_code(outcome.run.results, outcome.ending)
 
 
-def _say_what_is_measured(planned: ReplayPlan, asked: int, result: Replay) -> None:
+def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Replay) -> None:
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
     from attnbench.cli.output import predicted
+    from attnbench.engine import sweep
     from attnbench.units import counted
 
     dtype, model = planned.steps[0].layers[0][0].dtype, result.decoder.dtype
@@ -242,11 +243,12 @@ def _say_what_is_measured(planned: ReplayPlan, asked: int, result: Replay) -> No
             "the backends, not their seconds with the hour",
             file=sys.stderr,
         )
-    drawn = len(planned.drawn.steps)
+    drawn, asked = len(planned.drawn.steps), sampling.steps
     fewer = f", not {asked}, for the budget" if drawn < min(asked, len(planned.table.kinds)) else ""
+    rest = sweep.rest(planned.sweep, sampling.out)
     print(
-        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer} · {planned.sweep.plan.cases} cases · "
-        f"{predicted(planned.sweep)}",
+        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer} · {rest.cases} cases · "
+        f"{predicted(planned.sweep, rest.seconds)}",
         file=sys.stderr,
     )
 

@@ -45,7 +45,9 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
     with progress.steps("planning") as step:
         ready = sweep.prepare(request, step=step)
     if how.dry_run:
-        output.show_plan(ready, how.output_format, origins)
+        done = run_directory.stored_keys(directory, how.retry_failed) if directory else frozenset()
+        left = ready.plan.left(done, range(ready.settings.restarts))
+        output.show_plan(msgspec.structs.replace(ready, plan=left), how.output_format, origins)
         return Exit.OK
     if not how.no_save:
         return _measure(ready, how, shared, directory)
@@ -69,16 +71,16 @@ def _stored_request(directory: Path, request: Request) -> Request:
 
 
 def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Path | None) -> int:
+    rest = sweep.rest(ready, directory, how.retry_failed)
     if not shared.quiet:
-        output.headline(ready)
+        output.headline(ready, rest)
     directory = directory or sweep.new_directory(ready, datetime.now(UTC))
     with named_at_once(directory, "" if how.no_save else resume_command(directory, how)):
-        return _measure_into(directory, ready, how, shared)
+        return _measure_into(directory, ready, how, shared, rest.results)
 
 
-def _measure_into(directory: Path, ready: Sweep, how: RunOptions, shared: GlobalOptions) -> int:
+def _measure_into(directory: Path, ready: Sweep, how: RunOptions, shared: GlobalOptions, total: int) -> int:
     names = sweep.shown_metrics(ready.request)
-    total = ready.plan.cases * ready.settings.restarts
     with watched(shared.progress(how.progress), total, names_beside(ready.plan.arms)) as (watcher, watch):
         observer = Streaming(watcher, ready, names) if how.output_format == "jsonl" else watcher
         outcome = sweep.run(
@@ -179,7 +181,7 @@ def measure(planned: Sweep, style: str, study: str) -> tuple[Run, bool]:
     continuing = f"attnbench run --resume {path}, then: attnbench {study} --run {path}"
     with (
         named_at_once(path, continuing),
-        watched(style, planned.plan.cases, names_beside(planned.plan.arms)) as (watcher, watch),
+        watched(style, sweep.rest(planned).results, names_beside(planned.plan.arms)) as (watcher, watch),
     ):
         outcome = sweep.run(planned, watcher, directory=path, watch=watch, command=command())
     if outcome.ending.interrupted:
@@ -192,7 +194,7 @@ def measure_into(planned: Sweep, directory: Path | None, style: str) -> Finished
     path = directory or sweep.new_directory(planned, datetime.now(UTC))
     with (
         named_at_once(path, continuing(path)),
-        watched(style, planned.plan.cases, names_beside(planned.plan.arms)) as (watcher, watch),
+        watched(style, sweep.rest(planned, path).results, names_beside(planned.plan.arms)) as (watcher, watch),
     ):
         return sweep.run(planned, watcher, directory=path, watch=watch, command=command())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -79,6 +79,14 @@ class Refusal(NamedTuple):
         )
 
 
+class Rest(NamedTuple):
+    """What is left of a plan."""
+
+    cases: int
+    results: int  # one for each case and restart; a refusal has one for all restarts
+    seconds: float  # predicted
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What will be measured, in order, and what will not."""
 
@@ -96,21 +104,42 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The same plan with names of groups that no earlier part of the run has: equal names mean shared rounds."""
         return replace(self, groups=tuple(replace(group, id=f"{part}-{group.id}") for group in self.groups))
 
-    def without(self, done: Container[Key], restarts: int) -> list[Group]:
-        """The groups with the arms that lack one of the restarts, without those that lack none."""
+    def without(self, done: Collection[Key], restarts: Sequence[int]) -> list[Group]:
+        """The groups with the arms that lack one of these restarts, without those that lack none."""
+        if not done:
+            return list(self.groups)
         groups = []
         for group in self.groups:
             cases = {arm: group.case(arm).id for arm in group.arms}
-            arms = [arm for arm in cases if any((cases[arm], arm.id, each) not in done for each in range(restarts))]
-            if arms:
-                groups.append(replace(group, arms=tuple(arms)))
+            arms = [arm for arm in cases if any((cases[arm], arm.id, each) not in done for each in restarts)]
+            if len(arms) == len(group.arms):
+                groups.append(group)
+            elif arms:
+                groups.append(replace(group, arms=tuple(arms), seconds=0.0))
         return groups
+
+    def left(self, done: Collection[Key], restarts: Sequence[int]) -> Plan:
+        """The plan of a run that continues where these keys are stored."""
+        refusals = tuple(refusal for refusal in self.refusals if refusal.key not in done)
+        return replace(self, groups=tuple(self.without(done, restarts)), refusals=refusals)
+
+    def rest(self, done: Collection[Key], restarts: Sequence[int], forecast: Forecast) -> Rest:
+        """What these restarts measure of this plan if these keys are stored."""
+        refusals = sum(refusal.key not in done for refusal in self.refusals)
+        cases = refusals + sum(len(group.arms) for group in self.without(done, restarts))
+        results, rest_s = refusals, 0.0
+        for restart in restarts:
+            groups = self.without(done, [restart])
+            arms = {arm.id: arm for group in groups for arm in group.arms}
+            results += sum(len(group.arms) for group in groups)
+            rest_s += sum(group.seconds or forecast.group_s(group) for group in groups)
+            rest_s += start_s(arms.values(), len(resources.available_cores()))
+        return Rest(cases, results, rest_s)
 
     @property
     def seconds(self) -> float:
         """Predicted, of everything in one restart."""
-        arms = {arm.id: arm for group in self.groups for arm in group.arms}
-        return sum(group.seconds for group in self.groups) + start_s(arms.values(), len(resources.available_cores()))
+        return self.rest((), [0], Forecast()).seconds
 
 
 class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,7 @@ class Runner:
         self._done, self._logs = done, logs
         self.stop_requested = False  # set by the first Ctrl-C: the block in progress ends, results are kept
         self.forecast = Forecast(settings.speeds)
+        self._first_ratio = self.forecast.ratio
         self.spent: dict[str, float] = defaultdict(float)  # seconds by phase, and in total
         self.environments: dict[str, Environment] = {}  # by arm id
         self._started = time.monotonic()
@@ -156,7 +157,9 @@ class Runner:
 
     def _restart(self, restart: int) -> bool:
         """Measure all groups once; False if the run ends here."""
-        groups = self._order(restart)
+        groups = [missing for group in self._order(restart) if (missing := self._missing(group, restart)).arms]
+        later = range(restart + 1, self.settings.first_restart + self.settings.restarts)
+        later_s = self.plan.rest(self._done, later, self.forecast).seconds
         rest_s = 0.0
         for index, group in enumerate(groups):
             if self.stop_requested:
@@ -164,24 +167,16 @@ class Runner:
             if index % max(1, len(groups) // 20) == 0:  # a full sum for each group would be quadratic
                 rest_s = sum(self.forecast.group_s(other) for other in groups[index:])
             rest_s = max(rest_s - self.forecast.group_s(group), 0.0)
-            missing = self._missing(group, restart)
-            if not missing.arms:
-                continue
-            results = self._measure(missing, restart, rest_s)
+            results = self._measure(group, restart, rest_s)
             started = time.monotonic()
             self._append(results)
             self.spent["store"] += time.monotonic() - started
-            left_s = rest_s + self._later_restarts_s(restart)
+            left_s = rest_s + later_s * self.forecast.ratio / self._first_ratio
             for result in results:
                 self._observer.result(result, min(left_s, max(self._end - time.monotonic(), 0.0)))
             if self.settings.fail_fast and any(result.status.failed for result in results):
                 return False
         return not self.stop_requested
-
-    def _later_restarts_s(self, restart: int) -> float:
-        """Predicted for the restarts after this one."""
-        count = self.settings.first_restart + self.settings.restarts - 1 - restart
-        return count * self.plan.seconds * self.forecast.ratio if count else 0.0
 
     def _order(self, restart: int) -> list[Group]:
         """The order of the plan for a single restart; with several, random within each pass."""

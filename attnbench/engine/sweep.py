@@ -13,8 +13,8 @@ from attnbench.analysis import metrics
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
 from attnbench.engine import plan
-from attnbench.engine.forecast import smallest_budget_s
-from attnbench.engine.plan import Plan, PlanLimits
+from attnbench.engine.forecast import Forecast, smallest_budget_s
+from attnbench.engine.plan import Plan, PlanLimits, Rest
 from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.machine import hardware, identity, resources
@@ -145,6 +145,12 @@ def plan_limits(settings: RunSettings) -> PlanLimits:
     )
 
 
+def rest(sweep: Sweep, directory: Path | None = None, retry_failed: bool = False) -> Rest:
+    """What a run of the sweep into this directory measures."""
+    done = run_directory.stored_keys(directory, retry_failed) if directory else frozenset()
+    return sweep.plan.rest(done, range(sweep.settings.restarts), Forecast(sweep.settings.speeds))
+
+
 def run(
     sweep: Sweep,
     observer: Observer,
@@ -167,15 +173,13 @@ def run(
     with run_writer.RunWriter(path, manifest(sweep, now, command), force=force) as writer:
         stored = writer.run
         done = run_directory.done_keys(stored, retry_failed)
-        already_measured = bool(stored.results and sweep.plan.groups) and not sweep.plan.without(
-            done, settings.restarts
-        )
+        left = sweep.plan.rest(done, range(settings.restarts), Forecast(settings.speeds))
+        already_measured = bool(stored.results and sweep.plan.groups) and not left.cases
         planned = sweep.plan.continued(f"{now:%Y%m%dT%H%M%S}") if stored.results else sweep.plan
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
         writer.append(refusals)
-        rest_s = sweep.plan.seconds * settings.restarts
         for refusal in refusals:
-            observer.result(refusal, rest_s)
+            observer.result(refusal, left.seconds)
         runner = Runner(planned, settings, writer.append, observer, done, path / "logs")
         if watch:
             watch(runner)
@@ -190,7 +194,8 @@ def run(
 
 def _with_rest(finished: FinishedSweep, planned: Plan, runner: Runner) -> FinishedSweep:
     """With what a resume would measure."""
-    groups = planned.without(run_directory.done_keys(finished.run, retry_failed=False), runner.settings.restarts)
+    done = run_directory.done_keys(finished.run, retry_failed=False)
+    groups = planned.without(done, range(runner.settings.restarts))
     budget_s = smallest_budget_s(groups, runner.forecast, len(resources.available_cores()))
     unmeasured = sum(len(group.arms) for group in groups)
     return msgspec.structs.replace(finished, unmeasured=unmeasured, smallest_budget_s=budget_s)

@@ -114,6 +114,11 @@ def done_keys(run: Run, retry_failed: bool) -> frozenset[Key]:
     return frozenset(result.key for result in run.results if not repeated(result))
 
 
+def stored_keys(path: Path, retry_failed: bool) -> frozenset[Key]:
+    """The keys that a resume in this directory does not measure again; none where it holds no run."""
+    return done_keys(read(path), retry_failed) if (path / MANIFEST).is_file() else frozenset()
+
+
 def results_root() -> Path:
     """The parent directory of runs: ATTNBENCH_RESULTS, or ./results."""
     return Path(os.environ.get("ATTNBENCH_RESULTS") or "results")

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +18,10 @@ MAX_TRACE = 16_000  # characters; a compiler's command line alone can have more
 MAX_CAUSES = 10
 # torch raises a plain RuntimeError for these, so only the text distinguishes them.
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+_ATTNBENCH = re.compile(r"/attnbench/(attention|backends|kernels|machine|worker)/")
 # Files that are not the user's: Python, installed packages, code that inductor generates, attnbench.
 _LIBRARY = re.compile(
-    r"^<|/(lib\d*/python3[\d.]*|site-packages|dist-packages|torchinductor[^/]*)/"
-    r"|/attnbench/(attention|backends|kernels|machine|worker)/"
+    rf"^<|/(lib\d*/python3[\d.]*|site-packages|dist-packages|torchinductor[^/]*)/|{_ATTNBENCH.pattern}"
 )
 _CALLERS = ("/attnbench/backends/plugin.py", "/attnbench/attention/user_files.py")  # of the user's code
 # `File "a.py", line 3, in f` of a traceback, which torch.compile quotes; `File "a.py", line 3 in f` of faulthandler.
@@ -97,17 +97,23 @@ def _quoted_error(text: str) -> str:
     return re.sub(r"^/\S*/(?=[^/\s]+[:(]\d)", "", error)
 
 
+def _of_user(trace: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames of a trace that are in files of the user."""
+    frames = [frame for frame in trace if not frame.filename.startswith("<")]
+    # A user's callable may be in an installed package.
+    called = {after.filename for before, after in pairwise(frames) if before.filename.endswith(_CALLERS)}
+    called -= {frame.filename for frame in frames if _ATTNBENCH.search(frame.filename)}
+    return [frame for frame in frames if frame.filename in called or not _LIBRARY.search(frame.filename)]
+
+
 def place(error: BaseException) -> str:
     """`my_kernel.py:12 in attend`: the innermost frame in a file of the user; empty if there is none."""
     if quoted := place_in_text(text_of(error)):
         return quoted
     innermost = ""
     for cause in _causes(error):
-        frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if not frame.filename.startswith("<")]
-        # A user's callable may be in an installed package.
-        called = {after.filename for before, after in pairwise(frames) if before.filename.endswith(_CALLERS)}
-        of_user = [frame for frame in frames if frame.filename in called or not _LIBRARY.search(frame.filename)]
-        if of_user:
+        frames = traceback.extract_tb(cause.__traceback__)
+        if of_user := _of_user(frames):
             innermost = _place(of_user[-1].filename, of_user[-1].lineno or 0, of_user[-1].name)
             if of_user[-1] is frames[-1]:  # otherwise a library may have raised it from an exception of the user's code
                 return innermost
@@ -140,8 +146,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def trace(error: BaseException) -> str:
-    """The whole trace with its causes; of one that is longer than MAX_TRACE both ends."""
-    text = "".join(traceback.format_exception(error))
+    """The trace with its causes, each from the first frame of the user; of one longer than MAX_TRACE both ends."""
+    whole = traceback.TracebackException.from_exception(error)
+    pending: list[traceback.TracebackException | None] = [whole]
+    while pending:
+        if part := pending.pop():
+            if of_user := _of_user(part.stack):
+                part.stack = traceback.StackSummary.from_list(part.stack[part.stack.index(of_user[0]) :])
+            pending += [part.__cause__, part.__context__]
+    text = "".join(whole.format())
     left_out = len(text) - MAX_TRACE
     if left_out <= 0:
         return text

@@ -91,6 +91,36 @@ def test_a_missing_callable_is_answered_with_what_the_file_defines_itself(tmp_pa
         plugin.check(f"{tmp_path}/kern.py:nam")
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import math\nfrom math import exp\nSCALE = 2.0\nclass Attention: ...\n", "the file defines no function$"),
+        ("def _attend(q, k, v): ...\n", "there are _attend$"),
+        ("SCALE = 2.0\nSHAPE = 1, 2\ndef scaled(q): ...\ndef flash(q, k, v): ...\n", "there are scaled, flash$"),
+        ("def scaled(q): ...\n", "there are scaled$"),
+    ],
+)
+def test_a_missing_callable_is_answered_with_functions_alone(tmp_path, source, words):
+    (tmp_path / "kern.py").write_text(source)
+    with pytest.raises(UsageError, match=rf"kern.py: no callable 'x'; {words}"):
+        plugin.check(f"{tmp_path}/kern.py:x")
+
+
+@pytest.mark.parametrize(
+    ("source", "example"),
+    [
+        ("def scaled(q): ...\ndef flash(q, k, v): ...\n", "flash"),
+        ("def build(): ...\nSIZE = 3\nflash = build()\n", "flash"),
+        ("def _flash(*qkv): ...\n", "_flash"),
+        ("def scaled(q): ...\n", "attend"),
+    ],
+)
+def test_the_example_of_a_callable_takes_q_k_and_v(tmp_path, source, example):
+    (tmp_path / "kern.py").write_text(source)
+    with pytest.raises(UsageError, match=rf"\(try \S*kern.py:{example}\)"):
+        plugin.check(f"{tmp_path}/kern.py")
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package in the working directory; its name is new in each test, because Python imports a name once."""

@@ -12,13 +12,16 @@ from attnbench.attention.problem import Problem
 from attnbench.cli import output, verify
 from attnbench.cli.run_options import RunOptions
 from attnbench.cli.running import resume_command
+from attnbench.engine import sweep
 from attnbench.engine.runner import Ending
+from attnbench.engine.sweep import Request
 from attnbench.engine.verify_only import Verification
 from attnbench.records import run_directory
 from attnbench.records.result import Cause, Result, Status
 from attnbench.report import pages
 from attnbench.report.formats import markdown
 from attnbench.report.pages.page import report_data
+from attnbench.units import seconds
 from tests.conftest import Command
 from tests.records.test_run_directory import stored
 from tests.samples import result
@@ -126,8 +129,23 @@ def test_a_run_that_is_continued_when_it_is_complete_says_so(
     run = stored(tmp_path / "run", OK, result(backend="mine.py:f", reason="prepare: look"))
     options = ("--mask", "none", "--device", "cpu:threads=1", "--force", "-o", str(run))
     done = attnbench_command("run", "--seq", "64", "-b", "naive,mine.py:f", *options)
+    assert "suite custom · 0 of 2 cases left · cpu:threads=1 · nothing to measure\n" in done.stderr
     assert "\nall 2 cases are already measured; --retry-failed measures those again that failed\n" in done.stderr
     assert done.stdout.startswith("mine.py:f failed with an error in 1 case: prepare: look\n\nb1 h8")
+
+
+def test_the_headline_of_a_continued_run_counts_and_predicts_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = Request(axes={"seq": "64,8192", "mask": "none"}, backend="naive", device="cpu:threads=1", budget="0")
+    ready = sweep.prepare(request)
+    path = stored(tmp_path / "run", result([1.0], problem=Problem(seq_q=8192)))
+    for directory, counted in ((None, "2 cases"), (path, "1 of 2 cases left")):
+        rest = sweep.rest(ready, directory)
+        output.headline(ready, rest)
+        printed = capsys.readouterr().err.splitlines()[1]
+        assert printed == f"suite custom · {counted} · cpu:threads=1 · about {seconds(rest.seconds)}"
+    assert rest.seconds < sweep.rest(ready).seconds / 2
 
 
 def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(

@@ -8,6 +8,7 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
+from attnbench.engine.forecast import Forecast
 from attnbench.records.arm import Device
 from attnbench.records.result import Cause, Procedure, Status
 from attnbench.suite import Cell
@@ -74,9 +75,28 @@ def test_a_group_that_did_not_fit_beside_the_reference_borrows_it() -> None:
 def test_what_is_left_of_a_plan_lacks_a_restart() -> None:
     whole = planned(Problem(seq_q=64), Problem(seq_q=128), names=("naive", "sdpa:flash"))
     keys = [(group.case(arm).id, arm.id, each) for each in range(2) for group in whole.groups for arm in group.arms]
-    assert whole.without(frozenset(keys), 2) == []
-    (left,) = whole.without(frozenset(keys[:-1]), 2)
+    assert whole.without(frozenset(keys), range(2)) == []
+    (left,) = whole.without(frozenset(keys[:-1]), range(2))
     assert (left.problem, left.arms) == (whole.groups[1].problem, whole.groups[1].arms[1:])
+
+
+def test_the_time_of_a_continued_run_is_that_of_what_is_left() -> None:
+    whole = planned(Problem(seq_q=64), Problem(seq_q=1024), names=("naive", "sdpa:flash", "sdpa:cudnn"))
+    forecast = Forecast()
+    groups = whole.groups
+    assert [whole.rest((), range(n), forecast).results for n in (1, 2)] == [4 + 2, 8 + 2]
+    refused = {refusal.key for refusal in whole.refusals}
+    first = {(groups[0].case(arm).id, arm.id, each) for arm in groups[0].arms for each in range(2)}
+    left = whole.rest(refused | first, range(2), forecast)
+    alone = planned(Problem(seq_q=1024), names=("naive", "sdpa:flash"))
+    assert left == (2, 4, pytest.approx(2 * alone.seconds))
+    naive = {(groups[1].case(arm).id, arm.id, 0) for arm in groups[1].arms[:1]}
+    flash = planned(Problem(seq_q=1024), names=("sdpa:flash",))
+    assert whole.rest(refused | first | naive, range(2), forecast) == (
+        2,
+        3,
+        pytest.approx(alone.seconds + flash.seconds),
+    )
 
 
 def test_groups_of_a_continued_run_have_other_names() -> None:

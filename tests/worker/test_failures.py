@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from attnbench.attention.problem import Problem
+from attnbench.backends import plugin
 from attnbench.errors import UsageError
+from attnbench.records.case import Case
 from attnbench.records.result import Status
 from attnbench.worker import failures
 from attnbench.worker.failures import request_failed
@@ -124,6 +127,48 @@ def test_a_message_of_attnbench_is_whole_and_without_its_type() -> None:
     text = "wrap it: " + "x" * 1000
     error = UsageError(text)
     assert request_failed(error, "open").reason == f"open: {text}"
+
+
+def traced(call: object) -> str:
+    """The trace of what the call raises, as if this file were one of attnbench."""
+    assert callable(call)
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        call()
+    error = raised.value
+    assert error.__traceback__
+    return failures.trace(error.with_traceback(error.__traceback__.tb_next))
+
+
+def in_attnbench(source: str, **names: object) -> object:
+    """The function `run` of a module of attnbench."""
+    exec(compile(source, "/x/attnbench/worker/session.py", "exec"), names)
+    return names["run"]
+
+
+def test_a_trace_begins_at_the_first_frame_of_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def attend(q, k, v, *, causal, scale):\n    try:\n        1 / 0\n    except ZeroDivisionError:\n"
+        "        helper(q)\n\ndef helper(q):\n    raise RuntimeError('look')\n"
+    )
+    prepared = plugin.load(f"{file}:attend").prepare(Case(problem=Problem(seq_q=64), backend="naive"), "cpu")
+    trace = traced(in_attnbench("def run(): call(1, 2, 3)", call=prepared.call))
+    cause, error = trace.split("During handling")
+    assert cause.splitlines()[1] == f'  File "{file}", line 3, in attend'
+    assert error.splitlines()[3] == f'  File "{file}", line 5, in attend'
+    assert "/attnbench/" not in trace
+
+
+def test_the_trace_of_an_import_begins_at_the_line_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "fails.py"
+    file.write_text("import json\nattend = json.loads('{')\n")
+    trace = traced(in_attnbench("def run(): load(name)", load=plugin.load, name=f"{file}:attend"))
+    assert trace.splitlines()[1] == f'  File "{file}", line 2, in <module>'
+    assert "/attnbench/" not in trace
+
+
+def test_a_trace_without_a_frame_of_the_user_is_whole() -> None:
+    assert "/x/attnbench/worker/session.py" in traced(in_attnbench("def run(): raise RuntimeError"))
 
 
 def test_a_long_trace_keeps_both_ends() -> None:
