@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
 
 
-@options.with_options(options.PROBLEM, options.BACKEND.but(default="all"), options.DEVICE)
+@options.with_options(
+    options.PROBLEM,
+    options.BACKEND.but(
+        help="Backends: names, auto, all, my_kernel.py:attend or package.module:attend; by default all, of which those "
+        "that run by default are tried."
+    ),
+    options.DEVICE,
+)
 def explain(
     request: Request,
     case: Annotated[
@@ -24,11 +31,14 @@ def explain(
     ] = "",
     run: Annotated[str, typer.Option(help="Run that contains CASE.", metavar="RUN")] = "last",
 ) -> None:
-    """Explain why a backend refuses a case, and which kernel it runs."""
+    """Explain why a backend refuses a case, and which kernel it runs.
+
+    Without a length: seq 512, causal.
+    """
     import msgspec
 
     from attnbench.studies.explain import of_request, of_stored
 
     lines = of_stored(case, run) if case else of_request(msgspec.structs.replace(request, budget="0"))
     for line in lines:
-        print(line)
+        print(line, flush=True)

@@ -1,39 +1,91 @@
-"""Why a backend can or cannot run a case: by its declared limits first, then in a short-lived worker."""
+"""Why a backend can or cannot run a case: by its declared limits first, then in a worker."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import msgspec
 
-from attnbench.engine import sweep
-from attnbench.engine.sweep import Request
-from attnbench.engine.worker_process import Worker, WorkerFailedError
+from attnbench.engine import plan, sweep
+from attnbench.engine.group import Group
+from attnbench.engine.sweep import Request, Sweep
+from attnbench.engine.worker_process import WorkerFailedError, Workers
 from attnbench.errors import UsageError
-from attnbench.machine import resources
 from attnbench.records import run_directory
 from attnbench.records.arm import Arm
-from attnbench.records.case import Case, problem_label
+from attnbench.records.case import problem_label
 from attnbench.records.facts import within_ranges
-from attnbench.records.result import Procedure
+from attnbench.records.result import Procedure, Status
 from attnbench.worker import protocol
 
 FACTS = ("resolved", "dense_mask", "kv_heads_repeated", "block_sparsity", "path", "tiling", "changed_state")
+DEFAULT_AXES = {"seq": "512", "mask": "causal"}  # where no length is given
+
+
+def prepare(request: Request) -> tuple[Sweep, tuple[str, ...]]:
+    """The plan of a request, and the backends that are tried; empty for all.
+
+    Without a length the problem is DEFAULT_AXES. Without a backend every one is planned, and those are tried that run
+    by default and the backend `sdpa`: a worker takes seconds to start, and some compile.
+    """
+    if not sweep.LENGTHS & set(request.axes):
+        request = msgspec.structs.replace(request, axes=DEFAULT_AXES | request.axes)
+    if request.backend:
+        return sweep.prepare(request), ()
+    ready = sweep.prepare(msgspec.structs.replace(request, backend="all"))
+    return ready, ("sdpa", *(name for device in ready.devices for name in plan.auto(device.kind)))
 
 
 def of_request(request: Request) -> Iterator[str]:
-    """One block of lines per problem, one line per backend."""
-    ready = sweep.prepare(request)
-    lines: dict[str, list[str]] = {}
-    for refusal in ready.plan.refusals:
-        line = f"  {refusal.arm.name}: {refusal.status.value}: {refusal.reason}"
-        lines.setdefault(problem_label(refusal.case.problem, refusal.case.mode), []).append(line)
+    """One block of lines per problem, one line per backend, each as soon as it is known."""
+    ready, tried = prepare(request)
+    groups = defaultdict(list)
+    refusals = defaultdict(list)
     for group in ready.plan.groups:
-        for arm in group.arms:
-            procedure = ready.settings.procedures[arm.parsed_device.kind]
-            line = f"  {arm.name}: {attempt(arm, group.case(arm), procedure)}"
-            lines.setdefault(problem_label(group.problem, group.mode), []).append(line)
-    for label, backends in lines.items():
-        yield label
-        yield from backends
+        groups[group.problem, group.mode].append(group)
+    for refusal in ready.plan.refusals:
+        refusals[refusal.case.problem, refusal.case.mode].append(refusal)
+    workers = Workers(0, ready.settings.timeout_s, None, defaultdict(float), lambda: None, lambda _: None)
+    try:
+        for problem, mode in dict.fromkeys((cell.problem, cell.mode) for cell, _ in ready.cells):
+            yield problem_label(problem, mode)
+            for refusal in refusals[problem, mode]:
+                yield f"  {refusal.arm.name}: {refusal.status.value}: {refusal.reason}"
+            for group in sorted(groups[problem, mode], key=lambda group: group.late):
+                yield from _outcomes(group, workers, ready.settings.procedures, tried)
+    finally:
+        workers.terminate_all()
+
+
+def _outcomes(
+    group: Group, workers: Workers, procedures: dict[str, Procedure], tried: tuple[str, ...]
+) -> Iterator[str]:
+    arms = [arm for arm in group.arms if not tried or arm.backend in tried]
+    workers.open(arms)
+    for arm in group.arms:
+        if arm in arms:
+            yield f"  {arm.name}: {_attempt(group, arm, workers, procedures[arm.parsed_device.kind])}"
+        else:
+            yield f"  {arm.name}: supported; not tried without -b {arm.backend}"
+
+
+def _attempt(group: Group, arm: Arm, workers: Workers, procedure: Procedure) -> str:
+    """Prepare the case in the worker of its arm; return the outcome as text."""
+    try:
+        if failure := workers.failures.get(arm.id):
+            raise failure
+        request = protocol.PrepareCase(case=group.case(arm), procedure=procedure)
+        reply = workers[arm].ask(request, procedure.timeout_s)
+    except WorkerFailedError as failure:
+        if failure.status is not Status.UNSUPPORTED:
+            workers.terminate(arm)  # its next problem gets a new one
+        return f"{failure.status.value}: {failure.reason}"
+    facts, dropped = within_ranges(reply.facts)
+    known = {name: facts[name] for name in FACTS if name in facts}
+    texts = (
+        f"{name} {'; '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in known.items()
+    )
+    shown = ", ".join([*texts, *dropped.values()])
+    return "runs" + (f": {shown}" if shown else "")
 
 
 def of_stored(text: str, run: str) -> Iterator[str]:
@@ -51,18 +103,3 @@ def of_stored(text: str, run: str) -> Iterator[str]:
         for name, value in result.facts.items():
             plain = value if isinstance(value, str) else msgspec.json.encode(value).decode()
             yield from (f"  {name}: {line}" for line in plain.splitlines())
-
-
-def attempt(arm: Arm, case: Case, procedure: Procedure) -> str:
-    """Prepare the case in a separate worker; return the outcome as text."""
-    worker = Worker(arm, resources.cores_for(arm.parsed_device), 0)
-    try:
-        worker.open(procedure.timeout_s)
-        reply = worker.ask(protocol.PrepareCase(case=case, procedure=procedure), procedure.timeout_s)
-    except WorkerFailedError as failure:
-        return f"{failure.status.value}: {failure.reason}"
-    finally:
-        worker.terminate()
-    facts, dropped = within_ranges(reply.facts)
-    shown = ", ".join([*(f"{name} {facts[name]}" for name in FACTS if name in facts), *dropped.values()])
-    return "runs" + (f": {shown}" if shown else "")

@@ -1,0 +1,56 @@
+"""Which problems and backends `explain` tries, and in how many workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnbench.attention.problem import Problem
+from attnbench.engine import worker_process
+from attnbench.engine.sweep import Request
+from attnbench.engine.worker_process import Worker
+from attnbench.studies import explain
+
+
+def test_without_options_one_problem_is_explained_and_few_backends_are_tried() -> None:
+    ready, tried = explain.prepare(Request(device="cpu:threads=1", budget="0"))
+    problems = {cell.problem for cell, _ in ready.cells}
+    assert problems == {Problem(seq_q=512, mask="causal")}
+    assert "sdpa:flash" in tried
+    runnable = {arm.backend for group in ready.plan.groups for arm in group.arms}
+    assert {"ring:4", "gather"} <= runnable - {*tried}
+    assert {"flash-attn:2", "triton"} <= {refusal.arm.backend for refusal in ready.plan.refusals}
+
+
+@pytest.mark.parametrize(
+    ("axes", "problems"),
+    [
+        ({"mask": "none"}, {Problem(seq_q=512, mask="none")}),
+        ({"seq": "64,128", "mask": "none"}, {Problem(seq_q=64), Problem(seq_q=128)}),
+        ({"seq_q": "1", "seq_kv": "64", "mask": "none"}, {Problem(seq_q=1, seq_kv=64)}),
+    ],
+)
+def test_options_replace_the_problem(axes: dict[str, str], problems: set[Problem]) -> None:
+    ready, tried = explain.prepare(Request(axes=axes, backend="naive", device="cpu:threads=1", budget="0"))
+    assert {cell.problem for cell, _ in ready.cells} == problems
+    assert not tried
+
+
+@pytest.mark.workers
+def test_a_backend_has_one_worker_for_all_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Counted(Worker):
+        def __init__(self, *arguments: object) -> None:
+            started.append(arguments[0])
+            super().__init__(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker_process, "Worker", Counted)
+    request = Request(
+        axes={"seq": "32,48", "mask": "none"}, backend="naive,sdpa:cudnn", device="cpu:threads=1", budget="0"
+    )
+    refused = "  sdpa:cudnn: unavailable: runs on cuda, not on cpu"
+    runs = "  naive: runs"
+    assert list(explain.of_request(request)) == [
+        "b1 h8 q32 kv32 d64 none fp32 fwd", refused, runs, "b1 h8 q48 kv48 d64 none fp32 fwd", refused, runs,
+    ]  # fmt: skip
+    assert len(started) == 1
