@@ -87,6 +87,11 @@ def test_what_the_config_does_not_state_becomes_a_note() -> None:
     assert decoder_of(config).notes == ("not in the file, so the defaults of 'llama': num_attention_heads=32",)
 
 
+def test_weights_without_a_vocabulary_become_a_note() -> None:
+    config = {name: value for name, value in LLAMA_8B.items() if name != "vocab_size"}
+    assert decoder_of(config).notes == ("no vocab_size: the weights are counted without the embedding and the head",)
+
+
 def test_latent_layers_cache_one_key() -> None:
     (layer,) = decoder_of(DEEPSEEK_V3).layers
     assert (layer.count, layer.head_dim, layer.head_dim_v, layer.latent) == (61, 192, 128, (576, 512))
@@ -105,6 +110,9 @@ def test_the_text_part_of_a_multimodal_model_is_taken() -> None:
     [
         ({"model_type": "bloom", "hidden_size": 4096, "num_hidden_layers": 4}, "no num_attention_heads .*: add it"),
         ({**LLAMA_8B, "num_hidden_layers": None}, "no num_hidden_layers .*: add it"),
+        ({**LLAMA_8B, "num_hidden_layers": 0}, "num_hidden_layers=0 is not possible: use at least 1"),
+        ({**LLAMA_8B, "vocab_size": 0}, "vocab_size=0 is not possible: use at least 1"),
+        ({**LLAMA_8B, "intermediate_size": "14336"}, "intermediate_size='14336' is a string: use the number 14336"),
         ({"model_type": "bert", "hidden_size": 768}, "model_type='bert' has no part that generates text: use"),
         (
             {**LLAMA_8B, "model_type": "nemotron_h", "hybrid_override_pattern": "M-M"},

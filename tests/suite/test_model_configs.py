@@ -64,7 +64,7 @@ REFUSED = {
         {"model_type": "granitemoehybrid", **LLAMA_8B}, "no layer_types (nor layers_block_type",
     ),
     "a window that is no number": (
-        {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window: '4k' is no count",
+        {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window='4k' is no count: use a whole number",
     ),
     "a window without its list of layers": (
         {"model_type": "smollm3", **LLAMA_8B, "use_sliding_window": True, "sliding_window": 4096},
@@ -84,13 +84,46 @@ REFUSED = {
     "a patch larger than the image": (
         {"model_type": "vit", **VIT, "patch_size": 256}, "patch_size=256 is larger than the image",
     ),
-    "an image of no size": ({"model_type": "vit", **VIT, "image_size": "224"}, "image_size='224' is no size in pixels"),
+    "an image of no size": ({"model_type": "vit", **VIT, "image_size": "big"}, "image_size='big' is no size in pixels"),
+    "a size in quotes": (
+        {"model_type": "vit", **VIT, "image_size": "224"}, "image_size='224' is a string: use the number 224",
+    ),
+    "a count of layers in quotes": (
+        {"model_type": "llama", **LLAMA_8B, "num_hidden_layers": "32"},
+        "num_hidden_layers='32' is a string: use the number 32",
+    ),
+    "a count of heads in quotes": (
+        {"model_type": "llama", **LLAMA_8B, "num_attention_heads": "32"},
+        "num_attention_heads='32' is a string: use the number 32",
+    ),
+    "no layer": (
+        {"model_type": "llama", **LLAMA_8B, "num_hidden_layers": 0},
+        "num_hidden_layers=0 is not possible: use at least 1",
+    ),
+    "no head": (
+        {"model_type": "llama", **LLAMA_8B, "num_attention_heads": 0},
+        "num_attention_heads=0 is not possible: use at least 1",
+    ),
+    "no key head": (
+        {"model_type": "llama", **LLAMA_8B, "num_key_value_heads": 0},
+        "num_key_value_heads=0 is not possible: use at least 1",
+    ),
+    "no head dimension": (
+        {"model_type": "llama", **LLAMA_8B, "head_dim": 0}, "head_dim=0 is not possible: use at least 1",
+    ),
+    "a part of a head": (
+        {"model_type": "llama", **LLAMA_8B, "num_attention_heads": 32.0},
+        "num_attention_heads=32.0 is no count: use a whole number",
+    ),
     "a window that has no middle": (
         {"model_type": "longformer", **BERT, "attention_window": [512, 511]},
         "attention_window=[512, 511] is no even number of tokens",
     ),
     "a scale that is no number": (
-        {"model_type": "gemma2", **LLAMA_8B, "query_pre_attn_scalar": "1"}, "query_pre_attn_scalar='1' is no number",
+        {"model_type": "gemma2", **LLAMA_8B, "query_pre_attn_scalar": "a"}, "query_pre_attn_scalar='a' is no number",
+    ),
+    "a scale in quotes": (
+        {"model_type": "gemma2", **LLAMA_8B, "query_pre_attn_scalar": "2.5e2"}, "is a string: use the number 2.5e2",
     ),
     "a factor that is no number": (
         {"model_type": "deepseek_v3", **LLAMA_8B, "rope_scaling": {"type": "yarn", "factor": "40"}},

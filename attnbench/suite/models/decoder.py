@@ -128,7 +128,9 @@ def _weights(fields: Fields, layers: tuple[DecoderLayer, ...], count: int, bytes
     shared = fields.count("shared_expert_intermediate_size") or fields.count("n_shared_experts") * expert_inner
     # Without a width of its own, a feed-forward layer has two matrices, as GPT-2's.
     feed_forward = (3 * inner if inner else 8 * width) * width
-    embedding = fields.count("vocab_size") * width
+    embedding = fields.positive("vocab_size") * width
+    if not embedding:
+        fields.note("no vocab_size: the weights are counted without the embedding and the head")
     return Weights(
         embedding=0 if fields.flag("tie_word_embeddings") else embedding,
         dense=sum(layer.count * _attention_numbers(fields, layer, width) for layer in layers)

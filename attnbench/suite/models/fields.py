@@ -28,6 +28,7 @@ _RELEVANT = re.compile(
     r"|(num_)?global_(key_value_heads|head_dim)|prefix_lm"
     + "".join(rf"|{name}" for name in (*KV_HEADS, "head_dim"))
 )  # fmt: skip
+_NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?([eE][+-]?\d+)?")
 _NO_EFFECT = frozenset({"max_window_layers", "cross_attention_hidden_size", "q_lora_rank", "attention_bias"})
 
 
@@ -43,7 +44,7 @@ class Fields:
 
     def get(self, *names: str) -> object:
         """The value of the first name that is not null; a default only where no name is present."""
-        self._read.update(names)
+        self._read_all(names)
         present = [name for name in names if name in self.values]
         if present:
             return next((self.values[name] for name in present if self.values[name] is not None), None)
@@ -63,15 +64,24 @@ class Fields:
         if value is None or value is False:
             return 0
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= units.MAX_INTEGER:
-            name = next((name for name in names if name in self.values), names[0])
-            raise SuiteError(f"{self.place}{name}: {value!r} is no count")
+            raise self.error(self._present(names), "is no count: use a whole number, as 32")
+        return value
+
+    def positive(self, *names: str) -> int:
+        """A count that cannot be 0 where it is stated; 0 if there is none."""
+        value = self.count(*names)
+        if self.get(*names) == 0:
+            raise self.error(self._present(names), "is not possible: use at least 1")
         return value
 
     def needed(self, *names: str) -> int:
         """A count that must be there."""
-        if value := self.count(*names):
+        if value := self.positive(*names):
             return value
         raise self.missing(*names)
+
+    def _present(self, names: tuple[str, ...]) -> str:
+        return next((name for name in names if self.values.get(name) is not None), names[0])
 
     def missing(self, *names: str) -> SuiteError:
         """An error that names the spellings of a field that must be there."""
@@ -123,7 +133,15 @@ class Fields:
 
     def skip(self, *names: str) -> None:
         """Mark fields as read that have no effect in this model."""
+        self._read_all(names)
+
+    def _read_all(self, names: tuple[str, ...]) -> None:
+        """Record that fields were read. Raises SuiteError for a number in quotes."""
         self._read.update(names)
+        for name in names:
+            value = self.values.get(name)
+            if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+                raise self.error(name, f"is a string: use the number {value.strip()}")
 
     def add_remarks(self, type_name: str) -> None:
         """Note the defaults that were used, and the relevant fields that were not."""

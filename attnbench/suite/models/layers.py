@@ -60,7 +60,8 @@ def layer_counts(fields: Fields, model_type: ModelType) -> dict[Layer, int]:
 def _kinds(fields: Fields, model_type: ModelType) -> list[Layer]:
     """The kinds of the layers in their order, which repeat where the config has more layers."""
     names = next((items for name in _LISTS if (items := fields.items(name))), None)
-    fields.skip(*LAYERS, model_type.layers_field, "max_window_layers", "hybrid_layer_ids")
+    fields.skip(model_type.layers_field, "max_window_layers", "hybrid_layer_ids")
+    fields.positive(*LAYERS)
     if names is None:
         names = list(_names(fields, model_type))
     layers = [LAYER_OF.get(str(name), Layer.UNKNOWN) for name in names]

@@ -69,7 +69,7 @@ def _kv_heads(fields: Fields, heads: int, layer: Layer) -> int:
     if fields.has_default("multi_query") and fields.flag("multi_query") and not fields.flag("new_decoder_architecture"):
         fields.skip(*KV_HEADS)
         return 1
-    count = fields.count(*KV_HEADS) or heads
+    count = fields.positive(*KV_HEADS) or heads
     if not fields.has_default("global_head_dim") or not fields.flag("attention_k_eq_v"):
         return count
     full = fields.count("num_global_key_value_heads")
@@ -80,7 +80,7 @@ def _head_dim(fields: Fields, model_type: ModelType, heads: int, layer: Layer) -
     if fields.has_default("global_head_dim") and layer is Layer.FULL:
         fields.skip("head_dim")
         return fields.needed("global_head_dim")
-    if head_dim := fields.count("head_dim", "attention_head_dim", "kv_channels"):
+    if head_dim := fields.positive("head_dim", "attention_head_dim", "kv_channels"):
         return head_dim
     return model_type.concatenated * width_per_head(fields, heads)
 
