@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,24 @@ from attnbench.records.run_directory import Manifest
 FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 
 
+def _documented(schema: Any) -> Any:
+    """The schema with descriptions as in Python 3.13, which stores docstrings without their indentation."""
+    if isinstance(schema, list):
+        return [_documented(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    cleaned = {name: _documented(value) for name, value in schema.items()}
+    if isinstance(text := cleaned.get("description"), str):
+        cleaned["description"] = inspect.cleandoc(text)
+    return cleaned
+
+
 def schemas() -> dict[str, dict[str, Any]]:
     """The schemas by file name."""
     return {
-        "run.json": msgspec.json.schema(Manifest),
-        "result.json": msgspec.json.schema(Result),
-        "suite.json": suite.schema(),
+        "run.json": _documented(msgspec.json.schema(Manifest)),
+        "result.json": _documented(msgspec.json.schema(Result)),
+        "suite.json": _documented(suite.schema()),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -355,6 +356,16 @@ def test_schemas_in_the_documentation_are_current(tmp_path: Path) -> None:
     write(tmp_path)
     committed = {path.name: path.read_text() for path in (ROOT / "docs" / "schema").glob("*.json")}
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == committed, "run: python -m tools.schemas"
+
+
+def test_schemas_are_those_of_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler of Python 3.13 removes the indentation of docstrings."""
+    before = schemas()
+    for kind in (Problem, Result, Manifest):
+        assert kind.__doc__
+        monkeypatch.setattr(kind, "__doc__", inspect.cleandoc(kind.__doc__))
+    assert schemas() == before
+    assert "\n" in before["result.json"]["$defs"]["Problem"]["description"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("run.json", Manifest), ("result.json", Result)])

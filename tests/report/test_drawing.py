@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attnbench import cli
@@ -29,7 +29,8 @@ def test_names_at_line_ends_are_far_enough_apart(heights: list[float], least: fl
         assert all(-1e-6 <= value <= 300 + 1e-6 for value in placed)
 
 
-@given(st.lists(st.floats(1e-7, 1e4), min_size=1, max_size=9), st.sampled_from(["s", "B", "x", "", "FLOP/s"]))
+@given(st.lists(st.floats(1e-9, 1e15), min_size=1, max_size=9), st.sampled_from(["s", "B", "x", "", "FLOP/s"]))
+@example([1.192092896e-07], "")  # steps of 2.5e-08
 def test_ticks_are_few_distinct_and_within_the_axis(values: list[float], unit: str) -> None:
     for axis in (axes.log_axis(values, unit, ""), axes.linear_axis(values, unit, "")):
         labels = [tick.text for tick in axis.ticks]

@@ -64,7 +64,7 @@ REFUSED = {
         {"model_type": "granitemoehybrid", **LLAMA_8B}, "no layer_types (nor layers_block_type",
     ),
     "a window that is no number": (
-        {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window='4k' is no count: use a whole number",
+        {"model_type": "mistral", **LLAMA_8B, "sliding_window": "4k"}, "sliding_window='4k' is no count: use a whole",
     ),
     "a window without its list of layers": (
         {"model_type": "smollm3", **LLAMA_8B, "use_sliding_window": True, "sliding_window": 4096},

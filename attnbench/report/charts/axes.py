@@ -101,7 +101,7 @@ def tick_text(value: float, unit: str) -> str:
         return _scaled(value, quantities.BYTES)
     if unit:
         return f"{_scaled(value, quantities.RATES)}{unit}"
-    return f"{value:g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.0e}"
+    return f"{value:g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _scaled(value: float, table: Sequence[tuple[float, str]]) -> str:
