@@ -102,8 +102,10 @@ def test_sigterm_ends_a_gate_and_removes_the_files_of_base(tmp_path):
     assert f"attnbench gate {command.run}" in stderr
 
 
-def test_ctrl_c_while_the_command_line_is_imported_is_silent(tmp_path):
-    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on')\n")
+@pytest.mark.parametrize("imported", ["signal", "typer"])
+def test_ctrl_c_while_the_command_line_is_imported_is_silent(tmp_path, imported):
+    source = "import os, _signal\nos.kill(os.getpid(), _signal.SIGINT)\nprint('went on')\n"
+    (tmp_path / f"{imported}.py").write_text(source)
     variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-m", "attnbench", "--help"], env=variables, cwd=tmp_path, capture_output=True, text=True,
