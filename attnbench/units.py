@@ -232,3 +232,11 @@ def _log_points(low: int, high: int, count: int, item: str, name: str) -> list[i
 
 def _at(name: str) -> str:
     return f"{name}: " if name else ""
+
+
+def parse_rounds(text: str, where: str) -> tuple[int, int]:
+    """The minimum and maximum of `5..30`, or of `10`. Raises UsageError that names the option `where`."""
+    low, _, high = text.partition("..")
+    if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
+        raise UsageError(f"{where}: not a range of rounds: {text!r} (try 5..30 or 10)")
+    return int(low), int(high or low)

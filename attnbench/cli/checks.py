@@ -169,7 +169,7 @@ def size(text: str, flag: str) -> None:
 
 def rounds(text: str, flag: str) -> None:
     """A range of rounds, or one number."""
-    from attnbench.engine.sweep import parse_rounds
+    from attnbench.units import parse_rounds
 
     parse_rounds(text, flag)
 

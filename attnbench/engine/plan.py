@@ -123,11 +123,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         refusals = tuple(refusal for refusal in self.refusals if refusal.key not in done)
         return replace(self, groups=tuple(self.without(done, restarts)), refusals=refusals)
 
-    def rest(self, done: Collection[Key], restarts: Sequence[int], forecast: Forecast) -> Rest:
+    def rest(self, done: Collection[Key], restarts: Sequence[int], speeds: Speeds) -> Rest:
         """What these restarts measure of this plan if these keys are stored."""
         refusals = sum(refusal.key not in done for refusal in self.refusals)
         cases = refusals + sum(len(group.arms) for group in self.without(done, restarts))
-        results, rest_s = refusals, 0.0
+        forecast, results, rest_s = Forecast(speeds), refusals, 0.0
         for restart in restarts:
             groups = self.without(done, [restart])
             arms = {arm.id: arm for group in groups for arm in group.arms}
@@ -139,7 +139,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def seconds(self) -> float:
         """Predicted, of everything in one restart."""
-        return self.rest((), [0], Forecast()).seconds
+        return self.rest((), [0], Speeds()).seconds
 
 
 class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -159,7 +159,7 @@ class Runner:
         """Measure all groups once; False if the run ends here."""
         groups = [missing for group in self._order(restart) if (missing := self._missing(group, restart)).arms]
         later = range(restart + 1, self.settings.first_restart + self.settings.restarts)
-        later_s = self.plan.rest(self._done, later, self.forecast).seconds
+        later_s = self.plan.rest(self._done, later, self.settings.speeds).seconds
         rest_s = 0.0
         for index, group in enumerate(groups):
             if self.stop_requested:

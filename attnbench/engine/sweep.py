@@ -13,7 +13,7 @@ from attnbench.analysis import metrics
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
 from attnbench.engine import plan
-from attnbench.engine.forecast import Forecast, smallest_budget_s
+from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.plan import Plan, PlanLimits, Rest
 from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
 from attnbench.errors import UnknownNameError, UsageError
@@ -23,7 +23,7 @@ from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cache, Procedure, Record, Timing
 from attnbench.suite import Cell, Impossible, Suite
-from attnbench.units import parse_bytes, parse_limit, parse_seconds, parse_share, words
+from attnbench.units import parse_bytes, parse_limit, parse_rounds, parse_seconds, parse_share, words
 
 DEFAULT_SUITE = "quick"
 LENGTHS = frozenset({"seq", "seq_q", "lengths", "requests"})  # axes of which one makes a suite of options
@@ -148,7 +148,7 @@ def plan_limits(settings: RunSettings) -> PlanLimits:
 def rest(sweep: Sweep, directory: Path | None = None, retry_failed: bool = False) -> Rest:
     """What a run of the sweep into this directory measures."""
     done = run_directory.stored_keys(directory, retry_failed) if directory else frozenset()
-    return sweep.plan.rest(done, range(sweep.settings.restarts), Forecast(sweep.settings.speeds))
+    return sweep.plan.rest(done, range(sweep.settings.restarts), sweep.settings.speeds)
 
 
 def run(
@@ -173,7 +173,7 @@ def run(
     with run_writer.RunWriter(path, manifest(sweep, now, command), force=force) as writer:
         stored = writer.run
         done = run_directory.done_keys(stored, retry_failed)
-        left = sweep.plan.rest(done, range(settings.restarts), Forecast(settings.speeds))
+        left = sweep.plan.rest(done, range(settings.restarts), settings.speeds)
         already_measured = bool(stored.results and sweep.plan.groups) and not left.cases
         planned = sweep.plan.continued(f"{now:%Y%m%dT%H%M%S}") if stored.results else sweep.plan
         refusals = [refusal for refusal in sweep.plan.refusals if refusal.key not in done]
@@ -331,14 +331,6 @@ def _expand_names(names: tuple[str, ...], kind: str, cell: Cell) -> Iterator[str
             yield from plan.auto(kind, cell.problem, cell.mode)
         else:
             yield from backends.names() if name == "all" else (name,)
-
-
-def parse_rounds(text: str, where: str) -> tuple[int, int]:
-    """The minimum and maximum of `5..30`, or of `10`. Raises UsageError that names the option `where`."""
-    low, _, high = text.partition("..")
-    if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low)):
-        raise UsageError(f"{where}: not a range of rounds: {text!r} (try 5..30 or 10)")
-    return int(low), int(high or low)
 
 
 def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:

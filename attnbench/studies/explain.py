@@ -32,7 +32,9 @@ def prepare(request: Request) -> tuple[Sweep, tuple[str, ...]]:
     if request.backend:
         return sweep.prepare(request), ()
     ready = sweep.prepare(msgspec.structs.replace(request, backend="all"))
-    return ready, ("sdpa", *(name for device in ready.devices for name in plan.auto(device.kind)))
+    kinds = {device.kind for device in ready.devices}
+    names = {name for cell, _ in ready.cells for kind in kinds for name in plan.auto(kind, cell.problem, cell.mode)}
+    return ready, ("sdpa", *sorted(names))
 
 
 def of_request(request: Request) -> Iterator[str]:

@@ -8,9 +8,9 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
-from attnbench.engine.forecast import Forecast
 from attnbench.records.arm import Device
 from attnbench.records.result import Cause, Procedure, Status
+from attnbench.records.speeds import Speeds
 from attnbench.suite import Cell
 
 CPU = Device(kind="cpu", threads=1)
@@ -82,21 +82,17 @@ def test_what_is_left_of_a_plan_lacks_a_restart() -> None:
 
 def test_the_time_of_a_continued_run_is_that_of_what_is_left() -> None:
     whole = planned(Problem(seq_q=64), Problem(seq_q=1024), names=("naive", "sdpa:flash", "sdpa:cudnn"))
-    forecast = Forecast()
+    speeds = Speeds()
     groups = whole.groups
-    assert [whole.rest((), range(n), forecast).results for n in (1, 2)] == [4 + 2, 8 + 2]
+    assert [whole.rest((), range(n), speeds).results for n in (1, 2)] == [4 + 2, 8 + 2]
     refused = {refusal.key for refusal in whole.refusals}
     first = {(groups[0].case(arm).id, arm.id, each) for arm in groups[0].arms for each in range(2)}
-    left = whole.rest(refused | first, range(2), forecast)
+    left = whole.rest(refused | first, range(2), speeds)
     alone = planned(Problem(seq_q=1024), names=("naive", "sdpa:flash"))
     assert left == (2, 4, pytest.approx(2 * alone.seconds))
     naive = {(groups[1].case(arm).id, arm.id, 0) for arm in groups[1].arms[:1]}
     flash = planned(Problem(seq_q=1024), names=("sdpa:flash",))
-    assert whole.rest(refused | first | naive, range(2), forecast) == (
-        2,
-        3,
-        pytest.approx(alone.seconds + flash.seconds),
-    )
+    assert whole.rest(refused | first | naive, range(2), speeds) == (2, 3, pytest.approx(alone.seconds + flash.seconds))
 
 
 def test_groups_of_a_continued_run_have_other_names() -> None:
