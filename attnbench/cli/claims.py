@@ -61,8 +61,8 @@ def _probed(axes: dict[str, str], probe: str, device: str) -> list[Result]:
     from attnbench.engine.runner import SilentObserver
     from attnbench.engine.sweep import Request
 
-    request = Request(axes=axes, backend="naive", device=device)
-    return verify_only.run(verify_only.prepare(request, (probe,)), SilentObserver()).results
+    request = Request(axes=axes, backend="naive", device=device, probe=probe)
+    return verify_only.run(verify_only.prepare(request), SilentObserver()).results
 
 
 def _longest(device: str, quiet: bool) -> list[Longest]:

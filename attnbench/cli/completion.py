@@ -37,6 +37,13 @@ def input_names() -> Sequence[str]:
     return (*DISTRIBUTIONS, FILE)
 
 
+def probe_names() -> Sequence[str]:
+    """Checks beyond the output of a case."""
+    from attnbench.worker.probes import PROBES
+
+    return PROBES
+
+
 def metric_names() -> Sequence[str]:
     """Metrics and their groups."""
     from attnbench.analysis.metrics import GROUPS, METRICS

@@ -177,6 +177,12 @@ INPUTS = _text(
     "inputs", "NAME", "Inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
     checks.inputs, "normal", completion.input_names,
 )  # fmt: skip
+PROBE = _text(
+    "probe", "LIST",
+    "More checks: layouts, values, lengths, state, noise, adversarial, determinism, batch, double_backward, "
+    "quantisation, soft.",
+    checks.some_of("probe", completion.probe_names), names=completion.probe_names,
+)  # fmt: skip
 PROFILE = Option(
     name="profile", help="Profile each case after its rounds, and store the traces in the run.", kind=bool,
     default=False, flags=("--profile",),

@@ -18,10 +18,11 @@ from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory
+from attnbench.records.arm import labels
 from attnbench.records.case import Case
 from attnbench.records.result import Cause
 from attnbench.records.run_directory import Run
-from attnbench.report import summary
+from attnbench.report import probe_outcomes, summary
 from attnbench.report.formats import csv, jsonl, markdown
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
@@ -124,6 +125,7 @@ def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: Te
     # Above a table its failures were printed already.
     texts = summary.findings if stream is sys.stdout else summary.text
     _wrapped(texts(rows, len(run.manifest.impossible), ceilings), stream)
+    _wrapped(probe_outcomes.sentences(run.results, labels(result.arm for result in run.results)), stream)
     if run.skipped_lines:
         print(f"{counted(run.skipped_lines, 'line')} of the results could not be read", file=stream)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @options.with_options(
     options.SUITES, options.SUITE, options.PROBLEM, options.ARMS, options.REFERENCE,
     options.BUDGET, options.ROUNDS, options.RESTARTS, options.TIMEOUT, options.MEM_LIMIT, options.TIMING, options.CACHE,
-    options.REL_CI, options.SEED, options.INPUTS, options.PROFILE,
+    options.REL_CI, options.SEED, options.INPUTS, options.PROBE, options.PROFILE,
     options.ONLY, options.SKIP, options.SHRINK, options.SHARD, options.METRICS, options.TAG,
 )  # fmt: skip
 def run(context: typer.Context, request: Request, how: RunOptions) -> int:

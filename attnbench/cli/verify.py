@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from attnbench.engine.verify_only import Verification
 
 
-def _probe_names() -> tuple[str, ...]:
-    from attnbench.worker.probes import PROBES
-
-    return tuple(PROBES)
-
-
 @options.with_options(
     options.SUITES, options.SUITE, options.PROBLEM, options.ARMS,
     options.BUDGET.but(help="Time limit of the command: 45s or 5m; none by default."),
@@ -30,20 +24,11 @@ def _probe_names() -> tuple[str, ...]:
         help="Distributions of inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
         metavar="LIST",
     ),
-    options.SEED.but(help="Random seed for inputs."), options.ONLY, options.SKIP,
+    options.SEED.but(help="Random seed for inputs."), options.PROBE, options.ONLY, options.SKIP,
 )  # fmt: skip
 def verify(
     context: typer.Context,
     request: Request,
-    probe: Annotated[
-        str,
-        option(
-            metavar="LIST",
-            names=_probe_names,
-            check=checks.some_of("probe", _probe_names),
-            help="More checks: noise, adversarial, determinism, batch, double_backward, quantisation, soft.",
-        ),
-    ] = "",
     random: Annotated[
         str, option(help="Check random problems for this time: 5m.", metavar="TIME", check=checks.limit)
     ] = "",
@@ -55,14 +40,11 @@ def verify(
 
     Without options: the suite `verify`.
     """
-    from attnbench.units import words
-
-    probes = words(probe, "--probe") if probe else ()
     shared = options.global_options(context)
-    return _show(_measure(request, probes, random, shared.progress(progress)), json, figures, shared.verbose)
+    return _show(_measure(request, random, shared.progress(progress)), json, figures, shared.verbose)
 
 
-def _measure(request: Request, probes: tuple[str, ...], random: str, style: str) -> Verification:
+def _measure(request: Request, random: str, style: str) -> Verification:
     import msgspec
 
     from attnbench.attention.inputs import check
@@ -80,8 +62,8 @@ def _measure(request: Request, probes: tuple[str, ...], random: str, style: str)
             raise UsageError(f"--random {random}: draws problems for this long; leave suites and --budget out")
         with running.watched(style, 0) as (watcher, watch):
             seconds = parse_seconds(random, "--random")
-            return verify_only.soak(request, seconds, watcher, watch, probes, distributions)
-    planned = verify_only.prepare(request, probes)
+            return verify_only.soak(request, seconds, watcher, watch, distributions)
+    planned = verify_only.prepare(request)
     names = running.names_beside(planned.plan.arms)
     with running.watched(style, verify_only.count(planned, distributions), names) as (watcher, watch):
         verified = verify_only.run(planned, watcher, watch, distributions)
@@ -108,9 +90,13 @@ def _suggest_budget(planned: Sweep, verified: Verification) -> None:
 def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -> int:
     from attnbench.cli import output
     from attnbench.cli.running import exit_code
+    from attnbench.errors import Exit
+    from attnbench.report import probe_outcomes
     from attnbench.report.terminal import failures, verification
 
     code = exit_code(verified.results, verified.ending)
+    if code == Exit.OK and any(map(probe_outcomes.wrong, verified.results)):
+        code = Exit.FAILED
     if as_json:
         records = (*map(verification.record, verified.results), verification.summary(verified.results, code))
         output.lines(records, (), as_json)

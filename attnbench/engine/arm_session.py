@@ -14,7 +14,7 @@ from attnbench.engine.plan import Refusal
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Procedure, Result, Sample, Status, TimedBlock, Timing, sample
-from attnbench.worker import protocol
+from attnbench.worker import probes, protocol
 from attnbench.worker.protocol import ReplyT
 
 RETIMED_BLOCKS = 5
@@ -60,7 +60,19 @@ class ArmSession:
         self.facts["verified_share"] = expected.share
 
     def probe(self, names: Collection[str]) -> None:
-        self.facts["probes"] = self._ask(protocol.ProbeCase(names=tuple(names))).figures
+        """Run probes, each variant in a request of its own, so that the reason of a crash can name it."""
+        if not names:
+            return
+        figures: dict[str, dict[str, object]] = {}
+        self.facts["probes"] = figures
+        for part in probes.parts(names):
+            try:
+                answer = self._ask(protocol.ProbeCase(names=(part,))).figures
+            except WorkerFailedError as failure:
+                failure.reason = f"{part}: {failure.reason}"
+                raise
+            for name, values in answer.items():
+                figures.setdefault(name, {}).update(values)
 
     def settle(self) -> float:
         """Warm up; return the seconds of a call."""

@@ -283,9 +283,8 @@ class Runner:
         session.verify(expected, peaked if session.in_full else None)
         if known:
             session.facts["verified_earlier"] = True
-        if self.settings.probes:
-            session.probe(self.settings.probes)
         if self.settings.verify_only:
+            session.probe(self.settings.probes)
             return
         self.forecast.learn(session.arm, session.case, session.settle())
         if session.group.late and (first := session.samples["first_call"].values[0]) is not None:
@@ -304,6 +303,7 @@ class Runner:
         ):
             return  # a resume measures this group again
         sessions.step(lambda session: session.finish(self.settings.extras))
+        sessions.step(lambda session: session.probe(() if session.restart else self.settings.probes))
         if self.settings.profile:
             sessions.step(self._profile)
         for session in sessions.live:

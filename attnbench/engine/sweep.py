@@ -24,6 +24,7 @@ from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cache, Procedure, Record, Timing
 from attnbench.suite import Cell, Impossible, Suite
 from attnbench.units import parse_bytes, parse_limit, parse_rounds, parse_seconds, parse_share, words
+from attnbench.worker import probes
 
 DEFAULT_SUITE = "quick"
 LENGTHS = frozenset({"seq", "seq_q", "lengths", "requests"})  # axes of which one makes a suite of options
@@ -59,6 +60,7 @@ class Request(Record, frozen=True, kw_only=True):
     metrics: str = ""  # comma list, shown after the table; what they need is measured too
     inputs: str = "normal"
     profile: bool = False  # profile each case after its rounds
+    probe: str = ""  # comma list: more checks of each case
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
@@ -366,7 +368,14 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
         reference=request.reference,
         speeds=speeds.load(identity.fingerprint()[0]),
         extras=metrics.needs(shown_metrics(request)),
+        probes=_probes(request),
     )
+
+
+def _probes(request: Request) -> tuple[str, ...]:
+    names = words(request.probe, "--probe") if request.probe else ()
+    probes.check(names)
+    return names
 
 
 def shown_metrics(request: Request) -> tuple[str, ...]:

@@ -17,9 +17,8 @@ from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Observer, Runner
 from attnbench.engine.sweep import Request, Sweep
-from attnbench.errors import UnknownNameError, UsageError
+from attnbench.errors import UsageError
 from attnbench.records.result import Result, Status
-from attnbench.worker.probes import PROBES
 
 DEFAULT_SUITE = "verify"
 LONGEST = {"cpu": 256, "cuda": 4096}  # drawn length; an interpreter takes seconds for more
@@ -65,17 +64,11 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         return f"attnbench verify {options} {arm} --seed {self.seed}{more}"
 
 
-def prepare(request: Request, probes: Sequence[str] = ()) -> Sweep:
-    """Plan a verification: of the suite `verify` without suite and lengths, and without a budget unless one is given.
-
-    Raises UnknownNameError for an unknown probe.
-    """
-    for name in probes:
-        if name not in PROBES:
-            raise UnknownNameError("probe", name, PROBES, where="--probe")
+def prepare(request: Request) -> Sweep:
+    """Plan a verification: of the suite `verify` without suite and lengths; no budget unless one is given."""
     request = msgspec.structs.replace(request, budget=request.budget or "0")
     planned = sweep.prepare(request, interpreted=True, default_suite=DEFAULT_SUITE)
-    settings = msgspec.structs.replace(planned.settings, verify_only=True, restarts=1, probes=tuple(probes))
+    settings = msgspec.structs.replace(planned.settings, verify_only=True, restarts=1)
     return msgspec.structs.replace(planned, settings=settings)
 
 
@@ -119,7 +112,6 @@ def soak(
     seconds: float,
     observer: Observer,
     watch: Callable[[Runner], None] | None = None,
-    probes: Sequence[str] = (),
     distributions: Sequence[str] = ("normal",),
 ) -> Verification:
     """Verify problems drawn at random for so many seconds. The axes of the request are fixed, the others are drawn.
@@ -136,7 +128,7 @@ def soak(
         started = time.monotonic()
         try:
             limit_s = left_s if results else max(left_s, FIRST_ROUND_S)
-            planned, options_of_round = _draw(request, random, draws, probes, limit_s)
+            planned, options_of_round = _draw(request, random, draws, limit_s)
         except UsageError:
             if not results:
                 raise
@@ -153,9 +145,7 @@ def soak(
     return Verification(results=results, impossible=(), ending=ending, drawn=True, options=options, seed=request.seed)
 
 
-def _draw(
-    request: Request, random: Random, draws: int, probes: Sequence[str], left_s: float
-) -> tuple[Sweep, dict[tuple[Problem, Mode], str]]:
+def _draw(request: Request, random: Random, draws: int, left_s: float) -> tuple[Sweep, dict[tuple[Problem, Mode], str]]:
     """Plan so many drawn problems; and the options for each. Raises the last UsageError if none is possible."""
     longest = max(LONGEST[device.kind] for device in sweep.devices_of(request.device))
     overridden = {axis for fixed in request.axes for axis in AXES_OVERRIDDEN_BY.get(fixed, ())}
@@ -167,7 +157,7 @@ def _draw(
         axes = free | dict(request.axes)
         one_draw = msgspec.structs.replace(request, suites=(), axes=axes, budget=f"{max(left_s, 0.1):.3f}s")
         try:
-            planned = prepare(one_draw, probes)
+            planned = prepare(one_draw)
         except UsageError as error:
             wrong = error
             continue

@@ -69,15 +69,23 @@ class ExpectedValues(Record, frozen=True, kw_only=True):
 
 
 def compute(
-    problem: Problem, mode: Mode, seed: int, distribution: str, directory: Path, budget_s: float
+    problem: Problem,
+    mode: Mode,
+    seed: int,
+    distribution: str,
+    directory: Path,
+    budget_s: float,
+    *,
+    tensors: inputs.Inputs | None = None,
 ) -> ExpectedValues:
     """Compute both references once and write them to `directory`, for any number of processes to `load`.
 
     Groups are drawn by seed if all would take longer than `budget_s`; gradients need at least one whole group.
+    `tensors`: the inputs, in place of those that the distribution gives.
     """
     start = time.perf_counter()
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = inputs.make(problem, seed, distribution)
+    tensors = tensors or inputs.make(problem, seed, distribution)
     selection = select(problem, mode, seed, budget_s)
     tallies: dict[str, OutputTally] = {}
     for place, group in enumerate(selection.groups):

@@ -70,7 +70,7 @@ cells.Problem = msgspec.defstruct("Problem", fields, bases=(Problem,), frozen=Tr
 from attnbench.cli import invoke
 from attnbench.engine import verify_only
 
-def prepare(request, probes):
+def prepare(request):
     print("verify", request.axes)
     sys.exit(0)
 

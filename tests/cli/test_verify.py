@@ -139,7 +139,7 @@ def test_a_random_time_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("axes", [{"tokens": "256"}, {"heads": "6", "lengths": "40-7"}], ids=str)
 def test_what_is_drawn_gives_way_to_what_is_given(axes: dict[str, str]) -> None:
     request = api.request(backend="naive", device="cpu:threads=1", mask="none", **axes)
-    planned, options = verify_only._draw(request, Random(0), 16, (), 60.0)
+    planned, options = verify_only._draw(request, Random(0), 16, 60.0)
     assert len(options) >= 12  # of 16: some are drawn twice, others cannot be
     assert len(planned.plan.groups) == len(planned.cells) >= len(options)
     assert not planned.plan.refusals

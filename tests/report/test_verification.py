@@ -9,6 +9,7 @@ import pytest
 
 from attnbench.attention.problem import Problem
 from attnbench.records.result import Result, Status
+from attnbench.report import probe_outcomes
 from attnbench.report.terminal import verification
 from tests.samples import result
 
@@ -137,3 +138,36 @@ def test_failures_among_random_problems_come_first_and_the_counts_of_all_last() 
     assert "q256" in lines[2]
     assert "  all 2 failures have seq > 128; no case of this backend that is ok has" in lines
     assert lines[-1] == "4 cases: 2 ok, 2 incorrect."
+
+
+RIGHT, TAKES = {"outcome": "right", "reason": ""}, {"outcome": "takes", "reason": ""}
+WRONG, ABSENT = {"outcome": "wrong", "reason": "out: off"}, {"outcome": "absent", "reason": "no streams"}
+
+
+def sentences(*of_cases: dict[str, Any]) -> list[str]:
+    return list(probe_outcomes.sentences([verified(probes=figures) for figures in of_cases], {verified().arm.id: "x"}))
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"sliced": WRONG, "offset": TAKES}, "x, layouts: wrong only for sliced (out: off); takes offset"),
+        ({"sliced": WRONG, "offset": WRONG}, "x, layouts: wrong for sliced (out: off), offset (out: off)"),
+        ({"sliced": WRONG, "offset": ABSENT}, "x, layouts: wrong for sliced (out: off)"),
+        ({"sliced": ABSENT}, "x, layouts: does not apply: no streams"),
+        ({"sliced": {"outcome": "refuses", "reason": "E"}}, "x, layouts: refuses sliced (E)"),
+    ],
+)
+def test_outcomes_of_unusual_inputs_are_a_sentence(figures: dict[str, Any], expected: str) -> None:
+    assert sentences({"layouts": figures}) == [expected]
+
+
+def test_an_outcome_of_some_cases_is_counted() -> None:
+    several = sentences({"values": {"huge": WRONG}}, {"values": {"huge": RIGHT}}, {"noise": {"gain": {}}})
+    assert several == ["x, values: wrong for huge (out: off, 1 of 2 cases); right for huge (1 of 2 cases)"]
+
+
+def test_a_right_case_that_is_wrong_for_unusual_inputs_is_counted_in_the_verdict() -> None:
+    results = [verified(probes={"values": {"huge": WRONG}}), verified()]
+    assert verification.verdict(results) == "all 2 verified cases right, 1 of them wrong for unusual inputs"
+    assert "values: wrong for huge (out: off)" in "\n".join(verification.text(results))

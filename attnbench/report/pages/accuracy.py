@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from attnbench.analysis.rows import Row
+from attnbench.records.arm import labels
 from attnbench.records.result import Status
-from attnbench.report import quantities
+from attnbench.report import probe_outcomes, quantities
 from attnbench.report.charts import accuracy
 from attnbench.report.pages import places, ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks, half
@@ -36,7 +37,9 @@ def finding(checked: Sequence[Row]) -> str:
 
 
 def _text(data: ReportData) -> Iterator[str]:
-    """The worst error of the right outputs, as a multiple of the plain formula's."""
+    """The worst error of the right outputs, as a multiple of the plain formula's; what probes of inputs gave."""
+    for run in data.runs:
+        yield from probe_outcomes.sentences(run.results, labels(result.arm for result in run.results))
     rows = [row for row in data.rows if row.status is Status.OK and row.err_vs_plain is not None]
     if not rows:
         yield "The largest error of each output against float64 stands with the cases below."

@@ -14,6 +14,7 @@ from attnbench.attention.problem import Problem
 from attnbench.records.arm import distinct_names, labels
 from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
+from attnbench.report import probe_outcomes
 from attnbench.report.pivot import interval
 from attnbench.report.terminal.text_layout import MIN_LABEL, labelled, terminal_width, wrap
 
@@ -60,6 +61,9 @@ def _tables(tried: Sequence[Result], figures: bool = False) -> Iterator[str]:
         yield from error_figures(cases) if figures else ()
         yield from growth(cases)
         yield from probe_tables(cases)
+        for sentence in probe_outcomes.sentences(cases, {cases[0].arm.id: arm_name(cases[0], names)}):
+            yield from wrap(sentence, terminal_width(), indent=2)
+            yield ""
     if tried:
         yield "error: the largest of out; percentages: largest errors as a share of their bound"
         yield ""
@@ -71,6 +75,8 @@ def verdict(tried: Sequence[Result]) -> str:
     total, right = len(tried), counts[Status.OK]
     if not total:
         return "no case was verified"
+    if right == total and (unusual := sum(map(probe_outcomes.wrong, tried))):
+        return f"all {units.counted(total, 'verified case')} right, {unusual} of them wrong for unusual inputs"
     if right == total:
         return "the verified case is right" if total == 1 else f"all {total} verified cases are right"
     failures = ", ".join(f"{count} {status.value}" for status, count in counts.most_common() if status != Status.OK)
@@ -199,6 +205,8 @@ def probe_tables(results: Sequence[Result]) -> Iterator[str]:
     names = dict.fromkeys(name for result in results for name in result.facts.get("probes", {}))
     for name in names:
         cases = [(label(result), result.facts["probes"][name]) for result in results if "probes" in result.facts]
+        if any(probe_outcomes.has_outcomes(figures) for _, figures in cases):
+            continue
         measured = [(case, figures) for case, figures in cases if "absent" not in figures]
         yield PROBES[name]
         if measured:

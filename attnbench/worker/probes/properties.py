@@ -1,13 +1,10 @@
-"""Probes of a correct kernel: sensitivity to its inputs, determinism, batch invariance, second derivatives.
-
-A probe runs on one prepared case and returns figures by name, or `absent` with the reason why there are none.
-"""
+"""Properties of a correct kernel: sensitivity to its inputs, determinism, batch invariance, second derivatives."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -16,6 +13,7 @@ from attnbench.attention.choices import Mode
 from attnbench.backends import scope
 from attnbench.records.case import Case
 from attnbench.worker.prepared_case import PreparedCase, first_output
+from attnbench.worker.probes.outcome import Figures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,20 +22,6 @@ SIGMAS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the noise, in units of the input's root 
 STEP = 1e-2  # of an adversarial step, in units of the norm of the inputs
 REPEATS = 5
 POSITIONS = 3  # of one sequence in a batch
-
-Figures = dict[str, object]
-
-
-def run(names: Sequence[str], case: PreparedCase) -> dict[str, Figures]:
-    """Figures by probe. A probe that the backend does not support gives `absent`, and the others still run."""
-    figures: dict[str, Figures] = {}
-    for name in names:
-        try:
-            figures[name] = PROBES[name](case)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            figures[name] = {"absent": " ".join(str(error).split())[:200] or type(error).__name__}
-        case.fill(case.procedure.inputs)
-    return figures
 
 
 def noise(case: PreparedCase) -> Figures:
@@ -209,11 +193,6 @@ def soft(case: PreparedCase) -> Figures:
         )
     chosen, visible = int((weights != 0).sum()), int((dense_weights > 0).sum())
     return {"error": float((out - dense).float().norm() / dense.float().norm()), "kept": chosen / max(1, visible)}
-
-
-PROBES: dict[str, Callable[[PreparedCase], Figures]] = {
-    probe.__name__: probe for probe in (noise, adversarial, determinism, batch, double_backward, quantisation, soft)
-}
 
 
 def _out(case: PreparedCase, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""What backends did with unusual inputs, in sentences: `layouts: wrong only for columns`."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from attnbench.records.result import Result
+
+# In the order in which they are told. Only the reason of the first case is told.
+TOLD = ("wrong", "spreads", "flushes", "refuses", "copies", "takes", "right")
+VERBS = {
+    "wrong": "wrong",
+    "spreads": "NaN spreads",
+    "flushes": "flushed to 0",
+    "refuses": "refuses",
+    "copies": "copies",
+    "takes": "takes",
+    "right": "right",
+}
+Figures = Mapping[str, Any]  # of one probe on one case
+
+
+def has_outcomes(figures: Figures) -> bool:
+    """Whether these are figures of a probe that has an outcome for each variant."""
+    return any(isinstance(figure, dict) and "outcome" in figure for figure in figures.values())
+
+
+def wrong(result: Result) -> bool:
+    """Whether the backend is wrong for an unusual input of a case that is right otherwise."""
+    return any(
+        figure["outcome"] == "wrong"
+        for figures in result.facts.get("probes", {}).values()
+        if has_outcomes(figures)
+        for figure in figures.values()
+    )
+
+
+def sentences(results: Iterable[Result], names: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each arm and probe; `names`: of the arms by id."""
+    cases: dict[tuple[str, str], list[Figures]] = {}
+    for result in results:
+        for probe, figures in result.facts.get("probes", {}).items():
+            if has_outcomes(figures):
+                cases.setdefault((result.arm.id, probe), []).append(figures)
+    for (arm, probe), figures_of_cases in cases.items():
+        yield f"{names[arm]}, {probe}: {'; '.join(_parts(figures_of_cases))}"
+
+
+def _parts(cases: Sequence[Figures]) -> Iterator[str]:
+    variants = list(dict.fromkeys(variant for figures in cases for variant in figures))
+    places: dict[str, dict[str, list[str]]] = {}  # reasons by outcome and variant
+    for figures in cases:
+        for variant, figure in figures.items():
+            places.setdefault(figure["outcome"], {}).setdefault(variant, []).append(figure["reason"])
+    applicable = [variant for variant in variants if any(figures[variant]["outcome"] != "absent" for figures in cases)]
+    if not applicable:
+        yield f"does not apply: {next(iter(places['absent'].values()))[0]}"
+    for outcome in TOLD:
+        if outcome in places:
+            only = "only " if outcome == "wrong" and len(places[outcome]) < len(applicable) else ""
+            preposition = "" if outcome in ("takes", "copies", "refuses") else f"{only}for "
+            listed = ", ".join(_variant(name, reasons, len(cases)) for name, reasons in places[outcome].items())
+            yield f"{VERBS[outcome]} {preposition}{listed}"
+
+
+def _variant(name: str, reasons: Sequence[str], cases: int) -> str:
+    told = [reasons[0]] if reasons[0] else []
+    if len(reasons) < cases:
+        told.append(f"{len(reasons)} of {cases} cases")
+    return f"{name} ({', '.join(told)})" if told else name

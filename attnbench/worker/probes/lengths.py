@@ -1,0 +1,84 @@
+"""Lengths that break kernels: one token, one beside a tile, primes, more elements than 32 bits count."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from attnbench.attention import inputs
+from attnbench.attention.choices import Mode
+from attnbench.errors import ProblemError
+from attnbench.records.case import Case
+from attnbench.worker.prepared_case import PreparedCase
+from attnbench.worker.probes import outcome
+from attnbench.worker.probes.outcome import Judged, NotApplicableError, Outcome, Variant
+
+if TYPE_CHECKING:
+    from attnbench.attention.problem import Problem
+
+INT32 = 2**31  # elements; a 32-bit offset is negative from here
+REQUIRED = 4  # bytes of memory for each byte of keys: keys, values and their copies on the host
+
+
+def _of_length(case: PreparedCase, length: int) -> Judged:
+    """The same problem with so many keys, and with as many queries unless it decodes."""
+    problem = case.problem
+    if problem.requests or problem.lengths or problem.page_size:
+        raise NotApplicableError("sequences of one length are needed")
+    queries = min(problem.seq_q, length) if problem.seq_q != problem.seq_kv else length
+    return _judge(case, _resized(problem, queries, length))
+
+
+def _over_int32(case: PreparedCase) -> Judged:
+    """Keys of over 2^31 numbers; one query, one head."""
+    import torch
+
+    problem = case.problem
+    if problem.requests or problem.lengths or problem.page_size:
+        raise NotApplicableError("sequences of one length are needed")
+    length = INT32 // problem.head_dim + 1
+    needed = REQUIRED * length * problem.head_dim * problem.dtype.bytes
+    if case.q.device.type != "cuda":
+        raise NotApplicableError("takes minutes on a CPU")
+    if torch.cuda.mem_get_info(case.q.device)[0] < needed:
+        raise NotApplicableError(f"needs {needed / 2**30:.0f} GiB of memory")
+    one = replace(_resized(problem, 1, length), batch=1, heads=1, kv_heads=1)
+    return _judge(case, one)
+
+
+def _resized(problem: Problem, queries: int, keys: int) -> Problem:
+    try:
+        return replace(problem, seq_q=queries, seq_kv=keys)
+    except ProblemError as error:
+        raise NotApplicableError(str(error)) from None
+
+
+def _judge(case: PreparedCase, problem: Problem) -> Judged:
+    other = Case(problem=problem, backend=case.case.backend, mode=Mode.FWD)
+    if objections := case.backend.objections(other, case.q.device.type, case.instrument.capability):
+        return Judged(Outcome.REFUSES, "; ".join(objections))
+    tensors = inputs.make(problem, case.procedure.seed)
+    return outcome.judged(case, tensors, lambda: outcome.other_call(case, other, tensors), problem)
+
+
+def _variant(length: int, what: str, *sources: str) -> Variant:
+    return Variant(what=what, run=partial(_of_length, length=length), sources=sources)
+
+
+VARIANTS = {
+    "1": _variant(1, "one token", "https://github.com/Dao-AILab/flash-attention/issues/1537"),
+    "61": _variant(61, "a prime", "https://github.com/flagos-ai/FlagGems/pull/898"),
+    "127": _variant(127, "one less than a tile", "https://github.com/tenstorrent/tt-metal/issues/54833"),
+    "129": _variant(129, "one more than a tile", "https://github.com/tenstorrent/tt-metal/issues/54833"),
+    "over_int32": Variant(
+        "keys of over 2^31 numbers",
+        _over_int32,
+        (
+            "https://github.com/vllm-project/vllm/issues/50427",
+            "https://github.com/pytorch/pytorch/issues/190857",
+            "https://github.com/fla-org/flash-linear-attention/issues/1080",
+        ),
+    ),
+}
