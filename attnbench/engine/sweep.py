@@ -368,14 +368,8 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
         reference=request.reference,
         speeds=speeds.load(identity.fingerprint()[0]),
         extras=metrics.needs(shown_metrics(request)),
-        probes=_probes(request),
+        probes=probes.named(request.probe, "--probe"),
     )
-
-
-def _probes(request: Request) -> tuple[str, ...]:
-    names = words(request.probe, "--probe") if request.probe else ()
-    probes.check(names)
-    return names
 
 
 def shown_metrics(request: Request) -> tuple[str, ...]:

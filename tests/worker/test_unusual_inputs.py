@@ -191,4 +191,4 @@ def test_the_documentation_lists_every_variant() -> None:
 
 def test_an_unknown_probe_is_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"--probe"):
-        probes.check(["layout"])
+        probes.named("values,layout", "--probe")

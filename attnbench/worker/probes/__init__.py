@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from attnbench.errors import UnknownNameError
+from attnbench.units import words
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.probes import layouts, lengths, properties, state, values
 from attnbench.worker.probes.outcome import Figures, Variants, outcomes
@@ -33,11 +34,13 @@ VARIANTS: dict[str, Variants] = {
 PROBES = (*PROPERTIES, *VARIANTS)
 
 
-def check(names: Iterable[str]) -> None:
-    """Raise UnknownNameError for a name that is no probe."""
+def named(text: str, where: str) -> tuple[str, ...]:
+    """Probes from a comma list. Raises UnknownNameError for a name that is none; `where`: the option."""
+    names = words(text, where) if text else ()
     for name in names:
         if name not in PROBES:
-            raise UnknownNameError("probe", name, PROBES, where="--probe")
+            raise UnknownNameError("probe", name, PROBES, where=where)
+    return names
 
 
 def parts(names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attnbench.backends import Layout
 from attnbench.worker.probes import outcome
-from attnbench.worker.probes.outcome import Judged, NotApplicableError, Outcome, Variant
+from attnbench.worker.probes.outcome import Judged, NotApplicableError, Reaction, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,9 +67,9 @@ def expanded(case: PreparedCase) -> Judged:
 
 def _compare(case: PreparedCase, tensors: Inputs, contiguous: list[Tensor], views: list[Tensor]) -> Judged:
     judged = outcome.judged(case, tensors, lambda: outcome.attend(case, views))
-    if judged.outcome is not Outcome.RIGHT:
+    if judged.outcome is not Reaction.RIGHT:
         return judged
-    return Judged(Outcome.COPIES if _copies(case, views) > _copies(case, contiguous) else Outcome.TAKES)
+    return Judged(Reaction.COPIES if _copies(case, views) > _copies(case, contiguous) else Reaction.TAKES)
 
 
 def _tensors(case: PreparedCase) -> tuple[Tensor, ...]:

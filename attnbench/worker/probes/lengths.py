@@ -13,7 +13,7 @@ from attnbench.errors import ProblemError
 from attnbench.records.case import Case
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.probes import outcome
-from attnbench.worker.probes.outcome import Judged, NotApplicableError, Outcome, Variant
+from attnbench.worker.probes.outcome import Judged, NotApplicableError, Reaction, Variant
 
 if TYPE_CHECKING:
     from attnbench.attention.problem import Problem
@@ -58,7 +58,7 @@ def _resized(problem: Problem, queries: int, keys: int) -> Problem:
 def _judge(case: PreparedCase, problem: Problem) -> Judged:
     other = Case(problem=problem, backend=case.case.backend, mode=Mode.FWD)
     if objections := case.backend.objections(other, case.q.device.type, case.instrument.capability):
-        return Judged(Outcome.REFUSES, "; ".join(objections))
+        return Judged(Reaction.REFUSES, "; ".join(objections))
     tensors = inputs.make(problem, case.procedure.seed)
     return outcome.judged(case, tensors, lambda: outcome.other_call(case, other, tensors), problem)
 

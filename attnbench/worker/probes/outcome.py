@@ -28,7 +28,7 @@ REFERENCE_S = 2.0  # of a float64 reference; of longer ones a part is computed
 MAX_REASON = 200  # characters
 
 
-class Outcome(StrEnum):
+class Reaction(StrEnum):
     """What a backend does with one variant."""
 
     RIGHT = "right"  # the output is that of the float64 reference
@@ -44,7 +44,7 @@ class Outcome(StrEnum):
 class Judged(NamedTuple):
     """An outcome, and why, where it is not right."""
 
-    outcome: Outcome
+    outcome: Reaction
     reason: str = ""
 
 
@@ -78,9 +78,9 @@ def outcomes(variants: Variants, case: PreparedCase) -> Figures:
             _require_core(case.problem)
             judged = variant.run(case)
         except NotApplicableError as error:
-            judged = Judged(Outcome.ABSENT, str(error))
+            judged = Judged(Reaction.ABSENT, str(error))
         except RefusedError as error:
-            judged = Judged(Outcome.REFUSES, str(error))
+            judged = Judged(Reaction.REFUSES, str(error))
         figures[name] = {"outcome": judged.outcome.value, "reason": judged.reason}
     return figures
 
@@ -110,14 +110,14 @@ def judge_output(case: PreparedCase, returned: Output, tensors: Inputs, problem:
     try:
         named = case.named_outputs()
     except TypeError as error:
-        return Judged(Outcome.WRONG, str(error))
+        return Judged(Reaction.WRONG, str(error))
     seed = case.procedure.seed
     with tempfile.TemporaryDirectory(prefix="attnbench-probe-") as folder:
         expected = expected_values.compute(
             problem, Mode.FWD, seed, "normal", Path(folder), REFERENCE_S, tensors=tensors
         )
         verdict = judge(expected, named, factor=case.backend.error_factor)
-    return Judged(Outcome.RIGHT) if verdict.ok else Judged(Outcome.WRONG, verdict.reason)
+    return Judged(Reaction.RIGHT) if verdict.ok else Judged(Reaction.WRONG, verdict.reason)
 
 
 def own_inputs(case: PreparedCase) -> Inputs:

@@ -21,7 +21,7 @@ from attnbench.errors import ProblemError
 from attnbench.records.case import Case
 from attnbench.worker.prepared_case import PreparedCase, first_output
 from attnbench.worker.probes import outcome
-from attnbench.worker.probes.outcome import Judged, NotApplicableError, Outcome, Output, Variant
+from attnbench.worker.probes.outcome import Judged, NotApplicableError, Output, Reaction, Variant
 
 FORK_S = 10.0  # a child that takes longer hangs
 SLEEP_CYCLES = 50_000_000  # of a GPU: some 30 ms
@@ -88,7 +88,7 @@ def autocast(case: PreparedCase) -> Judged:
         return outputs[0]
 
     judged = _judged(case, around)
-    if judged.outcome is not Outcome.WRONG or first_output(outputs[0]).dtype is not torch.bfloat16:
+    if judged.outcome is not Reaction.WRONG or first_output(outputs[0]).dtype is not torch.bfloat16:
         return judged
     lower = replace(case.problem, dtype=Dtype.BF16)
     tensors = outcome.changed(own, **{name: getattr(own, name).to(torch_dtype(Dtype.BF16)) for name in "qkv"})

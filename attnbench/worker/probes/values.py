@@ -11,7 +11,7 @@ import numpy as np
 from attnbench.attention import layouts
 from attnbench.attention.inputs import LARGEST, torch_dtype
 from attnbench.worker.probes import outcome
-from attnbench.worker.probes.outcome import Judged, NotApplicableError, Outcome, Variant
+from attnbench.worker.probes.outcome import Judged, NotApplicableError, Reaction, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +67,8 @@ def denormal(case: PreparedCase) -> Judged:
     if not tensors.v.count_nonzero():
         raise NotApplicableError("this CPU or dtype flushes denormals before the call")
     judged = outcome.judged(case, tensors, lambda: outcome.attend(case, outcome.placed(case, tensors)))
-    if judged.outcome is not Outcome.REFUSES and not case.named_outputs()["out"].count_nonzero():
-        return Judged(Outcome.FLUSHES, "the output is 0")
+    if judged.outcome is not Reaction.REFUSES and not case.named_outputs()["out"].count_nonzero():
+        return Judged(Reaction.FLUSHES, "the output is 0")
     return judged
 
 
@@ -114,9 +114,9 @@ def _unchanged(clean: Tensor, spoilt: Tensor, what: str) -> Judged:
     if not clean.isfinite().all():
         raise NotApplicableError("the output is not finite without NaN either")
     if torch.allclose(spoilt, clean, rtol=1e-2, atol=1e-2):
-        return Judged(Outcome.RIGHT)
+        return Judged(Reaction.RIGHT)
     bad = int((~spoilt.isfinite()).any(-1).sum())
-    return Judged(Outcome.SPREADS if bad else Outcome.WRONG, f"{what}: {bad} rows became NaN" if bad else what)
+    return Judged(Reaction.SPREADS if bad else Reaction.WRONG, f"{what}: {bad} rows became NaN" if bad else what)
 
 
 def _shifted(tensor: Tensor, size: float) -> Tensor:
