@@ -32,7 +32,7 @@ PANELS = {
         "Arms": "backend device reference",
         "Traffic": "trace_format speed jitter replicas",
         "Server": "gpu tp kv_blocks block_size max_num_batched_tokens max_num_seqs no_prefix_cache",
-        "Measuring": "budget rounds restarts timeout mem_limit timing cache rel_ci seed inputs profile",
+        "Measuring": "budget rounds restarts timeout mem_limit timing cache rel_ci seed inputs probe profile",
         "Choosing": "only skip shrink shard dry_run fail_fast strict",
         "Output": "out resume retry_failed force tag metrics format json no_save report progress",
     }.items()
