@@ -135,9 +135,9 @@ def _shapes(p: Problem) -> dict[str, tuple[int, ...]]:
 
 def _shared_keys(problem: Problem) -> Iterator[tuple[slice, list[slice]]]:
     """The places of every shared prefix: of its first request, and of the others."""
-    for members in (group.requests for group in problem.prefix_groups):
-        starts = [problem.spans[number][1].start for number in members]
-        first, *others = (slice(start, start + shared_prefix.parse(problem.shared_prefix).keys) for start in starts)
+    text = problem.shared_prefix
+    for keys, members in shared_prefix.groups(text, problem.sizes, page_size=0) if text else ():
+        first, *others = (slice(start, start + keys) for start in (problem.spans[each][1].start for each in members))
         yield first, others
 
 

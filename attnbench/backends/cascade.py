@@ -145,7 +145,7 @@ def scratch_bytes(case: Case) -> int:
     """The lse, the largest part of q and of out, this in float32 too, the most keys from pages, and masks."""
     problem, number = case.problem, case.problem.dtype.bytes
     of_groups = [sum(problem.sizes[member].queries for member in group.requests) for group in problem.prefix_groups]
-    rows, prefixes = max(problem.seq_q, *of_groups), _prefixes(problem)
+    rows, prefixes = max([problem.seq_q, *of_groups]), _prefixes(problem)
     keys = max(*prefixes, *(size.keys - shared for size, shared in zip(problem.sizes, prefixes, strict=True)))
     gathered = keys * problem.kv_heads * (problem.head_dim + problem.head_dim_v) * number if problem.page_size else 0
     masks = sum(part.seq_q * part.seq_kv * (5 + number) for part in set(problem.parts) if part.seq_q > 1)

@@ -253,7 +253,8 @@ _AXES = (
         read=readers.texts(readers.shared_prefix), written=Words, usual="none",
         values=(
             "words: `none`; `2k:8`: the first 2048 keys of every 8 consecutive `requests` are the same, of those with "
-            "as many keys before their queries; with `page_size` they are in the same pages, whole ones alone"
+            "as many keys before their queries; `2k:8_0:2_512:3`: groups of consecutive requests; with `page_size` "
+            "they are in the same pages, whole ones alone"
         ),
     ),
     Axis(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from attnbench import backends
@@ -30,6 +31,19 @@ MASKS = ("none", "causal", "causal+window:2", "window:3:1", "strided:3", "causal
 
 
 @st.composite
+def groups_of(draw: st.DrawFn, sizes: list[RequestSize], shortest: int) -> str:
+    """Groups of consecutive requests with prefixes of their own; empty if no two neighbours can share one."""
+    segments, number = [], 0
+    while number < len(sizes):
+        count = draw(st.integers(1, len(sizes) - number))
+        longest = min(keys - queries for queries, keys in sizes[number : number + count])
+        keys = draw(st.integers(shortest, longest)) if count > 1 and longest >= shortest else 0
+        segments.append(f"{keys}:{count}")
+        number += count
+    return "_".join(segments) if len(segments) > 1 and any(text[0] != "0" for text in segments) else ""
+
+
+@st.composite
 def problems(draw: st.DrawFn, masks: tuple[str, ...] = MASKS, page_sizes: tuple[int, ...] = (0, 1, 2, 4)) -> Problem:
     """Batches of which some requests have the prefix, and others are as long."""
     page_size = draw(st.sampled_from(page_sizes))
@@ -39,7 +53,14 @@ def problems(draw: st.DrawFn, masks: tuple[str, ...] = MASKS, page_sizes: tuple[
     sizes = draw(st.lists(has | lacks, min_size=2, max_size=7))
     assume(sum(keys - queries >= prefix for queries, keys in sizes) > 1)
     text = f"{prefix}:{draw(st.integers(2, 4))}"
+    if draw(st.booleans()):
+        text = draw(groups_of(sizes, max(1, page_size))) or text
     return problem_of(sizes, mask=draw(st.sampled_from(masks)), page_size=page_size, shared_prefix=text)
+
+
+def unshared() -> st.SearchStrategy[Problem]:
+    """The same batches without a prefix."""
+    return problems(masks=("none", "causal")).map(lambda problem: replace(problem, shared_prefix=""))
 
 
 def of(requests: str, text: str, **changes: Any) -> Problem:
@@ -51,12 +72,17 @@ def of(requests: str, text: str, **changes: Any) -> Problem:
 # -- the grammar and the groups ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "canonical"), [("2k:8", "2k:8"), ("2048:08", "2k:8"), (" 100:2", "100:2")])
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [("2k:8", "2k:8"), ("2048:08", "2k:8"), (" 100:2", "100:2"), ("2048:8_0:1_9:2", "2k:8_0:1_9:2")],
+)
 def test_a_prefix_has_one_canonical_text(text: str, canonical: str) -> None:
     assert shared_prefix.spell(shared_prefix.parse(text)) == canonical
 
 
-@pytest.mark.parametrize("text", ["2k", "2k:", ":8", "0:8", "2k:1", "2m:8", "2k:8:2", "-1:8"])
+@pytest.mark.parametrize(
+    "text", ["2k", "2k:", ":8", "0:8", "2k:1", "2m:8", "2k:8:2", "-1:8", "0:2_0:3", "2k:8_", "2k:1_0:3", "2k:2_0:0"]
+)
 def test_a_malformed_prefix_is_named(text: str) -> None:
     with pytest.raises(ProblemError, match="2k:8") as caught:
         shared_prefix.parse(text)
@@ -68,6 +94,12 @@ def test_groups_are_consecutive_requests_that_have_the_prefix_before_their_queri
     problem = of("q20_2q1s50_q10s29_q5s25_3q1s21", "20:3")
     assert problem.prefix_groups == (PrefixGroup(20, (1, 2, 4)), PrefixGroup(20, (5, 6, 7)))
     assert of("4q1s50", "20:3").prefix_groups == (PrefixGroup(20, (0, 1, 2)),)
+
+
+def test_several_segments_are_the_groups_themselves() -> None:
+    problem = of("3q1s50_q10s29_2q5s25_q1s9", "40:2_0:2_20:2")
+    assert problem.prefix_groups == (PrefixGroup(40, (0, 1)), PrefixGroup(20, (4, 5)))
+    assert of("4q1s50", "20:3_0:1").prefix_groups == (PrefixGroup(20, (0, 1, 2)),)  # the last one shares nothing
 
 
 def test_the_last_page_of_a_prefix_is_shared_only_if_it_is_full() -> None:
@@ -86,6 +118,10 @@ def test_the_last_page_of_a_prefix_is_shared_only_if_it_is_full() -> None:
         ("q2k_q1s4k", "2k:8", 0, "fewer than 2 requests have 2048 keys before their queries; .* as 8q1s4k"),
         ("q1s3000_q1s9000_q2k", "2k:8", 0, ""),
         ("q4_q4", "4:2", 0, "fewer than 2 requests have 4 keys before their queries; .* as 8q1s4k"),
+        ("2q1s50", "20:2_20:2", 0, "shared_prefix=20:2_20:2: groups of 4 requests for a batch of 2: use fewer"),
+        ("q1s50_q5s24", "20:2_0:0", 0, "use at least 1 key and 2 requests"),
+        ("q1s50_q5s24_q9", "20:2_0:1", 0, "request 2 .q5s24. has 19 keys before its queries: use at most 19"),
+        ("4q1s50", "20:2_8:2", 16, "shared_prefix=20:2_8:2 with page_size=16: whole pages are shared"),
         ("8q1s4k", "15:8", 16, "shared_prefix=15:8 with page_size=16: whole pages are shared"),
     ],
 )
@@ -107,10 +143,14 @@ def test_a_prefix_without_requests_is_refused() -> None:
 def test_a_shrunk_batch_shares_a_prefix_still_or_is_too_short(problem: Problem, share: float) -> None:
     (small,) = cells.shrunk([Cell(problem, Mode.FWD)], share)
     if isinstance(small, Cell):
-        keys = shared_prefix.parse(small.problem.shared_prefix).keys
-        members = [number for group in problem.prefix_groups for number in group.requests]
-        before = [small.problem.sizes[n].keys - small.problem.sizes[n].queries for n in members]
-        assert all(count >= keys for count in before if count)
+        before = [size.keys - size.queries for size in small.problem.sizes]
+        for keys, members in small.problem.prefix_groups:
+            assert all(before[number] >= keys for number in members)
+        shared = {number for group in small.problem.prefix_groups for number in group.requests}
+        if "_" not in problem.shared_prefix:
+            # One that was the third of a group may be alone now, where others of the group lost their prefix.
+            members = [number for group in problem.prefix_groups for number in group.requests if before[number]]
+            assert len(set(members) - shared) <= len(problem.prefix_groups)
     else:
         assert "before their queries" in small.reason
 
@@ -122,11 +162,10 @@ def test_a_shrunk_batch_shares_a_prefix_still_or_is_too_short(problem: Problem, 
 @given(problems())
 def test_requests_of_a_group_have_equal_keys_and_share_their_pages(problem: Problem) -> None:
     tensors = inputs.make(problem, 3)
-    length = shared_prefix.parse(problem.shared_prefix).keys
     keys = [tensors.k[0, :, span.start : span.stop] for _, span in problem.spans]
-    for group in problem.prefix_groups:
-        for member in group.requests[1:]:
-            assert torch.equal(keys[member][:, :length], keys[group.requests[0]][:, :length])
+    for length, members in shared_prefix.groups(problem.shared_prefix, problem.sizes, page_size=0):
+        for member in members[1:]:
+            assert torch.equal(keys[member][:, :length], keys[members[0]][:, :length])
     if not problem.page_size:
         return
     table, pool = layouts.page_table(problem), layouts.paged(problem, tensors.k)
@@ -202,7 +241,7 @@ def test_backends_that_compute_requests_read_shared_pages(name: str, problem: Pr
 
 
 @settings(deadline=None)
-@given(problems(masks=("none", "causal")))
+@given(problems(masks=("none", "causal", "causal+window:2", "window:3:1")) | unshared())
 def test_cascade_computes_what_the_formula_says(problem: Problem) -> None:
     check_output("sdpa:cascade", problem)
 
@@ -263,8 +302,7 @@ def test_the_prefix_is_one_call_for_a_group() -> None:
 @pytest.mark.parametrize(
     ("text", "changes", "mode", "reason"),
     [
-        ("", {}, Mode.FWD, "no shared prefix: use --requests and --set shared_prefix=2k:8"),
-        ("4:2", {"mask": "causal+window:2"}, Mode.FWD, "sliding window unsupported"),
+        ("4:2", {"mask": "causal+dilated:2"}, Mode.FWD, "dilated keys unsupported"),
         ("4:2", {"head_dim_v": 4}, Mode.FWD, "head_dim_v different from head_dim unsupported"),
         ("4:2", {}, Mode.FWD_BWD, "backward of keys that requests share unsupported"),
     ],
@@ -273,6 +311,12 @@ def test_what_cascade_cannot_do_is_refused(text: str, changes: dict[str, Any], m
     case = Case(problem=of("3q1s9", text, **changes), backend="sdpa:cascade", mode=mode)
     assert reason in backends.load("sdpa:cascade").objections(case, "cpu")
     assert reason in backends.load("sdpa:cascade").objections(case, "cuda")
+
+
+def test_cascade_needs_a_batch_of_requests() -> None:
+    case = Case(problem=Problem(seq_q=4), backend="sdpa:cascade")
+    reasons = backends.load("sdpa:cascade").objections(case, "cpu")
+    assert reasons == ["no requests: use --requests and --set shared_prefix=2k:8"]
 
 
 def test_a_pool_and_what_a_backend_gathers_from_it_are_predicted() -> None:
