@@ -15,10 +15,9 @@ from attnbench.analysis.readings import Floats
 from attnbench.analysis.restarts import Restarts, join
 from attnbench.analysis.traffic import Draw, TrafficSteps
 from attnbench.analysis.traffic_totals import Measured
-from attnbench.attention import requests
+from attnbench.attention import requests, shared_prefix
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
-from attnbench.attention.requests import RequestSize
 from attnbench.engine import sweep
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
@@ -30,8 +29,10 @@ from attnbench.studies.replay import Replay, ReplaySettings
 from attnbench.studies.traffic_answer import TrafficAnswer
 from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.readers import spell
-from attnbench.suite.serving.simulation import Serving, batches_of
+from attnbench.suite.serving import step_requests
+from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
+from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
 from attnbench.units import seconds
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
@@ -42,7 +43,18 @@ REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measure
 CPU_RATES = Rates(flop_per_s=5e10, bytes_per_s=1e10)  # of one thread, estimated, where nothing was calibrated
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
 LATENT_BACKENDS = "naive,mla:absorbed,mla:expanded"
-FIELDS = ("requests", "mask", "heads", "kv_heads", "head_dim", "head_dim_v", "kv", "dtype", "page_size")
+FIELDS = (
+    "requests",
+    "shared_prefix",
+    "mask",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "head_dim_v",
+    "kv",
+    "dtype",
+    "page_size",
+)
 
 
 def measuring_rates(request: sweep.Request) -> Rates | None:
@@ -62,30 +74,30 @@ class StepProblems(msgspec.Struct, frozen=True, kw_only=True):
     """One drawn step: the attention of each kind of layer, and how many layers have it."""
 
     layers: tuple[tuple[Problem, int], ...]
+    sharing: tuple[Sharing, ...] = ()  # of each kind of layer
 
 
-def problems_of(batch: Sequence[tuple[int, int]], decoder: Decoder, *, dtype: Dtype, page_size: int) -> StepProblems:
-    """The problems of one step. Raises UsageError for layers that requests cannot express."""
-    text = requests.spell(tuple(RequestSize(queries, keys) for queries, keys in batch))
-    return StepProblems(
-        layers=tuple((_problem(text, layer, dtype, page_size), layer.count) for layer in decoder.layers)
-    )
+def problems_of(batch: Sequence[StepRequest], decoder: Decoder, *, dtype: Dtype, page_size: int) -> StepProblems:
+    """The problems of one step. A layer with chunks has each part of a request in a chunk as a request of its own."""
+    layers, sharing = [], []
+    for layer in decoder.layers:
+        parts = step_requests.chunked(batch, layer.chunk, page_size) if layer.chunk else batch
+        together = step_requests.grouped(tuple(parts), page_size)
+        layers.append((_problem(together, layer, dtype, page_size), layer.count))
+        sharing.append(together.sharing)
+    return StepProblems(layers=tuple(layers), sharing=tuple(sharing))
 
 
-def _problem(text: str, layer: DecoderLayer, dtype: Dtype, page_size: int) -> Problem:
-    if layer.chunk:
-        raise UsageError(
-            f"replay: layers with chunks of {layer.chunk} tokens cannot be measured: use --simulate-only for this model"
-        )
-    sizes = requests.parse(text)
-    seq_q, seq_kv = map(max, zip(*sizes, strict=True))
+def _problem(batch: Grouped, layer: DecoderLayer, dtype: Dtype, page_size: int) -> Problem:
+    seq_q, seq_kv = map(max, zip(*batch.sizes, strict=True))
     kv = ""
     if layer.latent:
         width, rank = layer.latent
         kv = f"latent:{rank}+{width - rank}"
     return Problem(
-        batch=len(sizes),
-        requests=text,
+        batch=len(batch.sizes),
+        requests=requests.spell(batch.sizes),
+        shared_prefix=shared_prefix.spell(batch.prefixes) if batch.prefixes else "",
         seq_q=seq_q,
         seq_kv=seq_kv,
         heads=layer.heads,
@@ -149,7 +161,7 @@ def plan_replay(
     stored = _stored_draws(out, tag)
     counts = [stored] if stored else _counts(count)
     draws = [(each, traffic.draw(table, each, settings.seed)) for each in counts]
-    batches = batches_of(serving, {int(step) for _, drawn in draws for step in drawn.steps})
+    batches = requests_in(serving, {int(step) for _, drawn in draws for step in drawn.steps})
     for number, drawn in draws:
         steps = tuple(
             problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
@@ -205,13 +217,13 @@ def _dtype(request: sweep.Request, decoder: Decoder) -> str:
 
 def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
     """The sweep that measures these steps: each problem once, with the backends and limits of the request."""
-    wanted = list(dict.fromkeys(problem for step in steps for problem, _ in step.layers))
-    axes = {name: ",".join(dict.fromkeys(spell(_value(problem, name)) for problem in wanted)) for name in FIELDS}
-    if not axes["kv"]:
-        del axes["kv"]
+    first, *others = dict.fromkeys(problem for step in steps for problem, _ in step.layers)
+    # The values of all problems would make a product, of which most is not measured.
+    values = {name: spell(_value(first, name)) for name in FIELDS}
+    axes = {name: value for name, value in values.items() if value}
     prepared = sweep.prepare(msgspec.structs.replace(request, axes=axes))
-    cells = [(cell, arms) for cell, arms in prepared.cells if cell.problem in set(wanted)]
-    return prepared if len(cells) == len(prepared.cells) else sweep.replan(prepared, cells)
+    cells = [(cell._replace(problem=each), arms) for cell, arms in prepared.cells for each in (first, *others)]
+    return sweep.replan(prepared, cells)
 
 
 def _value(problem: Problem, name: str) -> object:

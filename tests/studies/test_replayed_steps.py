@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
-import pytest
 
 from attnbench.analysis.traffic import Draw, TrafficSteps
-from attnbench.attention.choices import Dtype
+from attnbench.attention import cost
+from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
+from attnbench.attention.requests import RequestSize
 from attnbench.engine.sweep import Request
-from attnbench.errors import UsageError
 from attnbench.records.result import sample
 from attnbench.studies import replayed_steps
 from attnbench.studies.replayed_steps import StepProblems
 from attnbench.suite.models.decoder import Decoder, DecoderLayer, Weights
 from attnbench.suite.models.layers import Layer
+from attnbench.suite.serving import step_cost
+from attnbench.suite.serving.scheduler import Batch
+from attnbench.suite.serving.step_requests import StepRequest
 from tests import samples
 
 FULL = DecoderLayer(kind=Layer.FULL, count=2, heads=8, kv_heads=2, head_dim=16, head_dim_v=16)
@@ -25,8 +29,12 @@ def decoder(*layers: DecoderLayer) -> Decoder:
     return Decoder(name="made", layers=layers, weights=Weights(embedding=1, dense=1), dtype=Dtype.BF16)
 
 
+def batch(*sizes: tuple[int, int]) -> list[StepRequest]:
+    return [StepRequest(RequestSize(*size)) for size in sizes]
+
+
 def problem(text: str, mask: str = "causal") -> Problem:
-    (step,) = replayed_steps.problems_of([(1, 40)], decoder(FULL), dtype=Dtype.FP32, page_size=16).layers
+    (step,) = replayed_steps.problems_of(batch((1, 40)), decoder(FULL), dtype=Dtype.FP32, page_size=16).layers
     assert step[0].requests == "q1s40"
     return Problem(
         batch=1, seq_q=1, seq_kv=40, heads=8, kv_heads=2, head_dim=16, mask=mask, requests=text, page_size=16
@@ -35,7 +43,7 @@ def problem(text: str, mask: str = "causal") -> Problem:
 
 def test_every_kind_of_layer_is_a_problem_that_counts_by_its_layers():
     step = replayed_steps.problems_of(
-        [(4, 300), (1, 50), (1, 50)], decoder(FULL, WINDOW), dtype=Dtype.FP32, page_size=16
+        batch((4, 300), (1, 50), (1, 50)), decoder(FULL, WINDOW), dtype=Dtype.FP32, page_size=16
     )
     (full, full_layers), (window, window_layers) = step.layers
     assert (full_layers, window_layers) == (2, 3)
@@ -50,7 +58,9 @@ def test_a_latent_cache_is_that_of_the_model():
     mla = DecoderLayer(
         kind=Layer.FULL, count=61, heads=128, kv_heads=128, head_dim=192, head_dim_v=128, latent=(576, 512)
     )
-    ((problem, layers),) = replayed_steps.problems_of([(1, 5)], decoder(mla), dtype=Dtype.BF16, page_size=16).layers
+    ((problem, layers),) = replayed_steps.problems_of(
+        batch((1, 5)), decoder(mla), dtype=Dtype.BF16, page_size=16
+    ).layers
     assert (problem.kv, problem.kv_heads, problem.head_dim, problem.head_dim_v) == ("latent:512+64", 1, 192, 128)
     assert layers == 61
     planned = replayed_steps.plan(
@@ -61,15 +71,48 @@ def test_a_latent_cache_is_that_of_the_model():
     assert not planned.plan.refusals
 
 
-def test_chunks_are_refused_with_what_to_use():
+def test_a_layer_with_chunks_has_the_parts_of_a_request_as_requests():
+    """By hand, chunks of 64: queries 60 to 129 of the first request lie in three chunks, the second in its second."""
     chunked = DecoderLayer(kind=Layer.CHUNKED, count=1, heads=8, kv_heads=2, head_dim=16, head_dim_v=16, chunk=64)
-    with pytest.raises(UsageError, match="chunks of 64 tokens cannot be measured: use --simulate-only"):
-        replayed_steps.problems_of([(1, 5)], decoder(chunked), dtype=Dtype.FP32, page_size=16)
+    ((problem, _),) = replayed_steps.problems_of(
+        batch((70, 130), (1, 65)), decoder(chunked), dtype=Dtype.FP32, page_size=16
+    ).layers
+    assert problem.requests == "q4s64_q64_q2_q1"
+    assert problem.mask == "causal"
+    # The pairs are those that the predicate of such layers shows: the same chunk, and no later key.
+    pairs = sum(
+        1 for q, kv in ((70, 130), (1, 65)) for i in range(kv - q, kv) for j in range(i + 1) if i // 64 == j // 64
+    )
+    assert cost.pairs(problem) == 8 * pairs
+    assert step_cost.work(chunked, Batch(np.array([70, 1]), np.array([130, 65])), 4)[0] == 4 * 16 * 8 * pairs
+
+
+def test_a_prefix_in_the_cache_is_shared_in_every_kind_of_layer():
+    """Requests 0 and 2 hold blocks 7 and 8, of 16 tokens; in chunks of 16, only the second of them is in the last."""
+    held = np.array([7, 8])
+    step = [
+        StepRequest(RequestSize(1, 40), held),
+        StepRequest(RequestSize(5, 5)),
+        StepRequest(RequestSize(1, 35), held),
+    ]
+    mla = DecoderLayer(kind=Layer.FULL, count=1, heads=4, kv_heads=4, head_dim=24, head_dim_v=16, latent=(40, 32))
+    chunks = DecoderLayer(kind=Layer.CHUNKED, count=1, heads=8, kv_heads=2, head_dim=16, head_dim_v=16, chunk=32)
+    made = replayed_steps.problems_of(step, decoder(FULL, WINDOW, mla, chunks), dtype=Dtype.FP32, page_size=16)
+    problems = [problem for problem, _ in made.layers]
+    assert [problem.requests for problem in problems] == ["q1s40_q1s35_q5"] * 3 + ["q1s8_q5_q1s3"]
+    assert [problem.shared_prefix for problem in problems] == ["32:2_0:1"] * 3 + [""]
+    assert [(each.keys, each.measured) for each in made.sharing] == [(32, 32)] * 3 + [(0, 0)]
+    for problem in problems[:3]:
+        shown = cost.traffic_bytes(problem, Mode.FWD)
+        assert shown < cost.traffic_bytes(msgspec.structs.replace(problem, shared_prefix=""), Mode.FWD)
+    planned = replayed_steps.plan(Request(backend="naive,sdpa:cascade", device="cpu:threads=1"), [made])
+    assert {group.problem for group in planned.plan.groups} == set(problems)
+    assert {refusal.case.problem.kv for refusal in planned.plan.refusals} == {"latent:32+8"}  # cascade has no latent
 
 
 def test_the_plan_has_each_problem_once_and_no_other():
     wide = DecoderLayer(kind=Layer.SLIDING, count=1, heads=4, kv_heads=4, head_dim=32, head_dim_v=32, window=9)
-    batches = [[(1, 40)], [(3, 3), (1, 40)], [(1, 40)]]
+    batches = [batch((1, 40)), batch((3, 3), (1, 40)), batch((1, 40))]
     steps = [replayed_steps.problems_of(each, decoder(FULL, wide), dtype=Dtype.FP32, page_size=16) for each in batches]
     planned = replayed_steps.plan(Request(backend="naive,sdpa", device="cpu:threads=1"), steps)
     wanted = {problem for step in steps for problem, _ in step.layers}

@@ -104,14 +104,14 @@ class ReferenceScheduler:
         return missing <= len(self.free) - sum(self.users[block] == 0 for block in hits)
 
     def hold(self, request: Request, tokens: int) -> None:
-        """Allocate the blocks of so many tokens, and cache those that are full then."""
+        """Allocate the blocks of so many tokens, and cache those that this step fills."""
         while len(request.blocks) < self.blocks_for(tokens):
             block = self.free.pop(0)
             self.users[block] = 1
             if (old := self.content.pop(block, None)) is not None:
                 del self.cached[old]
             request.blocks.append(block)
-        for index in range(tokens // self.options.block_size):
+        for index in range(request.computed // self.options.block_size, tokens // self.options.block_size):
             content, block = request.content(index, self.options.block_size), request.blocks[index]
             if content not in self.cached and self.options.prefix_cache:
                 self.cached[content] = block

@@ -4,7 +4,7 @@ import math
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from attnbench.errors import UsageError
 from attnbench.suite.serving.blocks import BlockPool
@@ -72,6 +72,17 @@ def reference_steps(
     return steps, reference
 
 
+def one_by_one(*tokens: int) -> tuple[SchedulerOptions, list[TracedRequest]]:
+    """A server that runs one request at a time in a small cache, and prompts of which long ones have a common part."""
+    options = SchedulerOptions(kv_blocks=37, block_size=16, max_num_batched_tokens=3, max_num_seqs=1)
+    hashes = (1, 2)
+    return options, [
+        TracedRequest(0.0, each, 2, hashes[: -(-each // HASHED_TOKENS)] if each > 1 else ()) for each in tokens
+    ]
+
+
+# The second prompt computes the last block of the first again, and holds it when the first one is allocated anew.
+@example(one_by_one(1, 512, 1, 1, 1, 1, 512, 1, 1, 1, 1, 1, 513))
 @given(servers())
 @settings(deadline=None, max_examples=50)
 def test_every_step_is_that_of_the_reference(server: tuple[SchedulerOptions, list[TracedRequest]]) -> None:

@@ -15,7 +15,7 @@ from attnbench.suite.models.decoder import DecoderLayer, decoder_of
 from attnbench.suite.models.layers import Layer
 from attnbench.suite.serving.generate import Traffic, generate
 from attnbench.suite.serving.scheduler import Batch, SchedulerOptions
-from attnbench.suite.serving.simulation import KINDS, Serving, StepKind, batches_of, simulate
+from attnbench.suite.serving.simulation import KINDS, Serving, StepKind, requests_in, simulate
 from attnbench.suite.serving.step_cost import Rates, StepCost, step_cost, work
 from attnbench.suite.serving.trace import TracedRequest
 from tests.suite.test_decoder_models import DEEPSEEK_V3, GPT_OSS_20B, LLAMA_8B
@@ -168,9 +168,10 @@ def test_chosen_steps_are_simulated_again_as_they_were(replicas: int) -> None:
     steps = simulate(servers).steps
     count = len(steps.kinds)
     chosen = sorted({0, 1, count // 3, count // 2, count - 2, count - 1})
-    batches = batches_of(servers, chosen)
+    batches = requests_in(servers, chosen)
     assert list(batches) == chosen
-    for number, requests in batches.items():
+    for number, step in batches.items():
+        requests = [request.size for request in step]
         q, kv = zip(*requests, strict=True)
         summary = (len(q), sum(q), sum(kv), max(q))
         stored = (steps.requests, steps.q_tokens, steps.kv_tokens, steps.max_q)
@@ -178,7 +179,7 @@ def test_chosen_steps_are_simulated_again_as_they_were(replicas: int) -> None:
         assert servers.cost.attention(batch(*requests)).simulated == steps.attention_s[number]
         kind = StepKind.DECODE if max(q) == 1 else StepKind.MIXED if min(q) == 1 else StepKind.PREFILL
         assert KINDS[steps.kinds[number]] is kind
-    assert batches_of(servers, []) == {}
+    assert requests_in(servers, []) == {}
 
 
 def test_replicas_take_requests_in_turn_and_add_up() -> None:

@@ -81,6 +81,7 @@ class Scheduler:
         self._table = PrefixTable(self._pool, options.block_size)
         self._preempted: deque[_Request] = deque()
         self._running: list[_Request] = []
+        self._scheduled = self._running  # in the last step
         size = min(options.max_num_seqs, options.max_num_batched_tokens, options.kv_blocks)  # at least one of each
         self._computed, self._known, self._target = (np.zeros(size, np.int64) for _ in range(3))
         self._room = np.zeros(size, np.int64)  # tokens that fit into the blocks that a request holds
@@ -90,6 +91,11 @@ class Scheduler:
     def next_arrival_s(self) -> float | None:
         """When the next request arrives, if nothing runs; None at the end."""
         return self._next.arrival_s if self._next else None
+
+    @property
+    def blocks(self) -> list[Blocks]:
+        """The blocks that each request of the last step holds; valid up to the next step."""
+        return [request.blocks[: request.held] for request in self._scheduled]
 
     def step(self, now_s: float) -> Batch | None:
         """Schedule one step and count it as done; None if there is no request to run."""
@@ -103,7 +109,7 @@ class Scheduler:
         computed = self._computed[:count]
         computed += q
         self._room[:count] -= q
-        batch = Batch(q, computed.copy())
+        batch, self._scheduled = Batch(q, computed.copy()), self._running
         known = self._known[:count]
         known += computed == known
         if (ended := known == self._target[:count]).any():

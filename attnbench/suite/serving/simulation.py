@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from attnbench.suite.serving.scheduler import Batch, Scheduler, SchedulerOptions, Totals
 from attnbench.suite.serving.step_cost import AttentionTime, StepCost
+from attnbench.suite.serving.step_requests import StepRequest, requests_of
 from attnbench.suite.serving.trace import TracedRequest
 
 
@@ -103,15 +104,19 @@ def _summary(batch: Batch, attention: AttentionTime) -> tuple[float, ...]:
     return KINDS.index(kind), batch.q.size, int(batch.q.sum()), int(batch.kv.sum()), longest, *attention
 
 
-def batches_of(serving: Serving, steps: Collection[int]) -> dict[int, list[tuple[int, int]]]:
-    """The (q, kv) of each request in these steps, numbered as `simulate` does; it simulates up to the last of them."""
-    batches: dict[int, list[tuple[int, int]]] = {}
+def requests_in(serving: Serving, steps: Collection[int]) -> dict[int, tuple[StepRequest, ...]]:
+    """The requests of these steps, numbered as `simulate` does; it simulates up to the last of them."""
+    requests: dict[int, tuple[StepRequest, ...]] = {}
     wanted, last = set(steps), max(steps, default=-1)
-    every = (batch for scheduler in _schedulers(serving) for batch, _ in _Clock().batches(scheduler, serving.cost))
-    for number, batch in enumerate(itertools.islice(every, last + 1)):
+    every = (
+        (scheduler, batch)
+        for scheduler in _schedulers(serving)
+        for batch, _ in _Clock().batches(scheduler, serving.cost)
+    )
+    for number, (scheduler, batch) in enumerate(itertools.islice(every, last + 1)):
         if number in wanted:
-            batches[number] = list(zip(batch.q.tolist(), batch.kv.tolist(), strict=True))
-    return batches
+            requests[number] = requests_of(batch, scheduler.blocks, serving.options.block_size)
+    return requests
 
 
 def _schedulers(serving: Serving) -> Iterator[Scheduler]:
