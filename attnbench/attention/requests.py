@@ -82,7 +82,7 @@ def short(text: str) -> str:
     if len(text) <= LONGEST_LABEL:
         return text
     queries, keys = map(sum, zip(*parse(text), strict=True))
-    return f"q{queries}s{keys}~{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return f"q{queries}s{keys}~{digest(text)}"
 
 
 def short_lengths(lengths: Sequence[int]) -> str:
@@ -90,7 +90,12 @@ def short_lengths(lengths: Sequence[int]) -> str:
     text = "-".join(map(str, lengths))
     if len(text) <= LONGEST_LABEL:
         return text
-    return f"{len(lengths)}x{min(lengths)}..{max(lengths)}~{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return f"{len(lengths)}x{min(lengths)}..{max(lengths)}~{digest(text)}"
+
+
+def digest(text: str) -> str:
+    """What tells two long texts apart in their labels."""
+    return hashlib.sha256(text.encode()).hexdigest()[:4]
 
 
 def shrunk(requests: tuple[RequestSize, ...], share: float) -> tuple[RequestSize, ...]:

@@ -50,6 +50,15 @@ def spell(prefixes: Sequence[SharedPrefix]) -> str:
     return "_".join(f"{requests.short_tokens(keys) if keys else 0}:{count}" for keys, count in prefixes)
 
 
+def short(text: str) -> str:
+    """The text for a label; of many groups, their number, the keys that they save, and a hash."""
+    if len(text) <= requests.LONGEST_LABEL:
+        return text
+    several = [prefix for prefix in parse(text) if prefix.keys]
+    saved = sum(keys * (count - 1) for keys, count in several)
+    return f"{len(several)}-groups-save-{requests.short_tokens(saved)}~{requests.digest(text)}"
+
+
 def check(text: str, sizes: tuple[RequestSize, ...], page_size: int) -> None:
     """Raise ProblemError where the requests cannot have this prefix, or share no page of it; no sizes: no requests."""
     if not sizes:

@@ -232,7 +232,8 @@ def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Repla
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
     from attnbench.cli.output import predicted
     from attnbench.engine import sweep
-    from attnbench.units import counted
+    from attnbench.studies.replayed_steps import shares
+    from attnbench.units import counted, whole_percent
 
     dtype, model = planned.steps[0].layers[0][0].dtype, result.decoder.dtype
     if dtype != model:
@@ -243,11 +244,20 @@ def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Repla
             "the backends, not their seconds with the hour",
             file=sys.stderr,
         )
+    sharing = planned.sharing
+    if sharing.measured < sharing.keys:
+        print(
+            f"attnbench: note: {whole_percent(sharing.measured / sharing.keys)} of the keys that requests share are "
+            "measured as shared: where prefixes are nested in each other, a request has one of them",
+            file=sys.stderr,
+        )
     drawn, asked = len(planned.drawn.steps), sampling.steps
+    of_shared = sum(map(shares, planned.steps))
+    shared = f", {of_shared} of them with shared prefixes" if of_shared else ""
     fewer = f", not {asked}, for the budget" if drawn < min(asked, len(planned.table.kinds)) else ""
     rest = sweep.rest(planned.sweep, sampling.out)
     print(
-        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer} · {rest.cases} cases · "
+        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer}{shared} · {rest.cases} cases · "
         f"{predicted(planned.sweep, rest.seconds)}",
         file=sys.stderr,
     )

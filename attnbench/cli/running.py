@@ -29,7 +29,7 @@ from attnbench.records.result import Result, Status
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import jsonl
 from attnbench.report.terminal import failures
-from attnbench.studies import max_seq
+from attnbench.studies import max_seq, replayed_steps
 from attnbench.studies.max_seq import Longest
 from attnbench.units import parse_seconds, seconds
 
@@ -57,7 +57,11 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
 
 def _stored_request(directory: Path, request: Request) -> Request:
     """The request of the run. Options that differ from it would be ignored without notice, so they are refused."""
-    stored = msgspec.convert(run_directory.read(directory).manifest.request, Request)
+    manifest = run_directory.read_manifest(directory)
+    if replayed_steps.REPLAY_TAG in manifest.tags:
+        again = continuing(directory, shlex.split(manifest.command))
+        raise UsageError(f"--resume {directory}: it replays a trace; continue it with: {again}")
+    stored = msgspec.convert(manifest.request, Request)
     changed = [
         field.name
         for field in msgspec.structs.fields(request)
@@ -199,9 +203,9 @@ def measure_into(planned: Sweep, directory: Path | None, style: str) -> Finished
         return sweep.run(planned, watcher, directory=path, watch=watch, command=command())
 
 
-def continuing(path: Path) -> str:
-    """The same command, with the run directory."""
-    words = command()
+def continuing(path: Path, words: Sequence[str] = ()) -> str:
+    """The same command, or the one of these words, with the run directory."""
+    words = words or command()
     named = any(word == "-o" or word.startswith("--out") for word in words)
     return shlex.join(words if named else [*words, "--out", str(path)])
 

@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 
 import msgspec
 
-from attnbench.attention import requests
+from attnbench.attention import requests, shared_prefix
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 
@@ -61,6 +61,8 @@ def problem_label(problem: Problem, mode: Mode) -> str:
             rest |= value if isinstance(value, dict) else {name: value}
     if problem.lengths:
         rest["lengths"] = requests.short_lengths(problem.lengths)
+    if problem.shared_prefix:
+        rest["shared_prefix"] = shared_prefix.short(problem.shared_prefix)
     parts += [f"{name}={spell(value)}" for name, value in sorted(rest.items())]
     return " ".join(parts)
 

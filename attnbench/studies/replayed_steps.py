@@ -119,6 +119,16 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepProblems, ...]
     sweep: Sweep
 
+    @property
+    def sharing(self) -> Sharing:
+        """The keys that requests share, over all layers of the drawn steps."""
+        each = [
+            (count * sharing.keys, count * sharing.measured)
+            for step in self.steps
+            for (_, count), sharing in zip(step.layers, step.sharing, strict=True)
+        ]
+        return Sharing(*map(sum, zip(*each, strict=True)))
+
     def answer(self, results: Sequence[Result], replay: Replay, settings: ReplaySettings) -> TrafficAnswer:
         """What the traffic costs, from the results of the sweep."""
         options = {
@@ -129,6 +139,7 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
             "tokens of a step": str(replay.options.max_num_batched_tokens),
             "requests of a step": str(replay.options.max_num_seqs),
             "prefix cache": "on" if replay.options.prefix_cache else "off",
+            "steps with shared prefixes": f"{sum(map(shares, self.steps))} of {len(self.steps)}",
             "measured": f"{self.steps[0].layers[0][0].dtype} on {', '.join(each.text for each in self.sweep.devices)}",
         }
         return traffic_answer.make(
@@ -155,7 +166,6 @@ def plan_replay(
     size = serving.options.block_size
     if size & (size - 1):
         raise UsageError(f"--block-size {size}: only powers of two can be measured, as 16; or use --simulate-only")
-    request = _on_devices(request, serving.cost.decoder)
     dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
     tag = _tag(settings, request, dtype, count)
     stored = _stored_draws(out, tag)
@@ -167,7 +177,8 @@ def plan_replay(
             problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
         )
         tags = request.tags | {REPLAY_TAG: tag, DRAWS_TAG: str(number)}
-        planned = plan(msgspec.structs.replace(request, tags=tags), steps)
+        names = _backends(request, serving.cost.decoder, steps)
+        planned = plan(msgspec.structs.replace(request, backend=names, tags=tags), steps)
         budget_s = planned.settings.budget_s
         if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
             break
@@ -202,11 +213,18 @@ def _stored_draws(out: Path | None, tag: str) -> int | None:
     return int(tags[DRAWS_TAG])
 
 
-def _on_devices(request: sweep.Request, decoder: Decoder) -> sweep.Request:
-    on_cpu = all(device.kind == "cpu" for device in sweep.devices_of(request.device))
-    latent = any(layer.latent for layer in decoder.layers)
-    usual = "" if not on_cpu else LATENT_BACKENDS if latent else CPU_BACKENDS
-    return msgspec.structs.replace(request, backend=request.backend or usual)
+def _backends(request: sweep.Request, decoder: Decoder, steps: Sequence[StepProblems]) -> str:
+    """Those of the request; on a CPU those that compile nothing for each batch, and cascade where steps can use it."""
+    if request.backend or any(device.kind != "cpu" for device in sweep.devices_of(request.device)):
+        return request.backend
+    if any(layer.latent for layer in decoder.layers):
+        return LATENT_BACKENDS
+    return CPU_BACKENDS + (",sdpa:cascade" if any(map(shares, steps)) else "")
+
+
+def shares(step: StepProblems) -> bool:
+    """Whether requests of the step share a prefix."""
+    return any(problem.shared_prefix for problem, _ in step.layers)
 
 
 def _dtype(request: sweep.Request, decoder: Decoder) -> str:
