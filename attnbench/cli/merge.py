@@ -13,16 +13,24 @@ def merge(
 ) -> int:
     """Merge shards, or runs of several machines, into one run.
 
-    Duplicates are reported; the first wins.
+    Duplicates are reported; the first wins. Shards of a replay give its answer.
     """
     from attnbench.cli import output
     from attnbench.errors import Exit, UsageError
     from attnbench.records import merge as merging
+    from attnbench.studies import replayed_steps, traffic_answer
 
     if len(runs) < 2:
         raise UsageError(f"merge: {len(runs)} run given ({runs[0]}): at least two are needed")
     loaded = [output.load(name) for name in runs]
     for conflict in merging.merge(loaded, out):
         print(f"conflict: {conflict}", file=sys.stderr)
+    if answer := replayed_steps.merged(loaded):
+        traffic_answer.write(answer, out)
+    elif any((run.path / traffic_answer.FILE).exists() for run in loaded):
+        print(
+            f"note: {traffic_answer.FILE} is left out: not all are shards of one replay with the same options",
+            file=sys.stderr,
+        )
     print(out)
     return Exit.OK

@@ -144,7 +144,7 @@ class Sampling(OptionGroup, frozen=True, kw_only=True):
 
 @options.with_options(
     options.ARMS, options.DTYPE, options.BUDGET, options.ROUNDS.but(default="5..10"), options.TIMEOUT,
-    options.MEM_LIMIT,
+    options.MEM_LIMIT, options.SHARD,
     options.SEED.but(help="Random seed of arrivals, of the steps that are drawn, and of inputs."),
 )  # fmt: skip
 def replay(
@@ -224,6 +224,8 @@ def _measure(
             f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}",
             file=sys.stderr,
         )
+    if planned.sweep.request.shard:
+        print("a shard has no answer for all steps: merge the runs of all with attnbench merge", file=sys.stderr)
     print(f"run: {outcome.run.path}\nnext: attnbench report {outcome.run.path}", file=sys.stderr)
     return running.exit_code(outcome.run.results, outcome.ending)
 

@@ -23,17 +23,19 @@ from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
 from attnbench.machine import identity
 from attnbench.records import run_directory
-from attnbench.records.result import Result
+from attnbench.records.result import Key, Result
+from attnbench.records.run_directory import Run
 from attnbench.studies import traffic_answer
 from attnbench.studies.replay import Replay, ReplaySettings
 from attnbench.studies.traffic_answer import TrafficAnswer
+from attnbench.suite.cells import parse_shard
 from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.readers import spell
 from attnbench.suite.serving import step_requests
 from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
 from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
-from attnbench.units import seconds
+from attnbench.units import counted, seconds
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -151,7 +153,22 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
             drawn=self.drawn,
             measured=times_of(self.steps, results, self.drawn, self.table),
             hours=replay.simulated_s / 3600,
+            layers=[step.layers for step in self.steps],
         )
+
+
+def merged(runs: Sequence[Run]) -> TrafficAnswer | None:
+    """The answer of shards of one replay, from the results of all; None unless they are, with the same draws."""
+    replays = {tuple(map(run.manifest.tags.get, (REPLAY_TAG, DRAWS_TAG))) for run in runs}
+    answer = traffic_answer.read(runs[0].path)
+    if answer is None or answer.drawn is None or len(replays) > 1:
+        return None
+    results: dict[Key, Result] = {}
+    for result in (result for run in runs for result in run.results):
+        results.setdefault(result.key, result)
+    steps = [StepProblems(layers=layers) for layers in answer.drawn.layers]
+    measured = times_of(steps, list(results.values()), answer.drawn.draw, answer.drawn.table)
+    return traffic_answer.remade(answer, answer.drawn, measured)
 
 
 def plan_replay(
@@ -169,7 +186,8 @@ def plan_replay(
     dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
     tag = _tag(settings, request, dtype, count)
     stored = _stored_draws(out, tag)
-    counts = [stored] if stored else _counts(count)
+    # Shards draw the same steps, whatever each of them takes.
+    counts = [stored or count] if stored or request.shard else _counts(count)
     draws = [(each, traffic.draw(table, each, settings.seed)) for each in counts]
     batches = requests_in(serving, {int(step) for _, drawn in draws for step in drawn.steps})
     for number, drawn in draws:
@@ -182,7 +200,7 @@ def plan_replay(
         budget_s = planned.settings.budget_s
         if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
             break
-    if not stored and budget_s is not None and planned.plan.seconds > budget_s:
+    if not (stored or request.shard) and budget_s is not None and planned.plan.seconds > budget_s:
         needed = f"{number} drawn steps take about {seconds(planned.plan.seconds)}, and without one of them there is no"
         least = math.ceil(planned.plan.seconds / BUDGET_SHARE)
         raise UsageError(f"--budget {seconds(budget_s)}: {needed} answer: use --budget {least}s, or a smaller model")
@@ -239,9 +257,14 @@ def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
     # The values of all problems would make a product, of which most is not measured.
     values = {name: spell(_value(first, name)) for name in FIELDS}
     axes = {name: value for name, value in values.items() if value}
-    prepared = sweep.prepare(msgspec.structs.replace(request, axes=axes))
-    cells = [(cell._replace(problem=each), arms) for cell, arms in prepared.cells for each in (first, *others)]
-    return sweep.replan(prepared, cells)
+    prepared = sweep.prepare(msgspec.structs.replace(request, axes=axes, shard=""))
+    selected = parse_shard(request.shard)
+    problems = [each for number, each in enumerate((first, *others)) if selected(number)]
+    if not problems:
+        raise UsageError(f"--shard {request.shard}: none of {counted(1 + len(others), 'case')}: use fewer shards")
+    return sweep.replan(
+        prepared, [(cell._replace(problem=each), arms) for cell, arms in prepared.cells for each in problems]
+    )
 
 
 def _value(problem: Problem, name: str) -> object:

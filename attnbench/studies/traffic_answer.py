@@ -1,22 +1,48 @@
 """What the traffic of a trace costs by backend, stored beside the results of its run as `replay.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from msgspec.structs import replace
 
 from attnbench import units
 from attnbench.analysis import serving_flags, traffic, traffic_totals
+from attnbench.analysis.readings import Floats
 from attnbench.analysis.serving_flags import EngineSetting
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Draw, Mix, TrafficSteps
 from attnbench.analysis.traffic_totals import Measured, PolicyName, TrafficTotals
+from attnbench.attention.problem import Problem
 from attnbench.errors import SchemaError, StoreError
 from attnbench.records.result import Record
 
 FILE = "replay.json"
 VERSION = 1
 MIN_GAIN = 0.01  # of one backend per phase over one for all, below which the headline does not name it
+
+
+class DrawnSteps(Record, frozen=True, kw_only=True):
+    """The measured steps, by which an answer follows from results again; one entry of each field for each step."""
+
+    layers: tuple[tuple[tuple[Problem, int], ...], ...]  # the problem of each kind of layer, and its number of layers
+    kinds: tuple[int, ...]  # places in KINDS
+    context: tuple[float, ...]  # keys per request
+    weights: tuple[float, ...]  # of the draw
+    certain: int
+
+    @property
+    def draw(self) -> Draw:
+        """The draw, with the steps numbered in their order here."""
+        return Draw(steps=np.arange(len(self.kinds)), weights=np.array(self.weights), certain=self.certain)
+
+    @property
+    def table(self) -> TrafficSteps:
+        """The steps without what only a draw needs."""
+        kinds, context = np.array(self.kinds), np.array(self.context)
+        ones = np.ones_like(kinds)
+        return TrafficSteps(kinds=kinds, requests=ones, max_q=ones, context=context, predicted_s=np.ones_like(context))
 
 
 class TrafficAnswer(Record, frozen=True, kw_only=True):
@@ -31,6 +57,7 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
     totals: TrafficTotals
     mix: Mix  # measured seconds are those of the fastest backend that ran every drawn step
     settings: tuple[EngineSetting, ...]
+    drawn: DrawnSteps | None = None  # None: of a version that did not store it
 
     @property
     def headline(self) -> str:
@@ -67,21 +94,47 @@ def _contains_one(ratio: Estimate) -> bool:
 
 def make(
     *, trace: str, model: str, options: Mapping[str, str], seed: int, steps: TrafficSteps, drawn: Draw,
-    measured: Measured, hours: float,
+    measured: Measured, hours: float, layers: Sequence[Sequence[tuple[Problem, int]]] = (),
 ) -> TrafficAnswer:  # fmt: skip
-    """The answer for the drawn steps of a simulated trace of so many hours."""
+    """The answer for the drawn steps of a simulated trace of so many hours; `layers`: the problems of each of them."""
+    stored = DrawnSteps(
+        layers=tuple(map(tuple, layers)), kinds=tuple(steps.kinds[drawn.steps].tolist()),
+        context=tuple(steps.context[drawn.steps].tolist()), weights=tuple(drawn.weights.tolist()),
+        certain=drawn.certain,
+    )  # fmt: skip
     totals = traffic_totals.estimate(drawn, measured, hours)
-    fastest = traffic_totals.step_seconds(measured, totals.totals[0].backend) if totals.totals else None
+    return TrafficAnswer(
+        version=VERSION, trace=trace, model=model, options=dict(options), seed=seed, steps=len(steps.kinds),
+        totals=totals, mix=traffic.mix(steps, drawn, _fastest(measured, totals)), settings=_settings(totals),
+        drawn=stored if layers else None,
+    )  # fmt: skip
+
+
+def remade(answer: TrafficAnswer, drawn: DrawnSteps, measured: Measured) -> TrafficAnswer:
+    """The answer for other measurements of its drawn steps."""
+    totals = traffic_totals.estimate(drawn.draw, measured, answer.totals.hours)
+    of_drawn = traffic.mix(drawn.table, drawn.draw, _fastest(measured, totals))
+    seconds = {(part.kind, part.context): part.measured_s for part in (*of_drawn.by_kind, *of_drawn.by_context)}
+    by_kind, by_context = (
+        tuple(replace(part, measured_s=seconds.get((part.kind, part.context))) for part in parts)
+        for parts in (answer.mix.by_kind, answer.mix.by_context)
+    )
+    return replace(answer, totals=totals, mix=Mix(by_kind=by_kind, by_context=by_context), settings=_settings(totals))
+
+
+def _fastest(measured: Measured, totals: TrafficTotals) -> Floats | None:
+    """The seconds of each drawn step with the backend that is fastest for all; None if none ran every step."""
+    return traffic_totals.step_seconds(measured, totals.totals[0].backend) if totals.totals else None
+
+
+def _settings(totals: TrafficTotals) -> tuple[EngineSetting, ...]:
     single, phase = (totals.policy(name) for name in (PolicyName.SINGLE, PolicyName.PHASE))
     of_phase = {choice.scope: choice.backend for choice in phase.choices}
     settings = serving_flags.settings(
         single.choices[0].backend if single.choices else None,
         of_phase.get(traffic_totals.DECODE), of_phase.get(traffic_totals.PREFILL),
     )  # fmt: skip
-    return TrafficAnswer(
-        version=VERSION, trace=trace, model=model, options=dict(options), seed=seed, steps=len(steps.kinds),
-        totals=totals, mix=traffic.mix(steps, drawn, fastest), settings=tuple(settings),
-    )  # fmt: skip
+    return tuple(settings)
 
 
 def write(answer: TrafficAnswer, directory: Path) -> Path:

@@ -22,7 +22,7 @@ from attnbench.attention.requests import RequestSize
 from attnbench.attention.shared_prefix import PrefixGroup
 from attnbench.backends import cascade, scope
 from attnbench.errors import ProblemError
-from attnbench.records.case import Case
+from attnbench.records.case import Case, problem_label
 from attnbench.suite import cells
 from attnbench.suite.cells import Cell
 from tests.attention.test_requests import check_output, problem_of
@@ -339,3 +339,12 @@ def test_gradients_of_keys_that_lie_in_one_place_for_several_are_refused(
     """`naive` and `sdpa` compute each request alone, and would not notice."""
     case = Case(problem=of("3q1s9", text, page_size=page_size), backend=name, mode=Mode.FWD_BWD)
     assert f"backward of {reason} unsupported" in backends.load(name).objections(case, "cpu")
+
+
+def test_a_long_list_of_groups_is_short_in_a_label() -> None:
+    text = "_".join(["2k:3", "0:1"] * 12)
+    problem = of("48q1s4k", text)
+    label = problem_label(problem, Mode.FWD)
+    assert "shared_prefix=12-groups-save-48k~" in label
+    assert label != problem_label(of("48q1s4k", text.replace("2k:3", "2048:2_0:1", 1)), Mode.FWD)
+    assert "shared_prefix=2k:8" in problem_label(of("8q1s4k", "2k:8"), Mode.FWD)

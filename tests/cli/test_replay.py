@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from attnbench import api, cli
 from attnbench.analysis.traffic_totals import PolicyName
+from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
 from attnbench.records import speeds
-from attnbench.studies import traffic_answer
+from attnbench.studies import replay, replayed_steps, traffic_answer
+from attnbench.suite.serving.simulation import Serving, simulate
+from tests import samples
+from tests.report.canned import store
 from tests.suite.test_decoder_models import GPT_OSS_20B
 
 MODEL = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 256, "vocab_size": 100}
@@ -57,6 +62,38 @@ def test_a_trace_is_simulated_measured_and_answered(folder: Path, capsys: pytest
     assert answer.headline in (folder / "run" / "report" / "report.md").read_text()
 
 
+def plan_of(serving: Serving, *, count: int, **request: Any) -> replayed_steps.ReplayPlan:
+    settings = replay.ReplaySettings(trace="chat", model=Path("config.json"))
+    table = replay.traffic_steps(simulate(serving).steps)
+    asked = Request(device="cpu:threads=1", budget="0", **request)
+    return replayed_steps.plan_replay(serving, table, asked, count=count, settings=settings)
+
+
+@pytest.mark.usefixtures("folder")
+def test_steps_share_the_prefixes_that_the_cache_holds_and_cascade_is_among_the_backends() -> None:
+    backends = {}
+    for prefix_cache in (True, False):
+        settings = replay.ReplaySettings(
+            trace="generated:requests=30:prefixes=2:prefix_tokens=512:input_tokens=60:output_tokens=40"
+            ":requests_per_s=5000",
+            model=Path("config.json"), prefix_cache=prefix_cache,
+        )  # fmt: skip
+        planned = plan_of(replay.serving_of(settings), count=4)
+        shared = {problem.shared_prefix for step in planned.steps for problem, _ in step.layers}
+        assert any(text.startswith("512:") for text in shared) is prefix_cache
+        assert (planned.sharing.keys > 0) is prefix_cache
+        assert planned.sharing.measured == planned.sharing.keys  # prefixes are not nested here
+        backends[prefix_cache] = {arm.backend for _, arms in planned.sweep.cells for arm in arms}
+    assert backends[True] - backends[False] == {"sdpa:cascade"}
+
+
+def test_a_replay_is_not_resumed_as_a_suite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tags, command = {replayed_steps.REPLAY_TAG: "r"}, "attnbench replay trace.jsonl --model config.json"
+    store(samples.run(tags=tags, command=command), folder)
+    assert cli.invoke(["run", "--resume", "run"]) == 2
+    assert f"--resume run: it replays a trace; continue it with: {command} --out run" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -77,10 +114,6 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By estimated speeds, not by those that other tests measured."""
     monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
-    from attnbench.engine.sweep import Request
-    from attnbench.studies import replay, replayed_steps
-    from attnbench.suite.serving.simulation import simulate
-
     (folder / "oss.json").write_text(json.dumps(GPT_OSS_20B))
     settings = replay.ReplaySettings(trace="chat", model=Path("oss.json"))
     serving = replay.serving_of(settings)

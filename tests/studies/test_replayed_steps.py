@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
+import pytest
 
+from attnbench import cli
 from attnbench.analysis.traffic import Draw, TrafficSteps
+from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.attention import cost
 from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.engine.sweep import Request
-from attnbench.records.result import sample
-from attnbench.studies import replayed_steps
+from attnbench.errors import UsageError
+from attnbench.records.result import Result, sample
+from attnbench.records.run_directory import Run
+from attnbench.studies import replayed_steps, traffic_answer
 from attnbench.studies.replayed_steps import StepProblems
 from attnbench.suite.models.decoder import Decoder, DecoderLayer, Weights
 from attnbench.suite.models.layers import Layer
@@ -20,6 +27,7 @@ from attnbench.suite.serving import step_cost
 from attnbench.suite.serving.scheduler import Batch
 from attnbench.suite.serving.step_requests import StepRequest
 from tests import samples
+from tests.report.canned import store
 
 FULL = DecoderLayer(kind=Layer.FULL, count=2, heads=8, kv_heads=2, head_dim=16, head_dim_v=16)
 WINDOW = DecoderLayer(kind=Layer.SLIDING, count=3, heads=8, kv_heads=2, head_dim=16, head_dim_v=16, window=128)
@@ -167,3 +175,75 @@ def test_a_backend_of_a_later_pass_is_scaled_by_the_reference_of_both():
     results = [samples.result([1.0, 1.0], problem=full, facts={"reference": "naive@cpu:threads=1"}), late]
     measured = replayed_steps.times_of([StepProblems(layers=((full, 1),))], results, *drawn(1))
     assert measured.times_s[0].tolist() == [[1.0, 1.0], [1.5, 2.0]]
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def shards(folder: Path, **tags: str) -> tuple[traffic_answer.TrafficAnswer, list[Run]]:
+    """Four drawn steps of 50: the answer for all their results, and two runs, each with the results of two steps."""
+    batches = [batch((1, 40 + n)) for n in range(3)] + [batch((9, 30))]
+    steps = [replayed_steps.problems_of(each, decoder(FULL), dtype=Dtype.FP32, page_size=16) for each in batches]
+    kinds = np.array([0] * 49 + [1])
+    table = TrafficSteps(
+        kinds=kinds, requests=1 + kinds, max_q=1 + 8 * kinds, context=30.0 + np.arange(50), predicted_s=1 + 3.0 * kinds
+    )
+    draw = Draw(steps=np.array([49, 3, 20, 40]), weights=np.array([1, 16.0, 17, 16]), certain=1)
+    results = [
+        samples.result([cost * (n + 1 + r / 50) for r in range(4)], name, problem=step.layers[0][0], group=f"g{n}")
+        for n, step in enumerate(steps)
+        for name, cost in (("naive", 2.0), ("sdpa", 1.0 + (n == 3)))
+    ]
+
+    def answer(results: list[Result]) -> traffic_answer.TrafficAnswer:
+        return traffic_answer.make(
+            trace="t", model="m", options={}, seed=0, steps=table, drawn=draw, hours=2,
+            measured=replayed_steps.times_of(steps, results, draw, table), layers=[step.layers for step in steps],
+        )  # fmt: skip
+
+    runs = []
+    for name, part in (("a", results[:4]), ("b", results[4:])):
+        run = samples.run(*part, tags={replayed_steps.REPLAY_TAG: "r", replayed_steps.DRAWS_TAG: "4"} | tags)
+        runs.append(msgspec.structs.replace(run, path=folder / name))
+        store(runs[-1], folder)
+        traffic_answer.write(answer(part), folder / name)
+    return answer(results), runs
+
+
+def test_shards_of_a_replay_give_the_answer_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, runs = shards(tmp_path)
+    assert traffic_answer.read(runs[0].path).headline == "No backend ran every drawn step"
+    assert whole.totals.policy(PolicyName.SINGLE).seconds.value > 0
+    assert cli.invoke(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "whole")]) == 0
+    merged = traffic_answer.read(tmp_path / "whole")
+    assert merged.totals == whole.totals
+    assert merged.settings == whole.settings
+    assert [part.measured_s for part in merged.mix.by_kind] == pytest.approx(
+        [part.measured_s for part in whole.mix.by_kind]
+    )
+    assert merged == msgspec.structs.replace(whole, mix=merged.mix)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_runs_of_different_replays_have_no_common_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards(tmp_path)
+    shards(tmp_path / "other", replay="another")
+    assert cli.invoke(["merge", str(tmp_path / "a"), str(tmp_path / "other" / "b"), "-o", str(tmp_path / "new")]) == 0
+    assert traffic_answer.read(tmp_path / "new") is None
+    assert "replay.json is left out: not all are shards of one replay with the same" in capsys.readouterr().err
+
+
+def test_shards_of_a_plan_are_its_cases() -> None:
+    steps = [
+        replayed_steps.problems_of(batch((1, 40 + n)), decoder(FULL, WINDOW), dtype=Dtype.FP32, page_size=16)
+        for n in range(3)
+    ]
+
+    def planned(shard: str) -> list[Problem]:
+        request = Request(backend="naive", device="cpu:threads=1", shard=shard)
+        return [group.problem for group in replayed_steps.plan(request, steps).plan.groups]
+
+    parts = [planned(f"{number}/4") for number in range(1, 5)]
+    assert sorted(map(str, planned(""))) == sorted(str(each) for part in parts for each in part)
+    with pytest.raises(UsageError, match="--shard 7/7: none of 6 cases: use fewer shards"):
+        planned("7/7")
