@@ -103,12 +103,13 @@ def page_table(problem: Problem) -> NDArray[np.int32]:
 def prefix_starts(problem: Problem) -> tuple[int, ...]:
     """The first request of each group of a shared prefix, and the number of requests; a request may be alone.
 
-    Empty where a request lacks the prefix, or stands between those of a group.
+    Empty where a request lacks the prefix, or stands between those of a group, or where groups have unlike prefixes.
     """
     groups = problem.prefix_groups
     keys = groups[0].keys if groups else 0
     lacking = [size for size in problem.sizes if size.keys - size.queries < keys]
-    if not groups or lacking or any(members[-1] - members[0] >= len(members) for _, members in groups):
+    unlike = any(group.keys != keys for group in groups)
+    if not groups or unlike or lacking or any(members[-1] - members[0] >= len(members) for _, members in groups):
         return ()
     followers = {number for _, members in groups for number in members[1:]}
     return (*(number for number in range(problem.batch) if number not in followers), problem.batch)

@@ -232,7 +232,9 @@ def _refuses_in_cascade(case: Case) -> list[str]:
     if not problem.page_size:
         reasons.append("it reads a prefix from pages: use --set page_size=16")
     elif not prefix_starts(problem):
-        reasons.append("a request without the prefix, or between those of a group, unsupported: use sdpa:cascade")
+        reasons.append(
+            "a request without the prefix, or groups with gaps or unlike prefixes, unsupported: use sdpa:cascade"
+        )
     return reasons
 
 

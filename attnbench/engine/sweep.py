@@ -89,17 +89,18 @@ def prepare(
     *,
     interpreted: bool = False,
     default_suite: str = DEFAULT_SUITE,
+    suites: Sequence[Suite] = (),
     step: Callable[[str], None] = lambda _: None,
 ) -> Sweep:
     """Read suites and options, inspect the machine, and plan. Loads no torch. Raises UsageError and its subclasses.
 
-    `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter. `step` is called with the
-    state of a long plan.
+    `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter. `suites` replace those of the
+    request. `step` is called with the state of a long plan.
     """
     devices = devices_of(request.device)
-    if not (request.suites or LENGTHS & set(request.axes)):
+    if not (suites or request.suites or LENGTHS & set(request.axes)):
         request = msgspec.structs.replace(request, suites=(default_suite,))  # stored, so that a resume repeats it
-    suites = suites_of(request)
+    suites = suites or suites_of(request)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     settings = _settings(request, suites, kinds)
     cells, impossible = _cells(request, suites, devices, interpreted)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from attnbench import suite
 from attnbench.analysis import readings, traffic
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.restarts import Restarts, join
@@ -23,19 +24,18 @@ from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
 from attnbench.machine import identity
 from attnbench.records import run_directory
-from attnbench.records.result import Key, Result
+from attnbench.records.result import Key, Result, Status
 from attnbench.records.run_directory import Run
 from attnbench.studies import traffic_answer
 from attnbench.studies.replay import Replay, ReplaySettings
 from attnbench.studies.traffic_answer import TrafficAnswer
-from attnbench.suite.cells import parse_shard
 from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.readers import spell
 from attnbench.suite.serving import step_requests
 from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
 from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
-from attnbench.units import counted, seconds
+from attnbench.units import seconds
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -45,6 +45,8 @@ REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measure
 CPU_RATES = Rates(flop_per_s=5e10, bytes_per_s=1e10)  # of one thread, estimated, where nothing was calibrated
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
 LATENT_BACKENDS = "naive,mla:absorbed,mla:expanded"
+# What computes a batch in which these find no prefix, or layers of a kind that they refuse, as in a server.
+WITHOUT_PREFIX = {"sdpa:cascade": "sdpa:flash", "flashinfer:cascade": "flashinfer", "triton:cascade": "triton"}
 FIELDS = (
     "requests",
     "shared_prefix",
@@ -253,18 +255,11 @@ def _dtype(request: sweep.Request, decoder: Decoder) -> str:
 
 def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
     """The sweep that measures these steps: each problem once, with the backends and limits of the request."""
-    first, *others = dict.fromkeys(problem for step in steps for problem, _ in step.layers)
-    # The values of all problems would make a product, of which most is not measured.
-    values = {name: spell(_value(first, name)) for name in FIELDS}
-    axes = {name: value for name, value in values.items() if value}
-    prepared = sweep.prepare(msgspec.structs.replace(request, axes=axes, shard=""))
-    selected = parse_shard(request.shard)
-    problems = [each for number, each in enumerate((first, *others)) if selected(number)]
-    if not problems:
-        raise UsageError(f"--shard {request.shard}: none of {counted(1 + len(others), 'case')}: use fewer shards")
-    return sweep.replan(
-        prepared, [(cell._replace(problem=each), arms) for cell, arms in prepared.cells for each in problems]
-    )
+    problems = dict.fromkeys(problem for step in steps for problem, _ in step.layers)
+    values = ({name: spell(_value(problem, name)) for name in FIELDS} for problem in problems)
+    each = [suite.from_flags({name: text for name, text in of_problem.items() if text}) for of_problem in values]
+    tables = tuple(table for of_problem in each for table in of_problem.tables)
+    return sweep.prepare(request, suites=[msgspec.structs.replace(each[0], tables=tables)])
 
 
 def _value(problem: Problem, name: str) -> object:
@@ -284,7 +279,7 @@ def times_of(steps: Sequence[StepProblems], results: Sequence[Result], drawn: Dr
     refusals: dict[tuple[int, str], str] = {}
     for place, step in enumerate(steps):
         for name in names:
-            of_layers = [(arms.get((problem, name)), count) for problem, count in step.layers]
+            of_layers = [(_arm(arms, problem, name), count) for problem, count in step.layers]
             timed = [(arm, count) for arm, count in of_layers if arm and arm.times]
             if len(timed) == len(of_layers):
                 rounds[place, name] = _step_seconds(timed)
@@ -294,6 +289,15 @@ def times_of(steps: Sequence[StepProblems], results: Sequence[Result], drawn: Dr
     for (place, name), values in rounds.items():
         times[place, names.index(name), : len(values)] = values
     return Measured(backends=names, kinds=table.kinds[drawn.steps], times_s=times, refusals=refusals)
+
+
+def _arm(arms: Mapping[tuple[Problem, str], Restarts], problem: Problem, name: str) -> Restarts | None:
+    """The measured arm of a backend; where it refuses a batch without a prefix for it, that of its library."""
+    arm = arms.get((problem, name))
+    cascade = next((each for each in WITHOUT_PREFIX if each in name), "")
+    if cascade and (arm is None or arm.status is Status.UNSUPPORTED):
+        return arms.get((problem, name.replace(cascade, WITHOUT_PREFIX[cascade])), arm)
+    return arm
 
 
 def _reason(arm: Restarts | None) -> str:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from attnbench import backends
@@ -58,11 +57,6 @@ def problems(draw: st.DrawFn, masks: tuple[str, ...] = MASKS, page_sizes: tuple[
     return problem_of(sizes, mask=draw(st.sampled_from(masks)), page_size=page_size, shared_prefix=text)
 
 
-def unshared() -> st.SearchStrategy[Problem]:
-    """The same batches without a prefix."""
-    return problems(masks=("none", "causal")).map(lambda problem: replace(problem, shared_prefix=""))
-
-
 def of(requests: str, text: str, **changes: Any) -> Problem:
     """A batch written as a user does."""
     fields: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_dim": 8, "mask": "causal", **changes}
@@ -100,6 +94,12 @@ def test_several_segments_are_the_groups_themselves() -> None:
     problem = of("3q1s50_q10s29_2q5s25_q1s9", "40:2_0:2_20:2")
     assert problem.prefix_groups == (PrefixGroup(40, (0, 1)), PrefixGroup(20, (4, 5)))
     assert of("4q1s50", "20:3_0:1").prefix_groups == (PrefixGroup(20, (0, 1, 2)),)  # the last one shares nothing
+
+
+def test_groups_with_unlike_prefixes_are_not_starts_of_one_prefix() -> None:
+    assert layouts.prefix_starts(of("4q1s50", "20:2", page_size=4)) == (0, 2, 4)
+    assert layouts.prefix_starts(of("4q1s50", "20:2_20:2", page_size=4)) == (0, 2, 4)
+    assert layouts.prefix_starts(of("4q1s50", "20:2_40:2", page_size=4)) == ()
 
 
 def test_the_last_page_of_a_prefix_is_shared_only_if_it_is_full() -> None:
@@ -241,7 +241,7 @@ def test_backends_that_compute_requests_read_shared_pages(name: str, problem: Pr
 
 
 @settings(deadline=None)
-@given(problems(masks=("none", "causal", "causal+window:2", "window:3:1")) | unshared())
+@given(problems(masks=("none", "causal")))
 def test_cascade_computes_what_the_formula_says(problem: Problem) -> None:
     check_output("sdpa:cascade", problem)
 
@@ -302,7 +302,8 @@ def test_the_prefix_is_one_call_for_a_group() -> None:
 @pytest.mark.parametrize(
     ("text", "changes", "mode", "reason"),
     [
-        ("4:2", {"mask": "causal+dilated:2"}, Mode.FWD, "dilated keys unsupported"),
+        ("", {}, Mode.FWD, "no shared prefix: use --requests and --set shared_prefix=2k:8"),
+        ("4:2", {"mask": "causal+window:2"}, Mode.FWD, "sliding window unsupported"),
         ("4:2", {"head_dim_v": 4}, Mode.FWD, "head_dim_v different from head_dim unsupported"),
         ("4:2", {}, Mode.FWD_BWD, "backward of keys that requests share unsupported"),
     ],
@@ -311,12 +312,6 @@ def test_what_cascade_cannot_do_is_refused(text: str, changes: dict[str, Any], m
     case = Case(problem=of("3q1s9", text, **changes), backend="sdpa:cascade", mode=mode)
     assert reason in backends.load("sdpa:cascade").objections(case, "cpu")
     assert reason in backends.load("sdpa:cascade").objections(case, "cuda")
-
-
-def test_cascade_needs_a_batch_of_requests() -> None:
-    case = Case(problem=Problem(seq_q=4), backend="sdpa:cascade")
-    reasons = backends.load("sdpa:cascade").objections(case, "cpu")
-    assert reasons == ["no requests: use --requests and --set shared_prefix=2k:8"]
 
 
 def test_a_pool_and_what_a_backend_gathers_from_it_are_predicted() -> None:

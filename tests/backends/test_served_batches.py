@@ -288,7 +288,7 @@ def test_a_latent_cache_is_given_to_flashinfer_absorbed(
             "flashinfer:cascade",
             {"requests": "2q1s50_q20", "batch": 3, "seq_q": 20, "shared_prefix": "20:2", "page_size": 16}
             | {"seq_kv": 50},
-            "a request without the prefix, or between those of a group, unsupported: use sdpa:cascade",
+            "a request without the prefix, or groups with gaps or unlike prefixes, unsupported: use sdpa:cascade",
         ),
         (
             "flashinfer:cascade",

@@ -17,7 +17,7 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
-from attnbench.records.result import Result, sample
+from attnbench.records.result import Result, Status, sample
 from attnbench.records.run_directory import Run
 from attnbench.studies import replayed_steps, traffic_answer
 from attnbench.studies.replayed_steps import StepProblems
@@ -115,7 +115,25 @@ def test_a_prefix_in_the_cache_is_shared_in_every_kind_of_layer():
         assert shown < cost.traffic_bytes(msgspec.structs.replace(problem, shared_prefix=""), Mode.FWD)
     planned = replayed_steps.plan(Request(backend="naive,sdpa:cascade", device="cpu:threads=1"), [made])
     assert {group.problem for group in planned.plan.groups} == set(problems)
-    assert {refusal.case.problem.kv for refusal in planned.plan.refusals} == {"latent:32+8"}  # cascade has no latent
+    refused = {refusal.case.problem for refusal in planned.plan.refusals}
+    assert refused == set(problems[1:])  # cascade computes no window, latent cache or batch without a prefix
+
+
+def test_cascade_without_a_prefix_is_what_its_library_has_else():
+    plain = problem("q1s40")
+    shared = msgspec.structs.replace(plain, requests="2q1s40", batch=2, shared_prefix="16:2")
+    steps = [StepProblems(layers=((each, 2),)) for each in (plain, shared)]
+    results = [
+        samples.result([3.0, 3.0], "sdpa:flash", problem=plain),
+        samples.result([], "sdpa:cascade", problem=plain, status=Status.UNSUPPORTED),
+        samples.result([8.0, 8.0], "sdpa:flash", problem=shared, group="h"),
+        samples.result([5.0, 5.0], "sdpa:cascade", problem=shared, group="h"),
+    ]
+    measured = replayed_steps.times_of(steps, results, *drawn(2))
+    assert measured.backends == ("sdpa:flash", "sdpa:cascade")
+    assert measured.times_s[..., 0].tolist() == [[6.0, 6.0], [16.0, 10.0]]
+    failed = [samples.result([], "sdpa:cascade", problem=plain, status=Status.ERROR), *results[:1], *results[2:]]
+    assert (0, "sdpa:cascade") in replayed_steps.times_of(steps, failed, *drawn(2)).refusals
 
 
 def test_the_plan_has_each_problem_once_and_no_other():
@@ -245,5 +263,5 @@ def test_shards_of_a_plan_are_its_cases() -> None:
 
     parts = [planned(f"{number}/4") for number in range(1, 5)]
     assert sorted(map(str, planned(""))) == sorted(str(each) for part in parts for each in part)
-    with pytest.raises(UsageError, match="--shard 7/7: none of 6 cases: use fewer shards"):
+    with pytest.raises(UsageError, match="nothing is left to run: --shard exclude every case"):
         planned("7/7")
