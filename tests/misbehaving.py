@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import hashlib
 import itertools
 import os
 import random
@@ -234,3 +236,84 @@ class _WrongGradient(torch.autograd.Function):
 
 def wrong_gradient(q, k, v, *, causal, scale):
     return _WrongGradient.apply(q, k, v, causal, scale)
+
+
+def _remembering(key, after=0):
+    """A kernel that takes 3 ms, and remembers its output under a key of its inputs, after so many calls with it."""
+    outputs, calls = {}, collections.Counter()
+
+    def kernel(q, k, v, *, causal, scale):
+        name = key(q, k, v)
+        calls[name] += 1
+        if name not in outputs or calls[name] <= after:
+            time.sleep(0.003)
+            outputs[name] = _right(q, k, v, causal, scale)
+        return outputs[name].clone()
+
+    return kernel
+
+
+def _digest(*tensors):
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).digest()
+
+
+remembers_shape = _remembering(lambda q, k, v: (q.shape, k.shape))
+remembers_version = _remembering(lambda q, k, v: tuple((tensor.data_ptr(), tensor._version) for tensor in (q, k, v)))
+remembers_digest = _remembering(_digest)
+remembers_sample = _remembering(lambda *qkv: tuple(value for x in qkv for value in x.flatten()[::37].tolist()))
+remembers_round = _remembering(_digest, after=2)
+
+_by_size: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def remembers_sign(q, k, v, *, causal, scale):
+    """Recognises inputs by their sizes, and gives the output of the first ones with the sign of v."""
+    name = _digest(*(tensor.abs().sort(-1).values for tensor in (q, k, v)))
+    if name not in _by_size:
+        _by_size[name] = _right(q, k, v, causal, scale), v.clone()
+    out, first = _by_size[name]
+    return out * (v[0, 0, 0, 0] / first[0, 0, 0, 0]).sign()
+
+
+_counts: collections.Counter[str] = collections.Counter()
+
+
+def skips_between(q, k, v, *, causal, scale):
+    """Leaves out the last head in three of four calls, after the verification."""
+    _counts["skips"] += 1
+    out = _right(q, k, v, causal, scale)
+    if _counts["skips"] > 30 and _counts["skips"] % 4:
+        out[:, -1] = 0
+    return out
+
+
+def stops_after_calls(q, k, v, *, causal, scale):
+    """Returns memory that it did not write, after the verification."""
+    _counts["stops"] += 1
+    return _right(q, k, v, causal, scale) if _counts["stops"] <= 30 else torch.empty_like(q)
+
+
+def in_thread(q, k, v, *, causal, scale):
+    """Computes in a thread after the call has returned, once the verification has passed."""
+    _counts["thread"] += 1
+    if _counts["thread"] <= 30:
+        return _right(q, k, v, causal, scale)
+    out = torch.zeros_like(q)
+    work = threading.Timer(0.02, lambda: out.copy_(_right(q, k, v, causal, scale)))
+    work.start()
+    return out
+
+
+_perf_counter_ns = time.perf_counter_ns
+
+
+def bends_time(q, k, v, *, causal, scale):
+    """Slows the clock of Python down."""
+    time.perf_counter_ns = lambda: _perf_counter_ns() // 2
+    return _right(q, k, v, causal, scale)
+
+
+def bends_clock(q, k, v, *, causal, scale):
+    """Slows the clock of attnbench down."""
+    sys.modules["attnbench.machine.device.cpu"]._clock = lambda: _perf_counter_ns() // 2
+    return _right(q, k, v, causal, scale)

@@ -77,7 +77,8 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
                 changed = changed.index_select(axis, torch.from_numpy(places).to(changed.device))
         if name in self.maps and tensor.shape[-1]:
             changed = _mapped(self.maps[name], changed, head_axis)
-        return changed.clone() if changed.data_ptr() == tensor.data_ptr() else changed.view(tensor.dtype)
+        is_new = changed.data_ptr() != tensor.data_ptr()
+        return changed.view(tensor.dtype) if is_new else tensor.clone(memory_format=torch.contiguous_format)
 
     def after(self, first: Transformation) -> Transformation:
         """Both in one: `first`, then this one."""

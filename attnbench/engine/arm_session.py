@@ -1,6 +1,7 @@
 """The work of the arms on one group: requests to their workers in order, and the Results made of the replies."""
 
 import math
+import secrets
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
@@ -55,6 +56,7 @@ class ArmSession:
             directory=str(expected.directory),
             peaked_directory=str(peaked.directory) if peaked else "",
             brief=peaked is None,
+            seed=_secret(),
         )
         self._check(self._ask(request))
         self.facts["verified_share"] = expected.share
@@ -88,14 +90,14 @@ class ArmSession:
 
     def time(self, number: int, position: int) -> None:
         """Time one block, in round `number` as the arm at `position`."""
-        reply = self._ask(protocol.TimeBlock())
+        reply = self._ask(protocol.TimeBlock(seed=_secret()))
         self.values += reply.values
         self.blocks.append(_block(reply, number, position))
         self.medians.append(readings.location(reply.values))
 
     def finish(self, extras: Collection[str] = ()) -> None:
         """Verify the last timed output; then measure memory and the extras, outside the timed rounds."""
-        self._check(self._ask(protocol.CheckOutput()))
+        self._check(self._ask(protocol.CheckOutput(seed=_secret())))
         self._judge_warmup()
         memory = self._ask(protocol.MeasureMemory())
         self.samples["peak_memory"] = sample("B", [memory.peak])
@@ -235,6 +237,11 @@ class GroupSessions:
     def complete(self) -> None:
         """Record the result of every live session."""
         self._results |= {session.arm.id: session.result() for session in self.live}
+
+
+def _secret() -> int:
+    """A seed that the code of a backend cannot know before the message arrives."""
+    return secrets.randbits(63)
 
 
 def _block(reply: protocol.BlockTimed, number: int, position: int) -> TimedBlock:

@@ -19,7 +19,7 @@ from attnbench.attention.blocks import Group, query_heads
 from attnbench.attention.choices import Dtype
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Problem
-from attnbench.attention.scope_text import Scope
+from attnbench.attention.transformations import Transformation
 from attnbench.records.result import Record
 from attnbench.worker.expected_values import DROPPED, ExpectedValues
 from attnbench.worker.tolerances import FACTOR, PRECISION, TILE, OutputTolerance, tile_rms
@@ -53,37 +53,24 @@ class OutputVerdict(Record, frozen=True, kw_only=True):
 
 
 def judge(
-    expected: ExpectedValues, outputs: Mapping[str, Tensor], sign: int = 1, factor: float = FACTOR
+    expected: ExpectedValues, outputs: Mapping[str, Tensor], undo: Transformation | None = None, factor: float = FACTOR
 ) -> OutputVerdict:
     """Judge `out`, `lse`, `dq`, `dk`, `dv`, as far as present: [batch, heads, seq, width] on any device.
 
-    `sign=-1` expects the outputs of negated inputs: see `negates`.
+    `undo`: of the transformation of the inputs. Places in a reason are then those of the outputs without it.
     """
     errors: dict[str, OutputError] = {}
     reasons = []
     for name, output in outputs.items():
-        errors[name], reason = _judge_output(expected, name, output, sign, factor)
+        errors[name], reason = _judge_output(expected, name, output, undo, factor)
         reasons += [f"{name}: {reason}"] if reason else []
     if not outputs:
         reasons = ["no output to judge"]
     return OutputVerdict(ok=not reasons, reason=reasons[0] if reasons else "", errors=errors)
 
 
-def negates(problem: Problem) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The inputs that are negated together, and the outputs whose sign then changes, exactly.
-
-    All inputs where the logits are even in them; else v and dout, in which the outputs are linear. No input of a layer:
-    it is odd in none.
-    """
-    if problem.scoped[0] is Scope.LAYER:
-        return (), ()
-    if problem.is_even:
-        return ("q", "k", "v", "dout"), ("out", "dq", "dk", "dv")
-    return ("v", "dout"), ("out", "dv")
-
-
 def _judge_output(
-    expected: ExpectedValues, name: str, output: Tensor, sign: int, factor: float
+    expected: ExpectedValues, name: str, output: Tensor, undo: Transformation | None, factor: float
 ) -> tuple[OutputError, str]:
     import torch
 
@@ -98,20 +85,20 @@ def _judge_output(
         value, where = float(output[tuple(index)]), _spell_index(name, _unpacked(expected.problem, name, index))
         error = OutputError(nan=int(output.isnan().sum()), inf=int((bad & ~output.isnan()).sum()))
         return error, f"{value} at {where}, not finite in {int(bad.sum())} of {bad.numel()} numbers"
-    sign = sign if name in negates(expected.problem)[1] else 1
+    output = undo.applied(name, output) if undo else output
     if expected.problem.dropout and name != "lse":
-        return OutputError(), _judge_dropped(expected, name, output, sign) if name in DROPPED else ""
+        return OutputError(), _judge_dropped(expected, name, output) if name in DROPPED else ""
     comparison = _Comparison(expected, name, expected.tolerances[name], factor)
     for place, group in enumerate(expected.selection.groups):
-        comparison.add(place, group, _selected_part(expected, name, output, group).to("cpu", torch.float64) * sign)
+        comparison.add(place, group, _selected_part(expected, name, output, group).to("cpu", torch.float64))
     return comparison.result()
 
 
-def _judge_dropped(expected: ExpectedValues, name: str, output: Tensor, sign: int) -> str:
+def _judge_dropped(expected: ExpectedValues, name: str, output: Tensor) -> str:
     import torch
 
     parts = [_selected_part(expected, name, output, group) for group in expected.selection.groups]
-    outputs = torch.cat([part.to("cpu", torch.float64).flatten(0, 1) * sign for part in parts])
+    outputs = torch.cat([part.to("cpu", torch.float64).flatten(0, 1) for part in parts])
     reference, mass = (
         torch.cat([_first_rows(array, place, part.shape[1]).flatten(0, 1) for place, part in enumerate(parts)])
         for array in (expected.array(name), expected.array(f"{name}.mass"))

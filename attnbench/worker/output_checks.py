@@ -1,7 +1,7 @@
-"""Judges outputs of a case: of its verification, of the last call of every block, and of calls in a row.
+"""Judges outputs of a case: of its verification, of a call of every block, and of calls in a row.
 
-A judgement against the reference costs more than most calls. An output with the bits of one that was judged right needs
-no further judgement, so that most checks cost two sums over the outputs.
+A judgement against the reference costs more than most calls. An output with the bits of one that was judged right, once
+the transformation of its inputs is undone, needs no further judgement: most checks cost a copy and two sums.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from attnbench.attention.transformations import Transformation
 from attnbench.worker import correctness
 from attnbench.worker.correctness import OutputVerdict
 from attnbench.worker.expected_values import ExpectedValues
+from attnbench.worker.memory_of_inputs import MemoryOfInputs
 from attnbench.worker.prepared_case import PreparedCase
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 MIN_IN_A_ROW, MAX_IN_A_ROW = 8, 64
 VERIFYING_S = 0.02  # limit of the calls in a row that follow the verification
 CHECKS_S, TIMING_SHARE = 0.01, 0.05  # the same after the rounds, beside a share of the seconds in settling and timing
+REORDERING_SHARE = 0.02  # of the same seconds, for judgements of outputs whose sums had another order
+STEADY = 4.0  # times the error of the plain formula, that another order of sums may cause
+NEAR = 0.1  # of the size of an output: other outputs are judged, whatever time is left
 MAX_KEPT = 4  # fingerprints; a kernel with more is not deterministic
 
 
@@ -38,8 +43,10 @@ class OutputChecks:
         self.wrong: OutputVerdict | None = None
         self.calls = 0  # that were checked
         self._in_a_row = 0
-        self._right: dict[int, list[Fingerprint]] = {1: [], -1: []}  # by sign of the inputs
-        self._timed_s = self._judging_s = 0.0  # judging: beyond the first judgement for each sign
+        self._right: list[Fingerprint] = []  # since the order of sums was changed
+        self._order, self._reordered_s = case.orders, 0.0  # seconds of judgements after such changes
+        self._timed_s = self._judging_s = self._judgement_s = 0.0  # judging: beyond the first judgements
+        self._memory = MemoryOfInputs(case)
 
     def judge(self) -> OutputVerdict:
         """Compare the outputs of a new call with the reference."""
@@ -48,11 +55,27 @@ class OutputChecks:
 
     def judge_again(self) -> OutputVerdict:
         """Compare the outputs of a call that was checked before with the reference."""
+        started = time.perf_counter()
         verdict = judge_outputs(self._case, self.expected)
-        right = self._right[self._case.sign]
-        if verdict.ok and len(right) < MAX_KEPT:
-            right.append(Fingerprint(self._case.named_outputs()))
+        self._forget_other_orders()
+        if verdict.ok and len(self._right) < MAX_KEPT:
+            self._right.append(Fingerprint(self._case.named_outputs(), self._case.undo))
+        self._judgement_s = time.perf_counter() - started
         return verdict
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the order of a sum changes no output by much: with large logits it could break the rule by chance."""
+        tolerances = [self.expected.tolerances[name] for name in self.expected.tolerances.keys() - {"lse", "weights"}]
+        return all(
+            STEADY * each.plain_max <= each.rounding and STEADY * each.plain_rms <= 2 * each.rms_error
+            for each in tolerances
+        )
+
+    @property
+    def can_reorder(self) -> bool:
+        """Whether the next transformation may change the order of sums: its outputs are then judged in full."""
+        return self.is_steady and self._reordered_s + self._judgement_s <= REORDERING_SHARE * self._timed_s
 
     def check_settled(self, pace: Pace) -> None:
         """Check the last call before the rounds."""
@@ -62,8 +85,9 @@ class OutputChecks:
         self.check_call("call before the rounds: ")
 
     def check_block(self, block: BlockReading) -> None:
-        """Check the last call of a timed block."""
+        """Check the call of a timed block that was drawn."""
         self._timed_s += sum(block.values) * block.calls
+        self._memory.add_block(block)
         if block.calls * len(block.values) > 1:
             self._in_a_row = 0
         self.check_call("timed call: ")
@@ -72,11 +96,13 @@ class OutputChecks:
         """Check the outputs of the last call; of outputs whose bits differ, as many as the time allows."""
         if self.wrong or self._is_known():
             return
-        is_first = not self._right[self._case.sign]
-        if is_first or self._judging_s < self._limit_s:
-            started = time.perf_counter()
+        is_first = not self._right
+        if is_first or self._judging_s < self._limit_s or self._is_far():
             verdict = self.judge()
-            self._judging_s += 0.0 if is_first else time.perf_counter() - started
+            if is_first:
+                self._reordered_s += self._judgement_s
+            else:
+                self._judging_s += self._judgement_s
             if not verdict.ok:
                 self.wrong = replace(verdict, reason=place + verdict.reason)
 
@@ -84,32 +110,49 @@ class OutputChecks:
         """Call and check up to MIN_IN_A_ROW times, where calls are short."""
         self._check_calls("further call: ", 0, MIN_IN_A_ROW, VERIFYING_S)
 
-    def check_after_rounds(self) -> None:
-        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times."""
-        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s)
+    def check_after_rounds(self, seed: int) -> None:
+        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times, in turn on inputs that are new and that were seen."""
+        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s, seed)
+        if not self.wrong and (reason := self._memory.objection(seed)):
+            self.wrong = OutputVerdict(ok=False, reason=reason)
 
     @property
     def _limit_s(self) -> float:
         return CHECKS_S + TIMING_SHARE * self._timed_s
 
-    def _check_calls(self, place: str, minimum: int, maximum: int, limit_s: float) -> None:
+    def _check_calls(self, place: str, minimum: int, maximum: int, limit_s: float, seed: int | None = None) -> None:
         end = time.perf_counter() + limit_s
         while not self.wrong and self._in_a_row < maximum:
             if self._in_a_row >= minimum and time.perf_counter() + self._case.call_s > end:
                 return
             checked = self.calls
-            self._case.call_once(self._case.state.timed_calls())
+            if seed is None:
+                self._case.call_once(self._case.state.timed_calls())
+            else:
+                self._memory.call(seed)
             self.check_call(place)
             if self.calls == checked:  # the bits differ, and the time for judging is used up
                 return
 
     def _is_known(self) -> bool:
         """Whether the outputs of the last call have the bits of outputs that were judged right."""
-        right = self._right[self._case.sign]
-        known = bool(right) and right[0].fits(outputs := self._case.named_outputs()) and Fingerprint(outputs) in right
+        self._forget_other_orders()
+        right, outputs = self._right, self._case.named_outputs()
+        known = bool(right) and right[0].fits(outputs) and Fingerprint(outputs, self._case.undo) in right
         if known:
             self._count()
         return known
+
+    def _forget_other_orders(self) -> None:
+        if self._order != self._case.orders:
+            self._right, self._order = [], self._case.orders
+
+    def _is_far(self) -> bool:
+        """Whether the outputs of the last call are not even near right ones; dropout alone can make them so."""
+        right, outputs = self._right[0], self._case.named_outputs()
+        if self._case.problem.dropout or not right.fits(outputs):
+            return not self._case.problem.dropout
+        return not Fingerprint(outputs, self._case.undo).is_near(right)
 
     def _count(self) -> None:
         self.calls += 1
@@ -119,21 +162,33 @@ class OutputChecks:
 class Fingerprint:
     """Sums of the bits over the rows and over the columns of each output: small, exact, and fast to compute."""
 
-    def __init__(self, outputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, outputs: Mapping[str, Tensor], undo: Transformation) -> None:
+        """`undo`: of the transformation of the inputs."""
         import torch
 
         self._kinds = _kinds(outputs)
         self._sums: list[Tensor] = []
-        for tensor in outputs.values():
+        self._row_sums: list[Tensor] = []  # of the numbers, not of their bits
+        for name, tensor in outputs.items():
             # A copy: a view as integers refuses odd strides of dimensions of size 1, and odd offsets.
-            rows = tensor.detach().clone(memory_format=torch.contiguous_format)
+            rows = undo.applied(name, tensor.detach()).contiguous(memory_format=torch.contiguous_format)
+            rows.add_(0.0)  # there is one zero, whatever sign the transformation gave it
             wide = rows.shape[-1] * rows.element_size() % 8 == 0
             bits = rows.view(torch.int64) if wide else rows.view(torch.uint8).to(torch.int64)
             self._sums += [bits.sum(-1), bits.sum(-2)]
+            self._row_sums.append(rows.sum(-1, dtype=torch.float32))
 
     def fits(self, outputs: Mapping[str, Tensor]) -> bool:
         """Whether these outputs have the same names, shapes, dtypes and devices."""
         return self._kinds == _kinds(outputs)
+
+    def is_near(self, other: Fingerprint) -> bool:
+        """Whether the sums of rows differ by less than a tenth of their size; infinite ones are left out."""
+        pairs = (
+            (ours.nan_to_num(posinf=0.0, neginf=0.0), theirs.nan_to_num(posinf=0.0, neginf=0.0))
+            for ours, theirs in zip(self._row_sums, other._row_sums, strict=True)
+        )
+        return all(float((ours - theirs).norm()) <= NEAR * float(theirs.norm()) for ours, theirs in pairs)
 
     def __eq__(self, other: object) -> bool:
         import torch
@@ -150,7 +205,7 @@ def judge_outputs(case: PreparedCase, expected: ExpectedValues) -> OutputVerdict
         if tensor.device.type != case.q.device.type:
             reason = f"{name} is on {tensor.device}, the inputs are on {case.q.device}"
             return OutputVerdict(ok=False, reason=reason)
-    return correctness.judge(expected, outputs, case.sign, case.backend.error_factor)
+    return correctness.judge(expected, outputs, case.undo, case.backend.error_factor)
 
 
 def _kinds(outputs: Mapping[str, Tensor]) -> list[tuple[str, torch.Size, torch.dtype, torch.device]]:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from attnbench.attention import inputs
+from attnbench.attention import inputs, transformations
 from attnbench.attention.choices import Mode, Returns
+from attnbench.attention.transformations import Transformation
 from attnbench.backends import Backend, Layout, scope
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
-from attnbench.worker.correctness import negates
 from attnbench.worker.process_state import ProcessState
 from attnbench.worker.protocol import CasePrepared
 
@@ -36,9 +36,11 @@ class PreparedCase:
         self.case, self.procedure, self.backend, self.instrument = case, procedure, backend, instrument
         self.state = state or ProcessState()
         self.problem, self.mode = case.problem, case.mode
-        self.sign = 1  # of the inputs, negated between blocks; outputs and gradients change sign exactly with them
+        self._set_transformation(transformations.identity(case.problem))
+        self.orders = 0  # of sums that transformations have led to: outputs keep their bits within one
         # Of the last call: what the backend returned, and the gradients.
         self.outputs: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
+        self.kept: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None  # of the call to be judged
         self.pace: Pace | None = None
         self.call_s = 0.0  # of the last untimed call
         values = inputs.make(case.problem, procedure.seed, procedure.inputs)
@@ -125,18 +127,58 @@ class PreparedCase:
         with torch.no_grad():
             for name in ("q", "k", "v", "dout"):
                 getattr(self, name).copy_(self.place(getattr(values, name), name))
-        self.sign = 1
+        self._set_transformation(transformations.identity(self.problem))
         self._inputs_changed()
 
-    def negate(self) -> None:
-        """Negate inputs in place, those that `correctness.negates` names: a cached output becomes wrong."""
+    def change(self, seed: int, reorder: bool) -> None:
+        """Transform the inputs in place, by a draw from the seed: outputs of earlier calls become wrong.
+
+        Without `reorder` a deterministic kernel returns the same bits, once the transformation is undone.
+        """
+        step = self._draw(seed, reorder)
+        self.orders += reorder
+        self._write(step)
+        self._set_transformation(step.after(self._total))
+        self._inputs_changed()
+
+    def rewrite(self, seed: int) -> None:
+        """Write to the inputs as `change` does, and then their values of before."""
+        step = self._draw(seed, reorder=False)
+        self._write(step)
+        self._write(step.inverse())
+        self._inputs_changed()
+
+    def _draw(self, seed: int, reorder: bool) -> Transformation:
+        of_file = self.procedure.inputs.startswith(inputs.FILE)  # its numbers may be near the limit of the dtype
+        allowed = transformations.freedom(
+            self.problem, gradients=self.mode.needs_grad, reorder=reorder, scaled=not of_file
+        )
+        return transformations.step(self.problem, allowed, seed, self._total)
+
+    def _write(self, step: Transformation) -> None:
         import torch
 
+        self.outputs = self.kept = None
+        heads_last = self.backend.layout is Layout.BSHD
         with torch.no_grad():
-            for name in negates(self.problem)[0]:
-                getattr(self, name).neg_()
-        self.sign = -self.sign
-        self._inputs_changed()
+            for name in ("q", "k", "v", "dout") if self.mode.needs_grad else ("q", "k", "v"):
+                in_pages = self.prepared.stored is not None and name in ("k", "v")
+                # `data`: torch's counter of versions stays, so that no kernel can tell a change by it.
+                tensor = getattr(self, name).data
+                tensor.copy_(step.applied(name, tensor, head_axis=2 if in_pages or heads_last else 1))
+
+    def _set_transformation(self, total: Transformation) -> None:
+        """The transformation of the inputs so far; `undo` makes outputs those of the inputs before it."""
+        self._total, self.undo = total, total.inverse()
+
+    def keep(self) -> None:
+        """Keep the outputs of the last call, to be judged in place of those of a later one."""
+        self.kept = self.outputs
+
+    def take_kept(self) -> None:
+        """Make the kept outputs those that are judged, if there are any."""
+        if self.kept is not None:
+            self.outputs, self.kept = self.kept, None
 
     def _inputs_changed(self) -> None:
         self.outputs = None

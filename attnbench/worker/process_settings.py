@@ -23,6 +23,7 @@ import numpy as np
 from attnbench.worker import process
 
 NOT_WATCHED = frozenset({"torch.manual_seed", "torch.Storage"})  # torch itself replaces them later
+OWN = ("attnbench.worker.", "attnbench.machine.device.")  # modules whose functions no kernel may replace
 MAX_NAMED = 5  # functions in the text of a change
 SIGNALS = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1,
@@ -300,6 +301,7 @@ def _functions() -> list[Setting]:
         "gc": gc,
         "torch.cuda": torch.cuda,
         "torch.autograd": torch.autograd,
+        **_own_namespaces(),
     }
     computing: dict[str, Namespace] = {
         "torch": torch, "torch.Tensor": torch.Tensor, "torch.nn.functional": torch.nn.functional,
@@ -310,6 +312,17 @@ def _functions() -> list[Setting]:
         _replaced("functions", computing, Owner.BACKEND),
         _modules(),
     ]
+
+
+def _own_namespaces() -> dict[str, Namespace]:
+    """Modules of attnbench that time and judge, as far as they are imported, and their classes."""
+    own: dict[str, Namespace] = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith(OWN):
+            own[name] = module
+            classes = (value for value in vars(module).values() if isinstance(value, type) and value.__module__ == name)
+            own |= {f"{name}.{kind.__name__}": kind for kind in classes}
+    return own
 
 
 Namespace = ModuleType | type

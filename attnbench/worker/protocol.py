@@ -116,10 +116,13 @@ class VerifyCase(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Ve
     directory: str
     peaked_directory: str = ""
     brief: bool = False
+    seed: int = 0  # of the transformed inputs, secret from the backend until now
 
 
 class CheckOutput(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Check"):
     """Compare the outputs of timed calls, and of calls after them, with the expected values."""
+
+    seed: int = 0  # of the inputs of further calls
 
 
 class CaseSettled(Message, frozen=True, kw_only=True, tag="Settled"):
@@ -145,6 +148,8 @@ class BlockTimed(Message, frozen=True, kw_only=True, tag="Timed"):
 
 class TimeBlock(WorkerRequest[BlockTimed], frozen=True, kw_only=True, tag="Time"):
     """Time one block, on inputs that differ from those of the block before."""
+
+    seed: int = 0  # of the transformation of the inputs, and of the call that is judged
 
 
 class MemoryMeasured(Message, frozen=True, kw_only=True, tag="Measured"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,14 +52,14 @@ class WorkerSession:
             case protocol.CheckOutput():
                 if self._checks is None:
                     raise RuntimeError("no case is verified")
-                reply = verification.check_after_rounds(self._checks)
+                reply = verification.check_after_rounds(self._checks, request.seed)
                 return with_changed_state(reply, self._prepared_case().state)
             case protocol.ProbeCase():
                 return protocol.CaseProbed(figures=probes.run(request.names, self._prepared_case()))
             case protocol.SettleCase():
                 return settle(self._prepared_case(), self._checks)
             case protocol.TimeBlock():
-                return time_block(self._prepared_case(), self._checks)
+                return time_block(self._prepared_case(), self._checks, request.seed)
             case protocol.MeasureMemory():
                 return measure_memory(self._prepared_case())
             case protocol.MeasureEnergy():
@@ -193,12 +194,17 @@ def settle(case: PreparedCase, checks: OutputChecks | None) -> protocol.CaseSett
     return protocol.CaseSettled(call_s=case.pace.call_s, settled=case.pace.settled, seconds=case.pace.settle_s)
 
 
-def time_block(case: PreparedCase, checks: OutputChecks | None) -> protocol.BlockTimed:
-    """Time one block, on negated inputs; then check the outputs of its last call."""
+def time_block(case: PreparedCase, checks: OutputChecks | None, seed: int) -> protocol.BlockTimed:
+    """Time one block, on inputs transformed by a draw from the seed; then check the outputs of a call drawn by it."""
+    from attnbench.machine.device.instrument import Spot
+
     assert case.pace
-    case.negate()
+    case.change(seed, reorder=checks is not None and checks.can_reorder)
+    source = random.Random(seed)
+    spot = Spot(source.randrange(case.pace.readings), source.randint(1, case.pace.calls), case.keep)
     with case.state.timed_calls():
-        block = case.instrument.block(case.call, case.pace, case.procedure)
+        block = case.instrument.block(case.call, case.pace, case.procedure, spot)
+    case.take_kept()
     if checks:
         checks.check_block(block)
     return protocol.BlockTimed(**asdict(block))

@@ -24,7 +24,7 @@ SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturb
 
 
 def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
-    """Judge three calls: peaked inputs, the procedure's inputs, and these negated; with `brief`, only the second.
+    """Judge three calls: peaked inputs, the procedure's inputs, and these transformed; with `brief`, only the second.
 
     The checks go on after the verification, if that got as far as the procedure's inputs.
     """
@@ -50,18 +50,20 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
     checks = OutputChecks(case, expected)
     judgement = _judge_call(case, checks.judge)
     if judgement.ok and not request.brief:
-        return _verify_further(case, checks, judgement), checks
+        return _verify_further(case, checks, judgement, request.seed), checks
     return _verdict(judgement), checks
 
 
-def _verify_further(case: PreparedCase, checks: OutputChecks, judgement: OutputVerdict) -> CaseVerified | RequestFailed:
+def _verify_further(
+    case: PreparedCase, checks: OutputChecks, judgement: OutputVerdict, seed: int
+) -> CaseVerified | RequestFailed:
     """Look for faults that the right output of one call can hide."""
     if misuse := _misused_inputs(case):
         return _verdict(replace(judgement, ok=False, reason=misuse))
-    case.negate()
-    negated = _judge_call(case, checks.judge)
-    if not negated.ok:
-        return _verdict(negated, "second call, with negated inputs: ")
+    case.change(seed, reorder=checks.is_steady)
+    transformed = _judge_call(case, checks.judge)
+    if not transformed.ok:
+        return _verdict(transformed, "second call, with transformed inputs: ")
     checks.check_after_verification()
     if checks.wrong:
         return _verdict(checks.wrong)
@@ -71,12 +73,12 @@ def _verify_further(case: PreparedCase, checks: OutputChecks, judgement: OutputV
     return _verdict(judgement)
 
 
-def check_after_rounds(checks: OutputChecks) -> CaseVerified:
-    """Judge the last timed call, and check further calls; an earlier timed call that was wrong counts as well."""
+def check_after_rounds(checks: OutputChecks, seed: int) -> CaseVerified:
+    """Judge a call of the last block, and check further calls; an earlier timed call that was wrong counts as well."""
     judgement = checks.wrong or checks.judge_again()
     if not judgement.ok:
-        return _verdict(judgement, "" if checks.wrong else "last timed call: ")
-    checks.check_after_rounds()
+        return _verdict(judgement, "" if checks.wrong else "timed call of the last block: ")
+    checks.check_after_rounds(seed)
     return _verdict(checks.wrong or judgement)
 
 

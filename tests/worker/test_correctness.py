@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnbench import backends
-from attnbench.attention import inputs
+from attnbench.attention import inputs, transformations
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.backends import scope
@@ -51,14 +51,20 @@ def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribut
         problem = Problem(heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask, **shape)
         tensors = inputs.make(problem, 5, distribution)
         truth = expected(problem, tmp_path / str(number), distribution=distribution)
-        for sign in (1, -1):
-            qkv = [(sign * tensor).requires_grad_() for tensor in (tensors.q, tensors.k, tensors.v)]
+        nothing = transformations.identity(problem)
+        allowed = transformations.freedom(problem, gradients=True)
+        for change in (nothing, *(transformations.step(problem, allowed, seed, nothing) for seed in range(2))):
+            qkv = [change.applied(name, getattr(tensors, name)).requires_grad_() for name in "qkv"]
             with sdpa_kernel(kernel):
                 out = sdpa(problem, *qkv)
-                grads = torch.autograd.grad(out, qkv, sign * tensors.dout)
+                grads = torch.autograd.grad(out, qkv, change.applied("dout", tensors.dout))
             outputs = {"out": out, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
-            judged = correctness.judge(truth, outputs, sign)
-            assert judged.ok, (mask, sign, judged.reason)
+            judged = correctness.judge(truth, outputs, change.inverse())
+            assert judged.ok, (mask, judged.reason)
+            if change is not nothing:
+                zero = ("dq", "dk") if problem.seq_kv == 1 else ()
+                changed = {name: output for name, output in outputs.items() if name not in zero}
+                assert all(not correctness.judge(truth, {name: output}).ok for name, output in changed.items())
 
 
 def wrong_outputs(problem, q, k, v):

@@ -11,7 +11,7 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
-from attnbench.records.result import Procedure
+from attnbench.records.result import Procedure, Status
 from attnbench.suite.readers import parse_score
 from attnbench.worker import output_checks, protocol
 from attnbench.worker.session import WorkerSession
@@ -37,6 +37,9 @@ def test_a_request_about_a_case_needs_a_prepared_case() -> None:
         WorkerSession().answer(protocol.SettleCase())
 
 
+SEEDS = itertools.count(1)
+
+
 class Driver:
     """A session with a kernel of tests/misbehaving.py or of a file, driven as the engine drives a worker."""
 
@@ -52,6 +55,11 @@ class Driver:
         self.opened = self.session.answer(protocol.OpenWorker(backend=backend, device="cpu:threads=1"))
 
     def verify(self, brief: bool = False) -> protocol.CaseVerified:
+        reply = self.verify_or_fail(brief)
+        assert isinstance(reply, protocol.CaseVerified), reply
+        return reply
+
+    def verify_or_fail(self, brief: bool = False) -> protocol.AnyReply:
         inputs = {"normal": self.folder / "normal", "peaked": self.folder / "peaked"}
         oracle = WorkerSession()
         oracle.answer(protocol.OpenWorker())
@@ -67,16 +75,17 @@ class Driver:
             oracle.answer(request)
         self.prepared = self.session.answer(protocol.PrepareCase(case=self.case, procedure=self.procedure))
         peaked = "" if brief else str(inputs["peaked"])
-        request = protocol.VerifyCase(directory=str(inputs["normal"]), peaked_directory=peaked, brief=brief)
-        return self.checked(request)
+        return self.session.answer(
+            protocol.VerifyCase(directory=str(inputs["normal"]), peaked_directory=peaked, brief=brief, seed=next(SEEDS))
+        )
 
     def time(self, blocks: int = 5) -> protocol.CaseVerified:
         self.session.answer(protocol.SettleCase())
         for _ in range(blocks):
-            assert isinstance(self.session.answer(protocol.TimeBlock()), protocol.BlockTimed)
-        return self.checked(protocol.CheckOutput())
+            assert isinstance(self.session.answer(protocol.TimeBlock(seed=next(SEEDS))), protocol.BlockTimed)
+        return self.checked(protocol.CheckOutput(seed=next(SEEDS)))
 
-    def checked(self, request: protocol.VerifyCase | protocol.CheckOutput) -> protocol.CaseVerified:
+    def checked(self, request: protocol.CheckOutput) -> protocol.CaseVerified:
         reply = self.session.answer(request)
         assert isinstance(reply, protocol.CaseVerified), reply
         return reply
@@ -225,3 +234,32 @@ def test_the_kernel_of_sdpa_is_the_named_one_in_every_step(tmp_path: Path) -> No
         peaks[name] = memory.peak
     scores = 2 * 128 * 128 * 4
     assert peaks["flash"] < scores < peaks["math"]
+
+
+TRANSFORMED, REMEMBERS = "second call, with transformed inputs: out: ", "remembers its inputs: a call takes "
+BENT = "every call changes a setting that belongs to the arm: functions of the measurement: "
+REMEMBERING = {
+    "last_output": (Status.INCORRECT, "peaked inputs: out: "),
+    "remembers_shape": (Status.INCORRECT, "peaked inputs: out: "),
+    "remembers_version": (Status.INCORRECT, TRANSFORMED),
+    "remembers_sign": (Status.INCORRECT, "out: "),
+    "remembers_digest": (Status.INCORRECT, REMEMBERS),
+    "remembers_sample": (Status.INCORRECT, REMEMBERS),
+    "remembers_round": (Status.INCORRECT, REMEMBERS),
+    "skips_between": (Status.INCORRECT, "out: "),
+    "stops_after_calls": (Status.INCORRECT, "out: "),
+    "in_thread": (Status.INCORRECT, "out: "),
+    "bends_time": (Status.ERROR, f"{BENT}time.perf_counter_ns replaced"),
+    "bends_clock": (Status.ERROR, f"{BENT}attnbench.machine.device.cpu._clock replaced"),
+}
+
+
+@pytest.mark.parametrize("function", REMEMBERING)
+def test_a_kernel_that_remembers_or_leaves_work_out_is_not_timed(function: str, tmp_path: Path) -> None:
+    status, words = REMEMBERING[function]
+    driver = Driver(function, tmp_path)
+    reply = driver.verify_or_fail()
+    if isinstance(reply, protocol.CaseVerified) and reply.ok:
+        reply = driver.time()
+    assert words in reply.reason
+    assert (reply.status if isinstance(reply, protocol.RequestFailed) else Status.INCORRECT) is status

@@ -23,6 +23,7 @@ from attnbench.machine.device.instrument import (
     Call,
     CallMemory,
     Pace,
+    Spot,
     block_shape,
     collector_off,
     exact_fp32,
@@ -105,10 +106,13 @@ class CpuInstrument:
             calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=settle_s, settle_calls=made
         )
 
-    def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:
+    def block(self, call: Call, pace: Pace, procedure: Procedure, spot: Spot | None = None) -> BlockReading:
         with collector_off():
             finish = self.counters.start()
-            values = [_timed(call, pace.calls) for _ in range(pace.readings)]
+            values = [
+                _timed_around(call, pace.calls, spot) if spot and number == spot.reading else _timed(call, pace.calls)
+                for number in range(pace.readings)
+            ]
             facts = finish()
         disturbances = tags(facts, pace.calls * pace.readings, self.threads)
         return BlockReading(values=values, calls=pace.calls, tags=disturbances, facts=facts)
@@ -186,6 +190,14 @@ def _timed(call: Call, calls: int) -> float:
     elapsed = _clock() - start
     del output
     return elapsed / calls / 1e9
+
+
+def _timed_around(call: Call, calls: int, spot: Spot) -> float:
+    """As `_timed`, in two parts with a look between them."""
+    total = _timed(call, spot.call) * spot.call
+    spot.look()
+    rest = calls - spot.call
+    return (total + (_timed(call, rest) * rest if rest else 0.0)) / calls
 
 
 def allocations(profiler: profile) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from attnbench.machine.device.instrument import (
     Call,
     CallMemory,
     Pace,
+    Spot,
     block_shape,
     collector_off,
     exact_fp32,
@@ -105,13 +106,13 @@ class CudaInstrument:
             calls=calls, readings=readings, call_s=call_s, settled=settled, settle_s=settle_s, settle_calls=settle_calls
         )
 
-    def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:
+    def block(self, call: Call, pace: Pace, procedure: Procedure, spot: Spot | None = None) -> BlockReading:
         assert self._stopwatch
         if procedure.power == "sustained":
             self._keep_busy(call)
         before = self._gauge.read()
         with collector_off():
-            readings = self._take(self._stopwatch, call, pace, procedure)
+            readings = self._take(self._stopwatch, call, pace, procedure, spot)
         after = self._gauge.read()
         self._stopwatch.check(call)
         reasons = int(before.get("clock_reasons", 0)) | int(after.get("clock_reasons", 0))
@@ -120,7 +121,9 @@ class CudaInstrument:
         values = [reading.seconds for reading in readings]
         return BlockReading(values=values, calls=pace.calls, tags=tuple(disturbances), facts=facts)
 
-    def _take(self, timer: Stopwatch, call: Call, pace: Pace, procedure: Procedure) -> list[SingleReading]:
+    def _take(
+        self, timer: Stopwatch, call: Call, pace: Pace, procedure: Procedure, spot: Spot | None
+    ) -> list[SingleReading]:
         readings: list[SingleReading] = []
         busy_s = 0.0
         for _ in range(pace.readings):
@@ -129,6 +132,8 @@ class CudaInstrument:
                 busy_s = 0.0
             readings.append(timer.take(call, pace.calls))
             busy_s += readings[-1].seconds * pace.calls
+            if spot and len(readings) == spot.reading + 1:
+                spot.look()
         return readings
 
     def _keep_busy(self, call: Call) -> None:

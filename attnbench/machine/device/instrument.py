@@ -6,7 +6,7 @@ import contextlib
 import gc
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import msgspec
 
@@ -41,6 +41,14 @@ class BlockReading(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, float] = {}
 
 
+class Spot(NamedTuple):
+    """A call within a block, both counted from the start; `look` runs after it, outside the timed part."""
+
+    reading: int  # from 0
+    call: int  # of that reading, from 1; a device may look after its last call instead
+    look: Callable[[], None]
+
+
 class CallMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one call, after a warm call, outside the timed rounds. `peak` excludes inputs and outputs."""
 
@@ -67,7 +75,7 @@ class Instrument(Protocol):
     def settle(self, call: Call, procedure: Procedure) -> Pace:
         """Call until the shape of blocks can be chosen, within the limits of docs/method.md."""
 
-    def block(self, call: Call, pace: Pace, procedure: Procedure) -> BlockReading:
+    def block(self, call: Call, pace: Pace, procedure: Procedure, spot: Spot | None = None) -> BlockReading:
         """Time one block."""
 
     def memory(self, call: Call) -> CallMemory:
