@@ -242,7 +242,7 @@ REMEMBERING = {
     "last_output": (Status.INCORRECT, "peaked inputs: out: "),
     "remembers_shape": (Status.INCORRECT, "peaked inputs: out: "),
     "remembers_version": (Status.INCORRECT, TRANSFORMED),
-    "remembers_sign": (Status.INCORRECT, "out: "),
+    "remembers_sign": (Status.INCORRECT, TRANSFORMED),
     "remembers_digest": (Status.INCORRECT, REMEMBERS),
     "remembers_sample": (Status.INCORRECT, REMEMBERS),
     "remembers_round": (Status.INCORRECT, REMEMBERS),
