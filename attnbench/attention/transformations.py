@@ -7,6 +7,7 @@ a sum over these channels, of logits or of dout . v, and is exact otherwise. doc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from attnbench.attention.weightings import GumbelMax
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAMES = ("q", "k", "v", "out", "dout", "dq", "dk", "dv")
 OF_QUERIES = frozenset({"q", "dout", "out", "lse", "weights", "dq"})  # tensors with a head for each query head
 MAX_CHANNELS = 4096  # of a batch whose sequences differ in their channels: a draw takes microseconds
 MAX_EXPONENT = 2
@@ -53,8 +55,26 @@ class Freedom(NamedTuple):
 class ChannelMap(NamedTuple):
     """new[..., d] = factor[..., d] * old[..., source[..., d]], each [sequences or 1, kv_heads, width]."""
 
-    source: NDArray[np.int64]
+    source: NDArray[np.int64] | None  # None: every channel stays
     factor: NDArray[np.float64]  # with a sign, a power of two
+
+    def after(self, first: ChannelMap) -> ChannelMap:
+        """Both in one: `first`, then this one."""
+        if self.source is None:
+            return ChannelMap(first.source, self.factor * first.factor)
+        before = self.source if first.source is None else np.take_along_axis(first.source, self.source, -1)
+        return ChannelMap(before, self.factor * np.take_along_axis(first.factor, self.source, -1))
+
+    def inverse(self) -> ChannelMap:
+        """What undoes this one."""
+        if self.source is None:
+            return ChannelMap(None, 1 / self.factor)
+        where = np.argsort(self.source, axis=-1)
+        return ChannelMap(where, 1 / np.take_along_axis(self.factor, where, -1))
+
+    def moved(self, order: Callable[[NDArray[Any]], NDArray[Any]]) -> ChannelMap:
+        """With its sequences and kv heads in another order."""
+        return ChannelMap(None if self.source is None else order(self.source), order(self.factor))
 
 
 class Transformation(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,13 +100,17 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
         is_new = changed.data_ptr() != tensor.data_ptr()
         return changed.view(tensor.dtype) if is_new else tensor.clone(memory_format=torch.contiguous_format)
 
+    def apply_to(self, name: str, tensor: Tensor, head_axis: int = 1) -> None:
+        """Change the tensor in place."""
+        moves = (self.sequences, self.heads if name in OF_QUERIES else self.groups, self.maps[name].source)
+        if any(order is not None for order in moves) or tensor.element_size() == 1:
+            tensor.copy_(self.applied(name, tensor, head_axis))
+        else:
+            tensor.mul_(_laid_out(self.maps[name].factor, tensor, head_axis).to(tensor.dtype))
+
     def after(self, first: Transformation) -> Transformation:
         """Both in one: `first`, then this one."""
-        maps = {}
-        for name, (source, factor) in self.maps.items():
-            old_source, old_factor = map(self._moved, first.maps[name])
-            joined = np.take_along_axis(old_source, source, -1), factor * np.take_along_axis(old_factor, source, -1)
-            maps[name] = ChannelMap(*joined)
+        maps = {name: each.after(first.maps[name].moved(self._moved)) for name, each in self.maps.items()}
         return Transformation(
             sequences=_joined(self.sequences, first.sequences),
             groups=_joined(self.groups, first.groups),
@@ -101,10 +125,7 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
             None if order is None else np.argsort(order) for order in (self.sequences, self.groups, self.heads)
         )
         back = Transformation(sequences=sequences, groups=groups, heads=heads, maps={})
-        maps = {}
-        for name, (source, factor) in self.maps.items():
-            where = np.argsort(source, axis=-1)
-            maps[name] = ChannelMap(back._moved(where), back._moved(1 / np.take_along_axis(factor, where, -1)))
+        maps = {name: each.inverse().moved(back._moved) for name, each in self.maps.items()}
         return msgspec.structs.replace(back, maps=maps)
 
     def _moved(self, of_groups: NDArray[Any]) -> NDArray[Any]:
@@ -114,30 +135,32 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
         return of_groups if self.groups is None else of_groups[:, self.groups]
 
 
-def identity(problem: Problem) -> Transformation:
-    """Nothing changes."""
+def identity(problem: Problem, *, gradients: bool) -> Transformation:
+    """Nothing changes; `gradients`: whether there are any, and dout."""
+    shape = _sequences(problem), problem.kv_heads
+    names = NAMES if gradients else NAMES[:4]
     widths = _widths(problem)
-    sequences = _sequences(problem)
-    still = {
-        name: _drawn(Channels.FIXED, (sequences, problem.kv_heads, width), np.random.default_rng(0))
-        for name, width in widths.items()
-    }
-    return Transformation(maps=still)
+    return Transformation(maps={name: ChannelMap(None, np.ones((*shape, widths[name]))) for name in names})
 
 
-def freedom(problem: Problem, *, gradients: bool, reorder: bool = True, scaled: bool = True) -> Freedom:
-    """What the problem allows; without `reorder` only what changes no order of a sum, without `scaled` no powers."""
+def freedom(
+    problem: Problem, *, gradients: bool, moves: bool = True, reorder: bool = True, scaled: bool = True
+) -> Freedom:
+    """What the problem allows: without `moves` factors alone, which cost least; without `scaled` no powers of two.
+
+    Without `reorder` only what changes no order of a sum.
+    """
     logits, values = _of_logits(problem), _of_values(problem)
     narrow = problem.dtype is Dtype.FP8_E4M3 or problem.kv_dtype is not KvDtype.SAME
-    if logits is Channels.PERMUTED and (narrow or not reorder):
+    if logits is Channels.PERMUTED and (narrow or not (moves and reorder)):
         logits = Channels.SIGNED
-    if values is Channels.PERMUTED and (narrow or (gradients and not reorder)):
+    if values is Channels.PERMUTED and (narrow or not moves or (gradients and not reorder)):
         values = Channels.SIGNED
     return Freedom(
         logits=logits,
         values=values,
-        heads=_heads_are_alike(problem),
-        sequences=_sequences_are_alike(problem),
+        heads=moves and _heads_are_alike(problem),
+        sequences=moves and _sequences_are_alike(problem),
         exponents=_exponents(problem, logits, gradients) if scaled and not narrow else (range(1),) * 3,
     )
 
@@ -145,10 +168,10 @@ def freedom(problem: Problem, *, gradients: bool, reorder: bool = True, scaled: 
 def step(problem: Problem, allowed: Freedom, seed: int, before: Transformation) -> Transformation:
     """A change drawn from the seed, to follow `before`. It changes every output that the problem lets change."""
     source = np.random.default_rng(seed)
-    exponents = [
-        int(source.choice([n for n in powers if n != now] or [now]))
-        for powers, now in zip(allowed.exponents, before.exponents, strict=True)
-    ]
+    exponents = []
+    for powers, now in zip(allowed.exponents, before.exponents, strict=True):
+        others = [power for power in powers if power != now] or [now]
+        exponents.append(others[source.integers(len(others))])
     of_v, of_dout, of_q = (2.0 ** (new - now) for new, now in zip(exponents, before.exponents, strict=True))
     shape = _sequences(problem), problem.kv_heads
     if problem.latent:
@@ -156,17 +179,13 @@ def step(problem: Problem, allowed: Freedom, seed: int, before: Transformation) 
     else:
         logits = _drawn(allowed.logits, (*shape, problem.head_dim), source)
         values = _drawn(allowed.values, (*shape, problem.head_dim_v), source)
-        upstream = _upstream_signs(allowed, shape, source)
-        maps = {
-            "q": _times(logits, of_q),
-            "k": _times(logits, 1 / of_q),
-            "v": _times(values, of_v),
-            "out": _times(values, of_v),
-            "dout": _times(values, upstream * of_dout),
-            "dv": _times(values, upstream * of_dout),
-            "dq": _times(logits, upstream * (of_v * of_dout / of_q)),
-            "dk": _times(logits, upstream * (of_v * of_dout * of_q)),
-        }
+        v = _times(values, of_v)
+        maps = {"q": _times(logits, of_q), "k": _times(logits, 1 / of_q), "v": v, "out": v}
+        if "dout" in before.maps:
+            upstream = _upstream_signs(allowed, shape, source)
+            dout = _times(values, upstream * of_dout)
+            dq = _times(logits, upstream * (of_v * of_dout / of_q))
+            maps |= {"dout": dout, "dv": dout, "dq": dq, "dk": _times(dq, of_q * of_q)}
     sharing = problem.heads // problem.kv_heads
     groups = heads = None
     if allowed.heads and problem.heads > 1:
@@ -234,22 +253,24 @@ def _widths(problem: Problem) -> dict[str, int]:
 
 def _drawn(channels: Channels, shape: tuple[int, int, int], source: np.random.Generator) -> ChannelMap:
     width = shape[-1]
-    places = np.broadcast_to(np.arange(width), shape)
     if channels in (Channels.FIXED, Channels.NEGATED) or width < 2:
-        sign = 1.0 if channels is Channels.FIXED else -1.0
-        return ChannelMap(places.copy(), np.full(shape, sign))
-    order = source.permuted(places, axis=-1)
+        return ChannelMap(None, np.full(shape, 1.0 if channels is Channels.FIXED else -1.0))
+    order = source.permuted(np.tile(np.arange(width), (*shape[:2], 1)), axis=-1)
     if channels is Channels.SIGNED:  # half of them, so that every row of an output changes
-        return ChannelMap(places.copy(), np.where(order < (width + 1) // 2, -1.0, 1.0))
+        return ChannelMap(None, np.where(order < (width + 1) // 2, -1.0, 1.0))
     moved = np.empty(shape, np.int64)  # one cycle: no channel stays
     np.put_along_axis(moved, order, np.roll(order, -1, axis=-1), -1)
-    return ChannelMap(moved, source.choice([-1.0, 1.0], shape))
+    return ChannelMap(moved, _signs(shape, source))
+
+
+def _signs(shape: tuple[int, ...], source: np.random.Generator) -> NDArray[np.float64]:
+    return np.where(source.integers(0, 2, shape) == 1, 1.0, -1.0)
 
 
 def _upstream_signs(allowed: Freedom, shape: tuple[int, int], source: np.random.Generator) -> NDArray[np.float64]:
     """A sign of dout for each kv head, beyond that of v, which changes dq and dk where q and k do not."""
     if allowed.logits in (Channels.SIGNED, Channels.PERMUTED):
-        return source.choice([-1.0, 1.0], (*shape, 1))
+        return _signs((*shape, 1), source)
     changes = allowed.logits is Channels.FIXED and allowed.values is not Channels.NEGATED
     return np.full((*shape, 1), -1.0 if changes else 1.0)
 
@@ -263,16 +284,17 @@ def _latent_maps(
     rotary = _drawn(allowed.logits, (*shape, rope), source)
 
     def beside(width: int, factor: float) -> ChannelMap:
-        latent = _times(_drawn(Channels.NEGATED, (*shape, width), source), factor)
-        joined = (
-            np.concatenate(parts, -1) for parts in zip(latent, (rotary.source + width, rotary.factor), strict=True)
-        )
-        return ChannelMap(*joined)
+        latent = np.full((*shape, width), -factor)
+        places = np.broadcast_to(np.arange(width), latent.shape)
+        moved = None if rotary.source is None else np.concatenate([places, rotary.source + width], -1)
+        return ChannelMap(moved, np.concatenate([latent, rotary.factor], -1))
 
     nope = problem.head_dim - rope
-    fixed = identity(problem).maps
-    out = _times(_drawn(Channels.NEGATED, (*shape, problem.head_dim_v), source), scale)
-    return {**fixed, "q": beside(nope, 1 / scale), "k": beside(rank, scale), "out": out}
+    values = {
+        "v": ChannelMap(None, np.ones((*shape, 0))),
+        "out": ChannelMap(None, np.full((*shape, problem.head_dim_v), -scale)),
+    }
+    return {"q": beside(nope, 1 / scale), "k": beside(rank, scale), **values}
 
 
 def _times(channels: ChannelMap, factor: float | NDArray[np.float64]) -> ChannelMap:
@@ -289,15 +311,19 @@ def _mapped(channels: ChannelMap, tensor: Tensor, head_axis: int) -> Tensor:
     """The channels of a tensor changed; of 8-bit floats, given as bytes, only signs."""
     import torch
 
-    repeats = tensor.shape[head_axis] // channels.source.shape[1]
-    shape = [1] * tensor.ndim
-    shape[0], shape[head_axis], shape[-1] = len(channels.source), tensor.shape[head_axis], tensor.shape[-1]
-
-    def laid_out(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.repeat(array, repeats, axis=1)).to(tensor.device).reshape(shape)
-
-    if (channels.source != np.arange(tensor.shape[-1])).any():
-        tensor = tensor.gather(-1, laid_out(channels.source).expand(*tensor.shape))
+    if channels.source is not None:
+        tensor = tensor.gather(-1, _laid_out(channels.source, tensor, head_axis).expand(*tensor.shape))
     if tensor.dtype is torch.uint8:
-        return tensor ^ laid_out(np.where(channels.factor < 0, SIGN_BIT, 0).astype(np.uint8))
-    return tensor * laid_out(channels.factor).to(tensor.dtype) if (channels.factor != 1).any() else tensor
+        return tensor ^ _laid_out(np.where(channels.factor < 0, SIGN_BIT, 0).astype(np.uint8), tensor, head_axis)
+    return tensor * _laid_out(channels.factor, tensor, head_axis).to(tensor.dtype)
+
+
+def _laid_out(array: NDArray[Any], tensor: Tensor, head_axis: int) -> Tensor:
+    """[sequences or 1, kv_heads, width] on the device of a tensor, to broadcast with it."""
+    import torch
+
+    heads = tensor.shape[head_axis]
+    of_heads = array if heads == array.shape[1] else np.repeat(array, heads // array.shape[1], axis=1)
+    shape = [len(array), *(1,) * (tensor.ndim - 2), array.shape[-1]]
+    shape[head_axis] = heads
+    return torch.from_numpy(np.ascontiguousarray(of_heads)).to(tensor.device).reshape(shape)

@@ -1,12 +1,13 @@
 """Whether a kernel is faster on inputs that it has seen: then it remembers results, and its times mean nothing.
 
-All calls of a block have the same inputs, so a kernel that remembers computes in the first of them at most. It is found
-by calls that are made one by one: runs of calls on inputs that were seen before, which are written anew before each
-call, take turns with runs of calls on new inputs.
+All calls of a block have the same inputs, so a kernel that remembers computes in the first of them at most. First calls
+of blocks, or a call on wholly new inputs, make it suspicious. Then calls are made one by one: runs on inputs that were
+seen take turns with runs on new inputs, and both kinds of inputs are written anew before each call.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,9 +18,12 @@ from attnbench.worker.prepared_case import PreparedCase
 if TYPE_CHECKING:
     from attnbench.machine.device.instrument import BlockReading
 
-SHORT_RUN, LONG_RUN = 4, 16  # calls; the long runs decide, so that more than a few calls have to be made to learn
+REPEATS, RUN = 3, 16  # runs of each kind, which must all say the same; calls of a run
 GAIN = 1.1  # a kernel that gains less is not found
-FIRST_CALL = 0.5  # of a call: what the first call of a block may take longer, with the caches of another worker's
+FEW = 3  # calls of each kind, before runs of them
+SUSPICIOUS = 1.25  # times a call in a row: a new call, whose inputs were written before, is slower for that alone
+FIRST_CALL = {False: 0.1, True: 1.0}  # of a call: what the first one of a block takes longer, if a reading has several
+MAX_SHIFT = 1 << 20  # tokens
 
 
 class MemoryOfInputs:
@@ -27,58 +31,68 @@ class MemoryOfInputs:
 
     def __init__(self, case: PreparedCase) -> None:
         self._case = case
+        self._several = self._single = False  # calls in a reading; a single call in every block
         self._excess: list[float] = []  # of the first call of each block, in calls
-        self._single = True  # whether every timed call had inputs of its own
-        self._times: dict[bool, list[float]] = {False: [], True: []}  # by whether the inputs were new
-        self._count = 0
+        self._in_a_row: list[float] = []  # seconds of calls on unchanged inputs
+        self._shift = [0] * 4  # of q, k, v and dout, in tokens
 
     def add_block(self, block: BlockReading) -> None:
         """Compare the first reading of a block with the later ones."""
-        if block.calls * len(block.values) > 1:
-            self._single = False
-        if len(block.values) > 1:
-            later = statistics.median(block.values[1:])
-            self._excess.append((block.values[0] - later) * block.calls / later if later else 0.0)
+        self._several = block.calls > 1
+        self._single = block.calls * len(block.values) == 1
+        if len(block.values) > 1 and (later := statistics.median(block.values[1:])):
+            slowest = block.values[0] > max(block.values[1:])
+            self._excess.append((block.values[0] / later - 1) * block.calls if slowest else 0.0)
 
-    def call(self, seed: int) -> None:
-        """One call, in runs on inputs that were seen and on new ones; as it comes where no input was used twice."""
-        if self._single:
-            self._case.call_once(self._case.state.timed_calls())
-            return
-        new = self._count // SHORT_RUN % 2 == 1
-        self._times[new].append(self._timed(seed + self._count, new))
-        self._count += 1
+    def add_call(self, seconds: float) -> None:
+        """Note the time of a call on unchanged inputs."""
+        self._in_a_row.append(seconds)
 
     def objection(self, seed: int) -> str:
-        """Why the kernel remembers its inputs; empty if it does not. A suspicion is tested with many calls."""
-        suspicious = is_faster(self._times[False], self._times[True])
-        if self._excess and statistics.median(self._excess) > FIRST_CALL:
-            suspicious = True
-        if self._single or not suspicious:
-            return ""
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for half in range(2):
-            for new in (False, True):
-                first = seed + self._count + (2 * half + new) * LONG_RUN
-                times[new] = [self._timed(first + number, new) for number in range(LONG_RUN)]
-            if not is_faster(times[False], times[True]):
-                return ""
-        seen, unseen = (units.seconds(statistics.median(times[new])) for new in (False, True))
-        return f"remembers its inputs: a call takes {seen} on those that it has seen, {unseen} on new ones"
+        """Why the times are those of a kernel that remembers its inputs; empty if it does not.
 
-    def _timed(self, seed: int, new: bool) -> float:
-        case = self._case
-        if new:
-            case.change(seed, reorder=False)
-        else:
-            case.rewrite(seed)
-        case.call_once(case.state.timed_calls())
-        return case.call_s
+        Where every timed call had inputs of its own there is nothing to test.
+        """
+        if self._single or not self._in_a_row:
+            return ""
+        source = random.Random(seed)
+        try:
+            return self._tested(source) if self._is_suspicious(source) else ""
+        finally:
+            self._move([-places for places in self._shift])
+
+    def _is_suspicious(self, source: random.Random) -> bool:
+        limit = SUSPICIOUS * statistics.median(self._in_a_row)
+        new = [self._timed(source, new=True)]
+        is_slow_first = self._excess and statistics.median(self._excess) > FIRST_CALL[self._several]
+        if not is_slow_first and new[0] <= limit:
+            return False
+        new += [self._timed(source, new=True) for _ in range(FEW - 1)]
+        seen = [self._timed(source, new=False) for _ in range(FEW)]
+        return min(new) > GAIN * min(seen)
+
+    def _tested(self, source: random.Random) -> str:
+        """The reason, from runs of calls in turn."""
+        for _ in range(REPEATS):
+            seen, new = ([self._timed(source, kind) for _ in range(RUN)] for kind in (False, True))
+            if not is_faster(seen, new):
+                return ""
+        times = (units.seconds(statistics.median(each)) for each in (seen, new))
+        return "remembers its inputs: a call takes {} on those that it has seen, {} on new ones".format(*times)
+
+    def _timed(self, source: random.Random, new: bool) -> float:
+        """One call on new inputs, or on those of the call before, with the same work before it."""
+        first, second = ([source.randrange(MAX_SHIFT) for _ in self._shift] for _ in range(2))
+        self._move(first)
+        self._move(second if new else [-places for places in first])
+        self._case.call_once(self._case.state.timed_calls())
+        return self._case.call_s
+
+    def _move(self, places: list[int]) -> None:
+        self._shift = [before + more for before, more in zip(self._shift, places, strict=True)]
+        self._case.shift(places)
 
 
 def is_faster(seen: Sequence[float], new: Sequence[float]) -> bool:
     """Whether three quarters of the calls on new inputs take longer than as many of the others, by GAIN."""
-    if min(len(seen), len(new)) < SHORT_RUN:
-        return False
-    slowest_seen, fastest_new = statistics.quantiles(seen, n=4)[2], statistics.quantiles(new, n=4)[0]
-    return fastest_new > GAIN * slowest_seen
+    return statistics.quantiles(new, n=4)[0] > GAIN * statistics.quantiles(seen, n=4)[2]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MIN_IN_A_ROW, MAX_IN_A_ROW = 8, 64
 VERIFYING_S = 0.02  # limit of the calls in a row that follow the verification
 CHECKS_S, TIMING_SHARE = 0.01, 0.05  # the same after the rounds, beside a share of the seconds in settling and timing
-REORDERING_SHARE = 0.02  # of the same seconds, for judgements of outputs whose sums had another order
+MOVES_SHARE = 0.02  # of the same seconds, for transformations that move numbers, and judgements that they cause
 STEADY = 4.0  # times the error of the plain formula, that another order of sums may cause
 NEAR = 0.1  # of the size of an output: other outputs are judged, whatever time is left
 MAX_KEPT = 4  # fingerprints; a kernel with more is not deterministic
@@ -44,7 +44,8 @@ class OutputChecks:
         self.calls = 0  # that were checked
         self._in_a_row = 0
         self._right: list[Fingerprint] = []  # since the order of sums was changed
-        self._order, self._reordered_s = case.orders, 0.0  # seconds of judgements after such changes
+        self._order = case.orders
+        self._moves_s = self._move_s = 0.0  # in transformations that move numbers, with their judgements; in one
         self._timed_s = self._judging_s = self._judgement_s = 0.0  # judging: beyond the first judgements
         self._memory = MemoryOfInputs(case)
 
@@ -72,10 +73,17 @@ class OutputChecks:
             for each in tolerances
         )
 
-    @property
-    def can_reorder(self) -> bool:
-        """Whether the next transformation may change the order of sums: its outputs are then judged in full."""
-        return self.is_steady and self._reordered_s + self._judgement_s <= REORDERING_SHARE * self._timed_s
+    def transform_inputs(self, seed: int) -> None:
+        """Transform the inputs in every way that keeps the outputs known."""
+        self._case.change(seed, moves=True, reorder=self.is_steady)
+        self._move_s = self._case.change_s
+
+    def change_inputs(self, seed: int) -> None:
+        """Transform the inputs by more than factors, if time is left for that and for the judgement that follows."""
+        reorder = self.is_steady
+        moves = self._moves_s + self._move_s + (self._judgement_s if reorder else 0.0) <= MOVES_SHARE * self._timed_s
+        self._case.change(seed, moves=moves, reorder=moves and reorder)
+        self._moves_s += self._case.change_s if moves else 0.0
 
     def check_settled(self, pace: Pace) -> None:
         """Check the last call before the rounds."""
@@ -100,7 +108,7 @@ class OutputChecks:
         if is_first or self._judging_s < self._limit_s or self._is_far():
             verdict = self.judge()
             if is_first:
-                self._reordered_s += self._judgement_s
+                self._moves_s += self._judgement_s
             else:
                 self._judging_s += self._judgement_s
             if not verdict.ok:
@@ -111,8 +119,8 @@ class OutputChecks:
         self._check_calls("further call: ", 0, MIN_IN_A_ROW, VERIFYING_S)
 
     def check_after_rounds(self, seed: int) -> None:
-        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times, in turn on inputs that are new and that were seen."""
-        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s, seed)
+        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times; then look for a memory of inputs."""
+        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s)
         if not self.wrong and (reason := self._memory.objection(seed)):
             self.wrong = OutputVerdict(ok=False, reason=reason)
 
@@ -120,16 +128,14 @@ class OutputChecks:
     def _limit_s(self) -> float:
         return CHECKS_S + TIMING_SHARE * self._timed_s
 
-    def _check_calls(self, place: str, minimum: int, maximum: int, limit_s: float, seed: int | None = None) -> None:
+    def _check_calls(self, place: str, minimum: int, maximum: int, limit_s: float) -> None:
         end = time.perf_counter() + limit_s
         while not self.wrong and self._in_a_row < maximum:
             if self._in_a_row >= minimum and time.perf_counter() + self._case.call_s > end:
                 return
             checked = self.calls
-            if seed is None:
-                self._case.call_once(self._case.state.timed_calls())
-            else:
-                self._memory.call(seed)
+            self._case.call_once(self._case.state.timed_calls())
+            self._memory.add_call(self._case.call_s)
             self.check_call(place)
             if self.calls == checked:  # the bits differ, and the time for judging is used up
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -36,13 +36,13 @@ class PreparedCase:
         self.case, self.procedure, self.backend, self.instrument = case, procedure, backend, instrument
         self.state = state or ProcessState()
         self.problem, self.mode = case.problem, case.mode
-        self._set_transformation(transformations.identity(case.problem))
+        self._set_transformation(transformations.identity(case.problem, gradients=case.mode.needs_grad))
         self.orders = 0  # of sums that transformations have led to: outputs keep their bits within one
         # Of the last call: what the backend returned, and the gradients.
         self.outputs: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self.kept: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None  # of the call to be judged
         self.pace: Pace | None = None
-        self.call_s = 0.0  # of the last untimed call
+        self.call_s = self.change_s = 0.0  # of the last untimed call, and of the last change of the inputs
         values = inputs.make(case.problem, procedure.seed, procedure.inputs)
         self.digest = inputs.digest(values)
         with self.state.backend_code():
@@ -127,45 +127,46 @@ class PreparedCase:
         with torch.no_grad():
             for name in ("q", "k", "v", "dout"):
                 getattr(self, name).copy_(self.place(getattr(values, name), name))
-        self._set_transformation(transformations.identity(self.problem))
+        self._set_transformation(transformations.identity(self.problem, gradients=self.mode.needs_grad))
         self._inputs_changed()
 
-    def change(self, seed: int, reorder: bool) -> None:
+    def change(self, seed: int, moves: bool, reorder: bool) -> None:
         """Transform the inputs in place, by a draw from the seed: outputs of earlier calls become wrong.
 
-        Without `reorder` a deterministic kernel returns the same bits, once the transformation is undone.
+        `moves`: not only factors change, which takes longer; `reorder`: sums may have another order. Otherwise a
+        deterministic kernel returns the same bits, once the transformation is undone.
         """
-        step = self._draw(seed, reorder)
-        self.orders += reorder
-        self._write(step)
-        self._set_transformation(step.after(self._total))
-        self._inputs_changed()
-
-    def rewrite(self, seed: int) -> None:
-        """Write to the inputs as `change` does, and then their values of before."""
-        step = self._draw(seed, reorder=False)
-        self._write(step)
-        self._write(step.inverse())
-        self._inputs_changed()
-
-    def _draw(self, seed: int, reorder: bool) -> Transformation:
+        started = time.perf_counter()
         of_file = self.procedure.inputs.startswith(inputs.FILE)  # its numbers may be near the limit of the dtype
         allowed = transformations.freedom(
-            self.problem, gradients=self.mode.needs_grad, reorder=reorder, scaled=not of_file
+            self.problem, gradients=self.mode.needs_grad, moves=moves, reorder=reorder, scaled=not of_file
         )
-        return transformations.step(self.problem, allowed, seed, self._total)
+        step = transformations.step(self.problem, allowed, seed, self._total)
+        self.orders += reorder
+        self._set_transformation(step.after(self._total))
+        for name, tensor in self._tensors():
+            in_pages = self.prepared.stored is not None and name in ("k", "v")
+            step.apply_to(name, tensor, head_axis=2 if in_pages or self.backend.layout is Layout.BSHD else 1)
+        self.change_s = time.perf_counter() - started
+        self._inputs_changed()
 
-    def _write(self, step: Transformation) -> None:
+    def shift(self, places: Sequence[int]) -> None:
+        """Shift the tokens of q, k, v and dout, each by its number: inputs whose outputs are not known, made fast."""
         import torch
 
+        for distance, (name, tensor) in zip(places, self._tensors(), strict=False):
+            in_pages = self.prepared.stored is not None and name in ("k", "v")
+            axis = 0 if in_pages else 1 if self.backend.layout is Layout.BSHD else 2
+            bits = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+            bits.copy_(bits.roll(distance, axis))
+        self._inputs_changed()
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        """The inputs as torch's counter of versions does not see them: no kernel can tell a change by it."""
         self.outputs = self.kept = None
-        heads_last = self.backend.layout is Layout.BSHD
-        with torch.no_grad():
-            for name in ("q", "k", "v", "dout") if self.mode.needs_grad else ("q", "k", "v"):
-                in_pages = self.prepared.stored is not None and name in ("k", "v")
-                # `data`: torch's counter of versions stays, so that no kernel can tell a change by it.
-                tensor = getattr(self, name).data
-                tensor.copy_(step.applied(name, tensor, head_axis=2 if in_pages or heads_last else 1))
+        return [
+            (name, getattr(self, name).data) for name in ("q", "k", "v", "dout")[: 4 if self.mode.needs_grad else 3]
+        ]
 
     def _set_transformation(self, total: Transformation) -> None:
         """The transformation of the inputs so far; `undo` makes outputs those of the inputs before it."""

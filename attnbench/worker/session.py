@@ -199,7 +199,10 @@ def time_block(case: PreparedCase, checks: OutputChecks | None, seed: int) -> pr
     from attnbench.machine.device.instrument import Spot
 
     assert case.pace
-    case.change(seed, reorder=checks is not None and checks.can_reorder)
+    if checks:
+        checks.change_inputs(seed)
+    else:
+        case.change(seed, moves=False, reorder=False)
     source = random.Random(seed)
     spot = Spot(source.randrange(case.pace.readings), source.randint(1, case.pace.calls), case.keep)
     with case.state.timed_calls():

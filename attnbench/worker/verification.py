@@ -60,7 +60,7 @@ def _verify_further(
     """Look for faults that the right output of one call can hide."""
     if misuse := _misused_inputs(case):
         return _verdict(replace(judgement, ok=False, reason=misuse))
-    case.change(seed, reorder=checks.is_steady)
+    checks.transform_inputs(seed)
     transformed = _judge_call(case, checks.judge)
     if not transformed.ok:
         return _verdict(transformed, "second call, with transformed inputs: ")

@@ -112,7 +112,7 @@ def test_outputs_are_judged_and_change_with_the_inputs(tmp_path: Path, backend: 
     expected = expected_values.compute(problem, Mode.FWD, procedure.seed, procedure.inputs, tmp_path, 30.0)
     prepared.call_once(prepared.state.backend_code())
     assert correctness.judge(expected, prepared.named_outputs()).ok
-    prepared.change(seed=1, reorder=True)
+    prepared.change(seed=1, moves=True, reorder=True)
     prepared.call_once(prepared.state.backend_code())
     outputs = prepared.named_outputs()
     assert correctness.judge(expected, outputs, prepared.undo).ok

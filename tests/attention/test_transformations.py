@@ -122,7 +122,7 @@ def changed(problem: Problem, tensors: Inputs, total: Transformation) -> Inputs:
 
 def drawn(problem: Problem, seed: int, steps: int, *, gradients: bool, reorder: bool = True) -> Transformation:
     total, allowed = (
-        transformations.identity(problem),
+        transformations.identity(problem, gradients=gradients),
         transformations.freedom(problem, gradients=gradients, reorder=reorder),
     )
     for number in range(steps):
@@ -177,7 +177,7 @@ WRONG: dict[str, tuple[Problem, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_not_allowed_does_not_hold(name: str) -> None:
     problem, beyond = WRONG[name]
-    tensors, nothing = inputs.make(problem, 3), transformations.identity(problem)
+    tensors, nothing = inputs.make(problem, 3), transformations.identity(problem, gradients=True)
     allowed = transformations.freedom(problem, gradients=True)
     step = transformations.step(problem, allowed._replace(**beyond), 7, nothing)
     before = outputs_of(problem, Mode.FWD_BWD, tensors)

@@ -51,7 +51,7 @@ def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribut
         problem = Problem(heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask, **shape)
         tensors = inputs.make(problem, 5, distribution)
         truth = expected(problem, tmp_path / str(number), distribution=distribution)
-        nothing = transformations.identity(problem)
+        nothing = transformations.identity(problem, gradients=True)
         allowed = transformations.freedom(problem, gradients=True)
         for change in (nothing, *(transformations.step(problem, allowed, seed, nothing) for seed in range(2))):
             qkv = [change.applied(name, getattr(tensors, name)).requires_grad_() for name in "qkv"]

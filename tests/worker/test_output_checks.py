@@ -10,7 +10,7 @@ from attnbench.attention import transformations  # noqa: E402
 from attnbench.attention.problem import Problem  # noqa: E402
 from attnbench.worker.output_checks import Fingerprint  # noqa: E402
 
-NOTHING = transformations.identity(Problem(seq_q=1, heads=2, head_dim=16))
+NOTHING = transformations.identity(Problem(seq_q=1, heads=2, head_dim=16), gradients=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
