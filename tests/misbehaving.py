@@ -35,12 +35,6 @@ def right(q, k, v, *, causal, scale):
 _calls = itertools.count()
 
 
-def erratic(q, k, v, *, causal, scale):
-    """Correct, but twice as slow in two of three calls."""
-    time.sleep(0.012 if next(_calls) % 3 == 0 else 0.024)
-    return _right(q, k, v, causal, scale)
-
-
 def of_flash_attn(q, k, v, **options):
     """Expects [batch, seq, heads, head_dim] and flash-attn's names of arguments."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))

@@ -196,7 +196,10 @@ def test_pytest_loads_nothing_of_ours_at_its_start() -> None:
 @pytest.mark.slow
 @pytest.mark.workers
 def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
-    """Base is what was just measured, with one case four times as fast and one that nobody can run any more."""
+    """Base is what was just measured, with one case four times as fast and one that nobody can run any more.
+
+    The other cases of base are three times as slow: the second measurement may be disturbed.
+    """
     pytester.makeconftest(FEW_RESTARTS)
     pytester.makefile(".toml", small=SUITE)
     first = run(pytester, "small.toml", "--attnbench-gate", "first", "--attnbench-out", "kept")
@@ -207,7 +210,7 @@ def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
     restarts = []
     for restart in range(6):
         for result in base.results:
-            factor = 0.25 if result.case.backend == "naive" and result.case.problem.seq_q == 64 else 1.0
+            factor = 0.25 if result.case.backend == "naive" and result.case.problem.seq_q == 64 else 3.0
             values = tuple(factor * v if v else v for v in result.samples["time"].values)
             time = msgspec.structs.replace(result.samples["time"], values=values)
             samples = {**result.samples, "time": time}
@@ -237,11 +240,12 @@ def test_a_commit_judges_each_case_side_by_side(pytester: pytest.Pytester) -> No
     pytester.makeconftest(FEW_RESTARTS)
     pytester.makefile(".toml", small=SUITE.replace('["naive", "sdpa:flash"]', '"kernel.py:attend"'))
     kernel = pytester.path / "kernel.py"
-    kernel.write_text(KERNEL)
+    # Calls that need no core: a busy machine changes their ratio little.
+    kernel.write_text("import time\n" + KERNEL.replace("return F.", "time.sleep(0.02)\n    return F."))
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    kernel.write_text(KERNEL.replace("return F.", "F.scaled_dot_product_attention(q, k, v)\n    return F."))
+    kernel.write_text(kernel.read_text().replace("0.02", "0.05"))
     done = run(pytester, "small.toml", "--attnbench-base-ref", "HEAD")
     done.assert_outcomes(failed=2)
     done.stdout.fnmatch_lines(["*time_s regressed: *", "*2 cases: 2 regressed.*"])

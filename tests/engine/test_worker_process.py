@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from attnbench.engine.worker_process import Worker
+from attnbench.engine.worker_process import START_LIMIT_S, Worker
 from attnbench.records.arm import Arm
 from attnbench.worker import protocol
 
-pytestmark = pytest.mark.workers
+OPENED = protocol.WorkerOpened()
 
 
+@pytest.mark.workers
 def test_a_killed_worker_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = "import tempfile\nprint(tempfile.mkdtemp())\n\ndef attend(q, k, v, *, causal, scale): ...\n"
     (tmp_path / "kernel.py").write_text(kernel)
@@ -27,11 +31,24 @@ def test_a_killed_worker_leaves_no_temporary_file(tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_the_timeout_does_not_include_the_start_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import time\n\ntime.sleep(0.6)\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    worker = Worker(None, (), 0)
-    try:
-        assert isinstance(worker.open(timeout_s=0.5), protocol.WorkerOpened)
-    finally:
-        worker.terminate()
+class ScriptedChannel:
+    """Receives what a worker sends that starts, and records the seconds that it may take."""
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+        self._replies: list[object] = [protocol.WorkerStarted(), OPENED]
+
+    def receive(self, timeout_s: float) -> object:
+        self.limits.append(timeout_s)
+        return self._replies.pop(0)
+
+
+def test_the_timeout_does_not_include_the_start_of_python() -> None:
+    worker = Worker.__new__(Worker)
+    worker.opened, worker.started, worker.spent = None, time.monotonic() - 30, defaultdict(float)
+    channel = ScriptedChannel()
+    cast("Any", worker)._channel = channel
+    assert worker.open(timeout_s=0.5) is OPENED
+    start_s, import_s = channel.limits
+    assert start_s == pytest.approx(START_LIMIT_S - 30, abs=5)
+    assert import_s == pytest.approx(0.5)

@@ -79,13 +79,13 @@ if not child:
 from attnbench.machine.device.counters import Counters, tags, watch_others
 time.sleep(0.1)
 finish, others = Counters((core,)).start(), watch_others((core,))
-used = time.process_time()
-ended = time.monotonic() + 0.5
-while time.monotonic() < ended: pass
-facts, load = finish(), others()
+used, began = time.process_time(), time.monotonic()
+while time.monotonic() < began + 0.5: pass
+facts, load, used = finish(), others(), time.process_time() - used
+elapsed = time.monotonic() - began
 os.kill(child, 9)
 os.waitpid(child, 0)
-print(load.cores, (time.process_time() - used) / 0.5, facts["waiting_s"], *tags(facts, 1000, 1))
+print(load.cores, used / elapsed, facts["waiting_s"], *tags(facts, 1000, 1))
 """
 
 
@@ -95,9 +95,9 @@ def test_a_thread_that_shares_its_core_is_preempted() -> None:
         pytest.skip("this kernel has no schedstat")
     done = subprocess.run([sys.executable, "-c", CONTENDED], capture_output=True, text=True, check=True)
     foreign, own, waited_s, *disturbances = done.stdout.split()
-    assert float(waited_s) > 0.1  # two busy processes share a core for half a second
+    assert float(waited_s) > 0.1  # two busy processes share a core for half a second; others may have some of it
     assert float(foreign) > 0.2
-    assert float(foreign) + float(own) == pytest.approx(1.0, abs=0.15)  # what this process uses is not foreign
+    assert float(foreign) < 1.0 - float(own) / 2  # what this process uses is not foreign
     assert "preempted" in disturbances
 
 

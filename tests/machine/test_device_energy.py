@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,22 +68,34 @@ class Fake:
         """Nothing waits."""
 
 
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def test_energy_of_a_call_and_above_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy, "STEADY_S", 0.2)
-    monkeypatch.setattr(energy, "IDLE_S", 0.1)
-    calls = itertools.count()
-    started, calls_made = time.monotonic(), [0]
+    clock, calls_made = Clock(), [0]
+    monkeypatch.setattr(energy, "time", clock)
 
     def call() -> None:
-        calls_made[0] = next(calls) + 1
-        time.sleep(0.01)
+        calls_made[0] += 1
+        clock.sleep(0.01)
 
-    fake = Fake(lambda: ("made up", lambda: 5.0 * (time.monotonic() - started) + 3.0 * calls_made[0]))
+    fake = Fake(lambda: ("made up", lambda: 5.0 * clock.now + 3.0 * calls_made[0]))
     result = energy.measure(fake, call, 0.01)  # type: ignore[arg-type]
     assert isinstance(result, energy.CallEnergy)
     assert result.calls == calls_made[0]
-    assert result.above_idle == pytest.approx(3.0, rel=0.01)
-    assert result.joules == pytest.approx(3.0 + 5.0 * result.seconds / calls_made[0], rel=0.02)
+    assert result.above_idle == pytest.approx(3.0)
+    assert result.seconds == pytest.approx(energy.STEADY_S, abs=0.011)
+    assert result.joules == pytest.approx(3.0 + 5.0 * 0.01)
 
 
 def test_a_counter_that_stands_still_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
