@@ -6,15 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from attnbench import pytest_plugin
 from attnbench.analysis import readings
+from attnbench.engine import sweep
 from attnbench.pytest_plugin import CaseSource
 from attnbench.records import run_directory, run_writer
+from tests import samples
 
 pytest_plugins = ["pytester"]
 
@@ -262,3 +266,18 @@ def test_a_gate_in_pytest_has_a_fixed_number_of_rounds_by_default(
     procedures = source.ready.settings.procedures.values()
     assert {(procedure.min_rounds, procedure.max_rounds) for procedure in procedures} == {rounds}
     assert source.ready.settings.restarts == 6
+
+
+def test_a_long_measurement_prints_a_line_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    terminal = SimpleNamespace(ensure_newline=lambda: None, write_line=printed.append)
+    plugins = SimpleNamespace(get_plugin={"terminalreporter": terminal}.get)
+    config = SimpleNamespace(pluginmanager=plugins, get_verbosity=lambda: 0)
+    ready = sweep.prepare(sweep.Request(axes={"seq": "32", "mask": "none"}, backend="naive", device="cpu", restarts=3))
+    watcher = pytest_plugin.Watcher(config, ready)  # type: ignore[arg-type]
+    for seconds in (0.0, pytest_plugin.QUIET_S + 1, 1.0):
+        now[0] += seconds
+        watcher.result(samples.result([1e-3]), 90.0)
+    assert printed == ["attnbench measures 1 cases of custom, 3 restarts", "  2 of 3 results, about 90.0 s left"]

@@ -57,3 +57,11 @@ def test_refusals_of_the_plan_are_one_line(capsys: pytest.CaptureFixture[str]) -
     shown = lines([refused, refused, measured, failed], attrgetter("name"), capsys)
     assert [each.partition(" b1")[0] for each in shown] == ["[2/4] 2 cases refused", "[3/4] ok", "[4/4] skipped"]
     assert lines([refused], Arm.name.fget, capsys) == ["[1/1] 1 case refused"]  # type: ignore[arg-type]
+
+
+def test_the_total_grows_with_what_a_gate_adds(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.observer("lines", 1) as observer:
+        observer.result(result([1e-3]), 0.0)
+        observer.more(2)
+        observer.result(result([1e-3]), 0.0)
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["[1/1]", "[2/3]"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 
@@ -185,3 +187,26 @@ def test_each_cell_has_the_default_backends_of_its_problem():
     assert cached == {"mla:absorbed", "mla:expanded", "naive"}
     plain = {arm.backend for group in ready.plan.groups for arm in group.arms if not group.problem.kv}
     assert not any(name.startswith("mla") for name in plain)
+
+
+def test_planning_is_linear_in_the_number_of_problems() -> None:
+    """Counted in calls of functions, refusals among them."""
+
+    def calls(problems: int) -> int:
+        counted = [0]
+
+        def count(_frame: object, event: str, _argument: object) -> None:
+            counted[0] += event == "call"
+
+        axes = {"seq": f"{2 * problems}..{3 * problems - 1}:+1", "mask": "causal"}
+        request = sweep.Request(axes=axes, backend="naive,sdpa:flash,flash-attn:2", device="cpu:threads=1")
+        sys.setprofile(count)
+        try:
+            assert sweep.prepare(request).plan.cases == 3 * problems
+        finally:
+            sys.setprofile(None)
+        return counted[0]
+
+    calls(10)  # imports, and what is computed once
+    few, many = calls(100), calls(400)
+    assert many < 4.4 * few

@@ -183,6 +183,18 @@ def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(
     assert reply.errors["out"]["max_abs"]
 
 
+@pytest.mark.parametrize("phase", range(0, 8, 3))
+def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found_by_its_verification_alone(
+    phase: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import misbehaving
+
+    monkeypatch.setattr(output_checks, "VERIFYING_S", 60.0)  # enough on a busy machine
+    driver = Driver("wrong_in_eighth", tmp_path)
+    misbehaving._calls = itertools.count(phase)
+    assert not driver.verify().ok
+
+
 def test_a_call_that_is_judged_again_counts_once(tmp_path: Path) -> None:
     driver = Driver("right", tmp_path)
     driver.verify(brief=True)

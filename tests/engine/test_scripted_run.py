@@ -1,0 +1,173 @@
+"""A run over scripted workers: what is verified in brief, what the budget leaves out, and the time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench.attention.problem import Problem
+from attnbench.engine import oracle, runner
+from attnbench.engine.oracle import ExpectedFiles, Oracle
+from attnbench.engine.plan import Plan
+from attnbench.engine.runner import Runner, RunSettings
+from attnbench.records.arm import Arm
+from attnbench.records.result import Cause, Key, Procedure, Result, Status
+from attnbench.worker import protocol
+from tests.engine.test_expected_cache import stored
+from tests.engine.test_plan import planned
+from tests.engine.test_rounds import STEADY, ScriptedWorker
+
+PROCEDURE = Procedure(min_rounds=3, max_rounds=3)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class RecordedWorker(ScriptedWorker):
+    """A scripted worker that records the verifications."""
+
+    def __init__(self, verified: list[bool]) -> None:
+        super().__init__(STEADY)
+        self._verified = verified
+
+    def ask(self, message: object, *rest: object) -> Any:
+        match message:
+            case protocol.PrepareCase():
+                return protocol.CasePrepared(seconds={}, facts={})
+            case protocol.VerifyCase():
+                self._verified.append(message.brief)
+                return protocol.CaseVerified(ok=True, reason="", errors={})
+            case protocol.ReleaseCase():
+                return protocol.CaseReleased()
+        return super().ask(message, *rest)
+
+
+class Scripted:
+    """Stands for the processes of a run: its workers and its oracle."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.brief: list[bool] = []  # of each verification
+        self.environments: dict[str, object] = {}
+        self.failures: dict[str, Exception] = {}
+
+    def __call__(self, *_: object) -> Scripted:
+        return self
+
+    def open(self, arms: Sequence[Arm], _deadline: float) -> None:
+        self.opened += [arm.name for arm in arms]
+
+    def __getitem__(self, arm: Arm) -> RecordedWorker:
+        return RecordedWorker(self.brief)
+
+    def expect(self, *_: object) -> tuple[ExpectedFiles, ExpectedFiles]:
+        files = ExpectedFiles(Path("expected"), 1.0)
+        return files, files
+
+    def start(self) -> None:
+        """No process."""
+
+    terminate = terminate_all = start
+
+
+class Recorded:
+    """An observer that keeps the results and the time that was left after each."""
+
+    def __init__(self) -> None:
+        self.left_s: list[float] = []
+
+    def phase(self, text: str) -> None:
+        """Ignore the phase."""
+
+    def more(self, count: int) -> None:
+        """Ignore the number."""
+
+    def result(self, _: Result, remaining_s: float) -> None:
+        self.left_s.append(remaining_s)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    processes = Scripted()
+    for name in ("Workers", "Oracle"):
+        monkeypatch.setattr(runner, name, processes)
+    return processes
+
+
+def measured(
+    plan: Plan, restarts: int = 1, budget_s: float | None = None, done: frozenset[Key] = frozenset()
+) -> tuple[list[Result], list[float]]:
+    """The results of a run, and the seconds that were left after each."""
+    results: list[Result] = []
+    observer = Recorded()
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, restarts=restarts, budget_s=budget_s)
+    Runner(plan, settings, results.extend, observer, done).run()
+    return results, observer.left_s
+
+
+def test_a_case_is_verified_in_full_once_on_a_machine_and_in_brief_after_that(scripted: Scripted) -> None:
+    plan = planned(Problem(seq_q=64), names=("naive",))
+    (first, _), _ = measured(plan, restarts=2)
+    assert scripted.brief == [False, True]
+    assert "verified_earlier" not in first.facts
+    (again,), _ = measured(plan)
+    assert scripted.brief == [False, True, True]
+    assert again.facts["verified_earlier"]
+    measured(planned(Problem(seq_q=65), names=("naive",)))
+    assert scripted.brief[-1] is False
+
+
+def test_no_worker_starts_for_what_the_budget_is_too_short_for(scripted: Scripted) -> None:
+    results, _ = measured(planned(Problem(seq_q=64), Problem(seq_q=128), names=("naive",)), budget_s=0.01)
+    assert {(result.status, result.cause) for result in results} == {(Status.SKIPPED, Cause.BUDGET)}
+    assert scripted.opened == []
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_time_left_falls_to_zero_and_is_never_above_the_budget() -> None:
+    plan = planned(*(Problem(seq_q=seq) for seq in (64, 128, 256)), names=("naive",))
+    _, left_s = measured(plan, restarts=2)
+    assert left_s == sorted(left_s, reverse=True)
+    assert left_s[0] > left_s[-1] == 0
+    _, left_s = measured(plan, restarts=2, budget_s=3.0)
+    assert max(left_s) <= 3.0
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_time_left_of_a_continued_run_is_that_of_what_it_lacks() -> None:
+    plan = planned(*(Problem(seq_q=seq) for seq in (64, 128, 4096)), names=("naive",))
+    done = frozenset(
+        (group.case(arm).id, arm.id, restart)
+        for group in plan.groups
+        for arm in group.arms
+        for restart in range(2)
+        if group.problem.seq_q > 64
+    )
+    results, left_s = measured(plan, restarts=2, done=done)
+    assert [result.case.problem.seq_q for result in results] == [64, 64]
+    assert left_s[1] == 0
+    assert left_s[0] < plan.groups[-1].seconds
+
+
+def test_expected_values_of_an_earlier_run_are_read_and_not_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(oracle, "Worker", refuse)
+    problem, mode = Problem(seq_q=64), planned(Problem(seq_q=64), names=("naive",)).groups[0].mode
+    entries = []
+    for inputs, budget_s in (("normal", oracle.BUDGET_S), ("peaked", oracle.PEAKED_BUDGET_S)):
+        entry = oracle.expected_cache.entry(problem, mode, PROCEDURE.seed, inputs, budget_s)
+        assert entry
+        entries.append(stored(entry))
+    files = Oracle(tmp_path, 60.0, {}).expect(problem, mode, PROCEDURE)
+    assert [each.directory for each in files] == entries
+    with pytest.raises(AssertionError, match="a process was started"):
+        Oracle(tmp_path, 60.0, {}).expect(Problem(seq_q=65), mode, PROCEDURE)
