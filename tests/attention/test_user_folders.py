@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 from pathlib import Path
 
 import pytest
 
+from attnbench import cli
 from attnbench.analysis import noise_floor
 from attnbench.attention import user_folders
 from attnbench.cli import config
@@ -62,3 +64,17 @@ def test_workers_do_not_get_the_home_that_stands_for_none(monkeypatch):
     assert "HOME" not in worker_process._environment(None, 1, "temporary")
     monkeypatch.setenv("HOME", "a folder")
     assert worker_process._environment(None, 1, "temporary")["HOME"] == "a folder"
+
+
+@pytest.mark.parametrize("home", [None, "/a folder"])
+def test_the_command_sets_home_where_none_is_known(home, monkeypatch):
+    """Some packages fail without it."""
+    monkeypatch.delenv("HOME", raising=False)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    monkeypatch.setattr(sys, "argv", ["attnbench", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert os.environ["HOME"] == (home or user_folders.NO_HOME)

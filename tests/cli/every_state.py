@@ -155,6 +155,7 @@ def outcome(name: str, state: str, folder: Path) -> dict[str, object]:
 def in_fork(arguments: tuple[str, ...], prepare: Callable[[], None], folder: Path) -> int:
     """What an interpreter does with a command line, from its streams to its last flush."""
     os.chdir(folder)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it
     (folder / "temporary").mkdir()
     os.environ["TMPDIR"], tempfile.tempdir = str(folder / "temporary"), None
     for number, path in ((1, "stdout"), (2, "stderr")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -14,7 +15,9 @@ from attnbench.analysis.rows import rows_of
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.machine import identity
+from attnbench.records.arm import parse_device
 from attnbench.records.ceilings import ForeignLoad, Rate
+from attnbench.records.result import Environment
 from attnbench.report.pages import speed
 from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import ceilings as table
@@ -52,6 +55,21 @@ def test_under_constant_load_the_least_disturbed_measurement_counts() -> None:
     replies = calibrate.measure_parts(ask, ("exp",), math.inf, lambda text: None, pause_s=0.0)
     assert len(requested) == 1 + calibrate.RETRIES
     assert replies["exp"].exp_per_s == 2.0
+
+
+def test_the_load_of_a_disturbed_part_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, _ = scripted({"matmul": [0.5], "exp": [0.0]})
+    environment = Environment(device="CPU", facts={}, packages={"torch": "2"})
+    worker = SimpleNamespace(
+        open=lambda _: SimpleNamespace(environment=environment),
+        ask=lambda request, _: ask(request.parts[0]),
+        terminate=lambda: None,
+    )
+    monkeypatch.setattr(calibrate, "Worker", lambda *_: worker)
+    stored = calibrate.measure(parse_device("cpu:threads=1"), ("matmul", "exp"), deadline=0.0)
+    assert not isinstance(stored, str)
+    assert stored.foreign_load["matmul"].cores == 0.5
+    assert stored.disturbed
 
 
 def test_after_the_deadline_nothing_is_measured_again() -> None:
