@@ -81,7 +81,7 @@ def output_bytes(problem: Problem, mode: Mode) -> int:
     if problem.returns is Returns.LSE:
         out += _lse_bytes(problem)
     if problem.returns is Returns.WEIGHTS:
-        out += problem.batch * problem.heads * problem.seq_q * problem.seq_kv * problem.dtype.out.bytes
+        out += problem.tokens_q * problem.heads * problem.seq_kv * problem.dtype.out.bytes
     if mode is Mode.FWD:
         return out
     gradients = (_q_numbers(problem) + _kv_numbers(problem)) * problem.dtype.out.bytes

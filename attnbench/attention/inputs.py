@@ -52,7 +52,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
-    """Make inputs on the CPU. With `lengths`, tokens beyond the end of a sequence are zero.
+    """Make inputs on the CPU.
 
     `file:x.safetensors` holds q, k, v and, for gradients, dout, in the shapes of the problem and in any float dtype.
     Raises UnknownNameError for an unknown distribution, ProblemError for a file that does not fit.
@@ -71,9 +71,6 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
         drawn |= _read(distribution, problem)
     else:
         _shape(drawn, problem, distribution, generator)
-    for tensor in drawn.values():
-        for b, length in enumerate(problem.lengths):
-            tensor[b, :, length:] = 0
     for first, others in _shared_keys(problem):
         for name in "kv":
             for keys in others:

@@ -27,7 +27,6 @@ class Segments(NamedTuple):
     starts_kv: tuple[int, ...]  # the same of keys
     longest_q: int  # queries
     longest_kv: int  # keys
-    tokens: tuple[int, ...] | None  # indices of the unpadded tokens in the padded batch; None: all
 
     @property
     def lengths_kv(self) -> tuple[int, ...]:
@@ -36,51 +35,28 @@ class Segments(NamedTuple):
 
 
 def is_packed(problem: Problem) -> bool:
-    """Whether varlen kernels alone compute it: requests, a ragged batch, documents, keys in pages."""
-    several = bool(problem.requests or problem.lengths or problem.page_size)
-    return several or problem.masking.find(Document) is not None
-
-
-def packing(problem: Problem) -> str:
-    """What packing costs a varlen kernel, as a fact of the result."""
-    return "inside the call" if problem.lengths else "free" if is_packed(problem) else "none"
+    """Whether varlen kernels alone compute it: requests, documents, keys in pages."""
+    return bool(problem.requests or problem.page_size) or problem.masking.find(Document) is not None
 
 
 def segments(problem: Problem) -> Segments:
-    """The sequences for a varlen kernel: requests, those of a ragged or an even batch, or documents."""
+    """The sequences for a varlen kernel: requests, those of an even batch, or documents."""
     sizes: tuple[tuple[int, int], ...] = problem.sizes
-    tokens = None
-    if problem.lengths:
-        seq = problem.seq_q
-        tokens = tuple(b * seq + i for b, length in enumerate(problem.lengths) for i in range(length))
-    elif not problem.requests and (document := problem.masking.find(Document)):
+    if not problem.requests and (document := problem.masking.find(Document)):
         spans = [int(start) for start in document.spans(problem.grid)]
         sizes = tuple((end - start, end - start) for start, end in itertools.pairwise(spans)) * problem.batch
     queries, keys = zip(*sizes, strict=True)
     starts_q, starts_kv = (tuple(itertools.accumulate(counts, initial=0)) for counts in (queries, keys))
-    return Segments(starts_q, starts_kv, max(queries), max(keys), tokens)
+    return Segments(starts_q, starts_kv, max(queries), max(keys))
 
 
-def packed(tokens: Tensor | None, *padded: Tensor) -> list[Tensor]:
-    """Pack tensors: [batch, seq, heads, width] -> [tokens, heads, width]."""
-    flat = [tensor.flatten(0, 1) for tensor in padded]
-    return flat if tokens is None else [tensor.index_select(0, tokens) for tensor in flat]
-
-
-def padded(
-    tokens: Tensor | None, batch: int, seq: int, out: Tensor, lse: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Pad results.
+def unflattened(batch: int, seq: int, out: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The batch and its rows in place of all tokens.
 
     out: [tokens, heads, width] -> [batch, seq, heads, width]; lse: [heads, tokens] -> [batch, heads, seq].
     """
-    if tokens is not None:
-        out = out.new_zeros(batch * seq, *out.shape[1:]).index_copy(0, tokens, out)
-    if lse is None:
-        return out.view(batch, seq, *out.shape[1:]), None
-    if tokens is not None:
-        lse = lse.new_full((lse.shape[0], batch * seq), float("-inf")).index_copy(1, tokens, lse)
-    return out.view(batch, seq, *out.shape[1:]), lse.view(-1, batch, seq).transpose(0, 1)
+    out = out.view(batch, seq, *out.shape[1:])
+    return out, None if lse is None else lse.view(-1, batch, seq).transpose(0, 1)
 
 
 def page_table(problem: Problem) -> NDArray[np.int32]:

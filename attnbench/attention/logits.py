@@ -22,15 +22,17 @@ ROPE_BASE = 10_000.0
 def positioned(problem: Problem, q: Tensor, k: Tensor, *, heads_last: bool = False) -> tuple[Tensor, Tensor]:
     """q and k as inputs of the similarity: with positions, normalised for cosine, q times W for bilinear.
 
-    [..., seq, head_dim], or [..., seq, heads, head_dim] with `heads_last`; the last query has the position of the last
-    key.
+    [..., seq, head_dim], or [..., seq, heads, head_dim] with `heads_last`. The last query of a sequence has the place
+    of its last key; each of the packed requests has its own places.
     """
     import torch
 
     if problem.positions is not Positions.NONE:
         apply = _rotated if problem.positions is Positions.ROPE else _with_sinusoids
-        rows, keys = (torch.arange(count, device="cpu") for count in (problem.seq_q, problem.seq_kv))
-        places = rows + problem.grid.offset, keys
+        sizes = problem.sizes if problem.requests else problem.sizes[:1]
+        rows = [torch.arange(keys - queries, keys, device="cpu") for queries, keys in sizes]
+        keys = [torch.arange(keys, device="cpu") for _, keys in sizes]
+        places = torch.cat(rows), torch.cat(keys)
         q, k = (apply(tensor, place, heads_last) for tensor, place in zip((q, k), places, strict=True))
     if problem.score.similarity is Similarity.COSINE:
         return torch.nn.functional.normalize(q, dim=-1), torch.nn.functional.normalize(k, dim=-1)

@@ -44,7 +44,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     dtype: Dtype = Dtype.FP32  # of q, k and v
     mask: str = "none"  # canonical text of a masks.Mask
     score: Score = Score()  # how a query and a key become a logit
-    lengths: tuple[int, ...] = ()  # tokens of each sequence of a ragged batch; empty: all have seq_q and seq_kv
+    lengths: tuple[int, ...] = ()  # of a padded ragged batch in a run stored before such batches were requests
     returns: Returns = Returns.OUT  # besides the output
     weighting: str = "softmax"  # canonical text of a weightings.Weighting
     sinks: bool = False  # one more logit for each head in the denominator of softmax, without a value
@@ -88,14 +88,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
             heads = f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
             raise ProblemError(f"{heads}; kv_heads may be {divisors}")
-        if self.lengths:
-            if len(self.lengths) != self.batch:
-                raise ProblemError(f"lengths has {len(self.lengths)} sequences, batch is {self.batch}")
-            if not self.seq_q == self.seq_kv == max(self.lengths) or min(self.lengths) < 1:
-                longest = f"the longest equal to seq_q={self.seq_q} and seq_kv={self.seq_kv}"
-                raise ProblemError(f"lengths {self.lengths}: each at least 1, {longest}")
-        if self.requests:
-            self._check_requests()
+        if self.requests or self.lengths:
+            self._check_parts()
         else:
             self.masking.check(self.grid)
             if (bias := self.bias) is not None:
@@ -104,16 +98,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         if self.shared_prefix:
             shared_prefix.check(self.shared_prefix, self.sizes if self.requests else (), self.page_size)
 
-    def _check_requests(self) -> None:
+    def _check_parts(self) -> None:
         text, sizes = f"requests={self.requests}", self.sizes
         most = len(sizes), max(queries for queries, _ in sizes), max(keys for _, keys in sizes)
         if (self.batch, self.seq_q, self.seq_kv) != most:
             shape = f"batch={self.batch}, seq_q={self.seq_q}, seq_kv={self.seq_kv}"
             raise ProblemError(f"{text} with {shape}: they are {most[0]}, {most[1]} and {most[2]}")
-        others = {"lengths": bool(self.lengths), "positions": self.positions is not Positions.NONE}
-        others |= {"scope": self.scope != "core", "returns=weights": self.returns is Returns.WEIGHTS}
-        if wrong := [name for name, is_set in others.items() if is_set]:
-            raise ProblemError(f"{text} with {wrong[0]}: requests are attention alone, over packed tokens")
         for request in dict.fromkeys(sizes):
             try:
                 _part(self, request)
@@ -141,8 +131,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         if self.autocast is not Autocast.NONE and (self.scope == "core" or self.dtype is not Dtype.FP32):
             rest = f"scope={self.scope} and dtype={self.dtype}"
             raise ProblemError(f"autocast={self.autocast} with {rest}: use a block or layers, and dtype=fp32")
-        if self.lengths and self.bias is not None:
-            raise ProblemError(f"lengths with bias={self.score.bias}: a bias needs equal lengths; use padding")
 
     def _check_latent(self, cache: Latent) -> None:
         if self.kv_heads != 1:
@@ -163,8 +151,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         size = self.page_size
         if size < 0 or size & (size - 1):
             raise ProblemError(f"page_size={size}: must be a power of two, as 16 or 64, or 0 for no pages")
-        if size and (self.lengths or self.scope != "core" or self.positions is not Positions.NONE):
-            needs = "a paged cache needs scope=core, positions=none and no lengths"
+        if size and (self.scope != "core" or self.positions is not Positions.NONE):
+            needs = "a paged cache needs scope=core and positions=none"
             raise ProblemError(f"page_size={size}: keys are written to pages before the call, so {needs}")
         if size and self.score.similarity is not Similarity.DOT:
             raise ProblemError(f"page_size={size} with score={self.score.similarity}: a paged cache needs score=dot")
@@ -174,8 +162,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
             option = f"dropout={self.dropout:g}" if self.dropout else f"returns={self.returns}"
             raise ProblemError(f"scope={self.scope} with {option}: the output is projected; use scope=core")
         if self.scope != "block":
-            if self.lengths:
-                raise ProblemError(f"scope={self.scope} with lengths: layers need full lengths; use padding")
+            if self.requests:
+                raise ProblemError(f"scope={self.scope} with requests: layers need equal lengths; use padding")
             if self.head_dim_v != self.head_dim:
                 widths = f"head_dim={self.head_dim} and head_dim_v={self.head_dim_v}"
                 raise ProblemError(f"scope={self.scope} with {widths}: a residual needs equal widths")
@@ -237,13 +225,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     @property
     def parts(self) -> tuple[Problem, ...]:
         """The problems that it consists of: one for each request, else itself."""
-        return tuple(_part(self, size) for size in self.sizes) if self.requests else (self,)
+        return tuple(_part(self, size) for size in self.sizes) if self.requests or self.lengths else (self,)
 
     @property
     def grid(self) -> Grid:
         """The shape that the mask applies to; of requests, each of the `parts` has its own."""
         assert not self.requests, self.requests
-        return Grid(self.batch, self.seq_q, self.seq_kv, self.lengths)
+        assert not self.lengths, self.lengths
+        return Grid(self.batch, self.seq_q, self.seq_kv)
 
     @property
     def masking(self) -> Mask:
@@ -314,7 +303,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
 FEATURES: dict[str, str] = {
     **{word: kind.summary for word, kind in masks.PRIMITIVES.items()},
-    "varlen": "ragged batch (lengths)",
     "blind_rows": "fully masked rows",
     "gqa": "fewer kv_heads than heads",
     "cross": "seq_q different from seq_kv",
@@ -338,7 +326,7 @@ FEATURES: dict[str, str] = {
 
 @lru_cache(maxsize=65536)
 def _features(problem: Problem) -> frozenset[str]:
-    if problem.requests:
+    if problem.requests or problem.lengths:
         parts = frozenset[str]().union(*(part.features for part in dict.fromkeys(problem.parts)))
         return parts | {"requests"}
     needed = set(problem.masking.words)
@@ -354,14 +342,13 @@ def _features(problem: Problem) -> frozenset[str]:
         "latent": bool(problem.kv),
         "dropout": problem.dropout > 0,
         "weights": problem.returns is Returns.WEIGHTS,
-        "varlen": bool(problem.lengths),
         "gqa": problem.kv_heads < problem.heads,
         "cross": problem.seq_q != problem.seq_kv,
         "head_dim_v": problem.head_dim_v != problem.head_dim,
         "scale": problem.score.scale is not None or problem.score.temperature is not None,
         "softcap": problem.score.softcap is not None,
         "lse": problem.returns is Returns.LSE,
-        "blind_rows": not problem.lengths and problem.masking.has_blind_rows(problem.grid),
+        "blind_rows": problem.masking.has_blind_rows(problem.grid),
     }
     return frozenset(needed | {word for word, holds in conditions.items() if holds})
 
@@ -369,7 +356,7 @@ def _features(problem: Problem) -> frozenset[str]:
 @lru_cache(maxsize=65536)
 def _part(problem: Problem, size: RequestSize) -> Problem:
     return msgspec.structs.replace(
-        problem, batch=1, seq_q=size.queries, seq_kv=size.keys, requests="", shared_prefix=""
+        problem, batch=1, seq_q=size.queries, seq_kv=size.keys, lengths=(), requests="", shared_prefix=""
     )
 
 

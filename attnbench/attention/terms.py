@@ -22,12 +22,11 @@ Counter = Callable[[Indices, Indices, Indices], Indices]  # of row, low and high
 
 
 class Grid(msgspec.Struct, frozen=True):
-    """The shape that a mask applies to. With `lengths` every sequence is a self-attention of its own length."""
+    """The shape that a mask applies to."""
 
     batch: int
     seq_q: int  # tokens
     seq_kv: int  # tokens
-    lengths: tuple[int, ...] = ()  # tokens of each sequence; empty: all have seq_q and seq_kv
 
     @property
     def offset(self) -> int:
@@ -46,7 +45,6 @@ class Term(Spec, frozen=True):
     holds_causal: ClassVar[bool] = False  # whether it hides what a causal mask hides, but for some keys
     differs_by_sequence: ClassVar[bool] = False
     is_square: ClassVar[bool] = False  # whether it needs seq_q == seq_kv
-    needs_equal_lengths: ClassVar[bool] = False  # whether it applies to no ragged batch
 
     def predicate(self, grid: Grid, table: Table) -> Predicate:
         """Whether row `i` of sequence `b` sees key `j`, as a function of (b, i, j) that a compiler can trace.
@@ -67,8 +65,6 @@ class Term(Spec, frozen=True):
         """Raise ProblemError if the term does not apply to this shape."""
         if self.is_square and grid.seq_q != grid.seq_kv:
             raise ProblemError(f"mask {self.text!r} needs seq_q == seq_kv, not {grid.seq_q} and {grid.seq_kv}")
-        if self.needs_equal_lengths and grid.lengths:
-            raise ProblemError(f"mask {self.text!r} needs equal lengths: use batch and seq in place of lengths")
 
     def shrunk(self, share: float) -> Self:
         """The term for sequences of `share` of their length: parameters in tokens shrink with it."""

@@ -117,25 +117,37 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         limits = self.limits.get(kind)
         if limits is None:
             return [f"runs on {', '.join(self.limits)}, not on {kind}"]
+        if case.problem.lengths:
+            return ["a padded ragged batch is not measured any more: use --set lengths, which makes it requests"]
         reasons = [*_objections_of_device(limits, case.problem.dtype, capability), *_objections_of_gradients(case)]
-        for problem in filter(None, (*self._computed(case.problem), scopes.self_attention(case.problem))):
+        computed = dict.fromkeys(self._computed(case.problem))
+        for problem in filter(None, (*computed, scopes.self_attention(case.problem))):
             reasons += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
             reasons += _objections_of_features(limits, problem.core.features)
             reasons += self.refuses(msgspec.structs.replace(case, problem=problem.core)) if self.refuses else []
         return list(dict.fromkeys(reasons))
 
     def _computed(self, problem: Problem) -> tuple[Problem, ...]:
-        """The problems that it computes: the core, or that of each request of another size, from keys without pages."""
+        """The problems that it computes: the core, or that of each request, from keys without pages."""
         if not (problem.requests and self.by_request):
             return (problem.core,)
-        return tuple(msgspec.structs.replace(part.core, page_size=0) for part in dict.fromkeys(problem.parts))
+        return tuple(msgspec.structs.replace(part.core, page_size=0) for part in problem.parts)
+
+    def _scratch(self, problems: tuple[Problem, ...], name: str, mode: Mode) -> list[int]:
+        of_size = {each: self.scratch_bytes(Case(problem=each, backend=name, mode=mode)) for each in set(problems)}
+        return [of_size[problem] for problem in problems]
 
     def extra_bytes(self, case: Case) -> int:
         """Predicted bytes beyond inputs and outputs at the peak of a call, with everything applied around the core."""
         core = msgspec.structs.replace(case, problem=case.problem.core)
-        total = max(self.scratch_bytes(msgspec.structs.replace(case, problem=p)) for p in self._computed(core.problem))
-        if case.problem.requests and case.problem.page_size and self.by_request:  # the keys of one request, gathered
-            total += max(map(cost.kv_bytes, self._computed(core.problem)))
+        computed = self._computed(core.problem)
+        total = max(self._scratch(computed, case.backend, case.mode))
+        if case.mode.needs_grad:  # the other requests hold what their backward pass needs
+            total += sum(others := self._scratch(computed, case.backend, Mode.FWD)) - max(others)
+        if case.problem.requests and self.by_request:
+            total += cost.output_bytes(core.problem, case.mode)  # of each request, before they are joined
+            if case.problem.page_size:  # the keys of one request, gathered
+                total += max(map(cost.kv_bytes, computed))
         if core.problem != case.problem:  # q and k after positions and normalisation
             total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
         if case.problem.scope != "core":

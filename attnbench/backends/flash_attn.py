@@ -1,9 +1,8 @@
 """FlashAttention 2, 3 and 4, from their packages.
 
 Their options have the same meaning as ours: causal is aligned to the last query and key (since 2.1), `window_size`
-counts the keys beyond the diagonal one, heads may share keys. Requests and documents are a ragged batch that is packed
-already, so they cost no copy. A batch of ragged lengths is padded, and is packed and unpacked inside the timed call.
-Keys in pages are read through a table: by flash_attn_varlen_func of flash_attn/flash_attn_interface.py (2) and
+counts the keys beyond the diagonal one, heads may share keys. Requests and documents are packed already, so they cost
+no copy. Keys in pages are read through a table: by flash_attn_varlen_func of flash_attn/flash_attn_interface.py (2) and
 flash_attn/cute/interface.py (4), and by flash_attn_with_kvcache of hopper/flash_attn_interface.py (3).
 https://github.com/Dao-AILab/flash-attention
 """
@@ -21,7 +20,7 @@ import numpy as np
 from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
 from attnbench.attention.choices import Mode, Returns
-from attnbench.attention.layouts import is_packed, packed, packing, padded, page_table, paged, segments
+from attnbench.attention.layouts import is_packed, page_table, paged, segments, unflattened
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
@@ -105,7 +104,7 @@ def prepare(case: Case, device: str) -> Prepared:
     if is_packed(problem):
         moved, seconds = planned(partial(tables, package, problem), partial(tables_on, device), device)
         name = package.paged if problem.page_size else "flash_attn_varlen_func"
-        attend = _packed(getattr(module, name), problem, options | moved, device)
+        attend = _packed(getattr(module, name), problem, options | moved)
     else:
         attend = _dense(module.flash_attn_func, options)
 
@@ -116,7 +115,6 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(
         call=call,
         seconds=seconds if problem.requests else {},
-        facts={"packing": packing(problem)},
         stored=partial(paged, problem) if problem.page_size else None,
     )
 
@@ -129,16 +127,11 @@ def _dense(function: Callable[..., PackageOutput], options: Keywords) -> Attend:
     return lambda q, k, v: _out_and_lse(function(q, k, v, **options))
 
 
-def _packed(function: Callable[..., PackageOutput], problem: Problem, options: Keywords, device: str) -> Attend:
-    import torch
-
-    places = segments(problem).tokens
-    tokens = None if places is None else torch.tensor(places, device=device)
-
+def _packed(function: Callable[..., PackageOutput], problem: Problem, options: Keywords) -> Attend:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        qkv = packed(tokens, q, k, v) if not problem.page_size else (q.flatten(0, 1), k, v)
-        out, lse = _out_and_lse(function(*qkv, **options))
-        return padded(tokens, q.shape[0], q.shape[1], out, lse)
+        keys = (k, v) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
+        out, lse = _out_and_lse(function(q.flatten(0, 1), *keys, **options))
+        return unflattened(q.shape[0], q.shape[1], out, lse)
 
     return attend
 
@@ -149,12 +142,12 @@ def _out_and_lse(result: PackageOutput) -> tuple[Tensor, Tensor | None]:
 
 
 def scratch_bytes(case: Case) -> int:
-    """The lse, copies of what is packed or padded, and backward float32 sums of dq and dk, dv of every query head."""
+    """The lse, copies of odd head dims, and backward float32 sums of dq and dk, dv of every query head."""
     problem = case.problem
     rows, keys = math.prod(problem.shape_q), math.prod(problem.shape_kv) * (problem.heads // problem.kv_heads)
     width, size = problem.head_dim + problem.head_dim_v, problem.dtype.bytes
     copies = 0
-    if problem.lengths or problem.head_dim % 8:
+    if problem.head_dim % 8:
         copies = size * width * (rows + keys * problem.kv_heads // problem.heads)
     if case.mode is Mode.FWD:
         return 4 * rows + copies
@@ -184,9 +177,9 @@ def _refuses(case: Case) -> list[str]:
 
 
 _MASKS = frozenset({"causal", "window", "document", "blind_rows"})
-FEATURES = _MASKS | {"varlen", "requests", "paged", "gqa", "cross", "scale", "softcap", "lse"}
-# A document of a ragged batch would need both meanings of a sequence at once.
-COMBINATIONS = tuple(frozenset({"document", word}) for word in ("varlen", "requests", "paged"))
+FEATURES = _MASKS | {"requests", "paged", "gqa", "cross", "scale", "softcap", "lse"}
+# A document of a request would need both meanings of a sequence at once.
+COMBINATIONS = tuple(frozenset({"document", word}) for word in ("requests", "paged"))
 
 
 def _limits(**changes: object) -> Limits:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from attnbench.attention import cost, latent
 from attnbench.attention.choices import Dtype, Mode, Returns
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.layouts import padded, page_table, paged, prefix_starts, segments
+from attnbench.attention.layouts import page_table, paged, prefix_starts, segments, unflattened
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, tables_on
 from attnbench.records.case import Case
@@ -177,7 +177,7 @@ def prepare(case: Case, device: str) -> Prepared:
         keys = ((k, v),) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
         result = wrapper.run(q.flatten(0, 1), *keys, **options)
         packed, lse = (result[0], result[1].mT * math.log(2)) if wants_lse else (result, None)
-        out, lse = padded(None, q.shape[0], q.shape[1], packed, lse)
+        out, lse = unflattened(q.shape[0], q.shape[1], packed, lse)
         return (out, lse) if wants_lse else out
 
     groups = {"groups": len(problem.prefix_groups), "merge_bytes": cost.merge_bytes(problem)} if is_cascade else {}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from attnbench.attention import cost, layouts, logits
 from attnbench.attention.biases import Alibi, ByDistance, Constant, Relative
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 # No score_mod expresses these.
-_BEYOND = {"varlen", "latent", "dense", "weights", "additive", "file", "dropout"}
+_BEYOND = {"latent", "dense", "weights", "additive", "file", "dropout"}
 _FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
 _OF_REQUESTS = frozenset(
     {"requests", "paged", "causal", "window", "gqa", "cross", "head_dim_v", "scale", "softcap", "lse"}
@@ -229,7 +230,10 @@ def _products(problem: Problem, bias: Relative, q: Tensor, k: Tensor) -> list[Te
 
 
 def scratch_bytes(case: Case) -> int:
-    """Compiled: row sums, block lists and copies of the inputs. Eager: the scores, three times in float32."""
+    """Compiled: row sums, block lists and copies of the inputs. Eager: three scores in float32, and booleans.
+
+    Keys in pages are gathered first, and eager attention repeats those of grouped heads.
+    """
     problem = case.problem
     (batch, _, rows), (_, _, keys) = problem.shape_q, problem.shape_kv
     blocks = -(-rows // BLOCK) * -(-keys // BLOCK)
@@ -248,9 +252,12 @@ def scratch_bytes(case: Case) -> int:
         mask += problem.heads * pairs * 4
     if problem.sinks:
         small += problem.batch * problem.heads * problem.seq_q * problem.head_dim_v * problem.dtype.bytes
+    packed = cost.kv_bytes(replace(problem, page_size=0))
+    gathered = packed if problem.page_size else 0
     if case.backend == "flex":
-        return small + mask
-    return small + mask + 3 * batch * problem.heads * pairs * 4
+        return small + mask + gathered
+    repeated = problem.heads // problem.kv_heads * packed if problem.heads > problem.kv_heads else 0
+    return small + mask + gathered + repeated + batch * problem.heads * pairs * (3 * 4 + 1)
 
 
 def _refuses(case: Case) -> list[str]:

@@ -65,9 +65,9 @@ def _fixed(problem: Problem, device: str) -> Fixed:
 
     visible = hidden_rows = bias = noise = sinks = None
     dtype = torch_dtype(problem.dtype)
-    if problem.mask != "none" or problem.lengths:
+    if problem.mask != "none":
         visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1).to(device)
-        hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features or problem.lengths else None
+        hidden_rows = ~visible.any(-1, keepdim=True) if "blind_rows" in problem.features else None
     if isinstance(problem.bias, Constant):
         bias = problem.bias.dense_tensor(problem).to(device, dtype)
     if isinstance(problem.weighing, GumbelMax):
@@ -136,7 +136,6 @@ def scratch_bytes(case: Case) -> int:
     """
     problem, mode = case.problem, case.mode
     scores = problem.batch * problem.heads * problem.seq_q * problem.seq_kv * problem.dtype.bytes
-    masked = problem.mask != "none" or bool(problem.lengths)
     tensors = 2 + (problem.returns is Returns.LSE) * (8 // problem.dtype.bytes)
     if mode.needs_grad:
         tensors = 3 + 2 * (problem.softcap is not None)
@@ -148,8 +147,8 @@ def scratch_bytes(case: Case) -> int:
     total = tensors * scores
     if isinstance(problem.bias, Relative):
         total += cost.relative_bias_bytes(problem, problem.bias)
-    if masked:
-        sequences = problem.batch if problem.lengths or "padding" in problem.features else 1
+    if problem.mask != "none":
+        sequences = problem.batch if "padding" in problem.features else 1
         total += 2 * sequences * problem.seq_q * problem.seq_kv  # the mask and its negation
     if problem.page_size:
         total += 2 * cost.input_bytes(problem)

@@ -5,13 +5,15 @@ A backend gets the core problem (`Problem.core`), and its objections concern tha
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from attnbench.attention import layouts, logits, scopes
-from attnbench.attention.choices import Autocast, KvDtype
+from attnbench.attention.choices import Autocast, KvDtype, Returns
 from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, Layout, Output, Prepared
@@ -83,27 +85,30 @@ def _positioned(backend: Backend, case: Case, device: str) -> Prepared:
 def _by_request(backend: Backend, case: Case, device: str) -> Prepared:
     """A batch of requests computed one by one, each as a problem of its own: a loop in Python.
 
-    The backend is prepared for every size of request; a call slices the packed tokens, or gathers keys from pages.
+    The backend is prepared for every size of request; a call splits the packed tokens, or gathers keys from pages.
     """
     import torch
 
     problem = case.problem
     parts = [replace(part, page_size=0) for part in problem.parts]
     of_part = {part: backend.prepare(replace(case, problem=part), device) for part in dict.fromkeys(parts)}
-    calls = [(of_part[part].call, *spans) for part, spans in zip(parts, problem.spans, strict=True)]
-    where = torch.from_numpy(layouts.slots(problem)).to(device) if problem.page_size else None
+    calls = [of_part[part].call for part in parts]
+    rows, keys = map(list, zip(*problem.sizes, strict=True))
+    where = torch.from_numpy(layouts.slots(problem)).to(device).split(keys) if problem.page_size else None
+
+    def split(tensor: Tensor) -> Iterable[Tensor]:
+        """k or v of each request: gathered when its turn comes, so that those of one are in memory."""
+        return tensor.split(keys, 2) if where is None else (layouts.packed_keys(tensor, places) for places in where)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
-        outputs = []
-        for attend, queries, keys in calls:
-            of_request = (
-                tensor[:, :, keys] if where is None else layouts.packed_keys(tensor, where[keys]) for tensor in (k, v)
-            )
-            outputs.append(attend(q[:, :, queries], *of_request))
+        # Slices in place of a split would each have a gradient of the size of the whole tensor.
+        outputs = list(map(operator.call, calls, q.split(rows, 2), split(k), split(v)))
         if not isinstance(outputs[0], tuple):
             return torch.cat(outputs, dim=2)
-        out, second = (torch.cat(tensors, dim=2) for tensors in zip(*outputs, strict=True))
-        return out, second
+        outs, others = map(list, zip(*outputs, strict=True))
+        if problem.returns is Returns.WEIGHTS:  # in one tensor: zero beyond the keys of a shorter request
+            others = [torch.nn.functional.pad(each, (0, problem.seq_kv - each.shape[3])) for each in others]
+        return torch.cat(outs, dim=2), torch.cat(others, dim=2)
 
     mask_build_s = sum(prepared.seconds.get("mask_build", 0.0) for prepared in of_part.values())
     return Prepared(

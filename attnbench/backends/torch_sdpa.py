@@ -151,6 +151,7 @@ def scratch_bytes(case: Case) -> int:
     expanded = problem.heads // problem.kv_heads * inputs if problem.kv_heads != problem.heads else 0
     if case.backend == "sdpa:math":
         accumulated = max(number, 4)  # on a CPU 16-bit scores are summed in float32
-        return (2 if mode is Mode.FWD else 4) * scores * accumulated + mask + 2 * inputs + expanded
+        copies = (2 * inputs + expanded) * accumulated // number
+        return (2 if mode is Mode.FWD else 4) * scores * accumulated + mask + copies
     rows = problem.batch * problem.heads * problem.seq_q * 4
     return mask + rows + inputs + (expanded if case.backend == "sdpa:efficient" else 0)

@@ -10,7 +10,9 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from attnbench.attention import cost, latent
 from attnbench.attention.biases import BIASES, ByDistance, Relative
@@ -27,6 +29,7 @@ from attnbench.backends.triton_call import (
     optional_arguments,
     refuses,
     refuses_in_cascade,
+    refuses_packed,
 )
 from attnbench.kernels.tiling import (
     MAX_DECODE_ROWS,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 FEATURES = frozenset(
     {
-        *("causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "dense", *PATTERNS),
+        *("causal", "window", "prefix", "document", "padding", "blind_rows", "dense", *PATTERNS),
         *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", "paged"),
         *("requests", "latent", *BIASES),
     }
@@ -66,13 +69,13 @@ def mask_form(problem: Problem) -> MaskForm:
     """The cheapest form that expresses the whole mask."""
     masking = problem.masking
     pattern = masking.pattern
-    if isinstance(pattern, BlockPattern) and not problem.lengths:
+    if isinstance(pattern, BlockPattern) and not problem.requests:
         alone = masking.words <= {pattern.word, "causal", "window"}
         if alone and pattern.block >= MIN_BLOCK and pattern.block.bit_count() == 1:
             return MaskForm.BLOCKS
     if pattern or "dense" in masking.words:
         return MaskForm.TENSOR
-    return MaskForm.ROWS if problem.lengths or masking.words - {"causal", "window"} else MaskForm.BAND
+    return MaskForm.ROWS if problem.requests or masking.words - {"causal", "window"} else MaskForm.BAND
 
 
 def prepare(case: Case, device: str) -> Prepared:
@@ -80,12 +83,13 @@ def prepare(case: Case, device: str) -> Prepared:
     from attnbench import kernels
 
     problem, form = case.problem, mask_form(case.problem)
-    if is_decoded(problem):
+    if is_decoded(case):
         return decoded(problem, device, cascade=case.backend == "triton:cascade")
     started = time.perf_counter()
     options = arguments(problem) | _mask(problem, form, device) | optional_arguments(problem, device)
     options["path"] = case.backend.partition(":")[2]
-    seconds = {"mask_build": time.perf_counter() - started} if "mask" in options else {}
+    built = "plan" if problem.requests else "mask_build"
+    seconds = {built: time.perf_counter() - started} if "mask" in options else {}
     facts: Keywords = {"mask": form.value} if form in (MaskForm.BLOCKS, MaskForm.TENSOR) else {}
     relative = problem.bias if isinstance(problem.bias, Relative) else None
     seeds = itertools.count()
@@ -104,7 +108,7 @@ def prepare(case: Case, device: str) -> Prepared:
 def refuses_of_path(case: Case) -> list[str]:
     """Objections of a named path, which is never replaced by another one."""
     problem, path = case.problem, case.backend.partition(":")[2]
-    reasons = ["only the decode kernel reads pages"] if problem.page_size else []
+    reasons = refuses_packed(problem) + (["only the decode kernel reads pages"] if problem.page_size else [])
     if path == "portable":
         return reasons
     if mask_form(problem) in (MaskForm.BLOCKS, MaskForm.TENSOR):
@@ -139,29 +143,51 @@ def _mask(problem: Problem, form: MaskForm, device: str) -> Keywords:
     # The forms below include causal and window.
     alone = {"causal": False, "window": None}
     if form is MaskForm.TENSOR:
-        return {"mask": torch.from_numpy(problem.masking.dense(problem.grid))[:, None].to(device), **alone}
-    low, high = (torch.from_numpy(bound).to(device) for bound in problem.masking.rows(problem.grid))
-    return {"mask": kernels.rows(low, high, seq_kv=problem.seq_kv), **alone}
+        return {"mask": torch.from_numpy(_visible(problem))[:, None].to(device), **alone}
+    low, high = (torch.from_numpy(bound).to(device) for bound in _intervals(problem))
+    return {"mask": kernels.rows(low, high, seq_kv=problem.shape_kv[2]), **alone}
+
+
+def _visible(problem: Problem) -> NDArray[np.bool_]:
+    """The mask as booleans; of requests, that of all packed tokens: a request sees its own keys."""
+    if not problem.requests:
+        return problem.visible()
+    visible = np.zeros((1, problem.tokens_q, problem.tokens_kv), dtype=bool)
+    for part, (queries, keys) in zip(problem.parts, problem.spans, strict=True):
+        visible[0, queries, keys] = part.visible()[0]
+    return visible
+
+
+def _intervals(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The keys [low, high) of every row, among those of all packed requests."""
+    if not problem.requests:
+        return problem.masking.rows(problem.grid)
+    rows = [
+        [bound + keys.start for bound in part.masking.rows(part.grid)]
+        for part, (_, keys) in zip(problem.parts, problem.spans, strict=True)
+    ]
+    low, high = (np.concatenate(bounds, axis=1) for bounds in zip(*rows, strict=True))
+    return low, high
 
 
 def scratch_bytes(case: Case) -> int:
     """Intervals of rows, and intermediate results: the lse and delta, the splits of a decode, gradients in parts."""
     problem = case.problem
-    rows = problem.heads * (problem.tokens_q if problem.requests else problem.batch * problem.seq_q)
+    is_decode, rows = is_decoded(case), problem.heads * problem.tokens_q
     form, rows_of_bias = mask_form(problem), problem.heads * problem.seq_q * problem.seq_kv
-    total = 12 * problem.batch * problem.seq_q if form is MaskForm.ROWS else 0
+    total = 12 * problem.tokens_q if form is MaskForm.ROWS and not is_decode else 0
     if form is MaskForm.TENSOR:
-        sequences = problem.batch if "padding" in problem.features or problem.lengths else 1
-        total += sequences * problem.seq_q * problem.seq_kv
+        sequences = problem.shape_q[0] if "padding" in problem.features else 1
+        total += sequences * problem.shape_q[2] * problem.shape_kv[2]
     if isinstance(problem.bias, Relative):
         total += cost.relative_bias_bytes(problem, problem.bias)
     elif problem.bias and (problem.bias.dense or not isinstance(problem.bias, ByDistance)):
         total += 4 * rows_of_bias
     if case.mode.needs_grad:
         # A gradient of k and v for every query head, at most, where too few key heads would leave the chip idle.
-        keys = problem.batch * problem.heads * problem.seq_kv * (problem.head_dim + problem.head_dim_v)
+        keys = problem.heads * problem.tokens_kv * (problem.head_dim + problem.head_dim_v)
         total += 8 * rows + (4 * keys if problem.kv_heads < problem.heads else 0)
-    elif problem.requests or problem.seq_q <= MAX_DECODE_ROWS:
+    elif is_decode or problem.seq_q <= MAX_DECODE_ROWS:
         width = problem.head_dim_v
         if problem.kv:  # q and out in the latent space, and the matrices
             inner = latent.absorbed(problem)
@@ -181,11 +207,11 @@ def probe(device: str) -> str | None:
     return failure(lambda: kernels.attention(tokens, tokens, tokens))
 
 
-_OF_PATHS = FEATURES - {"requests", "latent"}  # which only the decode kernel takes
+_OF_PATHS = FEATURES - {"latent"}  # which only the decode kernel takes
 _CUDA = replace(LIMITS, dtypes=FLOATS | {Dtype.TF32}, capability=(8, 0))
 _DESCRIBED = replace(_CUDA, dtypes=HALVES, features=_OF_PATHS, capability=(9, 0))
 _BY_HOPPER = frozenset(
-    {"causal", "window", "prefix", "document", "padding", "varlen", "blind_rows", "gqa", "cross", "scale", "lse"}
+    {"causal", "window", "prefix", "document", "padding", "requests", "blind_rows", "gqa", "cross", "scale", "lse"}
 )
 _HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={FP8: (9, 0)}, capability_below=(10, 0))
 _NAMED, _NAMED_CUDA = (replace(limits, features=_OF_PATHS) for limits in (LIMITS, _CUDA))

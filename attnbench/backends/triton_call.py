@@ -55,9 +55,20 @@ def optional_arguments(problem: Problem, device: str) -> Keywords:
     return options
 
 
-def is_decoded(problem: Problem) -> bool:
-    """Whether only the decode kernel takes it."""
-    return bool(problem.page_size or problem.requests or problem.kv)
+def is_decoded(case: Case) -> bool:
+    """Whether the decode kernel takes it: pages, a latent cache, and requests where it can."""
+    problem = case.problem
+    if problem.page_size or problem.kv:
+        return True
+    unnamed = bool(problem.requests) and case.backend == "triton" and not case.mode.needs_grad
+    return unnamed and not _beyond_decode(problem)
+
+
+def _beyond_decode(problem: Problem) -> list[str]:
+    """What the decode kernel has not."""
+    words = sorted(problem.masking.words - {"causal", "window"})
+    others = (problem.bias and problem.bias.text != "alibi") or problem.dropout
+    return words + (["biases other than ALiBi and dropout"] if others else [])
 
 
 def decoded(problem: Problem, device: str, cascade: bool = False) -> Prepared:
@@ -152,8 +163,8 @@ def _packed(decode: Callable[..., Output]) -> Callable[..., Output]:
 def refuses(case: Case) -> list[str]:
     """Objections of the decode kernel, which reads pages and latent caches, and takes requests."""
     problem = case.problem
-    if not is_decoded(problem):
-        return []
+    if not is_decoded(case):
+        return refuses_packed(problem)
     reads = "pages" if problem.page_size else "a latent cache"
     reasons, what = [], "in a batch of requests" if problem.requests else f"over {reads}"
     if problem.seq_q > MAX_DECODE_ROWS and not problem.requests:
@@ -162,13 +173,16 @@ def refuses(case: Case) -> list[str]:
         reasons.append(f"kv={problem.kv} is over {MAX_LATENT[1]}+{MAX_LATENT[0] - MAX_LATENT[1]}")
     if problem.page_size > MAX_PAGE:
         reasons.append(f"page_size {problem.page_size} is over {MAX_PAGE}")
-    if beyond := problem.masking.words - {"causal", "window"}:
-        reasons.append(f"{', '.join(sorted(beyond))} {what} unsupported")
-    if (problem.bias and problem.bias.text != "alibi") or problem.dropout:
-        reasons.append(f"biases other than ALiBi and dropout {what} unsupported")
-    if problem.requests and case.mode.needs_grad:
-        reasons.append("backward of requests unsupported")
+    if beyond := _beyond_decode(problem):
+        reasons.append(f"{', '.join(beyond)} {what} unsupported")
     return reasons
+
+
+def refuses_packed(problem: Problem) -> list[str]:
+    """Objections of the other kernels to packed requests: the whole batch is one sequence to them."""
+    if problem.requests and problem.bias:
+        return ["biases in a batch of requests unsupported, but for ALiBi in a forward pass with causal and window"]
+    return []
 
 
 def refuses_in_cascade(case: Case) -> list[str]:

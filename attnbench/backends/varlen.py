@@ -1,9 +1,8 @@
 """torch's varlen_attn: FlashAttention over packed sequences, without a separate package.
 
-Requests, documents and full batches are packed already; a batch of ragged lengths is packed and unpacked inside the
-timed call. Keys in pages are read through `block_table`, which torch has since 2.13. Its FlashAttention-2 takes pages
-of a multiple of 256, and in several splits it left rows out (https://github.com/pytorch/pytorch/issues/194167), so they
-are read in one. torch/nn/attention/varlen.py, https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
+Requests, documents and full batches are packed already. Keys in pages are read through `block_table`, which torch has
+since 2.13. Its FlashAttention-2 takes pages of a multiple of 256, and in several splits it left rows out
+(https://github.com/pytorch/pytorch/issues/194167), so they are read in one. torch/nn/attention/varlen.py, https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnbench.attention.choices import Mode, Returns
-from attnbench.attention.layouts import packed, packing, padded, page_table, paged, segments
+from attnbench.attention.layouts import page_table, paged, segments, unflattened
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
@@ -83,7 +82,6 @@ def _refuses(case: Case) -> list[str]:
 
 def prepare(case: Case, device: str) -> Prepared:
     """The call, and where sequences start, on the device."""
-    import torch
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     problem = case.problem
@@ -91,32 +89,27 @@ def prepare(case: Case, device: str) -> Prepared:
     options = arguments(problem, frozenset(inspect.signature(attend).parameters))
     if wants_lse := problem.returns is Returns.LSE:
         options["return_aux"] = AuxRequest(lse=True)
-    places = segments(problem).tokens
-    tokens = None if places is None else torch.tensor(places, device=device)
     moved, seconds = planned(partial(tables, problem), partial(tables_on, device), device)
     options |= moved
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
-        qkv = packed(tokens, q, k, v) if not problem.page_size else (q.flatten(0, 1), k, v)
-        result = attend(*qkv, **options)
+        keys = (k, v) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
+        result = attend(q.flatten(0, 1), *keys, **options)
         out, lse = result if isinstance(result, tuple) else (result, None)
-        out, lse = padded(tokens, q.shape[0], q.shape[1], out, lse)
+        out, lse = unflattened(q.shape[0], q.shape[1], out, lse)
         return (out, lse) if wants_lse else out
 
     return Prepared(
         call=call,
         seconds=seconds if problem.requests else {},
-        facts={"packing": packing(problem)},
         stored=partial(paged, problem) if problem.page_size else None,
     )
 
 
 def scratch_bytes(case: Case) -> int:
-    """The lse, copies of what is packed, and backward float32 sums of dq."""
-    problem = case.problem
-    rows, keys = math.prod(problem.shape_q), math.prod(problem.shape_kv)
-    copies = problem.dtype.bytes * 2 * problem.head_dim * (rows + keys) if problem.lengths else 0
-    return 4 * rows + copies if case.mode is Mode.FWD else 8 * rows + 2 * copies + 4 * rows * problem.head_dim
+    """The lse, and backward float32 sums of dq."""
+    rows = math.prod(case.problem.shape_q)
+    return 4 * rows if case.mode is Mode.FWD else 8 * rows + 4 * rows * case.problem.head_dim
 
 
 def probe(device: str) -> str | None:
@@ -141,13 +134,13 @@ BACKENDS = {
             "cuda": Limits(
                 dtypes=HALVES,
                 features=frozenset(
-                    {"causal", "window", "document", "varlen", "requests", "paged", "gqa", "cross", "scale", "lse"}
+                    {"causal", "window", "document", "requests", "paged", "gqa", "cross", "scale", "lse"}
                 ),
                 head_dim_most=256,
                 head_dim_multiple=8,
                 capability=(8, 0),
-                # A document of a ragged batch would need both meanings of a sequence at once.
-                combinations=tuple(frozenset({"document", word}) for word in ("varlen", "requests", "paged")),
+                # A document of a request would need both meanings of a sequence at once.
+                combinations=tuple(frozenset({"document", word}) for word in ("requests", "paged")),
             )
         },
         prepare=prepare,

@@ -161,6 +161,7 @@ def _problem(axes: dict[str, str], inputs: str) -> Problem:
     from attnbench.attention.inputs import FILE, check
     from attnbench.errors import UsageError
     from attnbench.studies.weights import shape_of
+    from attnbench.suite.keys import with_flag
 
     check(inputs, "--inputs")
     plain = {"seq": "128", "heads": "4"}
@@ -174,7 +175,7 @@ def _problem(axes: dict[str, str], inputs: str) -> Problem:
         raise UsageError(f"viz --weights looks at one problem; the options give {len(cells)}")
     (cell,) = cells
     if isinstance(cell, suite.Impossible):
-        raise UsageError(cell.reason)
+        raise UsageError(with_flag(cell.reason, axes))
     return cell.problem
 
 

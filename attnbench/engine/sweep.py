@@ -23,6 +23,7 @@ from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cache, Procedure, Record, Timing
 from attnbench.suite import Cell, Impossible, Suite
+from attnbench.suite.keys import with_flag
 from attnbench.units import parse_bytes, parse_limit, parse_rounds, parse_seconds, parse_share, words
 from attnbench.worker import probes
 
@@ -113,8 +114,9 @@ def prepare(
             raise UsageError(f"nothing is left to run: --{', --'.join(filters)} exclude every case")
         raise UsageError(f"suite {suites[0].name} has no table for {', '.join(kinds)}")
     if not planned.groups and not planned.refusals:
-        file = "".join(f"{name}: " for name in request.suites[:1])
-        raise UsageError(f"{file}no case is possible: {impossible[0][0]}: {impossible[0][1]}")
+        text, reason = impossible[0]
+        where = f" (suite {request.suites[0]}: {text})" if request.suites else ""
+        raise UsageError(f"{with_flag(reason, request.axes)}{where}")
     share = suite.parse_shrink(request.shrink)
     name = "+".join(each.name for each in suites) + (f"-shrunk-{share:g}" if share < 1 else "")
     return Sweep(

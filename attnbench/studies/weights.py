@@ -85,7 +85,8 @@ def look(problem: Problem, inputs: str = "normal", seed: int = 0) -> Seen:
 
     if (pairs := problem.heads * problem.seq_q * problem.seq_kv) > MAX_PAIRS:
         raise ProblemError(f"{pairs:,} weights are too many: at most {MAX_PAIRS:,}; fewer --heads or --seq")
-    plain = msgspec.structs.replace(problem, batch=1, lengths=(), returns=Returns.WEIGHTS, dropout=0.0, scope="core")
+    alone = {"batch": 1, "requests": "", "shared_prefix": ""}
+    plain = msgspec.structs.replace(problem, **alone, returns=Returns.WEIGHTS, dropout=0.0, scope="core")
     tensors = make(plain, seed, inputs)
     heads = []
     for head in range(plain.kv_heads):

@@ -17,7 +17,7 @@ from attnbench.attention.terms import scaled
 from attnbench.errors import ProblemError, UsageError
 from attnbench.records.result import Record
 from attnbench.suite.filters import Filter
-from attnbench.suite.keys import AXES
+from attnbench.suite.keys import AXES, exclusive
 from attnbench.suite.readers import AxisValue, Values, parse_score, spell, spell_score
 
 MAX_CELLS = 1_000_000
@@ -113,8 +113,6 @@ def _small(cell: Cell, share: float) -> Cell | Impossible:
         shape = _shape_of_requests(requests.spell(smaller))
         if problem.shared_prefix:
             shape["shared_prefix"] = shared_prefix.shrunk(problem.shared_prefix, problem.sizes, smaller, share)
-    elif lengths := tuple(scaled(length, share) for length in problem.lengths):
-        shape = {"seq_q": max(lengths), "seq_kv": max(lengths), "lengths": lengths}
     else:
         shape = {name: scaled(getattr(problem, name), share) for name in ("batch", "seq_q", "seq_kv")}
     change: Callable[..., Problem] = replace
@@ -131,8 +129,8 @@ def check(table: ProblemTable, place: str) -> None:
     if not keys & {"seq", "seq_q", "lengths", "requests"}:
         missing = "seq_kv needs seq_q" if "seq_kv" in keys else "no seq (or seq_q, lengths, requests)"
         raise UsageError(f"{place}: {missing}")
-    if "requests" in keys and (others := sorted(keys & {"seq", "seq_q", "seq_kv", "lengths", "batch", "tokens"})):
-        raise UsageError(f"{place}: requests beside {others[0]}: requests give the lengths and the batch")
+    if pair := exclusive(keys):
+        raise UsageError(f"{place}: {pair[0]} beside {pair[1]}: the {pair[0]} give {pair[1]}; leave {pair[1]} out")
     if keys >= {"seq", "seq_q", "seq_kv"}:
         raise UsageError(f"{place}: seq beside both seq_q and seq_kv: two of the three are enough")
     if keys >= {"batch", "tokens"}:
@@ -177,7 +175,7 @@ def _cells(table: ProblemTable, index: int, dtype: Dtype) -> Iterator[Cell | Imp
             problem = make(**_of_rank(values))
         except ProblemError as wrong:
             # Exclusions may name impossible combinations; they read attributes only.
-            combination = cast("Problem", SimpleNamespace(**values))
+            combination = cast("Problem", SimpleNamespace(lengths=(), **values))
             if not all(_excluded(table, combination, mode) for mode in modes):
                 yield Impossible(_text(values), str(wrong))
             continue
@@ -241,25 +239,21 @@ def _shape_of_requests(text: str) -> Fields:
 
 
 def _shapes(table: ProblemTable) -> list[Fields]:
-    """batch, lengths, requests, seq_q and seq_kv of every combination."""
-    if texts := table.axes.get("requests"):
-        return [_shape_of_requests(str(text)) for text in texts]
-    shapes: list[Fields] = []
+    """batch, requests, seq_q and seq_kv of every combination."""
     batches, totals = table.integers("batch"), table.integers("tokens")
-    for lengths in cast("tuple[tuple[int, ...], ...]", table.axes.get("lengths", ((),))):
-        longest = (max(lengths),) if lengths else ()
-        queries = table.integers("seq_q") or table.integers("seq") or longest
-        keys = table.integers("seq_kv") or table.integers("seq")
-        # A single axis of lengths is for queries and keys both, not its product with itself.
-        apart = "seq_kv" in table.axes or ("seq_q" in table.axes and keys)
-        pairs = list(product(queries, keys)) if apart else [(length, length) for length in queries]
-        sizes = (batches or (len(lengths) or 1,)) if not totals else ()
-        shapes += [
-            {"batch": batch, "lengths": lengths, "seq_q": seq_q, "seq_kv": seq_kv}
-            for seq_q, seq_kv in pairs
-            for batch in sizes or (max(1, tokens // max(seq_q, seq_kv)) for tokens in totals)
-        ]
-    return shapes
+    if texts := table.axes.get("requests") or table.axes.get("lengths"):
+        shapes = [_shape_of_requests(str(text)) for text in texts]
+        return [shape | {"batch": batch} for shape in shapes for batch in batches or (shape["batch"],)]
+    queries = table.integers("seq_q") or table.integers("seq")
+    keys = table.integers("seq_kv") or table.integers("seq")
+    # A single axis of lengths is for queries and keys both, not its product with itself.
+    apart = "seq_kv" in table.axes or ("seq_q" in table.axes and keys)
+    pairs = list(product(queries, keys)) if apart else [(length, length) for length in queries]
+    return [
+        {"batch": batch, "requests": "", "seq_q": seq_q, "seq_kv": seq_kv}
+        for seq_q, seq_kv in pairs
+        for batch in batches or (max(1, tokens // max(seq_q, seq_kv)) for tokens in totals or (1,))
+    ]
 
 
 def _text(values: Fields) -> str:
@@ -267,7 +261,7 @@ def _text(values: Fields) -> str:
     score = cast("Score", values["score"])
     shown = {name: spell(value) for name, value in values.items()} | {"score": spell_score(score), "bias": score.bias}
     quiet = {axis.name: axis.usual for axis in AXES.values() if not axis.option}
-    quiet |= {"score": "dot", "lengths": "none", "requests": "none", "shared_prefix": "", "kv": "", "bias": "none"}
+    quiet |= {"score": "dot", "requests": "", "shared_prefix": "", "kv": "", "bias": "none"}
     quiet["tp"] = "1"
     return " ".join(f"{name}={text}" for name, text in shown.items() if quiet.get(name) != text)
 

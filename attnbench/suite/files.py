@@ -79,7 +79,7 @@ def from_flags(flags: Mapping[str, str]) -> Suite:
 
 
 def override(suite: Suite, flags: Mapping[str, str]) -> Suite:
-    """The suite with these axes replaced in every table. `seq` replaces seq_q, seq_kv and lengths too."""
+    """The suite with these axes replaced in every table. `seq` replaces seq_q, seq_kv and requests too."""
     values = read_flags(flags)
     removed = {name for key in values for name in AXES[key].replaces}
     tables = tuple(

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
 from types import UnionType
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from attnbench.errors import UnknownNameError
+from attnbench.errors import UnknownNameError, UsageError
 from attnbench.suite import readers
 from attnbench.suite.readers import Reader, Values, integers, member, problem_enum
 
@@ -56,6 +57,13 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True):
 
 def _longest(problem: Problem) -> int:
     return max(problem.seq_q, problem.seq_kv)
+
+
+def _requests(problem: Problem) -> str:
+    """The batch of requests, also of a run stored when ragged batches had lengths; empty for equal sequences."""
+    return (
+        readers.requests("_".join(f"q{length}" for length in problem.lengths)) if problem.lengths else problem.requests
+    )
 
 
 # In this order the values of a table are combined: the first axis varies slowest.
@@ -230,17 +238,17 @@ _AXES = (
     ),
     Axis(
         name="lengths", summary="Lengths of one ragged batch: 300-200-12, lognormal:mean=1k:cv=1:n=64 or file:PATH.",
-        read=readers.ragged, written=Words,
-        replaces=("seq", "seq_q", "seq_kv", "batch", "tokens"),
+        read=readers.ragged, written=Words, value=_requests,
+        replaces=("seq", "seq_q", "seq_kv", "batch", "tokens", "requests"),
         values=(
             'words: the lengths of one ragged batch joined by `-`, as `"300-200-12"`; `lognormal:mean=1k:cv=1:n=64`; '
-            "`file:lengths.txt`, one in each line"
+            "`file:lengths.txt`, one in each line: `requests` with as many queries as keys; the mask is as without them"
         ),
         default="no ragged batch",
     ),
     Axis(
         name="requests", summary="Batches of requests, as servers have them: 2q2k_32q1s1k.",
-        read=readers.texts(readers.requests), written=Words, option=True,
+        read=readers.texts(readers.requests), written=Words, option=True, value=_requests,
         replaces=("seq", "seq_q", "seq_kv", "batch", "tokens", "lengths"),
         values=(
             "words: segments joined by `_`, each an optional count, `q` and the queries of a request, and `s` and all "
@@ -269,8 +277,8 @@ AXES: dict[str, Axis] = {axis.name: axis for axis in _AXES}
 
 # Options that name one problem give these axes always, and others where they differ from the default.
 _ALWAYS = frozenset({"batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "dtype", "mask", "mode"})
-_IMPLIED = frozenset({"seq", "tokens", "tp", "scale", "softcap", "temperature"})  # by other axes
-_OF_SIZES = frozenset({"batch", "seq_q", "seq_kv"})  # implied by the lengths of a ragged batch, and by requests
+_IMPLIED = frozenset({"seq", "tokens", "tp", "lengths", "scale", "softcap", "temperature"})  # by other axes
+_OF_SIZES = frozenset({"batch", "seq_q", "seq_kv"})  # implied by requests
 
 
 def options_of(problem: Problem, mode: str) -> list[str]:
@@ -278,14 +286,20 @@ def options_of(problem: Problem, mode: str) -> list[str]:
     options: list[str] = []
     for axis in AXES.values():
         text = (mode if axis.name == "mode" else readers.spell(axis.of(problem))) or "none"
-        if axis.name in _IMPLIED or ((problem.lengths or problem.requests) and axis.name in _OF_SIZES):
+        if axis.name in _IMPLIED or (_requests(problem) and axis.name in _OF_SIZES):
             continue
         if axis.name == "head_dim_v" and problem.head_dim_v == problem.head_dim:
             continue
         if axis.name in _ALWAYS or text not in (axis.usual, "none"):
-            flag = f"--{axis.name.replace('_', '-')}"
-            options += [flag, text] if axis.option else ["--set", f"{axis.name}={text}"]
+            options += flag(axis.name, text).split(" ", 1)
     return options
+
+
+def exclusive(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The key of a batch of requests, and one that it decides, if both are given; lengths may repeat the batch."""
+    decided = {"requests": set(AXES["requests"].replaces), "lengths": {*AXES["lengths"].replaces} - {"batch"}}
+    pairs = ((name, other) for name in decided for other in sorted(decided[name].intersection(keys)) if name in keys)
+    return next(pairs, None)
 
 
 def read_flags(flags: Mapping[str, str]) -> dict[str, Values]:
@@ -294,6 +308,22 @@ def read_flags(flags: Mapping[str, str]) -> dict[str, Values]:
     for key, text in flags.items():
         if key not in AXES:
             raise UnknownNameError("suite key", key, tuple(AXES), where="--set")
-        option = f"--{key.replace('_', '-')}" if AXES[key].option else f"--set {key}"
-        values[key] = AXES[key].read(text, option)
+        values[key] = AXES[key].read(text, flag(key, ""))
+    if pair := exclusive(values):
+        name, other = (flag(key, flags[key]) for key in pair)
+        raise UsageError(f"{name} beside {other}: the {pair[0]} give {pair[1]}; leave {flag(pair[1], '')} out")
     return values
+
+
+def flag(key: str, value: str) -> str:
+    """An axis with its value as on the command line; without a value, its option alone."""
+    option, between = (f"--{key.replace('_', '-')}", " ") if AXES[key].option else (f"--set {key}", "=")
+    return f"{option}{between}{value}" if value else option
+
+
+def with_flag(reason: str, typed: Container[str]) -> str:
+    """Why a problem is impossible, with the field that it begins with as an option if it was typed as one."""
+    match = re.match(r"(\w+)(?:=(\S+?)(?=:? |:?$)| '(\S+)')", reason)
+    if not match or match[1] not in typed:
+        return reason
+    return flag(match[1], match[2] or match[3]) + reason[match.end() :]

@@ -160,11 +160,12 @@ def _whole_sequences(problem: Problem, mode: Mode, seed: int, budget_s: float) -
     """Every group of at least one sequence, drawn by seed: a projection mixes all heads of a sequence."""
     seconds = _predictor(replace(problem, scope="core", autocast="none"), mode)
     layers = max(1, problem.scoped[1])
-    sequence_s = layers * problem.kv_heads * seconds(0, None)
+    sequence_s = layers * problem.kv_heads * sum(seconds(b, None) for b in range(problem.batch)) / problem.batch
     count = max(1, min(problem.batch, int(budget_s / sequence_s)))
     sequences = sorted(random.Random(seed).sample(range(problem.batch), count))
     drawn = tuple((b, head) for b in sequences for head in range(problem.kv_heads))
-    return Selection(groups=drawn, share=count / problem.batch)
+    rows = sum(problem.sizes[b].queries for b in sequences)
+    return Selection(groups=drawn, share=rows / problem.tokens_q)
 
 
 def _row_runs(seq_q: int, seed: int, budget_s: float, seconds: Callable[[Span], float]) -> tuple[Span, ...]:

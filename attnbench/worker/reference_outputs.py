@@ -37,14 +37,15 @@ def group_outputs(
     problem: Problem, mode: Mode, inputs: Inputs, group: Group, spans: list[Span] | None
 ) -> Iterator[GroupOutput]:
     """Every output of a group, of the rows `spans` or of all."""
-    problem, group, inputs = of_part(problem, group, inputs)
     if problem.scope != "core":
         return _scope_outputs(problem, mode, inputs, group)
+    longest = problem.seq_kv
+    problem, group, inputs = of_part(problem, group, inputs)
     if problem.kv:
         return _latent_outputs(problem, inputs, group, spans)
     if autograd_reference.is_plain(problem):
         return _plain_outputs(problem, mode, inputs, group, spans)
-    return _autograd_outputs(problem, mode, inputs, group, spans)
+    return _autograd_outputs(problem, mode, inputs, group, spans, longest)
 
 
 def _plain_outputs(
@@ -68,8 +69,11 @@ def _latent_outputs(problem: Problem, inputs: Inputs, group: Group, spans: list[
 
 
 def _autograd_outputs(
-    problem: Problem, mode: Mode, inputs: Inputs, group: Group, spans: list[Span] | None
+    problem: Problem, mode: Mode, inputs: Inputs, group: Group, spans: list[Span] | None, longest: int
 ) -> Iterator[GroupOutput]:
+    """`longest`: keys of the longest request, to which weights are padded with zeros."""
+    import torch
+
     qkv, step = (inputs.q, inputs.k, inputs.v), autograd_reference.steps_for(problem)
     exact = autograd_reference.forward_group(problem, *qkv, group, spans, None)
     plain = autograd_reference.forward_group(problem, *qkv, group, spans, step)
@@ -77,13 +81,14 @@ def _autograd_outputs(
     yield GroupOutput("out", exact.out, plain.out, plain.mass, exact.choice_error)
     yield GroupOutput("lse", exact.lse[..., None], plain.lse[..., None], no_mass)
     if exact.weights is not None and plain.weights is not None:
-        yield GroupOutput("weights", exact.weights, plain.weights, no_mass)
+        beyond = (0, longest - problem.seq_kv)
+        weights, rounded = (torch.nn.functional.pad(each, beyond) for each in (exact.weights, plain.weights))
+        yield GroupOutput("weights", weights, rounded, no_mass)
     if mode.needs_grad:
         backward = autograd_reference.gradients_group(problem, *qkv, inputs.dout, group, None)
-        rounded = autograd_reference.gradients_group(problem, *qkv, inputs.dout, group, step)
-        yield from map(
-            GroupOutput, GRADIENTS, backward.gradients, rounded.gradients, rounded.mass, backward.choice_error
-        )
+        plain_backward = autograd_reference.gradients_group(problem, *qkv, inputs.dout, group, step)
+        gradients = backward.gradients, plain_backward.gradients
+        yield from map(GroupOutput, GRADIENTS, *gradients, plain_backward.mass, backward.choice_error)
 
 
 def _scope_outputs(problem: Problem, mode: Mode, inputs: Inputs, group: Group) -> Iterator[GroupOutput]:
@@ -105,6 +110,7 @@ def sequence_outputs(problem: Problem, mode: Mode, inputs: Inputs, sequence: int
     """
     import torch
 
+    problem, (sequence, _), inputs = of_part(problem, (sequence, 0), inputs)
     dtype = torch.float64 if exact else torch_dtype(problem.working_dtype.out)
     matrices = {name: matrix.to(dtype) for name, matrix in scopes.matrices(problem)}
     leaves = [getattr(inputs, name)[sequence : sequence + 1].to(dtype).requires_grad_() for name in "qkv"]

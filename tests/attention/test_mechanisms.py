@@ -229,7 +229,6 @@ WRONG = {
     "lse without softmax": ({"returns": "lse", "weighting": "raw"}, "denominator"),
     "odd rope": ({"positions": "rope", "head_dim": 7}, "even"),
     "all dropped": ({"dropout": 1.0}, "below 1"),
-    "ragged bias": ({"score": {"bias": "t5"}, "lengths": (7, 3), "seq_kv": 7}, "padding"),
 }
 
 

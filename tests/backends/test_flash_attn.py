@@ -193,8 +193,6 @@ PROBLEMS = {
     "documents": {"batch": 2, "mask": "document:3"},
     "causal documents": {"batch": 2, "mask": "causal+document:30-1-33"},
     "window in documents": {"mask": "window:4+document:5"},
-    "ragged": {"batch": 3, "lengths": (64, 1, 30)},
-    "ragged, causal": {"batch": 3, "lengths": (7, 64, 30), "mask": "causal"},
     "shared heads, scale, softcap": {"heads": 4, "kv_heads": 2, "score": Score(scale=0.3, softcap=2.0)},
 }
 
@@ -217,9 +215,8 @@ def test_the_lse_is_by_batch_head_and_row(name: str, fields: dict[str, Any], pac
     torch.testing.assert_close(lse, expected(wanted.problem, given)[1])
 
 
-@pytest.mark.parametrize("fields", [PROBLEMS["documents"], PROBLEMS["ragged"]], ids=["documents", "ragged"])
-def test_gradients_pass_through_the_packing(fields: dict[str, Any], packages: None) -> None:
-    wanted = case(mode=Mode.BWD, heads=2, head_dim=8, **fields)
+def test_gradients_pass_through_documents(packages: None) -> None:
+    wanted = case(mode=Mode.BWD, heads=2, head_dim=8, **PROBLEMS["documents"])
     given = tuple(tensor.requires_grad_() for tensor in inputs(wanted.problem))
     out = load("flash-attn:2").prepare(wanted, "cpu").call(*given)
     weight = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
@@ -251,30 +248,17 @@ def test_arguments_of_a_plain_problem() -> None:
 
 def test_documents_of_two_sequences_lie_end_to_end() -> None:
     problem = Problem(seq_q=10, batch=2, mask="document:3-7")
-    assert segments(problem) == ((0, 3, 10, 13, 20), (0, 3, 10, 13, 20), 7, 7, None)
-
-
-def test_ragged_lengths_keep_the_real_tokens() -> None:
-    problem = Problem(seq_q=4, batch=3, lengths=(2, 4, 1))
-    assert segments(problem) == ((0, 2, 6, 7), (0, 2, 6, 7), 4, 4, (0, 1, 4, 5, 6, 7, 8))
+    assert segments(problem) == ((0, 3, 10, 13, 20), (0, 3, 10, 13, 20), 7, 7)
 
 
 def test_requests_have_their_own_queries_and_keys() -> None:
     problem = Problem(batch=3, seq_q=4, seq_kv=9, requests="q4_q1s9_q2s5")
-    assert segments(problem) == ((0, 4, 5, 7), (0, 4, 13, 18), 4, 9, None)
+    assert segments(problem) == ((0, 4, 5, 7), (0, 4, 13, 18), 4, 9)
     assert segments(problem).lengths_kv == (4, 9, 5)
 
 
 def test_a_plain_problem_is_not_packed() -> None:
     assert not is_packed(Problem(seq_q=4, mask="causal"))
-
-
-@pytest.mark.parametrize(
-    ("fields", "packing"),
-    [({}, "none"), ({"mask": "document:2"}, "free"), ({"batch": 1, "lengths": (64,)}, "inside the call")],
-)
-def test_the_cost_of_packing_is_a_fact(fields: dict[str, Any], packing: str, packages: None) -> None:
-    assert load("flash-attn:2").prepare(case(**fields), "cpu").facts["packing"] == packing
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -312,7 +296,7 @@ def test_a_gpu_of_the_wrong_generation_is_refused(name: str, capability: tuple[i
         ("flash-attn:2", {"mask": "padding:0.2"}, "key padding unsupported"),
         ("flash-attn:2", {"seq_kv": 9, "mask": "causal", "returns": Returns.LSE}, "not blind_rows with lse"),
         ("flash-attn:3", {"head_dim": 60}, "head_dim 60 is not a multiple of 8"),
-        ("flash-attn:3", {"lengths": (64,), "mask": "document:2"}, "not document with varlen"),
+        ("flash-attn:3", {"requests": "q64", "mask": "document:2"}, "not document with requests"),
     ],
 )
 def test_what_a_package_cannot_do_is_refused(name: str, fields: dict[str, Any], reason: str) -> None:

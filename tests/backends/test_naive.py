@@ -111,20 +111,6 @@ def test_a_temperature_divides_what_the_cap_leaves(name, score):
     assert bool(ran) is (score.softcap is None or name in ("naive", "flex:eager"))
 
 
-def test_a_ragged_batch_leaves_the_rest_zero():
-    problem = Problem(seq_q=9, batch=3, lengths=(9, 1, 4), heads=2, mask="causal", returns="lse")
-    qkv, _ = oracle.drawn(problem)
-    out, lse = backends.load("naive").prepare(Case(problem=problem, backend="naive"), "cpu").call(*qkv)
-    for b, length in enumerate(problem.lengths):
-        alone = Problem(seq_q=length, heads=2, mask="causal")
-        own = [tensor[b : b + 1, :, :length] for tensor in qkv]
-        torch.testing.assert_close(
-            out[b : b + 1, :, :length].double(), oracle.attend(alone, *own)[0], rtol=0, atol=2e-5
-        )
-        assert (out[b, :, length:] == 0).all()
-        assert (lse[b, :, length:] == -torch.inf).all()
-
-
 @pytest.mark.parametrize("name", ["naive", "sdpa:math", "sdpa:flash", "gather"])
 @pytest.mark.parametrize("mode", ["fwd", "fwd_bwd"])
 @pytest.mark.parametrize("mask", ["none", "causal"])

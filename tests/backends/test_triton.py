@@ -30,7 +30,7 @@ def case(mode: Mode = Mode.FWD, **fields: Any) -> Case:
         {"mask": "prefix:7"},
         {"mask": "causal+document:3"},
         {"mask": "causal+padding:0.2"},
-        {"batch": 2, "lengths": (64, 3)},
+        {"batch": 2, "requests": "q64_q3"},
         {"seq_kv": 20, "mask": "causal"},
         {"heads": 4, "kv_heads": 2, "head_dim": 24, "head_dim_v": 40},
         {"score": Score(scale=0.2, softcap=30.0), "returns": Returns.LSE, "dtype": "bf16"},
@@ -105,7 +105,7 @@ def test_arguments_of_a_problem_with_everything() -> None:
         ({"mask": "causal+window:7"}, MaskForm.BAND),
         ({"mask": "prefix:7"}, MaskForm.ROWS),
         ({"mask": "document:3"}, MaskForm.ROWS),
-        ({"batch": 2, "lengths": (64, 3)}, MaskForm.ROWS),
+        ({"batch": 2, "requests": "q64_q3"}, MaskForm.ROWS),
         ({"mask": "causal+blocksparse:0.5:16"}, MaskForm.BLOCKS),
         ({"mask": "bigbird:16"}, MaskForm.BLOCKS),
         ({"mask": "bigbird:8"}, MaskForm.TENSOR),
@@ -180,6 +180,7 @@ def test_a_named_path_is_not_replaced_by_another(path: str, mode: Mode, fields: 
     assert any(reason in found for found in named(path, mode, **fields)), named(path, mode, **fields)
 
 
+BIASES = "biases in a batch of requests unsupported, but for ALiBi in a forward pass with causal and window"
 REQUESTS = {"requests": "q20_2q1s64", "batch": 3, "seq_q": 20, "seq_kv": 64}
 
 
@@ -194,9 +195,9 @@ def test_a_batch_of_requests_runs_forward(page_size: int) -> None:
     ("mode", "fields", "reason"),
     [
         (Mode.FWD, {"page_size": 512}, "page_size 512 is over 256"),
-        (Mode.FWD, {"mask": "prefix:4"}, "prefix in a batch of requests unsupported"),
-        (Mode.FWD, {"dropout": 0.1}, "biases other than ALiBi and dropout in a batch of requests unsupported"),
-        (Mode.FWD_BWD, {}, "backward of requests unsupported"),
+        (Mode.FWD, {"mask": "prefix:4", "page_size": 16}, "prefix in a batch of requests unsupported"),
+        (Mode.FWD, {"score": Score(bias="t5")}, BIASES),
+        (Mode.FWD_BWD, {"score": Score(bias="alibi")}, BIASES),
     ],
 )
 def test_a_batch_of_requests_is_refused_with_a_reason(mode: Mode, fields: dict[str, Any], reason: str) -> None:
@@ -225,8 +226,11 @@ def test_a_latent_cache_is_refused_with_a_reason(fields: dict[str, Any], reason:
     assert load("triton").objections(case(**LATENT | fields), "cpu") == [reason]
 
 
-def test_named_paths_take_no_requests() -> None:
-    assert named("portable", **REQUESTS) == ["requests of different lengths in one batch unsupported"]
+@pytest.mark.parametrize("fields", [{}, {"mask": "prefix:4"}, {"dropout": 0.1}, {"mask": "dilated:2"}], ids=str)
+@pytest.mark.parametrize("mode", Mode)
+def test_packed_requests_run_in_every_mode_and_on_named_paths(mode: Mode, fields: dict[str, Any]) -> None:
+    assert load("triton").objections(case(mode, **REQUESTS | fields), "cpu") == []
+    assert named("portable", mode, **REQUESTS, **fields) == []
 
 
 def test_the_path_for_hopper_runs_only_on_hopper() -> None:

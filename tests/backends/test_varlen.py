@@ -24,7 +24,6 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "one-sided window": {"mask": "causal+window:7"},
     "documents": {"mask": "document:3"},
     "causal documents": {"mask": "causal+document:4"},
-    "ragged": {"lengths": (40, 7, 1), "batch": 3, "mask": "causal"},
     "shared heads, scale, lse": {"kv_heads": 2, "score": {"scale": 0.3}, "returns": "lse"},
 }
 

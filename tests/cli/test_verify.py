@@ -148,7 +148,7 @@ def test_what_is_drawn_gives_way_to_what_is_given(axes: dict[str, str]) -> None:
         if "tokens" in axes:
             assert problem.batch == 256 // max(problem.seq_q, problem.seq_kv)
         else:
-            assert (problem.heads, problem.lengths) == (6, (40, 7))
+            assert (problem.heads, problem.requests) == (6, "q40_q7")
 
 
 def test_a_draw_that_can_be_no_problem_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,6 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "prefix": {"mask": "prefix:70"},
     "documents": {"mask": "causal+document:5", "batch": 2},
     "padding": {"mask": "padding:0.3", "batch": 3},
-    "ragged": {"lengths": (256, 3, 120), "batch": 3, "mask": "causal"},
     "head_dim 128": {"head_dim": 128, "mask": "causal"},
     "head_dim 96": {"head_dim": 96, "mask": "causal"},
     "head_dim 256": {"head_dim": 256, "mask": "causal"},
@@ -70,14 +69,11 @@ def available(name: str) -> tuple[Backend, str]:
 
 
 def inputs(problem: Problem) -> dict[str, Any]:
-    """q, k, v and the gradient of out, [batch, heads, seq, head_dim]; zeros beyond the ragged lengths."""
+    """q, k, v and the gradient of out, [batch, heads, seq, head_dim]."""
     p, generator = problem, torch.Generator().manual_seed(0)
     sizes = {"q": (p.heads, p.seq_q, p.head_dim), "k": (p.kv_heads, p.seq_kv, p.head_dim)}
     sizes |= {"v": (p.kv_heads, p.seq_kv, p.head_dim_v), "dout": (p.heads, p.seq_q, p.head_dim_v)}
     made = {name: torch.randn(p.batch, *size, generator=generator) for name, size in sizes.items()}
-    for tensor in made.values():
-        for b, length in enumerate(p.lengths):
-            tensor[b, :, length:] = 0
     return {name: tensor.to(getattr(torch, STORED[p.dtype])).to(DEVICE) for name, tensor in made.items()}
 
 

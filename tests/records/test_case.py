@@ -98,8 +98,6 @@ def test_different_cases_have_different_ids(values):
         ({"heads": 12, "kv_heads": 8}, "heads=12 is not a multiple of kv_heads=8"),
         ({"batch": -1}, "batch=-1: must be at least 1"),
         ({"dtype": "fp31"}, "dtype='fp31'"),
-        ({"lengths": (3, 4)}, "lengths has 2 sequences, batch is 1"),
-        ({"lengths": (7,)}, "the longest equal to seq_q=8"),
         ({"mask": "document:9"}, "more documents"),
     ],
 )

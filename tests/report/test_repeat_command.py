@@ -44,7 +44,8 @@ def problems(draw: st.DrawFn) -> Problem:
     fields |= {"kv_heads": draw(st.sampled_from([4, 2])), "batch": draw(st.integers(1, 3))}
     if draw(st.booleans()):
         lengths = draw(st.lists(st.integers(1, 90), min_size=1, max_size=3))
-        fields |= {"lengths": lengths, "batch": len(lengths), "seq_q": max(lengths), "seq_kv": max(lengths)}
+        fields |= {"batch": len(lengths), "seq_q": max(lengths), "seq_kv": max(lengths)}
+        fields["requests"] = "_".join(f"q{length}" for length in lengths)
     for name in draw(st.sets(st.sampled_from(sorted(OTHERS)), max_size=3)):
         fields[name] = draw(st.sampled_from(OTHERS[name]))
     score = draw(SCORES) if draw(st.booleans()) else {}
@@ -71,7 +72,7 @@ def test_the_options_of_a_problem_make_that_problem(problem: Problem, mode: Mode
     "problem",
     [
         Problem(seq_q=64, seq_kv=100, heads=4, kv_heads=2, head_dim_v=32, mask="padding:0.25", sinks=True),
-        Problem(seq_q=70, batch=2, lengths=(70, 12), score=Score(softcap=1 / 3, similarity=Similarity.COSINE)),
+        Problem(seq_q=70, batch=2, requests="q70_q12", score=Score(softcap=1 / 3, similarity=Similarity.COSINE)),
         Problem(seq_q=64, score=Score(similarity=Similarity.FILE, function=SCORE_FUNCTION, bias="shaw:16")),
         Problem(seq_q=64, heads=4, head_dim=24, head_dim_v=16, kv="latent:32+8", kv_dtype=KvDtype.NVFP4),
         Problem(seq_q=64, scope="layer:2", autocast=Autocast.BF16, positions=Positions.ROPE, kv_dtype=KvDtype.INT8),

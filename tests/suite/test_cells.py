@@ -50,7 +50,7 @@ def test_requests_give_the_batch_and_the_longest_lengths_and_are_causal() -> Non
     (problem,) = problems(requests=("2q1s8_q4",))
     assert (problem.batch, problem.seq_q, problem.seq_kv, problem.mask) == (3, 4, 8, "causal")
     assert [tuple(size) for size in problem.sizes] == [(1, 8), (1, 8), (4, 4)]
-    with pytest.raises(UsageError, match="--x: requests beside batch: requests give the lengths and the batch"):
+    with pytest.raises(UsageError, match="--x: requests beside batch: the requests give batch; leave batch out"):
         check(table_of(requests=("q4",), batch=(2,)), "--x")
 
 
@@ -80,7 +80,7 @@ def test_kv_heads_and_head_dim_v_follow() -> None:
         ({"seq": (8,), "batch": (1, 2)}, [(1, 8, 8), (2, 8, 8)]),
         ({"seq": (8, 100, 512), "tokens": (256,)}, [(32, 8, 8), (2, 100, 100), (1, 512, 512)]),
         ({"seq_q": (1,), "seq_kv": (64,), "tokens": (256,)}, [(4, 1, 64)]),
-        ({"lengths": ((3, 5), (4,))}, [(2, 5, 5), (1, 4, 4)]),
+        ({"lengths": ("q3_q5", "q4")}, [(2, 5, 5), (1, 4, 4)]),
     ],
 )
 def test_lengths_and_batch(axes: dict[str, Any], expected: list[tuple[int, int, int]]) -> None:

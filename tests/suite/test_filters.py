@@ -25,7 +25,7 @@ DECODE = Problem(
     mask="causal+window:512",
     score=Score(softcap=30),
 )
-RAGGED = Problem(seq_q=5, batch=2, lengths=(5, 3))
+RAGGED = Problem(seq_q=5, batch=2, requests="q5_q3")
 
 
 def holds(text: str, problem: Problem = DECODE, backend: str = "sdpa:flash", device: str = "cpu:threads=4") -> bool:
@@ -113,7 +113,9 @@ def test_length_is_the_longer_of_the_two() -> None:
 
 
 def test_ragged_batch_is_found_by_its_lengths() -> None:
-    assert holds("lengths=5-3", RAGGED)
+    stored_as_padded = Problem(seq_q=5, batch=2, lengths=(5, 3))
+    assert [holds("lengths=5-3", each) for each in (RAGGED, stored_as_padded, DECODE)] == [True, True, False]
+    assert holds("requests=q5_q3", stored_as_padded)
 
 
 def test_range_means_between_and_not_the_powers() -> None:

@@ -37,11 +37,6 @@ def test_nothing_shrinks_to_nothing() -> None:
     assert small(Problem(seq_q=1, seq_kv=3, mask="window:1"), 0.01) == Problem(seq_q=1, mask="window:1")
 
 
-def test_a_ragged_batch_keeps_its_sequences() -> None:
-    problem = Problem(seq_q=400, batch=3, lengths=(400, 30, 1))
-    assert small(problem, 0.1) == Problem(seq_q=40, batch=3, lengths=(40, 3, 1))
-
-
 def test_requests_shrink_one_by_one() -> None:
     (problem,) = (
         cell.problem
@@ -121,8 +116,7 @@ def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
 def _kind(cell: Cell) -> tuple[object, ...]:
     """What a problem is besides its lengths."""
     problem = cell.problem
-    names = set(problem.__struct_fields__) - {"seq_q", "seq_kv", "batch", "lengths", "requests", "mask"}
+    names = set(problem.__struct_fields__) - {"seq_q", "seq_kv", "batch", "requests", "mask"}
     terms = tuple(term.partition(":")[0] for term in problem.mask.split("+"))
     fields = [getattr(problem, name) for name in sorted(names)]
-    ragged = bool(problem.lengths), bool(problem.requests)
-    return (*fields, cell.mode, terms, problem.seq_q == 1, problem.seq_q == problem.seq_kv, *ragged)
+    return (*fields, cell.mode, terms, problem.seq_q == 1, problem.seq_q == problem.seq_kv, bool(problem.requests))

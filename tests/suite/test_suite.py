@@ -132,7 +132,7 @@ def test_shipped_suite_without_source_is_refused(tmp_path: Path, monkeypatch: py
         ('seq = 8\nscore = "dot:softcap=30"', "score", ("dot:softcap=30",)),
         ('seq = 8\nsoftcap = [30, "none"]', "softcap", (30.0, None)),
         ("seq = 8\nscale = 0.125", "scale", (0.125,)),
-        ('lengths = ["3-2-1", "5"]', "lengths", ((3, 2, 1), (5,))),
+        ('lengths = ["3-2-1", "5"]', "lengths", ("q3_q2_q1", "q5")),
         ('seq = 8\nreturns = "lse"', "returns", (Returns.LSE,)),
         ('seq = 8\nmode = ["fwd", "bwd"]', "mode", (Mode.FWD, Mode.BWD)),
         ('seq = 8\nbackend = ["naive", "naive"]', "backend", ("naive", "naive")),
@@ -293,12 +293,12 @@ def overridden(axes: dict[str, object], flags: dict[str, str]) -> dict[str, obje
     [
         ({"seq": (8,)}, {"seq": "16,32"}, {"seq": (16, 32)}),
         ({"seq_q": (1,), "seq_kv": (8,)}, {"seq": "16"}, {"seq": (16,)}),
-        ({"lengths": ((3, 2),)}, {"seq": "16"}, {"seq": (16,)}),
+        ({"lengths": ("q3_q2",)}, {"seq": "16"}, {"seq": (16,)}),
         ({"seq": (8,)}, {"seq_q": "1"}, {"seq": (8,), "seq_q": (1,)}),
         ({"seq_q": (8,), "seq_kv": (4,)}, {"seq_kv": "2"}, {"seq_q": (8,), "seq_kv": (2,)}),
         ({"seq": (8,), "tokens": (64,)}, {"batch": "2"}, {"seq": (8,), "batch": (2,)}),
         ({"seq": (8,), "batch": (2,)}, {"tokens": "64"}, {"seq": (8,), "tokens": (64,)}),
-        ({"seq": (8,), "batch": (2,)}, {"lengths": "3-2"}, {"lengths": ((3, 2),)}),
+        ({"seq": (8,), "batch": (2,)}, {"lengths": "3-2"}, {"lengths": ("q3_q2",)}),
         ({"seq": (8,), "mask": ("none",)}, {"heads": "2"}, {"seq": (8,), "mask": ("none",), "heads": (2,)}),
     ],
 )

@@ -92,7 +92,7 @@ def test_what_depends_on_the_batch_is_seen() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
-    [({"batch": 2, "lengths": (24, 3)}, "different lengths"), ({"mask": "padding:0.5"}, "differs from sequence")],
+    [({"batch": 2, "requests": "q24_q3"}, "different lengths"), ({"mask": "padding:0.5"}, "differs from sequence")],
 )
 def test_a_batch_of_different_sequences_is_not_asked(fields: dict[str, Any], reason: str) -> None:
     assert reason in probes.run(["batch"], prepared("naive", **fields))["batch"]["absent"]

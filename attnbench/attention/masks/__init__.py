@@ -26,7 +26,7 @@ from attnbench.attention.masks.document import Document
 from attnbench.attention.masks.graph import GraphMask
 from attnbench.attention.masks.longformer import Longformer
 from attnbench.attention.masks.natten import Natten
-from attnbench.attention.masks.padding import Padding, Ragged
+from attnbench.attention.masks.padding import Padding
 from attnbench.attention.masks.prefix import Prefix
 from attnbench.attention.masks.sta import Sta
 from attnbench.attention.masks.strided import Strided
@@ -89,18 +89,17 @@ class Mask(msgspec.Struct, frozen=True):
 
     def visible(self, grid: Grid, b: Indices, i: Indices, j: Indices) -> Booleans:
         visible = np.ones(np.broadcast_shapes(np.shape(b), np.shape(i), np.shape(j)), dtype=bool)
-        for term in self._terms_on(grid):
+        for term in self.terms:
             visible &= term.visible(grid, b, i, j)
         return visible
 
     def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Indices, Indices]:
-        return intersection(self._terms_on(grid), grid, b, i)
+        return intersection(self.terms, grid, b, i)
 
     def rows(self, grid: Grid) -> tuple[Indices, Indices]:
         """The interval of every row: two arrays [batch, seq_q], or [1, seq_q] if all sequences are alike."""
-        terms = self._terms_on(grid)
-        sequences = grid.batch if any(term.differs_by_sequence for term in terms) else 1
-        return intersection(terms, grid, np.arange(sequences)[:, None], np.arange(grid.seq_q)[None, :])
+        sequences = grid.batch if any(term.differs_by_sequence for term in self.terms) else 1
+        return intersection(self.terms, grid, np.arange(sequences)[:, None], np.arange(grid.seq_q)[None, :])
 
     def pairs(self, grid: Grid) -> int:
         """Visible (query, key) pairs over the whole batch, for one head."""
@@ -167,14 +166,11 @@ class Mask(msgspec.Struct, frozen=True):
 
     def _equals(self, grid: Grid) -> int:
         """The number of sequences if all are alike, else 1."""
-        return 1 if any(term.differs_by_sequence for term in self._terms_on(grid)) else grid.batch
+        return 1 if any(term.differs_by_sequence for term in self.terms) else grid.batch
 
     def _one_of_equals(self, grid: Grid) -> Grid:
         """One sequence where all are alike: runs over batches count it once."""
         return grid if self._equals(grid) == 1 else Grid(1, grid.seq_q, grid.seq_kv)
-
-    def _terms_on(self, grid: Grid) -> tuple[Term, ...]:
-        return (*self.terms, Ragged()) if grid.lengths else self.terms
 
 
 def _edges(length: int, cells: int, block: int) -> Indices:

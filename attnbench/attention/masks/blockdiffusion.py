@@ -20,7 +20,6 @@ class BlockDiffusion(BlockPattern, frozen=True):
     example = "blockdiffusion:16"
     summary = "noised, then clean blocks (block diffusion)"
     is_square = True
-    needs_equal_lengths = True
 
     block: int  # tokens
 

@@ -27,7 +27,6 @@ class Natten(Pattern, frozen=True):
     example = "natten:7:shape=32x32"
     summary = "neighborhood attention (NATTEN)"
     is_square = True
-    needs_equal_lengths = True
     joint = "x"
 
     kernel: Numbers  # keys

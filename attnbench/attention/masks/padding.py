@@ -1,8 +1,7 @@
-"""Sequences of different lengths in a batch: key padding, and ragged batches.
+"""Key padding of sequences of different lengths in a batch.
 
 `key_padding_mask` of torch.nn.MultiheadAttention
 (https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html): seq_q times the sum of the lengths.
-`cu_seqlens` of flash-attn (https://github.com/Dao-AILab/flash-attention): the sum of the squared lengths.
 """
 
 import numpy as np
@@ -36,18 +35,3 @@ class Padding(Term, frozen=True):
 
     def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Bound, Bound]:
         return 0, self.key_lengths(grid)[b]
-
-
-class Ragged(Term, frozen=True):
-    """Query and key below the length of their sequence: of every mask on a grid with `lengths`, without a word."""
-
-    word = "ragged"
-    differs_by_sequence = True
-
-    def predicate(self, grid: Grid, table: Table) -> Predicate:
-        lengths = table(np.array(grid.lengths))
-        return lambda b, i, j: (i < lengths[b]) & (j < lengths[b])
-
-    def interval(self, grid: Grid, b: Indices, i: Indices) -> tuple[Bound, Bound]:
-        length = np.array(grid.lengths)[b]
-        return 0, np.where(i < length, length, 0)

@@ -20,7 +20,6 @@ class Sta(BlockPattern, frozen=True):
     example = "sta:3:8:shape=64x64"
     summary = "sliding tile attention (STA)"
     is_square = True
-    needs_equal_lengths = True
     joint = "x"
 
     window: Numbers  # tiles

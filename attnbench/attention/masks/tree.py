@@ -23,7 +23,6 @@ class Tree(Pattern, frozen=True):
     example = "tree:0-0-1-1"
     summary = "tree of draft tokens"
     holds_causal = True
-    needs_equal_lengths = True
 
     parents: tuple[int, ...]  # of each draft token, counted from 0; a root is its own parent
 

@@ -181,7 +181,7 @@ def growth(results: Sequence[Result]) -> Iterator[str]:
     families: dict[tuple[Problem, str, Mode, str], list[tuple[int, float]]] = {}
     for result in results:
         problem, rms = result.case.problem, result.facts.get("errors", {}).get("out", {}).get("rms")
-        if result.status is Status.OK and rms and problem.seq_q == problem.seq_kv and not problem.lengths:
+        if result.status is Status.OK and rms and problem.seq_q == problem.seq_kv and not problem.requests:
             rest = replace(problem, seq_q=1, seq_kv=1, mask="none")
             key = (rest, problem.mask, result.case.mode, result.procedure.inputs)
             families.setdefault(key, []).append((problem.seq_q, rms))

@@ -25,7 +25,7 @@ REQUIRED = 4  # bytes of memory for each byte of keys: keys, values and their co
 def _of_length(case: PreparedCase, length: int) -> Judged:
     """The same problem with so many keys, and with as many queries unless it decodes."""
     problem = case.problem
-    if problem.requests or problem.lengths or problem.page_size:
+    if problem.requests or problem.page_size:
         raise NotApplicableError("sequences of one length are needed")
     queries = min(problem.seq_q, length) if problem.seq_q != problem.seq_kv else length
     return _judge(case, _resized(problem, queries, length))
@@ -36,7 +36,7 @@ def _over_int32(case: PreparedCase) -> Judged:
     import torch
 
     problem = case.problem
-    if problem.requests or problem.lengths or problem.page_size:
+    if problem.requests or problem.page_size:
         raise NotApplicableError("sequences of one length are needed")
     length = INT32 // problem.head_dim + 1
     needed = REQUIRED * length * problem.head_dim * problem.dtype.bytes

@@ -102,7 +102,7 @@ def batch(case: PreparedCase) -> Figures:
     import torch
 
     problem = case.problem
-    if problem.lengths or problem.requests or problem.page_size:
+    if problem.requests or problem.page_size:
         raise ValueError("sequences of different lengths, or keys in pages")
     several = replace(problem, batch=POSITIONS)
     rows = several.masking.rows(several.grid)

@@ -182,7 +182,7 @@ def stream(case: PreparedCase) -> Judged:
 def between(case: PreparedCase) -> Judged:
     """Twice, with a call of other shapes in between."""
     problem = case.problem
-    if problem.requests or problem.lengths or problem.page_size:
+    if problem.requests or problem.page_size:
         raise NotApplicableError("sequences of one length are needed")
     try:
         longer = replace(problem, seq_q=problem.seq_q + 3, seq_kv=problem.seq_kv + 3, batch=problem.batch + 1)

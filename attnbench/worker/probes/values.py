@@ -75,7 +75,7 @@ def denormal(case: PreparedCase) -> Judged:
 def nan_hidden(case: PreparedCase) -> Judged:
     """A key and its value are NaN; rows that do not see this key must not change."""
     problem = case.problem
-    if problem.requests or problem.page_size or problem.lengths:
+    if problem.requests or problem.page_size:
         raise NotApplicableError("one mask for all sequences is needed")
     visible = problem.masking.dense(problem.grid).reshape(-1, problem.seq_q, problem.seq_kv)
     hidden = np.logical_not(np.any(visible, axis=0))  # [seq_q, seq_kv]

@@ -31,12 +31,7 @@ def masked_grids(draw):
     if draw(st.booleans()):
         seq_kv = seq_q
         terms.append(f"document:{draw(st.integers(1, seq_q))}")
-    batch, lengths = draw(st.integers(1, 3)), ()
-    if draw(st.booleans()):
-        lengths = tuple(draw(st.lists(st.integers(1, seq_q), min_size=batch, max_size=batch)))
-        seq_q = seq_kv = max(lengths)
-        terms = [term for term in terms if "document" not in term]
-    return "+".join(draw(st.permutations(terms))) or "none", Grid(batch, seq_q, seq_kv, lengths)
+    return "+".join(draw(st.permutations(terms))) or "none", Grid(draw(st.integers(1, 3)), seq_q, seq_kv)
 
 
 @given(masked_grids())

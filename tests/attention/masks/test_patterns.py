@@ -265,7 +265,6 @@ def test_error_names_the_value(text, expected):
             "shape=4x4 is 16 tokens, but the sequence has 15; use seq=16 or another",
         ),
         ("natten:3:1:3", Grid(1, 8, 8), "3 keys with dilation 3 span 9 tokens, an axis has 8; use a smaller kernel"),
-        ("natten:3", Grid(2, 8, 8, (8, 3)), "'natten:3' needs equal lengths: use batch and seq in place of lengths"),
         ("sta:1:3", Grid(1, 8, 8), "tiles of 3 do not divide an axis of 8 tokens; use a divisor"),
         ("sta:3:4", Grid(1, 8, 8), "a window of 3 tiles, but an axis of 8 tokens has 2 tiles of 4; use fewer"),
         ("sta:1:2", Grid(1, 8, 9), "needs seq_q == seq_kv, not 8 and 9"),

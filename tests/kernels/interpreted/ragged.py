@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnbench import kernels
+from attnbench import backends, kernels
+from attnbench.attention import requests
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
+from attnbench.attention.requests import RequestSize
+from attnbench.backends import scope
+from attnbench.records.case import Case
+from tests import oracle
 from tests.kernels.interpreted.cached import assert_decoded, decode_tiling
 from tests.kernels.interpreted.formula import DTYPES, Shape, inputs, normal
 
@@ -226,3 +233,29 @@ def test_a_shared_prefix_is_not_read_through_other_requests() -> None:
 def test_a_shared_prefix_of_a_latent_cache() -> None:
     batch = latent(cascaded(((1, 5), (2, 9)), Shape(heads=4, kv_heads=1, head_dim=24), 16), 16)
     assert_requests(decoded(batch, shared_prefix=16), batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("triton", {"mask": "causal"}),
+        ("triton", {"mask": "window:3:2"}),
+        ("triton", {"mask": "prefix:4+padding:0.2"}),
+        ("triton", {"mask": "causal+dilated:3"}),
+        ("triton:portable", {"mask": "causal"}),
+    ],
+)
+def test_gradients_of_packed_requests_and_masks_of_any_kind(name: str, fields: dict[str, Any]) -> None:
+    sizes = (RequestSize(20, 20), RequestSize(1, 30), RequestSize(7, 40))
+    shape = {"batch": 3, "seq_q": 20, "seq_kv": 40, "heads": 4, "kv_heads": 2, "head_dim": 16}
+    problem = Problem(**shape, requests=requests.spell(sizes), **fields)
+    case = Case(problem=problem, backend=name, mode=Mode.FWD_BWD)
+    assert backends.load(name).objections(case, "cpu") == []
+    leaves, dout = oracle.drawn(problem)
+    exact = [tensor.double().requires_grad_() for tensor in leaves]
+    out = scope.prepare(backends.load(name), case, "cpu").call(*(tensor.requires_grad_() for tensor in leaves))
+    expected = oracle.attend(problem, *exact)[0]
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)
+    found = torch.autograd.grad(out, leaves, dout)
+    for gradient, right in zip(found, torch.autograd.grad(expected, exact, dout.double()), strict=True):
+        torch.testing.assert_close(gradient.double(), right, rtol=0, atol=1e-4)
