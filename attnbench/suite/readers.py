@@ -168,9 +168,10 @@ def _number(field: str, text: str, place: str) -> float | None:
     return checked
 
 
-def ragged(value: object, place: str) -> tuple[tuple[int, ...], ...]:
-    """Read the lengths of ragged batches, as `300-200-12`."""
-    return tuple(dict.fromkeys(lengths(word, place) for word in words(value, place)))
+def ragged(value: object, place: str) -> tuple[str, ...]:
+    """Read the lengths of ragged batches, as `300-200-12`, as requests with as many queries as keys."""
+    batches = (lengths(word, place) for word in words(value, place))
+    return tuple(dict.fromkeys(requests("_".join(f"q{length}" for length in batch)) for batch in batches))
 
 
 def kv(word: str) -> str:
