@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRADIENTS = ("dq", "dk", "dv")
+FEW_LOGITS = 2**14  # of a group: so few that the error of one computation may be small by chance
+ORDERS = 8  # of the channels, in which the plain formula is computed where logits are few
 
 
 class GroupOutput(NamedTuple):
@@ -51,15 +53,56 @@ def group_outputs(
 def _plain_outputs(
     problem: Problem, mode: Mode, inputs: Inputs, group: Group, spans: list[Span] | None
 ) -> Iterator[GroupOutput]:
-    qkv = inputs.q, inputs.k, inputs.v
-    exact = reference.attend_group(problem, *qkv, group, spans)
-    plain, mass = reference.attend_group_same_dtype(problem, *qkv, group, spans)
-    yield GroupOutput("out", exact.out, plain.out, mass)
-    yield GroupOutput("lse", exact.lse[..., None], plain.lse[..., None], mass.new_zeros(mass.shape))
+    q, k, v = inputs.q, inputs.k, inputs.v
+    exact, orders = reference.attend_group(problem, q, k, v, group, spans), _orders(problem, spans)
+    plain = [
+        reference.attend_group_same_dtype(
+            problem, *_divided(q[..., order], k[..., order], number / len(orders)), v, group, spans
+        )
+        for number, order in enumerate(orders)
+    ]
+    mass = plain[0][1]
+    yield GroupOutput("out", exact.out, _worst(exact.out, [forward.out for forward, _ in plain]), mass)
+    lse = _worst(exact.lse, [forward.lse for forward, _ in plain])
+    yield GroupOutput("lse", exact.lse[..., None], lse[..., None], mass.new_zeros(mass.shape))
     if mode.needs_grad:
-        exact_gradients = reference.gradients_group(problem, *qkv, inputs.dout, group)
-        gradients, masses = reference.gradients_group_same_dtype(problem, *qkv, inputs.dout, group)
-        yield from map(GroupOutput, GRADIENTS, exact_gradients, gradients, masses)
+        exact_gradients = reference.gradients_group(problem, q, k, v, inputs.dout, group)
+        rounded = [
+            reference.gradients_group_same_dtype(problem, q[..., order], k[..., order], v, inputs.dout, group)
+            for order in orders
+        ]
+        for number, (name, right) in enumerate(zip(GRADIENTS, exact_gradients, strict=True)):
+            found = [gradients[number] for gradients, _ in rounded]
+            if name != "dv":
+                found = [gradient[..., order.argsort()] for gradient, order in zip(found, orders, strict=True)]
+            yield GroupOutput(name, right, _worst(right, found), rounded[0][1][number])
+
+
+def _orders(problem: Problem, spans: list[Span] | None) -> list[Tensor]:
+    """Orders of the channels of q and k, each as right as any other: several where the logits of a group are few."""
+    import torch
+
+    rows = sum(stop - first for first, stop in spans or [(0, problem.seq_q)])
+    few = rows * problem.heads // problem.kv_heads * problem.seq_kv <= FEW_LOGITS
+    chance = torch.Generator().manual_seed(0)
+    others = [torch.randperm(problem.head_dim, generator=chance) for _ in range(ORDERS - 1 if few else 0)]
+    return [torch.arange(problem.head_dim), *others]
+
+
+def _divided(q: Tensor, k: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """float32 q and k with a factor moved from k to q, as a kernel divides the scale between them; others as given."""
+    return (q * (1 + share), k / (1 + share)) if q.element_size() == 4 else (q, k)
+
+
+def _worst(exact: Tensor, plain: list[Tensor]) -> Tensor:
+    """The plain result that is furthest from the exact one, number by number."""
+    import torch
+
+    if len(plain) == 1:
+        return plain[0]
+    found = torch.stack(plain)
+    errors = (found.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    return found.gather(0, errors.argmax(0, keepdim=True))[0]
 
 
 def _latent_outputs(problem: Problem, inputs: Inputs, group: Group, spans: list[Span] | None) -> Iterator[GroupOutput]:

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,7 +20,7 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.backends import scope
 from attnbench.records.case import Case
-from attnbench.worker import correctness, expected_values
+from attnbench.worker import correctness, expected_values, reference_outputs
 
 DTYPES = ("fp32", "bf16", "fp16")
 SHAPES = ({"seq_q": 96}, {"seq_q": 40, "seq_kv": 88}, {"seq_q": 33, "seq_kv": 1})
@@ -65,6 +67,59 @@ def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribut
                 zero = ("dq", "dk") if problem.seq_kv == 1 else ()
                 changed = {name: output for name, output in outputs.items() if name not in zero}
                 assert all(not correctness.judge(truth, {name: output}).ok for name, output in changed.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 150), distribution=st.sampled_from(["outlier", "large"]),
+    shape=st.sampled_from([(1, 17, 8), (3, 7, 16), (4, 9, 64)]),
+)  # fmt: skip
+@example(seed=44, distribution="outlier", shape=(4, 9, 64))
+@example(seed=131, distribution="outlier", shape=(4, 9, 64))
+def test_right_kernels_pass_on_few_extreme_numbers(tmp_path_factory, seed, distribution, shape):
+    """Another order of the channels gives other roundings of large logits, of which none is more right."""
+    seq_q, seq_kv, head_dim = shape
+    problem = Problem(seq_q=seq_q, seq_kv=seq_kv, heads=2, head_dim=head_dim)
+    q, k, v = (getattr(inputs.make(problem, seed, distribution), name) for name in "qkv")
+    folder = tmp_path_factory.mktemp("few")
+    expected_values.compute(problem, Mode.FWD, seed, distribution, folder, 60.0)
+    truth = expected_values.load(folder)
+    for number in range(10):
+        order = torch.randperm(head_dim, generator=torch.Generator().manual_seed(number))
+        with sdpa_kernel(SDPBackend.MATH):
+            out = sdpa(problem, q[..., order].contiguous(), k[..., order].contiguous(), v)
+        judged = correctness.judge(truth, {"out": out})
+        assert judged.ok, (number, judged.reason)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "peaked"])
+def test_several_computations_widen_the_rule_little_for_usual_inputs(dtype, distribution, tmp_path, monkeypatch):
+    problem = Problem(seq_q=20, seq_kv=60, heads=2, head_dim=64, dtype=dtype)
+    several = expected(problem, tmp_path / "several", distribution=distribution).tolerances
+    monkeypatch.setattr(reference_outputs, "ORDERS", 1)
+    for name, single in expected(problem, tmp_path / "single", distribution=distribution).tolerances.items():
+        budgets = [2 * each.plain_max + each.rounding for each in (several[name], single)]
+        assert budgets[0] < 2 * budgets[1], name
+        assert several[name].rms_error < 2 * single.rms_error, name
+
+
+def test_many_logits_are_computed_once(tmp_path, monkeypatch):
+    problem = Problem(seq_q=200, heads=1, head_dim=16)
+    tolerances = expected(problem, tmp_path / "several").tolerances
+    monkeypatch.setattr(reference_outputs, "ORDERS", 1)
+    assert expected(problem, tmp_path / "single").tolerances == tolerances
+
+
+@pytest.mark.parametrize("distribution", ["peaked", "outlier"])
+def test_logits_of_tf32_fail_on_extreme_inputs(distribution, tmp_path):
+    """As by tensor cores with operands of tf32."""
+    problem = Problem(seq_q=16, seq_kv=40, heads=2, head_dim=64)
+    tensors = inputs.make(problem, 5, distribution)
+    short = [(tensor.view(torch.int32) & ~0x1FFF).view(torch.float32) for tensor in (tensors.q, tensors.k)]
+    truth = expected(problem, tmp_path, Mode.FWD, distribution)
+    assert correctness.judge(truth, {"out": sdpa(problem, tensors.q, tensors.k, tensors.v)}).ok
+    assert not correctness.judge(truth, {"out": sdpa(problem, *short, tensors.v)}).ok
 
 
 def wrong_outputs(problem, q, k, v):
