@@ -82,6 +82,12 @@ def test_new_tensors_do_not_depend_on_defaults_that_a_user_sets() -> None:
     assert lacking == []
 
 
+def test_files_are_locked_by_one_library() -> None:
+    """`filelock`, which knows file systems without flock."""
+    package = [path for path in files(".py") if path.is_relative_to(ROOT / "attnbench")]
+    assert names([path for path in package if re.search(r"\b(fcntl|flock|lockf)\b", path.read_text())]) == []
+
+
 def test_every_built_in_backend_is_a_leaf_of_its_own() -> None:
     from attnbench.backends import BUILTIN
 

@@ -75,9 +75,11 @@ def test_every_value_has_a_metavar_and_no_name_ends_in_an_underscore(path: str) 
             assert item.metavar, item.name
 
 
-def test_run_has_the_panels_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_has_the_panels_in_order_and_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["run", "--help"]) == 0
-    titles = re.findall(r"^(\w+):$", capsys.readouterr().out, re.MULTILINE)
+    text = capsys.readouterr().out
+    assert {"[default: 1]", "[default: 60s]", "[default: 80%]"} <= set(re.findall(r"\[.*?\]", text))
+    titles = re.findall(r"^(\w+):$", text, re.MULTILINE)
     assert titles == ["Arguments", "Problem", "Arms", "Measuring", "Choosing", "Output"]
 
 

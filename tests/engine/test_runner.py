@@ -156,7 +156,7 @@ def late(shared: Path) -> dict[tuple[str, int], Result]:
     """Results by function and length, of two lengths and of all that gives no answer."""
     before = processes()
     names = ("hang", "hang_in_c", "right", f"{HERE}/broken/import_hangs.py:attend")
-    results = stored(shared / "late", *names, seq="32,64", timeout="2s", rounds="1")
+    results = stored(shared / "late", *names, seq="32,64", timeout="4s", rounds="1")
     assert processes() == before
     return {(result.arm.backend.rpartition(":")[2], result.case.problem.seq_q): result for result in results}
 
@@ -165,7 +165,7 @@ def test_a_hang_in_python_or_in_c_is_a_timeout(late: dict[tuple[str, int], Resul
     assert late["hang", 32].status is late["hang_in_c", 32].status is Status.TIMEOUT
     for name in ("hang", "hang_in_c"):
         place = rf"\(tests/misbehaving\.py:\d+ in {name}\)"
-        assert re.fullmatch(f"prepare: no answer within 2 s {place}", late[name, 32].reason), late[name, 32].reason
+        assert re.fullmatch(f"prepare: no answer within 4 s {place}", late[name, 32].reason), late[name, 32].reason
         assert "(most recent call first)" in late[name, 32].facts["log"]
     assert late["right", 32].status is late["right", 64].status is Status.OK
 
@@ -180,7 +180,7 @@ def test_a_plugin_that_hangs_at_import_is_a_timeout(late: dict[tuple[str, int], 
     result = late["attend", 32]
     assert (result.status, result.reason) == (
         Status.TIMEOUT,
-        "import: no answer within 2 s (tests/broken/import_hangs.py:5)",
+        "import: no answer within 4 s (tests/broken/import_hangs.py:5)",
     )
 
 
