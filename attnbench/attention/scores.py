@@ -75,19 +75,23 @@ def file_of(name: str) -> Path:
     return file
 
 
+def check_function(name: str) -> None:
+    """Raise UsageError unless the file of `file.py:function` defines the function. Nothing of it runs."""
+    user_files.check_defines(file_of(name), name.partition(".py:")[2], f"score {name!r}")
+
+
 @lru_cache(maxsize=64)
 def load_function(name: str) -> ScoreFunction:
     """The function of `file.py:function`: q [..., seq_q, head_dim], k [..., seq_kv, head_dim] -> [..., seq_q, seq_kv].
 
-    Runs the file. Raises ProblemError if there is no such file or function, or the file fails.
+    Runs the file. Raises UsageError if there is no such file or function, or the file fails.
     """
     file, (path, _, attribute) = file_of(name), name.partition(".py:")
     try:
-        namespace = vars(user_files.import_file(file.resolve()))
+        module = user_files.import_file(file.resolve())
     except Exception as error:  # a user's file may raise anything
         raise ProblemError(f"score {name!r}: {path}.py fails: {type(error).__name__}: {error}") from error
-    function: ScoreFunction | None = namespace.get(attribute)
+    function: ScoreFunction | None = getattr(module, attribute, None)
     if not callable(function):
-        known = ", ".join(sorted(key for key, value in namespace.items() if callable(value) and key[0] != "_"))
-        raise ProblemError(f"score {name!r}: no function {attribute!r} in {path}.py; there are {known or 'none'}")
+        raise user_files.undefined(attribute, user_files.functions_of(module), f"score {name!r}")
     return function

@@ -4,14 +4,16 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from attnbench.errors import UsageError
+from attnbench.errors import UnknownNameError, UsageError
 
 INIT = "__init__.py"
+MAX_ARGUMENTS = 255  # of a callable whose parameters are not known
+_CALLABLE = (ast.Call, ast.Lambda, ast.Attribute, ast.Name, ast.Subscript)  # expressions that may give a callable
 
 
 def module_file(name: str) -> Path | None:
@@ -28,6 +30,71 @@ def module_file(name: str) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def check_defines(path: Path, name: str, place: str) -> None:
+    """Raise UsageError unless the file parses and defines the name. Nothing of it runs; `place` begins the message."""
+    try:
+        defined = _defined(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+        raise UsageError(f"{place}: {path.name} cannot be parsed: {error}") from error
+    if name not in defined and not defined.keys() & {"*", "__getattr__"}:
+        raise undefined(name, [word for word, count in defined.items() if count is not None], place)
+
+
+def functions_of(module: ModuleType) -> list[str]:
+    """The callables that a module defines itself."""
+    values = vars(module).items()
+    return [name for name, each in values if callable(each) and getattr(each, "__module__", "") == module.__name__]
+
+
+def undefined(name: str, functions: Sequence[str], place: str) -> UsageError:
+    """The error for a name that a file with these functions does not define."""
+    if functions:
+        return UnknownNameError("callable", name, _public(functions), where=place)
+    return UsageError(f"{place}: no callable {name!r}; the file defines no function")
+
+
+def example(path: Path) -> str:
+    """The first callable of a file that may take q, k and v, else `attend`."""
+    try:
+        defined = _defined(ast.parse(path.read_bytes()))
+    except (OSError, SyntaxError, ValueError):
+        return "attend"
+    return next(iter(_public([word for word, count in defined.items() if count and count >= len("qkv")])), "attend")
+
+
+def _defined(tree: ast.Module) -> dict[str, int | None]:
+    """Names that the top level of a module binds, those inside `if` and `try` too: how many arguments a function takes.
+
+    None for what is no function of the module; `*` stands for a star import.
+    """
+    names: dict[str, int | None] = {}
+    pending: list[ast.AST] = list(reversed(tree.body))
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef):
+            names[node.name] = _positional(node.args)
+        elif isinstance(node, ast.ClassDef | ast.AsyncFunctionDef):
+            names[node.name] = None
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(dict.fromkeys(((alias.asname or alias.name.split(".")[0]) for alias in node.names), None))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.setdefault(node.id, None)
+        else:
+            if isinstance(node, ast.Assign) and isinstance(node.value, _CALLABLE):  # torch.compile(attend)
+                names.update((target.id, MAX_ARGUMENTS) for target in node.targets if isinstance(target, ast.Name))
+            pending.extend(reversed(list(ast.iter_child_nodes(node))))
+    return names
+
+
+def _positional(parameters: ast.arguments) -> int:
+    return MAX_ARGUMENTS if parameters.vararg else len(parameters.posonlyargs) + len(parameters.args)
+
+
+def _public(names: Sequence[str]) -> list[str]:
+    """The names without those that begin with an underscore; all, if every one does."""
+    return [name for name in names if not name.startswith("_")] or list(names)
 
 
 def import_file(path: Path) -> ModuleType:

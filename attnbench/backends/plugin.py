@@ -6,7 +6,6 @@ more, and receives the whole problem: `fn(q, k, v, problem)`.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import inspect
@@ -43,8 +42,6 @@ ADAPTED = {
     "softmax_scale": "scale", "window_size": "(-1, -1)",
 }  # fmt: skip
 OF_FLASH_ATTN = frozenset({"softmax_scale", "window_size"})  # parameters that give its signature away
-_CALLABLE = (ast.Call, ast.Lambda, ast.Attribute, ast.Name, ast.Subscript)  # expressions that may give a callable
-MAX_ARGUMENTS = 255  # of a callable whose parameters are not known
 MAX_SUGGESTIONS = 5  # files of the folder that the error names
 
 
@@ -107,27 +104,14 @@ def load(name: str) -> Backend:
     path, attribute = check(name)
     module = user_files.import_file(path)
     if not hasattr(module, attribute):
-        local = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", "") == module.__name__
-        ]
-        raise _unknown(attribute, local, str(path))
+        raise user_files.undefined(attribute, user_files.functions_of(module), f"--backend {name}")
     return wrap(getattr(module, attribute), name)
 
 
 def check(name: str) -> tuple[Path, str]:
     """The file and the name of its callable. Checked without running the file: it parses and defines the name."""
     path, attribute = _file_of(name)
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:  # ValueError: a null byte
-        raise UsageError(f"--backend {name}: {path.name} cannot be parsed: {error}") from error
-    defined = _defined(tree)
-    if attribute not in defined and not defined.keys() & {"*", "__getattr__"}:
-        raise _unknown(
-            attribute, [word for word, count in defined.items() if count is not None], name.rpartition(":")[0]
-        )
+    user_files.check_defines(path, attribute, f"--backend {name}")
     return path, attribute
 
 
@@ -145,23 +129,16 @@ def _file_of(name: str) -> tuple[Path, str]:
     stem = stem.removesuffix(".py")
     path = Path(stem + ".py").expanduser().resolve()
     if attribute.startswith(":"):  # as pytest separates them
-        one_colon = f"{stem}.py:{attribute.lstrip(':') or _example(path)}"
+        one_colon = f"{stem}.py:{attribute.lstrip(':') or user_files.example(path)}"
         raise UsageError(f"--backend {name}: one colon separates file and callable (try {one_colon})")
     if not attribute:
-        raise UsageError(f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:{_example(path)})")
+        raise UsageError(
+            f"--backend {name}: which callable of the file? (try {name.rstrip(':')}:{user_files.example(path)})"
+        )
     if not path.is_file():
         nearby = sorted(other.name for other in path.parent.glob("*.py"))[:MAX_SUGGESTIONS]
         raise UnknownNameError("file", f"{stem}.py", nearby, where=f"--backend {name}")
     return path, attribute
-
-
-def _example(path: Path) -> str:
-    """The first callable of a file that may take q, k and v, else `attend`."""
-    try:
-        defined = _defined(ast.parse(path.read_bytes()))
-    except (OSError, SyntaxError, ValueError):
-        return "attend"
-    return next(iter(_public([word for word, count in defined.items() if count and count >= len("qkv")])), "attend")
 
 
 def name_of(function: object, place: str) -> str:
@@ -325,43 +302,3 @@ def _known(kind: str, values: Iterable[str], words: type[Word]) -> frozenset[Wor
         if value not in tuple(words):
             raise UnknownNameError(kind, value, tuple(words), where="attnbench.backend")
     return frozenset(words(value) for value in values)
-
-
-def _defined(tree: ast.Module) -> dict[str, int | None]:
-    """Names that the top level of a module binds, those inside `if` and `try` too: how many arguments a function takes.
-
-    None for what is no function of the module; `*` stands for a star import.
-    """
-    names: dict[str, int | None] = {}
-    pending: list[ast.AST] = list(reversed(tree.body))
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.FunctionDef):
-            names[node.name] = _positional(node.args)
-        elif isinstance(node, ast.ClassDef | ast.AsyncFunctionDef):
-            names[node.name] = None
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update(dict.fromkeys(((alias.asname or alias.name.split(".")[0]) for alias in node.names), None))
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.setdefault(node.id, None)
-        else:
-            if isinstance(node, ast.Assign) and isinstance(node.value, _CALLABLE):  # torch.compile(attend)
-                names.update((target.id, MAX_ARGUMENTS) for target in node.targets if isinstance(target, ast.Name))
-            pending.extend(reversed(list(ast.iter_child_nodes(node))))
-    return names
-
-
-def _positional(parameters: ast.arguments) -> int:
-    return MAX_ARGUMENTS if parameters.vararg else len(parameters.posonlyargs) + len(parameters.args)
-
-
-def _unknown(attribute: str, functions: Sequence[str], where: str) -> UsageError:
-    """The error for a name that a file with these functions does not define."""
-    if functions:
-        return UnknownNameError("callable", attribute, _public(functions), where=where)
-    return UsageError(f"{where}: no callable {attribute!r}; the file defines no function")
-
-
-def _public(names: Sequence[str]) -> list[str]:
-    """The names without those that begin with an underscore; all, if every one does."""
-    return [name for name in names if not name.startswith("_")] or list(names)

@@ -101,11 +101,11 @@ def scope(word: str) -> str:
 
 def score(word: str) -> str:
     """The canonical text of a score, whose file must exist."""
-    from attnbench.attention.scores import file_of
+    from attnbench.attention.scores import check_function
 
     score = parse_score(word)
     if score.function:
-        file_of(score.function)
+        check_function(score.function)
     return spell_score(score)
 
 

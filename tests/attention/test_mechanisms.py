@@ -15,7 +15,7 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.reference import attend_group, attend_group_same_dtype, gradients_group
 from attnbench.attention.scores import Score
 from attnbench.backends import scope
-from attnbench.errors import ProblemError, UnknownNameError
+from attnbench.errors import ProblemError, UnknownNameError, UsageError
 from attnbench.records.case import Case
 from attnbench.suite.readers import parse_score
 from tests import definitions, oracle, reference
@@ -256,7 +256,7 @@ def test_scores_of_a_file(tmp_path):
         f"{file}:none": "there are squared, wrong",
         "no.py:f": "no file",
     }.items():
-        with pytest.raises(ProblemError, match=hint):
+        with pytest.raises(UsageError, match=hint):
             reference.attend(Problem(**SHAPE, score=parse_score(name)), *qkv)
 
 

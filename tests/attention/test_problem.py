@@ -123,7 +123,7 @@ def test_a_function_of_a_score_is_found_or_named(tmp_path: Path) -> None:
     file = tmp_path / "score.py"
     file.write_text("def mine(q, k):\n    return q @ k.mT\n")
     assert scores.load_function(f"{file}:mine").__name__ == "mine"
-    with pytest.raises(ProblemError, match=r"no function 'yours' in .*; there are mine"):
+    with pytest.raises(UsageError, match=r"no callable 'yours'; there are mine"):
         scores.load_function(f"{file}:yours")
     (tmp_path / "broken.py").write_text("raise OSError('no disk')\n")
     with pytest.raises(ProblemError, match=r"broken.py fails: OSError: no disk"):

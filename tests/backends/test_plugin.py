@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attnbench
-from attnbench import backends
+from attnbench import backends, suite
 from attnbench.attention import scores, user_files
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
@@ -102,8 +102,14 @@ def test_a_missing_callable_is_answered_with_what_the_file_defines_itself(tmp_pa
 )
 def test_a_missing_callable_is_answered_with_functions_alone(tmp_path, source, words):
     (tmp_path / "kern.py").write_text(source)
-    with pytest.raises(UsageError, match=rf"kern.py: no callable 'x'; {words}"):
+    with pytest.raises(UsageError, match=rf"^--backend \S*kern.py:x: no callable 'x'; {words}"):
         plugin.check(f"{tmp_path}/kern.py:x")
+
+
+def test_a_missing_score_function_is_answered_without_running_the_file(tmp_path):
+    (tmp_path / "score.py").write_text("def dot(q, k): ...\nraise RuntimeError\n")
+    with pytest.raises(UsageError, match=r"no callable 'dott'; did you mean 'dot'\?$"):
+        suite.from_flags({"seq": "8", "score": f"{tmp_path}/score.py:dott"})
 
 
 @pytest.mark.parametrize(
