@@ -29,7 +29,7 @@ TRACE = (
     "generated:requests=40:requests_per_s=20000:input_tokens=300:output_tokens=8:output_variation=0.5:max_tokens=900"
 )
 MODEL = {"model_type": "gpt2", "n_embd": 512, "n_head": 8, "n_layer": 6, "n_positions": 2048, "vocab_size": 1000}
-DRAWS = (16, 32)
+DRAWS = (16, 40)
 SEEDS = 500
 
 
@@ -90,16 +90,17 @@ def quantities(truth: TrafficTotals) -> dict[str, Callable[[TrafficTotals], Esti
 def row(count: int, name: str, truth: Estimate | None, answers: Sequence[Estimate | None]) -> str:
     """One line of the table: seconds with relative errors, regrets with errors in points."""
     assert truth is not None, name
-    known = [each for each in answers if each is not None and each.low is not None and each.high is not None]
+    known = [each for each in answers if each is not None]
     scale = truth.value if name.startswith("seconds") else 1.0
     error = float(np.mean([abs(each.value - truth.value) for each in known])) / scale
-    held = float(np.mean([each.low <= truth.value <= each.high for each in known]))  # type: ignore[operator]
     near = float(np.mean([abs(each.value - truth.value) <= 0.02 for each in known]))
+    ends = [(each.low, each.high) for each in known if each.low is not None and each.high is not None]
+    held = f"{np.mean([low <= truth.value <= high for low, high in ends]):.1%} of {len(ends)}" if ends else "none"
     value, unit = (
         (f"{truth.value:.3g} s", "%") if name.startswith("seconds") else (f"{100 * truth.value + 0.0:.2g} %", "points")
     )
     within = "" if name.startswith("seconds") else f"; {near:.0%} within 2 points"
-    return f"| {count} | {name} | {value} | {100 * error:.2g} {unit} | {held:.1%} of {len(known)}{within} |"
+    return f"| {count} | {name} | {value} | {100 * error:.2g} {unit} | {held}{within} |"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Steps of simulated traffic: which of them are measured, and where their time goes.
+"""Steps of simulated traffic, and which of them are measured.
 
-They are drawn systematically, with probability proportional to predicted time (Madow, 1949,
+They are drawn in strata: steps of one kind and one range of context lengths. The draws of a stratum follow the square
+root of its predicted time (Bankier, Power Allocations, 1988, https://doi.org/10.2307/2685077), so that rare steps are
+drawn too. Within a stratum they are drawn systematically, with probability proportional to predicted time (Madow, 1949,
 https://doi.org/10.1214/aoms/1177729988), in an order that places steps of similar shape side by side.
 """
+
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from attnbench import units
 from attnbench.analysis.readings import Floats
-from attnbench.suite.serving.simulation import KINDS, StepKind
 
 Integers = npt.NDArray[np.integer]
-Booleans = npt.NDArray[np.bool_]
+
+MIN_DRAWS = 2  # of a stratum: they give its variance
+ROUNDING = 1e-9  # of numbers of draws
 
 
 class TrafficSteps(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,60 +45,151 @@ class TrafficSteps(msgspec.Struct, frozen=True, kw_only=True):
 class Draw(msgspec.Struct, frozen=True, kw_only=True):
     """The steps to measure: the sum of weight times measured seconds estimates the seconds of all steps."""
 
-    steps: Integers  # their numbers, each once: first the certain ones, then the others in the order of the frame
+    steps: Integers  # their numbers, each once: first the certain ones, then the others by stratum
     weights: Floats  # 1 for a certain step; else how many times over its seconds count
-    certain: int  # how many are in every draw
+    strata: Integers  # of the steps that are not certain, ascending
+
+    @property
+    def certain(self) -> int:
+        """How many steps are in every draw."""
+        return len(self.steps) - len(self.strata)
 
 
-class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """All steps, ready to draw from.
+class Stratum(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps of similar context length and, given enough draws, of one kind.
 
     A step that is predicted to take a sampling interval or more is certain: it is measured with weight 1, and the
     interval is computed from the others.
     """
 
     certain: Integers  # step numbers
-    others: Integers  # step numbers in order: kind, octave of requests, octave of max_q, predicted seconds
+    others: Integers  # step numbers in order: octaves of context, requests and max_q, then predicted seconds
     predicted_s: Floats  # of `others`
     ends_s: Floats  # running sum of `predicted_s`
     draws: int  # of `others`
 
-    def draw(self, start: float) -> Draw:
-        """The draw whose first point lies at the fraction `start`, in [0, 1), of the sampling interval."""
-        certain = len(self.certain)
+    def draw(self, start: float) -> tuple[Integers, Floats]:
+        """Steps and weights; the first point lies at the fraction `start`, in [0, 1), of the sampling interval."""
         if not self.draws:
-            return Draw(steps=self.certain, weights=np.ones(certain), certain=certain)
+            return self.others, self.predicted_s  # none
         interval_s = float(self.ends_s[-1]) / self.draws
         points = (start + np.arange(self.draws)) * interval_s
         hits = np.searchsorted(self.ends_s, points, side="right").clip(max=len(self.others) - 1)
         places, times = np.unique(hits, return_counts=True)
+        return self.others[places], times * interval_s / self.predicted_s[places]
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """All steps, in strata."""
+
+    strata: tuple[Stratum, ...]
+
+    def draw(self, rng: np.random.Generator) -> Draw:
+        """One draw, with a random start in each stratum."""
+        certain = np.concatenate([stratum.certain for stratum in self.strata])
+        steps, weights = zip(*(stratum.draw(float(rng.random())) for stratum in self.strata), strict=True)
         return Draw(
-            steps=np.concatenate([self.certain, self.others[places]]),
-            weights=np.concatenate([np.ones(certain), times * interval_s / self.predicted_s[places]]),
-            certain=certain,
+            steps=np.concatenate([certain, *steps]),
+            weights=np.concatenate([np.ones(len(certain)), *weights]),
+            strata=np.repeat(np.arange(len(steps)), [len(each) for each in steps]),
         )
 
 
 def frame(steps: TrafficSteps, draws: int) -> Frame:
-    """The steps in the order of drawing; `draws` counts the certain ones too."""
+    """The strata and their numbers of draws; `draws` counts the certain steps too."""
     if draws < 1:
         raise ValueError(f"cannot draw {draws} steps")
-    predicted = steps.predicted_s
-    certain = np.sort(np.argsort(-predicted, kind="stable")[: _certain(predicted, draws)])
-    octaves = [np.floor(np.log2(values)) for values in (steps.max_q, steps.requests)]
-    order = np.lexsort((predicted, *octaves, steps.kinds))
-    is_certain = np.zeros(len(predicted), dtype=bool)
-    is_certain[certain] = True
-    others = order[~is_certain[order]]
+    octaves = np.floor(np.log2(steps.context)).astype(int)
+    (kinds, _), cells = np.unique(np.stack([steps.kinds, octaves]), axis=1, return_inverse=True)
+    cells = cells.ravel()
+    groups = _groups(np.bincount(cells, steps.predicted_s).astype(float), np.bincount(cells), kinds, draws)
+    counts = _allocation(groups, draws)
     return Frame(
-        certain=certain, others=others, predicted_s=predicted[others], ends_s=np.cumsum(predicted[others]),
-        draws=draws - len(certain) if len(others) else 0,
-    )  # fmt: skip
+        strata=tuple(
+            _stratum(steps, np.flatnonzero((cells >= group.first) & (cells < group.end)), count)
+            for group, count in zip(groups, counts, strict=True)
+        )
+    )
 
 
 def draw(steps: TrafficSteps, draws: int, seed: int) -> Draw:
-    """Draw steps systematically with probability proportional to predicted seconds."""
-    return frame(steps, draws).draw(float(np.random.default_rng(seed).random()))
+    """Draw steps systematically in each stratum, with probability proportional to predicted seconds."""
+    return frame(steps, draws).draw(np.random.default_rng(seed))
+
+
+class _Group(msgspec.Struct, frozen=True):
+    """Neighbouring cells, each a kind and an octave of keys per request."""
+
+    first: int
+    end: int
+    kind: int  # of the first cell
+    predicted_s: float
+    steps: int
+
+    def joined(self, after: "_Group") -> "_Group":
+        return _Group(self.first, after.end, self.kind, self.predicted_s + after.predicted_s, self.steps + after.steps)
+
+
+def _groups(predicted_s: Floats, counts: Integers, kinds: Integers, draws: int) -> list[_Group]:
+    """The cells, those with too few draws joined to a neighbour, of the same kind where there is one."""
+    groups = [
+        _Group(place, place + 1, int(kind), float(seconds), int(count))
+        for place, (seconds, count, kind) in enumerate(zip(predicted_s, counts, kinds, strict=True))
+    ]
+    while len(groups) > 1:
+        shares = _shares(groups, draws)
+        few = [place for place, group in enumerate(groups) if shares[place] < min(MIN_DRAWS, group.steps) - ROUNDING]
+        if not few:
+            break
+        place = min(few, key=lambda each: groups[each].predicted_s)
+        beside = [each for each in (place - 1, place + 1) if 0 <= each < len(groups)]
+        kind = groups[place].kind
+        left = min(place, min(beside, key=lambda each: (groups[each].kind != kind, groups[each].predicted_s)))
+        groups[left : left + 2] = [groups[left].joined(groups[left + 1])]
+    return groups
+
+
+def _shares(groups: Sequence[_Group], draws: int) -> Floats:
+    """Draws of each group before rounding: by the square root of predicted time, and at most its steps."""
+    roots, steps = (
+        np.array(each, float) for each in zip(*((g.predicted_s**0.5, g.steps) for g in groups), strict=True)
+    )
+    shares, left = np.zeros(len(groups)), float(draws)
+    free = np.ones(len(groups), bool)
+    while free.any():
+        shares[free] = left * roots[free] / roots[free].sum()
+        full = free & (shares >= steps)
+        if not full.any():
+            break
+        shares[full] = steps[full]
+        left = max(left - float(steps[full].sum()), 0.0)
+        free &= ~full
+    return shares
+
+
+def _allocation(groups: Sequence[_Group], draws: int) -> list[int]:
+    """Whole numbers of draws by largest remainders."""
+    shares = _shares(groups, draws)
+    counts = np.floor(shares + ROUNDING).astype(int)
+    total = min(draws, sum(group.steps for group in groups))
+    for place in np.argsort(-(shares - counts), kind="stable")[: total - int(counts.sum())]:
+        counts[place] += 1
+    return [int(count) for count in counts]
+
+
+def _stratum(steps: TrafficSteps, members: Integers, draws: int) -> Stratum:
+    predicted = steps.predicted_s[members]
+    certain = np.argsort(-predicted, kind="stable")[: _certain(predicted, draws)]
+    is_certain = np.zeros(len(members), dtype=bool)
+    is_certain[certain] = True
+    octaves = [np.floor(np.log2(values[members])) for values in (steps.max_q, steps.requests, steps.context)]
+    order = np.lexsort((predicted, *octaves))
+    others = members[order[~is_certain[order]]]
+    predicted_s = steps.predicted_s[others]
+    return Stratum(
+        certain=members[is_certain], others=others, predicted_s=predicted_s, ends_s=np.cumsum(predicted_s),
+        draws=draws - len(certain) if len(others) else 0,
+    )  # fmt: skip
 
 
 def _certain(predicted_s: Floats, draws: int) -> int:
@@ -103,44 +198,3 @@ def _certain(predicted_s: Floats, draws: int) -> int:
     left = predicted_s.sum() - np.concatenate([[0.0], np.cumsum(longest)[:-1]])
     covers = longest * (draws - np.arange(len(longest))) >= left * (1 - 1e-12)
     return len(longest) if covers.all() else int(np.argmin(covers))
-
-
-class MixPart(msgspec.Struct, frozen=True, kw_only=True):
-    """The steps of one kind, or those of one range of context lengths."""
-
-    kind: StepKind | None = None
-    context: tuple[int, int] | None = None  # keys per request: from the first, below the second
-    steps: int
-    predicted_s: float
-    measured_s: float | None = None  # estimated from the drawn steps of this part; None: none was drawn
-
-    @property
-    def name(self) -> str:
-        """`mixed`, or `1k..2k`."""
-        return str(self.kind) if self.context is None else "..".join(map(units.short, self.context))
-
-
-class Mix(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the steps of a trace and their attention time go."""
-
-    by_kind: tuple[MixPart, ...]
-    by_context: tuple[MixPart, ...]  # ranges are powers of two
-
-
-def mix(steps: TrafficSteps, drawn: Draw | None = None, measured_s: Floats | None = None) -> Mix:
-    """The mix by predicted seconds of all steps; with a draw also by measured seconds, one value per drawn step."""
-    octaves = np.floor(np.log2(np.maximum(steps.context, 1))).astype(int)
-
-    def part(inside: Booleans, kind: StepKind | None = None, context: tuple[int, int] | None = None) -> MixPart:
-        of_part = None
-        if drawn is not None and measured_s is not None and inside[drawn.steps].any():
-            of_part = float((drawn.weights * measured_s)[inside[drawn.steps]].sum())
-        return MixPart(
-            kind=kind, context=context, steps=int(inside.sum()), predicted_s=float(steps.predicted_s[inside].sum()),
-            measured_s=of_part,
-        )  # fmt: skip
-
-    return Mix(
-        by_kind=tuple(part(steps.kinds == kind, kind=KINDS[kind]) for kind in np.unique(steps.kinds)),
-        by_context=tuple(part(octaves == at, context=(2 ** int(at), 2 ** int(at + 1))) for at in np.unique(octaves)),
-    )

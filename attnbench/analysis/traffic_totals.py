@@ -1,11 +1,6 @@
 """Attention seconds of a trace from measured steps: of every backend, and of three ways to choose one.
 
-The time of a step is the geometric mean of its rounds. Intervals are on logarithms of totals and of their ratios. The
-variance between drawn steps is that of successive differences (Wolter, Introduction to Variance Estimation, 2007,
-chapter 8), in a circle, so that every step counts twice: neighbours in the order of drawing are alike, and the noise of
-their rounds is within their difference.
-Certain steps add the variance of their rounds. Degrees of freedom are Satterthwaite's
-(https://doi.org/10.2307/3002019): few where a few steps dominate, so that heavy tails widen the interval.
+The time of a step is the geometric mean of its rounds.
 """
 
 from collections import Counter
@@ -15,10 +10,10 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from attnbench.analysis import stats
 from attnbench.analysis.readings import Floats
-from attnbench.analysis.stats import Estimate, Method, Over
+from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Draw, Integers
+from attnbench.analysis.traffic_interval import interval, logarithms, mean, missing
 from attnbench.suite.serving.simulation import KINDS, StepKind
 
 ALL_STEPS, DECODE, PREFILL = "all steps", "decode", "prefill and mixed"  # the steps that share a backend
@@ -32,6 +27,11 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     kinds: Integers  # of the drawn steps, places in KINDS
     times_s: Floats  # [drawn steps, backends, rounds]; NaN: no reading
     refusals: Mapping[tuple[int, str], str] = {}  # by place in the draw and backend: why it has no time
+
+    def of(self, backend: str) -> Floats:
+        """Seconds with one backend, [drawn steps, rounds]."""
+        times_s: Floats = self.times_s[:, self.backends.index(backend)]
+        return times_s
 
 
 class PolicyName(StrEnum):
@@ -68,7 +68,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     name: PolicyName
     choices: tuple[PolicyChoice, ...] = ()
     seconds: Estimate | None = None  # of the trace; None: some step has no backend
-    regret: Estimate | None = None  # seconds over those of one per step, minus 1; below 0 only by noise of the rounds
+    regret: Estimate | None = None  # seconds over those of one per step, minus 1; at least 0
     over_phase: Estimate | None = None  # of one backend: its seconds over those of one per phase, minus 1
     excluded: tuple[Exclusion, ...] = ()
 
@@ -94,6 +94,7 @@ class TrafficTotals(msgspec.Struct, frozen=True, kw_only=True):
 
     hours: float  # simulated
     drawn: int  # steps measured
+    missing: int = 0  # steps to draw beside these until there are intervals
     totals: tuple[BackendTotal, ...]  # of backends with a time for every drawn step; the fastest first
     policies: tuple[Policy, ...]
 
@@ -141,7 +142,7 @@ def estimate(drawn: Draw, measured: Measured, hours: float) -> TrafficTotals:
     """Totals, their paired ratios, and the three policies; raises ValueError where a drawn step has no row of times."""
     if measured.times_s.shape[:2] != (len(drawn.steps), len(measured.backends)):
         raise ValueError(f"times of {len(drawn.steps)} steps and {len(measured.backends)} backends are needed")
-    logs = _logs(measured)
+    logs = logarithms(measured.times_s)
     series = {
         name: _series(drawn, logs[:, place])
         for place, name in enumerate(measured.backends)
@@ -157,84 +158,34 @@ def estimate(drawn: Draw, measured: Measured, hours: float) -> TrafficTotals:
         for name in ordered
     )
     return TrafficTotals(
-        hours=hours, drawn=len(drawn.steps), totals=totals, policies=tuple(_policies(drawn, measured, logs))
+        hours=hours,
+        drawn=len(drawn.steps),
+        missing=missing(drawn),
+        totals=totals,
+        policies=tuple(_policies(drawn, measured, logs)),
     )
 
 
-def step_seconds(measured: Measured, backend: str) -> Floats:
-    """Seconds of each drawn step with one backend; NaN where it has no time."""
-    seconds: Floats = np.exp(_mean(_logs(measured)[:, measured.backends.index(backend)]))
-    return seconds
-
-
-def _logs(measured: Measured) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):  # an impossible time counts as no reading
-        logs: Floats = np.log(measured.times_s)
-    return logs
-
-
 def _series(drawn: Draw, logs: Floats) -> _Series:
-    return _Series(logs, drawn.weights * np.exp(_mean(logs)))
-
-
-def _mean(logs: Floats) -> Floats:
-    """Over the last axis, of finite values; NaN where there is none."""
-    counts = np.isfinite(logs).sum(axis=-1)
-    sums = np.where(np.isfinite(logs), logs, 0.0).sum(axis=-1)
-    means: Floats = np.where(counts, sums, np.nan) / np.maximum(counts, 1)
-    return means
+    return _Series(logs, drawn.weights * np.exp(mean(logs)))
 
 
 def _total(drawn: Draw, series: _Series) -> Estimate:
     influences = series.shares
-    return _interval(drawn, series.total, influences, influences[:, None] * series.logs)
+    return interval(drawn, series.total, influences, influences[:, None] * series.logs)
 
 
-def _ratio(drawn: Draw, above: _Series, below: _Series) -> Estimate:
+def _ratio(drawn: Draw, above: _Series, below: _Series, unseen: float = 0.0) -> Estimate:
     """The ratio of two totals, paired by step and by round."""
     noise = above.shares[:, None] * above.logs - below.shares[:, None] * below.logs
-    return _interval(drawn, above.total / below.total, above.shares - below.shares, noise)
-
-
-def _interval(drawn: Draw, value: float, influences: Floats, noise: Floats) -> Estimate:
-    """The t interval of log(value), exponentiated.
-
-    influences: [drawn steps], relative change of the value with a step; noise: [drawn steps, rounds], by round.
-    """
-    log = Estimate(value=float(np.log(value)), over=Over.STEPS, count=len(influences))
-    spread = _spread(drawn, influences, noise)
-    if spread is None:
-        return stats.exponential(log)
-    variance, freedom = spread
-    half = stats.t_quantile(freedom) * float(np.sqrt(variance))
-    ends = {"low": log.value - half, "high": log.value + half}
-    return stats.exponential(msgspec.structs.replace(log, **ends, method=Method.T, confidence=stats.CONFIDENCE))
-
-
-def _spread(drawn: Draw, influences: Floats, noise: Floats) -> tuple[float, float] | None:
-    """The variance and its degrees of freedom; None where one drawn step or one round gives none."""
-    sampled, certain = influences[drawn.certain :], noise[: drawn.certain]
-    rounds = np.isfinite(certain).sum(axis=1)
-    if len(sampled) == 1 or (rounds < 2).any():
-        return None
-    of_rounds = np.nanvar(certain, axis=1, ddof=1) / rounds if drawn.certain else np.empty(0)
-    squares = (sampled - np.roll(sampled, 1)) ** 2
-    between = float(squares.sum()) / 2
-    variance = between + float(of_rounds.sum())
-    if not variance:
-        return 0.0, 1.0
-    doubt = float((of_rounds**2 / (rounds - 1)).sum())
-    if between:
-        freedom = min(float(squares.sum()) ** 2 / float((squares**2).sum()), len(sampled) - 1)
-        doubt += between**2 / freedom
-    return variance, max(variance**2 / doubt, 1.0)
+    return interval(drawn, above.total / below.total, above.shares - below.shares, noise, unseen)
 
 
 def _policies(drawn: Draw, measured: Measured, logs: Floats) -> Iterator[Policy]:
     weighted = _weighted(drawn, logs)
     scopes = _scopes(measured.kinds)
     scored = {name: _scored(drawn, logs, weighted, scopes[name]) for name in PolicyName}
-    best, by_phase = scored[PolicyName.STEP], scored[PolicyName.PHASE]
+    best, by_phase = _best(drawn, logs, weighted, scored[PolicyName.STEP]), scored[PolicyName.PHASE]
     for name, series in scored.items():
         per_step, single = name is PolicyName.STEP, name is PolicyName.SINGLE
         excluded = () if per_step else tuple(_excluded(measured, weighted.all_rounds, scopes[name]))
@@ -242,16 +193,52 @@ def _policies(drawn: Draw, measured: Measured, logs: Floats) -> Iterator[Policy]
             yield Policy(name=name, excluded=excluded)
             continue
         yield Policy(
-            name=name, choices=tuple(_choices(measured, weighted, scopes[name])), seconds=_total(drawn, series),
-            regret=None if best is None or per_step else _excess(drawn, series, best),
-            over_phase=_excess(drawn, series, by_phase) if single and by_phase else None, excluded=excluded,
+            name=name, choices=tuple(_choices(measured, weighted, scopes[name])),
+            seconds=best.seconds(drawn) if best and per_step else _total(drawn, series),
+            regret=None if best is None or per_step else best.regret(drawn, series),
+            over_phase=_excess(_ratio(drawn, series, by_phase)) if single and by_phase else None, excluded=excluded,
         )  # fmt: skip
 
 
-def _excess(drawn: Draw, series: _Series, other: _Series) -> Estimate:
-    ratio = _ratio(drawn, series, other)
+def _excess(ratio: Estimate) -> Estimate:
     low, high = (None if end is None else end - 1 for end in (ratio.low, ratio.high))
     return msgspec.structs.replace(ratio, value=ratio.value - 1, low=low, high=high)
+
+
+class _Best(msgspec.Struct, frozen=True):
+    """The best backend of each step: its time is between what `other_half` and `same_rounds` score."""
+
+    other_half: _Series  # chosen on the other half of the rounds: noise makes it too slow
+    same_rounds: _Series  # chosen on the rounds that score it: noise makes it too fast
+    margin: float  # median over drawn steps, of the logarithm of the second fastest time over the fastest
+
+    def seconds(self, drawn: Draw) -> Estimate:
+        """Of the trace."""
+        slow, fast = (_total(drawn, series) for series in (self.other_half, self.same_rounds))
+        return msgspec.structs.replace(slow, low=fast.low)
+
+    def regret(self, drawn: Draw, series: _Series) -> Estimate:
+        """Of a policy, at least 0; in steps that were not drawn it may be as high as the margin of the best backend."""
+        shares = self.same_rounds.shares[drawn.certain :]
+        unseen = self.margin * float(shares.max()) if len(shares) else 0.0
+        least = _excess(_ratio(drawn, series, self.other_half))
+        most = _excess(_ratio(drawn, series, self.same_rounds, unseen))
+        low = None if least.low is None else max(least.low, 0.0)
+        high = None if most.high is None else max(most.high, 0.0)
+        return msgspec.structs.replace(least, value=max(least.value, 0.0), low=low, high=high)
+
+
+def _best(drawn: Draw, logs: Floats, weighted: _Weighted, other_half: _Series | None) -> _Best | None:
+    chosen = choose(weighted.all_rounds, np.arange(len(logs)))
+    if other_half is None or chosen is None:
+        return None
+    fastest = np.sort(np.log(weighted.all_rounds), axis=1)[:, :2]
+    margins = np.diff(fastest[np.isfinite(fastest).all(axis=1)], axis=1)
+    return _Best(
+        other_half,
+        _series(drawn, logs[np.arange(len(logs)), chosen]),
+        float(np.median(margins)) if margins.size else 0.0,
+    )
 
 
 def _scopes(kinds: Integers) -> dict[PolicyName, _Scopes]:
@@ -264,10 +251,10 @@ def _scopes(kinds: Integers) -> dict[PolicyName, _Scopes]:
 
 
 def _weighted(drawn: Draw, logs: Floats) -> _Weighted:
-    halves = _mean(logs[:, :, ::2]), _mean(logs[:, :, 1::2])
+    halves = mean(logs[:, :, ::2]), mean(logs[:, :, 1::2])
     usable = np.isfinite(halves[0]) & np.isfinite(halves[1])
     seconds = (
-        np.where(usable, np.exp(means), np.inf) * drawn.weights[:, None] for means in (_mean(logs), *halves)
+        np.where(usable, np.exp(means), np.inf) * drawn.weights[:, None] for means in (mean(logs), *halves)
     )  # fmt: skip
     return _Weighted(*seconds)
 

@@ -232,6 +232,7 @@ def _measure(
 
 def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Replay) -> None:
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
+    from attnbench.analysis.traffic_interval import missing
     from attnbench.cli.output import predicted
     from attnbench.engine import sweep
     from attnbench.studies.replayed_steps import shares
@@ -257,6 +258,8 @@ def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Repla
     of_shared = sum(map(shares, planned.steps))
     shared = f", {of_shared} of them with shared prefixes" if of_shared else ""
     fewer = f", not {asked}, for the budget" if drawn < min(asked, len(planned.table.kinds)) else ""
+    if few := missing(planned.drawn):
+        fewer += f", and intervals need {few} more"
     rest = sweep.rest(planned.sweep, sampling.out)
     print(
         f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer}{shared} · {rest.cases} cases · "

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench.analysis.traffic import Mix, TrafficSteps, mix
+from attnbench.analysis.traffic import TrafficSteps
+from attnbench.analysis.traffic_mix import Mix, mix
 from attnbench.errors import SuiteError, UnknownNameError, UsageError
 from attnbench.machine import datasheet
 from attnbench.machine.datasheet import Sheet

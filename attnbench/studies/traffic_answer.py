@@ -8,11 +8,12 @@ import numpy as np
 from msgspec.structs import replace
 
 from attnbench import units
-from attnbench.analysis import serving_flags, traffic, traffic_totals
+from attnbench.analysis import serving_flags, traffic_mix, traffic_totals
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.serving_flags import EngineSetting
 from attnbench.analysis.stats import Estimate
-from attnbench.analysis.traffic import Draw, Mix, TrafficSteps
+from attnbench.analysis.traffic import Draw, TrafficSteps
+from attnbench.analysis.traffic_mix import Mix
 from attnbench.analysis.traffic_totals import Measured, PolicyName, TrafficTotals
 from attnbench.attention.problem import Problem
 from attnbench.errors import SchemaError, StoreError
@@ -30,12 +31,12 @@ class DrawnSteps(Record, frozen=True, kw_only=True):
     kinds: tuple[int, ...]  # places in KINDS
     context: tuple[float, ...]  # keys per request
     weights: tuple[float, ...]  # of the draw
-    certain: int
+    strata: tuple[int, ...]  # of the last ones, which are not in every draw
 
     @property
     def draw(self) -> Draw:
         """The draw, with the steps numbered in their order here."""
-        return Draw(steps=np.arange(len(self.kinds)), weights=np.array(self.weights), certain=self.certain)
+        return Draw(steps=np.arange(len(self.kinds)), weights=np.array(self.weights), strata=np.array(self.strata, int))
 
     @property
     def table(self) -> TrafficSteps:
@@ -80,11 +81,18 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What the totals and their intervals lack: kinds of steps of which none was drawn."""
-        return tuple(
+        """What the totals and their intervals lack: draws, and kinds of steps of which none was drawn."""
+        missing = self.totals.missing
+        kinds = [
             f"no {part.name} step was drawn, of {part.steps:,}: totals and intervals lack their time; draw more steps"
             for part in (self.mix.by_kind if self.totals.totals else ())
             if part.measured_s is None
+        ]
+        few = f"{units.counted(self.totals.drawn, 'drawn step')}: intervals need {missing} more"
+        return (
+            (f"{few} (--steps {self.totals.drawn + missing}, and --budget for the time)", *kinds)
+            if missing
+            else tuple(kinds)
         )
 
 
@@ -100,12 +108,12 @@ def make(
     stored = DrawnSteps(
         layers=tuple(map(tuple, layers)), kinds=tuple(steps.kinds[drawn.steps].tolist()),
         context=tuple(steps.context[drawn.steps].tolist()), weights=tuple(drawn.weights.tolist()),
-        certain=drawn.certain,
+        strata=tuple(drawn.strata.tolist()),
     )  # fmt: skip
     totals = traffic_totals.estimate(drawn, measured, hours)
     return TrafficAnswer(
         version=VERSION, trace=trace, model=model, options=dict(options), seed=seed, steps=len(steps.kinds),
-        totals=totals, mix=traffic.mix(steps, drawn, _fastest(measured, totals)), settings=_settings(totals),
+        totals=totals, mix=traffic_mix.mix(steps, drawn, _fastest(measured, totals)), settings=_settings(totals),
         drawn=stored if layers else None,
     )  # fmt: skip
 
@@ -113,18 +121,18 @@ def make(
 def remade(answer: TrafficAnswer, drawn: DrawnSteps, measured: Measured) -> TrafficAnswer:
     """The answer for other measurements of its drawn steps."""
     totals = traffic_totals.estimate(drawn.draw, measured, answer.totals.hours)
-    of_drawn = traffic.mix(drawn.table, drawn.draw, _fastest(measured, totals))
-    seconds = {(part.kind, part.context): part.measured_s for part in (*of_drawn.by_kind, *of_drawn.by_context)}
+    of_drawn = traffic_mix.mix(drawn.table, drawn.draw, _fastest(measured, totals))
+    again = {(part.kind, part.context): part for part in (*of_drawn.by_kind, *of_drawn.by_context)}
     by_kind, by_context = (
-        tuple(replace(part, measured_s=seconds.get((part.kind, part.context))) for part in parts)
+        tuple(traffic_mix.measured_as(part, again.get((part.kind, part.context))) for part in parts)
         for parts in (answer.mix.by_kind, answer.mix.by_context)
     )
     return replace(answer, totals=totals, mix=Mix(by_kind=by_kind, by_context=by_context), settings=_settings(totals))
 
 
 def _fastest(measured: Measured, totals: TrafficTotals) -> Floats | None:
-    """The seconds of each drawn step with the backend that is fastest for all; None if none ran every step."""
-    return traffic_totals.step_seconds(measured, totals.totals[0].backend) if totals.totals else None
+    """Seconds with the backend that is fastest for all, [drawn steps, rounds]; None if none ran every step."""
+    return measured.of(totals.totals[0].backend) if totals.totals else None
 
 
 def _settings(totals: TrafficTotals) -> tuple[EngineSetting, ...]:

@@ -1,4 +1,4 @@
-"""Drawing steps of simulated traffic, and the mix."""
+"""Drawing steps of simulated traffic."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from tests.analysis.made_steps import made_steps
 
 WHOLE = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 DRAWS = st.integers(1, 15)
+DECODE, MIXED = KINDS.index(StepKind.DECODE), KINDS.index(StepKind.MIXED)
 
 
 def steps_of(predicted, **other):
@@ -33,48 +34,61 @@ def certain_steps(predicted, draws):
         certain.add(max(more, key=lambda step: predicted[step]))
 
 
-def every_draw(frame):
+def stratum_of(predicted, draws):
+    """The only stratum of steps that are of one kind and context length."""
+    (stratum,) = traffic.frame(steps_of(predicted), draws).strata
+    return stratum
+
+
+def every_draw(stratum):
     """The draws of every start: the running sums are whole numbers, so that a start matters by its place alone."""
-    total = round(frame.ends_s[-1]) if len(frame.ends_s) else 1
-    return [frame.draw((place + 0.5) / total) for place in range(total)]
+    total = round(stratum.ends_s[-1]) if len(stratum.ends_s) else 1
+    return [stratum.draw((place + 0.5) / total) for place in range(total)]
 
 
 @given(WHOLE, DRAWS, st.data())
 def test_the_mean_over_all_starts_is_the_true_total(predicted, draws, data):
     times = np.array(data.draw(st.lists(st.integers(1, 50), min_size=len(predicted), max_size=len(predicted))))
-    estimates = [each.weights @ times[each.steps] for each in every_draw(traffic.frame(steps_of(predicted), draws))]
-    assert np.mean(estimates) == pytest.approx(times.sum())
+    stratum = stratum_of(predicted, draws)
+    estimates = [weights @ times[steps] for steps, weights in every_draw(stratum)]
+    assert np.mean(estimates) + times[stratum.certain].sum() == pytest.approx(times.sum())
 
 
-@given(WHOLE, DRAWS)
-def test_weights_give_back_all_predicted_seconds_and_no_step_comes_twice(predicted, draws):
-    frame = traffic.frame(steps_of(predicted), draws)
-    for each in every_draw(frame):
-        assert each.weights @ np.array(predicted)[each.steps] == pytest.approx(sum(predicted))
-        assert len(set(each.steps)) == len(each.steps) == min(draws, len(predicted))
-        assert (each.weights[: each.certain] == 1).all()
-        assert (each.weights > 1 - 1e-9).all()
+@given(WHOLE, DRAWS, st.data())
+def test_weights_give_back_all_predicted_seconds_and_no_step_comes_twice(predicted, draws, data):
+    """In strata of several kinds and context lengths, one draw of each."""
+    count = len(predicted)
+    kinds, context = (
+        data.draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))
+        for values in ((DECODE, MIXED), (10, 100, 1000))
+    )
+    drawn = traffic.draw(steps_of(predicted, kinds=kinds, context=np.array(context, float)), draws, seed=1)
+    assert drawn.weights @ np.array(predicted)[drawn.steps] == pytest.approx(sum(predicted))
+    assert len(set(drawn.steps)) == len(drawn.steps) == min(draws, count)
+    assert (drawn.weights[: drawn.certain] == 1).all()
+    assert (drawn.weights > 1 - 1e-9).all()
+    assert (np.diff(drawn.strata) >= 0).all()
 
 
 @given(WHOLE, DRAWS)
 def test_a_step_of_an_interval_or_more_is_certain(predicted, draws):
-    assert set(traffic.frame(steps_of(predicted), draws).certain) == certain_steps(predicted, draws)
+    assert set(stratum_of(predicted, draws).certain) == certain_steps(predicted, draws)
 
 
 def test_a_draw_takes_the_step_under_each_point():
-    drawn = traffic.frame(steps_of([1, 2, 3, 2]), 2).draw(0.9)  # points 3.6 and 7.6 of the order 1, 2, 2, 3
-    assert drawn.steps.tolist() == [3, 2]
-    assert drawn.weights.tolist() == [2.0, 4 / 3]
+    steps, weights = stratum_of([1, 2, 3, 2], 2).draw(0.9)  # points 3.6 and 7.6 of the order 1, 2, 2, 3
+    assert steps.tolist() == [3, 2]
+    assert weights.tolist() == [2.0, 4 / 3]
 
 
 def test_a_step_under_two_points_is_returned_once_with_the_weight_of_both():
-    frame = traffic.Frame(
+    stratum = traffic.Stratum(
         certain=np.array([], int), others=np.array([1, 0]), predicted_s=np.array([3.0, 1.0]),
         ends_s=np.array([3.0, 4.0]), draws=4,
     )  # fmt: skip
-    drawn = frame.draw(0.5)
-    assert drawn.steps.tolist() == [1, 0]
-    assert drawn.weights.tolist() == [1.0, 1.0]
+    steps, weights = stratum.draw(0.5)
+    assert steps.tolist() == [1, 0]
+    assert weights.tolist() == [1.0, 1.0]
 
 
 def test_as_many_draws_as_steps_measure_every_step_once():
@@ -82,11 +96,34 @@ def test_as_many_draws_as_steps_measure_every_step_once():
     assert (drawn.certain, drawn.steps.tolist(), drawn.weights.tolist()) == (3, [0, 1, 2], [1, 1, 1])
 
 
-def test_steps_are_ordered_by_kind_requests_query_tokens_and_seconds():
+def test_steps_of_a_stratum_are_ordered_by_context_requests_query_tokens_and_seconds():
     steps = steps_of(
-        [5, 4, 3, 2, 1, 6], kinds=[1, 0, 0, 0, 0, 0], requests=[1, 9, 8, 3, 2, 2], max_q=[9, 1, 1, 2, 5, 3]
+        [5, 4, 3, 2, 1, 6], context=[9, 2, 2, 2, 2, 2], requests=[1, 9, 8, 3, 2, 2], max_q=[9, 1, 1, 2, 5, 3]
     )
-    assert traffic.frame(steps, 1).others.tolist() == [3, 5, 4, 2, 1, 0]
+    (stratum,) = traffic.frame(steps, 1).strata
+    assert stratum.others.tolist() == [3, 5, 4, 2, 1, 0]
+
+
+def test_draws_of_a_stratum_follow_the_square_root_of_its_time():
+    """Kinds with 81, 16 and 1 of the seconds: 9, 4 and 1 of 14 parts."""
+    steps = steps_of(np.repeat([0.81, 0.16, 0.01], 100), kinds=np.repeat([0, 1, 2], 100))
+    strata = traffic.frame(steps, 28).strata
+    assert [stratum.draws for stratum in strata] == [18, 8, 2]
+
+
+def test_a_stratum_with_too_few_draws_is_joined_to_its_kind():
+    """The last context length would have less than two of 14 draws: it is joined to that of its kind."""
+    kinds, context = np.repeat([0, 0, 1, 1], 100), np.repeat([9.0, 99.0, 9.0, 99.0], 100)
+    steps = steps_of(np.repeat([0.81, 0.81, 0.16, 0.01], 100), kinds=kinds, context=context)
+    members = [set(kinds[stratum.others]) for stratum in traffic.frame(steps, 14).strata]
+    assert members == [{0}, {0}, {1}]
+
+
+@given(WHOLE, st.integers(1, 8))
+def test_every_stratum_is_drawn(predicted, draws):
+    kinds = np.arange(len(predicted)) % 3
+    strata = traffic.frame(steps_of(predicted, kinds=kinds), draws).strata
+    assert all(stratum.draws + len(stratum.certain) for stratum in strata)
 
 
 def test_a_seed_gives_the_same_steps_and_another_seed_others():
@@ -109,32 +146,3 @@ def test_steps_need_arrays_of_one_length_and_at_least_one_step():
         steps_of([])
     with pytest.raises(ValueError, match="cannot draw 0"):
         traffic.frame(steps_of([1.0]), 0)
-
-
-def test_the_mix_counts_every_step_once_by_kind_and_by_context():
-    steps = steps_of([1, 2, 3, 4], kinds=[0, 0, 2, 1], context=[0.5, 1023, 1024, 2047])
-    mix = traffic.mix(steps)
-    assert [(part.kind, part.steps, part.predicted_s) for part in mix.by_kind] == [
-        (StepKind.DECODE, 2, 3.0), (StepKind.PREFILL, 1, 4.0), (StepKind.MIXED, 1, 3.0),
-    ]  # fmt: skip
-    assert [(part.context, part.predicted_s) for part in mix.by_context] == [
-        ((1, 2), 1.0), ((512, 1024), 2.0), ((1024, 2048), 7.0),
-    ]  # fmt: skip
-    parts = (*mix.by_kind, *mix.by_context)
-    assert [part.name for part in parts] == ["decode", "prefill", "mixed", "1..2", "512..1k", "1k..2k"]
-    assert all(part.measured_s is None for part in parts)
-
-
-def test_the_measured_mix_sums_to_the_estimated_total():
-    steps, costs = made_steps(2000)
-    drawn = traffic.draw(steps, 64, seed=3)
-    times = costs["loop"][drawn.steps]
-    mix = traffic.mix(steps, drawn, times)
-    for parts in (mix.by_kind, mix.by_context):
-        assert sum(part.measured_s or 0 for part in parts) == pytest.approx(drawn.weights @ times)
-        assert sum(part.steps for part in parts) == len(steps.kinds)
-    octaves = {int(np.log2(context)) for context in steps.context[drawn.steps]}
-    assert {int(np.log2(part.context[0])) for part in mix.by_context if part.measured_s is not None} == octaves
-    assert any(part.measured_s is None for part in mix.by_context)
-    decode = steps.kinds[drawn.steps] == KINDS.index(StepKind.DECODE)
-    assert mix.by_kind[0].measured_s == pytest.approx((drawn.weights * times)[decode].sum())

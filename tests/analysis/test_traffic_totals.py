@@ -1,4 +1,4 @@
-"""Totals of a trace and policies: brute force, properties, and coverage of the intervals on made-up costs."""
+"""Totals of a trace, their intervals and policies: brute force, properties and worked examples."""
 
 from itertools import product
 
@@ -8,19 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from attnbench.analysis import traffic, traffic_totals
+from attnbench.analysis import stats, traffic_interval, traffic_totals
 from attnbench.analysis.traffic import Draw
 from attnbench.analysis.traffic_totals import Measured, PolicyName
 from attnbench.suite.serving.simulation import KINDS, StepKind
-from tests.analysis.made_steps import made_steps
 
-REDRAWS, DRAWN, ROUNDS, NOISE = 1000, 64, 4, 0.03
 DECODE, MIXED = KINDS.index(StepKind.DECODE), KINDS.index(StepKind.MIXED)
+TWO_ROUNDS = [[[1, 1], [2, 2]]] * 3
 TIMES = arrays.arrays(float, st.tuples(st.integers(2, 5), st.integers(1, 3)), elements=st.floats(0.01, 100))
 
 
-def drawn_of(weights, certain=0):
-    return Draw(steps=np.arange(len(weights)), weights=np.array(weights, float), certain=certain)
+@pytest.fixture(autouse=True)
+def few_draws_have_intervals(monkeypatch):
+    """Worked examples have few steps."""
+    monkeypatch.setattr(traffic_interval, "MIN_STEPS", 1)
+
+
+def drawn_of(weights, certain=0, strata=None):
+    strata = np.zeros(len(weights) - certain, int) if strata is None else np.array(strata)
+    return Draw(steps=np.arange(len(weights)), weights=np.array(weights, float), strata=strata)
 
 
 def measured_of(times_s, kinds=None, refusals=None):
@@ -74,10 +80,55 @@ def test_steps_that_are_all_certain_leave_the_noise_of_rounds():
     assert total.seconds.low * total.seconds.high == pytest.approx(4)
 
 
-def test_the_interval_between_steps_is_that_of_successive_differences():
-    """By hand: shares 1/8, 3/8, 1/2 differ by 2/8, 1/8 and 3/8, with 14^2 / (16 + 1 + 81) = 2 degrees of freedom."""
+def test_the_interval_between_steps_is_that_of_independent_draws():
+    """By hand: shares 1/8, 3/8, 1/2 are -5/24, 1/24 and 4/24 off their mean, with 42^2 / (25^2 + 1 + 16^2) freedoms."""
     total = traffic_totals.estimate(drawn_of([1, 1, 1]), measured_of([[[1]], [[3]], [[4]]]), hours=1).totals[0]
-    assert np.log(total.seconds.high / 8) == pytest.approx(4.302653 * np.sqrt(14 / 64 / 2), rel=1e-6)
+    half = stats.t_quantile(42**2 / (25**2 + 1 + 16**2)) * np.sqrt(3 / 2 * 42) / 24
+    assert np.log(total.seconds.high / 8) == pytest.approx(half)
+
+
+def test_strata_add_their_variances_and_small_ones_are_joined():
+    """By hand: five draws of 1 and 3 each in one stratum, and five of 6 in the other, whose two last are a third."""
+    times = np.array([1, 1, 3, 3, 2, 6, 6, 6, 6, 6], float)
+    drawn = drawn_of(np.ones(10), strata=[0] * 5 + [1] * 3 + [2] * 2)
+    total = traffic_totals.estimate(drawn, measured_of(times[:, None, None]), hours=1).totals[0]
+    half = stats.t_quantile(4) * np.sqrt(5 / 4 * 4) / 40
+    assert np.log(total.seconds.high / 40) == pytest.approx(half)
+
+
+def test_an_interval_holds_steps_like_the_most_extreme_one():
+    """Of 40 equal draws, one takes 9 times longer: 3/40 of the steps may be like it."""
+    times = np.ones(40)
+    times[7] = 9
+    total = traffic_totals.estimate(drawn_of(np.ones(40)), measured_of(times[:, None, None]), hours=1).totals[0]
+    assert np.log(total.seconds.high / 48) >= 3 * (9 - 1.2) / 48 - 1e-9
+
+
+def test_too_few_draws_give_no_interval_and_say_how_many_more(monkeypatch):
+    monkeypatch.setattr(traffic_interval, "MIN_STEPS", 5)
+    for certain, missing in ((0, 2), (3, 0)):  # three of more steps, or all steps
+        totals = traffic_totals.estimate(drawn_of([1, 1, 1], certain), measured_of(TWO_ROUNDS), hours=1)
+        assert totals.missing == missing
+        estimates = [totals.totals[0].seconds, totals.totals[1].over_fastest, totals.policy(PolicyName.SINGLE).regret]
+        assert all((each.low is None) == (each.high is None) == bool(missing) for each in estimates)
+
+
+def test_a_regret_of_zero_in_every_draw_holds_what_other_steps_may_lose():
+    """a is always best, by 1.5: in the 3 of 40 parts that were not drawn, b may be best by as much."""
+    times = np.repeat(np.array([[1.0, 1.5]]), 40, axis=0)[:, :, None].repeat(4, axis=2)
+    single = policies_of(np.ones(40), times)[PolicyName.SINGLE]
+    assert (single.regret.value, single.regret.low) == (0, 0)
+    assert single.regret.high == pytest.approx(1.5 ** (3 / 40) - 1)
+
+
+def test_a_regret_holds_both_the_best_of_the_same_and_of_other_rounds():
+    """Even rounds favour a, odd ones b: no choice wins on the other half, and one per step could be 2 s each."""
+    policies = policies_of(np.ones(40), [[[1, 4], [4, 1]]] * 40)
+    regret = policies[PolicyName.SINGLE].regret
+    assert (regret.value, regret.low) == (pytest.approx(0), pytest.approx(0))
+    assert regret.high >= 1
+    assert policies[PolicyName.STEP].seconds.low <= 80 + 1e-9
+    assert policies[PolicyName.STEP].seconds.value == pytest.approx(160)
 
 
 @pytest.mark.parametrize(("certain", "rounds"), [(0, 3), (1, 1)])
@@ -149,11 +200,6 @@ def test_a_backend_that_cannot_run_a_step_is_not_chosen_where_that_step_is():
     assert step.words in ("a or b", "b or a")
 
 
-def test_the_seconds_of_steps_are_geometric_means_and_nan_where_there_is_no_time():
-    measured = measured_of([[[4, 4], [1, 4]], [[4, 4], [np.nan, np.nan]]])
-    assert traffic_totals.step_seconds(measured, "b") == pytest.approx([2, np.nan], nan_ok=True)
-
-
 def test_a_step_that_no_backend_runs_leaves_no_policy_and_no_total():
     totals = traffic_totals.estimate(drawn_of([1, 1]), measured_of([[[1, 1]], [[np.nan, 0.0]]]), hours=1)
     assert totals.totals == ()
@@ -164,58 +210,3 @@ def test_a_step_that_no_backend_runs_leaves_no_policy_and_no_total():
 def test_times_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="times of 3 steps and 1 backends"):
         traffic_totals.estimate(drawn_of([1, 1, 1]), measured_of([[[1.0]]]), hours=1)
-
-
-@pytest.fixture(scope="module")
-def redraws():
-    """Estimates of 1,000 draws of 64 of 20,000 made-up steps in 4 noisy rounds, with the steps and their seconds."""
-    steps, costs = made_steps()
-    frame, rng = traffic.frame(steps, DRAWN), np.random.default_rng(1)
-    every = np.stack(list(costs.values()), axis=1)
-    estimates = []
-    for start in rng.random(REDRAWS):
-        drawn = frame.draw(start)
-        noise = np.exp(rng.normal(0, NOISE, (len(drawn.steps), len(costs), ROUNDS)))
-        times = every[drawn.steps][:, :, None] * noise
-        measured = Measured(backends=tuple(costs), kinds=steps.kinds[drawn.steps], times_s=times)
-        estimates.append(traffic_totals.estimate(drawn, measured, hours=1))
-    return estimates, steps, costs
-
-
-def covers(estimate, truth):
-    return estimate.low <= truth <= estimate.high
-
-
-@pytest.mark.parametrize(
-    ("backend", "least", "most"), [("fused", 0.0, 0.004), ("loop", 0.01, 0.04), ("padded", 0.10, 0.34)]
-)
-def test_intervals_of_totals_and_ratios_cover_the_truth(redraws, backend, least, most):
-    """Errors are those that docs/serving.md states; coverage is at least 93 %."""
-    estimates, _, costs = redraws
-    truth = costs[backend].sum()
-    totals = [next(total for total in each.totals if total.backend == backend) for each in estimates]
-    errors = np.array([total.seconds.value / truth - 1 for total in totals])
-    assert least <= np.sqrt(np.mean(errors**2)) <= most
-    assert abs(np.mean(errors)) < most / 10
-    assert np.mean([covers(total.seconds, truth) for total in totals]) >= 0.93
-    if backend == "fused":
-        assert all(total.over_fastest is None for total in totals)
-    else:
-        assert np.mean([covers(total.over_fastest, truth / costs["fused"].sum()) for total in totals]) >= 0.93
-
-
-def test_policies_choose_the_right_backends_and_estimate_their_regret(redraws):
-    """A regret of a tenth of a per cent is that of a few steps, which most draws miss: it is right to half a point."""
-    estimates, steps, costs = redraws
-    every, decode = np.stack(list(costs.values()), axis=1), steps.kinds == DECODE
-    single = every.sum(axis=0).min()
-    phase = every[decode].sum(axis=0).min() + every[~decode].sum(axis=0).min()
-    best = every.min(axis=1).sum()
-    for truth, place, backends in ((single, 0, ["fused"]), (phase, 1, ["decode", "fused"])):
-        policies = [each.policies[place] for each in estimates]
-        assert np.mean([[choice.backend for choice in policy.choices] == backends for policy in policies]) > 0.99
-        regret = truth / best - 1
-        right = [covers(each.regret, regret) or abs(each.regret.value - regret) < 0.005 for each in policies]
-        assert np.mean(right) >= 0.93
-    for truth, place in ((single, 0), (phase, 1), (best, 2)):
-        assert np.mean([covers(each.policies[place].seconds, truth) for each in estimates]) >= 0.93

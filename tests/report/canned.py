@@ -111,10 +111,10 @@ def right_to_left() -> list[Run]:
     return [_run("right-to-left", [*results, *late, refused(problem, "קשב.py:קשב", Status.ERROR, "ValueError: אורך")])]
 
 
-def traffic(seed: int = 1) -> TrafficAnswer:
+def traffic(seed: int = 1, draws: int = 64) -> TrafficAnswer:
     """Two hours of made-up traffic: flex wins decode steps, sdpa the others; sdpa:padded cannot run one."""
     steps, costs = made_steps(5000)
-    drawn = draw(steps, 64, seed)
+    drawn = draw(steps, draws, seed)
     every = np.stack([costs[name][drawn.steps] for name in ("fused", "decode", "padded")], axis=1)
     times = every[:, :, None] * np.exp(np.random.default_rng(seed).normal(0, 0.02, (*every.shape, 4)))
     times[-1, 2] = np.nan

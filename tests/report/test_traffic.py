@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from attnbench.analysis.stats import Estimate
-from attnbench.analysis.traffic import mix
+from attnbench.analysis.traffic_mix import mix
 from attnbench.analysis.traffic_totals import Policy, PolicyName
 from attnbench.errors import SchemaError, StoreError
 from attnbench.report import pages
@@ -20,8 +20,8 @@ from tests.analysis.made_steps import made_steps
 from tests.report.canned import one_winner, store, traffic
 
 HEADLINE = (
-    "flex for decode and sdpa for prefill and mixed take 4.98 s of attention per hour of traffic; sdpa alone takes "
-    "10.4 % more"
+    "flex for decode and sdpa for prefill and mixed take 5.00 s of attention per hour of traffic; sdpa alone takes "
+    "10.2 % more"
 )
 
 
@@ -79,7 +79,7 @@ def test_the_headline_names_one_backend_per_phase_where_it_gains(answer):
 
 def test_the_headline_names_one_backend_where_phases_gain_less_than_a_percent(answer):
     little = with_single(answer, over_phase=Estimate(value=0.02, low=0.009, high=0.03))
-    assert little.headline == "sdpa takes 5.49 s of attention per hour of traffic"
+    assert little.headline == "sdpa takes 5.51 s of attention per hour of traffic"
 
 
 def test_the_headline_names_backends_without_a_difference(answer):
@@ -116,7 +116,7 @@ def test_the_section_shows_policies_backends_settings_mix_and_exclusions(answer)
     assert tables["Steps by context length"].rows[0][-1] == "–"  # no step of this length was drawn
     [*_, excluded] = tables["Backends that cannot run every step"].rows
     assert excluded == (
-        "one per phase", "prefill and mixed", "sdpa:padded", "1 of 12", "out of memory: needs 18 GiB, limit 9.6 GiB",
+        "one per phase", "prefill and mixed", "sdpa:padded", "1 of 25", "out of memory: needs 18 GiB, limit 9.6 GiB",
     )  # fmt: skip
     assert [figure.name for figure in page.figures] == ["context"]
     assert page.text[0].startswith(
@@ -129,8 +129,8 @@ def test_every_number_of_a_policy_has_its_interval(answer):
     for row, policy in zip((single, phase, step), answer.totals.policies, strict=True):
         seconds = answer.totals.per_hour(policy.seconds)
         assert str(row[2]) == f"{seconds.value:.2f} {seconds.low:.2f}–{seconds.high:.2f}"
-    assert str(single[3]) == "11 % 9.7 % to 11 %"
-    assert str(phase[3]) == "0.17 % -0.63 % to 0.99 %"
+    assert str(single[3]) == "10 % 9.7 % to 12 %"
+    assert str(phase[3]) == "0.15 % 0 % to 1.3 %"
     assert step[3] == "–"
 
 
@@ -177,7 +177,7 @@ def test_the_terminal_shows_every_part_within_its_width(answer, width):
     assert max(map(cell_width, lines)) <= width
     text = " ".join(" ".join(lines).split())
     for words in (
-        "10.4 % more", "one per phase: flex for decode", "over fastest", "mixed", "2k..4k", "vLLM has no flag for sdpa",
+        "10.2 % more", "one per phase: flex for decode", "over fastest", "mixed", "2k..4k", "vLLM has no flag for sdpa",
         "sglang: --prefill-attention-backend", "sdpa:padded has no time for 1 of 64 drawn steps",
     ):  # fmt: skip
         assert words in text
@@ -209,3 +209,23 @@ def test_a_kind_without_a_drawn_step_is_named(answer):
     assert lacking.cautions == (expected,)
     assert expected in " ".join(" ".join(terminal.lines(lacking, 200)).split())
     assert any(expected[1:] in line for line in section(lacking).text)
+
+
+def test_too_few_draws_show_no_interval_and_how_many_more_are_needed():
+    few = traffic(draws=16)
+    assert few.totals.missing == 24
+    words = "16 drawn steps: intervals need 24 more (--steps 40, and --budget for the time)"
+    assert words in " ".join(" ".join(terminal.lines(few, 200)).split())
+    assert words[3:] in " ".join(section(few).text)
+    assert ".." not in next(line for line in terminal.lines(few, 200) if line.startswith("one per phase "))
+
+
+def test_the_mix_shows_draws_and_the_interval_of_a_share(answer):
+    tables = {table.heading: table for table in section(answer).tables}
+    by_kind = tables["Steps by kind"]
+    assert by_kind.head[-2:] == ("drawn", "measured")
+    decode, prefill, _ = (part for part in answer.mix.by_kind)
+    assert decode.share.low is not None
+    assert str(by_kind.rows[0][-1]).count("%") == 3
+    assert (prefill.share.low is None) == (prefill.drawn < 8)
+    assert sum(int(row[-2]) for row in by_kind.rows) == answer.totals.drawn

@@ -151,7 +151,7 @@ def drawn(count: int) -> tuple[Draw, TrafficSteps]:
     steps = np.arange(count)
     ones = np.ones(count)
     table = TrafficSteps(kinds=0 * steps, requests=ones, max_q=ones, context=ones, predicted_s=ones)
-    return Draw(steps=steps, weights=ones, certain=0), table
+    return Draw(steps=steps, weights=ones, strata=0 * steps), table
 
 
 def test_a_step_takes_all_its_layers_round_by_round_and_its_plan_once():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from attnbench import units
-from attnbench.analysis.traffic import Mix
+from attnbench.analysis.traffic_mix import Mix
 from attnbench.report.charts import series
 from attnbench.report.charts.figure import WIDE, Figure
 from attnbench.report.charts.series import Series, SeriesPoint

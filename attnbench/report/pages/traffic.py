@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from attnbench.analysis.stats import Estimate
-from attnbench.analysis.traffic import MixPart
+from attnbench.analysis.traffic_mix import MIN_STEPS, MixPart
 from attnbench.analysis.traffic_totals import Policy
 from attnbench.report.charts import context_shares
 from attnbench.report.charts.figure import Figure
@@ -130,19 +130,18 @@ def _settings(answer: TrafficAnswer, heading: str) -> PageTable:
 
 def _mix(parts: Sequence[MixPart], heading: str, head: str) -> PageTable:
     steps, predicted = sum(part.steps for part in parts), sum(part.predicted_s for part in parts)
-    measured = sum(part.measured_s or 0.0 for part in parts)
     return PageTable(
         heading=heading,
-        head=(head, "steps", "of steps", "predicted", "measured"),
+        head=(head, "steps", "of steps", "predicted", "drawn", "measured"),
         rows=[
             (
                 part.name, f"{part.steps:,}", percent(part.steps / steps), percent(part.predicted_s / predicted),
-                DASH if part.measured_s is None else percent(part.measured_s / measured),
+                f"{part.drawn:,}", _share(part.share),
             )
             for part in parts
         ],
-        numbers=(False, True, True, True, True),
-        note="predicted and measured: shares of attention time",
+        numbers=(False, True, True, True, True, True),
+        note=f"predicted and measured: shares of attention time; an interval needs {MIN_STEPS} drawn steps",
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from attnbench import units
 from attnbench.analysis.stats import Estimate
-from attnbench.analysis.traffic import Mix, MixPart
+from attnbench.analysis.traffic_mix import Mix, MixPart
 from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.report.terminal.text_layout import aligned, wrap
 from attnbench.studies.traffic_answer import TrafficAnswer
@@ -40,9 +40,9 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
 
 def mix(mix: Mix, width: int) -> Iterator[str]:
     """Steps and time by kind and by context length; measured time only where there is some."""
-    head = ("steps", "of steps", "predicted", "measured")
+    head = ("steps", "of steps", "predicted", "drawn", "measured", "95 %")
     for heading, parts in (("kind", mix.by_kind), ("keys per request", mix.by_context)):
-        columns = 4 if any(part.measured_s for part in parts) else 3
+        columns = 6 if any(part.measured_s for part in parts) else 3
         rows = [(name, cells[:columns]) for name, cells in _parts(parts)]
         yield from _table(heading, head[:columns], rows, width)
 
@@ -80,10 +80,8 @@ def _per_hour(answer: TrafficAnswer, seconds: Estimate | None) -> Estimate | Non
 
 def _parts(parts: Sequence[MixPart]) -> Iterator[tuple[str, Sequence[str]]]:
     steps, predicted = sum(part.steps for part in parts), sum(part.predicted_s for part in parts)
-    measured = sum(part.measured_s or 0.0 for part in parts)
     for part in parts:
-        of_measured = units.whole_percent(None if part.measured_s is None else part.measured_s / measured)
         yield part.name, (
             f"{part.steps:,}", units.whole_percent(part.steps / steps),
-            units.whole_percent(part.predicted_s / predicted), of_measured,
+            units.whole_percent(part.predicted_s / predicted), f"{part.drawn:,}", *_ends(part.share, "{:.0%}"),
         )  # fmt: skip
