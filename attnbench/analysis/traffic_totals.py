@@ -27,6 +27,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     kinds: Integers  # of the drawn steps, places in KINDS
     times_s: Floats  # [drawn steps, backends, rounds]; NaN: no reading
     refusals: Mapping[tuple[int, str], str] = {}  # by place in the draw and backend: why it has no time
+    plan_s: Floats | None = None  # [drawn steps, backends], of all layers, within the times; 0: it plans nothing
+    layers: int = 1  # of the model
 
     def of(self, backend: str) -> Floats:
         """Seconds with one backend, [drawn steps, rounds]."""
@@ -87,6 +89,8 @@ class BackendTotal(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     seconds: Estimate  # of the trace
     over_fastest: Estimate | None = None  # its seconds over those of the fastest; None: it is the fastest
+    planning: float = 0.0  # share of its seconds in which batches are planned
+    plan_layer_s: float = 0.0  # planning of a step for each layer, mean over the steps of the trace
 
 
 class TrafficTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +158,7 @@ def estimate(drawn: Draw, measured: Measured, hours: float) -> TrafficTotals:
             backend=name,
             seconds=_total(drawn, series[name]),
             over_fastest=_ratio(drawn, series[name], series[ordered[0]]) if name != ordered[0] else None,
+            **_planning(drawn, measured, name, series[name].total),
         )
         for name in ordered
     )
@@ -164,6 +169,16 @@ def estimate(drawn: Draw, measured: Measured, hours: float) -> TrafficTotals:
         totals=totals,
         policies=tuple(_policies(drawn, measured, logs)),
     )
+
+
+def _planning(drawn: Draw, measured: Measured, backend: str, total_s: float) -> dict[str, float]:
+    """The fields of a BackendTotal that say what planning takes."""
+    if measured.plan_s is None:
+        return {}
+    weighted_s = float(drawn.weights @ measured.plan_s[:, measured.backends.index(backend)])
+    return {
+        "planning": weighted_s / total_s, "plan_layer_s": weighted_s / float(drawn.weights.sum()) / measured.layers,
+    }  # fmt: skip
 
 
 def _series(drawn: Draw, logs: Floats) -> _Series:

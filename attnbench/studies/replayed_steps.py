@@ -276,19 +276,24 @@ def times_of(steps: Sequence[StepProblems], results: Sequence[Result], drawn: Dr
     arms = {(arm.case.problem, arm.name): arm for arm in join(results)}
     names = tuple(dict.fromkeys(name for _, name in arms))
     rounds: dict[tuple[int, str], Floats] = {}
+    plan_s = np.zeros((len(steps), len(names)))
     refusals: dict[tuple[int, str], str] = {}
     for place, step in enumerate(steps):
         for name in names:
             of_layers = [(_arm(arms, problem, name), count) for problem, count in step.layers]
             timed = [(arm, count) for arm, count in of_layers if arm and arm.times]
             if len(timed) == len(of_layers):
-                rounds[place, name] = _step_seconds(timed)
+                plan_s[place, names.index(name)] = planned_s = sum(_plan_seconds(arm) for arm, _ in timed)
+                rounds[place, name] = _step_seconds(timed) + planned_s
             else:
                 refusals[place, name] = next(_reason(arm) for arm, _ in of_layers if not (arm and arm.times))
     times = np.full((len(steps), len(names), max(map(len, rounds.values()), default=1)), np.nan)
     for (place, name), values in rounds.items():
         times[place, names.index(name), : len(values)] = values
-    return Measured(backends=names, kinds=table.kinds[drawn.steps], times_s=times, refusals=refusals)
+    return Measured(
+        backends=names, kinds=table.kinds[drawn.steps], times_s=times, refusals=refusals, plan_s=plan_s,
+        layers=sum(count for _, count in steps[0].layers),
+    )  # fmt: skip
 
 
 def _arm(arms: Mapping[tuple[Problem, str], Restarts], problem: Problem, name: str) -> Restarts | None:
@@ -307,15 +312,17 @@ def _reason(arm: Restarts | None) -> str:
 
 
 def _step_seconds(layers: Iterable[tuple[Restarts, int]]) -> Floats:
-    """Seconds of all layers by round, as many rounds as each kind of layer has; planning is done once for all."""
-    series, plan_s = [], 0.0
-    for arm, count in layers:
-        series.append(count * _rounds(arm))
-        planned = arm.results[0].samples.get("plan")
-        plan_s += (planned and readings.location(planned.values)) or 0.0
+    """Seconds of the calls of all layers by round, as many rounds as each kind of layer has."""
+    series = [count * _rounds(arm) for arm, count in layers]
     shortest = min(map(len, series))
-    seconds: Floats = np.sum([each[:shortest] for each in series], axis=0) + plan_s
+    seconds: Floats = np.sum([each[:shortest] for each in series], axis=0)
     return seconds
+
+
+def _plan_seconds(arm: Restarts) -> float:
+    """Seconds of planning a batch, which is done once for all layers of a kind."""
+    planned = arm.results[0].samples.get("plan")
+    return (planned and readings.location(planned.values)) or 0.0
 
 
 def _rounds(arm: Restarts) -> Floats:

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -210,3 +211,11 @@ def test_a_step_that_no_backend_runs_leaves_no_policy_and_no_total():
 def test_times_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="times of 3 steps and 1 backends"):
         traffic_totals.estimate(drawn_of([1, 1, 1]), measured_of([[[1.0]]]), hours=1)
+
+
+def test_planning_is_given_for_a_layer_and_as_a_share_of_the_time():
+    """By hand: steps of weights 1 and 3 plan 2 s and 4 s, of 5 s and 5 s, in 7 layers."""
+    measured = msgspec.structs.replace(measured_of([[[5, 5]], [[5, 5]]]), plan_s=np.array([[2.0], [4.0]]), layers=7)
+    (total,) = traffic_totals.estimate(drawn_of([1, 3]), measured, hours=1).totals
+    assert total.plan_layer_s == pytest.approx(14 / 4 / 7)
+    assert total.planning == pytest.approx(14 / 20)

@@ -118,9 +118,11 @@ def traffic(seed: int = 1, draws: int = 64) -> TrafficAnswer:
     every = np.stack([costs[name][drawn.steps] for name in ("fused", "decode", "padded")], axis=1)
     times = every[:, :, None] * np.exp(np.random.default_rng(seed).normal(0, 0.02, (*every.shape, 4)))
     times[-1, 2] = np.nan
+    plan_s = np.outer(np.ones(len(every)), [0.0, 6.4e-5, 0.0])  # flex
     measured = Measured(
         backends=("sdpa", "flex", "sdpa:padded"), kinds=steps.kinds[drawn.steps], times_s=times,
         refusals={(len(times) - 1, "sdpa:padded"): "out of memory: needs 18 GiB, limit 9.6 GiB"},
+        plan_s=plan_s, layers=32,
     )  # fmt: skip
     options = {"speed": "1", "max_num_seqs": "256", "max_num_batched_tokens": "2048", "block_size": "16"}
     return traffic_answer.make(

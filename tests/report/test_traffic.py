@@ -229,3 +229,11 @@ def test_the_mix_shows_draws_and_the_interval_of_a_share(answer):
     assert str(by_kind.rows[0][-1]).count("%") == 3
     assert (prefill.share.low is None) == (prefill.drawn < 8)
     assert sum(int(row[-2]) for row in by_kind.rows) == answer.totals.drawn
+
+
+def test_planning_is_shown_for_a_layer_of_the_backends_that_plan(answer):
+    rows = {line.split()[0]: line for line in terminal.lines(answer, 200) if line.startswith(("sdpa ", "flex "))}
+    assert "2.00 us" in rows["flex"]
+    assert "us" not in rows["sdpa"]
+    table = next(table for table in section(answer).tables if table.heading == "One backend for all steps")
+    assert [row[3] for row in table.rows] == ["–", "2.00 µs"]

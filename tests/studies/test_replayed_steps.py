@@ -169,6 +169,8 @@ def test_a_step_takes_all_its_layers_round_by_round_and_its_plan_once():
     assert measured.backends == ("naive", "sdpa")
     np.testing.assert_allclose(measured.times_s[0], [[2.3, 2.8], [12.5, 13.0]])
     assert measured.refusals == {}
+    assert measured.plan_s.tolist() == [[0, 7]]
+    assert measured.layers == 5
 
 
 def test_a_step_without_one_of_its_times_has_the_reason():

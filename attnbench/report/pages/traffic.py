@@ -8,7 +8,7 @@ from attnbench.analysis.traffic_totals import Policy
 from attnbench.report.charts import context_shares
 from attnbench.report.charts.figure import Figure
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
-from attnbench.report.quantities import DASH, SECONDS, Unit, number, percent, times, unit
+from attnbench.report.quantities import DASH, SECONDS, Unit, number, percent, seconds, times, unit
 from attnbench.studies.traffic_answer import TrafficAnswer
 from attnbench.units import counted
 
@@ -107,15 +107,17 @@ def _totals(answer: TrafficAnswer, per_hour: Unit, heading: str) -> PageTable:
 
     return PageTable(
         heading=heading,
-        head=("backend", per_hour.name, "over the fastest"),
+        head=("backend", per_hour.name, "over the fastest", "plan a layer", "of its time"),
         rows=[
             (
                 PageCell(text=total.backend, arm=total.backend), _seconds(answer, total.seconds, per_hour),
-                over(total.over_fastest),
+                over(total.over_fastest), seconds(total.plan_layer_s) if total.planning else DASH,
+                percent(total.planning),
             )
             for total in answer.totals.totals
         ],
-        numbers=(False, True, True),
+        numbers=(False, True, True, True, True),
+        note="plan: what depends on the lengths of a batch is done once for all layers; the seconds contain it",
     )  # fmt: skip
 
 

@@ -11,7 +11,19 @@ from attnbench import units
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import Row, unranked
 from attnbench.records.result import Status
-from attnbench.report.pivot import Column, Footnotes, Pivot, Section, caption, factor, legend, mark, pivot, why_briefly
+from attnbench.report.pivot import (
+    Column,
+    Footnotes,
+    Pivot,
+    Section,
+    caption,
+    factor,
+    legend,
+    mark,
+    pivot,
+    planning,
+    why_briefly,
+)
 from attnbench.report.reasons import MAX_FOOTNOTE, shortened
 from attnbench.report.terminal.text_layout import cell_width, labelled, terminal_width, wrap
 
@@ -203,6 +215,8 @@ def _legend(rows: Sequence[Row], width: int) -> list[str]:
     lines = wrap(caption(rows), width)
     for symbol, meaning in legend(rows):
         lines += wrap(f"{symbol}  {meaning}", width, indent=3)
+    if plans := planning(rows):
+        lines += wrap(f"planned once for a batch, for all its layers, and not in its time: {plans}", width, indent=3)
     if names := unranked(rows):
         verb = "shares" if len(names) == 1 else "share"
         lines += wrap(f"not ranked: {', '.join(names)} {verb} no rounds with the others", width, indent=3)

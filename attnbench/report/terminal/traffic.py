@@ -22,7 +22,10 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
             yield from wrap(f"  {policy.name.value}: {policy.words}", width, indent=4)
     if answer.totals.totals:
         yield ""
-    yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
+    head = ("s per hour", "95 %", "over fastest", "95 %", "plan a layer", "of time")
+    columns = 6 if any(total.planning for total in answer.totals.totals) else 4
+    rows = [(name, cells[:columns]) for name, cells in _totals(answer)]
+    yield from _table("backend", head[:columns], rows, width)
     yield ""
     yield from mix(answer.mix, width)
     if answer.settings:
@@ -69,7 +72,15 @@ def _policies(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
 
 def _totals(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
     return [
-        (total.backend, (*_ends(_per_hour(answer, total.seconds), "{:.4g}"), *_ends(total.over_fastest, "{:.3g}x")))
+        (
+            total.backend,
+            (
+                *_ends(_per_hour(answer, total.seconds), "{:.4g}"),
+                *_ends(total.over_fastest, "{:.3g}x"),
+                units.seconds(total.plan_layer_s) if total.planning else "-",
+                f"{total.planning:.1%}",
+            ),
+        )
         for total in answer.totals.totals
     ]
 
