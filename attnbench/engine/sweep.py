@@ -115,8 +115,8 @@ def prepare(
         raise UsageError(f"suite {suites[0].name} has no table for {', '.join(kinds)}")
     if not planned.groups and not planned.refusals:
         text, reason = impossible[0]
-        where = f" (suite {request.suites[0]}: {text})" if request.suites else ""
-        raise UsageError(f"{with_flag(reason, request.axes)}{where}")
+        reason = with_flag(reason, request.axes)
+        raise UsageError(f"{request.suites[0]}: {reason} ({text})" if request.suites else reason)
     share = suite.parse_shrink(request.shrink)
     name = "+".join(each.name for each in suites) + (f"-shrunk-{share:g}" if share < 1 else "")
     return Sweep(

@@ -30,7 +30,7 @@ WRONG = {
     ("run", "--seq", "64", "--mask", "cuasal"): "'causal'",
     ("run", "--seq", "64", "--mask", "window:-3"): "negative",
     ("run", "--seq", "64", "--dtype", "fp31"): "'fp32'",
-    ("run", "--seq", "64", "--heads", "12", "--kv-heads", "8"): "heads=12 is not a multiple of kv_heads=8",
+    ("run", "--seq", "64", "--heads", "12", "--kv-heads", "8"): "--heads 12 is not a multiple of kv_heads=8",
     ("run", "--seq", "64", "--set", "softcapp=3"): "'softcap'",
     ("run", "--seq", "64", "--device", "cpu:threads=999"): "999 threads",
     ("run", "--seq", "64", "--device", "tpu"): "no device 'tpu'",

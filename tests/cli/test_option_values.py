@@ -137,14 +137,24 @@ def test_values_of_configuration_files_and_the_environment_are_checked_as_well(
         (("--requests", "8q1s1k", "--set", "page_size=-1"), "--set page_size: -1: must be a power of two, as 16 or 64"),
         (
             ("--requests", "8q1s1k", "--set", "shared_prefix=2k:8"),
-            "shared_prefix=2k:8: request q1s1k has 1024 keys, fewer than the prefix; use longer requests or shared_pre",
+            "attnbench: --set shared_prefix=2k:8: request q1s1k has 1024 keys, fewer than the prefix; use longer",
         ),
         (
             ("--seq", "64", "--mask", "tree:0-2-1"),
             "mask 'tree:0-2-1': token 1 has the later token 2 as parent, and the",
         ),
         (("made.toml",), "made.toml: problem[0].page_size: 3: must be a power of two"),
-        (("long.toml",), "long.toml: no case is possible: "),
+        (
+            ("long.toml",),
+            "long.toml: shared_prefix=2k:8: request q1s1k has 1024 keys, fewer than the prefix; use longer",
+        ),
+        (("--seq", "64", "--heads", "3", "--kv-heads", "2"), "attnbench: --heads 3 is not a multiple of kv_heads=2"),
+        (("--seq", "64", "--mask", "tree:0-0-1"), "attnbench: --mask tree:0-0-1: 3 draft tokens, but seq_q is 64; use"),
+        (("--requests", "q5", "--mask", "natten:9"), "attnbench: --requests q5: q5: mask 'natten:9': "),
+        (
+            ("--requests", "q1s8", "--seq", "1k"),
+            "attnbench: --requests q1s8 beside --seq 1k: the requests give seq; leave",
+        ),
     ],
 )
 def test_batches_that_no_server_has_are_refused_in_one_line(

@@ -124,6 +124,20 @@ def test_a_chart_of_requests_says_that_its_axis_is_the_longest() -> None:
     assert panels.axis_title("seq_kv", [*rows, *rows_of([result([1e-3] * 5)])]) == "number of keys"
 
 
+def test_a_label_of_requests_says_their_lengths_once() -> None:
+    served = [
+        Problem(seq_q=1, seq_kv=keys, requests=f"q1s{keys}", mask=mask)
+        for keys in (64, 1147)
+        for mask in ("none", "causal")
+    ]
+    rows = rows_of([result([1e-3] * 5, problem=problem) for problem in served])
+    places = [panels.layout(rows).place(row) for row in rows]
+    assert places[:2] == [("no mask", "q1s64"), ("causal mask", "q1s64")]
+    assert places[-1] == ("causal mask", "q1s1147")
+    plain = rows_of([result([1e-3] * 5, problem=Problem(seq_q=64, mask=mask)) for mask in ("none", "causal")])
+    assert [panels.layout(plain).place(row) for row in plain] == [("no mask", "64"), ("causal mask", "64")]
+
+
 def test_facets_that_would_join_problems_are_refused_with_the_one_to_add() -> None:
     rows = rows_of(sample_results(masks=("none", "causal")))
     with pytest.raises(UsageError, match=r"differ in mask .* use --facet device,mask"):

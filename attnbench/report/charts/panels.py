@@ -43,6 +43,13 @@ class PanelLayout(msgspec.Struct, frozen=True, kw_only=True):
         """The panel in words: `causal mask, batch 4`; empty if there is only one."""
         return ", ".join(words(name, column_value(row, name)) for name in self.columns)
 
+    def place(self, row: Row) -> tuple[str, str]:
+        """The panel in words and the value of the axis; of a batch of requests all of them, in place of the longest."""
+        if not (row.requests and self.axis in _LENGTHS):
+            return self.heading(row), axis_value(self.axis, row.value(self.axis))
+        others = tuple(name for name in self.columns if name != "requests")
+        return PanelLayout(axis=self.axis, columns=others).heading(row), requests.short(row.requests)
+
     def panels(self, rows: Iterable[Row]) -> dict[tuple[Value, ...], list[Row]]:
         """The rows of each panel, panels in the order that every chart uses: numbers by size, words as they appear."""
         groups: dict[tuple[Value, ...], list[Row]] = {}

@@ -30,12 +30,9 @@ def figure(pairs: Sequence[Pair], rows: Sequence[Row], old: str, new: str, name:
         shown = [each for each in problems if max(pair.effect for _, pair in each) >= largest][:MAX_ROWS]
     left_out = f"the {len(shown)} problems with the largest effects of {len(problems)}" if shown != problems else ""
     table = [
-        ForestRow(
-            group=layout.heading(each[0][0]), label=panels.axis_value(layout.axis, each[0][0].value(layout.axis)),
-            items=tuple(_item(row, pair) for row, pair in each),
-        )
-        for each in shown
-    ]  # fmt: skip
+        ForestRow(group=group, label=label, items=tuple(_item(row, pair) for row, pair in each))
+        for each, (group, label) in ((each, layout.place(each[0][0])) for each in shown)
+    ]
     about = Forest(title="new over old", sides=("faster", "slower"), shade=False)
     intervals = any(item.ends for row in table for item in row.items)
     caption = "bars: 95 % interval of the ratio of times; ~ the interval contains 1×" if intervals else ""

@@ -19,15 +19,15 @@ def figure(rows: Sequence[Row]) -> Figure | None:
         return None
     layout = panels.layout(rows)
     reference = references(rows) or "the reference"
+    problems = [at for group in layout.panels(rows).values() for at in panels.along(group, layout.axis)]
     table = [
         ForestRow(
-            label=panels.axis_value(layout.axis, at[0].value(layout.axis)),
-            group=layout.heading(at[0]),
+            label=label,
+            group=group,
             items=tuple(_item(row) for row in at if _speedup(row)),
             note="" if any(map(_speedup, at)) else quantities.clipped(missing.why(at), MAX_NOTE),
         )
-        for group in layout.panels(rows).values()
-        for at in panels.along(group, layout.axis)
+        for at, (group, label) in ((at, layout.place(at[0])) for at in problems)
     ]
     caption = "paired within each round; bars: 95 % interval; ~ the interval contains 1×"
     about = Forest(title=f"speed-up over {reference}", sides=("slower", "faster"))
