@@ -208,7 +208,7 @@ def shards(folder: Path, **tags: str) -> tuple[traffic_answer.TrafficAnswer, lis
     table = TrafficSteps(
         kinds=kinds, requests=1 + kinds, max_q=1 + 8 * kinds, context=30.0 + np.arange(50), predicted_s=1 + 3.0 * kinds
     )
-    draw = Draw(steps=np.array([49, 3, 20, 40]), weights=np.array([1, 16.0, 17, 16]), certain=1)
+    draw = Draw(steps=np.array([49, 3, 20, 40]), weights=np.array([1, 16.0, 17, 16]), strata=np.zeros(3, int))
     results = [
         samples.result([cost * (n + 1 + r / 50) for r in range(4)], name, problem=step.layers[0][0], group=f"g{n}")
         for n, step in enumerate(steps)
@@ -241,6 +241,7 @@ def test_shards_of_a_replay_give_the_answer_of_the_whole(tmp_path: Path, capsys:
     assert [part.measured_s for part in merged.mix.by_kind] == pytest.approx(
         [part.measured_s for part in whole.mix.by_kind]
     )
+    assert [part.share for part in merged.mix.by_kind] == [part.share for part in whole.mix.by_kind]
     assert merged == msgspec.structs.replace(whole, mix=merged.mix)
     assert "left out" not in capsys.readouterr().err
 
