@@ -257,6 +257,24 @@ remembers_digest = _remembering(_digest)
 remembers_sample = _remembering(lambda *qkv: tuple(value for x in qkv for value in x.flatten()[::37].tolist()))
 remembers_round = _remembering(_digest, after=2)
 
+_weights: dict[bytes, torch.Tensor] = {}
+
+
+def remembers_weights(q, k, v, *, causal, scale, miss_s=0.003):
+    """Remembers the weights under the logits of a row, which transformations of the inputs do not change."""
+    name = _digest(q[:, :, :1] @ k.transpose(-2, -1))
+    if name not in _weights:
+        time.sleep(miss_s)
+        _weights[name] = (q @ k.transpose(-2, -1) * scale).softmax(-1)
+    return _weights[name] @ v
+
+
+def remembers_weights_for_long(q, k, v, *, causal, scale):
+    """The same, in calls that each are a block."""
+    time.sleep(0.003)
+    return remembers_weights(q, k, v, causal=causal, scale=scale, miss_s=0.04)
+
+
 _by_size: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
 
 

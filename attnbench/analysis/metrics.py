@@ -17,7 +17,7 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.errors import UnknownNameError
 from attnbench.machine import datasheet
-from attnbench.records.result import Result, Timing
+from attnbench.records.result import NEW_INPUTS_RIGHT, Result, Timing
 from attnbench.units import words
 
 Compute = Callable[[Restarts], float | None]
@@ -310,6 +310,9 @@ def impossible(restarts: Restarts) -> str:
         return ""
     if restarts.time.value <= 0:
         return f"a call in {restarts.time.value:g} s: the time is wrong"
+    for check in (result.facts.get("new_inputs", NEW_INPUTS_RIGHT) for result in restarts.results):
+        if check != NEW_INPUTS_RIGHT:
+            return f"above a measured ceiling, {check}"
     if restarts.ceilings is None:
         return ""
     silicon = datasheet.silicon(restarts.ceilings.name, restarts.case.problem.dtype.value, restarts.ceilings.facts)

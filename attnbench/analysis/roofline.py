@@ -53,6 +53,14 @@ def roofline_bound(ceilings: Ceilings, problem: Problem, mode: Mode) -> Roofline
     return RooflineBound(*max(limits)) if limits else None
 
 
+def above_ceiling(ceilings: Ceilings, problem: Problem, mode: Mode, seconds: float) -> bool:
+    """Whether the rate of products, or that of the memory or cache which holds the tensors, is above its ceiling."""
+    rate, traffic = ceilings.matmul.get(problem.dtype.value), cost.traffic_bytes(problem, mode)
+    bandwidth = ceilings.within(traffic)
+    least = max(cost.flops(problem, mode) / rate.burst if rate else 0.0, traffic / bandwidth if bandwidth else 0.0)
+    return least > TOLERANCE * seconds
+
+
 def explain_faster(ceilings: Ceilings, problem: Problem, mode: Mode, seconds: float) -> str:
     """The likely reason why a case is more than 5 % faster than its roofline bound; empty if it is not.
 

@@ -14,7 +14,17 @@ from attnbench.engine.oracle import ExpectedFiles
 from attnbench.engine.plan import Refusal
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
-from attnbench.records.result import Cause, Procedure, Result, Sample, Status, TimedBlock, Timing, sample
+from attnbench.records.result import (
+    NEW_INPUTS_RIGHT,
+    Cause,
+    Procedure,
+    Result,
+    Sample,
+    Status,
+    TimedBlock,
+    Timing,
+    sample,
+)
 from attnbench.worker import probes, protocol
 from attnbench.worker.protocol import ReplyT
 
@@ -56,7 +66,7 @@ class ArmSession:
             directory=str(expected.directory),
             peaked_directory=str(peaked.directory) if peaked else "",
             brief=peaked is None,
-            seed=_secret(),
+            seed=secret_seed(),
         )
         self._check(self._ask(request))
         self.facts["verified_share"] = expected.share
@@ -90,14 +100,14 @@ class ArmSession:
 
     def time(self, number: int, position: int) -> None:
         """Time one block, in round `number` as the arm at `position`."""
-        reply = self._ask(protocol.TimeBlock(seed=_secret()))
+        reply = self._ask(protocol.TimeBlock(seed=secret_seed()))
         self.values += reply.values
         self.blocks.append(_block(reply, number, position))
         self.medians.append(readings.location(reply.values))
 
     def finish(self, extras: Collection[str] = ()) -> None:
         """Verify the last timed output; then measure memory and the extras, outside the timed rounds."""
-        self._check(self._ask(protocol.CheckOutput(seed=_secret())))
+        self._check(self._ask(protocol.CheckOutput(seed=secret_seed())))
         self._judge_warmup()
         memory = self._ask(protocol.MeasureMemory())
         self.samples["peak_memory"] = sample("B", [memory.peak])
@@ -109,6 +119,13 @@ class ArmSession:
             self._energy()
         if "timers" in extras:
             self._other_timers()
+
+    def check_new_inputs(self, expected: ExpectedFiles, inputs: str, seed: int) -> None:
+        """Check the case on inputs that it cannot have seen. Raises WorkerFailedError for a kernel that remembers."""
+        message = protocol.CheckNewInputs(directory=str(expected.directory), seed=seed, inputs=inputs)
+        errors = self.facts["errors"]
+        self._check(self._ask(message))
+        self.facts |= {"errors": errors, "new_inputs": NEW_INPUTS_RIGHT}
 
     def profile(self, directory: str, bare: bool) -> None:
         """Profile the case. It runs slower meanwhile, so this comes after everything that is timed."""
@@ -239,7 +256,7 @@ class GroupSessions:
         self._results |= {session.arm.id: session.result() for session in self.live}
 
 
-def _secret() -> int:
+def secret_seed() -> int:
     """A seed that the code of a backend cannot know before the message arrives."""
     return secrets.randbits(63)
 

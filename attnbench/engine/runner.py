@@ -16,9 +16,10 @@ from typing import Protocol
 
 import msgspec
 
-from attnbench.attention import cost
+from attnbench.analysis import readings, roofline
+from attnbench.attention import cost, inputs
 from attnbench.engine import expected_cache
-from attnbench.engine.arm_session import ArmSession, GroupSessions
+from attnbench.engine.arm_session import ArmSession, GroupSessions, secret_seed
 from attnbench.engine.forecast import ROUNDS_S, Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
@@ -27,6 +28,7 @@ from attnbench.engine.rounds import RoundsEnd, run_rounds
 from attnbench.engine.verified_cache import VerifiedCases
 from attnbench.engine.worker_process import WorkerFailedError, Workers
 from attnbench.records.arm import Arm
+from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cause, Environment, Key, Procedure, Result, Status
 from attnbench.records.speeds import Speeds
 
@@ -70,6 +72,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float | None = None  # None: no limit
     memory_bytes: int = 0
     reference: str = ""
+    ceilings: dict[str, Ceilings] = {}  # by device: a rate above one is checked on new inputs
     speeds: Speeds = Speeds()  # what this machine measured before
     whole_restarts: bool = False  # after the first, no restart begins when the budget is spent
     fail_fast: bool = False
@@ -304,6 +307,7 @@ class Runner:
             return  # a resume measures this group again
         sessions.step(lambda session: session.finish(self.settings.extras))
         sessions.step(lambda session: session.probe(() if session.restart else self.settings.probes))
+        sessions.step(self._check_new_inputs)
         if self.settings.profile:
             sessions.step(self._profile)
         for session in sessions.live:
@@ -316,6 +320,25 @@ class Runner:
             if session.in_full:  # and right in every call that was checked since
                 self._verified.add(session.case, session.arm, session.procedure)
         sessions.complete()
+
+    def _check_new_inputs(self, session: ArmSession) -> None:
+        """Check a case whose rate is above a ceiling on inputs that it cannot have seen; else it is not ranked."""
+        ceilings, seconds = self.settings.ceilings.get(session.arm.device), readings.location(session.timed().values)
+        problem, mode = session.group.problem, session.group.mode
+        if not (ceilings and seconds and roofline.above_ceiling(ceilings, problem, mode, seconds)):
+            return
+        distribution, seed = session.procedure.inputs, secret_seed()
+        if distribution.startswith(inputs.FILE):
+            distribution = "normal"
+        session.facts["new_inputs"] = "not checked on new inputs"
+        opened = session.worker.opened
+        if opened and opened.checks_new_inputs:
+            try:
+                expected = self._oracle.expect_new(problem, mode, distribution, seed)
+            except WorkerFailedError as failure:
+                session.facts["new_inputs"] = f"not checked on new inputs: {failure.reason}"
+            else:
+                session.check_new_inputs(expected, distribution, seed)
 
     def _profile(self, session: ArmSession) -> None:
         """Profile into the directory, or with several cases into a subdirectory for each."""

@@ -174,9 +174,9 @@ def run(
     now = datetime.now(UTC)
     path = directory or new_directory(sweep, now)
     profile = str((path / "profile").absolute()) if sweep.request.profile else ""
-    settings = msgspec.structs.replace(sweep.settings, fail_fast=fail_fast, profile=profile)
     with run_writer.RunWriter(path, manifest(sweep, now, command), force=force) as writer:
-        stored = writer.run
+        stored, known = writer.run, writer.manifest.ceilings
+        settings = msgspec.structs.replace(sweep.settings, fail_fast=fail_fast, profile=profile, ceilings=known)
         done = run_directory.done_keys(stored, retry_failed)
         left = sweep.plan.rest(done, range(settings.restarts), settings.speeds)
         already_measured = bool(stored.results and sweep.plan.groups) and not left.cases

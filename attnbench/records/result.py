@@ -70,6 +70,9 @@ class Cache(StrEnum):
 COMPARISON_KEY = ("timing", "cache", "power", "inputs", "wait_policy", "allocator")
 
 
+NEW_INPUTS_RIGHT = "right"  # the fact `new_inputs` of a case above a ceiling that passed its check on new inputs
+
+
 class Procedure(Record, frozen=True, kw_only=True):
     """How it was measured."""
 

@@ -18,7 +18,7 @@ from attnbench.worker.prepared_case import PreparedCase
 if TYPE_CHECKING:
     from attnbench.machine.device.instrument import BlockReading
 
-REPEATS, RUN = 3, 16  # runs of each kind, which must all say the same; calls of a run
+REPEATS, RUN = 3, 16  # runs of each kind, which must all say the same; calls of a run, if they are short
 GAIN = 1.1  # a kernel that gains less is not found
 FEW = 3  # calls of each kind, before runs of them
 SUSPICIOUS = 1.25  # times a call in a row: a new call, whose inputs were written before, is slower for that alone
@@ -48,16 +48,16 @@ class MemoryOfInputs:
         """Note the time of a call on unchanged inputs."""
         self._in_a_row.append(seconds)
 
-    def objection(self, seed: int) -> str:
+    def objection(self, seed: int, suspected: bool = False) -> str:
         """Why the times are those of a kernel that remembers its inputs; empty if it does not.
 
-        Where every timed call had inputs of its own there is nothing to test.
+        Where every timed call had inputs of its own it is tested only if it is `suspected` for another reason.
         """
-        if self._single or not self._in_a_row:
+        if not suspected and (self._single or not self._in_a_row):
             return ""
         source = random.Random(seed)
         try:
-            return self._tested(source) if self._is_suspicious(source) else ""
+            return self._tested(source) if suspected or self._is_suspicious(source) else ""
         finally:
             self._move([-places for places in self._shift])
 
@@ -73,8 +73,9 @@ class MemoryOfInputs:
 
     def _tested(self, source: random.Random) -> str:
         """The reason, from runs of calls in turn."""
+        calls = FEW + 1 if self._single else RUN
         for _ in range(REPEATS):
-            seen, new = ([self._timed(source, kind) for _ in range(RUN)] for kind in (False, True))
+            seen, new = ([self._timed(source, kind) for _ in range(calls)] for kind in (False, True))
             if not is_faster(seen, new):
                 return ""
         times = (units.seconds(statistics.median(each)) for each in (seen, new))

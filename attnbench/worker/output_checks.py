@@ -47,7 +47,7 @@ class OutputChecks:
         self._order = case.orders
         self._moves_s = self._move_s = 0.0  # in transformations that move numbers, with their judgements; in one
         self._timed_s = self._judging_s = self._judgement_s = 0.0  # judging: beyond the first judgements
-        self._memory = MemoryOfInputs(case)
+        self.memory = MemoryOfInputs(case)
 
     def judge(self) -> OutputVerdict:
         """Compare the outputs of a new call with the reference."""
@@ -95,7 +95,7 @@ class OutputChecks:
     def check_block(self, block: BlockReading) -> None:
         """Check the call of a timed block that was drawn."""
         self._timed_s += sum(block.values) * block.calls
-        self._memory.add_block(block)
+        self.memory.add_block(block)
         if block.calls * len(block.values) > 1:
             self._in_a_row = 0
         self.check_call("timed call: ")
@@ -121,7 +121,7 @@ class OutputChecks:
     def check_after_rounds(self, seed: int) -> None:
         """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times; then look for a memory of inputs."""
         self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s)
-        if not self.wrong and (reason := self._memory.objection(seed)):
+        if not self.wrong and (reason := self.memory.objection(seed)):
             self.wrong = OutputVerdict(ok=False, reason=reason)
 
     @property
@@ -135,7 +135,7 @@ class OutputChecks:
                 return
             checked = self.calls
             self._case.call_once(self._case.state.timed_calls())
-            self._memory.add_call(self._case.call_s)
+            self.memory.add_call(self._case.call_s)
             self.check_call(place)
             if self.calls == checked:  # the bits differ, and the time for judging is used up
                 return

@@ -119,16 +119,17 @@ class PreparedCase:
             outputs: Tensor | tuple[Tensor, ...] = self.prepared.call(q, k, v)
         return outputs
 
-    def fill(self, distribution: str) -> None:
-        """Write inputs of another distribution into the same tensors."""
+    def fill(self, distribution: str, seed: int | None = None) -> inputs.Inputs:
+        """Write inputs of another distribution, or of another seed, into the same tensors; return them."""
         import torch
 
-        values = inputs.make(self.problem, self.procedure.seed, distribution)
+        values = inputs.make(self.problem, self.procedure.seed if seed is None else seed, distribution)
         with torch.no_grad():
             for name in ("q", "k", "v", "dout"):
                 getattr(self, name).copy_(self.place(getattr(values, name), name))
         self._set_transformation(transformations.identity(self.problem, gradients=self.mode.needs_grad))
         self._inputs_changed()
+        return values
 
     def change(self, seed: int, moves: bool, reorder: bool) -> None:
         """Transform the inputs in place, by a draw from the seed: outputs of earlier calls become wrong.

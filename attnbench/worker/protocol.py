@@ -52,6 +52,7 @@ class WorkerOpened(Message, frozen=True, kw_only=True, tag="Opened"):
     environment: Environment = Environment()
     capability: tuple[int, int] = (0, 0)
     unavailable: str = ""  # why the backend cannot run on this device
+    checks_new_inputs: bool = False  # whether it answers `CheckNewInputs`; workers of older versions do not
     warm_s: float = 0.0  # part of the time so far that the instrument took, which is not import time
 
 
@@ -123,6 +124,14 @@ class CheckOutput(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="C
     """Compare the outputs of timed calls, and of calls after them, with the expected values."""
 
     seed: int = 0  # of the inputs of further calls
+
+
+class CheckNewInputs(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="CheckNew"):
+    """Compare the output on inputs of another seed with the expected values, and its time with that on seen inputs."""
+
+    directory: str
+    seed: int
+    inputs: str
 
 
 class CaseSettled(Message, frozen=True, kw_only=True, tag="Settled"):
@@ -253,8 +262,8 @@ class RequestFailed(Message, frozen=True, kw_only=True, tag="Failed"):
 
 
 AnyRequest = (
-    OpenWorker | ComputeExpected | PrepareCase | VerifyCase | CheckOutput | SettleCase | TimeBlock | MeasureMemory
-    | ProbeCase | ProfileCase | MeasureEnergy | RetimeCase | CalibrateDevice | ReleaseCase
+    OpenWorker | ComputeExpected | PrepareCase | VerifyCase | CheckOutput | CheckNewInputs | SettleCase | TimeBlock
+    | MeasureMemory | ProbeCase | ProfileCase | MeasureEnergy | RetimeCase | CalibrateDevice | ReleaseCase
 )  # fmt: skip
 AnyReply = (
     WorkerStarted | WorkerOpened | ExpectedComputed | CasePrepared | CaseVerified | CaseSettled | BlockTimed

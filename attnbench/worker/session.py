@@ -54,6 +54,10 @@ class WorkerSession:
                     raise RuntimeError("no case is verified")
                 reply = verification.check_after_rounds(self._checks, request.seed)
                 return with_changed_state(reply, self._prepared_case().state)
+            case protocol.CheckNewInputs():
+                if self._checks is None:
+                    raise RuntimeError("no case is verified")
+                return verification.check_new_inputs(self._prepared_case(), self._checks, request)
             case protocol.ProbeCase():
                 return protocol.CaseProbed(figures=probes.run(request.names, self._prepared_case()))
             case protocol.SettleCase():
@@ -108,6 +112,7 @@ class WorkerSession:
             environment=self._instrument.environment(),
             capability=self._instrument.capability,
             unavailable=unavailable,
+            checks_new_inputs=True,
             warm_s=warm_s,
         )
 

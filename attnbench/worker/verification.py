@@ -15,9 +15,10 @@ from attnbench.attention import inputs
 from attnbench.records.result import Status
 from attnbench.worker import expected_values
 from attnbench.worker.correctness import OutputVerdict
+from attnbench.worker.expected_values import ExpectedValues
 from attnbench.worker.output_checks import OutputChecks, judge_outputs
 from attnbench.worker.prepared_case import PreparedCase
-from attnbench.worker.protocol import CaseVerified, RequestFailed, VerifyCase
+from attnbench.worker.protocol import CaseVerified, CheckNewInputs, RequestFailed, VerifyCase
 
 POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturbs the other arms
@@ -43,10 +44,8 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
             return _verdict(judgement, "peaked inputs: "), None
         case.fill(case.procedure.inputs)
     expected = expected_values.load(Path(request.directory))
-    if expected.digest != case.digest:
-        digests = f"{case.digest} here, {expected.digest} for the reference"
-        reason = f"inputs differ from those of the reference: digest {digests}"
-        return RequestFailed(status=Status.ERROR, reason=reason), None
+    if objection := _other_inputs(case.digest, expected):
+        return objection, None
     checks = OutputChecks(case, expected)
     judgement = _judge_call(case, checks.judge)
     if judgement.ok and not request.brief:
@@ -80,6 +79,27 @@ def check_after_rounds(checks: OutputChecks, seed: int) -> CaseVerified:
         return _verdict(judgement, "" if checks.wrong else "timed call of the last block: ")
     checks.check_after_rounds(seed)
     return _verdict(checks.wrong or judgement)
+
+
+def check_new_inputs(case: PreparedCase, checks: OutputChecks, request: CheckNewInputs) -> CaseVerified | RequestFailed:
+    """Judge a call on inputs of another seed, and compare the times of calls on new and on seen inputs."""
+    values = case.fill(request.inputs, request.seed)
+    expected = expected_values.load(Path(request.directory))
+    if objection := _other_inputs(inputs.digest(values), expected):
+        return objection
+    judgement = _judge_call(case, lambda: judge_outputs(case, expected))
+    if judgement.ok and (reason := checks.memory.objection(request.seed, suspected=True)):
+        judgement = replace(judgement, ok=False, reason=reason)
+    case.fill(case.procedure.inputs)
+    return _verdict(judgement, "new inputs: ")
+
+
+def _other_inputs(digest: str, expected: ExpectedValues) -> RequestFailed | None:
+    """A failure if the expected values are those of other inputs."""
+    if expected.digest == digest:
+        return None
+    reason = f"inputs differ from those of the reference: digest {digest} here, {expected.digest} for the reference"
+    return RequestFailed(status=Status.ERROR, reason=reason)
 
 
 def _judge_call(case: PreparedCase, judge: Callable[[], OutputVerdict]) -> OutputVerdict:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from attnbench.analysis import roofline
 from attnbench.analysis import rows as frame
 from attnbench.analysis.metrics import METRICS, named, needs, timers_disagree
 from attnbench.analysis.restarts import Restarts
 from attnbench.analysis.rows import COLUMNS, Row
+from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.errors import UnknownNameError
-from attnbench.records.ceilings import Rate
+from attnbench.records.ceilings import Point, Rate
 from attnbench.records.result import Sample, Status, Timing, sample
 from attnbench.report.terminal import pivot_table
 from tests.samples import ceilings, result, timed
@@ -295,3 +297,20 @@ def test_a_reference_that_was_not_measured_is_refused_with_the_nearest_name():
     results = [result([4e-3] * 5), result([2e-3] * 5, backend="flex")]
     with pytest.raises(UnknownNameError, match="--reference: no arm 'flx'; did you mean 'flex'"):
         frame.rows_of(results, reference="flx")
+
+
+def test_a_rate_above_a_ceiling_is_ranked_only_after_a_check_on_new_inputs():
+    facts = {"right": {"new_inputs": "right"}, "skipped": {"new_inputs": "not checked on new inputs"}}
+    rows = {name: frame.rows_of([result([1e-4] * 6, facts=each)])[0] for name, each in facts.items()}
+    assert not rows["right"].impossible
+    assert rows["skipped"].impossible == "above a measured ceiling, not checked on new inputs"
+
+
+@pytest.mark.parametrize(("burst", "bandwidth", "above"), [(1e11, 1e12, True), (1e12, 1e9, True), (1e13, 1e12, False)])
+def test_a_rate_above_a_ceiling_is_of_products_or_of_memory(burst, bandwidth, above):
+    known = ceilings(
+        matmul={"fp32": Rate(burst=burst, sustained=burst, size=1024)},
+        bandwidth={"copy": (Point(bytes=1 << 30, rate=bandwidth),)},
+    )
+    # 4 x 8 x 256 x 256 x 64 FLOP = 134 MFLOP, and 4 tensors of 0.5 MiB
+    assert roofline.above_ceiling(known, Problem(seq_q=256), Mode.FWD, 1e-4) is above

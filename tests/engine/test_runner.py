@@ -11,9 +11,11 @@ import psutil
 import pytest
 
 import attnbench
-from attnbench.engine import runner
+from attnbench.engine import runner, sweep
 from attnbench.records.case import Case
+from attnbench.records.ceilings import Rate
 from attnbench.records.result import Cause, Result, Status
+from tests.samples import ceilings
 
 pytestmark = pytest.mark.workers
 
@@ -59,6 +61,10 @@ FAILING = ("raises", "raises_base_exception", "segfault", "exits")
 OTHERS = ("spins", "chatty", "orphan", "wrong_later", "leaks")
 
 
+# Every rate is above it.
+LOW = ceilings(matmul={"fp32": Rate(burst=1.0, sustained=1.0, size=8)})
+
+
 class Remembered:
     """A cache of verified cases that holds none, and what was added to it, by function."""
 
@@ -81,6 +87,7 @@ def results(shared: Path) -> Results:
     names = ("right", "naive", "zeros", *FAILING, *OTHERS, f"{HERE}/broken/import_fails.py:attend")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "VerifiedCases", Remembered)
+        patch.setattr(sweep, "calibrated", lambda *_: {"cpu:threads=1": LOW})
         return run(shared / "run", *names, reference=failing, mem_limit="1500MiB")
 
 
@@ -112,6 +119,11 @@ def test_failures_are_statuses_with_their_reason(results: Results) -> None:
 def test_correct_backends_have_times_beside_failing_ones(results: Results) -> None:
     assert results["right"].status is Status.OK
     assert len(results["right"].samples["time"].blocks) == 3
+
+
+def test_a_rate_above_a_ceiling_is_checked_on_new_inputs(results: Results) -> None:
+    assert results["right"].facts["new_inputs"] == results["naive"].facts["new_inputs"] == "right"
+    assert results["right"].facts["errors"]["out"]["budget"]
 
 
 def test_other_backends_have_times_when_the_reference_fails(results: Results) -> None:

@@ -12,8 +12,8 @@ from attnbench.worker import protocol
 
 # A gate's base worker may be an older version of attnbench: a renamed class keeps its tag.
 REQUEST_TAGS = {
-    "Open", "Expect", "Prepare", "Verify", "Check", "Settle", "Time", "Measure", "Probe", "Profile", "Energize",
-    "Retime", "Calibrate", "Release",
+    "Open", "Expect", "Prepare", "Verify", "Check", "CheckNew", "Settle", "Time", "Measure", "Probe", "Profile",
+    "Energize", "Retime", "Calibrate", "Release",
 }  # fmt: skip
 REPLY_TAGS = {
     "Started", "Opened", "Expected", "Prepared", "Verified", "Settled", "Timed", "Measured", "Probed", "Profiled",

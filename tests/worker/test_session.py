@@ -258,6 +258,7 @@ REMEMBERING = {
     "remembers_digest": (Status.INCORRECT, REMEMBERS),
     "remembers_sample": (Status.INCORRECT, REMEMBERS),
     "remembers_round": (Status.INCORRECT, REMEMBERS),
+    "remembers_weights": (Status.INCORRECT, REMEMBERS),
     "skips_between": (Status.INCORRECT, "out: "),
     "stops_after_calls": (Status.INCORRECT, "out: "),
     "in_thread": (Status.INCORRECT, "out: "),
@@ -269,9 +270,29 @@ REMEMBERING = {
 @pytest.mark.parametrize("function", REMEMBERING)
 def test_a_kernel_that_remembers_or_leaves_work_out_is_not_timed(function: str, tmp_path: Path) -> None:
     status, words = REMEMBERING[function]
-    driver = Driver(function, tmp_path)
+    driver = Driver(function, tmp_path, seq_q=64)  # so many tokens can be shifted in many ways
     reply = driver.verify_or_fail()
     if isinstance(reply, protocol.CaseVerified) and reply.ok:
         reply = driver.time()
     assert words in reply.reason
     assert (reply.status if isinstance(reply, protocol.RequestFailed) else Status.INCORRECT) is status
+
+
+@pytest.mark.parametrize(
+    ("function", "ok", "words"),
+    [("right", True, ""), ("remembers_weights_for_long", False, f"new inputs: {REMEMBERS}")],
+)
+def test_a_check_on_new_inputs_finds_what_single_calls_hide(
+    function: str, ok: bool, words: str, tmp_path: Path
+) -> None:
+    driver = Driver(function, tmp_path, seq_q=64)
+    assert driver.verify().ok
+    assert driver.time().ok
+    oracle = WorkerSession()
+    oracle.answer(protocol.OpenWorker())
+    fields = {"seed": 77, "inputs": "normal", "directory": str(tmp_path / "new")}
+    oracle.answer(protocol.ComputeExpected(problem=driver.case.problem, mode=Mode.FWD, budget_s=1, **fields))
+    reply = driver.session.answer(protocol.CheckNewInputs(**fields))
+    assert isinstance(reply, protocol.CaseVerified)
+    assert (reply.ok, words in reply.reason) == (ok, True)
+    assert driver.session.answer(protocol.CheckNewInputs(**{**fields, "seed": 78})).status is Status.ERROR
