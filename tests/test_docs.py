@@ -130,10 +130,19 @@ def test_every_row_of_the_map_has_a_command_a_suite_or_a_reason() -> None:
 
 
 def test_the_table_of_features_is_that_of_the_code() -> None:
-    path = ROOT / "tools" / "support.py"
-    spec = importlib.util.spec_from_file_location("support", path)
+    assert printed("support") in (ROOT / "docs" / "mechanisms.md").read_text()
+
+
+def test_the_libraries_for_cpus_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "backends.md").read_text()
+    assert page.endswith(printed("backends").rstrip("\n") + "\n")
+
+
+def printed(tool: str) -> str:
+    """What a file of tools/ prints."""
+    spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
     assert spec
     assert spec.loader
-    support = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(support)
-    assert "\n".join(support.lines()) in (ROOT / "docs" / "mechanisms.md").read_text()
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return "\n".join(module.lines())

@@ -7,9 +7,11 @@ memory in a fixed random order, given by a page table.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from attnbench.attention.fixed_random import splitmix64
@@ -123,3 +125,43 @@ def packed_keys(pages: Tensor, where: Tensor) -> Tensor:
 def gathered(problem: Problem, pages: Tensor, table: Tensor) -> Tensor:
     """Read from pages: [batch, kv_heads, seq_kv, width]. table: [batch, pages of a sequence], int64."""
     return pages[table].flatten(1, 2)[:, : problem.seq_kv].transpose(1, 2)
+
+
+class WrittenPages(NamedTuple):
+    """A cache in pages that a library keeps in a form of its own: what was in it before the call, and what is new."""
+
+    table: NDArray[np.int32]  # [sequences, pages of the longest]
+    slots: NDArray[np.int64]  # where each packed key is among the tokens of all pages
+    new: NDArray[np.int64]  # the packed keys that the call writes: the last ones of a sequence, as many as its queries
+    pages: int
+
+    @property
+    def has_past(self) -> bool:
+        """Whether the call reads keys that it does not write."""
+        return len(self.new) < len(self.slots)
+
+
+def cache_of(problem: Problem, page_size: int) -> WrittenPages:
+    """The cache of a batch: pages in random order, and the keys of the last queries as the new ones."""
+    paged_problem = replace(problem, page_size=page_size)
+    table, ends = page_table(paged_problem), np.cumsum([size.keys for size in problem.sizes])
+    new = [np.arange(end - size.queries, end) for end, size in zip(ends, problem.sizes, strict=True)]
+    return WrittenPages(table, slots(paged_problem), np.concatenate(new), int(table.max()) + 1)
+
+
+def key_rows(tensor: Tensor) -> Tensor:
+    """Packed keys: [batch, kv_heads, seq_kv, width] -> [tokens, kv_heads, width]."""
+    return tensor.transpose(1, 2).flatten(0, 1)
+
+
+def with_new_rows(pool: Tensor, rows: Tensor, cache: WrittenPages) -> Tensor:
+    """One tensor [numbers] with the pages, and behind them the packed new keys, which the call writes again."""
+    import torch
+
+    return torch.cat([pool.flatten(), rows[torch.from_numpy(cache.new)].flatten()])
+
+
+def pages_and_new_rows(stored: Tensor, pool_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What `with_new_rows` put together: the pages in their shape, and the numbers of the new keys."""
+    count = math.prod(pool_shape)
+    return stored[:count].view(pool_shape), stored[count:]

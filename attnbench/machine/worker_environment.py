@@ -27,6 +27,7 @@ def arm_environment(device: Device) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
+        "PJRT_NPROC": threads,  # jax
         "OMP_WAIT_POLICY": "passive",
         "KMP_BLOCKTIME": "0",
         "MALLOC_MMAP_MAX_": "0",  # instead of a threshold: glibc before 2.36 caps MALLOC_MMAP_THRESHOLD_ at 32 MiB
@@ -34,6 +35,11 @@ def arm_environment(device: Device) -> dict[str, str]:
         "MALLOC_TOP_PAD_": str(256 * 1024**2),
         "MALLOC_ARENA_MAX": "1",  # other arenas live in heaps of 64 MiB, too small for what attention allocates
         "PYTHONHASHSEED": "0",
+        # No library reports its use, nor asks a hub for anything.
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
     }
     if device.isa:
         variables |= {name: value for name, value in zip(_ISA_VARIABLES, _ISA[device.isa], strict=True) if value}

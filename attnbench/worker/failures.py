@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from attnbench.backends import CaseRefusedError
 from attnbench.errors import AttnbenchError
 from attnbench.records.result import Status
 from attnbench.worker.protocol import RequestFailed
@@ -36,6 +37,8 @@ def request_failed(error: BaseException, phase: str) -> RequestFailed:
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     out_of_memory |= any(part in text for part in OUT_OF_MEMORY_TEXTS)
     status = Status.OOM if out_of_memory else Status.ERROR
+    if isinstance(error, CaseRefusedError):
+        return RequestFailed(status=Status.UNSUPPORTED, reason=" ".join(str(error).split()))
     where = "" if isinstance(error, AttnbenchError) else place(error)
     reason = f"{phase}: {one_line(error)}" + (f" ({where})" if where else "")
     return RequestFailed(status=status, reason=reason, trace=trace(error))

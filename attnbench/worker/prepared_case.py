@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attnbench.attention import inputs, transformations
 from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.transformations import Transformation
-from attnbench.backends import Backend, Layout, scope
+from attnbench.backends import Backend, Layout, Prepared, scope
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
 from attnbench.worker.process_state import ProcessState
@@ -49,18 +49,24 @@ class PreparedCase:
             self.prepared = scope.prepare(backend, case, instrument.torch_device)
         self.q, self.k, self.v = (self.place(getattr(values, name), name) for name in "qkv")
         self.qkv = self.q, self.k, self.v
+        # k and v before a library stored them, where their form hides tokens and channels.
+        self._plain = {name: getattr(values, name) for name in "kv"} if self.prepared.library_cache else {}
         self.dout = self.place(values.dout, "dout")
         if case.mode.needs_grad:
             for tensor in self.qkv:
                 tensor.requires_grad_()
         self.call = self._timed_call()
 
-    def place(self, tensor: Tensor, name: str) -> Tensor:
-        """That input on the device, contiguous in the backend's layout; k and v in pages if the backend takes pages."""
-        if self.prepared.stored and name in ("k", "v"):
+    def place(self, tensor: Tensor, name: str, prepared: Prepared | None = None) -> Tensor:
+        """That input on the device, contiguous in the backend's layout; k and v as it stores them, if it does.
+
+        `prepared`: of another problem.
+        """
+        prepared = prepared or self.prepared
+        store = prepared.stored_v if name == "v" and prepared.stored_v else prepared.stored
+        if store and name in ("k", "v"):
             with self.state.backend_code():
-                paged: Tensor = self.prepared.stored(tensor)
-            return paged.to(self.instrument.torch_device)
+                return store(tensor).to(self.instrument.torch_device)
         ordered = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
         if self.problem.requests and self.backend.layout is Layout.BHSD:  # in memory token by token, as in a server
             ordered = tensor.transpose(1, 2).contiguous().transpose(1, 2)
@@ -127,6 +133,7 @@ class PreparedCase:
         with torch.no_grad():
             for name in ("q", "k", "v", "dout"):
                 getattr(self, name).copy_(self.place(getattr(values, name), name))
+        self._plain = {name: getattr(values, name) for name in self._plain}
         self._set_transformation(transformations.identity(self.problem, gradients=self.mode.needs_grad))
         self._inputs_changed()
         return values
@@ -146,6 +153,10 @@ class PreparedCase:
         self.orders += reorder
         self._set_transformation(step.after(self._total))
         for name, tensor in self._tensors():
+            if name in self._plain:
+                step.apply_to(name, self._plain[name])
+                tensor.copy_(self.place(self._plain[name], name))
+                continue
             in_pages = self.prepared.stored is not None and name in ("k", "v")
             step.apply_to(name, tensor, head_axis=2 if in_pages or self.backend.layout is Layout.BSHD else 1)
         self.change_s = time.perf_counter() - started
@@ -156,6 +167,10 @@ class PreparedCase:
         import torch
 
         for distance, (name, tensor) in zip(places, self._tensors(), strict=False):
+            if name in self._plain:
+                self._plain[name] = self._plain[name].roll(distance, 2)
+                tensor.copy_(self.place(self._plain[name], name))
+                continue
             in_pages = self.prepared.stored is not None and name in ("k", "v")
             axis = 0 if in_pages else 1 if self.backend.layout is Layout.BSHD else 2
             bits = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
@@ -221,9 +236,12 @@ def prepare(
     instrument.synchronize()
     allocated = instrument.allocated()
     prepare_s = time.perf_counter() - started
-    prepared.call_once(state.backend_code())
-    state.called()
     facts = dict(prepared.prepared.facts)
+    if backend.outside_torch:
+        facts |= _first_call(prepared, state)
+    else:
+        prepared.call_once(state.backend_code())
+    state.called()
     if allocated is not None:
         prepared.outputs = None  # what stays allocated is no result: workspaces that libraries keep
         facts["memory_first_kept"] = max((instrument.allocated() or 0) - allocated, 0)
@@ -236,6 +254,15 @@ def prepare(
     if state.changes:
         facts["changed_state"] = state.changes
     return prepared, CasePrepared(seconds=seconds, facts=facts)
+
+
+def _first_call(case: PreparedCase, state: ProcessState) -> dict[str, int]:
+    """The first call, and the growth of the process in it: later calls reuse what a library keeps."""
+    from attnbench.machine.device import process_memory
+
+    before = process_memory.reset()
+    case.call_once(state.backend_code())
+    return {} if before is None else {"memory_first_call": process_memory.grown(before)}
 
 
 def first_output(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:

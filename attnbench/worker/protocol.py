@@ -166,7 +166,7 @@ class MemoryMeasured(Message, frozen=True, kw_only=True, tag="Measured"):
 
     peak: int
     total: int
-    facts: dict[str, int] = {}
+    facts: dict[str, int | str] = {}
 
 
 class MeasureMemory(WorkerRequest[MemoryMeasured], frozen=True, kw_only=True, tag="Measure"):

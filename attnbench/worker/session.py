@@ -220,11 +220,14 @@ def time_block(case: PreparedCase, checks: OutputChecks | None, seed: int) -> pr
 
 def measure_memory(case: PreparedCase) -> protocol.MemoryMeasured:
     """Measure the memory of one call."""
+    from attnbench.machine.device.process_memory import METHOD
+
     case.outputs = None
     with case.state.timed_calls():
-        memory = case.instrument.memory(case.call)
-        facts = memory.facts
-        if case.mode.needs_grad:
+        outside = case.instrument.process_memory(case.call) if case.backend.outside_torch else None
+        memory = outside or case.instrument.memory(case.call)
+        facts: dict[str, int | str] = {**memory.facts, **({"method": METHOD} if outside else {})}
+        if case.mode.needs_grad and not outside:
             # Autograd's saved tensors exist only between the passes: a call with both shows them as workspace.
             facts = {**facts, "saved": case.instrument.memory(case.forward).facts["saved"]}
     return protocol.MemoryMeasured(peak=memory.peak, total=memory.total, facts=facts)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnbench.machine import hardware, identity, resources
+from attnbench.machine.device import process_memory
 from attnbench.machine.device.counters import Counters, tags
 from attnbench.machine.device.energy import rapl
 from attnbench.machine.device.instrument import (
@@ -132,6 +133,18 @@ class CpuInstrument:
         returned = min(returned_bytes(outputs), allocated)  # a returned tensor may be older than the call
         facts = {"outputs": returned, "saved": allocated - returned, "workspace": highest - allocated}
         return CallMemory(peak=highest - returned, total=highest, facts=facts)
+
+    def process_memory(self, call: Call) -> CallMemory | None:
+        """Memory of the whole process, for a library with an allocator of its own; None where Linux has no figure."""
+        if (before := process_memory.reset()) is None:
+            return None
+        with collector_off():
+            outputs = call()
+        total = process_memory.grown(before)
+        returned = min(returned_bytes(outputs), total)
+        return CallMemory(
+            peak=total - returned, total=total, facts={"outputs": returned, "workspace": total - returned}
+        )
 
     def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
         return rapl()

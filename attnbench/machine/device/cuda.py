@@ -168,6 +168,9 @@ class CudaInstrument:
             facts["outside"] = max(outside - self._outside_before, 0)  # another process may have freed memory
         return CallMemory(peak=total - returned, total=total, facts=facts)
 
+    def process_memory(self, call: Call) -> CallMemory | None:
+        return None  # libraries on a GPU are measured by `outside_bytes`
+
     def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
         return self._gauge.energy_meter()
 

@@ -81,6 +81,9 @@ class Instrument(Protocol):
     def memory(self, call: Call) -> CallMemory:
         """The exact allocator peak of one call, which must follow a warm call."""
 
+    def process_memory(self, call: Call) -> CallMemory | None:
+        """The growth of the whole process in one call, by its high-water mark; None where there is no such figure."""
+
     def energy_meter(self) -> tuple[str, Callable[[], float]] | str:
         """The name of the energy counter and a function that reads it in joules; or why there is none."""
 

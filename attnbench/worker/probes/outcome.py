@@ -148,9 +148,11 @@ def other_call(case: PreparedCase, other: Case, tensors: Inputs) -> Output:
     """What the backend returns for another case, without gradients."""
     import torch
 
-    q, k, v = placed(case, tensors)
     with case.state.backend_code(), torch.no_grad():
-        returned: Output = scope.prepare(case.backend, other, str(case.q.device)).call(q, k, v)
+        prepared = scope.prepare(case.backend, other, str(case.q.device))
+    qkv = [case.place(getattr(tensors, name), name, prepared) for name in "qkv"]
+    with case.state.backend_code(), torch.no_grad():
+        returned: Output = prepared.call(*qkv)
     return returned
 
 

@@ -102,7 +102,7 @@ def batch(case: PreparedCase) -> Figures:
     import torch
 
     problem = case.problem
-    if problem.requests or problem.page_size:
+    if problem.requests or case.prepared.stored:
         raise ValueError("sequences of different lengths, or keys in pages")
     several = replace(problem, batch=POSITIONS)
     rows = several.masking.rows(several.grid)
@@ -152,7 +152,7 @@ def quantisation(case: PreparedCase) -> Figures:
     from attnbench.attention.kv_cache import quantized
 
     problem = case.problem
-    if problem.kv_dtype is not KvDtype.SAME or problem.page_size:
+    if problem.kv_dtype is not KvDtype.SAME or case.prepared.stored:
         raise ValueError("k and v are quantised already, or in pages")
     q, k, v = _copies(case)
     clean = _out(case, q, k, v)
@@ -179,7 +179,7 @@ def soft(case: PreparedCase) -> Figures:
 
     problem = case.problem
     spans = isinstance(problem.bias, AdaptiveSpan)
-    if (problem.weighting == "softmax" and not spans) or problem.scope != "core" or problem.page_size:
+    if (problem.weighting == "softmax" and not spans) or problem.scope != "core" or case.prepared.stored:
         raise ValueError("softmax over all visible keys already")
     plain = replace(problem, returns=Returns.WEIGHTS, dropout=0.0)
     score = replace(problem.score, bias="none") if spans else problem.score

@@ -94,7 +94,7 @@ def nan_padding(case: PreparedCase) -> Judged:
     import torch
 
     problem = case.problem
-    if not (case.prepared.stored and problem.requests):
+    if not (case.prepared.stored and problem.requests) or case.prepared.library_cache:
         raise NotApplicableError("a batch of requests with keys in pages is needed")
     q, k, v = (tensor.detach() for tensor in case.qkv)
     used = torch.zeros(k.shape[0] * problem.page_size, dtype=torch.bool)
