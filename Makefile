@@ -1,6 +1,8 @@
 # Run `make help` for the list. PYTHON is the interpreter that the environment is built from.
 PYTHON ?= python3
 VENV   ?= .venv
+# The light libraries for CPUs, on a machine without a GPU and with the pinned torch.
+LIBRARIES = $(if $(shell nvidia-smi -L 2>/dev/null)$(filter system,$(TORCH)),,$(VENV)/installed-cpu)
 # `system` keeps your own torch; without a word, whatever the environment was built with.
 TORCH  ?= $(if $(wildcard $(VENV)/installed-system),system,pinned)
 JOBS   ?= 2
@@ -27,7 +29,7 @@ FAST   := $(addprefix tests/,analysis attention/masks attention/test_cost.py att
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv bench gate gate-eval readme test test-fast test-slow coverage lint format docs gpu hopper clean
+.PHONY: help venv venv-cpu bench gate gate-eval readme test test-fast test-slow coverage lint format docs gpu hopper clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +39,13 @@ venv: $(STAMP) ## builds .venv; TORCH=system keeps your own torch
 $(STAMP): pyproject.toml constraints.txt tools/build_venv.sh
 	tools/build_venv.sh $(PYTHON) $(VENV) $(TORCH)
 
+venv-cpu: $(VENV)/installed-cpu-all ## adds the libraries for CPUs to .venv
+
+$(VENV)/installed-cpu $(VENV)/installed-cpu-all: $(VENV)/installed-%: $(STAMP) tools/cpu_libraries.sh
+	tools/cpu_libraries.sh $(VENV) $*
+
 # A case that failed (exit code 5) is part of the report; any other failure left nothing to report.
-bench: venv ## measures the default sweep, prints its table, writes its report; ARGS='--seq 1k..4k'
+bench: venv $(LIBRARIES) ## measures the default sweep, prints its table, writes its report; ARGS='--seq 1k..4k'
 	@status=0; $(BIN)/attnbench run $(ARGS) || status=$$?; \
 	case $$status in 0 | 5) $(BIN)/attnbench report last || exit;; esac; exit $$status
 
@@ -52,7 +59,7 @@ coverage: venv ## fails where the tests of the layers without torch leave a line
 	$(PYTEST) $(SPREAD) -m "not slow and not gpu and not workers" --cov --cov-report=term $(FAST) tests/attention tests/gate $(ARGS)
 
 # Where ARGS selects none of them, pytest ends with 5.
-test-slow: venv ## the tests marked slow: together what only computes, one after another what times workers
+test-slow: venv $(if $(filter system,$(TORCH)),,venv-cpu) ## the tests marked slow: together what only computes, one after another what times workers
 	$(PYTEST) $(SPREAD) -m "slow and not workers and not gpu" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) --ignore tests/gpu -m "slow and workers and not gpu" $(ARGS) || [ $$? = 5 ]
 

@@ -19,7 +19,7 @@ def backend_names() -> Sequence[str]:
     """Backends and their groups."""
     from attnbench import backends
 
-    return ("auto", "all", *backends.names())
+    return ("auto", "libraries", "all", *backends.names())
 
 
 def device_names() -> Sequence[str]:

@@ -175,6 +175,12 @@ def auto(kind: str, problem: Problem, mode: Mode) -> tuple[str, ...]:
     return tuple(name for name in (*AUTO[kind], *special) if not missing(backends.load(name)))
 
 
+def libraries(kind: str) -> tuple[str, ...]:
+    """The installed libraries beside torch that run on a kind of device."""
+    loaded = map(backends.load, backends.BUILTIN)
+    return tuple(each.name for each in loaded if each.outside_torch and kind in each.limits and not missing(each))
+
+
 def _takes(name: str, kind: str, problem: Problem, mode: Mode) -> bool:
     return not backends.load(name).objections(Case(problem=problem, backend=name, mode=mode), kind)
 

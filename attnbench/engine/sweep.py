@@ -325,7 +325,7 @@ def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
             from attnbench.backends import plugin
 
             plugin.check(name)
-        elif name not in ("auto", "all", *backends.names()):
+        elif name not in ("auto", "libraries", "all", *backends.names()):
             raise UnknownNameError("backend", name, backends.names(), where=where)
     return names
 
@@ -334,6 +334,8 @@ def _expand_names(names: tuple[str, ...], kind: str, cell: Cell) -> Iterator[str
     for name in names:
         if name == "auto":
             yield from plan.auto(kind, cell.problem, cell.mode)
+        elif name == "libraries":
+            yield from plan.libraries(kind)
         else:
             yield from backends.names() if name == "all" else (name,)
 
