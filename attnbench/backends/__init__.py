@@ -301,6 +301,8 @@ def load(name: str) -> Backend:
     if is_file(name):
         plugin = import_module("attnbench.backends.plugin")
         return plugin.load(name)  # type: ignore[no-any-return]
+    if is_folder(name):
+        return import_module("attnbench.backends.kernels_hub").load(name)  # type: ignore[no-any-return]
     if name in BUILTIN:
         return import_module(f"attnbench.backends.{BUILTIN[name]}").BACKENDS[name]  # type: ignore[no-any-return]
     for entry in metadata.entry_points(group=ENTRY_POINTS):
@@ -317,7 +319,13 @@ def names() -> tuple[str, ...]:
 
 def is_file(name: str) -> bool:
     """Whether the name is a user's: `file.py:callable` or `package.module:callable`."""
-    return name not in BUILTIN and (is_source(name) or _is_in_module(name, os.getcwd()))
+    known = name in BUILTIN or is_folder(name)
+    return not known and (is_source(name) or _is_in_module(name, os.getcwd()))
+
+
+def is_folder(name: str) -> bool:
+    """Whether the name is a local kernel in the format of Hugging Face's kernels: `kernels:FOLDER[:function]`."""
+    return name.startswith("kernels:")
 
 
 def source_file(name: str) -> Path | None:

@@ -126,7 +126,9 @@ def backend(text: str, flag: str) -> None:
     from attnbench import backends as known
 
     name = text.partition("#")[0] if "#" in text else text.partition("@")[0]
-    if not known.is_file(name):
+    if known.is_folder(name):
+        known.load(name)
+    elif not known.is_file(name):
         one_of("backend", known.names)(name, flag)
 
 

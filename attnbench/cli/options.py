@@ -111,8 +111,9 @@ PROBLEM = (
 DTYPE = next(each for each in PROBLEM if each.name == "dtype")
 BACKEND = Option(
     name="backend", flags=("--backend", "-b"), metavar="LIST", names=completion.backend_names, check=checks.backends,
-    help="Backends: names, auto, libraries (those of a CPU that are installed), all, my_kernel.py:attend or "
-    "package.module:attend; by default those of the suite, or auto. A name that is given twice is two arms.",
+    help="Backends: names, auto, libraries (those of a CPU that are installed), all, my_kernel.py:attend, "
+    "package.module:attend or kernels:FOLDER (Hugging Face); by default those of the suite, or auto. "
+    "A name that is given twice is two arms.",
 )  # fmt: skip
 DEVICE = Option(
     name="device",

@@ -325,6 +325,8 @@ def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
             from attnbench.backends import plugin
 
             plugin.check(name)
+        elif backends.is_folder(name):
+            backends.load(name)
         elif name not in ("auto", "libraries", "all", *backends.names()):
             raise UnknownNameError("backend", name, backends.names(), where=where)
     return names
