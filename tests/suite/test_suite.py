@@ -43,6 +43,7 @@ def cells(loaded: Suite, kind: str = "cpu") -> list[Cell]:
 
 OWN = {
     "ci",
+    "cpu",
     "hopper",
     "kernels",
     "quick",
