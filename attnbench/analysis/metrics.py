@@ -267,6 +267,7 @@ _TABLE: tuple[tuple[str, str, Better, str, Compute], ...] = (
         _first("plan"),
     ),
     ("transfer_s", "s", "lower", "moving the tables of a batch of requests to the device", _first("transfer")),
+    ("pack_s", "s", "lower", "writing a whole cache in the form of the library, before the call", _first("pack")),
 )
 
 METRICS = {
@@ -284,7 +285,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "energy": ("energy_j", "energy_above_idle_j", "flop_per_j"),
     "timers": ("time_wall_s", "time_events_s", "time_graph_s", "time_cupti_s", "host_s"),
     "errors": ("max_abs_err", "err_allowed", "rms_err", "rel_err", "err_vs_plain", "not_finite"),
-    "once": ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s", "transfer_s"),
+    "once": ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s", "transfer_s", "pack_s"),
 }  # fmt: skip
 
 

@@ -134,6 +134,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     mask_build_s: float | None
     plan_s: float | None
     transfer_s: float | None
+    pack_s: float | None
 
     def value(self, name: str) -> Value:
         value: Value = getattr(self, name)

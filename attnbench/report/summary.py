@@ -15,6 +15,7 @@ from attnbench.report.reasons import shortened
 from attnbench.report.reasons import without_numbers as without_numbers
 
 MAX_REASONS = 3
+PACKED_SHARE = 0.05  # of the time of a call
 MAX_OTHERS = 2  # backends that are fastest less often, in one finding
 FAILED = {
     Status.INCORRECT: "is wrong",
@@ -154,7 +155,21 @@ def _colon(reason: str) -> str:
 
 def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
     """Advice that follows from the run: dtypes and devices that are much slower than others here."""
-    return [preference.text for preference in preferences(rows, ceilings)]
+    return [*_packed(rows), *(preference.text for preference in preferences(rows, ceilings))]
+
+
+def _packed(rows: Sequence[Row]) -> Iterator[str]:
+    """The time of a call if it wrote the whole cache, where that is another one: docs/backends.md has the rule."""
+    slower = [row for row in rows if row.time_s and row.pack_s and row.pack_s > PACKED_SHARE * row.time_s]
+    of_arms: dict[str, list[str]] = {}
+    for row in slower:
+        assert row.time_s
+        assert row.pack_s
+        times = f"{units.seconds(row.time_s)} -> {units.seconds(row.time_s + row.pack_s)}"
+        of_arms.setdefault(row.arm_name, []).append(f"{times} ({row.dtype}, {row.seq_kv} keys)")
+    if of_arms:
+        arms = "; ".join(f"{name} {', '.join(times[:MAX_OTHERS])}" for name, times in of_arms.items())
+        yield f"the cache was written before the call; with all keys written in it: {arms}"
 
 
 def text(rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:

@@ -49,6 +49,7 @@ class PreparedCase:
             self.prepared = scope.prepare(backend, case, instrument.torch_device)
         self.q, self.k, self.v = (self.place(getattr(values, name), name) for name in "qkv")
         self.qkv = self.q, self.k, self.v
+        self.pack_s = self._seconds_of_packing(values)
         # k and v before a library stored them, where their form hides tokens and channels.
         self._plain = {name: getattr(values, name) for name in "kv"} if self.prepared.library_cache else {}
         self.dout = self.place(values.dout, "dout")
@@ -71,6 +72,15 @@ class PreparedCase:
         if self.problem.requests and self.backend.layout is Layout.BHSD:  # in memory token by token, as in a server
             ordered = tensor.transpose(1, 2).contiguous().transpose(1, 2)
         return ordered.to(self.instrument.torch_device)
+
+    def _seconds_of_packing(self, values: inputs.Inputs) -> float | None:
+        """The time to write k and v in the form of the library; None where the call itself does all that is needed."""
+        if not self.prepared.library_cache:
+            return None
+        started = time.perf_counter()
+        for name in "kv":
+            self.place(getattr(values, name), name)
+        return time.perf_counter() - started
 
     def _timed_call(self) -> Callable[[], object]:
         """The timed call. It returns its outputs, and keeps those of the last call, to be checked."""
@@ -248,6 +258,8 @@ def prepare(
     with state.backend_code():
         late_facts = prepared.prepared.late_facts() if prepared.prepared.late_facts else {}
     seconds = {"prepare": prepare_s, "first_call": prepared.call_s, **prepared.prepared.seconds}
+    if prepared.pack_s is not None:
+        seconds["pack"] = prepared.pack_s
     if (compile_s := late_facts.pop("compile_s", None)) is not None:
         seconds["compile"] = compile_s
     facts.update(late_facts, input_digest=prepared.digest, layout=backend.layout.value)

@@ -21,8 +21,10 @@ from attnbench.machine.worker_environment import arm_environment
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
+from attnbench.worker import prepared_case
 from attnbench.worker.failures import request_failed
 from attnbench.worker.prepared_case import PreparedCase
+from attnbench.worker.process_state import ProcessState
 
 SQUARE = Problem(seq_q=64, heads=4)
 CAUSAL = replace(SQUARE, mask="causal")
@@ -302,3 +304,16 @@ def test_inputs_that_a_library_stores_in_a_form_of_its_own_are_changed_before_it
     out, expected = (prepared.attend(*prepared.qkv) for prepared in (hiding, plain))
     assert not torch.allclose(out, before)
     assert torch.allclose(out, expected, atol=1e-6)
+
+
+def test_writing_the_whole_cache_is_a_sample_of_its_own():
+    naive, problem = backends.load("naive"), Problem(seq_q=1, seq_kv=6, heads=2, head_dim=8)
+
+    def prepare(case, device):
+        return replace(naive.prepare(case, device), stored=lambda tensor: tensor.clone(), library_cache=True)
+
+    instrument = CpuInstrument(Device(kind="cpu", threads=1))
+    for backend, packs in ((naive, False), (replace(naive, prepare=prepare), True)):
+        case = Case(problem=problem, backend="naive")
+        reply = prepared_case.prepare(case, Procedure(), backend, instrument, ProcessState())[1]
+        assert ("pack" in reply.seconds) is packs

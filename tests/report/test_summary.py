@@ -6,7 +6,7 @@ from typing import Any
 
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Problem
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Result, Status, sample
 from attnbench.report import summary
 from tests.golden.made import measured, refused
 
@@ -85,3 +85,13 @@ def test_failures_come_before_the_finding_and_their_reasons_are_not_repeated() -
 
 def test_a_refusal_is_no_failure() -> None:
     assert summary.failure_lines(rows(refused(Problem(seq_q=64), "flex", Status.UNSUPPORTED, "no bias"))) == []
+
+
+def test_both_times_are_given_where_the_cache_was_written_before_the_call() -> None:
+    decode = Problem(seq_q=1, seq_kv=4096, heads=8)
+    results = [measured(decode, "vllm-cpu", 1e-3, samples={"pack": sample("s", [seconds])}) for seconds in (2e-3, 4e-5)]
+    assert summary.notes(rows(results[0])) == [
+        "the cache was written before the call; with all keys written in it: "
+        "vllm-cpu 1.00 ms -> 3.00 ms (fp32, 4096 keys)"
+    ]
+    assert summary.notes(rows(results[1])) == []

@@ -19,7 +19,7 @@ from attnbench.report.quantities import listed, whole
 from attnbench.units import counted
 
 MAX_NAMED = 2  # backends that the finding says gain nothing
-ONCE = ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s", "transfer_s")
+ONCE = ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s", "transfer_s", "pack_s")
 
 
 def page(data: ReportData) -> Page:
