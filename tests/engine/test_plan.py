@@ -10,6 +10,7 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
+from attnbench.errors import UsageError
 from attnbench.records.arm import Device
 from attnbench.records.result import Cause, Procedure, Status
 from attnbench.records.speeds import Speeds
@@ -60,6 +61,12 @@ def test_the_reference_is_naive_or_else_the_first_backend_that_can_serve(
 ) -> None:
     *_, late = planned(Problem(seq_q=64), names=names).groups
     assert ([arm.name for arm in late.arms], [arm.name for arm in late.borrowed]) == (["flex"], [reference])
+
+
+def test_a_reference_that_is_not_measured_is_refused() -> None:
+    request = sweep.Request(axes={"seq": "64"}, backend="sdpa:flash", reference="naive", device="cpu:threads=1")
+    with pytest.raises(UsageError, match=r"--reference naive: not among the backends of this run, sdpa:flash: add it"):
+        sweep.prepare(request)
 
 
 def test_no_backend_serves_where_all_compile() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, cast
+
 import pytest
 
 from attnbench.attention.problem import Problem
 from attnbench.engine import worker_process
 from attnbench.engine.sweep import Request
-from attnbench.engine.worker_process import Worker
+from attnbench.engine.worker_process import Worker, Workers
+from attnbench.records import facts
+from attnbench.records.result import Procedure
 from attnbench.studies import explain
+from attnbench.worker import protocol
+from tests.engine.test_plan import planned
 
 
 def test_without_options_one_problem_is_explained_and_few_backends_are_tried() -> None:
@@ -33,6 +39,32 @@ def test_options_replace_the_problem(axes: dict[str, str], problems: set[Problem
     ready, tried = explain.prepare(Request(axes=axes, backend="naive", device="cpu:threads=1", budget="0"))
     assert {cell.problem for cell, _ in ready.cells} == problems
     assert not tried
+
+
+def test_a_fact_outside_its_range_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "STRICT", False)
+    (group,) = planned(Problem(seq_q=64), names=("naive",)).groups
+    reply = protocol.CasePrepared(seconds={}, facts={"block_sparsity": -12700.0, "resolved": "flash"})
+    workers = FakeWorkers(reply)
+    outcome = explain._attempt(group, group.arms[0], cast("Workers", workers), Procedure())
+    assert outcome == (
+        "runs: resolved flash, block_sparsity is missing: -12700.0 was reported, and it is from 0 to 100"
+    )
+
+
+class FakeWorkers:
+    """A worker for every arm, with this reply."""
+
+    failures: ClassVar[dict[str, Exception]] = {}
+
+    def __init__(self, reply: protocol.CasePrepared) -> None:
+        self._reply = reply
+
+    def __getitem__(self, _: object) -> FakeWorkers:
+        return self
+
+    def ask(self, *_: object) -> protocol.CasePrepared:
+        return self._reply
 
 
 @pytest.mark.workers
