@@ -20,6 +20,7 @@ from attnbench.analysis.restarts import Restarts, map_problems
 from attnbench.analysis.roofline import NO_CEILINGS, Bound, CeilingsByDevice
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.attention.requests import parse
 from attnbench.attention.scores import Score
 from attnbench.records.arm import Arm
 from attnbench.records.case import problem_label
@@ -144,6 +145,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """The value of the column `name`, which holds numbers."""
         number: float | None = getattr(self, name)
         return number
+
+    @property
+    def tokens_kv(self) -> int:
+        """Keys of the whole batch."""
+        return sum(keys for _, keys in parse(self.requests)) if self.requests else self.batch * self.seq_kv
 
     @property
     def seconds(self) -> float:

@@ -11,7 +11,9 @@ from attnbench.cli import checks, options
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
+    from attnbench.attention.masks import Mask
     from attnbench.attention.problem import Problem
+    from attnbench.attention.terms import Grid
     from attnbench.report.charts.figure import Figure
 
 TRACKERS = ("tensorboard", "wandb")
@@ -31,6 +33,13 @@ class MaskShape(OptionGroup, frozen=True, kw_only=True):
     seq_kv: Annotated[
         str, option("--seq-kv", help="Number of keys, if it differs.", metavar="N", check=checks.count)
     ] = ""
+    requests: Annotated[
+        str,
+        option(
+            "--requests", help="A batch of requests in place of lengths: 2q2k_32q1s1k; causal, unless MASK is given.",
+            metavar="LIST", check=checks.axis("requests"),
+        ),
+    ] = ""  # fmt: skip
     batch: Annotated[
         int, option(help="Batch size; padding differs between sequences.", metavar="N", check=checks.at_least(1))
     ] = 1
@@ -75,17 +84,20 @@ class WeightOptions(OptionGroup, frozen=True, kw_only=True):
     ] = ""
 
     def axes(self, shape: MaskShape, mask: str) -> dict[str, str]:
-        values = {"seq": shape.seq, "seq_q": shape.seq_q, "seq_kv": shape.seq_kv, "heads": self.heads,
-                  "kv_heads": self.kv_heads, "head_dim": self.head_dim, "score": self.score, "bias": self.bias,
-                  "mask": mask}  # fmt: skip
+        lengths = {name: getattr(shape, name) for name in ("seq", "seq_q", "seq_kv", "requests")}
+        values = lengths | {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim,
+                            "score": self.score, "bias": self.bias, "mask": mask}  # fmt: skip
         return {name: value for name, value in values.items() if value} | options.axes_of_set(self.set)
 
 
 @options.with_options()
 def viz(
     mask: Annotated[
-        str, typer.Argument(help="Mask, as in `attnbench list masks`: causal+window:512.", metavar="MASK")
-    ] = "none",
+        str,
+        typer.Argument(
+            help="Mask, as in `attnbench list masks`: causal+window:512.", metavar="MASK", show_default="none"
+        ),
+    ] = "",
     *,
     shape: MaskShape,
     out: Annotated[
@@ -106,6 +118,9 @@ def viz(
     """
     from attnbench.errors import UsageError
 
+    mask = mask or ("causal" if shape.requests else "none")
+    if shape.requests and (shape.seq or shape.seq_q or shape.seq_kv or shape.batch != 1):
+        raise UsageError("--requests: gives the lengths and the batch: leave out --seq, --seq-q, --seq-kv and --batch")
     if chosen.to and not (chosen.weights and out):
         raise UsageError(f"--to {chosen.to}: needs --weights, and a folder by --out")
     if chosen.collapse:
@@ -129,11 +144,25 @@ def _show_collapse(seed: int, out: Path | None) -> None:
 
 
 def _show_mask(text: str, shape: MaskShape, out: Path | None) -> None:
+    from attnbench.report.charts import mask as mask_chart
+    from attnbench.report.terminal import pictures
+
+    if shape.requests:
+        problem = _problem({"requests": shape.requests, "mask": text}, "normal")
+        mask, grids = problem.masking, [part.grid for part in problem.parts]
+    else:
+        mask, grids = _mask_on(text, shape)
+    if out:
+        _save(mask_chart.figure(mask, grids, shape.block), out)
+    else:
+        print(*pictures.mask_picture(mask, grids, shape.block), sep="\n")
+
+
+def _mask_on(text: str, shape: MaskShape) -> tuple[Mask, list[Grid]]:
+    """The mask, and the grid of the lengths."""
     from attnbench.attention import masks
     from attnbench.attention.terms import Grid
     from attnbench.errors import UsageError
-    from attnbench.report.charts import mask as mask_chart
-    from attnbench.report.terminal import pictures
     from attnbench.units import integer
 
     tokens = integer(shape.seq or "1k", "--seq")
@@ -148,10 +177,7 @@ def _show_mask(text: str, shape: MaskShape, out: Path | None) -> None:
             raise UsageError(f"{flag} {value}: at least 1")
     mask = masks.parse(text)
     mask.check(grid)
-    if out:
-        _save(mask_chart.figure(mask, grid, shape.block), out)
-    else:
-        print(*pictures.mask_picture(mask, grid, shape.block), sep="\n")
+    return mask, [grid]
 
 
 def _problem(axes: dict[str, str], inputs: str) -> Problem:
@@ -186,6 +212,8 @@ def _show_weights(problem: Problem, chosen: WeightOptions, out: Path | None) -> 
     from attnbench.report.terminal import pictures
     from attnbench.studies.weights import look
 
+    if problem.requests:
+        raise UsageError("--weights: of one sequence, not of a batch of requests: use --seq-q and --seq-kv")
     if not 0 <= chosen.head < problem.heads:
         raise UsageError(f"--head {chosen.head}: there are heads 0 to {problem.heads - 1}")
     seen = look(problem, chosen.inputs, chosen.seed)

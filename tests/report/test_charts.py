@@ -35,7 +35,9 @@ from attnbench.report.charts import (
     throughput,
 )
 from attnbench.report.charts.figure import Dot, Line, Note, Rule
+from attnbench.report.pages import places, tables
 from attnbench.studies import scaling as study
+from attnbench.suite.cells import _shape_of_requests
 from tests.report.charted import LENGTHS, marks, sample_results, texts
 from tests.samples import ceilings, result, timed
 
@@ -116,10 +118,32 @@ def test_numbers_that_follow_others_need_no_panel() -> None:
     assert "kv_heads" in panels.layout(rows_of([result([1e-3] * 5, problem=each) for each in grouped])).columns
 
 
-def test_a_chart_of_requests_says_that_its_axis_is_the_longest() -> None:
-    served = [Problem(seq_q=1, seq_kv=keys, batch=2, requests=f"q1s9_q1s{keys}") for keys in (64, 256, 512)]
-    rows = rows_of([result([1e-3] * 5, problem=problem) for problem in served])
-    assert panels.layout(rows).columns == ("requests",)
+def served(*texts: str) -> list[Row]:
+    problems = [Problem(**_shape_of_requests(text), mask="causal") for text in texts]
+    return rows_of([result([1e-3] * 5, problem=problem) for problem in problems])
+
+
+def test_batches_of_requests_are_drawn_over_the_keys_of_all() -> None:
+    """One panel for decode, and one for batches with a prefill, whose longest requests are alike."""
+    rows = served("8q1s512", "2q1s512", "q512", "q512_4q1s512")
+    layout = panels.layout(rows)
+    assert (layout.axis, layout.columns) == ("tokens_kv", ("phase",))
+    assert [row.number(layout.axis) for row in rows] == [4096, 1024, 512, 2560]
+    assert panels.axis_title(layout.axis, rows) == "number of keys of all requests"
+    figure = latency.figure(rows)
+    assert figure
+    assert [panel.heading for panel in figure.panels] == ["decode", "requests"]
+    assert [[x for x, _ in marks(figure, Line, n)[0].points] for n in range(2)] == [[1024, 4096], [512, 2560]]
+    assert tables.problem(rows[0], layout) == ("decode", "8q1s512")
+    assert tables.head(rows, layout) == ["phase", "requests"]
+    assert places.at(rows[3], layout) == "for requests q512_4q1s512"
+    # Batches with as many keys need panels of their own, and so does one beside equal lengths.
+    assert panels.layout(served("8q1s512", "4q1s1k")).columns == ("requests",)
+    assert panels.layout([*rows, *rows_of([result([1e-3] * 5)])]).axis != "tokens_kv"
+
+
+def test_a_chart_over_the_longest_request_says_so() -> None:
+    rows = served(*(f"q1s9_q1s{keys}" for keys in (64, 256, 512)))
     assert panels.axis_title("seq_kv", rows) == "number of keys of the longest request"
     assert panels.axis_title("seq_kv", [*rows, *rows_of([result([1e-3] * 5)])]) == "number of keys"
 

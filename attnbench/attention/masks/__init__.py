@@ -119,7 +119,7 @@ class Mask(msgspec.Struct, frozen=True):
 
     def counts(self, grid: Grid) -> Indices:
         """The number of visible keys of every row: [batch, seq_q], or [1, seq_q] if all sequences are alike."""
-        return self._counts(grid, *self.rows(grid))
+        return self.counts_within(grid, *self.rows(grid))
 
     def shares(self, grid: Grid, cells: int = 0, *, block: int = 0) -> NDArray[np.float64]:
         """The share of visible pairs in each cell of a raster, over all sequences: [rows, columns].
@@ -127,11 +127,11 @@ class Mask(msgspec.Struct, frozen=True):
         Either `cells` on each side, at most one for each token, or cells of `block` tokens. Counted in
         O(seq x columns).
         """
-        down, right = (_edges(length, cells, block) for length in (grid.seq_q, grid.seq_kv))
+        down, right = (edges(length, cells, block) for length in (grid.seq_q, grid.seq_kv))
         low, high = self.rows(grid)
         shares = np.empty((len(down) - 1, len(right) - 1))
         for column, (first, stop) in enumerate(itertools.pairwise(right)):
-            counts = self._counts(grid, np.clip(low, first, stop), np.clip(high, first, stop))
+            counts = self.counts_within(grid, np.clip(low, first, stop), np.clip(high, first, stop))
             sums = np.add.reduceat(np.broadcast_to(counts, low.shape).mean(axis=0), down[:-1])
             shares[:, column] = sums / (np.diff(down) * (stop - first))
         return shares
@@ -145,7 +145,8 @@ class Mask(msgspec.Struct, frozen=True):
             visible &= self.pattern.visible(grid, np.array(0), np.arange(grid.seq_q)[:, None], j)
         return visible
 
-    def _counts(self, grid: Grid, low: Indices, high: Indices) -> Indices:
+    def counts_within(self, grid: Grid, low: Indices, high: Indices) -> Indices:
+        """The number of visible keys of every row in [low, high), a part of its interval in `rows`."""
         pattern = self.pattern
         return pattern.counts(grid, np.arange(grid.seq_q), low, high) if pattern else high - low
 
@@ -173,7 +174,7 @@ class Mask(msgspec.Struct, frozen=True):
         return grid if self._equals(grid) == 1 else Grid(1, grid.seq_q, grid.seq_kv)
 
 
-def _edges(length: int, cells: int, block: int) -> Indices:
+def edges(length: int, cells: int, block: int) -> Indices:
     """The first index of every cell, and the end of the last."""
     if block:
         return np.append(np.arange(0, length, block), length)

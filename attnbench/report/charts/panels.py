@@ -17,12 +17,15 @@ from attnbench.errors import UsageError
 
 MIN_LENGTHS = 3  # values of a length that make it the axis, even if another number has more
 PHASE = "phase"  # derived: how the queries relate to the keys
+TOKENS = "tokens_kv"  # derived: the keys of all requests
 _NUMBERS = ("seq_kv", "batch", "heads", "head_dim")  # candidates for the axis, the first of equals
 # Numbers that follow another one by convention. They need no panel where that one determines them.
-_LEADERS = {"kv_heads": ("heads",), "head_dim_v": ("head_dim",), "scale": ("head_dim",), "lengths": ("seq_kv", "batch")}
-_LEADERS |= dict.fromkeys((PHASE, "batch", "seq_q", "seq_kv"), ("requests",))
+_LEADERS = {"requests": (TOKENS,), "kv_heads": ("heads",), "head_dim_v": ("head_dim",), "scale": ("head_dim",)}
+_LEADERS |= {"lengths": ("seq_kv", "batch"), PHASE: ("requests",)}
+_LEADERS |= dict.fromkeys(("batch", "seq_q", "seq_kv", "shared_prefix"), ("requests", TOKENS))
 _FIRST = ("run", "device", "dtype", "mode", PHASE, "mask", "head_dim", "heads", "kv_heads", "batch")
 _LENGTHS = ("seq_q", "seq_kv")
+OF_LENGTHS = (*_LENGTHS, TOKENS)  # axes in tokens, at which a problem is named by its lengths
 COLUMNS = (*_FIRST, *_LENGTHS, *(name for name in AXES if name not in (*_FIRST, *_LENGTHS)))
 FACETS = ("backend", *COLUMNS)  # that a user can choose
 OLD_AND_NEW = ("old", "new")  # names of two runs of one machine
@@ -45,7 +48,7 @@ class PanelLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     def place(self, row: Row) -> tuple[str, str]:
         """The panel in words and the value of the axis; of a batch of requests all of them, in place of the longest."""
-        if not (row.requests and self.axis in _LENGTHS):
+        if not (row.requests and self.axis in OF_LENGTHS):
             return self.heading(row), axis_value(self.axis, row.value(self.axis))
         others = tuple(name for name in self.columns if name != "requests")
         return PanelLayout(axis=self.axis, columns=others).heading(row), requests.short(row.requests)
@@ -89,7 +92,9 @@ def layout(
 
 
 def axis_of(rows: Sequence[Row]) -> str:
-    """The key length if it takes MIN_LENGTHS values, else the number that takes the most."""
+    """The key length if it takes MIN_LENGTHS values, else the number that takes the most; of requests all keys."""
+    if len({row.requests for row in rows}) > 1 and all(row.requests for row in rows):
+        return TOKENS
     counts = {name: len({row.value(name) for row in rows}) for name in _NUMBERS}
     return "seq_kv" if counts["seq_kv"] >= MIN_LENGTHS else max(counts, key=lambda name: counts[name])
 
@@ -98,13 +103,14 @@ def axis_title(axis: str, rows: Sequence[Row]) -> str:
     """The axis in words: `sequence length` where all problems have as many queries as keys."""
     if axis in _LENGTHS and {phase(row) for row in rows} == {"prefill"}:
         return "sequence length"
-    title = {"seq_q": "number of queries", "seq_kv": "number of keys"}.get(axis, axis.replace("_", " "))
+    titles = {"seq_q": "number of queries", "seq_kv": "number of keys", TOKENS: "number of keys of all requests"}
+    title = titles.get(axis, axis.replace("_", " "))
     return f"{title} of the longest request" if axis in _LENGTHS and all(row.requests for row in rows) else title
 
 
 def axis_value(axis: str, value: Value) -> str:
     """A value of the axis as a tick: lengths as 512, 1k, 2k."""
-    if isinstance(value, int | float) and axis in _LENGTHS:
+    if isinstance(value, int | float) and axis in OF_LENGTHS:
         return units.short(value)
     if isinstance(value, int | float) and axis not in AXES:
         return units.rate(value, "").strip()
@@ -138,7 +144,8 @@ def words(name: str, value: Value) -> str:
     if name == "mask":
         return "no mask" if value == "none" else f"{value} mask"
     templates = {"heads": "{} heads", "kv_heads": "{} key heads", "seq_q": "{} queries", "seq_kv": "{} keys"}
-    text = axis_value(name, value) if name in _LENGTHS else str(value)
+    templates[TOKENS] = "{} keys in the batch"
+    text = axis_value(name, value) if name in OF_LENGTHS else str(value)
     return templates.get(name, name.replace("_", " ") + " {}").format(text)
 
 

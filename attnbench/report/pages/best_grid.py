@@ -36,7 +36,8 @@ def grid(rows: Sequence[Row], problems: Sequence[Contest], layout: PanelLayout) 
     title = panels.axis_title(layout.axis, rows)
     size = len(headings) * len(values)
     crowded = len(by_place) < len(problems) or min(len(headings), len(values)) > MAX_COLUMNS
-    if crowded or size > MAX_SPARSE * len(problems) or "requests" in layout.columns:
+    of_requests = layout.axis == panels.TOKENS or "requests" in layout.columns
+    if crowded or size > MAX_SPARSE * len(problems) or of_requests:
         return _list(problems, layout)
     across = {value: ranking.axis_words(layout.axis, value) for value in values}
     if len(values) <= MAX_COLUMNS:

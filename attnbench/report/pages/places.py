@@ -13,7 +13,7 @@ MAX_WORDS = 120  # characters of a place in a sentence; tables have all
 def at(row: Row, layout: PanelLayout) -> str:
     """The place in a sentence: `at length 1k`, `at batch 4`, `for 64 queries over 200 keys`, `for requests 8q1s1k`."""
     text = ranking.axis_words(layout.axis, row.value(layout.axis))
-    if layout.axis not in ("seq_q", "seq_kv"):
+    if layout.axis not in panels.OF_LENGTHS:
         return f"at {text}"
     if row.requests:
         return f"for {panels.words('requests', row.requests)}"
@@ -26,6 +26,6 @@ def at(row: Row, layout: PanelLayout) -> str:
 def of(row: Row, layout: PanelLayout) -> str:
     """The panel and the value of the axis; of a batch of requests all of them, in place of the longest."""
     text = ranking.axis_words(layout.axis, row.value(layout.axis))
-    if row.requests and layout.axis in ("seq_q", "seq_kv"):
+    if row.requests and layout.axis in panels.OF_LENGTHS:
         text = "" if "requests" in layout.columns else panels.words("requests", row.requests)
     return ", ".join(filter(None, (layout.heading(row), text)))

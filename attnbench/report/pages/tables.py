@@ -103,7 +103,7 @@ def head(rows: Sequence[Row], layout: PanelLayout) -> list[str]:
     """The headings of the columns that distinguish problems."""
     names = [HEADS.get(name, name.replace("_", " ")) for name in layout.columns]
     title = panels.axis_title(layout.axis, rows).removeprefix("sequence ").removeprefix("number of ")
-    return [*names, title]
+    return [*names, "requests" if layout.axis == panels.TOKENS else title]
 
 
 def _head(problems: Sequence[Contest], layout: PanelLayout) -> list[str]:
@@ -112,14 +112,15 @@ def _head(problems: Sequence[Contest], layout: PanelLayout) -> list[str]:
 
 def problem(row: Row, layout: PanelLayout) -> tuple[str, ...]:
     """The values that distinguish the problem of a row."""
-    return (*(text(panels.column_value(row, name)) for name in layout.columns), text(row.value(layout.axis)))
+    place = layout.place(row)[1] if layout.axis == panels.TOKENS else text(row.value(layout.axis))
+    return (*(text(panels.column_value(row, name)) for name in layout.columns), place)
 
 
 def numeric(rows: Iterable[Row], layout: PanelLayout) -> list[bool]:
     """Which of these columns hold numbers."""
     rows = list(rows)
     columns = [[panels.column_value(row, name) for row in rows] for name in layout.columns]
-    columns.append([row.value(layout.axis) for row in rows])
+    columns.append([row.requests if layout.axis == panels.TOKENS else row.value(layout.axis) for row in rows])
     return [
         all(isinstance(value, int | float) and not isinstance(value, bool) for value in column) for column in columns
     ]
