@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from attnbench.attention import cost
+from attnbench.attention import cost, latent
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.errors import UsageError
@@ -87,6 +87,18 @@ def test_latent_attention_is_absorbed_for_single_queries() -> None:
     assert flops == 128 * (1000 * 2176 + (499 + 500) * 640)
     _, traffic = work(layer, batch((1, 1000)), 2)
     assert traffic == 1000 * 1152 + 2 * 128 * (576 + 512)
+
+
+def test_the_work_of_a_latent_layer_is_what_the_backends_of_its_problem_execute() -> None:
+    (layer,) = decoder_of(DEEPSEEK_V3).layers
+    for q, kv, inner in ((1, 1000, latent.absorbed), (300, 900, latent.expanded)):
+        problem = Problem(
+            seq_q=q, seq_kv=kv, heads=layer.heads, kv="latent:512+64", head_dim=layer.head_dim,
+            head_dim_v=layer.head_dim_v, mask="causal",
+        )  # fmt: skip
+        assert work(layer, batch((q, kv)), 2)[0] == cost.flops(inner(problem), Mode.FWD)
+        # What backends are compared by is the same for all of them, and no more than any executes.
+        assert cost.flops(problem, Mode.FWD) == cost.flops(latent.expanded(problem), Mode.FWD)
 
 
 def test_time_of_a_decoding_step_is_that_of_its_bytes() -> None:

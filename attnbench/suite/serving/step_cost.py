@@ -100,9 +100,12 @@ def step_cost(decoder: Decoder, gpus: int, *, flop_per_s: float, bytes_per_s: fl
 
 
 def work(layer: DecoderLayer, batch: Batch, number_bytes: int) -> tuple[float, float]:
-    """FLOPs and compulsory bytes of the attention of one layer, causal, as attention/cost.py counts them.
+    """FLOPs and compulsory bytes of the attention of one layer, causal, as a server executes them.
 
-    Latent attention is absorbed where a request has one query, and not absorbed elsewhere, as servers run it.
+    Without a latent cache they are those of attention/cost.py. With one, attention is absorbed where a request has one
+    query, and not absorbed elsewhere: of DeepSeek-V3, 2176 and 640 FLOPs for a pair and head. cost.py has 640 for both,
+    the FLOPs of the problem, by which backends are compared; the time of a step follows from those that are executed.
+    Products with the matrices of the latent space are among those of the weights.
     """
     q, (pairs, keys) = batch.q, _visible(layer, batch)
     wide = layer.head_dim + layer.head_dim_v
