@@ -42,7 +42,8 @@ def shares(mask: Mask, grids: Sequence[Grid], cells: int) -> NDArray[np.float64]
             ends = np.clip(right[column : column + 2] - keys.start, 0, grid.seq_kv)
             counts = mask.counts_within(grid, np.clip(low, *ends), np.clip(high, *ends))
             np.add.at(visible[:, column], rows, counts[0])
-    return visible / np.outer(np.diff(down), np.diff(right))
+    cell_pairs: NDArray[np.float64] = np.outer(np.diff(down), np.diff(right)).astype(np.float64)
+    return visible / cell_pairs
 
 
 def facts(mask: Mask, grids: Sequence[Grid], block: int) -> Iterator[str]:

@@ -20,7 +20,12 @@ PHASE = "phase"  # derived: how the queries relate to the keys
 TOKENS = "tokens_kv"  # derived: the keys of all requests
 _NUMBERS = ("seq_kv", "batch", "heads", "head_dim")  # candidates for the axis, the first of equals
 # Numbers that follow another one by convention. They need no panel where that one determines them.
-_LEADERS = {"requests": (TOKENS,), "kv_heads": ("heads",), "head_dim_v": ("head_dim",), "scale": ("head_dim",)}
+_LEADERS: dict[str, tuple[str, ...]] = {
+    "requests": (TOKENS,),
+    "kv_heads": ("heads",),
+    "head_dim_v": ("head_dim",),
+    "scale": ("head_dim",),
+}
 _LEADERS |= {"lengths": ("seq_kv", "batch"), PHASE: ("requests",)}
 _LEADERS |= dict.fromkeys(("batch", "seq_q", "seq_kv", "shared_prefix"), ("requests", TOKENS))
 _FIRST = ("run", "device", "dtype", "mode", PHASE, "mask", "head_dim", "heads", "kv_heads", "batch")
