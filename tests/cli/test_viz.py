@@ -99,7 +99,7 @@ def test_the_chart_holds_what_is_visible_and_nothing_else() -> None:
         (["--requests", "q4s2"], "--requests: requests 'q4s2': 'q4s2': 2 keys are fewer than 4 queries"),
         (["--requests", "q4", "--seq", "9"], "--requests: gives the lengths and the batch: leave out --seq"),
         (["--requests", "2q8", "--weights"], "--weights: of one sequence, not of a batch of requests: use --seq-q"),
-        (["tree:0-0", "--requests", "2q1s9"], "requests=2q1s9: q1s9: mask 'tree:0-0'"),
+        (["tree:0-0", "--requests", "2q1s9"], "--requests 2q1s9: q1s9: mask 'tree:0-0'"),
     ],
 )
 def test_a_slip_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
