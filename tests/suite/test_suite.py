@@ -94,6 +94,7 @@ def test_every_cell_of_a_shipped_suite_is_possible(name: str, kind: str) -> None
 def test_quick_on_a_cpu_is_the_documented_sweep() -> None:
     actual = {(c.problem.seq_q, c.problem.mask, c.mode) for c in cells(suite.load("quick"))}
     assert actual == {(seq, mask, Mode.FWD) for seq in (128, 256, 512, 1024) for mask in ("none", "causal")}
+    assert suite.load("quick").budget == "90s"
 
 
 def test_quick_on_a_gpu_keeps_the_tokens_of_a_batch() -> None:
