@@ -86,3 +86,11 @@ def test_the_command_of_a_row_is_that_case(problem: Problem, capsys: pytest.Capt
     assert cli.invoke([*words[1:], "--dry-run", "--json"]) == 0, capsys.readouterr().err
     planned = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["case_id"] for each in planned if each["type"] == "case"] == [case.id]
+
+
+def test_a_padded_batch_of_an_earlier_version_is_a_row_and_repeated_as_requests() -> None:
+    problem = Problem(seq_q=70, batch=3, lengths=(70, 12, 12), mask="causal")
+    case = Case(problem=problem, backend="naive")
+    (row,) = rows_of([replace(result(), case=case, case_id=case.id)])
+    assert problem_of(row) == problem
+    assert "--requests q70_2q12 " in repeat_command(row)
