@@ -22,7 +22,7 @@ from attnbench.records.case import Case
 from attnbench.report.summary import repeat_command
 from tests.samples import result
 
-SCORE_FUNCTION = f"{Path(__file__).parents[1] / 'misbehaving.py'}:attend"  # a plan does not run the file
+SCORE_FUNCTION = f"{Path(__file__).parents[1] / 'misbehaving.py'}:right"  # a plan does not run the file
 NUMBERS = st.none() | st.floats(0.001, 100)
 SCORES = st.builds(
     dict, similarity=st.sampled_from(list(Similarity)), scale=NUMBERS, softcap=NUMBERS, temperature=NUMBERS,
