@@ -119,13 +119,17 @@ def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.Monk
     serving = replay.serving_of(settings)
     table = replay.traffic_steps(simulate(serving).steps)
 
-    def drawn(budget: str) -> int:
+    def planned(budget: str) -> replayed_steps.ReplayPlan:
         request = Request(backend="naive", device="cpu:threads=1", budget=budget)
-        return len(replayed_steps.plan_replay(serving, table, request, count=16, settings=settings).drawn.steps)
+        return replayed_steps.plan_replay(serving, table, request, count=16, settings=settings)
 
-    assert drawn("0") == 16
-    assert replayed_steps.MIN_DRAWS <= drawn("6m") < 16
+    whole = planned("0")
+    assert len(whole.drawn.steps) == 16
+    # A share of the budget is kept for cases that take longer than predicted.
+    shorter = planned(f"{whole.sweep.plan.seconds:.0f}s")
+    assert replayed_steps.MIN_DRAWS <= len(shorter.drawn.steps) < 16
+    assert shorter.sweep.plan.seconds <= replayed_steps.BUDGET_SHARE * whole.sweep.plan.seconds + 1
     with pytest.raises(
         UsageError, match=r"--budget 1.00 s: 4 drawn steps take about .* use --budget \d+s, or a smaller"
     ):
-        drawn("1s")
+        planned("1s")
