@@ -28,9 +28,11 @@ START_S = 1.5  # of a worker: Python and torch
 # The oracle computes in float64, up to its limit for the two sets of inputs.
 ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 5e9, 0.05, 2.2
 
-# Estimates in FLOP/s for one CPU thread on fp32 and one GPU on bf16, until the same backend is measured.
+# Estimates in FLOP/s and bytes/s for one CPU thread on fp32 and one GPU on bf16, until the same backend is measured.
 _CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
 _CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
+_CPU_BYTES_PER_S, _CUDA_BYTES_PER_S = 1e10, 1e12
+_GATHERED = 3  # keys in pages are read, written side by side, and read again
 _CALL_OVERHEAD_S = 5e-5
 # Earlier groups of the run outweigh what is stored from the runs before once they took this long.
 _PRIOR_S, _LOW_RATIO, _HIGH_RATIO = 10.0, 0.3, 10.0
@@ -59,8 +61,8 @@ class Forecast:
 
     def learn(self, arm: Arm, case: Case, call_s: float) -> None:
         """Record the seconds of a measured call."""
-        flops, key = _flops(case), _key(arm, case)
-        self._calls.setdefault(key, {})[flops.bit_length()] = flops, call_s
+        estimated_s, key = _estimate_s(arm.parsed_device, case), _key(arm, case)
+        self._calls.setdefault(key, {})[_octave(estimated_s)] = estimated_s, call_s
         if backends.is_file(arm.backend):
             self._of_files.add(key)
 
@@ -74,13 +76,13 @@ class Forecast:
         self._taken_s += taken_s
 
     def call_s(self, arm: Arm, case: Case) -> float:
-        """Predicted seconds of one call, scaled from the measurement with the nearest number of FLOPs."""
-        flops = _flops(case)
+        """Predicted seconds of one call, scaled from the measurement with the nearest estimate."""
+        estimated_s = _estimate_s(arm.parsed_device, case)
         if points := self._calls.get(_key(arm, case)):
-            place = flops.bit_length()
-            nearest_flops, nearest_s = points[min(points, key=lambda other: abs(other - place))]
-            return nearest_s * max(flops / nearest_flops, 0.1)
-        return _CALL_OVERHEAD_S + flops / _rate(arm.parsed_device, case)
+            place = _octave(estimated_s)
+            nearest_estimated_s, nearest_s = points[min(points, key=lambda other: abs(other - place))]
+            return nearest_s * max(estimated_s / nearest_estimated_s, 0.1)
+        return _CALL_OVERHEAD_S + estimated_s
 
     def group_s(self, group: Group) -> float:
         """Predicted seconds of a group whose workers run."""
@@ -108,20 +110,33 @@ def start_s(arms: Iterable[Arm], cores: int) -> float:
     return START_S * -(-len(list(arms)) // max(cores, 1))
 
 
-def _flops(case: Case) -> int:
-    """FLOPs if every pair were visible, with those of padding where the backend pads."""
+def _octave(estimated_s: float) -> int:
+    return int(estimated_s * 1e9).bit_length()
+
+
+def _estimate_s(device: Device, case: Case) -> float:
+    """Products and bytes over estimated rates, if every pair were visible, with padding where the backend pads.
+
+    A decoding step has few FLOPs for its bytes, and a prefill many: neither alone predicts one from the other.
+    """
     problem = case.problem
     if problem.requests and not backends.is_file(case.backend) and backends.load(case.backend).pads:
         problem = replace(problem, requests="", shared_prefix="")
-    return cost.flops_dense(problem, case.mode)
+    read = cost.input_bytes(problem) * (_GATHERED if problem.page_size else 1)
+    flop_per_s, bytes_per_s = _rates(device, case)
+    return (
+        cost.flops_dense(problem, case.mode) / flop_per_s + (read + cost.output_bytes(problem, case.mode)) / bytes_per_s
+    )
 
 
 def _key(arm: Arm, case: Case) -> str:
     return f"{arm.backend}@{arm.device} {case.problem.dtype} {case.mode}"
 
 
-def _rate(device: Device, case: Case) -> float:
+def _rates(device: Device, case: Case) -> tuple[float, float]:
+    """FLOP/s and bytes/s."""
     if device.kind == "cuda":
-        return _CUDA_RATE if case.problem.dtype in (Dtype.BF16, Dtype.FP16) else _CUDA_RATE / 10
-    slow = 1.0 if case.problem.dtype is Dtype.FP32 else 0.25
-    return _CPU_RATES.get(case.backend, _CPU_RATE) * max(device.threads, 1) * slow
+        half = case.problem.dtype in (Dtype.BF16, Dtype.FP16)
+        return _CUDA_RATE if half else _CUDA_RATE / 10, _CUDA_BYTES_PER_S
+    threads, slow = max(device.threads, 1), 1.0 if case.problem.dtype is Dtype.FP32 else 0.25
+    return _CPU_RATES.get(case.backend, _CPU_RATE) * threads * slow, _CPU_BYTES_PER_S * threads

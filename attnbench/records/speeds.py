@@ -12,15 +12,16 @@ from attnbench.errors import StoreError
 from attnbench.records import ceilings
 from attnbench.records.result import Record
 
-VERSION = 1
+VERSION = 2
 
 
 class Speeds(Record, frozen=True, kw_only=True):
     """Seconds by arm, and how far the predictions of groups were off."""
 
     version: int = VERSION
-    # By backend, device, dtype and mode; of these, one call for each power of two of FLOPs: (FLOPs, seconds).
-    calls: dict[str, dict[int, tuple[int, float]]] = {}
+    # By backend, device, dtype and mode; of these, one call for each power of two of nanoseconds that were estimated
+    # from FLOPs and bytes: (estimated seconds, seconds).
+    calls: dict[str, dict[int, tuple[float, float]]] = {}
     compile_s: dict[str, float] = {}  # by backend and device
     ratio: float = 1.0  # seconds of groups, over what was predicted
 
