@@ -71,7 +71,7 @@ class Forecast:
         self._compile_s[f"{arm.backend}@{arm.device}"] = seconds
 
     def learn_group(self, predicted_s: float, taken_s: float) -> None:
-        """Record how long a group took. `predicted_s`: what `group_s` gave for it before."""
+        """Record how long a group took. `predicted_s`: what `group_s` gives for it with its measured calls."""
         self._predicted_s += predicted_s / self.ratio
         self._taken_s += taken_s
 

@@ -10,6 +10,7 @@ import pytest
 
 from attnbench.attention.problem import Problem
 from attnbench.engine import oracle, runner
+from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Runner, RunSettings
@@ -171,3 +172,14 @@ def test_expected_values_of_an_earlier_run_are_read_and_not_computed(
     assert [each.directory for each in files] == entries
     with pytest.raises(AssertionError, match="a process was started"):
         Oracle(tmp_path, 60.0, {}).expect(Problem(seq_q=65), mode, PROCEDURE)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_groups_are_corrected_with_their_measured_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of a problem that takes long by estimate are scripted at 1 ms: only what is beside them is corrected."""
+    predicted_s: list[float] = []
+    monkeypatch.setattr(Forecast, "learn_group", lambda _, predicted, taken: predicted_s.append(predicted))
+    plan = planned(Problem(seq_q=4096), names=("naive",))
+    measured(plan)
+    assert predicted_s == [pytest.approx(ARM_OVERHEAD_S + ORACLE_MAX_S, rel=0.02)]
+    assert plan.seconds > 2 * predicted_s[0]
