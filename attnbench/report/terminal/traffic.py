@@ -22,10 +22,13 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
             yield from wrap(f"  {policy.name.value}: {policy.words}", width, indent=4)
     if answer.totals.totals:
         yield ""
-    head = ("s per hour", "95 %", "over fastest", "95 %", "plan a layer", "of time")
-    columns = 6 if any(total.planning for total in answer.totals.totals) else 4
-    rows = [(name, cells[:columns]) for name, cells in _totals(answer)]
-    yield from _table("backend", head[:columns], rows, width)
+    yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
+    if plans := [
+        f"{total.backend} {units.seconds(total.plan_layer_s)} ({total.planning:.1%} of its time)"
+        for total in answer.totals.totals
+        if total.planning
+    ]:
+        yield from wrap(f"planning a step, for each layer: {', '.join(plans)}", width, indent=2)
     yield ""
     yield from mix(answer.mix, width)
     if answer.settings:
@@ -72,15 +75,7 @@ def _policies(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
 
 def _totals(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
     return [
-        (
-            total.backend,
-            (
-                *_ends(_per_hour(answer, total.seconds), "{:.4g}"),
-                *_ends(total.over_fastest, "{:.3g}x"),
-                units.seconds(total.plan_layer_s) if total.planning else "-",
-                f"{total.planning:.1%}",
-            ),
-        )
+        (total.backend, (*_ends(_per_hour(answer, total.seconds), "{:.4g}"), *_ends(total.over_fastest, "{:.3g}x")))
         for total in answer.totals.totals
     ]
 
