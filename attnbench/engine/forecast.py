@@ -46,18 +46,30 @@ class Forecast:
         self._calls = {name: dict(points) for name, points in speeds.calls.items()}
         self._compile_s = dict(speeds.compile_s)
         self._of_files: set[str] = set()  # keys of `calls` whose backend is a user's file
-        self._predicted_s, self._taken_s = _PRIOR_S, _PRIOR_S * min(max(speeds.ratio, _LOW_RATIO), _HIGH_RATIO)
+        # Of the calls of groups, and of what is beside them.
+        self._predicted_s = [_PRIOR_S, _PRIOR_S]
+        ratios = (speeds.call_ratio, speeds.ratio)
+        self._taken_s = [_PRIOR_S * min(max(ratio, _LOW_RATIO), _HIGH_RATIO) for ratio in ratios]
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Seconds that groups took, over what was predicted: for their calls, and for what is beside them."""
+        of_calls, beside = (
+            taken / predicted for taken, predicted in zip(self._taken_s, self._predicted_s, strict=True)
+        )
+        return of_calls, beside
 
     @property
     def ratio(self) -> float:
         """Seconds that groups took, over what was predicted for them."""
-        return self._taken_s / self._predicted_s
+        return sum(self._taken_s) / sum(self._predicted_s)
 
     @property
     def speeds(self) -> Speeds:
         """What is known now, to be stored; without the files of users, whose contents change."""
         calls = {key: points for key, points in self._calls.items() if key not in self._of_files}
-        return Speeds(calls=calls, compile_s=self._compile_s, ratio=self.ratio)
+        call_ratio, ratio = self.ratios
+        return Speeds(calls=calls, compile_s=self._compile_s, call_ratio=call_ratio, ratio=ratio)
 
     def learn(self, arm: Arm, case: Case, call_s: float) -> None:
         """Record the seconds of a measured call."""
@@ -70,10 +82,12 @@ class Forecast:
         """Record how long the first call of a compiling backend took. The last record counts, as caches fill."""
         self._compile_s[f"{arm.backend}@{arm.device}"] = seconds
 
-    def learn_group(self, predicted_s: float, taken_s: float) -> None:
-        """Record how long a group took. `predicted_s`: what `group_s` gives for it with its measured calls."""
-        self._predicted_s += predicted_s / self.ratio
-        self._taken_s += taken_s
+    def learn_group(self, group: Group, taken_s: float) -> None:
+        """Record how long a group took whose calls were measured: what takes most of it is corrected most."""
+        parts = self._parts(group)
+        for place, part_s in enumerate(parts):
+            self._predicted_s[place] += part_s
+            self._taken_s[place] += part_s * taken_s / sum(parts)
 
     def call_s(self, arm: Arm, case: Case) -> float:
         """Predicted seconds of one call, scaled from the measurement with the nearest estimate."""
@@ -86,11 +100,15 @@ class Forecast:
 
     def group_s(self, group: Group) -> float:
         """Predicted seconds of a group whose workers run."""
+        return sum(ratio * part_s for ratio, part_s in zip(self.ratios, self._parts(group), strict=True))
+
+    def _parts(self, group: Group) -> tuple[float, float]:
+        """Uncorrected seconds of the calls of a group, and of what is beside them."""
         arms = (*group.arms, *group.borrowed)
         compiling = [arm for arm in arms if group.late and arm not in group.borrowed]
-        calls_s = sum(ARM_OVERHEAD_S + MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
+        calls_s = sum(MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
         compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
-        return self.ratio * (calls_s + compile_s + oracle_s(group.problem, group.mode))
+        return calls_s, ARM_OVERHEAD_S * len(arms) + compile_s + oracle_s(group.problem, group.mode)
 
 
 def smallest_budget_s(groups: Iterable[Group], forecast: Forecast, cores: int) -> float:

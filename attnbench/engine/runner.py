@@ -211,9 +211,7 @@ class Runner:
         if sessions.live:
             started = time.monotonic()
             self._run_sessions(sessions, deadline)
-            taken_s = time.monotonic() - started
-            # With the calls that were measured: the ratio is for what is beside them, in every group.
-            self.forecast.learn_group(self.forecast.group_s(group), taken_s)
+            self.forecast.learn_group(group, time.monotonic() - started)
         results: list[Result] = []
         for result in sessions.results:
             if result.status is Status.OOM and not group.alone:

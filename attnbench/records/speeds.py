@@ -23,7 +23,8 @@ class Speeds(Record, frozen=True, kw_only=True):
     # from FLOPs and bytes: (estimated seconds, seconds).
     calls: dict[str, dict[int, tuple[float, float]]] = {}
     compile_s: dict[str, float] = {}  # by backend and device
-    ratio: float = 1.0  # seconds of groups, over what was predicted
+    ratio: float = 1.0  # seconds of groups beside their calls, over what was predicted
+    call_ratio: float = 1.0  # the same of their calls
 
 
 def _file(fingerprint: str) -> Path:

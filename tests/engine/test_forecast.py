@@ -9,7 +9,7 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan
-from attnbench.engine.forecast import Forecast
+from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
 from attnbench.engine.group import Group
 from attnbench.records import speeds
 from attnbench.records.arm import Device
@@ -60,10 +60,21 @@ def test_finished_groups_correct_those_that_follow() -> None:
     forecast = Forecast()
     first = forecast.group_s(group(1024))
     for _ in range(100):
-        forecast.learn_group(forecast.group_s(group(1024)), 3 * first)
+        forecast.learn_group(group(1024), 3 * first)
     assert forecast.group_s(group(1024)) == pytest.approx(3 * first, rel=0.1)
-    forecast.learn_group(0.0, 0.0)  # a group of which nothing ran
-    assert forecast.group_s(group(1024)) == pytest.approx(3 * first, rel=0.1)
+
+
+def test_short_groups_do_not_correct_the_calls_of_long_ones() -> None:
+    """Short cases take three times as long beside their calls; a prompt of a second a call takes its calls."""
+    forecast = Forecast()
+    forecast.learn(ARM, case(64), 1e-5)
+    forecast.learn(ARM, case(4096), 1.0)
+    before_s = forecast.group_s(group(4096))
+    for _ in range(1000):
+        forecast.learn_group(group(64), 3 * forecast.group_s(group(64)) / forecast.ratios[1])
+    assert forecast.ratios[1] == pytest.approx(3, rel=0.1)
+    beside_s = ARM_OVERHEAD_S + ORACLE_MAX_S
+    assert forecast.group_s(group(4096)) == pytest.approx(before_s + 2 * beside_s, rel=0.1)
 
 
 def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
@@ -75,10 +86,10 @@ def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
     forecast.learn_compile(ARM, 40.0)
     (own,) = plan.arms_of(("kernel.py:attend",), [Device(kind="cpu", threads=1)])
     forecast.learn(own, case(512, own.backend), 0.5)
-    forecast.learn_group(1.0, 100.0)
+    forecast.learn_group(group(512), 100.0)
     speeds.save("a-machine", forecast.speeds)
     later = Forecast(speeds.load("a-machine"))
     assert later.call_s(ARM, case(512)) == 0.010
     assert later.call_s(own, case(512, own.backend)) == Forecast().call_s(own, case(512, own.backend))
-    assert later.ratio == pytest.approx(forecast.ratio)
+    assert later.ratios == pytest.approx(forecast.ratios)
     assert speeds.load("another-machine") == speeds.Speeds()

@@ -176,9 +176,11 @@ def test_expected_values_of_an_earlier_run_are_read_and_not_computed(
 
 @pytest.mark.usefixtures("scripted")
 def test_groups_are_corrected_with_their_measured_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of a problem that takes long by estimate are scripted at 1 ms: only what is beside them is corrected."""
+    """Calls of a problem that takes long by estimate are scripted at 1 ms, and are known when the group is learnt."""
     predicted_s: list[float] = []
-    monkeypatch.setattr(Forecast, "learn_group", lambda _, predicted, taken: predicted_s.append(predicted))
+    monkeypatch.setattr(
+        Forecast, "learn_group", lambda forecast, group, taken: predicted_s.append(forecast.group_s(group))
+    )
     plan = planned(Problem(seq_q=4096), names=("naive",))
     measured(plan)
     assert predicted_s == [pytest.approx(ARM_OVERHEAD_S + ORACLE_MAX_S, rel=0.02)]
