@@ -7,6 +7,7 @@ of the group `attnbench.backends`. Importing this package or a module of it impo
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -126,6 +127,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     refuses: Callable[[Case], list[str]] | None = None  # reasons that limits cannot express
     error_factor: float = 2.0  # multiple of the error of the same-dtype reference
     distributions: tuple[str, ...] = ()  # packages whose versions are facts of its results
+    # By package: the first version that it calls rightly, and the first that it does not; (): none is known.
+    versions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     outside_torch: bool = False  # its memory is not torch's: measured by the high-water mark of the process
     traps: tuple[str, ...] = ()  # what to know before calling the library: each has a test
 
@@ -288,6 +291,19 @@ def failure(run: Callable[[], object]) -> str | None:
     ) as error:  # a package that does not fit this torch, driver or GPU, or a compiler, may raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
+
+
+def version_objection(backend: Backend) -> str:
+    """Why an installed package is too old or too new for the backend, and what installs another; empty if none is."""
+    for package, (first, below) in backend.versions.items():
+        try:
+            text = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # `requires` and `present` say so
+        number = tuple(map(int, re.findall(r"\d+", text)[: max(len(first), len(below))]))
+        if number < first or (below and number >= below):
+            return f"{package} {text} is too {'old' if number < first else 'new'}; install: {backend.install}"
+    return ""
 
 
 def isa_objection(_device: str) -> str | None:

@@ -240,6 +240,7 @@ BACKENDS = {
         install="pip install libggml-python==0.20.2.post1",
         probe=probe,
         distributions=("libggml-python",),
+        versions={"libggml-python": ((0, 20), (0, 21))},
         outside_torch=True,
         traps=(
             "softcap without a mask is wrong where seq_kv is no multiple of 64: a mask is always passed",

@@ -191,6 +191,7 @@ BACKENDS = {
         probe=isa_objection,
         refuses=_refuses,
         distributions=("jax",),
+        versions={"jax": ((0, 10), (0, 12))},
         outside_torch=True,
         traps=(
             "fp16 ends in an error on a CPU",

@@ -350,6 +350,7 @@ _COMMON: Keywords = {
     "install": "pip install openvino==2026.4.1",
     "probe": probe,
     "distributions": ("openvino",),
+    "versions": {"openvino": ((2026, 4), (2027,))},
     "outside_torch": True,
     "scratch_bytes": scratch_bytes,
 }

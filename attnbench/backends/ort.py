@@ -328,6 +328,7 @@ def _backend(name: str, summary: str, limits: Limits, layout: Layout, traps: tup
         probe=isa_objection,
         refuses=refusals,
         distributions=("onnxruntime",),
+        versions={"onnxruntime": ((1, 32), (2,))},
         outside_torch=True,
         traps=traps,
     )

