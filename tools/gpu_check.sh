@@ -2,21 +2,21 @@
 # What `make gpu` does: the tests marked gpu and the reference suites on cuda:0, with the packages of PYTHON as they are.
 # `make hopper` (gpu_check.sh hopper): the kernels for Hopper instead, from tests to times, each step in a process of its
 # own, since what was never run may hang. A step that fails does not end it; the exit code is the worst one. OUT gets
-# summary.txt, gpu.log and runs.tar.gz.
+# summary.txt, gpu.log and runs.tar.gz. TOTAL_S=525 SUITES='kernels quick llama3-8b bert-base' has more suites.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-dist/gpu}
 plan=${1:-reference}
 case $plan in
-  reference) suites=(${SUITES:-kernels quick llama3-8b bert-base}) ;;
-  hopper) suites=(${SUITES:-hopper}) ;;
+  reference) suites=(${SUITES:-quick}) total_s=${TOTAL_S:-265} ;;
+  # nine minutes, less what it takes to stop the last step and to pack
+  hopper) suites=(${SUITES:-hopper}) total_s=${TOTAL_S:-525} ;;
   *) echo "gpu_check.sh $plan: reference or hopper"; exit 2 ;;
 esac
-total_s=${TOTAL_S:-525}  # nine minutes, less what it takes to stop the last step and to pack
-tests_s=100
-kernels_s=130            # most of it is compiling
-grace_s=18               # from the end of a suite's budget until its table is printed
+tests_s=80
+kernels_s=55  # most of it is compiling, by several processes
+grace_s=12    # from the end of a suite's budget until its table is printed
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
@@ -41,6 +41,30 @@ step() {
   ((code > worst)) && worst=$code
 }
 
+# parts NAME SECONDS COMMAND... -- FILTER...: the command once for each filter of tests, all at the same time.
+parts() {
+  local name=$1 limit=$2 began=$SECONDS code=0 number pids=() command=()
+  shift 2
+  while [ "$1" != -- ]; do command+=("$1"); shift; done
+  shift
+  set -m  # or what runs in the background would ignore an interrupt
+  for filter in "$@"; do
+    echo "== ${command[*]} -k '$filter'" >>"$log"
+    timeout --signal=INT --kill-after=10 "$limit" "${command[@]}" -k "$filter" </dev/null \
+      >"$runs/.part${#pids[@]}" 2>&1 &
+    pids+=($!)
+  done
+  set +m
+  for number in "${!pids[@]}"; do
+    wait "${pids[$number]}" || { local ended=$?; ((ended > code)) && code=$ended; }
+    cat "$runs/.part$number" >>"$log"
+    tail -n 1 "$runs/.part$number" | tee -a "$summary"
+  done
+  rm -f "$runs"/.part*
+  say "$name: exit code $code after $((SECONDS - began)) s"
+  ((code > worst)) && worst=$code
+}
+
 missing=$("$python" - 2>>"$log" <<'PY'
 from importlib.util import find_spec
 
@@ -60,13 +84,14 @@ hopper=tests/gpu/test_hopper_on_gpu.py
 study() { step "$1" "$2" "$python" -m attnbench "${@:3}"; }
 if [ "$plan" = reference ]; then
   SHOWN=1 step "pytest -m gpu" "$tests_s" "$python" -m pytest -m gpu tests/gpu --ignore "$kernels" --ignore "$hopper"
-  SHOWN=1 step "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels"
-  study calibrate 45 calibrate --device cuda:0 --budget 1s
-  study verify 30 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
-    --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 18s --progress lines
-  study energy 30 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton \
-    --budget 18s --metrics energy,timers,memory,roofline --timing all --no-save
-  study profile 25 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
+  parts "pytest -m gpu $kernels" "$kernels_s" "$python" -m pytest -m gpu "$kernels" -- \
+    forward backward_kv backward_q "not forward and not backward"
+  study calibrate 30 calibrate --device cuda:0 --budget 1s
+  study verify 26 verify --seq 130 --dtype bf16,fp16 --mask none,causal --mode fwd_bwd --device cuda:0 \
+    --inputs normal,outlier,large --probe noise,adversarial,determinism,batch --budget 14s --progress lines
+  study energy 26 run --seq 4096 --heads 16 --mask causal --mode fwd --device cuda:0 -b sdpa:flash,triton \
+    --budget 14s --metrics energy,timers,memory,roofline --timing all --no-save
+  study profile 18 profile --seq 4096 --heads 16 --device cuda:0 -b sdpa:flash -o "$runs/profile"
 else
   SHOWN=30 step "pytest -m gpu $hopper" 90 "$python" -m pytest -q -m gpu "$hopper"
   for tool in memcheck racecheck synccheck; do

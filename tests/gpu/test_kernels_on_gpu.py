@@ -69,6 +69,29 @@ def test_requests_in_pages_are_right(heads: int, kv_heads: int, width: int, tail
     torch.testing.assert_close(result.cpu().double(), out, rtol=2e-2, atol=2e-2)
 
 
+def test_a_prefix_of_each_group_gives_what_all_keys_give() -> None:
+    from attnbench import kernels
+
+    torch.manual_seed(0)
+    page, shared, counts, groups = 16, 32, (5, 40, 9, 33, 20), (0, 2, 5)
+    pages = torch.randperm(2 * shared + sum(counts), dtype=torch.int32)
+    prefixes, rest = pages[: 2 * shared].view(2, shared), pages[2 * shared :].split(counts)
+    table = torch.zeros(5, shared + max(counts), dtype=torch.int32)
+    for request, own in enumerate(rest):
+        table[request, : shared + len(own)] = torch.cat([prefixes[int(request >= groups[1])], own])
+    queries = torch.tensor([1, 70, 1, 16, 2])
+    starts = torch.cat([torch.zeros(1), queries.cumsum(0)]).to(torch.int32).cuda()
+    lengths = torch.tensor([page * (shared + count) - 3 for count in counts], dtype=torch.int32).cuda()
+    q = torch.randn(int(queries.sum()), 32, 128, dtype=torch.bfloat16, device="cuda")
+    k, v = (torch.randn(len(pages), page, 8, 128, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    options = {"page_table": table.cuda(), "cu_seqlens_q": starts}
+    made = kernels.prefixes(page * shared, groups, page_size=page, **options)
+    expected, expected_lse = kernels.decode(q, k, v, kv_lengths=lengths, return_lse=True, **options)
+    out, lse = kernels.decode(q, k, v, kv_lengths=lengths, shared_prefix=made, return_lse=True, **options)
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-3, atol=1e-3)
+
+
 def test_more_keys_than_2_to_the_31_numbers() -> None:
     from attnbench import kernels
 
