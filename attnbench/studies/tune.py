@@ -29,7 +29,8 @@ from attnbench.records.result import Result, Status
 from attnbench.suite import Cell
 from attnbench.units import parse_seconds
 
-WIDTHS = (64, 128, 256)
+LATENT, ROPE = 512, 64  # columns of the values of a latent cache, and those of the keys beside them; decode alone
+WIDTHS = (64, 128, 256, LATENT)
 MASKS = {"none": "none", "some": "causal"}
 TOKENS, SEQ = 16384, 4096
 AT_ONCE = 6  # candidates in one group; each keeps its inputs on the device
@@ -39,6 +40,7 @@ BLOCKS = {
     Kernel.BACKWARD_Q: ((64, 128), (32, 64, 128)),
     Kernel.DECODE: ((16, 64), (32, 64, 128)),
 }
+LATENT_BLOCKS = (16, 32, 64), (16, 32, 64)
 WARPS, STAGES = (4, 8), (1, 2, 3, 4)
 REGISTERS = 255 * 4  # bytes of the accumulators that a thread can hold at most
 
@@ -58,8 +60,10 @@ class TuningTarget(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def problem(self) -> Problem:
-        """The problem that is measured: 16k tokens, or decoding of 32 sequences."""
+        """The problem that is measured: 16k tokens, or decoding of 32 sequences, from a latent cache at its width."""
         shape = {"heads": 32, "kv_heads": 8, "head_dim": self.width, "dtype": "bf16", "mask": MASKS[self.mask]}
+        if self.width == LATENT:
+            shape |= {"heads": 128, "kv_heads": 1, "head_dim": 192, "head_dim_v": 128, "kv": f"latent:{LATENT}+{ROPE}"}
         if self.kernel is Kernel.DECODE:
             return Problem(batch=32, seq_q=1, seq_kv=2 * SEQ, **shape)  # type: ignore[arg-type]
         return Problem(batch=TOKENS // SEQ, seq_q=SEQ, **shape)  # type: ignore[arg-type]
@@ -86,9 +90,12 @@ class Finding(msgspec.Struct, kw_only=True):
 
 def candidates(kernel: Kernel, arch: str, width: int) -> list[TileConfig]:
     """Configurations for 16-bit numbers that fit in shared memory and registers, sorted by size."""
+    if width == LATENT and kernel is not Kernel.DECODE:
+        return []
     if PATHS[kernel] is KernelPath.HOPPER:
         return _of_warpgroups(kernel, width) if family(arch) == HOPPER else []
-    blocks_q, blocks_kv = BLOCKS[Kernel.DECODE if kernel is Kernel.DECODE else PASSES[kernel]]
+    of_kernel = BLOCKS[Kernel.DECODE if kernel is Kernel.DECODE else PASSES[kernel]]
+    blocks_q, blocks_kv = LATENT_BLOCKS if width == LATENT else of_kernel
     limit = SHARED_BYTES[family(arch)]
     configs = [
         TileConfig(block_q=block_q, block_kv=block_kv, warps=warps, stages=stages)
@@ -120,12 +127,13 @@ def _of_warpgroups(kernel: Kernel, width: int) -> list[TileConfig]:
 def _fits(kernel: Kernel, width: int, block_q: int, block_kv: int, warps: int, stages: int, limit: int) -> bool:
     of_keys = kernel.startswith("backward_kv")
     fixed, moving = (block_kv, block_q) if of_keys else (block_q, block_kv)
-    # Two operands of 2 bytes in flight for each stage.
-    shared = stages * moving * width * 4
+    # Two operands of 2 bytes in flight for each stage, or the one of a latent cache.
+    shared = stages * moving * (2 * (width + ROPE) if width == LATENT else 4 * width)
     # Accumulators and logits are float32, spread over the threads.
     accumulators = (2 if of_keys else 1) * fixed * width + (2 if kernel.startswith("backward") else 1) * fixed * moving
-    # With fewer than 64 rows, some of eight warps would have none.
-    return shared <= limit and accumulators * 4 / (warps * 32) <= REGISTERS and not (warps == 8 and fixed < 64)
+    # With fewer than 64 rows, some of eight warps would have none, but for the many columns of a latent cache.
+    idle = warps == 8 and fixed < 64 and width != LATENT
+    return shared <= limit and accumulators * 4 / (warps * 32) <= REGISTERS and not idle
 
 
 def targets(
@@ -140,12 +148,16 @@ def targets(
         raise UsageError(f"--arch: {unknown}") from None
     here = {KernelPath.DESCRIPTORS: tma, KernelPath.HOPPER: family(arch) == HOPPER}
     chosen = [Kernel(name) for name in kernels] or [kernel for kernel in Kernel if here.get(PATHS[kernel], True)]
-    return [
+    lines = [
         TuningTarget(kernel=kernel, arch=arch, width=width, mask=mask)
         for kernel in chosen
         for width in widths or WIDTHS
         for mask in masks or MASKS
+        if width != LATENT or kernel is Kernel.DECODE
     ]
+    if not lines:
+        raise UsageError(f"--head-dim {LATENT}: the width of a latent cache, only with --kernel decode")
+    return lines
 
 
 def arch_of(device: str) -> str:

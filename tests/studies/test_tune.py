@@ -7,6 +7,7 @@ import pytest
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.backends import load
 from attnbench.cli import invoke
 from attnbench.cli.tune import lines
 from attnbench.engine.worker_process import Worker
@@ -39,6 +40,33 @@ def test_candidates_are_powers_of_two_that_fit(kernel: Kernel, arch: str, width:
         assert all(math.log2(size).is_integer() for size in (config.block_q, config.block_kv, config.warps))
         moving = config.block_q if kernel.startswith("backward_kv") else config.block_kv
         assert config.stages * moving * width * 2 * 2 <= SHARED_BYTES[arch]
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+def test_a_latent_cache_has_candidates_for_the_decode_kernel_alone(arch: str) -> None:
+    configurations = candidates(Kernel.DECODE, arch, 512)
+    used = in_use(TuningTarget(kernel=Kernel.DECODE, arch=arch, width=512, mask="some"))
+    assert used
+    assert TileConfig(block_q=used.block_q, block_kv=used.block_kv, warps=used.warps, stages=1) in configurations
+    assert all(config.stages * config.block_kv * 576 * 2 <= SHARED_BYTES[arch] for config in configurations)
+    assert not any(candidates(kernel, arch, 512) for kernel in Kernel if kernel is not Kernel.DECODE)
+
+
+def test_the_width_of_a_latent_cache_is_tuned_by_its_problem() -> None:
+    chosen = targets("cuda:0", ["decode", "forward"], [64, 512], ["some"], "sm_90")
+    assert [(target.kernel, target.width) for target in chosen] == [
+        (Kernel.DECODE, 64),
+        (Kernel.DECODE, 512),
+        (Kernel.FORWARD, 64),
+    ]
+    case = Case(problem=chosen[1].problem, backend="triton")
+    assert case.problem.kv == "latent:512+64"
+    assert load("triton").objections(case, "cuda", (9, 0)) == []
+
+
+def test_the_width_of_a_latent_cache_needs_the_decode_kernel() -> None:
+    with pytest.raises(UsageError, match="--head-dim 512: the width of a latent cache, only with --kernel decode"):
+        targets("cuda:0", ["forward"], [512], [], "sm_90")
 
 
 def test_the_fastest_beyond_doubt_is_the_best() -> None:

@@ -20,8 +20,9 @@ FORWARD_ARCHES = tuple(arch for arch in ARCHES if arch != "sm_89")  # it has the
 DTYPES = {"half": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 FEATURES = (
     *("rows", "blocks", "booleans", "softcap", "alibi", "bias", "bias_by_distance", "dropout", "window"),
-    *("sinks", "pages", "ragged", "odd_width", "combine", "delta", "bias_gradient"),
+    *("sinks", "pages", "ragged", "prefix", "odd_width", "combine", "delta", "bias_gradient"),
 )
+OF_REQUESTS = ("ragged", "prefix")  # a prefix is unmasked, and as long for each group
 LISTED = ("blocks", "booleans")  # booleans come with the list of the blocks that hold any
 SEQ, HEADS, KV_HEADS, BATCH = 4096, 8, 2, 2
 LATENT, TAIL = 512, 64  # the width of values that are a view of keys of 576, which 128 heads share
@@ -50,6 +51,9 @@ def everything() -> Iterator[Variant]:
     for arch in FORWARD_ARCHES:
         yield from (Variant(_kernel_of(feature), arch, feature=feature) for feature in FEATURES)
         yield Variant("forward", arch, dtype="fp16")
+        yield from (Variant("decode", arch, width=LATENT, feature=feature) for feature in OF_REQUESTS)
+        if ("decode", arch, "fp8", "128", "any") in shipped():
+            yield Variant("decode", arch, dtype="fp8", feature="ragged")
     for arch in ARCHES:
         for kernel in ("backward_kv", "backward_q"):
             yield from (Variant(kernel, arch, feature=feature) for feature in ("rows", "dropout", "bias", "softcap"))
@@ -81,7 +85,7 @@ def configurations() -> Iterator[Variant]:
 
 
 def _kernel_of(feature: str) -> str:
-    return "decode" if feature in ("pages", "ragged", "combine") else "forward"
+    return "decode" if feature in ("pages", *OF_REQUESTS, "combine") else "forward"
 
 
 def tiling_of(variant: Variant) -> Tiling:
@@ -106,7 +110,7 @@ def _heads(variant: Variant) -> tuple[int, int]:
 def _queries(variant: Variant) -> int:
     if variant.kernel != "decode":
         return SEQ
-    return 16 if variant.feature == "ragged" else 1
+    return 16 if variant.feature in OF_REQUESTS else 1
 
 
 def call_of(variant: Variant) -> Call:
@@ -158,7 +162,7 @@ def _options(variant: Variant) -> CallOptions:
     visible = torch.empty(1, 1, SEQ, SEQ, dtype=torch.bool, device="meta") if feature == "booleans" else None
     keys = KeyConditions(
         left=512 if feature == "window" else FAR,
-        right=0 if variant.mask == "causal" and feature not in ("rows", "blocks", "booleans") else FAR,
+        right=0 if variant.mask == "causal" and feature not in ("rows", "blocks", "booleans", "prefix") else FAR,
         rows=rows, blocks=blocks, visible=visible,
     )  # fmt: skip
     return CallOptions(
@@ -175,13 +179,13 @@ def _decode(
     options: CallOptions, chosen: Tiling,
 ) -> Call:  # fmt: skip
     cache = KvCache()
-    if variant.feature == "ragged":
+    if variant.feature in OF_REQUESTS:
         q, out, lse = (tensor[:1] for tensor in (q, out, lse))
         lengths, starts = (torch.empty(BATCH + more, dtype=torch.int32, device="meta") for more in (0, 1))
-        cache = KvCache(lengths=lengths, starts_q=starts)
+        cache = KvCache(lengths=None if variant.feature == "prefix" else lengths, starts_q=starts)
     else:
         q, out, lse = (tensor[:, :, :1] for tensor in (q, out, lse))
-    if variant.feature in ("pages", "ragged") or variant.width == LATENT:
+    if variant.feature in ("pages", *OF_REQUESTS) or variant.width == LATENT:
         table = torch.empty(BATCH, SEQ // 16, dtype=torch.int32, device="meta")
         k, v = _pages(k), _pages(v)
         v = k[..., :LATENT] if variant.width == LATENT else v
