@@ -59,12 +59,7 @@ def tune(
         ),
     ] = "",
     head_dim: Annotated[
-        str,
-        option(
-            help="Head dimensions: 64, 128, 256, and 512 of a latent cache; all by default.",
-            metavar="LIST",
-            check=_widths,
-        ),
+        str, option(help="Head dimensions: 64, 128, 256, 512 (latent); all by default.", metavar="LIST", check=_widths)
     ] = "",
     mask: Annotated[
         str,
