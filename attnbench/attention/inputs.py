@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from attnbench.attention import input_file, shared_prefix
-from attnbench.attention.choices import Dtype
+from attnbench.attention.choices import Dtype, KvDtype, Mode, Positions
 from attnbench.attention.kv_cache import MAX_FP8, quantized
 from attnbench.attention.problem import Problem
+from attnbench.attention.scores import Similarity
 from attnbench.errors import ProblemError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ LARGE = 1e4  # standard deviation of q.k
 LARGEST_FP32 = 3.4028234663852886e38
 LARGEST = {Dtype.FP16: 65504.0, Dtype.FP8_E4M3: MAX_FP8}  # other dtypes have the range of fp32
 SINK = 12.0  # logit of the first key above the others
+VALUE_MEAN = 4.0  # of heavy and low inputs: weights that do not add up to 1 change every number of the output
+# Of low inputs: q and k are this in one channel. q.k is -2^18, or as low as the format allows.
+LOW = {Dtype.FP16: (256.0, 128.0), Dtype.FP8_E4M3: (256.0, 256.0)}
+LOW_WIDE = 512.0, 512.0
 
 FILE = "file:"
 DISTRIBUTIONS: dict[str, str] = {
@@ -38,6 +44,8 @@ DISTRIBUTIONS: dict[str, str] = {
     "outlier": f"normal, one channel of q, k and v times {OUTLIER:g}, as in language models (arXiv 2208.07339)",
     "large": f"normal, q so wide that q.k has a standard deviation of {LARGE:g}",
     "sink": f"normal, the logit of the first key {SINK:g} above the others and its value near 0 (arXiv 2309.17453)",
+    "heavy": f"normal, the first key has about half of the weight; values with a mean of {VALUE_MEAN:g}",
+    "low": f"all logits of a row equal and far below zero; values with a mean of {VALUE_MEAN:g}",
     "zeros": "q, k and v all zero; dout normal",
 }
 
@@ -82,6 +90,18 @@ def make(problem: Problem, seed: int, distribution: str = "normal") -> Inputs:
             drawn[name].clamp_(-MAX_FP8, MAX_FP8)
     dtypes = dict.fromkeys("qkv", torch_dtype(p.dtype)) | {"dout": torch_dtype(p.dtype.out)}
     return Inputs(**{name: tensor.to(dtypes[name]).contiguous() for name, tensor in drawn.items()})
+
+
+def stressing(problem: Problem, mode: Mode) -> tuple[str, ...]:
+    """The distributions that a full verification checks besides the requested one.
+
+    heavy and low suit plain logits. A fused backward pass recomputes weights as exp(logit - lse), which has no accuracy
+    left at low logits.
+    """
+    plain = problem.score.similarity is Similarity.DOT and problem.score.bias == "none"
+    plain = plain and problem.weighting == "softmax" and problem.scope == "core" and not problem.kv
+    plain = plain and problem.positions is Positions.NONE and problem.kv_dtype is KvDtype.SAME
+    return ("peaked", *(("heavy",) if plain else ()), *(("low",) if plain and mode is Mode.FWD else ()))
 
 
 def check(distribution: str, where: str = "") -> None:
@@ -169,20 +189,36 @@ def _shape(drawn: dict[str, Tensor], problem: Problem, distribution: str, genera
     elif distribution == "large":
         q.mul_(LARGE / problem.head_dim**0.5)
     elif distribution == "sink" and problem.scale:
-        # All queries have the same component in one direction, and the first key has only that component.
-        size = (SINK / abs(problem.scale)) ** 0.5
-        # In a latent cache, only the numbers of RoPE are those of the keys themselves.
-        of_q, of_k = (problem.head_dim - cache.rope, cache.rank) if (cache := problem.latent) else (0, 0)
-        q[..., of_q] = size
-        k[..., of_k] = 0
-        first = [keys.start for _, keys in problem.spans] if problem.requests else [0]
-        k[:, :, first, problem.latent.rank if problem.latent else 0 :] = 0
-        k[:, :, first, of_k] = size if problem.scale > 0 else -size
         values = k[..., : problem.latent.rank] if problem.latent else v
-        values[:, :, first] *= 0.01
+        values[:, :, _raise_first_key(problem, q, k, SINK)] *= 0.01
+    elif distribution == "heavy" and problem.scale:
+        v.add_(VALUE_MEAN)
+        _raise_first_key(problem, q, k, math.log(problem.seq_kv) + 0.5)  # the mean of exp(z) is exp(1/2)
+    elif distribution == "low":
+        of_q, of_k = LOW.get(problem.dtype, LOW_WIDE)
+        for tensor, number in ((q, of_q), (k, -of_k if problem.scale > 0 else of_k)):
+            tensor.zero_()
+            tensor[..., 0] = number
+        v.add_(VALUE_MEAN)
     elif distribution == "zeros":
         for tensor in (q, k, v):
             tensor.zero_()
+
+
+def _raise_first_key(problem: Problem, q: Tensor, k: Tensor, logit: float) -> list[int]:
+    """Give the first key of every sequence that logit, in place; return their places.
+
+    All queries have the same component in one direction, and the first key has only that component.
+    """
+    size = (logit / abs(problem.scale)) ** 0.5
+    # In a latent cache, only the numbers of RoPE are those of the keys themselves.
+    of_q, of_k = (problem.head_dim - cache.rope, cache.rank) if (cache := problem.latent) else (0, 0)
+    q[..., of_q] = size
+    k[..., of_k] = 0
+    first = [keys.start for _, keys in problem.spans] if problem.requests else [0]
+    k[:, :, first, problem.latent.rank if problem.latent else 0 :] = 0
+    k[:, :, first, of_k] = size if problem.scale > 0 else -size
+    return first
 
 
 def _read(distribution: str, problem: Problem) -> dict[str, Tensor]:

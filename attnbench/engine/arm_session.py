@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 
 from msgspec.structs import replace
@@ -60,12 +60,14 @@ class ArmSession:
         self.samples |= {name: sample("s", [value]) for name, value in seconds.items() if value is not None}
         self.facts |= reply.facts
 
-    def verify(self, expected: ExpectedFiles, peaked: ExpectedFiles | None) -> None:
-        """Verify the output, in full if `peaked` is given. Raises WorkerFailedError for a wrong output."""
+    def verify(self, expected: ExpectedFiles, stressing: Mapping[str, ExpectedFiles]) -> None:
+        """Verify the output, in full if there are stressing inputs. Raises WorkerFailedError for a wrong output."""
+        directories = {distribution: str(files.directory) for distribution, files in stressing.items()}
         request = protocol.VerifyCase(
             directory=str(expected.directory),
-            peaked_directory=str(peaked.directory) if peaked else "",
-            brief=peaked is None,
+            peaked_directory=directories.pop("peaked", ""),
+            further_directories=directories,
+            brief=not stressing,
             seed=secret_seed(),
         )
         self._check(self._ask(request))

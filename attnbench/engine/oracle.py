@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import expected_cache
@@ -14,7 +15,7 @@ from attnbench.records.result import Procedure
 from attnbench.worker.protocol import ComputeExpected
 
 BUDGET_S = 2.0  # of computing expected values; beyond it, whole (batch, kv head) groups are sampled by seed
-PEAKED_BUDGET_S = 0.2
+STRESSING_BUDGET_S = 0.2  # of one distribution
 MAX_STORED_BYTES = 2 * 1024**3  # of expected values on disk
 
 
@@ -42,13 +43,16 @@ class Oracle:
 
     def expect(
         self, problem: Problem, mode: Mode, procedure: Procedure, deadline: float = math.inf
-    ) -> tuple[ExpectedFiles, ExpectedFiles]:
-        """Expected values for the inputs of the procedure, and for peaked inputs.
+    ) -> tuple[ExpectedFiles, dict[str, ExpectedFiles]]:
+        """Expected values for the inputs of the procedure, and for stressing inputs by distribution.
 
         Raises WorkerFailedError, also when they are not there at the deadline.
         """
         files = self._expect(problem, mode, procedure.seed, procedure.inputs, BUDGET_S, deadline)
-        return files, self._expect(problem, mode, procedure.seed, "peaked", PEAKED_BUDGET_S, deadline)
+        return files, {
+            distribution: self._expect(problem, mode, procedure.seed, distribution, STRESSING_BUDGET_S, deadline)
+            for distribution in inputs.stressing(problem, mode)
+        }
 
     def _expect(
         self, problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float, deadline: float

@@ -258,13 +258,15 @@ class Runner:
         first = sessions.live[0]
         self._observer.phase(f"{first.case.label}  reference")
         try:
-            expected, peaked = self._oracle.expect(first.group.problem, first.group.mode, first.procedure, self._end)
+            expected, stressing = self._oracle.expect(
+                first.group.problem, first.group.mode, first.procedure, self._end
+            )
         except WorkerFailedError as failure:
             reason = f"no reference to verify against: {failure.reason}"
             missing = Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts)
             sessions.refuse_live(BEYOND_BUDGET if failure.cause else missing)
             return
-        sessions.step(lambda session: self._make_ready(session, expected, peaked))
+        sessions.step(lambda session: self._make_ready(session, expected, stressing))
         if self.settings.verify_only:
             sessions.complete()
         else:
@@ -275,7 +277,9 @@ class Runner:
             except WorkerFailedError as failure:  # after the results, which it does not change
                 self._retire(session, failure)
 
-    def _make_ready(self, session: ArmSession, expected: ExpectedFiles, peaked: ExpectedFiles) -> None:
+    def _make_ready(
+        self, session: ArmSession, expected: ExpectedFiles, stressing: dict[str, ExpectedFiles]
+    ) -> None:
         """Prepare, verify and settle. Later restarts, and what the cache holds, are verified in brief."""
         session.deadline = self._end
         self._observer.phase(f"{session.case.label}  preparing")
@@ -283,7 +287,7 @@ class Runner:
         self._observer.phase(f"{session.case.label}  verifying")
         known = not self.settings.verify_only and self._verified.holds(session.case, session.arm, session.procedure)
         session.in_full = not (session.restart or known)
-        session.verify(expected, peaked if session.in_full else None)
+        session.verify(expected, stressing if session.in_full else {})
         if known:
             session.facts["verified_earlier"] = True
         if self.settings.verify_only:

@@ -27,6 +27,7 @@ from attnbench.worker.reference_outputs import GRADIENTS, group_outputs, sequenc
 from attnbench.worker.tolerances import OutputTally, OutputTolerance
 
 LOGITS_WITHIN = 16.0  # assumed size of the logits inside a block or layers, which return no lse
+FAR_LOGITS = 128.0  # size of a log-sum-exp from which on its rounding in float32 matters
 DROPPED = ("out", "dv")  # outputs whose mean under dropout is the output without dropout
 RUN = 64  # rows that are drawn together, where one group is too expensive
 
@@ -96,8 +97,9 @@ def compute(
             tallies[output.name].add(place, output, with_mass=problem.dropout > 0 and output.name in DROPPED)
     sequence_outputs.cache_clear()
     # Rounding error of two sums of head_dim terms, as random walks, in units of eps.
-    logits = max(1.0, math.sqrt(problem.head_dim) / 2)
-    logits *= tallies["lse"].largest if "lse" in tallies else LOGITS_WITHIN
+    size = tallies["lse"].largest if "lse" in tallies else LOGITS_WITHIN
+    logits = max(1.0, math.sqrt(problem.head_dim) / 2) * size
+    far = size if size > FAR_LOGITS else 0.0
     expected = ExpectedValues(
         problem=problem,
         mode=mode,
@@ -105,7 +107,9 @@ def compute(
         distribution=distribution,
         digest=inputs.digest(tensors),
         selection=selection,
-        tolerances={name: tally.tolerance(logits if name in GRADIENTS else 0.0) for name, tally in tallies.items()},
+        tolerances={
+            name: tally.tolerance(logits if name in GRADIENTS else far, far) for name, tally in tallies.items()
+        },
         seconds=time.perf_counter() - start,
     )
     # Written last, and renamed into place: a reader finds a complete record, or none.

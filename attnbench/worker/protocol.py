@@ -109,13 +109,14 @@ class CaseVerified(Message, frozen=True, kw_only=True, tag="Verified"):
 
 
 class VerifyCase(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Verify"):
-    """Compare the outputs with expected values: those of the procedure's inputs, and of peaked inputs if named.
+    """Compare the outputs with expected values: those of the procedure's inputs, and of the other inputs if named.
 
     `brief`: only the procedure's inputs, in restarts after the first, which checked everything else.
     """
 
     directory: str
     peaked_directory: str = ""
+    further_directories: dict[str, str] = {}  # of further distributions
     brief: bool = False
     seed: int = 0  # of the transformed inputs, secret from the backend until now
 

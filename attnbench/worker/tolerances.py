@@ -96,11 +96,12 @@ class OutputTally:
         if with_mass:
             self._write(place, f"{self.name}.mass", output.mass, exact=True)
 
-    def tolerance(self, logits: float = 0.0) -> OutputTolerance:
+    def tolerance(self, logits: float = 0.0, far: float = 0.0) -> OutputTolerance:
         """The tolerance of the whole output; `logits`, for gradients, is the size of the logits in units of eps.
 
         A fused backward recomputes its weights as exp(logit - lse). Both are float32 sums that may be off by eps(fp32)
-        times `logits`, independently; the plain formula, which keeps the weights, has no such error.
+        times `logits`, independently; the plain formula, which keeps the weights, has no such error. Nor has it the
+        error of a merge by the log-sum-exp, which matters where that is far from 0: `far` is its size there, else 0.
         """
         numbers = max(1, self.numbers)
         rms, error, mass, loose = (float(x) for x in np.sqrt(self.squares / numbers))
@@ -111,7 +112,7 @@ class OutputTally:
             plain_rms=error,
             rounding=2 * self.rounding + (8 * eps + 2.0**-23 * logits) * self.largest,
             rms=rms,
-            rms_error=max(error, self._half_cap * max(rms, mass)) + loose,
+            rms_error=max(error, self._half_cap * max(rms, mass)) + loose + 2.0**-23 * far * rms,
             loose=self.loose,
         )
 

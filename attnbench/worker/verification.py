@@ -6,6 +6,7 @@ elements, aliased or changed inputs, threads left spinning.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,7 @@ SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturb
 
 
 def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
-    """Judge three calls: peaked inputs, the procedure's inputs, and these transformed; with `brief`, only the second.
+    """Judge calls with stressing inputs, the procedure's inputs, and these transformed; with `brief`, only the second.
 
     The checks go on after the verification, if that got as far as the procedure's inputs.
     """
@@ -36,12 +37,14 @@ def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Requ
 
 
 def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
-    if request.peaked_directory:
-        case.fill("peaked")
-        peaked = expected_values.load(Path(request.peaked_directory))
-        judgement = _judge_call(case, lambda: judge_outputs(case, peaked))
+    peaked = {"peaked": request.peaked_directory} if request.peaked_directory else {}
+    stressing = peaked | request.further_directories
+    for distribution, directory in stressing.items():
+        case.fill(distribution)
+        judgement = _judge_call(case, partial(judge_outputs, case, expected_values.load(Path(directory))))
         if not judgement.ok:
-            return _verdict(judgement, "peaked inputs: "), None
+            return _verdict(judgement, f"{distribution} inputs: "), None
+    if stressing:
         case.fill(case.procedure.inputs)
     expected = expected_values.load(Path(request.directory))
     if objection := _other_inputs(case.digest, expected):

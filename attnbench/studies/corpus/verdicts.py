@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.records.case import Case
@@ -42,8 +43,13 @@ class Verifier:
             prepared = session.answer(protocol.PrepareCase(case=case, procedure=procedure))
             if isinstance(prepared, protocol.RequestFailed):
                 return prepared.reason
-            directory, peaked = (self._expect(case, inputs) for inputs in (distribution, "peaked"))
-            reply = session.answer(protocol.VerifyCase(directory=directory, peaked_directory=peaked))
+            further = {name: self._expect(case, name) for name in inputs.stressing(case.problem, case.mode)}
+            request = protocol.VerifyCase(
+                directory=self._expect(case, distribution),
+                peaked_directory=further.pop("peaked"),
+                further_directories=further,
+            )
+            reply = session.answer(request)
             if isinstance(reply, protocol.RequestFailed):
                 return reply.reason
             assert isinstance(reply, protocol.CaseVerified), reply
@@ -51,15 +57,15 @@ class Verifier:
                 return reply.reason
         return ""
 
-    def _expect(self, case: Case, inputs: str) -> str:
-        key = case.problem, case.mode, inputs
+    def _expect(self, case: Case, distribution: str) -> str:
+        key = case.problem, case.mode, distribution
         if key not in self._expected:
             directory = str(self._directory / str(len(self._expected)))
             request = protocol.ComputeExpected(
                 problem=case.problem,
                 mode=case.mode,
                 seed=Procedure().seed,
-                inputs=inputs,
+                inputs=distribution,
                 directory=directory,
                 budget_s=BUDGET_S,
             )

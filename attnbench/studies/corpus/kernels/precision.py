@@ -65,11 +65,11 @@ def cubic_exponential(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Outp
     return weights @ v / weights.sum(-1, keepdim=True)
 
 
-@kernel("fp16-statistics", Problem(seq_q=4, seq_kv=1024, heads=2, head_dim=16, dtype="fp16", returns="lse"))
+@kernel("fp16-statistics", Problem(seq_q=2, seq_kv=2**16, heads=1, head_dim=16, dtype="fp16", returns="lse"))
 def fp16_statistics(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
-    """Maximum and sum are rounded to fp16 after every 32 keys."""
+    """Maximum and sum are rounded to fp16 after every 16 keys, so that the sum stops growing."""
     part: Part = formula.online(
-        formula.scores(problem, q, k), v, formula.tiles(problem.seq_kv, 32), lambda kept: kept.half().float()
+        formula.scores(problem, q, k), v, formula.tiles(problem.seq_kv, 16), lambda kept: kept.half().float()
     )
     return formula.returned(problem, part, v.dtype)
 
