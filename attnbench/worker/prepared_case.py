@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attnbench.attention import inputs, transformations
 from attnbench.attention.choices import Mode, Returns
+from attnbench.attention.problem import Problem
 from attnbench.attention.transformations import Transformation
 from attnbench.backends import Backend, Layout, Prepared, scope
 from attnbench.records.case import Case
@@ -68,10 +69,7 @@ class PreparedCase:
         if store and name in ("k", "v"):
             with self.state.backend_code():
                 return store(tensor).to(self.instrument.torch_device)
-        ordered = tensor.transpose(1, 2).contiguous() if self.backend.layout is Layout.BSHD else tensor
-        if self.problem.requests and self.backend.layout is Layout.BHSD:  # in memory token by token, as in a server
-            ordered = tensor.transpose(1, 2).contiguous().transpose(1, 2)
-        return ordered.to(self.instrument.torch_device)
+        return ordered(self.backend, self.problem, tensor).to(self.instrument.torch_device)
 
     def _seconds_of_packing(self, values: inputs.Inputs) -> float | None:
         """The time to write k and v in the form of the library; None where the call itself does all that is needed."""
@@ -238,6 +236,13 @@ class PreparedCase:
             heads_last = name not in ("lse", "weights") and self.backend.layout is Layout.BSHD and tensor.ndim == 4
             tensors[name] = tensor.transpose(1, 2) if heads_last else tensor
         return tensors
+
+
+def ordered(backend: Backend, problem: Problem, tensor: Tensor) -> Tensor:
+    """[batch, heads, seq, width] in the backend's layout; requests in memory token by token, as in a server."""
+    if backend.layout is Layout.BSHD:
+        return tensor.transpose(1, 2).contiguous()
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2) if problem.requests else tensor
 
 
 def prepare(
