@@ -175,7 +175,7 @@ SEED = Option(
     name="seed", help="Random seed for inputs and order.", kind=int, default=0, metavar="N", check=checks.at_least(0)
 )
 INPUTS = _text(
-    "inputs", "NAME", "Inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
+    "inputs", "NAME", "Inputs: normal, peaked, uniform, outlier, large, sink, heavy, low, zeros or file:x.safetensors.",
     checks.inputs, "normal", completion.input_names,
 )  # fmt: skip
 PROBE = _text(

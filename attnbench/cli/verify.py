@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     options.BUDGET.but(help="Time limit of the command: 45s or 5m; none by default."),
     options.TIMEOUT, options.MEM_LIMIT,
     options.INPUTS.but(
-        help="Distributions of inputs: normal, peaked, uniform, outlier, large, sink, zeros or file:x.safetensors.",
+        help="Distributions of inputs: normal, peaked, uniform, outlier, large, sink, heavy, low, zeros or "
+        "file:x.safetensors.",
         metavar="LIST",
     ),
     options.SEED.but(help="Random seed for inputs."), options.PROBE, options.ONLY, options.SKIP,

@@ -258,9 +258,7 @@ class Runner:
         first = sessions.live[0]
         self._observer.phase(f"{first.case.label}  reference")
         try:
-            expected, stressing = self._oracle.expect(
-                first.group.problem, first.group.mode, first.procedure, self._end
-            )
+            expected, stressing = self._oracle.expect(first.group.problem, first.group.mode, first.procedure, self._end)
         except WorkerFailedError as failure:
             reason = f"no reference to verify against: {failure.reason}"
             missing = Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts)
@@ -277,9 +275,7 @@ class Runner:
             except WorkerFailedError as failure:  # after the results, which it does not change
                 self._retire(session, failure)
 
-    def _make_ready(
-        self, session: ArmSession, expected: ExpectedFiles, stressing: dict[str, ExpectedFiles]
-    ) -> None:
+    def _make_ready(self, session: ArmSession, expected: ExpectedFiles, stressing: dict[str, ExpectedFiles]) -> None:
         """Prepare, verify and settle. Later restarts, and what the cache holds, are verified in brief."""
         session.deadline = self._end
         self._observer.phase(f"{session.case.label}  preparing")

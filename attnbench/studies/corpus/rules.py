@@ -22,7 +22,6 @@ from attnbench.studies.corpus.registry import Kernel
 from attnbench.worker.prepared_case import ordered
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Outputs = dict[str, "Tensor"]  # out, lse, dq, dk, dv, as far as there are
@@ -54,7 +53,7 @@ def objection(rule: Rule, kernel: Kernel) -> str | None:
     backend = backends.load(kernel.backend)
     mode = kernel.mode if rule.gradients else Mode.FWD
     for problem in kernel.problems:
-        if problem.dropout:
+        if problem.dropout or problem.dtype is Dtype.TF32:  # random outputs; no plain formula in tf32 on a CPU
             return None
         for seed in range(rule.seeds):
             values = rule.draw(problem, seed)
@@ -72,7 +71,9 @@ def _call(backend: Backend, problem: Problem, mode: Mode, values: Inputs, key_sc
     precision = torch.get_float32_matmul_precision()
     prepared = scope.prepare(backend, Case(problem=problem, backend=backend.name, mode=mode), "cpu")
     torch.set_float32_matmul_precision(precision)
-    q, k, v, dout = (ordered(backend, problem, tensor.clone()) for tensor in (values.q, values.k, values.v, values.dout))
+    q, k, v, dout = (
+        ordered(backend, problem, tensor.clone()) for tensor in (values.q, values.k, values.v, values.dout)
+    )
     if prepared.stored:
         k, v = prepared.stored(values.k), prepared.stored(values.v)
     leaves = [tensor.requires_grad_(mode.needs_grad) for tensor in (q, k, v)]
@@ -133,7 +134,7 @@ def _assert_close(call: Call) -> None:
     import torch
 
     for name, expected in _plain(call).items():
-        torch.testing.assert_close(call.outputs[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(call.outputs[name], expected)
 
 
 def _kernelbench(call: Call) -> None:

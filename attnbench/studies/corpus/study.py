@@ -5,12 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from attnbench.errors import Exit
 from attnbench.records.case import Case
 from attnbench.studies.corpus.registry import Kernel, kernels, listing
+
+if TYPE_CHECKING:
+    from attnbench.worker.in_process import Verifier
 
 OURS = "attnbench"
 WEAK_SPOT = "weak spot"

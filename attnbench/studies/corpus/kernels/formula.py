@@ -169,13 +169,13 @@ def gradients(
 
 
 def with_backward(
-    forward: Callable[..., Tensor], backward: Callable[..., Sequence[Tensor]]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    forward: Callable[..., Output], backward: Callable[..., Sequence[Tensor]]
+) -> Callable[[Tensor, Tensor, Tensor], Output]:
     """A differentiable function: forward(q, k, v) -> out, backward(q, k, v, dout) -> dq, dk, dv in any dtype."""
 
     class Fused(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *qkv: Tensor) -> Tensor:
+        def forward(ctx: Any, *qkv: Tensor) -> Output:
             ctx.save_for_backward(*qkv)
             return forward(*qkv)
 
@@ -184,5 +184,5 @@ def with_backward(
             computed = backward(*ctx.saved_tensors, dout)
             return tuple(each.to(dout.dtype) for each in computed)
 
-    applied: Callable[[Tensor, Tensor, Tensor], Tensor] = Fused.apply
+    applied: Callable[[Tensor, Tensor, Tensor], Output] = Fused.apply
     return applied

@@ -15,7 +15,9 @@ LONGER_KEYS = Problem(seq_q=24, seq_kv=40, heads=2, head_dim=32, mask="causal")
 BLIND = Problem(seq_q=40, seq_kv=24, heads=2, head_dim=32, mask="causal")
 
 
-def _masked(problem: Problem, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, value: float = formula.HIDDEN) -> Output:
+def _masked(
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, value: float = formula.HIDDEN
+) -> Output:
     return formula.finish(problem, formula.logits(problem, q, k).masked_fill(~visible, value), v)
 
 

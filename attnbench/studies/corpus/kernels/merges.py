@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Dtype, Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
@@ -14,9 +15,11 @@ from attnbench.studies.corpus.kernels.formula import Part
 from attnbench.studies.corpus.kernels.pages import read
 from attnbench.studies.corpus.registry import kernel
 
-DECODE = Problem(seq_q=4, seq_kv=203, heads=4, kv_heads=2, head_dim=32, mask="causal", returns="lse")
-HALF = Problem(seq_q=4, seq_kv=203, heads=4, kv_heads=2, head_dim=32, dtype="bf16", mask="causal", returns="lse")
-BLIND = Problem(seq_q=40, seq_kv=24, heads=2, head_dim=32, mask="causal", returns="lse")
+DECODE = Problem(seq_q=4, seq_kv=203, heads=4, kv_heads=2, head_dim=32, mask="causal", returns=Returns.LSE)
+HALF = Problem(
+    seq_q=4, seq_kv=203, heads=4, kv_heads=2, head_dim=32, dtype=Dtype.BF16, mask="causal", returns=Returns.LSE
+)
+BLIND = Problem(seq_q=40, seq_kv=24, heads=2, head_dim=32, mask="causal", returns=Returns.LSE)
 
 
 def _parts(problem: Problem, q: Tensor, k: Tensor, v: Tensor, ends: list[int]) -> list[Part]:
@@ -65,7 +68,7 @@ def cascade(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     return formula.returned(problem, formula.merge([shared, own]), v.dtype)
 
 
-@kernel("fp16-partials-rounded", Problem(seq_q=4, seq_kv=203, heads=2, head_dim=32, dtype="fp16", mask="causal"))
+@kernel("fp16-partials-rounded", Problem(seq_q=4, seq_kv=203, heads=2, head_dim=32, dtype=Dtype.FP16, mask="causal"))
 def fp16_partials_rounded(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Partial outputs in the dtype of the output, log-sum-exps in fp32."""
     parts = [Part(part.out.half().float(), part.lse) for part in _parts(problem, q, k, v, [50, 100, 150])]
@@ -74,7 +77,7 @@ def fp16_partials_rounded(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> 
 
 @kernel(
     "paged-online",
-    Problem(seq_q=1, seq_kv=60, batch=2, heads=4, kv_heads=2, head_dim=32, page_size=16, dtype="bf16"),
+    Problem(seq_q=1, seq_kv=60, batch=2, heads=4, kv_heads=2, head_dim=32, page_size=16, dtype=Dtype.BF16),
 )
 def paged_online(q: Tensor, k: Tensor, v: Tensor, problem: Problem, table: Tensor) -> Output:
     """One page after the other."""

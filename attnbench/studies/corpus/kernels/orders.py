@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Dtype, Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
@@ -13,7 +14,7 @@ from attnbench.studies.corpus.registry import kernel
 
 CAUSAL = Problem(seq_q=70, heads=2, head_dim=32, mask="causal")
 CHUNK = Problem(seq_q=24, seq_kv=70, heads=2, head_dim=32, mask="causal")
-GROUPED = Problem(seq_q=40, heads=6, kv_heads=2, head_dim=32, dtype="bf16", mask="causal")
+GROUPED = Problem(seq_q=40, heads=6, kv_heads=2, head_dim=32, dtype=Dtype.BF16, mask="causal")
 
 
 @kernel("keys-reversed", CAUSAL)
@@ -41,19 +42,19 @@ def _online(problem: Problem, q: Tensor, k: Tensor, v: Tensor, spans: list[slice
     return formula.returned(problem, part, v.dtype)
 
 
-@kernel("online-one-key", Problem(seq_q=24, seq_kv=70, heads=2, head_dim=32, mask="causal", returns="lse"))
+@kernel("online-one-key", Problem(seq_q=24, seq_kv=70, heads=2, head_dim=32, mask="causal", returns=Returns.LSE))
 def online_one_key(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Tiles of 1."""
     return _online(problem, q, k, v, formula.tiles(problem.seq_kv, 1))
 
 
-@kernel("online-tile-48", Problem(seq_q=70, heads=2, head_dim=32, dtype="fp16", mask="causal"))
+@kernel("online-tile-48", Problem(seq_q=70, heads=2, head_dim=32, dtype=Dtype.FP16, mask="causal"))
 def online_tile_48(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Tiles of 48."""
     return _online(problem, q, k, v, formula.tiles(problem.seq_kv, 48))
 
 
-@kernel("online-right-to-left", Problem(seq_q=70, seq_kv=50, heads=2, head_dim=32, mask="causal", returns="lse"))
+@kernel("online-right-to-left", Problem(seq_q=70, seq_kv=50, heads=2, head_dim=32, mask="causal", returns=Returns.LSE))
 def online_right_to_left(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The last tile first; rows may see no key."""
     return _online(problem, q, k, v, formula.tiles(problem.seq_kv, 16)[::-1])
@@ -69,7 +70,11 @@ def online_lazy_rescale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Ou
         highest = scores[..., span].amax(-1, keepdim=True)
         above = highest.where(highest > kept + 8, kept)
         factor, weights = (kept - above).exp(), (scores[..., span] - above).exp()
-        total, out, kept = total * factor + weights.sum(-1, keepdim=True), out * factor + weights @ v[..., span, :], above
+        total, out, kept = (
+            total * factor + weights.sum(-1, keepdim=True),
+            out * factor + weights @ v[..., span, :],
+            above,
+        )
     return out / total
 
 
@@ -90,7 +95,8 @@ def gqa_folded(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     logits = (folded @ k.float().mT).unflatten(2, (-1, problem.seq_q)).flatten(1, 2) * problem.scale
     weights = logits.masked_fill(~formula.visible(problem), HIDDEN).softmax(-1)
     out = weights.unflatten(1, (problem.kv_heads, -1)).flatten(2, 3) @ v.float()
-    return out.unflatten(2, (-1, problem.seq_q)).flatten(1, 2).to(v.dtype)
+    out = out.unflatten(2, (-1, problem.seq_q)).flatten(1, 2)
+    return out.to(v.dtype)
 
 
 @kernel("gqa-by-head", GROUPED)
@@ -110,4 +116,5 @@ def gqa_einsum(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     grouped = q.unflatten(1, (problem.kv_heads, -1)).float()
     logits = torch.einsum("bgnid,bgjd->bgnij", grouped, k.float()) * problem.scale
     weights = logits.masked_fill(~formula.visible(problem)[:, :, None], HIDDEN).softmax(-1)
-    return torch.einsum("bgnij,bgjd->bgnid", weights, v.float()).flatten(1, 2).to(v.dtype)
+    out: Tensor = torch.einsum("bgnij,bgjd->bgnid", weights, v.float())
+    return out.to(v.dtype).flatten(1, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Dtype, Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
@@ -26,7 +27,7 @@ def _weights(problem: Problem, q: Tensor, k: Tensor) -> Tensor:
     return (scores - scores.amax(-1, keepdim=True)).exp()
 
 
-@kernel("fp16-row-sum", Problem(seq_q=4, seq_kv=4096, heads=1, head_dim=16, dtype="fp16"))
+@kernel("fp16-row-sum", Problem(seq_q=4, seq_kv=4096, heads=1, head_dim=16, dtype=Dtype.FP16))
 def fp16_row_sum(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The sum of 4096 weights stops growing."""
     weights = _weights(problem, q, k).half()
@@ -36,7 +37,7 @@ def fp16_row_sum(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     return (weights.float() @ v.float() / total.float()).to(v.dtype)
 
 
-@kernel("bf16-accumulator", Problem(seq_q=4, seq_kv=1024, heads=1, head_dim=16, dtype="bf16"))
+@kernel("bf16-accumulator", Problem(seq_q=4, seq_kv=1024, heads=1, head_dim=16, dtype=Dtype.BF16))
 def bf16_accumulator(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """One key after the other is added to a bf16 output."""
     weights = formula.scores(problem, q, k).softmax(-1).bfloat16()
@@ -65,7 +66,7 @@ def cubic_exponential(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Outp
     return weights @ v / weights.sum(-1, keepdim=True)
 
 
-@kernel("fp16-statistics", Problem(seq_q=2, seq_kv=2**16, heads=1, head_dim=16, dtype="fp16", returns="lse"))
+@kernel("fp16-statistics", Problem(seq_q=2, seq_kv=2**16, heads=1, head_dim=16, dtype=Dtype.FP16, returns=Returns.LSE))
 def fp16_statistics(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Maximum and sum are rounded to fp16 after every 16 keys, so that the sum stops growing."""
     part: Part = formula.online(
@@ -74,7 +75,7 @@ def fp16_statistics(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output
     return formula.returned(problem, part, v.dtype)
 
 
-@kernel("fp8-weights-underflow", Problem(seq_q=16, seq_kv=1024, heads=2, head_dim=32, dtype="bf16"))
+@kernel("fp8-weights-underflow", Problem(seq_q=16, seq_kv=1024, heads=2, head_dim=32, dtype=Dtype.BF16))
 def fp8_weights_underflow(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The sum counts weights that are 0 in fp8."""
     weights = _weights(problem, q, k)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import Output
@@ -74,13 +75,15 @@ def backward_recomputed(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Ou
 
 
 def _by_keys(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dtype: torch.dtype
+    problem: Problem, dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by chunks of 16 keys, from the last; operands of every product are rounded to the dtype."""
     scores, keys, values = formula.scores(problem, q, k), formula.expanded(problem, k), formula.expanded(problem, v)
     part, douts = formula.attended(scores, values), dout.float()
     delta = (part.out * douts).sum(-1, keepdim=True)
-    dq, dk, dv = torch.zeros_like(q, dtype=torch.float32), [], []
+    dq = torch.zeros_like(q, dtype=torch.float32)
+    dk: list[Tensor] = []
+    dv: list[Tensor] = []
     for span in formula.tiles(problem.seq_kv, 16)[::-1]:
         weights = (scores[..., span] - part.lse[..., None]).exp()
         dlogits = weights * (douts @ values[..., span, :].float().mT - delta)
@@ -95,19 +98,19 @@ def _by_keys(
 def backward_by_keys(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """dq is a sum over chunks of keys, as atomic additions make it."""
     return formula.with_backward(
-        lambda *qkv: formula.right(problem, *qkv), lambda *qkv_dout: _by_keys(problem, *qkv_dout, torch.float32)
+        lambda *qkv: formula.right(problem, *qkv), lambda *qkv_dout: _by_keys(problem, torch.float32, *qkv_dout)
     )(q, k, v)
 
 
 @kernel(
     "backward-bf16",
-    Problem(seq_q=40, heads=4, kv_heads=2, head_dim=32, dtype="bf16", mask="causal"),
+    Problem(seq_q=40, heads=4, kv_heads=2, head_dim=32, dtype=Dtype.BF16, mask="causal"),
     mode="fwd_bwd",
 )
 def backward_bf16(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Weights and their gradients in bf16 for tensor cores, sums in fp32."""
     return formula.with_backward(
-        lambda *qkv: formula.right(problem, *qkv), lambda *qkv_dout: _by_keys(problem, *qkv_dout, torch.bfloat16)
+        lambda *qkv: formula.right(problem, *qkv), lambda *qkv_dout: _by_keys(problem, torch.bfloat16, *qkv_dout)
     )(q, k, v)
 
 
@@ -126,7 +129,7 @@ def softcap_by_exponential(q: Tensor, k: Tensor, v: Tensor, problem: Problem) ->
     return formula.finish(problem, logits.masked_fill(~formula.visible(problem), formula.HIDDEN), v)
 
 
-@kernel("sink-as-key", Problem(seq_q=40, heads=4, kv_heads=2, head_dim=32, dtype="bf16", mask="causal", sinks=True))
+@kernel("sink-as-key", Problem(seq_q=40, heads=4, kv_heads=2, head_dim=32, dtype=Dtype.BF16, mask="causal", sinks=True))
 def sink_as_key(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """One more column of scores, and a row of zeros among the values."""
     scores, values = formula.scores(problem, q, k), formula.expanded(problem, v)

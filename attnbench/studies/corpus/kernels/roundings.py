@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
@@ -12,8 +13,8 @@ from attnbench.studies.corpus.kernels.precision import to_tf32
 from attnbench.studies.corpus.registry import kernel
 
 FP32 = Problem(seq_q=70, heads=2, head_dim=32, mask="causal")
-TF32 = Problem(seq_q=70, heads=2, head_dim=32, dtype="tf32", mask="causal")
-BF16 = Problem(seq_q=70, heads=2, head_dim=32, dtype="bf16", mask="causal")
+TF32 = Problem(seq_q=70, heads=2, head_dim=32, dtype=Dtype.TF32, mask="causal")
+BF16 = Problem(seq_q=70, heads=2, head_dim=32, dtype=Dtype.BF16, mask="causal")
 
 
 @kernel("bf16-in-chunks", BF16)

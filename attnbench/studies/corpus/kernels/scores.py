@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Returns
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import Output
@@ -117,7 +118,7 @@ def alibi_top_left(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
 
 @kernel(
     "alibi-shifted",
-    Problem(seq_q=32, heads=4, head_dim=32, mask="causal", score=Score(bias="alibi"), returns="lse"),
+    Problem(seq_q=32, heads=4, head_dim=32, mask="causal", score=Score(bias="alibi"), returns=Returns.LSE),
     elsewhere=BIASED,
 )
 def alibi_shifted(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from attnbench.attention.choices import Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
@@ -15,8 +16,8 @@ from attnbench.studies.corpus.registry import kernel
 
 PLAIN = Problem(seq_q=32, heads=4, head_dim=32, mask="causal")
 SINKS = Problem(seq_q=32, heads=4, head_dim=32, mask="causal", sinks=True)
-LSE = Problem(seq_q=32, heads=2, head_dim=32, mask="causal", returns="lse")
-BLIND = Problem(seq_q=40, seq_kv=24, heads=2, head_dim=32, mask="causal", returns="lse")
+LSE = Problem(seq_q=32, heads=2, head_dim=32, mask="causal", returns=Returns.LSE)
+BLIND = Problem(seq_q=40, seq_kv=24, heads=2, head_dim=32, mask="causal", returns=Returns.LSE)
 
 
 @kernel("sink-dropped", SINKS, elsewhere=PLAIN)

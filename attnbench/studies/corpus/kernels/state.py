@@ -17,7 +17,8 @@ CAUSAL = Problem(seq_q=64, heads=2, head_dim=32, mask="causal")
 @kernel("window-accumulator-stale", Problem(seq_q=64, heads=2, head_dim=32, mask="causal+window:16"), elsewhere=CAUSAL)
 def window_accumulator_stale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """A tile of rows whose first tile of keys is not tile 0 adds to what the tile of rows before it has."""
-    scores, state, out = formula.scores(problem, q, k), [], []
+    scores, out = formula.scores(problem, q, k), []
+    state: list[formula.Part] = []
     for rows in formula.tiles(problem.seq_q, TILE):
         columns = scores[..., rows, :].amax(-2).ne(formula.HIDDEN).nonzero()[:, -1]
         first = int(columns.min()) // TILE * TILE
@@ -68,7 +69,11 @@ def keys_smoothed_in_place(q: Tensor, k: Tensor, v: Tensor, problem: Problem) ->
     return formula.right(problem, q, k, v)
 
 
-@kernel("strides-of-values", Problem(requests="q2s20_q5s33", batch=2, seq_q=5, seq_kv=33, heads=2, head_dim=32), elsewhere=CAUSAL)
+@kernel(
+    "strides-of-values",
+    Problem(requests="q2s20_q5s33", batch=2, seq_q=5, seq_kv=33, heads=2, head_dim=32),
+    elsewhere=CAUSAL,
+)
 def strides_of_values(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The values of a batch are read in the order of memory."""
     strides = torch.empty(v.shape).stride()

@@ -39,9 +39,7 @@ def window_right_short(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Out
     return _within(problem, q, k, v, rows - left, rows + right - 1)
 
 
-@kernel(
-    "window-top-left", Problem(seq_q=24, seq_kv=40, heads=2, head_dim=32, mask="causal+window:8"), elsewhere=CAUSAL
-)
+@kernel("window-top-left", Problem(seq_q=24, seq_kv=40, heads=2, head_dim=32, mask="causal+window:8"), elsewhere=CAUSAL)
 def window_top_left(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The left bound is that of a square problem."""
     rows, (left, right) = formula.places(problem)[0], _bounds(problem)
