@@ -14,7 +14,7 @@ import msgspec
 from attnbench._version import __version__
 from attnbench.report.formats import corpus as report
 from attnbench.studies.corpus import study
-from attnbench.studies.corpus.study import Verdict
+from attnbench.studies.corpus.study import RuleVerdict
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "reference" / "corpus" / "verdicts.json"
@@ -28,7 +28,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     date: str
     version: str
     torch: str
-    verdicts: list[Verdict]
+    verdicts: list[RuleVerdict]
 
 
 def measure() -> Stored:
@@ -44,7 +44,7 @@ def stored() -> Stored:
     return msgspec.json.decode(RESULT.read_bytes(), type=Stored)
 
 
-def page(text: str, verdicts: list[Verdict]) -> str:
+def page(text: str, verdicts: list[RuleVerdict]) -> str:
     """The text of the page with the tables of these verdicts."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{report.tables(verdicts)}\n{END}{rest.partition(END)[2]}"

@@ -22,8 +22,8 @@ from attnbench.report.formats import corpus as report
 from attnbench.studies.corpus import registry, rules, study
 from attnbench.studies.corpus.kernels import formula
 from attnbench.studies.corpus.kernels.state import keys_smoothed_in_place
-from attnbench.studies.corpus.registry import Kernel
-from attnbench.studies.corpus.study import OURS, Verdict
+from attnbench.studies.corpus.registry import CorpusKernel
+from attnbench.studies.corpus.study import OURS, RuleVerdict
 from tests.oracle import visible
 from tools import corpus as tool
 
@@ -97,7 +97,7 @@ def largest(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error.abs().nan_to_num(math.inf, math.inf).max())
 
 
-def excess(kernel: Kernel, problem: Problem, distribution: str, calls: int = 1) -> float:
+def excess(kernel: CorpusKernel, problem: Problem, distribution: str, calls: int = 1) -> float:
     """The largest error of the kernel over the rule's bound of it; above 1 the kernel is wrong."""
     values = inputs.make(problem, 0, distribution)
     expected = exact(problem, kernel.mode, values)
@@ -133,7 +133,7 @@ def test_the_listing_has_a_kernel_for_each_entry_and_a_report_for_each_wrong_one
 @pytest.mark.parametrize(
     "kernel", [each for each in WRONG if each.name not in {*RANDOM, IN_PLACE}], ids=lambda k: k.name
 )
-def test_a_wrong_kernel_differs_from_brute_force_by_more_than_the_bound(kernel: Kernel) -> None:
+def test_a_wrong_kernel_differs_from_brute_force_by_more_than_the_bound(kernel: CorpusKernel) -> None:
     calls = CALLS if kernel.kind == "state" else 1
     distributions = DISTRIBUTIONS if kernel.mode is Mode.FWD else DISTRIBUTIONS[:3]
     for problem in kernel.problems[:-1]:
@@ -142,7 +142,7 @@ def test_a_wrong_kernel_differs_from_brute_force_by_more_than_the_bound(kernel: 
 
 
 @pytest.mark.parametrize("kernel", [each for each in WRONG if each.elsewhere], ids=lambda k: k.name)
-def test_a_wrong_kernel_is_right_where_it_says_so(kernel: Kernel) -> None:
+def test_a_wrong_kernel_is_right_where_it_says_so(kernel: CorpusKernel) -> None:
     assert kernel.elsewhere
     assert excess(kernel, kernel.elsewhere, "normal") < 1
 
@@ -151,7 +151,7 @@ def test_a_wrong_kernel_is_right_where_it_says_so(kernel: Kernel) -> None:
     "kernel", [each for each in KERNELS.values() if each.right and each.name not in RANDOM], ids=lambda k: k.name
 )
 @pytest.mark.parametrize("distribution", ["normal", "heavy"])
-def test_a_right_kernel_agrees_with_brute_force(kernel: Kernel, distribution: str) -> None:
+def test_a_right_kernel_agrees_with_brute_force(kernel: CorpusKernel, distribution: str) -> None:
     assert excess(kernel, kernel.problems[0], distribution) < 1
 
 
@@ -196,11 +196,11 @@ SMALL = Problem(seq_q=8, heads=1, head_dim=16)
 
 
 @cache
-def plain(rule: str, problem: Problem = SMALL) -> rules.Call:
+def plain(rule: str, problem: Problem = SMALL) -> rules.KernelCall:
     """A call of which the outputs are those of the plain formula."""
     values = rules.RULES[rule].draw(problem, 0)
     outputs = rules._call(backends.load("naive"), problem, Mode.FWD, values)
-    return rules.Call(problem, Mode.FWD, values, outputs)
+    return rules.KernelCall(problem, Mode.FWD, values, outputs)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +254,9 @@ def test_attnbench_finds_every_wrong_kernel_and_no_right_one() -> None:
 
 
 def test_a_wrong_verdict_of_attnbench_fails_the_command_and_is_named() -> None:
-    missed = Verdict(kernel="scale-grows", rule=OURS, kind="scale", chosen="any", found_wrong=False)
-    alarm = Verdict(kernel="base-two", rule=OURS, found_wrong=True, reason="out: off")
-    other = Verdict(kernel="base-two", rule="kernels", found_wrong=True)
+    missed = RuleVerdict(kernel="scale-grows", rule=OURS, kind="scale", chosen="any", found_wrong=False)
+    alarm = RuleVerdict(kernel="base-two", rule=OURS, found_wrong=True, reason="out: off")
+    other = RuleVerdict(kernel="base-two", rule="kernels", found_wrong=True)
     assert study.exit_code([other]) is Exit.OK
     for verdict in (missed, alarm):
         assert study.exit_code([verdict, other]) is Exit.FAILED

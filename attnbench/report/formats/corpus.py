@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from attnbench.report.formats import markdown
 from attnbench.report.terminal.text_layout import aligned
 from attnbench.studies.corpus.registry import listing
-from attnbench.studies.corpus.study import OURS, Rates, Verdict, rates
+from attnbench.studies.corpus.study import OURS, RuleRates, RuleVerdict, rates
 
 HEAD = ("wrong kernels found", "of those chosen without regard to attnbench", "false alarms", "cannot judge")
 SHORT = ("found", "any", "alarms", "unjudged")  # for a terminal
 MARKS = {True: "wrong", False: "right", None: "-"}
 
 
-def text(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
+def text(verdicts: Sequence[RuleVerdict], width: int) -> Iterator[str]:
     """The rates, and what attnbench's own rule gets wrong."""
     table = [(each.rule, _cells(each)) for each in rates(verdicts)]
     for lines in aligned("rule", SHORT, table, width):
@@ -26,11 +26,11 @@ def text(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
             yield f"{OURS} errs: {verdict.kernel} ({listing()[verdict.kernel]['text']}): {said}"
 
 
-def tables(verdicts: Sequence[Verdict]) -> str:
+def tables(verdicts: Sequence[RuleVerdict]) -> str:
     """Two tables: the rates, and a row for each kernel that any rule gets wrong."""
     counted = rates(verdicts)
     head = markdown.table(("rule", *HEAD), [(each.rule, *_cells(each)) for each in counted], [False] + [True] * 4)
-    by_kernel: dict[str, dict[str, Verdict]] = {}
+    by_kernel: dict[str, dict[str, RuleVerdict]] = {}
     for verdict in verdicts:
         by_kernel.setdefault(verdict.kernel, {})[verdict.rule] = verdict
     names = [each.rule for each in counted]
@@ -51,7 +51,7 @@ def tables(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def _cells(counts: Rates) -> tuple[str, ...]:
+def _cells(counts: RuleRates) -> tuple[str, ...]:
     return (
         f"{counts.found} of {counts.wrong}",
         f"{counts.found_any} of {counts.wrong_any}",

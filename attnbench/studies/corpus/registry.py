@@ -29,7 +29,7 @@ MODULES = (
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-class Kernel(msgspec.Struct, frozen=True, kw_only=True):
+class CorpusKernel(msgspec.Struct, frozen=True, kw_only=True):
     """One kernel of the corpus. The problems are judged one after the other, in one process."""
 
     name: str
@@ -47,7 +47,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         return not self.kind
 
 
-_KERNELS: dict[str, Kernel] = {}
+_KERNELS: dict[str, CorpusKernel] = {}
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +69,7 @@ def kernel(
         module = function.__module__
         fields = {"problems": problems, "mode": Mode(mode), "elsewhere": elsewhere}
         backend = f"{module}:{function.__name__}"
-        _KERNELS[name] = msgspec.convert({**entry, **fields, "backend": backend}, Kernel)
+        _KERNELS[name] = msgspec.convert({**entry, **fields, "backend": backend}, CorpusKernel)
         mark = plugin.backend(
             name=name,
             dtypes={problem.dtype for problem in declared},
@@ -87,7 +87,7 @@ def _features(problems: Iterable[Problem]) -> frozenset[str]:
     return frozenset().union(*(problem.core.features for problem in problems))
 
 
-def kernels() -> list[Kernel]:
+def kernels() -> list[CorpusKernel]:
     """All kernels, in the order of the listing. Imports torch."""
     for module in MODULES:
         import_module(f"{PACKAGE}.{module}")

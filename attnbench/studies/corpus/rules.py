@@ -18,7 +18,7 @@ from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, scope
 from attnbench.records.case import Case
-from attnbench.studies.corpus.registry import Kernel
+from attnbench.studies.corpus.registry import CorpusKernel
 from attnbench.worker.prepared_case import ordered
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Outputs = dict[str, "Tensor"]  # out, lse, dq, dk, dv, as far as there are
 
 
-class Call(NamedTuple):
+class KernelCall(NamedTuple):
     """A call of a kernel, as a comparison gets it."""
 
     problem: Problem
@@ -36,19 +36,19 @@ class Call(NamedTuple):
     outputs: Outputs
 
 
-class Rule(NamedTuple):
+class ComparisonRule(NamedTuple):
     """A rule of another project. `close` raises AssertionError for outputs that it finds wrong."""
 
     name: str
     source: str  # the file that it is from
     text: str  # inputs, reference and comparison
     draw: Callable[[Problem, int], Inputs]
-    close: Callable[[Call], None]
+    close: Callable[[KernelCall], None]
     seeds: int = 1
     gradients: bool = True  # whether it judges them
 
 
-def objection(rule: Rule, kernel: Kernel) -> str | None:
+def objection(rule: ComparisonRule, kernel: CorpusKernel) -> str | None:
     """Why the rule finds a kernel wrong; empty if it finds it right, None if it cannot judge it."""
     backend = backends.load(kernel.backend)
     mode = kernel.mode if rule.gradients else Mode.FWD
@@ -58,7 +58,7 @@ def objection(rule: Rule, kernel: Kernel) -> str | None:
         for seed in range(rule.seeds):
             values = rule.draw(problem, seed)
             try:
-                rule.close(Call(problem, mode, values, _call(backend, problem, mode, values)))
+                rule.close(KernelCall(problem, mode, values, _call(backend, problem, mode, values)))
             except AssertionError as wrong:
                 return str(wrong).strip().splitlines()[-1]
     return ""
@@ -89,7 +89,7 @@ def _call(backend: Backend, problem: Problem, mode: Mode, values: Inputs, key_sc
     }
 
 
-def _plain(call: Call) -> Outputs:
+def _plain(call: KernelCall) -> Outputs:
     return _call(backends.load("naive"), call.problem, call.mode, call.values)
 
 
@@ -121,7 +121,7 @@ def _within_softcap(problem: Problem, seed: int) -> Inputs:
     return replace(values, q=values.q * (problem.softcap / 4)) if problem.softcap else values
 
 
-def _allclose(call: Call, atol: float, rtol: float) -> None:
+def _allclose(call: KernelCall, atol: float, rtol: float) -> None:
     import torch
 
     for name, expected in _plain(call).items():
@@ -130,19 +130,19 @@ def _allclose(call: Call, atol: float, rtol: float) -> None:
         assert torch.allclose(actual, expected, atol=atol, rtol=rtol), f"{name}: not allclose, off by {difference:.3g}"
 
 
-def _assert_close(call: Call) -> None:
+def _assert_close(call: KernelCall) -> None:
     import torch
 
     for name, expected in _plain(call).items():
         torch.testing.assert_close(call.outputs[name], expected)
 
 
-def _kernelbench(call: Call) -> None:
+def _kernelbench(call: KernelCall) -> None:
     tolerance = 1e-4 if torch_dtype(call.problem.dtype).itemsize == 4 else 1e-2
     _allclose(call, tolerance, tolerance)
 
 
-def _flash_attention(call: Call) -> None:
+def _flash_attention(call: KernelCall) -> None:
     """At most 2 times (3 with a soft cap) the error of the plain formula in the same dtype, and rounding.
 
     The reference is computed in float32, in float64 for a problem of float32, and rounded to the dtype; the plain
@@ -174,21 +174,21 @@ def _largest(actual: Tensor, expected: Tensor) -> float:
 RULES = {
     rule.name: rule
     for rule in (
-        Rule(
+        ComparisonRule(
             name="assert_close",
             source="https://github.com/pytorch/pytorch/blob/003029b0eb704f4abb7e3b343da75d699ae36392/torch/testing/_comparison.py",
             text="torch.testing.assert_close with its defaults, plain formula in the same dtype, normal inputs",
             draw=_normal,
             close=_assert_close,
         ),
-        Rule(
+        ComparisonRule(
             name="allclose-1e-2",
             source="https://github.com/triton-lang/triton/blob/003da478d84f5bb0f51b3988cf0ea0bbe60282b7/python/tutorials/06-fused-attention.py",
             text="allclose(atol=1e-2, rtol=0) as in Triton's tutorial, plain formula, normal inputs times 0.5",
             draw=_half_normal,
             close=lambda call: _allclose(call, 1e-2, 0.0),
         ),
-        Rule(
+        ComparisonRule(
             name="kernelbench",
             source="https://github.com/ScalingIntelligence/KernelBench/blob/423217d9fda91e0c2d67e4a43bf62f96f6d104f1/src/kernelbench/eval.py",
             text="allclose(1e-4) in fp32, allclose(1e-2) in 16 bits, plain formula, five draws of uniform inputs, no "
@@ -198,14 +198,14 @@ RULES = {
             seeds=5,
             gradients=False,
         ),
-        Rule(
+        ComparisonRule(
             name="flash-attention",
             source="https://github.com/Dao-AILab/flash-attention/blob/008e63667e0f50c146689bc4c3fa1aa8e3bc4fbd/tests/cute/test_flash_attn.py",
             text="at most twice the error of the plain formula in the same dtype, and rounding; normal inputs",
             draw=_within_softcap,
             close=_flash_attention,
         ),
-        Rule(
+        ComparisonRule(
             name="kernels",
             source="https://github.com/huggingface/kernels/blob/0959766e060ed004a342040aa775f5db963375e0/kernels/src/kernels/cli/benchmark.py",
             text="allclose(atol=1e-2) of Hugging Face's kernels, plain formula, normal inputs, no gradients",

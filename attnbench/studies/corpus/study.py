@@ -11,7 +11,7 @@ import msgspec
 
 from attnbench.errors import Exit
 from attnbench.records.case import Case
-from attnbench.studies.corpus.registry import Kernel, kernels, listing
+from attnbench.studies.corpus.registry import CorpusKernel, kernels, listing
 
 if TYPE_CHECKING:
     from attnbench.worker.in_process import Verifier
@@ -22,7 +22,7 @@ THEIRS = ("assert_close", "allclose-1e-2", "kernelbench", "flash-attention", "ke
 RULES = (OURS, *THEIRS)
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RuleVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one rule says of one kernel."""
 
     kernel: str
@@ -38,7 +38,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return bool(self.found_wrong) is bool(self.kind)
 
 
-class Rates(msgspec.Struct, frozen=True, kw_only=True):
+class RuleRates(msgspec.Struct, frozen=True, kw_only=True):
     """The counts of one rule."""
 
     rule: str
@@ -59,7 +59,7 @@ def sample(count: int | None) -> list[str]:
     return [names[number * len(names) // count] for number in range(count)]
 
 
-def judge(names: Sequence[str], rules: Sequence[str]) -> Iterator[Verdict]:
+def judge(names: Sequence[str], rules: Sequence[str]) -> Iterator[RuleVerdict]:
     """Judge these kernels by these rules, one after the other. Imports torch, and computes on one thread."""
     from attnbench.studies.corpus.kernels import formula
     from attnbench.studies.corpus.rules import RULES as OTHERS
@@ -72,7 +72,7 @@ def judge(names: Sequence[str], rules: Sequence[str]) -> Iterator[Verdict]:
             for rule in rules:
                 formula.KEPT.clear()
                 reason = _objection(verifier, kernel) if rule == OURS else objection(OTHERS[rule], kernel)
-                yield Verdict(
+                yield RuleVerdict(
                     kernel=kernel.name,
                     rule=rule,
                     kind=kernel.kind,
@@ -82,24 +82,24 @@ def judge(names: Sequence[str], rules: Sequence[str]) -> Iterator[Verdict]:
                 )
 
 
-def _objection(verifier: Verifier, kernel: Kernel) -> str:
+def _objection(verifier: Verifier, kernel: CorpusKernel) -> str:
     cases = [Case(problem=problem, backend=kernel.backend, mode=kernel.mode) for problem in kernel.problems]
     return next(filter(None, map(verifier.objection, cases)), "")
 
 
-def rates(verdicts: Iterable[Verdict]) -> list[Rates]:
+def rates(verdicts: Iterable[RuleVerdict]) -> list[RuleRates]:
     """The counts by rule, in the order of the verdicts."""
-    by_rule: dict[str, list[Verdict]] = {}
+    by_rule: dict[str, list[RuleVerdict]] = {}
     for verdict in verdicts:
         by_rule.setdefault(verdict.rule, []).append(verdict)
     return [_rates(rule, group) for rule, group in by_rule.items()]
 
 
-def _rates(rule: str, verdicts: Sequence[Verdict]) -> Rates:
+def _rates(rule: str, verdicts: Sequence[RuleVerdict]) -> RuleRates:
     wrong = [verdict for verdict in verdicts if verdict.kind]
     of_any = [verdict for verdict in wrong if verdict.chosen != WEAK_SPOT]
     right = [verdict for verdict in verdicts if not verdict.kind]
-    return Rates(
+    return RuleRates(
         rule=rule,
         wrong=len(wrong),
         found=sum(verdict.good for verdict in wrong),
@@ -111,6 +111,6 @@ def _rates(rule: str, verdicts: Sequence[Verdict]) -> Rates:
     )
 
 
-def exit_code(verdicts: Iterable[Verdict]) -> Exit:
+def exit_code(verdicts: Iterable[RuleVerdict]) -> Exit:
     """FAILED if attnbench's own rule errs; the others are reported alone."""
     return Exit.OK if all(verdict.good for verdict in verdicts if verdict.rule == OURS) else Exit.FAILED

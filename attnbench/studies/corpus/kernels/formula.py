@@ -22,7 +22,7 @@ LOG2E = 1 / math.log(2)
 KEPT: dict[object, Any] = {}
 
 
-class Part(NamedTuple):
+class SplitPart(NamedTuple):
     """Attention over some of the keys: out [..., rows, width] and lse [..., rows], float32."""
 
     out: Tensor
@@ -74,7 +74,7 @@ def sinks(problem: Problem) -> Tensor:
     return sink_logits(problem).float()[:, None, None]
 
 
-def attended(scores: Tensor, values: Tensor, sink: Tensor | None = None) -> Part:
+def attended(scores: Tensor, values: Tensor, sink: Tensor | None = None) -> SplitPart:
     """Softmax of the scores times the values; a row without visible keys has output 0 and log-sum-exp -inf."""
     maximum = scores.amax(-1, keepdim=True)
     if sink is not None:
@@ -85,10 +85,10 @@ def attended(scores: Tensor, values: Tensor, sink: Tensor | None = None) -> Part
     if sink is not None:
         total = total + (sink - maximum).exp()
     out = (weights @ values.float()) / total.masked_fill(total == 0, 1.0)
-    return Part(out, (maximum + total.log())[..., 0])
+    return SplitPart(out, (maximum + total.log())[..., 0])
 
 
-def returned(problem: Problem, part: Part, dtype: torch.dtype) -> Output:
+def returned(problem: Problem, part: SplitPart, dtype: torch.dtype) -> Output:
     """The result of a kernel: out, or out and lse."""
     out = part.out.to(dtype)
     return (out, part.lse.contiguous()) if problem.returns is Returns.LSE else out
@@ -109,12 +109,12 @@ def tiles(keys: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, keys)) for start in range(0, keys, size)]
 
 
-def parts(scores: Tensor, values: Tensor, spans: Iterable[slice]) -> list[Part]:
+def parts(scores: Tensor, values: Tensor, spans: Iterable[slice]) -> list[SplitPart]:
     """Attention over each span of the keys."""
     return [attended(scores[..., span], values[..., span, :]) for span in spans]
 
 
-def merge(states: Sequence[Part], base: float = math.e) -> Part:
+def merge(states: Sequence[SplitPart], base: float = math.e) -> SplitPart:
     """Merge parts by their log-sum-exp, of that base."""
     lse = torch.stack([part.lse for part in states])
     maximum = lse.amax(0)
@@ -122,12 +122,12 @@ def merge(states: Sequence[Part], base: float = math.e) -> Part:
     weights = base ** (lse - maximum)
     total = weights.sum(0)
     out = torch.stack([part.out for part in states]).mul(weights[..., None]).sum(0)
-    return Part(out / total.masked_fill(total == 0, 1.0)[..., None], maximum + total.log() / math.log(base))
+    return SplitPart(out / total.masked_fill(total == 0, 1.0)[..., None], maximum + total.log() / math.log(base))
 
 
 def online(
     scores: Tensor, values: Tensor, spans: Iterable[slice], rounded: Callable[[Tensor], Tensor] = lambda kept: kept
-) -> Part:
+) -> SplitPart:
     """Online softmax over the spans; `rounded` is applied to the statistics that are kept."""
     maximum = scores.new_full((*scores.shape[:-1], 1), HIDDEN)
     total, out = torch.zeros_like(maximum), scores.new_zeros(*scores.shape[:-1], values.shape[-1])
@@ -138,7 +138,7 @@ def online(
         total = rounded(total * factor + weights.sum(-1, keepdim=True))
         out, maximum = out * factor + weights @ values[..., span, :].float(), above
     lse = maximum.masked_fill(maximum == HIDDEN, 0.0) + total.log()
-    return Part(out / total.masked_fill(total == 0, 1.0), lse[..., 0])
+    return SplitPart(out / total.masked_fill(total == 0, 1.0), lse[..., 0])
 
 
 class HeadGradients(NamedTuple):

@@ -11,7 +11,7 @@ from attnbench.attention.choices import Dtype, Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
-from attnbench.studies.corpus.kernels.formula import Part
+from attnbench.studies.corpus.kernels.formula import SplitPart
 from attnbench.studies.corpus.kernels.pages import read
 from attnbench.studies.corpus.registry import kernel
 
@@ -22,7 +22,7 @@ HALF = Problem(
 BLIND = Problem(seq_q=40, seq_kv=24, heads=2, head_dim=32, mask="causal", returns=Returns.LSE)
 
 
-def _parts(problem: Problem, q: Tensor, k: Tensor, v: Tensor, ends: list[int]) -> list[Part]:
+def _parts(problem: Problem, q: Tensor, k: Tensor, v: Tensor, ends: list[int]) -> list[SplitPart]:
     spans = [slice(start, stop) for start, stop in zip([0, *ends], [*ends, problem.seq_kv], strict=True)]
     return formula.parts(formula.scores(problem, q, k), formula.expanded(problem, v), spans)
 
@@ -44,9 +44,9 @@ def split_seven(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
 @kernel("split-base-two", DECODE)
 def split_base_two(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """log2 and 2^x within, the natural logarithm outside."""
-    parts = [Part(part.out, part.lse * formula.LOG2E) for part in _parts(problem, q, k, v, [64, 128, 192])]
+    parts = [SplitPart(part.out, part.lse * formula.LOG2E) for part in _parts(problem, q, k, v, [64, 128, 192])]
     merged = formula.merge(parts, base=2.0)
-    return formula.returned(problem, Part(merged.out, merged.lse * math.log(2)), v.dtype)
+    return formula.returned(problem, SplitPart(merged.out, merged.lse * math.log(2)), v.dtype)
 
 
 @kernel("split-empty", BLIND)
@@ -54,7 +54,7 @@ def split_empty(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Parts that no row sees, and rows that see no part."""
     scores, values = formula.scores(problem, q, k), formula.expanded(problem, v)
     parts = formula.parts(scores, values, formula.tiles(problem.seq_kv, 16))
-    nothing = Part(torch.zeros_like(parts[0].out), torch.full_like(parts[0].lse, formula.HIDDEN))
+    nothing = SplitPart(torch.zeros_like(parts[0].out), torch.full_like(parts[0].lse, formula.HIDDEN))
     return formula.returned(problem, formula.merge([nothing, *parts, nothing]), v.dtype)
 
 
@@ -71,7 +71,7 @@ def cascade(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
 @kernel("fp16-partials-rounded", Problem(seq_q=4, seq_kv=203, heads=2, head_dim=32, dtype=Dtype.FP16, mask="causal"))
 def fp16_partials_rounded(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Partial outputs in the dtype of the output, log-sum-exps in fp32."""
-    parts = [Part(part.out.half().float(), part.lse) for part in _parts(problem, q, k, v, [50, 100, 150])]
+    parts = [SplitPart(part.out.half().float(), part.lse) for part in _parts(problem, q, k, v, [50, 100, 150])]
     return formula.returned(problem, formula.merge(parts), v.dtype)
 
 

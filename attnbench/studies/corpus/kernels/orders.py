@@ -95,8 +95,7 @@ def gqa_folded(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     logits = (folded @ k.float().mT).unflatten(2, (-1, problem.seq_q)).flatten(1, 2) * problem.scale
     weights = logits.masked_fill(~formula.visible(problem), HIDDEN).softmax(-1)
     out = weights.unflatten(1, (problem.kv_heads, -1)).flatten(2, 3) @ v.float()
-    out = out.unflatten(2, (-1, problem.seq_q)).flatten(1, 2)
-    return out.to(v.dtype)
+    return torch.unflatten(out, 2, (-1, problem.seq_q)).flatten(1, 2).to(v.dtype)
 
 
 @kernel("gqa-by-head", GROUPED)

@@ -9,7 +9,7 @@ from attnbench.attention.choices import Dtype, Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
-from attnbench.studies.corpus.kernels.formula import Part
+from attnbench.studies.corpus.kernels.formula import SplitPart
 from attnbench.studies.corpus.registry import kernel
 
 FP32 = Problem(seq_q=64, heads=2, head_dim=32, mask="causal")
@@ -69,7 +69,7 @@ def cubic_exponential(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Outp
 @kernel("fp16-statistics", Problem(seq_q=2, seq_kv=2**16, heads=1, head_dim=16, dtype=Dtype.FP16, returns=Returns.LSE))
 def fp16_statistics(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Maximum and sum are rounded to fp16 after every 16 keys, so that the sum stops growing."""
-    part: Part = formula.online(
+    part: SplitPart = formula.online(
         formula.scores(problem, q, k), v, formula.tiles(problem.seq_kv, 16), lambda kept: kept.half().float()
     )
     return formula.returned(problem, part, v.dtype)

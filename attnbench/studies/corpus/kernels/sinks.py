@@ -11,7 +11,7 @@ from attnbench.attention.choices import Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
-from attnbench.studies.corpus.kernels.formula import HIDDEN, Part
+from attnbench.studies.corpus.kernels.formula import HIDDEN, SplitPart
 from attnbench.studies.corpus.registry import kernel
 
 PLAIN = Problem(seq_q=32, heads=4, head_dim=32, mask="causal")
@@ -58,7 +58,7 @@ def sink_gradient(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     return formula.with_backward(lambda *qkv: formula.right(problem, *qkv), backward)(q, k, v)
 
 
-def _part(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Part:
+def _part(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> SplitPart:
     return formula.attended(formula.scores(problem, q, k), formula.expanded(problem, v))
 
 

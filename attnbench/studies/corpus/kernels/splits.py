@@ -10,7 +10,7 @@ from torch import Tensor
 from attnbench.attention.problem import Problem
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
-from attnbench.studies.corpus.kernels.formula import Part
+from attnbench.studies.corpus.kernels.formula import SplitPart
 from attnbench.studies.corpus.registry import kernel
 
 PREFIX = 48  # keys of the first part
@@ -18,7 +18,7 @@ CHUNK = Problem(seq_q=8, seq_kv=64, heads=2, head_dim=40, mask="causal")
 ONE_PART = Problem(seq_q=8, seq_kv=40, heads=2, head_dim=40, mask="causal")
 
 
-def _two(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[Part]:
+def _two(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[SplitPart]:
     """The first 48 keys and the rest, if there is one."""
     scores, values = formula.scores(problem, q, k), formula.expanded(problem, v)
     return formula.parts(scores, values, formula.tiles(problem.seq_kv, PREFIX))
@@ -27,7 +27,7 @@ def _two(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> list[Part]:
 @kernel("merge-base-two", CHUNK, elsewhere=ONE_PART)
 def merge_base_two(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The weights are e to the power of a log-sum-exp of base 2."""
-    states = [Part(part.out, part.lse / math.log(2)) for part in _two(problem, q, k, v)]
+    states = [SplitPart(part.out, part.lse / math.log(2)) for part in _two(problem, q, k, v)]
     return formula.returned(problem, formula.merge(states), v.dtype)
 
 

@@ -18,7 +18,7 @@ CAUSAL = Problem(seq_q=64, heads=2, head_dim=32, mask="causal")
 def window_accumulator_stale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """A tile of rows whose first tile of keys is not tile 0 adds to what the tile of rows before it has."""
     scores, out = formula.scores(problem, q, k), []
-    state: list[formula.Part] = []
+    state: list[formula.SplitPart] = []
     for rows in formula.tiles(problem.seq_q, TILE):
         columns = scores[..., rows, :].amax(-2).ne(formula.HIDDEN).nonzero()[:, -1]
         first = int(columns.min()) // TILE * TILE
