@@ -43,7 +43,7 @@ def corpus(
     ] = "table",
     list_only: Annotated[bool, options.option("--list", help="List the kernels and sources; judge none.")] = False,
 ) -> int:  # fmt: skip
-    """Judge known wrong and right kernels by attnbench's rule and by others.
+    """Judge known wrong and right kernels by several rules.
 
     The wrong ones are silent bugs from public reports, the right ones look suspicious. Prints how many each rule finds
     wrong. Exits with 5 if attnbench's own rule errs. About half a minute on one core.

@@ -10,8 +10,9 @@ import pytest
 
 from attnbench import cli
 from attnbench.attention import input_file, inputs
-from attnbench.attention.choices import Dtype
+from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
+from attnbench.attention.scores import Score
 from attnbench.errors import ProblemError, UnknownNameError
 
 torch = pytest.importorskip("torch")
@@ -60,6 +61,31 @@ def test_first_key_is_a_sink_with_a_small_value() -> None:
     assert float((sink[..., 0] - sink[..., 1:].mean(-1)).mean()) == pytest.approx(inputs.SINK, abs=0.5)
     assert float(sink.softmax(-1)[..., 0].mean()) > 0.99
     assert float(tensors.v[:, :, 0].abs().max()) < 0.1
+
+
+def test_first_key_of_heavy_inputs_has_half_of_the_weight_and_values_are_about_four() -> None:
+    tensors = inputs.make(PROBLEM, 0, "heavy")
+    weights = logits(tensors).softmax(-1)
+    assert float(weights[..., 0].mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(weights[..., 1:].max()) < 0.3
+    assert float(tensors.v.mean()) == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp8_e4m3"])
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+def test_logits_of_low_inputs_are_equal_and_far_below_zero(dtype: str, scale: float) -> None:
+    problem = msgspec.structs.replace(PROBLEM, dtype=dtype, score=Score(scale=scale))
+    tensors = inputs.make(problem, 0, "low")
+    low = logits(tensors, problem)
+    assert float(low.max()) == float(low.min()) <= -(2**15) * abs(problem.scale)
+    assert float(tensors.v.float().mean()) == pytest.approx(4, abs=0.1)
+
+
+def test_a_full_verification_adds_inputs_that_suit_the_problem() -> None:
+    assert inputs.stressing(PROBLEM, Mode.FWD) == ("peaked", "heavy", "low")
+    assert inputs.stressing(PROBLEM, Mode.BWD) == ("peaked", "heavy")
+    for special in ({"score": Score(bias="alibi")}, {"weighting": "sigmoid"}, {"kv_dtype": "int8:tensor"}):
+        assert inputs.stressing(msgspec.structs.replace(PROBLEM, **special), Mode.FWD) == ("peaked",)
 
 
 def test_zeros_have_a_normal_dout() -> None:

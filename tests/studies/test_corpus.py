@@ -248,6 +248,12 @@ def test_a_sample_is_judged_right_by_attnbench(capsys: pytest.CaptureFixture[str
     assert all(verdict["found_wrong"] is ("kind" in verdict) for verdict in verdicts)
 
 
+@pytest.mark.parametrize(("name", "words"), [("sentinel-maximum", "low inputs: "), ("fp8-weights-underflow", "heavy ")])
+def test_a_kernel_that_is_right_on_usual_inputs_fails_on_others(name: str, words: str) -> None:
+    [verdict] = study.judge([name], [OURS])
+    assert verdict.reason.startswith(words)
+
+
 @pytest.mark.slow
 def test_attnbench_finds_every_wrong_kernel_and_no_right_one() -> None:
     assert [verdict for verdict in study.judge(study.sample(None), [OURS]) if not verdict.good] == []
