@@ -6,6 +6,7 @@ from attnbench import backends
 from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.errors import ProblemError
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
@@ -28,12 +29,15 @@ class Verifier:
         self._expected: dict[tuple[Problem, Mode, str], str] = {}
 
     def objection(self, case: Case, state: ProcessState | None = None) -> str:
-        """Why a full verification does not pass; empty if it does. Raises whatever the backend raises."""
+        """Why a full verification does not pass; empty if it does.
+
+        Raises ProblemError for a case that the backend does not support, and whatever the backend raises.
+        """
         state = state or ProcessState()
         with state.backend_code():
             backend = backends.load(case.backend)
         if objections := backend.objections(case, "cpu"):
-            return "; ".join(objections)
+            raise ProblemError(f"{case.backend}: {'; '.join(objections)}")
         prepared, _ = prepared_case.prepare(case, self._procedure, backend, self._instrument, state)
         further = {name: self._expect(case, name) for name in inputs.stressing(case.problem, case.mode)}
         request = VerifyCase(

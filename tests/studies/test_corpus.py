@@ -45,14 +45,6 @@ def slopes(heads: int) -> list[float]:
     return slopes(closest) + slopes(2 * closest)[0::2][: heads - closest]
 
 
-def seen(problem: Problem) -> torch.Tensor:
-    if not problem.lengths:
-        return visible(problem)
-    places = torch.arange(problem.seq_q)
-    inside = places < torch.tensor(problem.lengths)[:, None]
-    return (inside[:, :, None] & inside[:, None]).unsqueeze(1) & visible(problem)
-
-
 def brute_force(
     problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,8 +63,7 @@ def brute_force(
         rows = torch.arange(problem.seq_q)[:, None] + problem.seq_kv - problem.seq_q
         distance = (rows - torch.arange(problem.seq_kv)).abs()
         logits = logits - torch.tensor(slopes(problem.heads), dtype=q.dtype)[:, None, None] * distance
-    visible_pairs = seen(problem)
-    logits = logits.masked_fill(~visible_pairs, -math.inf)
+    logits = logits.masked_fill(~visible(problem), -math.inf)
     if problem.sinks:
         sink = sink_logits(problem).to(q.dtype)[:, None, None].expand(*logits.shape[:3], 1)
         logits = torch.cat([logits, sink], -1)

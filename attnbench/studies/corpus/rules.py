@@ -57,8 +57,9 @@ def objection(rule: ComparisonRule, kernel: CorpusKernel) -> str | None:
             return None
         for seed in range(rule.seeds):
             values = rule.draw(problem, seed)
+            call = KernelCall(problem, mode, values, _call(backend, problem, mode, values))
             try:
-                rule.close(KernelCall(problem, mode, values, _call(backend, problem, mode, values)))
+                rule.close(call)
             except AssertionError as wrong:
                 return str(wrong).strip().splitlines()[-1]
     return ""
@@ -104,13 +105,13 @@ def _half_normal(problem: Problem, seed: int) -> Inputs:
 
 
 def _uniform(problem: Problem, seed: int) -> Inputs:
-    """q, k and v uniform in 0..1; padding stays 0."""
+    """q, k and v uniform in 0..1."""
     import torch
 
     values, generator = inputs.make(problem, seed), torch.Generator().manual_seed(seed)
 
     def drawn(tensor: Tensor) -> Tensor:
-        return torch.rand(tensor.shape, generator=generator).to(tensor.dtype).where(tensor != 0, 0.0)
+        return torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
 
     return replace(values, q=drawn(values.q), k=drawn(values.k), v=drawn(values.v))
 

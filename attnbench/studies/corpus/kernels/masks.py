@@ -53,13 +53,12 @@ def padding_ignored(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output
 
 @kernel(
     "ragged-first-length",
-    Problem(seq_q=33, batch=3, lengths=(33, 20, 7), heads=2, head_dim=32),
-    elsewhere=Problem(seq_q=33, batch=2, lengths=(33, 33), heads=2, head_dim=32),
+    Problem(seq_q=33, batch=3, heads=2, head_dim=32, mask="padding:0.3"),
+    elsewhere=Problem(seq_q=33, heads=2, head_dim=32, mask="padding:0.3"),
 )
 def ragged_first_length(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
-    """Keys up to the length of the first sequence are visible in all; rows of padding are empty."""
-    real_rows = formula.visible(problem).any(-1, keepdim=True)
-    return _masked(problem, q, k, v, real_rows & (torch.arange(problem.seq_kv) < problem.lengths[0]))
+    """Keys up to the length of the first sequence are visible in all."""
+    return _masked(problem, q, k, v, formula.visible(problem)[:1])
 
 
 @kernel("prefill-without-cache", Problem(seq_q=16, seq_kv=48, heads=2, head_dim=32, mask="causal"), elsewhere=SQUARE)

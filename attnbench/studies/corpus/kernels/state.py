@@ -29,14 +29,12 @@ def window_accumulator_stale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) 
 
 @kernel(
     "metadata-of-last-shape",
-    Problem(seq_q=33, batch=2, lengths=(33, 20), heads=2, head_dim=32),
-    Problem(seq_q=33, batch=2, lengths=(33, 9), heads=2, head_dim=32),
+    Problem(seq_q=33, batch=2, heads=2, head_dim=32, mask="padding:0.2"),
+    Problem(seq_q=33, batch=2, heads=2, head_dim=32, mask="padding:0.5"),
 )
 def metadata_of_last_shape(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The lengths of the first problem with that batch size are used for later ones."""
-    visible = formula.visible(problem)
-    lengths = torch.tensor(formula.KEPT.setdefault(problem.batch, problem.lengths))
-    seen = visible.any(-1, keepdim=True) & (torch.arange(problem.seq_kv) < lengths[:, None, None, None])
+    seen = formula.KEPT.setdefault(problem.batch, formula.visible(problem))
     return formula.finish(problem, formula.logits(problem, q, k).masked_fill(~seen, formula.HIDDEN), v)
 
 
