@@ -267,7 +267,7 @@ def test_a_wrong_verdict_of_attnbench_fails_the_command_and_is_named() -> None:
     assert "attnbench errs: scale-grows" in shown
     assert "base-two" in shown
     counts = study.rates([missed, alarm])[0]
-    assert (counts.found, counts.wrong, counts.false_alarms, counts.right) == (0, 1, 1, 1)
+    assert (counts.detected, counts.wrong, counts.false_alarms, counts.right) == (0, 1, 1, 1)
 
 
 def test_the_tables_of_the_docs_are_those_of_the_stored_verdicts() -> None:

@@ -22,8 +22,8 @@ def text(verdicts: Sequence[RuleVerdict], width: int) -> Iterator[str]:
     yield "alarms: right kernels found wrong; unjudged: kernels that the rule cannot judge"
     for verdict in verdicts:
         if verdict.rule == OURS and not verdict.good:
-            said = verdict.reason or "found right"
-            yield f"{OURS} errs: {verdict.kernel} ({listing()[verdict.kernel]['text']}): {said}"
+            reason = verdict.reason or "found right"
+            yield f"{OURS} errs: {verdict.kernel} ({listing()[verdict.kernel]['text']}): {reason}"
 
 
 def tables(verdicts: Sequence[RuleVerdict]) -> str:
@@ -41,10 +41,10 @@ def tables(verdicts: Sequence[RuleVerdict]) -> str:
     ]
     of_wrong, of_right = (
         markdown.table(
-            ("kernel", said, *names), [row for row in rows if bool(by_kernel[row[0]][names[0]].kind) is wrong],
+            ("kernel", column, *names), [row for row in rows if bool(by_kernel[row[0]][names[0]].kind) is wrong],
             [False] * (2 + len(names)),
         )
-        for said, wrong in (("fault", True), ("looks", False))
+        for column, wrong in (("fault", True), ("looks", False))
     )  # fmt: skip
     return (
         f"{head}\nWrong kernels that a rule misses:\n\n{of_wrong}\nRight kernels that a rule finds wrong:\n\n{of_right}"
@@ -53,7 +53,7 @@ def tables(verdicts: Sequence[RuleVerdict]) -> str:
 
 def _cells(counts: RuleRates) -> tuple[str, ...]:
     return (
-        f"{counts.found} of {counts.wrong}",
+        f"{counts.detected} of {counts.wrong}",
         f"{counts.found_any} of {counts.wrong_any}",
         f"{counts.false_alarms} of {counts.right}",
         str(counts.unjudged),

@@ -43,7 +43,7 @@ class RuleRates(msgspec.Struct, frozen=True, kw_only=True):
 
     rule: str
     wrong: int  # wrong kernels
-    found: int
+    detected: int
     found_any: int  # of those chosen without regard to attnbench's rule
     wrong_any: int
     right: int  # right kernels
@@ -102,7 +102,7 @@ def _rates(rule: str, verdicts: Sequence[RuleVerdict]) -> RuleRates:
     return RuleRates(
         rule=rule,
         wrong=len(wrong),
-        found=sum(verdict.good for verdict in wrong),
+        detected=sum(verdict.good for verdict in wrong),
         wrong_any=len(of_any),
         found_any=sum(verdict.good for verdict in of_any),
         right=len(right),

@@ -14,7 +14,7 @@ DROPPED = Problem(seq_q=64, heads=4, head_dim=32, mask="causal", dropout=0.3)
 PLAIN = Problem(seq_q=64, heads=4, head_dim=32, mask="causal")
 
 
-def kept(problem: Problem, weights: Tensor) -> Tensor:
+def drawn(problem: Problem, weights: Tensor) -> Tensor:
     """1 where a weight is kept, else 0, drawn anew."""
     return torch.rand_like(weights).ge(problem.dropout).float()
 
@@ -22,7 +22,7 @@ def kept(problem: Problem, weights: Tensor) -> Tensor:
 @kernel("dropout-gradient-scale", DROPPED, mode="fwd_bwd", elsewhere=PLAIN)
 def dropout_gradient_scale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The backward pass multiplies kept weights by the rate."""
-    mask = kept(problem, formula.logits(problem, q, k))
+    mask = drawn(problem, formula.logits(problem, q, k))
     wrong = problem.dropout or 1.0
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def dropout_gradient_scale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) ->
 def dropout_before_sum(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The weights that are left add up to 1."""
     scores = formula.scores(problem, q, k)
-    scores = scores.masked_fill(kept(problem, scores) == 0, formula.HIDDEN)
+    scores = scores.masked_fill(drawn(problem, scores) == 0, formula.HIDDEN)
     return formula.finish(problem, scores, v)
 
 
@@ -56,5 +56,5 @@ def dropout_off_later(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Outp
     formula.KEPT["calls"] = calls = formula.KEPT.get("calls", 0) + 1
     weights = formula.scores(problem, q, k).softmax(-1)
     if calls < 3:
-        weights = weights * kept(problem, weights) / (1 - problem.dropout)
+        weights = weights * drawn(problem, weights) / (1 - problem.dropout)
     return (weights @ formula.expanded(problem, v).float()).to(v.dtype)

@@ -126,7 +126,7 @@ def merge(states: Sequence[SplitPart], base: float = math.e) -> SplitPart:
 
 
 def online(
-    scores: Tensor, values: Tensor, spans: Iterable[slice], rounded: Callable[[Tensor], Tensor] = lambda kept: kept
+    scores: Tensor, values: Tensor, spans: Iterable[slice], rounded: Callable[[Tensor], Tensor] = lambda state: state
 ) -> SplitPart:
     """Online softmax over the spans; `rounded` is applied to the statistics that are kept."""
     maximum = scores.new_full((*scores.shape[:-1], 1), HIDDEN)

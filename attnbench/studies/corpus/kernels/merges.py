@@ -64,8 +64,8 @@ def cascade(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     prefix = problem.seq_kv - problem.seq_q
     logits, values = formula.logits(problem, q, k), formula.expanded(problem, v)
     shared = formula.attended(logits[..., :prefix], values[..., :prefix, :])
-    own = formula.attended(formula.scores(problem, q, k)[..., prefix:], values[..., prefix:, :])
-    return formula.returned(problem, formula.merge([shared, own]), v.dtype)
+    rest = formula.attended(formula.scores(problem, q, k)[..., prefix:], values[..., prefix:, :])
+    return formula.returned(problem, formula.merge([shared, rest]), v.dtype)
 
 
 @kernel("fp16-partials-rounded", Problem(seq_q=4, seq_kv=203, heads=2, head_dim=32, dtype=Dtype.FP16, mask="causal"))

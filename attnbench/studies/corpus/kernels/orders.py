@@ -64,13 +64,13 @@ def online_right_to_left(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> O
 def online_lazy_rescale(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """The maximum that is subtracted may be up to 8 below the true one."""
     scores = formula.scores(problem, q, k)
-    kept = scores[..., :16].amax(-1, keepdim=True)
-    total, out = torch.zeros_like(kept), torch.zeros_like(q)
+    subtracted = scores[..., :16].amax(-1, keepdim=True)
+    total, out = torch.zeros_like(subtracted), torch.zeros_like(q)
     for span in formula.tiles(problem.seq_kv, 16):
         highest = scores[..., span].amax(-1, keepdim=True)
-        above = highest.where(highest > kept + 8, kept)
-        factor, weights = (kept - above).exp(), (scores[..., span] - above).exp()
-        total, out, kept = (
+        above = highest.where(highest > subtracted + 8, subtracted)
+        factor, weights = (subtracted - above).exp(), (scores[..., span] - above).exp()
+        total, out, subtracted = (
             total * factor + weights.sum(-1, keepdim=True),
             out * factor + weights @ v[..., span, :],
             above,

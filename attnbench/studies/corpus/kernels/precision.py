@@ -70,7 +70,7 @@ def cubic_exponential(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Outp
 def fp16_statistics(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Maximum and sum are rounded to fp16 after every 16 keys, so that the sum stops growing."""
     part: SplitPart = formula.online(
-        formula.scores(problem, q, k), v, formula.tiles(problem.seq_kv, 16), lambda kept: kept.half().float()
+        formula.scores(problem, q, k), v, formula.tiles(problem.seq_kv, 16), lambda state: state.half().float()
     )
     return formula.returned(problem, part, v.dtype)
 

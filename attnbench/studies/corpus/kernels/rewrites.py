@@ -10,7 +10,7 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import Output
 from attnbench.studies.corpus.kernels import formula
-from attnbench.studies.corpus.kernels.dropout import kept
+from attnbench.studies.corpus.kernels.dropout import drawn
 from attnbench.studies.corpus.registry import kernel
 
 CAUSAL = Problem(seq_q=70, heads=2, head_dim=32, mask="causal")
@@ -118,7 +118,7 @@ def backward_bf16(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
 def dropout_after_product(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> Output:
     """Weights are only set to 0."""
     weights = formula.scores(problem, q, k).softmax(-1)
-    return weights * kept(problem, weights) @ v / (1 - problem.dropout)
+    return weights * drawn(problem, weights) @ v / (1 - problem.dropout)
 
 
 @kernel("softcap-by-exponential", Problem(seq_q=70, heads=2, head_dim=32, mask="causal", score=Score(softcap=5.0)))
