@@ -39,7 +39,7 @@ WRONG = {
     "no width": ({"num_attention_heads": 12, "seq_length": 9}, "no hidden_size (nor n_embd"),
     "no length": ({"num_attention_heads": 12, "hidden_size": 768}, "no max_position_embeddings (nor n_positions"),
     "null": ({"num_attention_heads": None, "hidden_size": 768, "seq_length": 9}, "no num_attention_heads"),
-    "lists": ({"num_heads": [3, 6], "hidden_size": 96, "seq_length": 9}, "num_heads: [3, 6] is no count"),
+    "lists": ({"num_heads": [3, 6], "hidden_size": 96, "seq_length": 9}, "num_heads=[3, 6] is no count"),
     "uneven": ({"n_head": 7, "hidden_size": 768, "seq_length": 9}, "768 is no multiple of 7 heads"),
 }  # fmt: skip
 
