@@ -97,7 +97,7 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
 
 
 def _contains_one(ratio: Estimate) -> bool:
-    return ratio.low is None or ratio.low <= 1
+    return ratio.low is not None and ratio.low <= 1  # without an interval, no difference was looked for
 
 
 def make(

@@ -214,6 +214,7 @@ def test_a_kind_without_a_drawn_step_is_named(answer):
 def test_too_few_draws_show_no_interval_and_how_many_more_are_needed():
     few = traffic(draws=16)
     assert few.totals.missing == 24
+    assert "no difference" not in few.headline
     words = "16 drawn steps: intervals need 24 more (--steps 40, and --budget for the time)"
     assert words in " ".join(" ".join(terminal.lines(few, 200)).split())
     assert words[3:] in " ".join(section(few).text)
