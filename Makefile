@@ -1,8 +1,8 @@
 # Run `make help` for the list. PYTHON is the interpreter that the environment is built from.
 PYTHON ?= python3
 VENV   ?= .venv
-# The light libraries for CPUs, on a machine without a GPU and with the pinned torch.
-LIBRARIES = $(if $(shell nvidia-smi -L 2>/dev/null)$(filter system,$(TORCH)),,$(VENV)/installed-cpu)
+# The light libraries for CPUs, on Linux without a GPU and with the pinned torch.
+LIBRARIES = $(if $(shell nvidia-smi -L 2>/dev/null)$(filter system,$(TORCH))$(filter-out Linux,$(shell uname)),,$(VENV)/installed-cpu)
 # `system` keeps your own torch; without a word, whatever the environment was built with.
 TORCH  ?= $(if $(wildcard $(VENV)/installed-system),system,pinned)
 JOBS   ?= 2
