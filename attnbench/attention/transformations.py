@@ -220,7 +220,7 @@ def _heads_are_alike(problem: Problem) -> bool:
 
 
 def _sequences_are_alike(problem: Problem) -> bool:
-    apart = bool(problem.requests or problem.lengths or problem.page_size) or isinstance(problem.weighing, GumbelMax)
+    apart = bool(problem.requests or problem.page_size) or isinstance(problem.weighing, GumbelMax)
     return not apart and not any(term.differs_by_sequence for term in problem.masking.terms)
 
 

@@ -230,7 +230,8 @@ def test_predicted_memory_has_the_expanded_keys_and_values_and_the_matrices(seq_
     expanded, matrices = cost.kv_bytes(latent.expanded(problem)), latent.matrix_bytes(problem)
     for name in ("naive", "mla:expanded"):
         predicted = backends.load(name).extra_bytes(Case(problem=problem, backend=name))
-        assert expanded <= predicted - matrices <= 8 * expanded
-    # SDPA on a CPU reads keys and values of different widths in float32: measured 84 MiB for 20 MiB of them.
+        assert expanded <= predicted - matrices <= 12 * expanded
+    # SDPA on a CPU reads keys and values of different widths in float32: measured 84 MiB for 20 MiB of them, and with
+    # 64 queries 8.5 MiB for 1.25 MiB.
     if seq_q == 1:
         assert predicted > 4 * expanded

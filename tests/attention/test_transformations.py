@@ -38,7 +38,6 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"seq_q": 5, "seq_kv": 11},
     {"seq_q": 11, "seq_kv": 5, "batch": 3},
     {"seq_q": 1, "seq_kv": 7, "batch": 2},
-    {"seq_q": 9, "batch": 3, "lengths": (9, 1, 4)},
 )
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"requests": "2q1s9_q5", "batch": 3, "seq_q": 5, "seq_kv": 9},

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from attnbench.attention import inputs
 from attnbench.attention.problem import Problem
 from attnbench.engine import oracle, runner
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
@@ -66,9 +67,9 @@ class Scripted:
     def __getitem__(self, arm: Arm) -> RecordedWorker:
         return RecordedWorker(self.brief)
 
-    def expect(self, *_: object) -> tuple[ExpectedFiles, ExpectedFiles]:
+    def expect(self, *_: object) -> tuple[ExpectedFiles, dict[str, ExpectedFiles]]:
         files = ExpectedFiles(Path("expected"), 1.0)
-        return files, files
+        return files, {"peaked": files}
 
     def start(self) -> None:
         """No process."""
@@ -164,12 +165,13 @@ def test_expected_values_of_an_earlier_run_are_read_and_not_computed(
     monkeypatch.setattr(oracle, "Worker", refuse)
     problem, mode = Problem(seq_q=64), planned(Problem(seq_q=64), names=("naive",)).groups[0].mode
     entries = []
-    for inputs, budget_s in (("normal", oracle.BUDGET_S), ("peaked", oracle.PEAKED_BUDGET_S)):
-        entry = oracle.expected_cache.entry(problem, mode, PROCEDURE.seed, inputs, budget_s)
+    stressing = dict.fromkeys(inputs.stressing(problem, mode), oracle.STRESSING_BUDGET_S)
+    for distribution, budget_s in {"normal": oracle.BUDGET_S, **stressing}.items():
+        entry = oracle.expected_cache.entry(problem, mode, PROCEDURE.seed, distribution, budget_s)
         assert entry
         entries.append(stored(entry))
-    files = Oracle(tmp_path, 60.0, {}).expect(problem, mode, PROCEDURE)
-    assert [each.directory for each in files] == entries
+    files, stressing_files = Oracle(tmp_path, 60.0, {}).expect(problem, mode, PROCEDURE)
+    assert [each.directory for each in (files, *stressing_files.values())] == entries
     with pytest.raises(AssertionError, match="a process was started"):
         Oracle(tmp_path, 60.0, {}).expect(Problem(seq_q=65), mode, PROCEDURE)
 
