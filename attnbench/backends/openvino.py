@@ -273,21 +273,16 @@ def prepare_paged(case: Case, _device: str) -> Prepared:
     from attnbench.attention.inputs import torch_dtype
 
     problem = case.problem
-    dtype, kind, cache = (
-        torch_dtype(problem.dtype),
-        getattr(ov.Type, _TYPES[problem.dtype]),
-        cache_of(problem, PAGE_SIZE),
-    )
+    dtype, kind = torch_dtype(problem.dtype), getattr(ov.Type, _TYPES[problem.dtype])
+    cache = cache_of(problem, PAGE_SIZE)
     plan, facts = compiled(paged_model(problem), problem, **dict.fromkeys(CACHE_PRECISIONS, kind))
     if converting := [kind for kind in facts["nodes"] if kind == "Convert"]:
         raise CaseRefusedError(f"openvino converts the whole cache at every call: {len(converting)} Convert nodes")
     inference = Inference(plan, problem.dtype, tables(problem, cache))
     kv, tokens = problem.kv_heads, math.prod((problem.shape_q[0], problem.shape_q[2]))
-    widths = (problem.head_dim, problem.head_dim_v)
-    pool_shapes = [(cache.pages, kv, PAGE_SIZE, width) for width in widths]
-    row_shapes = [(len(cache.new), kv * width) for width in widths]
+    pool_shapes = [(cache.pages, kv, PAGE_SIZE, width) for width in (problem.head_dim, problem.head_dim_v)]
+    row_shapes = [(len(cache.new), kv * shape[-1]) for shape in pool_shapes]
     scratch = [] if cache.has_past else [torch.zeros(shape, dtype=dtype) for shape in pool_shapes]
-    out_shape = (tokens, problem.heads * problem.head_dim_v)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         inference.bind(0, q.contiguous(), (tokens, problem.heads * problem.head_dim))
@@ -298,7 +293,7 @@ def prepare_paged(case: Case, _device: str) -> Prepared:
                 pool, rows = scratch[place], tensor.contiguous()
             inference.bind(1 + place, rows, row_shapes[place])
             inference.bind(3 + place, pool, pool_shapes[place])
-        out = inference.run(torch.empty(out_shape, dtype=dtype))
+        out = inference.run(torch.empty(tokens, problem.heads * problem.head_dim_v, dtype=dtype))
         return out.view(*q.shape[:3], problem.head_dim_v)
 
     store = partial(pooled, problem, cache) if cache.has_past else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -173,6 +173,17 @@ def auto(kind: str, problem: Problem, mode: Mode) -> tuple[str, ...]:
     special = SPECIALISED[kind] if problem.kv or problem.shared_prefix else ()
     special = tuple(name for name in special if _takes(name, kind, problem, mode))
     return tuple(name for name in (*AUTO[kind], *special) if not missing(backends.load(name)))
+
+
+def backend_names(names: tuple[str, ...], kind: str, cell: Cell) -> Iterator[str]:
+    """Single backends for the words of a list: those of `auto`, `libraries` and `all`."""
+    for name in names:
+        if name == "auto":
+            yield from auto(kind, cell.problem, cell.mode)
+        elif name == "libraries":
+            yield from libraries(kind)
+        else:
+            yield from backends.names() if name == "all" else (name,)
 
 
 def libraries(kind: str) -> tuple[str, ...]:

@@ -296,7 +296,7 @@ def _cells(
                 if isinstance(cell, Impossible):
                     impossible.append((cell.text, cell.reason))
                     continue
-                names = tuple(_expand_names(named or cell.backends or ("auto",), kind, cell))
+                names = tuple(plan.backend_names(named or cell.backends or ("auto",), kind, cell))
                 if names not in arms_by_names:
                     arms_by_names[names] = plan.arms_of(names, of_kind, interpreted)
                 if arms := [arm for arm in arms_by_names[names] if _passes(cell, arm, only, skip)]:
@@ -330,16 +330,6 @@ def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
         elif name not in ("auto", "libraries", "all", *backends.names()):
             raise UnknownNameError("backend", name, backends.names(), where=where)
     return names
-
-
-def _expand_names(names: tuple[str, ...], kind: str, cell: Cell) -> Iterator[str]:
-    for name in names:
-        if name == "auto":
-            yield from plan.auto(kind, cell.problem, cell.mode)
-        elif name == "libraries":
-            yield from plan.libraries(kind)
-        else:
-            yield from backends.names() if name == "all" else (name,)
 
 
 def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:
