@@ -100,7 +100,7 @@ MUTATIONS = {
     ),
     "tail of the first columns": Mutation("decoding.py", "_cached(k, k_base + HEAD_DIM,", "_cached(k, k_base,"),
     "the keys behind a shared prefix are its own": Mutation(
-        "launch.py", "table=cache.table[:, pages:]", "table=cache.table"
+        "launch.py", "table=cache.table[:, prefix.table.shape[1] :]", "table=cache.table"
     ),
     "wrong key head in the backward pass": Mutation("backward.py", "kv_head = share // parts", "kv_head = 0"),
     "rows that see a key cut short": Mutation(
