@@ -108,7 +108,8 @@ def compute(
         digest=inputs.digest(tensors),
         selection=selection,
         tolerances={
-            name: tally.tolerance(logits if name in GRADIENTS else far, far) for name, tally in tallies.items()
+            name: tally.tolerance(logits if name in GRADIENTS else far, far, _terms(problem, name))
+            for name, tally in tallies.items()
         },
         seconds=time.perf_counter() - start,
     )
@@ -117,6 +118,12 @@ def compute(
     draft.write_bytes(msgspec.json.encode(expected))
     draft.replace(directory / EXPECTED_FILE)
     return replace(expected, directory=str(directory))
+
+
+def _terms(problem: Problem, name: str) -> int:
+    """The most terms of a sum in that output: keys, or for gradients of keys the queries that share them."""
+    of_keys = name in ("dk", "dv")
+    return problem.seq_q * problem.heads // problem.kv_heads if of_keys else problem.seq_kv
 
 
 def _most_rows(problem: Problem, name: str) -> int:

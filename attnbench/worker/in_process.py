@@ -45,7 +45,7 @@ class Verifier:
             peaked_directory=further.pop("peaked"),
             further_directories=further,
         )
-        reply = with_changed_state(verification.verify(prepared, request)[0], state)
+        reply = with_changed_state(verification.verify(prepared, request)[0], prepared)
         return reply.reason if isinstance(reply, RequestFailed) or not reply.ok else ""
 
     def _expect(self, case: Case, distribution: str) -> str:

@@ -136,6 +136,14 @@ class PreparedCase:
             outputs: Tensor | tuple[Tensor, ...] = self.prepared.call(q, k, v)
         return outputs
 
+    def attend_without_gradients(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The forward pass on any inputs under torch.no_grad, which is no change of the backend's code."""
+        import torch
+
+        with self.state.backend_code(), torch.no_grad():
+            outputs: Tensor | tuple[Tensor, ...] = self.prepared.call(q, k, v)
+        return outputs
+
     def fill(self, distribution: str, seed: int | None = None) -> inputs.Inputs:
         """Write inputs of another distribution, or of another seed, into the same tensors; return them."""
         import torch

@@ -48,12 +48,12 @@ class WorkerSession:
                 return self._prepare(request)
             case protocol.VerifyCase():
                 reply, self._checks = verification.verify(self._prepared_case(), request)
-                return with_changed_state(reply, self._prepared_case().state)
+                return with_changed_state(reply, self._prepared_case())
             case protocol.CheckOutput():
                 if self._checks is None:
                     raise RuntimeError("no case is verified")
                 reply = verification.check_after_rounds(self._checks, request.seed)
-                return with_changed_state(reply, self._prepared_case().state)
+                return with_changed_state(reply, self._prepared_case())
             case protocol.CheckNewInputs():
                 if self._checks is None:
                     raise RuntimeError("no case is verified")
@@ -180,15 +180,18 @@ def _unavailable(backend: Backend, kind: str, instrument: Instrument) -> str:
 
 
 def with_changed_state(
-    reply: protocol.CaseVerified | RequestFailed, state: ProcessState
+    reply: protocol.CaseVerified | RequestFailed, case: PreparedCase
 ) -> protocol.CaseVerified | RequestFailed:
     """The reply with what the backend's code changed in this process; a failure if the times cannot be compared."""
+    state = case.state
     state.take_back()
     if isinstance(reply, RequestFailed) or not state.changes:
         return reply
     if reply.ok and state.objection:
         return RequestFailed(status=Status.ERROR, reason=state.objection)
-    reason = "" if reply.ok else f"{reply.reason}; its code changed settings of the process: {'; '.join(state.changes)}"
+    reason = "" if reply.ok else reply.reason
+    if reason and backends.is_file(case.case.backend):  # libraries change settings that concern nobody
+        reason += f"; its code changed settings of the process: {'; '.join(state.changes)}"
     return replace(reply, reason=reason, changed_state=tuple(state.changes))
 
 

@@ -5,6 +5,7 @@ The bounds come from the error of the same-dtype reference: the plain formula, e
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FACTOR = 2.0  # times the error of the same-dtype reference
 TILE = 16  # rows that are judged together: fewer than a kernel computes at once, enough for a steady mean
+ADDED = 4.5  # standard deviations: the largest of some hundred thousand numbers
 TILE_SLACK = 2.0  # a tile may be off by this factor more than the whole output
 LOOSE_PEAK = 4.0  # largest error of a row whose keys were chosen otherwise, over its root mean square
 
@@ -68,6 +70,7 @@ class OutputTally:
         self.path, self.arrays = directory, dict[str, NDArray[np.floating]]()
         self.numbers, self.worst, self.total, self.rounding = 0, 0.0, 0.0, 0.0
         self.largest, self.loose = 1.0, 0.0
+        self.sum = 0.0  # the largest sum
         self.squares = np.zeros(4)  # of the reference, the error of the plain formula, the mass, the loose part
 
     def add(self, place: int, output: GroupOutput, with_mass: bool) -> None:
@@ -83,7 +86,8 @@ class OutputTally:
         self.numbers += int(finite.sum())
         self.worst = max(self.worst, float(error.abs().max()))
         self.total += float(error.abs().sum())
-        self.largest = max(self.largest, float(known.abs().max()), float(mass.max()))
+        self.sum = max(self.sum, float(known.abs().max()), float(mass.max()))
+        self.largest = max(self.largest, self.sum)
         # Rounded to the output dtype first: in float64, adding and subtracting 0.3 would show no rounding.
         stored = known.to(torch_dtype(Dtype.FP32 if self.name == "lse" else self.dtype.out))
         self.rounding = max(self.rounding, float((stored + 0.3 - 0.3 - stored).abs().max()))
@@ -96,8 +100,12 @@ class OutputTally:
         if with_mass:
             self._write(place, f"{self.name}.mass", output.mass, exact=True)
 
-    def tolerance(self, logits: float = 0.0, far: float = 0.0) -> OutputTolerance:
+    def tolerance(self, logits: float = 0.0, far: float = 0.0, terms: int = 0) -> OutputTolerance:
         """The tolerance of the whole output; `logits`, for gradients, is the size of the logits in units of eps.
+
+        `terms` of each sum may be added one after the other in float32, where the plain formula, a product of matrices,
+        adds blocks of them. Every step is off by up to half an eps of the partial sum; the largest of many such random
+        walks is ADDED standard deviations long.
 
         A fused backward recomputes its weights as exp(logit - lse). Both are float32 sums that may be off by eps(fp32)
         times `logits`, independently; the plain formula, which keeps the weights, has no such error. Nor has it the
@@ -106,11 +114,12 @@ class OutputTally:
         numbers = max(1, self.numbers)
         rms, error, mass, loose = (float(x) for x in np.sqrt(self.squares / numbers))
         eps = 2.0**-23 if self.name == "lse" else PRECISION[self.dtype].eps
+        added = ADDED * math.sqrt(terms / 3) * 2.0**-24 * self.sum
         return OutputTolerance(
             plain_max=self.worst,
             plain_mean=self.total / numbers,
             plain_rms=error,
-            rounding=2 * self.rounding + (8 * eps + 2.0**-23 * logits) * self.largest,
+            rounding=2 * self.rounding + (8 * eps + 2.0**-23 * logits) * self.largest + added,
             rms=rms,
             rms_error=max(error, self._half_cap * max(rms, mass)) + loose + 2.0**-23 * far * rms,
             loose=self.loose,

@@ -28,6 +28,8 @@ SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturb
 def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
     """Judge calls with stressing inputs, the procedure's inputs, and these transformed; with `brief`, only the second.
 
+    Stressing inputs are the reason where the procedure's inputs are right.
+
     The checks go on after the verification, if that got as far as the procedure's inputs.
     """
     reply, checks = _verify(case, request)
@@ -38,12 +40,13 @@ def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Requ
 
 def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
     peaked = {"peaked": request.peaked_directory} if request.peaked_directory else {}
-    stressing = peaked | request.further_directories
+    stressing, stressed = peaked | request.further_directories, None
     for distribution, directory in stressing.items():
         case.fill(distribution)
         judgement = _judge_call(case, partial(judge_outputs, case, expected_values.load(Path(directory))))
         if not judgement.ok:
-            return _verdict(judgement, f"{distribution} inputs: "), None
+            stressed = _verdict(judgement, f"{distribution} inputs: ")
+            break
     if stressing:
         case.fill(case.procedure.inputs)
     expected = expected_values.load(Path(request.directory))
@@ -51,6 +54,8 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
         return objection, None
     checks = OutputChecks(case, expected)
     judgement = _judge_call(case, checks.judge)
+    if judgement.ok and stressed:
+        return stressed, None
     if judgement.ok and not request.brief:
         return _verify_further(case, checks, judgement, request.seed), checks
     return _verdict(judgement), checks

@@ -77,7 +77,7 @@ def test_the_reason_stands_under_the_table(capsys: pytest.CaptureFixture[str]) -
     assert invoke([*SMALL, "-b", f"{HERE / 'misbehaving.py'}:zeros"]) == 5
     shown = capsys.readouterr().out
     assert "incorrect [1]" in shown
-    assert "[1] peaked inputs: out: max |error|" in shown
+    assert "[1] out: max |error|" in shown
     assert re.search(r" \d+k?x .*incorrect", shown)
 
 

@@ -286,3 +286,27 @@ def test_a_small_budget_checks_some_requests_and_counts_their_rows(shared_prefix
     ((request, _),), rows = truth.selection.groups, sum(stop - first for first, stop in truth.selection.spans)
     assert rows == problem.sizes[request].queries
     assert truth.share == pytest.approx(rows / (2 * (20 + 1 + 4)))
+
+
+def added_in_order(problem, q, k, v):
+    """A decode by float32 products whose terms are added one after the other."""
+    group = problem.heads // problem.kv_heads
+    k, v = (tensor.repeat_interleave(group, 1) for tensor in (k, v))
+    weights = (q @ k.transpose(-1, -2) * problem.scale).softmax(-1)
+    terms = (weights[0, :, 0, :, None] * v[0]).numpy()
+    return torch.from_numpy(terms.cumsum(1)[:, -1])[None, :, None]  # torch's own adds in float64
+
+
+@pytest.mark.parametrize("keys", [4096, 16384])
+def test_a_decode_may_add_its_terms_in_order(keys, tmp_path):
+    """The plain formula adds blocks of terms, and is up to ten times as near to the reference."""
+    problem = Problem(seq_q=1, seq_kv=keys, heads=8, kv_heads=2, head_dim=64, dtype="fp32")
+    wanted = expected(problem, tmp_path, Mode.FWD, "heavy")
+    tensors = inputs.make(problem, 5, "heavy")
+    out = added_in_order(problem, tensors.q, tensors.k, tensors.v)
+    verdict = correctness.judge(wanted, {"out": out})
+    assert verdict.ok, verdict.reason
+    assert not correctness.judge(wanted, {"out": out * (1 + 1e-4)}).ok
+    assert not correctness.judge(
+        wanted, {"out": added_in_order(problem, tensors.q, tensors.k[:, :, 1:], tensors.v[:, :, 1:])}
+    ).ok

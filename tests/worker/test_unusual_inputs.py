@@ -192,3 +192,10 @@ def test_the_documentation_lists_every_variant() -> None:
 def test_an_unknown_probe_is_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"--probe"):
         probes.named("values,layout", "--probe")
+
+
+def test_probes_change_no_setting_of_the_process() -> None:
+    case = prepared("naive", mask="causal")
+    probes.run(["noise", "layouts", "values", "lengths", "state"], case)
+    case.state.take_back()
+    assert case.state.changes == []

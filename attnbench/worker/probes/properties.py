@@ -196,10 +196,7 @@ def soft(case: PreparedCase) -> Figures:
 
 
 def _out(case: PreparedCase, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    import torch
-
-    with torch.no_grad():
-        return first_output(case.attend(q, k, v)).float().clone()
+    return first_output(case.attend_without_gradients(q, k, v)).float().clone()
 
 
 def _copies(case: PreparedCase) -> list[Tensor]:

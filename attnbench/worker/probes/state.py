@@ -7,7 +7,6 @@ import signal
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -134,9 +133,7 @@ def fork(case: PreparedCase) -> Judged:
 def _forked(call: Call, file: Path) -> Output:
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python's, that a fork is risky: this is what is tested
-        child = os.fork()
+    child = os.fork()
     if not child:
         try:
             with torch.no_grad():
