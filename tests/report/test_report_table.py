@@ -239,3 +239,13 @@ def test_markdown_tables_explain_every_mark_that_they_show():
     marks = {symbol for row in rows for symbol in mark(row)}
     assert marks == set("*~^!")
     assert [text.count(f"- {markdown.escape(symbol)} ") for symbol in MARKS] == [1, 1, 1, 1, 0]
+
+
+def test_a_section_has_the_columns_and_lines_that_it_fills():
+    shapes = [("none", "naive", 64), ("none", "naive", 128), ("causal", "naive", 64), ("causal", "naive", 128)]
+    shapes.append(("causal", "flex", 64))
+    measurements = (measured(Problem(seq_q=seq, mask=mask), name, 1e-3) for mask, name, seq in shapes)
+    table = pivot_table.text(rows_of(*measurements), width=30)
+    assert table.count("flex") == 1
+    continued = table.split("causal (continued)")[1].split("\n\n")[0]
+    assert (" 64" in continued, "128" in continued) == (True, False)

@@ -85,7 +85,9 @@ def lines(rows: Sequence[Row], width: int) -> Iterator[Line]:
     columns = [_column(column, layout.sections, cells) for column in layout.columns]
     yield from map(_plain, wrap(layout.constant, width))
     for section in layout.sections:
-        for number, part in enumerate(_parts(columns, [column.width for column in columns], width - label_width)):
+        arms = {arm for _, line in section.lines for arm in line}
+        shown = [column for column in columns if column.arm in arms]
+        for number, part in enumerate(_parts(shown, [column.width for column in shown], width - label_width)):
             yield _plain("")
             heading = section.heading + (" (continued)" if number else "")
             yield from map(_plain, wrap(heading.strip(), width) if heading.strip() else ())
@@ -198,7 +200,10 @@ def _headings(axis: str, columns: Sequence[TableColumn], label_width: int) -> It
 
 
 def _body(section: Section, columns: Sequence[TableColumn], label_width: int) -> Iterator[Line]:
+    """The lines that have a cell in one of these columns."""
     for label, cells in section.lines:
+        if not any(column.arm in cells for column in columns):
+            continue
         first, *more = wrap(label, MAX_HEADING)
         line = _plain(_pad(first, label_width))
         for column in columns:
