@@ -282,3 +282,9 @@ def test_words_keep_their_order_and_doubles() -> None:
 def test_empty_word_is_refused() -> None:
     with pytest.raises(RangeError, match="--mask: an empty item in 'none,'"):
         words("none,", "--mask")
+
+
+@pytest.mark.parametrize("text", ["0", "5..3", "x", "..5"])
+def test_what_is_no_range_of_rounds_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"--rounds: not a range of rounds: '{re.escape(text)}'"):
+        units.parse_rounds(text, "--rounds")

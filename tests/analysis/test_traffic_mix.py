@@ -51,3 +51,13 @@ def test_a_share_has_an_interval_where_enough_of_its_steps_were_drawn():
                 assert part.share.low is part.share.high is None
             elif part.share:
                 assert part.share.low < part.share.value < part.share.high <= 1
+
+
+def test_a_part_takes_what_was_measured_for_another():
+    steps, costs = made_steps(2000)
+    drawn = traffic.draw(steps, 64, seed=3)
+    measured, *_ = traffic_mix.mix(steps, drawn, costs["loop"][drawn.steps][:, None]).by_kind
+    planned, *_ = traffic_mix.mix(steps).by_kind
+    assert traffic_mix.measured_as(planned, measured) == measured
+    nothing = traffic_mix.measured_as(measured, None)
+    assert (nothing.drawn, nothing.measured_s, nothing.share, nothing.steps) == (0, None, None, measured.steps)

@@ -383,3 +383,10 @@ def test_a_root_that_is_a_file_or_full_of_this_second_is_a_store_error(tmp_path:
         (tmp_path / f"{stem}.{count}").mkdir()
     with pytest.raises(StoreError, match="holds a thousand runs of this second: use another --out"):
         run_directory.new_directory(tmp_path, "quick", "cpu", NOW)
+
+
+def test_a_directory_without_a_run_holds_no_keys(tmp_path: Path) -> None:
+    assert run_directory.stored_keys(tmp_path, retry_failed=False) == frozenset()
+    directory = stored(tmp_path / "run", result(64), result(128, status=Status.CRASHED))
+    assert run_directory.stored_keys(directory, retry_failed=False) == {result(64).key, result(128).key}
+    assert run_directory.stored_keys(directory, retry_failed=True) == {result(64).key}

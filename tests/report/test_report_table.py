@@ -249,3 +249,10 @@ def test_a_section_has_the_columns_and_lines_that_it_fills():
     assert table.count("flex") == 1
     continued = table.split("causal (continued)")[1].split("\n\n")[0]
     assert (" 64" in continued, "128" in continued) == (True, False)
+
+
+def test_keys_of_a_row_are_those_of_the_batch():
+    (row,) = rows_of(measured(Problem(seq_q=64, seq_kv=128, batch=2), "naive", 1e-3))
+    assert row.tokens_kv == 256
+    (row,) = rows_of(measured(served("q1s9_q1s64", 2, 64), "naive", 1e-3))
+    assert row.tokens_kv == 73

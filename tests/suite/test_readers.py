@@ -7,6 +7,7 @@ import pytest
 from attnbench.attention import masks
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.suite import readers
+from attnbench.suite.keys import with_flag
 
 
 def test_switches_are_true_or_false() -> None:
@@ -34,3 +35,20 @@ def test_examples_are_one_of_each_kind() -> None:
     first, *names = readers.examples("masks", "PRIMITIVES", "none")()
     assert first == "none"
     assert all(word in masks.parse(name).words for word, name in zip(masks.PRIMITIVES, names, strict=True))
+
+
+def test_a_list_is_spelled_with_dashes() -> None:
+    assert (readers.spell((5, 3)), readers.spell(())) == ("5-3", "none")
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("page_size=3: use a power of 2", "--set page_size=3: use a power of 2"),
+        ("requests 'q1s': no segment", "--requests q1s: no segment"),
+        ("mask=causal: unsupported", "mask=causal: unsupported"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_a_reason_names_the_option_that_was_typed(reason: str, expected: str) -> None:
+    assert with_flag(reason, {"page_size", "requests"}) == expected
