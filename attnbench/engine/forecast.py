@@ -16,8 +16,8 @@ from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.speeds import Speeds
 
-# Calls of one arm in the shortest measurement: the first, two sets of inputs, transformed inputs, settling, and rounds.
-MIN_CALLS = 5 + 3
+# Calls of one arm in the shortest measurement: the first, four sets of inputs, transformed inputs, settling, and rounds.
+MIN_CALLS = 7 + 3
 # Beside its calls: settling, checks of outputs, memory. Medians of the suite `quick` on a 2-core CPU.
 ARM_OVERHEAD_S = 0.5
 # Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
@@ -25,8 +25,8 @@ COMPILE_S = 8.0
 ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
 BUDGET_MARGIN = 1.25  # of a suggested budget, over the prediction
 START_S = 1.5  # of a worker: Python and torch
-# The oracle computes in float64, up to its limit for the two sets of inputs.
-ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 5e9, 0.05, 2.2
+# The oracle computes in float64, up to its limit for each of four sets of inputs.
+ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 2.5e9, 0.1, 2.6
 
 # Estimates in FLOP/s and bytes/s for one CPU thread on fp32 and one GPU on bf16, until the same backend is measured.
 _CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
