@@ -16,7 +16,7 @@ from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.speeds import Speeds
 
-# Calls of one arm in the shortest measurement: the first, four sets of inputs, transformed inputs, settling, and rounds.
+# Calls of one arm in the shortest measurement: first, four sets of inputs, transformed inputs, settling, and rounds.
 MIN_CALLS = 7 + 3
 # Beside its calls: settling, checks of outputs, memory. Medians of the suite `quick` on a 2-core CPU.
 ARM_OVERHEAD_S = 0.5
