@@ -59,7 +59,7 @@ class ChannelMap(NamedTuple):
     factor: NDArray[np.float64]  # with a sign, a power of two
 
     def after(self, first: ChannelMap) -> ChannelMap:
-        """Both in one: `first`, then this one."""
+        """The composition: `first`, then this transformation."""
         if self.source is None:
             return ChannelMap(first.source, self.factor * first.factor)
         before = self.source if first.source is None else np.take_along_axis(first.source, self.source, -1)
@@ -109,7 +109,7 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
             tensor.mul_(_laid_out(self.maps[name].factor, tensor, head_axis).to(tensor.dtype))
 
     def after(self, first: Transformation) -> Transformation:
-        """Both in one: `first`, then this one."""
+        """The composition: `first`, then this transformation."""
         maps = {name: each.after(first.maps[name].moved(self._moved)) for name, each in self.maps.items()}
         return Transformation(
             sequences=_joined(self.sequences, first.sequences),

@@ -224,13 +224,13 @@ def test_probes_skip_the_empty_values():
     assert figures["quantisation"]["bytes"]["int8"] == 16 * 20 + 16 * 4
 
 
-@pytest.mark.parametrize(("seq_q", "seq_kv"), [(1, 1024), (64, 64)])
-def test_predicted_memory_has_the_expanded_keys_and_values_and_the_matrices(seq_q: int, seq_kv: int) -> None:
+@pytest.mark.parametrize(("seq_q", "seq_kv", "most"), [(1, 1024, 8), (64, 64, 12)])
+def test_predicted_memory_has_the_expanded_keys_and_values_and_the_matrices(seq_q: int, seq_kv: int, most: int) -> None:
     problem = Problem(seq_q=seq_q, seq_kv=seq_kv, **V3 | {"heads": 32})
     expanded, matrices = cost.kv_bytes(latent.expanded(problem)), latent.matrix_bytes(problem)
     for name in ("naive", "mla:expanded"):
         predicted = backends.load(name).extra_bytes(Case(problem=problem, backend=name))
-        assert expanded <= predicted - matrices <= 12 * expanded
+        assert expanded <= predicted - matrices <= most * expanded
     # SDPA on a CPU reads keys and values of different widths in float32: measured 84 MiB for 20 MiB of them, and with
     # 64 queries 8.5 MiB for 1.25 MiB.
     if seq_q == 1:
