@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 
 from attnbench.analysis import readings, rows, stats
-from attnbench.analysis.metrics import METRICS
+from attnbench.analysis.metrics import METRICS, impossible
 from attnbench.analysis.restarts import Restarts
+from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.gate import rule
 from attnbench.gate.rule import Evidence
 from attnbench.records.result import Cause, Outcome, Result, Sample, Status, Verdict
@@ -49,7 +50,7 @@ class Pairing(msgspec.Struct, kw_only=True):
         return bool(self.base and self.head and self.base.times and self.head.times)
 
 
-def pairings(results: Iterable[Result]) -> list[Pairing]:
+def pairings(results: Iterable[Result], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[Pairing]:
     """Results by case and device, in order; without what the budget cut, unless an arm has nothing else."""
     cases: dict[tuple[str, str], dict[int, dict[int, Result]]] = {}
     for result in results:
@@ -57,8 +58,14 @@ def pairings(results: Iterable[Result]) -> list[Pairing]:
         copies.setdefault(result.arm.copy, {})[result.restart] = result
     names = {BASE: "base", HEAD: "head", CONTROL: "control"}
     return [
-        Pairing(**{name: Restarts(_uncut(copies[copy].values())) for copy, name in names.items() if copy in copies})
-        for copies in cases.values()
+        Pairing(
+            **{
+                name: Restarts(_uncut(copies[copy].values()), ceilings=ceilings.get(device))
+                for copy, name in names.items()
+                if copy in copies
+            }
+        )
+        for (_, device), copies in cases.items()
     ]
 
 
@@ -125,7 +132,14 @@ def of_time(
         confirm=tuple(value for restart, value in by_restart.items() if restart >= screen_restarts),
         cycles=tuple(effects(head, base, cycles=True).values()),
         tolerance=tolerance,
+        impossible=impossible_time(base, head),
     )
+
+
+def impossible_time(base: Restarts, head: Restarts) -> str:
+    """Why the time of base or of head cannot be true, else empty."""
+    sides = (("base", impossible(base)), ("head", impossible(head)))
+    return next((f"{side}: {reason}" for side, reason in sides if reason), "")
 
 
 def support(pair: Pairing) -> Verdict | None:

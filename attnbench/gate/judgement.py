@@ -33,7 +33,7 @@ def judge(run: Run) -> GateVerdicts:
     Raises UsageError for a run that is not a gate, NotComparableError where base fails in every case that head can run.
     """
     gate = record.of(run)
-    pairs = evidence.pairings(run.results)
+    pairs = evidence.pairings(run.results, run.manifest.ceilings)
     if reason := evidence.base_fails(pairs):
         raise NotComparableError(f"{gate.base.name} runs none of the cases, so nothing can be compared: {reason}")
     cases = cases_of(pairs, gate)

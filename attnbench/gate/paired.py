@@ -11,6 +11,7 @@ import msgspec
 
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
+from attnbench.analysis.roofline import CeilingsByDevice
 from attnbench.engine import plan, sweep
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Observer, Runner, RunSettings
@@ -133,7 +134,7 @@ class _Stages:
         self._ready, self._whole, self._writer, self._deadline = ready, whole, writer, deadline
         self._observer, self._logs, self._watch = observer, logs, watch
         self._runners: list[Runner] = []
-        self._speeds = ready.settings.speeds
+        self._speeds, self._ceilings = ready.settings.speeds, dict(writer.manifest.ceilings)
         self._results: list[Result] = []
         self._environments: dict[str, Environment] = {}
         self.seconds: Counter[str] = Counter()
@@ -148,7 +149,7 @@ class _Stages:
         self._run(self._whole, 0, rule.SCREEN_RESTARTS)
         restart = rule.SCREEN_RESTARTS
         for batch in BATCHES:
-            cases = _unsettled(self._results, gate)
+            cases = _unsettled(self._results, gate, self._ceilings)
             if not cases or self.interrupted or time.monotonic() > self._deadline:
                 break
             part = _part(self._whole, cases)
@@ -194,6 +195,7 @@ class _Stages:
             self._ready.settings,
             budget_s=None if math.isinf(left_s) else left_s,
             speeds=self._speeds,
+            ceilings=self._ceilings,
             whole_restarts=True,
             **changes,
         )
@@ -217,9 +219,9 @@ def _part(whole: Plan, cases: set[tuple[str, str]]) -> Plan:
     return Plan(groups=tuple(groups), arms=whole.arms)
 
 
-def _unsettled(results: Sequence[Result], gate: GateRecord) -> set[tuple[str, str]]:
+def _unsettled(results: Sequence[Result], gate: GateRecord, ceilings: CeilingsByDevice) -> set[tuple[str, str]]:
     """Cases that need more restarts, by case id and device: flagged or open ones that are not yet precise."""
-    flags = rule.screen(judgement.cases_of(evidence.pairings(results), gate), gate.margins)
+    flags = rule.screen(judgement.cases_of(evidence.pairings(results, ceilings), gate), gate.margins)
     flagged = [case for case in (*flags.slower, *flags.faster) if not rule.precise(case, gate.margins)]
     undecided = [case for case in flags.open if not rule.open_enough(case, gate.margins)]
     return {(case.case_id, case.device) for case in (*flagged, *undecided)}

@@ -36,6 +36,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     confirm: tuple[float, ...] = ()
     cycles: tuple[float, ...] = ()  # effects of all restarts in clock cycles, where the clock of a GPU was read
     tolerance: float = TOLERANCE
+    impossible: str = ""  # why a time cannot be true: nothing is decided
 
     @property
     def effects(self) -> tuple[float, ...]:
@@ -89,7 +90,7 @@ class Flags(msgspec.Struct, frozen=True):
 def screen(cases: Sequence[Evidence], margins: Margins) -> Flags:
     """Choose the cases that need more restarts, at 0.10 each. The screen decides nothing else."""
     slower, faster, undecided = [], [], []
-    for case in cases:
+    for case in (case for case in cases if not case.impossible):
         margin = margins.of(case)
         if p_above(case.screen, margin) < SCREEN_ALPHA:
             slower.append(case)
@@ -131,8 +132,8 @@ def _verdict(case: Evidence, margins: Margins, confirmation: Confirmation | None
     # The screen flags cases for being extreme: only their fresh restarts are free of that selection.
     change = interval(case.confirm if confirmation and len(case.confirm) > 1 else case.effects)
     outcome, reason = _outcome(case, margins, change, confirmation)
-    if doubt and outcome in (Outcome.REGRESSED, Outcome.IMPROVED, Outcome.SAME):
-        outcome, reason = Outcome.INCONCLUSIVE, doubt
+    if case.impossible or (doubt and outcome is not Outcome.INCONCLUSIVE):
+        outcome, reason = Outcome.INCONCLUSIVE, case.impossible or doubt
     return Verdict(
         case_id=case.case_id,
         label=case.label,

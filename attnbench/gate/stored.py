@@ -152,17 +152,9 @@ def _verdict(case: TimedCase, p_slower: float, p_faster: float) -> Verdict:
     assert head
     assert base.time
     assert head.time
-    outcome, reason = Outcome.INCONCLUSIVE, ""
-    if p_slower < rule.CONFIRM_ALPHA:
-        outcome = Outcome.REGRESSED
-    elif p_faster < rule.CONFIRM_ALPHA:
-        outcome = Outcome.IMPROVED
-    elif change.high < case.margin:
-        outcome = Outcome.SAME
-    elif case.difference.freedom:
-        reason = "its interval reaches the margin: gate side by side with --base-ref"
-    else:
-        reason = "the spread between restarts is not known from one restart: measure with --restarts 6"
+    outcome, reason = _outcome(case, p_slower, p_faster)
+    if impossible := evidence.impossible_time(base, head):
+        outcome, reason = Outcome.INCONCLUSIVE, impossible
     return Verdict(
         case_id=head.case.id, label=head.case.label, device=head.arm.device, backend=head.case.backend,
         metric="time_s", outcome=outcome, base=base.time.value, head=head.time.value,
@@ -170,6 +162,20 @@ def _verdict(case: TimedCase, p_slower: float, p_faster: float) -> Verdict:
         margin=math.expm1(case.margin), restarts=min(base.count, head.count), p=min(p_slower, p_faster),
         reason=reason,
     )  # fmt: skip
+
+
+def _outcome(case: TimedCase, p_slower: float, p_faster: float) -> tuple[Outcome, str]:
+    """The outcome, and why it is open where it is."""
+    if p_slower < rule.CONFIRM_ALPHA:
+        return Outcome.REGRESSED, ""
+    if p_faster < rule.CONFIRM_ALPHA:
+        return Outcome.IMPROVED, ""
+    if case.difference.interval.high < case.margin:
+        return Outcome.SAME, ""
+    if case.difference.freedom:
+        return Outcome.INCONCLUSIVE, "its interval reaches the margin: gate side by side with --base-ref"
+    reason = "the spread between restarts is not known from one restart: measure with --restarts 6"
+    return Outcome.INCONCLUSIVE, reason
 
 
 def _logs(restarts: Restarts) -> list[float]:
@@ -183,9 +189,9 @@ def _timed(pair: Pairing) -> bool:
 
 def _pairs(head: Run, base: Run, alias: Mapping[str, str]) -> list[Pairing]:
     """Cases by label, arm and device; a renamed case is paired with the one that had its earlier label."""
-    before = {_key(restarts): restarts for restarts in join(base.results)}
+    before = {_key(restarts): restarts for restarts in join(base.results, ceilings=base.manifest.ceilings)}
     pairs = []
-    for restarts in join(head.results):
+    for restarts in join(head.results, ceilings=head.manifest.ceilings):
         label, name, device = _key(restarts)
         pairs.append(Pairing(base=before.pop((alias.get(label, label), name, device), None), head=restarts))
     return [*pairs, *(Pairing(base=restarts) for restarts in before.values())]

@@ -27,6 +27,23 @@ def test_a_restart_without_a_finite_time_has_no_effect() -> None:
     assert evidence.effects(above, below) == pytest.approx({0: 1.0, 2: -1.0})
 
 
+UNCHECKED = "not checked on new inputs"
+
+
+@pytest.mark.parametrize("head", [1.0, 0.5, 1.5])
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_rate_above_a_ceiling_decides_nothing_until_it_is_checked_on_new_inputs(head: float, side: str) -> None:
+    judged = judgement.judge(gated(*lines(head, **{f"{side}_fields": {"facts": {"new_inputs": UNCHECKED}}})))
+    (verdict,) = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.reason == f"{side}: above a measured ceiling, {UNCHECKED}"
+
+
+def test_a_rate_above_a_ceiling_that_passed_its_check_is_judged() -> None:
+    facts = {"facts": {"new_inputs": "right"}}
+    assert outcome(gated(*lines(1.5, base_fields=facts, head_fields=facts))) is Outcome.REGRESSED
+
+
 def test_memory_that_shrank_is_an_improvement() -> None:
     assert outcome(gated(*lines(memory=(2**25, 2**24))), "peak_bytes") is Outcome.IMPROVED
 

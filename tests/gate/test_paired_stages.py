@@ -22,7 +22,7 @@ from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.result import Environment, Outcome, Result, Status, sample
 from tests.gate.test_verdicts import WOBBLE, gated, lines
-from tests.samples import timed
+from tests.samples import ceilings, timed
 
 BASE, HEAD = Revision(name="HEAD~1", path=("/old",)), Revision(name="the working tree", path=("/new",))
 SLOW, EQUAL = 64, 128  # the lengths of two cases; head is slower in the first
@@ -164,6 +164,17 @@ def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monke
     run = gated(*lines())
     paired.add_to_noise_floor(run, record.of(run))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gate_checks_rates_above_the_ceilings_of_this_machine(
+    measured: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {DEVICE: ceilings()}
+    monkeypatch.setattr(sweep, "calibrated", lambda *_: known)
+    runners: list[Runner] = []
+    measured(watch=runners.append)
+    first, *others = runners
+    assert all(runner.settings.ceilings == known for runner in (first, *others))
 
 
 def test_one_restart_gives_base_and_head_of_each_case_and_one_control(ready: Sweep) -> None:

@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -75,6 +76,13 @@ def test_times_without_variation_differ_for_certain() -> None:
 )
 def test_each_outcome(factor: float, outcome: Outcome) -> None:
     assert set(outcomes(run("a", restarts_of(factor, seed=1)), run("b", restarts_of()))) == {outcome}
+
+
+def test_a_stored_rate_above_a_ceiling_decides_nothing_until_it_is_checked_on_new_inputs() -> None:
+    unchecked = [msgspec.structs.replace(each, facts={"new_inputs": "not checked"}) for each in restarts_of(0.5)]
+    judged = stored.judge(run("a", unchecked), run("b", restarts_of()), DEFAULT_SETTINGS, TODAY)
+    decided = {(each.outcome, each.reason) for each in judged.verdicts if each.metric == "time_s"}
+    assert decided == {(Outcome.INCONCLUSIVE, "head: above a measured ceiling, not checked")}
 
 
 def test_one_restart_is_inconclusive() -> None:
