@@ -109,7 +109,7 @@ class ArmSession:
 
     def finish(self, extras: Collection[str] = ()) -> None:
         """Verify the last timed output; then measure memory and the extras, outside the timed rounds."""
-        self._check(self._ask(protocol.CheckOutput(seed=secret_seed())))
+        self._check(self._ask(protocol.CheckOutput(seed=secret_seed(), brief=not self.in_full)))
         self._judge_warmup()
         memory = self._ask(protocol.MeasureMemory())
         self.samples["peak_memory"] = sample("B", [memory.peak])

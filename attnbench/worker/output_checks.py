@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Calls in a row: at least as many as find a kernel that is wrong in every eighth call (docs/method.md).
 MIN_IN_A_ROW, MAX_IN_A_ROW = 8, 64
+BRIEF_IN_A_ROW = 3  # for a case whose code was verified in full before, with more calls
 VERIFYING_S = 0.02  # limit of the calls in a row that follow the verification
 CHECKS_S, TIMING_SHARE = 0.01, 0.05  # the same after the rounds, beside a share of the seconds in settling and timing
 MOVES_SHARE = 0.02  # of the same seconds, for transformations that move numbers, and judgements that they cause
@@ -118,9 +119,10 @@ class OutputChecks:
         """Call and check up to MIN_IN_A_ROW times, where calls are short."""
         self._check_calls("further call: ", 0, MIN_IN_A_ROW, VERIFYING_S)
 
-    def check_after_rounds(self, seed: int) -> None:
-        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times; then look for a memory of inputs."""
-        self._check_calls("call after the rounds: ", MIN_IN_A_ROW, MAX_IN_A_ROW, self._limit_s)
+    def check_after_rounds(self, seed: int, brief: bool = False) -> None:
+        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times, or briefly; then look for a memory of inputs."""
+        counts = (BRIEF_IN_A_ROW, BRIEF_IN_A_ROW) if brief else (MIN_IN_A_ROW, MAX_IN_A_ROW)
+        self._check_calls("call after the rounds: ", *counts, self._limit_s)
         if not self.wrong and (reason := self.memory.objection(seed)):
             self.wrong = OutputVerdict(ok=False, reason=reason)
 

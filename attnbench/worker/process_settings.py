@@ -6,13 +6,14 @@ docs/method.md has the table of them.
 from __future__ import annotations
 
 import gc
+import operator
 import os
 import resource
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum, auto
 from types import ModuleType
@@ -337,14 +338,17 @@ def _replaced(name: str, spaces: dict[str, Namespace], owner: Owner) -> Setting:
         space: {key: value for key, value in vars(of).items() if callable(value)} for space, of in spaces.items()
     }
     inherited = frozenset(dir(torch._C.TensorBase)) - originals.get("torch.Tensor", {}).keys()
+    watched = {space: (tuple(functions), tuple(functions.values())) for space, functions in originals.items()}
 
     def read() -> dict[tuple[str, str], object]:
         replaced: dict[tuple[str, str], object] = {}
         for space, of in spaces.items():
             current = vars(of)
-            for key, original in originals[space].items():
-                if (value := current.get(key, _ABSENT)) is not original and f"{space}.{key}" not in NOT_WATCHED:
-                    replaced[space, key] = value
+            if not _holds(current, *watched[space]):
+                for key, original in originals[space].items():
+                    value = current.get(key, _ABSENT)
+                    if value is not original and f"{space}.{key}" not in NOT_WATCHED:
+                        replaced[space, key] = value
             if of is torch.Tensor:  # what the base class defines, overridden
                 replaced |= {(space, key): current[key] for key in inherited & current.keys() if callable(current[key])}
         return replaced
@@ -363,12 +367,20 @@ def _replaced(name: str, spaces: dict[str, Namespace], owner: Owner) -> Setting:
     return Setting(name, read, write, owner, describe)
 
 
+def _holds(current: Mapping[str, object], names: tuple[str, ...], objects: tuple[object, ...]) -> bool:
+    """Whether these names still hold these very objects. No loop in Python: this is asked before each step."""
+    return all(map(operator.is_, map(current.get, names), objects))
+
+
 def _modules() -> Setting:
     """Imported modules that were replaced in sys.modules, or removed from it."""
     originals = dict(sys.modules)
+    names, modules = tuple(originals), tuple(originals.values())
 
     def read() -> dict[str, object]:
         current = sys.modules
+        if _holds(current, names, modules):
+            return {}
         return {name: current.get(name) for name, module in originals.items() if current.get(name) is not module}
 
     def write(value: dict[str, object]) -> None:

@@ -125,6 +125,7 @@ class CheckOutput(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="C
     """Compare the outputs of timed calls, and of calls after them, with the expected values."""
 
     seed: int = 0  # of the inputs of further calls
+    brief: bool = False  # fewer further calls, for a case that was verified in full before
 
 
 class CheckNewInputs(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="CheckNew"):

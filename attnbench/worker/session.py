@@ -52,7 +52,7 @@ class WorkerSession:
             case protocol.CheckOutput():
                 if self._checks is None:
                     raise RuntimeError("no case is verified")
-                reply = verification.check_after_rounds(self._checks, request.seed)
+                reply = verification.check_after_rounds(self._checks, request)
                 return with_changed_state(reply, self._prepared_case())
             case protocol.CheckNewInputs():
                 if self._checks is None:

@@ -19,7 +19,7 @@ from attnbench.worker.correctness import OutputVerdict
 from attnbench.worker.expected_values import ExpectedValues
 from attnbench.worker.output_checks import OutputChecks, judge_outputs
 from attnbench.worker.prepared_case import PreparedCase
-from attnbench.worker.protocol import CaseVerified, CheckNewInputs, RequestFailed, VerifyCase
+from attnbench.worker.protocol import CaseVerified, CheckNewInputs, CheckOutput, RequestFailed, VerifyCase
 
 POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturbs the other arms
@@ -80,12 +80,12 @@ def _verify_further(
     return _verdict(judgement)
 
 
-def check_after_rounds(checks: OutputChecks, seed: int) -> CaseVerified:
+def check_after_rounds(checks: OutputChecks, request: CheckOutput) -> CaseVerified:
     """Judge a call of the last block, and check further calls; an earlier timed call that was wrong counts as well."""
     judgement = checks.wrong or checks.judge_again()
     if not judgement.ok:
         return _verdict(judgement, "" if checks.wrong else "timed call of the last block: ")
-    checks.check_after_rounds(seed)
+    checks.check_after_rounds(request.seed, request.brief)
     return _verdict(checks.wrong or judgement)
 
 
