@@ -277,6 +277,15 @@ def is_reference(other: Arm, arm: Arm, reference: str) -> bool:
     return other.backend == reference and other.device == arm.device and other.copy == 1
 
 
+def missing_arms(groups: Iterable[Group], restart: int, done: Collection[Key], reference: str) -> Iterator[Group]:
+    """The groups without the arms that are done, whose reference arms among those are borrowed for the speed-up."""
+    for group in groups:
+        stored = [arm for arm in group.arms if (group.case(arm).id, arm.id, restart) in done]
+        if arms := tuple(arm for arm in group.arms if arm not in stored):
+            partners = [other for other in stored if any(is_reference(other, arm, reference) for arm in arms)]
+            yield replace(group, arms=arms, borrowed=(*group.borrowed, *partners))
+
+
 def reference_of(cells: Sequence[tuple[Cell, Sequence[Arm]]], limits: PlanLimits) -> str:
     """The backend that speed-ups are relative to by default: naive, else the first that can serve; empty if none can.
 

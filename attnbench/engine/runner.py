@@ -1,38 +1,21 @@
 """A run: every group of a plan in every restart, within the budget; one Result for each (case, arm, restart).
 
-The outer loop is the restart: all workers start anew. Within a group every arm prepares, is verified and settles; then
-rounds time the arms side by side.
+The outer loop is the restart: all workers start anew.
 """
 
 import math
 import random
-import re
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from attnbench.analysis import readings, roofline
-from attnbench.attention import cost, inputs
-from attnbench.engine import expected_cache
-from attnbench.engine.arm_session import ArmSession, GroupSessions, secret_seed
-from attnbench.engine.forecast import ROUNDS_S, Forecast
 from attnbench.engine.group import Group
-from attnbench.engine.oracle import ExpectedFiles, Oracle
-from attnbench.engine.plan import Plan, Refusal, is_reference
-from attnbench.engine.rounds import RoundsEnd, run_rounds
-from attnbench.engine.verified_cache import VerifiedCases
-from attnbench.engine.worker_process import WorkerFailedError, Workers
-from attnbench.records.arm import Arm
-from attnbench.records.ceilings import Ceilings
-from attnbench.records.result import Cause, Environment, Key, Procedure, Result, Status
-from attnbench.records.speeds import Speeds
-
-BEYOND_BUDGET = Refusal(Status.SKIPPED, "budget", Cause.BUDGET)
+from attnbench.engine.group_runner import GroupRunner, RunSettings
+from attnbench.engine.plan import Plan, missing_arms
+from attnbench.records.result import Environment, Key, Result
 
 
 class Observer(Protocol):
@@ -61,53 +44,11 @@ class SilentObserver:
         """Ignore the number."""
 
 
-class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits and choices of a run."""
-
-    procedures: dict[str, Procedure]  # by kind of device
-    restarts: int = 1
-    first_restart: int = 0  # number of the first restart, where earlier ones are stored
-    seed: int = 0
-    timeout_s: float = 60.0  # for each phase
-    budget_s: float | None = None  # None: no limit
-    memory_bytes: int = 0
-    reference: str = ""
-    ceilings: dict[str, Ceilings] = {}  # by device: a rate above one is checked on new inputs
-    speeds: Speeds = Speeds()  # what this machine measured before
-    whole_restarts: bool = False  # after the first, no restart begins when the budget is spent
-    fail_fast: bool = False
-    verify_only: bool = False  # nothing is timed
-    probes: tuple[str, ...] = ()  # run for every case that is right
-    extras: tuple[str, ...] = ()  # measured beyond time and memory: energy, timers
-    profile: str = ""  # the directory for a profile of each case; empty: none
-    bare: bool = False  # a profile holds nothing but the calls
-
-
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How a run ended."""
 
     interrupted: bool = False
     stopped: bool = False  # by fail_fast
-
-
-class FailedSizes:
-    """Cases that timed out or ran out of memory: no case of the same arm, dtype and mode with as much work is tried."""
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[str, str, str], tuple[int, str]] = {}  # FLOPs of the dense problem, and what happened
-
-    def add(self, session: ArmSession, status: Status) -> None:
-        problem, mode = session.group.problem, session.group.mode
-        what = "ran out of memory" if status is Status.OOM else "timed out"
-        failure = cost.flops_dense(problem, mode), f"{what} at {session.case.label}"
-        self._first.setdefault((session.arm.id, problem.dtype.value, mode.value), failure)
-
-    def refusal(self, group: Group, arm: Arm) -> Refusal | None:
-        """Why the arm is skipped in this group; None if it is tried."""
-        flops, what = self._first.get((arm.id, group.problem.dtype.value, group.mode.value), (0, ""))
-        if what and cost.flops_dense(group.problem, group.mode) >= flops:
-            return Refusal(Status.SKIPPED, f"a case no larger {what}", Cause.NO_LARGER)
-        return None
 
 
 class Runner:
@@ -123,44 +64,35 @@ class Runner:
         logs: Path | None = None,
     ) -> None:
         self.plan, self.settings, self._append, self._observer = plan, settings, append, observer
-        self._done, self._logs = done, logs
+        self._done = done
         self.stop_requested = False  # set by the first Ctrl-C: the block in progress ends, results are kept
-        self.forecast = Forecast(settings.speeds)
-        self._first_ratio = self.forecast.ratio
-        self.spent: dict[str, float] = defaultdict(float)  # seconds by phase, and in total
-        self.environments: dict[str, Environment] = {}  # by arm id
         self._started = time.monotonic()
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
-        self._failed_sizes = FailedSizes()
-        self._verified = VerifiedCases()
-        self._random = random.Random(settings.seed)
+        of_group = msgspec.structs.replace(settings, profile_apart=plan.cases > 1)
+        self._groups = GroupRunner(of_group, observer.phase, lambda: self.stop_requested, logs, self._end)
+        self.forecast, self.spent = self._groups.forecast, self._groups.spent  # seconds by phase, and in total
+        self._first_ratio = self.forecast.ratio
+        self.environments: dict[str, Environment] = {}  # by arm id
 
     def run(self) -> Ending:
         """Measure everything that is not done. No worker outlives this call."""
         settings = self.settings
-        with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-            expected_cache.make_room()
-            self._oracle = Oracle(Path(folder), settings.timeout_s, self.spent)
-            memory_bytes, timeout_s, phase = settings.memory_bytes, settings.timeout_s, self._observer.phase
-            workers = Workers(memory_bytes, timeout_s, self._logs, self.spent, self._oracle.start, phase)
-            self._workers = workers
-            self.environments = workers.environments
-            try:
+        try:
+            with self._groups as groups:
+                self.environments = groups.environments
                 for restart in range(settings.first_restart, settings.first_restart + settings.restarts):
                     if restart and settings.whole_restarts and time.monotonic() > self._end:
                         return Ending()
                     if not self._restart(restart):
                         return Ending(interrupted=self.stop_requested, stopped=not self.stop_requested)
-                    workers.terminate_all()
-            finally:
-                workers.terminate_all()
-                self._oracle.terminate()
-                self.spent["total"] += time.monotonic() - self._started
+                    groups.end_restart()
+        finally:
+            self.spent["total"] += time.monotonic() - self._started
         return Ending()
 
     def _restart(self, restart: int) -> bool:
         """Measure all groups once; False if the run ends here."""
-        groups = [missing for group in self._order(restart) if (missing := self._missing(group, restart)).arms]
+        groups = list(missing_arms(self._order(restart), restart, self._done, self.settings.reference))
         later = range(restart + 1, self.settings.first_restart + self.settings.restarts)
         later_s = self.plan.rest(self._done, later, self.settings.speeds).seconds
         rest_s = 0.0
@@ -170,7 +102,7 @@ class Runner:
             if index % max(1, len(groups) // 20) == 0:  # a full sum for each group would be quadratic
                 rest_s = sum(self.forecast.group_s(other) for other in groups[index:])
             rest_s = max(rest_s - self.forecast.group_s(group), 0.0)
-            results = self._measure(group, restart, rest_s)
+            results = self._groups.measure(group, restart, rest_s)
             started = time.monotonic()
             self._append(results)
             self.spent["store"] += time.monotonic() - started
@@ -188,173 +120,3 @@ class Runner:
             random.Random(f"{self.settings.seed}/{restart}").shuffle(groups)
             groups.sort(key=lambda group: group.late)
         return groups
-
-    def _missing(self, group: Group, restart: int) -> Group:
-        """The group without the arms that are done; a reference arm among those is borrowed for the speed-up."""
-        done = [arm for arm in group.arms if (group.case(arm).id, arm.id, restart) in self._done]
-        arms = tuple(arm for arm in group.arms if arm not in done)
-        partners = tuple(other for other in done if any(self._is_reference(other, arm) for arm in arms))
-        return msgspec.structs.replace(group, arms=arms, borrowed=(*group.borrowed, *partners))
-
-    # -- one group -----------------------------------------------------------------------------------------------------
-
-    def _measure(self, group: Group, restart: int, rest_s: float) -> list[Result]:
-        """The results of a group, within its share of the budget. `rest_s`: predicted for all later groups."""
-        sessions = GroupSessions(group, restart, self.settings.procedures, self._retire)
-        share_s = self._share(group, rest_s)
-        if share_s is None:
-            for arm in group.arms:
-                sessions.refuse(arm, BEYOND_BUDGET)
-            return sessions.results
-        deadline = time.monotonic() + share_s
-        self._open(sessions)
-        if sessions.live:
-            started = time.monotonic()
-            self._run_sessions(sessions, deadline)
-            self.forecast.learn_group(group, time.monotonic() - started)
-        results: list[Result] = []
-        for result in sessions.results:
-            if result.status is Status.OOM and not group.alone:
-                # The other arms held memory meanwhile: out of memory counts only for an arm that ran alone.
-                solo = msgspec.structs.replace(group, arms=(result.arm,), borrowed=())
-                results += self._measure(solo, restart, rest_s)
-            else:
-                results.append(result)
-        return results
-
-    def _share(self, group: Group, rest_s: float) -> float | None:
-        """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer."""
-        if math.isinf(self._end):
-            return math.inf
-        left_s = self._end - time.monotonic()
-        group_s = self.forecast.group_s(group)
-        if group_s > left_s:
-            return None
-        if all(each.min_rounds == each.max_rounds for each in self.settings.procedures.values()):
-            return left_s  # a fixed number of rounds is cut only at the end of the budget
-        # Groups that compile come last and may be skipped: they must not leave the others with too few rounds.
-        return min(left_s, max(left_s * group_s / (group_s + rest_s), group_s + ROUNDS_S))
-
-    def _open(self, sessions: GroupSessions) -> None:
-        """A session for every arm whose worker runs."""
-        group, failures = sessions.group, self._workers.failures
-        arms = []
-        for arm in (*group.arms, *group.borrowed):
-            if failure := failures.get(arm.id):
-                sessions.refuse(arm, Refusal(failure.status, failure.reason, failure.cause))
-            elif refusal := self._failed_sizes.refusal(group, arm):
-                sessions.refuse(arm, refusal)
-            else:
-                arms.append(arm)
-        self._workers.open(arms, self._end)
-        for arm in arms:
-            if failure := failures.get(arm.id):
-                sessions.refuse(arm, Refusal(failure.status, failure.reason, failure.cause, failure.facts))
-            else:
-                sessions.add(arm, self._workers[arm])
-
-    def _run_sessions(self, sessions: GroupSessions, deadline: float) -> None:
-        """Verify the live sessions, time them, and record their results."""
-        first = sessions.live[0]
-        self._observer.phase(f"{first.case.label}  reference")
-        try:
-            expected, stressing = self._oracle.expect(first.group.problem, first.group.mode, first.procedure, self._end)
-        except WorkerFailedError as failure:
-            reason = f"no reference to verify against: {failure.reason}"
-            missing = Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts)
-            sessions.refuse_live(BEYOND_BUDGET if failure.cause else missing)
-            return
-        sessions.step(lambda session: self._make_ready(session, expected, stressing))
-        if self.settings.verify_only:
-            sessions.complete()
-        else:
-            self._time(sessions, deadline)
-        for session in sessions.live:
-            try:
-                session.release()
-            except WorkerFailedError as failure:  # after the results, which it does not change
-                self._retire(session, failure)
-
-    def _make_ready(self, session: ArmSession, expected: ExpectedFiles, stressing: dict[str, ExpectedFiles]) -> None:
-        """Prepare, verify and settle. Later restarts, and what the cache holds, are verified in brief."""
-        session.deadline = self._end
-        self._observer.phase(f"{session.case.label}  preparing")
-        session.prepare()
-        self._observer.phase(f"{session.case.label}  verifying")
-        known = not self.settings.verify_only and self._verified.holds(session.case, session.arm, session.procedure)
-        session.in_full = not (session.restart or known)
-        session.verify(expected, stressing if session.in_full else {})
-        if known:
-            session.facts["verified_earlier"] = True
-        if self.settings.verify_only:
-            session.probe(self.settings.probes)
-            return
-        self.forecast.learn(session.arm, session.case, session.settle())
-        if session.group.late and (first := session.samples["first_call"].values[0]) is not None:
-            self.forecast.learn_compile(session.arm, first)
-
-    def _time(self, sessions: GroupSessions, deadline: float) -> None:
-        """Rounds, then what is measured outside them. Records nothing if an interruption left too few rounds."""
-        if time.monotonic() + sum(session.least_s for session in sessions.live) > self._end:
-            sessions.refuse_live(BEYOND_BUDGET)
-            return
-        for session in sessions.live:
-            session.deadline = math.inf  # what is timed is not lost
-        end = run_rounds(sessions, deadline, self._random, lambda: self.stop_requested, self._observer.phase)
-        if end is RoundsEnd.INTERRUPTED and any(
-            session.rounds < session.procedure.min_rounds for session in sessions.live
-        ):
-            return  # a resume measures this group again
-        sessions.step(lambda session: session.finish(self.settings.extras))
-        sessions.step(lambda session: session.probe(() if session.restart else self.settings.probes))
-        sessions.step(self._check_new_inputs)
-        if self.settings.profile:
-            sessions.step(self._profile)
-        for session in sessions.live:
-            session.facts["rounds_reason"] = end.value
-            reference = next((other for other in sessions.live if self._is_reference(other.arm, session.arm)), None)
-            if reference:
-                session.facts["reference"] = reference.arm.id
-                if reference.arm in sessions.group.borrowed:
-                    session.samples |= reference.times("reference_")
-            if session.in_full:  # and right in every call that was checked since
-                self._verified.add(session.case, session.arm, session.procedure)
-        sessions.complete()
-
-    def _check_new_inputs(self, session: ArmSession) -> None:
-        """Check a case whose rate is above a ceiling on inputs that it cannot have seen; else it is not ranked."""
-        ceilings, seconds = self.settings.ceilings.get(session.arm.device), readings.location(session.timed().values)
-        problem, mode = session.group.problem, session.group.mode
-        if not (ceilings and seconds and roofline.above_ceiling(ceilings, problem, mode, seconds)):
-            return
-        distribution, seed = session.procedure.inputs, secret_seed()
-        if distribution.startswith(inputs.FILE):
-            distribution = "normal"
-        session.facts["new_inputs"] = "not checked on new inputs"
-        opened = session.worker.opened
-        if opened and opened.checks_new_inputs:
-            try:
-                expected = self._oracle.expect_new(problem, mode, distribution, seed)
-            except WorkerFailedError as failure:
-                session.facts["new_inputs"] = f"not checked on new inputs: {failure.reason}"
-            else:
-                session.check_new_inputs(expected, distribution, seed)
-
-    def _profile(self, session: ArmSession) -> None:
-        """Profile into the directory, or with several cases into a subdirectory for each."""
-        folder = Path(self.settings.profile)
-        if self.plan.cases > 1:
-            folder /= re.sub(r"[^\w.-]", "_", f"{session.case.id}-{session.arm.id}")
-        session.profile(str(folder), self.settings.bare)
-
-    def _retire(self, session: ArmSession, failure: WorkerFailedError) -> None:
-        """Terminate the worker of a failed session, unless it only refused the case: later readings would be wrong."""
-        session.facts |= failure.facts
-        if failure.status is Status.UNSUPPORTED:
-            return
-        self._workers.terminate(session.arm)
-        if failure.status is Status.TIMEOUT or (failure.status is Status.OOM and session.group.alone):
-            self._failed_sizes.add(session, failure.status)
-
-    def _is_reference(self, other: Arm, arm: Arm) -> bool:
-        return is_reference(other, arm, self.settings.reference)

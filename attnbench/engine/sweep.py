@@ -14,8 +14,9 @@ from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
 from attnbench.engine import plan
 from attnbench.engine.forecast import smallest_budget_s
+from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan, PlanLimits, Rest
-from attnbench.engine.runner import Ending, Observer, Runner, RunSettings
+from attnbench.engine.runner import Ending, Observer, Runner
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import ceilings, run_directory, run_writer, speeds

@@ -13,8 +13,9 @@ from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
 from attnbench.analysis.roofline import CeilingsByDevice
 from attnbench.engine import plan, sweep
+from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan
-from attnbench.engine.runner import Observer, Runner, RunSettings
+from attnbench.engine.runner import Observer, Runner
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import StoreError, UsageError
 from attnbench.gate import evidence, judgement, record, rule

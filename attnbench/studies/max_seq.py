@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import WORKER_BYTES, PlanLimits, peak_bytes, refuse
-from attnbench.engine.runner import RunSettings
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.machine import resources
 from attnbench.records.arm import Arm

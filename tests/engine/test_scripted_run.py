@@ -10,11 +10,12 @@ import pytest
 
 from attnbench.attention import inputs
 from attnbench.attention.problem import Problem
-from attnbench.engine import oracle, runner
+from attnbench.engine import group_runner, oracle
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
+from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan
-from attnbench.engine.runner import Runner, RunSettings
+from attnbench.engine.runner import Runner
 from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Key, Procedure, Result, Status
 from attnbench.worker import protocol
@@ -100,7 +101,7 @@ class Recorded:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     processes = Scripted()
     for name in ("Workers", "Oracle"):
-        monkeypatch.setattr(runner, name, processes)
+        monkeypatch.setattr(group_runner, name, processes)
     return processes
 
 

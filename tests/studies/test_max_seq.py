@@ -9,7 +9,7 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan
-from attnbench.engine.runner import RunSettings
+from attnbench.engine.group_runner import RunSettings
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
