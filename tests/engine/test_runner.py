@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import attnbench
-from attnbench.engine import runner, sweep
+from attnbench.engine import group_runner, sweep
 from attnbench.records.case import Case
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Cause, Result, Status
@@ -86,7 +86,7 @@ def results(shared: Path) -> Results:
     failing = f"{HERE}/misbehaving.py:raises"
     names = ("right", "naive", "zeros", *FAILING, *OTHERS, f"{HERE}/broken/import_fails.py:attend")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "VerifiedCases", Remembered)
+        patch.setattr(group_runner, "VerifiedCases", Remembered)
         patch.setattr(sweep, "calibrated", lambda *_: {"cpu:threads=1": LOW})
         return run(shared / "run", *names, reference=failing, mem_limit="1500MiB")
 
