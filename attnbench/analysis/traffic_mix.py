@@ -2,16 +2,14 @@
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from attnbench import units
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Draw, TrafficSteps
 from attnbench.analysis.traffic_interval import interval, logarithms, mean
+from attnbench.analysis.traffic_part import Booleans
 from attnbench.suite.serving.simulation import KINDS, StepKind
-
-Booleans = npt.NDArray[np.bool_]
 
 MIN_STEPS = 8  # drawn steps of a part for an interval, unless every step of the trace is drawn
 

@@ -35,6 +35,15 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         times_s: Floats = self.times_s[:, self.backends.index(backend)]
         return times_s
 
+    def at(self, places: Integers) -> "Measured":
+        """These of the drawn steps alone."""
+        new = {int(place): number for number, place in enumerate(places)}
+        return msgspec.structs.replace(
+            self, kinds=self.kinds[places], times_s=self.times_s[places],
+            refusals={(new[place], name): text for (place, name), text in self.refusals.items() if place in new},
+            plan_s=None if self.plan_s is None else self.plan_s[places],
+        )  # fmt: skip
+
 
 class PolicyName(StrEnum):
     """How often a backend is chosen."""
@@ -73,14 +82,29 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     regret: Estimate | None = None  # seconds over those of one per step, minus 1; at least 0
     over_phase: Estimate | None = None  # of one backend: its seconds over those of one per phase, minus 1
     excluded: tuple[Exclusion, ...] = ()
+    halves: tuple[str, ...] = ()  # what each half of the rounds chooses, where they differ; not of one per step
 
     @property
     def words(self) -> str:
         """`flex`, `flex for decode and naive for prefill and mixed`, `flex or naive`."""
-        names = list(dict.fromkeys(choice.backend for choice in self.choices))
-        if self.name is PolicyName.PHASE and len(names) > 1:
-            return " and ".join(f"{choice.backend} for {choice.scope}" for choice in self.choices)
-        return " or ".join(names)
+        return _in_words({choice.backend: choice.scope for choice in self.choices})
+
+    @property
+    def scored(self) -> str:
+        """Why its seconds are not those of its choices; empty where they are."""
+        if not self.halves:
+            return ""
+        return (
+            f"its seconds are of {self.halves[0]} in half of the rounds and of {self.halves[1]} in the others, as the "
+            "other half chose"
+        )
+
+
+def _in_words(scopes: Mapping[str, str]) -> str:
+    """Backends with the scopes that they are used for."""
+    if len(set(scopes.values())) > 1:
+        return " and ".join(f"{backend} for {scope}" for backend, scope in scopes.items())
+    return " or ".join(scopes)
 
 
 class BackendTotal(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +236,7 @@ def _policies(drawn: Draw, measured: Measured, logs: Floats) -> Iterator[Policy]
             seconds=best.seconds(drawn) if best and per_step else _total(drawn, series),
             regret=None if best is None or per_step else best.regret(drawn, series),
             over_phase=_excess(_ratio(drawn, series, by_phase)) if single and by_phase else None, excluded=excluded,
+            halves=() if per_step else _halves(measured, weighted, scopes[name]),
         )  # fmt: skip
 
 
@@ -310,6 +335,17 @@ def _choices(measured: Measured, weighted: _Weighted, scopes: _Scopes) -> Iterat
                 scope=name, backend=measured.backends[place], steps=int(mine.sum()),
                 share=of_choice / float(seconds.sum()), agreed=float(seconds[mine & agreed].sum()) / of_choice,
             )  # fmt: skip
+
+
+def _halves(measured: Measured, weighted: _Weighted, scopes: _Scopes) -> tuple[str, ...]:
+    """The backends that even rounds are scored with, which odd ones chose, and the reverse; empty if they are equal."""
+    halves = []
+    for seconds in (weighted.odd_rounds, weighted.even_rounds):
+        chosen = choose(seconds, scopes.groups)
+        assert chosen is not None  # else the policy has no score
+        pairs = dict.fromkeys(zip(chosen.tolist(), scopes.groups.tolist(), strict=True))
+        halves.append(_in_words({measured.backends[place]: scopes.names[group] for place, group in pairs}))
+    return () if halves[0] == halves[1] else tuple(halves)
 
 
 def _excluded(measured: Measured, weighted_s: Floats, scopes: _Scopes) -> Iterator[Exclusion]:

@@ -11,20 +11,22 @@ import msgspec
 import numpy as np
 
 from attnbench import suite
-from attnbench.analysis import readings, traffic
+from attnbench.analysis import readings, traffic, traffic_part
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.restarts import Restarts, join
 from attnbench.analysis.traffic import Draw, TrafficSteps
+from attnbench.analysis.traffic_part import Booleans
 from attnbench.analysis.traffic_totals import Measured
 from attnbench.attention import requests, shared_prefix
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
+from attnbench.engine.group import Group
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
 from attnbench.machine import identity
 from attnbench.records import run_directory
-from attnbench.records.result import Key, Result, Status
+from attnbench.records.result import Cause, Key, Result, Status
 from attnbench.records.run_directory import Run
 from attnbench.studies import traffic_answer
 from attnbench.studies.replay import Replay, ReplaySettings
@@ -39,7 +41,7 @@ from attnbench.units import seconds
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
-BUDGET_SHARE = 0.5  # the rest is for cases that take longer than predicted: without one of them there is no answer
+BUDGET_SHARE = 0.5  # the rest is for cases that take longer than predicted: without them, the answer is of fewer steps
 MIN_DRAWS = 4
 REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measures, and how many steps were drawn
 CPU_RATES = Rates(flop_per_s=5e10, bytes_per_s=1e10)  # of one thread, estimated, where nothing was calibrated
@@ -156,6 +158,7 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
             measured=times_of(self.steps, results, self.drawn, self.table),
             hours=replay.simulated_s / 3600,
             layers=[step.layers for step in self.steps],
+            lacking=lacking(self.steps, results, self.sweep.plan.groups),
         )
 
 
@@ -169,8 +172,26 @@ def merged(runs: Sequence[Run]) -> TrafficAnswer | None:
     for result in (result for run in runs for result in run.results):
         results.setdefault(result.key, result)
     steps = [StepProblems(layers=layers) for layers in answer.drawn.layers]
-    measured = times_of(steps, list(results.values()), answer.drawn.draw, answer.drawn.table)
-    return traffic_answer.remade(answer, answer.drawn, measured)
+    every = list(results.values())
+    measured = times_of(steps, every, answer.drawn.draw, answer.drawn.table)
+    return traffic_answer.remade(answer, answer.drawn, measured, lacking(steps, every))
+
+
+def lacking(steps: Sequence[StepProblems], results: Iterable[Result], groups: Iterable[Group] = ()) -> Booleans:
+    """Whether each drawn step has a case without a result, of these groups or of any, or one that the budget cut."""
+    last = {(result.case.problem, result.arm.id): result.cause is not Cause.BUDGET for result in results}
+    planned = [(group.problem, arm.id) for group in groups for arm in group.arms]
+    incomplete = {problem for problem, arm in (*planned, *last) if not last.get((problem, arm))}
+    reached = {problem for problem, _ in last}
+    return np.array([any(each in incomplete or each not in reached for each, _ in step.layers) for step in steps])
+
+
+def in_order(planned: Sweep, steps: Sequence[StepProblems], places: Iterable[int]) -> Sweep:
+    """The sweep that measures the drawn steps in the order of these places, so that a part of them is a sample."""
+    each = enumerate(problem for place in places for problem, _ in steps[place].layers)
+    first = {problem: number for number, problem in reversed(list(each))}
+    groups = sorted(planned.plan.groups, key=lambda group: (first[group.problem], group.late))
+    return msgspec.structs.replace(planned, plan=msgspec.structs.replace(planned.plan, groups=tuple(groups)))
 
 
 def plan_replay(
@@ -203,9 +224,10 @@ def plan_replay(
         if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
             break
     if not (stored or request.shard) and budget_s is not None and planned.plan.seconds > budget_s:
-        needed = f"{number} drawn steps take about {seconds(planned.plan.seconds)}, and without one of them there is no"
+        needed = f"{number} drawn steps take about {seconds(planned.plan.seconds)}, and fewer are no answer"
         least = math.ceil(planned.plan.seconds / BUDGET_SHARE)
-        raise UsageError(f"--budget {seconds(budget_s)}: {needed} answer: use --budget {least}s, or a smaller model")
+        raise UsageError(f"--budget {seconds(budget_s)}: {needed}: use --budget {least}s, or a smaller model")
+    planned = in_order(planned, steps, traffic_part.order(drawn, settings.seed).tolist())
     return ReplayPlan(table=table, drawn=drawn, steps=steps, sweep=planned)
 
 

@@ -1,6 +1,6 @@
 """What the traffic of a trace costs by backend, stored beside the results of its run as `replay.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,12 +8,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from attnbench import units
-from attnbench.analysis import serving_flags, traffic_mix, traffic_totals
+from attnbench.analysis import serving_flags, traffic_mix, traffic_part, traffic_totals
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.serving_flags import EngineSetting
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Draw, TrafficSteps
 from attnbench.analysis.traffic_mix import Mix
+from attnbench.analysis.traffic_part import Booleans, MeasuredPart
 from attnbench.analysis.traffic_totals import Measured, PolicyName, TrafficTotals
 from attnbench.attention.problem import Problem
 from attnbench.errors import SchemaError, StoreError
@@ -59,6 +60,8 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
     mix: Mix  # measured seconds are those of the fastest backend that ran every drawn step
     settings: tuple[EngineSetting, ...]
     drawn: DrawnSteps | None = None  # None: of a version that did not store it
+    unmeasured: int = 0  # drawn steps that the totals lack, since the budget ended or the run was interrupted
+    unsound: str = ""  # why the steps that are measured give no totals
 
     @property
     def headline(self) -> str:
@@ -70,8 +73,10 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
         if policy.seconds is None:
             return "No backend ran every drawn step"
         verb = "take" if " and " in policy.words else "takes"
-        per_hour = units.seconds(self.totals.per_hour(policy.seconds).value)
-        text = f"{policy.words} {verb} {per_hour} of attention per hour of traffic"
+        # Of one backend those of all rounds, as in the table of backends; of one per phase those it was scored with.
+        each = {total.backend: total.seconds for total in self.totals.totals}
+        per_hour = units.seconds(self.totals.per_hour(each.get(policy.words, policy.seconds)).value)
+        text = f"{policy.words} {verb} {per_hour} of attention per hour of traffic{self._part}"
         if split and over:
             return f"{text}; {single.words} alone takes {units.change(over.value).lstrip('+')} more"
         tied = [
@@ -80,20 +85,45 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
         return f"{text}; no difference was found to {' and '.join(tied)}" if tied else text
 
     @property
+    def _part(self) -> str:
+        """`, from 41 of 64 steps`; empty where all are measured, or the measured ones stand for no others."""
+        return f", from {self.totals.drawn} of {self.totals.drawn + self.unmeasured} steps" if self.partial else ""
+
+    @property
+    def partial(self) -> bool:
+        """Whether the totals are estimated from a part of the drawn steps."""
+        return bool(self.unmeasured) and not self.unsound
+
+    @property
     def cautions(self) -> tuple[str, ...]:
-        """What the totals and their intervals lack: draws, and kinds of steps of which none was drawn."""
-        missing = self.totals.missing
-        kinds = [
-            f"no {part.name} step was drawn, of {part.steps:,}: totals and intervals lack their time; draw more steps"
-            for part in (self.mix.by_kind if self.totals.totals else ())
-            if part.measured_s is None
-        ]
-        few = f"{units.counted(self.totals.drawn, 'drawn step')}: intervals need {missing} more"
-        return (
-            (f"{few} (--steps {self.totals.drawn + missing}, and --budget for the time)", *kinds)
-            if missing
-            else tuple(kinds)
+        """What the totals and their intervals lack: steps, draws, and kinds of steps of which none was drawn."""
+        return tuple(filter(None, (self._unmeasured(), self._few(), *self._kinds())))
+
+    def _unmeasured(self) -> str:
+        if not self.unmeasured:
+            return ""
+        lack = f"{units.counted(self.unmeasured, 'drawn step')} not measured yet"
+        if self.unsound:
+            return f"{lack}, and the others cannot stand for them: {self.unsound}; continue the run"
+        return f"{lack}: the others are a random part of all" + (
+            "" if self.totals.missing else ", with wider intervals"
         )
+
+    def _few(self) -> str:
+        missing = self.totals.missing if self.totals.totals or not self.unsound else 0
+        if not missing:
+            return ""
+        few = f"{units.counted(self.totals.drawn, 'drawn step')}: intervals need {missing} more"
+        if self.partial and self.unmeasured >= missing:
+            return f"{few}; continue the run"
+        return f"{few} (--steps {self.totals.drawn + missing}, and --budget for the time)"
+
+    def _kinds(self) -> Iterator[str]:
+        what, then = ("measured", "continue the run") if self.partial else ("drawn", "draw more steps")
+        for part in self.mix.by_kind if self.totals.totals else ():
+            if part.measured_s is None:
+                lacks = f"no {part.name} step was {what}, of {part.steps:,}"
+                yield f"{lacks}: totals and intervals lack their time; {then}"
 
 
 def _contains_one(ratio: Estimate) -> bool:
@@ -103,31 +133,46 @@ def _contains_one(ratio: Estimate) -> bool:
 def make(
     *, trace: str, model: str, options: Mapping[str, str], seed: int, steps: TrafficSteps, drawn: Draw,
     measured: Measured, hours: float, layers: Sequence[Sequence[tuple[Problem, int]]] = (),
+    lacking: Booleans | None = None,
 ) -> TrafficAnswer:  # fmt: skip
-    """The answer for the drawn steps of a simulated trace of so many hours; `layers`: the problems of each of them."""
+    """The answer for the drawn steps of a simulated trace of so many hours; `layers`: the problems of each of them.
+
+    lacking: [drawn steps], those that are not measured yet.
+    """
     stored = DrawnSteps(
         layers=tuple(map(tuple, layers)), kinds=tuple(steps.kinds[drawn.steps].tolist()),
         context=tuple(steps.context[drawn.steps].tolist()), weights=tuple(drawn.weights.tolist()),
         strata=tuple(drawn.strata.tolist()),
     )  # fmt: skip
-    totals = traffic_totals.estimate(drawn, measured, hours)
+    part = _part(drawn, seed, lacking)
+    measured = measured.at(part.places)
+    totals = traffic_totals.estimate(part.drawn, measured, hours)
     return TrafficAnswer(
         version=VERSION, trace=trace, model=model, options=dict(options), seed=seed, steps=len(steps.kinds),
-        totals=totals, mix=traffic_mix.mix(steps, drawn, _fastest(measured, totals)), settings=_settings(totals),
-        drawn=stored if layers else None,
+        totals=totals, mix=traffic_mix.mix(steps, part.drawn, _fastest(measured, totals)), settings=_settings(totals),
+        drawn=stored if layers else None, unmeasured=part.unmeasured, unsound=part.reason,
     )  # fmt: skip
 
 
-def remade(answer: TrafficAnswer, drawn: DrawnSteps, measured: Measured) -> TrafficAnswer:
+def _part(drawn: Draw, seed: int, lacking: Booleans | None) -> MeasuredPart:
+    return traffic_part.measured_part(drawn, seed, np.zeros(len(drawn.steps), bool) if lacking is None else lacking)
+
+
+def remade(answer: TrafficAnswer, drawn: DrawnSteps, measured: Measured, lacking: Booleans) -> TrafficAnswer:
     """The answer for other measurements of its drawn steps."""
-    totals = traffic_totals.estimate(drawn.draw, measured, answer.totals.hours)
-    of_drawn = traffic_mix.mix(drawn.table, drawn.draw, _fastest(measured, totals))
+    part = _part(drawn.draw, answer.seed, lacking)
+    measured = measured.at(part.places)
+    totals = traffic_totals.estimate(part.drawn, measured, answer.totals.hours)
+    of_drawn = traffic_mix.mix(drawn.table, part.drawn, _fastest(measured, totals))
     again = {(part.kind, part.context): part for part in (*of_drawn.by_kind, *of_drawn.by_context)}
     by_kind, by_context = (
         tuple(traffic_mix.measured_as(part, again.get((part.kind, part.context))) for part in parts)
         for parts in (answer.mix.by_kind, answer.mix.by_context)
     )
-    return replace(answer, totals=totals, mix=Mix(by_kind=by_kind, by_context=by_context), settings=_settings(totals))
+    return replace(
+        answer, totals=totals, mix=Mix(by_kind=by_kind, by_context=by_context), settings=_settings(totals),
+        unmeasured=part.unmeasured, unsound=part.reason,
+    )  # fmt: skip
 
 
 def _fastest(measured: Measured, totals: TrafficTotals) -> Floats | None:

@@ -183,6 +183,18 @@ def test_a_choice_is_scored_on_the_rounds_that_did_not_make_it():
     assert policies[PolicyName.SINGLE].regret.value == pytest.approx(0)
 
 
+def test_a_policy_whose_halves_choose_differently_says_whose_seconds_it_has():
+    """All rounds choose a, 6 s; odd ones choose b: one backend is scored as a in odd rounds and as b in even ones."""
+    times = [[[1, 3, 1, 3, 1], [2, 2, 2, 2, 2]]] * 2
+    single, phase, step = policies_of([1, 1], times, kinds=[DECODE, MIXED]).values()
+    assert single.words == "a"
+    assert single.halves == phase.halves == ("b", "a")
+    assert single.scored.startswith("its seconds are of b in half of the rounds and of a in the others")
+    assert step.halves == ()
+    agreed = policies_of([1, 1], [[[1, 1], [2, 2]], [[2, 2], [1, 1]]], kinds=[DECODE, MIXED])[PolicyName.PHASE]
+    assert (agreed.halves, agreed.scored) == ((), "")
+
+
 def test_a_backend_that_cannot_run_a_step_is_not_chosen_where_that_step_is():
     """b is fastest but cannot run the mixed step: it is for the decode phase alone."""
     nan = np.nan

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from attnbench import api, cli
@@ -13,6 +14,7 @@ from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
 from attnbench.records import speeds
+from attnbench.records.result import Result
 from attnbench.studies import replay, replayed_steps, traffic_answer
 from attnbench.suite.serving.simulation import Serving, simulate
 from tests import samples
@@ -133,3 +135,46 @@ def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.Monk
         UsageError, match=r"--budget 1.00 s: 4 drawn steps take about .* use --budget \d+s, or a smaller"
     ):
         planned("1s")
+
+
+def scripted(planned: replayed_steps.ReplayPlan, groups: int) -> list[Result]:
+    """Results of the first groups in the order of measurement: sdpa takes half as long as naive."""
+    return [
+        msgspec.structs.replace(
+            samples.result(
+                [cost * group.problem.seq_kv * 1e-6] * 4, arm.backend, problem=group.problem, group=group.id
+            ),
+            arm=arm,
+        )
+        for group in planned.sweep.plan.groups[:groups]
+        for arm in group.arms
+        for cost in (2.0 - (arm.backend == "sdpa"),)
+    ]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_replay_whose_budget_ended_early_answers_from_the_steps_it_measured() -> None:
+    settings = replay.ReplaySettings(
+        trace="generated:requests=30:output_tokens=20:input_tokens=200", model=Path("config.json")
+    )
+    serving = replay.serving_of(settings)
+    simulation = simulate(serving)
+    planned = plan_of(serving, count=48, backend="naive,sdpa")
+    answers = [
+        planned.answer(scripted(planned, groups), replay.summary(simulation, serving, settings), settings)
+        for groups in (48, 45, 20)
+    ]
+    whole, part, few = answers
+    assert "steps" not in whole.headline
+    assert ", from 45 of 48 steps" in part.headline
+    assert ", from 20 of 48 steps" in few.headline
+    wide = [each.totals.totals[0].seconds for each in answers]
+    assert wide[1].high / wide[1].low > wide[0].high / wide[0].low
+    assert wide[2].low is None
+    for each in wide[1:]:
+        assert each.value == pytest.approx(wide[0].value, rel=0.3)
+    # The steps that were measured since give the answer of the whole.
+    results, drawn = scripted(planned, 48), part.drawn
+    measured = replayed_steps.times_of(planned.steps, results, drawn.draw, drawn.table)
+    remade = traffic_answer.remade(part, drawn, measured, replayed_steps.lacking(planned.steps, results))
+    assert (remade.totals, remade.unmeasured) == (whole.totals, 0)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from attnbench.analysis import traffic_part
 from attnbench.analysis.traffic import draw
 from attnbench.analysis.traffic_totals import Measured
 from attnbench.attention.problem import Problem
@@ -111,8 +112,11 @@ def right_to_left() -> list[Run]:
     return [_run("right-to-left", [*results, *late, refused(problem, "קשב.py:קשב", Status.ERROR, "ValueError: אורך")])]
 
 
-def traffic(seed: int = 1, draws: int = 64) -> TrafficAnswer:
-    """Two hours of made-up traffic: flex wins decode steps, sdpa the others; sdpa:padded cannot run one."""
+def traffic(seed: int = 1, draws: int = 64, lacking: int = 0) -> TrafficAnswer:
+    """Two hours of made-up traffic: flex wins decode steps, sdpa the others; sdpa:padded cannot run one.
+
+    The last `lacking` steps in the order of measurement have no times.
+    """
     steps, costs = made_steps(5000)
     drawn = draw(steps, draws, seed)
     every = np.stack([costs[name][drawn.steps] for name in ("fused", "decode", "padded")], axis=1)
@@ -124,10 +128,14 @@ def traffic(seed: int = 1, draws: int = 64) -> TrafficAnswer:
         refusals={(len(times) - 1, "sdpa:padded"): "out of memory: needs 18 GiB, limit 9.6 GiB"},
         plan_s=plan_s, layers=32,
     )  # fmt: skip
+    places = traffic_part.order(drawn, seed)
+    missing = np.zeros(len(places), bool)
+    missing[places[len(places) - lacking :]] = True
+    times[missing] = np.nan
     options = {"speed": "1", "max_num_seqs": "256", "max_num_batched_tokens": "2048", "block_size": "16"}
     return traffic_answer.make(
         trace="azure-like", model="tiny-llama", options=options, seed=seed, steps=steps, drawn=drawn,
-        measured=measured, hours=2,
+        measured=measured, hours=2, lacking=missing,
     )  # fmt: skip
 
 

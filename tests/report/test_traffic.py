@@ -221,6 +221,51 @@ def test_too_few_draws_show_no_interval_and_how_many_more_are_needed():
     assert ".." not in next(line for line in terminal.lines(few, 200) if line.startswith("one per phase "))
 
 
+def test_an_answer_from_a_part_of_the_drawn_steps_says_so():
+    whole, part = traffic(), traffic(lacking=14)
+    assert part.totals.drawn == 50
+    assert "of attention per hour of traffic, from 50 of 64 steps; sdpa alone takes" in part.headline
+    assert part.cautions[0] == (
+        "14 drawn steps not measured yet: the others are a random part of all, with wider intervals"
+    )
+    assert part.cautions[0] in " ".join(" ".join(terminal.lines(part, 200)).split())
+    assert "of which 50 were measured, and 14 more drawn" in section(part).text[0]
+    for all_steps, some in zip(whole.totals.totals, part.totals.totals, strict=True):
+        assert some.seconds.value == pytest.approx(all_steps.seconds.value, rel=0.15)
+        assert some.seconds.high / some.seconds.low > all_steps.seconds.high / all_steps.seconds.low
+
+
+def test_an_answer_from_fewer_steps_than_intervals_need_has_none():
+    part = traffic(lacking=30)
+    assert part.totals.totals[0].seconds.low is None
+    assert part.cautions[:2] == (
+        "30 drawn steps not measured yet: the others are a random part of all",
+        "34 drawn steps: intervals need 6 more; continue the run",
+    )
+
+
+def test_steps_that_stand_for_no_others_give_the_reason_in_place_of_an_answer():
+    none = traffic(lacking=64)
+    assert none.headline == "No backend ran every drawn step"
+    assert none.cautions == (
+        "64 drawn steps not measured yet, and the others cannot stand for them: the first one that is measured lacks a "
+        "time; continue the run",
+    )
+
+
+def test_one_backend_has_one_total_in_the_headline_and_in_the_table_of_backends(answer):
+    """Where halves of the rounds choose differently, its policy is scored with others, and says so."""
+    single = answer.totals.policy(PolicyName.SINGLE)
+    seconds = Estimate(value=2 * single.seconds.value)
+    changed = with_single(answer, over_phase=None, seconds=seconds, halves=("sdpa", "flex"))
+    total = next(total for total in changed.totals.totals if total.backend == "sdpa")
+    per_hour = changed.totals.per_hour(total.seconds).value
+    assert f"sdpa takes {per_hour:.2f} s of attention" in changed.headline
+    words = "one backend: sdpa; its seconds are of sdpa in half of the rounds and of flex in the others"
+    assert words in " ".join(" ".join(terminal.lines(changed, 80)).split())
+    assert words.replace(": sdpa;", ":") in section(changed).tables[0].note
+
+
 def test_the_mix_shows_draws_and_the_interval_of_a_share(answer):
     tables = {table.heading: table for table in section(answer).tables}
     by_kind = tables["Steps by kind"]

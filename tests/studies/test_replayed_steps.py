@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
-from attnbench.records.result import Result, Status, sample
+from attnbench.records.result import Cause, Result, Status, sample
 from attnbench.records.run_directory import Run
 from attnbench.studies import replayed_steps, traffic_answer
 from attnbench.studies.replayed_steps import StepProblems
@@ -195,6 +196,42 @@ def test_a_backend_of_a_later_pass_is_scaled_by_the_reference_of_both():
     results = [samples.result([1.0, 1.0], problem=full, facts={"reference": "naive@cpu:threads=1"}), late]
     measured = replayed_steps.times_of([StepProblems(layers=((full, 1),))], results, *drawn(1))
     assert measured.times_s[0].tolist() == [[1.0, 1.0], [1.5, 2.0]]
+
+
+def test_steps_are_measured_in_the_order_of_their_sample_and_not_cheapest_first() -> None:
+    """The first and the last step share the problem of their window; flex compiles, and follows in the same step."""
+    sizes = [[(1, 400)], [(1, 40)], [(64, 900)], [(1, 40), (1, 41)]]
+    steps = [
+        replayed_steps.problems_of(batch(*each), decoder(FULL, WINDOW), dtype=Dtype.FP32, page_size=16)
+        for each in sizes
+    ]
+    planned = replayed_steps.plan(Request(backend="naive,flex", device="cpu:threads=1"), steps)
+    ordered = replayed_steps.in_order(planned, steps, [2, 0, 3, 1])
+    assert [(group.problem.requests, group.problem.mask, group.late) for group in ordered.plan.groups] == [
+        (text, mask, late)
+        for text in ("q64s900", "q1s400", "q1s40_q1s41", "q1s40")
+        for mask in ("causal", "causal+window:127")
+        for late in (False, True)
+    ]
+    assert set(ordered.plan.groups) == set(planned.plan.groups)
+
+
+def test_a_step_lacks_a_time_without_each_planned_case_or_where_the_budget_cut_one() -> None:
+    steps = [
+        replayed_steps.problems_of(batch((1, 40 + n)), decoder(FULL), dtype=Dtype.FP32, page_size=16) for n in range(4)
+    ]
+    planned = replayed_steps.plan(Request(backend="naive,sdpa", device="cpu:threads=1"), steps)
+    arms = {arm.backend: arm for arm in planned.plan.arms}
+    results = [
+        msgspec.structs.replace(samples.result([1.0, 1.0], name, problem=step.layers[0][0]), arm=arms[name])
+        for step, name in product(steps[:3], arms)
+    ]
+    results[2] = msgspec.structs.replace(results[2], status=Status.SKIPPED, cause=Cause.BUDGET, samples={})
+    results[5] = msgspec.structs.replace(results[5], status=Status.ERROR, reason="broken", samples={})
+    for groups in ((), planned.plan.groups):
+        assert replayed_steps.lacking(steps, results, groups).tolist() == [False, True, False, True]
+    missing = results[:1] + results[2:]
+    assert replayed_steps.lacking(steps, missing, planned.plan.groups).tolist() == [True, True, False, True]
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ def page(data: ReportData) -> Page:
 def _text(answer: TrafficAnswer) -> Iterator[str]:
     options = ", ".join(f"{name} {value}" for name, value in answer.options.items())
     source = " and ".join(filter(None, (answer.trace, answer.model)))
+    measured = f"measured, and {answer.unmeasured} more drawn" if answer.partial else "drawn and measured"
     yield (
         f"{source + ': ' if source else ''}{counted(answer.steps, 'step')} in {number(answer.totals.hours)} h of "
-        f"traffic, of which {answer.totals.drawn} were drawn and measured (seed {answer.seed}). {options}".strip()
+        f"traffic, of which {answer.totals.drawn} were {measured} (seed {answer.seed}). {options}".strip()
     )
     yield from (f"{caution[0].upper()}{caution[1:]}." for caution in answer.cautions)
     yield (
@@ -90,7 +91,10 @@ def _policies(answer: TrafficAnswer, per_hour: Unit, heading: str) -> PageTable:
             for policy in answer.totals.policies
         ],
         numbers=(False, False, True, True, True),
-        note="both halves agree: the share of the time for which both halves of the rounds choose the same backend",
+        note="; ".join((
+            "both halves agree: the share of the time for which both halves of the rounds choose the same backend",
+            *(f"{policy.name.value}: {policy.scored}" for policy in answer.totals.policies if policy.scored),
+        )),
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     yield from _table("policy", ("s per hour", "95 %", "regret", "95 %"), _policies(answer), width)
     for policy in answer.totals.policies:
         if policy.words:
-            yield from wrap(f"  {policy.name.value}: {policy.words}", width, indent=4)
+            scored = f"; {policy.scored}" if policy.scored else ""
+            yield from wrap(f"  {policy.name.value}: {policy.words}{scored}", width, indent=4)
     if answer.totals.totals:
         yield ""
     yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
