@@ -120,14 +120,16 @@ def counted(number: int, noun: str) -> str:
 
 
 def parse_seconds(text: str, name: str) -> float:
-    """Parse `45s`, `2m`, `500ms`, `1.5h` or a bare number of seconds.
+    """Parse `45s`, `2m`, `500ms`, `1.5h`, `90d` or a bare number of seconds.
 
     Raises UsageError, which names the option `name`.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h)?", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|min|h|d)?", text.strip())
     if not match:
         raise UsageError(f"{name}: not a duration: {text!r} (try 45s, 2m or 500ms)")
-    return float(match[1]) * {"ms": 1e-3, "s": 1.0, None: 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}[match[2]]
+    return (
+        float(match[1]) * {"ms": 1e-3, "s": 1.0, None: 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}[match[2]]
+    )
 
 
 def parse_limit(text: str, name: str) -> float:

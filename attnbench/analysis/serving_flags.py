@@ -39,6 +39,10 @@ _SDPA_KERNELS = {
     "sdpa:cudnn": "CUDNN_ATTENTION",
 }
 
+# The versions that the names above are of, by engine.
+VERSIONS = {"vLLM": "0.32", "sglang": "0.5.23", "transformers": "5.24"}
+BY_PHASE = "sglang"  # the engine that takes a backend for prefill and one for decoding
+
 
 class EngineSetting(msgspec.Struct, frozen=True, kw_only=True):
     """What to set in one library."""

@@ -10,59 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 
-import msgspec
-
-from attnbench.analysis.preferences import AxisPreference, preferences
+from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import AXES, Place, Row, failing, ranked, relative_times, tied_first
-
-VERSION = 1
-
-
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """The backend for one shape."""
-
-    problem: str  # as text
-    device: str
-    mode: str
-    shape: dict[str, object]  # the fields of the problem that vary over the run
-    backend: str
-    time_s: float
-    tied: tuple[str, ...]  # other backends that are tied with it
-    second: str  # the next slower backend; empty: none
-    gain: float | None  # time of `second` over that of `backend`, paired by round where they share rounds
+from attnbench.analysis.rows import AXES, Place, Row, failing, problem_of, ranked, relative_times, tied_first
+from attnbench.studies.dispatch_table import Choice, Dispatch, Origin, Ranked, Regret
 
 
-class Regret(msgspec.Struct, frozen=True, kw_only=True):
-    """The cost of using one backend for everything."""
-
-    backend: str
-    device: str
-    runs: int  # problems that it can run
-    of: int
-    mean: float  # geometric mean of its time over the minimum
-    worst: float
-    worst_at: str
-
-
-class Dispatch(msgspec.Struct, frozen=True, kw_only=True):
-    """The dispatch table and the regrets of fixed choices."""
-
-    version: int = VERSION
-    choices: tuple[Choice, ...]
-    regrets: tuple[Regret, ...]
-    preferences: tuple[AxisPreference, ...] = ()  # of dtypes and devices
-
-    @property
-    def by_device(self) -> dict[str, list[Regret]]:
-        """Regrets of each device, the smallest first; backends that run everything come before the others."""
-        devices: dict[str, list[Regret]] = {}
-        for regret in sorted(self.regrets, key=lambda regret: (-regret.runs, regret.mean)):
-            devices.setdefault(regret.device, []).append(regret)
-        return devices
-
-
-def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> Dispatch:
+def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS, origin: Origin | None = None) -> Dispatch:
     """The table of a run. A problem that only one backend can run is included, and does not count in regrets.
 
     Backends that share no rounds are not compared.
@@ -75,12 +29,30 @@ def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> D
     varied = [name for name in AXES if len({str(row.value(name)) for row in rows}) > 1]
     wins = Counter(relative_times(group)[0][0].arm_name for group in problems.values())
     failed = failing(rows)
-    choices = tuple(_choice(group, varied, wins, failed) for group in problems.values())
+    unsafe = {(*_kind(row), row.backend) for row in rows if row.status.failed or row.impossible}
+    choices = tuple(_choice(group, varied, wins, failed, unsafe) for group in problems.values())
     preferred = tuple(preferences(rows, ceilings))
-    return Dispatch(choices=choices, regrets=tuple(_regrets(problems)), preferences=preferred)
+    return Dispatch(origin=origin, choices=choices, regrets=tuple(_regrets(problems)), preferences=preferred)
 
 
-def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str], failed: Container[str]) -> Choice:
+def _kind(row: Row) -> tuple[str, ...]:
+    """Where a failure of a backend counts: on every device of that kind."""
+    return row.device.partition(":")[0], row.mode, row.dtype, row.mask
+
+
+def _ranking(group: Sequence[Row], unsafe: Container[tuple[str, ...]]) -> tuple[Ranked, ...]:
+    """The arms without settings of their own, and not the copies of an A/A control."""
+    safe: dict[str, float] = {}
+    for row, over in relative_times(group):
+        if row.arm == f"{row.backend}@{row.device}" and (*_kind(row), row.backend) not in unsafe:
+            safe.setdefault(row.backend, over)
+    return tuple(Ranked(backend=backend, over=over) for backend, over in safe.items())
+
+
+def _choice(
+    group: Sequence[Row], varied: Sequence[str], wins: Counter[str], failed: Container[str],
+    unsafe: Container[tuple[str, ...]],
+) -> Choice:  # fmt: skip
     leading, times = tied_first(group), {id(row): relative for row, relative in relative_times(group)}
     tied = [row for row in leading if row.arm_name not in failed] or leading
     taken = max(tied, key=lambda row: (wins[row.arm_name], -times[id(row)]))
@@ -95,6 +67,8 @@ def _choice(group: Sequence[Row], varied: Sequence[str], wins: Counter[str], fai
         tied=tuple(row.arm_name for row in tied if row is not taken),
         second=slower[0].arm_name if slower else "",
         gain=times[id(slower[0])] / times[id(taken)] if slower else None,
+        axes=problem_of(taken),
+        ranking=_ranking(group, unsafe),
     )
 
 

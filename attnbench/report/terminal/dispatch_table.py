@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from attnbench import units
 from attnbench.report.terminal.text_layout import aligned, shared_words, wrap
-from attnbench.studies.recommend import Choice, Dispatch, Regret
+from attnbench.studies.dispatch_table import Choice, Dispatch, Regret
+from attnbench.studies.engine_advice import EngineAdvice
 
 HEADINGS = ("backend", "time", "speed-up", "over")
 WORTH_NAMING = 1.05  # a regret whose problem is named
@@ -23,6 +24,17 @@ def lines(dispatch: Dispatch, width: int) -> Iterator[str]:
     for preference in dispatch.preferences:
         yield from wrap(preference.text, width, indent=2)
     if not dispatch.choices:
+        yield "nothing was measured in this run"
+
+
+def advice_lines(advice: Sequence[EngineAdvice], width: int) -> Iterator[str]:
+    """What to set in an engine on each device, and why."""
+    for each in advice:
+        yield from wrap(f"{each.engine} {each.version} on {each.device}:", width)
+        yield from wrap(each.setting or "no setting picks any backend of this run", width, indent=2)
+        for text in (*(standing.text for standing in each.ground), *each.notes):
+            yield from wrap(text, width, indent=2)
+    if not advice:
         yield "nothing was measured in this run"
 
 
