@@ -21,7 +21,13 @@ def recommend(
         Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON to this file.", metavar="FILE")
     ] = None,
     expires: Annotated[
-        str, typer.Option(help="Age of the measurements at which `attnbench.dispatch` warns.", metavar="TIME")
+        str,
+        options.option(
+            "--expires",
+            help="Age of the measurements at which `attnbench.dispatch` warns.",
+            metavar="TIME",
+            check=checks.duration,
+        ),
     ] = "90d",
     to: Annotated[
         str | None,

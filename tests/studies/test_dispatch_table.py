@@ -127,9 +127,9 @@ def test_a_problem_that_is_impossible_and_a_wrong_time_are_refused(tmp_path: Pat
 @pytest.mark.parametrize("content", [b"", b"seq,time\n64,1\n", b"[1, 2]", b"\xff\xfe"])
 def test_a_file_that_is_no_table_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"x.json is not a dispatch table: .*; attnbench recommend RUN -o FILE"):
+    with pytest.raises(StoreError, match=r"x\.json is not a dispatch table: .*; attnbench recommend RUN -o FILE"):
         dispatch_table.read(tmp_path / "x.json")
-    with pytest.raises(StoreError, match="none.json cannot be read: No such file"):
+    with pytest.raises(StoreError, match=r"none\.json cannot be read: No such file"):
         dispatch_table.read(tmp_path / "none.json")
 
 
