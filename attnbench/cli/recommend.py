@@ -15,30 +15,35 @@ def _engines() -> Iterable[str]:
     return ENGINES
 
 
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON to this file.", metavar="FILE")
+]
+Expires = Annotated[
+    str,
+    options.option(
+        "--expires",
+        help="Age of the measurements at which `attnbench.dispatch` warns.",
+        metavar="TIME",
+        check=checks.duration,
+    ),
+]
+Engine = Annotated[
+    str | None,
+    options.option(
+        "--to",
+        help="Print what selects the best backend in vllm, sglang or transformers, and why.",
+        metavar="ENGINE",
+        names=_engines,
+        check=checks.one_of("engine", _engines),
+    ),
+]
+
+
 def recommend(
     run: Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")] = "last",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON to this file.", metavar="FILE")
-    ] = None,
-    expires: Annotated[
-        str,
-        options.option(
-            "--expires",
-            help="Age of the measurements at which `attnbench.dispatch` warns.",
-            metavar="TIME",
-            check=checks.duration,
-        ),
-    ] = "90d",
-    to: Annotated[
-        str | None,
-        options.option(
-            "--to",
-            help="Print what selects the best backend in vllm, sglang or transformers, and why.",
-            metavar="ENGINE",
-            names=_engines,
-            check=checks.one_of("engine", _engines),
-        ),
-    ] = None,
+    out: Out = None,
+    expires: Expires = "90d",
+    to: Engine = None,
     json: Annotated[bool, typer.Option("--json", help="Print the table, or with --to the setting, as JSON.")] = False,
 ) -> int:
     """Choose the fastest backend for each shape of a stored run.
