@@ -6,10 +6,11 @@ from typing import Any
 from attnbench.records.result import Result
 
 # In the order in which they are told. Only the reason of the first case is told.
-TOLD = ("wrong", "spreads", "flushes", "refuses", "copies", "takes", "right")
+TOLD = ("wrong", "spreads", "nan", "flushes", "refuses", "copies", "takes", "right")
 VERBS = {
     "wrong": "wrong",
     "spreads": "NaN spreads",
+    "nan": "NaN",
     "flushes": "flushed to 0",
     "refuses": "refuses",
     "copies": "copies",

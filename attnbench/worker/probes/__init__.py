@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from attnbench.errors import UnknownNameError
 from attnbench.units import words
 from attnbench.worker.prepared_case import PreparedCase
-from attnbench.worker.probes import layouts, lengths, properties, state, values
+from attnbench.worker.probes import infinities, layouts, lengths, properties, state, values
 from attnbench.worker.probes.outcome import Figures, Variants, outcomes
 
 PROPERTIES: dict[str, Callable[[PreparedCase], Figures]] = {
@@ -27,7 +27,7 @@ PROPERTIES: dict[str, Callable[[PreparedCase], Figures]] = {
 }
 VARIANTS: dict[str, Variants] = {
     "layouts": layouts.VARIANTS,
-    "values": values.VARIANTS,
+    "values": {**values.VARIANTS, **infinities.VARIANTS},
     "lengths": lengths.VARIANTS,
     "state": state.VARIANTS,
 }

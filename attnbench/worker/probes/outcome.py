@@ -36,6 +36,7 @@ class Reaction(StrEnum):
     COPIES = "copies"  # right, with more copies
     FLUSHES = "flushes"  # right but for denormals, which become 0
     SPREADS = "spreads"  # NaN of keys that a row does not see reaches the row
+    NAN = "nan"  # right but for NaN in rows for which the plain formula has no number
     REFUSES = "refuses"  # raises an error
     WRONG = "wrong"
     ABSENT = "absent"  # the variant does not exist for this case
