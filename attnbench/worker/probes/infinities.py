@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EVERY = 3  # rows of which one has infinities alone
 
 
-class Pattern(StrEnum):
+class Infinities(StrEnum):
     """Where a bias is infinite."""
 
     HALF = "half"  # -inf for half of the keys: the first half in even rows, the second one in odd rows
@@ -40,7 +40,7 @@ class InfiniteBias(Constant, frozen=True, kw_only=True):
     """A bias of 0 and infinities."""
 
     word = "dense_bias"
-    pattern: Pattern
+    infinities: Infinities
 
     def values(self, problem: BiasedProblem, heads: slice, i: Tensor, j: Tensor) -> Tensor:
         import torch
@@ -48,68 +48,68 @@ class InfiniteBias(Constant, frozen=True, kw_only=True):
         rows, keys, middle = i[:, None], j[None, :], problem.seq_kv // 2
         chosen = rows % EVERY == 0
         infinite = {
-            Pattern.HALF: (keys < middle) == (rows % 2 == 0),
-            Pattern.ROW: chosen.expand(-1, len(j)),
-            Pattern.KEY: chosen & (keys == middle),
-            Pattern.LIMIT: chosen & (keys != middle),
-        }[self.pattern]
+            Infinities.HALF: (keys < middle) == (rows % 2 == 0),
+            Infinities.ROW: chosen.expand(-1, len(j)),
+            Infinities.KEY: chosen & (keys == middle),
+            Infinities.LIMIT: chosen & (keys != middle),
+        }[self.infinities]
         bias = torch.zeros(1, len(i), len(j), dtype=torch.float64, device="cpu")
-        return bias.masked_fill(infinite, float("inf") if self.pattern is Pattern.KEY else float("-inf"))
+        return bias.masked_fill(infinite, float("inf") if self.infinities is Infinities.KEY else float("-inf"))
 
 
 class InfinitelyBiased(Problem, frozen=True, kw_only=True):
     """A problem whose bias has infinities."""
 
-    pattern: Pattern
+    infinities: Infinities
 
     @property
     def bias(self) -> InfiniteBias:
-        return InfiniteBias(dense=True, pattern=self.pattern)
+        return InfiniteBias(dense=True, infinities=self.infinities)
 
 
-def _infinite(case: PreparedCase, pattern: Pattern) -> Judged:
+def _infinite(case: PreparedCase, infinities: Infinities) -> Judged:
     problem = case.problem
     if problem.requests or problem.page_size or problem.returns is not Returns.OUT or problem.weighting != "softmax":
         raise NotApplicableError("made for the output of softmax, with sequences of one length")
     if problem.seq_kv < 2:
         raise NotApplicableError("more than one key is needed")
     fields = asdict(problem) | {"mask": "none"}
-    other = Case(problem=InfinitelyBiased(**fields, pattern=pattern), backend=case.case.backend, mode=Mode.FWD)
+    other = Case(problem=InfinitelyBiased(**fields, infinities=infinities), backend=case.case.backend, mode=Mode.FWD)
     if objections := case.backend.objections(other, case.q.device.type, case.instrument.capability):
         raise NotApplicableError("; ".join(objections))
-    expected = InfinitelyBiased(**fields, pattern=Pattern.LIMIT if pattern is Pattern.KEY else pattern)
+    expected = InfinitelyBiased(**fields, infinities=Infinities.LIMIT if infinities is Infinities.KEY else infinities)
     tensors = outcome.own_inputs(case)
     judged = outcome.judged(case, tensors, lambda: outcome.other_call(case, other, tensors), expected)
-    if judged.outcome is not Reaction.WRONG or pattern is Pattern.HALF:
+    if judged.outcome is not Reaction.WRONG or infinities is Infinities.HALF:
         return judged
     rows = case.named_outputs()["out"][:, :, ::EVERY]
     if not rows.isnan().all():
         return judged
     values = tensors.v[:, :, problem.seq_kv // 2, None].repeat_interleave(problem.heads // problem.kv_heads, 1)
-    rows.copy_(values if pattern is Pattern.KEY else values.new_zeros(()))
+    rows.copy_(values if infinities is Infinities.KEY else values.new_zeros(()))
     assert case.outputs
     judged = outcome.judge_output(case, case.outputs[0], tensors, expected)
     return Judged(Reaction.NAN) if judged.outcome is Reaction.RIGHT else judged
 
 
-def _variant(pattern: Pattern, what: str, *sources: str) -> Variant:
-    return Variant(what=what, run=partial(_infinite, pattern=pattern), sources=sources)
+def _variant(infinities: Infinities, what: str, *sources: str) -> Variant:
+    return Variant(what=what, run=partial(_infinite, infinities=infinities), sources=sources)
 
 
 VARIANTS = {
     "bias_half": _variant(
-        Pattern.HALF,
+        Infinities.HALF,
         "a bias of -inf hides half of the keys of each row, whole tiles at either end among them",
         "https://github.com/pytorch/pytorch/issues/127055",
     ),
     "bias_row": _variant(
-        Pattern.ROW,
+        Infinities.ROW,
         "a bias of -inf for every key of some rows, whose output is then 0",
         "https://github.com/ROCm/TransformerEngine/pull/556",
         "https://github.com/flashinfer-ai/flashinfer/pull/4401",
     ),
     "bias_key": _variant(
-        Pattern.KEY,
+        Infinities.KEY,
         "a bias of +inf for one key of some rows, whose output is then the value of that key",
         "https://github.com/lucidrains/memory-compressed-attention/issues/2",
     ),
