@@ -71,13 +71,13 @@ class TaskScheduler:
     """The queue of a plan, and what runs where.
 
     Restarts follow one another, since workers start anew for each; no task waits for others of its restart to end. In
-    a restart, groups that compile come last, and within both passes the most expensive group is first, so that all
-    slots end at about the same time. `cheapest_first` is for a budget that does not suffice for all.
+    a restart the most expensive group is first, so that all slots end at about the same time. `cheapest_first` is for
+    a budget that does not suffice for all.
     """
 
     def __init__(self, tasks: Iterable[Task], max_tries: int = MAX_TRIES, cheapest_first: bool = False) -> None:
         self._max_tries, self._sign = max_tries, 1 if cheapest_first else -1
-        self._queues: dict[str, list[tuple[int, bool, float, str, Task]]] = {}  # a heap for each class of hardware
+        self._queues: dict[str, list[tuple[int, float, bool, str, Task]]] = {}  # a heap for each class of hardware
         self._keys: set[TaskKey] = set()
         self._failures: dict[TaskKey, list[tuple[str, str]]] = {}  # node and reason of each try that failed
         self._nodes: dict[str, _Node] = {}
@@ -218,7 +218,7 @@ class TaskScheduler:
 
     def _push(self, task: Task) -> None:
         # The key makes the order total, so that entries with equal predictions never compare tasks.
-        entry = task.restart, task.group.late, self._sign * task.seconds, task.group.id, task
+        entry = task.restart, self._sign * task.seconds, task.group.late, task.group.id, task
         heapq.heappush(self._queues.setdefault(task.hardware, []), entry)
 
     def _avoids(self, task: Task, slot: Slot) -> bool:

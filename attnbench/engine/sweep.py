@@ -284,27 +284,46 @@ def suites_of(request: Request) -> list[Suite]:
 def _cells(
     request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool
 ) -> tuple[list[tuple[Cell, list[Arm]]], list[tuple[str, str]]]:
-    """Every cell with its arms, after the filters; and the impossible combinations, each with its reason."""
+    """Every cell of the shard with its arms, after the filters; and the impossible combinations with their reasons."""
     only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
-    share = suite.parse_shrink(request.shrink)
-    named = named_backends(request.backend)
+    selected = suite.parse_shard(request.shard)
     cells: list[tuple[Cell, list[Arm]]] = []
     impossible: list[tuple[str, str]] = []
+    for number, (cell, arms) in enumerate(_distinct(request, suites, devices, interpreted)):
+        if not selected(number):
+            continue
+        if isinstance(cell, Impossible):
+            impossible.append((cell.text, cell.reason))
+        elif passing := [arm for arm in arms if _passes(cell, arm, only, skip)]:
+            cells.append((cell, passing))
+    return cells, impossible
+
+
+def _distinct(
+    request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool
+) -> Iterator[tuple[Cell | Impossible, list[Arm]]]:
+    """Every cell with its arms. A problem that several suites have is repeated only with arms that are new."""
+    share = suite.parse_shrink(request.shrink)
+    named = named_backends(request.backend)
+    seen: dict[object, list[Arm]] = {}
     for kind in dict.fromkeys(device.kind for device in devices):
         arms_by_names: dict[tuple[str, ...], list[Arm]] = {}
         of_kind = [device for device in devices if device.kind == kind]
         for each in suites:
-            expanded = suite.expand(each, kind=kind, dtype=DEFAULT_DTYPE[kind], shard=request.shard)
+            expanded = suite.expand(each, kind=kind, dtype=DEFAULT_DTYPE[kind])
             for cell in suite.shrunk(expanded, share) if share < 1 else expanded:
                 if isinstance(cell, Impossible):
-                    impossible.append((cell.text, cell.reason))
+                    if cell not in seen:
+                        seen[cell] = []
+                        yield cell, []
                     continue
                 names = tuple(plan.backend_names(named or cell.backends or ("auto",), kind, cell))
                 if names not in arms_by_names:
                     arms_by_names[names] = plan.arms_of(names, of_kind, interpreted)
-                if arms := [arm for arm in arms_by_names[names] if _passes(cell, arm, only, skip)]:
-                    cells.append((cell, arms))
-    return cells, impossible
+                before = seen.setdefault((cell.problem, cell.mode), [])
+                new = [arm for arm in arms_by_names[names] if arm not in before]
+                before += new
+                yield cell, new
 
 
 def _passes(cell: Cell, arm: Arm, only: Sequence[suite.Filter], skip: Sequence[suite.Filter]) -> bool:
@@ -330,7 +349,7 @@ def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
             plugin.check(name)
         elif backends.is_folder(name):
             backends.load(name)
-        elif name not in ("auto", "libraries", "all", *backends.names()):
+        elif name not in ("auto", "libraries", "all", *backends.BUILTIN) and name not in backends.names():
             raise UnknownNameError("backend", name, backends.names(), where=where)
     return names
 

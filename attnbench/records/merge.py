@@ -1,6 +1,6 @@
 """Several runs as one: shards of a sweep, or the same sweep on several machines."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -33,14 +33,17 @@ def merge(runs: Sequence[Run], directory: Path) -> list[str]:
             facts = {"fingerprint": run.manifest.fingerprint, **result.facts} if foreign else result.facts
             merged[result.key] = msgspec.structs.replace(result, facts=facts)
             sources[result.key] = run.path.name
-    with RunWriter(directory, _manifest([run.manifest for run in runs])) as writer:
+    with RunWriter(directory, _manifest(runs)) as writer:
         writer.append(list(merged.values()))
     return conflicts
 
 
-def _manifest(manifests: Sequence[Manifest]) -> Manifest:
+def _manifest(runs: Sequence[Run]) -> Manifest:
     """The first manifest, with the arms, procedures, environments, ceilings and tags of all. The first value counts."""
+    manifests = [run.manifest for run in runs]
     later_first = manifests[::-1]
+    cases = [{(result.case.id, result.arm.id) for result in run.results} for run in runs]
+    impossible = [set(manifest.impossible) for manifest in manifests]
     return msgspec.structs.replace(
         manifests[0],
         suite="+".join(dict.fromkeys(manifest.suite for manifest in manifests)),
@@ -49,7 +52,12 @@ def _manifest(manifests: Sequence[Manifest]) -> Manifest:
         arms=tuple({arm.id: arm for manifest in manifests for arm in manifest.arms}.values()),
         environments={key: value for manifest in later_first for key, value in manifest.environments.items()},
         ceilings={key: value for manifest in later_first for key, value in manifest.ceilings.items()},
-        planned=sum(manifest.planned for manifest in manifests),
+        planned=sum(manifest.planned for manifest in manifests) - _repeated(cases) - _repeated(impossible),
         impossible=tuple(dict.fromkeys(cell for manifest in manifests for cell in manifest.impossible)),
         tags={key: value for manifest in later_first for key, value in manifest.tags.items()},
     )
+
+
+def _repeated(parts: Sequence[Set[tuple[str, str]]]) -> int:
+    """How many elements of these sets are in an earlier one too."""
+    return sum(map(len, parts)) - len(set().union(*parts))

@@ -69,13 +69,30 @@ class Impossible(NamedTuple):
     reason: str
 
 
-def expand(suite: Suite, *, kind: str, dtype: Dtype, shard: str = "") -> Iterator[Cell | Impossible]:
-    """Every cell for this kind of device, lazily; `dtype` is for tables without a dtype.
+def expand(suite: Suite, *, kind: str, dtype: Dtype) -> Iterator[Cell | Impossible]:
+    """Every cell for this kind of device, lazily and without duplicates; `dtype` is for tables without a dtype.
 
-    `shard`, as `3/8`, is one part of eight disjoint parts of the suite.
+    A repeated problem is yielded again only with backends that are new.
     """
-    selected = parse_shard(shard)
-    return (cell for count, cell in enumerate(_distinct(suite, kind, dtype)) if selected(count))
+    seen: dict[tuple[Problem, Mode], tuple[str, ...]] = {}
+    refused: set[Impossible] = set()
+    for index, table in enumerate(suite.tables):
+        if table.on not in ("", kind):
+            continue
+        for cell in _cells(table, index, dtype):
+            if isinstance(cell, Impossible):
+                if cell not in refused:
+                    refused.add(cell)
+                    yield cell
+                continue
+            key, named = (cell.problem, cell.mode), cell.backends or ("auto",)
+            before = seen.get(key)
+            if before is None:
+                seen[key] = named
+                yield cell
+            elif new := tuple(name for name in named if name not in before):
+                seen[key] = before + new
+                yield cell._replace(backends=new)
 
 
 def count_cases(cells: Iterable[Cell | Impossible]) -> int:
@@ -142,29 +159,6 @@ def check(table: ProblemTable, place: str) -> None:
     count = math.prod(map(len, table.axes.values()))
     if count > MAX_CELLS:
         raise UsageError(f"{place}: {count:,} cells; at most {MAX_CELLS:,}")
-
-
-def _distinct(suite: Suite, kind: str, dtype: Dtype) -> Iterator[Cell | Impossible]:
-    """Cells without duplicates: a repeated problem is yielded again only with backends that are new."""
-    seen: dict[tuple[Problem, Mode], tuple[str, ...]] = {}
-    refused: set[Impossible] = set()
-    for index, table in enumerate(suite.tables):
-        if table.on not in ("", kind):
-            continue
-        for cell in _cells(table, index, dtype):
-            if isinstance(cell, Impossible):
-                if cell not in refused:
-                    refused.add(cell)
-                    yield cell
-                continue
-            key, named = (cell.problem, cell.mode), cell.backends or ("auto",)
-            before = seen.get(key)
-            if before is None:
-                seen[key] = named
-                yield cell
-            elif new := tuple(name for name in named if name not in before):
-                seen[key] = before + new
-                yield cell._replace(backends=new)
 
 
 def _cells(table: ProblemTable, index: int, dtype: Dtype) -> Iterator[Cell | Impossible]:

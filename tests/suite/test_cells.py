@@ -24,7 +24,9 @@ def suite_of(*tables: ProblemTable) -> Suite:
 
 
 def expanded(*tables: ProblemTable, kind: str = "cpu", shard: str = "") -> list[Cell | Impossible]:
-    return list(suite.expand(suite_of(*tables), kind=kind, dtype=Dtype.FP32, shard=shard))
+    selected = suite.parse_shard(shard)
+    cells = suite.expand(suite_of(*tables), kind=kind, dtype=Dtype.FP32)
+    return [cell for number, cell in enumerate(cells) if selected(number)]
 
 
 def problems(**axes: Any) -> list[Problem]:
