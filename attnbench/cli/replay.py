@@ -179,8 +179,9 @@ def replay(
     from attnbench.suite.serving.simulation import simulate
 
     settings = study.ReplaySettings(trace=trace, model=model, seed=request.seed, **_values(arrivals, server))
-    rates = None if sampling.simulate_only else replayed_steps.measuring_rates(request)
-    serving = study.serving_of(settings, rates)
+    serving = study.serving_of(settings)
+    if not sampling.simulate_only:
+        serving = replayed_steps.measured_with(serving, request)
     for note in serving.cost.decoder.notes:
         print(f"attnbench: note: {note}", file=sys.stderr)
     with steps("simulating") as step:

@@ -15,6 +15,7 @@ from attnbench.engine.group import Group
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.speeds import Speeds
+from attnbench.suite.serving.step_cost import Rates
 
 # Calls of one arm in the shortest measurement: first, four sets of inputs, transformed inputs, settling, and rounds.
 MIN_CALLS = 7 + 3
@@ -141,20 +142,19 @@ def _estimate_s(device: Device, case: Case) -> float:
     if problem.requests and not backends.is_file(case.backend) and backends.load(case.backend).pads:
         problem = replace(problem, requests="", shared_prefix="")
     read = cost.input_bytes(problem) * (_GATHERED if problem.page_size else 1)
-    flop_per_s, bytes_per_s = _rates(device, case)
-    return (
-        cost.flops_dense(problem, case.mode) / flop_per_s + (read + cost.output_bytes(problem, case.mode)) / bytes_per_s
-    )
+    rates, traffic = estimated_rates(device, problem.dtype, case.backend), read + cost.output_bytes(problem, case.mode)
+    return cost.flops_dense(problem, case.mode) / rates.flop_per_s + traffic / rates.bytes_per_s
 
 
 def _key(arm: Arm, case: Case) -> str:
     return f"{arm.backend}@{arm.device} {case.problem.dtype} {case.mode}"
 
 
-def _rates(device: Device, case: Case) -> tuple[float, float]:
-    """FLOP/s and bytes/s."""
+def estimated_rates(device: Device, dtype: Dtype, backend: str) -> Rates:
+    """What a backend does in a second, before anything is measured."""
     if device.kind == "cuda":
-        half = case.problem.dtype in (Dtype.BF16, Dtype.FP16)
-        return _CUDA_RATE if half else _CUDA_RATE / 10, _CUDA_BYTES_PER_S
-    threads, slow = max(device.threads, 1), 1.0 if case.problem.dtype is Dtype.FP32 else 0.25
-    return _CPU_RATES.get(case.backend, _CPU_RATE) * threads * slow, _CPU_BYTES_PER_S * threads
+        half = dtype in (Dtype.BF16, Dtype.FP16)
+        return Rates(flop_per_s=_CUDA_RATE if half else _CUDA_RATE / 10, bytes_per_s=_CUDA_BYTES_PER_S)
+    threads, slow = max(device.threads, 1), 1.0 if dtype is Dtype.FP32 else 0.25
+    flop_per_s = _CPU_RATES.get(backend, _CPU_RATE) * threads * slow
+    return Rates(flop_per_s=flop_per_s, bytes_per_s=_CPU_BYTES_PER_S * threads)

@@ -15,7 +15,7 @@ from attnbench.suite.models.decoder import Decoder, decoder_of
 from attnbench.suite.serving import sources
 from attnbench.suite.serving.scheduler import SchedulerOptions, Totals
 from attnbench.suite.serving.simulation import Serving, Simulation, StepTable
-from attnbench.suite.serving.step_cost import Rates, step_cost
+from attnbench.suite.serving.step_cost import step_cost
 from attnbench.suite.serving.trace import Trace, TraceOptions
 
 # vLLM's defaults for a server: tokens and requests of a step, by the memory of the GPU.
@@ -65,11 +65,8 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     mix: Mix
 
 
-def serving_of(settings: ReplaySettings, measuring: Rates | None = None) -> Serving:
-    """The servers, ready to simulate. Raises UsageError for settings that do not fit together.
-
-    `measuring`: of the device that measures drawn steps.
-    """
+def serving_of(settings: ReplaySettings) -> Serving:
+    """The servers, ready to simulate. Raises UsageError for settings that do not fit together."""
     sheet = _sheet(settings.gpu)
     decoder = read_model(settings.model)
     cost = step_cost(
@@ -79,7 +76,6 @@ def serving_of(settings: ReplaySettings, measuring: Rates | None = None) -> Serv
         bytes_per_s=sheet.bytes_per_s / settings.slowdown,
         memory_bytes=sheet.memory_bytes,
     )
-    cost = msgspec.structs.replace(cost, measuring=measuring)
     tokens, requests = LARGE_GPU if sheet.memory_bytes >= LARGE_GPU_BYTES else SMALL_GPU
     options = SchedulerOptions(
         kv_blocks=settings.kv_blocks or cost.kv_blocks(settings.block_size),

@@ -21,6 +21,7 @@ from attnbench.attention import requests, shared_prefix
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
+from attnbench.engine.forecast import estimated_rates
 from attnbench.engine.group import Group
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
@@ -44,11 +45,12 @@ DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 BUDGET_SHARE = 0.5  # the rest is for cases that take longer than predicted: without them, the answer is of fewer steps
 MIN_DRAWS = 4
 REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measures, and how many steps were drawn
-CPU_RATES = Rates(flop_per_s=5e10, bytes_per_s=1e10)  # of one thread, estimated, where nothing was calibrated
+FASTEST_ON_CPU = "sdpa:flash"
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
 LATENT_BACKENDS = "naive,mla:absorbed,mla:expanded"
 # What computes a batch in which these find no prefix, or layers of a kind that they refuse, as in a server.
 WITHOUT_PREFIX = {"sdpa:cascade": "sdpa:flash", "flashinfer:cascade": "flashinfer", "triton:cascade": "triton"}
+LATENT_CASCADE = "triton:cascade"  # the one that reads a latent cache too
 FIELDS = (
     "requests",
     "shared_prefix",
@@ -63,6 +65,13 @@ FIELDS = (
 )
 
 
+def measured_with(serving: Serving, request: sweep.Request) -> Serving:
+    """The same servers, with steps weighed by their time on the device and with the backends of the request."""
+    rates, once = measuring_rates(request), reads_prefix_once(request, serving.cost.decoder)
+    cost = msgspec.structs.replace(serving.cost, measuring=rates, prefix_once=once)
+    return msgspec.structs.replace(serving, cost=cost)
+
+
 def measuring_rates(request: sweep.Request) -> Rates | None:
     """What the device of the request does in a second, as calibrated, or estimated for a CPU; None: as the server."""
     device = sweep.devices_of(request.device)[0]
@@ -72,8 +81,17 @@ def measuring_rates(request: sweep.Request) -> Rates | None:
         return Rates(flop_per_s=ceilings.matmul[dtype].sustained, bytes_per_s=ceilings.memory)
     if device.kind != "cpu":
         return None
-    threads = device.threads or 1
-    return Rates(flop_per_s=threads * CPU_RATES.flop_per_s, bytes_per_s=CPU_RATES.bytes_per_s)
+    return estimated_rates(device, Dtype(dtype), FASTEST_ON_CPU)
+
+
+def reads_prefix_once(request: sweep.Request, decoder: Decoder) -> bool:
+    """Whether a backend of the request reads the keys that requests share once."""
+    latent = any(layer.latent for layer in decoder.layers)
+    names = set(sweep.named_backends(request.backend)) or {"auto"}
+    if names & ({LATENT_CASCADE} if latent else set(WITHOUT_PREFIX)):
+        return True
+    kind = sweep.devices_of(request.device)[0].kind
+    return bool(names & {"auto", "all"}) and not (latent and kind == "cpu")
 
 
 class StepProblems(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from tests.report.canned import store
 
 FULL = DecoderLayer(kind=Layer.FULL, count=2, heads=8, kv_heads=2, head_dim=16, head_dim_v=16)
 WINDOW = DecoderLayer(kind=Layer.SLIDING, count=3, heads=8, kv_heads=2, head_dim=16, head_dim_v=16, window=128)
+MLA = DecoderLayer(kind=Layer.FULL, count=1, heads=4, kv_heads=4, head_dim=24, head_dim_v=16, latent=(40, 32))
 
 
 def decoder(*layers: DecoderLayer) -> Decoder:
@@ -104,9 +105,8 @@ def test_a_prefix_in_the_cache_is_shared_in_every_kind_of_layer():
         StepRequest(RequestSize(5, 5)),
         StepRequest(RequestSize(1, 35), held),
     ]
-    mla = DecoderLayer(kind=Layer.FULL, count=1, heads=4, kv_heads=4, head_dim=24, head_dim_v=16, latent=(40, 32))
     chunks = DecoderLayer(kind=Layer.CHUNKED, count=1, heads=8, kv_heads=2, head_dim=16, head_dim_v=16, chunk=32)
-    made = replayed_steps.problems_of(step, decoder(FULL, WINDOW, mla, chunks), dtype=Dtype.FP32, page_size=16)
+    made = replayed_steps.problems_of(step, decoder(FULL, WINDOW, MLA, chunks), dtype=Dtype.FP32, page_size=16)
     problems = [problem for problem, _ in made.layers]
     assert [problem.requests for problem in problems] == ["q1s40_q1s35_q5"] * 3 + ["q1s8_q5_q1s3"]
     assert [problem.shared_prefix for problem in problems] == ["32:2_0:1"] * 3 + [""]
@@ -135,6 +135,20 @@ def test_cascade_without_a_prefix_is_what_its_library_has_else():
     assert measured.times_s[..., 0].tolist() == [[6.0, 6.0], [16.0, 10.0]]
     failed = [samples.result([], "sdpa:cascade", problem=plain, status=Status.ERROR), *results[:1], *results[2:]]
     assert (0, "sdpa:cascade") in replayed_steps.times_of(steps, failed, *drawn(2)).refusals
+
+
+@pytest.mark.parametrize(
+    ("backend", "layer", "once"),
+    [
+        ("", FULL, True), ("naive,sdpa:cascade", FULL, True), ("naive,sdpa", FULL, False), ("auto", FULL, True),
+        ("", MLA, False), ("naive,sdpa:cascade", MLA, False), ("naive,triton:cascade", MLA, True),
+    ],
+)  # fmt: skip
+def test_steps_are_weighed_with_prefixes_read_once_where_a_backend_does(
+    backend: str, layer: DecoderLayer, once: bool
+) -> None:
+    request = Request(backend=backend, device="cpu:threads=1")
+    assert replayed_steps.reads_prefix_once(request, decoder(layer)) is once
 
 
 def test_the_plan_has_each_problem_once_and_no_other():

@@ -116,6 +116,23 @@ def test_tokens_are_conserved_the_budget_holds_and_no_request_starves(
         assert sum(q for step in steps for q, _ in step) == needed - totals.cached_tokens
 
 
+@given(servers())
+@settings(deadline=None, max_examples=50)
+def test_keys_that_requests_share_are_those_of_a_naive_recount(
+    server: tuple[SchedulerOptions, list[TracedRequest]],
+) -> None:
+    options, requests = server
+    scheduler, now_s = Scheduler(options, iter(requests)), 0.0
+    while (batch := scheduler.step(now_s)) or scheduler.next_arrival_s is not None:
+        if batch is None:
+            assert scheduler.next_arrival_s is not None
+            now_s = scheduler.next_arrival_s
+            continue
+        held = [block for blocks in scheduler.blocks for block in blocks.tolist()]
+        assert batch.repeated == (len(held) - len(set(held))) * options.block_size
+        now_s += STEP_S
+
+
 def test_reference_agrees_on_preemptions_hits_and_chunks() -> None:
     """Two prompts with a common part of 512 tokens, in a cache that holds one answer and not two."""
     options = SchedulerOptions(kv_blocks=60, block_size=16, max_num_batched_tokens=300)

@@ -129,6 +129,25 @@ def test_steps_are_weighed_by_the_device_that_measures_them() -> None:
     assert server.attention(batch((5000, 5000))) == (prefill.simulated, prefill.simulated)
 
 
+def test_a_shared_prefix_counts_once_on_the_device_that_measures_where_a_backend_reads_it_once() -> None:
+    """Eight decodes over 4096 keys, of which all share 2048: bytes of a full layer are those of its problem."""
+    decodes = batch(*[(1, 4096)] * 8)._replace(repeated=7 * 2048)
+    slow, server = Rates(flop_per_s=1e18, bytes_per_s=1e9), cost_of(LLAMA_8B)
+    once = msgspec.structs.replace(server, measuring=slow, prefix_once=True)
+    (layer,) = server.decoder.layers
+    fields = {"batch": 8, "seq_q": 1, "seq_kv": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "mask": "causal"}
+    problem = Problem(**fields, dtype="bf16", requests="8q1s4k", shared_prefix="2k:8")  # type: ignore[arg-type]
+    expected = layer.count * cost.traffic_bytes(problem, Mode.FWD) / 1e9
+    assert once.attention(decodes).measured == pytest.approx(expected)
+    each = msgspec.structs.replace(once, prefix_once=False).attention(decodes)
+    assert each.measured > 1.7 * expected
+    assert once.attention(decodes).simulated == each.simulated
+    # Layers with a window are not computed by backends that read a prefix once.
+    layers = tuple(msgspec.structs.replace(layer, window=4096) for layer in server.decoder.layers)
+    windows = msgspec.structs.replace(once, decoder=msgspec.structs.replace(server.decoder, layers=layers))
+    assert windows.attention(decodes).measured == pytest.approx(each.measured)
+
+
 def test_layers_of_several_kinds_count_by_their_number() -> None:
     both = cost_of(GPT_OSS_20B)
     alone = [

@@ -21,6 +21,7 @@ class BlockPool:
 
     def __init__(self, blocks: int) -> None:
         self.free = blocks
+        self.repeated = 0  # references beyond the first of each block
         self.generation = np.zeros(blocks, np.int64)  # how often a block was allocated: its content
         self._references = np.zeros(blocks, np.int32)
         # The free list in order, in parts that were freed at one time. A block counts only in the part that carries
@@ -54,7 +55,9 @@ class BlockPool:
 
     def share(self, blocks: Blocks) -> None:
         """Add a reference to each; those on the free list leave it."""
-        self.free -= self.unused(blocks)
+        unused = self.unused(blocks)
+        self.free -= unused
+        self.repeated += blocks.size - unused
         self._references[blocks] += 1
         self._freed_at[blocks] = 0
 
@@ -63,6 +66,7 @@ class BlockPool:
         backwards = blocks[::-1]
         self._references[backwards] -= 1
         freed = backwards[self._references[backwards] == 0]
+        self.repeated -= backwards.size - freed.size
         self._time += 1
         self._freed_at[freed] = self._time
         self._queue.append((self._time, freed))

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
 
     q: Tokens
     kv: Tokens
+    repeated: int = 0  # of the keys, those in blocks of another request of the step, which counts them too
 
 
 class Totals(msgspec.Struct):
@@ -109,7 +110,7 @@ class Scheduler:
         computed = self._computed[:count]
         computed += q
         self._room[:count] -= q
-        batch, self._scheduled = Batch(q, computed.copy()), self._running
+        batch, self._scheduled = Batch(q, computed.copy(), self._pool.repeated * self._size), self._running
         known = self._known[:count]
         known += computed == known
         if (ended := known == self._target[:count]).any():

@@ -42,15 +42,19 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_s: float
     memory_bytes: float
     measuring: Rates | None = None  # of the device that measures drawn steps
+    prefix_once: bool = False  # a backend that is measured there reads the keys that requests share once
 
     def attention(self, batch: Batch) -> AttentionTime:
         """The attention of all layers: for each layer, the longer of its products and its traffic."""
-        of_gpu, totals = Rates(flop_per_s=self.flop_per_s, bytes_per_s=self.bytes_per_s), [0.0, 0.0]
+        of_gpu, simulated, measured = Rates(flop_per_s=self.flop_per_s, bytes_per_s=self.bytes_per_s), 0.0, 0.0
         for layer in self.decoder.layers:
-            of_layer = work(layer, batch, self.decoder.dtype.bytes)
-            for place, rates in enumerate((of_gpu, self.measuring or of_gpu)):
-                totals[place] += layer.count * rates.seconds(*of_layer)
-        return AttentionTime(*totals)
+            flops, traffic = work(layer, batch, self.decoder.dtype.bytes)
+            simulated += layer.count * of_gpu.seconds(flops, traffic)
+            # Backends that read a prefix once refuse windows, and parts in chunks share little.
+            if self.prefix_once and not (layer.window or layer.chunk):
+                traffic -= self.decoder.dtype.bytes * layer.cached_numbers * batch.repeated
+            measured += layer.count * (self.measuring or of_gpu).seconds(flops, traffic)
+        return AttentionTime(simulated, measured)
 
     def rest_s(self, tokens: int) -> float:
         """The products of so many tokens with the weights: the longer of the products and of reading the weights."""
@@ -121,7 +125,7 @@ def work(layer: DecoderLayer, batch: Batch, number_bytes: int) -> tuple[float, f
 
 def _visible(layer: DecoderLayer, batch: Batch) -> tuple[Tokens, Tokens]:
     """Of each request, the pairs of a query and a key that it sees, and the keys that some query sees."""
-    q, kv = batch
+    q, kv = batch.q, batch.kv
     first = kv - q  # the position of the first query
     if layer.window:
         return _up_to(kv, layer.window) - _up_to(first, layer.window), np.minimum(kv, q + layer.window - 1)
