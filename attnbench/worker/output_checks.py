@@ -18,6 +18,7 @@ from attnbench.worker.correctness import OutputVerdict
 from attnbench.worker.expected_values import ExpectedValues
 from attnbench.worker.memory_of_inputs import MemoryOfInputs
 from attnbench.worker.prepared_case import PreparedCase
+from attnbench.worker.unfinished_outputs import call_and_judge, finished, outputs_on_device
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +34,15 @@ CHECKS_S, TIMING_SHARE = 0.01, 0.05  # the same after the rounds, beside a share
 MOVES_SHARE = 0.02  # of the same seconds, for transformations that move numbers, and judgements that they cause
 STEADY = 4.0  # times the error of the plain formula, that another order of sums may cause
 NEAR = 0.1  # of the size of an output: other outputs are judged, whatever time is left
+REPEATED = "the output equals that of an earlier call on other inputs: the kernel may cache by address"
 MAX_KEPT = 4  # fingerprints; a kernel with more is not deterministic
 
 
 class OutputChecks:
     """The outputs of one case that were judged right, by fingerprint, and the first wrong one."""
 
-    def __init__(self, case: PreparedCase, expected: ExpectedValues) -> None:
-        self.expected, self._case = expected, case
+    def __init__(self, case: PreparedCase, expected: ExpectedValues, earlier: EarlierOutputs | None = None) -> None:
+        self.expected, self._case, self._earlier = expected, case, earlier or EarlierOutputs(case)
         self.wrong: OutputVerdict | None = None
         self.calls = 0  # that were checked
         self._in_a_row = 0
@@ -58,7 +60,7 @@ class OutputChecks:
     def judge_again(self) -> OutputVerdict:
         """Compare the outputs of a call that was checked before with the reference."""
         started = time.perf_counter()
-        verdict = judge_outputs(self._case, self.expected)
+        verdict = judge_outputs(self._case, self.expected, self._earlier)
         self._forget_other_orders()
         if verdict.ok and len(self._right) < MAX_KEPT:
             self._right.append(Fingerprint(self._case.named_outputs(), self._case.undo))
@@ -113,6 +115,7 @@ class OutputChecks:
             else:
                 self._judging_s += self._judgement_s
             if not verdict.ok:
+                verdict = finished(self._case, verdict)
                 self.wrong = replace(verdict, reason=place + verdict.reason)
 
     def check_after_verification(self) -> None:
@@ -125,6 +128,18 @@ class OutputChecks:
         self._check_calls("call after the rounds: ", *counts, self._limit_s)
         if not self.wrong and (reason := self.memory.objection(seed)):
             self.wrong = OutputVerdict(ok=False, reason=reason)
+        if not self.wrong and not brief:
+            self._check_finished(seed)
+
+    def _check_finished(self, seed: int) -> None:
+        """Check a call on changed inputs, which memory of earlier outputs does not fit, as soon as it has returned."""
+        self._case.change(seed, moves=False, reorder=False)
+        verdict = call_and_judge(self._case, self._case.state.timed_calls(), self._judge_unknown)
+        if not verdict.ok:
+            self.wrong = replace(verdict, reason=f"call after the rounds: {verdict.reason}")
+
+    def _judge_unknown(self) -> OutputVerdict:
+        return OutputVerdict(ok=True) if self._is_known() else self.judge()
 
     @property
     def _limit_s(self) -> float:
@@ -206,8 +221,41 @@ class Fingerprint:
     __hash__ = None  # type: ignore[assignment]
 
 
-def judge_outputs(case: PreparedCase, expected: ExpectedValues) -> OutputVerdict:
+class EarlierOutputs:
+    """Outputs of calls on inputs before and after transformations, which change every output."""
+
+    def __init__(self, case: PreparedCase) -> None:
+        self._case, self._repeated = case, False
+        self._known: list[tuple[int, Fingerprint]] = []  # with the transformations before
+
+    def add(self) -> None:
+        """Note the outputs of the last call."""
+        outputs = outputs_on_device(self._case)
+        if not outputs or any(tensor.ndim < 2 for tensor in outputs.values()):
+            return
+        number, new = self._case.inputs_number, Fingerprint(outputs, Transformation(maps={}))
+        same = any(other != number and before.fits(outputs) and before == new for other, before in self._known)
+        self._repeated |= same and all(bool(tensor.min() < tensor.max()) for tensor in outputs.values())
+        if len(self._known) < MAX_KEPT:
+            self._known.append((number, new))
+
+    def explained(self, verdict: OutputVerdict) -> OutputVerdict:
+        """The verdict; a wrong one says if outputs were repeated."""
+        if verdict.ok or not self._repeated or REPEATED in verdict.reason:
+            return verdict
+        return replace(verdict, reason=f"{verdict.reason}; {REPEATED}")
+
+
+def judge_outputs(case: PreparedCase, expected: ExpectedValues, earlier: EarlierOutputs | None = None) -> OutputVerdict:
     """Judge the outputs of the last call, which must be on the device of the inputs."""
+    verdict = _judge_placed(case, expected)
+    if earlier is None:
+        return verdict
+    earlier.add()
+    return earlier.explained(verdict)
+
+
+def _judge_placed(case: PreparedCase, expected: ExpectedValues) -> OutputVerdict:
     outputs = case.named_outputs()
     for name, tensor in outputs.items():
         if tensor.device.type != case.q.device.type:

@@ -38,6 +38,7 @@ class PreparedCase:
         self.state = state or ProcessState()
         self.problem, self.mode = case.problem, case.mode
         self._set_transformation(transformations.identity(case.problem, gradients=case.mode.needs_grad))
+        self.inputs_number = 0  # of the transformations so far
         self.orders = 0  # of sums that transformations have led to: outputs keep their bits within one
         # Of the last call: what the backend returned, and the gradients.
         self.outputs: tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
@@ -107,12 +108,16 @@ class PreparedCase:
             self._out = self.attend(*qkv)
         return {Mode.FWD: forward, Mode.FWD_BWD: both, Mode.BWD: backward}[self.mode]
 
-    def call_once(self, state: AbstractContextManager[None]) -> None:
-        """One untimed call, to its end on the device; `state`: of `backend_code` or `timed_calls`."""
+    def call_once(self, state: AbstractContextManager[None], look: Callable[[], None] = lambda: None) -> None:
+        """One untimed call, to its end on the device; `state`: of `backend_code` or `timed_calls`.
+
+        `look` runs when the call has returned, before the device is waited for.
+        """
         self.outputs = None
         with state:
             started = time.perf_counter()
             self.call()
+            look()
             self.instrument.synchronize()
             self.call_s = time.perf_counter() - started
 
@@ -170,6 +175,7 @@ class PreparedCase:
         )
         step = transformations.step(self.problem, allowed, seed, self._total)
         self.orders += reorder
+        self.inputs_number += 1
         self._set_transformation(step.after(self._total))
         for name, tensor in self._tensors():
             if name in self._plain:

@@ -17,9 +17,10 @@ from attnbench.records.result import Status
 from attnbench.worker import expected_values
 from attnbench.worker.correctness import OutputVerdict
 from attnbench.worker.expected_values import ExpectedValues
-from attnbench.worker.output_checks import OutputChecks, judge_outputs
+from attnbench.worker.output_checks import EarlierOutputs, OutputChecks, judge_outputs
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.protocol import CaseVerified, CheckNewInputs, CheckOutput, RequestFailed, VerifyCase
+from attnbench.worker.unfinished_outputs import call_and_judge
 
 POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturbs the other arms
@@ -41,21 +42,24 @@ def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Requ
 def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
     peaked = {"peaked": request.peaked_directory} if request.peaked_directory else {}
     stressing, stressed = peaked | request.further_directories, None
+    earlier = EarlierOutputs(case)
     for distribution, directory in stressing.items():
         case.fill(distribution)
-        judgement = _judge_call(case, partial(judge_outputs, case, expected_values.load(Path(directory))))
+        judgement = _judge_call(case, partial(judge_outputs, case, expected_values.load(Path(directory)), earlier))
         if not judgement.ok:
-            stressed = _verdict(judgement, f"{distribution} inputs: ")
+            stressed = replace(judgement, reason=f"{distribution} inputs: {judgement.reason}")
             break
     if stressing:
         case.fill(case.procedure.inputs)
     expected = expected_values.load(Path(request.directory))
     if objection := _other_inputs(case.digest, expected):
         return objection, None
-    checks = OutputChecks(case, expected)
+    checks = OutputChecks(case, expected, earlier)
     judgement = _judge_call(case, checks.judge)
     if judgement.ok and stressed:
-        return stressed, None
+        checks.transform_inputs(request.seed)  # values that no earlier call has seen: a cache then repeats its output
+        _judge_call(case, checks.judge)
+        return _verdict(earlier.explained(stressed)), None
     if judgement.ok and not request.brief:
         return _verify_further(case, checks, judgement, request.seed), checks
     return _verdict(judgement), checks
@@ -112,8 +116,7 @@ def _other_inputs(digest: str, expected: ExpectedValues) -> RequestFailed | None
 
 def _judge_call(case: PreparedCase, judge: Callable[[], OutputVerdict]) -> OutputVerdict:
     _poison_freed_memory(case)
-    case.call_once(case.state.backend_code())
-    return judge()
+    return call_and_judge(case, case.state.backend_code(), judge)
 
 
 def _verdict(judgement: OutputVerdict, prefix: str = "") -> CaseVerified:

@@ -268,12 +268,13 @@ def test_the_kernel_of_sdpa_is_the_named_one_in_every_step(tmp_path: Path) -> No
     assert peaks["flash"] < scores < peaks["math"]
 
 
+REPEATS = f"; {output_checks.REPEATED}"
 TRANSFORMED, REMEMBERS = "second call, with transformed inputs: out: ", "remembers its inputs: a call takes "
 BENT = "every call changes a setting that belongs to the arm: functions of the measurement: "
 REMEMBERING = {
-    "last_output": (Status.INCORRECT, "peaked inputs: out: "),
-    "remembers_shape": (Status.INCORRECT, "peaked inputs: out: "),
-    "remembers_version": (Status.INCORRECT, TRANSFORMED),
+    "last_output": (Status.INCORRECT, REPEATS),
+    "remembers_shape": (Status.INCORRECT, REPEATS),
+    "remembers_version": (Status.INCORRECT, REPEATS),
     "remembers_sign": (Status.INCORRECT, TRANSFORMED),
     "remembers_digest": (Status.INCORRECT, REMEMBERS),
     "remembers_sample": (Status.INCORRECT, REMEMBERS),
@@ -281,7 +282,7 @@ REMEMBERING = {
     "remembers_weights": (Status.INCORRECT, REMEMBERS),
     "skips_between": (Status.INCORRECT, "out: "),
     "stops_after_calls": (Status.INCORRECT, "out: "),
-    "in_thread": (Status.INCORRECT, "out: "),
+    "in_thread": (Status.INCORRECT, "call"),
     "bends_time": (Status.ERROR, f"{BENT}time.perf_counter_ns replaced"),
     "bends_clock": (Status.ERROR, f"{BENT}attnbench.machine.device.cpu._clock replaced"),
 }
@@ -296,6 +297,19 @@ def test_a_kernel_that_remembers_or_leaves_work_out_is_not_timed(function: str, 
         reply = driver.time()
     assert words in reply.reason
     assert (reply.status if isinstance(reply, protocol.RequestFailed) else Status.INCORRECT) is status
+
+
+def test_a_cached_output_is_named_in_the_rounds_too(tmp_path: Path) -> None:
+    driver = Driver("last_output", tmp_path)
+    assert driver.verify(brief=True).ok  # as in a restart: a single call
+    assert driver.time().reason.endswith(REPEATS)
+
+
+@pytest.mark.parametrize("function", ["zeros", "mean_of_v", "wrong_later"])
+def test_other_wrong_outputs_are_not_called_cached(function: str, tmp_path: Path) -> None:
+    driver = Driver(function, tmp_path)
+    reply = driver.verify()
+    assert "cache" not in (driver.time() if reply.ok else reply).reason
 
 
 @pytest.mark.parametrize(
