@@ -90,6 +90,12 @@ def _first(name: str) -> Compute:
     return first
 
 
+def _plan_layer_s(restarts: Restarts) -> float | None:
+    plan_s = _first("plan")(restarts)
+    layers = max(int(result.facts.get("layers", 0)) for result in restarts.results)
+    return plan_s / layers if plan_s is not None and layers else None
+
+
 def _median(name: str) -> Compute:
     """The median over restarts of the median of each."""
     return lambda restarts: readings.location(map(readings.location, _samples(restarts, name)))
@@ -266,6 +272,7 @@ _TABLE: tuple[tuple[str, str, Better, str, Compute], ...] = (
         "planning a batch of requests, once for all layers: places of tokens, its mask",
         _first("plan"),
     ),
+    ("plan_layer_s", "s", "lower", "the same for each layer, where a suite states their number", _plan_layer_s),
     ("transfer_s", "s", "lower", "moving the tables of a batch of requests to the device", _first("transfer")),
     ("pack_s", "s", "lower", "writing a whole cache in the form of the library, before the call", _first("pack")),
 )

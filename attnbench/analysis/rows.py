@@ -134,6 +134,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     compile_s: float | None
     mask_build_s: float | None
     plan_s: float | None
+    plan_layer_s: float | None
     transfer_s: float | None
     pack_s: float | None
 

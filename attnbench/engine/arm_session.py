@@ -59,6 +59,8 @@ class ArmSession:
         seconds = {**reply.seconds, "import": self.worker.import_s}
         self.samples |= {name: sample("s", [value]) for name, value in seconds.items() if value is not None}
         self.facts |= reply.facts
+        if "plan" in self.samples and self.group.layers:
+            self.facts["layers"] = self.group.layers
 
     def verify(self, expected: ExpectedFiles, stressing: Mapping[str, ExpectedFiles]) -> None:
         """Verify the output, in full if there are stressing inputs. Raises WorkerFailedError for a wrong output."""

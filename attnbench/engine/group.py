@@ -18,6 +18,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     borrowed: tuple[Arm, ...] = ()  # reference arms for the speed-up, whose own Result is in another group
     late: bool = False  # in the second pass, for backends that compile
     seconds: float = 0.0  # predicted
+    layers: int = 0  # of the model that share the plan of a batch; 0: not stated
 
     @property
     def alone(self) -> bool:

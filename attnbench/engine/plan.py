@@ -338,7 +338,9 @@ def _partners(cell: Cell, part: Sequence[Arm], early: Sequence[Arm], limits: Pla
 
 def _group(cell: Cell, arms: Sequence[Arm], borrowed: Sequence[Arm] = (), late: bool = False) -> Group:
     arms, borrowed = tuple(arms), tuple(borrowed)
-    return Group(id="", problem=cell.problem, mode=cell.mode, arms=arms, borrowed=borrowed, late=late)
+    return Group(
+        id="", problem=cell.problem, mode=cell.mode, arms=arms, borrowed=borrowed, late=late, layers=cell.layers
+    )
 
 
 def _peak(cell: Cell, arms: Sequence[Arm]) -> int:

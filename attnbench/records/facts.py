@@ -13,7 +13,7 @@ _SHARE = (0.0, 1.0)
 RANGES: dict[str, tuple[float, float]] = {
     "block_sparsity": (0.0, 100.0),
     "verified_share": _SHARE,
-    **dict.fromkeys(("ranks", "threads", "threads_of_a_rank", "keys_of_a_row"), _POSITIVE),
+    **dict.fromkeys(("ranks", "threads", "threads_of_a_rank", "keys_of_a_row", "layers"), _POSITIVE),
     **dict.fromkeys(
         (
             "settle_s", "moved_bytes", "seconds", "calls", "memory_outputs", "memory_saved", "memory_workspace",

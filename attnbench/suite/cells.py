@@ -32,6 +32,7 @@ class ProblemTable(Record, frozen=True, kw_only=True):
     backend: tuple[str, ...] = ()  # not an axis: all of them measure every cell
     exclude: tuple[tuple[Filter, ...], ...] = ()  # a cell that fulfils all conditions of one entry is left out
     on: str = ""  # the kind of device that the table is for; empty: any
+    layers: int = 0  # of the model with this attention, which share the plan of a batch; 0: not stated
     name: str = ""
     source: str = ""
     checked: tuple[str, ...] = ()  # links to the files, at a commit, that the shapes were compared with
@@ -60,6 +61,7 @@ class Cell(NamedTuple):
     mode: Mode
     backends: tuple[str, ...] = ()
     table: int = 0  # of the suite
+    layers: int = 0  # of its table
 
 
 class Impossible(NamedTuple):
@@ -117,7 +119,7 @@ def shrunk(cells: Iterable[Cell | Impossible], share: float) -> Iterator[Cell | 
     seen = set()
     for cell in cells:
         small = cell if isinstance(cell, Impossible) else _small(cell, share)
-        key = small if isinstance(small, Impossible) else small._replace(table=0)
+        key = small if isinstance(small, Impossible) else small._replace(table=0, layers=0)
         if key not in seen:
             seen.add(key)
             yield small
@@ -175,7 +177,7 @@ def _cells(table: ProblemTable, index: int, dtype: Dtype) -> Iterator[Cell | Imp
             continue
         for mode in modes:
             if not (table.exclude and _excluded(table, problem, mode)):
-                yield Cell(problem, mode, table.backend, index)
+                yield Cell(problem, mode, table.backend, index, table.layers)
 
 
 def _excluded(table: ProblemTable, problem: Problem, mode: Mode) -> bool:

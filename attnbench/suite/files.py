@@ -28,6 +28,7 @@ _TABLE_KEYS = (
     ("backend", Words | UnsetType, UNSET),
     ("exclude", tuple[dict[str, Numbers], ...], ()),
     ("on", str, ""),
+    ("layers", int, 0),
     ("name", str, ""),
     ("source", str, ""),
     ("checked", Words | UnsetType, UNSET),
@@ -214,11 +215,13 @@ def _table(raw: dict[str, Any], place: str, of_file: SourceCheck) -> ProblemTabl
             axes={key: AXES[key].read(value, f"{place}.{key}") for key, value in raw.items() if key in AXES},
             backend=words(raw["backend"], f"{place}.backend") if "backend" in raw else (),
             exclude=tuple(_conditions(entry, f"{place}.exclude[{index}]") for index, entry in enumerate(excluded)),
-            **{key: raw[key] for key in ("on", "name", "source") if key in raw},
+            **{key: raw[key] for key in ("on", "layers", "name", "source") if key in raw},
             **(of_table if any(of_table.values()) else of_file),
         )
         if table.on not in ("", *KINDS):
             raise UnknownNameError("kind of device", table.on, KINDS, where=f"{place}.on")
+        if "layers" in raw and table.layers < 1:
+            raise SuiteError(f"{place}.layers: {table.layers}: at least 1 layer of the model has this attention")
         check(table, place)
     return table
 

@@ -20,10 +20,12 @@ CPU = Device(kind="cpu", threads=1)
 GIB = 1024**3
 
 
-def planned(*problems: Problem, names: tuple[str, ...], memory: int = 16 * GIB, mode: Mode = Mode.FWD) -> plan.Plan:
+def planned(
+    *problems: Problem, names: tuple[str, ...], memory: int = 16 * GIB, mode: Mode = Mode.FWD, layers: int = 0
+) -> plan.Plan:
     limits = plan.PlanLimits(memory_bytes=memory, procedures={"cpu": Procedure()})
     arms = plan.arms_of(names, [CPU])
-    cells = [(Cell(problem=problem, mode=mode), arms) for problem in problems]
+    cells = [(Cell(problem=problem, mode=mode, layers=layers), arms) for problem in problems]
     return plan.make(cells, msgspec.structs.replace(limits, reference=plan.reference_of(cells, limits)))
 
 

@@ -41,7 +41,8 @@ class RecordedWorker(ScriptedWorker):
     def ask(self, message: object, *rest: object) -> Any:
         match message:
             case protocol.PrepareCase():
-                return protocol.CasePrepared(seconds={}, facts={})
+                planned = {"plan": 0.5} if message.case.problem.requests else {}
+                return protocol.CasePrepared(seconds=planned, facts={})
             case protocol.VerifyCase():
                 self._verified.append(message.brief)
                 return protocol.CaseVerified(ok=True, reason="", errors={})
@@ -126,6 +127,13 @@ def test_a_case_is_verified_in_full_once_on_a_machine_and_in_brief_after_that(sc
     assert again.facts["verified_earlier"]
     measured(planned(Problem(seq_q=65), names=("naive",)))
     assert scripted.brief[-1] is False
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_batch_that_is_planned_has_the_number_of_layers_that_share_its_plan() -> None:
+    batch = Problem(batch=2, seq_q=1, seq_kv=64, requests="2q1s64")
+    results, _ = measured(planned(batch, Problem(seq_q=64), names=("naive",), layers=32))
+    assert {result.case.problem.requests: result.facts.get("layers") for result in results} == {"2q1s64": 32, "": None}
 
 
 def test_no_worker_starts_for_what_the_budget_is_too_short_for(scripted: Scripted) -> None:

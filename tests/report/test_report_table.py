@@ -63,6 +63,14 @@ def test_planning_is_below_the_table_in_calls():
     assert "planned once" not in pivot_table.text(rows_of(*naive))
 
 
+def test_planning_has_the_share_of_a_layer_where_a_suite_states_their_number():
+    result = measured(served("8q1s256", 8, 256), "flex", 5e-4)
+    result.samples["plan"], result.facts["layers"] = sample("s", [3e-3]), 32
+    (row,) = rows_of(result)
+    assert row.plan_layer_s == pytest.approx(3e-3 / 32)
+    assert "flex 3.00 ms (6 calls, 93.8 us a layer)" in " ".join(pivot_table.text(rows_of(result)).split())
+
+
 def test_the_axis_with_most_values_makes_the_lines():
     measurements = [
         measured(Problem(seq_q=seq, batch=batch), "naive", 1e-3) for seq in (64, 128) for batch in (1, 2, 4)

@@ -34,6 +34,31 @@ def test_config_reader_keeps_vocab_and_length_apart(tmp_path: Path) -> None:
     assert 128256 not in lengths
 
 
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (LLAMA, {"causal": 0}), (LLAMA | {"num_hidden_layers": 32}, {"causal": 32}),
+        (
+            LLAMA | {"model_type": "mistral", "sliding_window": 128, "num_hidden_layers": 3,
+                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+            {"causal": 1, "causal+window:127": 2},
+        ),
+    ],
+)  # fmt: skip
+def test_tables_state_the_layers_of_their_kind(config: dict[str, Any], layers: dict[str, int], tmp_path: Path) -> None:
+    file = tmp_path / "made.toml"
+    file.write_text(models.suite_of(config, "a test").text)
+    cells = suite.expand(suite.load(str(file)), kind="cpu", dtype=Dtype.FP32)
+    assert {cell.problem.mask: cell.layers for cell in cells if isinstance(cell, Cell)} == layers
+
+
+def test_a_number_of_layers_below_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "made.toml"
+    file.write_text("[[problem]]\nseq = 64\nlayers = 0\n")
+    with pytest.raises(SuiteError, match=r"problem\[0\].layers: 0: at least 1 layer"):
+        suite.load(str(file))
+
+
 WRONG = {
     "no heads": ({"hidden_size": 768, "seq_length": 9}, "no num_attention_heads (nor n_head"),
     "no width": ({"num_attention_heads": 12, "seq_length": 9}, "no hidden_size (nor n_embd"),

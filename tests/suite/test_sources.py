@@ -202,6 +202,11 @@ def _shape(cell: Cell) -> tuple[object, ...]:
     return (*widths, problem.kv, problem.score.scale, problem.sinks)
 
 
+@pytest.mark.parametrize(("name", "layers"), [("llama3-8b", 32), ("deepseek-v3", 61), ("gpt-oss", 12), ("qwen3", 48)])
+def test_served_batches_state_the_layers_that_share_their_plan(name: str, layers: int) -> None:
+    assert {cell.layers for cell in cells(f"serving-{name}")} == {layers}
+
+
 @pytest.mark.parametrize("name", ["llama3-8b", "deepseek-v3", "gpt-oss", "qwen3"])
 def test_requests_of_a_server_are_those_of_their_table(name: str) -> None:
     for cell in [*table_cells(f"serving-{name}", "chunked"), *table_cells(f"serving-{name}", "mixed")]:

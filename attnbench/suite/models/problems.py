@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from attnbench import units
 from attnbench.errors import SuiteError
-from attnbench.suite.models.fields import HEADS, LENGTH, Fields
-from attnbench.suite.models.layers import Layer, layers_of, window
+from attnbench.suite.models.fields import HEADS, LAYERS, LENGTH, Fields
+from attnbench.suite.models.layers import Layer, layer_counts, layers_of, window
 from attnbench.suite.models.shapes import Table, latent_cache, shape, t5, width_per_head
 from attnbench.suite.models.types import Kind, ModelType
 
@@ -46,7 +46,7 @@ def _decoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
         return
     layers = layers_of(fields, model_type)
     for layer in layers:
-        keys = shape(fields, model_type, layer)
+        keys = {**shape(fields, model_type, layer), **_number(fields, model_type, layer)}
         ending = f", {layer}" if len(layers) > 1 else ""
         prefills, mask, seen = _causal(fields, layer, longest)
         if model_type.bidirectional_prompt:
@@ -57,6 +57,12 @@ def _decoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
         if cache := latent_cache(fields):
             decode = {"seq_q": 1, "seq_kv": _range(seen), **keys, "kv": cache.text, "mask": mask}
             yield {"name": "decode, latent cache", **decode}
+
+
+def _number(fields: Fields, model_type: ModelType, layer: Layer) -> dict[str, int]:
+    """The key `layers` of a table: how many layers of the kind the model has, where the config states it."""
+    count = layer_counts(fields, model_type)[layer] if fields.count(*LAYERS) else 0
+    return {"layers": count} if count else {}
 
 
 def _causal(fields: Fields, layer: Layer, longest: int) -> tuple[list[tuple[object, str]], str, int]:
@@ -84,7 +90,7 @@ def _encoder(fields: Fields, model_type: ModelType) -> Iterator[Table]:
         return
     layers = layers_of(fields, model_type)
     for layer in layers:
-        keys = shape(fields, model_type, layer)
+        keys = {**shape(fields, model_type, layer), **_number(fields, model_type, layer)}
         ending = f", {layer}" if len(layers) > 1 else ""
         # Half of the window on each side in modeling_modernbert.py and modeling_gemma3.py of transformers; the whole
         # where a config makes a decoder bidirectional: `sliding_window_bidirectional_overlay` in masking_utils.py.
