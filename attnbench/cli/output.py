@@ -13,7 +13,7 @@ from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.api import StoredRun
 from attnbench.engine import plan
-from attnbench.engine.forecast import Forecast
+from attnbench.engine.forecast import Forecast, batched
 from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
@@ -28,6 +28,7 @@ from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import counted, seconds, size
 
+_GROUPS = 1000  # of a plan that are predicted at once
 _REASONS = 3  # of refused cases that are shown where nothing is measured
 
 
@@ -171,7 +172,7 @@ def predicted(sweep: Sweep, needed: float) -> str:
         return "nothing to measure"
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
         return f"more than the budget of {seconds(sweep.settings.budget_s)}"
-    return f"about {seconds(needed)}"
+    return f"about {seconds(needed)} ({sweep.plan.times_from})"
 
 
 def _refusals(sweep: Sweep) -> str:
@@ -185,15 +186,16 @@ def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
     """Print every case with its predicted time and memory, every refusal with its reason, then the totals."""
     as_json = format_ == "jsonl"
     forecast, spent = Forecast(sweep.settings.speeds), 0.0
-    for group in sweep.plan.groups:
-        spent += group.seconds * sweep.settings.restarts
-        late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
-        for arm in group.arms:
-            case = group.case(arm)
-            call_s, peak = forecast.call_s(arm, case), plan.peak_bytes(case)
-            beyond = "  beyond the budget" if late else ""
-            text = f"{case.label}@{arm.device}  ~{seconds(call_s)}  {size(peak)}{beyond}"
-            print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
+    for groups in batched(sweep.plan.groups, _GROUPS):
+        calls_s = iter(forecast.calls_s([(arm, group.case(arm)) for group in groups for arm in group.arms]))
+        for group in groups:
+            spent += group.seconds * sweep.settings.restarts
+            late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
+            for arm in group.arms:
+                case, call_s = group.case(arm), next(calls_s)
+                peak, beyond = plan.peak_bytes(case), "  beyond the budget" if late else ""
+                text = f"{case.label}@{arm.device}  ~{seconds(call_s)}  {size(peak)}{beyond}"
+                print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
     for refusal in sweep.plan.refusals:
         case, status, reason = refusal.case, refusal.status.value, refusal.reason
         text = f"{case.label}@{refusal.arm.device}  {status}: {reason}"
@@ -213,7 +215,8 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
     needed = sweep.plan.seconds * sweep.settings.restarts
     if as_json:
         totals = {"type": "summary", "cases": sweep.plan.cases, "planned": planned, "refused": dict(counts)}
-        print(jsonl.line({**totals, "least_s": needed, "budget_s": sweep.settings.budget_s}))
+        budget_s, times_from = sweep.settings.budget_s, sweep.plan.times_from
+        print(jsonl.line({**totals, "least_s": needed, "budget_s": budget_s, "times_from": times_from}))
         return
     refused = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
     print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
@@ -222,7 +225,8 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
         return
     budget = "no budget" if sweep.settings.budget_s is None else f"budget {seconds(sweep.settings.budget_s)}"
     limit = size(sweep.settings.memory_bytes)
-    print(f"predicted: about {seconds(needed)} ({budget}); memory limit of a group: {limit}; times are estimates")
+    print(f"predicted: about {seconds(needed)} ({budget}); memory limit of a group: {limit}")
+    print(f"times: {sweep.plan.times_from}")
 
 
 def _case(case: Case, arm: str, status: str, reason: str, call_s: float | None, peak: int | None) -> str:

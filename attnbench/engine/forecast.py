@@ -1,13 +1,21 @@
 """Predicts the seconds of calls and groups: from estimates at first, then from what this machine measured.
 
-While a run goes on, every finished group corrects the predictions of those that follow.
+A call is predicted by the law that is fitted to the stored calls of its arm, dtype, mode and kind of problem; with too
+few of them, or far from them, from the nearest one. While a run goes on, every finished group corrects the predictions
+of those that follow.
 """
 
-from collections.abc import Iterable
+import copy
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
-from msgspec.structs import replace
+import numpy as np
 
 from attnbench import backends
+from attnbench.analysis.cost_law import MIN_CASES, CostLaw, Floats, coordinates, rows_of
+from attnbench.analysis.workload import Workload, kind_of, of_backend
 from attnbench.attention import cost
 from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
@@ -16,6 +24,9 @@ from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.speeds import Speeds
 from attnbench.suite.serving.step_cost import Rates
+from attnbench.units import counted
+
+T = TypeVar("T")
 
 # Calls of one arm in the shortest measurement: first, four sets of inputs, transformed inputs, settling, and rounds.
 MIN_CALLS = 7 + 3
@@ -33,10 +44,33 @@ ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 2.5e9, 0.1, 2.6
 _CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
 _CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
 _CPU_BYTES_PER_S, _CUDA_BYTES_PER_S = 1e10, 1e12
-_GATHERED = 3  # keys in pages are read, written side by side, and read again
 _CALL_OVERHEAD_S = 5e-5
+_MAX_CALLS = 200  # stored of one kind of problem
+_REFIT = 1.2  # how many times the calls of a law must have become before it is fitted anew
+_CHUNK = 5000  # groups predicted at once
+_FLOPS, _BYTES = Workload._fields.index("dense_flops"), Workload._fields.index("bytes")
 # Earlier groups of the run outweigh what is stored from the runs before once they took this long.
 _PRIOR_S, _LOW_RATIO, _HIGH_RATIO = 10.0, 0.3, 10.0
+
+
+class ForecastBasis(NamedTuple):
+    """What predictions are based on: the numbers of stored calls, and of predicted calls without any."""
+
+    stored: int
+    guessed: int
+
+    @property
+    def text(self) -> str:
+        if not self.stored:
+            return "a rough guess"
+        return f"from {counted(self.stored, 'stored case')}" + (f", {self.guessed:,} guessed" if self.guessed else "")
+
+
+class _Family(NamedTuple):
+    """Calls that obey one law: of one arm, dtype, mode and kind of problem."""
+
+    arm: str
+    kind: str
 
 
 class Forecast:
@@ -44,13 +78,21 @@ class Forecast:
 
     def __init__(self, speeds: Speeds | None = None) -> None:
         speeds = speeds or Speeds()
-        self._calls = {name: dict(points) for name, points in speeds.calls.items()}
+        self._calls = copy.deepcopy(speeds.calls)
+        self._laws: dict[_Family, tuple[int, CostLaw]] = {}  # with the number of calls
+        self._used: dict[_Family, int] = {}  # stored calls of families that were predicted
+        self._guessed = 0
         self._compile_s = dict(speeds.compile_s)
         self._of_files: set[str] = set()  # keys of `calls` whose backend is a user's file
         # Of the calls of groups, and of what is beside them.
         self._predicted_s = [_PRIOR_S, _PRIOR_S]
         ratios = (speeds.call_ratio, speeds.ratio)
         self._taken_s = [_PRIOR_S * min(max(ratio, _LOW_RATIO), _HIGH_RATIO) for ratio in ratios]
+
+    @property
+    def basis(self) -> ForecastBasis:
+        """What the predictions so far are based on."""
+        return ForecastBasis(sum(self._used.values()), self._guessed)
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -74,8 +116,13 @@ class Forecast:
 
     def learn(self, arm: Arm, case: Case, call_s: float) -> None:
         """Record the seconds of a measured call."""
-        estimated_s, key = _estimate_s(arm.parsed_device, case), _key(arm, case)
-        self._calls.setdefault(key, {})[_octave(estimated_s)] = estimated_s, call_s
+        key, sizes = _key(arm, case), of_backend(case.problem, case.mode, case.backend)
+        place = " ".join(f"{round(2 * octave)}" for octave in coordinates(rows_of([sizes]))[0])
+        calls = self._calls.setdefault(key, {}).setdefault(kind_of(case.problem), {})
+        calls.pop(place, None)  # the newest is last
+        calls[place] = (*sizes, call_s)
+        if len(calls) > _MAX_CALLS:
+            del calls[next(iter(calls))]
         if backends.is_file(arm.backend):
             self._of_files.add(key)
 
@@ -85,36 +132,88 @@ class Forecast:
 
     def learn_group(self, group: Group, taken_s: float) -> None:
         """Record how long a group took whose calls were measured: what takes most of it is corrected most."""
-        parts = self._parts(group)
+        (parts,) = self._parts([group])
         for place, part_s in enumerate(parts):
             self._predicted_s[place] += part_s
             self._taken_s[place] += part_s * taken_s / sum(parts)
 
-    def call_s(self, arm: Arm, case: Case) -> float:
-        """Predicted seconds of one call, scaled from the measurement with the nearest estimate."""
-        estimated_s = _estimate_s(arm.parsed_device, case)
-        if points := self._calls.get(_key(arm, case)):
-            place = _octave(estimated_s)
-            nearest_estimated_s, nearest_s = points[min(points, key=lambda other: abs(other - place))]
-            return nearest_s * max(estimated_s / nearest_estimated_s, 0.1)
-        return _CALL_OVERHEAD_S + estimated_s
+    def calls_s(self, calls: Sequence[tuple[Arm, Case]]) -> list[float]:
+        """Predicted seconds of each call."""
+        sizes = rows_of([of_backend(case.problem, case.mode, case.backend) for _, case in calls])
+        places: dict[_Family, list[int]] = {}
+        for place, (arm, case) in enumerate(calls):
+            places.setdefault(_Family(_key(arm, case), kind_of(case.problem)), []).append(place)
+        predicted = np.empty(len(calls))
+        for family, of_family in places.items():
+            predicted[of_family] = self._of_family(family, calls[of_family[0]], sizes[of_family])
+        return [float(each) for each in predicted]
+
+    def _of_family(self, family: _Family, call: tuple[Arm, Case], sizes: Floats) -> Floats:
+        """Predicted seconds at the sizes; `call` is one of the family."""
+        kinds = self._calls.get(family.arm, {})
+        used = {family.kind: kinds[family.kind]} if family.kind in kinds else kinds
+        self._used |= {_Family(family.arm, kind): len(calls) for kind, calls in used.items()}
+        stored = [call for calls in used.values() for call in calls.values()]
+        rates = estimated_rates(call[0].parsed_device, call[1].problem.dtype, call[1].backend)
+        estimated_s = _estimated_s(sizes, rates)
+        if not stored:
+            self._guessed += len(sizes)
+            return _CALL_OVERHEAD_S + estimated_s
+        calls = np.array(stored)
+        of_calls = np.log(_estimated_s(calls, rates))
+        nearest = np.abs(np.log(estimated_s)[:, None] - of_calls).argmin(axis=1)
+        seconds: Floats = calls[nearest, -1] * np.maximum(estimated_s / np.exp(of_calls[nearest]), 0.1)
+        if law := self._law(family):
+            covered = law.covers(sizes)
+            seconds[covered] = law.at(sizes[covered])
+        return seconds
+
+    def _law(self, family: _Family) -> CostLaw | None:
+        """The law of the calls that were stored, or of most of them; None if they are too few."""
+        stored = self._calls.get(family.arm, {}).get(family.kind, {})
+        if len(stored) < MIN_CASES:
+            return None
+        count, law = self._laws.get(family, (0, None))
+        if law is None or len(stored) > _REFIT * count:
+            calls = np.array(list(stored.values()))
+            law = CostLaw(calls[:, :-1], calls[:, -1])
+            self._laws[family] = len(stored), law
+        return law
 
     def group_s(self, group: Group) -> float:
         """Predicted seconds of a group whose workers run."""
-        return sum(ratio * part_s for ratio, part_s in zip(self.ratios, self._parts(group), strict=True))
+        return self.groups_s([group])[0]
 
-    def _parts(self, group: Group) -> tuple[float, float]:
-        """Uncorrected seconds of the calls of a group, and of what is beside them."""
-        arms = (*group.arms, *group.borrowed)
-        compiling = [arm for arm in arms if group.late and arm not in group.borrowed]
-        calls_s = sum(MIN_CALLS * self.call_s(arm, group.case(arm)) for arm in arms)
-        compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
-        return calls_s, ARM_OVERHEAD_S * len(arms) + compile_s + oracle_s(group.problem, group.mode)
+    def groups_s(self, groups: Iterable[Group]) -> list[float]:
+        """Predicted seconds of each group, once its workers run."""
+        of_calls, beside = self.ratios
+        return [of_calls * calls_s + beside * rest_s for calls_s, rest_s in self._parts(groups)]
+
+    def _parts(self, groups: Iterable[Group]) -> Iterator[tuple[float, float]]:
+        """Uncorrected seconds of the calls of each group, and of what is beside them."""
+        for chunk in batched(groups, _CHUNK):
+            arms = [(*group.arms, *group.borrowed) for group in chunk]
+            pairs = zip(chunk, arms, strict=True)
+            seconds = iter(self.calls_s([(arm, group.case(arm)) for group, of_group in pairs for arm in of_group]))
+            for group, of_group in zip(chunk, arms, strict=True):
+                calls_s = MIN_CALLS * sum(itertools.islice(seconds, len(of_group)))
+                compiling = [arm for arm in group.arms if group.late]
+                compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
+                yield calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + oracle_s(group.problem, group.mode)
+
+
+def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
+    """The items in tuples of at most `count`."""
+    rest = iter(items)
+    while chunk := tuple(itertools.islice(rest, count)):
+        yield chunk
 
 
 def smallest_budget_s(groups: Iterable[Group], forecast: Forecast, cores: int) -> float:
     """A budget within which one of these groups is measured."""
-    needed = (start_s((*group.arms, *group.borrowed), cores) + forecast.group_s(group) for group in groups)
+    groups = list(groups)
+    starts = (start_s((*group.arms, *group.borrowed), cores) for group in groups)
+    needed = map(operator.add, starts, forecast.groups_s(groups))
     return BUDGET_MARGIN * (START_S + ROUNDS_S + min(needed, default=0.0))  # the oracle starts too
 
 
@@ -129,21 +228,13 @@ def start_s(arms: Iterable[Arm], cores: int) -> float:
     return START_S * -(-len(list(arms)) // max(cores, 1))
 
 
-def _octave(estimated_s: float) -> int:
-    return int(estimated_s * 1e9).bit_length()
-
-
-def _estimate_s(device: Device, case: Case) -> float:
+def _estimated_s(sizes: Floats, rates: Rates) -> Floats:
     """Products and bytes over estimated rates, if every pair were visible, with padding where the backend pads.
 
     A decoding step has few FLOPs for its bytes, and a prefill many: neither alone predicts one from the other.
     """
-    problem = case.problem
-    if problem.requests and not backends.is_file(case.backend) and backends.load(case.backend).pads:
-        problem = replace(problem, requests="", shared_prefix="")
-    read = cost.input_bytes(problem) * (_GATHERED if problem.page_size else 1)
-    rates, traffic = estimated_rates(device, problem.dtype, case.backend), read + cost.output_bytes(problem, case.mode)
-    return cost.flops_dense(problem, case.mode) / rates.flop_per_s + traffic / rates.bytes_per_s
+    estimated: Floats = sizes[:, _FLOPS] / rates.flop_per_s + sizes[:, _BYTES] / rates.bytes_per_s
+    return estimated
 
 
 def _key(arm: Arm, case: Case) -> str:

@@ -94,6 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[Result, ...] = ()
     arms: tuple[Arm, ...]
     impossible: tuple[tuple[str, str], ...] = ()  # combinations that are no problem, and why
+    times_from: str = ""  # what the predicted times are based on
 
     @property
     def cases(self) -> int:
@@ -132,7 +133,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             groups = self.without(done, [restart])
             arms = {arm.id: arm for group in groups for arm in group.arms}
             results += sum(len(group.arms) for group in groups)
-            rest_s += sum(group.seconds or forecast.group_s(group) for group in groups)
+            rest_s += sum(group.seconds for group in groups)
+            rest_s += sum(forecast.groups_s(group for group in groups if not group.seconds))
             rest_s += start_s(arms.values(), len(resources.available_cores()))
         return Rest(cases, results, rest_s)
 
@@ -237,8 +239,10 @@ def _planned(
                 runnable.append(arm)
         if runnable:
             groups += groups_of(cell, runnable)
-    timed = [replace(group, seconds=forecast.group_s(group)) for group in groups]
-    return Plan(groups=tuple(timed), refusals=tuple(refusals), arms=tuple(arms.values()))
+    timed = [replace(group, seconds=each) for group, each in zip(groups, forecast.groups_s(groups), strict=True)]
+    return Plan(
+        groups=tuple(timed), refusals=tuple(refusals), arms=tuple(arms.values()), times_from=forecast.basis.text
+    )
 
 
 def _numbered(groups: Iterable[Group]) -> tuple[Group, ...]:

@@ -100,7 +100,7 @@ class Runner:
             if self.stop_requested:
                 return False
             if index % max(1, len(groups) // 20) == 0:  # a full sum for each group would be quadratic
-                rest_s = sum(self.forecast.group_s(other) for other in groups[index:])
+                rest_s = sum(self.forecast.groups_s(groups[index:]))
             rest_s = max(rest_s - self.forecast.group_s(group), 0.0)
             results = self._groups.measure(group, restart, rest_s)
             started = time.monotonic()

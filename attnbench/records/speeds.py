@@ -12,16 +12,16 @@ from attnbench.errors import StoreError
 from attnbench.records import ceilings
 from attnbench.records.result import Record
 
-VERSION = 2
+VERSION = 3
 
 
 class Speeds(Record, frozen=True, kw_only=True):
     """Seconds by arm, and how far the predictions of groups were off."""
 
     version: int = VERSION
-    # By backend, device, dtype and mode; of these, one call for each power of two of nanoseconds that were estimated
-    # from FLOPs and bytes: (estimated seconds, seconds).
-    calls: dict[str, dict[int, tuple[float, float]]] = {}
+    # By backend, device, dtype and mode, and by kind of problem: of these, one call for each half octave of its sizes,
+    # oldest first: the sizes (`analysis.workload.Workload`) and the seconds.
+    calls: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {}
     compile_s: dict[str, float] = {}  # by backend and device
     ratio: float = 1.0  # seconds of groups beside their calls, over what was predicted
     call_ratio: float = 1.0  # the same of their calls

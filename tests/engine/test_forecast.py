@@ -12,10 +12,13 @@ from attnbench.engine import plan
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
 from attnbench.engine.group import Group
 from attnbench.records import speeds
-from attnbench.records.arm import Device
+from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
+from attnbench.records.result import Procedure
+from attnbench.suite import Cell
 
-(ARM,) = plan.arms_of(("naive",), [Device(kind="cpu", threads=1)])
+DEVICE = Device(kind="cpu", threads=1)
+(ARM,) = plan.arms_of(("naive",), [DEVICE])
 
 
 def group(seq: int) -> Group:
@@ -26,13 +29,17 @@ def case(seq: int, backend: str = "naive") -> Case:
     return Case(problem=Problem(seq_q=seq), backend=backend)
 
 
+def call_s(forecast: Forecast, arm: Arm, case: Case) -> float:
+    return forecast.calls_s([(arm, case)])[0]
+
+
 def test_a_call_is_predicted_from_the_nearest_measurement() -> None:
     forecast = Forecast()
     forecast.learn(ARM, case(512), 0.010)
     forecast.learn(ARM, case(4096), 0.320)
-    assert forecast.call_s(ARM, case(512)) == pytest.approx(0.010)
-    assert forecast.call_s(ARM, case(1024)) == pytest.approx(0.040, rel=0.05)
-    assert forecast.call_s(ARM, case(8192)) == pytest.approx(1.280, rel=0.05)
+    assert call_s(forecast, ARM, case(512)) == pytest.approx(0.010)
+    assert call_s(forecast, ARM, case(1024)) == pytest.approx(0.040, rel=0.05)
+    assert call_s(forecast, ARM, case(8192)) == pytest.approx(1.280, rel=0.05)
 
 
 def test_a_prefill_is_predicted_from_a_decoding_step_by_products_and_bytes() -> None:
@@ -44,7 +51,7 @@ def test_a_prefill_is_predicted_from_a_decoding_step_by_products_and_bytes() -> 
     prefill = Case(problem=Problem(seq_q=12800, seq_kv=2**17, heads=1, head_dim=64, mask="causal"), backend="naive")
     forecast = Forecast()
     forecast.learn(ARM, decode, 0.018)
-    assert forecast.call_s(ARM, prefill) == pytest.approx(0.018 * 28.6 / 0.0089, rel=0.05)
+    assert call_s(forecast, ARM, prefill) == pytest.approx(0.018 * 28.6 / 0.0089, rel=0.05)
 
 
 def test_a_backend_that_pads_is_predicted_with_its_padding() -> None:
@@ -52,8 +59,44 @@ def test_a_backend_that_pads_is_predicted_with_its_padding() -> None:
     arm = plan.arms_of(("sdpa:padded",), [Device(kind="cpu", threads=1)])[0]
     shape = {"batch": 2, "seq_q": 100, "seq_kv": 1000, "mask": "causal"}
     packed, padded = Problem(**shape, requests="q100s1000_q1s10"), Problem(**shape)
-    calls = [Forecast().call_s(arm, Case(problem=each, backend="sdpa:padded")) for each in (packed, padded)]
+    calls = [call_s(Forecast(), arm, Case(problem=each, backend="sdpa:padded")) for each in (packed, padded)]
     assert calls[0] == calls[1]
+
+
+def test_calls_between_stored_ones_follow_their_law_and_the_plan_says_so() -> None:
+    """A call takes 100 us and 2 ns for each pair: the nearest stored call alone would be 24 % off at 700."""
+
+    def taken_s(seq: int) -> float:
+        return 1e-4 + 2e-9 * 8 * seq * seq
+
+    forecast = Forecast()
+    for seq in (64, 128, 256, 512, 1024, 2048):
+        forecast.learn(ARM, case(seq), taken_s(seq))
+    assert call_s(forecast, ARM, case(700)) == pytest.approx(taken_s(700), rel=0.01)
+    procedures = {"cpu": Procedure()}
+    limits = plan.PlanLimits(memory_bytes=1 << 40, procedures=procedures, speeds=forecast.speeds)
+    cells = [(Cell(case(700).problem, Mode.FWD), plan.arms_of((name,), [DEVICE])) for name in ("naive", "sdpa:math")]
+    assert plan.make(cells, limits).times_from == "from 6 stored cases, 1 guessed"
+    assert plan.make(cells[1:], limits).times_from == "a rough guess"
+
+
+def test_calls_of_another_kind_or_far_from_stored_ones_are_scaled_from_the_nearest() -> None:
+    forecast = Forecast()
+    for seq in (64, 128, 256, 512, 1024):
+        forecast.learn(ARM, case(seq), 1e-3)
+    far = call_s(forecast, ARM, case(16384))
+    assert far == pytest.approx(1e-3 * 16**2, rel=0.05)
+    causal = Case(problem=Problem(seq_q=512, mask="causal"), backend="naive")
+    assert call_s(forecast, ARM, causal) == pytest.approx(1e-3)
+    assert forecast.basis.stored == 5
+
+
+def test_of_calls_of_nearly_equal_sizes_the_newest_is_stored() -> None:
+    forecast = Forecast()
+    forecast.learn(ARM, case(512), 1e-3)
+    forecast.learn(ARM, case(513), 2e-3)
+    ((_, kinds),) = forecast.speeds.calls.items()
+    assert [call[-1] for calls in kinds.values() for call in calls.values()] == [2e-3]
 
 
 def test_finished_groups_correct_those_that_follow() -> None:
@@ -89,7 +132,7 @@ def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
     forecast.learn_group(group(512), 100.0)
     speeds.save("a-machine", forecast.speeds)
     later = Forecast(speeds.load("a-machine"))
-    assert later.call_s(ARM, case(512)) == 0.010
-    assert later.call_s(own, case(512, own.backend)) == Forecast().call_s(own, case(512, own.backend))
+    assert call_s(later, ARM, case(512)) == 0.010
+    assert call_s(later, own, case(512, own.backend)) == call_s(Forecast(), own, case(512, own.backend))
     assert later.ratios == pytest.approx(forecast.ratios)
     assert speeds.load("another-machine") == speeds.Speeds()
