@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # `typing` takes longer to import than the rest of this m
 if TYPE_CHECKING:
     from typing import Any
 
+    from attnbench import dispatch as dispatch
     from attnbench import kernels as kernels
     from attnbench.analysis import rows as frame
     from attnbench.api import load as load
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from attnbench.backends.plugin import backend as backend
 
 # Imported on first use: `import attnbench` stays fast and loads no torch.
-_MODULES = {"kernels": "attnbench.kernels", "frame": "attnbench.analysis.rows"}
+_MODULES = {"dispatch": "attnbench.dispatch", "kernels": "attnbench.kernels", "frame": "attnbench.analysis.rows"}
 _FUNCTIONS = {"run": "attnbench.api", "load": "attnbench.api", "backend": "attnbench.backends.plugin"}
 
-__all__ = ["backend", "frame", "kernels", "load", "run"]
+__all__ = ["backend", "dispatch", "frame", "kernels", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

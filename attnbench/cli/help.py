@@ -23,6 +23,8 @@ Options
 Places
   ATTNBENCH_RESULTS
       Parent directory of runs, histories and baselines; ./results by default.
+  ATTNBENCH_DISPATCH
+      Dispatch table of `attnbench.dispatch.attention` calls without one.
   XDG_CONFIG_HOME
       Parent directory of attnbench/config.toml and of the table that
       `attnbench tune` writes; ~/.config by default.
