@@ -20,7 +20,7 @@ REACH = 1.5  # problems up to this multiple of the least distance count
 SHAPE = ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v")
 
 
-class Kind(NamedTuple):
+class CallKind(NamedTuple):
     """What a measured problem must share with a call."""
 
     device: str  # as the table has it
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     mode: str
 
 
-class Measured(NamedTuple):
+class MeasuredProblem(NamedTuple):
     """One problem of a table."""
 
     problem: str  # as text
@@ -45,7 +45,7 @@ class Ranking(NamedTuple):
     octaves: float  # to it
 
 
-Index = dict[Kind, list[Measured]]
+Index = dict[CallKind, list[MeasuredProblem]]
 
 
 def index(choices: Iterable[Choice]) -> Index:
@@ -53,9 +53,9 @@ def index(choices: Iterable[Choice]) -> Index:
     measured: Index = {}
     for choice in choices:
         if choice.ranking and (problem := plain(choice.axes)):
-            kind = Kind(choice.device, problem.dtype, problem.mask, choice.mode)
+            kind = CallKind(choice.device, problem.dtype, problem.mask, choice.mode)
             ranking = {each.backend: each.over for each in choice.ranking}
-            measured.setdefault(kind, []).append(Measured(choice.problem, _place(problem), ranking))
+            measured.setdefault(kind, []).append(MeasuredProblem(choice.problem, _place(problem), ranking))
     return measured
 
 
@@ -74,7 +74,7 @@ def _place(problem: Problem) -> tuple[float, ...]:
     return tuple(map(math.log2, sizes))
 
 
-def rank(measured: Sequence[Measured], problem: Problem) -> Ranking | None:
+def rank(measured: Sequence[MeasuredProblem], problem: Problem) -> Ranking | None:
     """The ranking for a problem of the same kind; None if no measured one is near."""
     here = _place(problem)
     distances = [math.dist(here, each.place) for each in measured]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attnbench.attention.choices import Mode
 from attnbench.dispatch import calls, nearest, origin
-from attnbench.dispatch.nearest import Kind, Ranking
+from attnbench.dispatch.nearest import CallKind, Ranking
 from attnbench.dispatch.origin import Match, StaleTableWarning
 from attnbench.records.case import Case, problem_label
 from attnbench.studies.dispatch_table import Dispatch, read
@@ -73,7 +73,7 @@ class Table:
         problem = nearest.plain(case.problem)
         assert problem
         for mode in WITH_GRADIENTS if case.mode.needs_grad else (Mode.FWD,):
-            if measured := self._index.get(Kind(device, problem.dtype, problem.mask, mode)):
+            if measured := self._index.get(CallKind(device, problem.dtype, problem.mask, mode)):
                 return nearest.rank(measured, problem)
         return None
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.dispatch import nearest
-from attnbench.dispatch.nearest import Kind, Measured
+from attnbench.dispatch.nearest import CallKind, MeasuredProblem
 from attnbench.studies.dispatch_table import Choice, Ranked
 
 LENGTHS = [2**power for power in range(4, 13)]
-DENSE = Kind("cpu", "fp32", "none", "fwd")
+DENSE = CallKind("cpu", "fp32", "none", "fwd")
 
 
 def choice(problem: Problem, **times: float) -> Choice:
@@ -31,12 +31,12 @@ def times(problem: Problem) -> dict[str, float]:
     return {"naive": 1.0 + pairs / 1e5, "flash": 3.0 + pairs / 3e5}
 
 
-def sweep(lengths: list[int], heads: list[int]) -> list[Measured]:
+def sweep(lengths: list[int], heads: list[int]) -> list[MeasuredProblem]:
     problems = [Problem(seq_q=seq, heads=count) for seq in lengths for count in heads]
     return nearest.index(choice(problem, **times(problem)) for problem in problems)[DENSE]
 
 
-def over_best(measured: list[Measured], problem: Problem) -> float:
+def over_best(measured: list[MeasuredProblem], problem: Problem) -> float:
     ranking = nearest.rank(measured, problem)
     assert ranking
     true = times(problem)
@@ -115,7 +115,7 @@ def test_only_dense_and_causal_problems_are_calls() -> None:
     ]
     assert nearest.index(choice(problem, naive=1.0) for problem in others) == {}
     scaled = Problem(seq_q=64, score=Score(scale=0.5), mask="causal")
-    assert list(nearest.index([choice(scaled, naive=1.0)])) == [Kind("cpu", "fp32", "causal", "fwd")]
+    assert list(nearest.index([choice(scaled, naive=1.0)])) == [CallKind("cpu", "fp32", "causal", "fwd")]
 
 
 def test_a_causal_query_that_sees_every_key_is_as_a_dense_one() -> None:
