@@ -30,7 +30,8 @@ PLOT_AXES = ("seq", "seq_q", "seq_kv", *SHAPE, "intensity", "flops", "bytes")
 BY_COLOR = {"backend": "arm_name"}  # the column of rows
 COLORS = ("backend", "device", "dtype", "mask", "mode")
 MAX_HTML_ROWS = 40  # of a run that a notebook displays
-TYPED_OPTIONS = ("launches", "restarts", "seed", "tags", "only", "skip", "profile")  # the others are text
+REPEATABLE = ("only", "skip", "backend_python")
+TYPED_OPTIONS = ("launches", "restarts", "seed", "tags", "profile", *REPEATABLE)  # the others are text
 
 
 class StoredRun(run_directory.Run, kw_only=True):
@@ -114,7 +115,7 @@ def request(*suites: str, **options: object) -> sweep.Request:
     for name, value in options.items():
         if name in AXES:
             axes[name] = _text(value)
-        elif name in ("only", "skip") and isinstance(value, str):
+        elif name in REPEATABLE and isinstance(value, str):
             values[name] = (value,)
         elif name in fields:
             values[fields[name]] = value if name in TYPED_OPTIONS else _text(value)

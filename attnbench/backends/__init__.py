@@ -7,7 +7,6 @@ of the group `attnbench.backends`. Importing this package or a module of it impo
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -291,19 +290,6 @@ def failure(run: Callable[[], object]) -> str | None:
     ) as error:  # a package that does not fit this torch, driver or GPU, or a compiler, may raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
-
-
-def version_objection(backend: Backend) -> str:
-    """Why an installed package is too old or too new for the backend, and what installs another; empty if none is."""
-    for package, (first, below) in backend.versions.items():
-        try:
-            text = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # `requires` and `present` say so
-        number = tuple(map(int, re.findall(r"\d+", text)[: max(len(first), len(below))]))
-        if number < first or (below and number >= below):
-            return f"{package} {text} is too {'old' if number < first else 'new'}; install: {backend.install}"
-    return ""
 
 
 def isa_objection(_device: str) -> str | None:

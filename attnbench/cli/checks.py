@@ -116,9 +116,16 @@ def suite(text: str, flag: str) -> None:
 
 def backends(text: str, flag: str) -> None:
     """A comma list of backends."""
-    from attnbench.engine.sweep import named_backends
+    from attnbench.engine.plan import named_backends
 
     named_backends(text, flag)
+
+
+def backend_python(text: str, _flag: str) -> None:
+    """NAME=PYTHON of an interpreter that exists."""
+    from attnbench.engine.interpreters import parse
+
+    parse([text])
 
 
 def backend(text: str, flag: str) -> None:

@@ -80,7 +80,7 @@ class Reports(OptionGroup, frozen=True, kw_only=True):
     options.SUITES.but(
         metavar="SUITE|RUN", help="Suites to measure, `ci` by default; or the run of a gate, to judge it again."
     ),
-    options.PROBLEM, options.BACKEND,
+    options.PROBLEM, options.BACKEND, options.BACKEND_PYTHON,
     options.DEVICE.but(help="Devices; by default cuda:0, or cpu:threads=1 without a GPU."),
     options.BUDGET.but(default="15m", help="Time after which no further restart begins."),
     options.ROUNDS.but(default="10", help="Number of rounds per restart.", metavar="N"),

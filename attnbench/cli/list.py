@@ -27,12 +27,12 @@ class Word(Protocol):
 def backends(long: Long = False, json: options.Json = False) -> None:
     """List the backends; --long shows how to install them."""
     from attnbench import backends
-    from attnbench.engine import plan
+    from attnbench.engine import interpreters
 
     records = []
     for name in backends.names():
         backend = backends.load(name)
-        absent = plan.missing(backend)
+        absent = interpreters.missing(backend)
         records.append(
             {
                 "backend": name,

@@ -122,7 +122,12 @@ DEVICE = Option(
     names=completion.device_names,
     check=checks.devices,
 )
-ARMS = (BACKEND, DEVICE)
+BACKEND_PYTHON = _repeatable(
+    "backend_python", "NAME=PYTHON",
+    "Start the workers of a backend, or of a library as ort:*, in another interpreter: jax=/path/to/venv/bin/python.",
+    checks.backend_python,
+)  # fmt: skip
+ARMS = (BACKEND, DEVICE, BACKEND_PYTHON)
 REFERENCE = _text(
     "reference", "NAME", "Backend that speed-ups are relative to; by default naive, else the first that can serve.",
     checks.backend, names=completion.backend_names,

@@ -12,7 +12,8 @@ from attnbench._version import __version__
 from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.api import StoredRun
-from attnbench.engine import plan
+from attnbench.backends import installation
+from attnbench.engine import interpreters, plan
 from attnbench.engine.forecast import Forecast, batched
 from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
@@ -148,7 +149,10 @@ def next_command(run: Run) -> str:
 
 
 def headline(sweep: Sweep, rest: Rest) -> None:
-    """Print two lines on stderr: the machine and its load; the suite, the cases that are left, and their time."""
+    """Print on stderr: the machine and its load; the suite, the cases that are left, and their time; what is elsewhere.
+
+    That is the packages of other interpreters, and the libraries that are not installed.
+    """
     versions = identity.packages()
     load = resources.load()
     machine = [
@@ -162,6 +166,25 @@ def headline(sweep: Sweep, rest: Rest) -> None:
     cases = rest.cases + len(sweep.plan.impossible)
     counts = f"{sweep.plan.cases} cases" if cases == sweep.plan.cases else f"{cases} of {sweep.plan.cases} cases left"
     print(f"suite {sweep.name} · {counts} · {devices} · {predicted(sweep, rest.seconds)}", file=sys.stderr)
+    for python in dict.fromkeys(filter(None, (arm.python for arm in sweep.plan.arms))):
+        names = ", ".join(dict.fromkeys(arm.backend for arm in sweep.plan.arms if arm.python == python))
+        versions_there = identity.relevant(interpreters.packages(python))
+        packages = ", ".join(f"{name} {version}" for name, version in versions_there.items())
+        print(f"{names} in {python}: {packages}", file=sys.stderr)
+    if absent := _absent(sweep):
+        number = f"{len(absent)} of {len(plan.all_libraries('cpu'))} backends of libraries are not installed"
+        commands = installation.install_commands(absent)
+        print(f"{number} ({', '.join(absent)}); install: {commands}", file=sys.stderr)
+
+
+def _absent(sweep: Sweep) -> list[str]:
+    """The backends that the word `libraries` leaves out. Beside `auto` it means those that happen to be installed."""
+    named = tuple(sweep.request.backend.split(",")) if sweep.request.backend else ()
+    selections = {named or cell.backends for cell, _ in sweep.cells}
+    if not any("libraries" in words and "auto" not in words for words in selections):
+        return []
+    installed = plan.libraries("cpu", interpreters.parse(sweep.request.backend_python))
+    return [name for name in plan.all_libraries("cpu") if name not in installed]
 
 
 def predicted(sweep: Sweep, needed: float) -> str:

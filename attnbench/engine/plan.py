@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import msgspec
@@ -14,16 +13,19 @@ from attnbench import backends
 from attnbench.attention import cost
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.backends import Backend
+from attnbench.backends import installation
+from attnbench.engine import interpreters
 from attnbench.engine.forecast import Forecast, start_s
 from attnbench.engine.group import Group
+from attnbench.engine.interpreters import HERE, Pythons
+from attnbench.errors import UnknownNameError
 from attnbench.machine import resources
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.result import Cause, Key, Procedure, Result, Status
 from attnbench.records.speeds import Speeds
 from attnbench.suite import Cell
-from attnbench.units import size
+from attnbench.units import size, words
 
 AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("naive", "sdpa:math", "sdpa:flash", "flex"),
@@ -155,7 +157,9 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     speeds: Speeds = Speeds()  # what this machine measured before
 
 
-def arms_of(names: Sequence[str], devices: Sequence[Device], interpreted: bool = False) -> list[Arm]:
+def arms_of(
+    names: Sequence[str], devices: Sequence[Device], interpreted: bool = False, pythons: Pythons = HERE
+) -> list[Arm]:
     """One arm for each backend on each device. A repeated name makes a further copy.
 
     `interpreted`: on a CPU, a backend that cannot be timed there runs in its interpreter.
@@ -166,42 +170,63 @@ def arms_of(names: Sequence[str], devices: Sequence[Device], interpreted: bool =
             copies = sum(arm.backend == name and arm.device == device.text for arm in arms)
             timed = not interpreted or device.kind != "cpu" or backends.is_file(name)
             env = () if timed else backends.load(name).interpreter
-            arms.append(Arm(backend=name, device=device.text, copy=copies + 1, env=env))
+            python = interpreters.of(name, pythons)
+            arms.append(Arm(backend=name, device=device.text, copy=copies + 1, env=env, python=python))
     return arms
 
 
-def auto(kind: str, problem: Problem, mode: Mode) -> tuple[str, ...]:
+def auto(kind: str, problem: Problem, mode: Mode, pythons: Pythons = HERE) -> tuple[str, ...]:
     """The backends measured by default on a kind of device, without those whose packages are not installed."""
     special = SPECIALISED[kind] if problem.kv or problem.shared_prefix else ()
     special = tuple(name for name in special if _takes(name, kind, problem, mode))
-    return tuple(name for name in (*AUTO[kind], *special) if not missing(backends.load(name)))
+    return tuple(name for name in (*AUTO[kind], *special) if not _missing(name, pythons))
 
 
-def backend_names(names: tuple[str, ...], kind: str, cell: Cell) -> Iterator[str]:
+def backend_names(names: tuple[str, ...], kind: str, cell: Cell, pythons: Pythons = HERE) -> Iterator[str]:
     """Single backends for the words of a list: those of `auto`, `libraries` and `all`."""
     for name in names:
         if name == "auto":
-            yield from auto(kind, cell.problem, cell.mode)
+            yield from auto(kind, cell.problem, cell.mode, pythons)
         elif name == "libraries":
-            yield from libraries(kind)
+            yield from libraries(kind, pythons)
         else:
             yield from backends.names() if name == "all" else (name,)
 
 
-def libraries(kind: str) -> tuple[str, ...]:
-    """The installed libraries beside torch that run on a kind of device."""
+def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
+    """The words of a comma list of backends. Raises UsageError for a name or a file that is none."""
+    names = words(text, where) if text else ()
+    for name in names:
+        if backends.is_file(name):
+            from attnbench.backends import plugin
+
+            plugin.check(name)
+        elif backends.is_folder(name):
+            backends.load(name)
+        elif name not in ("auto", "libraries", "all", *backends.BUILTIN) and name not in backends.names():
+            raise UnknownNameError("backend", name, backends.names(), where=where)
+    return names
+
+
+def all_libraries(kind: str) -> tuple[str, ...]:
+    """The backends of libraries beside torch that run on a kind of device."""
     loaded = map(backends.load, backends.BUILTIN)
-    of_kind = [each for each in loaded if each.outside_torch and kind in each.limits]
-    return tuple(each.name for each in of_kind if not missing(each) and not _wrong_version(each.name))
+    return tuple(each.name for each in loaded if each.outside_torch and kind in each.limits)
+
+
+def libraries(kind: str, pythons: Pythons = HERE) -> tuple[str, ...]:
+    """Those of the libraries that are installed."""
+    return tuple(name for name in all_libraries(kind) if not _missing(name, pythons))
+
+
+def _missing(name: str, pythons: Pythons) -> bool:
+    """Whether a backend is not installed where its arms start, or in a version that it does not call rightly."""
+    backend, arm = backends.load(name), Arm(backend=name, device="cpu", python=interpreters.of(name, pythons))
+    return bool(interpreters.missing(backend, arm) or interpreters.wrong_version(backend, arm))
 
 
 def _takes(name: str, kind: str, problem: Problem, mode: Mode) -> bool:
     return not backends.load(name).objections(Case(problem=problem, backend=name, mode=mode), kind)
-
-
-def missing(backend: Backend) -> list[str]:
-    """Required modules of the backend that are not installed. They are looked up, not imported."""
-    return [module for module in (*backend.requires, *backend.present) if not _installed(module)]
 
 
 def make(
@@ -258,10 +283,12 @@ def refuse(case: Case, arm: Arm, limits: PlanLimits) -> Refusal | None:
     capability = limits.capability.get(device.index, (0, 0)) if device.kind == "cuda" else (0, 0)
     if device.kind not in backend.limits:
         return Refusal(Status.UNAVAILABLE, "; ".join(backend.objections(case, device.kind)))
-    if not arm.python and (absent := missing(backend)):
-        hint = f"; install: {backend.install}" if backend.install else ""
-        return Refusal(Status.UNAVAILABLE, f"not installed: {', '.join(absent)}{hint}")
-    if not arm.python and (wrong := _wrong_version(arm.backend)):
+    if absent := interpreters.missing(backend, arm):
+        where = f" in {arm.python}" if arm.python else ""
+        command = installation.install_command(backend, arm.python)
+        hint = f"; install: {command}" if command else ""
+        return Refusal(Status.UNAVAILABLE, f"not installed{where}: {', '.join(absent)}{hint}")
+    if wrong := interpreters.wrong_version(backend, arm):
         return Refusal(Status.UNAVAILABLE, wrong)
     interpreted = bool(backend.interpreter) and set(backend.interpreter) <= set(arm.env)
     if device.kind == "cpu" and backend.untimed and not interpreted:
@@ -362,14 +389,3 @@ def _limit(device: Device, limits: PlanLimits) -> int:
 @lru_cache(maxsize=256)
 def _compiles(arm: Arm) -> bool:
     return not backends.is_file(arm.backend) and backends.load(arm.backend).compiles
-
-
-@lru_cache(maxsize=64)
-def _wrong_version(name: str) -> str:
-    return backends.version_objection(backends.load(name))
-
-
-@lru_cache(maxsize=64)
-def _installed(module: str) -> bool:
-    # Of a dotted name only the package: looking further would import it, and torch with it.
-    return find_spec(module.partition(".")[0]) is not None

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import msgspec
 
-from attnbench import backends, suite
+from attnbench import suite
 from attnbench._version import __version__
 from attnbench.analysis import metrics
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
-from attnbench.engine import plan
+from attnbench.engine import interpreters, plan, procedures
 from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.group_runner import RunSettings
+from attnbench.engine.interpreters import Pythons
 from attnbench.engine.plan import Plan, PlanLimits, Rest
 from attnbench.engine.runner import Ending, Observer, Runner
-from attnbench.errors import UnknownNameError, UsageError
+from attnbench.errors import UsageError
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import ceilings, run_directory, run_writer, speeds
 from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
-from attnbench.records.result import Cache, Procedure, Record, Timing
+from attnbench.records.result import Procedure, Record
 from attnbench.suite import Cell, Impossible, Suite
 from attnbench.suite.keys import with_flag
 from attnbench.units import parse_bytes, parse_limit, parse_rounds, parse_seconds, parse_share, words
@@ -31,8 +32,6 @@ from attnbench.worker import probes
 DEFAULT_SUITE = "quick"
 LENGTHS = frozenset({"seq", "seq_q", "lengths", "requests"})  # axes of which one makes a suite of options
 DEFAULT_BUDGET = "5m"
-ALL_TIMINGS = "all"  # the default mode in the rounds, then every other mode once
-TIMINGS = (*Timing, ALL_TIMINGS)
 COUNTED = 5000  # problems of a plan between two reports of its state
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
 
@@ -44,6 +43,7 @@ class Request(Record, frozen=True, kw_only=True):
     axes: dict[str, str] = {}
     backend: str = ""  # comma list; empty: the backends of the suite, else auto
     device: str = ""  # comma list; empty: cuda:0 where there is a GPU, else cpu
+    backend_python: tuple[str, ...] = ()  # NAME=PYTHON: the interpreters of backends
     reference: str = ""  # backend; empty: naive, else the first that can serve as one
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -266,11 +266,8 @@ def _reference(request: Request, cells: Sequence[tuple[Cell, Sequence[Arm]]], se
         return plan.reference_of(cells, plan_limits(settings))
     measured = dict.fromkeys(arm.backend for _, arms in cells for arm in arms)
     if measured and request.reference not in measured:
-        named_backends(request.reference, "--reference")
-        raise UsageError(
-            f"--reference {request.reference}: not among the backends of this run, {', '.join(measured)}: "
-            "add it to --backend"
-        )
+        plan.named_backends(request.reference, "--reference")
+        raise interpreters.not_measured(f"--reference {request.reference}", measured)
     return request.reference
 
 
@@ -285,26 +282,28 @@ def _cells(
     request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool
 ) -> tuple[list[tuple[Cell, list[Arm]]], list[tuple[str, str]]]:
     """Every cell of the shard with its arms, after the filters; and the impossible combinations with their reasons."""
+    pythons = interpreters.checked(request.backend_python)
     only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
     selected = suite.parse_shard(request.shard)
     cells: list[tuple[Cell, list[Arm]]] = []
     impossible: list[tuple[str, str]] = []
-    for number, (cell, arms) in enumerate(_distinct(request, suites, devices, interpreted)):
+    for number, (cell, arms) in enumerate(_distinct(request, suites, devices, interpreted, pythons)):
         if not selected(number):
             continue
         if isinstance(cell, Impossible):
             impossible.append((cell.text, cell.reason))
         elif passing := [arm for arm in arms if _passes(cell, arm, only, skip)]:
             cells.append((cell, passing))
+    interpreters.check_used(pythons, {arm.backend for _, arms in cells for arm in arms})
     return cells, impossible
 
 
 def _distinct(
-    request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool
+    request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool, pythons: Pythons
 ) -> Iterator[tuple[Cell | Impossible, list[Arm]]]:
     """Every cell with its arms. A problem that several suites have is repeated only with arms that are new."""
     share = suite.parse_shrink(request.shrink)
-    named = named_backends(request.backend)
+    named = plan.named_backends(request.backend)
     seen: dict[object, list[Arm]] = {}
     for kind in dict.fromkeys(device.kind for device in devices):
         arms_by_names: dict[tuple[str, ...], list[Arm]] = {}
@@ -317,9 +316,9 @@ def _distinct(
                         seen[cell] = []
                         yield cell, []
                     continue
-                names = tuple(plan.backend_names(named or cell.backends or ("auto",), kind, cell))
+                names = tuple(plan.backend_names(named or cell.backends or ("auto",), kind, cell, pythons))
                 if names not in arms_by_names:
-                    arms_by_names[names] = plan.arms_of(names, of_kind, interpreted)
+                    arms_by_names[names] = plan.arms_of(names, of_kind, interpreted, pythons)
                 before = seen.setdefault((cell.problem, cell.mode), [])
                 new = [arm for arm in arms_by_names[names] if arm not in before]
                 before += new
@@ -335,23 +334,8 @@ def _filter(text: str) -> suite.Filter:
     parsed = suite.parse_filter(text)
     if parsed.key == "backend":
         for name in parsed.words:
-            named_backends(name)
+            plan.named_backends(name)
     return parsed
-
-
-def named_backends(text: str, where: str = "--backend") -> tuple[str, ...]:
-    """The words of a comma list of backends. Raises UsageError for a name or a file that is none."""
-    names = words(text, where) if text else ()
-    for name in names:
-        if backends.is_file(name):
-            from attnbench.backends import plugin
-
-            plugin.check(name)
-        elif backends.is_folder(name):
-            backends.load(name)
-        elif name not in ("auto", "libraries", "all", *backends.BUILTIN) and name not in backends.names():
-            raise UnknownNameError("backend", name, backends.names(), where=where)
-    return names
 
 
 def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:
@@ -364,8 +348,8 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
     timeout_s = parse_limit(request.timeout, "--timeout")
     procedures = {
         kind: Procedure(
-            timing=_timing(request, kind),
-            cache=_cache(request, kind),
+            timing=procedures.timing(request.timing, kind),
+            cache=procedures.cache(request.cache, kind),
             seed=request.seed,
             inputs=request.inputs,
             restarts=request.restarts,
@@ -394,25 +378,6 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
 def shown_metrics(request: Request) -> tuple[str, ...]:
     """The metrics shown after the table: the named ones and, where all timing modes run, their times."""
     names = metrics.named(request.metrics)
-    return names if request.timing != ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))
-
-
-def _timing(request: Request, kind: str) -> Timing:
-    default = Timing.EVENTS if kind == "cuda" else Timing.WALL
-    if not request.timing or request.timing == ALL_TIMINGS:
-        return default
-    if request.timing not in tuple(Timing):
-        raise UnknownNameError("mode", request.timing, TIMINGS, where="--timing")
-    if kind == "cpu" and request.timing != Timing.WALL:
-        raise UsageError(f"--timing {request.timing}: a CPU has only wall")
-    return Timing(request.timing)
-
-
-def _cache(request: Request, kind: str) -> Cache:
-    if not request.cache:
-        return Cache.COLD if kind == "cuda" else Cache.WARM
-    if request.cache not in tuple(Cache):
-        raise UnknownNameError("state", request.cache, Cache, where="--cache")
-    if kind == "cpu" and request.cache != Cache.WARM:
-        raise UsageError("--cache cold: a CPU is measured with warm caches")
-    return Cache(request.cache)
+    return (
+        names if request.timing != procedures.ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))
+    )

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
+from msgspec.structs import replace
+
 from attnbench.attention import user_folders
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
@@ -95,12 +97,12 @@ class Worker:
         self.started = time.monotonic()
         self.import_s: float | None = None
         self.opened: protocol.WorkerOpened | None = None
-        python = arm.python if arm and arm.python else sys.executable
         self._kills = _system_oom_kills()
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
         out_read, out_write = os.pipe()
-        command = [python, "-P", "-m", "attnbench.worker", str(down_read), str(up_write)]
+        executable = os.path.expanduser(arm.python if arm else "") or sys.executable
+        command = [executable, "-P", "-m", "attnbench.worker", str(down_read), str(up_write)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL,
             stdout=out_write, stderr=out_write,
@@ -115,10 +117,9 @@ class Worker:
             os.close(descriptor)
         self._log = Log(out_read)
         self._channel = protocol.to_worker(up_read, down_write)
-        backend, device = (arm.backend, arm.device) if arm else ("", "")
-        message = protocol.OpenWorker(
-            backend=backend, device=device, memory_bytes=memory_bytes, cpus=tuple(cpus), report_start=True
-        )
+        message = protocol.OpenWorker(memory_bytes=memory_bytes, cpus=tuple(cpus), report_start=True)
+        if arm:
+            message = replace(message, backend=arm.backend, device=arm.device, python=arm.python)
         with contextlib.suppress(protocol.ChannelClosedError):  # `open` reports it
             self._channel.send(message)
 

@@ -246,7 +246,7 @@ def _arms(ready: Sweep, base: Revision, head: Revision) -> list[tuple[Cell, list
 
 
 def _arm(arm: Arm, revision: Revision, copy: int) -> Arm:
-    return msgspec.structs.replace(arm, path=revision.path, python=revision.python, copy=copy)
+    return msgspec.structs.replace(arm, path=revision.path, python=revision.python or arm.python, copy=copy)
 
 
 def _symbolic(arm: Arm) -> Arm:

@@ -158,14 +158,20 @@ def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list
     return [*_packed(rows), *(preference.text for preference in preferences(rows, ceilings))]
 
 
+def time_with_packing(row: Row) -> float | None:
+    """The seconds of a call that writes the whole cache; None where that is no other time."""
+    if not (row.time_s and row.pack_s and row.pack_s > PACKED_SHARE * row.time_s):
+        return None
+    return row.time_s + row.pack_s
+
+
 def _packed(rows: Sequence[Row]) -> Iterator[str]:
     """The time of a call if it wrote the whole cache, where that is another one: docs/backends.md has the rule."""
-    slower = [row for row in rows if row.time_s and row.pack_s and row.pack_s > PACKED_SHARE * row.time_s]
     of_arms: dict[str, list[str]] = {}
-    for row in slower:
-        assert row.time_s
-        assert row.pack_s
-        times = f"{units.seconds(row.time_s)} -> {units.seconds(row.time_s + row.pack_s)}"
+    for row in rows:
+        if (with_packing := time_with_packing(row)) is None:
+            continue
+        times = f"{units.seconds(row.time_s)} -> {units.seconds(with_packing)}"
         of_arms.setdefault(row.arm_name, []).append(f"{times} ({row.dtype}, {row.seq_kv} keys)")
     if of_arms:
         arms = "; ".join(f"{name} {', '.join(times[:MAX_OTHERS])}" for name, times in of_arms.items())

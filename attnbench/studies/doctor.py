@@ -8,13 +8,14 @@ import msgspec
 
 from attnbench import backends
 from attnbench._version import __version__
-from attnbench.engine import plan, sweep
+from attnbench.engine import interpreters, plan, sweep
 from attnbench.machine import hardware, identity, resources
 from attnbench.units import percent, size
 
 SPIN_S = 1.0
 SLICE = 200_000  # additions in one reading of the noise check: a few milliseconds
 QUIET_SPREAD = 0.05
+EXTRAS = "pip install -c constraints.txt '.[cpu]' (ort, openvino, ggml) or '.[cpu-all]' (jax, zentorch too)"
 
 
 class NoiseCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,8 @@ def text(report: Report) -> Iterator[str]:
     for backend in report.backends:
         missing = f"missing {', '.join(backend.missing)}; install: {backend.install}" if backend.missing else ""
         yield f"  {backend.backend:<18} {missing or ('ready' if backend.here else 'not on this machine')}"
+    if any(each.missing and each.backend in plan.all_libraries("cpu") for each in report.backends):
+        yield f"libraries for CPUs together, in a clone: {EXTRAS}"
 
 
 def _listed(names: object) -> str:
@@ -100,7 +103,7 @@ def calibration_state(device: str) -> str:
 def _installation(name: str) -> Installation:
     backend = backends.load(name)
     kinds = {"cpu", *(["cuda"] if hardware.gpus() else [])}
-    missing = list(plan.missing(backend))
+    missing = list(interpreters.missing(backend))
     return Installation(backend=name, missing=missing, install=backend.install, here=bool(kinds & set(backend.limits)))
 
 

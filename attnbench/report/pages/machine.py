@@ -55,9 +55,21 @@ def _intervals(data: ReportData) -> Iterator[str]:
         yield "Intervals hold within this one restart; `--restarts 6` also covers what differs from process to process."
 
 
+def _elsewhere(run: Run) -> dict[str, str]:
+    """The packages of backends that ran in another interpreter."""
+    environments, texts = run.manifest.environments, {}
+    for arm in run.manifest.arms:
+        if arm.python and arm.id in environments:
+            versions = ", ".join(f"{name} {version}" for name, version in environments[arm.id].packages.items())
+            texts[f"software of {arm.name}"] = f"{arm.python}: {versions}"
+    return texts
+
+
 def _facts(run: Run) -> dict[str, str]:
     manifest, machine = run.manifest, run.manifest.machine
-    packages = next((env.packages for env in manifest.environments.values()), {})
+    elsewhere = {arm.id for arm in manifest.arms if arm.python}
+    environments = [environment for arm, environment in manifest.environments.items() if arm not in elsewhere]
+    packages = next((environment.packages for environment in environments), {})
     commit = ""
     if manifest.commit:
         commit = str(manifest.commit.get("commit", ""))[:12] + (" with changes" if manifest.commit.get("dirty") else "")
@@ -77,6 +89,7 @@ def _facts(run: Run) -> dict[str, str]:
         "system": ", ".join(filter(None, (system, f"Python {machine['python']}" if machine.get("python") else ""))),
         "attnbench": manifest.attnbench,
         "software": ", ".join(f"{name} {version}" for name, version in software.items()),
+        **_elsewhere(run),
         "commit": commit,
         "not read": counted(run.skipped_lines, "line") if run.skipped_lines else "",
         **{f"tag {name}": value for name, value in manifest.tags.items()},

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from attnbench import units
 from attnbench.analysis.roofline import disturbances
 from attnbench.analysis.rows import Place, Row
-from attnbench.report import pivot, quantities
+from attnbench.report import pivot, quantities, summary
 from attnbench.report.charts import latency, panels, roofline, speedup, throughput
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import lead, ranking, tables
@@ -19,7 +19,10 @@ from attnbench.report.quantities import listed, whole
 from attnbench.units import counted
 
 MAX_NAMED = 2  # backends that the finding says gain nothing
-ONCE = ("import_s", "first_call_s", "compile_s", "mask_build_s", "plan_s", "transfer_s", "pack_s")
+ONCE = {
+    "import_s": "imports", "first_call_s": "first call", "compile_s": "compiling", "mask_build_s": "building the mask",
+    "plan_s": "planning", "transfer_s": "moving the plan", "pack_s": "writing the cache",
+}  # fmt: skip
 
 
 def page(data: ReportData) -> Page:
@@ -34,6 +37,7 @@ def page(data: ReportData) -> Page:
         blocks=blocks(
             *beside(latency.figure(data.rows), speedup.figure(data.rows)),
             table(problems, data),
+            packed(problems, data),
             throughput.figure(data.rows, data.ceilings),
             roofline.figure(data.rows, data.ceilings),
             _bounds(data),
@@ -112,6 +116,22 @@ def table(problems: Sequence[Contest], data: ReportData) -> PageTable | None:
         return None
     notes = _notes(figure_table, rows)
     return replace(figure_table, note=" ".join(notes))
+
+
+def packed(problems: Sequence[Contest], data: ReportData) -> PageTable | None:
+    """Times without and with writing the whole cache, where they differ; docs/backends.md has the rule."""
+    slower = {id(row): seconds for row in data.rows if (seconds := summary.time_with_packing(row)) is not None}
+    time = quantities.unit(slower.values(), quantities.SECONDS)
+    figures = [
+        tables.ArmColumn(time.name, lambda row, _: time.show(row.time_s), lambda row: id(row) in slower),
+        tables.ArmColumn(
+            f"{time.name} with all keys", lambda row, _: time.show(slower[id(row)]), lambda row: id(row) in slower
+        ),
+    ]
+    note = (
+        "A server writes keys when they are new, before this call; the second time is that of a call which writes all."
+    )
+    return tables.by_backend("Times with all keys written in the call", problems, data.layout, figures, note)
 
 
 def _rate(column: str, unit: str, rows: Sequence[Row]) -> tables.ArmColumn | None:
@@ -220,9 +240,9 @@ def _once(rows: Sequence[Row]) -> PageTable:
     ]
     costs_table = PageTable(
         heading="Costs that arise once a process",
-        head=("backend", "device", "imports", "first call", "compiling", "building the mask"),
+        head=("backend", "device", *ONCE.values()),
         rows=lines,
-        numbers=(False, False, True, True, True, True),
+        numbers=(False, False, *[True] * len(ONCE)),
         note="Medians over the cases of a backend; the first call includes compiling.",
         folded=True,
     )

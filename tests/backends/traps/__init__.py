@@ -9,7 +9,7 @@ import torch
 
 from attnbench.attention.problem import Problem
 from attnbench.backends import Layout, load
-from attnbench.engine import plan
+from attnbench.engine import interpreters
 from attnbench.records.case import Case
 from tests import oracle
 
@@ -30,7 +30,7 @@ def trap(name: str, start: str) -> Callable[[Test], Test]:
 
 def missing(name: str) -> str:
     """Why that backend cannot be tested here; empty if it can."""
-    absent = plan.missing(load(name))
+    absent = interpreters.missing(load(name))
     return f"{', '.join(absent)} not installed: make venv-cpu" if absent else ""
 
 
