@@ -12,11 +12,12 @@ from attnbench._version import __version__
 from attnbench.analysis import metrics
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
-from attnbench.engine import interpreters, plan, procedures
+from attnbench.engine import interpreters, plan
 from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.interpreters import Pythons
 from attnbench.engine.plan import Plan, PlanLimits, Rest
+from attnbench.engine.procedures import ALL_TIMINGS, cache, timing
 from attnbench.engine.runner import Ending, Observer, Runner
 from attnbench.errors import UsageError
 from attnbench.machine import hardware, identity, resources
@@ -348,8 +349,8 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
     timeout_s = parse_limit(request.timeout, "--timeout")
     procedures = {
         kind: Procedure(
-            timing=procedures.timing(request.timing, kind),
-            cache=procedures.cache(request.cache, kind),
+            timing=timing(request.timing, kind),
+            cache=cache(request.cache, kind),
             seed=request.seed,
             inputs=request.inputs,
             restarts=request.restarts,
@@ -378,6 +379,4 @@ def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -
 def shown_metrics(request: Request) -> tuple[str, ...]:
     """The metrics shown after the table: the named ones and, where all timing modes run, their times."""
     names = metrics.named(request.metrics)
-    return (
-        names if request.timing != procedures.ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))
-    )
+    return names if request.timing != ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))
