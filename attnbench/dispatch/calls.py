@@ -14,7 +14,8 @@ from attnbench import backends
 from attnbench.attention import dense_masks
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.backends import CaseRefusedError, Layout, Output, version_objection
+from attnbench.backends import CaseRefusedError, Layout, Output
+from attnbench.backends.installation import version_objection
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
