@@ -17,6 +17,8 @@ from attnbench.engine.group import Group
 MAX_TRIES = 3  # of a task, before it is given up
 MAX_FAILED = 3  # different tasks that fail on a node, without one that ends between them, before it is drained
 
+MAX_REPEATED = 8  # tasks that a node passes over because it measured their groups in an earlier restart
+
 
 class Slot(NamedTuple):
     """A device or a set of cores of a node. It measures one group at a time."""
@@ -61,6 +63,9 @@ class GivenUp(NamedTuple):
         return ", ".join(reason + (f" {count} times" if count > 1 else "") for reason, count in counts.items())
 
 
+_Entry = tuple[int, float, bool, str, Task]  # of a queue, in its order
+
+
 class _Node:
     def __init__(self, slots: tuple[Slot, ...]) -> None:
         self.slots = slots
@@ -77,7 +82,8 @@ class TaskScheduler:
 
     def __init__(self, tasks: Iterable[Task], max_tries: int = MAX_TRIES, cheapest_first: bool = False) -> None:
         self._max_tries, self._sign = max_tries, 1 if cheapest_first else -1
-        self._queues: dict[str, list[tuple[int, float, bool, str, Task]]] = {}  # a heap for each class of hardware
+        self._queues: dict[str, list[_Entry]] = {}  # a heap for each class of hardware
+        self._measured_on: dict[tuple[str, str], set[str]] = {}  # nodes, by hardware and group
         self._keys: set[TaskKey] = set()
         self._failures: dict[TaskKey, list[tuple[str, str]]] = {}  # node and reason of each try that failed
         self._nodes: dict[str, _Node] = {}
@@ -164,21 +170,14 @@ class TaskScheduler:
     def assign(self, slot: Slot) -> Task | None:
         """The next task for an idle slot; None if there is none for it now. Raises ValueError for a busy slot.
 
-        A task does not return to a node on which it failed while another node can take it.
+        A task does not return to a node on which it failed while another node can take it. Restarts of a group go to
+        different nodes where they can: the nodes then have cases in common.
         """
         self._check(slot, busy=False)
-        if slot.node in self._drained:
+        queue = self._queues.get(slot.hardware)
+        if slot.node in self._drained or not queue:
             return None
-        queue, passed = self._queues.get(slot.hardware, []), []
-        task = None
-        while queue and task is None:
-            entry = heapq.heappop(queue)
-            if self._avoids(entry[-1], slot):
-                passed.append(entry)
-            else:
-                task = entry[-1]
-        for entry in passed:
-            heapq.heappush(queue, entry)
+        task = self._take(queue, slot)
         if task:
             self._running[slot] = task
         return task
@@ -187,7 +186,9 @@ class TaskScheduler:
         """The slot's task has its results. Raises ValueError for an idle slot, as after the loss of its node."""
         self._check(slot, busy=True)
         self._nodes[slot.node].failed.clear()
-        return self._running.pop(slot)
+        task = self._running.pop(slot)
+        self._measured_on.setdefault((task.hardware, task.group.id), set()).add(slot.node)
+        return task
 
     def fail(self, slot: Slot, reason: str) -> GivenUp | None:
         """The slot's task ended without results. It returns to the queue; if it was tried too often, it is returned.
@@ -215,6 +216,28 @@ class TaskScheduler:
             raise ValueError(f"no slot {slot}: its node was not added, or is lost")
         if (slot in self._running) is not busy:
             raise ValueError(f"slot {slot} is {'idle' if busy else 'busy'}")
+
+    def _take(self, queue: list[_Entry], slot: Slot) -> Task | None:
+        """Take the first task that did not fail on the node, of several such the first whose group is new to it."""
+        restart, chosen = queue[0][0], None
+        passed: list[_Entry] = []
+        repeated: list[_Entry] = []
+        while queue and chosen is None and len(repeated) < MAX_REPEATED:
+            entry = heapq.heappop(queue)
+            if self._avoids(entry[-1], slot):
+                passed.append(entry)
+            elif slot.node in self._measured_on.get((slot.hardware, entry[-1].group.id), ()):
+                repeated.append(entry)
+            elif entry[0] == restart or not repeated:
+                chosen = entry
+            else:  # the workers of the node stay in their restart
+                passed.append(entry)
+                break
+        if chosen is None and repeated:
+            chosen = repeated.pop(0)
+        for entry in (*passed, *repeated):
+            heapq.heappush(queue, entry)
+        return chosen[-1] if chosen else None
 
     def _push(self, task: Task) -> None:
         # The key makes the order total, so that entries with equal predictions never compare tasks.

@@ -35,6 +35,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     arms: tuple[Arm, ...] = ()
     environments: dict[str, Environment] = {}  # by arm id
     machine: Facts = {}
+    nodes: dict[str, Facts] = {}  # of a cluster, by name: hardware, machine, packages, noise, why it was drained
     fingerprint: str = ""  # of the stable facts of the machine
     ceilings: dict[str, Ceilings] = {}  # by device, as measured by `calibrate` before the run
     commit: Facts | None = None  # of the working directory

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "merge": (("merge", RUN, OTHER, "-o", "merged"), 0),
     "export": (("export", RUN, "--to", "csv"), 0),
     "compare": (("compare", RUN, OTHER), 0),
+    "fleet": (("fleet", RUN), 4),
     "gate": (("gate", GATE), 0),
     "bisect": (("bisect", "HEAD", "HEAD", *REFUSED), 2),
     "history": (("history", "missing.jsonl"), 2),

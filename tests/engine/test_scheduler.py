@@ -57,6 +57,23 @@ def test_a_slot_gets_tasks_of_its_hardware_alone():
     assert (scheduler.waiting, scheduler.stranded) == ({"H100": 1}, ("H100",))
 
 
+def test_restarts_of_a_group_go_to_different_nodes_where_they_can():
+    """With equal durations the nodes take turns in every restart, and would measure the same groups each time."""
+    scheduler = TaskScheduler(task(f"g{number:02}", restart=restart) for number in range(20) for restart in range(2))
+    both = slots("n1") + slots("n2")
+    for slot in both:
+        scheduler.add_node(slot.node, [slot])
+    nodes: dict[str, set[str]] = {}
+    while not scheduler.finished:
+        for slot in both:
+            assigned = scheduler.assign(slot)
+            assert assigned
+            nodes.setdefault(assigned.group.id, set()).add(slot.node)
+        for slot in both:
+            scheduler.finish(slot)
+    assert sum(len(each) == 2 for each in nodes.values()) >= 18
+
+
 def test_a_task_whose_node_is_lost_three_times_is_given_up_with_the_reason():
     scheduler = TaskScheduler([task("a")])
     given_up: list[GivenUp] = []

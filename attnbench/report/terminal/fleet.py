@@ -1,0 +1,72 @@
+"""The nodes of each hardware model: how they differ, and what explains a slow one."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from attnbench import units
+from attnbench.report.terminal.text_layout import aligned, wrap
+from attnbench.studies.fleet import HardwareModel, NodeReport
+
+HEADINGS = ("time", "interval", "cases", "restarts", "verdict")
+
+
+def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
+    """A table for each hardware model, and a paragraph for each node that differs."""
+    for model in models:
+        yield from wrap(_headline(model), width, indent=2)
+        if model.nodes:
+            yield ""
+            head, *rows = aligned("node", HEADINGS, [(node.node, _cells(node)) for node in model.nodes], width)
+            for row in (head, *rows):
+                yield from row
+            yield ""
+        for node in model.nodes:
+            headline, *rest = _findings(node) or [""]
+            yield from wrap(headline, width, indent=2) if headline else ()
+            yield from (f"  {line}" for text in rest for line in wrap(text, width - 2, indent=2))
+        if model.alone:
+            yield from wrap(f"no case in common with another node: {', '.join(model.alone)}", width, indent=2)
+        yield ""
+    if any(model.nodes for model in models):
+        several = any(len(model.nodes) > 2 for model in models)
+        relative = "the median node of its model" if several else "the other node"
+        yield from wrap(f"time: relative to {relative}; the 95 % interval holds for all nodes at once", width, indent=2)
+        if all(node.restarts == 1 for model in models for node in model.nodes):
+            yield from wrap(
+                "one restart: the interval leaves out how far restarts differ (--restarts 3)", width, indent=2
+            )
+    else:
+        yield "no two nodes of one hardware model share a case: measure the same suite on each"
+
+
+def records(models: Sequence[HardwareModel]) -> Iterator[dict[str, object]]:
+    """One line of `--json` for each node."""
+    for model in models:
+        shared: dict[str, object] = {"type": "node", "hardware": model.model, "spread": model.spread}
+        yield from ({**shared, **msgspec.to_builtins(node)} for node in model.nodes)
+        yield from ({**shared, "node": name, "cases": 0} for name in model.alone)
+
+
+def _headline(model: HardwareModel) -> str:
+    counts = units.counted(len(model.nodes) + len(model.alone), "node")
+    return f"{model.model}, {counts}" + (f", spread {units.margin(model.spread)}" if model.spread is not None else "")
+
+
+def _cells(node: NodeReport) -> tuple[str, ...]:
+    interval = f"{units.change(node.low)} .. {units.change(node.high)}" if node.low is not None else "too few cases"
+    return units.change(node.change), interval, str(node.cases), str(node.restarts), node.verdict
+
+
+def _findings(node: NodeReport) -> list[str]:
+    """What is unusual about a node, and what explains it."""
+    backends = ", ".join(f"{name} {units.change(change)}" for name, change in node.by_backend.items())
+    alike = f" ({backends})" if backends else ""
+    texts = [f"{node.node} is {node.verdict}{alike}"] if node.verdict else []
+    if node.verdict == "slow":
+        texts.append(f"why: {'; '.join(node.causes) or 'nothing that is recorded explains it'}")
+    if node.not_recorded:
+        texts.append(f"not recorded: {', '.join(node.not_recorded)}")
+    if node.failed:
+        texts.append(f"{node.node}: {units.counted(node.failed, 'case')} failed here and not on other nodes")
+    return texts
