@@ -68,10 +68,10 @@ def rate(value: float | None, unit: str) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Format a number without a unit with two digits, as 5.2, 340 or 1.5e-5; None as a dash."""
+    """Format a number without a unit with three digits, as 5.2, 340 or 1.75e-5; None as a dash."""
     if value is None:
         return "-"
-    text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
+    text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}"
     return re.sub(r"e([+-])0*", lambda match: f"e{match[1].strip('+')}", text)
 
 

@@ -32,11 +32,15 @@ class AxisPreference(msgspec.Struct, frozen=True, kw_only=True):
     factor: float  # of the times, by geometric mean over the pairs of cases
     pairs: int  # of cases that differ in the axis alone
     backends: tuple[str, ...]  # of these cases
+    others: bool = False  # whether further backends were compared, for which it does not hold
     basis: Basis
 
     @property
     def text(self) -> str:
-        """`prefer fp32 on cpu: bf16 is 70x slower (geometric mean of 12 measured pairs of cases: naive, flex)`."""
+        """`prefer fp32 on cpu with naive, flex: bf16 is 70x slower (geometric mean of 12 measured pairs of cases)`.
+
+        The backends are named before the colon where it does not hold for all.
+        """
         where = f"on {self.where}" if self.axis == "dtype" else f"for {self.where}"
         if self.basis is Basis.CALIBRATED:
             products = f"matrix products in {self.worse} are {_times(self.factor)} slower"
@@ -45,7 +49,8 @@ class AxisPreference(msgspec.Struct, frozen=True, kw_only=True):
         names = ", ".join(self.backends[:MAX_BACKENDS]) + (f" and {rest} more" if rest > 0 else "")
         count = f"{self.pairs} measured pairs of cases" if self.pairs > 1 else "one measured pair of cases"
         mean = "geometric mean of " if self.pairs > 1 else ""
-        return f"prefer {self.better} {where}: {self.worse} is {_times(self.factor)} slower ({mean}{count}: {names})"
+        where, names = (f"{where} with {names}", "") if self.others else (where, f": {names}")
+        return f"prefer {self.better} {where}: {self.worse} is {_times(self.factor)} slower ({mean}{count}{names})"
 
 
 def _times(factor: float) -> str:
@@ -77,6 +82,10 @@ def _measured(rows: Sequence[Row], axis: str) -> Iterator[AxisPreference]:
         yield AxisPreference(
             axis=axis, better=better, worse=worse, where=place_name, factor=_mean(values), pairs=len(values),
             backends=tuple(by_backend), basis=Basis.MEASURED,
+            others=any(
+                place == place_name and name not in by_backend and (worse, better) in of_backend
+                for (place, name), of_backend in ratios.items()
+            ),
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from attnbench import backends
+from attnbench import backends, units
 from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
 from attnbench.analysis.ranking import Place as Place
 from attnbench.analysis.ranking import places
@@ -364,6 +364,15 @@ def unranked(rows: Iterable[Row]) -> list[str]:
     """Names of arms that share no rounds with others that were measured on the same problem."""
     several = (row for group in _by_problem(rows) if len(group) > 1 for row in group)
     return list(dict.fromkeys(row.arm_name for row in several if row.place is Place.ALONE))
+
+
+def phase(row: Row) -> str:
+    """`prefill` for as many queries as keys, `decode` for one query, `requests`, else the number of queries."""
+    if row.requests and row.seq_q > 1:
+        return "requests"
+    if row.seq_q == row.seq_kv:
+        return "prefill"
+    return "decode" if row.seq_q == 1 else f"{units.short(row.seq_q)} queries"
 
 
 def _by_problem(rows: Iterable[Row]) -> list[list[Row]]:

@@ -129,6 +129,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     # By package: the first version that it calls rightly, and the first that it does not; (): none is known.
     versions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     outside_torch: bool = False  # its memory is not torch's: measured by the high-water mark of the process
+    sets: frozenset[str] = frozenset()  # settings of the process that its preparation changes on purpose
     traps: tuple[str, ...] = ()  # what to know before calling the library: each has a test
 
     def objections(self, case: Case, kind: str, capability: tuple[int, int] = (0, 0)) -> list[str]:

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from attnbench.attention.biases import BIASES
 from attnbench.backends import FLOATS, HALVES, Backend, Limits
-from attnbench.backends.torch_sdpa import MASKS, prepare, scratch_bytes
+from attnbench.backends.torch_sdpa import MASKS, SWITCHES, prepare, scratch_bytes
 
 _SHAPES = frozenset({"gqa", "cross", "scale", "head_dim_v"})
 _BIASES = frozenset({*BIASES, "dense_bias"})
@@ -54,6 +54,7 @@ def _backend(name: str, summary: str) -> Backend:
         requires=("torch",),
         install="pip install torch",
         by_request=True,
+        sets=SWITCHES,
     )
 
 

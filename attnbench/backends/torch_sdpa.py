@@ -24,6 +24,9 @@ DOCS = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scale
 
 MASKS = dense_masks.MASKS | {"blind_rows"}
 
+# What `restrict` sets, by the names of worker.process_settings.
+SWITCHES = frozenset({"flash SDPA", "memory-efficient SDPA", "math SDPA", "cuDNN SDPA"})
+
 # torch's names of the kernels, as torch.nn.attention.SDPBackend has them.
 _KERNELS = {"math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 

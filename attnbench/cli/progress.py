@@ -141,6 +141,8 @@ def line(result: Result, arm: str) -> str:
         return f"{name}: {result.reason}"
     restarts = Restarts([result])
     time_s, low_s, high_s = (METRICS[key].compute(restarts) for key in ("time_s", "time_low_s", "time_high_s"))
+    if time_s is None:
+        return name
     spread = (high_s - low_s) / (2 * time_s) if time_s and low_s is not None and high_s is not None else None
     parts = [
         name,

@@ -130,9 +130,14 @@ def _larger_budget(ready: Sweep, outcome: FinishedSweep, how: RunOptions) -> str
 
 
 def larger_budget(budget_s: float, needed_s: float) -> tuple[str, list[str]]:
-    """What to say of a budget that is too short for every case, and the options of one that is not."""
-    options = ["--budget", f"{math.ceil(needed_s)}s"]
-    note = f"the budget of {seconds(budget_s)} is too short for each case that is left; try {' '.join(options)}"
+    """What to say of a budget that is too short for every case, and the options of one that is not.
+
+    Twice the budget where it was enough by the prediction.
+    """
+    foreseen = needed_s > budget_s
+    options = ["--budget", f"{math.ceil(needed_s if foreseen else 2 * budget_s)}s"]
+    why = "" if foreseen else ", twice as much, since a case took longer than was predicted"
+    note = f"the budget of {seconds(budget_s)} is too short for each case that is left; try {' '.join(options)}{why}"
     return note, options
 
 

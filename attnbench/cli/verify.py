@@ -84,7 +84,7 @@ def _suggest_budget(planned: Sweep, verified: Verification) -> None:
     if budget_s is None or not groups or len(unreached) < verified.planned - len(planned.plan.refusals):
         return
     needed_s = smallest_budget_s(groups, Forecast(planned.settings.speeds), len(resources.available_cores()))
-    note, options = running.larger_budget(budget_s, max(needed_s, 2 * budget_s))
+    note, options = running.larger_budget(budget_s, needed_s)
     print(f"{note}: {shlex.join([*running.command(), *options])}", file=sys.stderr)
 
 

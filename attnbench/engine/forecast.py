@@ -32,6 +32,8 @@ T = TypeVar("T")
 MIN_CALLS = 7 + 3
 # Beside its calls: settling, checks of outputs, memory. Medians of the suite `quick` on a 2-core CPU.
 ARM_OVERHEAD_S = 0.5
+# Of a probe beside half a float64 reference. Means over all probes of a busy 2-core CPU, at lengths of 64 to 2048.
+PROBE_S, PROBE_CALLS = 0.25, 4
 # Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
 COMPILE_S = 8.0
 ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
@@ -196,10 +198,13 @@ class Forecast:
             pairs = zip(chunk, arms, strict=True)
             seconds = iter(self.calls_s([(arm, group.case(arm)) for group, of_group in pairs for arm in of_group]))
             for group, of_group in zip(chunk, arms, strict=True):
-                calls_s = MIN_CALLS * sum(itertools.islice(seconds, len(of_group)))
+                calls = list(itertools.islice(seconds, len(of_group)))
+                calls_s = MIN_CALLS * sum(calls) + PROBE_CALLS * group.probes * sum(calls[: len(group.arms)])
                 compiling = [arm for arm in group.arms if group.late]
                 compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
-                yield calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + oracle_s(group.problem, group.mode)
+                reference_s = oracle_s(group.problem, group.mode)
+                probes_s = len(group.arms) * group.probes * (PROBE_S + reference_s / 2)
+                yield calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + reference_s + probes_s
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:

@@ -17,7 +17,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     arms: tuple[Arm, ...]
     borrowed: tuple[Arm, ...] = ()  # reference arms for the speed-up, whose own Result is in another group
     late: bool = False  # in the second pass, for backends that compile
-    seconds: float = 0.0  # predicted
+    probes: int = 0  # that each arm runs in the first restart, variants counted by themselves
+    seconds: float = 0.0  # predicted, of the first restart
     layers: int = 0  # of the model that share the plan of a batch; 0: not stated
 
     @property

@@ -135,6 +135,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             groups = self.without(done, [restart])
             arms = {arm.id: arm for group in groups for arm in group.arms}
             results += sum(len(group.arms) for group in groups)
+            if restart:
+                groups = [replace(group, probes=0, seconds=0.0) if group.probes else group for group in groups]
             rest_s += sum(group.seconds for group in groups)
             rest_s += sum(forecast.groups_s(group for group in groups if not group.seconds))
             rest_s += start_s(arms.values(), len(resources.available_cores()))
@@ -155,6 +157,7 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_bytes: dict[int, int] = {}  # by index
     capability: dict[int, tuple[int, int]] = {}  # by index
     speeds: Speeds = Speeds()  # what this machine measured before
+    probes: int = 0  # of each case
 
 
 def arms_of(
@@ -264,6 +267,7 @@ def _planned(
                 runnable.append(arm)
         if runnable:
             groups += groups_of(cell, runnable)
+    groups = [replace(group, probes=limits.probes) for group in groups]
     timed = [replace(group, seconds=each) for group, each in zip(groups, forecast.groups_s(groups), strict=True)]
     return Plan(
         groups=tuple(timed), refusals=tuple(refusals), arms=tuple(arms.values()), times_from=forecast.basis.text
@@ -314,7 +318,8 @@ def missing_arms(groups: Iterable[Group], restart: int, done: Collection[Key], r
         stored = [arm for arm in group.arms if (group.case(arm).id, arm.id, restart) in done]
         if arms := tuple(arm for arm in group.arms if arm not in stored):
             partners = [other for other in stored if any(is_reference(other, arm, reference) for arm in arms)]
-            yield replace(group, arms=arms, borrowed=(*group.borrowed, *partners))
+            of_restart = 0 if restart else group.probes
+            yield replace(group, arms=arms, borrowed=(*group.borrowed, *partners), probes=of_restart)
 
 
 def reference_of(cells: Sequence[tuple[Cell, Sequence[Arm]]], limits: PlanLimits) -> str:

@@ -149,6 +149,7 @@ def plan_limits(settings: RunSettings) -> PlanLimits:
         procedures=settings.procedures,
         reference=settings.reference,
         speeds=settings.speeds,
+        probes=len(probes.parts(settings.probes)),
         gpu_memory_bytes={index: int(gpu.memory_bytes * 0.9) for index, gpu in gpus.items()},
         capability={index: gpu.capability for index, gpu in gpus.items()},
     )

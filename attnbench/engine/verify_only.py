@@ -107,6 +107,20 @@ def run(
     return Verification(results=results, impossible=planned.plan.impossible, ending=ending, planned=number)
 
 
+class _Drawn:
+    """The progress of drawn problems, without those that the time was too short for."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.phase, self.more = observer.phase, observer.more
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        if result.status is Status.SKIPPED:
+            self.more(-1)
+        else:
+            self._observer.result(result, remaining_s)
+
+
 def soak(
     request: Request,
     seconds: float,
@@ -133,7 +147,8 @@ def soak(
             if not results:
                 raise
             continue
-        verified = run(planned, observer, watch, distributions)
+        observer.more(count(planned, distributions))
+        verified = run(planned, _Drawn(observer), watch, distributions)
         # A case that the time was too short for says nothing.
         results += [result for result in verified.results if result.status is not Status.SKIPPED]
         ending = verified.ending

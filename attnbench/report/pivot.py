@@ -14,7 +14,7 @@ from attnbench.attention import requests
 from attnbench.attention.problem import Problem
 from attnbench.records.case import spell
 from attnbench.records.result import Status
-from attnbench.report.reasons import MAX_FOOTNOTE, shortened, without_numbers
+from attnbench.report.reasons import MAX_FOOTNOTE, shortened, similar, without_numbers
 
 # Axes that can make the lines, preferred in this order if they have equally many values.
 NUMERIC: dict[str, Callable[[Row], tuple[int, ...]]] = {
@@ -252,5 +252,4 @@ def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:
 
 def _first(reasons: Sequence[str]) -> str:
     """The first of reasons that differ in numbers alone."""
-    others = len(dict.fromkeys(reasons)) - 1
-    return shortened(reasons[0], MAX_FOOTNOTE) + (f" (and {others} similar)" if others else "")
+    return shortened(reasons[0], MAX_FOOTNOTE) + similar(reasons)

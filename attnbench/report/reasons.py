@@ -2,6 +2,8 @@
 
 import re
 import textwrap
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 
 MAX_REASON = 100  # characters of a reason in a sentence
 MAX_FOOTNOTE = 300  # characters of a reason below a table; `show --skipped` and the stored results have it whole
@@ -19,3 +21,23 @@ def shortened(reason: str, limit: int = MAX_REASON) -> str:
         return reason
     whole_words = textwrap.shorten(reason, limit, placeholder=" ...")
     return f"{reason[: limit - 4]} ..." if whole_words.strip() == "..." else whole_words
+
+
+def similar(reasons: Collection[str]) -> str:
+    """` (and 3 similar)`: how many there are beside the first, if they differ from it in numbers alone."""
+    others = len(set(reasons)) - 1
+    return f" (and {others} similar)" if others > 0 else ""
+
+
+def different_words(reason: str, other: str) -> str:
+    """The words from the first to the last in which a reason differs from another one; empty if in none."""
+    words, others = reason.split(), other.split()
+    first = _alike(words, others)
+    last = _alike(words[first:][::-1], others[first:][::-1])
+    return " ".join(words[first : len(words) - last])
+
+
+def _alike(words: Sequence[str], others: Sequence[str]) -> int:
+    """How many words are the same from the beginning."""
+    pairs = zip(words, others, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -8,7 +8,7 @@ from attnbench import suite, units
 from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.analysis.rows import Place, Row, failing, leaders, problem_of
+from attnbench.analysis.rows import Place, Row, failing, leaders, phase, problem_of
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
 from attnbench.report.reasons import shortened
@@ -28,28 +28,22 @@ FAILED = {
 def sentence(rows: Sequence[Row]) -> str:
     """`sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`; a tie is not a win.
 
-    Decode and prefill, devices, and runs are apart where there are several: no mean is over all of them.
+    Phases, devices, and runs are apart where there are several: no mean is over all of them.
     """
     ranked = [row for row in rows if row.place]
     if not ranked:
         return "nothing was measured."
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in ranked:
-        groups.setdefault((_phase(row), row.device, row.run), []).append(row)
+        groups.setdefault((phase(row), row.device, row.run), []).append(row)
     if all(row.place is Place.ALONE for row in ranked):
         return "one backend was measured for each problem: nothing to compare."
     phases, devices, runs = (len(set(values)) > 1 for values in zip(*groups, strict=True))
     findings = (
-        _finding(group, failing(rows), f"{phase} " * phases, f" on {device}" * devices + f" in {run}" * runs)
-        for (phase, device, run), group in groups.items()
+        _finding(group, failing(rows), kind if phases else "", f" on {device}" * devices + f" in {run}" * runs)
+        for (kind, device, run), group in groups.items()
     )
     return f"{'; '.join(findings)}."
-
-
-def _phase(row: Row) -> str:
-    if row.requests and row.seq_q > 1:
-        return "requests"
-    return "decode" if row.seq_q == 1 < row.seq_kv else "prefill"
 
 
 def _finding(rows: Sequence[Row], failed: Container[str], kind: str, where: str) -> str:
@@ -58,7 +52,8 @@ def _finding(rows: Sequence[Row], failed: Container[str], kind: str, where: str)
     `kind` and `where` distinguish the problems of the group from those of others.
     """
     contested = len({(row.problem, row.device, row.run) for row in rows if row.place is not Place.ALONE})
-    problems = f"{kind}{'problem' if contested == 1 else 'problems'}{where}"
+    noun = "problem" if contested == 1 else "problems"
+    problems = f"{noun} of {kind}{where}" if " " in kind else f"{kind} {noun}{where}".lstrip()
     if not contested:
         return f"nothing to compare among {problems}"
     wins = Counter(row.arm_name for row in rows if row.place is Place.FASTEST).most_common()

@@ -21,6 +21,7 @@ from attnbench.attention.inputs import torch_dtype
 from attnbench.attention.problem import Problem
 from attnbench.attention.transformations import Transformation
 from attnbench.records.result import Record
+from attnbench.units import figure
 from attnbench.worker.expected_values import DROPPED, ExpectedValues
 from attnbench.worker.tolerances import FACTOR, PRECISION, TILE, OutputTolerance, tile_rms
 
@@ -121,20 +122,21 @@ def _dropout_objection(rate: float, cap: float, outputs: Tensor, reference: Tens
     error = (outputs - reference).square().mean(-1)
     rounding = (cap * reference.square().mean(-1).sqrt()).square()
     if (outliers := error > (40 + 4 / variance) * expected + 4 * rounding).any():
-        return f"a row is off by {float(error[outliers].max().sqrt()):.3g}, more than dropout {rate:g} explains"
+        return f"a row is off by {figure(float(error[outliers].max().sqrt()))}, more than dropout {rate:g} explains"
     # Fourth moment of a factor over its squared variance; for a sum of many factors it tends to 3.
     kurtosis = max(3.0, (rate + rate**4 / (1 - rate) ** 3) / variance**2)
     total = float(expected.sum()) or 1.0
     ratio, deviation = float(error.sum()) / total, math.sqrt((kurtosis - 1) * float(expected.square().sum())) / total
     allowed = 6 * deviation + 0.02 + float(rounding.sum()) / total
     if abs(ratio - 1) > allowed:
-        return f"the variance over rows is {ratio:.3g} times that of dropout {rate:g}, allowed are {allowed:.2g} from 1"
+        spread = f"the variance over rows is {figure(ratio)} times that of dropout {rate:g}"
+        return f"{spread}, allowed are {figure(allowed)} from 1"
     size, width = float(reference.square().sum()), reference.shape[-1]
     slope = float((outputs * reference).sum()) / size if size else 1.0
     deviation = math.sqrt(float((expected * width * reference.square().sum(-1)).sum())) / size if size else 0.0
     allowed = 6 * deviation + 0.01
     if abs(slope - 1) > allowed:
-        return f"the mean is {slope:.3g} times that without dropout, allowed are {allowed:.2g} from 1"
+        return f"the mean is {figure(slope)} times that without dropout, allowed are {figure(allowed)} from 1"
     return ""
 
 
@@ -176,7 +178,7 @@ class _Comparison:
         if (over := ~blind & ((part - reference).abs() > limit)).any():
             index = over.nonzero()[0].tolist()
             error, allowed = float((part - reference)[tuple(index)]), float(limit[tuple(index)])
-            return f"off by {error:.3g} at {self._at(group, index)}, allowed {allowed:.3g}"
+            return f"off by {figure(error)} at {self._at(group, index)}, allowed {figure(allowed)}"
         return ""
 
     def _wrong_tile(self, place: int, group: Group, error: Tensor) -> str:
@@ -188,7 +190,7 @@ class _Comparison:
         head, tile = over.nonzero()[0].tolist()
         start = self._at(group, [head, tile * TILE])
         error_rms, allowed = float(rms[head, tile]), float(limit[head, tile])
-        return f"root mean square error of {TILE} rows from {start} is {error_rms:.3g}, over {allowed:.3g}"
+        return f"root mean square error of {TILE} rows from {start} is {figure(error_rms)}, over {figure(allowed)}"
 
     def _at(self, group: Group, index: list[int]) -> str:
         """`[b0 h3 q17 d5]`, from indices into the part of a group."""
@@ -221,11 +223,12 @@ class _Comparison:
         allowed_mean = self.factor * tolerance.plain_mean + tolerance.rounding + (allowed if tolerance.loose else 0.0)
         rule = f"{self.factor:g} x the error of the plain formula and rounding"
         if not self.worst <= self.budget:
-            return f"max |error| {self.worst:.3g} at {self.worst_at} is over {self.budget:.3g}, {rule}"
+            return f"max |error| {figure(self.worst)} at {self.worst_at} is over {figure(self.budget)}, {rule}"
         if not mean <= allowed_mean:
-            return f"mean |error| {mean:.3g} is over {allowed_mean:.3g}, {rule}"
+            return f"mean |error| {figure(mean)} is over {figure(allowed_mean)}, {rule}"
         if not rms <= allowed + (0.0 if tolerance.rms else tolerance.rounding):
-            return f"root mean square error {rms:.3g} is over {allowed:.3g}, the reference has {tolerance.rms:.3g}"
+            limit = f"{figure(allowed)}, the reference has {figure(tolerance.rms)}"
+            return f"root mean square error {figure(rms)} is over {limit}"
         return ""
 
 

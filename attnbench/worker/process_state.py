@@ -16,6 +16,7 @@ class ProcessState:
     def __init__(self) -> None:
         self._settings = settings()
         self._ours = {setting.name: setting.read() for setting in self._settings}
+        self.intended: frozenset[str] = frozenset()  # changes that are not noted: a backend of attnbench makes them
         self._theirs: dict[str, object] = {}  # settings of Owner.BACKEND that differ
         self._changes: dict[str, str] = {}
         self._changes_of_arm: dict[str, str] = {}
@@ -82,7 +83,8 @@ class ProcessState:
             ours, now = self._ours[setting.name], setting.read()
             if now == ours:
                 continue
-            if text := setting.describe(ours, now):
+            text = setting.describe(ours, now)
+            if text and setting.name not in self.intended:
                 self._changes[setting.name] = text
                 if setting.owner is Owner.ARM:
                     self._changes_of_arm[setting.name] = text

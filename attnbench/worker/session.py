@@ -101,6 +101,7 @@ class WorkerSession:
             with self._state.backend_code():
                 self._backend = backends.load(request.backend) if request.backend else None
                 unavailable = _unavailable(self._backend, request, self._instrument) if self._backend else ""
+            self._state.intended = self._backend.sets if self._backend else frozenset()
         except UnknownNameError as error:  # another version of attnbench may lack a backend of this one
             return WorkerOpened(unavailable=str(error))
         started = time.perf_counter()

@@ -77,6 +77,10 @@ def test_backends_that_agree_share_a_note_and_the_others_are_left_out() -> None:
     ]
     (preference,) = preferences(rows_of(every))
     assert (preference.backends, preference.pairs) == (("naive", "sdpa:math"), 4)
+    assert preference.text == (
+        f"prefer fp32 on {DEVICE} with naive, sdpa:math: "
+        "bf16 is 71x slower (geometric mean of 4 measured pairs of cases)"
+    )
 
 
 def test_devices_are_compared_like_dtypes() -> None:

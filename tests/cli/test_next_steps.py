@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attnbench.attention.problem import Problem
-from attnbench.cli import output, verify
+from attnbench.cli import output, running, verify
 from attnbench.cli.run_options import RunOptions
 from attnbench.cli.running import resume_command
 from attnbench.engine import sweep
@@ -166,6 +166,16 @@ def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(
         assert re.search(
             r"the budget of 10\.0 ms is too short .* try --budget \d+s: attnbench .*--budget \d+s\n", printed
         )
+
+
+@pytest.mark.parametrize(
+    ("needed_s", "words"),
+    [(8.2, "try --budget 9s"), (1.0, "try --budget 6s, twice as much, since a case took longer than was predicted")],
+)
+def test_a_suggested_budget_says_where_it_is_from(needed_s: float, words: str) -> None:
+    note, options = running.larger_budget(3.0, needed_s)
+    assert note == f"the budget of 3.00 s is too short for each case that is left; {words}"
+    assert " ".join(options) in note
 
 
 def test_a_gate_with_a_failed_case_leads_to_its_trace(tmp_path: Path, attnbench_command: Command) -> None:

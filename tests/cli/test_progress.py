@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from attnbench import api
 from attnbench.cli import progress, running
 from attnbench.cli.gate import _side_of
+from attnbench.engine import verify_only
+from attnbench.engine.runner import Ending, Observer
+from attnbench.engine.sweep import Sweep
+from attnbench.engine.verify_only import Verification
 from attnbench.records.arm import Arm
 from attnbench.records.result import Result, Status
 from tests.samples import result
@@ -59,9 +66,40 @@ def test_refusals_of_the_plan_are_one_line(capsys: pytest.CaptureFixture[str]) -
     assert lines([refused], Arm.name.fget, capsys) == ["[1/1] 1 case refused"]  # type: ignore[arg-type]
 
 
+def test_a_case_that_was_verified_alone_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    verified = replace(result([1e-3]), samples={})
+    (line,) = lines([verified], attrgetter("name"), capsys)
+    assert line.startswith("[1/1] ok b1 ")
+    assert line.endswith(" naive")
+
+
 def test_the_total_grows_with_what_a_gate_adds(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.observer("lines", 1) as observer:
         observer.result(result([1e-3]), 0.0)
         observer.more(2)
         observer.result(result([1e-3]), 0.0)
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["[1/1]", "[2/3]"]
+
+
+def test_the_progress_of_random_problems_counts_what_was_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Round by round; a user's kernel refuses much of it."""
+    request = api.request(
+        backend=f"{Path(__file__).parents[1] / 'misbehaving.py'}:right,naive", device="cpu:threads=1", seq="24"
+    )
+
+    def run(planned: Sweep, observer: Observer, *_: object) -> Verification:
+        results = [*planned.plan.refusals, *(result([1e-3]) for group in planned.plan.groups for _ in group.arms)]
+        results[-2] = result(status=Status.SKIPPED, reason="budget")
+        for each in results:
+            observer.result(each, 0.0)
+        stopped = Ending(interrupted=True)
+        return Verification(results=results, impossible=(), ending=stopped)
+
+    monkeypatch.setattr(verify_only, "run", run)
+    with progress.observer("lines", 0) as observer:
+        assert verify_only.soak(request, 60.0, observer).results
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"\[(\d+)/\1\] ok .*", shown.splitlines()[-1])
+    assert "skipped" not in shown

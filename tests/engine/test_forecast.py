@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.engine import plan
-from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
+from attnbench.engine import plan, sweep
+from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, ORACLE_MIN_S, PROBE_S, Forecast
 from attnbench.engine.group import Group
+from attnbench.engine.sweep import Request
 from attnbench.records import speeds
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
 from attnbench.suite import Cell
+from attnbench.worker import probes
 
 DEVICE = Device(kind="cpu", threads=1)
 (ARM,) = plan.arms_of(("naive",), [DEVICE])
@@ -97,6 +100,21 @@ def test_of_calls_of_nearly_equal_sizes_the_newest_is_stored() -> None:
     forecast.learn(ARM, case(513), 2e-3)
     ((_, kinds),) = forecast.speeds.calls.items()
     assert [call[-1] for calls in kinds.values() for call in calls.values()] == [2e-3]
+
+
+def test_probes_take_their_time_in_the_first_restart() -> None:
+    request = Request(axes={"seq": "64", "mask": "none"}, backend="naive", device="cpu:threads=1", restarts=2)
+    plain = sweep.prepare(request)
+    probed = sweep.prepare(msgspec.structs.replace(request, probe="values,noise"))
+    parts = len(probes.parts(("values", "noise")))
+    assert parts > 5
+    (group,) = probed.plan.groups
+    assert group.probes == parts
+    more_s = sweep.rest(probed).seconds - sweep.rest(plain).seconds
+    ratio = Forecast(probed.settings.speeds).ratios[1]
+    assert more_s == pytest.approx(ratio * parts * (PROBE_S + ORACLE_MIN_S / 2), rel=0.1)  # once; calls are short
+    (later,) = plan.missing_arms(probed.plan.groups, 1, (), "")
+    assert later.probes == 0
 
 
 def test_finished_groups_correct_those_that_follow() -> None:

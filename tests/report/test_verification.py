@@ -11,6 +11,7 @@ from attnbench.attention.problem import Problem
 from attnbench.records.result import Result, Status
 from attnbench.report import probe_outcomes
 from attnbench.report.terminal import verification
+from tests.golden.made import refused
 from tests.samples import result
 
 ERROR = {
@@ -23,6 +24,19 @@ def verified(seq: int = 64, rms: float = 4e-7, inputs: str = "normal", **facts: 
     """A case with the error figures of one output."""
     unlabelled = result([1.0], problem=Problem(seq_q=seq), facts={"errors": {"out": {**ERROR, "rms": rms}}, **facts})
     return msgspec.structs.replace(unlabelled, procedure=msgspec.structs.replace(unlabelled.procedure, inputs=inputs))
+
+
+def test_reasons_that_differ_in_numbers_alone_are_one_note() -> None:
+    def wrong(seq: int, reason: str) -> Result:
+        return refused(Problem(seq_q=seq), "my.py:f", Status.INCORRECT, reason)
+
+    reasons = ["out: max |error| 5.2 at [b0 h3 q17 d5] is over 1.5e-5", "out: max |error| 6 at [b0 h1 q2 d5] is over 2"]
+    shown = list(verification.text([wrong(64, reasons[0]), wrong(128, reasons[1]), wrong(256, "out is on meta")]))
+    notes = [line for line in shown if line.startswith("[")]
+    assert notes == [f"[1] {reasons[0]} (and 1 similar)", "[2] out is on meta"]
+    assert [line.rpartition("  ")[2] for line in shown if "incorrect [" in line] == [
+        "incorrect [1]", "incorrect [1]", "incorrect [2]",
+    ]  # fmt: skip
 
 
 def test_errors_are_shown_beside_those_of_the_same_dtype_reference() -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.backends import torch_sdpa
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
 from attnbench.suite.readers import parse_score
-from attnbench.worker import output_checks, protocol
+from attnbench.worker import output_checks, process_settings, protocol
 from attnbench.worker.session import WorkerSession
 
 
@@ -269,6 +270,21 @@ def test_the_kernel_of_sdpa_is_the_named_one_in_every_step(tmp_path: Path) -> No
 
 
 REPEATS = f"; {output_checks.REPEATED}"
+
+
+@pytest.mark.parametrize("kernel", ["math", "flash"])
+def test_the_switches_by_which_sdpa_chooses_a_kernel_are_no_change_of_a_setting(kernel: str, tmp_path: Path) -> None:
+    driver = Driver(f"sdpa:{kernel}", tmp_path)
+    reply = driver.verify(brief=True)
+    assert (reply.ok, reply.changed_state) == (True, ())
+    assert isinstance(driver.prepared, protocol.CasePrepared)
+    assert "changed_state" not in driver.prepared.facts
+
+
+def test_the_switches_of_sdpa_are_settings_that_are_watched() -> None:
+    assert {name for name, _, _ in process_settings.CUDA_FLAGS} == torch_sdpa.SWITCHES
+
+
 TRANSFORMED, REMEMBERS = "second call, with transformed inputs: out: ", "remembers its inputs: a call takes "
 BENT = "every call changes a setting that belongs to the arm: functions of the measurement: "
 REMEMBERING = {

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from attnbench import units
-from attnbench.analysis.rows import AXES, Row, Value
+from attnbench.analysis.rows import AXES, Row, Value, phase
 from attnbench.attention import requests
 from attnbench.errors import UsageError
 
@@ -120,15 +120,6 @@ def axis_value(axis: str, value: Value) -> str:
     if isinstance(value, int | float) and axis not in AXES:
         return units.rate(value, "").strip()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def phase(row: Row) -> str:
-    """`prefill` for as many queries as keys, `decode` for one query, `requests`, else the number of queries."""
-    if row.requests and row.seq_q > 1:
-        return "requests"
-    if row.seq_q == row.seq_kv:
-        return "prefill"
-    return "decode" if row.seq_q == 1 else f"{units.short(row.seq_q)} queries"
 
 
 def column_value(row: Row, name: str) -> Value:

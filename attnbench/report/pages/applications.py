@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from attnbench.analysis.rows import Row
+from attnbench.analysis.rows import Row, phase
 from attnbench.report import missing, quantities
-from attnbench.report.charts import panels
 from attnbench.report.pages import ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
 from attnbench.report.quantities import listed, whole
@@ -24,7 +23,7 @@ def page(data: ReportData) -> Page:
         for run, rows in zip(data.runs, data.by_run, strict=True)
         if run.manifest.suite not in NO_MODEL and any(contest.contested for contest in ranking.contests(rows))
     ]
-    decode = [row for row in data.rows if panels.phase(row) == "decode" and row.place]
+    decode = [row for row in data.rows if phase(row) == "decode" and row.place]
     if decode and not models:
         models = [("decoding", decode)]
     if not models:

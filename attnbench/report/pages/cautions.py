@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
-from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import CeilingsByDevice
 from attnbench.analysis.rows import Row, unranked
 from attnbench.machine.resources import BUSY_SHARE
@@ -42,7 +41,7 @@ def cautions(
         words = sentence(panels.words("run", name)) if name in panels.OLD_AND_NEW else name
         prefix = f"{words}: " if len(runs) > 1 else ""
         texts += [Advice(prefix + advice.text, advice.command) for advice in _of_run(run, rows)]
-        texts += [Advice(prefix + preference.text) for preference in preferences(rows, ceilings)]
+        texts += [Advice(prefix + note) for note in summary.notes(rows, ceilings)]
     return texts[:MAX_CAUTIONS]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from attnbench.analysis import stats
-from attnbench.analysis.rows import Row, failing
+from attnbench.analysis.rows import Row, failing, phase
 from attnbench.analysis.stats import Estimate
 from attnbench.records.result import Status
 from attnbench.report import missing, quantities, summary
@@ -220,7 +220,7 @@ def _means(problems: Sequence[Contest], arm: str) -> Iterator[tuple[str, str, Es
     for contest in problems:
         if contest.contested:
             first = contest.first
-            groups.setdefault((panels.phase(first), first.device, first.run), []).append(contest)
+            groups.setdefault((phase(first), first.device, first.run), []).append(contest)
     for key, group in groups.items():
         spelled = (panels.words(name, value) for name, value in zip((panels.PHASE, "device", "run"), key, strict=True))
         differing = [text for place, text in enumerate(spelled) if len({other[place] for other in groups}) > 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnbench.analysis.rows import Row
+from attnbench.analysis.rows import Row, phase
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import ranking
@@ -17,7 +17,7 @@ def at(row: Row, layout: PanelLayout) -> str:
         return f"at {text}"
     if row.requests:
         return f"for {panels.words('requests', row.requests)}"
-    if panels.phase(row) == "prefill":
+    if phase(row) == "prefill":
         return f"at length {text}"
     queries = "1 query" if row.seq_q == 1 else panels.words("seq_q", row.seq_q)
     return f"for {queries} over {panels.words('seq_kv', row.seq_kv)}"

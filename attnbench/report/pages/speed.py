@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from attnbench import units
 from attnbench.analysis.roofline import disturbances
-from attnbench.analysis.rows import Place, Row
+from attnbench.analysis.rows import Place, Row, phase
 from attnbench.report import pivot, quantities, summary
-from attnbench.report.charts import latency, panels, roofline, speedup, throughput
+from attnbench.report.charts import latency, roofline, speedup, throughput
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import lead, ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, beside, blocks, without_empty_columns
@@ -102,8 +102,8 @@ def table(problems: Sequence[Contest], data: ReportData) -> PageTable | None:
     rows = [row for row in data.rows if row.time_s is not None]
     time = quantities.unit((row.time_s for row in rows), quantities.SECONDS)
     rates = [
-        _rate("flop_per_s", "FLOP/s", [row for row in rows if panels.phase(row) != "decode"]),
-        _rate("bytes_per_s", "B/s", [row for row in rows if panels.phase(row) == "decode"]),
+        _rate("flop_per_s", "FLOP/s", [row for row in rows if phase(row) != "decode"]),
+        _rate("bytes_per_s", "B/s", [row for row in rows if phase(row) == "decode"]),
     ]
     compared = any(row.speedup is not None and row.arm != row.reference for row in rows)
     figures = [

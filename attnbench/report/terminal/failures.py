@@ -6,7 +6,7 @@ from attnbench.analysis import common_axes
 from attnbench.analysis.rows import one_line
 from attnbench.records.arm import distinct_names
 from attnbench.records.result import Result
-from attnbench.report.reasons import without_numbers
+from attnbench.report.reasons import different_words, without_numbers
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.report.terminal.verification import arm_name, label
 
@@ -36,10 +36,12 @@ def _all_failures(failed: Sequence[Result], beside: Sequence[Result]) -> bool:
 
 def _group(failed: Sequence[Result], name: str, shared: str) -> Iterator[str]:
     first, width = failed[0], terminal_width()
+    constant = one_line(first.reason)
     cases = dict.fromkeys(
-        label(result) + ("" if result.reason == first.reason else f": {one_line(result.reason)}") for result in failed
+        label(result) + (f": {text}" if (text := different_words(one_line(result.reason), constant)) else "")
+        for result in failed
     )
-    heading = f"{name}: {len(cases)} {first.status.value}: {one_line(first.reason)}"
+    heading = f"{name}: {len(cases)} {first.status.value}: {constant}"
     yield from wrap(heading, width, indent=2)
     for case in cases:
         yield from (f"  {line}" for line in wrap(case, width - 2, indent=2))

@@ -16,6 +16,7 @@ from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
 from attnbench.report import probe_outcomes
 from attnbench.report.pivot import interval
+from attnbench.report.reasons import similar, without_numbers
 from attnbench.report.terminal.text_layout import MIN_LABEL, labelled, terminal_width, wrap
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
@@ -269,7 +270,10 @@ def arm_name(result: Result, names: Mapping[str, str] = NO_NAMES) -> str:
 
 def _table(results: Sequence[Result], heading: str) -> Iterator[str]:
     outputs = [name for name in OUTPUTS if any(name in result.facts.get("errors", {}) for result in results)]
-    notes = list(dict.fromkeys(result.reason for result in results if result.status is not Status.OK))
+    notes: dict[str, list[str]] = {}  # reasons that differ in numbers alone are one note
+    for result in results:
+        if result.status is not Status.OK:
+            notes.setdefault(without_numbers(result.reason), []).append(result.reason)
     labels = [label(result) for result in results]
     width = min(max(map(len, labels)), max(MIN_LABEL, terminal_width() - 18 - 6 * len(outputs)))
     yield heading
@@ -279,14 +283,16 @@ def _table(results: Sequence[Result], heading: str) -> Iterator[str]:
         yield from labelled(
             name, width, error.rjust(9) + "".join(f" {share.rjust(5)}" for share in shares) + f"  {verdict}"
         )
-    for number, note in enumerate(notes, start=1):
-        yield from wrap(f"[{number}] {one_line(note)}", terminal_width())
+    for number, reasons in enumerate(notes.values(), start=1):
+        yield from wrap(f"[{number}] {one_line(reasons[0])}{similar(reasons)}", terminal_width())
 
 
-def _cells(result: Result, outputs: Sequence[str], notes: Sequence[str]) -> list[str]:
+def _cells(result: Result, outputs: Sequence[str], notes: Mapping[str, Sequence[str]]) -> list[str]:
     """The error of out, the shares, and the verdict with the number of its note."""
     errors = result.facts.get("errors", {})
-    verdict = "ok" if result.status is Status.OK else f"{result.status.value} [{notes.index(result.reason) + 1}]"
+    verdict = "ok"
+    if result.status is not Status.OK:
+        verdict = f"{result.status.value} [{list(notes).index(without_numbers(result.reason)) + 1}]"
     if result.status is Status.OK and (share := result.facts.get("verified_share", 1.0)) < 1:
         verdict += f" ({share:.0%} of rows)"
     out = errors.get("out", {}).get("max_abs")
