@@ -49,12 +49,12 @@ class RowBlock(msgspec.Struct, frozen=True, kw_only=True):
 
 def groups(problem: Problem) -> list[Group]:
     """Every group of a problem, in memory order."""
-    return [(b, kv_head) for b in range(problem.batch) for kv_head in range(problem.kv_heads)]
+    return [(b, kv_head) for b in range(problem.sequences) for kv_head in range(problem.kv_heads)]
 
 
 def rows_of(problem: Problem, group: Group) -> int:
     """The query rows of a group."""
-    return problem.sizes[group[0]].queries if problem.requests else problem.seq_q
+    return problem.parts[group[0]].seq_q if problem.requests else problem.seq_q
 
 
 def of_part(problem: Problem, group: Group, inputs: Inputs) -> tuple[Problem, Group, Inputs]:

@@ -136,7 +136,9 @@ def _bytes_of_kv(problem: Problem, tokens: int) -> int:
 
 def _table_bytes(problem: Problem) -> int:
     """Bytes of the table of pages, if the cache has pages."""
-    return 4 * sum(-(-keys // problem.page_size) for _, keys in problem.sizes) if problem.page_size else 0
+    if not problem.page_size:
+        return 0
+    return 4 * sum(-(-keys // problem.page_size) for queries, keys in problem.sizes if queries)
 
 
 def _weight_bytes(problem: Problem) -> int:

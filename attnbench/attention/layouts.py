@@ -52,6 +52,15 @@ def segments(problem: Problem) -> Segments:
     return Segments(starts_q, starts_kv, max(queries), max(keys))
 
 
+def waits_beside_decodes(problem: Problem) -> bool:
+    """Whether a request without queries is among decodes of grouped heads.
+
+    FlashAttention-2 takes their heads for queries, of which it expects one request each:
+    https://github.com/Dao-AILab/flash-attention/issues/1537
+    """
+    return problem.seq_q == 1 and problem.kv_heads < problem.heads and "empty" in problem.features
+
+
 def unflattened(batch: int, seq: int, out: Tensor, lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The batch and its rows in place of all tokens.
 

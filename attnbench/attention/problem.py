@@ -104,7 +104,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         if (self.batch, self.seq_q, self.seq_kv) != most:
             shape = f"batch={self.batch}, seq_q={self.seq_q}, seq_kv={self.seq_kv}"
             raise ProblemError(f"{text} with {shape}: they are {most[0]}, {most[1]} and {most[2]}")
-        for request in dict.fromkeys(sizes):
+        for request in dict.fromkeys(size for size in sizes if size.queries):
             try:
                 _part(self, request)
             except ProblemError as error:
@@ -214,7 +214,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     @property
     def spans(self) -> tuple[tuple[slice, slice], ...]:
-        """The queries and the keys of every request, among the packed tokens."""
+        """The queries and the keys of every request that has queries, among the packed tokens."""
         return requests.spans(self.sizes)
 
     @property
@@ -224,8 +224,15 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
     @property
     def parts(self) -> tuple[Problem, ...]:
-        """The problems that it consists of: one for each request, else itself."""
-        return tuple(_part(self, size) for size in self.sizes) if self.requests or self.lengths else (self,)
+        """The problems that it consists of: one for each request that has queries, else itself."""
+        if not (self.requests or self.lengths):
+            return (self,)
+        return tuple(_part(self, size) for size in self.sizes if size.queries)
+
+    @property
+    def sequences(self) -> int:
+        """The sequences that have an output: of requests, the `parts`."""
+        return len(self.parts) if self.requests else self.batch
 
     @property
     def grid(self) -> Grid:
@@ -318,6 +325,7 @@ FEATURES: dict[str, str] = {
     "paged": "keys in pages",
     "latent": "latent KV",
     "requests": "requests of different lengths in one batch",
+    "empty": "a request without queries",
     "sinks": "sinks",
     "dropout": "dropout",
     **{word: kind.summary for word, kind in weightings.WEIGHTINGS.items() if kind.summary},
@@ -328,7 +336,7 @@ FEATURES: dict[str, str] = {
 def _features(problem: Problem) -> frozenset[str]:
     if problem.requests or problem.lengths:
         parts = frozenset[str]().union(*(part.features for part in dict.fromkeys(problem.parts)))
-        return parts | {"requests"}
+        return parts | {"requests"} | (frozenset() if all(size.queries for size in problem.sizes) else {"empty"})
     needed = set(problem.masking.words)
     if problem.weighting != "softmax":
         needed.add(problem.weighing.word)

@@ -26,7 +26,7 @@ _SEGMENT = re.compile(r"(\d{1,12})?q(\d{1,12}k?)(?:(?:s|kv)(\d{1,12}k?))?")
 class RequestSize(NamedTuple):
     """One request of a batch, in tokens."""
 
-    queries: int  # scheduled in this step
+    queries: int  # scheduled in this step; 0: it waits, and has no output
     keys: int  # in all, those of the queries included
 
 
@@ -42,8 +42,8 @@ def parse(text: str) -> tuple[RequestSize, ...]:
             )
         count, queries = int(match[1] or 1), tokens(match[2])
         keys = queries if match[3] is None else tokens(match[3])
-        if min(count, queries, keys) < 1:
-            raise ProblemError(f"requests {text!r}: {segment!r}: every number must be at least 1")
+        if count < 1:
+            raise ProblemError(f"requests {text!r}: {segment!r}: the count must be at least 1; leave the segment out")
         if keys < queries:
             raise ProblemError(
                 f"requests {text!r}: {segment!r}: {keys} keys are fewer than {queries} queries; s counts all"
@@ -51,6 +51,8 @@ def parse(text: str) -> tuple[RequestSize, ...]:
         if len(requests) + count > MAX_REQUESTS:
             raise ProblemError(f"requests {text!r}: more than {MAX_REQUESTS:,} requests")
         requests += [RequestSize(queries, keys)] * count
+    if not any(queries for queries, _ in requests):
+        raise ProblemError(f"requests {text!r}: no request has a query: use q1 or more in one of them, as q0s8_q1s8")
     return tuple(requests)
 
 
@@ -61,10 +63,10 @@ def spell(requests: tuple[RequestSize, ...]) -> str:
 
 @lru_cache(maxsize=1024)
 def spans(requests: tuple[RequestSize, ...]) -> tuple[tuple[slice, slice], ...]:
-    """The queries and the keys of every request, among those of all."""
+    """The queries and the keys of every request that has queries, among those of all."""
     ends = (itertools.accumulate(counts, initial=0) for counts in zip(*requests, strict=True))
     queries, keys = (itertools.starmap(slice, itertools.pairwise(each)) for each in ends)
-    return tuple(zip(queries, keys, strict=True))
+    return tuple(span for span, size in zip(zip(queries, keys, strict=True), requests, strict=True) if size.queries)
 
 
 def tokens(text: str) -> int:
@@ -74,7 +76,7 @@ def tokens(text: str) -> int:
 
 def short_tokens(count: int) -> str:
     """A number of tokens, with `k` where that is exact."""
-    return f"{count // 1024}k" if count % 1024 == 0 else str(count)
+    return f"{count // 1024}k" if count and count % 1024 == 0 else str(count)
 
 
 def short(text: str) -> str:
@@ -99,8 +101,8 @@ def digest(text: str) -> str:
 
 
 def shrunk(requests: tuple[RequestSize, ...], share: float) -> tuple[RequestSize, ...]:
-    """The same requests with `share` of their queries and keys, each at least 1."""
-    return tuple(RequestSize(scaled(queries, share), scaled(keys, share)) for queries, keys in requests)
+    """The same requests with `share` of their queries and keys, each at least 1 where there are any."""
+    return tuple(RequestSize(*(scaled(count, share) if count else 0 for count in size)) for size in requests)
 
 
 def _segment(count: int, queries: int, keys: int) -> str:

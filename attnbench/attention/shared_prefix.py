@@ -47,7 +47,7 @@ def parse(text: str) -> tuple[SharedPrefix, ...]:
 
 def spell(prefixes: Sequence[SharedPrefix]) -> str:
     """The canonical text."""
-    return "_".join(f"{requests.short_tokens(keys) if keys else 0}:{count}" for keys, count in prefixes)
+    return "_".join(f"{requests.short_tokens(keys)}:{count}" for keys, count in prefixes)
 
 
 def short(text: str) -> str:
@@ -63,6 +63,8 @@ def check(text: str, sizes: tuple[RequestSize, ...], page_size: int) -> None:
     """Raise ProblemError where the requests cannot have this prefix, or share no page of it; no sizes: no requests."""
     if not sizes:
         raise ProblemError(f"shared_prefix={text}: use it with requests, as requests=8q1s4k")
+    if not all(size.queries for size in sizes):
+        raise ProblemError(f"shared_prefix={text}: a request without queries shares nothing: leave one of both out")
     prefixes = parse(text)
     if len(prefixes) == 1:
         _check_equal(prefixes[0], sizes)

@@ -200,8 +200,12 @@ def _objections_of_device(limits: Limits, dtype: Dtype, capability: tuple[int, i
 
 def _objections_of_gradients(case: Case) -> list[str]:
     """Reasons of a whole batch: a backend that computes requests one by one sees neither pages nor sharing."""
-    kinds = {"in pages": case.problem.page_size > 0, "that requests share": bool(case.problem.shared_prefix)}
-    return [f"backward of keys {kind} unsupported" for kind, holds in kinds.items() if holds and case.mode.needs_grad]
+    problem = case.problem
+    kinds = {
+        "keys in pages": problem.page_size > 0, "keys that requests share": bool(problem.shared_prefix),
+        "a batch with a request without queries": "empty" in problem.features,
+    }  # fmt: skip
+    return [f"backward of {kind} unsupported" for kind, holds in kinds.items() if holds and case.mode.needs_grad]
 
 
 def _objections_of_shape(limits: Limits, case: Case) -> list[str]:

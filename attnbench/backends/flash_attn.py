@@ -20,7 +20,7 @@ import numpy as np
 from attnbench.attention import logits
 from attnbench.attention.biases import Alibi
 from attnbench.attention.choices import Mode, Returns
-from attnbench.attention.layouts import is_packed, page_table, paged, segments, unflattened
+from attnbench.attention.layouts import is_packed, page_table, paged, segments, unflattened, waits_beside_decodes
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
@@ -169,15 +169,17 @@ def probe(device: str, name: str) -> str | None:
 
 
 def _refuses(case: Case) -> list[str]:
-    """Page sizes that a package does not read."""
-    size, multiple = case.problem.page_size, PACKAGES[case.backend].page_multiple
-    if not size % multiple:
-        return []
-    return [f"page_size={size} is not a multiple of {multiple}: use page_size={multiple}, or flash-attn:3"]
+    """Page sizes that a package does not read, and what flash-attn:2 takes for other shapes."""
+    size, multiple, reasons = case.problem.page_size, PACKAGES[case.backend].page_multiple, []
+    if size % multiple:
+        reasons.append(f"page_size={size} is not a multiple of {multiple}: use page_size={multiple}, or flash-attn:3")
+    if case.backend == "flash-attn:2" and waits_beside_decodes(case.problem):
+        reasons.append("a request without queries beside decodes of grouped heads unsupported")
+    return reasons
 
 
 _MASKS = frozenset({"causal", "window", "document", "blind_rows"})
-FEATURES = _MASKS | {"requests", "paged", "gqa", "cross", "scale", "softcap", "lse"}
+FEATURES = _MASKS | {"requests", "empty", "paged", "gqa", "cross", "scale", "softcap", "lse"}
 # A document of a request would need both meanings of a sequence at once.
 COMBINATIONS = tuple(frozenset({"document", word}) for word in ("requests", "paged"))
 

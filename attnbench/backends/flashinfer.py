@@ -73,7 +73,8 @@ def plan_of(problem: Problem) -> _Plan:
     if not problem.page_size:
         places: Keywords = {"qo_indptr": starts_q, "kv_indptr": starts_kv}
         return _Plan("BatchPrefillWithRaggedKVCacheWrapper", places | _of_prefill(problem))
-    pages = _pages(page_table(problem), np.diff(starts_kv), problem.page_size)
+    asked, starts_q = _with_queries(problem)
+    pages = _pages(page_table(problem)[asked], np.diff(starts_kv)[asked], problem.page_size)
     if problem.seq_q == 1:
         places = pages._asdict() | {"head_dim": problem.head_dim}
         tensor_cores = problem.heads // problem.kv_heads >= MIN_TENSOR_CORE_GROUP
@@ -102,10 +103,10 @@ def cascade_plan(problem: Problem) -> _Plan:
 
 def latent_plan(problem: Problem) -> _Plan:
     """Of absorbed queries, all heads over one latent cache; keys without pages are pages of one token."""
-    inner, (starts_q, starts_kv) = latent.absorbed(problem), _starts(problem)
-    keys, size = np.diff(starts_kv), problem.page_size or 1
-    table = page_table(problem) if problem.page_size else starts_kv[:-1, None] + np.arange(max(keys), dtype=np.int32)
-    pages = _pages(table, keys, size)
+    inner, (_, starts_kv), (asked, starts_q) = latent.absorbed(problem), _starts(problem), _with_queries(problem)
+    keys, size = np.diff(starts_kv)[asked], problem.page_size or 1
+    of_tokens = starts_kv[:-1, None] + np.arange(max(keys), dtype=np.int32)
+    pages = _pages((page_table(problem) if problem.page_size else of_tokens)[asked], keys, size)
     places: Keywords = {
         "qo_indptr": starts_q, "kv_indptr": pages.indptr, "kv_indices": pages.indices, "kv_len_arr": keys,
         "num_heads": problem.heads, "head_dim_ckv": inner.head_dim_v,
@@ -124,6 +125,13 @@ def _of_prefill(problem: Problem) -> Keywords:
 def _starts(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     batch = segments(problem)
     return np.array(batch.starts_q, np.int32), np.array(batch.starts_kv, np.int32)
+
+
+def _with_queries(problem: Problem) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    """Which requests have queries, and where these start: others have no place in a plan, where each has a page."""
+    queries = np.array([size.queries for size in problem.sizes], np.int32)
+    asked = queries > 0
+    return asked, np.concatenate([[0], np.cumsum(queries[asked])]).astype(np.int32)
 
 
 def _pages(table: NDArray[np.int32], keys: NDArray[Any], size: int) -> _Pages:
@@ -283,11 +291,11 @@ def _backend(
 _ALL = (
     _backend(
         "flashinfer", "flashinfer, batch prefill or decode over packed keys or pages, forward",
-        frozenset({"window", "softcap", "lse"}), prepare, _refuses,
+        frozenset({"window", "softcap", "lse", "empty"}), prepare, _refuses,
     ),
     _backend(
         "flashinfer:mla", "flashinfer, absorbed queries over a latent cache, forward",
-        frozenset({"latent", "head_dim_v"}), prepare_latent, _refuses_latent,
+        frozenset({"latent", "head_dim_v", "empty"}), prepare_latent, _refuses_latent,
     ),
     _backend(
         "flashinfer:cascade", "flashinfer, a shared prefix once for all its requests, forward",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BEYOND = {"latent", "dense", "weights", "additive", "file", "dropout"}
 _FEATURES = frozenset(FEATURES) - _BEYOND - {"argmax", "topk", "sample", "topp", "raw", "sparsemax", "sigmoid"}
 _OF_REQUESTS = frozenset(
-    {"requests", "paged", "causal", "window", "gqa", "cross", "head_dim_v", "scale", "softcap", "lse"}
+    {"requests", "empty", "paged", "causal", "window", "gqa", "cross", "head_dim_v", "scale", "softcap", "lse"}
 )
 BLOCK = 128  # of a BlockMask, torch's default
 

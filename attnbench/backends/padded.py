@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MASKS = frozenset({"causal", "window", "prefix", "document", "blind_rows"})
-_FEATURES = _MASKS | {"requests", "paged", "gqa", "cross", "scale", "head_dim_v"}
+_FEATURES = _MASKS | {"requests", "empty", "paged", "gqa", "cross", "scale", "head_dim_v"}
 
 
 class _Plan(NamedTuple):
@@ -34,8 +34,9 @@ def plan(problem: Problem) -> _Plan:
 
     A row beyond a request sees key 0: softmax over no key is not a number in some kernels.
     """
-    visible = np.zeros((problem.batch, 1, problem.seq_q, problem.seq_kv), dtype=bool)
-    places = [np.zeros((problem.batch, longest), dtype=np.int64) for longest in (problem.seq_q, problem.seq_kv)]
+    batch = problem.sequences
+    visible = np.zeros((batch, 1, problem.seq_q, problem.seq_kv), dtype=bool)
+    places = [np.zeros((batch, longest), dtype=np.int64) for longest in (problem.seq_q, problem.seq_kv)]
     for b, (part, spans) in enumerate(zip(problem.parts, problem.spans, strict=True)):
         visible[b, 0, : part.seq_q, : part.seq_kv] = part.visible()[0]
         visible[b, 0, part.seq_q :, 0] = True
@@ -44,7 +45,7 @@ def plan(problem: Problem) -> _Plan:
     kv_places = places[1].ravel()
     if problem.page_size:
         kv_places = layouts.slots(problem)[kv_places]
-    rows = np.flatnonzero(np.arange(problem.seq_q) < np.array(problem.sizes)[:, :1])
+    rows = np.flatnonzero(np.arange(problem.seq_q) < np.array([[part.seq_q] for part in problem.parts]))
     return _Plan(places[0].ravel(), kv_places, rows, visible)
 
 
@@ -62,17 +63,18 @@ def prepare(case: Case, device: str) -> Prepared:
 
     def padded(tokens: Tensor, places: Tensor) -> Tensor:
         """[tokens, heads, width] -> [batch, heads, longest, width]."""
-        return tokens.index_select(0, places).view(problem.batch, -1, *tokens.shape[1:]).transpose(1, 2)
+        return tokens.index_select(0, places).view(problem.sequences, -1, *tokens.shape[1:]).transpose(1, 2)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = (kv.flatten(0, 1) if problem.page_size else kv[0].transpose(0, 1) for kv in (k, v))
         out = attend(padded(q[0].transpose(0, 1), q_places), padded(keys, kv_places), padded(values, kv_places))
         return out.transpose(1, 2).flatten(0, 1).index_select(0, rows).transpose(0, 1)[None]
 
+    keys = sum(part.seq_kv for part in problem.parts)
     return Prepared(
         call=call,
         seconds=seconds,
-        facts={"requests": "padded", "padding": 1 - problem.tokens_kv / (problem.batch * problem.seq_kv)},
+        facts={"requests": "padded", "padding": 1 - keys / (problem.sequences * problem.seq_kv)},
         stored=partial(layouts.paged, problem) if problem.page_size else None,
     )
 
@@ -86,10 +88,10 @@ def _on(device: str, tables: _Plan) -> list[Tensor]:
 def scratch_bytes(case: Case) -> int:
     """The padded q, k, v and out, the packed out, and the mask as booleans and as numbers."""
     problem, number = case.problem, case.problem.dtype.bytes
-    rows, keys = problem.batch * problem.seq_q, problem.batch * problem.seq_kv
+    rows, keys = problem.sequences * problem.seq_q, problem.sequences * problem.seq_kv
     width = problem.head_dim + problem.head_dim_v
     padded = (rows * problem.heads + keys * problem.kv_heads) * width * number
-    mask = problem.batch * problem.seq_q * problem.seq_kv * (1 + 2 * number)
+    mask = problem.sequences * problem.seq_q * problem.seq_kv * (1 + 2 * number)
     return (2 if case.mode.needs_grad else 1) * padded + mask + cost.output_bytes(problem, case.mode)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -115,12 +116,13 @@ def _by_request(backend: Backend, case: Case, device: str) -> Prepared:
     where = torch.from_numpy(layouts.slots(problem)).to(device).split(keys) if problem.page_size else None
 
     def split(tensor: Tensor) -> Iterable[Tensor]:
-        """k or v of each request: gathered when its turn comes, so that those of one are in memory."""
-        return tensor.split(keys, 2) if where is None else (layouts.packed_keys(tensor, places) for places in where)
+        """k or v of each request with queries: gathered when its turn comes, so that those of one are in memory."""
+        of_each = compress(tensor.split(keys, 2) if where is None else where, rows)
+        return of_each if where is None else (layouts.packed_keys(tensor, places) for places in of_each)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         # Slices in place of a split would each have a gradient of the size of the whole tensor.
-        outputs = list(map(operator.call, calls, q.split(rows, 2), split(k), split(v)))
+        outputs = list(map(operator.call, calls, compress(q.split(rows, 2), rows), split(k), split(v)))
         if not isinstance(outputs[0], tuple):
             return torch.cat(outputs, dim=2)
         outs, others = map(list, zip(*outputs, strict=True))

@@ -48,7 +48,7 @@ FEATURES = frozenset(
     {
         *("causal", "window", "prefix", "document", "padding", "blind_rows", "dense", *PATTERNS),
         *("gqa", "cross", "head_dim_v", "scale", "softcap", "lse", "sinks", "dropout", "dense_bias", "paged"),
-        *("requests", "latent", *BIASES),
+        *("requests", "empty", "latent", *BIASES),
     }
 )
 ROW_BYTES = 16  # the tensor memory accelerator copies multiples of it
@@ -211,7 +211,20 @@ _OF_PATHS = FEATURES - {"latent"}  # which only the decode kernel takes
 _CUDA = replace(LIMITS, dtypes=FLOATS | {Dtype.TF32}, capability=(8, 0))
 _DESCRIBED = replace(_CUDA, dtypes=HALVES, features=_OF_PATHS, capability=(9, 0))
 _BY_HOPPER = frozenset(
-    {"causal", "window", "prefix", "document", "padding", "requests", "blind_rows", "gqa", "cross", "scale", "lse"}
+    {
+        "causal",
+        "window",
+        "prefix",
+        "document",
+        "padding",
+        "requests",
+        "empty",
+        "blind_rows",
+        "gqa",
+        "cross",
+        "scale",
+        "lse",
+    }
 )
 _HOPPER = replace(_DESCRIBED, features=_BY_HOPPER, forward_only={FP8: (9, 0)}, capability_below=(10, 0))
 _NAMED, _NAMED_CUDA = (replace(limits, features=_OF_PATHS) for limits in (LIMITS, _CUDA))

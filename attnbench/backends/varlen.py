@@ -8,7 +8,6 @@ since 2.13. Its FlashAttention-2 takes pages of a multiple of 256, and in severa
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import sys
 from functools import partial
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attnbench.attention.choices import Mode, Returns
-from attnbench.attention.layouts import page_table, paged, segments, unflattened
+from attnbench.attention.layouts import page_table, paged, segments, unflattened, waits_beside_decodes
 from attnbench.attention.problem import Problem
 from attnbench.backends import HALVES, Backend, Keywords, Layout, Limits, Output, Prepared, failure, planned, tables_on
 from attnbench.records.case import Case
@@ -43,7 +42,6 @@ def arguments(problem: Problem, known: frozenset[str]) -> Keywords:
 def tables(problem: Problem) -> Keywords:
     """Where sequences start, and where their pages are, in the keywords of varlen_attn."""
     batch = segments(problem)
-    assert all(a < b for a, b in itertools.pairwise(batch.starts_q))
     starts: Keywords = {
         "cu_seq_q": np.array(batch.starts_q, np.int32),
         "cu_seq_k": np.array(batch.starts_kv, np.int32),
@@ -75,6 +73,8 @@ def _refuses(case: Case) -> list[str]:
         reasons.append(
             f"page_size={problem.page_size} is not a multiple of {PAGE_MULTIPLE}: use page_size={PAGE_MULTIPLE}"
         )
+    if waits_beside_decodes(problem):
+        reasons.append("a request without queries beside decodes of grouped heads unsupported")
     if module := sys.modules.get(_MODULE):
         reasons += lacks(problem, frozenset(inspect.signature(module.varlen_attn).parameters))
     return reasons
@@ -134,7 +134,7 @@ BACKENDS = {
             "cuda": Limits(
                 dtypes=HALVES,
                 features=frozenset(
-                    {"causal", "window", "document", "requests", "paged", "gqa", "cross", "scale", "lse"}
+                    {"causal", "window", "document", "requests", "empty", "paged", "gqa", "cross", "scale", "lse"}
                 ),
                 head_dim_most=256,
                 head_dim_multiple=8,

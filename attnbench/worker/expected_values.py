@@ -149,7 +149,7 @@ def select(problem: Problem, mode: Mode, seed: int, budget_s: float) -> Selectio
     if problem.scope != "core":
         return _whole_sequences(problem, mode, seed, budget_s)
     seconds = _predictor(problem, mode)
-    by_sequence = [seconds(b, None) for b in range(problem.batch)]
+    by_sequence = [seconds(b, None) for b in range(problem.sequences)]
     if sum(by_sequence) * problem.kv_heads <= budget_s:
         return Selection(groups=tuple(all_groups))
     drawn, spent = [], 0.0
@@ -171,11 +171,11 @@ def _whole_sequences(problem: Problem, mode: Mode, seed: int, budget_s: float) -
     """Every group of at least one sequence, drawn by seed: a projection mixes all heads of a sequence."""
     seconds = _predictor(replace(problem, scope="core", autocast="none"), mode)
     layers = max(1, problem.scoped[1])
-    sequence_s = layers * problem.kv_heads * sum(seconds(b, None) for b in range(problem.batch)) / problem.batch
-    count = max(1, min(problem.batch, int(budget_s / sequence_s)))
-    sequences = sorted(random.Random(seed).sample(range(problem.batch), count))
+    sequence_s = layers * problem.kv_heads * sum(seconds(b, None) for b in range(problem.sequences)) / problem.sequences
+    count = max(1, min(problem.sequences, int(budget_s / sequence_s)))
+    sequences = sorted(random.Random(seed).sample(range(problem.sequences), count))
     drawn = tuple((b, head) for b in sequences for head in range(problem.kv_heads))
-    rows = sum(problem.sizes[b].queries for b in sequences)
+    rows = sum(rows_of(problem, (b, 0)) for b in sequences)
     return Selection(groups=drawn, share=rows / problem.tokens_q)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.attention import blocks, cost, inputs, layouts, logits, reference, requests
@@ -51,6 +52,7 @@ def problem_of(sizes: list[RequestSize], **changes: Any) -> Problem:
         ("q2048s2048", [(2048, 2048)], "q2k"),
         ("2q2k_32q1s1k", [(2048, 2048)] * 2 + [(1, 1024)] * 32, "2q2k_32q1s1k"),
         ("q257_7q1s1057", [(257, 257)] + [(1, 1057)] * 7, "q257_7q1s1057"),
+        ("2q0s1k_q0_q1", [(0, 1024)] * 2 + [(0, 0), (1, 1)], "2q0s1k_q0_q1"),
     ],
 )
 def test_a_batch_is_read_in_the_grammar_of_vllm(text, sizes, canonical):
@@ -71,8 +73,9 @@ def test_the_canonical_text_gives_the_same_requests(sizes):
         ("q2k__q1", "'' is no segment"),
         ("q2s", "'q2s' is no segment"),
         ("q1s1m", "'q1s1m' is no segment"),
-        ("0q1", "every number must be at least 1"),
-        ("q4_q0s8", "'q0s8': every number must be at least 1"),
+        ("0q1", "'0q1': the count must be at least 1; leave the segment out"),
+        ("2q0s8_q0", "no request has a query: use q1 or more in one of them, as q0s8_q1s8"),
+        ("q1s0", "'q1s0': 0 keys are fewer than 1 queries"),
         ("q8s4", "'q8s4': 4 keys are fewer than 8 queries; s counts all"),
         ("99999q1", "more than 65,536 requests"),
     ],
@@ -133,6 +136,69 @@ def test_a_request_has_the_diagonal_of_its_own_lengths():
     assert cost.pairs(problem) == 4 * (3 + 4 + 3)
 
 
+# -- requests without queries ------------------------------------------------------------------------------------------
+
+WAITING = st.integers(0, 6).map(lambda keys: RequestSize(0, keys))
+
+
+def without_waiting(problem: Problem, tensors: inputs.Inputs) -> tuple[Problem, inputs.Inputs]:
+    """The batch of those requests that have queries, and its tensors."""
+    sizes = [size for size in problem.sizes if size.queries]
+    seq_q, seq_kv = map(max, zip(*sizes, strict=True))
+    shape = {"batch": len(sizes), "seq_q": seq_q, "seq_kv": seq_kv, "requests": requests.spell(tuple(sizes))}
+    asked = torch.cat([torch.arange(keys.start, keys.stop) for _, keys in problem.spans])
+    k, v = (tensor[:, :, asked] for tensor in (tensors.k, tensors.v))
+    return replace(problem, **shape), inputs.Inputs(q=tensors.q, k=k, v=v, dout=tensors.dout)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(WAITING, min_size=1, max_size=3), SIZES, st.sampled_from(["none", "causal", "causal+window:2"]),
+       st.sampled_from([0, 4]), st.randoms(use_true_random=False))  # fmt: skip
+@pytest.mark.parametrize("name", ["naive", "sdpa:math", "sdpa:flash", "sdpa:padded", "flex:eager"])
+def test_a_request_without_queries_changes_nothing(name, waiting, sizes, mask, page_size, random):
+    mixed = [*waiting, *sizes]
+    random.shuffle(mixed)
+    problem = problem_of(mixed, mask=mask, page_size=page_size)
+    check_output(name, problem)
+    alone, tensors = without_waiting(problem, inputs.make(problem, 7))
+    torch.testing.assert_close(computed(name, problem, inputs.make(problem, 7)), computed(name, alone, tensors))
+    for count in (cost.pairs, cost.seen_keys):
+        assert count(problem) == count(alone)
+    for count in (cost.flops, cost.traffic_bytes, cost.output_bytes):
+        assert count(problem, Mode.FWD) == count(alone, Mode.FWD)
+    assert cost.kv_bytes(problem) - cost.kv_bytes(alone) == sum(keys for _, keys in waiting) * 2 * (8 + 8) * 4
+
+
+def test_outputs_beside_requests_without_queries_are_judged(tmp_path):
+    sizes = [RequestSize(0, 3), RequestSize(4, 9), RequestSize(0, 0), RequestSize(2, 2)]
+    problem = problem_of(sizes)
+    values = expected_values.compute(problem, Mode.FWD, 0, "normal", tmp_path, 30.0)
+    out = expected(problem, inputs.make(problem, 0)).float()
+    assert correctness.judge(values, {"out": out}).ok
+    for row in range(6):
+        wrong = out.clone()
+        wrong[0, 1, row] += 8.0
+        judged = correctness.judge(values, {"out": wrong})
+        assert not judged.ok
+        assert f"[b{row // 4} h1 q{row % 4}" in judged.reason
+
+
+def test_what_requests_without_queries_cannot_have_is_refused():
+    sizes = [RequestSize(0, 8), RequestSize(1, 8), RequestSize(1, 8)]
+    with pytest.raises(ProblemError, match="shared_prefix=4:2: a request without queries shares nothing"):
+        problem_of(sizes, shared_prefix="4:2")
+    case = Case(problem=problem_of(sizes), backend="naive", mode=Mode.FWD_BWD)
+    reason = "backward of a batch with a request without queries unsupported"
+    assert backends.load("naive").objections(case, "cpu") == [reason]
+    case = Case(problem=problem_of(sizes), backend="openvino")
+    assert "a request without queries unsupported" in backends.load("openvino").objections(case, "cpu")
+
+
+def test_shorter_requests_still_have_no_queries():
+    sizes = (RequestSize(0, 100), RequestSize(0, 0), RequestSize(1, 1000))
+    assert requests.shrunk(sizes, 0.1) == (RequestSize(0, 10), RequestSize(0, 0), RequestSize(1, 100))
+
+
 # -- tensors and pages -------------------------------------------------------------------------------------------------
 
 
@@ -173,14 +239,19 @@ def expected(problem: Problem, tensors: inputs.Inputs) -> torch.Tensor:
     return out
 
 
-def check_output(name: str, problem: Problem) -> None:
-    """Compare a backend with `expected`."""
+def computed(name: str, problem: Problem, tensors: inputs.Inputs) -> torch.Tensor:
+    """The output of a backend."""
     case, backend = Case(problem=problem, backend=name), backends.load(name)
     assert backend.objections(case, "cpu") == []
-    tensors = inputs.make(problem, 7)
     prepared = scope.prepare(backend, case, "cpu")
     k, v = (prepared.stored(each) if prepared.stored else each for each in (tensors.k, tensors.v))
-    out = prepared.call(tensors.q, k, v)
+    return prepared.call(tensors.q, k, v)
+
+
+def check_output(name: str, problem: Problem) -> None:
+    """Compare a backend with `expected`."""
+    tensors = inputs.make(problem, 7)
+    out = computed(name, problem, tensors)
     torch.testing.assert_close(out.double(), expected(problem, tensors), rtol=0, atol=1e-5)
 
 

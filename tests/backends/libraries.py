@@ -21,7 +21,7 @@ from tests.backends.test_flash_attn import attend
 def gathered(pool: Any, table: Any, count: int) -> Any:
     """The first keys of a sequence, [count, heads, width], from pages [pages, page_size, heads, width]."""
     assert table.dtype is torch.int32
-    return torch.cat([pool[page] for page in table[: -(-count // pool.shape[1])].tolist()])[:count]
+    return pool[table[: -(-count // pool.shape[1])].long()].flatten(0, 1)[:count]
 
 
 def attend_packed(q: Any, keys: Sequence[tuple[Any, Any]], starts_q: Any, longest_q: int, **options: Any) -> Any:
@@ -31,7 +31,9 @@ def attend_packed(q: Any, keys: Sequence[tuple[Any, Any]], starts_q: Any, longes
     ends = starts_q.tolist()
     assert len(keys) == len(ends) - 1
     parts = [
-        attend(q[None, a:b], k[None], v[None], **options) for a, b, (k, v) in zip(ends, ends[1:], keys, strict=False)
+        attend(q[None, a:b], k[None], v[None], **options)
+        for a, b, (k, v) in zip(ends, ends[1:], keys, strict=False)
+        if b > a
     ]
     return torch.cat([out[0] for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
 

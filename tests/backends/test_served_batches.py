@@ -99,6 +99,7 @@ MIXED = (RequestSize(7, 7), RequestSize(1, 300), RequestSize(4, 261), RequestSiz
 SPLIT_K_REASON = (
     "different numbers of queries, or more than 16, with a causal mask unsupported: use xformers:fa2 or xformers:fa3"
 )
+WAITING = (RequestSize(0, 0), RequestSize(3, 300), RequestSize(0, 70), RequestSize(1, 261), RequestSize(0, 0))
 ALIKE = (RequestSize(4, 300), RequestSize(4, 4), RequestSize(4, 261))
 
 
@@ -132,6 +133,23 @@ def test_what_is_handed_over_is_the_problem(name: str, label: str, paged: bool) 
     objections = load(name).objections(Case(problem=problem, backend=name), "cuda", HOPPER)
     assert objections == refusal(name, label, paged)
     if not objections:
+        assert_right(name, problem)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("name", PAGES)
+def test_requests_without_queries_have_no_output(name: str, queries: int, paged: bool) -> None:
+    """They are empty sequences of a packed call, or have no place in a plan; xformers does not document them."""
+    sizes = tuple(RequestSize(min(size.queries, queries), size.keys) for size in WAITING)
+    problem = batch_of(sizes, name, mask="causal", page_size=PAGES[name][paged], kv_heads=1)
+    objections = load(name).objections(Case(problem=problem, backend=name), "cuda", HOPPER)
+    if name.startswith("xformers"):
+        assert "a request without queries unsupported" in objections
+    elif name in ("varlen", "flash-attn:2") and queries == 1:
+        assert objections == ["a request without queries beside decodes of grouped heads unsupported"]
+    else:
+        assert objections == []
         assert_right(name, problem)
 
 
@@ -254,7 +272,7 @@ def test_a_prefix_is_a_level_of_flashinfer(mask: str, page_size: int, fields: di
 
 @pytest.mark.parametrize("mask", ["none", "causal"])
 @pytest.mark.parametrize("page_size", [0, 1, 64])
-@pytest.mark.parametrize("sizes", [MIXED, DECODES], ids=["mixed", "decodes"])
+@pytest.mark.parametrize("sizes", [MIXED, DECODES, WAITING], ids=["mixed", "decodes", "waiting"])
 def test_a_latent_cache_is_given_to_flashinfer_absorbed(
     sizes: tuple[RequestSize, ...], page_size: int, mask: str
 ) -> None:

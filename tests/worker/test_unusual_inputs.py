@@ -121,6 +121,16 @@ def test_the_unused_ends_of_pages_are_not_read(backend: str) -> None:
     assert probes.run(["values:nan_padding"], case)["values"]["nan_padding"]["outcome"] == "right"
 
 
+@pytest.mark.parametrize("backend", ["naive", "sdpa:padded"])
+@pytest.mark.parametrize("page_size", [0, 16])
+def test_requests_without_queries_join_a_batch(backend: str, page_size: int) -> None:
+    shape = {"mask": "causal", "requests": "2q1s21_q3s5", "batch": 3, "seq_q": 3, "seq_kv": 21}
+    case = prepared(backend, page_size=page_size, **shape)
+    assert probes.run(["lengths:waiting"], case)["lengths"]["waiting"]["outcome"] == "right"
+    alone = probes.run(["lengths:waiting"], prepared(backend))["lengths"]["waiting"] if backend == "naive" else {}
+    assert alone.get("outcome", "absent") == "absent"
+
+
 def test_a_kernel_that_drops_the_rest_of_a_tile_is_wrong_for_some_lengths() -> None:
     def whole_tiles(q: Any, k: Any, v: Any) -> Any:
         out = attend(q, k, v)

@@ -1,4 +1,4 @@
-"""Lengths that break kernels: one token, one beside a tile, primes, more elements than 32 bits count."""
+"""Lengths that break kernels: no query, one token, one beside a tile, primes, more elements than 32 bits count."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from attnbench.attention import inputs
+from attnbench.attention import inputs, requests
 from attnbench.attention.choices import Mode
+from attnbench.attention.requests import RequestSize
 from attnbench.errors import ProblemError
 from attnbench.records.case import Case
 from attnbench.worker.prepared_case import PreparedCase
@@ -29,6 +30,16 @@ def _of_length(case: PreparedCase, length: int) -> Judged:
         raise NotApplicableError("sequences of one length are needed")
     queries = min(problem.seq_q, length) if problem.seq_q != problem.seq_kv else length
     return _judge(case, _resized(problem, queries, length))
+
+
+def _with_waiting(case: PreparedCase) -> Judged:
+    """The same batch with requests that have no query: one without a key, and one with the keys of the first."""
+    problem = case.problem
+    if not problem.requests or problem.shared_prefix:
+        raise NotApplicableError("a batch of requests without a shared prefix is needed")
+    first, *others = problem.sizes
+    sizes = (RequestSize(0, 0), first, RequestSize(0, first.keys), *others)
+    return _judge(case, replace(problem, batch=len(sizes), requests=requests.spell(sizes)))
 
 
 def _over_int32(case: PreparedCase) -> Judged:
@@ -72,6 +83,15 @@ VARIANTS = {
     "61": _variant(61, "a prime", "https://github.com/flagos-ai/FlagGems/pull/898"),
     "127": _variant(127, "one less than a tile", "https://github.com/tenstorrent/tt-metal/issues/54833"),
     "129": _variant(129, "one more than a tile", "https://github.com/tenstorrent/tt-metal/issues/54833"),
+    "waiting": Variant(
+        "requests without queries among those of a batch",
+        _with_waiting,
+        (
+            "https://github.com/Dao-AILab/flash-attention/issues/1537",
+            "https://github.com/Dao-AILab/flash-attention/issues/2562",
+            "https://github.com/deepseek-ai/FlashMLA/issues/11",
+        ),
+    ),
     "over_int32": Variant(
         "keys of over 2^31 numbers",
         _over_int32,

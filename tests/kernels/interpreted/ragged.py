@@ -29,6 +29,7 @@ from tests.kernels.interpreted.formula import DTYPES, Shape, inputs, normal
 Sizes = tuple[tuple[int, int], ...]  # queries and keys of each request
 DECODES: Sizes = ((1, 37), (4, 4), (16, 90), (1, 1), (7, 40))
 MIXED: Sizes = ((1, 70), (45, 45), (2, 3), (33, 60), (1, 16))
+WAITING: Sizes = ((0, 0), (1, 37), (0, 40), (4, 4), (0, 0), (20, 33), (0, 5))  # some without queries
 
 
 class Batch(NamedTuple):
@@ -97,7 +98,7 @@ SHAPE = Shape(heads=4, kv_heads=2, head_dim=16, head_dim_v=24)
 
 
 @pytest.mark.parametrize("make", [paged, packed])
-@pytest.mark.parametrize(("sizes", "splits"), [(DECODES, 3), (MIXED, 1)], ids=["decodes", "mixed"])
+@pytest.mark.parametrize(("sizes", "splits"), [(DECODES, 3), (MIXED, 1), (WAITING, 1), (WAITING, 3)])
 def test_every_request_is_right(make: Any, sizes: Sizes, splits: int) -> None:
     batch = make(sizes, SHAPE)
     facts: dict[str, Any] = {}
