@@ -30,7 +30,8 @@ def _cell(names: list[str], word: str) -> str:
     for kind in KINDS:
         there = [backend for name in names if kind in (backend := backends.load(name)).limits]
         takers = sum(
-            word in backend.limits[kind].features or (word in ("requests", "empty") and backend.by_request) for backend in there
+            word in backend.limits[kind].features or (word in ("requests", "empty") and backend.by_request)
+            for backend in there
         )
         if takers:
             found.append(kind if takers == len(there) else f"{kind} {takers} of {len(there)}")
