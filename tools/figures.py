@@ -1,4 +1,5 @@
-"""The figures of docs/benchmarks.md, by `python tools/figures.py timer | products | aa | overhead | idle | reports`.
+"""The figures of docs/benchmarks.md, by `python tools/figures.py timer | products | aa | overhead | idle | reports
+| dispatch`.
 
 Run alone on the machine: another process on the same cores ruins them.
 """
@@ -6,18 +7,21 @@ Run alone on the machine: another process on the same cores ruins them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 import attnbench
 from attnbench.analysis.restarts import Restarts
+from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine.worker_process import Worker
 from attnbench.machine import resources, worker_environment
@@ -25,6 +29,7 @@ from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Result
 from attnbench.records.run_directory import Run
+from attnbench.studies.dispatch_table import Choice, Dispatch, Origin, Ranked
 from attnbench.worker import protocol
 
 SHAPES = (
@@ -215,6 +220,65 @@ def idle() -> None:
     )
 
 
+def dispatch() -> None:
+    """What `attnbench.dispatch.attention` adds to a call of the chosen kernel: the least of short batches, in turn."""
+    import torch
+
+    from attnbench.dispatch import Table, attention, calls
+
+    _like_a_worker()
+    device = torch.device("cpu")
+    print("| backend | gradients | kernel | attention() | added |\n|---|---|---:|---:|---:|")
+    for name in (*BACKENDS, "sdpa"):
+        for gradients in (False, True):
+            mode = Mode.FWD_BWD if gradients else Mode.FWD
+            case = Case(problem=Problem(seq_q=32, heads=2), backend=name, mode=mode)
+            q, k, v = torch.randn(3, 1, 2, 32, 64).unbind()
+            q.requires_grad_(gradients)
+            call, table = calls.prepare(name, case, device), Table(_table_of(case))
+            attention(q, k, v, table=table)
+            run = functools.partial(attention, q, k, v, table=table)
+            kernel = functools.partial(call, q, k, v)
+            times_s = [(_batch(kernel), _batch(run)) for _ in range(3000)]
+            kernel_s, total_s = (min(times) for times in zip(*times_s, strict=True))
+            added_s = total_s - kernel_s
+            print(
+                f"| {name} | {gradients} | {kernel_s * 1e6:.2f} us | {total_s * 1e6:.2f} us | {added_s * 1e6:.2f} us |"
+            )
+
+
+def _batch(run: Callable[[], object], calls: int = 40) -> float:
+    """The mean time of a call in a batch that is shorter than a time slice of the scheduler."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def _table_of(case: Case) -> Dispatch:
+    """A dispatch table of this machine that recommends the backend of the case for its problem."""
+    from attnbench.dispatch import origin
+
+    choice = Choice(
+        problem=case.label, device="cpu", mode=case.mode, shape={}, backend=case.backend, time_s=1.0, tied=(),
+        second="", gain=None, axes=case.problem, ranking=(Ranked(backend=case.backend, over=1.0),),
+    )  # fmt: skip
+    here = origin.current("cpu", 0)
+    made = Origin(
+        attnbench=attnbench.__version__, created_at="2026-01-01T00:00:00Z", expires="2999-01-01T00:00:00Z",
+        fingerprint="", devices={"cpu": here},
+    )  # fmt: skip
+    return Dispatch(origin=made, choices=(choice,), regrets=())
+
+
 if __name__ == "__main__":
-    commands = {"timer": timer, "products": products, "aa": aa, "overhead": overhead, "idle": idle, "reports": reports}
+    commands = {
+        "timer": timer,
+        "products": products,
+        "aa": aa,
+        "overhead": overhead,
+        "idle": idle,
+        "reports": reports,
+        "dispatch": dispatch,
+    }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -52,7 +52,7 @@ OWN = {
     "mt-article3",
     "multitask-mix",
 }  # not a published model's shapes
-OWN |= {"claims", "grad-accumulation", "layers", "tensor-parallel"}
+OWN |= {"claims", "dispatch-check", "grad-accumulation", "layers", "tensor-parallel"}
 # The rows of applications of docs/mechanisms.md.
 MODELS = {
     "bart-large", "bert-base", "bert-qa", "bert4rec", "bidaf", "chat-decode", "clinical-longformer", "clip",
