@@ -24,6 +24,7 @@ SMOOTHING = (1e-6, 0.03, 0.3, 3.0)  # squared noise over the squared change of a
 _MANY = 16  # cases from which tiles are tried: the best of many forms fits a few cases by chance
 _FOLDS = 10  # for which the sum of terms is fitted anew
 _CHUNK = 4096
+_ON_THE_HULL = 1e-6  # octaves
 _BEYOND = 1.0  # octaves outside the measured sizes up to which the correction is continued
 
 Floats = NDArray[np.float64]
@@ -70,7 +71,7 @@ class _Shape:
 
     def __init__(self, points: Floats, degree: int) -> None:
         self.low, self.high, self.centre = points.min(axis=0), points.max(axis=0), points.mean(axis=0)
-        self._points = points
+        self.points = points
         _, spread, directions = np.linalg.svd(points - self.centre, full_matrices=False)
         self._plane = directions[spread > 1e-6 * max(spread[0], 1.0)].T if degree else np.zeros((points.shape[1], 0))
 
@@ -83,9 +84,9 @@ class _Shape:
 
     def inverse(self, smoothing: float) -> Floats:
         """The inverse of the system whose solution are the weights of the functions and of the plane."""
-        count, tail = len(self._points), self._tail(self._points)
+        count, tail = len(self.points), self._tail(self.points)
         system = np.zeros((count + self.free, count + self.free))
-        system[:count, :count] = smoothing * np.eye(count) - _distances(self._points, self._points)
+        system[:count, :count] = smoothing * np.eye(count) - _distances(self.points, self.points)
         system[:count, count:], system[count:, :count] = tail, tail.T
         inverse: Floats = np.linalg.inv(system).astype(np.float64)
         return inverse
@@ -93,8 +94,8 @@ class _Shape:
     def at(self, points: Floats, weights: Floats) -> Floats:
         """The correction at points; beyond an octave outside the measured sizes it stays as it is there."""
         inside = np.clip(points, self.low - _BEYOND, self.high + _BEYOND)
-        count = len(self._points)
-        values: Floats = self._tail(inside) @ weights[count:] - _distances(inside, self._points) @ weights[:count]
+        count = len(self.points)
+        values: Floats = self._tail(inside) @ weights[count:] - _distances(inside, self.points) @ weights[:count]
         return values
 
 
@@ -118,6 +119,21 @@ class CostLaw:
         parts = [sizes[start : start + _CHUNK] for start in range(0, len(sizes), _CHUNK)]
         logs = [self._base.log(part) + self._shape.at(coordinates(part), self._weights) for part in parts]
         return np.exp(np.concatenate(logs)) if logs else np.empty(0)
+
+    def octaves_outside(self, workload: Workload) -> float:
+        """How far a workload is from the convex hull of the measured ones: octaves of its farthest size, 0 inside."""
+        from scipy.optimize import linprog
+
+        points, point = self._shape.points, coordinates(rows_of([workload]))[0]
+        count, width = points.shape
+        farthest = -np.ones((2 * width, 1))
+        bounds = np.hstack((np.vstack((points.T, -points.T)), farthest))
+        solved = linprog(
+            np.append(np.zeros(count), 1.0), A_ub=bounds, b_ub=np.concatenate((point, -point)),
+            A_eq=np.append(np.ones(count), 0.0)[None, :], b_eq=[1.0],
+        )  # fmt: skip
+        distance = float(solved.fun)
+        return distance if distance > _ON_THE_HULL else 0.0
 
     def covers(self, sizes: Floats) -> NDArray[np.bool_]:
         """Whether no size of a workload is more than an octave outside the measured ones."""

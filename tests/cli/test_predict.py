@@ -1,0 +1,68 @@
+"""`attnbench predict` as a user types it, on a stored run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnbench import cli
+from tests.records.test_run_directory import stored
+from tests.studies.test_predict import results
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(stored(tmp_path_factory.mktemp("predict") / "run", *results(), *results(backend="sdpa:flash")))
+
+
+def test_a_table_with_intervals_grounds_and_refused_cases(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.invoke(["predict", run, "--seq", "700,100k", "--heads", "3", "--mask", "none"]) == 0
+    printed = capsys.readouterr().out
+    assert "law of 44" in printed
+    assert "nearest: b1 h" in printed
+    assert "queries 102400, measured 64..2048" in printed
+    assert "intervals of laws: 90%, from the errors of hidden measured cases" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_json_on_stdout_and_in_a_file(run: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "predicted.jsonl"
+    command = ["predict", run, "--seq", "700", "--mask", "none", "-b", "naive", "--json", "-o", str(file)]
+    assert cli.invoke(command) == 0
+    printed = capsys.readouterr().out
+    assert file.read_text() == printed
+    record = json.loads(printed)
+    assert (record["type"], record["arm"], record["time"]["source"]) == ("prediction", "naive", "law")
+    assert record["time"]["low"] < record["time"]["value"] < record["time"]["high"]
+
+
+def test_a_single_case_out_of_range_is_an_error_that_says_what_to_measure(
+    run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", run, "--seq", "100k", "--mask", "none", "-b", "naive"]
+    assert cli.invoke(command) == 2
+    message = capsys.readouterr().err
+    assert "queries 102400, measured 64..2048" in message
+    assert "measure it: attnbench run --seq-q 102400 " in message
+    assert cli.invoke([*command, "--extrapolate"]) == 0
+
+
+def test_only_refused_cases_exit_with_nothing_measured(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["predict", run, "--seq", "100k", "--mask", "none"]) == 6
+    assert "--extrapolate" in capsys.readouterr().out
+
+
+def test_the_check_names_each_law_and_the_total(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["predict", run, "--check", "--json"]) == 0
+    *laws, total = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["arm"] for each in laws] == ["naive", "sdpa:flash"]
+    assert total["arm"] == "all"
+    assert total["cases"] == sum(each["cases"] for each in laws) > 0
+    assert total["median_error"] <= 0.10
+    assert cli.invoke(["predict", run, "--check"]) == 0
+    assert "each measured shape was hidden once" in " ".join(capsys.readouterr().out.split())
