@@ -29,7 +29,7 @@ PANELS = {
     for panel, names in {
         "Problem": "suite seq seq_q seq_kv batch tokens dtype heads kv_heads head_dim head_dim_v mask score bias "
         "requests mode set",
-        "Arms": "backend device backend_python reference",
+        "Arms": "backend device backend_python engine address hardware reference",
         "Traffic": "trace_format speed jitter replicas",
         "Server": "gpu tp kv_blocks block_size max_num_batched_tokens max_num_seqs no_prefix_cache",
         "Measuring": "budget rounds restarts timeout mem_limit timing cache rel_ci seed inputs probe profile",

@@ -75,6 +75,7 @@ def _ceilings(
     devices: list[tuple[Device, tuple[str, ...]]], deadline: float, force: bool, as_json: bool, quiet: bool
 ) -> int:
     from attnbench.cli import output
+    from attnbench.engine import calibration
     from attnbench.errors import Exit
     from attnbench.machine import identity, resources
     from attnbench.report.terminal import ceilings as report
@@ -90,7 +91,7 @@ def _ceilings(
     measured = 0
     for device, parts in devices:
         say(f"calibrating {device.text} ...")
-        result = study.measure(device, parts, deadline, say)
+        result = calibration.measure(device, parts, deadline, say)
         if isinstance(result, str):
             print(f"{device.text}: {result}", file=sys.stderr)
             continue

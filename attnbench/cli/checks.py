@@ -148,6 +148,22 @@ def devices(text: str, flag: str) -> None:
         parse_device(word)
 
 
+def hardware(text: str, flag: str) -> None:
+    """A comma list of classes of hardware."""
+    from attnbench.records.arm import check_hardware
+    from attnbench.units import words
+
+    for word in words(text, flag):
+        check_hardware(word, flag)
+
+
+def address(text: str, _flag: str) -> None:
+    """HOST:PORT of a cluster."""
+    from attnbench.engine.cluster.nodes import parse_address
+
+    parse_address(text)
+
+
 def duration(text: str, flag: str) -> None:
     """A time; 0 lifts the limit."""
     from attnbench.units import parse_seconds

@@ -122,6 +122,11 @@ DEVICE = Option(
     names=completion.device_names,
     check=checks.devices,
 )
+HARDWARE = _text(
+    "hardware", "LIST",
+    "Classes of hardware of --engine ray, each measured in full: H100,A100,cpu; by default the only one.",
+    checks.hardware,
+)  # fmt: skip
 BACKEND_PYTHON = _repeatable(
     "backend_python", "NAME=PYTHON",
     "Start the workers of a backend, or of a library as ort:*, in another interpreter: jax=/path/to/venv/bin/python.",

@@ -153,15 +153,7 @@ def headline(sweep: Sweep, rest: Rest) -> None:
 
     That is the packages of other interpreters, and the libraries that are not installed.
     """
-    versions = identity.packages()
-    load = resources.load()
-    machine = [
-        f"attnbench {__version__}",
-        f"torch {versions.get('torch', 'not installed')}",
-        f"{hardware.cpu_model() or 'unknown CPU'}, {len(resources.available_cores())} cores",
-        *([f"load {load:.1f}{', busy' if resources.busy() else ''}"] if load is not None else []),
-    ]
-    print(" · ".join(machine), file=sys.stderr)
+    print(" · ".join([f"attnbench {__version__}", *_machine(sweep)]), file=sys.stderr)
     devices = ", ".join(device.text for device in sweep.devices)
     cases = rest.cases + len(sweep.plan.impossible)
     counts = f"{sweep.plan.cases} cases" if cases == sweep.plan.cases else f"{cases} of {sweep.plan.cases} cases left"
@@ -185,6 +177,18 @@ def _absent(sweep: Sweep) -> list[str]:
         return []
     installed = plan.libraries("cpu", interpreters.parse(sweep.request.backend_python))
     return [name for name in plan.all_libraries("cpu") if name not in installed]
+
+
+def _machine(sweep: Sweep) -> list[str]:
+    if sweep.machine:
+        card = sweep.machine.card
+        return ["cluster", f"{card.get('cpu')}, {card.get('cores')} cores", *map(str, card.get("gpus") or ())]
+    load = resources.load()
+    return [
+        f"torch {identity.packages().get('torch', 'not installed')}",
+        f"{hardware.cpu_model() or 'unknown CPU'}, {len(resources.available_cores())} cores",
+        *([f"load {load:.1f}{', busy' if resources.busy() else ''}"] if load is not None else []),
+    ]
 
 
 def predicted(sweep: Sweep, needed: float) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @options.with_options(
-    options.SUITES, options.SUITE, options.PROBLEM, options.ARMS, options.REFERENCE,
+    options.SUITES, options.SUITE, options.PROBLEM, options.ARMS, options.HARDWARE, options.REFERENCE,
     options.BUDGET, options.ROUNDS, options.RESTARTS, options.TIMEOUT, options.MEM_LIMIT, options.TIMING, options.CACHE,
     options.REL_CI, options.SEED, options.INPUTS, options.PROBE, options.PROFILE,
     options.ONLY, options.SKIP, options.SHRINK, options.SHARD, options.METRICS, options.TAG,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from attnbench.cli.options import Format, OptionGroup, Progress, option
+from attnbench.cli.engine_options import EngineOptions
+from attnbench.cli.options import Format, Progress, option
 
 
-class RunOptions(OptionGroup, frozen=True, kw_only=True):
+class RunOptions(EngineOptions, frozen=True, kw_only=True):
     """How `run` is started and shown; none of it changes a measured value."""
 
     dry_run: Annotated[bool, option("--dry-run", help="Print the plan without measuring.")] = False

@@ -5,7 +5,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import msgspec
 from attnbench.analysis import rows
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.cli import output, progress, stop_signals
+from attnbench.cli import engine_options, output, progress, stop_signals
 from attnbench.cli.options import GlobalOptions, typed
 from attnbench.cli.run_options import RunOptions
 from attnbench.engine import sweep
-from attnbench.engine.runner import Ending, Runner
-from attnbench.engine.sweep import FinishedSweep, Request, Sweep
+from attnbench.engine.runner import Ending, PlanRunner
+from attnbench.engine.sweep import FinishedSweep, Request, StartRunner, Sweep
 from attnbench.errors import Exit, UsageError
 from attnbench.gate import paired
 from attnbench.machine import identity
@@ -42,17 +42,17 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
     if how.resume:
         directory = run_directory.resolve(how.resume, run_directory.results_root())
         request = _stored_request(directory, request)
-    with progress.steps("planning") as step:
-        ready = sweep.prepare(request, step=step)
-    if how.dry_run:
-        done = run_directory.stored_keys(directory, how.retry_failed) if directory else frozenset()
-        left = ready.plan.left(done, range(ready.settings.restarts))
-        output.show_plan(msgspec.structs.replace(ready, plan=left), how.output_format, origins)
-        return Exit.OK
-    if not how.no_save:
-        return _measure(ready, how, shared, directory)
-    with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-        return _measure(ready, how, shared, Path(folder) / "run")
+    with ExitStack() as opened:
+        with progress.steps("planning") as step:
+            ready, start = opened.enter_context(engine_options.prepared(how, request, step=step))
+        if how.dry_run:
+            done = run_directory.stored_keys(directory, how.retry_failed) if directory else frozenset()
+            left = ready.plan.left(done, range(ready.settings.restarts))
+            output.show_plan(msgspec.structs.replace(ready, plan=left), how.output_format, origins)
+            return Exit.OK
+        if how.no_save:
+            directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-"))) / "run"
+        return _measure(ready, start, how, shared, directory)
 
 
 def _stored_request(directory: Path, request: Request) -> Request:
@@ -74,22 +74,24 @@ def _stored_request(directory: Path, request: Request) -> Request:
     return msgspec.structs.replace(stored, budget=request.budget or stored.budget)
 
 
-def _measure(ready: Sweep, how: RunOptions, shared: GlobalOptions, directory: Path | None) -> int:
+def _measure(ready: Sweep, start: StartRunner, how: RunOptions, shared: GlobalOptions, directory: Path | None) -> int:
     rest = sweep.rest(ready, directory, how.retry_failed)
     if not shared.quiet:
         output.headline(ready, rest)
     directory = directory or sweep.new_directory(ready, datetime.now(UTC))
     with named_at_once(directory, "" if how.no_save else resume_command(directory, how)):
-        return _measure_into(directory, ready, how, shared, rest.results)
+        return _measure_into(directory, ready, start, how, shared, rest.results)
 
 
-def _measure_into(directory: Path, ready: Sweep, how: RunOptions, shared: GlobalOptions, total: int) -> int:
+def _measure_into(
+    directory: Path, ready: Sweep, start: StartRunner, how: RunOptions, shared: GlobalOptions, total: int
+) -> int:
     names = sweep.shown_metrics(ready.request)
     with watched(shared.progress(how.progress), total, names_beside(ready.plan.arms)) as (watcher, watch):
         observer = Streaming(watcher, ready, names) if how.output_format == "jsonl" else watcher
         outcome = sweep.run(
             ready, observer, directory=directory, retry_failed=how.retry_failed, force=how.force,
-            fail_fast=how.fail_fast, watch=watch, command=() if how.resume else command(),
+            fail_fast=how.fail_fast, watch=watch, command=() if how.resume else command(), start=start,
         )  # fmt: skip
     code = exit_code(outcome.run.results, outcome.ending, how.strict)
     printed = observer.printed if isinstance(observer, Streaming) else ()
@@ -156,12 +158,12 @@ def names_beside(arms: Sequence[Arm]) -> progress.NameOf:
 @contextmanager
 def watched(
     style: str, total: int, name_of: progress.NameOf | None = None
-) -> Iterator[tuple[progress.Silent, Callable[[Runner], None]]]:
+) -> Iterator[tuple[progress.Silent, Callable[[PlanRunner], None]]]:
     """The progress display of that style, and a function to which each runner is passed when it starts.
 
     At the first signal, stop after the current block and keep all results; at the second, stop at once.
     """
-    runners: list[Runner] = []
+    runners: list[PlanRunner] = []
 
     def ask_to_stop() -> bool:
         if not runners or runners[-1].stop_requested:

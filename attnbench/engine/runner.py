@@ -12,10 +12,12 @@ from typing import Protocol
 
 import msgspec
 
+from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.plan import Plan, missing_arms
-from attnbench.records.result import Environment, Key, Result
+from attnbench.records.ceilings import Ceilings
+from attnbench.records.result import Environment, Facts, Key, Result
 
 
 class Observer(Protocol):
@@ -51,6 +53,21 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     stopped: bool = False  # by fail_fast
 
 
+class PlanRunner(Protocol):
+    """Measures what a plan lacks, on this machine or on others."""
+
+    settings: RunSettings
+    stop_requested: bool  # set by the first Ctrl-C: what is measured now may end, results are kept
+    forecast: Forecast
+    spent: dict[str, float]  # seconds by phase, and in total
+    environments: dict[str, Environment]  # by arm id
+    nodes: dict[str, Facts]  # of a cluster, by name
+    ceilings: dict[str, Ceilings]  # by device
+
+    def run(self) -> Ending:
+        """Measure everything that is not done. No worker outlives this call."""
+
+
 class Runner:
     """Runs a plan. `append` stores the results of a group, all at once; `done` are the keys that are stored already."""
 
@@ -73,6 +90,8 @@ class Runner:
         self.forecast, self.spent = self._groups.forecast, self._groups.spent  # seconds by phase, and in total
         self._first_ratio = self.forecast.ratio
         self.environments: dict[str, Environment] = {}  # by arm id
+        self.nodes: dict[str, Facts] = {}
+        self.ceilings = settings.ceilings
 
     def run(self) -> Ending:
         """Measure everything that is not done. No worker outlives this call."""

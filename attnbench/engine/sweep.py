@@ -9,7 +9,6 @@ import msgspec
 
 from attnbench import suite
 from attnbench._version import __version__
-from attnbench.analysis import metrics
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
 from attnbench.engine import interpreters, plan
@@ -17,53 +16,36 @@ from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.interpreters import Pythons
 from attnbench.engine.plan import Plan, PlanLimits, Rest
-from attnbench.engine.procedures import ALL_TIMINGS, cache, timing
-from attnbench.engine.runner import Ending, Observer, Runner
+from attnbench.engine.request import Request as Request
+from attnbench.engine.request import settings_of
+from attnbench.engine.request import shown_metrics as shown_metrics
+from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
 from attnbench.errors import UsageError
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import ceilings, run_directory, run_writer, speeds
 from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
-from attnbench.records.result import Procedure, Record
+from attnbench.records.result import Facts, Key, Result
 from attnbench.suite import Cell, Impossible, Suite
 from attnbench.suite.keys import with_flag
-from attnbench.units import parse_bytes, parse_limit, parse_rounds, parse_seconds, parse_share, words
+from attnbench.units import words
 from attnbench.worker import probes
 
 DEFAULT_SUITE = "quick"
 LENGTHS = frozenset({"seq", "seq_q", "lengths", "requests"})  # axes of which one makes a suite of options
-DEFAULT_BUDGET = "5m"
+StartRunner = Callable[
+    [Plan, RunSettings, Callable[[Sequence[Result]], None], Observer, frozenset[Key], Path | None], PlanRunner
+]
 COUNTED = 5000  # problems of a plan between two reports of its state
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
 
 
-class Request(Record, frozen=True, kw_only=True):
-    """The options of a sweep as typed, stored in the manifest so that a resume can repeat them."""
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine of a sweep, as the manifest describes it."""
 
-    suites: tuple[str, ...] = ()
-    axes: dict[str, str] = {}
-    backend: str = ""  # comma list; empty: the backends of the suite, else auto
-    device: str = ""  # comma list; empty: cuda:0 where there is a GPU, else cpu
-    backend_python: tuple[str, ...] = ()  # NAME=PYTHON: the interpreters of backends
-    reference: str = ""  # backend; empty: naive, else the first that can serve as one
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    shard: str = ""
-    shrink: str = ""  # multiplies lengths and batches
-    budget: str = ""
-    rounds: str = "5..30"
-    restarts: int = msgspec.field(default=1, name="launches")  # stored under its first name
-    timeout: str = "60s"
-    mem_limit: str = "80%"
-    timing: str = ""
-    cache: str = ""
-    rel_ci: str = "2%"
-    seed: int = 0
-    tags: dict[str, str] = {}
-    metrics: str = ""  # comma list, shown after the table; what they need is measured too
-    inputs: str = "normal"
-    profile: bool = False  # profile each case after its rounds
-    probe: str = ""  # comma list: more checks of each case
+    card: Facts
+    fingerprint: str
+    ceilings: dict[str, Ceilings]  # by device
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +57,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[tuple[Cell, Sequence[Arm]], ...]  # what is planned: each problem with its arms
     plan: Plan
     settings: RunSettings
+    machine: Machine | None = None  # None: this machine
 
 
 class FinishedSweep(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +88,7 @@ def prepare(
         request = msgspec.structs.replace(request, suites=(default_suite,))  # stored, so that a resume repeats it
     suites = suites or suites_of(request)
     kinds = list(dict.fromkeys(device.kind for device in devices))
-    settings = _settings(request, suites, kinds)
+    settings = settings_of(request, suites, kinds)
     cells, impossible = _cells(request, suites, devices, interpreted)
     inputs.check_fits(request.inputs, [cell.problem for cell, _ in cells], "--inputs")
     settings = msgspec.structs.replace(settings, reference=_reference(request, cells, settings))
@@ -169,13 +152,11 @@ def run(
     retry_failed: bool = False,
     force: bool = False,
     fail_fast: bool = False,
-    watch: Callable[[Runner], None] | None = None,
+    watch: Callable[[PlanRunner], None] | None = None,
     command: Sequence[str] = (),
+    start: StartRunner = Runner,
 ) -> FinishedSweep:
-    """Measure a sweep into a run directory, without the cases that it holds already.
-
-    `watch` is called with the runner before it runs.
-    """
+    """Measure what a run directory lacks of a sweep. `start` makes the runner, which `watch` is called with."""
     now = datetime.now(UTC)
     path = directory or new_directory(sweep, now)
     profile = str((path / "profile").absolute()) if sweep.request.profile else ""
@@ -190,19 +171,20 @@ def run(
         writer.append(refusals)
         for refusal in refusals:
             observer.result(refusal, left.seconds)
-        runner = Runner(planned, settings, writer.append, observer, done, path / "logs")
+        runner = start(planned, settings, writer.append, observer, done, path / "logs")
         if watch:
             watch(runner)
         try:
             ending = runner.run()
         finally:
-            writer.update(environments=runner.environments, seconds=dict(runner.spent))
-            speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
+            writer.update(runner.environments, dict(runner.spent), runner.nodes, runner.ceilings)
+            if sweep.machine is None:
+                speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
     finished = FinishedSweep(run=run_directory.read(path), ending=ending, already_measured=already_measured)
     return _with_rest(finished, sweep.plan, runner)
 
 
-def _with_rest(finished: FinishedSweep, planned: Plan, runner: Runner) -> FinishedSweep:
+def _with_rest(finished: FinishedSweep, planned: Plan, runner: PlanRunner) -> FinishedSweep:
     """With what a resume would measure."""
     done = run_directory.done_keys(finished.run, retry_failed=False)
     groups = planned.without(done, range(runner.settings.restarts))
@@ -218,7 +200,7 @@ def new_directory(sweep: Sweep, now: datetime) -> Path:
 
 def manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> run_directory.Manifest:
     """The manifest of a run before its first result."""
-    fingerprint, _ = identity.fingerprint()
+    machine = sweep.machine or this_machine({device.text for device in sweep.devices})
     return run_directory.Manifest(
         schema_version=run_directory.VERSION,
         attnbench=__version__,
@@ -228,14 +210,20 @@ def manifest(sweep: Sweep, now: datetime, command: Sequence[str]) -> run_directo
         request=msgspec.to_builtins(sweep.request),
         procedures=sweep.settings.procedures,
         arms=sweep.plan.arms,
-        machine=identity.machine_card(),
-        fingerprint=fingerprint,
-        ceilings=calibrated({device.text for device in sweep.devices}, fingerprint),
+        machine=machine.card,
+        fingerprint=machine.fingerprint,
+        ceilings=machine.ceilings,
         commit=identity.commit(Path()),
         planned=sweep.plan.cases,
         impossible=sweep.plan.impossible,
         tags=sweep.request.tags,
     )
+
+
+def this_machine(devices: Iterable[str]) -> Machine:
+    """The machine that this process runs on, with the ceilings of these devices."""
+    fingerprint = identity.fingerprint()[0]
+    return Machine(card=identity.machine_card(), fingerprint=fingerprint, ceilings=calibrated(devices, fingerprint))
 
 
 def calibrated(devices: Iterable[str], fingerprint: str) -> dict[str, Ceilings]:
@@ -338,46 +326,3 @@ def _filter(text: str) -> suite.Filter:
         for name in parsed.words:
             plan.named_backends(name)
     return parsed
-
-
-def _settings(request: Request, suites: Sequence[Suite], kinds: Sequence[str]) -> RunSettings:
-    min_rounds, max_rounds = parse_rounds(request.rounds, "--rounds")
-    if request.restarts < 1:
-        raise UsageError(f"--restarts: {request.restarts}: at least 1")
-    inputs.check(request.inputs, "--inputs")
-    limit = parse_bytes(request.mem_limit, "--mem-limit")
-    budget = parse_seconds(request.budget or suites[0].budget or DEFAULT_BUDGET, "--budget")
-    timeout_s = parse_limit(request.timeout, "--timeout")
-    procedures = {
-        kind: Procedure(
-            timing=timing(request.timing, kind),
-            cache=cache(request.cache, kind),
-            seed=request.seed,
-            inputs=request.inputs,
-            restarts=request.restarts,
-            min_rounds=min_rounds,
-            max_rounds=max_rounds,
-            rel_ci=parse_share(request.rel_ci, "--rel-ci"),
-            timeout_s=timeout_s,
-            allocator=identity.allocator(),
-        )
-        for kind in kinds
-    }
-    return RunSettings(
-        procedures=procedures,
-        restarts=request.restarts,
-        seed=request.seed,
-        timeout_s=timeout_s,
-        budget_s=budget or None,
-        memory_bytes=limit if isinstance(limit, int) else int(limit * resources.memory_free_bytes()),
-        reference=request.reference,
-        speeds=speeds.load(identity.fingerprint()[0]),
-        extras=metrics.needs(shown_metrics(request)),
-        probes=probes.named(request.probe, "--probe"),
-    )
-
-
-def shown_metrics(request: Request) -> tuple[str, ...]:
-    """The metrics shown after the table: the named ones and, where all timing modes run, their times."""
-    names = metrics.named(request.metrics)
-    return names if request.timing != ALL_TIMINGS else tuple(dict.fromkeys((*names, *metrics.GROUPS["timers"])))

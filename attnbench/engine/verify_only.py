@@ -15,7 +15,7 @@ from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
-from attnbench.engine.runner import Ending, Observer, Runner
+from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
 from attnbench.records.result import Result, Status
@@ -81,7 +81,7 @@ def count(planned: Sweep, distributions: Sequence[str]) -> int:
 def run(
     planned: Sweep,
     observer: Observer,
-    watch: Callable[[Runner], None] | None = None,
+    watch: Callable[[PlanRunner], None] | None = None,
     distributions: Sequence[str] = ("normal",),
 ) -> Verification:
     """Verify a sweep with inputs of every distribution. `watch` is called with each runner before it runs."""
@@ -125,7 +125,7 @@ def soak(
     request: Request,
     seconds: float,
     observer: Observer,
-    watch: Callable[[Runner], None] | None = None,
+    watch: Callable[[PlanRunner], None] | None = None,
     distributions: Sequence[str] = ("normal",),
 ) -> Verification:
     """Verify problems drawn at random for so many seconds. The axes of the request are fixed, the others are drawn.

@@ -10,24 +10,24 @@ import msgspec
 
 from attnbench.errors import UnknownNameError, UsageError
 
-CPU_OPTIONS = ("threads", "isa")
+CPU_OPTIONS = ("threads", "isa", "hardware")
 CPU_ISAS = ("default", "avx2", "avx512", "amx")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """`cpu`, `cpu:threads=1`, `cpu:isa=avx2`, `cuda:0`."""
+    """`cpu`, `cpu:threads=1`, `cpu:isa=avx2`, `cuda:0`, `cuda:0:hardware=H100`."""
 
     kind: str
     index: int = 0
     threads: int = 0  # 0: all physical cores less one, at least one
     isa: str = ""  # empty: the widest instruction set of the CPU
+    hardware: str = ""  # the class of hardware in a cluster; it tells equal devices of different machines apart
 
     @property
     def text(self) -> str:
-        if self.kind == "cuda":
-            return f"cuda:{self.index}"
-        options = {"threads": self.threads, "isa": self.isa}
-        return ":".join(["cpu", *(f"{name}={value}" for name, value in options.items() if value)])
+        options = {"threads": self.threads, "isa": self.isa, "hardware": self.hardware}
+        kind = f"cuda:{self.index}" if self.kind == "cuda" else "cpu"
+        return ":".join([kind, *(f"{name}={value}" for name, value in options.items() if value)])
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -107,17 +107,20 @@ def parse_device(text: str) -> Device:
     """Parse one device. Whether the machine has it is not checked here."""
     kind, *options = text.strip().split(":")
     if kind == "cuda":
-        if len(options) > 1 or (options and not options[0].isdecimal()):
+        index = options.pop(0) if options and options[0].isdecimal() else "0"
+        if len(options) > 1 or (options and not options[0].startswith("hardware=")):
             raise UsageError(f"--device: not a CUDA device: {text!r} (try cuda:0)")
-        return Device(kind="cuda", index=int(options[0]) if options else 0)
+        return Device(kind="cuda", index=int(index), hardware=_hardware(options[0], text) if options else "")
     if kind != "cpu":
         raise UnknownNameError("device", text, ("cpu", "cpu:threads=1", "cpu:isa=avx2", "cuda:0"), where="--device")
-    threads, isa = 0, ""
+    threads, isa, hardware = 0, "", ""
     for option in options:
         key, _, value = option.partition("=")
         if key not in CPU_OPTIONS:
             raise UnknownNameError("option of cpu", key, CPU_OPTIONS, where=f"--device {text}")
-        if key == "threads":
+        if key == "hardware":
+            hardware = _hardware(option, text)
+        elif key == "threads":
             if not re.fullmatch(r"[1-9]\d*", value):
                 raise UsageError(f"--device: threads={value!r} in {text!r}: a number of at least 1")
             threads = int(value)
@@ -125,4 +128,16 @@ def parse_device(text: str) -> Device:
             raise UnknownNameError("instruction set", value, CPU_ISAS, where=f"--device {text}")
         else:
             isa = value
-    return Device(kind="cpu", threads=threads, isa=isa)
+    return Device(kind="cpu", threads=threads, isa=isa, hardware=hardware)
+
+
+def _hardware(option: str, text: str) -> str:
+    name = option.partition("=")[2]
+    check_hardware(name, f"--device {text}")
+    return name
+
+
+def check_hardware(name: str, where: str) -> None:
+    """Raise UsageError for what is no name of a class of hardware."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"{where}: not a class of hardware: {name!r} (letters, digits, '.', '-' and '_': H100, cpu)")

@@ -51,6 +51,7 @@ def _manifest(runs: Sequence[Run]) -> Manifest:
         procedures={key: value for manifest in later_first for key, value in manifest.procedures.items()},
         arms=tuple({arm.id: arm for manifest in manifests for arm in manifest.arms}.values()),
         environments={key: value for manifest in later_first for key, value in manifest.environments.items()},
+        nodes={key: value for manifest in later_first for key, value in manifest.nodes.items()},
         ceilings={key: value for manifest in later_first for key, value in manifest.ceilings.items()},
         planned=sum(manifest.planned for manifest in manifests) - _repeated(cases) - _repeated(impossible),
         impossible=tuple(dict.fromkeys(cell for manifest in manifests for cell in manifest.impossible)),

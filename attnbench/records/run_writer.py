@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 
 from attnbench.errors import LockedError, NotComparableError, StoreError
 from attnbench.records import results_file
+from attnbench.records.ceilings import Ceilings
 from attnbench.records.facts import within_ranges
-from attnbench.records.result import Environment, Result, Sample, procedure_differences
+from attnbench.records.result import Environment, Facts, Result, Sample, procedure_differences
 from attnbench.records.run_directory import MANIFEST, RESULTS, Manifest, Run, read, read_manifest
 
 LOCK, DRAFT = ".lock", "run.tmp"
@@ -89,10 +90,19 @@ class RunWriter:
             where = f"cannot write to {self.directory / RESULTS}"
             raise StoreError(f"{where}: {error.strerror}; all earlier results are kept") from error
 
-    def update(self, *, environments: Mapping[str, Environment], seconds: Mapping[str, float]) -> None:
-        """Add environments of arms, and the seconds by phase, to the manifest."""
-        merged = self.manifest.environments | {arm: _within_ranges(each) for arm, each in environments.items()}
-        self.manifest = msgspec.structs.replace(self.manifest, environments=merged, seconds=dict(seconds))
+    def update(
+        self, environments: Mapping[str, Environment], seconds: Mapping[str, float],
+        nodes: Mapping[str, Facts] = {}, ceilings: Mapping[str, Ceilings] = {},
+    ) -> None:  # fmt: skip
+        """Add environments of arms, the seconds by phase, nodes and ceilings to the manifest."""
+        before = self.manifest
+        self.manifest = msgspec.structs.replace(
+            before,
+            environments=before.environments | {arm: _within_ranges(each) for arm, each in environments.items()},
+            seconds=dict(seconds),
+            nodes={**before.nodes, **nodes},
+            ceilings={**before.ceilings, **ceilings},
+        )
         self._write_manifest()
 
     def _write_manifest(self) -> None:
@@ -165,6 +175,7 @@ def _continued(before: Manifest, now: Manifest) -> Manifest:
         procedures=before.procedures | now.procedures,
         arms=tuple({arm.id: arm for arm in (*before.arms, *now.arms)}.values()),
         environments=before.environments | now.environments,
+        nodes=before.nodes | now.nodes,
         machine=before.machine,
         fingerprint=before.fingerprint,
         tags=before.tags | now.tags,

@@ -14,6 +14,7 @@ from attnbench.analysis.preferences import preferences
 from attnbench.analysis.rows import rows_of
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
+from attnbench.engine import calibration
 from attnbench.machine import identity
 from attnbench.records.arm import parse_device
 from attnbench.records.ceilings import ForeignLoad, Rate
@@ -44,7 +45,7 @@ def scripted(loads: dict[str, list[float | None]]) -> tuple[Callable[[str], Devi
 def test_only_disturbed_parts_are_measured_again_until_they_are_calm() -> None:
     ask, requested = scripted({"matmul": [0.5, 0.6, 0.01], "exp": [0.0], "launch": [None]})
     lines: list[str] = []
-    replies = calibrate.measure_parts(ask, ("matmul", "exp", "launch"), math.inf, lines.append, pause_s=0.0)
+    replies = calibration.measure_parts(ask, ("matmul", "exp", "launch"), math.inf, lines.append, pause_s=0.0)
     assert requested == ["matmul", "exp", "launch", "matmul", "matmul"]
     assert replies["matmul"].exp_per_s == 5.0  # the last one
     assert lines[0] == "other processes are running (matmul: 50.0% of its cores): measuring again in 0 s"
@@ -52,8 +53,8 @@ def test_only_disturbed_parts_are_measured_again_until_they_are_calm() -> None:
 
 def test_under_constant_load_the_least_disturbed_measurement_counts() -> None:
     ask, requested = scripted({"exp": [0.5, 0.3, 0.4, 0.6]})
-    replies = calibrate.measure_parts(ask, ("exp",), math.inf, lambda text: None, pause_s=0.0)
-    assert len(requested) == 1 + calibrate.RETRIES
+    replies = calibration.measure_parts(ask, ("exp",), math.inf, lambda text: None, pause_s=0.0)
+    assert len(requested) == 1 + calibration.RETRIES
     assert replies["exp"].exp_per_s == 2.0
 
 
@@ -65,8 +66,8 @@ def test_the_load_of_a_disturbed_part_is_stored(monkeypatch: pytest.MonkeyPatch)
         ask=lambda request, _: ask(request.parts[0]),
         terminate=lambda: None,
     )
-    monkeypatch.setattr(calibrate, "Worker", lambda *_: worker)
-    stored = calibrate.measure(parse_device("cpu:threads=1"), ("matmul", "exp"), deadline=0.0)
+    monkeypatch.setattr(calibration, "Worker", lambda *_: worker)
+    stored = calibration.measure(parse_device("cpu:threads=1"), ("matmul", "exp"), deadline=0.0)
     assert not isinstance(stored, str)
     assert stored.foreign_load["matmul"].cores == 0.5
     assert stored.disturbed
@@ -74,7 +75,7 @@ def test_the_load_of_a_disturbed_part_is_stored(monkeypatch: pytest.MonkeyPatch)
 
 def test_after_the_deadline_nothing_is_measured_again() -> None:
     ask, requested = scripted({"exp": [0.5, 0.0]})
-    calibrate.measure_parts(ask, ("exp",), 0.0, lambda text: None, pause_s=0.0)
+    calibration.measure_parts(ask, ("exp",), 0.0, lambda text: None, pause_s=0.0)
     assert requested == ["exp"]
 
 
