@@ -306,7 +306,7 @@ def choose(weighted_s: Floats, groups: Integers) -> Integers | None:
     """
     seconds = np.zeros((int(groups.max()) + 1, weighted_s.shape[1]))
     np.add.at(seconds, groups, weighted_s)
-    return None if np.isinf(seconds.min(axis=1)).any() else seconds.argmin(axis=1)[groups]
+    return None if np.isinf(seconds.min(axis=1, initial=np.inf)).any() else seconds.argmin(axis=1)[groups]
 
 
 def _scored(drawn: Draw, logs: Floats, weighted: _Weighted, scopes: _Scopes) -> _Series | None:

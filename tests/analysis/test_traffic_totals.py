@@ -220,6 +220,12 @@ def test_a_step_that_no_backend_runs_leaves_no_policy_and_no_total():
     assert totals.policies[0].excluded[0].reasons == (traffic_totals.NO_ROUNDS,)
 
 
+def test_without_a_result_there_is_no_backend_and_no_policy():
+    totals = traffic_totals.estimate(drawn_of([1, 1]), measured_of(np.empty((2, 0, 1))), hours=1)
+    assert totals.totals == ()
+    assert all(policy.seconds is None and not policy.excluded for policy in totals.policies)
+
+
 def test_times_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="times of 3 steps and 1 backends"):
         traffic_totals.estimate(drawn_of([1, 1, 1]), measured_of([[[1.0]]]), hours=1)

@@ -162,13 +162,15 @@ def test_a_replay_whose_budget_ended_early_answers_from_the_steps_it_measured() 
     planned = plan_of(serving, count=48, backend="naive,sdpa")
     answers = [
         planned.answer(scripted(planned, groups), replay.summary(simulation, serving, settings), settings)
-        for groups in (48, 45, 20)
+        for groups in (48, 45, 20, 0)
     ]
-    whole, part, few = answers
+    whole, part, few, none = answers
+    assert none.headline == "No backend ran every drawn step"
+    assert none.cautions[0].startswith("48 drawn steps not measured yet, and the others cannot stand for them")
     assert "steps" not in whole.headline
     assert ", from 45 of 48 steps" in part.headline
     assert ", from 20 of 48 steps" in few.headline
-    wide = [each.totals.totals[0].seconds for each in answers]
+    wide = [each.totals.totals[0].seconds for each in answers[:3]]
     assert wide[1].high / wide[1].low > wide[0].high / wide[0].low
     assert wide[2].low is None
     for each in wide[1:]:
