@@ -7,11 +7,13 @@ by the source of the kernels, the version of Triton and the launch: a second pas
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ DTYPES = {
 }
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SOURCES = Path(attnbench.kernels.__file__).parent
+FORM = 2  # of what is kept: another one for each change of how a launch is compiled
 KEPT = Path(os.environ.get("ATTNBENCH_COMPILED", Path(__file__).parents[3] / ".compiled"))
 
 
@@ -89,17 +92,10 @@ def build(call: Call, arch: str) -> Built:
 def _build(call: Call, arch: str) -> Built:
     threads = call.tiling.warps * TARGETS[arch].warp_size
     options = {"num_warps": call.warps or call.tiling.warps, "num_stages": call.tiling.stages}
-    remarks: list[str] = []
-
-    def assemble_here(*arguments: Any) -> tuple[str, str]:
-        if arguments and TARGETS[arch].backend == "cuda":
-            stages = arguments[1]
-            stages["cubin"] = lambda ptx, _: assemble(ptx, arch, remarks)
-        return "", ""
-
+    remarks = io.StringIO()  # what ptxas says, which Triton calls with options of its own
     try:
-        with triton.knobs.runtime.scope(), triton.knobs.compilation.scope():
-            triton.knobs.runtime.add_stages_inspection_hook = assemble_here
+        with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(remarks):
+            triton.knobs.nvidia.dump_ptxas_log = True
             triton.knobs.compilation.always_compile = True  # what is in the cache of Triton has no remarks
             compiled = triton.compile(source(call), target=TARGETS[arch], options=options)
     except Exception as error:  # whatever the compiler says
@@ -112,7 +108,7 @@ def _build(call: Call, arch: str) -> Built:
         registers, spilled = (_number(rf"\.{name}: *(\d+)", assembly) for name in ("vgpr_count", "vgpr_spill_count"))
         spilled_bytes = 4 * spilled
     else:
-        assembly, text = compiled.asm["ptx"], remarks[0]
+        assembly, text = compiled.asm["ptx"], remarks.getvalue()
         threads = _number(r"\.reqntid (\d+)", assembly)
         registers, spilled_bytes = _number(r"Used (\d+) registers", text), _number(r"(\d+) bytes spill st", text)
     found = re.findall(PRODUCTS[arch], assembly)
@@ -122,7 +118,7 @@ def _build(call: Call, arch: str) -> Built:
         registers=registers,
         threads=threads,
         spilled_bytes=spilled_bytes,
-        serialized=any("serialized" in text for text in remarks),
+        serialized="serialized" in remarks.getvalue(),
         products={name: found.count(name) for name in dict.fromkeys(found)},
         copies=len(re.findall(r"cp\.async\.bulk\.tensor", assembly)),
         beside=beside,
@@ -183,18 +179,6 @@ def _leaves(place: tuple[int, ...], value: Any, kind: Any) -> Iterator[tuple[tup
         yield place, value, kind
 
 
-def assemble(ptx: str, arch: str, remarks: list[str]) -> bytes:
-    """The machine code that ptxas makes; what it says of it is added to `remarks`."""
-    number = int(arch.removeprefix("sm_"))
-    program = BINARIES / ("ptxas-blackwell" if number >= 100 else "ptxas")
-    name = arch + ("a" if number >= 90 else "")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        command = [program, "-v", "--gpu-name", name, "--output-file", file.name, "/dev/stdin"]
-        done = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
-        remarks.append(done.stdout + done.stderr)
-        return Path(file.name).read_bytes()
-
-
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     return int(found[1]) if found else 0
@@ -204,7 +188,7 @@ def _digest(call: Call, arch: str) -> str:
     launch = source(call)
     said = (launch.signature, sorted(map(str, launch.constants.items())), sorted(launch.attrs), arch, call.tiling)
     return hashlib.sha256(
-        f"{_sources(call.kernel.fn.__module__)} {triton.__version__} {call.kernel.__name__} {said}".encode()
+        f"{FORM} {_sources(call.kernel.fn.__module__)} {triton.__version__} {call.kernel.__name__} {said}".encode()
     ).hexdigest()[:24]
 
 
