@@ -1,6 +1,6 @@
 """The tiling and the path of a launch, from plain values: no torch, no GPU.
 
-The shipped table (tiles.csv) holds the largest tiles whose shared memory fits and that spill no registers, but for a few
+The shipped table (tiles.csv) holds the largest tiles whose shared memory fits and that spill no registers, but for some
 of Blackwell (docs/kernels.md); results of `attnbench tune` take precedence. No search runs at call time: it would need
 exclusive use of the GPU, and a bad configuration can crash the compiler.
 """
