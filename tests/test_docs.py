@@ -13,7 +13,10 @@ import msgspec
 import pytest
 
 from attnbench import cli, suite
+from attnbench.analysis.rows import as_frame, rows_of
+from attnbench.attention.problem import Problem
 from attnbench.records import speeds
+from tests.samples import result
 from tools import readme
 
 ROOT = Path(__file__).parent.parent
@@ -146,3 +149,12 @@ def printed(tool: str) -> str:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return "\n".join(module.lines())
+
+
+def test_the_table_that_the_readme_prints_from_python_is_shown_whole() -> None:
+    pytest.importorskip("pandas")
+    (columns,) = re.findall(r"run\.frame\(\)\[(\[.*?\])\]", README)
+    results = [result([1e-3] * 5, name, problem=Problem(seq_q=128)) for name in ("naive", "sdpa:flash")]
+    printed = str(as_frame(rows_of(results))[json.loads(columns)])
+    assert "..." not in printed
+    assert "arm_name" in printed

@@ -23,6 +23,7 @@ NUMERIC: dict[str, Callable[[Row], tuple[int, ...]]] = {
     "heads": lambda row: (row.heads, row.kv_heads),
     "head_dim": lambda row: (row.head_dim, row.head_dim_v),
 }
+_SECTIONS = ("dtype", "mode", "mask", "head_dim", "heads", "batch")  # in the order of the panels of a report
 _IN_LABEL = {"seq_q", "seq_kv", "batch", "heads", "kv_heads", "head_dim", "head_dim_v", "mask", "dtype"}
 _DEFAULTS = axes(Problem(seq_q=1))
 
@@ -224,7 +225,11 @@ def _sections(rows: Sequence[Row], words: WordsOf, axis: str, beside: list[str],
 
 
 def _order(rows: Sequence[Row], words: WordsOf, axis: str, across: list[str]) -> Callable[[Row], list[tuple[int, ...]]]:
-    """A sort key, by section and then by line: numbers by size, words by their first appearance."""
+    """A sort key, by section and then by line: numbers by size, words by their first appearance.
+
+    Sections have the order of the panels of a report: they stand apart by dtype first.
+    """
+    across = sorted(across, key=lambda name: _SECTIONS.index(name) if name in _SECTIONS else len(_SECTIONS))
     seen = {name: list(dict.fromkeys(words[id(row)][name] for row in rows)) for name in (axis, *across)}
 
     def key(row: Row) -> list[tuple[int, ...]]:

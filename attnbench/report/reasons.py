@@ -41,3 +41,8 @@ def _alike(words: Sequence[str], others: Sequence[str]) -> int:
     """How many words are the same from the beginning."""
     pairs = zip(words, others, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def literal(text: str) -> str:
+    """A message of a kernel within a sentence of a page, where backticks would mark code."""
+    return text.replace("`", "\\`")

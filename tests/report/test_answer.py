@@ -8,14 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from attnbench.analysis.rows import rows_of
 from attnbench.attention import requests
 from attnbench.attention.problem import Problem
 from attnbench.records.result import Cause, Result, Status, sample
-from attnbench.report import pages
+from attnbench.report import pages, pivot
 from attnbench.report.answer import Answer, GridCell
 from attnbench.report.charts.figure import Note
+from attnbench.report.formats import html, markdown
 from attnbench.report.pages.page import report_data
+from attnbench.report.pages.ranking import contests
 from attnbench.studies import recommend
+from tests.golden.made import measured, refused
 from tests.report.canned import CANNED
 from tests.samples import result, run, timed
 
@@ -340,3 +344,32 @@ def test_batches_of_requests_are_named_whole_and_not_by_their_longest_request() 
         "requests 4q8s512",
     ]  # by all their keys
     assert screen.headline == "flex wins 2 of 3 problems, naive 1."
+
+
+def test_two_runs_of_the_same_problems_are_comparisons_not_more_problems() -> None:
+    assert answer("two_commits").lead.count("all 6 comparisons of 3 problems") == 1
+
+
+def test_the_sections_of_the_terminal_have_the_order_of_the_page() -> None:
+    cases = [
+        (seq, mask, dtype)
+        for seq in (64, 128, 256)
+        for mask, dtype in (("window:8", "bf16"), ("none", "fp32"), ("window:8", "fp32"), ("none", "bf16"))
+    ]
+    results = [
+        measured(Problem(seq_q=seq, mask=mask, dtype=dtype), name, 1e-3)
+        for seq, mask, dtype in cases
+        for name in ("naive", "sdpa:flash")
+    ]
+    data = report_data([run(*results)])
+    on_page = dict.fromkeys((contest.first.mask, contest.first.dtype) for contest in contests(data.rows, data.layout))
+    sections = [tuple(section.heading.split()) for section in pivot.pivot(rows_of(results)).sections]
+    assert sections == list(on_page)
+
+
+def test_backticks_of_a_kernels_message_stay() -> None:
+    reason = "call: ValueError: `scale` and `causal` are needed"
+    failing = refused(Problem(seq_q=64), "my.py:f", Status.ERROR, reason)
+    answer, sections = pages.contents(report_data([run(measured(Problem(seq_q=64), "naive", 1e-3), failing)]))
+    assert f"my.py:f failed with an error in 1 case: {reason}" in html.page(answer, sections)
+    assert r"ValueError: \`scale\` and \`causal\` are needed" in markdown.page(answer, sections)

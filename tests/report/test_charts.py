@@ -22,6 +22,7 @@ from attnbench.report.charts import (
     accuracy,
     any_metric,
     block_spread,
+    forest,
     latency,
     local_exponents,
     memory,
@@ -254,6 +255,23 @@ def test_rows_of_a_run_with_very_many_backends_stay_readable() -> None:
     assert figure
     assert figure.panels[0].height < 400
     assert figure.left_out == "the first 12 of 300 backends; the table has all"
+
+
+def test_two_kernels_with_the_name_of_one_function_have_two_names() -> None:
+    facts = {"reference": "naive@cpu:threads=1"}
+    results = [result([1.0] * 6, problem=Problem(seq_q=64))]
+    results += [
+        result([0.5] * 6, name, problem=Problem(seq_q=64), facts=facts)
+        for name in ("kernels/a.py:attend", "kernels/b.py:attend", "sdpa:flash")
+    ]
+    figure = speedup.figure(rows_of(results))
+    assert figure
+    names = {note.arm: note.text for note in marks(figure, Note) if note.arm}
+    assert names["sdpa:flash"] == "flash"
+    first, second = names["kernels/a.py:attend"], names["kernels/b.py:attend"]
+    assert first.startswith("a.py")
+    assert second.startswith("b.py")
+    assert forest.short_names(["x/a.py:f", "y/a.py:f"]) == {"x/a.py:f": "x/a.py:f", "y/a.py:f": "y/a.py:f"}
 
 
 def test_panels_above_the_maximum_are_left_out_with_a_note() -> None:

@@ -30,6 +30,7 @@ ROW, STEP = 22.0, 9.0  # pixels of a row, and between the markers of a row
 MAX_ROWS = 40
 MAX_ARMS = 12
 MAX_COLUMNS = 4  # of numbers at the right
+NAMES_SHARE = 0.45  # of the width of a panel, for names that are longer than their numbers
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +80,16 @@ def figure(
                   legend=len(arms) > 1, left_out=left_out)  # fmt: skip
 
 
+def short_names(arms: Sequence[str]) -> dict[str, str]:
+    """What follows the last colon of a name; where several arms have that, the file before it too, or all."""
+    shortened = {arm: [arm.rpartition(":")[2], arm.rpartition("/")[2], arm] for arm in arms}
+    names = {}
+    for arm, candidates in shortened.items():
+        others = [text for other, texts in shortened.items() if other != arm for text in texts]
+        names[arm] = next((text for text in candidates if text not in others), arm)
+    return names
+
+
 class _Drawing:
     """The rows at one width of the panel."""
 
@@ -87,7 +98,11 @@ class _Drawing:
         items = [item for row in rows for item in row.items]
         numbered = [arm for arm in arms if any(item.arm == arm and item.text for item in items)]
         self.numbered = numbered if len(numbered) <= (MAX_COLUMNS if width > NARROW else 2) else []
-        self.column = max((text_width(item.text) for item in items), default=0) + 12  # pixels of a column of numbers
+        self.names = short_names(self.numbered)
+        longest_name = max(map(text_width, self.names.values()), default=0)
+        longest_name = min(longest_name, NAMES_SHARE * width / max(len(self.numbered), 1) - 12)
+        # In pixels, of a column of numbers.
+        self.column = max(longest_name, *(text_width(item.text) for item in items), 0) + 12
         longest = max(text_width(row.label) for row in rows)
         self.above = longest > width * 0.3  # labels stand above their rows
         self.margins = Edges(
@@ -122,10 +137,9 @@ class _Drawing:
         left, right = forest.sides
         y = FONT * 2 + 2 if self.numbered else FONT
         names = [
-            Note(text=fit(arm.rpartition(":")[2], self.column), arm=arm, anchor="end", pixel_x=self.end_of(arm),
-                 pixel_y=FONT)
-            for arm in self.numbered
-        ]  # fmt: skip
+            Note(text=fit(name, self.column), arm=arm, anchor="end", pixel_x=self.end_of(arm), pixel_y=FONT)
+            for arm, name in self.names.items()
+        ]
         return [
             Rule(at=1.0, along="x"),
             Note(text=f"← {left}", x=1.0, dx=-6, pixel_y=y, anchor="end"),

@@ -243,16 +243,21 @@ def _panels(figure: Figure, panels: Sequence[Panel], known: Mapping[str, Look]) 
 
 
 def _sentence(arms: Iterable[str]) -> Callable[[str], Markup]:
-    """A filter for sentences: what stands in backticks is code, and names in other scripts are isolated.
+    """A filter for sentences: what stands in backticks is code but in `reasons.literal`, other scripts are isolated.
 
     A name written from right to left would otherwise move the words around it.
     """
     names = sorted((str(escape(arm)) for arm in arms if not arm.isascii()), key=len, reverse=True)
-    pattern = re.compile("|".join([r"`([^`]+)`", *map(re.escape, names)]))
+    pattern = re.compile("|".join([r"\\`", r"`([^`]+)`", *map(re.escape, names)]))
 
     def sentence(text: str) -> Markup:
         escaped = str(escape(text))
-        return Markup(pattern.sub(lambda m: f"<code>{m[1]}</code>" if m[1] else f"<bdi>{m[0]}</bdi>", escaped))
+        return Markup(pattern.sub(marked, escaped))
+
+    def marked(match: re.Match[str]) -> str:
+        if match[0] == "\\`":
+            return "`"
+        return f"<code>{match[1]}</code>" if match[1] else f"<bdi>{match[0]}</bdi>"
 
     return sentence
 

@@ -11,6 +11,7 @@ from attnbench.report.pages.page import MAX_LISTED, MAX_ROWS, Page, PageTable
 from attnbench.report.quantities import listed, times
 
 COMMAND = "attnbench "  # begins what is shown as code
+_BACKTICK = re.compile(r"(?<!\\)`")  # that marks code
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -77,7 +78,7 @@ def _grid_cell(cell: GridCell) -> str:
     if cell.kind == "absent":
         return ""
     if cell.kind == "missing":
-        return escape(cell.detail)
+        return _sentence(cell.detail)
     names = escape(listed(cell.arms, "or", len(cell.arms)))
     return " ".join(filter(None, (f"**{names}**" if cell.kind == "best" else names, cell.figure, escape(cell.detail))))
 
@@ -131,10 +132,10 @@ def _code(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Escaped text, where what stands in backticks is code."""
-    parts = " ".join(text.split()).split("`")
+    """Escaped text, where what stands in backticks is code, but for those of `reasons.literal`."""
+    parts = [part.replace("\\`", "`") for part in _BACKTICK.split(" ".join(text.split()))]
     if len(parts) % 2 == 0:
-        return escape(text)
+        return _escaped("`".join(parts))
     return "".join(_code(part) if place % 2 else _escaped(part) for place, part in enumerate(parts))
 
 

@@ -13,6 +13,7 @@ from attnbench.report.charts import accuracy
 from attnbench.report.pages import places, ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks, half
 from attnbench.report.quantities import listed
+from attnbench.report.reasons import literal
 from attnbench.units import counted
 
 
@@ -39,7 +40,7 @@ def finding(checked: Sequence[Row]) -> str:
 def _text(data: ReportData) -> Iterator[str]:
     """The worst error of the right outputs, as a multiple of the plain formula's; what probes of inputs gave."""
     for run in data.runs:
-        yield from probe_outcomes.sentences(run.results, labels(result.arm for result in run.results))
+        yield from map(literal, probe_outcomes.sentences(run.results, labels(result.arm for result in run.results)))
     rows = [row for row in data.rows if row.status is Status.OK and row.err_vs_plain is not None]
     if not rows:
         yield "The largest error of each output against float64 stands with the cases below."

@@ -12,6 +12,7 @@ from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import places, ranking
 from attnbench.report.pages.ranking import Contest
+from attnbench.report.reasons import literal
 from attnbench.units import counted
 
 MAX_COLUMNS = 16  # more make the rows, or every problem gets a row of its own
@@ -78,7 +79,9 @@ def _cell(contest: Contest | None, layout: PanelLayout) -> GridCell:
     place = places.of(contest.first, layout)
     if not contest.leaders:
         return GridCell(
-            kind="missing", detail=missing.why(contest.rows), tip=f"{place}: {missing.every(contest.rows, MAX_TIP)}"
+            kind="missing",
+            detail=literal(missing.why(contest.rows)),
+            tip=f"{place}: {missing.every(contest.rows, MAX_TIP)}",
         )
     best = contest.leaders[0]
     names = tuple(row.arm_name for row in contest.leaders[:MAX_NAMES])

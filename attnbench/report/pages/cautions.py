@@ -16,6 +16,7 @@ from attnbench.report.answer import Advice
 from attnbench.report.charts import panels
 from attnbench.report.pages import ranking
 from attnbench.report.quantities import listed, sentence
+from attnbench.report.reasons import literal
 from attnbench.units import counted
 
 RESTARTS = "--restarts 6 --budget 0"  # more restarts do not fit the budget of one
@@ -27,7 +28,7 @@ def failures(runs: Sequence[Run], by_run: Sequence[Sequence[Row]]) -> Iterator[A
     """One line for each backend and kind of failure, and of each run the command that shows them all."""
     for run, rows in zip(runs, by_run, strict=True):
         lines = summary.failure_lines(rows)
-        yield from map(Advice, lines)
+        yield from (Advice(literal(line)) for line in lines)
         if lines:
             yield Advice("", shlex.join(["attnbench", "show", "--failed", spelled(run)]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attnbench.analysis import stats
 from attnbench.analysis.rows import Row, failing, phase
@@ -47,7 +47,7 @@ def lead(problems: Sequence[Contest], of_all: Recommendation, sides: Sequence[Si
             arm = of_all.arms[0]
             return " ".join(filter(None, (_wins(problems, of_all), _speed(problems, arm, layout))))
         case AnswerKind.TIED:
-            tied = f"The intervals do not distinguish them in {_any(of_all.contested)}."
+            tied = f"The intervals do not distinguish them in {_any(of_all)}."
             return " ".join(filter(None, (tied, _speed(problems, of_all.arms[0], layout, of_all.arms))))
         case AnswerKind.MIXED:
             if of_all.fails:
@@ -55,13 +55,29 @@ def lead(problems: Sequence[Contest], of_all: Recommendation, sides: Sequence[Si
             if of_all.ties == of_all.contested:
                 return "No backend is among the fastest in all of them."
             tied = f" In {of_all.ties} of {of_all.contested} the fastest are tied." if of_all.ties else ""
-            return f"No backend is fastest or tied in {whole(of_all.contested, 'problem')}.{tied}"
+            return f"No backend is fastest or tied in {all_problems(of_all)}.{tied}"
     rows = [row for contest in problems for row in contest.rows]
     return summary.tally(rows) if any(row.status is not Status.OK for row in rows) else ""
 
 
-def _any(count: int) -> str:
-    return f"any of {_problems(count)}" if count > 1 else "the only problem"
+def _any(of_all: Recommendation) -> str:
+    return f"any of {problems_of(of_all)}" if of_all.contested > 1 else "the only problem"
+
+
+def problems_of(of_all: Recommendation) -> str:
+    """`8 problems`, or `8 comparisons of 4 problems` where several runs measured them."""
+    return _compared(of_all, counted)
+
+
+def all_problems(of_all: Recommendation) -> str:
+    """`all 8 problems`, or `all 8 comparisons of 4 problems`."""
+    return _compared(of_all, whole)
+
+
+def _compared(of_all: Recommendation, number: Callable[[int, str], str]) -> str:
+    if of_all.contested == of_all.problems:
+        return number(of_all.contested, "problem")
+    return f"{number(of_all.contested, 'comparison')} of {_problems(of_all.problems)}"
 
 
 def _problems(count: int) -> str:
@@ -73,10 +89,10 @@ def _mixed(of_all: Recommendation) -> str:
     if of_all.fails:
         return f"{first} is fastest or tied wherever it runs, and has no time in {_problems(of_all.fails)}."
     if not of_all.wins:
-        return f"No backend wins: the fastest are tied in {whole(of_all.contested, 'problem')}."
+        return f"No backend wins: the fastest are tied in {all_problems(of_all)}."
     others = [f"{arm} {count}" for arm, count in of_all.wins.items()][1:]
     rest = f", {listed(others)}" if others else ""
-    return f"{first} wins {of_all.wins[first]} of {_problems(of_all.contested)}{rest}."
+    return f"{first} wins {of_all.wins[first]} of {problems_of(of_all)}{rest}."
 
 
 def range_of_times(problems: Sequence[Contest]) -> str:
@@ -133,10 +149,10 @@ def _wins(problems: Sequence[Contest], of_all: Recommendation) -> str:
     rest += _without_time([contest for contest in problems if not contest.ranked])
     number = f"{count - wins:,}" if count - wins > 1 else "one"
     if wins == count:
-        return f"Fastest in {whole(count, 'problem')}.{rest}"
+        return f"Fastest in {all_problems(of_all)}.{rest}"
     if not wins:
-        return f"Tied with {others} in {whole(count, 'problem')}.{rest}"
-    return f"Fastest in {wins} of {_problems(count)}, tied with {others} in the other {number}.{rest}"
+        return f"Tied with {others} in {all_problems(of_all)}.{rest}"
+    return f"Fastest in {wins} of {problems_of(of_all)}, tied with {others} in the other {number}.{rest}"
 
 
 def _without_time(problems: Sequence[Contest]) -> str:
@@ -153,7 +169,7 @@ def _of_side(side: Side) -> str:
     of_side = ranking.verdict(side.contests)
     wins = of_side.wins.get(side.arm, 0)
     how = "fastest" if wins == of_side.contested else "fastest or tied"
-    text = f"{sentence(side.phrase)} {side.arm} is {how} in {whole(of_side.contested, 'problem')}"
+    text = f"{sentence(side.phrase)} {side.arm} is {how} in {all_problems(of_side)}"
     means = list(_means(side.contests, side.arm))
     if len(means) == 1:
         _, other, mean = means[0]

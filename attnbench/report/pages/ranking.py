@@ -58,7 +58,8 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     kind: AnswerKind
     arms: tuple[str, ...] = ()
     wins: dict[str, int] = {}
-    contested: int = 0
+    contested: int = 0  # comparisons: each run compares the backends of a problem once
+    problems: int = 0  # that were compared
     ties: int = 0
     fails: int = 0  # problems in which the first of `arms` failed or was refused
 
@@ -100,7 +101,10 @@ def verdict(problems: Sequence[Contest]) -> Recommendation:
     leads = Counter(row.arm_name for contest in contested for row in contest.leaders)
     everywhere = [arm for arm, count in leads.most_common() if count == len(contested)]
     ties = sum(not contest.winner for contest in contested)
-    common = Recommendation(kind=AnswerKind.MIXED, wins=dict(wins.most_common()), contested=len(contested), ties=ties)
+    different = len({(contest.first.problem, contest.first.device) for contest in contested})
+    common = Recommendation(
+        kind=AnswerKind.MIXED, wins=dict(wins.most_common()), contested=len(contested), problems=different, ties=ties
+    )
     failures = {arm: _fails(problems, arm) for arm in everywhere}
     sound = [arm for arm in everywhere if not failures[arm]]
     if len(sound) > 1:

@@ -15,8 +15,7 @@ from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import lead, ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, beside, blocks, without_empty_columns
 from attnbench.report.pages.ranking import AnswerKind, Contest, Recommendation
-from attnbench.report.quantities import listed, whole
-from attnbench.units import counted
+from attnbench.report.quantities import listed
 
 MAX_NAMED = 2  # backends that the finding says gain nothing
 ONCE = {
@@ -59,10 +58,10 @@ def finding(problems: Sequence[Contest], layout: PanelLayout) -> str:
     first = of_all.arms[0]
     wins = of_all.wins.get(first, 0)
     if of_all.kind is AnswerKind.TIED:
-        text = f"{listed(of_all.arms)} are tied in {whole(of_all.contested, 'problem')}"
+        text = f"{listed(of_all.arms)} are tied in {lead.all_problems(of_all)}"
     elif of_all.kind is AnswerKind.USE:
         how = "fastest" if wins == of_all.contested else "fastest or tied"
-        text = f"{first} is {how} in {whole(of_all.contested, 'problem')}"
+        text = f"{first} is {how} in {lead.all_problems(of_all)}"
     else:
         text = _mixed(problems, of_all, layout)
     useless, reference = _useless(problems, of_all.arms if of_all.kind is not AnswerKind.MIXED else tuple(of_all.wins))
@@ -79,9 +78,9 @@ def _mixed(problems: Sequence[Contest], of_all: Recommendation, layout: PanelLay
         how = "fastest" if won else "fastest or tied"
         return f"{sides[0].arm} is {how} {sides[0].phrase}, {', '.join(others)}"
     if not of_all.wins:
-        return f"The fastest are tied in {whole(of_all.contested, 'problem')}"
+        return f"The fastest are tied in {lead.all_problems(of_all)}"
     (first, count), *rest = of_all.wins.items()
-    text = f"{first} is fastest in {count} of {counted(of_all.contested, 'problem')}"
+    text = f"{first} is fastest in {count} of {lead.problems_of(of_all)}"
     others = [f"{arm} in {wins}" for arm, wins in rest]
     return f"{text}, {listed(others)}" if others else text
 
