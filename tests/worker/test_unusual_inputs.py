@@ -57,7 +57,8 @@ def test_a_kernel_that_ignores_the_strides_of_values_alone_is_found() -> None:
 def test_a_kernel_that_makes_its_inputs_contiguous_copies_views() -> None:
     outcome = outcomes(lambda *qkv: attend(*(tensor.contiguous() for tensor in qkv)), "layouts")
     assert outcome == {
-        "transposed": "copies", "sliced": "copies", "columns": "copies", "offset": "takes", "expanded": "copies"
+        "transposed": "copies", "sliced": "copies", "columns": "copies", "channels_last": "copies", "offset": "takes",
+        "expanded": "copies",
     }  # fmt: skip
 
 

@@ -38,6 +38,13 @@ def columns(tensor: Tensor) -> Tensor:
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """The second dimension is the innermost one in memory, as torch.channels_last has it after a convolution."""
+    import torch
+
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
 def offset(tensor: Tensor) -> Tensor:
     """The first number is one place behind an aligned address."""
     return tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
@@ -97,6 +104,7 @@ VARIANTS = {
     ),
     "sliced": _variant(sliced, "https://github.com/pytorch/pytorch/issues/134471"),
     "columns": _variant(columns, "https://github.com/pytorch/pytorch/pull/187506"),
+    "channels_last": _variant(channels_last, "https://github.com/pytorch/pytorch/pull/122083"),
     "offset": _variant(offset, "https://github.com/intel/intel-xpu-backend-for-triton/issues/3704"),
     "expanded": Variant(outcome.words(expanded), expanded, ("https://github.com/torch-spyre/torch-spyre/issues/4331",)),
 }
