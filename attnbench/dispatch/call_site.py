@@ -34,11 +34,10 @@ def attention(
     if table is None or torch.compiler.is_compiling():
         return calls.sdpa(q, k, v, causal, scale)
     gradients = (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled()
-    device = q.device
-    autocast = torch.is_autocast_enabled(device.type)
+    autocast: bool = torch._C._is_any_autocast_enabled()
     dense = q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     key = (
-        q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, device, causal, scale, gradients, autocast, dense,
+        q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, causal, scale, gradients, autocast, dense,
     )  # fmt: skip
     if call := table.calls.get(key):
         return call(q, k, v)
