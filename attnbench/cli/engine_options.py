@@ -40,18 +40,23 @@ class EngineOptions(OptionGroup, frozen=True, kw_only=True):
 
 @contextmanager
 def prepared(
-    how: EngineOptions, request: Request, default_suite: str = "", step: Callable[[str], None] = lambda _: None
+    how: EngineOptions,
+    request: Request,
+    default_suite: str = "",
+    interpreted: bool = False,
+    step: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Sweep, StartRunner]]:
     """The sweep of a request on the engine, and what makes its runner. `step` is called with the state of a plan."""
     from attnbench.engine import sweep
     from attnbench.engine.runner import Runner
     from attnbench.errors import UsageError
 
+    suite = default_suite or sweep.DEFAULT_SUITE
     if how.engine == "local":
         for flag, value in (("--address", how.address), ("--hardware", request.hardware)):
             if value:
                 raise UsageError(f"{flag} {value}: names a cluster; add --engine ray")
-        yield sweep.prepare(request, default_suite=default_suite or sweep.DEFAULT_SUITE, step=step), Runner
+        yield sweep.prepare(request, interpreted=interpreted, default_suite=suite, step=step), Runner
         return
     from attnbench.engine.cluster import cluster_sweep, job_files, ray_cluster
 
@@ -59,4 +64,12 @@ def prepared(
         job_files.collect(request, Path(folder))
         with ray_cluster.connected(how.address, Path(folder)) as cluster:
             step("planning on the cluster")
-            yield cluster_sweep.prepare(cluster, request, default_suite=default_suite or sweep.DEFAULT_SUITE)
+            yield cluster_sweep.prepare(cluster, request, interpreted=interpreted, default_suite=suite)
+
+
+def refuse(how: EngineOptions, flag: str, reason: str) -> None:
+    """Raise UsageError where an option needs this machine."""
+    from attnbench.errors import UsageError
+
+    if how.engine != "local":
+        raise UsageError(f"{flag}: {reason}: leave --engine {how.engine} out")

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from attnbench import api
 from attnbench._version import __version__
+from attnbench.analysis import cluster_nodes
 from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.api import StoredRun
@@ -128,6 +129,7 @@ def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: Te
     texts = summary.findings if stream is sys.stdout else summary.text
     _wrapped(texts(rows, len(run.manifest.impossible), ceilings), stream)
     _wrapped(probe_outcomes.sentences(run.results, labels(result.arm for result in run.results)), stream)
+    _wrapped(cluster_nodes.notes(run.manifest.nodes), stream)
     if run.skipped_lines:
         print(f"{counted(run.skipped_lines, 'line')} of the results could not be read", file=stream)
 

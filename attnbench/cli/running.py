@@ -18,7 +18,7 @@ from attnbench.cli import engine_options, output, progress, stop_signals
 from attnbench.cli.options import GlobalOptions, typed
 from attnbench.cli.run_options import RunOptions
 from attnbench.engine import sweep
-from attnbench.engine.runner import Ending, PlanRunner
+from attnbench.engine.runner import Ending, PlanRunner, Runner
 from attnbench.engine.sweep import FinishedSweep, Request, StartRunner, Sweep
 from attnbench.errors import Exit, UsageError
 from attnbench.gate import paired
@@ -186,15 +186,22 @@ def named_at_once(directory: Path, continuing: str) -> Iterator[None]:
         raise
 
 
-def measure(planned: Sweep, style: str, study: str) -> tuple[Run, bool]:
-    """Measure and store a sweep for the command of a study: the run, and whether it was interrupted."""
+def measure(
+    planned: Sweep, style: str, study: str, start: StartRunner = Runner, engine: Sequence[str] = ()
+) -> tuple[Run, bool]:
+    """Measure and store a sweep for the command of a study: the run, and whether it was interrupted.
+
+    `start` makes the runner; `engine` are the options by which a resume finds it.
+    """
     path = sweep.new_directory(planned, datetime.now(UTC))
-    continuing = f"attnbench run --resume {path}, then: attnbench {study} --run {path}"
+    continuing = (
+        f"{shlex.join(['attnbench', 'run', '--resume', str(path), *engine])}, then: attnbench {study} --run {path}"
+    )
     with (
         named_at_once(path, continuing),
         watched(style, sweep.rest(planned).results, names_beside(planned.plan.arms)) as (watcher, watch),
     ):
-        outcome = sweep.run(planned, watcher, directory=path, watch=watch, command=command())
+        outcome = sweep.run(planned, watcher, directory=path, watch=watch, command=command(), start=start)
     if outcome.ending.interrupted:
         print(f"stopped; continue with: {continuing}", file=sys.stderr)
     return outcome.run, outcome.ending.interrupted

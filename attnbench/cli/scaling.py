@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.cli import options
+from attnbench.cli.engine_options import EngineOptions
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @options.with_options(
-    options.SUITES, options.PROBLEM, options.ARMS, options.BUDGET, options.ROUNDS,
+    options.SUITES, options.PROBLEM, options.ARMS, options.HARDWARE, options.BUDGET, options.ROUNDS,
     options.TIMEOUT.but(
         help="Time limit of each phase of a case, 60s by default; with --find-max-seq of each probe, 20s.", default=""
     ),
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def scaling(
     context: typer.Context,
     request: Request,
+    how: EngineOptions,
     run: Annotated[
         str,
         typer.Option(
@@ -44,19 +46,19 @@ def scaling(
     """
     import msgspec
 
-    from attnbench.cli import output, running, stop_signals
-    from attnbench.engine.sweep import prepare
+    from attnbench.cli import engine_options, output, running, stop_signals
     from attnbench.studies.scaling import DEFAULT_SUITE
 
     shared = options.global_options(context)
-    timeout = request.timeout or ("20s" if find_max_seq else "60s")
-    request = msgspec.structs.replace(request, timeout=timeout)
+    request = msgspec.structs.replace(request, timeout=request.timeout or ("20s" if find_max_seq else "60s"))
     if find_max_seq:
+        engine_options.refuse(how, "--find-max-seq", "probes the memory of this machine")
         return _max_seq(request, json, quiet=shared.quiet)
     if run:
         return _show(output.load(run), json)
-    planned = prepare(request, default_suite=DEFAULT_SUITE)
-    stored, interrupted = running.measure(planned, shared.progress(progress), "scaling")
+    with engine_options.prepared(how, request, DEFAULT_SUITE) as (planned, start):
+        style, engine = shared.progress(progress), options.typed(how)
+        stored, interrupted = running.measure(planned, style, "scaling", start, engine)
     code = _show(stored, json)
     print(f"run: {stored.path}", file=sys.stderr)
     return stop_signals.current.exit_code if interrupted else code

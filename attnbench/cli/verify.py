@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnbench.cli import checks, options
+from attnbench.cli.engine_options import EngineOptions
 from attnbench.cli.options import option
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @options.with_options(
-    options.SUITES, options.SUITE, options.PROBLEM, options.ARMS,
+    options.SUITES, options.SUITE, options.PROBLEM, options.ARMS, options.HARDWARE,
     options.BUDGET.but(help="Time limit of the command: 45s or 5m; none by default."),
     options.TIMEOUT, options.MEM_LIMIT,
     options.INPUTS.but(
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def verify(
     context: typer.Context,
     request: Request,
+    how: EngineOptions,
     random: Annotated[
         str, option(help="Check random problems for this time: 5m.", metavar="TIME", check=checks.limit)
     ] = "",
@@ -42,14 +44,14 @@ def verify(
     Without options: the suite `verify`.
     """
     shared = options.global_options(context)
-    return _show(_measure(request, random, shared.progress(progress)), json, figures, shared.verbose)
+    return _show(_measure(request, how, random, shared.progress(progress)), json, figures, shared.verbose)
 
 
-def _measure(request: Request, random: str, style: str) -> Verification:
+def _measure(request: Request, how: EngineOptions, random: str, style: str) -> Verification:
     import msgspec
 
     from attnbench.attention.inputs import check
-    from attnbench.cli import running
+    from attnbench.cli import engine_options, running
     from attnbench.engine import verify_only
     from attnbench.errors import UsageError
     from attnbench.units import parse_seconds, words
@@ -59,15 +61,18 @@ def _measure(request: Request, random: str, style: str) -> Verification:
         check(name, "--inputs")
     request = msgspec.structs.replace(request, inputs="normal")
     if random:
+        engine_options.refuse(how, f"--random {random}", "draws its problems on this machine")
         if request.suites or request.budget:
             raise UsageError(f"--random {random}: draws problems for this long; leave suites and --budget out")
         with running.watched(style, 0) as (watcher, watch):
             seconds = parse_seconds(random, "--random")
             return verify_only.soak(request, seconds, watcher, watch, distributions)
-    planned = verify_only.prepare(request)
-    names = running.names_beside(planned.plan.arms)
-    with running.watched(style, verify_only.count(planned, distributions), names) as (watcher, watch):
-        verified = verify_only.run(planned, watcher, watch, distributions)
+    request = verify_only.without_budget(request)
+    with engine_options.prepared(how, request, verify_only.DEFAULT_SUITE, interpreted=True) as (timed, start):
+        planned = verify_only.untimed(timed)
+        names = running.names_beside(planned.plan.arms)
+        with running.watched(style, verify_only.count(planned, distributions), names) as (watcher, watch):
+            verified = verify_only.run(planned, watcher, watch, distributions, start)
     _suggest_budget(planned, verified)
     return verified
 

@@ -16,7 +16,7 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
-from attnbench.engine.sweep import Request, Sweep
+from attnbench.engine.sweep import Request, StartRunner, Sweep
 from attnbench.errors import UsageError
 from attnbench.records.result import Result, Status
 
@@ -66,8 +66,16 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 def prepare(request: Request) -> Sweep:
     """Plan a verification: of the suite `verify` without suite and lengths; no budget unless one is given."""
-    request = msgspec.structs.replace(request, budget=request.budget or "0")
-    planned = sweep.prepare(request, interpreted=True, default_suite=DEFAULT_SUITE)
+    return untimed(sweep.prepare(without_budget(request), interpreted=True, default_suite=DEFAULT_SUITE))
+
+
+def without_budget(request: Request) -> Request:
+    """The request without the budget of a suite."""
+    return msgspec.structs.replace(request, budget=request.budget or "0")
+
+
+def untimed(planned: Sweep) -> Sweep:
+    """The sweep, of which nothing is timed."""
     settings = msgspec.structs.replace(planned.settings, verify_only=True, restarts=1)
     return msgspec.structs.replace(planned, settings=settings)
 
@@ -83,8 +91,9 @@ def run(
     observer: Observer,
     watch: Callable[[PlanRunner], None] | None = None,
     distributions: Sequence[str] = ("normal",),
+    start: StartRunner = Runner,
 ) -> Verification:
-    """Verify a sweep with inputs of every distribution. `watch` is called with each runner before it runs."""
+    """Verify a sweep with inputs of every distribution. `start` makes the runners, which `watch` is called with."""
     for distribution in distributions:
         inputs.check_fits(distribution, [cell.problem for cell, _ in planned.cells], "--inputs")
     results = list(planned.plan.refusals)
@@ -97,7 +106,7 @@ def run(
             for kind, procedure in planned.settings.procedures.items()
         }
         settings = msgspec.structs.replace(planned.settings, procedures=procedures)
-        runner = Runner(planned.plan, settings, results.extend, observer)
+        runner = start(planned.plan, settings, results.extend, observer, frozenset(), None)
         if watch:
             watch(runner)
         ending = runner.run()

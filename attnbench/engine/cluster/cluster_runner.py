@@ -68,7 +68,8 @@ class ClusterRunner:
         logs: Path | None = None,
     ) -> None:
         self.settings, self._cluster, self._append, self._observer = settings, cluster, append, observer
-        self._classes, self.ceilings = classes, settings.ceilings
+        self._classes = {name: _for_run(each, settings) for name, each in classes.items()}
+        self.ceilings = settings.ceilings
         self.stop_requested = False
         self.forecast = Forecast(settings.speeds)
         self.spent: dict[str, float] = defaultdict(float)
@@ -262,6 +263,14 @@ def _tasks(plan: Plan, settings: RunSettings, done: frozenset[Key], class_of: Ca
     for restart in range(settings.first_restart, settings.first_restart + settings.restarts):
         for group in missing_arms(plan.groups, restart, done, settings.reference):
             yield Task(group=group, restart=restart, hardware=class_of(group), seconds=group.seconds)
+
+
+def _for_run(of_class: RunSettings, settings: RunSettings) -> RunSettings:
+    """The settings that a class of hardware was planned with, as this run changed them since."""
+    procedures = {
+        kind: replace(each, inputs=settings.procedures[kind].inputs) for kind, each in of_class.procedures.items()
+    }
+    return replace(of_class, procedures=procedures, verify_only=settings.verify_only, probes=settings.probes)
 
 
 def _ahead(there_s: float, sent_s: float, received_s: float) -> float:

@@ -11,7 +11,6 @@ from attnbench.engine.cluster import nodes
 from attnbench.engine.cluster.cluster_runner import ClusterRunner
 from attnbench.engine.cluster.nodes import CPU, ClusterDevice, ClusterNode
 from attnbench.engine.cluster.processes import Cluster, ProcessLostError
-from attnbench.engine.plan import Plan
 from attnbench.engine.request import Request
 from attnbench.engine.sweep import DEFAULT_SUITE, Machine, StartRunner, Sweep
 from attnbench.errors import UsageError
@@ -94,7 +93,8 @@ def joined(request: Request, sweeps: Mapping[str, Sweep]) -> Sweep:
         name=first.name,
         devices=tuple(dict.fromkeys(device for planned in sweeps.values() for device in planned.devices)),
         cells=tuple(cell for planned in sweeps.values() for cell in planned.cells),
-        plan=Plan(
+        plan=replace(
+            first.plan,
             groups=tuple(groups),
             refusals=tuple(refusal for planned in plans.values() for refusal in planned.refusals),
             arms=tuple({arm.id: arm for planned in plans.values() for arm in planned.arms}.values()),

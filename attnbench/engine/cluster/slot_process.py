@@ -29,8 +29,8 @@ from attnbench.records.result import Environment, Facts, Procedure, Result, Stat
 from attnbench.units import percent
 
 PARTS = ("matmul", "bandwidth")  # of the short calibration
-CONTROL = "sdpa:flash"  # its copies are the A/A control
-CONTROL_PROBLEM = Problem(seq_q=256, batch=1, heads=8, head_dim=64)
+CONTROL = "naive"  # its copies are the A/A control: it runs on every device
+CONTROL_SEQ = {"cpu": 256, "cuda": 2048}
 CONTROL_ROUNDS = 10
 CONTROL_TRIES = 3
 MAX_DIFFERENCE = 0.10  # between equal arms, beyond which a node is too noisy
@@ -137,8 +137,9 @@ class SlotProcess:
 def _control(settings: RunSettings, device: str) -> Estimate | str:
     """The time of an arm over that of its copy; or why it could not be measured."""
     arms = tuple(Arm(backend=CONTROL, device=device, copy=copy) for copy in (1, 2))
-    group = Group(id="control", problem=CONTROL_PROBLEM, mode=Mode.FWD, arms=arms)
     kind = parse_device(device).kind
+    problem = Problem(seq_q=CONTROL_SEQ[kind], heads=8, head_dim=64, dtype=sweep.DEFAULT_DTYPE[kind])
+    group = Group(id="control", problem=problem, mode=Mode.FWD, arms=arms)
     procedure = Procedure(
         timing=settings.procedures[kind].timing, cache=settings.procedures[kind].cache,
         min_rounds=CONTROL_ROUNDS, max_rounds=CONTROL_ROUNDS,

@@ -85,6 +85,7 @@ def _facts(run: Run) -> dict[str, str]:
         "graphics": ", ".join(machine.get("gpus") or ()),
         "processor": ", ".join(filter(None, (processor, counted(cores, "core") if isinstance(cores, int) else ""))),
         "memory": f"{machine['memory_gib']} GiB" if machine.get("memory_gib") else "",
+        "nodes": ", ".join(f"{name} ({facts.get('hardware')})" for name, facts in manifest.nodes.items()),
         "load at start": f"{load:.1f}{busy}" if isinstance(load, int | float) else "",
         "system": ", ".join(filter(None, (system, f"Python {machine['python']}" if machine.get("python") else ""))),
         "attnbench": manifest.attnbench,

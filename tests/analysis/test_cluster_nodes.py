@@ -1,0 +1,30 @@
+"""Notes on the nodes of a run."""
+
+from __future__ import annotations
+
+from attnbench.analysis.cluster_nodes import notes
+
+
+def test_equal_nodes_need_no_note() -> None:
+    node = {"hardware": "A", "machine": {"cpu": "X"}, "packages": {"torch": "2.9"}, "clock_ahead_s": 0.1}
+    assert list(notes({"a": node, "b": node})) == []
+
+
+def test_nodes_of_one_class_that_differ_are_named_with_their_values() -> None:
+    nodes = {
+        "a": {"hardware": "A", "machine": {"governor": "powersave"}, "packages": {"torch": "2.9"}},
+        "b": {"hardware": "A", "machine": {"governor": "performance"}, "packages": {"torch": "2.8"}},
+        "c": {"hardware": "B", "machine": {"governor": "schedutil"}, "packages": {"torch": "2.7"}},
+    }
+    assert list(notes(nodes)) == [
+        "Nodes with A differ in governor: powersave (a); performance (b).",
+        "Nodes with A differ in torch: 2.9 (a); 2.8 (b).",
+    ]
+
+
+def test_a_drained_node_and_a_wrong_clock_are_noted() -> None:
+    nodes = {"a": {"hardware": "A", "drained": "two equal arms differ by 20%", "clock_ahead_s": -3600.0}}
+    assert list(notes(nodes)) == [
+        "Node a was given no more cases: two equal arms differ by 20%.",
+        "The clock of node a is 3600 s behind; starts are stored on that of the driver.",
+    ]
