@@ -26,6 +26,7 @@ from attnbench.records.result import Environment, Facts, Key, Result, Status
 POLL_S = 0.5  # between two looks at Ctrl-C
 LOOK_S = 2.0  # between two looks at the nodes
 PATIENCE_S = 60.0  # for a node with the hardware that groups wait for
+PAUSE_S = 5.0  # after each death of a device's process: Ray takes a while to see that a node is gone
 LOST = "its node was lost"
 
 
@@ -84,7 +85,10 @@ class ClusterRunner:
             self._of_class.setdefault(task.hardware, task.group.arms[0].device)
         self._stations: dict[str, _Station] = {}
         self._calls: dict[Reference, _Call] = {}
-        self._deaths: dict[str, int] = defaultdict(int)  # of a device's processes, since a group ended there
+        # By the id of a device.
+        self._deaths: dict[str, int] = defaultdict(int)  # of its processes, since a group ended there
+        self._begins: dict[str, float] = {}  # when its next process may start; never, for one that is drained
+        self._checked: set[str] = set()
         self._end = math.inf  # the budget begins with the first group
         self._looked, self._seen = -math.inf, time.monotonic()  # at the nodes; with something to wait for
         self._failed_fast = False
@@ -117,7 +121,7 @@ class ClusterRunner:
         self._looked = time.monotonic()
         there = [node for node in self._cluster.nodes() if node.hardware in self._of_class]
         for device in nodes.devices(there):
-            if device.name not in self._stations and not self.nodes.get(device.name, {}).get("drained"):
+            if device.name not in self._stations and self._begins.get(device.id, 0.0) <= self._looked:
                 station = _Station(device, self._cluster.start(device))
                 self._stations[device.name] = station
                 self._call(station, "describe")
@@ -130,8 +134,9 @@ class ClusterRunner:
         name, settings = station.device.name, self._classes[station.device.node.hardware]
         if isinstance(reply, Description):
             known = self.nodes.setdefault(name, {})
+            known.pop("drained", None)  # of an earlier node with this name
             known |= _facts(station, reply)
-            if "noise" in known or settings.verify_only:
+            if station.device.id in self._checked or settings.verify_only:
                 self._call(station, "open", replace(settings, ceilings=self.ceilings))
             else:
                 self._observer.phase(f"{name}  calibration and noise check")
@@ -139,6 +144,7 @@ class ClusterRunner:
         elif isinstance(reply, Checked):
             self.nodes[name] |= {"noise": reply.noise, "ceilings": msgspec.to_builtins(reply.ceilings)}
             self.ceilings = reply.ceilings | self.ceilings
+            self._checked.add(station.device.id)
             if reply.objection:
                 self._drain(station, reply.objection)
             else:
@@ -151,23 +157,25 @@ class ClusterRunner:
 
     def _drain(self, station: _Station, reason: str) -> None:
         """Give a device no more groups, for this reason, which is stored."""
-        self.nodes[station.device.name]["drained"] = reason
+        self.nodes.setdefault(station.device.name, {})["drained"] = reason
+        self._begins[station.device.id] = math.inf
         self._remove(station)
 
     def _remove(self, station: _Station) -> None:
-        del self._stations[station.device.name]
+        self._stations.pop(station.device.name, None)
         self._calls = {call: each for call, each in self._calls.items() if each.station is not station}
         self._cluster.end(station.process)
 
     def _lose(self, station: _Station, error: ProcessLostError) -> None:
         """A process died, or its node: its group returns to the queue, and the device is tried again if it is there."""
-        name = station.device.name
+        device = station.device
         self._remove(station)
-        self._deaths[name] += 1
+        self._deaths[device.id] += 1
+        self._begins[device.id] = time.monotonic() + PAUSE_S
         if station.ready:
-            self._store_given_up(self._tasks.lose_node(name, LOST))
-        if self._deaths[name] >= MAX_FAILED:
-            self.nodes.setdefault(name, {})["drained"] = f"its process died {self._deaths[name]} times: {error}"
+            self._store_given_up(self._tasks.lose_node(device.name, LOST))
+        if self._deaths[device.id] >= MAX_FAILED:
+            self._drain(station, f"its process died {MAX_FAILED} times: {error}")
 
     # -- groups --------------------------------------------------------------------------------------------------------
 
@@ -196,6 +204,7 @@ class ClusterRunner:
                 self._lose(station, error)
                 continue
             if isinstance(reply, GroupMeasured):
+                self.spent["engine"] += time.time() - sent_s - reply.seconds
                 self._finish(station, reply)
             elif isinstance(reply, Description):
                 station.ahead_s = _ahead(reply.time_s, sent_s, time.time())
@@ -205,7 +214,7 @@ class ClusterRunner:
 
     def _finish(self, station: _Station, measured: GroupMeasured) -> None:
         self._tasks.finish(station.slot)
-        self._deaths[station.device.name] = 0
+        self._deaths[station.device.id] = 0
         for phase, seconds in measured.spent.items():
             self.spent[phase] += seconds
         self.environments = measured.environments | self.environments
@@ -249,8 +258,8 @@ class ClusterRunner:
             raise UsageError(self._nodes_gone(stranded))
 
     def _all_drained(self, hardware: str) -> bool:
-        there = [device.name for device in nodes.devices(self._cluster.nodes()) if device.node.hardware == hardware]
-        return bool(there) and all(self.nodes.get(name, {}).get("drained") for name in there)
+        there = [device.id for device in nodes.devices(self._cluster.nodes()) if device.node.hardware == hardware]
+        return bool(there) and all(math.isinf(self._begins.get(device, 0.0)) for device in there)
 
     def _nodes_gone(self, stranded: Sequence[str]) -> str:
         drained = [f"{name}: {facts['drained']}" for name, facts in self.nodes.items() if facts.get("drained")]

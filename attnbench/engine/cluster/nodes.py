@@ -34,6 +34,11 @@ class ClusterDevice(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0
 
     @property
+    def id(self) -> str:
+        """Differs from that of every other device; a node that is started again has new ones."""
+        return f"{self.node.id}#{self.number}"
+
+    @property
     def name(self) -> str:
         """The name of the node, with the number of the GPU where there are several."""
         return f"{self.node.name}#{self.number + 1}" if self.node.gpus > 1 else self.node.name

@@ -59,7 +59,7 @@ class GroupMeasured(msgspec.Struct, frozen=True, kw_only=True):
     results: list[Result]
     environments: dict[str, Environment]
     spent: dict[str, float]
-    time_s: float  # the clock of the node
+    seconds: float  # of the call, without its way to the node and back
 
 
 class SlotProcess:
@@ -119,12 +119,15 @@ class SlotProcess:
         if restart != self._restart:
             groups.end_restart()
             self._restart = restart
-        groups.end = time.monotonic() + left_s
+        started = time.monotonic()
+        groups.end = started + left_s
         results = groups.measure(group, restart, rest_s)
         spent = dict(groups.spent)
         groups.spent.clear()
         environments = {arm.id: groups.environments[arm.id] for arm in group.arms if arm.id in groups.environments}
-        return GroupMeasured(results=results, environments=environments, spent=spent, time_s=time.time())
+        return GroupMeasured(
+            results=results, environments=environments, spent=spent, seconds=time.monotonic() - started
+        )
 
     def close(self) -> None:
         """End all workers."""

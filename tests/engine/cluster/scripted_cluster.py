@@ -91,7 +91,7 @@ class ScriptedCluster:
             for arm in group.arms
         ]
         environments = {arm.id: Environment(device="CPU") for arm in group.arms}
-        return GroupMeasured(results=results, environments=environments, spent={"time": 1.0}, time_s=0.0)
+        return GroupMeasured(results=results, environments=environments, spent={"time": 1.0}, seconds=0.0)
 
 
 def lost(*_: object) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from attnbench.attention.problem import Problem
 from attnbench.engine.cluster import cluster_runner
@@ -24,7 +25,7 @@ PROCEDURES = {"cpu": Procedure()}
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLL_S", "LOOK_S", "PATIENCE_S"):
+    for name in ("POLL_S", "LOOK_S", "PATIENCE_S", "PAUSE_S"):
         monkeypatch.setattr(cluster_runner, name, 0.0)
 
 
@@ -109,6 +110,21 @@ def test_a_node_that_joins_late_takes_groups() -> None:
     cluster.measure = join
     runner(cluster, results, restarts=3).run()
     assert {result.facts["node"] for result in results} == {"a", "late"}
+
+
+def test_a_node_that_is_started_again_is_another_node() -> None:
+    cluster, results = ScriptedCluster(node("a"), node("b")), list[Result]()
+    cluster.objections = {"b": "two equal arms differ by 20%"}
+
+    def start_b_again(*_: object) -> None:
+        cluster.objections.clear()
+        cluster.alive = [node("a"), replace(node("b"), id="id of the new b")]
+
+    cluster.measure = start_b_again
+    run = runner(cluster, results, restarts=3)
+    run.run()
+    assert {result.facts["node"] for result in results} == {"a", "b"}
+    assert "drained" not in run.nodes["b"]
 
 
 def test_a_node_whose_control_fails_gets_no_group_and_its_reason_is_stored() -> None:
