@@ -24,6 +24,8 @@ BATCHES = {
     "chunked prefill": "2q64s500_q100s257",
     "mixed": "q100_q30s400_3q1s257",
     "system prompt": "6q1s600_2q8s700",
+    "decodes and requests that wait": "q0s300_4q1s700_q0",
+    "requests that wait": "q0s300_4q1s700_q0_q40s90",
 }
 MORE: dict[str, dict[str, Any]] = {
     "window": {"mask": "causal+window:40"},
@@ -57,6 +59,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def test_a_served_batch(backend: str, label: str, page_size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     if load(backend).compiles and (label, page_size) not in (("mixed", 0), ("mixed", 16)):
         pytest.skip("compiles for many seconds: a few batches are enough here")
+    assert_right(Case(problem=batch_of(label, page_size=page_size), backend=backend), tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("page_size", [0, 16, 256])
+@pytest.mark.parametrize("label", ["decodes and requests that wait", "requests that wait"])
+@pytest.mark.parametrize("backend", [name for name in ON_GPU if not load(name).compiles])
+def test_requests_without_queries(
+    backend: str, label: str, page_size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     assert_right(Case(problem=batch_of(label, page_size=page_size), backend=backend), tmp_path_factory.getbasetemp())
 
 
