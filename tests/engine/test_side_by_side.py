@@ -1,0 +1,161 @@
+"""A plan on several devices of one machine: each measures its own groups, at the same time as the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from attnbench.attention.choices import Mode
+from attnbench.attention.problem import Problem
+from attnbench.engine import group_runner
+from attnbench.engine.group import Group
+from attnbench.engine.group_runner import RunSettings
+from attnbench.engine.plan import Plan
+from attnbench.engine.runner import Ending, Runner, SilentObserver
+from attnbench.engine.scheduler import Slot
+from attnbench.engine.side_by_side import HERE, SideBySideRunner, by_device, slots_of
+from attnbench.errors import StoreError
+from attnbench.records.arm import Arm
+from attnbench.records.result import Key, Result
+from tests.engine.test_scripted_run import PROCEDURE, Scripted, own_cache
+
+GPUS = ("cuda:0", "cuda:1")
+__all__ = ["own_cache"]  # a fixture for every test here
+
+
+def plan(cases: int = 4, devices: Sequence[str] = GPUS) -> Plan:
+    """Groups with an arm on each device."""
+    arms = tuple(Arm(backend=name, device=device) for device in devices for name in ("naive", "sdpa:math"))
+    groups = [
+        Group(id=f"g{number}", problem=Problem(seq_q=64 + number), mode=Mode.FWD, arms=arms) for number in range(cases)
+    ]
+    return Plan(groups=tuple(groups), arms=arms)
+
+
+def slots() -> list[Slot]:
+    """A slot for each GPU, with one core of this machine."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("one core")
+    return [Slot(HERE, device, device, (core,)) for device, core in zip(GPUS, cores, strict=False)]
+
+
+class ScriptedGpus(Scripted):
+    """Scripted processes of both threads: who opened which arms with which cores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cores: dict[str, set[int]] = {}
+        self.both: threading.Barrier | None = None
+
+    def open(self, arms: Sequence[Arm], _deadline: float) -> None:
+        (device,) = {arm.device for arm in arms}
+        self.cores[device] = os.sched_getaffinity(0)
+        if self.both:
+            self.both.wait(30)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedGpus:
+    processes = ScriptedGpus()
+    for name in ("Workers", "Oracle"):
+        monkeypatch.setattr(group_runner, name, processes)
+    return processes
+
+
+def runner(results: list[Result], done: frozenset[Key] = frozenset(), **settings: object) -> SideBySideRunner:
+    chosen = msgspec.structs.replace(RunSettings(procedures={"cuda": PROCEDURE}), **settings)
+    return SideBySideRunner(slots(), plan(), chosen, results.extend, SilentObserver(), done)
+
+
+def keys(results: Sequence[Result]) -> Counter[Key]:
+    return Counter(result.key for result in results)
+
+
+def test_every_case_is_measured_once_as_one_after_the_other(scripted: ScriptedGpus) -> None:
+    results: list[Result] = []
+    assert runner(results, restarts=2).run() == Ending()
+    one_by_one: list[Result] = []
+    settings = RunSettings(procedures={"cuda": PROCEDURE}, restarts=2)
+    for device in GPUS:
+        Runner(plan(devices=(device,)), settings, one_by_one.extend, SilentObserver()).run()
+    assert keys(results) == keys(one_by_one)
+    assert set(keys(results).values()) == {1}
+    assert {(result.group, result.arm.device) for result in results} == {
+        (f"g{number}-{device}", device) for number in range(4) for device in GPUS
+    }
+
+
+def test_both_devices_measure_at_the_same_time_each_with_cores_of_its_own(scripted: ScriptedGpus) -> None:
+    scripted.both = threading.Barrier(2)  # broken, unless both threads open a group at once
+    results: list[Result] = []
+    before = os.sched_getaffinity(0)
+    runner(results).run()
+    assert len(results) == 16
+    assert scripted.cores == {slot.name: set(slot.cores) for slot in slots()}
+    assert os.sched_getaffinity(0) == before
+
+
+def test_what_is_stored_is_not_measured_again(scripted: ScriptedGpus) -> None:
+    first: list[Result] = []
+    runner(first).run()
+    done = frozenset(result.key for result in first[:5])
+    rest: list[Result] = []
+    runner(rest, done).run()
+    assert keys(rest) == keys(first[5:])
+
+
+def test_an_error_of_the_store_ends_all_threads(scripted: ScriptedGpus) -> None:
+    def full(_: Sequence[Result]) -> None:
+        raise StoreError("no space left")
+
+    stopped = runner([])
+    stopped._append = full
+    with pytest.raises(StoreError, match="no space left"):
+        stopped.run()
+    assert not [thread for thread in threading.enumerate() if thread.name in GPUS]
+
+
+def test_an_error_of_a_thread_is_raised(scripted: ScriptedGpus) -> None:
+    scripted.both = threading.Barrier(2)
+    scripted.both.abort()
+    with pytest.raises(threading.BrokenBarrierError):
+        runner([]).run()
+    assert not [thread for thread in threading.enumerate() if thread.name in GPUS]
+
+
+def test_an_interruption_ends_after_the_groups_that_are_measured(scripted: ScriptedGpus) -> None:
+    results: list[Result] = []
+    interrupted = runner(results)
+
+    def stop(stored: Sequence[Result]) -> None:
+        results.extend(stored)
+        interrupted.stop_requested = True
+
+    interrupted._append = stop
+    assert interrupted.run() == Ending(interrupted=True)
+    assert 0 < len(results) < 16
+
+
+def test_slots_are_gpus_with_as_many_cores_each_and_none_where_devices_would_disturb_each_other() -> None:
+    both = slots_of(plan(), range(5))
+    assert [(slot.name, slot.cores) for slot in both] == [("cuda:0", (0, 1)), ("cuda:1", (2, 3))]
+    assert slots_of(plan(), range(3)) == []
+    assert slots_of(plan(devices=("cuda:0",)), range(8)) == []
+    assert slots_of(plan(devices=("cpu:threads=1", "cpu:threads=2")), range(8)) == []
+    assert slots_of(plan(devices=("cuda:0", "cpu:threads=1")), range(8)) == []
+
+
+def test_a_group_of_several_devices_becomes_one_for_each() -> None:
+    group = plan(1).groups[0]
+    borrowed = Arm(backend="sdpa:flash", device="cuda:1")
+    parts = list(by_device(msgspec.structs.replace(group, borrowed=(borrowed,))))
+    assert [(part.id, {arm.device for arm in part.arms}, part.borrowed) for part in parts] == [
+        ("g0-cuda:0", {"cuda:0"}, ()),
+        ("g0-cuda:1", {"cuda:1"}, (borrowed,)),
+    ]
