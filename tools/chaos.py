@@ -152,7 +152,8 @@ def chaos(kills: int, folder: Path, seed: int = 0) -> Outcome:
         _kill(driver.pid)
         driver.wait()
     counts = Counter(_stored(run))
-    statuses = Counter(result.status.value for result in run_directory.read(run).results)
+    results = run_directory.read(run).results
+    statuses = Counter(": ".join(filter(None, (result.status.value, result.reason))) for result in results)
     repeated = {key for key, count in counts.items() if count > 1}
     return Outcome(killed, drivers, expected - set(counts), repeated, statuses, time.monotonic() - started)
 
