@@ -59,7 +59,7 @@ class LoopbackCluster:
         port, client = self.address.rpartition(":")[2], str(_free_port(HEAD))
         try:
             self._start(
-                HEAD, "--head", "--port", port, "--num-cpus", "0", "--temp-dir", str(self._folder / "ray"),
+                HEAD, "--head", "--port", port, "--num-cpus", "0",
                 "--include-dashboard", "false", "--ray-client-server-port", client,
             )  # fmt: skip
             self._wait_for(HEAD)
@@ -87,7 +87,17 @@ class LoopbackCluster:
 
     def _start(self, node: str, *options: str) -> None:
         ray = str(Path(sys.executable).with_name("ray"))
-        shared = ("--node-ip-address", node, "--object-store-memory", STORE, "--disable-usage-stats", "--block")
+        # A folder for each node: nodes of one host would remove the files of a job that another still uses.
+        shared = (
+            "--node-ip-address",
+            node,
+            "--temp-dir",
+            str(self._folder / node),
+            "--object-store-memory",
+            STORE,
+            "--disable-usage-stats",
+            "--block",
+        )
         with (self._folder / f"{node}.log").open("ab") as log:
             self._processes[node] = subprocess.Popen(
                 [ray, "start", *options, *shared],

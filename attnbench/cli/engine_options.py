@@ -48,7 +48,7 @@ def prepared(
 ) -> Iterator[tuple[Sweep, StartRunner]]:
     """The sweep of a request on the engine, and what makes its runner. `step` is called with the state of a plan."""
     from attnbench.engine import sweep
-    from attnbench.engine.runner import Runner
+    from attnbench.engine.side_by_side import local_runner
     from attnbench.errors import UsageError
 
     suite = default_suite or sweep.DEFAULT_SUITE
@@ -56,7 +56,7 @@ def prepared(
         for flag, value in (("--address", how.address), ("--hardware", request.hardware)):
             if value:
                 raise UsageError(f"{flag} {value}: names a cluster; add --engine ray")
-        yield sweep.prepare(request, interpreted=interpreted, default_suite=suite, step=step), Runner
+        yield sweep.prepare(request, interpreted=interpreted, default_suite=suite, step=step), local_runner
         return
     from attnbench.engine.cluster import cluster_sweep, job_files, ray_cluster
 

@@ -19,8 +19,9 @@ from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.plan import Plan, missing_arms
-from attnbench.engine.runner import Ending, Observer
+from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
 from attnbench.engine.scheduler import Slot, Task, TaskScheduler
+from attnbench.machine import resources
 from attnbench.records.result import Environment, Facts, Key, Result
 
 HERE = "this machine"
@@ -49,6 +50,7 @@ class SideBySideRunner:
         self.spent: dict[str, float] = defaultdict(float)
         self.environments: dict[str, Environment] = {}
         self.nodes: dict[str, Facts] = {}
+        self.ceilings = settings.ceilings
         self._started = time.monotonic()
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         tasks = list(_tasks(plan, settings, done))
@@ -148,6 +150,21 @@ class _SlotThread(Thread):
                     self.groups.end_restart()
             self.join(0.1)
         self.join()
+
+
+def local_runner(
+    plan: Plan,
+    settings: RunSettings,
+    append: Callable[[Sequence[Result]], None],
+    observer: Observer,
+    done: frozenset[Key] = frozenset(),
+    logs: Path | None = None,
+) -> PlanRunner:
+    """What runs a plan on this machine: GPUs side by side where each has cores of its own, else group after group."""
+    slots = slots_of(plan, resources.available_cores())
+    if slots:
+        return SideBySideRunner(slots, plan, settings, append, observer, done, logs)
+    return Runner(plan, settings, append, observer, done, logs)
 
 
 def slots_of(plan: Plan, cores: Sequence[int]) -> list[Slot]:

@@ -19,7 +19,8 @@ from attnbench.engine.plan import Plan, PlanLimits, Rest
 from attnbench.engine.request import Request as Request
 from attnbench.engine.request import settings_of
 from attnbench.engine.request import shown_metrics as shown_metrics
-from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
+from attnbench.engine.runner import Ending, Observer, PlanRunner
+from attnbench.engine.side_by_side import local_runner
 from attnbench.errors import UsageError
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import ceilings, run_directory, run_writer, speeds
@@ -154,7 +155,7 @@ def run(
     fail_fast: bool = False,
     watch: Callable[[PlanRunner], None] | None = None,
     command: Sequence[str] = (),
-    start: StartRunner = Runner,
+    start: StartRunner = local_runner,
 ) -> FinishedSweep:
     """Measure what a run directory lacks of a sweep. `start` makes the runner, which `watch` is called with."""
     now = datetime.now(UTC)

@@ -18,11 +18,12 @@ from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Ending, Runner, SilentObserver
 from attnbench.engine.scheduler import Slot
-from attnbench.engine.side_by_side import HERE, SideBySideRunner, by_device, slots_of
+from attnbench.engine.side_by_side import HERE, SideBySideRunner, by_device, local_runner, slots_of
 from attnbench.errors import StoreError
+from attnbench.machine import resources
 from attnbench.records.arm import Arm
 from attnbench.records.result import Key, Result
-from tests.engine.test_scripted_run import PROCEDURE, Scripted, own_cache
+from tests.engine.test_scripted_run import PROCEDURE, RecordedWorker, Scripted, own_cache
 
 GPUS = ("cuda:0", "cuda:1")
 __all__ = ["own_cache"]  # a fixture for every test here
@@ -51,6 +52,7 @@ class ScriptedGpus(Scripted):
     def __init__(self) -> None:
         super().__init__()
         self.cores: dict[str, set[int]] = {}
+        self.verified: dict[str, list[bool]] = {device: [] for device in GPUS}
         self.both: threading.Barrier | None = None
 
     def open(self, arms: Sequence[Arm], _deadline: float) -> None:
@@ -58,6 +60,9 @@ class ScriptedGpus(Scripted):
         self.cores[device] = os.sched_getaffinity(0)
         if self.both:
             self.both.wait(30)
+
+    def __getitem__(self, arm: Arm) -> RecordedWorker:
+        return RecordedWorker(self.verified[arm.device])
 
 
 @pytest.fixture
@@ -159,3 +164,10 @@ def test_a_group_of_several_devices_becomes_one_for_each() -> None:
         ("g0-cuda:0", {"cuda:0"}, ()),
         ("g0-cuda:1", {"cuda:1"}, (borrowed,)),
     ]
+
+
+def test_gpus_with_enough_cores_run_side_by_side_and_all_else_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RunSettings(procedures={"cuda": PROCEDURE})
+    for cores, devices, kind in ((4, GPUS, SideBySideRunner), (3, GPUS, Runner), (4, ("cpu:threads=1",), Runner)):
+        monkeypatch.setattr(resources, "available_cores", lambda cores=cores: tuple(range(cores)))
+        assert type(local_runner(plan(devices=devices), settings, list[Result]().extend, SilentObserver())) is kind
