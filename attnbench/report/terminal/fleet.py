@@ -37,7 +37,9 @@ def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
                 "one restart: the interval leaves out how far restarts differ (--restarts 3)", width, indent=2
             )
     else:
-        yield "no two nodes of one hardware model share a case: measure the same suite on each"
+        remedy = "measure the same suite on each, on a cluster with --restarts 3"
+        text = f"no two nodes of one hardware model share a case: {remedy}"
+        yield from wrap(text, width, indent=2)
 
 
 def records(models: Sequence[HardwareModel]) -> Iterator[dict[str, object]]:
