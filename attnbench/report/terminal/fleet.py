@@ -20,7 +20,8 @@ def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
             head, *rows = aligned("node", HEADINGS, [(node.node, _cells(node)) for node in model.nodes], width)
             for row in (head, *rows):
                 yield from row
-            yield ""
+            if any(map(_findings, model.nodes)):
+                yield ""
         for node in model.nodes:
             headline, *rest = _findings(node) or [""]
             yield from wrap(headline, width, indent=2) if headline else ()
