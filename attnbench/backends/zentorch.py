@@ -85,7 +85,7 @@ BACKENDS = {
         install="pip install zentorch==2.13.0.2",
         probe=probe,
         distributions=("zentorch",),
-        versions={"zentorch": ((2, 13), (2, 14))},
+        versions={"zentorch": ((2, 13), (2, 14)), "torch": ((2, 13), (2, 14))},
         outside_torch=True,
         traps=(
             "is_causal is aligned to the top left: where seq_q differs from seq_kv the mask is a tensor",

@@ -20,6 +20,7 @@ from typing import NoReturn, cast
 
 from msgspec.structs import replace
 
+from attnbench import backends
 from attnbench.attention import user_folders
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
@@ -96,6 +97,7 @@ class Worker:
         self.spent = defaultdict(float) if spent is None else spent  # seconds until replies, by phase
         self.started = time.monotonic()
         self.import_s: float | None = None
+        self._backend = arm.backend if arm else ""
         self.opened: protocol.WorkerOpened | None = None
         self._kills = _system_oom_kills()
         down_read, down_write = os.pipe()
@@ -206,8 +208,11 @@ class Worker:
         printed, _, stack = self._log.end().partition(FATAL)
         lines = printed.strip().splitlines()
         where = failures.place_in_text(stack)
-        last = f": {lines[-1].strip()[:300]}" if lines else ""
-        self._fail(Status.CRASHED, f"{phase}: {how}{where and f' ({where})'}{last}")
+        last = failures.of_death(-code, printed, self._backend) or (lines[-1].strip()[:300] if lines else "")
+        # A library that was built for other CPUs is not available on this one; a kernel may have a bug.
+        built_otherwise = code == -signal.SIGILL and self._backend in backends.BUILTIN
+        status = Status.UNAVAILABLE if built_otherwise else Status.CRASHED
+        self._fail(status, f"{phase}: {how}{where and f' ({where})'}{last and f': {last}'}")
 
     def _fail(self, status: Status, reason: str, trace: str = "") -> NoReturn:
         self.terminate()

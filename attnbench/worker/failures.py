@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import traceback
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from attnbench.backends import CaseRefusedError
 from attnbench.errors import AttnbenchError
+from attnbench.machine import hardware
 from attnbench.records.result import Status
 from attnbench.worker.protocol import RequestFailed
 
@@ -28,6 +30,8 @@ _CALLERS = ("/attnbench/backends/plugin.py", "/attnbench/attention/user_files.py
 # `File "a.py", line 3, in f` of a traceback, which torch.compile quotes; `File "a.py", line 3 in f` of faulthandler.
 _QUOTED_FRAME = re.compile(r'File "([^"\n]+)", line (\d+),? in (\S+)')
 # gcc, clang, nvcc, ptxas: `a.cu:3:1: fatal error: ...`, `a.cu(3): error: ...`, `nvcc fatal   : ...`; and linkers.
+# Of LLVM's and Intel's runtime, before it aborts.
+_TWO_RUNTIMES = re.compile(r"OMP: Error #15: Initializing (\S+), but found (\S+) already initialized")
 _COMPILER_ERROR = re.compile(r"\b(error|fatal)\s*:\s|undefined reference to|cannot find -l|undefined symbol")
 
 
@@ -42,6 +46,22 @@ def request_failed(error: BaseException, phase: str) -> RequestFailed:
     where = "" if isinstance(error, AttnbenchError) else place(error)
     reason = f"{phase}: {one_line(error)}" + (f" ({where})" if where else "")
     return RequestFailed(status=status, reason=reason, trace=trace(error))
+
+
+def of_death(number: int, printed: str, backend: str) -> str:
+    """What mends the death of a worker by this signal, after this output; empty where neither says so."""
+    if number == signal.SIGILL:
+        isas = ", ".join(sorted(hardware.cpu_isas())) or "no AVX2"
+        return (
+            f"it runs an instruction that this CPU lacks, which has {isas}: install a build for this CPU, "
+            "or limit the instruction set, as with --device cpu:isa=avx2"
+        )
+    if clash := _TWO_RUNTIMES.search(printed):
+        return (
+            f"two OpenMP runtimes in one process, {clash[1]} and {clash[2]}: use an environment without the packages "
+            f"that load the other, --backend-python {backend}=PYTHON, or set KMP_DUPLICATE_LIB_OK=TRUE"
+        )
+    return ""
 
 
 def one_line(error: BaseException) -> str:

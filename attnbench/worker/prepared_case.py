@@ -14,6 +14,7 @@ from attnbench.attention.transformations import Transformation
 from attnbench.backends import Backend, Layout, Prepared, scope
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
+from attnbench.worker import process
 from attnbench.worker.process_state import ProcessState
 from attnbench.worker.protocol import CasePrepared
 
@@ -285,6 +286,8 @@ def prepare(
     if (compile_s := late_facts.pop("compile_s", None)) is not None:
         seconds["compile"] = compile_s
     facts.update(late_facts, input_digest=prepared.digest, layout=backend.layout.value)
+    if runtimes := process.openmp_runtimes():
+        facts["openmp_runtimes"] = runtimes
     if state.changes:
         facts["changed_state"] = state.changes
     return prepared, CasePrepared(seconds=seconds, facts=facts)

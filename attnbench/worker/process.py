@@ -1,9 +1,13 @@
-"""Settings of the worker's process: death with its parent, stack at a crash, OOM priority, memory limit, CPUs."""
+"""Settings of the worker's process: death with its parent, stack at a crash, OOM priority, memory limit, CPUs.
+
+And what is loaded into it.
+"""
 
 import contextlib
 import ctypes
 import faulthandler
 import os
+import re
 import resource
 import signal
 import sys
@@ -44,3 +48,10 @@ def pin(cpus: tuple[int, ...]) -> None:
         for thread in [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]:
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, cpus)
+
+
+def openmp_runtimes(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """The OpenMP runtimes in this process, by file name; with several, each has threads of its own."""
+    lines = maps.read_text(errors="replace").splitlines() if maps.is_file() else []
+    files = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
+    return sorted(Path(file).name for file in files if re.match(r"lib(g|i)?omp(5|-|\.)", Path(file).name))

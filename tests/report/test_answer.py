@@ -373,3 +373,25 @@ def test_backticks_of_a_kernels_message_stay() -> None:
     answer, sections = pages.contents(report_data([run(measured(Problem(seq_q=64), "naive", 1e-3), failing)]))
     assert f"my.py:f failed with an error in 1 case: {reason}" in html.page(answer, sections)
     assert r"ValueError: \`scale\` and \`causal\` are needed" in markdown.page(answer, sections)
+
+
+def test_a_run_of_libraries_says_which_to_use_for_each_phase_and_dtype() -> None:
+    """Decode has another winner in each dtype and a tie; prefill has two winners in fp32, and one backend in bf16."""
+    decode = {
+        "fp32": {"sdpa:flash": 3.0, "openvino:paged": 1.0}, "bf16": {"sdpa:flash": 3.0, "vllm-cpu": 1.0},
+        "fp16": {"sdpa:flash": 3.0, "vllm-cpu": 1.0}, "fp8_e4m3": {"ort:gqa": 1.0, "ggml": 1.0},
+    }  # fmt: skip
+    results = [
+        case(name, time, problem=Problem(seq_q=1, seq_kv=4096, mask="causal", dtype=dtype))
+        for dtype, times in decode.items()
+        for name, time in times.items()
+    ]
+    prefill = {64: {"sdpa:flash": 1.0, "ort:gqa": 2.0}, 128: {"sdpa:flash": 1.0, "ort:gqa": 2.0}}
+    prefill[256] = {"sdpa:flash": 2.0, "ort:gqa": 1.0}
+    results += [case(name, time, seq) for seq, times in prefill.items() for name, time in times.items()]
+    results.append(case("naive", 1.0, problem=Problem(seq_q=64, dtype="bf16")))
+    assert of(*results).lead.startswith(
+        "For decode: openvino:paged in fp32, vllm-cpu in bf16 and fp16, ort:gqa or ggml in fp8_e4m3. "
+        "For prefill: sdpa:flash (2 of 3) in fp32, only naive in bf16."
+    )
+    assert of(case("naive", 2.0), case("sdpa:flash", 1.0)).lead.startswith("Fastest in the only problem")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from attnbench.backends import plugin
 from attnbench.errors import UsageError
 from attnbench.records.case import Case
 from attnbench.records.result import Status
-from attnbench.worker import failures
+from attnbench.worker import failures, process
 from attnbench.worker.failures import request_failed
 from attnbench.worker.protocol import RequestFailed
 
@@ -259,3 +260,47 @@ def test_the_stack_of_a_crash_begins_with_its_innermost_frame() -> None:
     code = "import ctypes, faulthandler\nfaulthandler.enable()\ndef inner(): ctypes.string_at(0)\ninner()\n"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
     assert failures.place_in_text(shown.replace("<string>", "/a/crash.py")) == "crash.py:3 in inner"
+
+
+CLASH = (
+    "OMP: Error #15: Initializing libiomp5.so, but found libomp.so.5 already initialized.\n"
+    "OMP: Hint This means that multiple copies of the OpenMP runtime have been linked into the program."
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "printed", "expected"),
+    [
+        (signal.SIGILL, "", "it runs an instruction that this CPU lacks, which has avx2, fma: install a build for"),
+        (
+            signal.SIGABRT, CLASH,
+            "two OpenMP runtimes in one process, libiomp5.so and libomp.so.5: use an environment without the packages "
+            "that load the other, --backend-python jax=PYTHON, or set KMP_DUPLICATE_LIB_OK=TRUE",
+        ),
+        (signal.SIGABRT, "OMP: Error #15", ""),
+        (signal.SIGSEGV, "", ""),
+    ],
+)  # fmt: skip
+def test_a_death_that_a_setting_prevents_names_it(
+    number: int, printed: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures.hardware, "cpu_isas", lambda: {"fma", "avx2"})
+    text = failures.of_death(number, printed, "jax")
+    assert text.startswith(expected)
+    assert bool(text) is bool(expected)
+
+
+def test_the_openmp_runtimes_of_a_process_are_those_of_its_files(tmp_path: Path) -> None:
+    files = (
+        "/a/lib/libgomp-a34b3233.so.1",
+        "/b/torch/lib/libgomp.so.1",
+        "/c/libiomp5.so",
+        "/c/libiomp5.so",
+        "/d/libcomp.so",
+    )
+    maps = tmp_path / "maps"
+    maps.write_text(
+        "".join(f"7f00-7f01 r-xp 00000000 08:01 42 {file}\n" for file in files) + "7f02-7f03 rw-p 0 00:00 0\n"
+    )
+    assert process.openmp_runtimes(maps) == ["libgomp-a34b3233.so.1", "libgomp.so.1", "libiomp5.so"]
+    assert process.openmp_runtimes(tmp_path / "none") == []

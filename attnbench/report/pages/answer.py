@@ -27,7 +27,8 @@ def answer(data: ReportData, compared: Sequence[str] = (), undecided: Sequence[A
     problems = ranking.contests(data.rows, data.layout)
     of_all = ranking.verdict(problems)
     sides = ranking.split(problems, data.layout) if of_all.kind is AnswerKind.MIXED else []
-    texts = [*compared, lead.lead(problems, of_all, sides, data.layout)]
+    choices = "" if sides or of_all.kind is not AnswerKind.MIXED else lead.by_phase(problems)
+    texts = [*compared, choices, lead.lead(problems, of_all, sides, data.layout)]
     headline = lead.headline(problems, of_all, sides)
     if len(data.traffic) == 1 and (traffic := data.traffic[0]):
         # Drawn steps stand for different times of traffic: their answer is the traffic's.

