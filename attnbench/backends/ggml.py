@@ -76,6 +76,7 @@ def library() -> Library:
         "ggml_get_data": (pointer, [pointer]),
         "ggml_flash_attn_ext": (pointer, [pointer] * 5 + [c_float] * 3),
         "ggml_flash_attn_ext_set_prec": (None, [pointer, c_int]),
+        "ggml_flash_attn_ext_get_prec": (c_int, [pointer]),
         "ggml_flash_attn_ext_add_sinks": (None, [pointer, pointer]),
         "ggml_new_graph": (pointer, [pointer]),
         "ggml_build_forward_expand": (None, [pointer, pointer]),
@@ -135,6 +136,8 @@ class Graph:
         if has_sinks:
             self.tensors["sinks"] = base.ggml_new_tensor(self._context, F32, 1, (c_int64 * 1)(heads))
             base.ggml_flash_attn_ext_add_sinks(node, self.tensors["sinks"])
+        if (kept := base.ggml_flash_attn_ext_get_prec(node)) != PRECISE:
+            raise CaseRefusedError(f"ggml does not keep the precision of products: {kept}")
         self.tensors["out"] = node
         self._graph = base.ggml_new_graph(self._context)
         base.ggml_build_forward_expand(self._graph, node)
@@ -199,7 +202,7 @@ def prepare(case: Case, _device: str) -> Prepared:
     features = ("avx512_bf16", "avx512", "avx2", "neon")
     isa = next((name for name in features if getattr(library().cpu, f"ggml_cpu_has_{name}")()), "none")
     facts = {"library_threads": graph.threads, "spinning": "off", "library_isa": isa, "work_bytes": graph.work_bytes}
-    return Prepared(call=call, facts=facts)
+    return Prepared(call=call, facts=facts | {"precision": "f32"})
 
 
 def scratch_bytes(case: Case) -> int:

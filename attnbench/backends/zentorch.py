@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from attnbench.attention import dense_masks
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.backends import FLOATS, Backend, Keywords, Limits, Prepared, failure, isa_objection
+from attnbench.backends import FLOATS, Backend, CaseRefusedError, Keywords, Limits, Prepared, failure, isa_objection
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def prepare(case: Case, _device: str) -> Prepared:
 
     from attnbench.attention.inputs import torch_dtype
 
+    if (precision := torch.get_float32_matmul_precision()) != "highest":
+        raise CaseRefusedError(f"torch's precision of products is {precision}, not highest")
     problem, options = case.problem, arguments(case.problem)
     started, seconds = time.perf_counter(), {}
     if masked := options.pop("mask"):
@@ -45,7 +47,7 @@ def prepare(case: Case, _device: str) -> Prepared:
         return out
 
     facts = {"dense_mask": masked, "library_threads": torch.get_num_threads(), "telemetry": "off"}
-    return Prepared(call=call, seconds=seconds, facts=facts)
+    return Prepared(call=call, seconds=seconds, facts=facts | {"precision": precision})
 
 
 def scratch_bytes(case: Case) -> int:

@@ -198,6 +198,8 @@ class ArmSession:
 
     def _check(self, reply: protocol.CaseVerified) -> None:
         self.facts["errors"] = reply.errors
+        if reply.idle_cores is not None:
+            self.facts["idle_cores"] = reply.idle_cores
         if reply.changed_state:
             self.facts["changed_state"] = list(reply.changed_state)
         if not reply.ok:

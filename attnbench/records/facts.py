@@ -18,7 +18,7 @@ RANGES: dict[str, tuple[float, float]] = {
         (
             "settle_s", "moved_bytes", "seconds", "calls", "memory_outputs", "memory_saved", "memory_workspace",
             "memory_predicted", "memory_requested", "memory_reserved", "memory_outside", "memory_first_kept",
-            "memory_first_call",
+            "memory_first_call", "idle_cores",
         ),
         _ANY,
     ),

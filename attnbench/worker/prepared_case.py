@@ -11,7 +11,7 @@ from attnbench.attention import inputs, transformations
 from attnbench.attention.choices import Mode, Returns
 from attnbench.attention.problem import Problem
 from attnbench.attention.transformations import Transformation
-from attnbench.backends import Backend, Layout, Prepared, scope
+from attnbench.backends import Backend, CaseRefusedError, Layout, Prepared, scope
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure
 from attnbench.worker import process
@@ -271,7 +271,7 @@ def prepare(
     prepare_s = time.perf_counter() - started
     facts = dict(prepared.prepared.facts)
     if backend.outside_torch:
-        facts |= _first_call(prepared, state)
+        facts = _flags() | facts | _first_call(prepared, state)
     else:
         prepared.call_once(state.backend_code())
     state.called()
@@ -293,13 +293,24 @@ def prepare(
     return prepared, CasePrepared(seconds=seconds, facts=facts)
 
 
-def _first_call(case: PreparedCase, state: ProcessState) -> dict[str, int]:
-    """The first call, and the growth of the process in it: later calls reuse what a library keeps."""
+def _flags() -> dict[str, object]:
+    """Read back, for libraries that report less."""
+    return {"denormals": "flushed" if process.flushes_denormals() else "kept"}
+
+
+def _first_call(case: PreparedCase, state: ProcessState) -> dict[str, object]:
+    """The first call, and the growth of the process in it: later calls reuse what a library keeps.
+
+    Raises CaseRefusedError for threads of the library that run on CPUs of other arms.
+    """
     from attnbench.machine.device import process_memory
 
     before = process_memory.reset()
     case.call_once(state.backend_code())
-    return {} if before is None else {"memory_first_call": process_memory.grown(before)}
+    if names := process.unpinned_threads():
+        raise CaseRefusedError(f"its threads run on CPUs that are not the arm's: {', '.join(dict.fromkeys(names))}")
+    growth = {} if before is None else {"memory_first_call": process_memory.grown(before)}
+    return {"affinity": "kept", **growth}
 
 
 def first_output(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -55,3 +55,20 @@ def openmp_runtimes(maps: Path = Path("/proc/self/maps")) -> list[str]:
     lines = maps.read_text(errors="replace").splitlines() if maps.is_file() else []
     files = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
     return sorted(Path(file).name for file in files if re.match(r"lib(g|i)?omp(5|-|\.)", Path(file).name))
+
+
+def unpinned_threads() -> list[str]:
+    """The names of threads of this process that may run on other CPUs than its main thread."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    allowed, names = os.sched_getaffinity(0), []
+    for task in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if not os.sched_getaffinity(int(task.name)) <= allowed:
+                names.append((task / "comm").read_text().strip())
+    return sorted(names)
+
+
+def flushes_denormals() -> bool:
+    """The processor's flag in this thread, which Python's division obeys and new threads inherit."""
+    return sys.float_info.min / 2 == 0.0

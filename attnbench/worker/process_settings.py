@@ -169,9 +169,6 @@ def _of_numbers() -> list[Setting]:
             if part != now:
                 _part(name).fp32_precision = part
 
-    def flushes() -> bool:
-        return sys.float_info.min / 2 == 0.0  # the processor's flag, which Python's division obeys
-
     return [
         Setting(
             "float32 matmul precision",
@@ -179,7 +176,7 @@ def _of_numbers() -> list[Setting]:
             write_precision,
             describe=lambda *values: " -> ".join("/".join(filter(None, value)) for value in values),
         ),
-        Setting("flush denormals", flushes, torch.set_flush_denormal),
+        Setting("flush denormals", process.flushes_denormals, torch.set_flush_denormal),
         Setting("numpy errors", np.geterr, lambda value: np.seterr(**value), describe=_changed_errors),
     ]
 

@@ -107,6 +107,7 @@ class CaseVerified(Message, frozen=True, kw_only=True, tag="Verified"):
     reason: str
     errors: dict[str, dict[str, float | None]]
     changed_state: tuple[str, ...] = ()  # by the backend's code so far: "default dtype: float32 -> bfloat16"
+    idle_cores: float | None = None  # that the process keeps busy between calls, where that was measured
 
 
 class VerifyCase(WorkerRequest[CaseVerified], frozen=True, kw_only=True, tag="Verify"):

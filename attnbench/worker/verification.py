@@ -69,6 +69,8 @@ def _verify_further(
     case: PreparedCase, checks: OutputChecks, judgement: OutputVerdict, seed: int
 ) -> CaseVerified | RequestFailed:
     """Look for faults that the right output of one call can hide."""
+    from attnbench.machine.device.cpu import busy_threads
+
     if misuse := _misused_inputs(case):
         return _verdict(replace(judgement, ok=False, reason=misuse))
     checks.transform_inputs(seed)
@@ -79,9 +81,11 @@ def _verify_further(
     if checks.wrong:
         return _verdict(checks.wrong)
     case.outputs = None
-    if spinning := _spinning_threads():
-        return RequestFailed(status=Status.ERROR, reason=spinning)
-    return _verdict(judgement)
+    idle_cores = busy_threads()
+    if idle_cores > SPINNING_CORES:
+        reason = f"keeps {idle_cores:.1f} cores busy while idle: its threads spin after the call"
+        return RequestFailed(status=Status.ERROR, reason=reason)
+    return msgspec.structs.replace(_verdict(judgement), idle_cores=idle_cores)
 
 
 def check_after_rounds(checks: OutputChecks, request: CheckOutput) -> CaseVerified:
@@ -159,12 +163,3 @@ def _misused_inputs(case: PreparedCase) -> str:
         if not tensor.detach().view(torch.uint8).equal(original.view(torch.uint8)):
             return f"{name} was changed by the call"
     return ""
-
-
-def _spinning_threads() -> str:
-    """Why this idle process disturbs the other arms; empty if it does not."""
-    from attnbench.machine.device.cpu import busy_threads
-
-    if (cores := busy_threads()) <= SPINNING_CORES:
-        return ""
-    return f"keeps {cores:.1f} cores busy while idle: its threads spin after the call"

@@ -21,7 +21,7 @@ from attnbench.machine.worker_environment import arm_environment
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
-from attnbench.worker import prepared_case
+from attnbench.worker import prepared_case, process
 from attnbench.worker.failures import request_failed
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.process_state import ProcessState
@@ -317,3 +317,33 @@ def test_writing_the_whole_cache_is_a_sample_of_its_own():
         case = Case(problem=problem, backend="naive")
         reply = prepared_case.prepare(case, Procedure(), backend, instrument, ProcessState())[1]
         assert ("pack" in reply.seconds) is packs
+
+
+def test_what_a_library_does_not_report_is_read_back_from_its_process(monkeypatch):
+    outside = replace(backends.load("naive"), outside_torch=True)
+    case, instrument = Case(problem=SQUARE, backend="naive"), CpuInstrument(Device(kind="cpu", threads=1))
+    facts = prepared_case.prepare(case, Procedure(), outside, instrument, ProcessState())[1].facts
+    assert {name: facts[name] for name in ("denormals", "affinity")} == {"denormals": "kept", "affinity": "kept"}
+    monkeypatch.setattr(process, "flushes_denormals", lambda: True)
+    assert (
+        prepared_case.prepare(case, Procedure(), outside, instrument, ProcessState())[1].facts["denormals"] == "flushed"
+    )
+
+
+def test_threads_of_a_library_on_cpus_of_other_arms_are_a_refusal(monkeypatch):
+    """Here every thread of the process may run on CPU 1, and the arm has CPU 0."""
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda task: {0} if task == 0 else {0, 1}, raising=False)
+    outside = replace(backends.load("naive"), outside_torch=True)
+    case, instrument = Case(problem=SQUARE, backend="naive"), CpuInstrument(Device(kind="cpu", threads=1))
+    with pytest.raises(CaseRefusedError, match="its threads run on CPUs that are not the arm's: "):
+        prepared_case.prepare(case, Procedure(), outside, instrument, ProcessState())
+
+
+def test_a_precision_of_torch_that_is_not_exact_is_refused_by_zentorch():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(CaseRefusedError, match="torch's precision of products is medium, not highest"):
+            zentorch.prepare(Case(problem=SQUARE, backend="zentorch"), "cpu")
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -120,6 +120,7 @@ def test_failures_are_statuses_with_their_reason(results: Results) -> None:
 def test_correct_backends_have_times_beside_failing_ones(results: Results) -> None:
     assert results["right"].status is Status.OK
     assert len(results["right"].samples["time"].blocks) == 3
+    assert 0 <= results["right"].facts["idle_cores"] < 0.5
 
 
 def test_a_rate_above_a_ceiling_is_checked_on_new_inputs(results: Results) -> None:
