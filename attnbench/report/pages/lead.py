@@ -64,14 +64,14 @@ def by_phase(problems: Sequence[Contest]) -> str:
     groups: dict[tuple[str, str, str], dict[str, list[Contest]]] = {}
     for contest in problems:
         first = contest.first
-        of_phase = groups.setdefault((first.run, first.device, panels.phase(first)), {})
+        of_phase = groups.setdefault((first.run, first.device, phase(first)), {})
         of_phase.setdefault(str(first.dtype), []).append(contest)
-    if len({(phase, dtype) for (*_, phase), dtypes in groups.items() for dtype in dtypes}) < 2:
+    if len({(kind, dtype) for (*_, kind), dtypes in groups.items() for dtype in dtypes}) < 2:
         return ""
     several = [len(set(values)) > 1 for values in zip(*groups, strict=True)]
     texts = []
-    for (run, device, phase), dtypes in groups.items():
-        where = " ".join(filter(None, (phase, f"on {device}" * several[1], f"in {run}" * several[0])))
+    for (run, device, kind), dtypes in groups.items():
+        where = " ".join(filter(None, (kind, f"on {device}" * several[1], f"in {run}" * several[0])))
         texts.append(f"For {where}: {', '.join(_choices(dtypes))}.")
     return " ".join(texts)
 
