@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -347,3 +348,46 @@ def test_a_precision_of_torch_that_is_not_exact_is_refused_by_zentorch():
             zentorch.prepare(Case(problem=SQUARE, backend="zentorch"), "cpu")
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class ScriptedSession:
+    """A session of ONNX Runtime: its options, and a binding that counts what is bound."""
+
+    def __init__(self, **entries):
+        self.entries, self.bound = ort.ENTRIES | entries, []
+
+    def get_session_options(self):
+        return SimpleNamespace(get_session_config_entry=self.entries.get, intra_op_num_threads=1)
+
+    def io_binding(self):
+        bind = lambda name, *_: self.bound.append(name)  # noqa: E731
+        return SimpleNamespace(bind_input=bind, bind_output=bind)
+
+    def run_with_iobinding(self, _binding):
+        """Compute nothing."""
+
+
+def test_a_setting_that_onnxruntime_does_not_keep_is_a_refusal():
+    """Its idle threads spin and its denormals are flushed, unless it is told otherwise."""
+    assert ort._read_back(ScriptedSession())["spinning"] == "off"
+    for entry in ort.ENTRIES:
+        with pytest.raises(CaseRefusedError, match="onnxruntime does not keep its settings"):
+            ort._read_back(ScriptedSession(**{entry: "1"}))
+
+
+def test_onnxruntime_binds_an_input_again_only_where_its_address_changes():
+    session, tensors = ScriptedSession(), [torch.zeros(4), torch.zeros(4)]
+    bindings = ort.Bindings(session, {"mask": torch.zeros(2)})
+    for place in (0, 0, 1, 1, 0):
+        bindings.bind("q", tensors[place])
+        bindings.run(out=torch.empty(4))
+    assert session.bound == ["mask", "q", "out", "out", "q", "out", "out", "q", "out"]
+
+
+def test_jax_with_other_threads_than_the_arm_is_a_refusal(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(jax, "computing_threads", lambda: threads)
+    assert jax._late_facts([0.5]) == {"library_threads": threads, "compile_s": 0.5}
+    monkeypatch.setattr(jax, "computing_threads", lambda: threads + 1)
+    with pytest.raises(CaseRefusedError, match=f"computes with {threads + 1} threads, not {threads}: set PJRT_NPROC="):
+        jax._late_facts([])
