@@ -1,5 +1,4 @@
-"""The figures of docs/benchmarks.md, by `python tools/figures.py timer | products | aa | overhead | idle | reports
-| dispatch`.
+"""The figures of docs/benchmarks.md, by `python tools/figures.py NAME`, with a name of `FIGURES`.
 
 Run alone on the machine: another process on the same cores ruins them.
 """
@@ -8,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import statistics
 import subprocess
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,7 @@ from attnbench.engine.worker_process import Worker
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
-from attnbench.records.result import Procedure, Result
+from attnbench.records.result import Procedure, Result, Sample
 from attnbench.records.run_directory import Run
 from attnbench.studies.dispatch_table import Choice, Dispatch, Origin, Ranked
 from attnbench.worker import protocol
@@ -40,6 +41,7 @@ SHAPES = (
     {"seq_q": 384, "mask": "causal"},
 )
 BACKENDS = ("naive", "sdpa:math", "sdpa:flash")
+LEVEL_CHANGE = 500  # number of a made run, after which times are longer
 
 
 def timer() -> None:
@@ -89,17 +91,71 @@ def reports(source: str = "last") -> None:
                 print(f"| `{shown}` | {cases} | {seconds:.1f} s | {peak / 2**30:.2f} GiB | {size} |")
 
 
-def _enlarged(real: Run, folder: Path, cases: int) -> Path:
-    """A run of that many results: those of `real` again and again, each time with another batch."""
+def _enlarged(real: Run, folder: Path, cases: int, number: int = 0) -> Path:
+    """A run of that many results: those of `real` again and again, each time with another batch.
+
+    The times of run `number` differ a little from those of others; there is one change of level.
+    """
     folder.mkdir()
     (folder / "run.json").write_bytes((real.path / "run.json").read_bytes())
+    factor = 1 + 0.01 * math.sin(number) + (0.2 if number > LEVEL_CHANGE else 0.0)
     with (folder / "results.jsonl").open("wb") as file:
-        for number in range(cases):
-            result = real.results[number % len(real.results)]
-            problem = msgspec.structs.replace(result.case.problem, batch=1 + number // len(real.results))
+        for place in range(cases):
+            result = real.results[place % len(real.results)]
+            problem = msgspec.structs.replace(result.case.problem, batch=1 + place // len(real.results))
             case = msgspec.structs.replace(result.case, problem=problem)
-            file.write(msgspec.json.encode(msgspec.structs.replace(result, case=case, case_id=case.id)) + b"\n")
+            samples = {name: _scaled(sample, factor) for name, sample in result.samples.items()}
+            made = msgspec.structs.replace(result, case=case, case_id=case.id, samples=samples)
+            file.write(msgspec.json.encode(made) + b"\n")
     return folder
+
+
+def _scaled(sample: Sample, factor: float) -> Sample:
+    """The sample with longer times."""
+    if sample.unit != "s" or factor == 1:
+        return sample
+    values = tuple(None if value is None else value * factor for value in sample.values)
+    return msgspec.structs.replace(sample, values=values)
+
+
+def fleet(runs: str = "1000", results: str = "1000", source: str = "last", folder: str = "") -> None:
+    """Time and memory of the commands that read many runs, on runs made from a real one; the first makes the index."""
+    real, count = attnbench.load(source), int(runs)
+    first = real.results[0].case
+    print("| command | wall | peak memory |\n|---|---:|---:|")
+    with tempfile.TemporaryDirectory(dir=folder or None) as root:
+        os.environ["XDG_CACHE_HOME"] = str(Path(root) / "cache")
+        stored = Path(root) / "results"
+        stored.mkdir()
+        for number in range(count):
+            _of_fleet(real, _enlarged(real, stored / f"run-{number:04}", int(results), number), number)
+        old, new = (str(stored / f"run-{number:04}") for number in (count - 1 - MACHINES, count - 1))
+        sql = "SELECT backend, machine, median(time_s) FROM results JOIN runs USING (run) GROUP BY ALL"
+        only = ["--only", f"seq_q={first.problem.seq_q}", "--only", f"backend={first.backend}", "--only", "batch=1"]
+        for command in (
+            ["query", sql, stored],
+            ["query", sql, stored],
+            ["report", stored, *only, "-o", Path(root) / "report"],
+            ["compare", old, new],
+            ["recommend", stored, "--machine", "machine-0"],
+            ["history", stored, "--machine", "machine-0"],
+        ):
+            seconds, peak = _timed([sys.executable, "-m", "attnbench", *map(str, command)])
+            shown = " ".join(map(str, command)).replace(root, "").replace("/results", "RUNS")
+            print(f"| `{shown}` | {seconds:.1f} s | {peak / 2**30:.2f} GiB |", flush=True)
+
+
+MACHINES = 8  # of a made fleet
+
+
+def _of_fleet(real: Run, folder: Path, number: int) -> None:
+    """Give a made run a machine and a time of its own."""
+    created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+    manifest = msgspec.structs.replace(
+        real.manifest, fingerprint=f"machine-{number % MACHINES}", created_at=created.isoformat(),
+        commit={"commit": f"{number // MACHINES:040x}", "dirty": False},
+    )  # fmt: skip
+    (folder / "run.json").write_bytes(msgspec.json.encode(manifest))
 
 
 def _timed(command: list[str]) -> tuple[float, int]:
@@ -114,7 +170,9 @@ def _timed(command: list[str]) -> tuple[float, int]:
             peak = max(
                 peak, sum(member.memory_full_info().pss for member in (process, *process.children(recursive=True)))
             )
-        time.sleep(3)  # counting the pages of large processes takes long, and slows them down
+        with contextlib.suppress(psutil.TimeoutExpired):
+            # Counting the pages of large processes takes long, and slows them down.
+            process.wait(min(3, 0.1 + (time.perf_counter() - start) / 10))
     return time.perf_counter() - start, peak
 
 
@@ -271,14 +329,7 @@ def _table_of(case: Case) -> Dispatch:
     return Dispatch(origin=made, choices=(choice,), regrets=())
 
 
+FIGURES = {each.__name__: each for each in (timer, products, aa, overhead, idle, reports, dispatch, fleet)}
+
 if __name__ == "__main__":
-    commands = {
-        "timer": timer,
-        "products": products,
-        "aa": aa,
-        "overhead": overhead,
-        "idle": idle,
-        "reports": reports,
-        "dispatch": dispatch,
-    }
-    commands[sys.argv[1]](*sys.argv[2:])
+    FIGURES[sys.argv[1]](*sys.argv[2:])

@@ -110,7 +110,7 @@ def compare(
     names = f"{old.path.name} and {new.path.name}"
     crossed = old.manifest.fingerprint != new.manifest.fingerprint
     if crossed and not cross_machine:
-        machines = f"{_machine(old)} ({old.manifest.fingerprint}), {_machine(new)} ({new.manifest.fingerprint})"
+        machines = ", ".join(f"{run.manifest.machine_name} ({run.manifest.fingerprint})" for run in (old, new))
         raise NotComparableError(f"{names} are of two machines: {machines}; --cross-machine")
     if differences := procedure_differences(old.manifest.procedures, new.manifest.procedures, across_machines=crossed):
         raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")
@@ -135,11 +135,6 @@ def compare(
         commands=commands,
         advice=BOTH if any(command.startswith("attnbench run") for command in commands) else "",
     )
-
-
-def _machine(run: Run) -> str:
-    machine = run.manifest.machine
-    return ", ".join(machine.get("gpus") or [str(machine.get("cpu"))])
 
 
 def _arms(old: Run, new: Run) -> tuple[ArmsByKey, ArmsByKey]:

@@ -18,6 +18,7 @@ from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Result, Sample, Status
 from attnbench.records.results_file import Lines
 
+MIN_POOLED = 1000  # results of a file from which further processes pay off
 # The status of a case whose restarts ended differently is the first of these.
 WORST_FIRST = (
     Status.INCORRECT,
@@ -171,7 +172,7 @@ def map_problems(
 
     `compute` returns one value per arm. `reference` names the arm that speed-ups are relative to, in place of the arm
     that the results name. `arms` are those of the whole sweep, so that names do not depend on how much of it has run.
-    Results that are not in memory are read one problem at a time, on all cores.
+    Results that are not in memory are read one problem at a time, and many of them on all cores.
     """
     heads = results.heads if isinstance(results, Lines) else results
     problems: dict[tuple[Problem, Mode, str], Group] = {}
@@ -200,7 +201,8 @@ def map_problems(
         return list(compute(joined))
 
     groups = list(problems.values())
-    values = parallel.share(values_of, groups, pooled=isinstance(results, Lines))
+    pooled = isinstance(results, Lines) and len(results) >= MIN_POOLED
+    values = parallel.share(values_of, groups, pooled=pooled)
     by_position: dict[int, T] = {}
     for group, group_values in zip(groups, values, strict=True):
         by_position |= zip(group, group_values, strict=True)

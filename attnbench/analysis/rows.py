@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -196,10 +196,15 @@ def axes(record: msgspec.Struct) -> dict[str, Value]:
 
 
 def problem_of(row: Row) -> Problem:
-    """The problem of a row, from the values that `axes` flattened."""
-    score = Score(**{name: getattr(row, name) for name in _field_names(Score)})
-    rest = {name: getattr(row, name) for name in _field_names(Problem) if name not in ("score", "lengths")}
-    lengths = tuple(map(int, row.lengths.split("-"))) if row.lengths else ()
+    """The problem of a row."""
+    return problem_from({name: row.value(name) for name in AXES})
+
+
+def problem_from(values: Mapping[str, Any]) -> Problem:
+    """The problem of the values that `axes` flattened."""
+    score = Score(**{name: values[name] for name in _field_names(Score)})
+    rest = {name: values[name] for name in _field_names(Problem) if name not in ("score", "lengths")}
+    lengths = tuple(map(int, values["lengths"].split("-"))) if values["lengths"] else ()
     return Problem(score=score, lengths=lengths, **rest)
 
 

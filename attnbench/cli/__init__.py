@@ -29,7 +29,7 @@ HELP = (
 # By panel of the help. A command is the function of its name in the module of its name; a group is an `app`.
 COMMANDS = {
     "Measure": ("run", "verify", "calibrate", "scaling", "claims", "profile", "tune", "replay", "corpus"),
-    "Read results": ("report", "show", "compare", "fleet", "plot", "recommend", "predict", "merge", "export"),
+    "Read results": ("report", "show", "query", "compare", "fleet", "plot", "recommend", "predict", "merge", "export"),
     "Find regressions": ("gate", "bisect", "history", "baseline"),
     "Look up and set up": ("list", "suite", "explain", "doctor", "viz", "new_backend", "help"),
 }

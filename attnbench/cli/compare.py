@@ -30,8 +30,8 @@ def compare(
 
     if len(runs) < 2:
         raise UsageError(f"compare: {len(runs)} run given ({runs[0]}): at least two are needed, the earlier one first")
-    old, *later = (output.load(name) for name in runs)
-    comparisons = [comparison.compare(old, new, cross_machine) for new in later]
+    old = output.load(runs[0])
+    comparisons = [comparison.compare(old, output.load(name), cross_machine) for name in runs[1:]]  # two in memory
     for line in report.text(comparisons, "jsonl" if json else format, terminal_width()):
         print(line)
     return Exit.OK

@@ -2,16 +2,20 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import options
 
+if TYPE_CHECKING:
+    from attnbench.gate.history import HistoryPoint
+
 
 def history(
     file: Annotated[
-        Path | None, typer.Argument(help="History file; results/history.jsonl by default.", metavar="FILE")
+        Path | None,
+        typer.Argument(help="History file, or a folder of runs; results/history.jsonl by default.", metavar="FILE"),
     ] = None,
     add: Annotated[
         str, typer.Option("--add", help="Append this run, or the head of this gate, before printing.", metavar="RUN")
@@ -19,29 +23,48 @@ def history(
     case: Annotated[
         str, typer.Option("--case", help="Show only cases whose label contains this text.", metavar="TEXT")
     ] = "",
+    machine: options.Machine = "",
     json: options.Json = False,
 ) -> None:
     """Show how times changed from commit to commit.
 
-    Prints one line per case of this machine: its first and last time, then each change of level with its commit.
+    Prints one line per case of a machine: its first and last time, then each change of level with its commit.
     """
-    from attnbench import units
     from attnbench.cli import output
+    from attnbench.errors import UsageError
     from attnbench.gate import history as trend
     from attnbench.machine import identity
     from attnbench.records import run_directory
     from attnbench.report.terminal import gate_verdicts as report
 
     path = file or run_directory.results_root() / trend.FILE
+    if add and path.is_dir():
+        raise UsageError(f"--add appends to a history file, and {path} is a folder of runs: leave out --add")
     if add:
         trend.append(path, trend.point(output.load(add)))
+    fingerprint = machine or identity.fingerprint()[0]
+    points = _of_folder(path, machine, case) if path.is_dir() else _of_file(path, fingerprint)
+    fingerprint = points[0].fingerprint if path.is_dir() and points else fingerprint
+    seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
+    for line in report.level_changes(seen, json):
+        print(line)
+
+
+def _of_file(path: Path, fingerprint: str) -> "list[HistoryPoint]":
+    from attnbench import units
+    from attnbench.gate import history as trend
+
     points, skipped = trend.load(path)
     if skipped:
         print(f"{path}: {units.counted(skipped, 'line')} could not be read", file=sys.stderr)
-    fingerprint = identity.fingerprint()[0]
-    seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
-    others = len({point.fingerprint for point in points} - {fingerprint})
-    for line in report.level_changes(seen, json):
-        print(line)
-    if others:
+    if others := len({point.fingerprint for point in points} - {fingerprint}):
         print(f"{others} other machines are in {path}; a trend is of one machine", file=sys.stderr)
+    return points
+
+
+def _of_folder(path: Path, machine: str, case: str) -> "list[HistoryPoint]":
+    from attnbench.cli import stored_runs
+    from attnbench.gate import history as trend
+
+    with stored_runs.indexed([str(path)], "a history of a folder of runs") as stored:
+        return trend.points_of(stored, stored_runs.machine(stored, machine), case)

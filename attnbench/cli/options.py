@@ -230,6 +230,9 @@ Progress = Annotated[
     ),
 ]  # fmt: skip
 RunName = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")]
+Machine = Annotated[
+    str, option("--machine", help="Fingerprint of the machine; this one by default.", metavar="FINGERPRINT")
+]
 Only = Annotated[list[str] | None, ONLY.info()]
 Skip = Annotated[list[str] | None, SKIP.info()]
 Metrics = Annotated[str, METRICS.info()]

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import checks, options
+
+if TYPE_CHECKING:
+    from attnbench.analysis.rows import Row
+    from attnbench.records.run_directory import Manifest
 
 
 def _engines() -> Iterable[str]:
@@ -40,21 +44,25 @@ Engine = Annotated[
 
 
 def recommend(
-    run: Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")] = "last",
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Run directories, their names, or folders of runs; `last` by default.", metavar="RUN"),
+    ] = None,
+    machine: options.Machine = "",
     out: Out = None,
     expires: Expires = "90d",
     to: Engine = None,
     json: Annotated[bool, typer.Option("--json", help="Print the table, or with --to the setting, as JSON.")] = False,
 ) -> int:
-    """Choose the fastest backend for each shape of a stored run.
+    """Choose the fastest backend for each shape of stored runs.
 
-    Also prints how much slower one backend for all shapes would be.
+    Also prints how much slower one backend for all shapes would be. Of several runs of a shape on one machine, the
+    newest of those that rank most backends counts.
     """
     import msgspec
 
     from attnbench import units
     from attnbench.analysis.roofline import ceilings_by_device
-    from attnbench.analysis.rows import rows_of
     from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.report.terminal import dispatch_table as report
@@ -63,10 +71,8 @@ def recommend(
     from attnbench.studies.recommend import dispatch
 
     valid_s = units.parse_seconds(expires, "--expires")
-    stored = output.load(run)
-    ceilings = ceilings_by_device(stored.manifest)
-    rows = rows_of(stored.results, ceilings=ceilings, arms=stored.manifest.arms)
-    table = dispatch(rows, ceilings, dispatch_table.origin(stored.manifest, valid_s))
+    rows, manifest = _rows(runs or ["last"], machine)
+    table = dispatch(rows, ceilings_by_device(manifest), dispatch_table.origin(manifest, valid_s))
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
         out.write_bytes(text + b"\n")
@@ -77,3 +83,25 @@ def recommend(
         for line in [text.decode()] if json else report.lines(table, terminal_width()):
             print(line)
     return Exit.OK if table.choices else Exit.NOTHING_MEASURED
+
+
+def _rows(names: list[str], machine: str) -> "tuple[list[Row], Manifest]":
+    """The rows of a run; of several runs those of one machine, each problem from one run. And the newest manifest."""
+    from attnbench.analysis.roofline import ceilings_by_device
+    from attnbench.analysis.rows import rows_of
+    from attnbench.cli import output, stored_runs
+    from attnbench.errors import UsageError
+    from attnbench.records import run_directory
+
+    if len(names) == 1 and not machine and not run_directory.holds_runs(names[0], run_directory.results_root()):
+        stored = output.load(names[0])
+        ceilings = ceilings_by_device(stored.manifest)
+        return rows_of(stored.results, ceilings=ceilings, arms=stored.manifest.arms), stored.manifest
+    with stored_runs.indexed(names, "recommend for several runs") as indexed:
+        fingerprint = stored_runs.machine(indexed, machine)
+        rows, newest = indexed.newest(fingerprint)
+    if newest is None:
+        raise UsageError(
+            f"recommend: {', '.join(names)} holds no results of machine {fingerprint!r} but those of gates"
+        )
+    return rows, run_directory.read_manifest(newest)

@@ -15,6 +15,7 @@ from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
     from attnbench.gate.history import HistoryPoint
+    from attnbench.records.run_directory import Run
     from attnbench.report.formats.report_directory import ReportOptions
 
 FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
@@ -90,7 +91,8 @@ class Content(OptionGroup, frozen=True, kw_only=True):
 @options.with_options()
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Run directories, or their names; `last` by default.")
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Run directories, their names, or folders of runs; `last` by default."),
     ] = None,
     out: Annotated[
         Path | None, option("--out", "-o", help="Folder of the report; RUN/report by default.", metavar="DIR")
@@ -102,14 +104,16 @@ def report(
 
     index.html is one file and works offline.
     """
-    from attnbench.cli import output
     from attnbench.cli.progress import steps
+    from attnbench.records import run_directory
     from attnbench.report.charts import rendering
     from attnbench.report.formats.report_directory import write
 
-    chosen = content.checked()
-    with steps("reading runs") as begin:
-        where = write([output.load(name) for name in runs or ("last",)], out, chosen, begin)
+    chosen, names = content.checked(), runs or ["last"]
+    folders = [name for name in names if run_directory.holds_runs(name, run_directory.results_root())]
+    stored = _of_folders(names, chosen) if folders else _loaded(names)
+    with steps("reading results") as begin:
+        where = write(stored, out or (Path(folders[0]) / "report" if folders else None), chosen, begin)
     if not rendering.available():
         print(rendering.MISSING, file=sys.stderr)
     for name in FILES:
@@ -118,6 +122,27 @@ def report(
     for folder in ("tables", "plots"):
         if (where / folder).is_dir():
             print(f"{where / folder}/ ({len(list((where / folder).iterdir()))} files)")
+
+
+def _loaded(names: list[str]) -> list[Run]:
+    from attnbench.cli import output
+    from attnbench.cli.progress import steps
+
+    with steps("reading runs"):
+        return [output.load(name) for name in names]
+
+
+def _of_folders(names: list[str], chosen: ReportOptions) -> list[Run]:
+    """The runs that have results of the report, with these results alone."""
+    from attnbench.cli.stored_runs import indexed
+    from attnbench.errors import UsageError
+    from attnbench.report.pages.page import MAX_CASES
+
+    with indexed(names, "a report of a folder of runs") as stored:
+        runs = stored.select(chosen.keep, MAX_CASES)
+    if not runs:
+        raise UsageError(f"--only, --skip: no result of {', '.join(names)} is left")
+    return runs
 
 
 def _trend(file: Path | None) -> list[HistoryPoint]:

@@ -56,7 +56,7 @@ def entry(problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float)
 
 
 def _key(problem: Problem, mode: Mode, seed: int, inputs: str, budget_s: float) -> str:
-    key = [canonical(problem), mode.value, seed, inputs, budget_s, _code(), _installation()]
+    key = [canonical(problem), mode.value, seed, inputs, budget_s, identity.code_digest(CODE), _installation()]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -98,15 +98,6 @@ def make_room(limit_bytes: int = MAX_BYTES) -> None:
             total += sum(file.stat().st_size for file in path.iterdir())
             if (total > limit_bytes or path.name.startswith(DRAFT)) and now - path.stat().st_mtime > IN_USE_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-@cache
-def _code() -> str:
-    """A digest of the code that computes expected values."""
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for pattern in CODE for path in package.glob(pattern)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 @cache

@@ -70,6 +70,5 @@ def _key(case: Case, arm: Arm, procedure: Procedure) -> str:
 def _code() -> str:
     """A digest of this package, the libraries and the machine."""
     digest = hashlib.sha256(json.dumps([identity.fingerprint()[0], identity.packages()]).encode())
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
+    digest.update(identity.code_digest().encode())
     return digest.hexdigest()

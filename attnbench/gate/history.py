@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from attnbench.analysis.indexed_runs import FETCHED, IndexedRuns
 from attnbench.analysis.rows import rows_of
 from attnbench.errors import StoreError
 from attnbench.records.result import Record
@@ -63,6 +65,30 @@ def point(run: Run) -> HistoryPoint:
     )  # fmt: skip
 
 
+def points_of(runs: IndexedRuns, machine: str, text: str = "") -> list[HistoryPoint]:
+    """The points of the runs of a machine, as `point` makes them, of the cases whose name contains the text."""
+    seconds: dict[str, dict[str, float]] = {}
+    name = "CASE WHEN gate THEN label ELSE problem || ' ' || arm_name END || '@' || device"
+    runs.connection.execute(
+        f"SELECT path, {name} AS name, time_s FROM located WHERE time_s IS NOT NULL AND "
+        "fingerprint = ? AND contains(name, ?) AND (NOT gate OR list_contains(string_split(arm, '@'), 'head')) "
+        "ORDER BY position, lines[1].place",
+        [machine, text],
+    )
+    while batch := runs.connection.fetchmany(FETCHED):
+        for path, case, time_s in batch:
+            seconds.setdefault(path, {})[case] = time_s
+    columns = "path, run, created_at, suite, coalesce(commit, ''), coalesce(dirty, false)"
+    described = runs.connection.execute(f"SELECT {columns} FROM runs WHERE fingerprint = ?", [machine]).fetchall()
+    return [
+        HistoryPoint(
+            commit=commit, dirty=dirty, measured_at=created.replace(tzinfo=UTC).isoformat() if created else "",
+            fingerprint=machine, suite=suite, run=run, seconds=seconds.get(path, {}),
+        )
+        for path, run, created, suite, commit, dirty in described
+    ]  # fmt: skip
+
+
 def append(path: Path, new: HistoryPoint) -> None:
     """Append a point to the file. StoreError where it cannot be written."""
     try:
@@ -106,13 +132,14 @@ def changes(case: str, values: Sequence[tuple[HistoryPoint, float]]) -> list[Lev
     """
     if len(values) < 2 * MIN_POINTS:
         return []
-    from ruptures import Pelt
+    from ruptures import KernelCPD
 
     logs = np.log([seconds for _, seconds in values])
     steps = np.abs(np.diff(logs))
     sd = max(float(np.median(steps)) / 0.6745 / math.sqrt(2), 1e-4)
-    search = Pelt(model="l2", min_size=MIN_POINTS, jump=1).fit(logs.reshape(-1, 1))
-    ends = search.predict(pen=PENALTY * sd * sd * math.log(len(logs)))
+    # The linear kernel is the squared error, and is compiled: `Pelt` takes seconds for a thousand points.
+    search = KernelCPD(kernel="linear", min_size=MIN_POINTS).fit(logs.reshape(-1, 1))
+    ends = [int(end) for end in search.predict(pen=PENALTY * sd * sd * math.log(len(logs)))]
     edges = [0, *ends]
     levels = [float(np.median(logs[low:high])) for low, high in zip(edges, ends, strict=False)]
     return [

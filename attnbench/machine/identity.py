@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def machine_card() -> dict[str, object]:
         "memory_limit_bytes": container[0] if container else None,
         "gpu_details": [msgspec.to_builtins(gpu) for gpu in gpus()],
     }
+
+
+@cache
+def code_digest(patterns: tuple[str, ...] = ("**/*.py",)) -> str:
+    """A digest of the files of this package that match one of the patterns."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in package.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def packages() -> dict[str, str]:

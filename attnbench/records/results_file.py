@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ClassVar, NamedTuple, overload
@@ -22,7 +23,13 @@ MAX_IN_MEMORY = 64 * 2**20  # bytes of a file; a larger one is indexed
 
 def read(path: Path) -> tuple[Sequence[Result], int]:
     """Read the results of a file, and count the lines that hold none. A missing file has no results."""
-    marks: dict[tuple[Case, str, int], Mark] = {}
+    results, _, skipped = read_with_marks(path)
+    return results, skipped
+
+
+def read_with_marks(path: Path) -> tuple[Sequence[Result], list[Mark], int]:
+    """As `read`, with the mark of each result."""
+    marks_by_key: dict[tuple[Case, str, int], Mark] = {}
     skipped = start = 0
     try:
         large = path.stat().st_size > MAX_IN_MEMORY
@@ -32,15 +39,26 @@ def read(path: Path) -> tuple[Sequence[Result], int]:
                     skipped += 1
                 else:
                     # Equal where `Result.key` is equal, without the hash of each case id.
-                    marks[result.case, result.arm.id, result.restart] = Mark(start, len(line), result)
+                    marks_by_key[result.case, result.arm.id, result.restart] = Mark(start, len(line), result)
                 start += len(line)
     except FileNotFoundError:
-        return [], 0  # the process was killed between the manifest and the first line
+        return [], [], 0  # the process was killed between the manifest and the first line
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    if large:
-        return Lines(path, list(marks.values())), skipped
-    return [mark.head for mark in marks.values()], skipped
+    marks = list(marks_by_key.values())
+    return Lines(path, marks, path.open("rb")) if large else [mark.head for mark in marks], marks, skipped
+
+
+def read_lines(path: Path, places: Iterable[tuple[int, int]], in_memory: bool) -> Sequence[Result]:
+    """The results on the lines at these places: first byte and size. A line that holds none is left out."""
+    decode = decoded if in_memory else _head
+    try:
+        with path.open("rb") as file:
+            lines = [(start, size, decode(os.pread(file.fileno(), size, start))) for start, size in places]
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    marks = [Mark(start, size, head) for start, size, head in lines if head]
+    return [mark.head for mark in marks] if in_memory else Lines(path, marks)
 
 
 class Mark(NamedTuple):
@@ -54,11 +72,12 @@ class Mark(NamedTuple):
 class Lines(Sequence[Result]):
     """The results of a large file: their heads are in memory, each result is read on access.
 
+    `file`: the file, kept open; by default it is opened for each result, as many files cannot be open at once.
     `plain`: leave out the tags and facts of the timed blocks, which take most of the time to read.
     """
 
     def __init__(self, path: Path, marks: list[Mark], file: BinaryIO | None = None, plain: bool = False) -> None:
-        self.path, self.marks, self._file, self._plain = path, marks, file or path.open("rb"), plain
+        self.path, self.marks, self._file, self._plain = path, marks, file, plain
 
     @property
     def heads(self) -> list[Result]:
@@ -89,7 +108,8 @@ class Lines(Sequence[Result]):
     def _read(self, mark: Mark) -> Result:
         """Read one line. If it holds no result after all, or the file has changed, a Result with status `error`."""
         try:
-            line = os.pread(self._file.fileno(), mark.size, mark.start)
+            with contextlib.nullcontext(self._file) if self._file else self.path.open("rb") as file:
+                line = os.pread(file.fileno(), mark.size, mark.start)
         except OSError as error:
             raise StoreError(f"{self.path} cannot be read: {error.strerror}") from error
         try:

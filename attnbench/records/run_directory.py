@@ -45,6 +45,11 @@ class Manifest(Record, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     gate: Facts = {}  # of a gate: its sides, stages and margins, from which the results are judged again
 
+    @property
+    def machine_name(self) -> str:
+        """The GPUs, or the CPU."""
+        return ", ".join(self.machine.get("gpus") or [str(self.machine.get("cpu"))])
+
 
 def problem_options(manifest: Manifest) -> list[str]:
     """The options that choose the problems and arms of a run beside its suites, as they are typed."""
@@ -145,9 +150,33 @@ def new_directory(root: Path, suite: str, device: str, now: datetime) -> Path:
 _STAMP = "%Y%m%dT%H%M%SZ"
 
 
+def stored_in(folder: Path) -> list[Path]:
+    """The run directories in a folder, the oldest first."""
+    return sorted((path.parent for path in folder.glob(f"*/{MANIFEST}")), key=_started) if folder.is_dir() else []
+
+
+def holds_runs(text: str, root: Path) -> bool:
+    """Whether the text is a folder of runs, and neither a run directory nor the name of one under the root."""
+    return Path(text).is_dir() and not any((path / MANIFEST).is_file() for path in (Path(text), root / text))
+
+
+def resolve_all(names: Sequence[str], root: Path) -> list[Path]:
+    """The run directories that the names stand for, as `resolve` finds them; of a folder of runs all of them.
+
+    Raises StoreError for a name without a run.
+    """
+    runs: dict[Path, None] = {}
+    for name in names:
+        of_name = stored_in(Path(name)) if holds_runs(name, root) else [resolve(name, root)]
+        if not of_name:
+            raise StoreError(f"{name} holds no run: give a run directory, or a folder of runs such as {root}/")
+        runs |= dict.fromkeys(of_name)
+    return list(runs)
+
+
 def resolve(text: str, root: Path) -> Path:
     """The run directory that `last`, a name under the root, or a path stands for. Raises StoreError for none."""
-    runs = sorted((path.parent for path in root.glob(f"*/{MANIFEST}")), key=_started) if root.is_dir() else []
+    runs = stored_in(root)
     if text == "last":
         if not runs:
             raise StoreError(f"no run in {root}/ yet: attnbench run creates one")
@@ -161,9 +190,8 @@ def resolve(text: str, root: Path) -> Path:
 
 def name_of(directory: Path, root: Path) -> str:
     """What `resolve` takes for a run directory: `last` if it is the newest under the root, else its path."""
-    runs = [path.parent for path in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
-    newest = max(runs, key=_started, default=None)
-    return "last" if newest and newest.resolve() == directory.resolve() else str(directory)
+    runs = stored_in(root)
+    return "last" if runs and runs[-1].resolve() == directory.resolve() else str(directory)
 
 
 def _started(directory: Path) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score, Similarity
 from attnbench.engine import expected_cache
+from attnbench.machine import identity
 from attnbench.worker.protocol import EXPECTED_FILE
 
 PROBLEM = Problem(seq_q=64)
@@ -48,12 +49,12 @@ def test_each_problem_and_each_kind_of_inputs_has_its_own_entry(monkeypatch: pyt
     ]  # fmt: skip
     assert len(set(entries)) == len(entries)
     assert entry() == entry(Problem(seq_q=64, seq_kv=64, heads=8))
-    monkeypatch.setattr(expected_cache, "_code", lambda: "changed")
+    monkeypatch.setattr(identity, "code_digest", lambda patterns: "changed")
     assert entry() != entries[0]
 
 
 def test_the_code_and_the_packages_are_part_of_the_key() -> None:
-    assert len(expected_cache._code()) == 64
+    assert len(identity.code_digest(expected_cache.CODE)) == 64
     assert all(expected_cache._installation())
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from attnbench.analysis.rows import Row, Value
 
+T = TypeVar("T")
 KEYS = (
     "case_id", "label", "arm", "backend", "device", "mode", "status", "reason", "time_s", "time_low_s", "time_high_s",
     "interval", "rounds", "restarts", "noisy", "speedup", "reference", "flops", "bytes", "flop_per_s", "peak_bytes",
@@ -17,7 +19,7 @@ KEYS = (
 def record(row: Row, metrics: Sequence[str] = ()) -> dict[str, Value]:
     """One case; with metrics also their values, what bounds the case, and its notes."""
     more = (*metrics, "bound", "notes") if metrics else ()
-    return {"type": "case", **{key: _strict(row.value(key)) for key in (*KEYS, *more)}}
+    return {"type": "case", **{key: strict(row.value(key)) for key in (*KEYS, *more)}}
 
 
 def impossible(text: str, reason: str) -> dict[str, Value]:
@@ -30,6 +32,6 @@ def line(value: Mapping[str, object]) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _strict(value: Value) -> Value:
+def strict(value: T) -> T | None:
     """None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,6 +11,7 @@ import msgspec
 from attnbench import units
 from attnbench.analysis import comparison
 from attnbench.analysis.comparison import Change, Comparison, Pair
+from attnbench.analysis.rows import Row
 from attnbench.analysis.stats import Estimate
 from attnbench.errors import NotComparableError
 from attnbench.gate import history
@@ -25,6 +26,8 @@ from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, b
 from attnbench.report.quantities import listed
 from attnbench.units import counted
 
+MAX_COMPARED = 5  # runs that are compared in sentences, charts and tables of their own, where there are very many
+MAX_RUNS = 20  # from more on there are very many
 # Of a run against an earlier one, in the order of a sentence.
 WORDS = {
     Change.BROKEN: "no longer ok", Change.SLOWER: "slower", Change.FASTER: "faster", Change.FIXED: "fixed",
@@ -37,19 +40,34 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     """The comparisons of the first run with the others, and why some are impossible."""
 
     comparisons: tuple[Comparison, ...] = ()
+    rows: tuple[Sequence[Row], ...] = ()  # of the later run of each comparison
     impossible: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> list[str]:
         """What the answer says about several runs."""
-        return [*map(sentence, self.comparisons), *(f"Not compared: {text}." for text in self.impossible)]
+        return [
+            *(sentence(pairs) for pairs, _ in self.shown),
+            *(f"Not compared: {text}." for text in self.impossible[-MAX_COMPARED:]),
+        ]
+
+    @property
+    def shown(self) -> list[tuple[Comparison, Sequence[Row]]]:
+        """The comparisons with a sentence, a chart and a table, and the rows of the later run.
+
+        Of very many they are the last on the first run's machine.
+        """
+        every = list(zip(self.comparisons, self.rows, strict=True))
+        if len(every) < MAX_RUNS:
+            return every
+        return ([each for each in every if not each[0].cross_machine] or every)[-MAX_COMPARED:]
 
     @property
     def cautions(self) -> list[Advice]:
         """How many cases are undecided, by which noise floor, and what would decide them."""
         return [
             Advice(f"{_against(pairs)}: {count} undecided ({pairs.notes[0]}).", command)
-            for pairs in self.comparisons
+            for pairs, _ in self.shown
             if (count := sum(pair.change is Change.UNDECIDED for pair in pairs.pairs))
             for command in pairs.commands[:1]
         ]
@@ -57,21 +75,22 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 def compare(data: ReportData) -> Compared:
     """Compare the first run with each later one, also across machines, where the text says so."""
-    comparisons, impossible = [], []
+    comparisons, rows_of_later, impossible = [], [], []
     first, *later = data.runs
     if not later:
         return Compared()
     sides = [comparison.arms_of(rows) for rows in data.by_run]
     folders = [run.path.name for run in data.runs]
     names = data.names if data.names == panels.OLD_AND_NEW or len(set(folders)) < len(folders) else folders
-    for run, side, name in zip(later, sides[1:], names[1:], strict=True):
+    for run, side, name, rows in zip(later, sides[1:], names[1:], data.by_run[1:], strict=True):
         try:
             pairs = comparison.compare(first, run, cross_machine=True, arms=(sides[0], side))
         except NotComparableError as error:
             impossible.append(str(error))
             continue
         comparisons.append(msgspec.structs.replace(pairs, old=names[0], new=name))
-    return Compared(comparisons=tuple(comparisons), impossible=tuple(impossible))
+        rows_of_later.append(rows)
+    return Compared(comparisons=tuple(comparisons), rows=tuple(rows_of_later), impossible=tuple(impossible))
 
 
 def sentence(pairs: Comparison) -> str:
@@ -98,14 +117,11 @@ def _word(change: Change) -> str:
 
 def page(data: ReportData, compared: Compared) -> Page:
     """Ratios of times; trends over several runs or commits."""
-    figures = [
-        run_ratios.figure(pairs.pairs, rows, pairs.old, pairs.new)
-        for pairs, rows in zip(compared.comparisons, data.by_run[1:], strict=False)
-    ]
+    figures = [run_ratios.figure(pairs.pairs, rows, pairs.old, pairs.new) for pairs, rows in compared.shown]
     shown = [figure for figure in figures if figure]
     if len(shown) > 1:
         shown = [msgspec.structs.replace(each, name=f"{each.name}-{number}") for number, each in enumerate(shown, 1)]
-    tables_of_runs = [_table(pairs, data) for pairs in compared.comparisons]
+    tables_of_runs = [_table(pairs, data) for pairs, _ in compared.shown]
     over_commits = commit_trend.figure(data.trend), _changes(data.trend) if data.trend else None
     page_blocks = blocks(_trend(compared.comparisons), *shown, *tables_of_runs, *over_commits)
     if not page_blocks and not compared.impossible:
@@ -121,7 +137,7 @@ def finding(data: ReportData, compared: Compared) -> str:
     if len(compared.comparisons) == 1:
         return sentence(compared.comparisons[0]).removesuffix(".")
     if compared.comparisons:
-        texts = [f"{pairs.new} {_mean(pairs)}" for pairs in compared.comparisons if pairs.geomeans]
+        texts = [f"{pairs.new} {_mean(pairs)}" for pairs, _ in compared.shown if pairs.geomeans]
         against = f"{len(compared.comparisons)} runs against {compared.comparisons[0].old}"
         return f"{against}: {listed(texts)}" if texts else against
     if compared.impossible:
@@ -139,8 +155,13 @@ def _mean(pairs: Comparison) -> str:
 
 def _text(data: ReportData, compared: Compared) -> Iterator[str]:
     """What a reader must know of the comparisons."""
-    yield from compared.impossible
-    for pairs in compared.comparisons:
+    yield from compared.impossible[-MAX_RUNS:]
+    if len(compared.shown) < len(compared.comparisons):
+        yield (
+            f"Sentences, charts and tables are of the last {len(compared.shown)} of {len(compared.comparisons)} later "
+            "runs; the trend has all runs of the first run's machine."
+        )
+    for pairs, _ in compared.shown:
         if pairs.cross_machine:
             names = dict.fromkeys(answer.machine(run) for run in data.runs)
             other = f"{pairs.new} was measured on another machine ({listed(list(names))})"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attnbench.records.run_directory import Run
 from attnbench.report.pages import answer, cautions
 from attnbench.report.pages.page import Page, PageTable, ReportData, blocks
 from attnbench.units import counted
 
+MAX_RUNS = 20  # that are described beside each other
 METHOD = (
     "Every output was checked against a float64 reference before it was timed. Backends ran in processes of their own "
     "and took turns in rounds of random, balanced order{rounds}. A time is the median of blocks of repeated calls; a "
@@ -20,25 +21,35 @@ def page(data: ReportData) -> Page:
     """Facts of each run beside each other, and its command."""
     if not data.rows:
         return Page()
-    columns = [_facts(run) for run in data.runs]
+    shown = _shown(data)
+    columns = [_facts(run) for run, _ in shown]
     names = list(dict.fromkeys(name for facts in columns for name in facts))
     lines = [(name, *(facts.get(name, "") for facts in columns)) for name in names]
-    head: tuple[str, ...] = ("", "") if len(data.runs) == 1 else ("", *data.names)
+    head: tuple[str, ...] = ("", "") if len(data.runs) == 1 else ("", *(name for _, name in shown))
     commands = PageTable(
         heading="Repeat",
         head=("", ""),
-        rows=[
-            (name, line)
-            for run, name in zip(data.runs, data.names, strict=True)
-            for line in run.manifest.command.splitlines()
-        ],
+        rows=[(name, line) for run, name in shown for line in run.manifest.command.splitlines()],
     )
     facts = PageTable(heading="Machine", head=head, rows=[line for line in lines if any(line[1:])])
     return Page(
         finding="Machine and method",
-        text=(METHOD.format(rounds=_rounds(data)), *_intervals(data)),
+        text=(METHOD.format(rounds=_rounds(data)), *_intervals(data), *_left_out(data, shown)),
         blocks=blocks(facts, commands),
     )
+
+
+def _shown(data: ReportData) -> list[tuple[Run, str]]:
+    """The runs that are described, with their names: of very many the last of each machine."""
+    named = list(zip(data.runs, data.names, strict=True))
+    if len(named) <= MAX_RUNS:
+        return named
+    return list({run.manifest.fingerprint: (run, name) for run, name in named}.values())[-MAX_RUNS:]
+
+
+def _left_out(data: ReportData, shown: Sequence[tuple[Run, str]]) -> Iterator[str]:
+    if len(shown) < len(data.runs):
+        yield f"Of {len(data.runs)} runs the last of each machine is described, of at most {MAX_RUNS} machines."
 
 
 def _rounds(data: ReportData) -> str:

@@ -218,7 +218,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     """
     if len(runs) == 2 and runs[0].manifest.fingerprint == runs[1].manifest.fingerprint:
         return list(panels.OLD_AND_NEW)
-    devices = [", ".join(run.manifest.machine.get("gpus") or [str(run.manifest.machine.get("cpu"))]) for run in runs]
+    devices = [run.manifest.machine_name for run in runs]
     folders = [run.path.name for run in runs]
     for names in (devices, folders) if len(runs) > 1 else (folders,):
         if len(set(names)) == len(runs):

@@ -1,0 +1,87 @@
+"""SQL over stored runs: one statement that reads, and errors in the words of the tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from attnbench.analysis.indexed_runs import FETCHED, MEMORY, TABLES, IndexedRuns
+from attnbench.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection as Connection
+
+T = TypeVar("T")
+READING = ("SELECT", "EXPLAIN")  # DuckDB's types of statements that read; SHOW and DESCRIBE are SELECT
+UNKNOWN_COLUMN = re.compile(r'Referenced column "([^"]+)" (?:was )?not found|not have a column named "([^"]+)"')
+UNKNOWN_TABLE = re.compile(r"Table with name (\S+) does not exist")
+HINT = "attnbench query --columns lists them"
+
+
+class QueryResult(msgspec.Struct, frozen=True):
+    """The columns of a result, and its rows as they are fetched."""
+
+    columns: tuple[str, ...]
+    rows: Iterator[Sequence[Any]]
+
+
+def run(runs: IndexedRuns, sql: str) -> QueryResult:
+    """Execute one SELECT over the tables of TABLES. Raises UsageError for anything else, and for its errors."""
+    import duckdb
+
+    try:
+        statements = runs.connection.extract_statements(sql)
+        if len(statements) != 1:
+            raise UsageError(f"query: {len(statements)} statements in {sql!r}: give one SELECT")
+        (statement,) = statements
+        if statement.type.name not in READING:
+            raise UsageError(f"query: {statement.type.name} is refused: stored results are only read: give one SELECT")
+        _interruptible(runs.connection, lambda: runs.connection.execute(statement))
+    except duckdb.Error as error:
+        raise _explained(error) from None
+    names: dict[str, None] = {}
+    for place, (name, *_) in enumerate(runs.connection.description or ()):
+        names[f"{name} ({place})" if name in names else name] = None
+    return QueryResult(tuple(names), _fetched(runs.connection))
+
+
+def _fetched(connection: Connection) -> Iterator[Sequence[Any]]:
+    import duckdb
+
+    try:
+        while batch := _interruptible(connection, lambda: connection.fetchmany(FETCHED)):
+            yield from batch
+    except duckdb.Error as error:
+        raise _explained(error) from None
+
+
+def _interruptible(connection: Connection, call: Callable[[], T]) -> T:
+    """The value of the call. It runs in a thread: in the main thread DuckDB may not see a signal until it is done."""
+    with ThreadPoolExecutor(1) as pool:
+        value = pool.submit(call)
+        try:
+            return value.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
+
+
+def _explained(error: Exception) -> UsageError:
+    """The error in one line, with the nearest name for an unknown column or table."""
+    import duckdb
+
+    text = " ".join(str(error).partition("\n\n")[0].split())
+    if isinstance(error, duckdb.PermissionException):
+        return UsageError(f"query: {text}: a query reads {' and '.join(TABLES)} alone")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return UsageError(f"query: the result needs more than {MEMORY} of memory: aggregate it, or add LIMIT or WHERE")
+    if match := UNKNOWN_COLUMN.search(text):
+        names = dict.fromkeys(name for table in TABLES.values() for name in table)
+        return UsageError(f"{UnknownNameError('column', match[1] or match[2], names, where='query')}; {HINT}")
+    if match := UNKNOWN_TABLE.search(text):
+        return UsageError(f"query: no table {match[1]!r}; there are {' and '.join(TABLES)}; {HINT}")
+    return UsageError(f"query: {text}")

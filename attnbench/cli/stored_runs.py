@@ -1,0 +1,49 @@
+"""The runs that a command reads through their index."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from attnbench.cli.progress import steps
+from attnbench.errors import StoreError, UnknownNameError, UsageError
+from attnbench.records import run_directory
+
+if TYPE_CHECKING:
+    from attnbench.analysis.indexed_runs import IndexedRuns
+
+
+@contextlib.contextmanager
+def indexed(names: Sequence[str], command: str) -> Iterator["IndexedRuns"]:
+    """The runs that the names stand for, by default all stored ones, through their index; notes go to stderr."""
+    from attnbench.analysis import indexed_runs
+
+    root = run_directory.results_root()
+    runs = run_directory.resolve_all(names, root) if names else run_directory.stored_in(root)
+    if not runs:
+        raise StoreError(f"no run in {root}/ yet: attnbench run creates one")
+    with contextlib.ExitStack() as stack:
+        with steps("reading runs") as begin:
+            stored = stack.enter_context(indexed_runs.opened(runs, begin, command))
+        for note in stored.notes:
+            print(note, file=sys.stderr)
+        yield stored
+
+
+def machine(stored: "IndexedRuns", wanted: str) -> str:
+    """The fingerprint of the machine whose results are read: the wanted one, this one, or the only one.
+
+    Raises UsageError where there are several others.
+    """
+    from attnbench.machine import identity
+
+    known = stored.machines()
+    if wanted and wanted not in known:
+        raise UnknownNameError("machine", wanted, known, where="--machine")
+    this = wanted or identity.fingerprint()[0]
+    if this not in known and len(known) > 1:
+        named = ", ".join(f"{fingerprint} ({name})" for fingerprint, name in known.items())
+        raise UsageError(f"--machine is needed: the runs are of {len(known)} machines, none of them this one: {named}")
+    if len(known) > 1:
+        print(f"{len(known) - 1} other machines are in these runs; --machine selects one", file=sys.stderr)
+    return this if this in known else next(iter(known), this)

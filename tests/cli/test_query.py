@@ -1,0 +1,243 @@
+"""`attnbench query`: reads alone, explains mistakes, and prints in the formats of the other commands."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from attnbench.analysis import indexed_runs, query
+from attnbench.analysis.rows import COLUMNS
+from attnbench.machine import identity
+from tests.conftest import Command
+
+STORED = Path(__file__).parents[1] / "stored" / "0.1.0"
+
+
+def copied(folder: Path) -> Path:
+    """A folder of two runs."""
+    for name in ("run-a", "run-b"):
+        shutil.copytree(STORED / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs for all tests that only read them: their index is made once."""
+    return copied(tmp_path_factory.mktemp("shared") / "results")
+
+
+@pytest.fixture(autouse=True)
+def results(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default folder of runs, beside an empty working directory."""
+    monkeypatch.setenv("ATTNBENCH_RESULTS", str(shared))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return shared
+
+
+def test_all_stored_runs_are_queried_by_default(attnbench_command: Command, results: Path) -> None:
+    sql = "SELECT run, count(*) AS cases FROM results GROUP BY run ORDER BY run"
+    expected = [{"run": "run-a", "cases": 12}, {"run": "run-b", "cases": 12}]
+    for arguments in ((), (str(results),), ("run-b", "run-a")):
+        done = attnbench_command("query", sql, *arguments, "--json")
+        assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+    assert attnbench_command("query", sql, "run-b", "--json").stdout == '{"run":"run-b","cases":12}\n'
+
+
+def test_table_aligns_numbers_and_shows_what_is_missing(attnbench_command: Command) -> None:
+    sql = "SELECT arm_name, restarts, time_s, noisy FROM results WHERE run = 'run-a' AND seq_q = 32 AND mask = 'none'"
+    assert attnbench_command("query", sql).stdout.splitlines() == [
+        "arm_name    restarts       time_s  noisy",
+        "triton             0            -  -",
+        "naive              2  3.45216e-05  False",
+        "sdpa:flash         2   1.9901e-05  True",
+    ]
+
+
+@pytest.mark.parametrize("format_", ["csv", "md", "jsonl", "parquet"])
+def test_every_format_holds_every_column_and_row(attnbench_command: Command, format_: str, tmp_path: Path) -> None:
+    file = tmp_path / f"all.{format_}"
+    assert attnbench_command("query", "SELECT * FROM results", "--format", format_, "-o", str(file)).returncode == 0
+    columns = [*COLUMNS, *indexed_runs.OF_RUN]
+    if format_ == "md":
+        assert len(file.read_text().splitlines()) == 2 + 24
+        return
+    if format_ == "parquet":
+        table = pd.read_parquet(file)
+    else:
+        table = pd.read_csv(file) if format_ == "csv" else pd.read_json(file, lines=True)
+    assert list(table.columns) == columns
+    assert len(table) == 24
+    assert table["time_s"].count() == 16
+
+
+def test_columns_of_one_name_are_told_apart(attnbench_command: Command) -> None:
+    done = attnbench_command("query", "SELECT 1 AS n, 2 AS n", "--json")
+    assert json.loads(done.stdout) == {"n": 1, "n (1)": 2}
+
+
+def test_columns_are_listed(attnbench_command: Command) -> None:
+    listed = attnbench_command("query", "--columns").stdout.splitlines()
+    for table, columns in indexed_runs.TABLES.items():
+        assert f"{table}:" in listed
+        names = {line.split()[0] for line in listed if line.startswith("  ")}
+        assert set(columns) <= names
+    for columns in indexed_runs.TABLES.values():
+        table = next(name for name, each in indexed_runs.TABLES.items() if each is columns)
+        done = attnbench_command("query", f"DESCRIBE {table}", "--json")
+        assert [json.loads(line)["column_name"] for line in done.stdout.splitlines()] == list(columns)
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("INSERT INTO results VALUES (1)", "INSERT is refused"),
+        ("UPDATE runs SET run = ''", "UPDATE is refused"),
+        ("DELETE FROM results", "DELETE is refused"),
+        ("CREATE TABLE t (n INT)", "CREATE is refused"),
+        ("DROP VIEW results", "DROP is refused"),
+        ("COPY results TO 'x.csv'", "COPY is refused"),
+        ("ATTACH 'x.db'", "ATTACH is refused"),
+        ("PRAGMA database_list", "PRAGMA is refused"),
+        ("CALL pragma_version()", "CALL is refused"),
+        ("INSTALL httpfs", "LOAD is refused"),
+        ("LOAD httpfs", "LOAD is refused"),
+        ("SET memory_limit = '1GB'", "SET is refused"),
+        ("EXPORT DATABASE 'x'", "EXPORT is refused"),
+        ("SELECT * FROM read_csv('/etc/passwd')", "a query reads results and runs alone"),
+        ("SELECT * FROM read_text('/etc/passwd')", "a query reads results and runs alone"),
+        ("SELECT * FROM glob('*')", "a query reads results and runs alone"),
+        ("SELECT 1; DELETE FROM results", "2 statements"),
+        ("SELECT 1; SELECT 2", "2 statements"),
+        ("/* nothing */", "0 statements"),
+        ("", "give one SELECT, or --columns"),
+        ("SELEC 1", 'syntax error at or near "SELEC"'),
+        ("SELECT spedup FROM results", "no column 'spedup'; did you mean 'speedup'?; attnbench query --columns"),
+        ("SELECT r.spedup FROM results AS r", "no column 'spedup'; did you mean 'speedup'?"),
+        ("SELECT * FROM result", "no table 'result'; there are results and runs"),
+        ("SELECT * FROM columns", "no table 'columns'; there are results and runs"),
+        ("SELECT sum(mask) FROM results", "No function matches"),
+        ("SELECT mask::INT FROM results", "Could not convert string 'none' to INT32"),
+    ],
+)
+def test_what_does_not_read_the_tables_is_refused_in_one_line(
+    attnbench_command: Command, sql: str, message: str
+) -> None:
+    done = attnbench_command("query", sql)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("attnbench: query: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_query_that_needs_too_much_memory_says_what_helps(
+    attnbench_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(indexed_runs._SETTINGS, "memory_limit", "20MB")
+    done = attnbench_command("query", "SELECT list(range) FROM range(100_000_000)")
+    assert done.returncode == 2
+    assert "needs more than 3GB of memory: aggregate it, or add LIMIT or WHERE" in done.stderr
+
+
+def test_query_does_not_see_variables_of_the_process(attnbench_command: Command) -> None:
+    secret = pd.DataFrame({"n": [1]})
+    assert len(secret) == 1
+    assert "no table 'secret'" in attnbench_command("query", "SELECT * FROM secret").stderr
+
+
+def test_interrupt_ends_a_long_query(results: Path) -> None:
+    with indexed_runs.opened([results / "run-a"], lambda _: None, "a test") as stored:
+        timer = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            query.run(stored, "SELECT count(*) FROM range(1_000_000_000_000_000) AS n WHERE n.range % 7 = 3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("query", "SELECT 1"), "query needs duckdb: pip install -c constraints.txt '.[query]'"),
+        (("report", "."), "a report of a folder of runs needs duckdb: pip install"),
+        (("recommend", "."), "recommend for several runs needs duckdb: pip install"),
+        (("history", "."), "a history of a folder of runs needs duckdb: pip install"),
+    ],
+)
+def test_missing_duckdb_names_the_extra(
+    attnbench_command: Command, arguments: Sequence[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = builtins.__import__
+
+    def without_duckdb(name: str, scope: Mapping[str, object] | None = None, *rest: object, **more: object) -> object:
+        if name == "duckdb":
+            raise ModuleNotFoundError(name)
+        return original(name, scope, *rest, **more)  # type: ignore[arg-type]
+
+    copied(Path())
+    monkeypatch.setattr(builtins, "__import__", without_duckdb)
+    done = attnbench_command(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_parquet_needs_a_file(attnbench_command: Command) -> None:
+    done = attnbench_command("query", "SELECT 1", "--format", "parquet")
+    assert (done.returncode, done.stderr) == (2, "attnbench: --format parquet writes a binary file: give --out\n")
+
+
+@pytest.mark.parametrize("command", [("query", "SELECT 1"), ("report",), ("recommend",), ("history",)])
+def test_folder_without_runs_is_named(attnbench_command: Command, command: Sequence[str]) -> None:
+    Path("empty").mkdir()
+    done = attnbench_command(*command, "empty")
+    assert done.returncode == 2
+    assert "empty holds no run: give a run directory, or a folder of runs such as " in done.stderr
+
+
+def test_no_stored_run_at_all_is_named(attnbench_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNBENCH_RESULTS", "elsewhere")
+    assert "no run in elsewhere/ yet: attnbench run creates one" in attnbench_command("query", "SELECT 1").stderr
+
+
+def test_recommend_and_history_read_one_machine_of_a_folder(
+    attnbench_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "fingerprint", lambda: ("here", {}))
+    results = copied(Path("results"))
+    (machine,) = {json.loads((results / name / "run.json").read_text())["fingerprint"] for name in ("run-a", "run-b")}
+    other = (results / "run-b" / "run.json").read_text().replace(machine, "elsewhere")
+    (results / "run-b" / "run.json").write_text(other)
+    for command, lines in (("recommend", 4), ("history", 8)):
+        done = attnbench_command(command, "results")
+        assert done.returncode == 2
+        assert "--machine is needed: the runs are of 2 machines, none of them this one: " in done.stderr
+        assert f"{machine} (" in done.stderr
+        assert "elsewhere (" in done.stderr
+        done = attnbench_command(command, "results", "--machine", "elsewhere", "--json")
+        found = json.loads(done.stdout)["choices"] if command == "recommend" else done.stdout.splitlines()
+        assert len(found) == lines
+        assert "1 other machines are in these runs" in done.stderr
+        assert "no machine 'x'" in attnbench_command(command, "results", "--machine", "x").stderr
+    done = attnbench_command("history", "results", "--add", "run-a")
+    assert "results is a folder of runs: leave out --add" in done.stderr
+
+
+def test_report_of_a_folder_holds_the_chosen_results_alone(attnbench_command: Command) -> None:
+    results = copied(Path("results"))
+    done = attnbench_command("report", "results", "--only", "backend=naive", "--only", "seq=32", "--plots", "svg")
+    assert done.returncode == 0
+    table = pd.read_csv(results / "report" / "data.csv")
+    assert (
+        list(zip(table["backend"], table["seq_q"], table["mask"], strict=True))
+        == [("naive", 32, mask) for mask in ("none", "causal")] * 2
+    )
+    assert set(table["run"]) == {"old", "new"}
+    done = attnbench_command("report", "results", "--only", "seq=4096")
+    assert (done.returncode, done.stderr) == (2, "attnbench: --only, --skip: no result of results is left\n")
