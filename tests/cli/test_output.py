@@ -43,7 +43,7 @@ def test_failures_are_the_first_lines_and_no_reason_is_repeated(
     output.show(run_directory.read(run), "table", color="never")
     shown = capsys.readouterr().out
     first, second, third, blank, *rest = shown.splitlines()
-    assert first == "my.py:f is wrong in 10 cases (error 10, allowed 1.5e-5)"
+    assert first == "my.py:f is wrong in 10 cases (error 10.2, allowed 1.5e-5)"
     assert f"{second} {third.strip()}" == (
         "my.py:g crashed in 10 cases: timing: signal SIGSEGV, exit code -11 (my.py:12 in g)"
     )
