@@ -55,8 +55,12 @@ def workload(problem: Problem, mode: Mode, pads: bool = False) -> Workload:
 
 def of_backend(problem: Problem, mode: Mode, backend: str) -> Workload:
     """The sizes of a problem as this backend computes it."""
-    pads = bool(problem.requests) and not backends.is_file(backend) and backends.load(backend).pads
-    return workload(problem, mode, pads)
+    return workload(problem, mode, bool(problem.requests) and _pads(backend))
+
+
+@lru_cache(maxsize=256)
+def _pads(backend: str) -> bool:
+    return backend in backends.names() and backends.load(backend).pads
 
 
 @lru_cache(maxsize=64)

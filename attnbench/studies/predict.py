@@ -4,9 +4,10 @@ On a device without measurements only its ceilings are known: the time is that o
 bound that the backend reaches on the measured device.
 """
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 
 import msgspec
 import numpy as np
@@ -26,6 +27,8 @@ from attnbench.suite.keys import options_of
 from attnbench.units import counted, figure, seconds
 
 MAX_OCTAVES = 1.0  # outside the measured sizes, without --extrapolate
+_ROUNDING = 1e-6
+MAX_CASES = 500  # that a law is fitted to: of more, as many drawn
 NEAREST = 3  # measured cases that are named
 _SIMILAR = 20  # nearest cases whose shares of the roofline are transferred
 _EXACT = 0.02  # of measured memory, within which the formula of the backend is taken as exact
@@ -73,23 +76,26 @@ class Family:
     """The measured cases of one arm, dtype, mode and kind of problem, and the laws fitted to them."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = [row for row in rows if row.time_s]
+        self.rows = list(rows)
         self.problems = [problem_of(row) for row in self.rows]
         pairs = zip(self.rows, self.problems, strict=True)
         self.sizes = [of_backend(problem, row.mode, row.backend) for row, problem in pairs]
+        count = len(self.rows)
+        self._fitted = sorted(random.Random(0).sample(range(count), min(count, MAX_CASES)))
 
     @cached_property
     def time(self) -> CostLaw:
-        return CostLaw(rows_of(self.sizes), np.array([row.seconds for row in self.rows]))
+        sizes = [self.sizes[place] for place in self._fitted]
+        return CostLaw(rows_of(sizes), np.array([self.rows[place].seconds for place in self._fitted]))
 
     @cached_property
     def memory(self) -> CostLaw | Source:
         """The law of the memory; or that the formula of the backend is exact, or was not checked."""
-        known = [place for place, row in enumerate(self.rows) if row.total_bytes]
+        known = [place for place in self._fitted if self.rows[place].total_bytes]
         measured = np.array([self.rows[place].total_bytes for place in known])
         if len(known) < MIN_CASES:
             return Source.UNCHECKED
-        if not backends.is_file(self.rows[0].backend):
+        if _has_formula(self.rows[0].backend):
             problems = ((self.problems[place], self.rows[place]) for place in known)
             formula = np.array([_formula_bytes(problem, row.mode, row.backend) for problem, row in problems])
             if np.all(np.abs(measured / np.maximum(formula, 1) - 1) <= _EXACT):
@@ -134,7 +140,7 @@ class Predictor:
         octaves = family.time.octaves_outside(sizes)
         near = [_named(row) for row in family.nearest(sizes, NEAREST)]
         known = msgspec.structs.replace(empty, octaves_outside=octaves, nearest=tuple(near))
-        if octaves > MAX_OCTAVES and not extrapolate:
+        if octaves > MAX_OCTAVES + _ROUNDING and not extrapolate:
             return _refused(known, cell, arm, _outside(family, sizes, octaves))
         if not target:
             time = self._time(family, problem, mode, arm, sizes, octaves)
@@ -199,7 +205,7 @@ def _memory(family: Family, case: Case, sizes: Workload, octaves: float) -> Pred
     law = family.memory
     if isinstance(law, CostLaw):
         return _from_law(law, sizes, octaves)
-    if backends.is_file(case.backend):
+    if not _has_formula(case.backend):
         return None
     exact = float(_formula_bytes(case.problem, case.mode, case.backend))
     confidence = 1.0 if law is Source.FORMULA else 0.0
@@ -212,9 +218,15 @@ def _formula_bytes(problem: Problem, mode: Mode, backend: str) -> int:
     return backends.load(backend).peak_bytes(case) - cost.input_bytes(problem)
 
 
+@cache
+def _has_formula(backend: str) -> bool:
+    """Whether it is installed here: not a user's file, nor one of the machine of the run."""
+    return backend in backends.names()
+
+
 def _objections(case: Case, device: str) -> str:
     kind = "cpu" if device.startswith("cpu") else "cuda"
-    return "" if backends.is_file(case.backend) else "; ".join(backends.load(case.backend).objections(case, kind))
+    return "; ".join(backends.load(case.backend).objections(case, kind)) if _has_formula(case.backend) else ""
 
 
 def _refused(empty: Prediction, cell: Cell, arm: Row, reason: str) -> Prediction:

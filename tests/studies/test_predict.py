@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -149,6 +150,26 @@ def test_a_device_without_measurements_reaches_the_share_of_its_roofline_that_th
     assert prediction.time.confidence == 0.0
     unknown = Predictor(rows).predict(Cell(problem, Mode.FWD), rows[0], target=there)
     assert "attnbench calibrate --device cpu:threads=1" in unknown.reason
+
+
+def test_a_backend_of_another_machine_is_predicted_without_its_formula() -> None:
+    prediction = predict(Problem(seq_q=700, heads=3), rows_of(list(results(backend="theirs:fast"))))
+    assert prediction.time is not None
+    assert prediction.memory is None
+
+
+def test_a_length_at_half_the_shortest_is_predicted_despite_rounding(rows: list[Row]) -> None:
+    for seq, heads in itertools.product((32, 4096), HEADS):
+        assert predict(Problem(seq_q=seq, heads=heads), rows).time is not None
+
+
+def test_of_many_cases_a_law_is_fitted_to_some(monkeypatch: pytest.MonkeyPatch, rows: list[Row]) -> None:
+    monkeypatch.setattr("attnbench.studies.predict.MAX_CASES", 30)
+    problem = Problem(seq_q=700, heads=3)
+    time = predict(problem, rows).time
+    assert time is not None
+    assert time.cases == 30
+    assert time.value == pytest.approx(seconds(problem), rel=0.05)
 
 
 def test_axes_on_which_the_whole_run_agrees_are_taken_from_it() -> None:
