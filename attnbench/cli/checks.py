@@ -164,6 +164,19 @@ def address(text: str, _flag: str) -> None:
     parse_address(text)
 
 
+def devices_or_sheets(text: str, flag: str) -> None:
+    """A comma list of devices, and of devices with a data sheet."""
+    from attnbench.errors import UnknownNameError
+    from attnbench.machine.datasheet import SHEETS, sheets_named
+    from attnbench.units import words
+
+    for word in words(text, flag):
+        if word.startswith(("cpu", "cuda")):
+            devices(word, flag)
+        elif not sheets_named(word):
+            raise UnknownNameError("device", word, ("cpu", "cuda:0", *(sheet.name for sheet in SHEETS)), where=flag)
+
+
 def duration(text: str, flag: str) -> None:
     """A time; 0 lifts the limit."""
     from attnbench.units import parse_seconds

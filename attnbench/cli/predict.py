@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import checks, options
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEVICE = options.DEVICE.but(
     help="Devices of the run, all by default; or another one, calibrated here or with a data sheet (H100, L4): from "
     "its roofline.",
-    check=None,
+    check=checks.devices_or_sheets,
 )  # fmt: skip
 
 

@@ -93,3 +93,8 @@ def silicon(device_name: str, dtype: str, facts: Mapping[str, object]) -> float 
 def sheet(device_name: str) -> Sheet | None:
     """The data sheet of a GPU, by the name that its driver reports; None if there is none."""
     return next((candidate for candidate in SHEETS if re.search(candidate.pattern, device_name)), None)
+
+
+def sheets_named(text: str) -> list[Sheet]:
+    """The data sheets whose names begin with these words, in any case: `h100`, `A100 SXM`."""
+    return [each for each in SHEETS if f"{each.name} ".upper().startswith(f"{text} ".upper())]

@@ -84,7 +84,7 @@ def _other_device(name: str, run: Run, measured: Sequence[str]) -> Ceilings:
     """The ceilings of a device: of the run, of this machine's calibration, or of a data sheet."""
     if known := run.manifest.ceilings.get(name) or sweep.calibrated({name}, identity.fingerprint()[0]).get(name):
         return known
-    named = [sheet for sheet in datasheet.SHEETS if f"{sheet.name} ".upper().startswith(f"{name} ".upper())]
+    named = datasheet.sheets_named(name)
     if len(named) == 1:
         return _ceilings_of(named[0])
     if named:

@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "profile": (("profile", *REFUSED), 6),
     "tune": (("tune", "--show", "--arch", "sm_90"), 0),
     "replay": (("replay", "chat", "--model", "missing.json", "--simulate-only"), 2),
+    "predict": (("predict", RUN, "--check"), 6),
     "recommend": (("recommend", RUN), 0),
     "corpus": (("corpus", "--list"), 0),
     "explain": (("explain", *REFUSED), 0),

@@ -66,3 +66,11 @@ def test_the_check_names_each_law_and_the_total(run: str, capsys: pytest.Capture
     assert total["median_error"] <= 0.10
     assert cli.invoke(["predict", run, "--check"]) == 0
     assert "each measured shape was hidden once" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_device_is_one_of_the_run_or_has_a_data_sheet(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", run, "--seq", "700", "--mask", "none", "-b", "naive", "--device"]
+    assert cli.invoke([*command, "H1O0"]) == 2
+    assert "--device: no device 'H1O0'; did you mean 'H100" in capsys.readouterr().err
+    assert cli.invoke([*command, "h100 sxm"]) == 2
+    assert "the roofline needs the ceilings of cpu:threads=1" in capsys.readouterr().err
