@@ -11,16 +11,17 @@ from pathlib import Path
 import duckdb
 import msgspec
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.analysis import index, indexed_runs, parallel
+from attnbench.analysis import index, indexed_runs, parallel, query
 from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention import requests
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
-from attnbench.errors import UsageError
+from attnbench.errors import StoreError, UsageError
 from attnbench.gate import history
 from attnbench.records import results_file, run_directory
 from attnbench.records.result import Result, Status
@@ -332,3 +333,37 @@ def test_points_of_a_history_are_those_of_the_runs() -> None:
     assert {name for point in causal for name in point.seconds} == {
         name for point in points for name in point.seconds if "causal" in name
     }
+
+
+def test_command_waits_for_another_that_makes_the_index(two: tuple[Path, Path], own_cache: Path) -> None:
+    rows(*two)
+    (lock,) = own_cache.glob("*.lock")
+    holder, steps = FileLock(lock), list[str]()
+    holder.acquire()
+
+    def step(text: str) -> None:
+        steps.append(text)
+        holder.release()
+
+    with indexed_runs.opened(two, step, "a test") as stored:
+        assert len(list(stored.rows())) == 4
+    assert steps == ["waiting for another attnbench that reads these runs"]
+
+
+def test_time_of_a_run_that_is_no_time_is_missing(tmp_path: Path) -> None:
+    run = store(tmp_path / "runs" / "a", pair(64), created_at="yesterday")
+    with indexed_runs.opened([run], lambda _: None, "a test") as stored:
+        assert stored.connection.execute("SELECT created_at FROM runs").fetchall() == [(None,)]
+
+
+def test_file_that_vanished_after_it_was_indexed_is_named(two: tuple[Path, Path]) -> None:
+    with indexed_runs.opened(two, lambda _: None, "a test") as stored:
+        (two[0] / RESULTS).unlink()
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
+            stored.select(None, 100)
+
+
+def test_error_in_a_later_row_is_explained(two: tuple[Path, Path]) -> None:
+    sql = "SELECT CASE WHEN range < 100000 THEN 1 ELSE error('late') END FROM range(200000)"
+    with indexed_runs.opened(two, lambda _: None, "a test") as stored, pytest.raises(UsageError, match="late"):
+        list(query.run(stored, sql).rows)
