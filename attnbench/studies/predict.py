@@ -253,7 +253,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def figure_of(value: float) -> str:
-    """A size: whole, or of a mean over requests with two digits."""
+    """A size: whole, or as a mean over requests."""
     return f"{value:g}" if value == round(value) else figure(value)
 
 

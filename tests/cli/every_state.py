@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "tune": (("tune", "--show", "--arch", "sm_90"), 0),
     "replay": (("replay", "chat", "--model", "missing.json", "--simulate-only"), 2),
     "predict": (("predict", RUN, "--check"), 6),
+    "query": (("query", "SELECT 1", "missing"), 2),
     "recommend": (("recommend", RUN), 0),
     "corpus": (("corpus", "--list"), 0),
     "explain": (("explain", *REFUSED), 0),
