@@ -22,6 +22,16 @@ def test_nodes_of_one_class_that_differ_are_named_with_their_values() -> None:
     ]
 
 
+def test_gpus_of_one_class_with_different_drivers_are_named() -> None:
+    drivers = {"a": "550.1", "b": "550.1", "c": "580.2"}
+    nodes = {
+        name: {"hardware": "A", "machine": {"gpu_details": [{"driver": driver}] * 2}}
+        for name, driver in drivers.items()
+    }
+    nodes["d"] = {"hardware": "A", "machine": {"gpu_details": None}}
+    assert list(notes(nodes)) == ["Nodes with A differ in driver: 550.1 (a, b); 580.2 (c); none (d)."]
+
+
 def test_a_drained_node_and_a_wrong_clock_are_noted() -> None:
     nodes = {"a": {"hardware": "A", "drained": "two equal arms differ by 20%", "clock_ahead_s": -3600.0}}
     assert list(notes(nodes)) == [

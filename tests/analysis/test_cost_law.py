@@ -14,6 +14,7 @@ from attnbench.analysis.cost_law import CostLaw, Floats, rows_of
 from attnbench.analysis.workload import Workload, kind_of, of_backend, workload
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.attention.scores import Score, Similarity
 
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 GRID = [workload(Problem(seq_q=seq, heads=heads), Mode.FWD) for seq in LENGTHS for heads in (1, 2, 4, 8, 16)]
@@ -93,6 +94,24 @@ def test_far_outside_the_measured_sizes_the_work_decides() -> None:
     assert far / near == pytest.approx(64, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("seq_q", "seq_kv", "octaves"),
+    [(256, 256, 0), (300, 700, 0), (256, 1024, 0), (2048, 2048, 1), (64, 64, 2), (512, 4096, 2), (1024, 256, 1)],
+)
+def test_distance_from_the_measured_sizes_by_hand(seq_q: int, seq_kv: int, octaves: float) -> None:
+    """Measured: a triangle with its corners at queries and keys of (256, 256), (256, 1024) and (1024, 1024).
+
+    From 1024 queries and 256 keys the nearest measured point is (512, 512): an octave away in each size.
+    """
+    measured = [
+        workload(Problem(seq_q=q, seq_kv=kv), Mode.FWD)
+        for q, kv in ((256, 256), (256, 512), (256, 1024), (512, 512), (512, 1024), (1024, 1024))
+    ]
+    law = CostLaw(rows_of(measured), np.array([COSTS["compute"](each) for each in measured]))
+    outside = law.octaves_outside(workload(Problem(seq_q=seq_q, seq_kv=seq_kv), Mode.FWD))
+    assert outside == pytest.approx(octaves, abs=1e-6)
+
+
 def test_few_cases_give_an_interval_of_less_confidence() -> None:
     sizes, times = rows_of(GRID), values(COSTS["compute"], 0.05)
     assert CostLaw(sizes, times).confidence == 0.9
@@ -127,6 +146,8 @@ def test_the_kind_of_a_problem_holds_no_sizes() -> None:
         Problem(seq_q=64, mask="causal"), Problem(seq_q=64, mask="causal+window:8"), Problem(seq_q=64, sinks=True),
         Problem(seq_q=64, scope="block"), Problem(seq_q=64, positions="rope"), Problem(seq_q=64, page_size=16),
         Problem(seq_q=64, kv_dtype="int8"), Problem(seq_q=64, requests="q64s64"),
+        Problem(seq_q=64, scope="block", autocast="bf16"), Problem(seq_q=64, scope="block", autocast="fp16"),
+        Problem(seq_q=64, score=Score(similarity=Similarity.COSINE)),
     ]  # fmt: skip
     kinds = {kind_of(each) for each in (plain, *others)}
     assert len(kinds) == 1 + len(others)

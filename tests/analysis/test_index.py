@@ -15,7 +15,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.analysis import index, indexed_runs, parallel, query
+from attnbench.analysis import index, indexed_runs, parallel
 from attnbench.analysis.roofline import ceilings_by_device
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention import requests
@@ -361,9 +361,3 @@ def test_file_that_vanished_after_it_was_indexed_is_named(two: tuple[Path, Path]
         (two[0] / RESULTS).unlink()
         with pytest.raises(StoreError, match="cannot be read: No such file"):
             stored.select(None, 100)
-
-
-def test_error_in_a_later_row_is_explained(two: tuple[Path, Path]) -> None:
-    sql = "SELECT CASE WHEN range < 100000 THEN 1 ELSE error('late') END FROM range(200000)"
-    with indexed_runs.opened(two, lambda _: None, "a test") as stored, pytest.raises(UsageError, match="late"):
-        list(query.run(stored, sql).rows)
