@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+import torch  # noqa: F401  pytester drops the modules that a test imports; torch cannot be imported again
 
 from attnbench import pytest_plugin
 from attnbench.analysis import readings

@@ -314,3 +314,18 @@ def test_a_rate_above_a_ceiling_is_of_products_or_of_memory(burst, bandwidth, ab
     )
     # 4 x 8 x 256 x 256 x 64 FLOP = 134 MFLOP, and 4 tensors of 0.5 MiB
     assert roofline.above_ceiling(known, Problem(seq_q=256), Mode.FWD, 1e-4) is above
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        ({"seq_q": 64}, "prefill"),
+        ({"seq_q": 1, "seq_kv": 64}, "decode"),
+        ({"seq_q": 2048, "seq_kv": 4096}, "2k queries"),
+        ({"requests": "q32_2q1s64", "seq_q": 32, "seq_kv": 64, "batch": 3}, "requests"),
+        ({"requests": "4q1s64", "seq_q": 1, "seq_kv": 64, "batch": 4}, "decode"),
+    ],
+)
+def test_the_lengths_say_which_phase_of_a_model_it_is(lengths, words):
+    (row,) = frame.rows_of([result(problem=Problem(**lengths))])
+    assert frame.phase(row) == words

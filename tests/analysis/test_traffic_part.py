@@ -56,6 +56,14 @@ def test_measured_steps_have_the_weight_of_those_that_are_missing():
     assert part.drawn.weights.tolist() == [1, 1, *(2 * drawn.weights[part.places[2:]])]
 
 
+def test_steps_that_all_have_their_times_are_the_draw():
+    drawn = drawn_of(2, 4, 2)
+    part = traffic_part.measured_part(drawn, 0, np.zeros(8, bool))
+    assert part.places.tolist() == list(range(8))
+    assert part.drawn is drawn
+    assert (part.unmeasured, part.reason) == (0, "")
+
+
 def test_steps_after_the_first_without_a_time_do_not_count():
     drawn = drawn_of(0, 6)
     order = traffic_part.order(drawn, 3)

@@ -237,3 +237,14 @@ def test_planning_is_given_for_a_layer_and_as_a_share_of_the_time():
     (total,) = traffic_totals.estimate(drawn_of([1, 3]), measured, hours=1).totals
     assert total.plan_layer_s == pytest.approx(14 / 4 / 7)
     assert total.planning == pytest.approx(14 / 20)
+
+
+@pytest.mark.parametrize("plan_s", [None, np.array([[1.0], [2.0], [3.0]])])
+def test_some_of_the_steps_keep_their_times_and_their_reasons(plan_s):
+    measured = measured_of([[[1, 2]], [[3, 4]], [[5, 6]]], kinds=[0, 1, 2], refusals={(0, "a"): "x", (2, "a"): "y"})
+    part = msgspec.structs.replace(measured, plan_s=plan_s, layers=7).at(np.array([1, 2]))
+    assert part.kinds.tolist() == [1, 2]
+    assert part.times_s.tolist() == [[[3, 4]], [[5, 6]]]
+    assert part.refusals == {(1, "a"): "y"}
+    assert (part.plan_s if plan_s is None else part.plan_s.tolist()) == (None if plan_s is None else [[2.0], [3.0]])
+    assert part.layers == 7

@@ -70,11 +70,11 @@ cells.Problem = msgspec.defstruct("Problem", fields, bases=(Problem,), frozen=Tr
 from attnbench.cli import invoke
 from attnbench.engine import verify_only
 
-def prepare(request):
-    print("verify", request.axes)
+def run(planned, *_):
+    print("verify", *((group.problem.knob, group.problem.latch) for group in planned.plan.groups))
     sys.exit(0)
 
-verify_only.prepare = prepare
+verify_only.run = run
 sys.exit(invoke(sys.argv[1:]))
 """
 
@@ -86,7 +86,10 @@ sys.exit(invoke(sys.argv[1:]))
         (["gate", "--help"], "--knob LIST"),
         (["verify", "--help"], "Turn the knob."),
         (["explain", "--help"], "--knob LIST"),
-        (["verify", "--knob", "2", "--set", "latch=3"], "verify {'knob': '2', 'latch': '3'}"),
+        (
+            ["verify", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "2", "--set", "latch=3"],
+            "verify (2, 3)\n",
+        ),
         (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "1,2", "--dry-run"], "2 of 2 cases"),
         (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--set", "latch=1,2,3", "--dry-run"], "3 of 3 cases"),
         (["run", "new.toml", "--dry-run", "--only", "knob=2.."], "3 of 3 cases"),

@@ -22,6 +22,9 @@ from attnbench.records.arm import CPU_ISAS, Arm, Device, distinct_names, parse_d
         ("cpu:isa=avx512:threads=4", Device(kind="cpu", threads=4, isa="avx512")),
         ("cuda", Device(kind="cuda", index=0)),
         ("cuda:3", Device(kind="cuda", index=3)),
+        ("cuda:3:hardware=H100", Device(kind="cuda", index=3, hardware="H100")),
+        ("cuda:hardware=H100", Device(kind="cuda", index=0, hardware="H100")),
+        ("cpu:hardware=arm-v9.2_big:threads=2", Device(kind="cpu", threads=2, hardware="arm-v9.2_big")),
         (" cpu ", Device(kind="cpu")),
     ],
 )
@@ -29,10 +32,19 @@ def test_device_is_read(text: str, device: Device) -> None:
     assert parse_device(text) == device
 
 
+HARDWARE = st.sampled_from(["", "H100", "cpu"])
+
+
 @given(
     st.one_of(
-        st.builds(Device, kind=st.just("cuda"), index=st.integers(0, 99)),
-        st.builds(Device, kind=st.just("cpu"), threads=st.integers(0, 512), isa=st.sampled_from(["", *CPU_ISAS])),
+        st.builds(Device, kind=st.just("cuda"), index=st.integers(0, 99), hardware=HARDWARE),
+        st.builds(
+            Device,
+            kind=st.just("cpu"),
+            threads=st.integers(0, 512),
+            isa=st.sampled_from(["", *CPU_ISAS]),
+            hardware=HARDWARE,
+        ),
     )
 )
 def test_text_of_a_device_reads_back_as_the_device(device: Device) -> None:
@@ -45,6 +57,15 @@ def test_text_of_a_device_reads_back_as_the_device(device: Device) -> None:
         ("cuda:x", "--device: not a CUDA device: 'cuda:x' (try cuda:0)"),
         ("cuda:²", "--device: not a CUDA device: 'cuda:²' (try cuda:0)"),
         ("cuda:0:1", "--device: not a CUDA device: 'cuda:0:1' (try cuda:0)"),
+        ("cuda:0:isa=avx2", "--device: not a CUDA device: 'cuda:0:isa=avx2' (try cuda:0)"),
+        (
+            "cuda:0:hardware=",
+            "--device cuda:0:hardware=: not a class of hardware: '' (letters, digits, '.', '-' and '_': H100, cpu)",
+        ),
+        (
+            "cpu:hardware=a b",
+            "--device cpu:hardware=a b: not a class of hardware: 'a b' (letters, digits, '.', '-' and '_': H100, cpu)",
+        ),
         ("cpu:threads=0", "--device: threads='0' in 'cpu:threads=0': a number of at least 1"),
         ("cpu:threads", "--device: threads='' in 'cpu:threads': a number of at least 1"),
     ],

@@ -302,6 +302,35 @@ def test_last_of_none_says_how_to_make_one(tmp_path: Path) -> None:
         run_directory.resolve("last", tmp_path / "results")
 
 
+def test_names_and_folders_of_runs_give_each_run_once(tmp_path: Path) -> None:
+    """In the order of the names; the runs of a folder are the oldest first."""
+    old, new = (stored(tmp_path / "runs" / f"2026112{day}T001500Z-quick-cpu") for day in (0, 1))
+    other = stored(tmp_path / "root" / "mine")
+    names = ["mine", str(new), str(tmp_path / "runs"), "mine"]
+    assert run_directory.resolve_all(names, tmp_path / "root") == [other, new, old]
+
+
+def test_a_folder_without_runs_and_a_missing_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError) as caught:
+        run_directory.resolve_all([str(tmp_path / "empty")], Path("results"))
+    expected = f"{tmp_path}/empty holds no run: give a run directory, or a folder of runs such as results/"
+    assert str(caught.value) == expected
+    with pytest.raises(StoreError, match="no run 'gone'"):
+        run_directory.resolve_all(["gone"], tmp_path)
+
+
+def test_a_name_under_the_root_is_a_run_where_a_folder_has_that_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored(tmp_path / "mine" / "inner")
+    assert run_directory.holds_runs("mine", Path("root"))
+    stored(tmp_path / "root" / "mine")
+    assert not run_directory.holds_runs("mine", Path("root"))
+    assert run_directory.resolve_all(["mine"], Path("root")) == [Path("root/mine")]
+
+
 # -- names of users ----------------------------------------------------------------------------------------------------
 
 
