@@ -207,9 +207,22 @@ def _join(words: Iterable[str]) -> str:
 
 
 def _columns(measured: Sequence[Row]) -> list[Column]:
-    several = len({row.device for row in measured}) > 1
-    headings = {row.arm: (row.arm_name, row.device) if several else (row.arm_name,) for row in measured}
+    devices = _distinctions(dict.fromkeys(row.device for row in measured))
+    headings = {
+        row.arm: (row.arm_name, devices[row.device]) if len(devices) > 1 else (row.arm_name,) for row in measured
+    }
     return [Column(arm=arm, heading=heading) for arm, heading in headings.items()]
+
+
+def _distinctions(devices: Iterable[str]) -> dict[str, str]:
+    """What tells each device from the others: `hardware=A` of `cpu:threads=1:hardware=A` where all have one thread."""
+    parts = {device: device.split(":") for device in devices}
+    shared = set[str]().union(*parts.values()).intersection(*parts.values())
+    options = {device: [part for part in each if part not in shared] for device, each in parts.items()}
+    if not all(own and all("=" in part for part in own) for own in options.values()):
+        shared = {part for part in shared if "=" in part}  # what is no option, as the number of a GPU, is never alone
+        options = {device: [part for part in each if part not in shared] for device, each in parts.items()}
+    return {device: ":".join(own) for device, own in options.items()}
 
 
 def _sections(rows: Sequence[Row], words: WordsOf, axis: str, beside: list[str], across: list[str]) -> list[Section]:

@@ -101,6 +101,22 @@ def test_modes_and_scores_that_vary_are_named():
     assert "bwd" in text
 
 
+@pytest.mark.parametrize(
+    ("devices", "headings"),
+    [
+        (("cpu:threads=1:hardware=A", "cpu:threads=1:hardware=B"), ("hardware=A", "hardware=B")),
+        (("cpu:threads=1", "cpu:threads=2"), ("threads=1", "threads=2")),
+        (("cpu", "cpu:threads=1"), ("cpu", "cpu:threads=1")),
+        (("cuda:0", "cuda:1"), ("cuda:0", "cuda:1")),
+        (("cpu:hardware=A", "cuda:0:hardware=A"), ("cpu", "cuda:0")),
+    ],
+)
+def test_a_heading_has_what_tells_its_device_from_the_others(devices: tuple[str, ...], headings: tuple[str, ...]):
+    measurements = [measured(Problem(seq_q=64), "naive", 1e-3, device=device) for device in devices]
+    columns = pivot(rows_of(*measurements)).columns
+    assert [column.heading for column in columns] == [("naive", heading) for heading in headings]
+
+
 def test_two_devices_are_named_in_the_headings():
     measurements = [measured(Problem(seq_q=64), "naive", 1e-3, device=device) for device in ("cpu:threads=1", "cuda:0")]
     layout = pivot(rows_of(*measurements))
