@@ -219,10 +219,10 @@ def _distinctions(devices: Iterable[str]) -> dict[str, str]:
     parts = {device: device.split(":") for device in devices}
     shared = set[str]().union(*parts.values()).intersection(*parts.values())
     options = {device: [part for part in each if part not in shared] for device, each in parts.items()}
-    if not all(own and all("=" in part for part in own) for own in options.values()):
+    if not all(rest and all("=" in part for part in rest) for rest in options.values()):
         shared = {part for part in shared if "=" in part}  # what is no option, as the number of a GPU, is never alone
         options = {device: [part for part in each if part not in shared] for device, each in parts.items()}
-    return {device: ":".join(own) for device, own in options.items()}
+    return {device: ":".join(rest) for device, rest in options.items()}
 
 
 def _sections(rows: Sequence[Row], words: WordsOf, axis: str, beside: list[str], across: list[str]) -> list[Section]:
