@@ -1,8 +1,8 @@
 """torch.compile of the plain formula: rewritten to SDPA by inductor's patterns (`compile`), and as it is written.
 
 Whether inductor rewrites it depends on the exact form of the formula: the division, the added mask and the softmax are
-those of a pattern in torch/_inductor/fx_passes/fuse_attention.py. Its counter says what was done, unless the graph comes
-from the cache of autograd's graphs, whose hits pass no pattern: that cache is off. Inductor's own is not.
+those of a pattern in torch/_inductor/fx_passes/fuse_attention.py. Its counter says what was done, unless the graph
+comes from the cache of autograd's graphs, whose hits pass no pattern: that cache is off. Inductor's own is not.
 """
 
 from __future__ import annotations
