@@ -14,7 +14,7 @@ from attnbench.analysis.rows import rows_of
 from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
-from attnbench.engine import sweep
+from attnbench.engine import request
 from attnbench.records.case import Case
 from attnbench.records.result import Result
 from attnbench.studies import claims as study
@@ -182,7 +182,7 @@ def test_the_command_on_this_machine(
     monkeypatch.setattr(study, "SUITE", "claims.toml")
     monkeypatch.setattr(study, "CONTEXT", 512)
     # Shortest blocks; and of the search for the longest sequence the last doublings, without bisection.
-    monkeypatch.setattr(sweep, "Procedure", partial(sweep.Procedure, block_s=1e-4))
+    monkeypatch.setattr(request, "Procedure", partial(request.Procedure, block_s=1e-4))
     monkeypatch.setattr(max_seq, "FIRST", 8192)
     monkeypatch.setattr(max_seq, "STEP_SHARE", 1.0)
     assert cli.invoke(["claims", "--json", "--progress", "none", "--rounds", "1", "--budget", "0"]) == 0
