@@ -15,10 +15,12 @@
 A failure of a measured kernel is not an exception but a `Status` (see `records/result.py`).
 """
 
+import contextlib
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from pathlib import Path
 
 
 class Exit(IntEnum):
@@ -90,6 +92,15 @@ def check_platform() -> None:
 
 class StoreError(AttnbenchError):
     """A run directory that cannot be read or written."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 class LockedError(StoreError):

@@ -24,7 +24,7 @@ SMOOTHING = (1e-6, 0.03, 0.3, 3.0)  # squared noise over the squared change of a
 _MANY = 16  # cases from which tiles are tried: the best of many forms fits a few cases by chance
 _FOLDS = 10  # for which the sum of terms is fitted anew
 _CHUNK = 4096
-_ON_THE_HULL = 1e-6  # octaves
+_ON_THE_HULL = 0.05  # octaves; the visible share of a mask curves by less between measured lengths
 _BEYOND = 1.0  # octaves outside the measured sizes up to which the correction is continued
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ import numpy as np
 from attnbench import backends, units
 from attnbench.analysis.restarts import Restarts
 from attnbench.analysis.stats import t_quantile
-from attnbench.errors import StoreError
+from attnbench.errors import StoreError, writing
 from attnbench.records import ceilings
 from attnbench.records.result import Record
 
@@ -180,12 +180,10 @@ def _file(fingerprint: str) -> Path:
 def add(fingerprint: str, pairs: Sequence[ControlPair]) -> Path:
     """Append pairs to the calibration of a machine. StoreError where that cannot be written."""
     path = _file(fingerprint)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(b"".join(msgspec.json.encode(pair) + b"\n" for pair in pairs))
-    except OSError as error:
-        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
     return path
 
 

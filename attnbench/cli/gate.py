@@ -212,7 +212,7 @@ def _print(run: Run, judged: GateVerdicts, code: int, *, as_json: bool, everythi
 
 
 def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
-    from attnbench.errors import StoreError
+    from attnbench.errors import writing
     from attnbench.report.formats import gate_comment, github_annotations, gitlab_code_quality
     from attnbench.report.formats import junit as junit_format
 
@@ -222,15 +222,13 @@ def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
         (reports.junit, junit_format.xml(judged, run.manifest.suite)),
         (reports.gitlab, gitlab_code_quality.json(judged, run.manifest.request.get("suites", ()))),
     )
-    try:
-        for path, text in texts:
-            if path:
+    for path, text in texts:
+        if path:
+            with writing(path):
                 path.write_text(text, encoding="utf-8")
-        if summary:
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(gate_comment.markdown(run, judged, gate_comment.MAX_SUMMARY))
-    except OSError as error:
-        raise StoreError(f"cannot write {error.filename}: {error.strerror}") from error
+    if summary:
+        with writing(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
+            file.write(gate_comment.markdown(run, judged, gate_comment.MAX_SUMMARY))
     if reports.github:
         for line in github_annotations.commands(judged):
             print(line)

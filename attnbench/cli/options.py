@@ -96,7 +96,9 @@ def _repeatable(
 
 
 SUITES = _repeatable("suites", "SUITE", "Suites: names of `attnbench list suites`, or suite files.").but(argument=True)
-SUITE = _repeatable("suite", "SUITE", "Suite, as the argument SUITE; may be repeated.", checks.suite)
+SUITE = _repeatable(
+    "suite", "SUITE", "Suite of `attnbench list suites`, or a suite file; may be repeated.", checks.suite
+)
 SET = _repeatable(
     "set", "KEY=VALUES", "Set any other suite key: weighting=hard:topk=32.", checks.settings, completion.set_names
 ).but(flags=("--set",))

@@ -12,6 +12,7 @@ from attnbench.cli import checks, options
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
 
+BACKEND = options.BACKEND.but(help="Backends of the run; by default all of its arms.")
 DEVICE = options.DEVICE.but(
     help="Devices of the run, all by default; or another one, calibrated here or with a data sheet (H100, L4): from "
     "its roofline.",
@@ -26,7 +27,7 @@ Check = Annotated[bool, typer.Option("--check", help="Hide each measured shape, 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON Lines to this file.", metavar="FILE")]
 
 
-@options.with_options(options.PROBLEM, options.SUITE, options.BACKEND, DEVICE)
+@options.with_options(options.PROBLEM, options.SUITE, BACKEND, DEVICE)
 def predict(
     request: Request, run: options.RunName = "last", extrapolate: Extrapolate = False, check: Check = False,
     out: Out = None, json: options.Json = False,
@@ -40,12 +41,14 @@ def predict(
 
     from attnbench.analysis.rows import rows_of
     from attnbench.cli import output
-    from attnbench.errors import Exit, UsageError
+    from attnbench.errors import Exit, UsageError, writing
     from attnbench.report.formats import jsonl
     from attnbench.report.terminal import predictions as report
     from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies import prediction_check, prediction_request
 
+    if check and (request.axes or request.suites or request.backend or request.device or extrapolate):
+        raise UsageError("predict: --check predicts every measured case of the run: leave out all options but --out")
     stored = output.load(run)
     rows = rows_of(stored.results, arms=stored.manifest.arms)
     measured = prediction_request.measured_rows(stored, rows)
@@ -55,11 +58,10 @@ def predict(
         text, predicted = report.checked(hidden, terminal_width()), bool(hidden[-1].cases)
     else:
         predictions = prediction_request.predictions(stored, measured, request, extrapolate)
-        if len(predictions) == 1 and predictions[0].reason:
-            raise UsageError(report.refusal(predictions[0]))
         records = [{"type": "prediction", **msgspec.to_builtins(each)} for each in predictions]
         text, predicted = report.lines(predictions, terminal_width()), any(each.time for each in predictions)
     if out:
-        out.write_text("".join(f"{jsonl.line(record)}\n" for record in records))
+        with writing(out):
+            out.write_text("".join(f"{jsonl.line(record)}\n" for record in records))
     output.lines(records, text, json)
     return Exit.OK if predicted else Exit.NOTHING_MEASURED

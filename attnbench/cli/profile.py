@@ -33,9 +33,13 @@ def profile(
     Writes a trace for Perfetto. Without options: sdpa, causal, batch 1, 8 heads, 1024 tokens, head_dim 64.
     """
     from attnbench.cli.running import exit_code
+    from attnbench.errors import writing
     from attnbench.studies import profile as study
 
     folder = out or Path("profile")
+    if not bare:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     result, ending = study.run(study.with_defaults(request), folder, bare=bare)
     _show(result, folder, bare=bare, as_json=json)
     return exit_code([result], ending)

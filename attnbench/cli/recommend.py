@@ -64,7 +64,7 @@ def recommend(
     from attnbench import units
     from attnbench.analysis.roofline import ceilings_by_device
     from attnbench.cli import output
-    from attnbench.errors import Exit
+    from attnbench.errors import Exit, writing
     from attnbench.report.terminal import dispatch_table as report
     from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies import dispatch_table, engine_advice
@@ -75,7 +75,8 @@ def recommend(
     table = dispatch(rows, ceilings_by_device(manifest), dispatch_table.origin(manifest, valid_s))
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
-        out.write_bytes(text + b"\n")
+        with writing(out):
+            out.write_bytes(text + b"\n")
     if to:
         advice = engine_advice.advise(table, to)
         output.lines(msgspec.to_builtins(advice), report.advice_lines(advice, terminal_width()), json)

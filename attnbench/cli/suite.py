@@ -94,7 +94,7 @@ def from_config(
 
     Nothing is downloaded. What cannot be read is named on stderr and in the suite. An unknown model type is refused.
     """
-    from attnbench.errors import StoreError, SuiteError, UsageError
+    from attnbench.errors import SuiteError, UsageError, writing
     from attnbench.suite import models
 
     read = models.read_config(config)
@@ -107,10 +107,8 @@ def from_config(
     if out is None:
         print(made.text, end="")
         return
-    try:
+    with writing(out):
         out.write_text(made.text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {out}: {error.strerror}") from error
     print(out)
 
 

@@ -206,7 +206,7 @@ def _problem(axes: dict[str, str], inputs: str) -> Problem:
 
 
 def _show_weights(problem: Problem, chosen: WeightOptions, out: Path | None) -> None:
-    from attnbench.errors import UsageError
+    from attnbench.errors import UsageError, writing
     from attnbench.report.charts import attention_weights as weights_chart
     from attnbench.report.formats import tensorboard, wandb
     from attnbench.report.terminal import pictures
@@ -220,8 +220,9 @@ def _show_weights(problem: Problem, chosen: WeightOptions, out: Path | None) -> 
     if out is None:
         print(*pictures.weights_picture(seen, [chosen.head]), sep="\n")
     elif chosen.to:
-        out.mkdir(parents=True, exist_ok=True)
-        {"tensorboard": tensorboard.write_weights, "wandb": wandb.write_weights}[chosen.to](seen, out)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            {"tensorboard": tensorboard.write_weights, "wandb": wandb.write_weights}[chosen.to](seen, out)
         print(out)
     else:
         _save(weights_chart.figure(seen), out)

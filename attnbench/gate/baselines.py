@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from attnbench.analysis.rows import rows_of
-from attnbench.errors import NotComparableError, StoreError, UsageError
+from attnbench.errors import NotComparableError, StoreError, UsageError, writing
 from attnbench.records import run_directory
 from attnbench.records.result import Status
 from attnbench.records.run_directory import Run
@@ -58,7 +58,7 @@ def save(name: str, run: Run, *, replace: bool = False, force: bool = False) -> 
         commit=str(commit.get("commit", "")), dirty=bool(commit.get("dirty")), replaces=before.run if before else "",
     )  # fmt: skip
     draft = place.with_name(f".{place.name}.new")
-    try:
+    with writing(place):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for file in (run_directory.MANIFEST, run_directory.RESULTS):
@@ -66,8 +66,6 @@ def save(name: str, run: Run, *, replace: bool = False, force: bool = False) -> 
         (draft / PROVENANCE).write_bytes(msgspec.json.format(msgspec.json.encode(provenance), indent=2) + b"\n")
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
-    except OSError as error:
-        raise StoreError(f"cannot write to {place}: {error.strerror}") from error
     return place
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from attnbench.analysis.indexed_runs import FETCHED, IndexedRuns
 from attnbench.analysis.rows import rows_of
-from attnbench.errors import StoreError
+from attnbench.errors import StoreError, writing
 from attnbench.records.result import Record
 from attnbench.records.run_directory import Run
 
@@ -91,12 +91,10 @@ def points_of(runs: IndexedRuns, machine: str, text: str = "") -> list[HistoryPo
 
 def append(path: Path, new: HistoryPoint) -> None:
     """Append a point to the file. StoreError where it cannot be written."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(msgspec.json.encode(new) + b"\n")
-    except OSError as error:
-        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def load(path: Path) -> tuple[list[HistoryPoint], int]:

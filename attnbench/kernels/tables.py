@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from attnbench.attention import user_folders
-from attnbench.errors import StoreError
+from attnbench.errors import StoreError, writing
 
 COLUMNS = ("kernel", "arch", "dtype", "width", "mask", "block_q", "block_kv", "warps", "stages", "source")
 KEYS = 5
@@ -104,7 +104,7 @@ def find(table: Table, key: Key) -> TileConfig | None:
 def write(path: Path, table: Table) -> None:
     """Replace the file atomically. StoreError where that cannot be written."""
     draft = path.with_name(f".{path.name}.draft")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
@@ -112,8 +112,6 @@ def write(path: Path, table: Table) -> None:
             for key, config in sorted(table.items(), key=_order):
                 out.writerow([*key, config.block_q, config.block_kv, config.warps, config.stages, config.source])
         draft.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def _order(entry: tuple[Key, TileConfig]) -> tuple[str, str, str, int, str]:

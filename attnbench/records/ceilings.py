@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from attnbench.attention import user_folders
-from attnbench.errors import StoreError
+from attnbench.errors import StoreError, writing
 from attnbench.records.result import Facts, Record
 from attnbench.units import percent
 
@@ -117,12 +117,10 @@ def save(fingerprint: str, ceilings: Ceilings, force: bool = False) -> Path | No
         if stored and not stored.disturbed:
             return None
     draft = path.with_suffix(".tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(ceilings), indent=2))
         draft.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
     return path
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from attnbench.errors import LockedError, NotComparableError, StoreError
+from attnbench.errors import LockedError, NotComparableError, StoreError, writing
 from attnbench.records import results_file
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.facts import within_ranges
@@ -30,7 +30,7 @@ class RunWriter:
 
     def __init__(self, directory: Path, manifest: Manifest, force: bool = False) -> None:
         self.directory = directory
-        with _os_errors_reported(directory):
+        with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(directory)
         self._results = -1
@@ -54,7 +54,7 @@ class RunWriter:
             raise StoreError(f"{path} holds {foreign[0]!r} and is not a run directory: use another --out")
         self.manifest = msgspec.structs.replace(manifest, command=anonymous(manifest.command))
         self._write_manifest()
-        with _os_errors_reported(path / RESULTS):
+        with writing(path / RESULTS):
             self._results = os.open(path / RESULTS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             _repair_last_line(self._results)
             _sync_directory(path)
@@ -107,20 +107,11 @@ class RunWriter:
 
     def _write_manifest(self) -> None:
         path, draft = self.directory / MANIFEST, self.directory / DRAFT
-        with _os_errors_reported(path):
+        with writing(path):
             with draft.open("wb", buffering=0) as file:
                 _write(file.fileno(), msgspec.json.format(msgspec.json.encode(self.manifest), indent=2))
             draft.replace(path)
             _sync_directory(self.directory)
-
-
-@contextlib.contextmanager
-def _os_errors_reported(path: Path) -> Iterator[None]:
-    """Turn an OSError into a StoreError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def anonymous(text: str) -> str:

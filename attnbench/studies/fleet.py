@@ -44,11 +44,14 @@ class HardwareModel(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     nodes: tuple[NodeReport, ...]  # the slowest first
     alone: tuple[str, ...] = ()  # nodes that share no case with another one
+    classes: tuple[str, ...] = ()  # of hardware in a cluster, as --hardware names them
 
     @property
     def spread(self) -> float | None:
         """How much slower the slowest node is than the fastest, as a share; None for fewer than two nodes."""
         changes = [each.change for each in self.nodes]
+        if len(changes) == 2:  # each is relative to the other one
+            return max(changes)
         return (1 + max(changes)) / (1 + min(changes)) - 1 if len(changes) > 1 else None
 
 
@@ -57,6 +60,7 @@ class _Unit:
 
     def __init__(self, node: str, model: str, index: int) -> None:
         self.node, self.model, self.index = node, model, index
+        self.hardware: set[str] = set()
         self.times: dict[str, dict[str, float]] = {}
         self.rates: dict[str, dict[str, dict[str, float]]] = {name: {} for name in RATES}
         self.tags: Counter[str] = Counter()
@@ -68,6 +72,7 @@ class _Unit:
 
     def add(self, result: Result, restart: str) -> None:
         case = _case(result)
+        self.hardware.update({result.arm.parsed_device.hardware} - {""})
         self.backends[case] = result.arm.backend
         sample = result.samples.get("time")
         seconds = readings.location(readings.block_medians(sample)) if sample else None
@@ -181,7 +186,12 @@ def _judged(model: str, units: Mapping[str, _Unit], margin: float) -> HardwareMo
             )
         )
     reports.sort(key=lambda report: -report.change)
-    return HardwareModel(model=model, nodes=tuple(reports), alone=tuple(name for name in units if name not in effects))
+    return HardwareModel(
+        model=model,
+        nodes=tuple(reports),
+        alone=tuple(name for name in units if name not in effects),
+        classes=tuple(sorted({name for unit in units.values() for name in unit.hardware})),
+    )
 
 
 def _verdict(effect: NodeEffect, effects: Mapping[str, NodeEffect], margin: float) -> str:

@@ -5,7 +5,7 @@ bound that the backend reaches on the measured device.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cache, cached_property
 
@@ -230,9 +230,25 @@ def _objections(case: Case, device: str) -> str:
 
 
 def _refused(empty: Prediction, cell: Cell, arm: Row, reason: str) -> Prediction:
+    return msgspec.structs.replace(empty, reason=reason, measure=_measuring(cell, [arm]))
+
+
+def _measuring(cell: Cell, arms: Sequence[Row]) -> str:
+    """The command that measures a case on arms of one device."""
+    names = ",".join(dict.fromkeys(arm.backend for arm in arms))
     options = options_of(cell.problem, cell.mode.value)
-    command = " ".join(["attnbench run", *options, "-b", arm.backend, "--device", arm.device])
-    return msgspec.structs.replace(empty, reason=reason, measure=command)
+    return " ".join(["attnbench run", *options, "-b", names, "--device", arms[0].device])
+
+
+def with_common_commands(cell: Cell, predictions: Sequence[tuple[Prediction, Row]]) -> Iterator[Prediction]:
+    """The predictions of one case; those refused on one device for one reason have one command."""
+    for each, arm in predictions:
+        alike = [
+            row
+            for other, row in predictions
+            if (other.reason, row.device) == (each.reason, arm.device) and other.measure
+        ]
+        yield msgspec.structs.replace(each, measure=_measuring(cell, alike)) if each.measure else each
 
 
 def _outside(family: Family, sizes: Workload, octaves: float) -> str:

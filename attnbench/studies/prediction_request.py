@@ -16,7 +16,7 @@ from attnbench.errors import UnknownNameError, UsageError
 from attnbench.machine import datasheet, identity
 from attnbench.records.ceilings import Ceilings, Point, Rate
 from attnbench.records.run_directory import Run
-from attnbench.studies.predict import Prediction, Predictor
+from attnbench.studies.predict import Prediction, Predictor, with_common_commands
 from attnbench.suite import AXES, Cell, Impossible, readers
 from attnbench.suite.keys import with_flag
 from attnbench.units import words
@@ -41,12 +41,15 @@ def predictions(run: Run, rows: Sequence[Row], request: Request, extrapolate: bo
         raise UsageError("predict: no lengths to predict: give --seq 3000, other axes of `run`, or --suite; or --check")
     kinds = [arm.row.device.partition(":")[0] for arm in arms]
     cells = {kind: _cells(rows, request, kind) for kind in dict.fromkeys(kinds)}
-    return [
-        predictor.predict(cell, arm.row, target=arm.target, extrapolate=extrapolate)
-        for cell in dict.fromkeys(cell for of_kind in cells.values() for cell in of_kind)
-        for arm, kind in zip(arms, kinds, strict=True)
-        if cell in cells[kind]
-    ]
+    found: list[Prediction] = []
+    for cell in dict.fromkeys(cell for of_kind in cells.values() for cell in of_kind):
+        of_cell = [
+            (predictor.predict(cell, arm.row, target=arm.target, extrapolate=extrapolate), arm.row)
+            for arm, kind in zip(arms, kinds, strict=True)
+            if cell in cells[kind]
+        ]
+        found += with_common_commands(cell, of_cell)
+    return found
 
 
 def measured_rows(run: Run, rows: Sequence[Row]) -> list[Row]:

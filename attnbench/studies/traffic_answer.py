@@ -17,7 +17,7 @@ from attnbench.analysis.traffic_mix import Mix
 from attnbench.analysis.traffic_part import Booleans, MeasuredPart
 from attnbench.analysis.traffic_totals import Measured, PolicyName, TrafficTotals
 from attnbench.attention.problem import Problem
-from attnbench.errors import SchemaError, StoreError
+from attnbench.errors import SchemaError, StoreError, writing
 from attnbench.records.result import Record
 
 FILE = "replay.json"
@@ -194,11 +194,9 @@ def write(answer: TrafficAnswer, directory: Path) -> Path:
     """Store the answer in a run directory; return the file. Raises StoreError where it cannot be written."""
     path = directory / FILE
     draft = path.with_suffix(".tmp")
-    try:
+    with writing(path):
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(answer), indent=2) + b"\n")
         draft.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write to {path}: {error.strerror}") from error
     return path
 
 

@@ -41,20 +41,38 @@ def test_json_on_stdout_and_in_a_file(run: str, capsys: pytest.CaptureFixture[st
     assert record["time"]["low"] < record["time"]["value"] < record["time"]["high"]
 
 
-def test_a_single_case_out_of_range_is_an_error_that_says_what_to_measure(
-    run: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("backends", ["naive", "naive,sdpa:flash"])
+def test_refused_cases_of_any_number_have_one_form_one_reason_and_one_command(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, backends: str
 ) -> None:
-    command = ["predict", run, "--seq", "100k", "--mask", "none", "-b", "naive"]
-    assert cli.invoke(command) == 2
-    message = capsys.readouterr().err
-    assert "queries 102400, measured 64..2048" in message
-    assert "measure it: attnbench run --seq-q 102400 " in message
+    monkeypatch.setenv("COLUMNS", "1000")
+    command = ["predict", run, "--seq", "100k", "--mask", "none", "-b", backends]
+    assert cli.invoke(command) == 6
+    printed = capsys.readouterr().out
+    assert printed.count("queries 102400, measured 64..2048") == 1
+    assert printed.count("measure it: attnbench run --seq-q 102400 ") == 1
+    assert f"-b {backends} --device cpu:threads=1\n" in printed
     assert cli.invoke([*command, "--extrapolate"]) == 0
 
 
-def test_only_refused_cases_exit_with_nothing_measured(run: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.invoke(["predict", run, "--seq", "100k", "--mask", "none"]) == 6
-    assert "--extrapolate" in capsys.readouterr().out
+def test_a_shape_beside_the_check_is_refused(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--seq", "300"], ["-b", "naive"], ["--extrapolate"]):
+        assert cli.invoke(["predict", run, "--check", *options]) == 2
+        assert "--check predicts every measured case of the run: leave out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["recommend", "predict", "query", "export", "profile"])
+def test_an_output_path_that_cannot_be_written_is_one_line(
+    command: str, run: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    words = {
+        "recommend": [run], "predict": [run, "--check"], "query": ["SELECT 1", run],
+        "export": [run, "--to", "json"], "profile": ["--seq", "64"],
+    }  # fmt: skip
+    out = tmp_path / "file" / "out"
+    assert cli.invoke([command, *words[command], "-o", str(out)]) == 2
+    assert capsys.readouterr().err.strip() == f"attnbench: cannot write to {out}: Not a directory"
 
 
 def test_the_check_names_each_law_and_the_total(run: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,5 +90,5 @@ def test_a_device_is_one_of_the_run_or_has_a_data_sheet(run: str, capsys: pytest
     command = ["predict", run, "--seq", "700", "--mask", "none", "-b", "naive", "--device"]
     assert cli.invoke([*command, "H1O0"]) == 2
     assert "--device: no device 'H1O0'; did you mean 'H100" in capsys.readouterr().err
-    assert cli.invoke([*command, "h100 sxm"]) == 2
-    assert "the roofline needs the ceilings of cpu:threads=1" in capsys.readouterr().err
+    assert cli.invoke([*command, "h100 sxm"]) == 6
+    assert "the roofline needs the ceilings of cpu:threads=1" in capsys.readouterr().out

@@ -220,3 +220,27 @@ def test_runs_without_a_common_case_are_not_comparable(tmp_path: Path, capsys: p
         writer.append(stored.results)
     assert cli.invoke(["fleet", str(tmp_path / "one")]) == 4
     assert "no two nodes of one hardware model share a case" in capsys.readouterr().out
+
+
+def test_two_nodes_are_spread_by_the_factor_between_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = on_cluster(measured("a", 2.2), measured("b"))
+    with RunWriter(tmp_path / "two", stored.manifest) as writer:
+        writer.append(stored.results)
+    assert cli.invoke(["fleet", str(tmp_path / "two")]) == 0
+    assert "NVIDIA H100, 2 nodes, spread 3.2x" in capsys.readouterr().out
+    assert cli.invoke(["fleet", str(tmp_path / "two"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert record["spread"] == pytest.approx(2.2, abs=0.05)
+    assert record["spread"] == record["change"]
+
+
+def test_classes_of_hardware_are_named_as_the_reason_that_no_case_is_shared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = on_cluster(*(measured(name, device=f"cpu:threads=1:hardware={name.upper()}") for name in "ab"))
+    with RunWriter(tmp_path / "classes", stored.manifest) as writer:
+        writer.append(stored.results)
+    assert cli.invoke(["fleet", str(tmp_path / "classes")]) == 4
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "they were measured as hardware=A and hardware=B; only nodes of one class share cases" in printed
+    assert "measure the same suite" not in printed

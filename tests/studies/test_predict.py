@@ -216,3 +216,15 @@ def test_hidden_shapes_are_predicted_from_the_others_alone() -> None:
     *_, lawless = check(rows_of(list(results(lambda problem: 1e-3 * math.exp(draw.gauss(0, 2))))))
     assert lawless.median_error is not None
     assert lawless.median_error > 0.5
+
+
+@pytest.mark.parametrize("mask", ["causal", "window:100", "causal+window:100"])
+def test_lengths_between_measured_ones_are_inside_though_the_visible_share_curves(mask: str) -> None:
+    lengths = range(64, 641, 64)
+    rows = rows_of([samples.result([seconds(Problem(seq_q=seq))] * 5, problem=Problem(seq_q=seq, mask=mask))
+                    for seq in lengths])  # fmt: skip
+    between = [predict(Problem(seq_q=seq, mask=mask), rows) for seq in (80, 100, 150, 350, 600)]
+    assert [each.octaves_outside for each in between] == [0.0] * 5
+    assert predict(Problem(seq_q=700, mask=mask), rows).octaves_outside > 0.1
+    *_, total = check(rows)
+    assert total.cases >= 7

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from attnbench.errors import StoreError, UsageError
+from attnbench.errors import UsageError, writing
 from attnbench.report.charts import sizes, standing
 from attnbench.report.charts.figure import Figure
 from attnbench.report.charts.sizes import Paper
@@ -57,10 +57,8 @@ class Picture:
             raise UsageError(f"{path}: ends with none of .{', .'.join(FORMATS)}")
         if not available(format_):
             raise UsageError(f"{path}: {MISSING}")
-        try:
+        with writing(path):
             path.write_bytes(convert(self.text, format_))
-        except OSError as error:
-            raise StoreError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def write(

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from attnbench.analysis.rows import COLUMNS, as_frame
-from attnbench.errors import StoreError, UnknownNameError, UsageError
+from attnbench.errors import UnknownNameError, UsageError, writing
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import (
     asv,
@@ -82,12 +82,10 @@ def check(name: str, out: Path | None) -> None:
 def write(run: Run, name: str, out: Path) -> None:
     """Write the run in any of FORMATS, as a file or a folder. Raises StoreError if it cannot be written."""
     format_ = FORMATS[name]
-    try:
+    with writing(out):
         if format_.write:
             out.mkdir(parents=True, exist_ok=True)
             format_.write(exported(run), out)
         else:
             content = text(run, name)
             out.write_bytes(content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
-        raise StoreError(f"cannot write to {out}: {error.strerror}") from error

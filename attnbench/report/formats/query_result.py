@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attnbench.analysis.indexed_runs import TABLES
 from attnbench.analysis.query import QueryResult
-from attnbench.errors import StoreError, UsageError
+from attnbench.errors import UsageError, writing
 from attnbench.report import formats
 from attnbench.report.formats import csv, jsonl, markdown
 from attnbench.report.terminal.text_layout import cell_width
@@ -34,7 +34,7 @@ def write(result: QueryResult, format_: str, out: Path | None) -> None:
         for line in lines(result, format_):
             print(line, end="")
         return
-    try:
+    with writing(out):
         if format_ == PARQUET:
             import pandas as pd
 
@@ -43,8 +43,6 @@ def write(result: QueryResult, format_: str, out: Path | None) -> None:
         else:
             with out.open("w", encoding="utf-8") as file:
                 file.writelines(lines(result, format_))
-    except OSError as error:
-        raise StoreError(f"cannot write to {out}: {error.strerror}") from error
 
 
 def lines(result: QueryResult, format_: str) -> Iterator[str]:

@@ -38,9 +38,15 @@ def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
                 "one restart: the interval leaves out how far restarts differ (--restarts 3)", width, indent=2
             )
     else:
-        remedy = "measure the same suite on each, on a cluster with --restarts 3"
-        text = f"no two nodes of one hardware model share a case: {remedy}"
-        yield from wrap(text, width, indent=2)
+        yield from wrap(f"no two nodes of one hardware model share a case: {_remedy(models)}", width, indent=2)
+
+
+def _remedy(models: Sequence[HardwareModel]) -> str:
+    classes = sorted({f"hardware={name}" for model in models for name in model.classes})
+    if len(classes) > 1:
+        listed = f"{', '.join(classes[:-1])} and {classes[-1]}"
+        return f"they were measured as {listed}; only nodes of one class share cases"
+    return "measure the same suite on each, on a cluster with --restarts 3"
 
 
 def records(models: Sequence[HardwareModel]) -> Iterator[dict[str, object]]:

@@ -21,18 +21,18 @@ def lines(predictions: Sequence[Prediction], width: int) -> Iterator[str]:
         rows = [(label, _cells(each)) for label, each in zip(labels, of_device, strict=True)]
         head, *table = aligned("problem", HEADINGS, rows, width)
         yield from head
-        for each, row in zip(of_device, table, strict=True):
+        for each, following, row in zip(of_device, [*of_device[1:], None], table, strict=True):
             yield from row
-            yield from (f"    {line}" for line in _below(each, width - 4))
+            if not (following and _refused_alike(each, following)):
+                yield from (f"    {line}" for line in _below(each, width - 4))
         yield ""
     if legend := _legend(predictions):
         yield from wrap(legend, width, indent=2)
 
 
-def refusal(prediction: Prediction) -> str:
-    """Why nothing is predicted, and the command that measures it."""
-    measure = f"; measure it: {prediction.measure}" if prediction.measure else ""
-    return f"{prediction.problem} {prediction.arm}: {prediction.reason}{measure}"
+def _refused_alike(one: Prediction, other: Prediction) -> bool:
+    """Whether one reason and one command stand for both."""
+    return bool(one.reason) and (one.problem, one.reason, one.measure) == (other.problem, other.reason, other.measure)
 
 
 def _cells(each: Prediction) -> tuple[str, ...]:
