@@ -48,7 +48,10 @@ def predict(
     from attnbench.studies import prediction_check, prediction_request
 
     if check and (request.axes or request.suites or request.backend or request.device or extrapolate):
-        raise UsageError("predict: --check predicts every measured case of the run: leave out all options but --out")
+        raise UsageError(
+            "predict: --check predicts every measured case of the run: leave out shapes, "
+            "--backend, --device and --extrapolate"
+        )
     stored = output.load(run)
     rows = rows_of(stored.results, arms=stored.manifest.arms)
     measured = prediction_request.measured_rows(stored, rows)

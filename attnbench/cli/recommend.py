@@ -81,8 +81,7 @@ def recommend(
         advice = engine_advice.advise(table, to)
         output.lines(msgspec.to_builtins(advice), report.advice_lines(advice, terminal_width()), json)
     else:
-        for line in [text.decode()] if json else report.lines(table, terminal_width()):
-            print(line)
+        print(*([text.decode()] if json else report.lines(table, terminal_width())), sep="\n")
     return Exit.OK if table.choices else Exit.NOTHING_MEASURED
 
 

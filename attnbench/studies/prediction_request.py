@@ -41,15 +41,15 @@ def predictions(run: Run, rows: Sequence[Row], request: Request, extrapolate: bo
         raise UsageError("predict: no lengths to predict: give --seq 3000, other axes of `run`, or --suite; or --check")
     kinds = [arm.row.device.partition(":")[0] for arm in arms]
     cells = {kind: _cells(rows, request, kind) for kind in dict.fromkeys(kinds)}
-    found: list[Prediction] = []
+    predicted: list[Prediction] = []
     for cell in dict.fromkeys(cell for of_kind in cells.values() for cell in of_kind):
         of_cell = [
             (predictor.predict(cell, arm.row, target=arm.target, extrapolate=extrapolate), arm.row)
             for arm, kind in zip(arms, kinds, strict=True)
             if cell in cells[kind]
         ]
-        found += with_common_commands(cell, of_cell)
-    return found
+        predicted += with_common_commands(cell, of_cell)
+    return predicted
 
 
 def measured_rows(run: Run, rows: Sequence[Row]) -> list[Row]:

@@ -92,3 +92,9 @@ def test_a_device_is_one_of_the_run_or_has_a_data_sheet(run: str, capsys: pytest
     assert "--device: no device 'H1O0'; did you mean 'H100" in capsys.readouterr().err
     assert cli.invoke([*command, "h100 sxm"]) == 6
     assert "the roofline needs the ceilings of cpu:threads=1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["predict", "bisect"])
+def test_the_help_names_no_argument_that_the_command_lacks(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke([command, "--help"]) == 0
+    assert "argument SUITE" not in " ".join(capsys.readouterr().out.split())

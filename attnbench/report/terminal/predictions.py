@@ -30,9 +30,10 @@ def lines(predictions: Sequence[Prediction], width: int) -> Iterator[str]:
         yield from wrap(legend, width, indent=2)
 
 
-def _refused_alike(one: Prediction, other: Prediction) -> bool:
+def _refused_alike(first: Prediction, other: Prediction) -> bool:
     """Whether one reason and one command stand for both."""
-    return bool(one.reason) and (one.problem, one.reason, one.measure) == (other.problem, other.reason, other.measure)
+    same = (first.problem, first.reason, first.measure) == (other.problem, other.reason, other.measure)
+    return same and bool(first.reason)
 
 
 def _cells(each: Prediction) -> tuple[str, ...]:
