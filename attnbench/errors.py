@@ -60,6 +60,9 @@ class SuiteError(UsageError):
     """A suite or configuration file that cannot be used."""
 
 
+MIN_SIMILARITY = 0.6  # of names by difflib; less similar ones are no typing errors
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to `name`, on a tie the one of most similar length; None if none is similar."""
 
@@ -67,7 +70,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         return difflib.SequenceMatcher(None, other, name).ratio(), -abs(len(other) - len(name))
 
     best = max(known, key=similarity, default="")
-    return best if similarity(best)[0] >= 0.5 else None
+    return best if similarity(best)[0] >= MIN_SIMILARITY else None
 
 
 class UnknownNameError(UsageError):

@@ -140,6 +140,14 @@ def parse_limit(text: str, name: str) -> float:
     return seconds
 
 
+def parse_age(text: str, name: str) -> float:
+    """Parse an age above 0, as `parse_seconds` does."""
+    seconds = parse_seconds(text, name)
+    if not seconds:
+        raise UsageError(f"{name}: {text!r} is no age: give one above 0, as 90d")
+    return seconds
+
+
 def parse_share(text: str, name: str) -> float:
     """Parse `2%` or `0.02`, above 0 and at most 1. Raises UsageError, which names the option `name`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%)?", text.strip())

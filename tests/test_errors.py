@@ -54,6 +54,11 @@ def test_unknown_name_without_a_similar_one_lists_all() -> None:
     assert str(UnknownNameError("backend", "xyz", ("naive", "flex"))) == "no backend 'xyz'; there are naive, flex"
 
 
+@pytest.mark.parametrize(("name", "known"), [("nosuch", "zentorch"), ("nosuch", "noise"), ("naive", "machine")])
+def test_a_name_that_is_no_typing_error_has_no_suggestion(name: str, known: str) -> None:
+    assert str(UnknownNameError("name", name, (known, "x"))) == f"no name {name!r}; there are {known}, x"
+
+
 def test_unknown_name_without_known_names() -> None:
     assert str(UnknownNameError("run", "last", ())) == "no run 'last'; there are none"
 

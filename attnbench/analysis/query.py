@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from attnbench.analysis.indexed_runs import FETCHED, MEMORY, TABLES, IndexedRuns
-from attnbench.errors import UnknownNameError, UsageError
+from attnbench.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection as Connection
@@ -42,7 +42,7 @@ def run(runs: IndexedRuns, sql: str) -> QueryResult:
             raise UsageError(f"query: {statement.type.name} is refused: stored results are only read: give one SELECT")
         _interruptible(runs.connection, lambda: runs.connection.execute(statement))
     except duckdb.Error as error:
-        raise _explained(error) from None
+        raise _explained(error, sql) from None
     names: dict[str, None] = {}
     for place, (name, *_) in enumerate(runs.connection.description or ()):
         names[f"{name} ({place})" if name in names else name] = None
@@ -70,8 +70,8 @@ def _interruptible(connection: Connection, call: Callable[[], T]) -> T:
             raise
 
 
-def _explained(error: Exception) -> UsageError:
-    """The error in one line, with the nearest name for an unknown column or table."""
+def _explained(error: Exception, sql: str = "") -> UsageError:
+    """The error in one line, with the nearest name for an unknown column or table, or the quotes of a text."""
     import duckdb
 
     text = " ".join(str(error).partition("\n\n")[0].split())
@@ -80,8 +80,12 @@ def _explained(error: Exception) -> UsageError:
     if isinstance(error, duckdb.OutOfMemoryException):
         return UsageError(f"query: the result needs more than {MEMORY} of memory: aggregate it, or add LIMIT or WHERE")
     if match := UNKNOWN_COLUMN.search(text):
+        wanted = match[1] or match[2]
         names = dict.fromkeys(name for table in TABLES.values() for name in table)
-        return UsageError(f"{UnknownNameError('column', match[1] or match[2], names, where='query')}; {HINT}")
+        near = nearest(wanted, names)
+        if f'"{wanted}"' in sql and not near:
+            return UsageError(f"query: no column {wanted!r}; text stands in single quotes: '{wanted}'; {HINT}")
+        return UsageError(f"query: no column {wanted!r}; {f'did you mean {near!r}?; ' if near else ''}{HINT}")
     if match := UNKNOWN_TABLE.search(text):
         return UsageError(f"query: no table {match[1]!r}; there are {' and '.join(TABLES)}; {HINT}")
     return UsageError(f"query: {text}")

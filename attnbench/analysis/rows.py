@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from attnbench import backends, units
+from attnbench.analysis.axis_meanings import AXIS_MEANINGS
 from attnbench.analysis.metrics import METRICS, impossible, timers_disagree
 from attnbench.analysis.ranking import Place as Place
 from attnbench.analysis.ranking import places
@@ -224,7 +225,7 @@ COLUMNS: dict[str, str] = {
     "backend": "name of the backend",
     "device": "device that it ran on",
     "mode": "fwd, bwd or fwd_bwd",
-    **{axis: f"of the problem: {axis.replace('_', ' ')}" for axis in AXES},
+    **{axis: AXIS_MEANINGS[axis] for axis in AXES},
     "status": "ok if every restart that was tried is ok, else the worst",
     "reason": "why it is not ok",
     "restarts": "restarts that were measured and are joined in this row",

@@ -184,6 +184,13 @@ def duration(text: str, flag: str) -> None:
     parse_seconds(text, flag)
 
 
+def age(text: str, flag: str) -> None:
+    """An age above 0."""
+    from attnbench.units import parse_age
+
+    parse_age(text, flag)
+
+
 def limit(text: str, flag: str) -> None:
     """A time above 0."""
     from attnbench.units import parse_limit

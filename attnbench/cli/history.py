@@ -46,6 +46,8 @@ def history(
     points = _of_folder(path, machine, case) if path.is_dir() else _of_file(path, fingerprint)
     fingerprint = points[0].fingerprint if path.is_dir() and points else fingerprint
     seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
+    if case and not seen:
+        raise UsageError(f"--case: no case contains {case!r}")
     for line in report.level_changes(seen, json):
         print(line)
 

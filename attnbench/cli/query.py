@@ -17,10 +17,10 @@ def _formats() -> Iterable[str]:
 
 
 Format = Annotated[
-    str,
+    str | None,
     options.option(
-        "--format", help="Output format: table, md, csv, jsonl or parquet.", metavar="FORMAT", names=_formats,
-        check=one_of("format", _formats),
+        "--format", help="Output format: table, md, csv, jsonl or parquet; by default that of --out.", metavar="FORMAT",
+        names=_formats, check=one_of("format", _formats),
     ),
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ def query(
         ),
     ] = None,
     columns: Annotated[bool, typer.Option("--columns", help="List the tables and their columns.")] = False,
-    format: Format = "table",  # noqa: A002
+    format: Format = None,  # noqa: A002
     json: options.Json = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output file; stdout by default.", metavar="FILE")
@@ -57,8 +57,7 @@ def query(
         return
     if not sql:
         raise UsageError("query: no SQL: give one SELECT, or --columns for the columns")
-    chosen = "jsonl" if json else format
-    query_result.check(chosen, out)
+    chosen = query_result.chosen("jsonl" if json else format, out)
     with indexed(runs or [], "query") as stored:
         result = queries.run(stored, sql)
         query_result.write(result, chosen, out)

@@ -28,7 +28,7 @@ Expires = Annotated[
         "--expires",
         help="Age of the measurements at which `attnbench.dispatch` warns.",
         metavar="TIME",
-        check=checks.duration,
+        check=checks.age,
     ),
 ]
 Engine = Annotated[
@@ -70,7 +70,7 @@ def recommend(
     from attnbench.studies import dispatch_table, engine_advice
     from attnbench.studies.recommend import dispatch
 
-    valid_s = units.parse_seconds(expires, "--expires")
+    valid_s = units.parse_age(expires, "--expires")
     rows, manifest = _rows(runs or ["last"], machine)
     table = dispatch(rows, ceilings_by_device(manifest), dispatch_table.origin(manifest, valid_s))
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)

@@ -43,8 +43,14 @@ def verify(
 
     Without options: the suite `verify`.
     """
+    from attnbench.report import probe_outcomes
+
     shared = options.global_options(context)
-    return _show(_measure(request, how, random, shared.progress(progress)), json, figures, shared.verbose)
+    verified = _measure(request, how, random, shared.progress(progress))
+    code = _show(verified, json, figures, shared.verbose)
+    if note := probe_outcomes.not_run(verified.results, request.probe):
+        print(note, file=sys.stderr)
+    return code
 
 
 def _measure(request: Request, how: EngineOptions, random: str, style: str) -> Verification:

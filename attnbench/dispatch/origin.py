@@ -23,6 +23,7 @@ class Match(NamedTuple):
     device: str  # as the table has it; empty: none
     objection: str = ""  # why there is none
     changes: tuple[str, ...] = ()  # since the table was measured
+    remedy: str = "measure again with attnbench run, and attnbench recommend -o"
 
 
 def current(kind: str, index: int) -> DeviceOrigin:
@@ -47,7 +48,13 @@ def match(origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = 
         models = ", ".join(dict.fromkeys(there.model for there in of_kind.values()))
         return Match("", f"the table was measured on {models}, and this {kind} is {here.model or 'unknown'}")
     device = min(of_model, key=lambda name: _difference(of_model[name], here))
-    return Match(device, changes=tuple(_changes(origin, of_model[device], here, now or datetime.now(UTC))))
+    there = of_model[device]
+    changes = tuple(_changes(origin, there, here, now or datetime.now(UTC)))
+    if not here.threads or there.threads in (None, here.threads):
+        return Match(device, changes=changes)
+    again = f"measure again with attnbench run --device {kind}:threads={here.threads}, and attnbench recommend -o"
+    alike = f"call torch.set_num_threads({there.threads}), or " if len(changes) == 1 else ""
+    return Match(device, changes=changes, remedy=alike + again)
 
 
 def _difference(there: DeviceOrigin, here: DeviceOrigin) -> tuple[bool, float]:

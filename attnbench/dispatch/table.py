@@ -13,7 +13,7 @@ from attnbench.attention.choices import Mode
 from attnbench.dispatch import calls, nearest, origin
 from attnbench.dispatch.nearest import CallKind, Ranking
 from attnbench.dispatch.origin import Match, StaleTableWarning
-from attnbench.records.case import Case, problem_label
+from attnbench.records.case import Case
 from attnbench.studies.dispatch_table import Dispatch, read
 
 if TYPE_CHECKING:
@@ -34,16 +34,18 @@ class Table:
         self._index = nearest.index(stored.choices)
         self._matches: dict[torch.device, Match] = {}
 
-    def first_call(self, key: object, case: Case, objection: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def first_call(
+        self, key: object, case: Case, label: str, objection: str, tensors: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
         """Call the best backend that takes the case, and keep it for the key; SDPA where there is none."""
         if len(self.calls) >= MAX_KEYS:
             self.calls.clear()
-        label = problem_label(case.problem, case.mode)
+        device = tensors[0].device
         reasons = [objection] if objection else []
-        for name, basis in () if objection else self._candidates(case, q.device, reasons):
+        for name, basis in () if objection else self._candidates(case, device, reasons):
             try:
-                call = calls.prepare(name, case, q.device)
-                out = call(q, k, v)
+                call = calls.prepare(name, case, device)
+                out = call(*tensors)
             except Exception as error:  # a library that does not fit this torch or GPU may raise anything
                 reasons.append(f"{name}: {' '.join(str(error).split())[:300] or type(error).__name__}")
                 continue
@@ -52,7 +54,7 @@ class Table:
             return out
         logger.info("%s: falls back to SDPA: %s", label, "; ".join(reasons))
         self.calls[key] = call = partial(calls.sdpa, causal=case.problem.causal, scale=case.problem.score.scale)
-        return call(q, k, v)
+        return call(*tensors)
 
     def _candidates(self, case: Case, device: torch.device, reasons: list[str]) -> Iterator[tuple[str, str]]:
         """The backends for a case with what they are based on; adds to the reasons where there is none."""
@@ -62,7 +64,7 @@ class Table:
             return
         ranking = self.ranking(case, match.device)
         if ranking is None:
-            reasons.append(f"no problem on {match.device} within {nearest.MAX_OCTAVES:g} octaves was measured")
+            reasons.append(self._missing(case, match.device))
             return
         for name, over in ranking.backends.items():
             distance = f"{ranking.octaves:.1f} octaves from" if ranking.octaves else "measured as"
@@ -72,21 +74,47 @@ class Table:
         """The backends for a case on a device of the table; None where no measured problem is near."""
         problem = nearest.plain(case.problem)
         assert problem
-        for mode in WITH_GRADIENTS if case.mode.needs_grad else (Mode.FWD,):
+        for mode in _modes(case):
             if measured := self._index.get(CallKind(device, problem.dtype, problem.mask, mode)):
                 return nearest.rank(measured, problem)
         return None
+
+    def _missing(self, case: Case, device: str) -> str:
+        """What the table lacks for a case that it does not rank."""
+        problem = nearest.plain(case.problem)
+        assert problem
+        kinds = [kind for kind in self._index if kind.device == device]
+        if not kinds:
+            return f"no dense or causal problem was measured on {device}"
+        mask, modes = problem.mask, _modes(case)
+        counted = ", as which a single causal query counts" if mask != case.problem.mask else ""
+        words = f"{problem.dtype} problem"
+        for name, values, more in (
+            ("dtype", (problem.dtype,), ""),
+            ("mask", (mask,), f" with mask {mask}{counted}"),
+            ("mode", modes, f" of mode {modes[0]}"),
+        ):
+            words += more
+            matching = [kind for kind in kinds if getattr(kind, name) in values]
+            if not matching:
+                there = ", ".join(dict.fromkeys(str(getattr(kind, name)) for kind in kinds))
+                return f"no {words} was measured on {device}; the table has {there}"
+            kinds = matching
+        return f"no {words} within {nearest.MAX_OCTAVES:g} octaves was measured on {device}"
 
     def _match(self, device: torch.device) -> Match:
         """The device of the table for a device; found once, with a warning where anything differs."""
         if device not in self._matches:
             self._matches[device] = match = self._find(device)
             table = f"dispatch table {self.name}".strip()
-            again = "measure again with attnbench run, and attnbench recommend -o"
             if match.objection:
-                warnings.warn(f"{table} is not used: {match.objection}; {again}", StaleTableWarning, stacklevel=5)
+                warnings.warn(
+                    f"{table} is not used: {match.objection}; {match.remedy}", StaleTableWarning, stacklevel=5
+                )
             elif match.changes:
-                warnings.warn(f"{table} is stale: {'; '.join(match.changes)}; {again}", StaleTableWarning, stacklevel=5)
+                warnings.warn(
+                    f"{table} is stale: {'; '.join(match.changes)}; {match.remedy}", StaleTableWarning, stacklevel=5
+                )
         return self._matches[device]
 
     def _find(self, device: torch.device) -> Match:
@@ -96,6 +124,11 @@ class Table:
         if device.type not in ("cpu", "cuda"):
             return Match("", f"attnbench does not measure on {device.type}")
         return origin.match(source, device.type, origin.current(device.type, device.index or 0))
+
+
+def _modes(case: Case) -> tuple[Mode, ...]:
+    """The modes of problems that count for a case, the first measured one first."""
+    return WITH_GRADIENTS if case.mode.needs_grad else (Mode.FWD,)
 
 
 def load(path: str | Path) -> Table:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attnbench.records.result import Result
+from attnbench.records.result import Result, Status
 
 # In the order in which they are told. Only the reason of the first case is told.
 TOLD = ("wrong", "spreads", "nan", "flushes", "refuses", "copies", "takes", "right")
@@ -33,6 +33,13 @@ def wrong(result: Result) -> bool:
         if has_outcomes(figures)
         for figure in figures.values()
     )
+
+
+def not_run(results: Iterable[Result], probes: str) -> str:
+    """Why the probes that were asked for were not run on some cases; empty if all were."""
+    if probes and any(result.status is Status.INCORRECT and "probes" not in result.facts for result in results):
+        return "probes not run: the case is wrong without them"
+    return ""
 
 
 def sentences(results: Iterable[Result], names: Mapping[str, str]) -> Iterator[str]:

@@ -69,6 +69,8 @@ def test_plan_of_a_query_is_shown_without_its_rows(stored: IndexedRuns) -> None:
         ("SELEC 1", 'syntax error at or near "SELEC"'),
         ("SELECT spedup FROM results", "no column 'spedup'; did you mean 'speedup'?; attnbench query --columns"),
         ("SELECT r.spedup FROM results AS r", "no column 'spedup'; did you mean 'speedup'?"),
+        ('SELECT * FROM results WHERE arm_name = "naive"', "no column 'naive'; text stands in single quotes: 'naive'"),
+        ("SELECT nosuch FROM results", "no column 'nosuch'; attnbench query --columns lists them"),
         ("SELECT * FROM result", "no table 'result'; there are results and runs"),
         ("SELECT * FROM columns", "no table 'columns'; there are results and runs"),
         ("SELECT sum(mask) FROM results", "No function matches"),

@@ -77,6 +77,34 @@ def test_every_format_holds_every_column_and_row(attnbench_command: Command, for
     assert table["time_s"].count() == 16
 
 
+@pytest.mark.parametrize(("suffix", "start"), [("csv", "n,m"), ("md", "| n"), ("jsonl", '{"n":1'), ("txt", "n  m")])
+def test_suffix_of_the_file_selects_the_format(attnbench_command: Command, suffix: str, start: str) -> None:
+    file = Path(f"q.{suffix}")
+    assert attnbench_command("query", "SELECT 1 AS n, 2 AS m", "-o", str(file)).returncode == 0
+    assert file.read_text().startswith(start)
+
+
+def test_unknown_suffix_is_refused_unless_a_format_is_given(attnbench_command: Command) -> None:
+    done = attnbench_command("query", "SELECT 1 AS n", "-o", "q.xyz")
+    suffixes = ".txt, .md, .csv, .jsonl, .parquet"
+    message = f"attnbench: --out q.xyz: no format has this suffix: use {suffixes}, or give --format\n"
+    assert (done.returncode, done.stderr) == (2, message)
+    assert not Path("q.xyz").exists()
+    assert attnbench_command("query", "SELECT 1 AS n", "-o", "q.xyz", "--format", "csv").returncode == 0
+    assert Path("q.xyz").read_text().splitlines() == ["n", "1"]
+
+
+def test_case_without_a_match_and_an_age_of_zero_are_refused(attnbench_command: Command) -> None:
+    copied(Path("results"))
+    machine = json.loads((Path("results") / "run-a" / "run.json").read_text())["fingerprint"]
+    done = attnbench_command("history", "results", "--machine", machine, "--case", "nosuch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "attnbench: --case: no case contains 'nosuch'\n" in done.stderr
+    done = attnbench_command("recommend", "run-a", "--expires", "0d")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--expires: '0d' is no age: give one above 0, as 90d" in done.stderr
+
+
 def test_columns_are_listed(attnbench_command: Command) -> None:
     listed = attnbench_command("query", "--columns").stdout.splitlines()
     for table, columns in indexed_runs.TABLES.items():

@@ -109,10 +109,10 @@ def test_a_decision_is_logged_and_made_once_for_a_key(caplog) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"causal": True}, "no problem on cpu within 4 octaves was measured"),
-        ({"dtype": torch.bfloat16}, "no problem on cpu within 4 octaves was measured"),
+        ({"causal": True}, "no fp32 problem with mask causal was measured on cpu; the table has none"),
+        ({"dtype": torch.bfloat16}, "no bf16 problem was measured on cpu; the table has fp32"),
         ({"dtype": torch.float64}, "float64 is not measured"),
-        ({"gradients": True}, "no problem on cpu within 4 octaves was measured"),
+        ({"gradients": True}, "no fp32 problem with mask none of mode fwd_bwd was measured on cpu; the table has fwd"),
     ],
 )
 def test_another_mask_dtype_or_gradient_falls_back_with_its_reason(options, reason, caplog) -> None:
@@ -121,6 +121,50 @@ def test_another_mask_dtype_or_gradient_falls_back_with_its_reason(options, reas
     out = attention(q, k, v, causal=causal, table=table(choice(SMALL, FASTER)))
     torch.testing.assert_close(out.double(), expected(q, k, v, causal), atol=2e-2, rtol=2e-2)
     assert chosen(caplog) == f"falls back to SDPA: {reason}"
+
+
+def test_a_decode_counts_as_unmasked_and_a_far_shape_as_not_measured(caplog) -> None:
+    made = table(choice(msgspec.structs.replace(SMALL, mask="causal"), FASTER))
+    attention(torch.ones(1, 2, 1, 16), *tensors(SMALL)[1:], causal=True, table=made)
+    reason = "no fp32 problem with mask none, as which a single causal query counts, was measured on cpu"
+    assert chosen(caplog) == f"falls back to SDPA: {reason}; the table has causal"
+    far = torch.ones(1, 2, 1000, 16)
+    attention(far, far, far, causal=True, table=made)
+    reason = "no fp32 problem with mask causal of mode fwd within 4 octaves was measured on cpu"
+    assert chosen(caplog) == f"falls back to SDPA: {reason}"
+
+
+def test_the_label_of_a_call_has_its_own_dtype(caplog) -> None:
+    attention(*tensors(SMALL, dtype=torch.float64), table=table(choice(SMALL, FASTER)))
+    assert caplog.messages[-1].startswith("b1 h2 q16 kv16 d16 none float64 fwd: ")
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"q": 1}, "q is of type int: must be a tensor"),
+        ({"v": None}, "v is of type NoneType: must be a tensor"),
+        ({"scale": "x"}, "scale='x': must be a number or None"),
+        ({"scale": [1]}, r"scale=\[1\]: must be a number"),
+        ({"causal": "yes"}, "causal='yes': must be True or False"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named(with_table, changed, words) -> None:
+    arguments = {**dict(zip("qkv", tensors(SMALL), strict=True)), **changed}
+    with pytest.raises(TypeError, match=words):
+        attention(**arguments, table=table(choice(SMALL, FASTER)) if with_table else None)
+
+
+def test_a_table_is_given_by_its_path_and_read_once(tmp_path, caplog) -> None:
+    path = written(tmp_path)
+    for name in (str(path), path, str(path)):
+        attention(*tensors(SMALL), table=name)
+        assert chosen(caplog).startswith("naive, ")
+    path.unlink()
+    attention(*tensors(SMALL), table=str(path))
+    with pytest.raises(TypeError, match="table is of type int: must be a Table, or the path of its file"):
+        attention(*tensors(SMALL), table=3)
 
 
 def test_strides_and_autocast_fall_back(caplog) -> None:

@@ -36,6 +36,15 @@ def test_other_threads_and_instruction_set_are_named() -> None:
     assert changes(EPYC, now, "cpu") == ("threads was 4, it is 2", "isa was AVX2, it is AVX512")
 
 
+def test_another_number_of_threads_says_what_makes_it_that_of_the_table() -> None:
+    found = origin.match(measured_on(replace(EPYC, threads=1), "cpu:threads=1"), "cpu", replace(EPYC, threads=2), NOW)
+    again = "measure again with attnbench run --device cpu:threads=2, and attnbench recommend -o"
+    assert found.remedy == f"call torch.set_num_threads(1), or {again}"
+    other = replace(EPYC, threads=1, versions={"torch": "1.0"})
+    assert origin.match(measured_on(other), "cpu", replace(EPYC, threads=2), NOW).remedy == again
+    assert "--device" not in origin.match(measured_on(other), "cpu", replace(EPYC, threads=1), NOW).remedy
+
+
 def test_an_expired_table_says_since_when() -> None:
     expired = changes(H100, H100, expires="2026-01-15T00:00:00+00:00")
     assert expired == ("it was measured on 2026-01-02 and expired on 2026-01-15",)

@@ -185,3 +185,11 @@ def test_a_right_case_that_is_wrong_for_unusual_inputs_is_counted_in_the_verdict
     results = [verified(probes={"values": {"huge": WRONG}}), verified()]
     assert verification.verdict(results) == "all 2 verified cases right, 1 of them wrong for unusual inputs"
     assert "values: wrong for huge (out: off)" in "\n".join(verification.text(results))
+
+
+def test_probes_that_a_wrong_case_kept_from_running_are_noted() -> None:
+    failed = refused(Problem(seq_q=64), "naive", Status.INCORRECT, "out is wrong")
+    assert probe_outcomes.not_run([failed, verified(64)], "lengths") == (
+        "probes not run: the case is wrong without them"
+    )
+    assert probe_outcomes.not_run([failed], "") == probe_outcomes.not_run([verified(64)], "lengths") == ""

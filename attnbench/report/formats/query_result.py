@@ -15,13 +15,24 @@ from attnbench.report.terminal.text_layout import cell_width
 
 PARQUET = "parquet"
 FORMATS = (*formats.FORMATS, PARQUET)
+SUFFIXES = {".txt": "table", ".md": "md", ".csv": "csv", ".jsonl": "jsonl", ".parquet": PARQUET}
 GAP = "  "
 
 
-def check(format_: str, out: Path | None) -> None:
-    """Raise UsageError where Parquet cannot be written."""
-    if format_ != PARQUET:
-        return
+def chosen(format_: str | None, out: Path | None) -> str:
+    """The format, by default that of the file's suffix.
+
+    Raises UsageError for an unknown suffix, and where Parquet cannot be written.
+    """
+    if format_ is None and out is not None and out.suffix not in SUFFIXES:
+        raise UsageError(f"--out {out}: no format has this suffix: use {', '.join(SUFFIXES)}, or give --format")
+    format_ = format_ or (SUFFIXES[out.suffix] if out else "table")
+    if format_ == PARQUET:
+        _check_parquet(out)
+    return format_
+
+
+def _check_parquet(out: Path | None) -> None:
     if not find_spec("pyarrow"):
         raise UsageError(f"--format {PARQUET} needs pyarrow: pip install pyarrow")
     if out is None:

@@ -32,6 +32,11 @@ def _of_length(case: PreparedCase, length: int) -> Judged:
     return _judge(case, _resized(problem, queries, length))
 
 
+def _one_off(case: PreparedCase, more: int) -> Judged:
+    """The same problem with one key more or less than the case has."""
+    return _of_length(case, case.problem.seq_kv + more)
+
+
 def _with_waiting(case: PreparedCase) -> Judged:
     """The same batch with requests that have no query: one without a key, and one with the keys of the first."""
     problem = case.problem
@@ -78,11 +83,14 @@ def _variant(length: int, what: str, *sources: str) -> Variant:
     return Variant(what=what, run=partial(_of_length, length=length), sources=sources)
 
 
+_TILE = ("https://github.com/tenstorrent/tt-metal/issues/54833",)
 VARIANTS = {
     "1": _variant(1, "one token", "https://github.com/Dao-AILab/flash-attention/issues/1537"),
     "61": _variant(61, "a prime", "https://github.com/flagos-ai/FlagGems/pull/898"),
-    "127": _variant(127, "one less than a tile", "https://github.com/tenstorrent/tt-metal/issues/54833"),
-    "129": _variant(129, "one more than a tile", "https://github.com/tenstorrent/tt-metal/issues/54833"),
+    "127": _variant(127, "one less than a tile", *_TILE),
+    "129": _variant(129, "one more than a tile", *_TILE),
+    "one_less": Variant("one token less than the case", partial(_one_off, more=-1), _TILE),
+    "one_more": Variant("one token more than the case", partial(_one_off, more=1), _TILE),
     "waiting": Variant(
         "requests without queries among those of a batch",
         _with_waiting,
