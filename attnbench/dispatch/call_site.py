@@ -32,15 +32,13 @@ def attention(
     """
     import torch
 
-    if table is None:
-        table = _table_of_environment()
     if torch.compiler.is_compiling():
         return calls.sdpa(q, k, v, causal, scale)
+    if not isinstance(table, Table):
+        table = _table_of_environment() if table is None else _table_of_file(table)
     if table is None:
         _check_types(q, k, v, causal, scale)
         return calls.sdpa(q, k, v, causal, scale)
-    if not isinstance(table, Table):
-        table = _table_of_file(table)
     try:
         gradients = (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled()
         autocast: bool = torch._C._is_any_autocast_enabled()
@@ -58,8 +56,7 @@ def attention(
     if 0 in (*q.shape, *k.shape, *v.shape):
         return calls.sdpa(q, k, v, causal, scale)
     case = _case(q, k, v, causal, scale, gradients)
-    case_label = _label(case, q.dtype)
-    return table.first_call(key, case, case_label, _objection(q, autocast, dense), (q, k, v))
+    return table.first_call(key, case, _label(case, q.dtype), _objection(q, autocast, dense), (q, k, v))
 
 
 @cache

@@ -87,7 +87,7 @@ class Table:
         if not kinds:
             return f"no dense or causal problem was measured on {device}"
         mask, modes = problem.mask, _modes(case)
-        counted = ", as which a single causal query counts" if mask != case.problem.mask else ""
+        counted = " (a single causal query counts as that)" if mask != case.problem.mask else ""
         words = f"{problem.dtype} problem"
         for name, values, more in (
             ("dtype", (problem.dtype,), ""),

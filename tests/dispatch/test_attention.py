@@ -126,7 +126,7 @@ def test_another_mask_dtype_or_gradient_falls_back_with_its_reason(options, reas
 def test_a_decode_counts_as_unmasked_and_a_far_shape_as_not_measured(caplog) -> None:
     made = table(choice(msgspec.structs.replace(SMALL, mask="causal"), FASTER))
     attention(torch.ones(1, 2, 1, 16), *tensors(SMALL)[1:], causal=True, table=made)
-    reason = "no fp32 problem with mask none, as which a single causal query counts, was measured on cpu"
+    reason = "no fp32 problem with mask none (a single causal query counts as that) was measured on cpu"
     assert chosen(caplog) == f"falls back to SDPA: {reason}; the table has causal"
     far = torch.ones(1, 2, 1000, 16)
     attention(far, far, far, causal=True, table=made)
