@@ -247,6 +247,9 @@ class Watcher:
     def more(self, count: int) -> None:
         self._total += count
 
+    def note(self, text: str) -> None:
+        self._write(text)
+
     def result(self, result: Result, remaining_s: float) -> None:
         """Print one line per result if pytest is verbose, else one in QUIET_S seconds."""
         self._count += 1

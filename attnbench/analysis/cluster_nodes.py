@@ -9,11 +9,13 @@ OF_MACHINE = ("cpu", "gpus", "cores", "memory_gib", "kernel", "python", "allocat
 
 
 def notes(nodes: Mapping[str, Facts]) -> Iterator[str]:
-    """A sentence for each difference between nodes of one class of hardware, and for each node that was drained."""
+    """A sentence for each difference between nodes of one class of hardware, and for each that was lost or drained."""
     for hardware in dict.fromkeys(facts.get("hardware", "") for facts in nodes.values()):
         of_class = {name: facts for name, facts in nodes.items() if facts.get("hardware", "") == hardware}
         yield from _differences(hardware, of_class)
     for name, facts in nodes.items():
+        if lost := facts.get("lost"):
+            yield f"Node {name} was lost{'' if lost == 1 else f' {lost} times'}."
         if reason := facts.get("drained"):
             yield f"Node {name} was given no more cases: {reason}."
         ahead_s = facts.get("clock_ahead_s", 0.0)

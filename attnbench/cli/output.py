@@ -64,6 +64,11 @@ def show(
     """
     ceilings = ceilings_by_device(run.manifest)
     rows = rows_of(run.results, ceilings=ceilings, arms=run.manifest.arms)
+    stream = sys.stdout if format_ == "table" else sys.stderr
+    if unmeasured and not rows and format_ != "jsonl":
+        print(f"stopped before the first case; {unmeasured} of {run.manifest.planned} not measured", file=stream)
+        _names(run, following, saved, stream)
+        return
     if format_ == "jsonl":
         for row in rows:
             if row.case_id + row.arm not in printed:
@@ -83,13 +88,15 @@ def show(
         if metrics:
             _metrics(ceilings, rows, metrics)
     if format_ != "jsonl":
-        _after(run, rows, ceilings, sys.stdout if format_ == "table" else sys.stderr)
-    stream = sys.stdout if format_ == "table" else sys.stderr
+        _after(run, rows, ceilings, stream)
     if unmeasured:
         print(f"{unmeasured} of {run.manifest.planned} cases not measured", file=stream)
-    if saved and (following or format_ != "jsonl"):
-        for text in (f"run: {run.path}", f"next: {following or next_command(run)}"):
-            print(text, file=stream)
+    _names(run, following, saved and bool(following or format_ != "jsonl"), stream)
+
+
+def _names(run: Run, following: str, shown: bool, stream: TextIO) -> None:
+    for text in (f"run: {run.path}", f"next: {following or next_command(run)}") if shown else ():
+        print(text, file=stream)
 
 
 def _by_arm(run: Run, rows: Sequence[Row]) -> list[Row]:

@@ -59,6 +59,10 @@ class Silent:
     def more(self, count: int) -> None:
         self.total += count
 
+    def note(self, text: str) -> None:
+        """Print a line, as errors are, in every style."""
+        print(text, file=sys.stderr, flush=True)
+
 
 class Plain(Silent):
     """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s 5.2 MiB`.
@@ -121,6 +125,9 @@ class Bar(Silent):
         if time.monotonic() - self._drawn > 0.1:
             self._drawn = time.monotonic()
             self._progress.update(self._task, refresh=True, description=text[:60])
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
 
     def result(self, result: Result, remaining_s: float) -> None:
         super().result(result, remaining_s)

@@ -41,7 +41,7 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
     directory = how.out
     if how.resume:
         directory = run_directory.resolve(how.resume, run_directory.results_root())
-        request = _stored_request(directory, request)
+        request = _stored_request(directory, request, how.engine)
     with ExitStack() as opened:
         with progress.steps("planning") as step:
             ready, start = opened.enter_context(engine_options.prepared(how, request, step=step))
@@ -55,13 +55,15 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
         return _measure(ready, start, how, shared, directory)
 
 
-def _stored_request(directory: Path, request: Request) -> Request:
+def _stored_request(directory: Path, request: Request, engine: str) -> Request:
     """The request of the run. Options that differ from it would be ignored without notice, so they are refused."""
     manifest = run_directory.read_manifest(directory)
     if replayed_steps.REPLAY_TAG in manifest.tags:
         again = continuing(directory, shlex.split(manifest.command))
         raise UsageError(f"--resume {directory}: it replays a trace; continue it with: {again}")
     stored = msgspec.convert(manifest.request, Request)
+    if engine == "local" and (stored.hardware or manifest.nodes):
+        raise UsageError(f"--resume {directory}: measured on a Ray cluster; add --engine ray --address HOST:PORT")
     changed = [
         field.name
         for field in msgspec.structs.fields(request)
@@ -161,15 +163,15 @@ def watched(
 ) -> Iterator[tuple[progress.Silent, Callable[[PlanRunner], None]]]:
     """The progress display of that style, and a function to which each runner is passed when it starts.
 
-    At the first signal, stop after the current block and keep all results; at the second, stop at once.
+    At the first signal, stop as the runner does and keep all results; at the second, stop at once.
     """
     runners: list[PlanRunner] = []
 
-    def ask_to_stop() -> bool:
+    def ask_to_stop() -> str:
         if not runners or runners[-1].stop_requested:
-            return False
+            return ""
         runners[-1].stop_requested = True  # the last is the current stage
-        return True
+        return runners[-1].stopping
 
     with progress.observer(style, total, name_of) as watcher, stop_signals.asking(ask_to_stop):
         yield watcher, runners.append
@@ -273,6 +275,9 @@ class Streaming:
 
     def more(self, count: int) -> None:
         self._watcher.more(count)
+
+    def note(self, text: str) -> None:
+        self._watcher.note(text)
 
     def _print(self, restarts: list[Result]) -> None:
         # With the results of the other arms of the problem so far: a speed-up needs the reference.

@@ -69,15 +69,15 @@ def handled() -> Iterator[StopSignals]:
 
 
 @contextlib.contextmanager
-def asking(ask: Callable[[], bool]) -> Iterator[None]:
-    """Let the first signal meanwhile ask for a stop after the block in progress."""
+def asking(ask: Callable[[], str]) -> Iterator[None]:
+    """Let the first signal meanwhile ask for a stop. `ask` returns how it stops; empty if it cannot."""
     signals = current
 
     def announce() -> bool:
-        if accepted := ask():
+        if stopping := ask():
             again = "Ctrl-C again stops" if signals.number == signal.SIGINT else "a second signal stops"
-            print(f"\nstopping after this block; {again} at once", file=sys.stderr)
-        return accepted
+            print(f"\n{stopping}; {again} at once", file=sys.stderr)
+        return bool(stopping)
 
     signals.ask = announce
     try:

@@ -32,6 +32,9 @@ class Observer(Protocol):
     def more(self, count: int) -> None:
         """So many results follow beyond those that were planned."""
 
+    def note(self, text: str) -> None:
+        """Something happened that a user must know at once."""
+
 
 class SilentObserver:
     """An observer of a run that reports nothing."""
@@ -44,6 +47,12 @@ class SilentObserver:
 
     def more(self, count: int) -> None:
         """Ignore the number."""
+
+    def note(self, text: str) -> None:
+        """Ignore the note."""
+
+
+AFTER_BLOCK = "stopping after this block"
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +67,7 @@ class PlanRunner(Protocol):
 
     settings: RunSettings
     stop_requested: bool  # set by the first Ctrl-C: what is measured now may end, results are kept
+    stopping: str  # what is printed then
     forecast: Forecast
     spent: dict[str, float]  # seconds by phase, and in total
     environments: dict[str, Environment]  # by arm id
@@ -83,6 +93,7 @@ class Runner:
         self.plan, self.settings, self._append, self._observer = plan, settings, append, observer
         self._done = done
         self.stop_requested = False  # set by the first Ctrl-C: the block in progress ends, results are kept
+        self.stopping = AFTER_BLOCK
         self._started = time.monotonic()
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         of_group = msgspec.structs.replace(settings, profile_apart=plan.cases > 1)

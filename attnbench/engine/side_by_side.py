@@ -19,7 +19,7 @@ from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.plan import Plan, missing_arms
-from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
+from attnbench.engine.runner import AFTER_BLOCK, Ending, Observer, PlanRunner, Runner
 from attnbench.engine.scheduler import Slot, Task, TaskScheduler
 from attnbench.machine import resources
 from attnbench.records.result import Environment, Facts, Key, Result
@@ -46,6 +46,7 @@ class SideBySideRunner:
     ) -> None:
         self.settings, self._append, self._observer = settings, append, observer
         self.stop_requested = False
+        self.stopping = AFTER_BLOCK
         self.forecast = Forecast(settings.speeds)
         self.spent: dict[str, float] = defaultdict(float)
         self.environments: dict[str, Environment] = {}

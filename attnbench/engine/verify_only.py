@@ -121,7 +121,7 @@ class _Drawn:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self.phase, self.more = observer.phase, observer.more
+        self.phase, self.more, self.note = observer.phase, observer.more, observer.note
 
     def result(self, result: Result, remaining_s: float) -> None:
         if result.status is Status.SKIPPED:

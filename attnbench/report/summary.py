@@ -1,5 +1,6 @@
 """The finding of a run in one sentence, the counts of its cases, and the command that measures one again."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from attnbench.report.reasons import shortened
 from attnbench.report.reasons import without_numbers as without_numbers
 
 MAX_REASONS = 3
+_IN_PARENTHESES = re.compile(r" \([^()]*\)")
 PACKED_SHARE = 0.05  # of the time of a call
 MAX_OTHERS = 2  # backends that are fastest less often, in one finding
 FAILED = {
@@ -200,13 +202,17 @@ def repeat_command(row: Row, command: str = "run") -> str:
 
 
 def _reasons(reasons: Sequence[str]) -> str:
-    """The most frequent reasons, with counts if there are several; reasons that differ in numbers alone are one."""
+    """The most frequent reasons, with counts if there are several; reasons that differ in numbers alone are one.
+
+    What a reason says in parentheses is left out: these are in parentheses themselves.
+    """
     similar: dict[str, list[str]] = {}
-    for reason in reasons:
+    for reason in (_IN_PARENTHESES.sub("", reason) for reason in reasons):
         similar.setdefault(without_numbers(reason), []).append(shortened(reason))
     kinds = sorted((kind for kind in similar.values() if kind[0]), key=len, reverse=True)
     if len(kinds) < 2:
         return f" ({kinds[0][0]})" if kinds else ""
     shown = [f"{len(kind)} {kind[0]}" for kind in kinds[:MAX_REASONS]]
-    rest = f"; {len(kinds) - len(shown)} more" if len(kinds) > len(shown) else ""
-    return f" ({'; '.join(shown)}{rest})"
+    if others := kinds[MAX_REASONS:]:
+        shown.append(f"{sum(map(len, others))} for {units.counted(len(others), 'other reason')}")
+    return f" ({'; '.join(shown)})"

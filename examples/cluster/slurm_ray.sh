@@ -8,6 +8,9 @@
 set -euo pipefail
 
 export RAY_USAGE_STATS_ENABLED=0
+# One token for this job: who has none cannot run code on its nodes. srun passes both on.
+RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE RAY_AUTH_TOKEN
 suite=${1:-quick}
 port=$((30000 + SLURM_JOB_ID % 10000))
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

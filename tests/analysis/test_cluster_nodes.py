@@ -32,6 +32,10 @@ def test_gpus_of_one_class_with_different_drivers_are_named() -> None:
     assert list(notes(nodes)) == ["Nodes with A differ in driver: 550.1 (a, b); 580.2 (c); none (d)."]
 
 
+def test_a_lost_node_is_noted() -> None:
+    assert list(notes({"a": {"lost": 1}, "b": {"lost": 2}})) == ["Node a was lost.", "Node b was lost 2 times."]
+
+
 def test_a_drained_node_and_a_wrong_clock_are_noted() -> None:
     nodes = {"a": {"hardware": "A", "drained": "two equal arms differ by 20%", "clock_ahead_s": -3600.0}}
     assert list(notes(nodes)) == [

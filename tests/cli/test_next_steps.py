@@ -86,6 +86,25 @@ def test_the_report_repeats_the_command_that_started_the_run(tmp_path: Path) -> 
     assert command == "attnbench run --seq 64\nattnbench run --seq 128"
 
 
+def test_a_run_that_is_stopped_before_its_first_case_says_so_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_directory.read(stored(tmp_path / "run"))
+    output.show(run, "table", unmeasured=16, following="attnbench run --resume run")
+    planned = run.manifest.planned
+    assert capsys.readouterr().out == (
+        f"stopped before the first case; 16 of {planned} not measured\n"
+        f"run: {run.path}\nnext: attnbench run --resume run\n"
+    )
+
+
+def test_a_run_on_a_cluster_is_not_continued_on_this_machine(tmp_path: Path, attnbench_command: Command) -> None:
+    path = stored(tmp_path / "run", OK, request={"hardware": "A,B"})
+    done = attnbench_command("run", "--resume", str(path))
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"--resume {path}: measured on a Ray cluster; add --engine ray --address HOST:PORT\n")
+
+
 def test_an_interrupted_verification_says_how_many_are_left(capsys: pytest.CaptureFixture[str]) -> None:
     ended = Ending(interrupted=True)
     assert verify._show(Verification(results=[OK], impossible=(), ending=ended, planned=5), True, False, False) == 130

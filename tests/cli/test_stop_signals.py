@@ -142,6 +142,12 @@ def test_a_repeated_sigterm_counts_once_and_a_later_one_stops_at_once(clock):
     assert signals.exit_code == 143
 
 
+def test_the_first_signal_says_how_the_runner_stops(capsys):
+    with stop_signals.asking(lambda: "stopping: groups end now"):
+        assert stop_signals.current.ask()
+    assert "\nstopping: groups end now; " in capsys.readouterr().err
+
+
 def test_the_first_signal_gives_the_exit_code(clock):
     signals = StopSignals()
     assert signals.exit_code == 130

@@ -94,6 +94,9 @@ class Recorded:
     def more(self, count: int) -> None:
         """Ignore the number."""
 
+    def note(self, text: str) -> None:
+        """Ignore the note."""
+
     def result(self, _: Result, remaining_s: float) -> None:
         self.left_s.append(remaining_s)
 

@@ -65,6 +65,17 @@ def test_more_reasons_than_fit_are_counted() -> None:
     assert lines[-1] == "my.py:g failed with an error in 2 more cases, for 2 other reasons"
 
 
+def test_the_last_count_is_of_cases_too_and_no_reason_has_parentheses_in_parentheses() -> None:
+    reasons = ["bf16 unsupported (supported: fp32)", "bf16 unsupported (supported: fp16)", *"aabbcde"]
+    unsupported = [
+        refused(Problem(seq_q=64 + number), "naive", Status.UNSUPPORTED, reason)
+        for number, reason in enumerate(reasons)
+    ]
+    assert summary.tally(rows(*unsupported)) == (
+        "9 cases: 9 unsupported (2 bf16 unsupported; 2 a; 2 b; 3 for 3 other reasons)."
+    )
+
+
 def test_a_long_reason_ends_after_a_whole_word() -> None:
     failed = refused(Problem(seq_q=64), "my.py:g", Status.ERROR, "ValueError: " + "heads " * 2000)
     (line,) = summary.failure_lines(rows(failed))

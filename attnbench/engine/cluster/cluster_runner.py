@@ -72,6 +72,7 @@ class ClusterRunner:
         self._classes = {name: _for_run(each, settings) for name, each in classes.items()}
         self.ceilings = settings.ceilings
         self.stop_requested = False
+        self.stopping = "stopping: groups in progress end now, and a resume measures them again"
         self.forecast = Forecast(settings.speeds)
         self.spent: dict[str, float] = defaultdict(float)
         self.environments: dict[str, Environment] = {}
@@ -172,8 +173,13 @@ class ClusterRunner:
         self._remove(station)
         self._deaths[device.id] += 1
         self._begins[device.id] = time.monotonic() + PAUSE_S
-        if station.ready:
-            self._store_given_up(self._tasks.lose_node(device.name, LOST))
+        known = self.nodes.setdefault(device.name, {})
+        known["lost"] = known.get("lost", 0) + 1
+        busy = station.slot in self._tasks.running
+        given_up = self._tasks.lose_node(device.name, LOST) if station.ready else []
+        of_group = "; its group is given up" if given_up else "; its group goes back to the queue" if busy else ""
+        self._observer.note(f"node {device.name} was lost{of_group}")
+        self._store_given_up(given_up)
         if self._deaths[device.id] >= MAX_FAILED:
             self._drain(station, f"its process died {MAX_FAILED} times: {error}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -71,27 +72,57 @@ def connected(address: str, files: Path) -> Iterator[RayCluster]:
 
     This package and the folder `files` travel to every node. Raises UsageError.
     """
-    ray = _import()
+    ray = _import(address)
     package = Path(__file__).parents[2]
-    environment = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
+    runtime = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
     with tempfile.TemporaryDirectory(prefix="attnbench-ray-", ignore_cleanup_errors=True) as folder:
         where = _of_named(address) if address else _new_ray(folder)
+        log = Path(folder) / "connecting"
         try:
-            ray.init(
-                **where, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR,
-                configure_logging=False,
-            )  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            text = " ".join(str(error).split())[:400]
-            raise UsageError(f"{f'--address {address}' if address else '--engine ray'}: {text}") from error
+            with _stderr_to(log):
+                ray.init(
+                    **where, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR,
+                    configure_logging=False,
+                )  # fmt: skip
+            # Ray prints a page on stdout for a lost node, whatever `log_to_driver` says; the runner says it in a line.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+            raise UsageError(not_connected(address, error, log.read_text(errors="replace"))) from error
         try:
             yield RayCluster(ray)
         finally:
             ray.shutdown()
 
 
-def _import() -> Any:
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0")  # Ray reads it when it is imported
+def not_connected(address: str, error: Exception, log: str) -> str:
+    """Why Ray did not connect, from its exception and what it wrote."""
+    where = f"--address {address}" if address else "--engine ray"
+    text = " ".join(str(error).split())[:400]
+    if type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in log or "Unauthenticated" in log:
+        return (
+            f"{where}: Ray refused the token; set RAY_AUTH_MODE (token or disabled) here as on the nodes of the "
+            "cluster, and for token their token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+        )
+    return f"{where}: {text}"
+
+
+@contextlib.contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Write the standard error of this process to a file meanwhile: that of Ray's C++ too."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _import(address: str) -> Any:
+    os.environ.update(environment(address))
     try:
         import ray
         import ray.exceptions
@@ -99,6 +130,15 @@ def _import() -> Any:
         raise UsageError(f"--engine ray: Ray is not installed; install: {INSTALL}") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     return ray
+
+
+def environment(address: str) -> dict[str, str]:
+    """Variables that Ray reads when it is imported and connects."""
+    usage = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if address:
+        return usage | {"RAY_gcs_server_port_wait_time_s": f"{CONNECT_S:.0f}"}
+    # Without a token in the environment, Ray writes one to the home directory, which later clusters then ask for.
+    return usage | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _new_ray(folder: str) -> dict[str, object]:

@@ -79,7 +79,11 @@ def test_a_lost_node_loses_no_case(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ProcessLostError("the node died")
 
     cluster.measure = b_is_lost
-    assert runner(cluster, results).run() == Ending()
+    run, notes = runner(cluster, results), list[str]()
+    monkeypatch.setattr(run._observer, "note", notes.append)
+    assert run.run() == Ending()
+    assert notes == ["node b was lost; its group goes back to the queue"]
+    assert run.nodes["b"]["lost"] == 1
     assert Counter(result.key for result in results) == Counter(keys())
     assert {result.facts["node"] for result in results} == {"a"}
 

@@ -79,8 +79,8 @@ class Command:
 
     def run(self) -> Run:
         """The run, when the command has ended."""
-        text, _ = self._process.communicate(timeout=240)
-        assert self._process.returncode in (0, 5), text
+        self.text, _ = self._process.communicate(timeout=240)
+        assert self._process.returncode in (0, 5), self.text
         return run_directory.read(self._out)
 
 
@@ -120,6 +120,9 @@ def test_cases_of_a_killed_node_are_measured_by_others_and_a_node_that_joins_lat
     run = command.run()
     assert once(run)
     assert {result.status for result in run.results} == {Status.OK}
+    assert f"\nnode {OTHER} was lost; its group goes back to the queue\n" in command.text
+    assert f"\nNode {OTHER} was lost.\n" in command.text
+    assert "raylet" not in command.text
 
 
 def test_a_killed_driver_is_resumed(cluster: RayNodes, tmp_path: Path) -> None:
