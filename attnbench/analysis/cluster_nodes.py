@@ -14,8 +14,8 @@ def notes(nodes: Mapping[str, Facts]) -> Iterator[str]:
         of_class = {name: facts for name, facts in nodes.items() if facts.get("hardware", "") == hardware}
         yield from _differences(hardware, of_class)
     for name, facts in nodes.items():
-        if lost := facts.get("lost"):
-            yield f"Node {name} was lost{'' if lost == 1 else f' {lost} times'}."
+        if facts.get("lost"):
+            yield f"Node {name} was lost."
         if reason := facts.get("drained"):
             yield f"Node {name} was given no more cases: {reason}."
         ahead_s = facts.get("clock_ahead_s", 0.0)

@@ -173,12 +173,12 @@ class ClusterRunner:
         self._remove(station)
         self._deaths[device.id] += 1
         self._begins[device.id] = time.monotonic() + PAUSE_S
-        known = self.nodes.setdefault(device.name, {})
-        known["lost"] = known.get("lost", 0) + 1
+        self.nodes.setdefault(device.name, {})["lost"] = True
         busy = station.slot in self._tasks.running
         given_up = self._tasks.lose_node(device.name, LOST) if station.ready else []
         of_group = "; its group is given up" if given_up else "; its group goes back to the queue" if busy else ""
-        self._observer.note(f"node {device.name} was lost{of_group}")
+        if of_group or self._deaths[device.id] == 1:  # Ray lists a node for a while after it is gone
+            self._observer.note(f"node {device.name} was lost{of_group}")
         self._store_given_up(given_up)
         if self._deaths[device.id] >= MAX_FAILED:
             self._drain(station, f"its process died {MAX_FAILED} times: {error}")
