@@ -70,7 +70,7 @@ def test_an_output_path_that_cannot_be_written_is_one_line(
         "recommend": [run], "predict": [run, "--check"], "query": ["SELECT 1", run],
         "export": [run, "--to", "json"], "profile": ["--seq", "64"],
     }  # fmt: skip
-    out = tmp_path / "file" / "out"
+    out = tmp_path / "file" / ("out.csv" if command == "query" else "out")
     assert cli.invoke([command, *words[command], "-o", str(out)]) == 2
     assert capsys.readouterr().err.strip() == f"attnbench: cannot write to {out}: Not a directory"
 
@@ -88,8 +88,8 @@ def test_the_check_names_each_law_and_the_total(run: str, capsys: pytest.Capture
 
 def test_a_device_is_one_of_the_run_or_has_a_data_sheet(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["predict", run, "--seq", "700", "--mask", "none", "-b", "naive", "--device"]
-    assert cli.invoke([*command, "H1O0"]) == 2
-    assert "--device: no device 'H1O0'; did you mean 'H100" in capsys.readouterr().err
+    assert cli.invoke([*command, "H1O0 SXM"]) == 2
+    assert "--device: no device 'H1O0 SXM'; did you mean 'H100 SXM'?" in capsys.readouterr().err
     assert cli.invoke([*command, "h100 sxm"]) == 6
     assert "the roofline needs the ceilings of cpu:threads=1" in capsys.readouterr().out
 
