@@ -43,7 +43,7 @@ START_S = 1.5  # of a worker: Python and torch
 ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 2.5e9, 0.1, 2.6
 
 # Estimates in FLOP/s and bytes/s for one CPU thread on fp32 and one GPU on bf16, until the same backend is measured.
-_CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "flex": 3e10}
+_CPU_RATES = {"sdpa:flash": 5e10, "sdpa": 5e10, "sdpa:padded": 5e10, "flex": 3e10}
 _CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
 _CPU_BYTES_PER_S, _CUDA_BYTES_PER_S = 1e10, 1e12
 _CALL_OVERHEAD_S = 5e-5
