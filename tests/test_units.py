@@ -15,6 +15,7 @@ from attnbench.units import (
     MAX_VALUES,
     integer,
     integers,
+    parse_age,
     parse_bytes,
     parse_limit,
     parse_seconds,
@@ -288,3 +289,9 @@ def test_empty_word_is_refused() -> None:
 def test_what_is_no_range_of_rounds_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=rf"--rounds: not a range of rounds: '{re.escape(text)}'"):
         units.parse_rounds(text, "--rounds")
+
+
+def test_an_age_is_above_zero():
+    assert parse_age("90d", "--expires") == 90 * 24 * 3600
+    with pytest.raises(UsageError, match="--expires: '0d' is no age: give one above 0, as 90d"):
+        parse_age("0d", "--expires")
