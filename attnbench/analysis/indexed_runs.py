@@ -53,7 +53,8 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         """The rows that fulfil a condition in SQL, in the order of the runs, each with the path of its run."""
         names = ("path", *COLUMNS)
         self.connection.execute(
-            f"SELECT {', '.join(names)} FROM located WHERE {condition} ORDER BY position, lines[1].place", list(values)
+            f"SELECT {', '.join(names)} FROM internal.located WHERE {condition} ORDER BY position, lines[1].place",
+            list(values),
         )
         while batch := self.connection.fetchmany(FETCHED):
             for path, *columns in batch:
@@ -66,7 +67,7 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         """
         measured = (
             "SELECT path, problem, device, created_at, position, count(*) FILTER (place <> 'alone') AS arms "
-            "FROM located WHERE fingerprint = ? AND NOT gate GROUP BY ALL"
+            "FROM internal.located WHERE fingerprint = ? AND NOT gate GROUP BY ALL"
         )
         order = "(arms, coalesce(created_at, 'epoch'::TIMESTAMP), position)"
         best = f"SELECT problem, device, arg_max(path, {order}) FROM ({measured}) GROUP BY problem, device"
@@ -88,7 +89,8 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         """
         self._keep(keep)
         located = (
-            "(SELECT position, path, unnest(lines) AS line FROM located SEMI JOIN chosen_cases USING (case_id, device))"
+            "(SELECT position, path, unnest(lines) AS line FROM internal.located "
+            "SEMI JOIN internal.chosen_cases USING (case_id, device))"
         )
         ((count,),) = self.connection.execute(f"SELECT count(*) FROM {located}").fetchall()
         if count > limit:
@@ -101,11 +103,11 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         ]
 
     def _keep(self, keep: Callable[[Result], bool] | None) -> None:
-        """Make the table `chosen_cases` of the cases and devices of the results for which `keep` is true."""
+        """Make the table `internal.chosen_cases` of the cases and devices of the results for which `keep` is true."""
         names = ("case_id", "device", "backend", "mode", *AXES)
-        cases = f"SELECT DISTINCT ON (case_id, device) {', '.join(names)} FROM located"
+        cases = f"SELECT DISTINCT ON (case_id, device) {', '.join(names)} FROM internal.located"
         if not keep:
-            self.connection.execute(f"CREATE OR REPLACE TABLE chosen_cases AS {cases}")
+            self.connection.execute(f"CREATE OR REPLACE TABLE internal.chosen_cases AS {cases}")
             return
         chosen_cases = []
         self.connection.execute(cases)
@@ -114,7 +116,8 @@ class IndexedRuns(msgspec.Struct, frozen=True):
                 values = dict(zip(names, columns, strict=True))
                 if keep(_head(values)):
                     chosen_cases.append({"case_id": values["case_id"], "device": values["device"]})
-        _create_table(self.connection, "chosen_cases", {"case_id": "VARCHAR", "device": "VARCHAR"}, chosen_cases)
+        types = {"case_id": "VARCHAR", "device": "VARCHAR"}
+        _create_table(self.connection, "internal.chosen_cases", types, chosen_cases)
 
 
 @contextlib.contextmanager
@@ -174,16 +177,17 @@ def _attach(connection: Connection, name: str, file: Path | None, runs: Sequence
 
 
 def _create_views(connection: Connection, runs: Sequence[Path], folders: Sequence[Path]) -> None:
-    """The tables of TABLES, and `located`: rows with the places of their results."""
+    """The tables of TABLES, and `internal.located`: rows with the places of their results."""
     chosen = [
         {"folder": folders.index(run.parent), "position": position, "path": str(run), "run": run.name}
         for position, run in enumerate(runs)
     ]
     types = {"folder": "BIGINT", "position": "BIGINT", "path": "VARCHAR", "run": "VARCHAR"}
-    _create_table(connection, "chosen", types, chosen)
+    connection.execute("CREATE SCHEMA internal")  # its tables are not among those that SHOW TABLES lists
+    _create_table(connection, "internal.chosen", types, chosen)
     of_run = ", ".join(f"u.{name}" for name in ("gate", *OF_RUN) if name in RUN_COLUMNS and name != "run")
     of_folder = (
-        f"FROM chosen AS c JOIN folder_{number}.runs AS u ON c.run = u.run AND c.folder = {number}"
+        f"FROM internal.chosen AS c JOIN folder_{number}.runs AS u ON c.run = u.run AND c.folder = {number}"
         for number in range(len(folders))
     )
     parts = list(of_folder)
@@ -192,8 +196,8 @@ def _create_views(connection: Connection, runs: Sequence[Path], folders: Sequenc
         for number, part in enumerate(parts)
     )
     described = ", ".join("c.path" if name == "path" else f"u.{name}" for name in TABLES["runs"])
-    connection.execute(f"CREATE VIEW located AS {' UNION ALL '.join(located)}")
-    connection.execute(f"CREATE VIEW results AS SELECT {', '.join(TABLES['results'])} FROM located")
+    connection.execute(f"CREATE VIEW internal.located AS {' UNION ALL '.join(located)}")
+    connection.execute(f"CREATE VIEW results AS SELECT {', '.join(TABLES['results'])} FROM internal.located")
     connection.execute(f"CREATE VIEW runs AS {' UNION ALL '.join(f'SELECT {described} {part}' for part in parts)}")
 
 

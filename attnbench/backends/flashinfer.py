@@ -73,8 +73,8 @@ def plan_of(problem: Problem) -> _Plan:
     if not problem.page_size:
         places: Keywords = {"qo_indptr": starts_q, "kv_indptr": starts_kv}
         return _Plan("BatchPrefillWithRaggedKVCacheWrapper", places | _of_prefill(problem))
-    asked, starts_q = _with_queries(problem)
-    pages = _pages(page_table(problem)[asked], np.diff(starts_kv)[asked], problem.page_size)
+    with_queries, starts_q = _with_queries(problem)
+    pages = _pages(page_table(problem)[with_queries], np.diff(starts_kv)[with_queries], problem.page_size)
     if problem.seq_q == 1:
         places = pages._asdict() | {"head_dim": problem.head_dim}
         tensor_cores = problem.heads // problem.kv_heads >= MIN_TENSOR_CORE_GROUP
@@ -103,10 +103,10 @@ def cascade_plan(problem: Problem) -> _Plan:
 
 def latent_plan(problem: Problem) -> _Plan:
     """Of absorbed queries, all heads over one latent cache; keys without pages are pages of one token."""
-    inner, (_, starts_kv), (asked, starts_q) = latent.absorbed(problem), _starts(problem), _with_queries(problem)
-    keys, size = np.diff(starts_kv)[asked], problem.page_size or 1
+    inner, (_, starts_kv), (with_queries, starts_q) = latent.absorbed(problem), _starts(problem), _with_queries(problem)
+    keys, size = np.diff(starts_kv)[with_queries], problem.page_size or 1
     of_tokens = starts_kv[:-1, None] + np.arange(max(keys), dtype=np.int32)
-    pages = _pages((page_table(problem) if problem.page_size else of_tokens)[asked], keys, size)
+    pages = _pages((page_table(problem) if problem.page_size else of_tokens)[with_queries], keys, size)
     places: Keywords = {
         "qo_indptr": starts_q, "kv_indptr": pages.indptr, "kv_indices": pages.indices, "kv_len_arr": keys,
         "num_heads": problem.heads, "head_dim_ckv": inner.head_dim_v,
@@ -130,8 +130,8 @@ def _starts(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 def _with_queries(problem: Problem) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
     """Which requests have queries, and where these start: others have no place in a plan, where each has a page."""
     queries = np.array([size.queries for size in problem.sizes], np.int32)
-    asked = queries > 0
-    return asked, np.concatenate([[0], np.cumsum(queries[asked])]).astype(np.int32)
+    with_queries = queries > 0
+    return with_queries, np.concatenate([[0], np.cumsum(queries[with_queries])]).astype(np.int32)
 
 
 def _pages(table: NDArray[np.int32], keys: NDArray[Any], size: int) -> _Pages:

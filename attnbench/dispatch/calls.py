@@ -59,8 +59,8 @@ class Site(NamedTuple):
         build = partial(_visible, seq_q, seq_kv, self.device)
         if seq_q * seq_kv > MAX_KEPT_MASK:
             return build
-        kept = build()
-        return lambda: kept
+        mask = build()
+        return lambda: mask
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> Tensor:

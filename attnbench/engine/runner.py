@@ -6,6 +6,8 @@ The outer loop is the restart: all workers start anew.
 import math
 import random
 import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +18,6 @@ from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.plan import Plan, missing_arms
-from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Environment, Facts, Key, Result
 
 
@@ -62,24 +63,27 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     stopped: bool = False  # by fail_fast
 
 
-class PlanRunner(Protocol):
-    """Measures what a plan lacks, on this machine or on others."""
+class PlanRunner(ABC):
+    """Measures what a plan lacks, on this machine or on others. `append` stores the results of a group, all at once."""
 
-    settings: RunSettings
-    stop_requested: bool  # set by the first Ctrl-C: what is measured now may end, results are kept
-    stopping: str  # what is printed then
-    forecast: Forecast
-    spent: dict[str, float]  # seconds by phase, and in total
-    environments: dict[str, Environment]  # by arm id
-    nodes: dict[str, Facts]  # of a cluster, by name
-    ceilings: dict[str, Ceilings]  # by device
+    stopping = AFTER_BLOCK  # what is printed when a stop is requested
 
+    def __init__(self, settings: RunSettings, append: Callable[[Sequence[Result]], None], observer: Observer) -> None:
+        self.settings, self._append, self._observer = settings, append, observer
+        self.stop_requested = False  # set by the first Ctrl-C: what is measured now may end, results are kept
+        self.forecast = Forecast(settings.speeds)
+        self.spent: dict[str, float] = defaultdict(float)  # seconds by phase, and in total
+        self.environments: dict[str, Environment] = {}  # by arm id
+        self.nodes: dict[str, Facts] = {}  # of a cluster, by name
+        self.ceilings = settings.ceilings  # by device
+
+    @abstractmethod
     def run(self) -> Ending:
         """Measure everything that is not done. No worker outlives this call."""
 
 
-class Runner:
-    """Runs a plan. `append` stores the results of a group, all at once; `done` are the keys that are stored already."""
+class Runner(PlanRunner):
+    """Runs a plan, group after group. `done` are the keys that are stored already."""
 
     def __init__(
         self,
@@ -90,19 +94,14 @@ class Runner:
         done: frozenset[Key] = frozenset(),
         logs: Path | None = None,
     ) -> None:
-        self.plan, self.settings, self._append, self._observer = plan, settings, append, observer
-        self._done = done
-        self.stop_requested = False  # set by the first Ctrl-C: the block in progress ends, results are kept
-        self.stopping = AFTER_BLOCK
+        super().__init__(settings, append, observer)
+        self.plan, self._done = plan, done
         self._started = time.monotonic()
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         of_group = msgspec.structs.replace(settings, profile_apart=plan.cases > 1)
         self._groups = GroupRunner(of_group, observer.phase, lambda: self.stop_requested, logs, self._end)
-        self.forecast, self.spent = self._groups.forecast, self._groups.spent  # seconds by phase, and in total
+        self.forecast, self.spent = self._groups.forecast, self._groups.spent
         self._first_ratio = self.forecast.ratio
-        self.environments: dict[str, Environment] = {}  # by arm id
-        self.nodes: dict[str, Facts] = {}
-        self.ceilings = settings.ceilings
 
     def run(self) -> Ending:
         """Measure everything that is not done. No worker outlives this call."""

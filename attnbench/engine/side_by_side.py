@@ -19,16 +19,16 @@ from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.plan import Plan, missing_arms
-from attnbench.engine.runner import AFTER_BLOCK, Ending, Observer, PlanRunner, Runner
+from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
 from attnbench.engine.scheduler import Slot, Task, TaskScheduler
 from attnbench.machine import resources
-from attnbench.records.result import Environment, Facts, Key, Result
+from attnbench.records.result import Key, Result
 
 HERE = "this machine"
 MIN_CORES = 2  # for each GPU: its worker starts kernels from one, its oracle computes on the others
 
 
-class SideBySideRunner:
+class SideBySideRunner(PlanRunner):
     """Runs a plan with a thread for each slot, whose workers and oracle inherit the cores of the thread.
 
     A group with arms on several devices becomes one for each. Results come in groups, as in `Runner`.
@@ -44,14 +44,7 @@ class SideBySideRunner:
         done: frozenset[Key] = frozenset(),
         logs: Path | None = None,
     ) -> None:
-        self.settings, self._append, self._observer = settings, append, observer
-        self.stop_requested = False
-        self.stopping = AFTER_BLOCK
-        self.forecast = Forecast(settings.speeds)
-        self.spent: dict[str, float] = defaultdict(float)
-        self.environments: dict[str, Environment] = {}
-        self.nodes: dict[str, Facts] = {}
-        self.ceilings = settings.ceilings
+        super().__init__(settings, append, observer)
         self._started = time.monotonic()
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         tasks = list(_tasks(plan, settings, done))

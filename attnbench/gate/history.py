@@ -70,7 +70,7 @@ def points_of(runs: IndexedRuns, machine: str, text: str = "") -> list[HistoryPo
     seconds: dict[str, dict[str, float]] = {}
     name = "CASE WHEN gate THEN label ELSE problem || ' ' || arm_name END || '@' || device"
     runs.connection.execute(
-        f"SELECT path, {name} AS name, time_s FROM located WHERE time_s IS NOT NULL AND "
+        f"SELECT path, {name} AS name, time_s FROM internal.located WHERE time_s IS NOT NULL AND "
         "fingerprint = ? AND contains(name, ?) AND (NOT gate OR list_contains(string_split(arm, '@'), 'head')) "
         "ORDER BY position, lines[1].place",
         [machine, text],

@@ -39,6 +39,10 @@ def test_rows_beyond_one_batch_are_fetched_in_order(stored: IndexedRuns) -> None
     assert rows(stored, f"SELECT range FROM range({count})") == [(n,) for n in range(count)]
 
 
+def test_tables_that_are_listed_are_those_of_the_page(stored: IndexedRuns) -> None:
+    assert rows(stored, "SHOW TABLES") == [("results",), ("runs",)]
+
+
 def test_plan_of_a_query_is_shown_without_its_rows(stored: IndexedRuns) -> None:
     assert query.run(stored, "EXPLAIN SELECT * FROM runs").columns == ("explain_key", "explain_value")
 

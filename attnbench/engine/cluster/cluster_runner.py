@@ -14,14 +14,13 @@ from attnbench.engine.cluster import nodes
 from attnbench.engine.cluster.nodes import CPU, ClusterDevice
 from attnbench.engine.cluster.processes import Cluster, Process, ProcessLostError, Reference
 from attnbench.engine.cluster.slot_process import Checked, Description, GroupMeasured, shifted
-from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import BEYOND_BUDGET, RunSettings
 from attnbench.engine.plan import Plan, Refusal, missing_arms
-from attnbench.engine.runner import Ending, Observer
+from attnbench.engine.runner import Ending, Observer, PlanRunner
 from attnbench.engine.scheduler import MAX_FAILED, GivenUp, Slot, Task, TaskScheduler
 from attnbench.errors import UsageError
-from attnbench.records.result import Environment, Facts, Key, Result, Status
+from attnbench.records.result import Facts, Key, Result, Status
 
 POLL_S = 0.5  # between two looks at Ctrl-C
 LOOK_S = 2.0  # between two looks at the nodes
@@ -51,11 +50,13 @@ class _Call(NamedTuple):
     sent_s: float  # on the clock of the driver
 
 
-class ClusterRunner:
+class ClusterRunner(PlanRunner):
     """Runs a plan on a cluster. A group goes to one device whole; a process owns its device until it ends.
 
     `classes` are the settings of each class of hardware, as its node made them. A lost group returns to the queue.
     """
+
+    stopping = "stopping: groups in progress end now, and a resume measures them again"
 
     def __init__(
         self,
@@ -68,15 +69,9 @@ class ClusterRunner:
         done: frozenset[Key] = frozenset(),
         logs: Path | None = None,
     ) -> None:
-        self.settings, self._cluster, self._append, self._observer = settings, cluster, append, observer
+        super().__init__(settings, append, observer)
+        self._cluster = cluster
         self._classes = {name: _for_run(each, settings) for name, each in classes.items()}
-        self.ceilings = settings.ceilings
-        self.stop_requested = False
-        self.stopping = "stopping: groups in progress end now, and a resume measures them again"
-        self.forecast = Forecast(settings.speeds)
-        self.spent: dict[str, float] = defaultdict(float)
-        self.environments: dict[str, Environment] = {}
-        self.nodes: dict[str, Facts] = {}
         tasks = list(_tasks(plan, settings, done, self._class_of))
         self._tasks = TaskScheduler(tasks, cheapest_first=bool(settings.budget_s))
         self._rest_s: dict[str, float] = defaultdict(float)  # predicted for the tasks in the queue, by class
