@@ -15,7 +15,6 @@ from attnbench.analysis.rows import Row, rows_of
 from attnbench.api import StoredRun
 from attnbench.backends import installation
 from attnbench.engine import interpreters, plan
-from attnbench.engine.forecast import Forecast, batched
 from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
@@ -30,7 +29,6 @@ from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import counted, seconds, size
 
-_GROUPS = 1000  # of a plan that are predicted at once
 _REASONS = 3  # of refused cases that are shown where nothing is measured
 
 
@@ -207,7 +205,7 @@ def predicted(sweep: Sweep, needed: float) -> str:
     if not needed:
         return "nothing to measure"
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
-        return f"more than the budget of {seconds(sweep.settings.budget_s)}"
+        return f"more than the budget of {seconds(sweep.settings.budget_s)} ({sweep.plan.times_from})"
     return f"about {seconds(needed)} ({sweep.plan.times_from})"
 
 
@@ -221,17 +219,15 @@ def _refusals(sweep: Sweep) -> str:
 def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
     """Print every case with its predicted time and memory, every refusal with its reason, then the totals."""
     as_json = format_ == "jsonl"
-    forecast, spent = Forecast(sweep.settings.speeds), 0.0
-    for groups in batched(sweep.plan.groups, _GROUPS):
-        calls_s = iter(forecast.calls_s([(arm, group.case(arm)) for group in groups for arm in group.arms]))
-        for group in groups:
-            spent += group.seconds * sweep.settings.restarts
-            late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
-            for arm in group.arms:
-                case, call_s = group.case(arm), next(calls_s)
-                peak, beyond = plan.peak_bytes(case), "  beyond the budget" if late else ""
-                text = f"{case.label}@{arm.device}  ~{seconds(call_s)}  {size(peak)}{beyond}"
-                print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
+    spent = 0.0
+    for group in sweep.plan.groups:
+        spent += group.seconds * sweep.settings.restarts
+        late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
+        for arm, call_s in zip(group.arms, group.calls_s, strict=True):
+            case = group.case(arm)
+            peak, beyond = plan.peak_bytes(case), "  beyond the budget" if late else ""
+            text = f"{case.label}@{arm.device}  ~{seconds(call_s)}  {size(peak)}{beyond}"
+            print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
     for refusal in sweep.plan.refusals:
         case, status, reason = refusal.case, refusal.status.value, refusal.reason
         text = f"{case.label}@{refusal.arm.device}  {status}: {reason}"

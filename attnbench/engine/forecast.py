@@ -5,6 +5,8 @@ few of them, or far from them, from the nearest one. While a run goes on, every 
 of those that follow.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 import operator
@@ -12,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.analysis.cost_law import MIN_CASES, CostLaw, Floats, coordinates, rows_of
@@ -75,6 +78,14 @@ class _Family(NamedTuple):
     kind: str
 
 
+class _GroupParts(NamedTuple):
+    """Seconds of a group."""
+
+    calls: tuple[float, ...]  # of a call of each arm, borrowed ones last
+    calls_s: float  # of all calls
+    beside_s: float
+
+
 class Forecast:
     """Predictions for one machine; `speeds` are what earlier runs measured on it."""
 
@@ -135,9 +146,9 @@ class Forecast:
     def learn_group(self, group: Group, taken_s: float) -> None:
         """Record how long a group took whose calls were measured: what takes most of it is corrected most."""
         (parts,) = self._parts([group])
-        for place, part_s in enumerate(parts):
+        for place, part_s in enumerate((parts.calls_s, parts.beside_s)):
             self._predicted_s[place] += part_s
-            self._taken_s[place] += part_s * taken_s / sum(parts)
+            self._taken_s[place] += part_s * taken_s / (parts.calls_s + parts.beside_s)
 
     def calls_s(self, calls: Sequence[tuple[Arm, Case]]) -> list[float]:
         """Predicted seconds of each call."""
@@ -188,23 +199,33 @@ class Forecast:
 
     def groups_s(self, groups: Iterable[Group]) -> list[float]:
         """Predicted seconds of each group, once its workers run."""
-        of_calls, beside = self.ratios
-        return [of_calls * calls_s + beside * rest_s for calls_s, rest_s in self._parts(groups)]
+        return [self._corrected_s(parts) for parts in self._parts(groups)]
 
-    def _parts(self, groups: Iterable[Group]) -> Iterator[tuple[float, float]]:
-        """Uncorrected seconds of the calls of each group, and of what is beside them."""
+    def timed(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with their predicted seconds, and those of a call of each arm."""
+        return [
+            replace(group, seconds=self._corrected_s(parts), calls_s=parts.calls[: len(group.arms)])
+            for group, parts in zip(groups, self._parts(groups), strict=True)
+        ]
+
+    def _corrected_s(self, parts: _GroupParts) -> float:
+        of_calls, beside = self.ratios
+        return of_calls * parts.calls_s + beside * parts.beside_s
+
+    def _parts(self, groups: Iterable[Group]) -> Iterator[_GroupParts]:
+        """Uncorrected seconds of each group."""
         for chunk in batched(groups, _CHUNK):
             arms = [(*group.arms, *group.borrowed) for group in chunk]
             pairs = zip(chunk, arms, strict=True)
             seconds = iter(self.calls_s([(arm, group.case(arm)) for group, of_group in pairs for arm in of_group]))
             for group, of_group in zip(chunk, arms, strict=True):
-                calls = list(itertools.islice(seconds, len(of_group)))
+                calls = tuple(itertools.islice(seconds, len(of_group)))
                 calls_s = MIN_CALLS * sum(calls) + PROBE_CALLS * group.probes * sum(calls[: len(group.arms)])
                 compiling = [arm for arm in group.arms if group.late]
                 compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
                 reference_s = oracle_s(group.problem, group.mode)
                 probes_s = len(group.arms) * group.probes * (PROBE_S + reference_s / 2)
-                yield calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + reference_s + probes_s
+                yield _GroupParts(calls, calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + reference_s + probes_s)
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:

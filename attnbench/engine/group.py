@@ -19,6 +19,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     late: bool = False  # in the second pass, for backends that compile
     probes: int = 0  # that each arm runs in the first restart, variants counted by themselves
     seconds: float = 0.0  # predicted, of the first restart
+    calls_s: tuple[float, ...] = ()  # predicted, of a call of each arm that the plan has
     layers: int = 0  # of the model that share the plan of a batch; 0: not stated
 
     @property

@@ -267,8 +267,7 @@ def _planned(
                 runnable.append(arm)
         if runnable:
             groups += groups_of(cell, runnable)
-    groups = [replace(group, probes=limits.probes) for group in groups]
-    timed = [replace(group, seconds=each) for group, each in zip(groups, forecast.groups_s(groups), strict=True)]
+    timed = forecast.timed([replace(group, probes=limits.probes) for group in groups])
     return Plan(
         groups=tuple(timed), refusals=tuple(refusals), arms=tuple(arms.values()), times_from=forecast.basis.text
     )
@@ -381,8 +380,8 @@ def _group(cell: Cell, arms: Sequence[Arm], borrowed: Sequence[Arm] = (), late: 
 
 def _peak(cell: Cell, arms: Sequence[Arm]) -> int:
     cases = [Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms]
-    tensors = sum(cost.input_bytes(cell.problem) + (peak_bytes(case) or 0) for case in cases)
-    return ORACLE_BYTES + len(cases) * WORKER_BYTES + tensors
+    of_arm = WORKER_BYTES + cost.input_bytes(cell.problem)
+    return ORACLE_BYTES + len(cases) * of_arm + sum(peak_bytes(case) or 0 for case in cases)
 
 
 def _limit(device: Device, limits: PlanLimits) -> int:

@@ -154,3 +154,10 @@ def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
     assert call_s(later, own, case(512, own.backend)) == call_s(Forecast(), own, case(512, own.backend))
     assert later.ratios == pytest.approx(forecast.ratios)
     assert speeds.load("another-machine") == speeds.Speeds()
+
+
+def test_a_planned_group_holds_the_seconds_of_a_call_of_each_arm() -> None:
+    forecast = Forecast()
+    (timed,) = forecast.timed([group(1024)])
+    assert timed.calls_s == tuple(forecast.calls_s([(arm, timed.case(arm)) for arm in timed.arms]))
+    assert timed.seconds == forecast.group_s(group(1024))
