@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TextIO
 
-from attnbench import api
+from attnbench import api, backends
 from attnbench._version import __version__
 from attnbench.analysis import cluster_nodes
 from attnbench.analysis.roofline import CeilingsByDevice, ceilings_by_device
@@ -87,6 +87,8 @@ def show(
             _metrics(ceilings, rows, metrics)
     if format_ != "jsonl":
         _after(run, rows, ceilings, stream)
+    if note := probe_outcomes.not_run(run.results, run.manifest.request.get("probe", "")):
+        print(note, file=stream)
     if unmeasured:
         print(f"{unmeasured} of {run.manifest.planned} cases not measured", file=stream)
     _names(run, following, saved and bool(following or format_ != "jsonl"), stream)
@@ -166,10 +168,11 @@ def headline(sweep: Sweep, rest: Rest) -> None:
     counts = f"{sweep.plan.cases} cases" if cases == sweep.plan.cases else f"{cases} of {sweep.plan.cases} cases left"
     print(f"suite {sweep.name} · {counts} · {devices} · {predicted(sweep, rest.seconds)}", file=sys.stderr)
     for python in dict.fromkeys(filter(None, (arm.python for arm in sweep.plan.arms))):
-        names = ", ".join(dict.fromkeys(arm.backend for arm in sweep.plan.arms if arm.python == python))
-        versions_there = identity.relevant(interpreters.packages(python))
-        packages = ", ".join(f"{name} {version}" for name, version in versions_there.items())
-        print(f"{names} in {python}: {packages}", file=sys.stderr)
+        names = dict.fromkeys(arm.backend for arm in sweep.plan.arms if arm.python == python)
+        needed = [name for each in names if each in backends.BUILTIN for name in backends.load(each).distributions]
+        there = interpreters.packages(python)
+        packages = [f"{name} {there[name]}" for name in dict.fromkeys(("torch", *needed)) if name in there]
+        print(f"{', '.join(names)} in {python}: {', '.join(packages)}", file=sys.stderr)
     if absent := _absent(sweep):
         number = f"{len(absent)} of {len(plan.all_libraries('cpu'))} backends of libraries are not installed"
         commands = installation.install_commands(absent)

@@ -21,7 +21,9 @@ from attnbench.worker import protocol
 
 OPTION = "--backend-python"
 MIN_PYTHON, MAX_PYTHON = (3, 11), (3, 13)
-PROBE_LIMIT_S = 60.0
+PROBE_LIMIT_S = 30.0
+MAX_DETAIL = 100  # characters of what a program that is no interpreter prints
+REMEDY = "name the bin/python of a virtual environment"
 Pythons = Mapping[str, str]  # interpreters by backend, or by library as `ort` or `ort:*`
 HERE: Pythons = MappingProxyType({})  # this interpreter for all
 
@@ -77,11 +79,13 @@ def _program(text: str, where: str) -> str:
     """The absolute path of a program, `~` for the home directory. A symbolic link stays one, as in environments."""
     path = Path(os.path.abspath(os.path.expanduser(text)))
     if path.is_dir():
-        raise UsageError(f"{where}: a folder: name its interpreter, {path / 'bin' / 'python'}")
+        python = path / "bin" / "python"
+        what = f"name its interpreter, {python}" if python.is_file() else f"it has no bin/python: {REMEDY}"
+        raise UsageError(f"{where}: a folder: {what}")
     if not path.is_file():
-        raise UsageError(f"{where}: no such file (try the bin/python of a virtual environment)")
+        raise UsageError(f"{where}: no such file: {REMEDY}")
     if not os.access(path, os.X_OK):
-        raise UsageError(f"{where}: not executable: chmod +x {shlex.quote(str(path))}, or name another interpreter")
+        raise UsageError(f"{where}: not executable: {REMEDY}")
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
@@ -122,7 +126,8 @@ def not_measured(where: str, measured: Iterable[str]) -> UsageError:
 
 def _objection(interpreter: Interpreter) -> str:
     if not interpreter.attnbench:
-        return f"attnbench is not installed there ({interpreter.error})"
+        absent = "No module named 'attnbench'" in interpreter.error
+        return "attnbench is not installed there" + ("" if absent else f" ({interpreter.error})")
     if interpreter.attnbench != __version__:
         return f"its attnbench is {interpreter.attnbench}, this one {__version__}"
     if interpreter.error:
@@ -175,7 +180,7 @@ def _probe(python: str, path: tuple[str, ...], modules: tuple[str, ...], where: 
     """Ask an interpreter what it has. Raises UsageError for what is none; `where` names the option."""
     answer = _answer(os.path.expanduser(python), path, modules)
     if isinstance(answer, str):
-        raise UsageError(f"{where or python}: not a Python interpreter: {answer}")
+        raise UsageError(f"{where or python}: not a Python interpreter ({answer}): {REMEDY}")
     return answer
 
 
@@ -197,8 +202,8 @@ def _answer(python: str, path: tuple[str, ...], modules: tuple[str, ...]) -> Int
     try:
         return msgspec.convert(json.loads(lines[-1]), Interpreter)
     except (ValueError, msgspec.ValidationError):
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return last[0][:200]
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        return last[0] if last and len(last[0]) <= MAX_DETAIL else f"exit code {done.returncode}"
 
 
 def _package(module: str) -> str:

@@ -90,6 +90,8 @@ def prepare(
     suites = suites or suites_of(request)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     settings = settings_of(request, suites, kinds)
+    if request.backend_python:
+        step(f"waiting for the interpreters of {interpreters.OPTION}")
     cells, impossible = _cells(request, suites, devices, interpreted)
     inputs.check_fits(request.inputs, [cell.problem for cell, _ in cells], "--inputs")
     settings = msgspec.structs.replace(settings, reference=_reference(request, cells, settings))

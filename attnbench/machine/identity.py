@@ -5,7 +5,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -84,11 +83,6 @@ def packages() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
-
-
-def relevant(versions: Mapping[str, str]) -> dict[str, str]:
-    """Of the packages of another interpreter, those that affect results."""
-    return {name: versions[name] for name in PACKAGES if name in versions}
 
 
 def allocator() -> str:

@@ -57,6 +57,7 @@ def problem_options(manifest: Manifest) -> list[str]:
     options = [part for key, value in request.get("axes", {}).items() for part in ("--set", f"{key}={value}")]
     for flag, name in (("-b", "backend"), ("--device", "device")):
         options += [flag, request[name]] if request.get(name) else []
+    options += [part for text in request.get("backend_python", ()) for part in ("--backend-python", text)]
     return options
 
 

@@ -10,6 +10,7 @@ from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import Place, Row, failing, leaders, phase, problem_of
+from attnbench.engine import interpreters
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
 from attnbench.report.reasons import shortened
@@ -195,10 +196,17 @@ def record(
     return {"type": "summary", **figures, **texts, "path": path or None, "exit_code": int(code)}
 
 
-def repeat_command(row: Row, command: str = "run") -> str:
-    """`attnbench run --batch 1 ...`, or another command that takes one case, such as `profile`."""
+def repeat_command(row: Row, command: str = "run", backend_python: Iterable[str] = ()) -> str:
+    """`attnbench run --batch 1 ...`, or another command that takes one case, such as `profile`.
+
+    `backend_python`: NAME=PYTHON of the run; those of the backend are repeated.
+    """
     problem = suite.options_of(problem_of(row), row.mode)
-    return shlex.join(["attnbench", command, *problem, "--device", row.device, "-b", row.backend])
+    options = ["--device", row.device, "-b", row.backend]
+    for text in backend_python:
+        name, _, python = text.partition("=")
+        options += [interpreters.OPTION, text] if interpreters.of(row.backend, {name: python}) else []
+    return shlex.join(["attnbench", command, *problem, *options])
 
 
 def _reasons(reasons: Sequence[str]) -> str:

@@ -125,9 +125,13 @@ def page_sizes(value: object, place: str) -> tuple[int, ...]:
     sizes: list[int] = []
     for item in _items(value):
         text = str(item).strip()
-        numbers = (0,) if text in ("0", "none") else units.integers(text.removeprefix("-"), place)
+        hint = f"{place}: {text}: must be a power of two, as 16 or 64, or 0 for no pages"
+        try:
+            numbers = (0,) if text in ("0", "none") else units.integers(text.removeprefix("-"), place)
+        except RangeError as error:
+            raise error if ".." in text else RangeError(hint) from None
         if text.startswith("-") or any(number & (number - 1) for number in numbers):
-            raise RangeError(f"{place}: {text}: must be a power of two, as 16 or 64, or 0 for no pages")
+            raise RangeError(hint)
         sizes += numbers
     return tuple(dict.fromkeys(sizes))
 

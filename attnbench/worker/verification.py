@@ -17,7 +17,7 @@ from attnbench.records.result import Status
 from attnbench.worker import expected_values
 from attnbench.worker.correctness import OutputVerdict
 from attnbench.worker.expected_values import ExpectedValues
-from attnbench.worker.output_checks import EarlierOutputs, OutputChecks, judge_outputs
+from attnbench.worker.output_checks import REPEATED, EarlierOutputs, OutputChecks, judge_outputs
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.protocol import CaseVerified, CheckNewInputs, CheckOutput, RequestFailed, VerifyCase
 from attnbench.worker.unfinished_outputs import call_and_judge
@@ -41,14 +41,16 @@ def verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Requ
 
 def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | RequestFailed, OutputChecks | None]:
     peaked = {"peaked": request.peaked_directory} if request.peaked_directory else {}
-    stressing, stressed = peaked | request.further_directories, None
+    stressing = peaked | request.further_directories
     earlier = EarlierOutputs(case)
-    for distribution, directory in stressing.items():
+
+    def judge(distribution: str) -> OutputVerdict:
         case.fill(distribution)
-        judgement = _judge_call(case, partial(judge_outputs, case, expected_values.load(Path(directory)), earlier))
-        if not judgement.ok:
-            stressed = replace(judgement, reason=f"{distribution} inputs: {judgement.reason}")
-            break
+        values = expected_values.load(Path(stressing[distribution]))
+        return _judge_call(case, partial(judge_outputs, case, values, earlier))
+
+    verdicts = ((distribution, judge(distribution)) for distribution in stressing)
+    failing, stressed = next(((name, verdict) for name, verdict in verdicts if not verdict.ok), ("", None))
     if stressing:
         case.fill(case.procedure.inputs)
     expected = expected_values.load(Path(request.directory))
@@ -59,7 +61,10 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
     if judgement.ok and stressed:
         checks.transform_inputs(request.seed)  # values that no earlier call has seen: a cache then repeats its output
         _judge_call(case, checks.judge)
-        return _verdict(earlier.explained(stressed)), None
+        stressed = earlier.explained(stressed)
+        depends_on_calls = REPEATED not in stressed.reason and judge(failing).ok
+        some = "some calls, as one on {} inputs that is right when it is repeated: "
+        return _verdict(stressed, (some if depends_on_calls else "{} inputs: ").format(failing)), None
     if judgement.ok and not request.brief:
         return _verify_further(case, checks, judgement, request.seed), checks
     return _verdict(judgement), checks

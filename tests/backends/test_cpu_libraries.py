@@ -22,7 +22,7 @@ from attnbench.machine.worker_environment import arm_environment
 from attnbench.records.arm import Device
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
-from attnbench.worker import prepared_case, process
+from attnbench.worker import prepared_case, process, session
 from attnbench.worker.failures import request_failed
 from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.process_state import ProcessState
@@ -32,6 +32,7 @@ CAUSAL = replace(SQUARE, mask="causal")
 CROSS = Problem(seq_q=20, seq_kv=50, heads=4, kv_heads=2, mask="causal")
 DECODE = Problem(seq_q=1, seq_kv=70, heads=4, kv_heads=2, batch=2, mask="causal")
 WINDOW = replace(SQUARE, mask="causal+window:7")
+MIB = 1024**2
 
 
 def objections(name: str, problem: Problem, mode: str = "fwd") -> list[str]:
@@ -353,11 +354,13 @@ def test_a_precision_of_torch_that_is_not_exact_is_refused_by_zentorch():
 class ScriptedSession:
     """A session of ONNX Runtime: its options, and a binding that counts what is bound."""
 
-    def __init__(self, **entries):
-        self.entries, self.bound = ort.ENTRIES | entries, []
+    def __init__(self, arena=False, **entries):
+        self.entries, self.arena, self.bound = ort.ENTRIES | entries, arena, []
 
     def get_session_options(self):
-        return SimpleNamespace(get_session_config_entry=self.entries.get, intra_op_num_threads=1)
+        return SimpleNamespace(
+            get_session_config_entry=self.entries.get, intra_op_num_threads=1, enable_cpu_mem_arena=self.arena
+        )
 
     def io_binding(self):
         bind = lambda name, *_: self.bound.append(name)  # noqa: E731
@@ -368,11 +371,11 @@ class ScriptedSession:
 
 
 def test_a_setting_that_onnxruntime_does_not_keep_is_a_refusal():
-    """Its idle threads spin and its denormals are flushed, unless it is told otherwise."""
+    """Its idle threads spin, its denormals are flushed and its arena keeps memory, unless it is told otherwise."""
     assert ort._read_back(ScriptedSession())["spinning"] == "off"
-    for entry in ort.ENTRIES:
+    for scripted in (ScriptedSession(arena=True), *(ScriptedSession(**{entry: "1"}) for entry in ort.ENTRIES)):
         with pytest.raises(CaseRefusedError, match="onnxruntime does not keep its settings"):
-            ort._read_back(ScriptedSession(**{entry: "1"}))
+            ort._read_back(scripted)
 
 
 def test_onnxruntime_binds_an_input_again_only_where_its_address_changes():
@@ -391,3 +394,28 @@ def test_jax_with_other_threads_than_the_arm_is_a_refusal(monkeypatch):
     monkeypatch.setattr(jax, "computing_threads", lambda: threads + 1)
     with pytest.raises(CaseRefusedError, match=f"computes with {threads + 1} threads, not {threads}: set PJRT_NPROC="):
         jax._late_facts([])
+
+
+def test_the_memory_of_a_library_is_that_of_its_process_in_the_first_call_and_in_a_later_one():
+    """The first call keeps 32 MiB, and each call frees 16 MiB."""
+    naive, kept = backends.load("naive"), []
+
+    def prepare(case, device):
+        inner = naive.prepare(case, device).call
+
+        def call(q, k, v):
+            if not kept:
+                kept.append(b"x" * (32 * MIB))
+            return inner(q, k, v) + len(b"x" * (16 * MIB)) * 0
+
+        return Prepared(call=call)
+
+    outside = replace(naive, prepare=prepare, outside_torch=True)
+    case, instrument = Case(problem=SQUARE, backend="naive"), CpuInstrument(Device(kind="cpu", threads=1))
+    made, reply = prepared_case.prepare(case, Procedure(), outside, instrument, ProcessState())
+    if "memory_first_call" not in reply.facts:
+        pytest.skip("this system has no high-water mark")
+    assert 47 * MIB <= reply.facts["memory_first_call"] <= 64 * MIB
+    memory = session.measure_memory(made)
+    assert memory.facts["method"] == "high-water mark"
+    assert 15 * MIB <= memory.peak <= 32 * MIB

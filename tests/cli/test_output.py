@@ -51,3 +51,16 @@ def test_failures_are_the_first_lines_and_no_reason_is_repeated(
     assert shown.count("SIGSEGV") == shown.count("allowed") == 1
     assert "10 incorrect, 10 crashed" in "\n".join(rest).replace("\n  ", " ")
     assert max(map(len, shown.splitlines())) <= 60 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["table", "md", "jsonl"])
+def test_a_run_says_that_the_probes_of_a_wrong_case_were_not_run(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = refused(Problem(seq_q=64), "my.py:f", Status.INCORRECT, "out: wrong")
+    for name, request in (("asked", {"probe": "layouts"}), ("plain", {})):
+        run = run_directory.read(stored(tmp_path / name, wrong, request=request))
+        output.show(run, form, color="never")
+        shown = capsys.readouterr()
+        told = "probes not run: the case is wrong without them" in (shown.out if form == "table" else shown.err)
+        assert told is bool(request)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from attnbench.gate import judgement
 from attnbench.records.result import Outcome, Status, Verdict
+from attnbench.records.run_directory import Run
 from attnbench.report.formats import gate_comment
 from attnbench.report.terminal import gate_verdicts
 from tests.gate.test_verdicts import gated, lines
@@ -76,3 +78,14 @@ def test_a_comment_counts_unchanged_figures_and_their_cases() -> None:
     assert "3 cases: 3 same." in comment.replace("\\", "")
     assert f"<summary>{len(judged.verdicts)} unchanged figures of 3 cases</summary>" in comment
     assert len(re.findall(r"^\| b1 ", comment, re.MULTILINE)) == len(judged.verdicts)
+
+
+def test_the_commands_of_a_case_repeat_the_interpreter_of_its_backend() -> None:
+    run = gated(*lines(head=1.5))
+    manifest = replace(run.manifest, request={"backend_python": ["naive=/opt/python", "jax=/opt/jax"]})
+    run = Run(path=run.path, manifest=manifest, results=run.results)
+    text = list(gate_verdicts.text(run, judgement.judge(run), 80))
+    (profile,) = [line for line in text if "profile head: " in line]
+    (repeat,) = [line for line in text if "repeat: " in line]
+    assert profile.endswith("-b naive --backend-python naive=/opt/python")
+    assert "--backend-python naive=/opt/python --backend-python jax=/opt/jax" in repeat

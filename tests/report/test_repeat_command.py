@@ -94,3 +94,8 @@ def test_a_padded_batch_of_an_earlier_version_is_a_row_and_repeated_as_requests(
     (row,) = rows_of([replace(result(), case=case, case_id=case.id)])
     assert problem_of(row) == problem
     assert "--requests q70_2q12 " in repeat_command(row)
+
+
+def test_the_interpreter_of_the_backend_is_repeated() -> None:
+    (row,) = rows_of([result([1.0], backend="ort:gqa")])
+    assert repeat_command(row, "profile", ("jax=/a", "ort:*=/b")).endswith("-b ort:gqa --backend-python 'ort:*=/b'")

@@ -196,6 +196,14 @@ def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found_by_its_verificatio
     assert not driver.verify().ok
 
 
+def test_a_call_that_is_wrong_by_chance_on_stressing_inputs_is_not_blamed_on_their_values(tmp_path: Path) -> None:
+    from tests import misbehaving
+
+    misbehaving._calls = itertools.count(7)  # preparation, then peaked inputs
+    reply = Driver("wrong_in_eighth", tmp_path).verify()
+    assert reply.reason.startswith("some calls, as one on peaked inputs that is right when it is repeated: out: ")
+
+
 def test_a_case_that_was_verified_in_full_before_has_fewer_calls_after_its_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from attnbench.errors import UnknownNameError
 from attnbench.worker import probes
 from attnbench.worker.prepared_case import PreparedCase
+from attnbench.worker.probes.outcome import LASTING
 
 from .test_probes import prepared
 
@@ -212,3 +213,18 @@ def test_probes_change_no_setting_of_the_process() -> None:
     probes.run(["noise", "layouts", "values", "lengths", "state"], case)
     case.state.take_back()
     assert case.state.changes == []
+
+
+def test_an_output_that_depends_on_earlier_calls_is_told_where_a_variant_is_wrong() -> None:
+    """Stale for good after a call of another length: each later variant is wrong, and so is an ordinary call."""
+    shapes: set[Any] = set()
+
+    def stale(q: Any, k: Any, v: Any) -> Any:
+        shapes.add(q.shape)
+        return attend(q, k, v) * len(shapes)
+
+    case = prepared(stale, mask="causal")
+    found = probes.run(["lengths:1", "values:equal"], case)
+    assert [found["lengths"]["1"]["outcome"], found["values"]["equal"]["outcome"]] == ["wrong", "wrong"]
+    assert found["values"]["equal"]["reason"].endswith(LASTING)
+    assert LASTING not in figures(lambda *qkv: attend(*map(as_contiguous, qkv)), "layouts")["sliced"]["reason"]

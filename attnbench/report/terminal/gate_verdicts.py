@@ -214,9 +214,10 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
         yield from wrap(f"{row.label}@{row.device}", width, indent=2)
         if key in evidences and margin is not None:
             yield from (f"  {line}" for line in strip(evidences[key], margin, width - 2))
-        yield f"  profile head: {repeat_command(row, 'profile')}"
+        profile = repeat_command(row, "profile", run.manifest.request.get("backend_python", ()))
+        yield f"  profile head: {profile}"
         if run.manifest.gate:
-            yield from (f"  {line}" for line in _with_base(run, row.label, repeat_command(row, "profile")))
+            yield from (f"  {line}" for line in _with_base(run, row.label, profile))
 
 
 def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:

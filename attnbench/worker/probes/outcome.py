@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 REFERENCE_S = 2.0  # of a float64 reference; of longer ones a part is computed
 MAX_REASON = 200  # characters
+LASTING = "an ordinary call is wrong as well: the output depends on the calls before it"
 
 
 class Reaction(StrEnum):
@@ -82,8 +83,19 @@ def outcomes(variants: Variants, case: PreparedCase) -> Figures:
             judged = Judged(Reaction.ABSENT, str(error))
         except RefusedError as error:
             judged = Judged(Reaction.REFUSES, str(error))
+        if judged.outcome is Reaction.WRONG and not _is_right(case):
+            judged = Judged(Reaction.WRONG, f"{judged.reason}; {LASTING}")
         figures[name] = {"outcome": judged.outcome.value, "reason": judged.reason}
     return figures
+
+
+def _is_right(case: PreparedCase) -> bool:
+    """Whether an ordinary call of the case is right."""
+    case.fill(case.procedure.inputs)
+    try:
+        return judged(case, own_inputs(case), lambda: attend(case, case.qkv)).outcome is Reaction.RIGHT
+    except RefusedError:
+        return False
 
 
 def _require_core(problem: Problem) -> None:

@@ -11,11 +11,13 @@ from msgspec.structs import replace
 from attnbench.attention import dense_masks
 from attnbench.attention.problem import Problem
 from attnbench.backends import CaseRefusedError, load
+from attnbench.machine.device import process_memory
 from attnbench.records.case import Case
 from tests import oracle
 from tests.backends.traps import CROSS, DECODE, SQUARE, computed, difference, off, trap
 
 pytestmark = pytest.mark.slow
+MIB = 1024**2
 
 
 def run_node(made: Any, problem: Problem, shape: tuple[int, ...], fixed: dict[str, Any]) -> torch.Tensor:
@@ -100,3 +102,48 @@ def test_a_row_without_keys_is_not_a_number_in_mha():
 def test_mha_in_fp16_is_refused_for_its_casts():
     with pytest.raises(CaseRefusedError, match="other nodes"):
         computed("ort:mha", replace(SQUARE, dtype="fp16"), torch.float16)
+
+
+@trap("ort:attention", "its arena keeps freed memory")
+@pytest.mark.parametrize("arena", [False, True])
+def test_memory_that_the_arena_keeps_is_not_seen_in_a_later_call(monkeypatch, arena):
+    """The logits of all heads, 64 MiB, are freed after each call."""
+    import onnxruntime
+
+    problem = replace(SQUARE, seq_q=2048, seq_kv=2048, heads=4, head_dim=16, head_dim_v=16)
+    if arena:
+        plain = onnxruntime.InferenceSession
+
+        def with_arena(model, options, **more):
+            options.enable_cpu_mem_arena = True
+            return plain(model, options, **more)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", with_arena)
+        with pytest.raises(CaseRefusedError, match="does not keep its settings"):
+            computed("ort:attention", SQUARE)
+        monkeypatch.setattr("attnbench.backends.ort._read_back", lambda session: {"library_threads": torch.get_num_threads()})
+    call = load("ort:attention").prepare(Case(problem=problem, backend="ort:attention"), "cpu").call
+    inputs = oracle.drawn(problem)[0]
+    call(*inputs)
+    before = process_memory.reset()
+    call(*inputs)
+    assert before is None or (process_memory.grown(before) > 60 * MIB) is not arena
+
+
+@trap("ort:mha", "bf16 has no kernel")
+def test_bf16_has_no_kernel_in_mha():
+    import onnx
+    import onnxruntime
+
+    from attnbench.backends import ort
+
+    case = Case(problem=SQUARE, backend="ort:mha")
+    assert "bf16 unsupported (supported: fp32)" in load("ort:mha").objections(
+        replace(case, problem=replace(SQUARE, dtype="bf16")), "cpu"
+    )
+    tensors = {name: torch.zeros(1, 64, 128) for name in "qkv"}
+    model = onnx.load_from_string(ort.model_of(ort.node(case), tensors, {"out": (1, 64, 128)}))
+    for each in (*model.graph.input, *model.graph.output):
+        each.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
