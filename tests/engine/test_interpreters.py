@@ -39,7 +39,8 @@ def script(tmp_path: Path) -> Script:
 
     def make(text: str = "", name: str = "python", **answer: Any) -> str:
         path = tmp_path / name
-        path.write_text(text or f"#!/bin/sh\necho 'a line of sitecustomize'\necho '{json.dumps({**GOOD, **answer})}'\n")
+        report = json.dumps({**GOOD, **answer})
+        path.write_text(text or f"#!/bin/sh\necho 'a line of sitecustomize'\ncat <<'END'\n{report}\nEND\n")
         path.chmod(0o755)
         return str(path)
 

@@ -29,7 +29,9 @@ def test_pages_are_powers_of_two_or_none() -> None:
             UsageError, match=rf"page_size: {text[-2:].strip(',')}: must be a power of two, as 16 or 64, or 0"
         ):
             readers.page_sizes(text, "problem[0].page_size")
-    with pytest.raises(UsageError, match=r"--set page_size: 1\.5: must be a power of two, as 16 or 64, or 0 for no pages"):
+    with pytest.raises(
+        UsageError, match=r"--set page_size: 1\.5: must be a power of two, as 16 or 64, or 0 for no pages"
+    ):
         readers.page_sizes("1.5", "--set page_size")
 
 

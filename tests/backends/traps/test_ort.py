@@ -121,7 +121,9 @@ def test_memory_that_the_arena_keeps_is_not_seen_in_a_later_call(monkeypatch, ar
         monkeypatch.setattr(onnxruntime, "InferenceSession", with_arena)
         with pytest.raises(CaseRefusedError, match="does not keep its settings"):
             computed("ort:attention", SQUARE)
-        monkeypatch.setattr("attnbench.backends.ort._read_back", lambda session: {"library_threads": torch.get_num_threads()})
+        monkeypatch.setattr(
+            "attnbench.backends.ort._read_back", lambda session: {"library_threads": torch.get_num_threads()}
+        )
     call = load("ort:attention").prepare(Case(problem=problem, backend="ort:attention"), "cpu").call
     inputs = oracle.drawn(problem)[0]
     call(*inputs)
