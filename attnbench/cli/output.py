@@ -87,11 +87,15 @@ def show(
             _metrics(ceilings, rows, metrics)
     if format_ != "jsonl":
         _after(run, rows, ceilings, stream)
+    _left_out(run, unmeasured, stream)
+    _names(run, following, saved and bool(following or format_ != "jsonl"), stream)
+
+
+def _left_out(run: Run, unmeasured: int, stream: TextIO) -> None:
     if note := probe_outcomes.not_run(run.results, run.manifest.request.get("probe", "")):
         print(note, file=stream)
     if unmeasured:
         print(f"{unmeasured} of {run.manifest.planned} cases not measured", file=stream)
-    _names(run, following, saved and bool(following or format_ != "jsonl"), stream)
 
 
 def _names(run: Run, following: str, shown: bool, stream: TextIO) -> None:

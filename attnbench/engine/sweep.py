@@ -90,9 +90,7 @@ def prepare(
     suites = suites or suites_of(request)
     kinds = list(dict.fromkeys(device.kind for device in devices))
     settings = settings_of(request, suites, kinds)
-    if request.backend_python:
-        step(f"waiting for the interpreters of {interpreters.OPTION}")
-    cells, impossible = _cells(request, suites, devices, interpreted)
+    cells, impossible = _cells(request, suites, devices, interpreted, step)
     inputs.check_fits(request.inputs, [cell.problem for cell, _ in cells], "--inputs")
     settings = msgspec.structs.replace(settings, reference=_reference(request, cells, settings))
     planned = plan.make(_counted(cells, step), plan_limits(settings), impossible)
@@ -272,9 +270,11 @@ def suites_of(request: Request) -> list[Suite]:
 
 
 def _cells(
-    request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool
+    request: Request, suites: Sequence[Suite], devices: Sequence[Device], interpreted: bool, step: Callable[[str], None]
 ) -> tuple[list[tuple[Cell, list[Arm]]], list[tuple[str, str]]]:
     """Every cell of the shard with its arms, after the filters; and the impossible combinations with their reasons."""
+    if request.backend_python:
+        step(f"waiting for the interpreters of {interpreters.OPTION}")
     pythons = interpreters.checked(request.backend_python)
     only, skip = ([_filter(text) for text in texts] for texts in (request.only, request.skip))
     selected = suite.parse_shard(request.shard)

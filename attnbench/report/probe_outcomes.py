@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attnbench.records.result import Result, Status
+from attnbench.report.quantities import listed
 
 # In the order in which they are told. Only the reason of the first case is told.
 TOLD = ("wrong", "spreads", "nan", "flushes", "refuses", "copies", "takes", "right")
@@ -66,12 +67,14 @@ def _parts(cases: Sequence[Figures]) -> Iterator[str]:
         if outcome in places:
             only = "only " if outcome == "wrong" and len(places[outcome]) < len(applicable) else ""
             preposition = "" if outcome in ("takes", "copies", "refuses") else f"{only}for "
-            listed = ", ".join(_variant(name, reasons, len(cases)) for name, reasons in places[outcome].items())
-            yield f"{VERBS[outcome]} {preposition}{listed}"
+            yield f"{VERBS[outcome]} {preposition}{', '.join(_variants(places[outcome], len(cases)))}"
 
 
-def _variant(name: str, reasons: Sequence[str], cases: int) -> str:
-    told = [reasons[0]] if reasons[0] else []
-    if len(reasons) < cases:
-        told.append(f"{len(reasons)} of {cases} cases")
-    return f"{name} ({', '.join(told)})" if told else name
+def _variants(places: Mapping[str, Sequence[str]], cases: int) -> Iterator[str]:
+    """`offset`, or `sliced and columns (reason)`: variants with the same reason together."""
+    names: dict[str, list[str]] = {}
+    for variant, reasons in places.items():
+        count = f"{len(reasons)} of {cases} cases" if len(reasons) < cases else ""
+        names.setdefault(", ".join(filter(None, (reasons[0], count))), []).append(variant)
+    for told, variants in names.items():
+        yield f"{listed(variants, limit=len(variants))} ({told})" if told else ", ".join(variants)

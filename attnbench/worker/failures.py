@@ -33,6 +33,7 @@ _QUOTED_FRAME = re.compile(r'File "([^"\n]+)", line (\d+),? in (\S+)')
 # Of LLVM's and Intel's runtime, before it aborts.
 _TWO_RUNTIMES = re.compile(r"OMP: Error #15: Initializing (\S+), but found (\S+) already initialized")
 _COMPILER_ERROR = re.compile(r"\b(error|fatal)\s*:\s|undefined reference to|cannot find -l|undefined symbol")
+_LOG_PREFIX = re.compile(r"\[[A-Z]\d{4} [^\]]*\] ")  # `[F1130 08:29:33.754 cpu_attn.cpp:118] `: two errors differ by it
 
 
 def request_failed(error: BaseException, phase: str) -> RequestFailed:
@@ -42,7 +43,7 @@ def request_failed(error: BaseException, phase: str) -> RequestFailed:
     out_of_memory |= any(part in text for part in OUT_OF_MEMORY_TEXTS)
     status = Status.OOM if out_of_memory else Status.ERROR
     if isinstance(error, CaseRefusedError):
-        return RequestFailed(status=Status.UNSUPPORTED, reason=" ".join(str(error).split()))
+        return RequestFailed(status=Status.UNSUPPORTED, reason=one_line(error))
     where = "" if isinstance(error, AttnbenchError) else place(error)
     reason = f"{phase}: {one_line(error)}" + (f" ({where})" if where else "")
     return RequestFailed(status=status, reason=reason, trace=trace(error))
@@ -67,12 +68,12 @@ def of_death(number: int, printed: str, backend: str) -> str:
 def one_line(error: BaseException) -> str:
     """Type and text of an exception, or the first error of the compiler that it quotes, without line breaks.
 
-    Texts of attnbench are whole; others have at most MAX_REASON characters.
+    Texts of attnbench are whole; others have at most MAX_REASON characters, without the prefix of glog.
     """
-    if isinstance(error, AttnbenchError):
+    if isinstance(error, AttnbenchError | CaseRefusedError):
         return " ".join(str(error).split())
     name = type(error).__name__
-    text = " ".join((_compile_error(error) or text_of(error)).split())[:MAX_REASON]
+    text = _LOG_PREFIX.sub("", " ".join((_compile_error(error) or text_of(error)).split()))[:MAX_REASON]
     return f"{name}: {text}" if text else name
 
 

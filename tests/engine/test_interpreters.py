@@ -147,7 +147,9 @@ def test_what_another_interpreter_lacks_is_a_refusal_that_names_it(script: Scrip
         axes={"seq": "64", "mask": "none"}, backend="naive,ort:gqa,zentorch,jax", device="cpu:threads=1",
         backend_python=(f"ort={python}", f"zentorch={python}", f"jax={python}"),
     )  # fmt: skip
-    ready = sweep.prepare(request)
+    steps: list[str] = []
+    ready = sweep.prepare(request, step=steps.append)
+    assert steps[0] == "waiting for the interpreters of --backend-python"
     old, absent = ready.plan.refusals
     assert (old.status, absent.status) == (Status.UNAVAILABLE,) * 2
     assert old.reason == (

@@ -166,10 +166,14 @@ def sentences(*of_cases: dict[str, Any]) -> list[str]:
     ("figures", "expected"),
     [
         ({"sliced": WRONG, "offset": TAKES}, "x, layouts: wrong only for sliced (out: off); takes offset"),
-        ({"sliced": WRONG, "offset": WRONG}, "x, layouts: wrong for sliced (out: off), offset (out: off)"),
+        ({"sliced": WRONG, "offset": WRONG}, "x, layouts: wrong for sliced and offset (out: off)"),
         ({"sliced": WRONG, "offset": ABSENT}, "x, layouts: wrong for sliced (out: off)"),
         ({"sliced": ABSENT}, "x, layouts: does not apply: no streams"),
         ({"sliced": {"outcome": "refuses", "reason": "E"}}, "x, layouts: refuses sliced (E)"),
+        (
+            dict.fromkeys("abcd", WRONG) | {"e": RIGHT},
+            "x, layouts: wrong only for a, b, c and d (out: off); right for e",
+        ),
     ],
 )
 def test_outcomes_of_unusual_inputs_are_a_sentence(figures: dict[str, Any], expected: str) -> None:

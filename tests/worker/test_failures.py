@@ -115,6 +115,11 @@ def test_an_exception_of_a_library_leads_to_the_exception_of_the_users_code() ->
     )
 
 
+def test_the_time_that_glog_writes_before_an_error_is_no_part_of_the_reason() -> None:
+    errors = [RuntimeError(f"[F1130 08:29:33.{n} cpu_attn.cpp:118] Check failed: a == 1") for n in (7540, 7929)]
+    assert [failures.one_line(error) for error in errors] == ["RuntimeError: Check failed: a == 1"] * 2
+
+
 def test_frames_of_python_and_of_packages_are_not_the_users() -> None:
     code = compile("import json\njson.loads('{')", "/usr/lib/python3/dist-packages/library.py", "exec")
     with pytest.raises(ValueError, match="property name") as raised:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attnbench.backends import CaseRefusedError
 from attnbench.errors import UnknownNameError
 from attnbench.worker import probes
 from attnbench.worker.prepared_case import PreparedCase
@@ -114,6 +115,8 @@ def test_nan_spreads_unless_hidden_keys_are_left_out() -> None:
 
     assert outcomes(attend, "values")["nan_hidden"] == "spreads"
     assert outcomes(careful, "values")["nan_hidden"] == "right"
+    reason = figures(attend, "values")["nan_hidden"]["reason"]
+    assert reason == "key 23 is NaN, and 23 rows do not see it: 23 rows became NaN"  # of 2 heads
     assert outcomes(lambda q, k, v: attend(q, k, v, False), "values", mask="none")["nan_hidden"] == "absent"
 
 
@@ -228,3 +231,11 @@ def test_an_output_that_depends_on_earlier_calls_is_told_where_a_variant_is_wron
     assert [found["lengths"]["1"]["outcome"], found["values"]["equal"]["outcome"]] == ["wrong", "wrong"]
     assert found["values"]["equal"]["reason"].endswith(LASTING)
     assert LASTING not in figures(lambda *qkv: attend(*map(as_contiguous, qkv)), "layouts")["sliced"]["reason"]
+
+
+def test_a_refusal_of_a_library_has_no_type_of_an_exception() -> None:
+    def refusing(q: Any, k: Any, v: Any) -> Any:
+        raise CaseRefusedError("copies q: its memory is not aligned")
+
+    found = figures(refusing, "layouts")["offset"]
+    assert found == {"outcome": "refuses", "reason": "copies q: its memory is not aligned"}

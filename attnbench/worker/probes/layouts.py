@@ -81,7 +81,8 @@ def _compare(case: PreparedCase, tensors: Inputs, contiguous: list[Tensor], view
 
 def _tensors(case: PreparedCase) -> tuple[Tensor, ...]:
     if case.prepared.stored:
-        raise NotApplicableError("keys are in pages")
+        where = "a cache in the form of the library" if case.prepared.library_cache else "pages"
+        raise NotApplicableError(f"keys are in {where}")
     return case.qkv
 
 

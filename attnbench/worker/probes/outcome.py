@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.backends import scope
-from attnbench.worker import expected_values
+from attnbench.worker import expected_values, failures
 from attnbench.worker.correctness import judge
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from attnbench.worker.prepared_case import PreparedCase
 
 REFERENCE_S = 2.0  # of a float64 reference; of longer ones a part is computed
-MAX_REASON = 200  # characters
 LASTING = "an ordinary call is wrong as well: the output depends on the calls before it"
 
 
@@ -113,8 +112,7 @@ def guarded(call: Callable[[], Output]) -> Output:
     try:
         return call()
     except Exception as error:
-        text = " ".join(str(error).split())[:MAX_REASON]
-        raise RefusedError(f"{type(error).__name__}: {text}") from error
+        raise RefusedError(failures.one_line(error)) from error
 
 
 def judge_output(case: PreparedCase, returned: Output, tensors: Inputs, problem: Problem) -> Judged:

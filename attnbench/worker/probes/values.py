@@ -115,7 +115,7 @@ def _unchanged(clean: Tensor, spoilt: Tensor, what: str) -> Judged:
         raise NotApplicableError("the output is not finite without NaN either")
     if torch.allclose(spoilt, clean, rtol=1e-2, atol=1e-2):
         return Judged(Reaction.RIGHT)
-    bad = int((~spoilt.isfinite()).any(-1).sum())
+    bad = int((~spoilt.isfinite()).any(-1).flatten(0, 1).any(0).sum())  # in any head
     return Judged(Reaction.SPREADS if bad else Reaction.WRONG, f"{what}: {bad} rows became NaN" if bad else what)
 
 
