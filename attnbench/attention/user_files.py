@@ -35,7 +35,7 @@ def module_file(name: str) -> Path | None:
 def check_defines(path: Path, name: str, place: str) -> None:
     """Raise UsageError unless the file parses and defines the name. Nothing of it runs; `place` begins the message."""
     try:
-        defined = _defined(ast.parse(path.read_bytes()))
+        defined = bound_names(ast.parse(path.read_bytes()))
     except (SyntaxError, ValueError) as error:  # ValueError: a null byte
         raise UsageError(f"{place}: {path.name} cannot be parsed: {error}") from error
     if name not in defined and not defined.keys() & {"*", "__getattr__"}:
@@ -58,13 +58,13 @@ def undefined(name: str, functions: Sequence[str], place: str) -> UsageError:
 def example(path: Path) -> str:
     """The first callable of a file that may take q, k and v, else `attend`."""
     try:
-        defined = _defined(ast.parse(path.read_bytes()))
+        defined = bound_names(ast.parse(path.read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return "attend"
     return next(iter(_public([word for word, count in defined.items() if count and count >= len("qkv")])), "attend")
 
 
-def _defined(tree: ast.Module) -> dict[str, int | None]:
+def bound_names(tree: ast.Module) -> dict[str, int | None]:
     """Names that the top level of a module binds, those inside `if` and `try` too: how many arguments a function takes.
 
     None for what is no function of the module; `*` stands for a star import.

@@ -56,6 +56,8 @@ _NAMES = {
     "compile": "compile compile:formula",
 }
 BUILTIN = {name: module for module, names in _NAMES.items() for name in names.split()}
+# Computed by torch alone, without a setting that outlives a case: one process may measure them in turn.
+ONE_PROCESS = frozenset(name for name, module in BUILTIN.items() if module in ("naive", "sdpa"))
 HALVES = frozenset({Dtype.FP16, Dtype.BF16})
 FLOATS = HALVES | {Dtype.FP32}
 

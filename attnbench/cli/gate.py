@@ -27,6 +27,9 @@ class Base(OptionGroup, frozen=True, kw_only=True):
     """What head is compared with."""
 
     base_ref: Annotated[str, option("--base-ref", help="Base: a commit, branch or tag.", metavar="REF")] = ""
+    against: Annotated[
+        int | None, option("--against", help="Base: the commit so many before HEAD.", metavar="N")
+    ] = None
     base_path: Annotated[
         Path | None, option("--base-path", help="Base: another checkout of the project.", metavar="DIR")
     ] = None
@@ -40,12 +43,16 @@ class Base(OptionGroup, frozen=True, kw_only=True):
         False
     )
 
+    changed: Annotated[
+        bool, option("--changed", help="Measure only cases whose code differs between base and head.")
+    ] = False
+
     @property
     def flags(self) -> list[str]:
         """The options that name a base to measure."""
         values = {
-            "--base-ref": self.base_ref, "--base-path": self.base_path, "--base-python": self.base_python,
-            "--noop": self.noop,
+            "--base-ref": self.base_ref, "--against": self.against is not None, "--base-path": self.base_path,
+            "--base-python": self.base_python, "--noop": self.noop,
         }  # fmt: skip
         return [name for name, value in values.items() if value]
 
@@ -152,8 +159,8 @@ def _judged_again(name: str, base: Base) -> tuple[Run, GateVerdicts]:
     from attnbench.gate import judgement
     from attnbench.gate import stored as rule
 
-    if base.flags:
-        raise UsageError(f"{base.flags[0]}: {name} is a stored run; a base is only for suites that are to be measured")
+    if flags := [*base.flags, *(["--changed"] if base.changed else [])]:
+        raise UsageError(f"{flags[0]}: {name} is a stored run; a base is only for suites that are to be measured")
     run = output.load(name)
     if base.baseline:
         return run, rule.against(run, rule.base_of(base.baseline, run.manifest.fingerprint))
@@ -166,7 +173,12 @@ def _side(base: Base) -> AbstractContextManager[Revision]:
 
     if len(base.flags) != 1:
         problem = f"{' and '.join(base.flags)} name the base twice" if base.flags else "no base"
-        raise UsageError(f"{problem}: give one of --base-ref REF, --base-path DIR, --base-python PYTHON, --noop")
+        options = "--base-ref REF, --against N, --base-path DIR, --base-python PYTHON, --noop"
+        raise UsageError(f"{problem}: give one of {options}")
+    if base.changed and (base.base_python or base.noop):
+        raise UsageError(f"--changed: {base.flags[0]} compares no files; give --base-ref, --against or --base-path")
+    if base.against is not None:
+        return trees.of_back(base.against)
     if base.base_ref:
         return trees.of_ref(base.base_ref)
     if base.base_path:
@@ -186,19 +198,24 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
 
     from attnbench.cli import running
     from attnbench.gate import paired, trees
+    from attnbench.gate.record import ChangedCases
     from attnbench.records import run_directory
 
     ready, budget_s = running.prepare_gate(request, case)
     where = out or run_directory.new_directory(
         run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
     )
-    total = paired.results_expected(ready) * ready.settings.restarts
     judged_later = running.named_at_once(where, f"attnbench gate {where}")
-    with _side(base) as side, judged_later, running.watched(style, total, _side_of) as (watcher, watch):
-        return paired.measure(
-            ready, side, trees.head(), directory=where, observer=watcher, budget_s=budget_s, watch=watch,
-            command=running.command(),
-        )  # fmt: skip
+    with _side(base) as side, judged_later:
+        head, cases = trees.head(), ChangedCases()
+        if base.changed:
+            ready, cases = paired.touched(ready, side, head)
+        total = paired.results_expected(ready) * ready.settings.restarts
+        with running.watched(style, total, _side_of) as (watcher, watch):
+            return paired.measure(
+                ready, side, head, directory=where, observer=watcher, budget_s=budget_s, watch=watch,
+                command=running.command(), chosen_cases=cases,
+            )  # fmt: skip
 
 
 def _print(run: Run, judged: GateVerdicts, code: int, *, as_json: bool, everything: bool) -> None:

@@ -90,9 +90,9 @@ class ArmSession:
             for name, values in answer.items():
                 figures.setdefault(name, {}).update(values)
 
-    def settle(self) -> float:
-        """Warm up; return the seconds of a call."""
-        reply = self._ask(protocol.SettleCase())
+    def settle(self, call_s: float = 0.0) -> float:
+        """Warm up; return the seconds of a call. `call_s`: in an earlier restart, 0 if there was none."""
+        reply = self._ask(protocol.SettleCase(call_s=call_s))
         self.facts |= {"settled": reply.settled, "settle_s": reply.seconds}
         self.call_s, self.settle_s = reply.call_s, reply.seconds
         return reply.call_s

@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -49,7 +49,10 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     reference: str = ""
     ceilings: dict[str, Ceilings] = {}  # by device: a rate above one is checked on new inputs
     speeds: Speeds = Speeds()  # what this machine measured before
-    whole_restarts: bool = False  # after the first, no restart begins when the budget is spent
+    # As a gate measures: all workers start before anything is timed, groups of several backends share them, and after
+    # the first restart none begins when the budget is spent.
+    whole_restarts: bool = False
+    call_s: Mapping[str, float] = {}  # of earlier restarts, by case@arm: shortens settling
     fail_fast: bool = False
     verify_only: bool = False  # nothing is timed
     probes: tuple[str, ...] = ()  # run for every case that is right
@@ -104,6 +107,7 @@ class GroupRunner:
         self.forecast = Forecast(settings.speeds)
         self.spent: dict[str, float] = defaultdict(float)  # seconds by phase
         self.environments: dict[str, Environment] = {}  # by arm id
+        self.call_s = dict(settings.call_s)
         self._failed_sizes = FailedSizes()
         self._verified = VerifiedCases()
         self._random = random.Random(settings.seed)
@@ -116,7 +120,7 @@ class GroupRunner:
         self._oracle = Oracle(Path(folder), settings.timeout_s, self.spent)
         self._opened.callback(self._oracle.terminate)
         self._workers = Workers(
-            settings.memory_bytes, settings.timeout_s, self._logs, self.spent, self._oracle.start, self._phase
+            settings.memory_bytes, settings.timeout_s, self._logs, self.spent, self._phase, settings.whole_restarts
         )
         self.environments = self._workers.environments
         self._opened.callback(self._workers.terminate_all)
@@ -124,6 +128,11 @@ class GroupRunner:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+
+    def start(self, groups: Sequence[Group]) -> None:
+        """Start the workers of all these groups while nothing is timed."""
+        arms = {arm.id: arm for group in groups for arm in group.arms if arm.id not in self._workers.failures}
+        self._workers.open(list(arms.values()), self.end)
 
     def end_restart(self) -> None:
         """Terminate all workers: those of the next restart start anew."""
@@ -177,7 +186,8 @@ class GroupRunner:
                 sessions.refuse(arm, refusal)
             else:
                 arms.append(arm)
-        self._workers.open(arms, self.end)
+        procedure = self.settings.procedures[group.arms[0].parsed_device.kind]
+        self._workers.open(arms, self.end, lambda: self._oracle.start_for(group.problem, group.mode, procedure))
         for arm in arms:
             if failure := failures.get(arm.id):
                 sessions.refuse(arm, Refusal(failure.status, failure.reason, failure.cause, failure.facts))
@@ -220,7 +230,9 @@ class GroupRunner:
         if self.settings.verify_only:
             session.probe(self.settings.probes)
             return
-        self.forecast.learn(session.arm, session.case, session.settle())
+        place = f"{session.case.id}@{session.arm.id}"
+        self.call_s[place] = session.settle(self.call_s.get(place, 0.0))
+        self.forecast.learn(session.arm, session.case, self.call_s[place])
         if session.group.late and (first := session.samples["first_call"].values[0]) is not None:
             self.forecast.learn_compile(session.arm, first)
 

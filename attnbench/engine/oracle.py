@@ -41,6 +41,14 @@ class Oracle:
             self._worker = Worker(None, resources.available_cores(), 0, spent=self._spent)
         return self._worker
 
+    def start_for(self, problem: Problem, mode: Mode, procedure: Procedure) -> None:
+        """Start the process if the expected values of this problem are not stored yet."""
+        cached = mode if mode is Mode.FWD else Mode.FWD_BWD
+        entry = expected_cache.entry(problem, cached, procedure.seed, procedure.inputs, BUDGET_S)
+        known = (problem, cached, procedure.inputs) in self._files
+        if not known and not (entry and expected_cache.stored(entry) is not None):
+            self.start()
+
     def expect(
         self, problem: Problem, mode: Mode, procedure: Procedure, deadline: float = math.inf
     ) -> tuple[ExpectedFiles, dict[str, ExpectedFiles]]:

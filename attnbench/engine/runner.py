@@ -100,7 +100,7 @@ class Runner(PlanRunner):
         self._end = math.inf if settings.budget_s is None else self._started + settings.budget_s
         of_group = msgspec.structs.replace(settings, profile_apart=plan.cases > 1)
         self._groups = GroupRunner(of_group, observer.phase, lambda: self.stop_requested, logs, self._end)
-        self.forecast, self.spent = self._groups.forecast, self._groups.spent
+        self.forecast, self.spent, self.call_s = self._groups.forecast, self._groups.spent, self._groups.call_s
         self._first_ratio = self.forecast.ratio
 
     def run(self) -> Ending:
@@ -122,6 +122,8 @@ class Runner(PlanRunner):
     def _restart(self, restart: int) -> bool:
         """Measure all groups once; False if the run ends here."""
         groups = list(missing_arms(self._order(restart), restart, self._done, self.settings.reference))
+        if self.settings.whole_restarts:
+            self._groups.start([group for group in groups if not group.late])
         later = range(restart + 1, self.settings.first_restart + self.settings.restarts)
         later_s = self.plan.rest(self._done, later, self.settings.speeds).seconds
         rest_s = 0.0

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
@@ -221,9 +221,10 @@ class Worker:
 
 
 class Workers:
-    """The running workers of a run by arm, each started when its first group begins.
+    """The running workers of a run by arm. `phase` is called with each step.
 
-    `on_free_core` is called while workers start on fewer than all cores, `phase` with each step.
+    `shared`: arms that differ only in a backend of `backends.ONE_PROCESS` have one worker. They must not be measured in
+    one group.
     """
 
     def __init__(
@@ -232,44 +233,76 @@ class Workers:
         timeout_s: float,
         logs: Path | None,
         spent: dict[str, float],
-        on_free_core: Callable[[], object],
         phase: Callable[[str], None],
+        shared: bool = False,
     ) -> None:
         self._memory_bytes, self._timeout_s, self._logs, self._spent = memory_bytes, timeout_s, logs, spent
-        self._on_free_core, self._phase = on_free_core, phase
+        self._phase, self._shared = phase, shared
+        self._apart: set[str] = set()  # names of workers whose attnbench cannot change its backend
         self._workers: dict[str, Worker] = {}
         self.environments: dict[str, Environment] = {}  # by arm id
         self.failures: dict[str, WorkerFailedError] = {}  # of workers that could not start, by arm id
 
     def __getitem__(self, arm: Arm) -> Worker:
-        return self._workers[arm.id]
+        return self._workers[self._name(arm)]
 
-    def open(self, arms: Sequence[Arm], deadline: float = math.inf) -> None:
-        """Start the workers that do not run, at most one for each core at a time; none after the deadline."""
+    def _name(self, arm: Arm) -> str:
+        """The worker of the arm."""
+        if self._shared and arm.backend in backends.ONE_PROCESS and arm.parsed_device.kind == "cpu":
+            common = replace(arm, backend="torch").id
+            return arm.id if common in self._apart else common
+        return arm.id
+
+    def open(
+        self, arms: Sequence[Arm], deadline: float = math.inf, on_free_core: Callable[[], object] = lambda: None
+    ) -> None:
+        """Start the workers that do not run, at most one for each core at a time; none after the deadline.
+
+        `on_free_core` is called once if the last ones start on fewer than all cores.
+        """
         cores = len(resources.available_cores())
-        for first in range(0, len(arms), cores):
-            batch = arms[first : first + cores]
-            if len(batch) < cores:
-                self._on_free_core()
-            for arm in batch:
-                if arm.id not in self._workers:
-                    self._phase(f"starting {arm.name}")
-                    log = self._logs / f"{arm.id.replace('/', '_')}.log" if self._logs else None
-                    cpus = resources.cores_for(arm.parsed_device)
-                    self._workers[arm.id] = Worker(arm, cpus, self._memory_bytes, log, self._spent)
-            for arm in batch:
-                worker = self._workers[arm.id]
-                try:
-                    worker.open(self._timeout_s, deadline)
-                except WorkerFailedError as failure:
-                    del self._workers[arm.id]
-                    self.failures[arm.id] = failure
-                if worker.opened:
-                    self.environments[arm.id] = worker.opened.environment
+        starting, running, started = deque[Arm](), list[Arm](), 0
+        for arm in arms:
+            if self._name(arm) in self._workers:
+                running.append(arm)
+                continue
+            if len(starting) == cores:
+                self._opened(starting.popleft(), deadline)
+            self._start(arm)
+            starting.append(arm)
+            started += 1
+        if started % cores:
+            on_free_core()
+        for arm in (*starting, *running):
+            self._opened(arm, deadline)
+
+    def _start(self, arm: Arm) -> None:
+        """Start the worker of the arm, if it does not run."""
+        if (name := self._name(arm)) not in self._workers:
+            self._phase(f"starting {arm.name}")
+            log = self._logs / f"{name.replace('/', '_')}.log" if self._logs else None
+            cpus = resources.cores_for(arm.parsed_device)
+            self._workers[name] = Worker(arm, cpus, self._memory_bytes, log, self._spent)
+
+    def _opened(self, arm: Arm, deadline: float) -> None:
+        """Wait until the worker has started, or note why it did not."""
+        self._start(arm)  # another arm may have found that it needs a worker of its own, or that the common one fails
+        worker = self._workers[name := self._name(arm)]
+        try:
+            opened = worker.open(self._timeout_s, deadline)
+        except WorkerFailedError as failure:
+            del self._workers[name]
+            self.failures[arm.id] = failure
+        else:
+            if name != arm.id and not opened.changes_backend:
+                self._apart.add(name)
+                self._workers[arm.id] = self._workers.pop(name)
+        if worker.opened:
+            self.environments[arm.id] = worker.opened.environment
 
     def terminate(self, arm: Arm) -> None:
         """End the worker of this arm; its next group gets a new one."""
-        if worker := self._workers.pop(arm.id, None):
+        if worker := self._workers.pop(self._name(arm), None):
             worker.terminate()
 
     def terminate_all(self) -> None:

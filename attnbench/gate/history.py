@@ -1,4 +1,4 @@
-"""The trend of a project: one appended line per commit, and where the level of a case changed."""
+"""The trend of a project: one appended line per commit, and where the level of a case changed, at once or slowly."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from attnbench.analysis.indexed_runs import FETCHED, IndexedRuns
 from attnbench.analysis.rows import rows_of
@@ -16,6 +17,8 @@ from attnbench.records.run_directory import Run
 
 FILE = "history.jsonl"
 MIN_POINTS = 3  # points of a stretch between two changes
+MIN_CREEP = 5  # commits of a slow change
+MAX_STARTS = 200  # commits at which a slow change may begin, spread evenly over a long history
 PENALTY = 3.0  # of a change, in units of variance times log n; the Bayesian information criterion needs a little over 2
 
 
@@ -37,17 +40,23 @@ class HistoryPoint(Record, frozen=True, kw_only=True):
 
 
 class LevelChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the level of a case changed."""
+    """Where the level of a case changed: at one commit, or a little at each of several."""
 
     case: str
-    at: HistoryPoint  # the first of the new level
+    at: HistoryPoint  # the first that differs from the level before
     before_s: float
     after_s: float
+    commits: int = 1  # over which it changed
 
     @property
     def ratio(self) -> float:
         """After over before: above 1 is slower."""
         return self.after_s / self.before_s
+
+    @property
+    def ratio_each(self) -> float:
+        """The ratio of one commit to the one before it."""
+        return float(self.ratio ** (1 / self.commits))
 
 
 def point(run: Run) -> HistoryPoint:
@@ -126,7 +135,8 @@ def series(points: Iterable[HistoryPoint], fingerprint: str) -> dict[str, list[t
 def changes(case: str, values: Sequence[tuple[HistoryPoint, float]]) -> list[LevelChange]:
     """Changes of level of the logarithms by PELT (Killick, Fearnhead and Eckley, https://arxiv.org/abs/1101.1438).
 
-    The variance is estimated from differences of neighbours, which a change of level hardly affects.
+    The variance is estimated from differences of neighbours, which a change of level hardly affects. Where a level
+    that changes a little at each commit fits better than steps, at the same penalty, it is the only change.
     """
     if len(values) < 2 * MIN_POINTS:
         return []
@@ -135,12 +145,41 @@ def changes(case: str, values: Sequence[tuple[HistoryPoint, float]]) -> list[Lev
     logs = np.log([seconds for _, seconds in values])
     steps = np.abs(np.diff(logs))
     sd = max(float(np.median(steps)) / 0.6745 / math.sqrt(2), 1e-4)
+    penalty = PENALTY * sd * sd * math.log(len(logs))
     # The linear kernel is the squared error, and is compiled: `Pelt` takes seconds for a thousand points.
     search = KernelCPD(kernel="linear", min_size=MIN_POINTS).fit(logs.reshape(-1, 1))
-    ends = [int(end) for end in search.predict(pen=PENALTY * sd * sd * math.log(len(logs)))]
+    ends = [int(end) for end in search.predict(pen=penalty)]
     edges = [0, *ends]
-    levels = [float(np.median(logs[low:high])) for low, high in zip(edges, ends, strict=False)]
+    stretches = [logs[low:high] for low, high in zip(edges, ends, strict=False)]
+    cost = sum(len(stretch) * float(np.var(stretch)) for stretch in stretches) + penalty * (len(stretches) - 1)
+    start, slope, level, error = _creep(logs)
+    if error + penalty < cost:
+        count = len(logs) - 1 - start
+        return [
+            LevelChange(
+                case=case, at=values[start + 1][0], before_s=math.exp(level), after_s=math.exp(level + slope * count),
+                commits=count,
+            )
+        ]  # fmt: skip
+    levels = [float(np.median(stretch)) for stretch in stretches]
     return [
         LevelChange(case=case, at=values[edge][0], before_s=math.exp(before), after_s=math.exp(after))
         for edge, before, after in zip(ends, levels, levels[1:], strict=False)
     ]
+
+
+def _creep(logs: npt.NDArray[np.float64]) -> tuple[int, float, float, float]:
+    """The best fit of a level that changes evenly from some commit to the last one, by least squares.
+
+    The last place before the change, the change at each commit, the level before, and the sum of squared errors.
+    """
+    places = np.arange(len(logs))
+    starts = np.unique(np.linspace(0, len(logs) - 1 - MIN_CREEP, MAX_STARTS).astype(int))
+    fits = []
+    for start in starts:
+        since = np.maximum(places - start, 0)
+        slope = float(np.cov(since, logs, bias=True)[0, 1] / np.var(since))
+        level = float(logs.mean() - slope * since.mean())
+        fits.append((float(np.sum((logs - level - slope * since) ** 2)), int(start), slope, level))
+    error, start, slope, level = min(fits)
+    return start, slope, level, error

@@ -25,6 +25,7 @@ class GateVerdicts(msgspec.Struct, frozen=True, kw_only=True):
     doubt: str = ""  # why no case of the run can be judged
     notes: tuple[str, ...] = ()
     refused: int = 0  # cases that neither base nor head can run
+    unchanged: int = 0  # cases that the change cannot touch, which were not measured
 
 
 def judge(run: Run) -> GateVerdicts:
@@ -49,8 +50,9 @@ def judge(run: Run) -> GateVerdicts:
         geomeans=geomeans((case.backend, significance.interval(case.effects).value) for case in cases),
         margin_source=_margin_source(gate),
         doubt=doubt,
-        notes=(*gate.settings.expired(gate.today), *_user_noise(cases, gate)),
+        notes=(*gate.settings.expired(gate.today), *_user_noise(cases, gate), *filter(None, [gate.changed.measured])),
         refused=sum(not evidence.support(pair) and not pair.timed for pair in pairs),
+        unchanged=len(gate.changed.unchanged),
     )
 
 

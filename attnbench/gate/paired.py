@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -12,16 +12,17 @@ import msgspec
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
 from attnbench.analysis.roofline import CeilingsByDevice
+from attnbench.attention import inputs
 from attnbench.engine import plan, sweep
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Observer, Runner
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import StoreError, UsageError
-from attnbench.gate import evidence, judgement, record, rule
+from attnbench.gate import changed, evidence, judgement, record, rule
 from attnbench.gate.evidence import BASE, CONTROL, HEAD
 from attnbench.gate.judgement import GateVerdicts
-from attnbench.gate.record import GateRecord, MachineNoise, Settings
+from attnbench.gate.record import ChangedCases, GateRecord, MachineNoise, Settings
 from attnbench.gate.trees import Revision
 from attnbench.machine import hardware, identity
 from attnbench.records import run_directory, run_writer
@@ -80,6 +81,23 @@ def chosen(ready: Sweep, keep: Callable[[Case, Arm], bool]) -> Sweep:
     return sweep.replan(ready, [(cell, arms) for cell, arms in cells if arms])
 
 
+def touched(ready: Sweep, base: Revision, head: Revision) -> tuple[Sweep, ChangedCases]:
+    """The sweep with the cases that a change from base to head can touch, and what was left out."""
+    files = changed.Comparison(base, head)
+    unfollowed = ready.request.inputs if ready.request.inputs.startswith(inputs.FILE) else ""
+    reasons: dict[tuple[str, str], str] = {}
+    unchanged: list[str] = []
+    for cell, arms in ready.cells:
+        for arm in arms:
+            case = _case(cell, arm)
+            reason = f"not followed: --inputs {unfollowed}" if unfollowed else files.reason(case, arm)
+            reasons[case.id, arm.id] = reason
+            unchanged += [] if reason else [f"{case.label}@{arm.device}"]
+    left = chosen(ready, lambda case, arm: bool(reasons[case.id, arm.id]))
+    measured = changed.described(reason for reason in reasons.values() if reason)
+    return left, ChangedCases(unchanged=tuple(unchanged), measured=measured)
+
+
 def _case(cell: Cell, arm: Arm) -> Case:
     return Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
 
@@ -92,6 +110,7 @@ def results_expected(ready: Sweep) -> int:
 def measure(
     ready: Sweep, base: Revision, head: Revision, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
     watch: Watch = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
+    chosen_cases: ChangedCases = ChangedCases(),
 ) -> GateRun:  # fmt: skip
     """Screen, confirm, and judge; every result is stored as soon as it is there.
 
@@ -103,7 +122,7 @@ def measure(
     gate = GateRecord(
         base=_anonymous(base), head=_anonymous(head), screen_restarts=ready.settings.restarts,
         settings=_settings(ready), today=today or datetime.now(UTC).date(),
-        noise=machine_noise(manifest.fingerprint, whole.arms), seeds={},
+        noise=machine_noise(manifest.fingerprint, whole.arms), seeds={}, changed=chosen_cases,
     )  # fmt: skip
     arms = tuple(map(_symbolic, whole.arms))
     manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
@@ -136,6 +155,7 @@ class _Stages:
         self._observer, self._logs, self._watch = observer, logs, watch
         self._runners: list[Runner] = []
         self._speeds, self._ceilings = ready.settings.speeds, dict(writer.manifest.ceilings)
+        self._call_s: Mapping[str, float] = {}
         self._results: list[Result] = []
         self._environments: dict[str, Environment] = {}
         self.seconds: Counter[str] = Counter()
@@ -162,8 +182,10 @@ class _Stages:
         """(base, head) errors on further seeds, for the cases whose error grew on the first."""
         suspects = {pair.key for pair in evidence.pairings(self._results) if evidence.error_grew(pair)}
         errors: dict[str, list[tuple[float, float]]] = {}
+        part = _part(self._whole, suspects)
         for seed in range(1, SEEDS) if suspects else ():
-            for pair in evidence.pairings(self._verify(_part(self._whole, suspects), seed)):
+            self._observer.more(part.cases)
+            for pair in evidence.pairings(self._verify(part, seed)):
                 base, head = evidence.rms_error(pair.base), evidence.rms_error(pair.head)
                 if base is not None and head is not None:
                     errors.setdefault("@".join(pair.key), []).append((base, head))
@@ -196,6 +218,7 @@ class _Stages:
             self._ready.settings,
             budget_s=None if math.isinf(left_s) else left_s,
             speeds=self._speeds,
+            call_s=self._call_s,
             ceilings=self._ceilings,
             whole_restarts=True,
             **changes,
@@ -205,7 +228,7 @@ class _Stages:
         self._runners.append(runner)
         self._watch(runner)
         runner.run()
-        self._speeds = runner.forecast.speeds
+        self._speeds, self._call_s = runner.forecast.speeds, runner.call_s
         return runner
 
     def _keep(self, results: Sequence[Result]) -> None:

@@ -73,6 +73,13 @@ class MachineNoise(msgspec.Struct, frozen=True, kw_only=True):
     user: tuple[DurationNoise, ...] = ()  # noise of users' kernels
 
 
+class ChangedCases(msgspec.Struct, frozen=True, kw_only=True):
+    """The choice of a gate with `--changed`; without it, every case is measured."""
+
+    unchanged: tuple[str, ...] = ()  # label@device of the cases that were not measured
+    measured: str = ""  # why the others were, for people
+
+
 class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Base and head, and all that the verdicts depend on besides the results."""
 
@@ -83,6 +90,7 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
     today: date  # on which tolerances expire
     noise: MachineNoise = msgspec.field(name="floor")  # stored under its first name
     seeds: dict[str, list[tuple[float, float]]]  # rms errors of (base, head) on further seeds, by case and device
+    changed: ChangedCases = ChangedCases()
 
     @property
     def margins(self) -> Margins:

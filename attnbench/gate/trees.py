@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
+from attnbench import units
 from attnbench.errors import UsageError
 
 PREFIX = "attnbench-base-"
@@ -64,6 +65,34 @@ def of_ref(ref: str, where: str = "--base-ref") -> Iterator[Revision]:
             yield Revision(name=f"{ref} ({commit[:12]})", path=_import_path(tree, prefix), commit=commit)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def of_back(commits: int) -> Iterator[Revision]:
+    """The commit so many before HEAD along first parents, unpacked; its name says which it is.
+
+    Raises UsageError where there are not as many commits, and outside a git repository.
+    """
+    where = f"--against {commits}"
+    if not _repository()[0]:
+        raise UsageError(f"{where}: {_objection()}; or give --base-path DIR, which needs no git")
+    earlier = int(_git("rev-list", "--count", "--first-parent", "HEAD")) - 1
+    if not 1 <= commits <= earlier:
+        most = f"give 1 to {earlier}" if earlier else "give another base"
+        raise UsageError(f"{where}: HEAD has {units.counted(earlier, 'earlier commit')}; {most}{deepening()}")
+    with of_ref(f"HEAD~{commits}", where) as side:
+        before = f"{units.counted(commits, 'commit')} before HEAD"
+        yield msgspec.structs.replace(side, name=f"{subject(side.commit)} ({before})")
+
+
+def files(folder: Path) -> set[str]:
+    """The names of the files of a tree: in a repository those that git does not ignore, else all but hidden ones."""
+    if shutil.which("git"):
+        listed = _run_git("-C", str(folder), "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+        if listed.returncode == 0:
+            return {name for name in listed.stdout.split("\0") if name}
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {name.as_posix() for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)}
 
 
 def _unpack(root: Path, commit: str, tree: Path, where: str) -> None:

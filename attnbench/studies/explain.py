@@ -46,7 +46,7 @@ def of_request(request: Request) -> Iterator[str]:
         groups[group.problem, group.mode].append(group)
     for refusal in ready.plan.refusals:
         refusals[refusal.case.problem, refusal.case.mode].append(refusal)
-    workers = Workers(0, ready.settings.timeout_s, None, defaultdict(float), lambda: None, lambda _: None)
+    workers = Workers(0, ready.settings.timeout_s, None, defaultdict(float), lambda _: None)
     try:
         for problem, mode in dict.fromkeys((cell.problem, cell.mode) for cell, _ in ready.cells):
             yield problem_label(problem, mode)

@@ -6,6 +6,7 @@ sees crashes and hangs from outside.
 
 import sys
 
+from attnbench.machine.device.instrument import collector_off
 from attnbench.worker import process, protocol
 from attnbench.worker.failures import request_failed
 from attnbench.worker.protocol import AnyReply, AnyRequest, Channel
@@ -22,7 +23,8 @@ def serve(channel: Channel[AnyRequest]) -> None:
             return
         try:
             if isinstance(request, protocol.OpenWorker) and request.report_start:
-                import torch  # noqa: F401  # what follows is the code of a device and of a backend
+                with collector_off():  # an import makes no garbage that is worth a search
+                    import torch  # noqa: F401  # what follows is the code of a device and of a backend
 
                 channel.send(protocol.WorkerStarted())
             reply: AnyReply = session.answer(request)

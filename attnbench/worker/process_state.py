@@ -26,6 +26,10 @@ class ProcessState:
         """What code of the backend has changed: `default dtype: float32 -> bfloat16`."""
         return [f"{name}: {text}" for name, text in self._changes.items()]
 
+    def change_owner(self, intended: frozenset[str]) -> None:
+        """Another backend follows, which changes these settings on purpose: nothing that was set before holds."""
+        self.intended, self._theirs = intended, {}
+
     def imported(self) -> None:
         """The backend is imported and the worker set up: take attnbench's settings as they are now."""
         self._ours = {setting.name: setting.read() for setting in self._settings}

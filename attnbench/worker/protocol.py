@@ -53,6 +53,7 @@ class WorkerOpened(Message, frozen=True, kw_only=True, tag="Opened"):
     capability: tuple[int, int] = (0, 0)
     unavailable: str = ""  # why the backend cannot run on this device
     checks_new_inputs: bool = False  # whether it answers `CheckNewInputs`; workers of older versions do not
+    changes_backend: bool = False  # whether `PrepareCase` may name another backend of `backends.ONE_PROCESS`
     warm_s: float = 0.0  # part of the time so far that the instrument took, which is not import time
 
 
@@ -148,6 +149,8 @@ class CaseSettled(Message, frozen=True, kw_only=True, tag="Settled"):
 
 class SettleCase(WorkerRequest[CaseSettled], frozen=True, kw_only=True, tag="Settle"):
     """Call until the pace of the blocks is known."""
+
+    call_s: float = 0.0  # of a call in an earlier restart, which one block confirms; 0: not known
 
 
 class BlockTimed(Message, frozen=True, kw_only=True, tag="Timed"):

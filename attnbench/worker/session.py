@@ -61,7 +61,7 @@ class WorkerSession:
             case protocol.ProbeCase():
                 return protocol.CaseProbed(figures=probes.run(request.names, self._prepared_case()))
             case protocol.SettleCase():
-                return settle(self._prepared_case(), self._checks)
+                return settle(self._prepared_case(), self._checks, request.call_s)
             case protocol.TimeBlock():
                 return time_block(self._prepared_case(), self._checks, request.seed)
             case protocol.MeasureMemory():
@@ -114,6 +114,7 @@ class WorkerSession:
             capability=self._instrument.capability,
             unavailable=unavailable,
             checks_new_inputs=True,
+            changes_backend=True,
             warm_s=warm_s,
         )
 
@@ -122,6 +123,10 @@ class WorkerSession:
         assert self._instrument
         assert self._state
         self._case = self._checks = None
+        name = request.case.backend
+        if name != self._backend.name and {name, self._backend.name} <= backends.ONE_PROCESS:
+            self._backend = backends.load(name)
+            self._state.change_owner(self._backend.sets)
         self._load_score(request.case.problem)
         kind = self._instrument.torch_device.partition(":")[0]
         if objections := self._backend.objections(request.case, kind, self._instrument.capability):
@@ -198,10 +203,10 @@ def with_changed_state(
     return replace(reply, reason=reason, changed_state=tuple(state.changes))
 
 
-def settle(case: PreparedCase, checks: OutputChecks | None) -> protocol.CaseSettled:
-    """Call until the pace of the blocks is known, and keep it."""
+def settle(case: PreparedCase, checks: OutputChecks | None, call_s: float = 0.0) -> protocol.CaseSettled:
+    """Call until the pace of the blocks is known, and keep it. `call_s`: of a call in an earlier restart."""
     with case.state.timed_calls():
-        case.pace = case.instrument.settle(case.call, case.procedure)
+        case.pace = case.instrument.settle(case.call, case.procedure, call_s)
     if checks:
         checks.check_settled(case.pace)
     return protocol.CaseSettled(call_s=case.pace.call_s, settled=case.pace.settled, seconds=case.pace.settle_s)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench.attention import inputs
+from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import group_runner, oracle
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
@@ -32,11 +33,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class RecordedWorker(ScriptedWorker):
-    """A scripted worker that records the verifications."""
+    """A scripted worker that records the verifications, and the times that it is told."""
 
-    def __init__(self, verified: list[bool]) -> None:
+    def __init__(self, verified: list[bool], known_s: list[float]) -> None:
         super().__init__(STEADY)
-        self._verified = verified
+        self._verified, self._known_s = verified, known_s
 
     def ask(self, message: object, *rest: object) -> Any:
         match message:
@@ -51,6 +52,8 @@ class RecordedWorker(ScriptedWorker):
                 return protocol.CaseVerified(ok=True, reason="", errors={})
             case protocol.ReleaseCase():
                 return protocol.CaseReleased()
+            case protocol.SettleCase():
+                self._known_s.append(message.call_s)
         return super().ask(message, *rest)
 
 
@@ -60,17 +63,18 @@ class Scripted:
     def __init__(self) -> None:
         self.opened: list[str] = []
         self.brief: list[bool] = []  # of each verification
+        self.known_s: list[float] = []  # that each settling was told
         self.environments: dict[str, object] = {}
         self.failures: dict[str, Exception] = {}
 
     def __call__(self, *_: object) -> Scripted:
         return self
 
-    def open(self, arms: Sequence[Arm], _deadline: float) -> None:
+    def open(self, arms: Sequence[Arm], _deadline: float, *_: object) -> None:
         self.opened += [arm.name for arm in arms]
 
     def __getitem__(self, arm: Arm) -> RecordedWorker:
-        return RecordedWorker(self.brief)
+        return RecordedWorker(self.brief, self.known_s)
 
     def expect(self, *_: object) -> tuple[ExpectedFiles, dict[str, ExpectedFiles]]:
         files = ExpectedFiles(Path("expected"), 1.0)
@@ -130,6 +134,26 @@ def test_a_case_is_verified_in_full_once_on_a_machine_and_in_brief_after_that(sc
     assert again.facts["verified_earlier"]
     measured(planned(Problem(seq_q=65), names=("naive",)))
     assert scripted.brief[-1] is False
+
+
+def test_settling_is_told_the_time_of_a_call_in_the_restart_before(scripted: Scripted) -> None:
+    plan = planned(Problem(seq_q=64), names=("naive", "sdpa:math"))
+    measured(plan, restarts=2)
+    assert scripted.known_s == [0.0, 0.0, 1e-3, 1e-3]
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, call_s={f"{plan.groups[0].case(plan.arms[0]).id}@{plan.arms[0].id}": 0.5})
+    runner = Runner(plan, settings, lambda _: None, Recorded())
+    runner.run()
+    assert scripted.known_s[-2:] == [0.5, 0.0]
+    assert set(runner.call_s.values()) == {1e-3}
+
+
+def test_a_gate_starts_the_workers_of_a_restart_before_it_times_anything(scripted: Scripted) -> None:
+    plan = planned(Problem(seq_q=64), Problem(seq_q=65), names=("naive", "sdpa:math"))
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, whole_restarts=True)
+    counts: list[int] = []
+    Runner(plan, settings, lambda _: counts.append(len(scripted.opened)), Recorded()).run()
+    assert scripted.opened[:2] == ["naive", "sdpa:math"]
+    assert counts == [4, 6]  # two at first, and those of each group, which run then
 
 
 @pytest.mark.usefixtures("scripted")
@@ -202,3 +226,19 @@ def test_groups_are_corrected_with_their_measured_calls(monkeypatch: pytest.Monk
     measured(plan)
     assert predicted_s == [pytest.approx(ARM_OVERHEAD_S + ORACLE_MAX_S, rel=0.02)]
     assert plan.seconds > 2 * predicted_s[0]
+
+
+def test_the_oracle_starts_ahead_only_for_values_that_are_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(oracle, "Worker", lambda *_, **__: started.append(0))
+    known, unknown, mode = Problem(seq_q=64), Problem(seq_q=65), Mode.FWD
+    entry = oracle.expected_cache.entry(known, mode, PROCEDURE.seed, "normal", oracle.BUDGET_S)
+    assert entry
+    stored(entry)
+    of_run = Oracle(tmp_path, 60.0, {})
+    of_run.start_for(known, mode, PROCEDURE)
+    assert not started
+    of_run.start_for(unknown, mode, PROCEDURE)
+    assert len(started) == 1

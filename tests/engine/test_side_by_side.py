@@ -55,14 +55,14 @@ class ScriptedGpus(Scripted):
         self.verified: dict[str, list[bool]] = {device: [] for device in GPUS}
         self.both: threading.Barrier | None = None
 
-    def open(self, arms: Sequence[Arm], _deadline: float) -> None:
+    def open(self, arms: Sequence[Arm], _deadline: float, *_: object) -> None:
         (device,) = {arm.device for arm in arms}
         self.cores[device] = os.sched_getaffinity(0)
         if self.both:
             self.both.wait(30)
 
     def __getitem__(self, arm: Arm) -> RecordedWorker:
-        return RecordedWorker(self.verified[arm.device])
+        return RecordedWorker(self.verified[arm.device], [])
 
 
 @pytest.fixture

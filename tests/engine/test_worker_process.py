@@ -7,11 +7,12 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from attnbench.engine.worker_process import START_LIMIT_S, Worker, WorkerFailedError
+from attnbench.engine import worker_process
+from attnbench.engine.worker_process import START_LIMIT_S, Worker, WorkerFailedError, Workers
 from attnbench.records.arm import Arm
 from attnbench.records.result import Status
 from attnbench.worker import protocol
@@ -67,3 +68,84 @@ def test_a_library_that_was_built_for_other_cpus_is_unavailable(backend: str, st
         worker._report_death("import")
     assert failure.value.status is status
     assert failure.value.reason.startswith("import: died of SIGILL: it runs an instruction that this CPU lacks")
+
+
+class RecordedWorker:
+    """A worker that starts no process and records when it starts and when it is waited for."""
+
+    events: ClassVar[list[str]]
+
+    changes_backend: ClassVar[bool] = True
+
+    def __init__(self, arm: Arm, *_: object) -> None:
+        self._name, self.opened = arm.name, protocol.WorkerOpened(changes_backend=self.changes_backend)
+        self.events.append(f"start {arm.name}")
+
+    def open(self, _timeout_s: float, _deadline: float) -> protocol.WorkerOpened:
+        self.events.append(f"open {self._name}")
+        return self.opened
+
+    def terminate(self) -> None:
+        self.events.append(f"end {self._name}")
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> type[RecordedWorker]:
+    """Workers without processes, on two cores."""
+    RecordedWorker.events = []
+    monkeypatch.setattr(worker_process, "Worker", RecordedWorker)
+    monkeypatch.setattr(worker_process.resources, "available_cores", lambda: (0, 1))
+    monkeypatch.setattr(worker_process.resources, "cores_for", lambda _: (1,))
+    return RecordedWorker
+
+
+def of(*names: str) -> list[Arm]:
+    """Arms of backends and numbers of copies: `naive#2`."""
+    parts = (name.partition("#") for name in names)
+    return [Arm(backend=backend, device="cpu:threads=1", copy=int(copy or 1)) for backend, _, copy in parts]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("ab", ["start a", "start b", "open a", "open b"]),
+        ("abc", ["start a", "start b", "open a", "start c", "free", "open b", "open c"]),
+        ("a", ["start a", "free", "open a"]),
+    ],
+)
+def test_a_worker_starts_as_soon_as_a_core_is_free(
+    recorded: type[RecordedWorker], names: str, expected: list[str]
+) -> None:
+    workers, arms = Workers(0, 60.0, None, defaultdict(float), lambda _: None), of(*names)
+    workers.open(arms, on_free_core=lambda: recorded.events.append("free"))
+    assert recorded.events == expected
+    workers.open(arms)
+    assert recorded.events[len(expected) :] == [f"open {name}" for name in names]
+    assert set(workers.environments) == {arm.id for arm in arms}
+
+
+GATE = ("naive", "naive#2", "sdpa:flash", "sdpa:flash#2", "sdpa:flash#3", "kernel.py:f", "kernel.py:f#2")
+
+
+def test_a_gate_shares_the_workers_of_each_side_among_plain_backends(recorded: type[RecordedWorker]) -> None:
+    workers, arms = Workers(0, 60.0, None, defaultdict(float), lambda _: None, shared=True), of(*GATE)
+    workers.open(arms)
+    started = [event.removeprefix("start ") for event in recorded.events if event.startswith("start")]
+    assert started == ["naive", "naive#2", "sdpa:flash#3", "kernel.py:f", "kernel.py:f#2"]
+    assert workers[arms[0]] is workers[arms[2]]
+    assert len({id(workers[arm]) for arm in arms[1:]}) == 5
+    assert set(workers.environments) == {arm.id for arm in arms}
+    workers.terminate(arms[2])
+    workers.open(arms)
+    assert [event for event in recorded.events if event.startswith(("start naive", "end"))][-2:] == ["end naive", "start naive"]
+
+
+def test_workers_of_an_older_attnbench_are_not_shared(
+    recorded: type[RecordedWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "changes_backend", False)
+    workers, arms = Workers(0, 60.0, None, defaultdict(float), lambda _: None, shared=True), of(*GATE[:4])
+    for _ in range(2):
+        workers.open(arms)
+        assert len({id(workers[arm]) for arm in arms}) == 4
+    assert sum(event.startswith("start") for event in recorded.events) == 4

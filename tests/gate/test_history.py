@@ -18,7 +18,8 @@ from attnbench.gate.history import HistoryPoint
 from attnbench.machine import identity
 from attnbench.records import run_writer
 from attnbench.report.formats.report_directory import ReportOptions, write
-from tests.gate.test_verdicts import gated, lines
+from attnbench.records.result import Outcome
+from tests.gate.test_verdicts import gated, lines, outcome
 from tests.golden import made as golden
 
 HERE = identity.fingerprint()[0]
@@ -46,6 +47,40 @@ def test_a_step_is_found_where_it_was_put(at, factor, slower, seed):
     (change,) = [level_change for level_change in of(points) if abs(level_change.ratio - 1) > 0.05]
     assert change.at.commit == points[at].commit
     assert change.ratio == pytest.approx(factor, rel=0.03)
+
+
+@given(st.integers(0, 18), st.floats(0.01, 0.03), st.booleans(), st.integers(0, 1000))
+def test_a_creep_is_one_change_over_its_commits(start: int, each: float, slower: bool, seed: int) -> None:
+    noise = np.exp(np.random.default_rng(seed).normal(0, 0.004, 30))
+    rate = (1 + each) if slower else 1 / (1 + each)
+    points = history_points([1e-3 * rate ** max(n - start, 0) * noise[n] for n in range(30)])
+    (change,) = of(points)
+    assert change.commits == pytest.approx(29 - start, abs=2)
+    assert change.ratio == pytest.approx(rate ** (29 - start), rel=0.03)
+    assert change.ratio_each == pytest.approx(rate, abs=0.004)
+    assert change.at == points[30 - change.commits]
+
+
+@pytest.mark.parametrize(("commits", "expected"), [(1, Outcome.SAME), (5, Outcome.REGRESSED), (10, Outcome.REGRESSED)])
+def test_a_creep_of_one_per_cent_a_commit_is_seen_over_several_commits_alone(commits: int, expected: Outcome) -> None:
+    assert outcome(gated(*lines(head=1.01**commits))) is expected
+
+
+def test_a_creep_of_one_per_cent_over_ten_commits_is_in_the_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.exp(np.random.default_rng(3).normal(0, 0.003, 11))
+    for point in history_points([1e-3 * 1.01**n * noise[n] for n in range(11)]):
+        history.append(tmp_path / "history.jsonl", point)
+    assert cli.invoke(["history", str(tmp_path / "history.jsonl")]) == 0
+    output = capsys.readouterr().out
+    assert "+10." in output
+    assert " from 001000000000, " in output
+    assert ", +1.0 % at each of 10 commits" in output
+    assert cli.invoke(["history", str(tmp_path / "history.jsonl"), "--json"]) == 0
+    (change,) = json.loads(capsys.readouterr().out)["changes"]
+    assert (change["commits"], change["at"]) == (10, "001".ljust(40, "0"))
+    assert change["ratio_each"] == pytest.approx(1.01, abs=0.002)
 
 
 def test_noise_alone_hardly_ever_changes():

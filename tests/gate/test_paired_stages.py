@@ -36,7 +36,10 @@ class SimulatedRunner(Runner):
         first = self.settings.first_restart
         for restart in range(first, first + self.settings.restarts):
             for group in self.plan.groups:
-                self._append([self._result(group, arm, restart) for arm in group.arms])
+                results = [self._result(group, arm, restart) for arm in group.arms]
+                self._append(results)
+                for result in results:
+                    self._observer.result(result, 0.0)
         self.environments |= {arm.id: Environment(device="CPU") for arm in self.plan.arms}
         self.spent["rounds"] += 1.0
         return Ending()
@@ -54,10 +57,13 @@ class SimulatedRunner(Runner):
 
 
 class Counted(SilentObserver):
-    """An observer that adds up the results beyond those that were planned."""
+    """An observer that adds up the results, and those beyond what was planned."""
 
     def __init__(self) -> None:
-        self.further = 0
+        self.further = self.ended = 0
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        self.ended += 1
 
     def more(self, count: int) -> None:
         self.further += count
@@ -109,6 +115,23 @@ def test_flagged_cases_are_confirmed_on_fresh_restarts_and_errors_that_grew_on_f
     (errors,) = ended.run.manifest.gate["seeds"].values()
     assert errors == [pytest.approx([seed * 1e-7, seed * 2e-7]) for seed in (2, 3, 4, 5)]
     assert (ended.interrupted, ended.note) == (False, "")
+
+
+def test_progress_counts_every_restart_and_seed(ready: Sweep, measured: Measure) -> None:
+    observer = Counted()
+    measured(observer=observer)
+    assert observer.ended == paired.results_expected(ready) * ready.settings.restarts + observer.further
+
+
+def test_settling_is_told_the_times_of_earlier_stages(measured: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+
+    def run(runner: Runner) -> None:
+        told.append(dict(runner.settings.call_s))
+        runner.call_s["case@arm"] = 1e-3 * len(told)
+
+    measured(watch=run)
+    assert told[:3] == [{}, {"case@arm": 1e-3}, {"case@arm": 2e-3}]
 
 
 def test_what_is_stored_names_sides_and_no_folders(measured: Measure) -> None:

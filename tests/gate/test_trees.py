@@ -60,6 +60,39 @@ def test_a_commit_is_unpacked_elsewhere_and_goes_again(repository: Path) -> None
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
 
 
+def test_a_base_some_commits_back_says_which_it_is(repository: Path) -> None:
+    with trees.of_back(1) as side:
+        assert (Path(side.path[0]) / "kernel.py").read_text() == "one"
+        assert side.commit == git("rev-parse", "HEAD~1").strip()
+        assert side.name == f"{git('rev-parse', '--short', 'HEAD~1').strip()} one (1 commit before HEAD)"
+    git("branch", "side", cwd=repository)
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "three", "--allow-empty", cwd=repository)
+    with trees.of_back(2) as side:
+        assert side.name.endswith(" one (2 commits before HEAD)")
+
+
+@pytest.mark.parametrize("commits", [0, -1, 2, 100])
+def test_more_commits_back_than_there_are_is_refused_with_their_number(repository: Path, commits: int) -> None:
+    with pytest.raises(UsageError, match=f"^--against {commits}: HEAD has 1 earlier commit; give 1 to 1$"):
+        trees.of_back(commits).__enter__()
+
+
+def test_the_first_commit_has_no_earlier_one(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("clone", "-q", "--depth", "1", f"file://{repository}", str(tmp_path / "clone"))
+    monkeypatch.chdir(tmp_path / "clone")
+    message = "^--against 1: HEAD has 0 earlier commits; give another base; this clone is shallow: git fetch"
+    with pytest.raises(UsageError, match=message):
+        trees.of_back(1).__enter__()
+
+
+def test_files_of_a_tree_are_those_that_git_would_track(repository: Path) -> None:
+    (repository / ".gitignore").write_text("*.log\n")
+    (repository / "kernels" / "x.log").write_text("")
+    (repository / "kernels" / "new.py").write_text("")
+    assert trees.files(repository) == {".gitignore", "kernels/kernel.py", "kernels/new.py"}
+    assert trees.files(repository / "kernels") == {"kernel.py", "new.py"}
+
+
 def test_head_is_the_working_tree_and_its_changes_are_told(repository: Path) -> None:
     side = trees.head()
     assert side.path == (str(repository / "kernels"), str(repository))
@@ -73,6 +106,8 @@ def test_without_a_repository_head_is_the_folder(tmp_path: Path, monkeypatch: py
     assert trees.head().path == (str(tmp_path),)
     with pytest.raises(UsageError, match=r"in no git repository; .* give --base-path"), trees.of_ref("HEAD"):
         pass
+    with pytest.raises(UsageError, match=r"--against 1: .* in no git repository; .* give --base-path"):
+        trees.of_back(1).__enter__()
 
 
 @pytest.mark.parametrize("ref", ["nowhere", "--all", "HEAD~9"])

@@ -155,6 +155,23 @@ def test_a_disturbed_call_settles_when_two_blocks_agree(cpu: CpuInstrument, monk
     assert (pace.settled, pace.call_s) == (True, pytest.approx(0.0111))
 
 
+def test_a_time_that_an_earlier_restart_measured_settles_in_one_block(
+    cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_cpu, "_timed", lambda _call, _calls: 0.011)
+    pace = cpu.settle(lambda: None, PROCEDURE, 0.0112)
+    assert (pace.settled, pace.call_s, pace.settle_calls) == (True, 0.011, 2)
+
+
+def test_a_known_time_that_has_changed_settles_as_an_unknown_one(
+    cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.05, 0.012, 0.011, 0.0112])
+    monkeypatch.setattr(device_cpu, "_timed", lambda _call, _calls: next(times))
+    pace = cpu.settle(lambda: None, PROCEDURE, 0.02)
+    assert (pace.settled, pace.call_s) == (True, pytest.approx(0.0115))
+
+
 def test_a_call_that_grows_slower_does_not_settle(cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch) -> None:
     times = (0.01 * 1.15**n for n in range(1000))
     monkeypatch.setattr(device_cpu, "_timed", lambda _call, _calls: next(times))

@@ -10,6 +10,7 @@ import pytest
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench import backends
 from attnbench.backends import torch_sdpa
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
@@ -36,6 +37,16 @@ def test_a_device_that_is_not_available_has_a_reason() -> None:
 def test_a_request_about_a_case_needs_a_prepared_case() -> None:
     with pytest.raises(RuntimeError, match="no case is prepared"):
         WorkerSession().answer(protocol.SettleCase())
+
+
+def test_plain_backends_follow_one_another_in_one_process(tmp_path: Path) -> None:
+    driver = Driver("naive", tmp_path)
+    assert driver.opened.changes_backend
+    for name in ("sdpa:math", "naive", "sdpa:flash"):
+        driver.case = Case(problem=driver.case.problem, backend=name)
+        assert driver.verify().ok
+        assert driver.session._prepared_case().backend.name == name
+        assert driver.session._prepared_case().state.intended == backends.load(name).sets
 
 
 SEEDS = itertools.count(1)

@@ -90,17 +90,20 @@ class CpuInstrument:
         gc.collect()
         gc.freeze()
 
-    def settle(self, call: Call, procedure: Procedure) -> Pace:
+    def settle(self, call: Call, procedure: Procedure, known_s: float = 0.0) -> Pace:
         started = time.monotonic()
         with collector_off():
             blocks, made = [_timed(call, 1)], 1
             settled = blocks[0] >= LONG_CALL_S
             while not settled and len(blocks) <= MAX_SETTLE_BLOCKS and time.monotonic() - started < MAX_SETTLE_S:
-                calls, readings = block_shape(blocks[-1], self.resolution_s, procedure.block_s)
+                before_s = known_s or blocks[-1]
+                calls, readings = block_shape(before_s, self.resolution_s, procedure.block_s)
                 blocks.append(statistics.median(_timed(call, calls) for _ in range(readings)))
                 made += calls * readings
-                settled = len(blocks) > MIN_SETTLE_BLOCKS and abs(blocks[-1] / blocks[-2] - 1) <= SETTLE_WITHIN
-        call_s = statistics.median(blocks[-MIN_SETTLE_BLOCKS:])
+                steady = abs(blocks[-1] / before_s - 1) <= SETTLE_WITHIN
+                settled = steady and (known_s > 0 or len(blocks) > MIN_SETTLE_BLOCKS)
+                known_s = 0.0  # compared once: a time that has changed settles as an unknown one does
+        call_s = statistics.median(blocks[1:][-MIN_SETTLE_BLOCKS:] or blocks)
         calls, readings = block_shape(call_s, self.resolution_s, procedure.block_s)
         settle_s = time.monotonic() - started
         return Pace(

@@ -83,7 +83,7 @@ class CudaInstrument:
         gc.collect()
         gc.freeze()
 
-    def settle(self, call: Call, procedure: Procedure) -> Pace:
+    def settle(self, call: Call, procedure: Procedure, known_s: float = 0.0) -> Pace:
         started = time.monotonic()
         self._start_state.cold = procedure.cache is Cache.COLD
         self._start_state.calibrate()

@@ -72,8 +72,11 @@ class Instrument(Protocol):
     def warm(self) -> None:
         """Do one-time work, so that the first measurement does not include it."""
 
-    def settle(self, call: Call, procedure: Procedure) -> Pace:
-        """Call until the shape of blocks can be chosen, within the limits of docs/method.md."""
+    def settle(self, call: Call, procedure: Procedure, known_s: float = 0.0) -> Pace:
+        """Call until the shape of blocks can be chosen, within the limits of docs/method.md.
+
+        `known_s`: of a call in an earlier restart, with which one block may agree; 0: not known.
+        """
 
     def block(self, call: Call, pace: Pace, procedure: Procedure, spot: Spot | None = None) -> BlockReading:
         """Time one block."""

@@ -38,7 +38,7 @@ def exit_code(judged: GateVerdicts, inconclusive_ok: bool = False) -> Exit:
     """Return the exit code of a gate: the first that applies of 6, 5, 1 and 3, else 0."""
     outcomes = {verdict.outcome for verdict in judged.verdicts}
     if not outcomes or outcomes <= {Outcome.NEW}:
-        return Exit.OK if outcomes else Exit.NOTHING_MEASURED
+        return Exit.OK if outcomes or judged.unchanged else Exit.NOTHING_MEASURED
     if outcomes & {Outcome.BROKEN, Outcome.MISSING}:
         return Exit.FAILED
     if Outcome.REGRESSED in outcomes:
@@ -56,7 +56,9 @@ def sentence(judged: GateVerdicts) -> str:
     counts = Counter(worst.values())
     parts = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in (*SHOWN, Outcome.SAME) if counts[outcome])
     refused = f"; {judged.refused} that neither side can run" if judged.refused else ""
-    return f"{units.counted(sum(counts.values()), 'case')}: {parts or 'nothing measured'}{refused}."
+    unchanged = f"; {judged.unchanged} skipped: unchanged" if judged.unchanged else ""
+    nothing = "nothing to measure" if judged.unchanged else "nothing measured"
+    return f"{units.counted(sum(counts.values()), 'case')}: {parts or nothing}{refused}{unchanged}."
 
 
 def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -> Iterator[str]:
@@ -169,7 +171,8 @@ def summary(run: Run, judged: GateVerdicts, code: Exit) -> dict[str, object]:
     """The last line of `gate --json`."""
     counts = Counter(verdict.outcome.value for verdict in judged.verdicts)
     return {
-        "type": "summary", "verdicts": dict(counts), "sentence": sentence(judged), "floor": judged.margin_source,
+        "type": "summary", "verdicts": dict(counts), "skipped": {"unchanged": judged.unchanged},
+        "sentence": sentence(judged), "floor": judged.margin_source,
         "doubt": judged.doubt, "notes": list(judged.notes), "path": str(run.path), "exit_code": int(code),
         "geomeans": {
             name: dict(zip(("ratio", "low", "high", "cases"), values, strict=True))
@@ -282,7 +285,9 @@ def level_changes(series: Mapping[str, Sequence[tuple[history.HistoryPoint, floa
             record = {
                 "type": "trend", "case": case, "points": len(values), "first_s": first_s, "last_s": last_s,
                 "changes": [
-                    msgspec.to_builtins(change) | {"at": change.at.commit, "ratio": change.ratio} for change in changes
+                    msgspec.to_builtins(change)
+                    | {"at": change.at.commit, "ratio": change.ratio, "ratio_each": change.ratio_each}
+                    for change in changes
                 ],
             }  # fmt: skip
             yield msgspec.json.encode(record).decode()
@@ -290,4 +295,6 @@ def level_changes(series: Mapping[str, Sequence[tuple[history.HistoryPoint, floa
         yield f"{case}: {units.seconds(first_s)} -> {units.seconds(last_s)} over {units.counted(len(values), 'point')}"
         for change in changes:
             times = f"{units.seconds(change.before_s)} -> {units.seconds(change.after_s)}"
-            yield f"    {units.change(change.ratio - 1)} at {change.at.name}, {change.at.measured_at}: {times}"
+            slowly = f", {units.change(change.ratio_each - 1)} at each of {change.commits} commits"
+            where = f"{'from' if change.commits > 1 else 'at'} {change.at.name}, {change.at.measured_at}"
+            yield f"    {units.change(change.ratio - 1)} {where}: {times}{slowly if change.commits > 1 else ''}"
