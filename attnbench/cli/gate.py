@@ -27,9 +27,9 @@ class Base(OptionGroup, frozen=True, kw_only=True):
     """What head is compared with."""
 
     base_ref: Annotated[str, option("--base-ref", help="Base: a commit, branch or tag.", metavar="REF")] = ""
-    against: Annotated[
-        int | None, option("--against", help="Base: the commit so many before HEAD.", metavar="N")
-    ] = None
+    against: Annotated[int | None, option("--against", help="Base: the commit so many before HEAD.", metavar="N")] = (
+        None
+    )
     base_path: Annotated[
         Path | None, option("--base-path", help="Base: another checkout of the project.", metavar="DIR")
     ] = None
@@ -198,7 +198,6 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
 
     from attnbench.cli import running
     from attnbench.gate import paired, trees
-    from attnbench.gate.record import ChangedCases
     from attnbench.records import run_directory
 
     ready, budget_s = running.prepare_gate(request, case)
@@ -207,7 +206,7 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
     )
     judged_later = running.named_at_once(where, f"attnbench gate {where}")
     with _side(base) as side, judged_later:
-        head, cases = trees.head(), ChangedCases()
+        head, cases = trees.head(), paired.EVERY_CASE
         if base.changed:
             ready, cases = paired.touched(ready, side, head)
         total = paired.results_expected(ready) * ready.settings.restarts

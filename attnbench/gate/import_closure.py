@@ -28,7 +28,9 @@ NOT_FOLLOWED = (
     "torch.load", "torch.jit.load", "torch.from_file", "torch.hub*", "torch.ops.load_library",
     "torch.classes.load_library", "torch.utils.cpp_extension*", "safetensors*", "h5py*", "cupy.RawModule",
 )  # fmt: skip
-BUILTINS = frozenset({"open", "exec", "eval", "compile", "__import__", "__file__", "__path__", "__spec__", "__loader__"})
+BUILTINS = frozenset(
+    {"open", "exec", "eval", "compile", "__import__", "__file__", "__path__", "__spec__", "__loader__"}
+)
 METHODS = frozenset({"read_text", "read_bytes", "open"})
 
 
@@ -97,7 +99,7 @@ class SourceTree:
         except (SyntaxError, ValueError) as error:  # ValueError: a null byte
             return imported, f"which cannot be parsed: {error}"
         obstacles: dict[int, str] = {}
-        for node in ast.walk(tree):
+        for node in _run(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for parts, places in _modules_named(node, file, path):
                     inside = [place for place in places if _level(node) or self._has(place, parts[:1])]
@@ -136,6 +138,18 @@ def _level(node: ast.Import | ast.ImportFrom) -> int:
     return node.level if isinstance(node, ast.ImportFrom) else 0
 
 
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only type checkers read."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            pending += node.orelse
+        else:
+            pending += ast.iter_child_nodes(node)
+
+
 def _packages_of(file: Path) -> Iterator[Path]:
     """The `__init__.py` of every package that the file is in."""
     for folder in file.parents:
@@ -164,7 +178,9 @@ def _is_module(folder: Path, parts: Sequence[str], user: Path) -> bool:
     if parts[-1] == "*" or place.is_dir() or len(_chain(folder, parts)) > len(_chain(folder, parts[:-1])):
         return True
     init = place.parent / INIT
-    return place.parent.with_suffix(".py").is_file() or (init != user and _defines(init, parts[-1]))
+    return place.parent.parent.joinpath(f"{place.parent.name}.py").is_file() or (
+        init != user and _defines(init, parts[-1])
+    )
 
 
 def _modules_named(
@@ -191,7 +207,7 @@ def _defines(init: Path, name: str) -> bool:
 def _hidden(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Each line that imports, reads or runs something in a way that the source does not show, with its name."""
     names = _full_names(tree)
-    for node in ast.walk(tree):
+    for node in _run(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if _not_followed(alias.name))
         elif isinstance(node, ast.Name):

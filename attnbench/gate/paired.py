@@ -40,6 +40,8 @@ BUDGET_S = 15 * 60.0
 BATCHES = (6, 6, 4, 4)  # confirming restarts: at least 12, at most 20
 SEEDS = 5  # an error counts as grown only if it grew on each of them
 
+EVERY_CASE = ChangedCases()
+
 Watch = Callable[[Runner], None]  # called with each runner when it starts
 
 
@@ -110,7 +112,7 @@ def results_expected(ready: Sweep) -> int:
 def measure(
     ready: Sweep, base: Revision, head: Revision, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
     watch: Watch = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
-    chosen_cases: ChangedCases = ChangedCases(),
+    chosen_cases: ChangedCases = EVERY_CASE,
 ) -> GateRun:  # fmt: skip
     """Screen, confirm, and judge; every result is stored as soon as it is there.
 

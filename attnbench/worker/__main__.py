@@ -4,6 +4,7 @@ Whatever the backend raises becomes `RequestFailed`: this loop is the one place 
 sees crashes and hangs from outside.
 """
 
+import gc
 import sys
 
 from attnbench.machine.device.instrument import collector_off
@@ -26,6 +27,7 @@ def serve(channel: Channel[AnyRequest]) -> None:
                 with collector_off():  # an import makes no garbage that is worth a search
                     import torch  # noqa: F401  # what follows is the code of a device and of a backend
 
+                gc.freeze()
                 channel.send(protocol.WorkerStarted())
             reply: AnyReply = session.answer(request)
         except BaseException as error:

@@ -140,7 +140,9 @@ def test_settling_is_told_the_time_of_a_call_in_the_restart_before(scripted: Scr
     plan = planned(Problem(seq_q=64), names=("naive", "sdpa:math"))
     measured(plan, restarts=2)
     assert scripted.known_s == [0.0, 0.0, 1e-3, 1e-3]
-    settings = RunSettings(procedures={"cpu": PROCEDURE}, call_s={f"{plan.groups[0].case(plan.arms[0]).id}@{plan.arms[0].id}": 0.5})
+    settings = RunSettings(
+        procedures={"cpu": PROCEDURE}, call_s={f"{plan.groups[0].case(plan.arms[0]).id}@{plan.arms[0].id}": 0.5}
+    )
     runner = Runner(plan, settings, lambda _: None, Recorded())
     runner.run()
     assert scripted.known_s[-2:] == [0.5, 0.0]

@@ -137,7 +137,10 @@ def test_a_gate_shares_the_workers_of_each_side_among_plain_backends(recorded: t
     assert set(workers.environments) == {arm.id for arm in arms}
     workers.terminate(arms[2])
     workers.open(arms)
-    assert [event for event in recorded.events if event.startswith(("start naive", "end"))][-2:] == ["end naive", "start naive"]
+    assert [event for event in recorded.events if event.startswith(("start naive", "end"))][-2:] == [
+        "end naive",
+        "start naive",
+    ]
 
 
 def test_workers_of_an_older_attnbench_are_not_shared(

@@ -25,7 +25,8 @@ KERNEL = "from lib import scale\n\ndef attend(q, k, v):\n    return v\n"
 OTHER = "def attend(q, k, v):\n    return v\n"
 FILES = {
     "kernel.py": KERNEL, "lib.py": "scale = 1", "other.py": OTHER, "README.md": "", "tests/test_it.py": "",
-    "pkg/__init__.py": "", "pkg/mod.py": OTHER, "dynamic.py": f"import importlib\n{OTHER}", "score.py": "def f(q, k): ...",
+    "pkg/__init__.py": "", "pkg/mod.py": OTHER, "dynamic.py": f"import importlib\n{OTHER}",
+    "score.py": "def f(q, k): ...",
 }  # fmt: skip
 
 
@@ -87,7 +88,9 @@ def test_a_file_that_is_removed_touches_what_imported_it(repository: Path) -> No
 
 
 def test_files_that_git_ignores_are_compared_where_a_kernel_imports_them(repository: Path) -> None:
-    write(repository, {".gitignore": "built.py\n*.cu", "x.cu": "", "built.py": "", "kernel.py": f"import built\n{KERNEL}"})
+    write(
+        repository, {".gitignore": "built.py\n*.cu", "x.cu": "", "built.py": "", "kernel.py": f"import built\n{KERNEL}"}
+    )
     git("add", "-A")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "ignores")
     assert reason("kernel.py:attend") == "built.py differs"
@@ -118,9 +121,11 @@ def test_a_score_function_is_code_of_its_cases(repository: Path) -> None:
 
 
 def test_where_the_tree_holds_this_package_its_workers_run_it(repository: Path) -> None:
-    own = {"attnbench/__init__.py": "", "attnbench/worker/__init__.py": "", "attnbench/worker/__main__.py": "import attnbench.lib",
-           "attnbench/lib.py": "", "attnbench/cli.py": "", "attnbench/backends/__init__.py": "", "attnbench/backends/naive.py": "",
-           "attnbench/backends/flex.py": "", "attnbench/backends/plugin.py": ""}  # fmt: skip
+    modules = (
+        "__init__", "worker/__init__", "lib", "cli", "backends/__init__", "backends/naive", "backends/flex",
+        "backends/plugin",
+    )  # fmt: skip
+    own = {f"attnbench/{name}.py": "" for name in modules} | {"attnbench/worker/__main__.py": "import attnbench.lib"}
     write(repository, own)
     git("add", "-A")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "own")
@@ -152,7 +157,9 @@ def test_two_folders_without_git_are_compared(tmp_path: Path, monkeypatch: pytes
 
 def ready(**options: str) -> Sweep:
     axes = {"seq": "64,128", "mask": "none"}
-    request = Request(axes=axes, backend="kernel.py:attend,other.py:attend", device="cpu:threads=1", rounds="5", **options)
+    request = Request(
+        axes=axes, backend="kernel.py:attend,other.py:attend", device="cpu:threads=1", rounds="5", **options
+    )
     return sweep.prepare(paired.request(request))
 
 
@@ -185,7 +192,18 @@ def test_a_gate_that_has_nothing_to_measure_says_so_everywhere(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(repository, {"README.md": "changed"})
-    command = ["gate", "-b", "kernel.py:attend,naive", "--seq", "64", "--mask", "none", "--base-ref", "HEAD", "--changed"]
+    command = [
+        "gate",
+        "-b",
+        "kernel.py:attend,naive",
+        "--seq",
+        "64",
+        "--mask",
+        "none",
+        "--base-ref",
+        "HEAD",
+        "--changed",
+    ]
     assert cli.invoke([*command, "-o", "out", "--markdown", "comment.md", "--junit", "gate.xml"]) == 0
     sentence = "0 cases: nothing to measure; 2 skipped: unchanged."
     assert sentence in capsys.readouterr().out

@@ -17,8 +17,8 @@ from attnbench.gate import history
 from attnbench.gate.history import HistoryPoint
 from attnbench.machine import identity
 from attnbench.records import run_writer
-from attnbench.report.formats.report_directory import ReportOptions, write
 from attnbench.records.result import Outcome
+from attnbench.report.formats.report_directory import ReportOptions, write
 from tests.gate.test_verdicts import gated, lines, outcome
 from tests.golden import made as golden
 
@@ -69,8 +69,8 @@ def test_a_creep_of_one_per_cent_a_commit_is_seen_over_several_commits_alone(com
 def test_a_creep_of_one_per_cent_over_ten_commits_is_in_the_history(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    noise = np.exp(np.random.default_rng(3).normal(0, 0.003, 11))
-    for point in history_points([1e-3 * 1.01**n * noise[n] for n in range(11)]):
+    noise = np.exp(np.random.default_rng(3).normal(0, 0.001, 11))
+    for point in history_points([1e-3 * 1.01**n * float(noise[n]) for n in range(11)]):
         history.append(tmp_path / "history.jsonl", point)
     assert cli.invoke(["history", str(tmp_path / "history.jsonl")]) == 0
     output = capsys.readouterr().out

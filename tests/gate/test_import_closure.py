@@ -42,10 +42,17 @@ PACKAGE = {"pkg/__init__.py": "", "pkg/a.py": "def f(): ...", "pkg/sub/__init__.
         ("import names.inner", {"names/inner.py"}),
         ("try:\n    import fast\nexcept ImportError:\n    import slow", {"fast.py", "slow.py"}),
         ("import first", {"first.py", "second.py"}),
+        ("import typing\nif typing.TYPE_CHECKING:\n    import slow\nelse:\n    import fast", {"fast.py"}),
     ],
 )
 def test_every_file_that_an_import_runs_is_in_the_closure(tmp_path: Path, source: str, files: set[str]) -> None:
-    others = {"names/inner.py": "", "fast.py": "", "slow.py": "", "first.py": "import second", "second.py": "import first"}
+    others = {
+        "names/inner.py": "",
+        "fast.py": "",
+        "slow.py": "",
+        "first.py": "import second",
+        "second.py": "import first",
+    }
     found = closure(tmp_path, {**PACKAGE, **others, "kernel.py": source})
     assert (set(found.files), found.obstacle) == ({"kernel.py", *files}, "")
 
@@ -65,7 +72,9 @@ def test_a_kernel_inside_a_package_runs_its_package(tmp_path: Path, source: str,
 
 
 def test_relative_imports_climb(tmp_path: Path) -> None:
-    found = closure(tmp_path, {**PACKAGE, "pkg/sub/kernel.py": "from ..a import f\nfrom .. import a"}, "pkg/sub/kernel.py")
+    found = closure(
+        tmp_path, {**PACKAGE, "pkg/sub/kernel.py": "from ..a import f\nfrom .. import a"}, "pkg/sub/kernel.py"
+    )
     assert set(found.files) == {"pkg/sub/kernel.py", "pkg/sub/__init__.py", "pkg/__init__.py", "pkg/a.py"}
     assert found.obstacle == ""
 
@@ -84,7 +93,7 @@ def test_relative_imports_climb(tmp_path: Path) -> None:
         ("import numpy as np\ntable = np.load('t.npy')", "numpy.load"),
         ("import torch\nw = torch.load('w.pt')", "torch.load"),
         ("from torch.utils import cpp_extension\ncpp_extension.load('x', ['x.cpp'])", "torch.utils.cpp_extension"),
-        ("import sys\nsys.path.insert(0, '.')", "sys.path.insert"),
+        ("import sys\nsys.path.insert(0, '.')", "sys.path"),
         ("import ctypes", "ctypes"),
         ("import subprocess", "subprocess"),
         ("import pkg.absent", "import of pkg.absent"),
@@ -132,7 +141,8 @@ def test_a_compiled_module_that_was_built_elsewhere_cannot_be_followed(tmp_path:
 def test_a_name_that_a_package_takes_from_anywhere_counts_as_defined(tmp_path: Path) -> None:
     files = {"ext/__init__.py": "from torch import *", "kernel.py": "from ext import attend"}
     assert closure(tmp_path, files).obstacle == ""
-    assert "import of ext.attend" in closure(tmp_path, {"ext/__init__.py": "def broken(:"} | {"kernel.py": files["kernel.py"]}).obstacle
+    broken = closure(tmp_path, {**files, "ext/__init__.py": "def broken(:"}).obstacle
+    assert broken.startswith("ext/__init__.py, which cannot be parsed")
 
 
 def test_a_relative_import_beyond_the_root_of_the_file_system_ends_there(tmp_path: Path) -> None:
@@ -148,11 +158,15 @@ def test_the_second_folder_of_the_path_is_searched_too(tmp_path: Path) -> None:
 def test_a_file_outside_the_tree_keeps_its_path(tmp_path: Path) -> None:
     write(tmp_path, {"tree/x.py": "", "elsewhere/kernel.py": ""})
     tree = SourceTree([tmp_path / "tree"], frozenset())
-    assert set(tree.closure([tmp_path / "elsewhere" / "kernel.py"]).files) == {str(tmp_path / "elsewhere" / "kernel.py")}
+    assert set(tree.closure([tmp_path / "elsewhere" / "kernel.py"]).files) == {
+        str(tmp_path / "elsewhere" / "kernel.py")
+    }
 
 
 def test_a_module_that_hides_an_installed_one_is_known(tmp_path: Path) -> None:
-    write(tmp_path, {"numpy/__init__.py": "", "json.py": "", "sitecustomize.py": "", "mine.py": "", "torch/notes.txt": ""})
+    write(
+        tmp_path, {"numpy/__init__.py": "", "json.py": "", "sitecustomize.py": "", "mine.py": "", "torch/notes.txt": ""}
+    )
     tree = SourceTree([tmp_path], import_closure.modules_outside([tmp_path]))
     assert {file.name for file in tree.hiding()} == {"__init__.py", "json.py", "sitecustomize.py"}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from attnbench import backends
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench import backends
 from attnbench.backends import torch_sdpa
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
