@@ -25,7 +25,7 @@ BUILD_FILES = (
 )  # fmt: skip
 
 
-class Comparison:
+class TreeComparison:
     """The files of base and head, as far as cases run them."""
 
     def __init__(self, base: Revision, head: Revision) -> None:

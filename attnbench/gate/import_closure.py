@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -152,10 +153,7 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _packages_of(file: Path) -> Iterator[Path]:
     """The `__init__.py` of every package that the file is in."""
-    for folder in file.parents:
-        if not (folder / INIT).is_file():
-            return
-        yield folder / INIT
+    return takewhile(Path.is_file, (folder / INIT for folder in file.parents))
 
 
 def _chain(folder: Path, parts: Sequence[str]) -> list[Path]:

@@ -85,7 +85,7 @@ def chosen(ready: Sweep, keep: Callable[[Case, Arm], bool]) -> Sweep:
 
 def touched(ready: Sweep, base: Revision, head: Revision) -> tuple[Sweep, ChangedCases]:
     """The sweep with the cases that a change from base to head can touch, and what was left out."""
-    files = changed.Comparison(base, head)
+    files = changed.TreeComparison(base, head)
     unfollowed = ready.request.inputs if ready.request.inputs.startswith(inputs.FILE) else ""
     reasons: dict[tuple[str, str], str] = {}
     unchanged: list[str] = []

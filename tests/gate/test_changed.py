@@ -14,7 +14,7 @@ from attnbench.attention.scores import Score
 from attnbench.engine import sweep
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.gate import changed, paired, trees
-from attnbench.gate.changed import Comparison
+from attnbench.gate.changed import TreeComparison
 from attnbench.gate.record import ChangedCases
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
@@ -24,7 +24,7 @@ from tests.gate.test_trees import git
 KERNEL = "from lib import scale\n\ndef attend(q, k, v):\n    return v\n"
 OTHER = "def attend(q, k, v):\n    return v\n"
 FILES = {
-    "kernel.py": KERNEL, "lib.py": "scale = 1", "other.py": OTHER, "README.md": "", "tests/test_it.py": "",
+    "kernel.py": KERNEL, "lib.py": "scale = 1", "other.py": OTHER, "README.md": "", "tests/test_it.py": "", "setup.cfg": "",
     "pkg/__init__.py": "", "pkg/mod.py": OTHER, "dynamic.py": f"import importlib\n{OTHER}",
     "score.py": "def f(q, k): ...",
 }  # fmt: skip
@@ -43,12 +43,23 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def reason(backend: str, score: str = "", python: str = "") -> str:
-    """Why a case of this backend is measured against HEAD."""
+def reasons(*backends: str, score: str = "", python: str = "") -> dict[str, str]:
+    """Why cases of these backends are measured against HEAD."""
     problem = Problem(seq_q=64, seq_kv=64, score=Score(similarity="file", function=score) if score else Score())
-    case = Case(problem=problem, backend=backend)
     with trees.of_ref("HEAD") as base:
-        return Comparison(base, trees.head()).reason(case, Arm(backend=backend, device="cpu", python=python))
+        compared = TreeComparison(base, trees.head())
+        return {
+            name: compared.reason(Case(problem=problem, backend=name), Arm(backend=name, device="cpu", python=python))
+            for name in backends
+        }
+
+
+def touched_of(*backends: str) -> set[str]:
+    return {name for name, text in reasons(*backends).items() if text}
+
+
+def reason(backend: str, score: str = "", python: str = "") -> str:
+    return reasons(backend, score=score, python=python)[backend]
 
 
 BACKENDS = ("kernel.py:attend", "other.py:attend", "pkg.mod:attend", "naive")
@@ -78,13 +89,12 @@ def test_a_change_touches_the_kernels_that_run_its_files(
     repository: Path, change: dict[str, str], touched: set[str]
 ) -> None:
     write(repository, change)
-    assert {backend for backend in BACKENDS if reason(backend)} == touched
+    assert touched_of(*BACKENDS) == touched
 
 
 def test_a_file_that_is_removed_touches_what_imported_it(repository: Path) -> None:
     (repository / "lib.py").unlink()
-    assert reason("kernel.py:attend") == "lib.py differs"
-    assert reason("other.py:attend") == ""
+    assert reasons(*BACKENDS[:2]) == {"kernel.py:attend": "lib.py differs", "other.py:attend": ""}
 
 
 def test_files_that_git_ignores_are_compared_where_a_kernel_imports_them(repository: Path) -> None:
@@ -93,8 +103,7 @@ def test_files_that_git_ignores_are_compared_where_a_kernel_imports_them(reposit
     )
     git("add", "-A")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "ignores")
-    assert reason("kernel.py:attend") == "built.py differs"
-    assert reason("other.py:attend") == ""
+    assert reasons(*BACKENDS[:2]) == {"kernel.py:attend": "built.py differs", "other.py:attend": ""}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ def test_where_the_tree_holds_this_package_its_workers_run_it(repository: Path) 
         "backends/plugin.py": {"other.py:attend"},
     }.items():  # fmt: skip
         write(repository, {f"attnbench/{file}": "x = 1"})
-        assert {backend for backend in ("naive", "flex", "other.py:attend") if reason(backend)} == touched
+        assert touched_of("naive", "flex", "other.py:attend") == touched
         git("checkout", "-q", "--", ".")
 
 
@@ -146,7 +155,7 @@ def test_two_folders_without_git_are_compared(tmp_path: Path, monkeypatch: pytes
     naive = Case(problem=Problem(seq_q=64, seq_kv=64), backend="naive"), Arm(backend="naive", device="cpu")
 
     def compared() -> str:
-        return Comparison(trees.of_path(tmp_path / "old"), trees.head()).reason(*naive)
+        return TreeComparison(trees.of_path(tmp_path / "old"), trees.head()).reason(*naive)
 
     assert compared() == ""
     write(tmp_path / "old", {"setup.py": ""})

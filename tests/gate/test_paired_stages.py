@@ -106,7 +106,8 @@ def test_flagged_cases_are_confirmed_on_fresh_restarts_and_errors_that_grew_on_f
     ended = measured(observer=observer)
     # Six restarts of the screen; twelve more are precise, so the batches after them are not run.
     assert restarts(ended) == {SLOW: set(range(18)), EQUAL: set(range(6))}
-    assert observer.further == 2 * 6 * 3  # batches, restarts, arms: the first case has an A/A control
+    # Batches, restarts, arms: the first case has an A/A control. Then the further seeds.
+    assert observer.further == 2 * 6 * 3 + 4 * 3
     assert outcomes(ended) == {
         ("time_s", f"q{SLOW}"): Outcome.REGRESSED, ("rms_err", f"q{SLOW}"): Outcome.REGRESSED,
         ("peak_bytes", f"q{SLOW}"): Outcome.SAME, ("time_s", f"q{EQUAL}"): Outcome.SAME,
