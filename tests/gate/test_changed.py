@@ -24,9 +24,9 @@ from tests.gate.test_trees import git
 KERNEL = "from lib import scale\n\ndef attend(q, k, v):\n    return v\n"
 OTHER = "def attend(q, k, v):\n    return v\n"
 FILES = {
-    "kernel.py": KERNEL, "lib.py": "scale = 1", "other.py": OTHER, "README.md": "", "tests/test_it.py": "", "setup.cfg": "",
+    "kernel.py": KERNEL, "lib.py": "scale = 1", "other.py": OTHER, "README.md": "", "tests/test_it.py": "",
     "pkg/__init__.py": "", "pkg/mod.py": OTHER, "dynamic.py": f"import importlib\n{OTHER}",
-    "score.py": "def f(q, k): ...",
+    "score.py": "def f(q, k): ...", "setup.cfg": "",
 }  # fmt: skip
 
 
