@@ -67,8 +67,8 @@ gate: venv ## the suite `ci` against BASE=HEAD~1, side by side
 	$(BIN)/attnbench gate ci --base-ref $(BASE) --inconclusive ok $(ARGS)
 
 gate-eval: venv ## how often the gate errs here: A/A runs and real slowdowns, added to what EVAL holds; HOURS=2
-	OMP_NUM_THREADS=1 $(BIN)/python tools/gate_eval.py run $(EVAL) $(HOURS)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/gate_eval.py table $(EVAL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.gate_eval run $(EVAL) $(HOURS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.gate_eval table $(EVAL)
 
 readme: venv ## runs the commands of README.md, checks their times, stores the result
 	$(BIN)/python -m tools.readme

@@ -48,9 +48,9 @@ def dead(q, k, v, causal=False, scale=None):
 
 # Enough for changes as large as these.
 FEW_RESTARTS = """
-from attnbench.gate import paired, rule
+from attnbench.gate import significance
 
-rule.SCREEN_RESTARTS, paired.BATCHES = 4, (4,)
+significance.LOOKS = {4: 0.3, 8: 0.7}
 """
 
 
@@ -266,7 +266,7 @@ def test_a_gate_in_pytest_has_a_fixed_number_of_rounds_by_default(
     source = CaseSource(session, [], {"seq": "32", "backend": "naive", "device": "cpu", **options})  # type: ignore[arg-type]
     procedures = source.ready.settings.procedures.values()
     assert {(procedure.min_rounds, procedure.max_rounds) for procedure in procedures} == {rounds}
-    assert source.ready.settings.restarts == 6
+    assert source.ready.settings.restarts == 4
 
 
 def test_a_long_measurement_prints_a_line_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:

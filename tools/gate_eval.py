@@ -1,12 +1,14 @@
 """Error rates of the gate on this machine, from real A/A runs and real slowdowns of known size. Resumable.
 
-`python tools/gate_eval.py run FILE HOURS` runs gates for that many hours and appends a line for each to FILE: the
-evidence for the rule, and the blocks of the first restart for other rules. `python tools/gate_eval.py table FILE`
-prints the error rates. `make gate-eval` does both.
+`python -m tools.gate_eval run FILE HOURS` runs gates for that many hours and appends a line for each to FILE: the
+evidence for the rule, and the blocks of the first restart for other rules. `python -m tools.gate_eval table FILE`
+prints the error rates. `make gate-eval` does both. `python -m tools.gate_eval simulate RUNS` prints those of simulated
+noise.
 
-A slowdown is real work: under the same label head computes more heads than base (40 against 41, 42, 44). Its true size,
-case by case, is measured separately (`python tools/gate_eval.py realised FILE`): both kernels call by call in turn, in
-one process. `python tools/gate_eval.py spreads RUN` compares locations of a restart on a stored A/A gate.
+A slowdown is real work: under the same label head computes more heads than base (40 against 41, 42, 44). Its true size
+is measured in the same run: in every restart, the first call of a case in head's process, which is not timed by the
+gate, calls both kernels in turn. Gates of before have it measured apart (`python -m tools.gate_eval realised FILE`).
+`python -m tools.gate_eval spreads RUN` compares locations of a restart on a stored A/A gate.
 """
 
 from __future__ import annotations
@@ -19,20 +21,26 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from attnbench.analysis import readings, stats
+from attnbench.analysis.readings import Floats
+from attnbench.analysis.stats import Over
 from attnbench.gate import evidence, judgement, record, rule
 from attnbench.gate.rule import Evidence, Margins
+from attnbench.gate.significance import until_next_look
 from attnbench.machine import worker_environment
 from attnbench.records import run_directory
 from attnbench.records.arm import parse_device
 from attnbench.records.result import Outcome, Sample, Verdict
+from tools import gate_simulation
 
 HEADS = 40
 MORE = (0, 1, 2, 4)  # heads: 0, 2.5, 5, 10 % more work
@@ -41,17 +49,46 @@ MASKS = ("none", "causal")
 POWER_EVERY = 3  # gates: a power run takes several times as long as an A/A run
 DIGITS = 4
 RESAMPLED = 2000
+BINS = ((0, 0.5), (0.5, 1), (1, 1.25), (1.25, 1.75), (1.75, 2.25), (2.25, 3), (3, math.inf))  # printed margins
+TURNS, WARM_TURNS = 20, 4  # of both kernels in the first call of a restart; the first ones are not counted
 KERNEL = """
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
-HEADS, MORE = {heads}, {more}
+HEADS, MORE, TURNS, WARM_TURNS = {heads}, {more}, {turns}, {warm_turns}
+measured = set()
+
+def compute(q, k, v, causal, scale, more):
+    q, k, v = (torch.cat([one, one[:, :more]], dim=1) if more else one.clone() for one in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)[:, :HEADS].contiguous()
 
 def attend(q, k, v, causal=False, scale=None):
     # More heads than requested, under the same label.
     more = MORE[q.shape[2], causal]
-    q, k, v = (torch.cat([one, one[:, :more]], dim=1) if more else one.clone() for one in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)[:, :HEADS].contiguous()
+    if more and TURNS and (q.shape[2], causal) not in measured:
+        measured.add((q.shape[2], causal))
+        measure(q, k, v, causal, scale, more)
+    return compute(q, k, v, causal, scale, more)
+
+def measure(q, k, v, causal, scale, more):
+    # The true slowdown: with and without the additional heads in turn, in this process.
+    logs = []
+    for turn in range(TURNS):
+        times = dict()
+        for heads in ((0, more) if turn % 2 else (more, 0)):
+            start = time.perf_counter_ns()
+            compute(q, k, v, causal, scale, heads)
+            times[heads] = time.perf_counter_ns() - start
+        logs.append(math.log(times[more] / times[0]))
+    line = json.dumps([q.shape[2], causal, statistics.median(logs[WARM_TURNS:])])
+    with Path(__file__).with_name("truth.jsonl").open("a") as file:
+        file.write(line + chr(10))
 """
 
 
@@ -60,6 +97,7 @@ class Case(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     evidence: Evidence
     more: int = 0  # heads that head computes in addition to those of base
+    truth: tuple[float, ...] = ()  # log(head / base) by restart, measured in head's process by calls in turn
     base: tuple[float, ...] = ()  # medians of the blocks of the first restart
     head: tuple[float, ...] = ()
 
@@ -102,7 +140,7 @@ def run(file: Path, hours: float) -> None:
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory(prefix="gate-eval-") as folder:
             more = _measure(Path(folder), number)
-            gate = distilled(Path(folder) / "run", more, load)
+            gate = distilled(Path(folder) / "run", more, load, _truth(Path(folder) / "head" / "truth.jsonl"))
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as lines:
             lines.write(msgspec.json.encode(gate) + b"\n")
@@ -120,14 +158,30 @@ def _measure(folder: Path, number: int) -> dict[tuple[int, bool], int] | None:
     more = levels(number // POWER_EVERY)
     for name, heads in (("base", dict.fromkeys(more, 0)), ("head", more)):
         (folder / name).mkdir()
-        (folder / name / "kernel.py").write_text(KERNEL.format(heads=HEADS, more=heads))
+        (folder / name / "kernel.py").write_text(_kernel(heads))
     command += ["-b", "kernel.py:attend", "--seq", ",".join(map(str, LENGTHS)), "--heads", str(HEADS)]
     command += ["--mask", ",".join(MASKS), "--base-path", str(folder / "base")]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=folder / "head")
     return more
 
 
-def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float) -> Gate:
+def _kernel(more: dict[tuple[int, bool], int], turns: int = TURNS) -> str:
+    return KERNEL.format(heads=HEADS, more=more, turns=turns, warm_turns=WARM_TURNS)
+
+
+def _truth(file: Path) -> dict[tuple[int, bool], list[float]]:
+    """The true effects by length and mask, in the order of restarts."""
+    truth: dict[tuple[int, bool], list[float]] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        length, causal, effect = json.loads(line)
+        truth.setdefault((length, causal), []).append(_digits(effect))
+    return truth
+
+
+def distilled(
+    path: Path, more: dict[tuple[int, bool], int] | None, load: float,
+    truth: Mapping[tuple[int, bool], Sequence[float]] = MappingProxyType({}),
+) -> Gate:  # fmt: skip
     """What the rules need of a stored gate."""
     run = run_directory.read(path)
     gate, pairings, commit = record.of(run), evidence.pairings(run.results), run.manifest.commit or {}
@@ -140,7 +194,7 @@ def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float)
         cell = pair.either.case.problem.seq_q, pair.either.case.problem.mask == "causal"
         cases.append(
             Case(
-                evidence=_short(case), more=more[cell] if more else 0,
+                evidence=_short(case), more=more[cell] if more else 0, truth=tuple(truth.get(cell, ())),
                 base=_blocks(pair.base.times[0]), head=_blocks(pair.head.times[0]),
             )
         )  # fmt: skip
@@ -148,14 +202,13 @@ def distilled(path: Path, more: dict[tuple[int, bool], int] | None, load: float)
         kind="power" if more else "aa", at=run.manifest.created_at, commit=commit.get("commit", "")[:12],
         machine=run.manifest.fingerprint, seconds=round(run.manifest.seconds["total"], 1), load=round(load, 2),
         factor=gate.noise.factor, resolution_s=gate.noise.resolution_s, cases=cases,
-        controls=[_short(control) for control in evidence.controls(pairings, gate.screen_restarts).values()],
+        controls=[_short(control) for control in evidence.controls(pairings).values()],
     )  # fmt: skip
 
 
 def _short(case: Evidence) -> Evidence:
     return msgspec.structs.replace(
-        case, base_s=_digits(case.base_s), head_s=_digits(case.head_s), screen=tuple(map(_digits, case.screen)),
-        confirm=tuple(map(_digits, case.confirm)),
+        case, base_s=_digits(case.base_s), head_s=_digits(case.head_s), effects=tuple(map(_digits, case.effects))
     )  # fmt: skip
 
 
@@ -169,7 +222,15 @@ def _blocks(sample: Sample) -> tuple[float, ...]:
 
 def read(file: Path) -> list[Gate]:
     """All gates of the file."""
-    return [msgspec.json.decode(line, type=Gate) for line in file.read_bytes().splitlines()] if file.exists() else []
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [msgspec.convert(_current(msgspec.json.decode(line)), Gate) for line in lines]
+
+
+def _current(gate: dict[str, Any]) -> dict[str, Any]:
+    """A gate in which the restarts of a case are one list; the first ones were stored in two."""
+    for case in (*(each["evidence"] for each in gate["cases"]), *gate["sentinels"]):
+        case.setdefault("effects", case.get("screen", []) + case.get("confirm", []))
+    return gate
 
 
 # -- which location of a restart is the steadiest ----------------------------------------------------------------------
@@ -231,7 +292,7 @@ def realised(turns: int = 60, processes: int = 2) -> dict[tuple[int, bool, int],
         for more in MORE:
             path = Path(folder) / f"kernel{more}.py"
             same = {(length, causal): more for length in LENGTHS for causal in (False, True)}
-            path.write_text(KERNEL.format(heads=HEADS, more=same))
+            path.write_text(_kernel(same, turns=0))
             paths.append(str(path))
         script = REALISED.format(lengths=LENGTHS, heads=HEADS, turns=turns)
         for _ in range(processes):
@@ -258,6 +319,8 @@ def table(gates: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> I
     yield ""
     yield from _power(slower, truth)
     yield ""
+    yield from resampled_power(gates, RESAMPLED)
+    yield ""
     yield from _others(equal, slower)
 
 
@@ -266,40 +329,67 @@ def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
     every = [v for of_gate in verdicts for v in of_gate]
     red = sum(any(v.outcome is Outcome.REGRESSED for v in of_gate) for of_gate in verdicts)
     loose = sum(v.outcome is Outcome.INCONCLUSIVE for v in every)
-    again, runs = resampled(equal)
+    again = resampled(equal, RESAMPLED)
     margins = sorted(v.margin for v in every if v.margin is not None)
     widest, middle = 100 * margins[-1], 100 * float(np.median(margins))
-    quiet = [gate.seconds for gate in equal if not any(case.evidence.confirm for case in gate.cases)]
+    held = [v.interval[0] <= 0 <= v.interval[1] for v in every if v.interval]
+    restarts = [case.evidence.effects for gate in equal for case in gate.cases]
+    plain = [stats.t_estimate(np.array(effects), Over.RESTARTS) for effects in restarts]
+    plain_held = [each.low <= 0 <= each.high for each in plain if each.low is not None and each.high is not None]
+    cut = sum(v.outcome is Outcome.INCONCLUSIVE and bool(until_next_look(v.restarts)) for v in every)
     seconds = [gate.seconds for gate in equal]
     yield "| A/A: `attnbench gate ci --noop` | |\n|---|---:|"
     yield f"| real gate runs | {len(equal)} |"
-    yield f"| with any `regressed` | {red} ({wilson(red, len(equal))}) |"
-    yield f"| resampled from them, signs of restarts at random: with any `regressed` | {again} of {runs} |"
+    yield f"| with any `regressed` | {red} ({at_most(red, len(equal))}) |"
+    yield f"| resampled from them, signs of restarts at random: with any `regressed` | {again} of {RESAMPLED} |"
+    yield f"| 95 % interval holds the truth, 0 | {_share(sum(held), len(held))} |"
+    yield f"| 95 % t interval without regard to looks holds it | {_share(sum(plain_held), len(plain_held))} |"
+    yield f"| restarts of a case | {min(map(len, restarts))} to {max(map(len, restarts))} |"
     yield f"| inconclusive cases | {loose} of {len(every)} ({wilson(loose, len(every))}) |"
+    yield f"| of them measured with fewer restarts than the rule asks for | {cut} |"
     yield f"| margins | {100 * margins[0]:.1f} to {widest:.1f} %, median {middle:.1f} % |"
     yield f"| wall time of a run | median {np.median(seconds):.0f} s, longest {max(seconds):.0f} s |"
-    if quiet:
-        yield f"| of the {len(quiet)} where the screen settled everything | median {np.median(quiet):.0f} s |"
 
 
-def resampled(equal: Sequence[Gate], runs: int = RESAMPLED) -> tuple[int, int]:
+def resampled(equal: Sequence[Gate], runs: int) -> int:
     """How many A/A runs have any `regressed`, of runs resampled from the restarts of real ones with random signs."""
     rng = np.random.default_rng(0)
-    red = 0
-    for _ in range(runs):
-        gate = equal[int(rng.integers(len(equal)))]
-        cases = []
-        for case in gate.cases:
-            pool = np.array(case.evidence.effects)
-            drawn = rng.choice(pool, rule.SCREEN_RESTARTS + rule.MAX_CONFIRM)
-            drawn *= rng.choice([-1, 1], len(drawn))
-            split = rule.SCREEN_RESTARTS
-            cases.append(
-                msgspec.structs.replace(case.evidence, screen=tuple(drawn[:split]), confirm=tuple(drawn[split:]))
-            )
-        margins = Margins(factor=gate.factor, resolution_s=gate.resolution_s)
-        red += any(v.outcome is Outcome.REGRESSED for v in rule.verdicts(cases, margins))
-    return red, runs
+    drawn = [_redrawn(rng, gate, share) for gate, share in zip(equal, _shares(runs, len(equal)), strict=True)]
+    return sum(int(gate_simulation.judged(effects).red.any(axis=-1).sum()) for effects in drawn)
+
+
+def resampled_power(gates: Sequence[Gate], runs: int) -> Iterator[str]:
+    """The share found of slowdowns that are added to resampled restarts of real gates, by printed margins."""
+    rng = np.random.default_rng(1)
+    times, hits = [], []
+    for gate, share in zip(gates, _shares(runs, len(gates)), strict=True):
+        effects = _redrawn(rng, gate, share)
+        truth, slower = gate_simulation.planted(rng, effects.std(axis=-1))
+        tested = gate_simulation.judged(effects + truth[..., None])
+        times.append((np.expm1(truth) / np.expm1(tested.margin))[slower])
+        hits.append(tested.red[slower])
+    yield "| slowdown, in printed margins | resampled cases | `regressed` |\n|---|---:|---:|"
+    ratios, found = np.concatenate(times), np.concatenate(hits)
+    for low, high in BINS:
+        chosen = (low <= ratios) & (ratios < high)
+        yield f"| {_bin(low, high)} | {chosen.sum()} | {_share(int(found[chosen].sum()), int(chosen.sum()))} |"
+
+
+def _shares(runs: int, gates: int) -> list[int]:
+    """The runs that are drawn from each gate: equally many, and one more of the first ones."""
+    return [len(range(number, runs, gates)) for number in range(gates)]
+
+
+def _redrawn(rng: np.random.Generator, gate: Gate, runs: int) -> Floats:
+    """Effects [runs, cases, restarts] of equal arms: deviations of the restarts of a gate, with random signs."""
+    cases = []
+    for case in gate.cases:
+        pool = np.array(case.evidence.effects)
+        if gate.kind == "power":  # without its slowdown; the mean of few restarts takes a part of their spread with it
+            pool = (pool - pool.mean()) * math.sqrt(len(pool) / max(len(pool) - 1, 1))
+        shape = (runs, gate_simulation.RESTARTS)
+        cases.append(rng.choice(pool, shape) * rng.choice([-1, 1], shape))
+    return np.stack(cases, axis=1)
 
 
 def _power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
@@ -319,15 +409,20 @@ def _power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) ->
             yield f"| {more} of {HEADS} | {slow:+.1f} % | {len(measured)} | {shares} | {off:.2f} % |"
     yield "\n| slowdown, in printed margins | cases | `regressed` | 95 % interval of that share |\n|---|---:|---:|---:|"
     every = [(math.expm1(true) / v.margin, v) for measured in rows.values() for true, v in measured if v.margin]
-    for low, high in ((0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2), (2, 3), (3, math.inf)):
+    for low, high in BINS:
         hits = [v.outcome is Outcome.REGRESSED for times, v in every if low <= times < high]
-        name = f"{low} to {high}" if high < math.inf else f"{low} and more"
-        yield f"| {name} | {len(hits)} | {_share(sum(hits), len(hits))} | {wilson(sum(hits), len(hits))} |"
+        yield f"| {_bin(low, high)} | {len(hits)} | {_share(sum(hits), len(hits))} | {wilson(sum(hits), len(hits))} |"
+
+
+def _bin(low: float, high: float) -> str:
+    return f"{low} to {high}" if high < math.inf else f"{low} and more"
 
 
 def _true(case: Case, truth: dict[tuple[int, bool, int], float]) -> float:
     if not case.more:
         return 0.0
+    if case.truth:
+        return float(np.median(case.truth))
     words = case.evidence.label.split()
     length = next(int(word[1:]) for word in words if word[0] == "q" and word[1:].isdigit())
     return truth[length, "causal" in words, case.more]
@@ -392,6 +487,16 @@ def _share(hits: int, count: int) -> str:
     return f"{hits} of {count}, {100 * hits / count:.0f} %" if count else "-"
 
 
+def at_most(hits: int, count: int) -> str:
+    """The exact upper bound of a share, one-sided at 95 % (Clopper and Pearson 1934)."""
+    if not count:
+        return "-"
+    from scipy.stats import binomtest
+
+    high = binomtest(hits, count).proportion_ci(confidence_level=0.90, method="exact").high
+    return f"at most {100 * high:.1f} % at 95 %"
+
+
 def wilson(hits: int, count: int) -> str:
     """The 95 % interval of a share (Wilson 1927)."""
     if not count:
@@ -413,8 +518,10 @@ def known(file: Path) -> dict[tuple[int, bool, int], float]:
 
 
 def main(arguments: Sequence[str]) -> Iterable[str]:
-    """Run one of four commands; return the lines to print."""
+    """Run one of five commands; return the lines to print."""
     command, file = arguments[0], Path(arguments[1])
+    if command == "simulate":
+        return gate_simulation.table(int(arguments[1]))
     if command == "spreads":
         return spreads(file)
     if command == "run":

@@ -25,6 +25,8 @@ from attnbench.records.result import Record
 QUANTILE = 0.99
 ENOUGH = 20  # A/A runs: with fewer, the largest difference stands for the quantile, and is labelled so
 CLASSES_S = (1e-3, 1e-2, 1e-1)  # upper ends of the classes of duration
+NOISE_CONFIDENCE = 0.99  # 99 of 100 means of equal arms lie within
+COMMON_RESTARTS = 6  # the number for which a factor is given
 BETWEEN_RUNS = 0.10  # difference between two runs of equal code, where no such runs show it; a share
 
 
@@ -110,11 +112,21 @@ def factor(pairs: Sequence[ControlPair]) -> tuple[float, int]:
     """The 99th percentile of the standard errors between equal arms, and the number of A/A runs behind it.
 
     Normal noise between restarts gives Student's t; what the machine adds shows here. 0 with fewer than ENOUGH runs.
+    Each pair counts as if it had COMMON_RESTARTS restarts: t is wider for fewer.
     """
     runs = len({pair.measured_at for pair in pairs})
     usable = [pair for pair in pairs if pair.half_width > 0 and pair.restarts > 1]
-    scores = [abs(pair.effect) / (pair.half_width / t_quantile(pair.restarts - 1)) for pair in usable]
+    scores = [
+        abs(pair.effect) / pair.half_width * t_quantile(pair.restarts - 1)
+        * normal_factor(COMMON_RESTARTS) / normal_factor(pair.restarts)
+        for pair in usable
+    ]  # fmt: skip
     return (float(np.quantile(scores, QUANTILE)), runs) if scores and runs >= ENOUGH else (0.0, runs)
+
+
+def normal_factor(restarts: int) -> float:
+    """How many standard errors hold the mean of that many normal restarts 99 times of 100."""
+    return t_quantile(restarts - 1, NOISE_CONFIDENCE)
 
 
 def factors(pairs: Sequence[ControlPair]) -> tuple[DurationNoise, ...]:

@@ -9,7 +9,7 @@ from attnbench.analysis import readings, rows, stats
 from attnbench.analysis.metrics import METRICS, impossible
 from attnbench.analysis.restarts import Restarts
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
-from attnbench.gate import rule
+from attnbench.gate import rule, steadiness
 from attnbench.gate.rule import Evidence
 from attnbench.records.result import Cause, Outcome, Result, Sample, Status, Verdict
 
@@ -106,14 +106,14 @@ def effects(above: Restarts, below: Restarts, *, cycles: bool = False) -> dict[i
     return by_restart
 
 
-def controls(pairs: Iterable[Pairing], screen_restarts: int) -> dict[str, Evidence]:
+def controls(pairs: Iterable[Pairing]) -> dict[str, Evidence]:
     """The A/A controls against base, by label and device."""
-    evidence = (of_time(pair.base, pair.control, screen_restarts) for pair in pairs)
+    evidence = (of_time(pair.base, pair.control) for pair in pairs)
     return {f"{control.label}@{control.device}": control for control in evidence if control}
 
 
 def of_time(
-    base: Restarts | None, head: Restarts | None, screen_restarts: int, tolerance: float = rule.TOLERANCE
+    base: Restarts | None, head: Restarts | None, tolerance: float = rule.TOLERANCE, max_margin: float | None = None
 ) -> Evidence | None:
     """Head against base; None unless both were measured."""
     if not (base and head and base.time and head.time and base.status is head.status is Status.OK):
@@ -128,11 +128,11 @@ def of_time(
         backend=head.case.backend,
         base_s=base.time.value,
         head_s=head.time.value,
-        screen=tuple(value for restart, value in by_restart.items() if restart < screen_restarts),
-        confirm=tuple(value for restart, value in by_restart.items() if restart >= screen_restarts),
+        effects=tuple(by_restart.values()),
         cycles=tuple(effects(head, base, cycles=True).values()),
         tolerance=tolerance,
-        impossible=impossible_time(base, head),
+        max_margin=max_margin,
+        unusable=impossible_time(base, head) or steadiness.unsteady(base, head, by_restart, tolerance),
     )
 
 

@@ -1,12 +1,14 @@
 """A stored gate -> verdicts, without a device and with the same result each time."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from attnbench import units
 from attnbench.analysis import noise_floor
 from attnbench.errors import NotComparableError
-from attnbench.gate import evidence, record, rule, significance
+from attnbench.gate import evidence, record, rule, significance, steadiness
 from attnbench.gate.evidence import Pairing
 from attnbench.gate.record import GateRecord
 from attnbench.gate.rule import Evidence
@@ -38,7 +40,8 @@ def judge(run: Run) -> GateVerdicts:
     if reason := evidence.base_fails(pairs):
         raise NotComparableError(f"{gate.base.name} runs none of the cases, so nothing can be compared: {reason}")
     cases = cases_of(pairs, gate)
-    doubt = rule.too_noisy(evidence.controls(pairs, gate.screen_restarts), gate.margins)
+    few_cores = steadiness.too_few_cores(run.manifest.machine, {case.device for case in cases})
+    doubt = few_cores or rule.too_noisy(evidence.controls(pairs), gate.margins)
     verdicts = rule.verdicts(cases, gate.margins, doubt)
     timed = {(case.case_id, case.device) for case in cases}
     for pair in pairs:
@@ -50,7 +53,10 @@ def judge(run: Run) -> GateVerdicts:
         geomeans=geomeans((case.backend, significance.interval(case.effects).value) for case in cases),
         margin_source=_margin_source(gate),
         doubt=doubt,
-        notes=(*gate.settings.expired(gate.today), *_user_noise(cases, gate), *filter(None, [gate.changed.measured])),
+        notes=(
+            *gate.settings.expired(gate.today), *_user_noise(cases, gate), *filter(None, [gate.changed.measured]),
+            *_hidden(cases, verdicts, gate),
+        ),
         refused=sum(not evidence.support(pair) and not pair.timed for pair in pairs),
         unchanged=len(gate.changed.unchanged),
     )
@@ -80,7 +86,7 @@ def in_order(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 def cases_of(pairs: Sequence[Pairing], gate: GateRecord) -> list[Evidence]:
     """The evidence on time of every case that has it, with the tolerance of the case."""
     cases = (
-        evidence.of_time(pair.base, pair.head, gate.screen_restarts, gate.tolerance(pair.either.case.label))
+        evidence.of_time(pair.base, pair.head, gate.tolerance(pair.either.case.label), gate.settings.largest_margin)
         for pair in pairs
     )
     return [case for case in cases if case]
@@ -89,13 +95,25 @@ def cases_of(pairs: Sequence[Pairing], gate: GateRecord) -> list[Evidence]:
 def _margin_source(gate: GateRecord) -> str:
     """Where the margins come from, for people."""
     runs, factor = gate.noise.runs, gate.noise.factor
-    normal = significance.normal_factor(gate.screen_restarts)
+    normal = noise_floor.normal_factor(noise_floor.COMMON_RESTARTS)
     if factor > normal:
-        return f"{factor:.1f} standard errors of the case, the 99th percentile of {runs} A/A runs of this machine"
+        return f"{factor / normal:.1f} times normal noise, the 99th percentile of {runs} A/A runs of this machine"
     known = f", and {runs} A/A runs of this machine show no more"
     if not factor:
-        known = f" ({runs} A/A runs of this machine, {noise_floor.ENOUGH} are needed)"
-    return f"{normal:.1f} standard errors of the case, as for normal noise{known}"
+        known = f" ({runs} A/A runs of this machine, {noise_floor.ENOUGH} are needed to know more)"
+    return f"the tolerance and normal noise with the spread of the case{known}"
+
+
+def _hidden(cases: Sequence[Evidence], verdicts: Sequence[Verdict], gate: GateRecord) -> list[str]:
+    """A note on the largest slowdown that the cases that did not regress may hide."""
+    red = {(verdict.case_id, verdict.device) for verdict in verdicts if verdict.outcome is Outcome.REGRESSED}
+    hidden = rule.hidden([case for case in cases if (case.case_id, case.device) not in red], gate.margins)
+    if hidden is None:
+        return []
+    if not math.isfinite(hidden[0]):
+        return [f"a slowdown of any size may be hidden: {hidden[1]} has a single restart"]
+    largest = units.margin(max(hidden[0], 0.0))
+    return [f"the largest slowdown that may be hidden, with 95 % confidence for all cases: {largest} ({hidden[1]})"]
 
 
 def _user_noise(cases: Sequence[Evidence], gate: GateRecord) -> list[str]:

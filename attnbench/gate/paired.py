@@ -1,9 +1,9 @@
-"""Base and head side by side: screen all cases, confirm on fresh restarts, judge. The way to gate in CI."""
+"""Base and head side by side: restart until every case is decided, and judge. The way to gate in CI."""
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import msgspec
 
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
-from attnbench.analysis.roofline import CeilingsByDevice
 from attnbench.attention import inputs
 from attnbench.engine import plan, sweep
 from attnbench.engine.group_runner import RunSettings
@@ -19,7 +18,7 @@ from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Observer, Runner
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import StoreError, UsageError
-from attnbench.gate import changed, evidence, judgement, record, rule
+from attnbench.gate import changed, evidence, judgement, machine_lock, record, rule, significance
 from attnbench.gate.evidence import BASE, CONTROL, HEAD
 from attnbench.gate.judgement import GateVerdicts
 from attnbench.gate.record import ChangedCases, GateRecord, MachineNoise, Settings
@@ -37,7 +36,6 @@ DEFAULT_SUITE = "ci"
 CONTROL_EVERY = 4  # cases of the most frequent backend, of which one has an A/A control: one more worker in all
 ROUNDS = "10"  # the fixed number that a gate measures unless its user chooses another
 BUDGET_S = 15 * 60.0
-BATCHES = (6, 6, 4, 4)  # confirming restarts: at least 12, at most 20
 SEEDS = 5  # an error counts as grown only if it grew on each of them
 
 EVERY_CASE = ChangedCases()
@@ -56,7 +54,7 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
 
 def request(options: Request) -> Request:
     """The request of a gate: on the default device of gates, with the restarts of the screen."""
-    return msgspec.structs.replace(on_device(options), restarts=rule.SCREEN_RESTARTS)
+    return msgspec.structs.replace(on_device(options), restarts=min(significance.LOOKS))
 
 
 def on_device(options: Request) -> Request:
@@ -114,7 +112,7 @@ def measure(
     watch: Watch = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
     chosen_cases: ChangedCases = EVERY_CASE,
 ) -> GateRun:  # fmt: skip
-    """Screen, confirm, and judge; every result is stored as soon as it is there.
+    """Measure until every case is decided, and judge; every result is stored as soon as it is there.
 
     Nothing is measured after `budget_s` seconds: cases that are open then are inconclusive, never regressed.
     """
@@ -122,15 +120,16 @@ def measure(
     whole = plan.together(_arms(ready, base, head), sweep.plan_limits(ready.settings))
     manifest = sweep.manifest(ready, datetime.now(UTC), command)
     gate = GateRecord(
-        base=_anonymous(base), head=_anonymous(head), screen_restarts=ready.settings.restarts,
-        settings=_settings(ready), today=today or datetime.now(UTC).date(),
-        noise=machine_noise(manifest.fingerprint, whole.arms), seeds={}, changed=chosen_cases,
+        base=_anonymous(base), head=_anonymous(head), settings=_settings(ready),
+        today=today or datetime.now(UTC).date(), noise=machine_noise(manifest.fingerprint, whole.arms), seeds={},
+        changed=chosen_cases,
     )  # fmt: skip
     arms = tuple(map(_symbolic, whole.arms))
     manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
-    with RunWriter(directory, manifest) as writer:
-        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch, deadline=started + budget_s)
-        stages.screen_and_confirm(gate)
+    with machine_lock.alone(observer.note, budget_s), RunWriter(directory, manifest) as writer:
+        deadline = time.monotonic() + budget_s
+        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch, deadline=deadline)
+        stages.measure_until_decided(gate)
         if not stages.interrupted:
             gate = msgspec.structs.replace(gate, seeds=stages.further_seeds())
         writer.manifest = msgspec.structs.replace(writer.manifest, gate=gate.stored())
@@ -166,19 +165,20 @@ class _Stages:
     def interrupted(self) -> bool:
         return any(runner.stop_requested for runner in self._runners)
 
-    def screen_and_confirm(self, gate: GateRecord) -> None:
-        """Run the screen, then batches of restarts of the cases that need more."""
+    def measure_until_decided(self, gate: GateRecord) -> None:
+        """Run the restarts of the first look, then those of each further look for the cases that are not decided."""
         self._keep(self._whole.refusals)
-        self._run(self._whole, 0, rule.SCREEN_RESTARTS)
-        restart = rule.SCREEN_RESTARTS
-        for batch in BATCHES:
-            cases = _unsettled(self._results, gate, self._ceilings)
-            if not cases or self.interrupted or time.monotonic() > self._deadline:
+        restart = min(significance.LOOKS)
+        self._run(self._whole, 0, restart)
+        while restart < max(significance.LOOKS) and not self.interrupted and time.monotonic() < self._deadline:
+            cases = judgement.cases_of(evidence.pairings(self._results, self._ceilings), gate)
+            step = rule.next_step(cases, gate.margins)
+            if not step.cases:
                 break
-            part = _part(self._whole, cases)
-            self._observer.more(part.cases * batch)
-            self._run(part, restart, batch)
-            restart += batch
+            part = _part(self._whole, step.cases)
+            self._observer.more(part.cases * step.restarts)
+            self._run(part, restart, step.restarts)
+            restart += step.restarts
 
     def further_seeds(self) -> dict[str, list[tuple[float, float]]]:
         """(base, head) errors on further seeds, for the cases whose error grew on the first."""
@@ -239,18 +239,10 @@ class _Stages:
         self._results += symbolic
 
 
-def _part(whole: Plan, cases: set[tuple[str, str]]) -> Plan:
+def _part(whole: Plan, cases: Collection[tuple[str, str]]) -> Plan:
     """The groups of these cases, given by case id and device."""
     groups = [group for group in whole.groups if any((group.case(arm).id, arm.device) in cases for arm in group.arms)]
     return Plan(groups=tuple(groups), arms=whole.arms)
-
-
-def _unsettled(results: Sequence[Result], gate: GateRecord, ceilings: CeilingsByDevice) -> set[tuple[str, str]]:
-    """Cases that need more restarts, by case id and device: flagged or open ones that are not yet precise."""
-    flags = rule.screen(judgement.cases_of(evidence.pairings(results, ceilings), gate), gate.margins)
-    flagged = [case for case in (*flags.slower, *flags.faster) if not rule.precise(case, gate.margins)]
-    undecided = [case for case in flags.open if not rule.open_enough(case, gate.margins)]
-    return {(case.case_id, case.device) for case in (*flagged, *undecided)}
 
 
 def _arms(ready: Sweep, base: Revision, head: Revision) -> list[tuple[Cell, list[Arm]]]:

@@ -31,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The `[gate]` table of a suite."""
 
     time: str = "2%"
+    max_margin: str = ""  # a share; empty: three times the tolerance of a case
     tolerance: tuple[CaseTolerance, ...] = ()
     alias: dict[str, str] = {}  # label now -> label before
 
@@ -39,6 +40,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         valid = [entry for entry in self.tolerance if not entry.expired(today)]
         matching = [entry.time for entry in valid if fnmatchcase(label, entry.match)]
         return parse_share([self.time, *matching][-1], "[gate] time")
+
+    @property
+    def largest_margin(self) -> float | None:
+        """The widest margin with which a case may be called the same, a share; None where the table has none."""
+        return parse_share(self.max_margin, "[gate] max_margin") if self.max_margin else None
 
     def expired(self, today: date) -> list[str]:
         """A note for each entry that has expired and is ignored."""
@@ -53,10 +59,15 @@ def read_settings(table: Mapping[str, object], where: str) -> Settings:
     """The settings of a `[gate]` table in the file `where`. Raises SuiteError that names the key."""
     try:
         settings = msgspec.convert(dict(table), Settings, strict=False)
-        for text in (settings.time, *(entry.time for entry in settings.tolerance)):
-            parse_share(text, f"{where}: [gate] time")
     except msgspec.ValidationError as error:
         raise SuiteError(f"{where}: [gate]: {error}") from None
+    texts = settings.time, *(entry.time for entry in settings.tolerance)
+    widest = max(texts, key=lambda text: parse_share(text, f"{where}: [gate] time"))
+    if settings.max_margin and parse_share(settings.max_margin, f"{where}: [gate] max_margin") < parse_share(
+        widest, ""
+    ):
+        problem = f"{settings.max_margin!r} is below the tolerance {widest!r}, so no case could be called the same"
+        raise SuiteError(f"{where}: [gate] max_margin: {problem}; use at least {widest}")
     return settings
 
 
@@ -85,7 +96,6 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     base: Revision
     head: Revision
-    screen_restarts: int = msgspec.field(name="screen_launches")  # stored under its first name
     settings: Settings
     today: date  # on which tolerances expire
     noise: MachineNoise = msgspec.field(name="floor")  # stored under its first name

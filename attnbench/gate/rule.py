@@ -1,7 +1,7 @@
 """The decision of the gate: effects by restart -> verdicts. A pure function of what was stored.
 
-Screen all cases; confirm the flagged ones on fresh restarts, corrected by Holm; every other case is `same` only if its
-interval shows it. The restart is the unit of all tests (docs/method.md). Effects are logarithms of head over base.
+Cases are looked at after 4, 6, 9, 13, 18 and 26 restarts (`significance.LOOKS`). A case that is decided gets no more
+restarts, and every verdict uses all restarts of its case. The restart is the unit of all tests (docs/method.md).
 """
 
 import math
@@ -9,22 +9,28 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
 
 from attnbench import units
-from attnbench.analysis.noise_floor import class_of
-from attnbench.gate.significance import Interval, holm, interval, normal_factor, p_above, p_below
+from attnbench.analysis.noise_floor import COMMON_RESTARTS, class_of, normal_factor
+from attnbench.analysis.readings import Floats
+from attnbench.analysis.stats import CONFIDENCE
+from attnbench.gate import significance
+from attnbench.gate.significance import Interval, holm, interval, p_above
 from attnbench.records.result import Outcome, Verdict
 
 TOLERANCE = 0.02  # a slowdown that is always accepted
-NOISE_FACTOR = 1.25  # the margin over the noise floor of a case
-SCREEN_RESTARTS = 6
-MIN_CONFIRM, MAX_CONFIRM = 12, 20
-SCREEN_ALPHA, CONFIRM_ALPHA = 0.10, 0.01
-PRECISE = 1 / 3  # of the margin: a half-width that needs no more restarts
+MAX_MARGIN = 3  # tolerances: a case with a wider margin is inconclusive unless it is decided
+ALPHA = 0.01  # of any false `regressed` in a run
+# Few restarts may by chance all be in one of two states of a machine that is in either with equal probability; of 13
+# they are with 1 in 4096. Before, only a large change is decided.
+MIN_RESTARTS, EARLY_TOLERANCE = 13, 0.10
+IMPLAUSIBLE_RATIO = 10  # base over head: more likely a base that did not run as intended than an improvement
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """The measured effects of one case by restart, those of the screen apart from those of the confirmation."""
+    """The measured effects of one case by restart: logarithms of head over base."""
 
     case_id: str
     label: str
@@ -32,15 +38,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     base_s: float
     head_s: float
-    screen: tuple[float, ...]
-    confirm: tuple[float, ...] = ()
+    effects: tuple[float, ...]
     cycles: tuple[float, ...] = ()  # effects of all restarts in clock cycles, where the clock of a GPU was read
     tolerance: float = TOLERANCE
-    impossible: str = ""  # why a time cannot be true: nothing is decided
-
-    @property
-    def effects(self) -> tuple[float, ...]:
-        return self.screen + self.confirm
+    max_margin: float | None = None  # a share; None: MAX_MARGIN tolerances
+    unusable: str = ""  # why nothing can be decided from its times
 
     @property
     def key(self) -> str:
@@ -48,7 +50,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Margins(msgspec.Struct, frozen=True):
-    """What a change must exceed: the tolerance, the resolution of the timer, and 1.25 times the noise floor."""
+    """What a change must exceed: the tolerance, the resolution of the timer, and what noise may add."""
 
     factor: float = 0.0  # standard errors by which A/A controls of this machine differed; 0: not known
     resolution_s: float = 0.0
@@ -60,80 +62,115 @@ class Margins(msgspec.Struct, frozen=True):
         user_factor = self.user_factors.get(class_of(case.base_s)) if case.backend in self.user_backends else None
         return self.factor if user_factor is None else user_factor
 
-    def noise_floor(self, case: Evidence) -> float:
-        """The difference that equal arms with the spread of this case would seem to have; a share.
-
-        `factor_of` standard errors of the screening restarts, and at least what normal noise gives 99 times of 100.
-        """
-        screen = interval(case.screen)
-        if not math.isfinite(screen.sd):
-            return 0.0
-        count = len(case.screen)
-        return math.expm1(max(self.factor_of(case), normal_factor(count)) * screen.sd / math.sqrt(count))
+    def inflation(self, case: Evidence) -> float:
+        """How many times as far as normal noise equal arms of this kind differed on this machine; at least 1."""
+        return max(1.0, self.factor_of(case) / normal_factor(COMMON_RESTARTS))
 
     def tolerance(self, case: Evidence) -> float:
         """Tolerance, as a log ratio: a change below it is accepted, however precisely it was measured."""
         return math.log1p(max(case.tolerance, self.resolution_s / case.base_s if case.base_s > 0 else 0.0))
 
-    def of(self, case: Evidence) -> float:
-        return max(self.tolerance(case), math.log1p(NOISE_FACTOR * self.noise_floor(case)))
+    def of(self, case: Evidence, cases: int) -> float:
+        """The smallest effect that is called a change at the last look if the spread stays as it is; a log ratio.
+
+        `cases`: their number in the gate, for which the test is corrected.
+        """
+        sd = interval(case.effects).sd
+        noise = self.inflation(case) * significance.last_look(ALPHA / cases) * sd
+        return self.tolerance(case) + (noise if math.isfinite(noise) else 0.0)
+
+    def largest(self, case: Evidence) -> float:
+        """The widest margin with which a case may be called the same; a log ratio."""
+        share = MAX_MARGIN * math.expm1(self.tolerance(case)) if case.max_margin is None else case.max_margin
+        return math.log1p(share)
 
 
-class Flags(msgspec.Struct, frozen=True):
-    """The result of the screen: the cases that need confirmation on either side, and those that are still open."""
+class NextStep(NamedTuple):
+    """What a gate measures next."""
 
-    slower: tuple[Evidence, ...]
-    faster: tuple[Evidence, ...]
-    open: tuple[Evidence, ...]
-
-
-def screen(cases: Sequence[Evidence], margins: Margins) -> Flags:
-    """Choose the cases that need more restarts, at 0.10 each. The screen decides nothing else."""
-    slower, faster, undecided = [], [], []
-    for case in (case for case in cases if not case.impossible):
-        margin = margins.of(case)
-        if p_above(case.screen, margin) < SCREEN_ALPHA:
-            slower.append(case)
-        elif p_below(case.screen, margin) < SCREEN_ALPHA:
-            faster.append(case)
-        elif interval(case.screen).high >= margin:
-            undecided.append(case)
-    return Flags(tuple(slower), tuple(faster), tuple(undecided))
+    cases: frozenset[tuple[str, str]]  # case id and device of each undecided case; empty: the gate is complete
+    restarts: int  # further restarts of each, up to the next look
 
 
-def precise(case: Evidence, margins: Margins) -> bool:
-    """Whether a flagged case needs no more restarts: precision alone stops them, never significance."""
-    return len(case.confirm) >= MIN_CONFIRM and interval(case.confirm).half_width <= PRECISE * margins.of(case)
+def next_step(cases: Sequence[Evidence], margins: Margins) -> NextStep:
+    """Which cases need more restarts, and how many. Call it with all cases of the gate after each look.
+
+    The first look is after `min(significance.LOOKS)` restarts of every case.
+    """
+    needed = {
+        (tested.case.case_id, tested.case.device): significance.until_next_look(len(tested.case.effects))
+        for tested in _tested(cases, margins)
+        if not tested.case.unusable and tested.decision is None
+    }
+    left = {key: restarts for key, restarts in needed.items() if restarts}
+    return NextStep(frozenset(left), min(left.values(), default=0))
 
 
-def open_enough(case: Evidence, margins: Margins) -> bool:
-    """Whether an open case needs no more restarts: it is precise, or had twice six more."""
-    return len(case.confirm) >= MIN_CONFIRM or interval(case.effects).half_width <= PRECISE * margins.of(case)
+def p_slower(effects: ArrayLike, tolerance: float, inflation: float = 1.0) -> Floats:
+    """The p-value of H0: the mean effect is at most the tolerance, over all looks at the restarts on the last axis."""
+    values = np.asarray(effects, dtype=np.float64)
+    p = np.ones(values.shape[:-1])
+    for count, share in significance.looks(values.shape[-1]):
+        p = np.minimum(p, p_at_look(values[..., :count], share, tolerance, inflation))
+    return p
 
 
-class Confirmation(NamedTuple):
-    """The test of a flagged case on its fresh restarts."""
+def p_at_look(effects: Floats, share: float, tolerance: float, inflation: float = 1.0) -> Floats:
+    """`p_slower` of one look with this share of the error; it may exceed 1."""
+    early = effects.shape[-1] < MIN_RESTARTS
+    return p_above(effects, max(tolerance, math.log1p(EARLY_TOLERANCE)) if early else tolerance, inflation) / share
 
-    outcome: Outcome  # REGRESSED or IMPROVED: the side that was tested
-    p: float  # corrected for the number of cases flagged on that side
+
+class _Tested(NamedTuple):
+    """The tests of one case, corrected for the number of cases."""
+
+    case: Evidence
+    tolerance: float
+    margin: float
+    largest: float
+    change: Interval
+    p_slower: float
+    p_faster: float
+
+    @property
+    def decision(self) -> Outcome | None:
+        """The outcome, if no further restart is needed for it."""
+        if self.p_slower < ALPHA and self.change.value > self.tolerance:
+            return Outcome.REGRESSED
+        if self.p_faster < ALPHA and self.change.value < -self.tolerance:
+            return Outcome.IMPROVED
+        certain = self.change.low <= self.tolerance and self.change.high < self.margin <= self.largest
+        return Outcome.SAME if certain else None
+
+
+def _tested(cases: Sequence[Evidence], margins: Margins) -> list[_Tested]:
+    slower, faster = (
+        holm({
+            case.key: float(p_slower(sign * np.array(case.effects), margins.tolerance(case), margins.inflation(case)))
+            for case in cases
+        })
+        for sign in (1, -1)
+    )  # fmt: skip
+    return [
+        _Tested(
+            case, margins.tolerance(case), margins.of(case, len(cases)), margins.largest(case),
+            interval(case.effects, margins.inflation(case)), slower[case.key], faster[case.key],
+        )
+        for case in cases
+    ]  # fmt: skip
 
 
 def verdicts(cases: Sequence[Evidence], margins: Margins, doubt: str = "") -> list[Verdict]:
     """One verdict per case, in their order. With `doubt`, the reason why no case can be judged, none is decided."""
-    flags = screen(cases, margins)
-    slower = holm({case.key: p_above(case.confirm, margins.of(case)) for case in flags.slower})
-    faster = holm({case.key: p_below(case.confirm, margins.of(case)) for case in flags.faster})
-    confirmations = {key: Confirmation(Outcome.REGRESSED, p) for key, p in slower.items()}
-    confirmations |= {key: Confirmation(Outcome.IMPROVED, p) for key, p in faster.items()}
-    return [_verdict(case, margins, confirmations.get(case.key), doubt) for case in cases]
+    return [_verdict(tested, doubt) for tested in _tested(cases, margins)]
 
 
-def _verdict(case: Evidence, margins: Margins, confirmation: Confirmation | None, doubt: str) -> Verdict:
-    # The screen flags cases for being extreme: only their fresh restarts are free of that selection.
-    change = interval(case.confirm if confirmation and len(case.confirm) > 1 else case.effects)
-    outcome, reason = _outcome(case, margins, change, confirmation)
-    if case.impossible or (doubt and outcome is not Outcome.INCONCLUSIVE):
-        outcome, reason = Outcome.INCONCLUSIVE, case.impossible or doubt
+def _verdict(tested: _Tested, doubt: str) -> Verdict:
+    case, change = tested.case, tested.change
+    outcome = tested.decision or Outcome.INCONCLUSIVE
+    reason = _objection(tested) if tested.decision else _why_open(tested)
+    if case.unusable or reason or (doubt and outcome is not Outcome.INCONCLUSIVE):
+        outcome, reason = Outcome.INCONCLUSIVE, case.unusable or reason or doubt
     return Verdict(
         case_id=case.case_id,
         label=case.label,
@@ -145,56 +182,60 @@ def _verdict(case: Evidence, margins: Margins, confirmation: Confirmation | None
         head=case.head_s,
         change=math.expm1(change.value),
         interval=change.relative,
-        margin=math.expm1(margins.of(case)),
+        margin=math.expm1(tested.margin),
         restarts=len(case.effects),
-        p=confirmation.p if confirmation else None,
+        p=tested.p_slower if change.value > 0 else tested.p_faster,
         reason=reason,
     )
 
 
-def _outcome(
-    case: Evidence, margins: Margins, change: Interval, confirmation: Confirmation | None
-) -> tuple[Outcome, str]:
-    """The outcome, and the reason where it is inconclusive."""
-    margin, tolerance = margins.of(case), margins.tolerance(case)
-    if confirmation and confirmation.p < CONFIRM_ALPHA:
-        if case.cycles and interval(case.cycles).value * change.value <= 0:
-            return Outcome.INCONCLUSIVE, "in seconds, but not in cycles: the clock changed, not the kernel"
-        return confirmation.outcome, ""
-    if tolerance < change.low < change.high < margin:
-        accepted, limit = (units.margin(math.expm1(value)) for value in (tolerance, margin))
-        reason = f"slower by more than {accepted}, but not beyond what equal arms might show here: {limit}"
-        return Outcome.INCONCLUSIVE, reason
-    if confirmation and len(case.confirm) < MIN_CONFIRM:
-        done = f"{len(case.confirm)} of {MIN_CONFIRM} confirming restarts"
-        return (
-            Outcome.INCONCLUSIVE,
-            f"{units.change(math.expm1(change.value))} so far, after {done}: a longer --budget would settle it",
-        )
-    if change.high < margin:
-        return Outcome.SAME, ""
-    return Outcome.INCONCLUSIVE, _what_would_settle(change, margin, len(case.effects))
+def _objection(tested: _Tested) -> str:
+    """Why a decided case is not to be believed; else empty."""
+    case, change = tested.case, tested.change
+    if tested.decision is Outcome.SAME:
+        return ""
+    if case.cycles and interval(case.cycles).value * change.value <= 0:
+        return "in seconds, but not in cycles: the clock changed, not the kernel"
+    if -change.value > math.log(IMPLAUSIBLE_RATIO):
+        times = units.factor(math.exp(-change.value))
+        return f"base takes {times} the time of head: check that base ran as intended, with attnbench run in its folder"
+    return ""
 
 
-def _what_would_settle(change: Interval, margin: float, restarts: int) -> str:
-    """Why a case is open, and how many more restarts would settle it."""
+def _why_open(tested: _Tested) -> str:
+    """Why a case is undecided, and what would decide it."""
+    change, restarts = tested.change, len(tested.case.effects)
     if not math.isfinite(change.high):
         return "the spread between restarts is not known from one restart: at least 2 are needed"
-    if change.value >= margin:
-        return f"{units.change(math.expm1(change.value))} is above the margin, but not significantly"
-    needed = math.ceil((2.2 * change.sd / (margin - change.value)) ** 2)
-    more = max(1, needed - restarts)
-    return f"its interval reaches the margin; about {more} more restarts would settle it"
+    tolerance, margin, largest, hidden = (
+        units.margin(math.expm1(value)) for value in (tested.tolerance, tested.margin, tested.largest, change.high)
+    )
+    if tested.margin > tested.largest:
+        return f"too noisy: its margin is above max_margin, {largest}, and a slowdown of up to {hidden} may be hidden"
+    if left := significance.until_next_look(restarts):
+        so_far = units.change(math.expm1(change.value))
+        return f"{so_far} so far, after {restarts} restarts: {left} more may settle it, with a longer --budget"
+    if change.low > tested.tolerance:
+        return f"slower by more than {tolerance}, but by too little for a test of all cases: repeat it with --case"
+    return f"after all {restarts} restarts a slowdown of up to {hidden} is possible, and the margin is {margin}"
 
 
 def too_noisy(controls: Mapping[str, Evidence], margins: Margins) -> str:
-    """Which A/A control differs significantly and beyond its margin: then no case of the run can be judged."""
-    p_values = {
-        name: min(p_above(control.effects, margins.of(control)), p_below(control.effects, margins.of(control)))
-        for name, control in controls.items()
-    }
-    for name, p in holm(p_values).items():
-        if p < CONFIRM_ALPHA:
-            change = units.change(math.expm1(interval(controls[name].effects).value))
+    """Which A/A control differs significantly and beyond its tolerance: then no case of the run can be judged."""
+    tested = dict(zip(controls, _tested(list(controls.values()), margins), strict=True))
+    for name, control in tested.items():
+        if control.decision in (Outcome.REGRESSED, Outcome.IMPROVED):
+            change = units.change(math.expm1(control.change.value))
             return f"the A/A control of {name} differs by {change}: this machine is too noisy to judge"
     return ""
+
+
+def hidden(cases: Sequence[Evidence], margins: Margins) -> tuple[float, str] | None:
+    """The largest slowdown that these cases may hide, with 95 % confidence for all together, as a share; and its case.
+
+    Infinite where a case has a single restart; None without cases.
+    """
+    confidence = 1 - 2 * (1 - CONFIDENCE) / len(cases) if cases else 0.0  # of each; one-sided
+    ends = ((interval(case.effects, margins.inflation(case), confidence).high, case.label) for case in cases)
+    high, label = max(ends, default=(None, ""))
+    return None if high is None else (math.expm1(high), label)

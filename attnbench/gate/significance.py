@@ -1,18 +1,23 @@
-"""Intervals and tests over restarts: Student's t, Holm's correction, and a bootstrap over cases.
+"""Intervals and tests over restarts that may be repeated as restarts are added, Holm's correction, and a bootstrap.
 
-Effects are logarithms of head over base, one per restart.
+Effects are logarithms of head over base, one per restart. A case is looked at several times. Each look has a share of
+the allowed error, and the shares add up to 1, so that by Boole's inequality all looks together err no more often than
+allowed, whatever the rule that stops them: alpha spending (Lan and DeMets 1983, https://doi.org/10.1093/biomet/70.3.659)
+and repeated confidence intervals (Jennison and Turnbull 1989, https://doi.org/10.1111/j.2517-6161.1989.tb01433.x).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import ArrayLike
 
+from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import CONFIDENCE, t_quantile
 
-NOISE_CONFIDENCE = 0.99  # 99 of 100 means of equal arms lie within
+LOOKS = {4: 0.10, 6: 0.15, 9: 0.15, 13: 0.15, 18: 0.15, 26: 0.30}  # restarts of a look: its share of the allowed error
 
 Key = TypeVar("Key")
 
@@ -26,11 +31,6 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     sd: float = math.nan
 
     @property
-    def half_width(self) -> float:
-        """Half the width in logarithms; for small changes, a share."""
-        return (self.high - self.low) / 2
-
-    @property
     def relative(self) -> tuple[float, float] | None:
         """Both ends as relative changes; None for an unbounded interval."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
@@ -38,34 +38,57 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
         return math.expm1(self.low), math.expm1(self.high)
 
 
-def interval(effects: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of the effects and its t interval."""
-    values = np.asarray(effects, dtype=np.float64)
+def looks(restarts: int) -> Iterator[tuple[int, float]]:
+    """The looks at so many restarts: the restarts counted at each, and its share of the error.
+
+    The last one takes place early where a case has fewer restarts than it asks for: the budget ended.
+    """
+    for look, share in LOOKS.items():
+        yield min(look, restarts), share
+        if look >= restarts:
+            return
+
+
+def until_next_look(restarts: int) -> int:
+    """How many more restarts the next look needs; 0 after the last one."""
+    return next((look - restarts for look in LOOKS if look > restarts), 0)
+
+
+def half_width(restarts: int, confidence: float = CONFIDENCE) -> float:
+    """Half the width of the interval at the look with so many restarts, in standard deviations between restarts."""
+    *_, (count, share) = looks(restarts)
+    return t_quantile(count - 1, 1 - (1 - confidence) * share) / math.sqrt(count)
+
+
+def last_look(alpha: float) -> float:
+    """How far a mean must exceed its bound at the last look to reject at `alpha`, in standard deviations."""
+    restarts, share = next(reversed(LOOKS.items()))
+    return t_quantile(restarts - 1, 1 - 2 * alpha * share) / math.sqrt(restarts)
+
+
+def interval(effects: Sequence[float], inflation: float = 1.0, confidence: float = CONFIDENCE) -> Interval:
+    """The mean of the effects and its interval, which holds at every look; `inflation` multiplies standard errors."""
+    values = np.asarray(effects[: max(LOOKS)], dtype=np.float64)
     mean, count = float(values.mean()), len(values)
     if count < 2:
         return Interval(value=mean)
     sd = float(values.std(ddof=1))
-    half = t_quantile(count - 1, confidence) * sd / math.sqrt(count)
+    half = inflation * half_width(count, confidence) * sd
     return Interval(value=mean, low=mean - half, high=mean + half, sd=sd)
 
 
-def p_above(effects: Sequence[float], margin: float) -> float:
-    """The p-value of H0: the mean effect is at most the margin. One-sided t over restarts; 1 for a single restart."""
+def p_above(effects: ArrayLike, bound: float, inflation: float = 1.0) -> Floats:
+    """The p-value of H0: the mean effect is at most the bound. One-sided t over the last axis; 1 for one restart."""
     from scipy.special import stdtr
 
     values = np.asarray(effects, dtype=np.float64)
-    count = len(values)
+    count = values.shape[-1]
     if count < 2:
-        return 1.0
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
-    if sd <= 1e-12 * max(1.0, abs(mean)):  # no variation: t is undefined, and the comparison is exact
-        return 0.0 if mean > margin else 1.0
-    return float(stdtr(count - 1, -(mean - margin) / (sd / math.sqrt(count))))
-
-
-def p_below(effects: Sequence[float], margin: float) -> float:
-    """The p-value of H0: the mean effect is at least minus the margin."""
-    return p_above([-effect for effect in effects], margin)
+        return np.ones(values.shape[:-1])
+    beyond, sd = values.mean(axis=-1) - bound, values.std(axis=-1, ddof=1)
+    still = sd <= 1e-12 * np.maximum(1.0, np.abs(beyond + bound))  # t is undefined, and the comparison is exact
+    p = stdtr(count - 1, -beyond / np.where(still, 1.0, inflation * sd / math.sqrt(count)))
+    return np.where(still, np.where(beyond > 0, 0.0, 1.0), p)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
@@ -73,17 +96,17 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
 
     https://www.jstor.org/stable/4615733
     """
-    adjusted: dict[Key, float] = {}
-    largest = 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda pair: pair[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-        adjusted[name] = largest
+    adjusted = holm_adjusted(np.array(list(p_values.values()), dtype=np.float64))
+    return dict(zip(p_values, map(float, adjusted), strict=True))
+
+
+def holm_adjusted(p_values: Floats) -> Floats:
+    """`holm` over the last axis."""
+    order = np.argsort(p_values, axis=-1)
+    scaled = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
+    adjusted = np.empty_like(p_values)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(scaled, axis=-1), 1.0), axis=-1)
     return adjusted
-
-
-def normal_factor(restarts: int) -> float:
-    """How many standard errors hold the mean of that many normal restarts 99 times of 100."""
-    return t_quantile(restarts - 1, NOISE_CONFIDENCE)
 
 
 def geometric_mean(effects: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

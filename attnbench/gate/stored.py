@@ -28,6 +28,7 @@ from attnbench.records.result import Outcome, Verdict, procedure_differences
 from attnbench.records.run_directory import Run
 
 QUANTILE = 0.99
+NOISE_FACTOR = 1.25  # the margin over the noise between days
 
 
 def base_of(name: str, fingerprint: str) -> Run:
@@ -61,6 +62,7 @@ class TimedCase(NamedTuple):
 
     pair: Pairing
     margin: float  # in logarithms
+    largest: float  # the widest margin with which it may be called the same, in logarithms
     difference: Difference
 
 
@@ -99,10 +101,11 @@ def judge(head: Run, base: Run, gate: Settings, today: date, others: Iterable[Ru
     if not any(pair.base and pair.head for pair in pairs):
         raise NotComparableError(f"{head.path.name} and {base.path.name} have no case in common")
     between, source = _between_days([base, *others])
+    largest = math.inf if gate.largest_margin is None else math.log1p(gate.largest_margin)
     cases = []
     for pair in filter(_timed, pairs):
-        tolerance = max(gate.tolerance_of(pair.either.case.label, today), rule.NOISE_FACTOR * between)
-        cases.append(TimedCase(pair, math.log1p(tolerance), _difference(pair)))
+        tolerance = max(gate.tolerance_of(pair.either.case.label, today), NOISE_FACTOR * between)
+        cases.append(TimedCase(pair, math.log1p(tolerance), largest, _difference(pair)))
     verdicts = _verdicts(cases)
     for pair in pairs:
         if support := evidence.support(pair):
@@ -166,12 +169,14 @@ def _verdict(case: TimedCase, p_slower: float, p_faster: float) -> Verdict:
 
 def _outcome(case: TimedCase, p_slower: float, p_faster: float) -> tuple[Outcome, str]:
     """The outcome, and why it is open where it is."""
-    if p_slower < rule.CONFIRM_ALPHA:
+    if p_slower < rule.ALPHA:
         return Outcome.REGRESSED, ""
-    if p_faster < rule.CONFIRM_ALPHA:
+    if p_faster < rule.ALPHA:
         return Outcome.IMPROVED, ""
     if case.difference.interval.high < case.margin:
-        return Outcome.SAME, ""
+        if case.margin <= case.largest:
+            return Outcome.SAME, ""
+        return Outcome.INCONCLUSIVE, "its margin is above max_margin: gate side by side with --base-ref"
     if case.difference.freedom:
         return Outcome.INCONCLUSIVE, "its interval reaches the margin: gate side by side with --base-ref"
     reason = "the spread between restarts is not known from one restart: measure with --restarts 6"

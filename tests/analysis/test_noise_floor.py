@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from scipy.stats import t
 
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, KernelKind
@@ -110,6 +111,14 @@ def test_a_factor_belongs_to_one_class_of_duration() -> None:
     assert (by_class[0.0].factor, by_class[0.0].runs) == (pytest.approx(3 * 2.5706, rel=1e-4), 20)
     assert (by_class[1e-3].factor, by_class[1e-3].runs) == (0.0, 3)
     assert [noise_floor.class_of(seconds) for seconds in (1e-4, 1e-3, 5.0)] == [0.0, 1e-3, 1e-1]
+
+
+@pytest.mark.parametrize("restarts", [2, 4, 26])
+def test_a_factor_is_that_of_six_restarts_whatever_was_measured(restarts: int) -> None:
+    """A difference that 1 of 100 means of normal restarts exceeds is one for any number of them."""
+    half_widths = t.ppf(0.995, restarts - 1) / t.ppf(0.975, restarts - 1)
+    pairs = [msgspec.structs.replace(control(1e-4, 0.01 * half_widths, run), restarts=restarts) for run in range(20)]
+    assert noise_floor.factor(pairs)[0] == pytest.approx(t.ppf(0.995, 5))
 
 
 def test_between_two_runs_more_is_assumed_than_a_quiet_machine_shows(

@@ -53,13 +53,16 @@ def test_without_errors_accuracy_is_not_judged() -> None:
     assert {verdict.metric for verdict in judged.verdicts} == {"time_s", "peak_bytes"}
 
 
+NORMAL = "the tolerance and normal noise with the spread of the case"
+
+
 @pytest.mark.parametrize(
     ("factor", "source"),
     [
-        (9.0, "9.0 standard errors of the case, the 99th percentile of 25 A/A runs of this machine"),
-        # Student's t of five degrees of freedom
-        (1.0, "4.0 standard errors of the case, as for normal noise, and 25 A/A runs of this machine show no more"),
-        (0.0, "4.0 standard errors of the case, as for normal noise (25 A/A runs of this machine, 20 are needed)"),
+        # 4.03 standard errors hold 99 of 100 means of six normal restarts.
+        (8.07, "2.0 times normal noise, the 99th percentile of 25 A/A runs of this machine"),
+        (1.0, f"{NORMAL}, and 25 A/A runs of this machine show no more"),
+        (0.0, f"{NORMAL} (25 A/A runs of this machine, 20 are needed to know more)"),
     ],
 )
 def test_the_margins_come_from_normal_noise_unless_the_machine_shows_more(factor: float, source: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from attnbench import cli
 from attnbench.analysis import noise_floor
-from attnbench.gate import judgement, paired, rule
+from attnbench.gate import judgement, significance
 from attnbench.gate.evidence import BASE, CONTROL, HEAD
 from attnbench.records import run_directory
 from attnbench.records.result import Outcome
@@ -63,8 +63,7 @@ def test_regressed_cases_are_named_and_others_pass(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Fewer restarts than users get show changes as large as these; tests/gate/test_rule.py has the numbers.
-    monkeypatch.setattr(rule, "SCREEN_RESTARTS", 4)
-    monkeypatch.setattr(paired, "BATCHES", (4,))
+    monkeypatch.setattr(significance, "LOOKS", {4: 0.3, 8: 0.7})
     backends = ",".join(f"my_kernel.py:{name}" for name in NAMES)
     before = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout
     folder = tmp_path / "gate"
@@ -87,7 +86,7 @@ def test_regressed_cases_are_named_and_others_pass(
     restarts = {
         name: {result.restart for result in run.results if result.case.backend.endswith(name)} for name in NAMES
     }
-    assert restarts["heavier"] == set(range(4 + 4))  # confirmed on fresh restarts
+    assert restarts["heavier"] in (set(range(4)), set(range(8)))  # until it was decided
     assert restarts["wrong"] == set(range(4))
     assert run.manifest.gate["head"]["dirty"]
     assert str(tmp_path) not in (folder / "run.json").read_text() + (folder / "results.jsonl").read_text()
@@ -98,7 +97,7 @@ def test_regressed_cases_are_named_and_others_pass(
 def test_head_against_itself_shows_the_resolution_of_the_machine(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(paired, "BATCHES", ())  # the screen is enough
+    monkeypatch.setattr(significance, "LOOKS", {6: 1.0})
     code = cli.invoke(["-q", "gate", "--noop", "--seq", "256", "--mask", "none", "-b", "sdpa:flash", "--rounds", "5"])
     assert code in (0, 3)
     assert "A slowdown of twice its margin" in capsys.readouterr().out
@@ -114,8 +113,7 @@ def test_head_against_itself_shows_the_resolution_of_the_machine(
 def test_a_noise_floor_that_cannot_be_stored_changes_no_verdict(tmp_path, monkeypatch, attnbench_command):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(rule, "SCREEN_RESTARTS", 2)  # as many as an interval needs
-    monkeypatch.setattr(paired, "BATCHES", ())
+    monkeypatch.setattr(significance, "LOOKS", {2: 1.0})  # as many as an interval needs
     done = attnbench_command("gate", "--noop", "--seq", "32", "--mask", "none", "-b", "naive", "--rounds", "3")
     assert done.returncode in (0, 3)
     assert "naive" in done.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+import re
 
 import numpy as np
 import pytest
@@ -15,17 +15,16 @@ from scipy import stats as scipy_stats
 from attnbench.gate import rule, significance
 from attnbench.gate.rule import Evidence, Margins
 from attnbench.records.result import Outcome
+from tools import gate_simulation
 
 NO_NOISE = Margins()
 
 effects = st.lists(st.floats(-0.2, 0.2), min_size=2, max_size=20)
 
 
-def case(
-    name: str = "a", screen: tuple[float, ...] = (0.0,) * 6, confirm: tuple[float, ...] = (), **fields
-) -> Evidence:
+def case(name: str = "a", effects: tuple[float, ...] = (0.0,) * 6, **fields) -> Evidence:
     plain = {"label": name, "device": "cpu", "backend": "naive", "base_s": 1e-3, "head_s": 1e-3}
-    return Evidence(case_id=name, screen=screen, confirm=confirm, **{**plain, **fields})
+    return Evidence(case_id=name, effects=effects, **{**plain, **fields})
 
 
 def shifted(by: float, sd: float = 0.004, restarts: int = 6, seed: int = 0) -> tuple[float, ...]:
@@ -44,12 +43,31 @@ def test_the_p_value_equals_that_of_scipy(values, margin):
 
 
 @given(effects)
-def test_the_interval_equals_that_of_scipy(values):
+def test_the_interval_is_that_of_scipy_at_the_confidence_of_its_look(values):
     if np.std(values) < 1e-9:
         return
-    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    share = next(share for look, share in significance.LOOKS.items() if look >= len(values))
+    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(1 - 0.05 * share)
     interval = significance.interval(values)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
+
+
+def test_the_looks_spend_the_allowed_error_once():
+    assert sum(significance.LOOKS.values()) == pytest.approx(1)
+    assert list(significance.looks(6)) == [(4, 0.10), (6, 0.15)]
+    assert list(significance.looks(7)) == [(4, 0.10), (6, 0.15), (7, 0.15)]  # a look that the budget cut short
+    assert sum(share for _, share in significance.looks(99)) == pytest.approx(1)
+    assert [significance.until_next_look(count) for count in (0, 4, 5, 26, 99)] == [4, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [4, 7, 13, 26])
+def test_the_p_value_of_several_looks_is_the_smallest_of_a_look_divided_by_its_share(count):
+    values = shifted(0.16, sd=0.02, restarts=count)
+    by_look = [
+        scipy_stats.ttest_1samp(values[:n], math.log1p(0.10) if n < 13 else 0.03, alternative="greater").pvalue / share
+        for n, share in significance.looks(count)
+    ]
+    assert float(rule.p_slower(values, 0.03)) == pytest.approx(min(by_look))
 
 
 @given(st.dictionaries(st.integers(0, 99).map(str), st.floats(0, 1), max_size=7))
@@ -72,43 +90,50 @@ def test_times_without_variation_are_compared_exactly(value, p):
 
 
 def test_one_restart_decides_nothing():
-    (verdict,) = rule.verdicts([case(screen=(5.0,))], NO_NOISE)
+    (verdict,) = rule.verdicts([case(effects=(5.0,))], NO_NOISE)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "at least 2 are needed" in verdict.reason
     assert verdict.interval is None
 
 
-def test_the_margin_is_the_largest_of_tolerance_noise_floor_and_timer():
+def test_the_margin_is_the_tolerance_or_the_timer_and_what_noise_may_add_over_all_restarts():
     quiet, loud = (0.0, 0.0, 0.0), (-0.1, 0.0, 0.1)
-    assert NO_NOISE.of(case(screen=quiet)) == pytest.approx(math.log1p(0.02))
-    error = 0.1 / math.sqrt(3)
-    chance = scipy_stats.t.ppf(0.995, 2)
-    assert NO_NOISE.of(case(screen=loud)) == pytest.approx(math.log1p(1.25 * math.expm1(chance * error)))
-    assert Margins(factor=20.0).of(case(screen=loud)) == pytest.approx(math.log1p(1.25 * math.expm1(20 * error)))
-    assert NO_NOISE.of(case(screen=quiet, tolerance=0.2)) == pytest.approx(math.log1p(0.2))
-    assert Margins(resolution_s=1e-4).of(case(screen=quiet, base_s=1e-3)) == pytest.approx(math.log1p(0.1))
+    assert NO_NOISE.of(case(effects=quiet), 20) == pytest.approx(math.log1p(0.02))
+    noise = scipy_stats.t.isf(0.01 / 20 * 0.30, 25) * 0.1 / math.sqrt(26)
+    assert NO_NOISE.of(case(effects=loud), 20) == pytest.approx(math.log1p(0.02) + noise)
+    twice = Margins(factor=2 * scipy_stats.t.ppf(0.995, 5))  # equal arms differ twice as much as normal noise
+    assert twice.of(case(effects=loud), 20) == pytest.approx(math.log1p(0.02) + 2 * noise)
+    assert NO_NOISE.of(case(effects=quiet, tolerance=0.2), 20) == pytest.approx(math.log1p(0.2))
+    assert Margins(resolution_s=1e-4).of(case(effects=quiet, base_s=1e-3), 20) == pytest.approx(math.log1p(0.1))
+    assert NO_NOISE.of(case(effects=(0.1,)), 20) == pytest.approx(math.log1p(0.02))  # no spread is known
 
 
 @pytest.mark.parametrize(
-    ("screen", "confirm", "precise", "enough"),
+    ("effects", "step"),
     [
-        ((0.1,) * 6, (0.1,) * 12, True, True),
-        ((0.1,) * 6, (0.1,) * 11, False, True),  # too few to confirm, but the screen is precise
-        ((0.0, 0.5) * 3, (), False, False),
-        ((0.1,) * 6, (0.0, 0.5) * 6, False, True),  # an open case has no more than twelve
+        (shifted(0.0, restarts=4), 0),  # the same
+        (shifted(0.3, restarts=4), 0),  # a plain regression, and a plain improvement
+        (shifted(-0.3, restarts=4), 0),
+        (shifted(0.05, restarts=4), 2),
+        (shifted(0.05, restarts=5), 1),
+        (shifted(0.05, restarts=9), 4),  # significant, but all might be in one state of the machine
+        (shifted(0.05, restarts=13), 0),
+        (shifted(0.03, sd=0.02, restarts=18), 8),
+        (shifted(0.03, sd=0.02, restarts=26), 0),  # no further look
     ],
 )
-def test_precision_and_never_significance_ends_the_restarts(screen, confirm, precise, enough):
-    both = case(screen=screen, confirm=confirm)
-    assert (rule.precise(both, NO_NOISE), rule.open_enough(both, NO_NOISE)) == (precise, enough)
+def test_a_case_has_more_restarts_until_it_is_decided(effects, step):
+    asked = rule.next_step([case("a", effects), case("b", shifted(0.0, restarts=4))], NO_NOISE)
+    assert asked == ((frozenset({("a", "cpu")}) if step else frozenset()), step)
+    assert rule.next_step([case("a", effects, unusable="the clock jumped")], NO_NOISE).restarts == 0
 
 
 def test_an_a_a_control_that_differs_makes_the_whole_run_inconclusive():
-    doubt = rule.too_noisy({"a": case(screen=shifted(0.1))}, NO_NOISE)
+    doubt = rule.too_noisy({"a": case(effects=shifted(0.1, restarts=18))}, NO_NOISE)
     assert "the A/A control of a differs by +10" in doubt
-    assert "differs by -9" in rule.too_noisy({"a": case(screen=shifted(-0.1))}, NO_NOISE)
-    assert rule.too_noisy({"a": case(screen=shifted(0.01))}, NO_NOISE) == ""
-    red = case(screen=shifted(0.1), confirm=shifted(0.1, restarts=12))
+    assert "differs by -9" in rule.too_noisy({"a": case(effects=shifted(-0.1, restarts=18))}, NO_NOISE)
+    assert rule.too_noisy({"a": case(effects=shifted(0.01, restarts=18))}, NO_NOISE) == ""
+    red = case(effects=shifted(0.1, restarts=18))
     (verdict,) = rule.verdicts([red], NO_NOISE, doubt)
     assert (verdict.outcome, verdict.reason) == (Outcome.INCONCLUSIVE, doubt)
 
@@ -125,67 +150,82 @@ def test_a_uniform_change_shows_in_the_geometric_mean():
 
 
 @pytest.mark.parametrize(
-    ("screen", "confirm", "outcome"),
+    ("effects", "outcome", "reason"),
     [
-        (shifted(0.0), (), Outcome.SAME),
-        (shifted(0.1), shifted(0.1, restarts=12, seed=1), Outcome.REGRESSED),
-        (shifted(-0.1), shifted(-0.1, restarts=12, seed=1), Outcome.IMPROVED),
-        (
-            shifted(0.1),
-            shifted(0.0, restarts=12, seed=1),
-            Outcome.SAME,
-        ),  # flagged by the screen, and cleared by fresh restarts
-        (shifted(0.1), (), Outcome.INCONCLUSIVE),  # the budget ended before the confirmation
-        (shifted(0.05, sd=0.03), (), Outcome.INCONCLUSIVE),
-        (shifted(0.0, sd=0.001), shifted(0.05, sd=0.05, restarts=12, seed=1), Outcome.INCONCLUSIVE),
+        (shifted(0.0), Outcome.SAME, ""),
+        (shifted(0.1, restarts=18), Outcome.REGRESSED, ""),
+        (shifted(-0.1, restarts=18), Outcome.IMPROVED, ""),
+        (shifted(0.3, restarts=4), Outcome.REGRESSED, ""),
+        # What was extreme in the first restarts counts with the later ones.
+        (shifted(0.04, restarts=4) + shifted(0.0, restarts=22, seed=1), Outcome.SAME, ""),
+        (shifted(0.05, restarts=6), Outcome.INCONCLUSIVE, r"\+5.. % so far, after 6 restarts: 3 more may settle it"),
+        (shifted(0.05, sd=0.12, restarts=26), Outcome.INCONCLUSIVE, "its margin is above max_margin, 6.0 %"),
+        ((0.012, 0.032) * 13, Outcome.INCONCLUSIVE, "after all 26 restarts a slowdown of up to"),
+        (shifted(-2.5, restarts=18), Outcome.INCONCLUSIVE, "base takes 12x the time of head: check that base ran"),
+        (shifted(2.5, restarts=18), Outcome.REGRESSED, ""),
     ],
 )
-def test_each_outcome(screen, confirm, outcome):
-    (verdict,) = rule.verdicts([case(screen=screen, confirm=confirm)], NO_NOISE)
+def test_each_outcome(effects, outcome, reason):
+    (verdict,) = rule.verdicts([case(effects=effects)], NO_NOISE)
     assert verdict.outcome is outcome
+    assert re.search(reason, verdict.reason)
     assert bool(verdict.reason) == (outcome is Outcome.INCONCLUSIVE)
 
 
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_a_confirmation_that_the_budget_cut_says_so(count):
-    confirm = shifted(0.1, restarts=12, seed=1)[:count]
-    (verdict,) = rule.verdicts([case(screen=shifted(0.1), confirm=confirm)], NO_NOISE)
-    if verdict.outcome is Outcome.INCONCLUSIVE:  # five may be enough
-        assert f"after {count} of 12 confirming restarts: a longer --budget" in verdict.reason
-        assert math.isfinite(verdict.interval[1])
-    else:
-        assert (count, verdict.outcome) == (5, Outcome.REGRESSED)
+def test_a_case_whose_times_cannot_be_used_is_inconclusive_whatever_they_are():
+    (verdict,) = rule.verdicts([case(effects=shifted(0.3, restarts=18), unusable="the clock jumped")], NO_NOISE)
+    assert (verdict.outcome, verdict.reason) == (Outcome.INCONCLUSIVE, "the clock jumped")
 
 
-def test_an_inconclusive_case_names_the_restarts_that_would_settle_it():
-    (verdict,) = rule.verdicts([case(screen=(0.00, 0.04, 0.01, 0.05, 0.01, 0.05))], NO_NOISE)
-    assert "more restarts would settle it" in verdict.reason
-
-
-def test_a_flagged_case_is_estimated_from_its_fresh_restarts_alone():
-    (verdict,) = rule.verdicts([case(screen=shifted(0.5), confirm=shifted(0.1, restarts=12))], NO_NOISE)
-    assert verdict.change == pytest.approx(math.expm1(0.1), abs=0.005)
-    assert verdict.restarts == 18
-
-
-some_cases = st.lists(
-    st.tuples(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=8), st.lists(st.floats(-0.1, 0.1), max_size=14)),
-    min_size=1,
-    max_size=6,
+@pytest.mark.parametrize(
+    ("fields", "outcome"),
+    [
+        ({}, Outcome.INCONCLUSIVE),
+        ({"max_margin": 0.07}, Outcome.INCONCLUSIVE),
+        ({"max_margin": 0.2}, Outcome.SAME),
+        ({"tolerance": 0.05}, Outcome.SAME),  # three tolerances are 15 %
+    ],
 )
+def test_a_case_is_the_same_only_up_to_the_largest_margin(fields, outcome):
+    (verdict,) = rule.verdicts([case(effects=(0.1, -0.1) * 13, **fields)], NO_NOISE)
+    assert verdict.outcome is outcome
+    assert verdict.margin > 0.07
+
+
+def test_a_slowdown_that_is_certain_alone_may_be_too_small_for_a_test_of_all_cases():
+    barely = tuple(0.02044 + 0.001 * sign for sign in (1, -1) * 13)  # 3.2 standard errors above the tolerance
+    others = [case(str(number), shifted(0.0, restarts=26)) for number in range(19)]
+    (alone,) = rule.verdicts([case(effects=barely)], NO_NOISE)
+    verdict, *_ = rule.verdicts([case(effects=barely), *others], NO_NOISE)
+    assert (alone.outcome, verdict.outcome) == (Outcome.REGRESSED, Outcome.INCONCLUSIVE)
+    assert "slower by more than 2.0 %, but by too little for a test of all cases" in verdict.reason
+
+
+def test_a_large_slowdown_is_found_however_wide_the_margin():
+    (verdict,) = rule.verdicts([case(effects=(0.2, 0.4) * 13)], NO_NOISE)
+    assert (verdict.outcome, verdict.margin > 0.07) == (Outcome.REGRESSED, True)
+
+
+def test_the_largest_slowdown_that_may_be_hidden_is_the_highest_end_for_all_cases_together():
+    cases = [case(name, shifted(by, restarts=13, seed=len(name))) for name, by in (("a", 0.0), ("bb", 0.015))]
+    share, label = rule.hidden(cases, NO_NOISE)
+    expected = scipy_stats.ttest_1samp(cases[1].effects, 0.0).confidence_interval(1 - 2 * 0.05 / 2 * 0.15).high
+    assert (math.log1p(share), label) == (pytest.approx(expected), "bb")
+    assert rule.hidden([case(effects=(0.1,))], NO_NOISE)[0] == math.inf
+    assert rule.hidden([], NO_NOISE) is None
+
+
+some_cases = st.lists(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=26), min_size=1, max_size=6)
 
 
 def cases_of(drawn) -> list[Evidence]:
-    return [case(str(n), tuple(screen), tuple(confirm)) for n, (screen, confirm) in enumerate(drawn)]
+    return [case(str(number), tuple(values)) for number, values in enumerate(drawn)]
 
 
 @given(some_cases)
 def test_to_swap_base_and_head_mirrors_the_effects_and_the_red_and_green_verdicts(drawn):
     cases = cases_of(drawn)
-    mirrored = [
-        case(evidence.case_id, tuple(-e for e in evidence.screen), tuple(-e for e in evidence.confirm))
-        for evidence in cases
-    ]
+    mirrored = [case(evidence.case_id, tuple(-effect for effect in evidence.effects)) for evidence in cases]
     mirror = {Outcome.REGRESSED: Outcome.IMPROVED, Outcome.IMPROVED: Outcome.REGRESSED}
     for verdict, other in zip(rule.verdicts(cases, NO_NOISE), rule.verdicts(mirrored, NO_NOISE), strict=True):
         assert (1 + verdict.change) * (1 + other.change) == pytest.approx(1)
@@ -204,9 +244,7 @@ def test_the_order_of_cases_does_not_matter(drawn, random):
 @given(some_cases, st.floats(1e-3, 1e3))
 def test_a_machine_that_is_faster_by_a_factor_gives_the_same_verdicts(drawn, factor):
     cases = cases_of(drawn)
-    scaled = [
-        case(evidence.case_id, evidence.screen, evidence.confirm, base_s=factor * evidence.base_s) for evidence in cases
-    ]
+    scaled = [case(evidence.case_id, evidence.effects, base_s=factor * evidence.base_s) for evidence in cases]
     assert [verdict.outcome for verdict in rule.verdicts(scaled, NO_NOISE)] == [
         one.outcome for one in rule.verdicts(cases, NO_NOISE)
     ]
@@ -215,7 +253,7 @@ def test_a_machine_that_is_faster_by_a_factor_gives_the_same_verdicts(drawn, fac
 @given(some_cases)
 def test_the_same_cases_twice_are_never_redder_than_once(drawn):
     cases = cases_of(drawn)
-    doubled = cases + [case(f"{evidence.case_id}'", evidence.screen, evidence.confirm) for evidence in cases]
+    doubled = cases + [case(f"{evidence.case_id}'", evidence.effects) for evidence in cases]
     red = [verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(cases, NO_NOISE)]
     again = [verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(doubled, NO_NOISE)]
     assert all(before or not after for before, after in zip(red * 2, again, strict=True))
@@ -223,73 +261,45 @@ def test_the_same_cases_twice_are_never_redder_than_once(drawn):
 
 # -- simulated noise with a known truth --------------------------------------------------------------------------------
 
-SD = 0.02  # between restarts
-CASES = 20
+
+def by_rule(effects: np.ndarray) -> list[tuple[list[Outcome], list[int]]]:
+    """The outcomes and the restarts of each run, with restarts as `rule.next_step` asks for them."""
+    runs = []
+    for run in effects:
+        counts = [min(significance.LOOKS)] * len(run)
+        while True:
+            cases = [case(str(n), tuple(row[:count])) for n, (row, count) in enumerate(zip(run, counts, strict=True))]
+            step = rule.next_step(cases, NO_NOISE)
+            if not step.cases:
+                break
+            counts = [
+                count + step.restarts * ((str(number), "cpu") in step.cases) for number, count in enumerate(counts)
+            ]
+        runs.append(([verdict.outcome for verdict in rule.verdicts(cases, NO_NOISE)], counts))
+    return runs
 
 
-def simulated(rng: np.random.Generator, times: np.ndarray) -> list[Evidence]:
-    """Runs in which case i is slower by `times[i]` of the margin that is printed for it, which its spread alone sets.
-
-    Normal restarts with one outlier in fourteen, as docs/method.md saw them.
-    """
-
-    def noise(count: int) -> np.ndarray:
-        return rng.normal(0, SD, count) * np.where(rng.random(count) < 1 / 14, 4.0, 1.0)
-
-    screens = [noise(6) for _ in times]
-    truths = [share * MARGINS.of(case(screen=tuple(screen))) for share, screen in zip(times, screens, strict=True)]
-    cases = [case(str(n), tuple(truth + screen)) for n, (truth, screen) in enumerate(zip(truths, screens, strict=True))]
-    flags = rule.screen(cases, MARGINS)
-    flagged = {evidence.case_id for evidence in (*flags.slower, *flags.faster, *flags.open)}
-    fresh = [tuple(truth + noise(12)) if str(n) in flagged else () for n, truth in enumerate(truths)]
-    return [case(evidence.case_id, evidence.screen, more) for evidence, more in zip(cases, fresh, strict=True)]
+def test_the_simulation_decides_as_the_rule_does():
+    effects, _ = gate_simulation.simulated(gate_simulation.NOISES["normal"], 12, seed=3, slower=True)
+    tested = gate_simulation.judged(effects)
+    assert tested.red.any()
+    for number, (outcomes, counts) in enumerate(by_rule(effects)):
+        assert [outcome is Outcome.REGRESSED for outcome in outcomes] == tested.red[number].tolist()
+        assert [outcome is Outcome.SAME for outcome in outcomes] == tested.same[number].tolist()
+        assert counts == tested.restarts[number].tolist()
 
 
-MARGINS = Margins()
+@pytest.mark.parametrize("name", gate_simulation.NOISES)
+def test_equal_arms_are_hardly_ever_red_and_slower_ones_are_found(name):
+    """Targets: 1 % of runs red, 80 % found at 1.5 times the printed margin, 95 % at twice, 93 % of intervals right."""
+    rates = gate_simulation.rates(gate_simulation.NOISES[name], runs=400)
+    assert rates.red_runs <= 0.01 * rates.runs
+    assert rates.inconclusive <= 0.15
+    assert rates.power[0] >= 0.80
+    assert rates.power[1] >= 0.95
+    assert rates.covered >= (0.93 if "drift" not in name else 0.85)  # an early look sees a part of the drift
 
 
-@pytest.mark.parametrize("runs", [400, pytest.param(2000, marks=pytest.mark.slow)])
-def test_of_many_runs_of_equal_arms_hardly_any_is_red(runs):
-    rng = np.random.default_rng(7)
-    red, outcomes = 0, Counter()
-    for _ in range(runs):
-        verdicts = rule.verdicts(simulated(rng, np.zeros(CASES)), MARGINS)
-        red += any(verdict.outcome is Outcome.REGRESSED for verdict in verdicts)
-        outcomes.update(verdict.outcome for verdict in verdicts)
-    assert red <= 0.01 * runs  # 1 %, which is what Holm at 0.01 promises at the margin; equal arms lie far below it
-    assert outcomes[Outcome.INCONCLUSIVE] <= 0.15 * outcomes.total()
-
-
-@pytest.mark.parametrize(("runs", "most"), [(100, 4), pytest.param(500, 15, marks=pytest.mark.slow)])
-def test_at_the_margin_itself_hardly_any_run_is_red(runs, most):
-    rng = np.random.default_rng(8)
-    red = sum(
-        any(verdict.outcome is Outcome.REGRESSED for verdict in rule.verdicts(simulated(rng, np.ones(CASES)), MARGINS))
-        for _ in range(runs)
-    )
-    assert red <= most  # 1 %, and what so many runs may show by chance
-
-
-@pytest.mark.parametrize(("times", "least"), [(2, 0.80), (3, 0.97)])
-def test_a_slowdown_of_twice_and_three_times_the_printed_margin_is_found(times, least):
-    rng = np.random.default_rng(9)
-    slower = np.zeros(CASES)
-    slower[3] = times
-    detected = covered = 0
-    for _ in range(300):
-        verdict = rule.verdicts(simulated(rng, slower), MARGINS)[3]
-        truth = math.expm1(times * math.log1p(verdict.margin))
-        detected += verdict.outcome is Outcome.REGRESSED
-        covered += verdict.interval[0] <= truth <= verdict.interval[1]
-    assert detected >= least * 300
-    assert covered >= 0.90 * 300
-
-
-def test_a_significant_slowdown_below_the_margin_is_not_the_same():
-    """Six noisy restarts give a wide margin; twelve steady ones then show a significant change."""
-    noisy = (0.0, 0.2, 0.05, 0.15, 0.02, 0.1)
-    evidence = case(screen=noisy, confirm=(0.08, 0.085) * 6)
-    (verdict,) = rule.verdicts([evidence], rule.Margins())
-    assert verdict.margin > 0.08
-    assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert "slower by more than 2.0 %, but not beyond what equal arms might show here" in verdict.reason
+def test_a_tolerance_that_all_cases_use_up_makes_hardly_any_run_red():
+    effects, _ = gate_simulation.simulated(gate_simulation.NOISES["normal"], 400, seed=5, slower=False)
+    assert gate_simulation.judged(effects + gate_simulation.TOLERANCE).red.any(axis=-1).sum() <= 8  # of 4 expected

@@ -226,8 +226,8 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
 def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
     """Draw every restart between the fastest and the slowest.
 
-    `o` is a screening restart, `x` a confirming one, a digit is the number of restarts in one column, `#` ten or more;
-    `|` marks no change, and `:` the margin.
+    `o` is a restart, a digit is the number of restarts in one column, `#` ten or more; `|` marks no change, and `:` the
+    margin.
     """
     edge = math.log1p(margin)
     low, high = min(0.0, *case.effects), max(edge, *case.effects)
@@ -239,15 +239,10 @@ def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
 
     cells = [" "] * columns
     cells[column(0.0)], cells[column(edge)] = "|", ":"
-    marks: dict[int, list[str]] = {}
-    for mark, values in (("o", case.screen), ("x", case.confirm)):
-        for value in values:
-            marks.setdefault(column(value), []).append(mark)
-    for place, in_column in marks.items():
-        count = len(in_column)
-        cells[place] = in_column[0] if count == 1 else str(count) if count < 10 else "#"
+    for place, count in Counter(map(column, case.effects)).items():
+        cells[place] = "o" if count == 1 else str(count) if count < 10 else "#"
     yield f"restarts: {ends[0]} [{''.join(cells)}] {ends[1]}"
-    meaning = f"| no change, : margin {units.margin(margin)}, o screened, x confirmed, digits where several meet"
+    meaning = f"| no change, : margin {units.margin(margin)}, o a restart, digits where several meet"
     yield from (f"{'':10}{line}" for line in wrap(meaning, width - 10))
 
 
