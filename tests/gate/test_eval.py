@@ -12,7 +12,7 @@ import pytest
 from attnbench.gate import rule
 from attnbench.gate.rule import Evidence, Margins
 from attnbench.records.result import Outcome, Verdict
-from tools import gate_eval
+from tools import gate_eval, gate_tables, rates
 from tools.gate_eval import Gate
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def gates() -> list[Gate]:
 
 def test_the_tables_of_the_documentation_are_what_the_recorded_gates_give(gates: list[Gate]) -> None:
     documented = (ROOT / "docs" / "gate.md").read_text()
-    for line in gate_eval.table(gates, gate_eval.known(FILE)):
+    for line in gate_tables.table(gates, gate_eval.known(FILE)):
         assert line in documented
 
 
@@ -69,7 +69,7 @@ def test_the_order_of_cases_does_not_matter(gates: list[Gate]) -> None:
 
 
 def test_gates_made_of_recorded_restarts_are_hardly_ever_red(gates: list[Gate]) -> None:
-    assert gate_eval.resampled([gate for gate in gates if gate.kind == "aa"], runs=300) <= 0.01 * 300
+    assert gate_tables.resampled([gate for gate in gates if gate.kind == "aa"], runs=300) <= 0.01 * 300
 
 
 def test_every_level_meets_every_case_in_turn() -> None:
@@ -81,12 +81,12 @@ def test_every_level_meets_every_case_in_turn() -> None:
 
 def test_wilson_interval_of_a_worked_example() -> None:
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662."""
-    assert gate_eval.wilson(81, 263) == "25.5 to 36.6 %"
-    assert gate_eval.wilson(0, 0) == "-"
+    assert rates.wilson(81, 263) == "25.5 to 36.6 %"
+    assert rates.wilson(0, 0) == "-"
 
 
 @pytest.mark.parametrize(("count", "bound"), [(12, 22.1), (60, 4.9), (300, 1.0)])
 def test_no_alarm_in_some_runs_bounds_the_rate(count: int, bound: float) -> None:
-    assert gate_eval.at_most(0, count) == f"at most {bound:.1f} % at 95 %"
+    assert rates.at_most(0, count) == f"at most {bound:.1f} % at 95 %"
     assert 100 * (1 - 0.05 ** (1 / count)) == pytest.approx(bound, abs=0.05)
-    assert gate_eval.at_most(0, 0) == "-"
+    assert rates.at_most(0, 0) == "-"

@@ -73,3 +73,18 @@ def test_the_margins_come_from_normal_noise_unless_the_machine_shows_more(factor
 def test_a_record_that_cannot_be_read_is_named() -> None:
     with pytest.raises(StoreError, match=r"gate: its gate record cannot be read: .*base"):
         record.of(gated(base=3))
+
+
+@pytest.mark.parametrize(("table", "expected"), [({}, Outcome.INCONCLUSIVE), ({"max_margin": "90%"}, Outcome.SAME)])
+def test_a_noisy_case_is_the_same_only_with_a_larger_max_margin(table: dict[str, str], expected: Outcome) -> None:
+    noisy = lines(head=0.97, noise=60.0, restarts=26)
+    judged = judgement.judge(gated(*noisy, settings=table))
+    (verdict,) = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]
+    assert verdict.outcome is expected
+    assert "with 95 % confidence for all cases: " in judged.notes[-1]
+    assert "b1 h8 q64 kv64 d64 none fp32 fwd naive" in judged.notes[-1]
+
+
+def test_what_may_be_hidden_is_said_of_cases_that_did_not_regress() -> None:
+    assert "a slowdown of any size may be hidden" in judgement.judge(gated(*lines(restarts=1))).notes[-1]
+    assert judgement.judge(gated(*lines(head=1.5))).notes == ()

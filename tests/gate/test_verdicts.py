@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from datetime import date
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -15,10 +14,10 @@ import pytest
 
 from attnbench import cli
 from attnbench.attention.problem import Problem
-from attnbench.errors import Exit, NotComparableError, SuiteError, UsageError
+from attnbench.errors import Exit, NotComparableError, UsageError
 from attnbench.gate import judgement, paired
 from attnbench.gate import record as gate_record
-from attnbench.gate.record import DEFAULT_SETTINGS, read_settings
+from attnbench.gate.record import DEFAULT_SETTINGS
 from attnbench.records import run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
@@ -156,51 +155,6 @@ def test_a_tolerance_holds_for_what_it_matches_and_until_its_day() -> None:
     late = gated(*slower, settings=table, today="2026-12-01")
     assert outcome(late) is Outcome.REGRESSED
     assert "expired on 2026-11-30: 2% holds again" in judgement.judge(late).notes[0]
-
-
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"tim": "2%"}, "unknown field `tim`"),
-        ({"time": "fast"}, "not a share: 'fast'"),
-        ({"tolerance": [{"match": "*", "time": "2%"}]}, "missing required field `reason`"),
-        ({"max_margin": "wide"}, r"mine: \[gate\] max_margin: not a share: 'wide'"),
-        ({"max_margin": "1%"}, "max_margin: '1%' is below the tolerance '2%', so no case .* use at least 2%"),
-        (
-            {"max_margin": "5%", "tolerance": [{"match": "*", "time": "9%", "reason": "a"}]},
-            "max_margin: '5%' is below the tolerance '9%'",
-        ),
-    ],
-)
-def test_an_invalid_table_is_refused_by_key(table: dict[str, Any], message: str) -> None:
-    with pytest.raises((SuiteError, UsageError), match=message):
-        read_settings(table, "mine")
-
-
-def test_the_last_tolerance_that_matches_counts() -> None:
-    settings = read_settings(
-        {"tolerance": [{"match": "*", "time": "5%", "reason": "a"}, {"match": "*flex", "time": "9%", "reason": "b"}]},
-        "x",
-    )
-    assert (settings.tolerance_of("b1 naive", date.today()), settings.tolerance_of("b1 flex", date.today())) == (
-        0.05,
-        0.09,
-    )
-
-
-@pytest.mark.parametrize(("table", "expected"), [({}, Outcome.INCONCLUSIVE), ({"max_margin": "90%"}, Outcome.SAME)])
-def test_a_noisy_case_is_the_same_only_with_a_larger_max_margin(table: dict[str, str], expected: Outcome) -> None:
-    noisy = lines(head=0.97, noise=60.0, restarts=26)
-    judged = judgement.judge(gated(*noisy, settings=table))
-    (verdict,) = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]
-    assert verdict.outcome is expected
-    assert "with 95 % confidence for all cases: " in judged.notes[-1]
-    assert "b1 h8 q64 kv64 d64 none fp32 fwd naive" in judged.notes[-1]
-
-
-def test_what_may_be_hidden_is_said_of_cases_that_did_not_regress() -> None:
-    assert "a slowdown of any size may be hidden" in judgement.judge(gated(*lines(restarts=1))).notes[-1]
-    assert judgement.judge(gated(*lines(head=1.5))).notes == ()
 
 
 def test_an_a_a_control_that_differs_makes_all_inconclusive() -> None:
