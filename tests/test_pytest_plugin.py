@@ -50,7 +50,7 @@ def dead(q, k, v, causal=False, scale=None):
 FEW_RESTARTS = """
 from attnbench.gate import significance
 
-significance.LOOKS = {4: 0.3, 8: 0.7}
+significance.LOOKS = {3: 0.3, 6: 0.7}
 """
 
 

@@ -63,7 +63,7 @@ def test_regressed_cases_are_named_and_others_pass(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Fewer restarts than users get show changes as large as these; tests/gate/test_rule.py has the numbers.
-    monkeypatch.setattr(significance, "LOOKS", {4: 0.3, 8: 0.7})
+    monkeypatch.setattr(significance, "LOOKS", {3: 0.3, 6: 0.7})
     backends = ",".join(f"my_kernel.py:{name}" for name in NAMES)
     before = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout
     folder = tmp_path / "gate"
@@ -86,8 +86,8 @@ def test_regressed_cases_are_named_and_others_pass(
     restarts = {
         name: {result.restart for result in run.results if result.case.backend.endswith(name)} for name in NAMES
     }
-    assert restarts["heavier"] in (set(range(4)), set(range(8)))  # until it was decided
-    assert restarts["wrong"] == set(range(4))
+    assert restarts["heavier"] in (set(range(3)), set(range(6)))  # until it was decided
+    assert restarts["wrong"] == set(range(3))
     assert run.manifest.gate["head"]["dirty"]
     assert str(tmp_path) not in (folder / "run.json").read_text() + (folder / "results.jsonl").read_text()
     assert subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout == before
@@ -97,7 +97,7 @@ def test_regressed_cases_are_named_and_others_pass(
 def test_head_against_itself_shows_the_resolution_of_the_machine(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(significance, "LOOKS", {6: 1.0})
+    monkeypatch.setattr(significance, "LOOKS", {3: 1.0})
     code = cli.invoke(["-q", "gate", "--noop", "--seq", "256", "--mask", "none", "-b", "sdpa:flash", "--rounds", "5"])
     assert code in (0, 3)
     assert "A slowdown of twice its margin" in capsys.readouterr().out
