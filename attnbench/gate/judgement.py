@@ -54,7 +54,9 @@ def judge(run: Run) -> GateVerdicts:
         margin_source=_margin_source(gate),
         doubt=doubt,
         notes=(
-            *gate.settings.expired(gate.today), *_user_noise(cases, gate), *filter(None, [gate.changed.measured]),
+            *gate.settings.expired(gate.today),
+            *_user_noise(cases, gate),
+            *filter(None, [gate.changed.measured]),
             *_hidden(cases, verdicts, gate),
         ),
         refused=sum(not evidence.support(pair) and not pair.timed for pair in pairs),
