@@ -1,4 +1,4 @@
-"""Writes docs/schema/: the JSON Schemas of run.json, of a line of results.jsonl, and of a suite file."""
+"""Writes docs/schema/: the JSON Schemas of run.json, of a line of results.jsonl, of a dispatch table, and of a suite file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 from attnbench import suite
 from attnbench.records.result import Result
 from attnbench.records.run_directory import Manifest
+from attnbench.studies.dispatch_table import Dispatch
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schema"
 
@@ -33,6 +34,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {
         "run.json": _documented(msgspec.json.schema(Manifest)),
         "result.json": _documented(msgspec.json.schema(Result)),
+        "dispatch.json": _documented(msgspec.json.schema(Dispatch)),
         "suite.json": _documented(suite.schema()),
     }
 

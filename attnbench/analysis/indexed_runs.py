@@ -31,6 +31,7 @@ MISSING = "{} needs duckdb: pip install -c constraints.txt '.[query]'"
 MEMORY = "3GB"
 MAX_IN_MEMORY = 20_000  # selected results; more are read one by one
 FETCHED = 2000  # rows at a time
+MAX_NAMED = 3  # runs of a note
 # What a row has beside COLUMNS.
 OF_RUN = {
     "run": RUN_COLUMNS["run"],
@@ -140,7 +141,7 @@ def opened(runs: Sequence[Path], step: Step, needs: str) -> Iterator[IndexedRuns
             try:
                 files.append(locks.enter_context(index.refreshed(of_folder, step)))
             except (OSError, StoreError, duckdb.Error) as error:
-                notes.append(f"the index is in memory, because it cannot be stored: {one_line(str(error))}")
+                notes.append(f"the index is in memory, because it cannot be stored: {_cause(error)}")
                 files.append(None)
         connection = duckdb.connect(config=_SETTINGS)
         for number, (file, of_folder) in enumerate(zip(files, by_folder.values(), strict=True)):
@@ -150,6 +151,13 @@ def opened(runs: Sequence[Path], step: Step, needs: str) -> Iterator[IndexedRuns
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield IndexedRuns(connection, (*notes, *_left_out(connection)))
+
+
+def _cause(error: Exception) -> str:
+    """Why an index is not stored; of an error of the system the file and the words, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return one_line(str(error))
 
 
 # No query reads or writes a file, loads code, or sees variables of this process.
@@ -212,10 +220,13 @@ def _left_out(connection: Connection) -> Iterator[str]:
     """The runs and the lines that cannot be read."""
     for path, reason in connection.execute("SELECT path, unreadable FROM runs WHERE unreadable IS NOT NULL").fetchall():
         yield f"{path} is left out: {reason}"
-    skipped = connection.execute("SELECT sum(skipped_lines), count(*) FROM runs WHERE skipped_lines > 0").fetchall()
-    for lines, runs in skipped:
-        if lines:
-            yield f"{counted(lines, 'line')} of {counted(runs, 'run')} left out: not readable as results"
+    skipped = connection.execute("SELECT path, skipped_lines FROM runs WHERE skipped_lines > 0").fetchall()
+    if skipped:
+        lines = counted(sum(count for _, count in skipped), "line")
+        paths = [path for path, _ in skipped[:MAX_NAMED]]
+        others = len(skipped) - len(paths)
+        where = ", ".join(paths) + (f" and {counted(others, 'more run')}" if others else "")
+        yield f"{lines} left out, not readable as results: in {where}"
 
 
 def _head(values: dict[str, Any]) -> Result:

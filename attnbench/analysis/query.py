@@ -19,7 +19,9 @@ T = TypeVar("T")
 READING = ("SELECT", "EXPLAIN")  # DuckDB's types of statements that read; SHOW and DESCRIBE are SELECT
 UNKNOWN_COLUMN = re.compile(r'Referenced column "([^"]+)" (?:was )?not found|not have a column named "([^"]+)"')
 UNKNOWN_TABLE = re.compile(r"Table with name (\S+) does not exist")
+FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|force\s)*(\w+)", re.DOTALL | re.IGNORECASE)
 HINT = "attnbench query --columns lists them"
+ONLY_READ = "stored results are only read: give one SELECT"
 
 
 class QueryResult(msgspec.Struct, frozen=True):
@@ -39,7 +41,7 @@ def run(runs: IndexedRuns, sql: str) -> QueryResult:
             raise UsageError(f"query: {len(statements)} statements in {sql!r}: give one SELECT")
         (statement,) = statements
         if statement.type.name not in READING:
-            raise UsageError(f"query: {statement.type.name} is refused: stored results are only read: give one SELECT")
+            raise UsageError(f"query: {_name(sql, statement.type.name)} is refused: {ONLY_READ}")
         _interruptible(runs.connection, lambda: runs.connection.execute(statement))
     except duckdb.Error as error:
         raise _explained(error, sql) from None
@@ -47,6 +49,12 @@ def run(runs: IndexedRuns, sql: str) -> QueryResult:
     for place, (name, *_) in enumerate(runs.connection.description or ()):
         names[f"{name} ({place})" if name in names else name] = None
     return QueryResult(tuple(names), _fetched(runs.connection))
+
+
+def _name(sql: str, kind: str) -> str:
+    """The statement by its first word, since DuckDB has one type for INSTALL and LOAD; after WITH by its type."""
+    match = FIRST_WORD.match(sql)
+    return kind if match is None or match[1].upper() == "WITH" else match[1].upper()
 
 
 def _fetched(connection: Connection) -> Iterator[Sequence[Any]]:

@@ -18,7 +18,7 @@ from attnbench.engine import interpreters, plan
 from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
-from attnbench.records import run_directory
+from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import labels
 from attnbench.records.case import Case
 from attnbench.records.result import Cause
@@ -39,11 +39,13 @@ def lines(records: Iterable[Mapping[str, object]], text: Iterable[str], as_json:
 
 
 def load(name: str) -> StoredRun:
-    """A stored run for a command that passes it on; what is left out of it is noted on stderr."""
+    """A stored run for a command that passes it on; stderr notes what is left out, and that it is being measured."""
     stored = api.load(name)
     if stored.skipped_lines:
         lines = "1 line of the results is" if stored.skipped_lines == 1 else f"{stored.skipped_lines} lines are"
         print(f"{stored.path}: {lines} left out: not readable as a result", file=sys.stderr)
+    if run_writer.is_being_written(stored.path):
+        print(f"{stored.path} is still being measured: its results so far are read", file=sys.stderr)
     return stored
 
 

@@ -33,6 +33,7 @@ class Table:
         self.calls: dict[object, calls.Call] = {}  # by the key of a call
         self._index = nearest.index(stored.choices)
         self._matches: dict[torch.device, Match] = {}
+        self._grounds: set[tuple[str, ...]] = set()  # of the decisions that were logged at level INFO
 
     def first_call(
         self, key: object, case: Case, label: str, objection: str, tensors: tuple[Tensor, Tensor, Tensor]
@@ -40,24 +41,31 @@ class Table:
         """Call the best backend that takes the case, and keep it for the key; SDPA where there is none."""
         if len(self.calls) >= MAX_KEYS:
             self.calls.clear()
+            self._grounds.clear()
         device = tensors[0].device
         reasons = [objection] if objection else []
-        for name, basis in () if objection else self._candidates(case, device, reasons):
+        for name, basis, nearby in () if objection else self._candidates(case, device, reasons):
             try:
                 call = calls.prepare(name, case, device)
                 out = call(*tensors)
             except Exception as error:  # a library that does not fit this torch or GPU may raise anything
                 reasons.append(f"{name}: {' '.join(str(error).split())[:300] or type(error).__name__}")
                 continue
-            logger.info("%s: %s, %s%s", label, name, basis, "".join(f"; not {reason}" for reason in reasons))
+            passed_over = "".join(f"; not {reason}" for reason in reasons)
+            self._log((name, nearby, *reasons), f"{label}: {name}, {basis}{passed_over}")
             self.calls[key] = call
             return out
-        logger.info("%s: falls back to SDPA: %s", label, "; ".join(reasons))
+        self._log(tuple(reasons), f"{label}: falls back to SDPA: {'; '.join(reasons)}")
         self.calls[key] = call = partial(calls.sdpa, causal=case.problem.causal, scale=case.problem.score.scale)
         return call(*tensors)
 
-    def _candidates(self, case: Case, device: torch.device, reasons: list[str]) -> Iterator[tuple[str, str]]:
-        """The backends for a case with what they are based on; adds to the reasons where there is none."""
+    def _log(self, ground: tuple[str, ...], text: str) -> None:
+        """Log a decision; at level INFO the first on each ground, since a decode has another shape for every token."""
+        logger.log(logging.DEBUG if ground in self._grounds else logging.INFO, "%s", text)
+        self._grounds.add(ground)
+
+    def _candidates(self, case: Case, device: torch.device, reasons: list[str]) -> Iterator[tuple[str, str, str]]:
+        """The backends for a case, on what each is based, and the nearest problem; adds to the reasons for none."""
         match = self._match(device)
         if match.objection:
             reasons.append(match.objection)
@@ -68,7 +76,7 @@ class Table:
             return
         for name, over in ranking.backends.items():
             distance = f"{ranking.octaves:.1f} octaves from" if ranking.octaves else "measured as"
-            yield name, f"{over:.2f}x the fastest, {distance} {ranking.nearest}"
+            yield name, f"{over:.2f}x the fastest, {distance} {ranking.nearest}", ranking.nearest
 
     def ranking(self, case: Case, device: str) -> Ranking | None:
         """The backends for a case on a device of the table; None where no measured problem is near."""

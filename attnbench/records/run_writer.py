@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -202,6 +203,16 @@ def _lock(directory: Path) -> FileLock:
         lock.release()
         raise
     return lock
+
+
+def is_being_written(directory: Path) -> bool:
+    """Whether a process holds the lock of the run directory; its file is not changed."""
+    with contextlib.suppress(OSError), (directory / LOCK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ends with the file
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _repair_last_line(descriptor: int) -> None:

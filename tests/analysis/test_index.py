@@ -219,7 +219,18 @@ def test_run_that_is_being_written_gives_what_is_complete(tmp_path: Path) -> Non
         file.write(b'garbage\n{"case": {"prob')
     with indexed_runs.opened([run], lambda _: None, "a test") as stored:
         assert list(stored.rows()) == whole
-        assert stored.notes == ("2 lines of 1 run left out: not readable as results",)
+        assert stored.notes == (f"2 lines left out, not readable as results: in {run}",)
+
+
+def test_at_most_three_runs_with_lines_that_hold_no_result_are_named(tmp_path: Path) -> None:
+    runs = [store(tmp_path / "runs" / name, pair(64)) for name in "abcde"]
+    for run in runs:
+        with (run / RESULTS).open("ab") as file:
+            file.write(b"garbage\n")
+    with indexed_runs.opened(runs, lambda _: None, "a test") as stored:
+        (note,) = stored.notes
+    named = ", ".join(map(str, runs[:3]))
+    assert note == f"5 lines left out, not readable as results: in {named} and 2 more runs"
 
 
 def test_run_that_cannot_be_read_is_left_out_with_its_reason(two: tuple[Path, Path]) -> None:
@@ -239,7 +250,7 @@ def test_index_is_in_memory_where_the_cache_cannot_be_written(
     with indexed_runs.opened(two, lambda _: None, "a test") as stored:
         assert list(stored.rows()) == read(two[0]) + read(two[1])
         (note,) = stored.notes
-    assert note.startswith("the index is in memory, because it cannot be stored: ")
+    assert note == f"the index is in memory, because it cannot be stored: {own_cache}: File exists"
 
 
 def test_full_disk_leaves_an_index_in_memory_and_no_draft(two: tuple[Path, Path], own_cache: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from attnbench.analysis import indexed_runs
 from attnbench.analysis.rows import COLUMNS
@@ -194,6 +195,16 @@ def test_recommend_and_history_read_one_machine_of_a_folder(
         assert "no machine 'x'" in attnbench_command(command, "results", "--machine", "x").stderr
     done = attnbench_command("history", "results", "--add", "run-a")
     assert "results is a folder of runs: leave out --add" in done.stderr
+
+
+def test_a_run_that_is_still_being_measured_is_noted(attnbench_command: Command) -> None:
+    copied(Path("results"))
+    note = "results/run-a is still being measured: its results so far are read\n"
+    with FileLock("results/run-a/.lock"):
+        done = attnbench_command("recommend", "results/run-a")
+        assert (done.returncode, done.stderr) == (0, note)
+        assert note not in attnbench_command("recommend", "results/run-b").stderr
+    assert note not in attnbench_command("recommend", "results/run-a").stderr
 
 
 def test_report_of_a_folder_holds_the_chosen_results_alone(attnbench_command: Command) -> None:

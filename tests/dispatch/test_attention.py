@@ -49,7 +49,7 @@ def chosen(caplog: pytest.LogCaptureFixture) -> str:
 
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="attnbench.dispatch")
+    caplog.set_level(logging.DEBUG, logger="attnbench.dispatch")
 
 
 ON_A_CPU = ("naive", "sdpa", "sdpa:math", "sdpa:flash")
@@ -104,6 +104,23 @@ def test_a_decision_is_logged_and_made_once_for_a_key(caplog) -> None:
     assert len(caplog.messages) == len(made.calls) == 1
     attention(q, k, v, table=made, scale=0.5)
     assert len(caplog.messages) == len(made.calls) == 2
+
+
+def test_the_tokens_of_a_decode_are_one_line_at_level_info(caplog) -> None:
+    near, far = Problem(seq_q=1, seq_kv=64, heads=2, head_dim=16), Problem(seq_q=1, seq_kv=2**14, heads=2, head_dim=16)
+    made = table(choice(near, FASTER), choice(far, {"sdpa:flash": 1.0}))
+    q = torch.ones(1, 2, 1, 16)
+    for keys in range(64, 80):
+        k = torch.ones(1, 2, keys, 16)
+        attention(q, k, k, table=made)
+        attention(q, k, k, table=made, scale=0.5)
+        attention(q.double(), k.double(), k.double(), table=made)
+    shown = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert shown == [
+        "b1 h2 q1 kv64 d16 none fp32 fwd: naive, 1.00x the fastest, measured as b1 h2 q1 kv64 d16 none fp32 fwd",
+        "b1 h2 q1 kv64 d16 none float64 fwd: falls back to SDPA: float64 is not measured",
+    ]
+    assert len(caplog.messages) == len(made.calls) == 48
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def called(source: Origin) -> None:
 
 
 def test_a_stale_table_warns_once_and_is_used(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     stale = replace(here(), versions={"torch": "1.0"})
     with pytest.warns(
         StaleTableWarning, match=r"made\.json is stale: torch was 1\.0, it is 2.*measure again"
@@ -94,7 +94,7 @@ def test_a_stale_table_warns_once_and_is_used(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_table_of_another_cpu_warns_once_and_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     with pytest.warns(StaleTableWarning, match="is not used: the table was measured on Abacus") as record:
         called(measured_on(replace(here(), model="Abacus")))
     assert len(record) == 1

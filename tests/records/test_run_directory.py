@@ -25,6 +25,7 @@ from attnbench.records.case import Case
 from attnbench.records.result import Cause, Environment, Procedure, Result, Sample, Status, TimedBlock, Timing, sample
 from attnbench.records.run_directory import Manifest
 from attnbench.records.run_writer import RunWriter
+from attnbench.studies.dispatch_table import Dispatch
 from tools.schemas import schemas, write
 
 ROOT = Path(__file__).parents[2]
@@ -397,7 +398,7 @@ def test_schemas_are_those_of_every_python(monkeypatch: pytest.MonkeyPatch) -> N
     assert "\n" in before["result.json"]["$defs"]["Problem"]["description"]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("run.json", Manifest), ("result.json", Result)])
+@pytest.mark.parametrize(("name", "kind"), [("run.json", Manifest), ("result.json", Result), ("dispatch.json", Dispatch)])
 def test_schema_requires_what_a_reader_needs(name: str, kind: type[msgspec.Struct]) -> None:
     needed = [field.encode_name for field in msgspec.structs.fields(kind) if field.required]
     assert schemas()[name]["$defs"][kind.__name__]["required"] == needed

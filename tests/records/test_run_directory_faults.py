@@ -81,6 +81,14 @@ def test_second_writer_is_refused_with_the_process_of_the_first(tmp_path: Path) 
         RunWriter(tmp_path / "run", manifest())
 
 
+def test_a_run_is_being_written_while_its_writer_is_open(tmp_path: Path) -> None:
+    assert not run_writer.is_being_written(tmp_path / "run")
+    with RunWriter(tmp_path / "run", manifest()):
+        assert run_writer.is_being_written(tmp_path / "run")
+        assert (tmp_path / "run" / run_writer.LOCK).read_text() == str(os.getpid())
+    assert not run_writer.is_being_written(tmp_path / "run")
+
+
 def test_writer_of_another_process_is_refused(tmp_path: Path) -> None:
     first = script(WRITES, tmp_path / "run")
     assert first.stdout

@@ -1,8 +1,11 @@
 """What a dispatch table holds beside its choices, and how a file that is none is refused."""
 
 import json
+import re
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import get_args, get_origin
 
 import msgspec
 import pytest
@@ -138,3 +141,22 @@ def test_the_command_refuses_a_time_and_an_engine_that_are_none(capsys: pytest.C
     assert "--expires: not a duration: 'soon'" in capsys.readouterr().err
     assert cli.invoke(["recommend", "--to", "tgi"]) == 2
     assert "--to: no engine 'tgi'; there are vllm, sglang, transformers" in capsys.readouterr().err
+
+
+def keys(kind: type[msgspec.Struct], path: str = "") -> Iterator[str]:
+    """The path of every key of a record and of the records within it, except those of a problem."""
+    for field in msgspec.structs.fields(kind):
+        yield path + field.encode_name
+        parts = [kind for kind in (field.type, *get_args(field.type)) if hasattr(kind, "__struct_fields__")]
+        within = {tuple: "[].", dict: ".DEVICE."}.get(get_origin(field.type), ".")
+        for part in parts:
+            if part is not Problem:
+                yield from keys(part, f"{path}{field.encode_name}{within}")
+
+
+def test_every_key_of_a_table_is_documented_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    section = page.partition("## recommend -o")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", section, flags=re.MULTILINE)
+    documented = [key for row in rows for key in re.findall(r"`([^`]+)`", row)]
+    assert sorted(documented) == sorted(keys(Dispatch))
