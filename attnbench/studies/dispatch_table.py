@@ -32,7 +32,7 @@ class Choice(TableRecord, frozen=True, kw_only=True):
     problem: str  # as text
     device: str
     mode: str
-    shape: dict[str, object]  # the fields of the problem that vary over the run
+    shape: dict[str, str | int | float | bool | None]  # the fields of the problem that vary over the run
     backend: str
     time_s: float
     tied: tuple[str, ...]  # other backends that are tied with it
