@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, get_args, get_type_hints
@@ -232,14 +233,15 @@ def add(
     pooled: bool = True,
 ) -> None:  # fmt: skip
     """Read the runs and add them to the tables that `opened` opens; it is closed while processes are forked."""
-    for begin in range(0, len(runs), BATCH):
-        step(f"reading runs for the index: {begin} of {len(runs)}")
-        batch = parallel.share(_read, runs[begin : begin + BATCH], pooled=pooled, pieces=1)
-        with opened() as connection:
-            connection.execute("BEGIN")
-            _insert(connection, "runs", [msgspec.json.encode(run) for run, _ in batch], _RUN_TYPES)
-            _insert(connection, "rows", [row for _, rows in batch for row in rows], _row_types())
-            connection.execute("COMMIT")
+    with contextlib.closing(parallel.stream(_read, runs, pooled)) as reads:
+        for begin in range(0, len(runs), BATCH):
+            step(f"reading runs for the index: {begin} of {len(runs)}")
+            batch = list(islice(reads, BATCH))
+            with opened() as connection:
+                connection.execute("BEGIN")
+                _insert(connection, "runs", [msgspec.json.encode(run) for run, _ in batch], _RUN_TYPES)
+                _insert(connection, "rows", [row for _, rows in batch for row in rows], _row_types())
+                connection.execute("COMMIT")
 
 
 def _row_types() -> dict[str, str]:

@@ -3,7 +3,7 @@
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar, cast
 
@@ -18,14 +18,22 @@ def share(task: Callable[[Item], Value], items: Sequence[Item], pooled: bool = T
 
     `pieces`: how many items a process takes at a time.
     """
+    return list(stream(task, items, pooled, pieces))
+
+
+def stream(
+    task: Callable[[Item], Value], items: Sequence[Item], pooled: bool = True, pieces: int = 1
+) -> Generator[Value]:
+    """As `share`, each value when it is ready. All processes are forked before the first value is returned."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if not pooled or cores < 2 or len(items) < 2:
-        return [task(item) for item in items]
+        yield from map(task, items)
+        return
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
         cores, mp_context=context, initializer=_adopt, initargs=(lambda index: task(items[index]),)
     ) as pool:
-        return cast("list[Value]", list(pool.map(_run, range(len(items)), chunksize=pieces)))
+        yield from cast("Iterator[Value]", pool.map(_run, range(len(items)), chunksize=pieces))
 
 
 def _adopt(task: Callable[[int], object]) -> None:

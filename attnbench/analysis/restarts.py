@@ -96,8 +96,10 @@ class Restarts:
     @property
     def quotient_outside(self) -> bool:
         """Whether the times of the reference arm and of this one divide to a value outside the speed-up's interval."""
+        if self.results == self.reference_results or not self.speedup or not self.time:
+            return False
         reference = Restarts(self.reference_results).time if self.reference_results else None
-        if not self.speedup or not self.time or not reference:
+        if not reference:
             return False
         return stats.quotient_outside(reference.value, self.time.value, self.speedup.low, self.speedup.high)
 
@@ -129,6 +131,8 @@ class Restarts:
 
     def ratio_to(self, other: Restarts) -> Estimate | None:
         """The time of any other arm on the same problem over this one's, as in `speedup`."""
+        if other.results == self.reference_results:
+            return self.speedup
         return Restarts(self.results, other.results).speedup
 
     def comparable(self, other: Restarts) -> bool:

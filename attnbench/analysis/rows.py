@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -182,7 +182,8 @@ class RowOfRun(Row, frozen=True, kw_only=True):
     run: str
 
 
-def axes(record: msgspec.Struct) -> dict[str, Value]:
+@lru_cache(maxsize=4096)  # the arms of a problem share it, and so do runs of one suite
+def axes(record: msgspec.Struct) -> Mapping[str, Value]:
     """Every field of a problem as a plain value; the fields of nested records are flattened, tuples are joined."""
     flat: dict[str, Value] = {}
     for name in _field_names(type(record)):
@@ -299,7 +300,7 @@ def _row(restarts: Restarts, place: Place | None) -> Row:
         "impossible": impossible(restarts) or None,
         "bound": restarts.roofline.bound if restarts.roofline else None,
         "notes": "; ".join(filter(None, notes)) or None,
-        **{name: metric.compute(restarts) for name, metric in METRICS.items()},
+        **{name: metric.formula(restarts) for name, metric in METRICS.items()},
     }
     return Row(**values)
 

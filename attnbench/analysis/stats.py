@@ -128,6 +128,7 @@ def order_rank(count: int) -> int:
     return rank - 1
 
 
+@cache
 def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Standard errors in the half-width of a two-sided t interval."""
     from scipy.special import stdtrit
@@ -137,10 +138,12 @@ def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
 
 def t_estimate(values: Floats, over: Over) -> Estimate:
     """The mean and its t interval."""
-    count, value = len(values), float(np.mean(values))
+    count = len(values)
+    value = float(values.sum()) / count
     if count < 2:
         return Estimate(value=value, over=over, count=count)
-    half = float(t_quantile(count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    centred = values - value
+    half = t_quantile(count - 1) * math.sqrt(float(centred @ centred) / (count - 1) / count)
     ends = {"low": value - half, "high": value + half}
     return Estimate(value=value, **ends, method=Method.T, confidence=CONFIDENCE, over=over, count=count)
 

@@ -10,6 +10,7 @@ implementation computes. What a backend computes is its fact `executed_flops`.
 
 import math
 from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,13 +21,17 @@ from attnbench.attention.kv_cache import stored_bytes
 from attnbench.attention.problem import Problem
 from attnbench.attention.scope_text import Scope
 
+_once = lru_cache(maxsize=4096)  # the metrics of a case, and the arms of a problem, count the same
 
+
+@_once
 def pairs(problem: Problem) -> int:
     """Visible (query, key) pairs over batch and heads."""
     parts = Counter(problem.parts)
     return problem.heads * sum(count * part.masking.pairs(part.grid) for part, count in parts.items())
 
 
+@_once
 def flops(problem: Problem, mode: Mode) -> int:
     """FLOPs of one call, from the exact pairs; a block or layers add those of their matrices."""
     total = max(1, problem.scoped[1]) * _flops(pairs(problem), problem, mode)
@@ -41,6 +46,7 @@ def exponentials(problem: Problem, mode: Mode) -> int:
     return pairs(problem) * (2 if mode is Mode.FWD_BWD else 1)
 
 
+@_once
 def flops_dense(problem: Problem, mode: Mode) -> int:
     """FLOPs if every pair were visible."""
     of_head = sum(queries * keys for queries, keys in problem.sizes)
@@ -52,6 +58,7 @@ def flops_half_causal(problem: Problem, mode: Mode) -> int:
     return flops_dense(problem, mode) // (2 if problem.masking.holds_causal else 1)
 
 
+@_once
 def input_bytes(problem: Problem) -> int:
     """Bytes of q, k and v; k and v in the format of the cache, with their scales."""
     return _q_numbers(problem) * problem.dtype.bytes + kv_bytes(problem)
@@ -88,6 +95,7 @@ def output_bytes(problem: Problem, mode: Mode) -> int:
     return gradients if mode is Mode.BWD else out + gradients
 
 
+@_once
 def traffic_bytes(problem: Problem, mode: Mode) -> int:
     """Compulsory bytes: what is needed is read once, every output written once, nothing is cached between passes.
 

@@ -127,7 +127,6 @@ def chosen(results: Sequence[Result], keep: Callable[[Result], bool]) -> Sequenc
     return list(filter(keep, results))
 
 
-_RESULT = msgspec.json.Decoder(Result)
 # Version 0.1.0 stored no cause: it is derived from how its reasons begin.
 _CAUSES_BY_REASON = {
     "budget": Cause.BUDGET,
@@ -140,7 +139,8 @@ _CAUSES_BY_REASON = {
 def decoded(line: bytes) -> Result | None:
     """The result on a line; None if it holds none."""
     try:
-        return _with_cause(_RESULT.decode(line))
+        whole = _WHOLE.decode(line)
+        return _with_cause(Result(**msgspec.structs.asdict(whole) | {"case": _case(whole.case)}))
     except (msgspec.MsgspecError, AttnbenchError, RecursionError):
         return None
 
@@ -179,6 +179,19 @@ _PROBLEM = msgspec.json.Decoder(Problem)
 _problem = lru_cache(maxsize=100_000)(_PROBLEM.decode)  # the second run of a comparison has the problems of the first
 
 
+def _case(head: _HeadCase) -> Case:
+    return Case(problem=_problem(bytes(head.problem)), backend=head.backend, mode=head.mode)
+
+
+class _Whole(Result, frozen=True, kw_only=True):
+    """A line whose case is decoded apart."""
+
+    case: _HeadCase  # type: ignore[assignment]
+
+
+_WHOLE = msgspec.json.Decoder(_Whole)
+
+
 class _PlainBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A TimedBlock without its tags and facts."""
 
@@ -213,9 +226,8 @@ _DECODERS = {
 def _head(line: bytes) -> Result | None:
     try:
         head = _HEAD.decode(line)
-        problem = _problem(bytes(head.case.problem))
+        case = _case(head.case)
     except (msgspec.MsgspecError, AttnbenchError, RecursionError):
         return None
-    case = Case(problem=problem, backend=head.case.backend, mode=head.case.mode)
     facts = {"reference": head.facts.reference} if head.facts.reference else {}
     return Result(case=case, arm=head.arm, status=head.status, restart=head.restart, facts=facts)

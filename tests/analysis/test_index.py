@@ -48,7 +48,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "share", lambda task, items, pooled=True, pieces=1: [task(item) for item in items])
+    monkeypatch.setattr(parallel, "stream", lambda task, items, pooled=True, pieces=1: (task(item) for item in items))
 
 
 def store(folder: Path, results: Sequence[Result], **fields: object) -> Path:

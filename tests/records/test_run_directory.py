@@ -398,7 +398,9 @@ def test_schemas_are_those_of_every_python(monkeypatch: pytest.MonkeyPatch) -> N
     assert "\n" in before["result.json"]["$defs"]["Problem"]["description"]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("run.json", Manifest), ("result.json", Result), ("dispatch.json", Dispatch)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("run.json", Manifest), ("result.json", Result), ("dispatch.json", Dispatch)]
+)
 def test_schema_requires_what_a_reader_needs(name: str, kind: type[msgspec.Struct]) -> None:
     needed = [field.encode_name for field in msgspec.structs.fields(kind) if field.required]
     assert schemas()[name]["$defs"][kind.__name__]["required"] == needed
