@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -79,16 +80,16 @@ def timer() -> None:
 def reports(source: str = "last") -> None:
     """Time and memory of `report` and `compare` on many cases, made from a real run by giving it other batches."""
     real = attnbench.load(source)
-    print("| command | cases | wall | peak memory | index.html |\n|---|---:|---:|---:|---:|")
+    print("| command | cases | wall | CPU | peak memory | index.html |\n|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for cases in (500, 100_000):
             run = _enlarged(real, Path(folder) / str(cases), cases)
             for command in (["report", run], ["report", run, "--plots", "svg"], ["compare", run, run]):
-                seconds, peak = _timed([sys.executable, "-m", "attnbench", *map(str, command)])
+                figures = _timed([sys.executable, "-m", "attnbench", *map(str, command)])
                 page = run / "report" / "index.html"
                 size = f"{page.stat().st_size / 1e6:.1f} MB" if command[0] == "report" else ""
                 shown = " ".join(map(str, command)).replace(str(run), "RUN")
-                print(f"| `{shown}` | {cases} | {seconds:.1f} s | {peak / 2**30:.2f} GiB | {size} |")
+                print(f"| `{shown}` | {cases} | {figures} | {size} |")
 
 
 def _enlarged(real: Run, folder: Path, cases: int, number: int = 0) -> Path:
@@ -122,7 +123,7 @@ def fleet(runs: str = "1000", results: str = "1000", source: str = "last", folde
     """Time and memory of the commands that read many runs, on runs made from a real one; the first makes the index."""
     real, count = attnbench.load(source), int(runs)
     first = real.results[0].case
-    print("| command | wall | peak memory |\n|---|---:|---:|")
+    print("| command | wall | CPU | peak memory |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory(dir=folder or None) as root:
         os.environ["XDG_CACHE_HOME"] = str(Path(root) / "cache")
         stored = Path(root) / "results"
@@ -140,9 +141,9 @@ def fleet(runs: str = "1000", results: str = "1000", source: str = "last", folde
             ["recommend", stored, "--machine", "machine-0"],
             ["history", stored, "--machine", "machine-0"],
         ):
-            seconds, peak = _timed([sys.executable, "-m", "attnbench", *map(str, command)])
+            figures = _timed([sys.executable, "-m", "attnbench", *map(str, command)])
             shown = " ".join(map(str, command)).replace(root, "").replace("/results", "RUNS")
-            print(f"| `{shown}` | {seconds:.1f} s | {peak / 2**30:.2f} GiB |", flush=True)
+            print(f"| `{shown}` | {figures} |", flush=True)
 
 
 MACHINES = 8  # of a made fleet
@@ -158,10 +159,11 @@ def _of_fleet(real: Run, folder: Path, number: int) -> None:
     (folder / "run.json").write_bytes(msgspec.json.encode(manifest))
 
 
-def _timed(command: list[str]) -> tuple[float, int]:
-    """Wall seconds, and the peak memory in bytes of the process and its forks together."""
+def _timed(command: list[str]) -> str:
+    """Wall and CPU seconds, and the peak memory, of the process and its forks together, as cells of a table."""
     import psutil
 
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start, peak = time.perf_counter(), 0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -173,7 +175,9 @@ def _timed(command: list[str]) -> tuple[float, int]:
         with contextlib.suppress(psutil.TimeoutExpired):
             # Counting the pages of large processes takes long, and slows them down.
             process.wait(min(3, 0.1 + (time.perf_counter() - start) / 10))
-    return time.perf_counter() - start, peak
+    wall_s, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{wall_s:.1f} s | {cpu_s:.1f} s | {peak / 2**30:.2f} GiB"
 
 
 def _like_a_worker() -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/schema/: the JSON Schemas of run.json, of a line of results.jsonl, of a dispatch table, and of a suite file."""
+"""Writes docs/schema/: the JSON Schemas of run.json, a line of results.jsonl, a dispatch table, and a suite file."""
 
 from __future__ import annotations
 

@@ -139,8 +139,8 @@ _CAUSES_BY_REASON = {
 def decoded(line: bytes) -> Result | None:
     """The result on a line; None if it holds none."""
     try:
-        whole = _WHOLE.decode(line)
-        return _with_cause(Result(**msgspec.structs.asdict(whole) | {"case": _case(whole.case)}))
+        fields = msgspec.structs.asdict(_WHOLE.decode(line))
+        return _with_cause(Result(**fields | {"case": _case(fields["case"])}))
     except (msgspec.MsgspecError, AttnbenchError, RecursionError):
         return None
 
@@ -183,13 +183,9 @@ def _case(head: _HeadCase) -> Case:
     return Case(problem=_problem(bytes(head.problem)), backend=head.backend, mode=head.mode)
 
 
-class _Whole(Result, frozen=True, kw_only=True):
-    """A line whose case is decoded apart."""
-
-    case: _HeadCase  # type: ignore[assignment]
-
-
-_WHOLE = msgspec.json.Decoder(_Whole)
+_WHOLE = msgspec.json.Decoder(
+    msgspec.defstruct("_Whole", [("case", _HeadCase)], bases=(Result,), frozen=True, kw_only=True)
+)
 
 
 class _PlainBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
