@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnbench.analysis.rows import rows_of
 from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
 from attnbench.dispatch import Table, attention, call_site, calls, load
 from attnbench.dispatch import table as table_module
 from attnbench.errors import StoreError
-from tests.dispatch.tables import choice, table
+from attnbench.records.result import Status
+from attnbench.studies.recommend import dispatch
+from tests.dispatch.tables import choice, here, measured_on, table
+from tests.golden.made import measured, refused
 
 SMALL = Problem(seq_q=16, heads=2, head_dim=16)
 FASTER = {"naive": 1.0, "sdpa:flash": 2.0}
@@ -215,6 +219,28 @@ def test_a_kernel_that_raises_leaves_the_next_one(monkeypatch, caplog) -> None:
     made = table(choice(SMALL, {"sdpa:math": 1.0, "naive": 2.0}))
     torch.testing.assert_close(attention(q, k, v, table=made), calls.sdpa(q, k, v, False, None))
     assert chosen(caplog).endswith("; not sdpa:math: no kernel image")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (Status.INCORRECT, {8: "sdpa:flash", 16: "sdpa:flash", 24: "sdpa:flash", 32: "sdpa:flash", 64: "sdpa:flash"}),
+        (Status.UNSUPPORTED, {8: "sdpa:math", 16: "sdpa:math", 24: "sdpa:flash", 32: "sdpa:flash", 64: "sdpa:flash"}),
+    ],
+)
+def test_a_backend_that_was_wrong_or_unsupported_is_not_called(status, expected, caplog) -> None:
+    """From the results of a run to the call: sdpa:math was the fastest where it ran, and ended so from q32 on."""
+    results = []
+    for seq in (8, 16, 32, 64):
+        problem = Problem(seq_q=seq, heads=2, head_dim=16)
+        results += [measured(problem, "naive", 4e-5), measured(problem, "sdpa:flash", 2e-5)]
+        fastest = measured(problem, "sdpa:math", 1e-5)
+        results.append(fastest if seq < 32 else refused(problem, "sdpa:math", status, "a reason"))
+    loaded = Table(dispatch(rows_of(results), origin=measured_on(here())))
+    for seq, name in expected.items():
+        q = torch.ones(1, 2, seq, 16)
+        attention(q, q, q, table=loaded)
+        assert chosen(caplog).startswith(f"{name}, ")
 
 
 def test_flex_is_compiled_for_a_bounded_number_of_shapes(monkeypatch, caplog) -> None:
