@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -206,12 +205,14 @@ def _lock(directory: Path) -> FileLock:
 
 
 def is_being_written(directory: Path) -> bool:
-    """Whether a process holds the lock of the run directory; its file is not changed."""
-    with contextlib.suppress(OSError), (directory / LOCK).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ends with the file
-        except BlockingIOError:
-            return True
+    """Whether a process holds the lock of the run directory; false where that cannot be known."""
+    file = directory / LOCK
+    try:
+        if file.is_file():
+            with FileLock(file, timeout=0, fallback_to_soft=False):
+                return False
+    except OSError as error:
+        return isinstance(error, Timeout)
     return False
 
 
