@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 READING = ("SELECT", "EXPLAIN")  # DuckDB's types of statements that read; SHOW and DESCRIBE are SELECT
+PIVOT = "MULTI"  # DuckDB's type of a PIVOT that first reads its values into a table
 UNKNOWN_COLUMN = re.compile(r'Referenced column "([^"]+)" (?:was )?not found|not have a column named "([^"]+)"')
 UNKNOWN_TABLE = re.compile(r"Table with name (\S+) does not exist")
 FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|force\s)*(\w+)", re.DOTALL | re.IGNORECASE)
@@ -40,6 +41,8 @@ def run(runs: IndexedRuns, sql: str) -> QueryResult:
         if len(statements) != 1:
             raise UsageError(f"query: {len(statements)} statements in {sql!r}: give one SELECT")
         (statement,) = statements
+        if statement.type.name == PIVOT:
+            raise UsageError("query: a PIVOT must list its values: ON backend IN ('naive', 'sdpa:flash')")
         if statement.type.name not in READING:
             raise UsageError(f"query: {_name(sql, statement.type.name)} is refused: {ONLY_READ}")
         _interruptible(runs.connection, lambda: runs.connection.execute(statement))

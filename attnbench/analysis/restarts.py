@@ -96,10 +96,10 @@ class Restarts:
     @property
     def quotient_outside(self) -> bool:
         """Whether the times of the reference arm and of this one divide to a value outside the speed-up's interval."""
-        if self.results == self.reference_results or not self.speedup or not self.time:
+        if self.results == self.reference_results:
             return False
         reference = Restarts(self.reference_results).time if self.reference_results else None
-        if not reference:
+        if not self.speedup or not self.time or not reference:
             return False
         return stats.quotient_outside(reference.value, self.time.value, self.speedup.low, self.speedup.high)
 

@@ -253,6 +253,25 @@ def test_index_is_in_memory_where_the_cache_cannot_be_written(
     assert note == f"the index is in memory, because it cannot be stored: {own_cache}: File exists"
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "/c/x.draft"), "/c/x.draft: No space left on device"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (duckdb.IOException("IO Error: cannot\nwrite"), "IO Error: cannot write"),
+    ],
+)
+def test_reason_for_an_index_in_memory_has_no_number_of_an_error(
+    error: Exception, words: str, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(index, "refreshed", fail)
+    with indexed_runs.opened(two, lambda _: None, "a test") as stored:
+        assert stored.notes == (f"the index is in memory, because it cannot be stored: {words}",)
+
+
 def test_full_disk_leaves_an_index_in_memory_and_no_draft(two: tuple[Path, Path], own_cache: Path) -> None:
     """The limit on the size of a file, in a child process, stands for a full disk."""
     program = (

@@ -43,6 +43,11 @@ def test_tables_that_are_listed_are_those_of_the_page(stored: IndexedRuns) -> No
     assert rows(stored, "SHOW TABLES") == [("results",), ("runs",)]
 
 
+def test_pivot_with_its_values_is_a_query(stored: IndexedRuns) -> None:
+    sql = "PIVOT results ON backend IN ('naive', 'flex') USING count(*) GROUP BY seq_q"
+    assert query.run(stored, sql).columns == ("seq_q", "naive", "flex")
+
+
 def test_plan_of_a_query_is_shown_without_its_rows(stored: IndexedRuns) -> None:
     assert query.run(stored, "EXPLAIN SELECT * FROM runs").columns == ("explain_key", "explain_value")
 
@@ -65,6 +70,7 @@ def test_plan_of_a_query_is_shown_without_its_rows(stored: IndexedRuns) -> None:
         ("SET memory_limit = '1GB'", "SET is refused"),
         ("EXPORT DATABASE 'x'", "EXPORT is refused"),
         ("BEGIN", "BEGIN is refused"),
+        ("PIVOT results ON backend USING median(time_s)", "a PIVOT must list its values: ON backend IN ("),
         ("WITH old AS (SELECT 1) DELETE FROM results", "DELETE is refused"),
         ("SELECT * FROM read_csv('/etc/passwd')", "a query reads results and runs alone"),
         ("SELECT * FROM read_text('/etc/passwd')", "a query reads results and runs alone"),
