@@ -256,9 +256,9 @@ class Watcher:
         if self._verbose:
             self._write(f"  {result.status.value}  {result.case.label}")
         elif time.monotonic() > self._written + QUIET_S:
-            from attnbench.units import seconds
+            from attnbench.units import about
 
-            self._write(f"  {self._count} of {self._total} results, about {seconds(remaining_s)} left")
+            self._write(f"  {self._count} of {self._total} results, about {about(remaining_s)} left")
 
     def _write(self, line: str) -> None:
         self._written = time.monotonic()

@@ -45,6 +45,15 @@ def seconds(value: float | None) -> str:
     return f"{_three_digits(value / scale)} {unit}"
 
 
+def about(value: float) -> str:
+    """Format a predicted time in seconds with two digits, as 7.8 s, 12 ms or 4.5 min."""
+    if value >= 119.5:
+        scale, unit = (60.0, "min") if value < 7170 else (3600.0, "h")
+    else:
+        scale, unit = next(((s, u) for s, u in _TIMES if value >= 0.995 * s), _TIMES[-1])
+    return f"{float(f'{value / scale:.2g}'):,g} {unit}"
+
+
 def size(value: float | None) -> str:
     """Format a number of bytes, as 512 MiB; None as a dash."""
     if value is None:

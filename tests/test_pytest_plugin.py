@@ -281,4 +281,4 @@ def test_a_long_measurement_prints_a_line_from_time_to_time(monkeypatch: pytest.
     for seconds in (0.0, pytest_plugin.QUIET_S + 1, 1.0):
         now[0] += seconds
         watcher.result(samples.result([1e-3]), 90.0)
-    assert printed == ["attnbench measures 1 cases of custom, 3 restarts", "  2 of 3 results, about 90.0 s left"]
+    assert printed == ["attnbench measures 1 cases of custom, 3 restarts", "  2 of 3 results, about 90 s left"]

@@ -13,6 +13,7 @@ from attnbench.errors import RangeError, UsageError
 from attnbench.units import (
     MAX_INTEGER,
     MAX_VALUES,
+    about,
     integer,
     integers,
     parse_age,
@@ -52,6 +53,26 @@ MORE_EXAMPLES = settings(max_examples=200)
 )
 def test_time_has_three_digits_and_a_fitting_unit(value: float | None, text: str) -> None:
     assert seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7.81, "7.8 s"),
+        (8.0, "8 s"),
+        (90.0, "90 s"),
+        (113.0, "110 s"),
+        (437.0, "7.3 min"),
+        (7170.0, "2 h"),
+        (360_000.0, "100 h"),
+        (0.0123, "12 ms"),
+        (0.996, "1 s"),
+        (4.44e-6, "4.4 us"),
+        (0.0, "0 ns"),
+    ],
+)
+def test_a_predicted_time_has_two_digits(value: float, text: str) -> None:
+    assert about(value) == text
 
 
 @pytest.mark.parametrize(

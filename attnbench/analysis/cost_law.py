@@ -25,6 +25,7 @@ _MANY = 16  # cases from which tiles are tried: the best of many forms fits a fe
 _FOLDS = 10  # for which the sum of terms is fitted anew
 _CHUNK = 4096
 _ON_THE_HULL = 0.05  # octaves; the visible share of a mask curves by less between measured lengths
+_VISIBLE = -1  # the coordinate of the visible share
 _BEYOND = 1.0  # octaves outside the measured sizes up to which the correction is continued
 
 Floats = NDArray[np.float64]
@@ -121,19 +122,16 @@ class CostLaw:
         return np.exp(np.concatenate(logs)) if logs else np.empty(0)
 
     def octaves_outside(self, workload: Workload) -> float:
-        """How far a workload is from the convex hull of the measured ones: octaves of its farthest size, 0 inside."""
-        from scipy.optimize import linprog
+        """How far a workload is from the convex hull of the measured ones: octaves of its farthest size, 0 inside.
 
+        The visible share of a mask bends where a window begins to cut: it may lie beside the hull, between those of the
+        nearest measured cases.
+        """
         points, point = self._shape.points, coordinates(rows_of([workload]))[0]
-        count, width = points.shape
-        farthest = -np.ones((2 * width, 1))
-        bounds = np.hstack((np.vstack((points.T, -points.T)), farthest))
-        solved = linprog(
-            np.append(np.zeros(count), 1.0), A_ub=bounds, b_ub=np.concatenate((point, -point)),
-            A_eq=np.append(np.ones(count), 0.0)[None, :], b_eq=[1.0],
-        )  # fmt: skip
-        distance = float(solved.fun)
-        return distance if distance > _ON_THE_HULL else 0.0
+        distance = _distance_to_hull(points, point)
+        if distance <= _ON_THE_HULL or _between_neighbours(points, point):
+            return 0.0
+        return distance
 
     def covers(self, sizes: Floats) -> NDArray[np.bool_]:
         """Whether no size of a workload is more than an octave outside the measured ones."""
@@ -153,6 +151,35 @@ class CostLaw:
     def confidence(self) -> float:
         """Of the interval: less than 90 % where fewer than nine cases were measured."""
         return min(CONFIDENCE, len(self.errors) / (len(self.errors) + 1))
+
+
+def _distance_to_hull(points: Floats, point: Floats) -> float:
+    """Octaves of the farthest size between a point and the convex hull of the others."""
+    from scipy.optimize import linprog
+
+    count, width = points.shape
+    bounds = np.hstack((np.vstack((points.T, -points.T)), -np.ones((2 * width, 1))))
+    solved = linprog(
+        np.append(np.zeros(count), 1.0), A_ub=bounds, b_ub=np.concatenate((point, -point)),
+        A_eq=np.append(np.ones(count), 0.0)[None, :], b_eq=[1.0],
+    )  # fmt: skip
+    return float(solved.fun)
+
+
+def _between_neighbours(points: Floats, point: Floats) -> bool:
+    """Whether the visible share is between those of the nearest points that surround the other sizes."""
+    from scipy.optimize import linprog
+
+    sizes, size = points[:, :_VISIBLE], point[:_VISIBLE]
+    # The mean that makes up the point with the least squared distances has its neighbours alone: a Delaunay simplex.
+    solved = linprog(
+        np.square(sizes - size).sum(axis=1), A_ub=np.vstack((sizes.T, -sizes.T)),
+        b_ub=np.concatenate((size, -size)) + _ON_THE_HULL, A_eq=np.ones((1, len(points))), b_eq=[1.0],
+    )  # fmt: skip
+    if solved.x is None:
+        return False
+    shares = points[solved.x > 1e-9, _VISIBLE]
+    return bool(shares.min() - _ON_THE_HULL <= point[_VISIBLE] <= shares.max() + _ON_THE_HULL)
 
 
 Fit = tuple[WorkSum, _Shape, Floats, Floats]  # and the leave-one-out errors

@@ -16,6 +16,8 @@ import msgspec
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from attnbench.errors import UnknownNameError
+
 if TYPE_CHECKING:
     from typer._click import Command as ClickCommand
     from typer._click import Context, Parameter
@@ -85,6 +87,13 @@ class DocumentedGroup(TyperGroup):
         _note_color(ctx, args)
         return super().parse_args(ctx, args if args or ctx.resilient_parsing else ["--help"])
 
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, ClickCommand | None, list[str]]:
+        """As for Typer; the error for an unknown name has the nearest one, or all."""
+        if not ctx.resilient_parsing and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            names = [str(command.name) for _, command in self.visible(ctx)]
+            raise UnknownNameError("command", args[0], names, where=str(ctx.info_name) if ctx.parent else "")
+        return super().resolve_command(ctx, args)
+
     def visible(self, ctx: Context) -> Iterator[tuple[str, ClickCommand]]:
         """Every command that help shows, with its panel."""
         for name in self.list_commands(ctx):
@@ -124,6 +133,8 @@ def _grouped(parameters: list[Parameter]) -> list[Parameter]:
                 parameter.metavar = ""  # otherwise `<bool>` stands beside a flag
         else:
             vars(parameter)["display_type"] = lambda ctx: ""  # otherwise `<list[str]>`
+        # Of the error for a required option or argument that is not given.
+        vars(parameter)["get_missing_message"] = lambda ctx, parameter=parameter: parameter.help
     return parameters
 
 

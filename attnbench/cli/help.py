@@ -29,8 +29,9 @@ Places
       Parent directory of attnbench/config.toml and of the table that
       `attnbench tune` writes; ~/.config by default.
   XDG_CACHE_HOME
-      Parent directory of calibrations and compiled kernels; ~/.cache by
-      default.
+      Parent directory of calibrations, compiled kernels, and the indexes of
+      stored runs that `query`, `report`, `recommend` and `history` read
+      folders by (attnbench/index); ~/.cache by default.
 
 Devices and kernels
   CUDA_VISIBLE_DEVICES
@@ -59,12 +60,18 @@ Output
 
 
 def help(  # noqa: A001
+    context: typer.Context,
     topic: Annotated[list[str] | None, typer.Argument(help="A command, or `environment`.", metavar="TOPIC")] = None,
 ) -> int:
     """Show the help of a command, or of `environment`."""
     from attnbench import cli
+    from attnbench.cli.application import DocumentedGroup
+    from attnbench.errors import UnknownNameError
 
     if topic == ["environment"]:
         print(ENVIRONMENT)
         return 0
+    group = context.find_root().command
+    if topic and isinstance(group, DocumentedGroup) and topic[0] not in group.commands:
+        raise UnknownNameError("topic", topic[0], ("environment", *group.commands), where="help")
     return cli.invoke([*(topic or ()), "--help"])

@@ -119,7 +119,7 @@ BACKEND = Option(
 )  # fmt: skip
 DEVICE = Option(
     name="device",
-    help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cuda:0; by default the first GPU, or the CPU.",
+    help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cpu:cores=0-3, cuda:0; by default the first GPU, or the CPU.",
     metavar="LIST",
     names=completion.device_names,
     check=checks.devices,

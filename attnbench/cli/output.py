@@ -27,7 +27,7 @@ from attnbench.report import probe_outcomes, summary
 from attnbench.report.formats import csv, jsonl, markdown
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
-from attnbench.units import counted, seconds, size
+from attnbench.units import about, counted, seconds, size
 
 _REASONS = 3  # of refused cases that are shown where nothing is measured
 
@@ -170,9 +170,10 @@ def headline(sweep: Sweep, rest: Rest) -> None:
     """
     print(" · ".join([f"attnbench {__version__}", *_machine(sweep)]), file=sys.stderr)
     devices = ", ".join(device.text for device in sweep.devices)
-    cases = rest.cases + len(sweep.plan.impossible)
-    counts = f"{sweep.plan.cases} cases" if cases == sweep.plan.cases else f"{cases} of {sweep.plan.cases} cases left"
-    print(f"suite {sweep.name} · {counts} · {devices} · {predicted(sweep, rest.seconds)}", file=sys.stderr)
+    print(
+        f"suite {sweep.name} · {case_counts(sweep, rest)} · {devices} · {predicted(sweep, rest.seconds)}",
+        file=sys.stderr,
+    )
     for python in dict.fromkeys(filter(None, (arm.python for arm in sweep.plan.arms))):
         names = dict.fromkeys(arm.backend for arm in sweep.plan.arms if arm.python == python)
         needed = [name for each in names if each in backends.BUILTIN for name in backends.load(each).distributions]
@@ -183,6 +184,15 @@ def headline(sweep: Sweep, rest: Rest) -> None:
         number = f"{len(absent)} of {len(plan.all_libraries('cpu'))} backends of libraries are not installed"
         commands = installation.install_commands(absent)
         print(f"{number} ({', '.join(absent)}); install: {commands}", file=sys.stderr)
+
+
+def case_counts(sweep: Sweep, rest: Rest) -> str:
+    """The cases that are left, and the results that progress counts where these are not as many."""
+    every, cases = sweep.plan.cases, rest.cases + len(sweep.plan.impossible)
+    text = counted(every, "case") if cases == every else f"{cases:,} of {counted(every, 'case')} left"
+    if rest.results == cases:
+        return text
+    return f"{text}, {counted(rest.results, 'result')} in {counted(sweep.settings.restarts, 'restart')}"
 
 
 def _absent(sweep: Sweep) -> list[str]:
@@ -215,7 +225,7 @@ def predicted(sweep: Sweep, needed: float) -> str:
         return "nothing to measure"
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
         return f"more than the budget of {seconds(sweep.settings.budget_s)} ({sweep.plan.times_from})"
-    return f"about {seconds(needed)} ({sweep.plan.times_from})"
+    return f"about {about(needed)} ({sweep.plan.times_from})"
 
 
 def _refusals(sweep: Sweep) -> str:
@@ -235,7 +245,7 @@ def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
         for arm, call_s in zip(group.arms, group.calls_s, strict=True):
             case = group.case(arm)
             peak, beyond = plan.peak_bytes(case), "  beyond the budget" if late else ""
-            text = f"{case.label}@{arm.device}  ~{seconds(call_s)}  {size(peak)}{beyond}"
+            text = f"{case.label}@{arm.device}  ~{about(call_s)}  {size(peak)}{beyond}"
             print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
     for refusal in sweep.plan.refusals:
         case, status, reason = refusal.case, refusal.status.value, refusal.reason
@@ -266,7 +276,7 @@ def _sums(sweep: Sweep, as_json: bool) -> None:
         return
     budget = "no budget" if sweep.settings.budget_s is None else f"budget {seconds(sweep.settings.budget_s)}"
     limit = size(sweep.settings.memory_bytes)
-    print(f"predicted: about {seconds(needed)} ({budget}); memory limit of a group: {limit}")
+    print(f"predicted: about {about(needed)} ({budget}); memory limit of a group: {limit}")
     print(f"times: {sweep.plan.times_from}")
 
 

@@ -157,7 +157,10 @@ def replay(
             metavar="TRACE",
         ),
     ],
-    model: Annotated[Path, option("--model", help="config.json of the served model.", metavar="FILE")],
+    model: Annotated[
+        Path,
+        option("--model", help="config.json of the served model: --model Llama-3.1-8B/config.json.", metavar="FILE"),
+    ],
     arrivals: Arrivals,
     server: Server,
     sampling: Sampling,
@@ -234,7 +237,7 @@ def _measure(
 def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Replay) -> None:
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
     from attnbench.analysis.traffic_interval import missing
-    from attnbench.cli.output import predicted
+    from attnbench.cli.output import case_counts, predicted
     from attnbench.engine import sweep
     from attnbench.studies.replayed_steps import shares
     from attnbench.units import counted, whole_percent
@@ -263,8 +266,8 @@ def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Repla
         fewer += f", and intervals need {few} more"
     rest = sweep.rest(planned.sweep, sampling.out)
     print(
-        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer}{shared} · {rest.cases} cases · "
-        f"{predicted(planned.sweep, rest.seconds)}",
+        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer}{shared} · "
+        f"{case_counts(planned.sweep, rest)} · {predicted(planned.sweep, rest.seconds)}",
         file=sys.stderr,
     )
 

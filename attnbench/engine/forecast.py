@@ -23,7 +23,7 @@ from attnbench.attention import cost
 from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine.group import Group
-from attnbench.records.arm import Arm, Device
+from attnbench.records.arm import Arm, Device, unpinned
 from attnbench.records.case import Case
 from attnbench.records.speeds import Speeds
 from attnbench.suite.serving.step_cost import Rates
@@ -141,7 +141,7 @@ class Forecast:
 
     def learn_compile(self, arm: Arm, seconds: float) -> None:
         """Record how long the first call of a compiling backend took. The last record counts, as caches fill."""
-        self._compile_s[f"{arm.backend}@{arm.device}"] = seconds
+        self._compile_s[_compile_key(arm)] = seconds
 
     def learn_group(self, group: Group, taken_s: float) -> None:
         """Record how long a group took whose calls were measured: what takes most of it is corrected most."""
@@ -222,7 +222,7 @@ class Forecast:
                 calls = tuple(itertools.islice(seconds, len(of_group)))
                 calls_s = MIN_CALLS * sum(calls) + PROBE_CALLS * group.probes * sum(calls[: len(group.arms)])
                 compiling = [arm for arm in group.arms if group.late]
-                compile_s = sum(self._compile_s.get(f"{arm.backend}@{arm.device}", COMPILE_S) for arm in compiling)
+                compile_s = sum(self._compile_s.get(_compile_key(arm), COMPILE_S) for arm in compiling)
                 reference_s = oracle_s(group.problem, group.mode)
                 probes_s = len(group.arms) * group.probes * (PROBE_S + reference_s / 2)
                 yield _GroupParts(calls, calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + reference_s + probes_s)
@@ -263,8 +263,12 @@ def _estimated_s(sizes: Floats, rates: Rates) -> Floats:
     return estimated
 
 
+def _compile_key(arm: Arm) -> str:
+    return f"{arm.backend}@{unpinned(arm.device)}"
+
+
 def _key(arm: Arm, case: Case) -> str:
-    return f"{arm.backend}@{arm.device} {case.problem.dtype} {case.mode}"
+    return f"{_compile_key(arm)} {case.problem.dtype} {case.mode}"
 
 
 def estimated_rates(device: Device, dtype: Dtype, backend: str) -> Rates:

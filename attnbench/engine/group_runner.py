@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -162,6 +162,16 @@ class GroupRunner:
                 results.append(result)
         return results
 
+    @contextlib.contextmanager
+    def ready(self, group: Group) -> Iterator[GroupSessions]:
+        """The sessions of a group, verified and settled; meanwhile the caller times them."""
+        sessions = GroupSessions(group, 0, self.settings.procedures, self._retire)
+        self._open(sessions)
+        are_ready = bool(sessions.live) and self._make_all_ready(sessions)
+        yield sessions
+        if are_ready:
+            self._release(sessions)
+
     def _share(self, group: Group, rest_s: float) -> float | None:
         """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer."""
         if math.isinf(self.end):
@@ -196,6 +206,16 @@ class GroupRunner:
 
     def _run_sessions(self, sessions: GroupSessions, deadline: float) -> None:
         """Verify the live sessions, time them, and record their results."""
+        if not self._make_all_ready(sessions):
+            return
+        if self.settings.verify_only:
+            sessions.complete()
+        else:
+            self._time(sessions, deadline)
+        self._release(sessions)
+
+    def _make_all_ready(self, sessions: GroupSessions) -> bool:
+        """Verify the live sessions, and settle them; False where they are refused without a reference."""
         first = sessions.live[0]
         self._phase(f"{first.case.label}  reference")
         try:
@@ -204,12 +224,11 @@ class GroupRunner:
             reason = f"no reference to verify against: {failure.reason}"
             missing = Refusal(Status.SKIPPED, reason, Cause.NO_REFERENCE, failure.facts)
             sessions.refuse_live(BEYOND_BUDGET if failure.cause else missing)
-            return
+            return False
         sessions.step(lambda session: self._make_ready(session, expected, stressing))
-        if self.settings.verify_only:
-            sessions.complete()
-        else:
-            self._time(sessions, deadline)
+        return True
+
+    def _release(self, sessions: GroupSessions) -> None:
         for session in sessions.live:
             try:
                 session.release()

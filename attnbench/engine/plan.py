@@ -351,7 +351,7 @@ def _groups_of(cell: Cell, arms: list[Arm], limits: PlanLimits) -> list[Group]:
     early = [arm for arm in arms if not _compiles(arm)]
     parts: list[list[Arm]] = []  # one if all arms fit into memory at once, else several that do, filled in order
     for arm in early:
-        if parts and _peak(cell, [*parts[-1], arm]) <= _limit(arm.parsed_device, limits):
+        if parts and group_bytes(cell.problem, cell.mode, [*parts[-1], arm]) <= _limit(arm.parsed_device, limits):
             parts[-1].append(arm)
         else:
             parts.append([arm])
@@ -367,7 +367,7 @@ def _partners(cell: Cell, part: Sequence[Arm], early: Sequence[Arm], limits: Pla
         for other in early
         if other not in part and any(is_reference(other, arm, limits.reference) for arm in part)
     ]
-    fits = _peak(cell, [*part, *partners]) <= _limit(part[0].parsed_device, limits)
+    fits = group_bytes(cell.problem, cell.mode, [*part, *partners]) <= _limit(part[0].parsed_device, limits)
     return partners if fits else []
 
 
@@ -378,9 +378,10 @@ def _group(cell: Cell, arms: Sequence[Arm], borrowed: Sequence[Arm] = (), late: 
     )
 
 
-def _peak(cell: Cell, arms: Sequence[Arm]) -> int:
-    cases = [Case(problem=cell.problem, backend=arm.backend, mode=cell.mode) for arm in arms]
-    of_arm = WORKER_BYTES + cost.input_bytes(cell.problem)
+def group_bytes(problem: Problem, mode: Mode, arms: Sequence[Arm]) -> int:
+    """Predicted bytes of a group with these arms: of its workers and its oracle."""
+    cases = [Case(problem=problem, backend=arm.backend, mode=mode) for arm in arms]
+    of_arm = WORKER_BYTES + cost.input_bytes(problem)
     return ORACLE_BYTES + len(cases) * of_arm + sum(peak_bytes(case) or 0 for case in cases)
 
 

@@ -1,6 +1,7 @@
-"""A plan on several GPUs of this machine: each measures its own groups with cores of its own, beside the others.
+"""A plan on several GPUs or core sets of this machine: each measures its own groups, beside the others.
 
-Devices of one CPU share caches and memory, and disturb each other: they take turns, as `Runner` has it.
+A GPU gets cores of its own. Core sets of one CPU share caches and memory: they take turns, as `Runner` has it, unless a
+check shows that they do not disturb each other.
 """
 
 import contextlib
@@ -15,16 +16,20 @@ from threading import Thread
 
 from msgspec.structs import replace
 
+from attnbench.engine.disturbance import check
 from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
-from attnbench.engine.plan import Plan, missing_arms
+from attnbench.engine.plan import Plan, group_bytes, missing_arms
 from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
 from attnbench.engine.scheduler import Slot, Task, TaskScheduler
-from attnbench.machine import resources
+from attnbench.machine import identity, resources
+from attnbench.records.arm import parse_device
 from attnbench.records.result import Key, Result
+from attnbench.units import size
 
 HERE = "this machine"
+MIN_SAVED_S = 30.0  # by running side by side, for which the check of about 15 s pays off
 MIN_CORES = 2  # for each GPU: its worker starts kernels from one, its oracle computes on the others
 
 
@@ -154,19 +159,61 @@ def local_runner(
     done: frozenset[Key] = frozenset(),
     logs: Path | None = None,
 ) -> PlanRunner:
-    """What runs a plan on this machine: GPUs side by side where each has cores of its own, else group after group."""
+    """What runs a plan on this machine: devices that do not disturb each other side by side, else group after group."""
     slots = slots_of(plan, resources.available_cores())
+    if slots and not settings.verify_only and "cpu" in settings.procedures:
+        started = time.monotonic()
+        if why := _take_turns(plan, settings, len(slots), observer, done):
+            observer.note(f"core sets take turns: {why}")
+            slots = []
+        if settings.budget_s is not None:
+            settings = replace(settings, budget_s=max(settings.budget_s - (time.monotonic() - started), 0.0))
     if slots:
         return SideBySideRunner(slots, plan, settings, append, observer, done, logs)
     return Runner(plan, settings, append, observer, done, logs)
 
 
+def _take_turns(plan: Plan, settings: RunSettings, count: int, observer: Observer, done: frozenset[Key]) -> str:
+    """Why so many core sets take turns; empty where they run side by side."""
+    left = plan.left(done, range(settings.first_restart, settings.first_restart + settings.restarts))
+    needed = _bytes_beside(left)
+    if settings.memory_bytes and needed > settings.memory_bytes:
+        return f"side by side they need {size(needed)}, and --mem-limit leaves {size(settings.memory_bytes)}"
+    if left.seconds * settings.restarts * (1 - 1 / count) < MIN_SAVED_S:
+        return "side by side the run would hardly be shorter"
+    observer.phase("checking whether core sets disturb each other")
+    disturbance = check(plan, settings, identity.fingerprint()[0], observer.phase)
+    if not disturbance.none_found:
+        return f"they may disturb each other; times beside the others over those alone: {disturbance.text}"
+    observer.note(f"core sets run side by side; times beside the others over those alone: {disturbance.text}")
+    return ""
+
+
+def _bytes_beside(plan: Plan) -> int:
+    """Memory for the largest group of each device."""
+    largest: dict[str, int] = defaultdict(int)
+    for part in (part for group in plan.groups for part in by_device(group)):
+        device = part.arms[0].device
+        largest[device] = max(largest[device], group_bytes(part.problem, part.mode, (*part.arms, *part.borrowed)))
+    return sum(largest.values())
+
+
 def slots_of(plan: Plan, cores: Sequence[int]) -> list[Slot]:
-    """A slot for each GPU of a plan with several, with its part of the cores; none where they would share cores."""
+    """A slot for each GPU of a plan with several, with its part of the cores, or for each of several named core sets.
+
+    None where they would share cores.
+    """
     devices = sorted({arm.device for group in plan.groups for arm in group.arms})
+    parsed = [parse_device(device) for device in devices]
     share = len(cores) // max(len(devices), 1)
-    kinds = {arm.parsed_device.kind for group in plan.groups for arm in group.arms}
-    if len(devices) < 2 or kinds != {"cuda"} or share < MIN_CORES or not hasattr(os, "sched_setaffinity"):
+    kinds = {device.kind for device in parsed}
+    if len(devices) < 2 or not hasattr(os, "sched_setaffinity"):
+        return []
+    if kinds == {"cpu"} and all(device.cores for device in parsed):
+        named = [core for device in parsed for core in device.cores]
+        disjoint = len(set(named)) == len(named)
+        return [Slot(HERE, each.text, each.text, each.cores) for each in parsed] if disjoint else []
+    if kinds != {"cuda"} or share < MIN_CORES:
         return []
     return [
         Slot(HERE, device, device, tuple(cores[number * share : (number + 1) * share]))

@@ -246,7 +246,7 @@ def devices_of(text: str) -> list[Device]:
         if objection := hardware.check_device(device):
             raise UsageError(f"--device {name}: {objection}")
         if device.kind == "cpu" and not device.threads:
-            device = msgspec.structs.replace(device, threads=resources.default_threads())
+            device = msgspec.structs.replace(device, threads=len(device.cores) or resources.default_threads())
         devices.append(device)
     return devices
 

@@ -149,9 +149,11 @@ def check_device(device: Device) -> str | None:
     """Why this machine does not have that device, and what it has; None if it has it."""
     if device.kind == "cuda":
         return _check_gpu(device.index)
-    cores = len(available_cores())
-    if device.threads > cores:
-        return f"{device.threads} threads, and {cores} cores to run them on"
+    cores = available_cores()
+    if device.threads > len(cores):
+        return f"{device.threads} threads, and {len(cores)} cores to run them on"
+    if absent := set(device.cores).difference(cores):
+        return f"no core {min(absent)} for attnbench to use; there are {', '.join(map(str, cores))}"
     if device.isa and platform.machine().lower() not in ("x86_64", "amd64"):
         return f"instruction sets are a choice of x86 CPUs; this one is {platform.machine()}"
     flag = ISA_FLAG.get(device.isa, "")

@@ -42,10 +42,13 @@ def default_threads() -> int:
 
 
 def cores_for(device: Device) -> tuple[int, ...]:
-    """The cores to pin a worker to: the last ones, because the main process uses the first. Empty for a GPU: any."""
+    """The cores to pin a worker to: those of the device, else the last ones, because the main process uses the first.
+
+    Empty for a GPU: any.
+    """
     if device.kind != "cpu":
         return ()
-    return available_cores()[-(device.threads or default_threads()) :]
+    return device.cores or available_cores()[-(device.threads or default_threads()) :]
 
 
 def load() -> float | None:

@@ -7,27 +7,40 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import replace
 
 from attnbench.errors import UnknownNameError, UsageError
+from attnbench.units import counted
 
-CPU_OPTIONS = ("threads", "isa", "hardware")
+CPU_OPTIONS = ("threads", "isa", "cores", "hardware")
 CPU_ISAS = ("default", "avx2", "avx512", "amx")
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """`cpu`, `cpu:threads=1`, `cpu:isa=avx2`, `cuda:0`, `cuda:0:hardware=H100`."""
+    """`cpu`, `cpu:threads=1`, `cpu:isa=avx2`, `cpu:cores=0-3+8`, `cuda:0`, `cuda:0:hardware=H100`."""
 
     kind: str
     index: int = 0
     threads: int = 0  # 0: all physical cores less one, at least one
     isa: str = ""  # empty: the widest instruction set of the CPU
+    cores: tuple[int, ...] = ()  # CPUs to pin its worker to; empty: the last ones
     hardware: str = ""  # the class of hardware in a cluster; it tells equal devices of different machines apart
 
     @property
     def text(self) -> str:
-        options = {"threads": self.threads, "isa": self.isa, "hardware": self.hardware}
+        options = {
+            "threads": self.threads, "isa": self.isa, "cores": _ranges(self.cores), "hardware": self.hardware
+        }  # fmt: skip
         kind = f"cuda:{self.index}" if self.kind == "cuda" else "cpu"
         return ":".join([kind, *(f"{name}={value}" for name, value in options.items() if value)])
+
+
+def _ranges(cores: tuple[int, ...]) -> str:
+    """`0-3+8`."""
+    ranges: dict[int, list[int]] = {}  # by the difference between a core and its place, which a range shares
+    for place, core in enumerate(cores):
+        ranges.setdefault(core - place, []).append(core)
+    return "+".join(f"{each[0]}-{each[-1]}" if len(each) > 1 else f"{each[0]}" for each in ranges.values())
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -103,6 +116,12 @@ def _id(arm: Arm) -> str:
 
 
 @lru_cache(maxsize=256)
+def unpinned(text: str) -> str:
+    """The device without its cores: what is measured on some holds for others of as many threads."""
+    return replace(parse_device(text), cores=()).text
+
+
+@lru_cache(maxsize=256)
 def parse_device(text: str) -> Device:
     """Parse one device. Whether the machine has it is not checked here."""
     kind, *options = text.strip().split(":")
@@ -114,6 +133,7 @@ def parse_device(text: str) -> Device:
     if kind != "cpu":
         raise UnknownNameError("device", text, ("cpu", "cpu:threads=1", "cpu:isa=avx2", "cuda:0"), where="--device")
     threads, isa, hardware = 0, "", ""
+    cores: tuple[int, ...] = ()
     for option in options:
         key, _, value = option.partition("=")
         if key not in CPU_OPTIONS:
@@ -124,11 +144,23 @@ def parse_device(text: str) -> Device:
             if not re.fullmatch(r"[1-9]\d*", value):
                 raise UsageError(f"--device: threads={value!r} in {text!r}: a number of at least 1")
             threads = int(value)
+        elif key == "cores":
+            cores = _cores(value, text)
         elif value not in CPU_ISAS:
             raise UnknownNameError("instruction set", value, CPU_ISAS, where=f"--device {text}")
         else:
             isa = value
-    return Device(kind="cpu", threads=threads, isa=isa, hardware=hardware)
+    if cores and threads > len(cores):
+        raise UsageError(f"--device: threads={threads} in {text!r}: more than its {counted(len(cores), 'core')}")
+    return Device(kind="cpu", threads=threads, isa=isa, cores=cores, hardware=hardware)
+
+
+def _cores(value: str, text: str) -> tuple[int, ...]:
+    matches = [re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part) for part in value.split("+")]
+    ranges = [range(int(match[1]), int(match[2] or match[1]) + 1) for match in matches if match]
+    if len(ranges) < len(matches) or not all(ranges):
+        raise UsageError(f"--device: cores={value!r} in {text!r}: not a list of CPUs (try cores=0-3 or cores=0+2)")
+    return tuple(sorted(set().union(*ranges)))
 
 
 def _hardware(option: str, text: str) -> str:

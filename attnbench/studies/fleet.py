@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
 import msgspec
 
+from attnbench import units
 from attnbench.analysis import readings
 from attnbench.analysis.node_effects import MIN_CASES, NodeEffect, node_effects
 from attnbench.records.ceilings import Ceilings
-from attnbench.records.result import COMPARISON_KEY, Facts, Result, Status
+from attnbench.records.result import COMPARISON_KEY, Facts, Result, Sample, Status
 from attnbench.records.run_directory import Run
-from attnbench.studies.fleet_causes import SHARES, NodeCondition, causes_of, not_recorded
+from attnbench.studies.fleet_causes import LOST, SHARES, NodeCondition, causes_of, not_recorded
 
 MARGIN = 0.03  # by which nodes may differ
 NODE_TAG = "node"  # of a run on a single machine: its name
@@ -37,6 +39,19 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     not_recorded: tuple[str, ...] = ()  # causes that cannot be judged
     failed: int = 0  # cases that failed here and were measured elsewhere
 
+    @property
+    def sentences(self) -> list[str]:
+        """What is unusual about the node, and what explains it."""
+        backends = ", ".join(f"{name} {units.change(change)}" for name, change in self.by_backend.items())
+        texts = [f"{self.node} is {self.verdict}" + (f" ({backends})" if backends else "")] if self.verdict else []
+        if self.verdict == "slow":
+            texts.append(f"why: {'; '.join(self.causes) or 'nothing that is recorded explains it'}")
+        if self.not_recorded:
+            texts.append(f"not recorded: {', '.join(self.not_recorded)}")
+        if self.failed:
+            texts.append(f"{self.node}: {units.counted(self.failed, 'case')} failed here and not on other nodes")
+        return texts
+
 
 class HardwareModel(msgspec.Struct, frozen=True, kw_only=True):
     """All nodes of one hardware model."""
@@ -55,6 +70,11 @@ class HardwareModel(msgspec.Struct, frozen=True, kw_only=True):
         return (1 + max(changes)) / (1 + min(changes)) - 1 if len(changes) > 1 else None
 
 
+def relative_to(models: Sequence[HardwareModel]) -> str:
+    """What the change of a node is relative to."""
+    return "the median node of its model" if any(len(model.nodes) > 2 for model in models) else "the other node"
+
+
 class _Unit:
     """One device of one node: its times and readings by case and restart."""
 
@@ -64,7 +84,10 @@ class _Unit:
         self.times: dict[str, dict[str, float]] = {}
         self.rates: dict[str, dict[str, dict[str, float]]] = {name: {} for name in RATES}
         self.tags: Counter[str] = Counter()
-        self.blocks = 0
+        self.blocks = self.noisy = 0
+        self.lost_s: dict[str, float] = defaultdict(float)  # by fact of a block
+        self.timed_s: dict[str, float] = defaultdict(float)  # in which that was read, of all threads
+        self.loads: list[float] = []
         self.failed: set[str] = set()
         self.backends: dict[str, str] = {}  # by case
         self.ceilings: Ceilings | None = None
@@ -81,44 +104,57 @@ class _Unit:
                 self.failed.add(case)
             return
         self.times.setdefault(case, {})[restart] = seconds
+        self.noisy += readings.is_noisy(sample)
         self.blocks += len(sample.blocks)
+        self._add_load(sample, max(result.arm.parsed_device.threads, 1))
         self.tags.update(tag for block in sample.blocks for tag in block.tags)
         for name in RATES:
             values = [block.facts[name] for block in sample.blocks if block.facts.get(name, 0.0) > 0]
             if values:
                 self.rates[name].setdefault(case, {})[restart] = sum(values) / len(values)
 
+    def _add_load(self, sample: Sample, threads: int) -> None:
+        for block in sample.blocks:
+            for name in LOST.keys() & block.facts.keys():
+                self.lost_s[name] += block.facts[name]
+                self.timed_s[name] += threads * block.facts.get("seconds", 0.0)
+            self.loads += [block.facts["load"]] if "load" in block.facts else []
 
-def fleet(runs: Sequence[Run], margin: float = MARGIN) -> list[HardwareModel]:
+
+def fleet(runs: Iterable[Run], margin: float = MARGIN, *, by_fingerprint: bool = False) -> list[HardwareModel]:
     """The nodes of the runs by hardware model. A node is flagged if its interval lies beyond the margin.
 
-    A run on a cluster names the node of each result. Any other run is of one machine: its tag `node`, else its name.
+    A run on a cluster names the node of each result. Any other run is of the machine that its tag `node` names, else of
+    one of its own; `by_fingerprint`: of the one with its fingerprint, as runs of two versions of a kernel are.
     """
     models: dict[str, list[_Unit]] = {}
-    for unit in _units(runs):
+    for unit in _units(runs, by_fingerprint):
         models.setdefault(unit.model, []).append(unit)
-    return [_judged(model, _labelled(units), margin) for model, units in models.items()]
+    return [_judged(model, _labelled(devices), margin) for model, devices in models.items()]
 
 
-def _units(runs: Sequence[Run]) -> Iterable[_Unit]:
-    units: dict[tuple[str, str, int], _Unit] = {}
-    for number, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
+def _units(runs: Iterable[Run], by_fingerprint: bool) -> Iterable[_Unit]:
+    """A run is read once, and not kept."""
+    devices: dict[tuple[str, str, int], _Unit] = {}
+    paths: dict[str, Path] = {}  # of the first run of each node without a name, by a mark that stands for the name
+    for number, run in enumerate(runs):
+        mark = "\0" + (run.manifest.fingerprint if by_fingerprint else str(run.path))
+        of_run = run.manifest.tags.get(NODE_TAG) or mark
         for result in run.results:
-            node = str(result.facts.get("node") or result.facts.get("fingerprint") or name)
+            node = str(result.facts.get("node") or result.facts.get("fingerprint") or of_run)
+            if node == mark:
+                paths.setdefault(mark, run.path)
             device = result.arm.parsed_device
             key = node, device.kind, device.index
-            if key not in units:
-                units[key] = _Unit(node, _model(run, result, node), device.index)
-                units[key].ceilings, units[key].facts = _recorded(run, result, node)
-            units[key].add(result, f"{number}/{result.restart}")
-    return units.values()
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """The node of each run that names none by result: its tag, else the name of the run."""
-    names = [run.path.name for run in runs]
-    paths = [name if names.count(name) == 1 else str(run.path) for run, name in zip(runs, names, strict=True)]
-    return [run.manifest.tags.get(NODE_TAG) or path for run, path in zip(runs, paths, strict=True)]
+            if key not in devices:
+                devices[key] = _Unit(node, _model(run, result, node), device.index)
+                devices[key].ceilings, devices[key].facts = _recorded(run, result, node)
+            devices[key].add(result, f"{number}/{result.restart}")
+    names = Counter(path.name for path in paths.values())
+    for unit in devices.values():
+        if path := paths.get(unit.node):
+            unit.node = path.name if names[path.name] == 1 else str(path)
+    return devices.values()
 
 
 def _model(run: Run, result: Result, node: str) -> str:
@@ -155,16 +191,16 @@ def _case(result: Result) -> str:
     return " ".join((result.case.id, result.arm.name, device, *result.arm.settings, *procedure))
 
 
-def _labelled(units: Sequence[_Unit]) -> dict[str, _Unit]:
-    """The units by name: that of the node, with the device where a node has several."""
-    counts = Counter(unit.node for unit in units)
-    return {f"{unit.node} cuda:{unit.index}" if counts[unit.node] > 1 else unit.node: unit for unit in units}
+def _labelled(devices: Sequence[_Unit]) -> dict[str, _Unit]:
+    """The devices by name: that of the node, with the device where a node has several."""
+    counts = Counter(unit.node for unit in devices)
+    return {f"{unit.node} cuda:{unit.index}" if counts[unit.node] > 1 else unit.node: unit for unit in devices}
 
 
-def _judged(model: str, units: Mapping[str, _Unit], margin: float) -> HardwareModel:
-    effects = node_effects({name: unit.times for name, unit in units.items()})
-    conditions = _conditions(units)
-    measured = {case for unit in units.values() for case in unit.times}
+def _judged(model: str, devices: Mapping[str, _Unit], margin: float) -> HardwareModel:
+    effects = node_effects({name: unit.times for name, unit in devices.items()})
+    conditions = _conditions(devices)
+    measured = {case for unit in devices.values() for case in unit.times}
     reports = []
     for name, effect in effects.items():
         verdict = _verdict(effect, effects, margin)
@@ -179,18 +215,18 @@ def _judged(model: str, units: Mapping[str, _Unit], margin: float) -> HardwareMo
                 low=math.expm1(effect.low) if math.isfinite(effect.low) else None,
                 high=math.expm1(effect.high) if math.isfinite(effect.high) else None,
                 verdict=verdict,
-                by_backend=_by_backend(name, units) if verdict else {},
+                by_backend=_by_backend(name, devices) if verdict else {},
                 causes=tuple(causes_of(conditions[name], others, effect.log)) if slow else (),
                 not_recorded=tuple(not_recorded(conditions[name], others)) if slow else (),
-                failed=len(units[name].failed & measured),
+                failed=len(devices[name].failed & measured),
             )
         )
     reports.sort(key=lambda report: -report.change)
     return HardwareModel(
         model=model,
         nodes=tuple(reports),
-        alone=tuple(name for name in units if name not in effects),
-        classes=tuple(sorted({name for unit in units.values() for name in unit.hardware})),
+        alone=tuple(name for name in devices if name not in effects),
+        classes=tuple(sorted({name for unit in devices.values() for name in unit.hardware})),
     )
 
 
@@ -201,13 +237,13 @@ def _verdict(effect: NodeEffect, effects: Mapping[str, NodeEffect], margin: floa
     return "fast" if effect.high < -math.log1p(margin) and len(effects) > 2 else ""
 
 
-def _by_backend(name: str, units: Mapping[str, _Unit]) -> dict[str, float]:
+def _by_backend(name: str, devices: Mapping[str, _Unit]) -> dict[str, float]:
     """The change of a node for the cases of each backend that has enough of them."""
     changes = {}
-    for backend in dict.fromkeys(units[name].backends.values()):
+    for backend in dict.fromkeys(devices[name].backends.values()):
         times = {
             other: {case: each for case, each in unit.times.items() if unit.backends[case] == backend}
-            for other, unit in units.items()
+            for other, unit in devices.items()
         }
         effect = node_effects(times).get(name)
         if effect and effect.cases >= MIN_CASES:
@@ -215,20 +251,23 @@ def _by_backend(name: str, units: Mapping[str, _Unit]) -> dict[str, float]:
     return changes
 
 
-def _conditions(units: Mapping[str, _Unit]) -> dict[str, NodeCondition]:
+def _conditions(devices: Mapping[str, _Unit]) -> dict[str, NodeCondition]:
     """What is recorded of each node. Rates are relative to those of the others on the same cases."""
     relative = {
-        rate: {name: math.exp(effect.log) for name, effect in node_effects(_rates(units, rate)).items()}
+        rate: {name: math.exp(effect.log) for name, effect in node_effects(_rates(devices, rate)).items()}
         for rate in RATES
         if rate != "temperature_c"
     }
     conditions = {}
-    for name, unit in units.items():
+    for name, unit in devices.items():
         degrees = [value for each in unit.rates["temperature_c"].values() for value in each.values()]
         conditions[name] = NodeCondition(
             clocks={rate: values[name] for rate, values in relative.items() if name in values},
             temperature_c=median(degrees) if degrees else None,
             shares={tag: unit.tags[tag] / unit.blocks for tag in SHARES} if unit.blocks else {},
+            lost={name: unit.lost_s[name] / seconds for name, seconds in unit.timed_s.items() if seconds},
+            load=median(unit.loads) if unit.loads else None,
+            noisy=unit.noisy / times if (times := sum(map(len, unit.times.values()))) else None,
             memory_bytes_per_s=unit.ceilings.memory if unit.ceilings else None,
             matmul_flop_per_s={name: rate.burst for name, rate in unit.ceilings.matmul.items()}
             if unit.ceilings
@@ -238,5 +277,5 @@ def _conditions(units: Mapping[str, _Unit]) -> dict[str, NodeCondition]:
     return conditions
 
 
-def _rates(units: Mapping[str, _Unit], name: str) -> dict[str, dict[str, dict[str, float]]]:
-    return {node: unit.rates[name] for node, unit in units.items()}
+def _rates(devices: Mapping[str, _Unit], name: str) -> dict[str, dict[str, dict[str, float]]]:
+    return {node: unit.rates[name] for node, unit in devices.items()}

@@ -1,5 +1,6 @@
-"""What explains a slow node: its clocks, power limit, heat, memory bandwidth, other processes, and software."""
+"""What explains a slow node: its clocks, power limit, heat, memory bandwidth, load, noise, and software."""
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -12,6 +13,7 @@ MIN_SHARE = 0.25  # of the effect that a lower rate must explain
 MIN_CHANGE = 0.01  # of a rate or a limit
 MIN_POINTS = 0.1  # by which a share of blocks must exceed that of the others
 MIN_DEGREES = 5.0
+MIN_LOAD, MIN_LOAD_PER_CORE = 0.5, 0.1  # by which the load average must exceed that of the others
 CLOCKS = {"sm_clock_hz": "SM clock", "frequency_hz": "CPU clock", "memory_clock_hz": "memory clock"}
 SHARES = {
     "throttled": "slowed by heat or by the hardware",
@@ -19,6 +21,7 @@ SHARES = {
     "stolen": "interrupted by the hypervisor",
     "preempted": "interrupted by other processes",
 }
+LOST = {"waiting_s": "waited for a core", "stolen_s": "lost to the hypervisor"}  # facts of a block
 SOFTWARE = ("torch", "driver", "cuda", "governor", "huge_pages", "allocator", "vbios", "mig_mode", "kernel")
 
 
@@ -28,6 +31,9 @@ class NodeCondition(msgspec.Struct, frozen=True, kw_only=True):
     clocks: dict[str, float] = {}  # by fact of a block: over those of the others in the same cases
     temperature_c: float | None = None
     shares: dict[str, float] = {}  # of the timed blocks, by tag
+    lost: dict[str, float] = {}  # share of the timed seconds, by fact of a block
+    load: float | None = None  # load average beside the timed blocks
+    noisy: float | None = None  # share of the times
     memory_bytes_per_s: float | None = None  # of its calibration
     matmul_flop_per_s: dict[str, float] = {}  # by dtype
     facts: Facts = {}
@@ -50,10 +56,32 @@ def causes_of(node: NodeCondition, others: Sequence[NodeCondition], effect: floa
     degrees = [other.temperature_c for other in others if other.temperature_c is not None]
     if node.temperature_c is not None and degrees and node.temperature_c >= median(degrees) + MIN_DEGREES:
         yield f"temperature {node.temperature_c:.0f} C, of the others {median(degrees):.0f} C"
+    yield from _load_and_noise(node, others, effect)
     for name in SOFTWARE:
         beside_text = sorted({str(value) for value in _values(others, name)})
         if (value := node.facts.get(name)) and beside_text and str(value) not in beside_text:
             yield f"{name.replace('_', ' ')} {value}, of the others {' or '.join(beside_text)}"
+
+
+def _load_and_noise(node: NodeCondition, others: Sequence[NodeCondition], effect: float) -> Iterator[str]:
+    """What other processes and other guests of the machine took, and how steady the times were."""
+    for fact, text in LOST.items():
+        beside = [other.lost[fact] for other in others if fact in other.lost]
+        share, usual = node.lost.get(fact, 0.0), median(beside or [1.0])
+        if share >= usual + MIN_CHANGE and _longer(share) - _longer(usual) >= MIN_SHARE * effect:
+            yield f"{text} {share:.0%} of the time, the others {usual:.0%}"
+    loads = [other.load for other in others if other.load is not None]
+    least = max(MIN_LOAD, MIN_LOAD_PER_CORE * float(node.facts.get("cores") or 0))
+    if node.load is not None and loads and node.load >= median(loads) + least:
+        yield f"load average {node.load:.1f}, of the others {median(loads):.1f}"
+    noisy = [other.noisy for other in others if other.noisy is not None]
+    if node.noisy is not None and noisy and node.noisy >= median(noisy) + MIN_POINTS:
+        yield f"{node.noisy:.0%} of its times noisy, of the others {median(noisy):.0%}"
+
+
+def _longer(lost: float) -> float:
+    """The logarithm by which times are longer where this share is lost."""
+    return -math.log1p(-min(lost, 0.99))
 
 
 def not_recorded(node: NodeCondition, others: Sequence[NodeCondition]) -> Iterator[str]:

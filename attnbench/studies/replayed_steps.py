@@ -39,7 +39,7 @@ from attnbench.suite.serving import step_requests
 from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
 from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
-from attnbench.units import seconds
+from attnbench.units import about, seconds
 
 # Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
 DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -243,7 +243,7 @@ def plan_replay(
         if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
             break
     if not (stored or request.shard) and budget_s is not None and planned.plan.seconds > budget_s:
-        needed = f"{number} drawn steps take about {seconds(planned.plan.seconds)}, and fewer are no answer"
+        needed = f"{number} drawn steps take about {about(planned.plan.seconds)}, and fewer are no answer"
         least = math.ceil(planned.plan.seconds / BUDGET_SHARE)
         raise UsageError(f"--budget {seconds(budget_s)}: {needed}: use --budget {least}s, or a smaller model")
     planned = in_order(planned, steps, traffic_part.order(drawn, settings.seed).tolist())

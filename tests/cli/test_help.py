@@ -216,3 +216,43 @@ def test_new_backend_writes_a_file_that_can_be_planned_and_overwrites_none(
 def test_new_backend_takes_a_python_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["new-backend", "../fast-one"]) == 2
     assert "new-backend ../fast-one: must be a Python name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["help", "nosuch"], "help: no topic 'nosuch'; there are environment, run, verify, "),
+        (["help", "environmen"], "help: no topic 'environmen'; did you mean 'environment'?"),
+        (["rnu"], "no command 'rnu'; did you mean 'run'?"),
+        (["nosuch"], "no command 'nosuch'; there are run, verify, "),
+        (["suite", "zzz"], "suite: no command 'zzz'; there are "),
+        (["help", "suite", "zzz"], "suite: no command 'zzz'; there are "),
+    ],
+)
+def test_an_unknown_command_or_topic_is_refused_with_the_nearest_or_all(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"attnbench: {hint}")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_what_a_command_requires_is_described_where_it_is_missing(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    required = [item for item in EVERY[path].command.get_params(EVERY[path]) if item.required]
+    if isinstance(EVERY[path].command, TyperGroup) or not required:
+        return
+    assert cli.invoke(path.split()[1:]) == 2
+    printed = capsys.readouterr().err
+    assert any(f"{str(item.help).removesuffix('.')}." in printed for item in required), printed
+
+
+def test_a_replay_without_a_model_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["replay", "chat"]) == 2
+    printed = capsys.readouterr().err
+    assert printed == (
+        "attnbench: Missing option '--model'. config.json of the served model: --model Llama-3.1-8B/config.json.\n"
+    )

@@ -21,7 +21,7 @@ from attnbench.records.result import Cause, Result, Status
 from attnbench.report import pages
 from attnbench.report.formats import markdown
 from attnbench.report.pages.page import report_data
-from attnbench.units import seconds
+from attnbench.units import about
 from tests.conftest import Command
 from tests.records.test_run_directory import stored
 from tests.samples import result
@@ -164,8 +164,18 @@ def test_the_headline_of_a_continued_run_counts_and_predicts_what_is_left(
         rest = sweep.rest(ready, directory)
         output.headline(ready, rest)
         printed = capsys.readouterr().err.splitlines()[1]
-        assert printed == f"suite custom · {counted} · cpu:threads=1 · about {seconds(rest.seconds)} (a rough guess)"
+        assert printed == f"suite custom · {counted} · cpu:threads=1 · about {about(rest.seconds)} (a rough guess)"
     assert rest.seconds < sweep.rest(ready).seconds / 2
+
+
+def test_the_headline_counts_what_progress_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    request = Request(axes={"seq": "64,96"}, backend="naive,sdpa:flash", device="cpu:threads=1", restarts=3)
+    ready = sweep.prepare(request)
+    rest = sweep.rest(ready)
+    output.headline(ready, rest)
+    printed = capsys.readouterr().err.splitlines()[1]
+    assert f" · {ready.plan.cases} cases, {rest.results} results in 3 restarts · " in printed
+    assert rest.results == 3 * ready.plan.cases == 24
 
 
 def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import Counter
@@ -16,7 +17,7 @@ from attnbench.engine import group_runner
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan
-from attnbench.engine.runner import Ending, Runner, SilentObserver
+from attnbench.engine.runner import Ending, PlanRunner, Runner, SilentObserver
 from attnbench.engine.scheduler import Slot
 from attnbench.engine.side_by_side import HERE, SideBySideRunner, by_device, local_runner, slots_of
 from attnbench.errors import StoreError
@@ -145,6 +146,84 @@ def test_an_interruption_ends_after_the_groups_that_are_measured(scripted: Scrip
     interrupted._append = stop
     assert interrupted.run() == Ending(interrupted=True)
     assert 0 < len(results) < 16
+
+
+def test_core_sets_that_share_no_core_have_a_slot_each() -> None:
+    both = slots_of(plan(devices=("cpu:threads=1:cores=0", "cpu:threads=2:cores=2-3")), range(5))
+    assert [(slot.name, slot.cores) for slot in both] == [
+        ("cpu:threads=1:cores=0", (0,)), ("cpu:threads=2:cores=2-3", (2, 3)),
+    ]  # fmt: skip
+    assert slots_of(plan(devices=("cpu:threads=1:cores=0", "cpu:threads=2:cores=0-1")), range(5)) == []
+    assert slots_of(plan(devices=("cpu:threads=1:cores=0", "cpu:threads=1")), range(5)) == []
+    assert slots_of(plan(devices=("cpu:threads=1:cores=0", "cuda:0")), range(5)) == []
+
+
+CORE_SETS = ("cpu:threads=1:cores=0", "cpu:threads=1:cores=1")
+
+
+class ScriptedCores(Scripted):
+    """Scripted processes whose blocks take these times in turn: alone, beside the others, beside the others, alone."""
+
+    def __init__(self, *times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def __getitem__(self, arm: Arm) -> RecordedWorker:
+        worker = super().__getitem__(arm)
+        worker._times = itertools.cycle(self.times)
+        return worker
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, beside: float, cases: int = 40, **fields: object
+) -> tuple[PlanRunner, list[str]]:
+    """The runner of a plan on two core sets, whose calls take `beside` times as long beside each other; and notes."""
+    for name in ("Workers", "Oracle"):
+        monkeypatch.setattr(group_runner, name, ScriptedCores(1.0, beside, beside, 1.0))
+    notes: list[str] = []
+    watcher = SilentObserver()
+    monkeypatch.setattr(watcher, "note", notes.append)
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, **fields)
+    return local_runner(plan(cases, CORE_SETS), settings, list[Result]().extend, watcher), notes
+
+
+def test_core_sets_run_side_by_side_where_equal_calls_take_as_long_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    side_by_side, (note,) = chosen(monkeypatch, 1.004)
+    assert type(side_by_side) is SideBySideRunner
+    assert note.startswith(
+        "core sets run side by side; times beside the others over those alone: cpu:threads=1:cores=0"
+    )
+    assert "+0.4 % (+0.4 % to +0.4 %, noise floor 3.0 %)" in note
+
+
+@pytest.mark.parametrize("beside", [1.2, 0.8])
+def test_core_sets_that_disturb_each_other_take_turns_and_a_note_says_by_how_much(
+    monkeypatch: pytest.MonkeyPatch, beside: float
+) -> None:
+    in_turn, (note,) = chosen(monkeypatch, beside)
+    assert type(in_turn) is Runner
+    assert note.startswith("core sets take turns: they may disturb each other; ")
+    assert f"cpu:threads=1:cores=1 {100 * (beside - 1):+.1f} %" in note
+
+
+def test_core_sets_take_turns_in_a_short_run_and_without_memory_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_turn, notes = chosen(monkeypatch, 1.0, cases=2)
+    assert type(in_turn) is Runner
+    assert notes == ["core sets take turns: side by side the run would hardly be shorter"]
+    in_turn, notes = chosen(monkeypatch, 1.0, memory_bytes=1024**3)
+    assert type(in_turn) is Runner
+    assert "core sets take turns: side by side they need " in notes[0]
+    assert "--mem-limit leaves 1.00 GiB" in notes[0]
+
+
+def test_the_check_counts_against_the_budget_and_a_verification_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited, _ = chosen(monkeypatch, 1.0, budget_s=100.0)
+    assert limited.settings.budget_s is not None
+    assert 0 < limited.settings.budget_s < 100
+    untimed, notes = chosen(monkeypatch, 1.2, verify_only=True)
+    assert (type(untimed), notes) == (SideBySideRunner, [])
 
 
 def test_slots_are_gpus_with_as_many_cores_each_and_none_where_devices_would_disturb_each_other() -> None:

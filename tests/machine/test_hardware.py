@@ -51,6 +51,13 @@ def test_too_many_threads_are_refused_with_the_number_of_cores() -> None:
     assert f"{len(resources.available_cores())} cores" in objection
 
 
+def test_cores_that_attnbench_cannot_use_are_refused_with_those_it_can() -> None:
+    here = resources.available_cores()
+    assert hardware.check_device(Device(kind="cpu", cores=here)) is None
+    objection = hardware.check_device(Device(kind="cpu", cores=(*here, 9999)))
+    assert objection == f"no core 9999 for attnbench to use; there are {', '.join(map(str, here))}"
+
+
 def test_listed_devices_are_available() -> None:
     assert [name for name in hardware.devices() if hardware.check_device(parse_device(name))] == []
 

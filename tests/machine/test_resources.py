@@ -149,6 +149,10 @@ def test_a_worker_gets_the_last_cores() -> None:
     assert resources.cores_for(parse_device("cpu:threads=1")) == resources.available_cores()[-1:]
 
 
+def test_a_worker_gets_the_named_cores() -> None:
+    assert resources.cores_for(parse_device("cpu:threads=1:cores=3+5")) == (3, 5)
+
+
 def test_cores_of_a_worker_stay_the_same_once_it_is_pinned() -> None:
     code = (
         "import os; from attnbench.machine import resources; from attnbench.records.arm import parse_device as device;"

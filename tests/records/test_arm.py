@@ -26,12 +26,15 @@ from attnbench.records.arm import CPU_ISAS, Arm, Device, distinct_names, parse_d
         ("cuda:hardware=H100", Device(kind="cuda", index=0, hardware="H100")),
         ("cpu:hardware=arm-v9.2_big:threads=2", Device(kind="cpu", threads=2, hardware="arm-v9.2_big")),
         (" cpu ", Device(kind="cpu")),
+        ("cpu:cores=0-3+8", Device(kind="cpu", cores=(0, 1, 2, 3, 8))),
+        ("cpu:cores=5+2+5-6:threads=2", Device(kind="cpu", threads=2, cores=(2, 5, 6))),
     ],
 )
 def test_device_is_read(text: str, device: Device) -> None:
     assert parse_device(text) == device
 
 
+CORES = st.sets(st.integers(0, 30), min_size=1).map(lambda cores: tuple(sorted(cores)))
 HARDWARE = st.sampled_from(["", "H100", "cpu"])
 
 
@@ -45,6 +48,7 @@ HARDWARE = st.sampled_from(["", "H100", "cpu"])
             isa=st.sampled_from(["", *CPU_ISAS]),
             hardware=HARDWARE,
         ),
+        st.builds(Device, kind=st.just("cpu"), threads=st.integers(0, 1), cores=CORES, hardware=HARDWARE),
     )
 )
 def test_text_of_a_device_reads_back_as_the_device(device: Device) -> None:
@@ -68,6 +72,9 @@ def test_text_of_a_device_reads_back_as_the_device(device: Device) -> None:
         ),
         ("cpu:threads=0", "--device: threads='0' in 'cpu:threads=0': a number of at least 1"),
         ("cpu:threads", "--device: threads='' in 'cpu:threads': a number of at least 1"),
+        ("cpu:cores=5-2", "--device: cores='5-2' in 'cpu:cores=5-2': not a list of CPUs (try cores=0-3 or cores=0+2)"),
+        ("cpu:cores=0+", "--device: cores='0+' in 'cpu:cores=0+': not a list of CPUs (try cores=0-3 or cores=0+2)"),
+        ("cpu:threads=3:cores=0-1", "--device: threads=3 in 'cpu:threads=3:cores=0-1': more than its 2 cores"),
     ],
 )
 def test_malformed_device_is_refused(text: str, complaint: str) -> None:

@@ -134,6 +134,21 @@ def test_every_number_of_a_policy_has_its_interval(answer):
     assert step[3] == "–"
 
 
+def test_columns_of_intervals_are_left_out_of_the_terminal_where_no_row_has_one(answer):
+    assert any(line.startswith("policy") and line.count("95 %") == 2 for line in terminal.lines(answer, 100))
+    bare = [
+        msgspec.structs.replace(
+            policy, seconds=Estimate(value=policy.seconds.value),
+            regret=policy.regret and Estimate(value=policy.regret.value),
+        )
+        for policy in answer.totals.policies
+    ]  # fmt: skip
+    totals = msgspec.structs.replace(answer.totals, policies=tuple(bare))
+    lines = list(terminal.lines(msgspec.structs.replace(answer, totals=totals), 100))
+    (head,) = (line for line in lines if line.startswith("policy"))
+    assert head.split() == ["policy", "s", "per", "hour", "regret"]
+
+
 def test_one_range_of_context_lengths_has_no_chart(answer):
     single = msgspec.structs.replace(answer.mix, by_context=answer.mix.by_context[:1])
     page = section(msgspec.structs.replace(answer, mix=single))

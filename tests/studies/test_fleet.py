@@ -35,9 +35,13 @@ def measured(
     seed: int = 0,
     backends: tuple[str, ...] = BACKENDS,
     tags: tuple[str, ...] = (),
+    noisy: bool = False,
     **block: float,
 ) -> list[Result]:
-    """Results of a node that is slower by a share, with noise; `tags` and `block`: of its timed blocks."""
+    """Results of a node that is slower by a share, with noise; `tags` and `block`: of its timed blocks.
+
+    `noisy`: the fastest of three blocks takes two thirds of the others.
+    """
     draw = random.Random(f"{node} {seed}")
     blocks = tuple(TimedBlock(round=number, position=0, readings=1, tags=tags, facts=block) for number in range(3))
     facts: Facts = {"node": node} if node else {}
@@ -48,7 +52,11 @@ def measured(
             for backend in backends:
                 case = Case(problem=Problem(seq_q=seq), backend=backend)
                 seconds = seq * 1e-6 * (1 + slower) * math.exp(shift + draw.gauss(0, 0.006))
-                arm, samples = Arm(backend=backend, device=device), {"time": sample("s", [seconds] * 3, blocks)}
+                arm, values = (
+                    Arm(backend=backend, device=device),
+                    [seconds * (0.67 if noisy else 1.0), seconds, seconds],
+                )
+                samples = {"time": sample("s", values, blocks)}
                 results.append(
                     Result(
                         case=case, case_id=case.id, arm=arm, status=Status.OK, restart=restart, samples=samples,
@@ -175,6 +183,28 @@ def test_heat_is_named_with_what_it_does() -> None:
     )
 
 
+def test_load_steal_and_noise_of_the_machine_are_named_from_what_runs_of_one_machine_hold() -> None:
+    """A fifth of the seconds lost makes times a quarter longer, by 1 / (1 - 0.2)."""
+    busy = {"load": 3.2, "seconds": 1.0, "waiting_s": 0.16, "stolen_s": 0.04}
+    quiet = {"load": 1.1, "seconds": 1.0, "waiting_s": 0.0, "stolen_s": 0.0}
+    runs = [
+        alone(name, measured("", 0.25 * (name == "c"), seed=ord(name), device="cpu:threads=1", noisy=name == "c",
+                             **(busy if name == "c" else quiet)))
+        for name in "abc"
+    ]  # fmt: skip
+    assert only(fleet(runs))["c"].causes == (
+        "waited for a core 16% of the time, the others 0%",
+        "load average 3.2, of the others 1.1",
+        "100% of its times noisy, of the others 0%",
+    )
+
+
+def test_a_load_that_other_nodes_have_too_is_no_cause() -> None:
+    facts = {"load": 3.2, "seconds": 1.0, "waiting_s": 0.1, "stolen_s": 0.0}
+    runs = [alone(name, measured("", 0.25 * (name == "c"), seed=ord(name), **facts)) for name in "abc"]
+    assert only(fleet(runs))["c"].causes == ()
+
+
 def test_a_slow_node_that_nothing_explains_and_one_with_other_software() -> None:
     others = [measured("a", sm_clock_hz=1e9), measured("b", sm_clock_hz=1e9), measured("c", 0.2, sm_clock_hz=1e9)]
     assert only(fleet([on_cluster(*others)]))["c"].causes == ()
@@ -212,6 +242,20 @@ def test_the_command_prints_a_table_and_the_cause_and_json(tmp_path: Path, capsy
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert records[0]["node"] == "c"
     assert {record["verdict"] for record in records} == {""}
+
+
+def test_folders_of_runs_and_the_last_run_are_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate("ab"):
+        stored = alone(name, measured("", 0.2 * number, seed=number))
+        with RunWriter(tmp_path / "runs" / f"2026010{number}T000000Z-{name}", stored.manifest) as writer:
+            writer.append(stored.results)
+    assert cli.invoke(["fleet", str(tmp_path / "runs")]) == 0
+    assert "2 nodes, spread 19" in capsys.readouterr().out
+    monkeypatch.setenv("ATTNBENCH_RESULTS", str(tmp_path / "runs"))
+    assert cli.invoke(["fleet"]) == 4
+    assert "1 node\n" in capsys.readouterr().out
 
 
 def test_runs_without_a_common_case_are_not_comparable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -218,13 +218,22 @@ def test_hidden_shapes_are_predicted_from_the_others_alone() -> None:
     assert lawless.median_error > 0.5
 
 
-@pytest.mark.parametrize("mask", ["causal", "window:100", "causal+window:100"])
-def test_lengths_between_measured_ones_are_inside_though_the_visible_share_curves(mask: str) -> None:
-    lengths = range(64, 641, 64)
+@pytest.mark.parametrize("lengths", [range(64, 641, 64), [2**power for power in range(5, 13)]])
+@pytest.mark.parametrize("mask", ["causal", "window:100", "window:300:20", "causal+window:100"])
+def test_lengths_between_measured_ones_are_inside_though_the_visible_share_bends(
+    mask: str, lengths: Sequence[int]
+) -> None:
+    """Also where a window begins to cut, at a length of 101: the check hides all but the shortest and the longest."""
     rows = rows_of([samples.result([seconds(Problem(seq_q=seq))] * 5, problem=Problem(seq_q=seq, mask=mask))
                     for seq in lengths])  # fmt: skip
     between = [predict(Problem(seq_q=seq, mask=mask), rows) for seq in (80, 100, 150, 350, 600)]
     assert [each.octaves_outside for each in between] == [0.0] * 5
-    assert predict(Problem(seq_q=700, mask=mask), rows).octaves_outside > 0.1
+    assert predict(Problem(seq_q=int(1.1 * lengths[-1]), mask=mask), rows).octaves_outside > 0.1
     *_, total = check(rows)
-    assert total.cases >= 7
+    assert (total.cases, total.outside) == (len(lengths) - 2, 2)
+
+
+def test_a_window_far_narrower_than_those_of_the_surrounding_lengths_is_outside() -> None:
+    rows = rows_of([samples.result([seconds(Problem(seq_q=seq))] * 5, problem=Problem(seq_q=seq, mask="window:100"))
+                    for seq in range(64, 641, 64)])  # fmt: skip
+    assert predict(Problem(seq_q=150, mask="window:10"), rows, extrapolate=True).octaves_outside > 0.5

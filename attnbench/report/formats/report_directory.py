@@ -1,7 +1,7 @@
 """The folder that `attnbench report` writes: the page, Markdown, the data, tables and plots."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from attnbench.report.charts.figure import Figure
 from attnbench.report.formats import csv, html, latex, markdown
 from attnbench.report.pages.page import MAX_ROWS, Page, PageTable, ReportData, report_data
 from attnbench.studies import traffic_answer
+from attnbench.studies.fleet import NODE_TAG
 
 MARKER, MARKER_TEXT = ".attnbench-report", "made by attnbench report\n"  # only a marked folder is overwritten
 ANSWER = "answer"  # name of the first screen among those of the pages
@@ -60,7 +61,8 @@ def write(
     _check(folder)
     traffic = [traffic_answer.read(run.path) for run in runs]
     if options.anonymize:
-        runs = [_anonymous(run, number) for number, run in enumerate(runs)]
+        nodes = _numbered_nodes(runs)
+        runs = [_anonymous(run, number, nodes) for number, run in enumerate(runs)]
         traffic = [answer and msgspec.structs.replace(answer, trace="", model="") for answer in traffic]
     step("reading")
     data = report_data(runs, options.keep, options.reference, () if options.anonymize else options.trend, traffic)
@@ -91,10 +93,27 @@ def _check(folder: Path) -> None:
             raise StoreError(f"{folder} holds {foreign[0]!r} and is no report: give another --out")
 
 
-def _anonymous(run: Run, number: int) -> Run:
+def _numbered_nodes(runs: Sequence[Run]) -> dict[str, str]:
+    """The nodes of clusters and of the tag `node`, each with a name in place of its own."""
+    names = [name for run in runs for name in (*run.manifest.nodes, run.manifest.tags.get(NODE_TAG)) if name]
+    return {name: f"node {number}" for number, name in enumerate(dict.fromkeys(names), start=1)}
+
+
+def _anonymous(run: Run, number: int, nodes: Mapping[str, str]) -> Run:
     """The run without the names of folders, commands, tags and commits, which may name a user or a project."""
-    manifest = msgspec.structs.replace(run.manifest, command="", tags={}, commit=None)
-    return msgspec.structs.replace(run, path=Path(f"run-{number + 1}"), manifest=manifest)
+    tag, of_cluster = run.manifest.tags.get(NODE_TAG), run.manifest.nodes
+    manifest = msgspec.structs.replace(
+        run.manifest, command="", tags={NODE_TAG: nodes[tag]} if tag else {}, commit=None,
+        nodes={nodes[name]: facts for name, facts in of_cluster.items()},
+    )  # fmt: skip
+    results = [_on_node(result, nodes) for result in run.results] if of_cluster else run.results
+    return msgspec.structs.replace(run, path=Path(f"run-{number + 1}"), manifest=manifest, results=results)
+
+
+def _on_node(result: Result, nodes: Mapping[str, str]) -> Result:
+    """The result of a node of a cluster with the name in place of its own."""
+    node = result.facts.get("node")
+    return msgspec.structs.replace(result, facts={**result.facts, "node": nodes.get(node, "")}) if node else result
 
 
 def _plots(shown: Sequence[Page]) -> list[tuple[str, Figure]]:

@@ -21,6 +21,7 @@ from attnbench.report.charts import panels
 from attnbench.report.charts.figure import Figure
 from attnbench.report.quantities import DASH
 from attnbench.studies import scaling, traffic_answer
+from attnbench.studies.fleet import HardwareModel, fleet
 from attnbench.studies.scaling import Law
 from attnbench.studies.traffic_answer import TrafficAnswer
 
@@ -28,7 +29,7 @@ MAX_ROWS = 1000  # of a table in Markdown or LaTeX; CSV has all
 MAX_LISTED = 5000  # cases that the table of all cases lists one by one
 MAX_CASES = 250_000  # of one report: their rows take less than 3 GiB of memory
 COLUMNS, WIDER = 12, 7  # of the page, and those of two panels beside something else
-MAX_FITTED = 20_000  # cases of a report that has exponents
+MAX_FITTED = 20_000  # cases of a report that has exponents and nodes
 MAX_KERNELS = 5  # of a profiled case
 MAX_DETAILS = 2000  # results whose blocks are read
 MAX_DRIFT = 60  # cases whose blocks are drawn
@@ -161,6 +162,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     laws: tuple[Law, ...]  # exponents of each run; none of very many cases
     ceilings: CeilingsByDevice
     traffic: tuple[TrafficAnswer | None, ...]  # of each run that replays a trace
+    fleet: tuple[HardwareModel, ...]  # nodes of several machines
     trend: Mapping[str, Sequence[tuple[history.HistoryPoint, float]]]  # of the first run's machine, by case
 
 
@@ -201,6 +203,7 @@ def report_data(
         runs=tuple(runs), names=tuple(names), rows=every, layout=panels.layout(every), details=details,
         by_run=tuple(by_run), laws=tuple(_laws(by_run)), ceilings=ceilings,
         traffic=tuple(traffic_answer.read(run.path) for run in runs) if traffic is None else tuple(traffic),
+        fleet=tuple(_fleet(runs, selected)),
         trend=history.series(points_of_history, runs[0].manifest.fingerprint),
     )  # fmt: skip
 
@@ -209,6 +212,15 @@ def _laws(by_run: Sequence[Sequence[Row]]) -> Iterator[Law]:
     if sum(map(len, by_run)) <= MAX_FITTED:
         for rows in by_run:
             yield from scaling.laws(rows)
+
+
+def _fleet(runs: Sequence[Run], selected: Sequence[Sequence[Result]]) -> list[HardwareModel]:
+    """The nodes of runs of several machines; none of very many cases."""
+    several = len(runs) > 1 or any(run.manifest.nodes for run in runs)
+    if not several or sum(map(len, selected)) > MAX_FITTED:
+        return []
+    chosen = (msgspec.structs.replace(run, results=results) for run, results in zip(runs, selected, strict=True))
+    return fleet(chosen, by_fingerprint=True)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

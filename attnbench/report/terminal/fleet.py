@@ -6,7 +6,7 @@ import msgspec
 
 from attnbench import units
 from attnbench.report.terminal.text_layout import aligned, wrap
-from attnbench.studies.fleet import HardwareModel, NodeReport
+from attnbench.studies.fleet import HardwareModel, NodeReport, relative_to
 
 HEADINGS = ("time", "interval", "cases", "restarts", "verdict")
 
@@ -20,19 +20,19 @@ def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
             head, *rows = aligned("node", HEADINGS, [(node.node, _cells(node)) for node in model.nodes], width)
             for row in (head, *rows):
                 yield from row
-            if any(map(_findings, model.nodes)):
+            if any(node.sentences for node in model.nodes):
                 yield ""
         for node in model.nodes:
-            headline, *rest = _findings(node) or [""]
+            headline, *rest = node.sentences or [""]
             yield from wrap(headline, width, indent=2) if headline else ()
             yield from (f"  {line}" for text in rest for line in wrap(text, width - 2, indent=2))
         if model.alone:
             yield from wrap(f"no case in common with another node: {', '.join(model.alone)}", width, indent=2)
         yield ""
     if any(model.nodes for model in models):
-        several = any(len(model.nodes) > 2 for model in models)
-        relative = "the median node of its model" if several else "the other node"
-        yield from wrap(f"time: relative to {relative}; the 95 % interval holds for all nodes at once", width, indent=2)
+        yield from wrap(
+            f"time: relative to {relative_to(models)}; the 95 % interval holds for all nodes at once", width, indent=2
+        )
         if all(node.restarts == 1 for model in models for node in model.nodes):
             yield from wrap(
                 "one restart: the interval leaves out how far restarts differ (--restarts 3)", width, indent=2
@@ -65,17 +65,3 @@ def _headline(model: HardwareModel) -> str:
 def _cells(node: NodeReport) -> tuple[str, ...]:
     interval = f"{units.change(node.low)} .. {units.change(node.high)}" if node.low is not None else "too few cases"
     return units.change(node.change), interval, str(node.cases), str(node.restarts), node.verdict
-
-
-def _findings(node: NodeReport) -> list[str]:
-    """What is unusual about a node, and what explains it."""
-    backends = ", ".join(f"{name} {units.change(change)}" for name, change in node.by_backend.items())
-    alike = f" ({backends})" if backends else ""
-    texts = [f"{node.node} is {node.verdict}{alike}"] if node.verdict else []
-    if node.verdict == "slow":
-        texts.append(f"why: {'; '.join(node.causes) or 'nothing that is recorded explains it'}")
-    if node.not_recorded:
-        texts.append(f"not recorded: {', '.join(node.not_recorded)}")
-    if node.failed:
-        texts.append(f"{node.node}: {units.counted(node.failed, 'case')} failed here and not on other nodes")
-    return texts

@@ -55,7 +55,10 @@ def mix(mix: Mix, width: int) -> Iterator[str]:
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> Iterator[str]:
-    for row in aligned(heading, head, rows, width) if rows else ():
+    """The table without columns that are empty in every row: intervals that nothing gives."""
+    columns = [place for place in range(len(head)) if any(cells[place] for _, cells in rows)]
+    shown = [(label, [cells[place] for place in columns]) for label, cells in rows]
+    for row in aligned(heading, [head[place] for place in columns], shown, width) if rows else ():
         yield from row
 
 
