@@ -44,7 +44,7 @@ WRONG = {
     ("show", "nothing"): "no run 'nothing'",
     ("explain", "abc"): "no run",
     ("report", "last"): "no run in",
-    ("rnu",): "Did you mean 'run'",
+    ("rnu",): "did you mean 'run'",
 }
 
 

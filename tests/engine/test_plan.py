@@ -77,7 +77,7 @@ def test_no_backend_serves_where_all_compile() -> None:
 
 def test_a_group_that_did_not_fit_beside_the_reference_borrows_it() -> None:
     cell = Cell(problem=Problem(seq_q=8192), mode=Mode.FWD)
-    two = plan._peak(cell, plan.arms_of(("naive", "sdpa:math"), [CPU]))
+    two = plan.group_bytes(cell.problem, cell.mode, plan.arms_of(("naive", "sdpa:math"), [CPU]))
     groups = planned(cell.problem, names=("naive", "naive", "sdpa:math"), memory=two).groups
     borrowed = {tuple(arm.name for arm in group.arms): [arm.name for arm in group.borrowed] for group in groups}
     assert borrowed == {("naive", "naive#2"): [], ("sdpa:math",): ["naive"]}
