@@ -147,6 +147,9 @@ def _paired(reference: Result | None, result: Result) -> stats.Pair | None:
     borrowed = result.samples.get("reference_time")
     if borrowed is not None and (reference is None or result.facts.get("reference") == reference.arm.id):
         return borrowed, result.samples["time"]
+    lent = reference.samples.get("reference_time") if reference else None
+    if reference and lent is not None and reference.facts.get("reference") == result.arm.id:
+        return reference.samples["time"], lent  # the result is that of the reference arm that joined the other one
     if reference is not None and result.group and reference.group == result.group and "time" in reference.samples:
         return reference.samples["time"], result.samples["time"]
     return None

@@ -263,6 +263,15 @@ def test_arms_are_ranked_where_each_shares_rounds_with_the_reference():
     assert frame.unranked(rows) == ["flex"]
 
 
+def test_the_reference_is_ranked_by_the_rounds_that_a_late_arm_shares_with_it():
+    """By their times, which are of different minutes, the two would be tied."""
+    naive = with_reference(result([3.9e-3, 4e-3, 4.5e-3, 3.9e-3, 4e-3, 4.5e-3]))
+    late = with_reference(result([4.2e-3] * 6, backend="compile", group="late"))
+    late = msgspec.structs.replace(late, samples={**late.samples, "reference_time": timed([3.8e-3] * 6)})
+    assert [row.place for row in frame.rows_of([naive, late])] == ["fastest", "behind"]
+    assert frame.rows_of([naive, late], reference="compile")[0].speedup == pytest.approx(4.2 / 3.8)
+
+
 def test_another_reference_can_be_asked_for():
     results = [with_reference(result([4e-3] * 5)), with_reference(result([2e-3] * 5, backend="flex"))]
     assert [row.speedup for row in frame.rows_of(results, reference="flex")] == pytest.approx([0.5, 1.0])

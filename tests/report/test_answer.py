@@ -395,3 +395,16 @@ def test_a_run_of_libraries_says_which_to_use_for_each_phase_and_dtype() -> None
         "For prefill: sdpa:flash (2 of 3) in fp32, only naive in bf16."
     )
     assert of(case("naive", 2.0), case("sdpa:flash", 1.0)).lead.startswith("Fastest in the only problem")
+
+
+def test_of_backends_that_lead_in_some_problems_those_that_lead_most_are_named() -> None:
+    times = {
+        64: {"sdpa:flash": 1.0, "ort:gqa": 2.0, "ggml": 2.0},
+        128: {"sdpa:flash": 2.0, "ort:gqa": 1.0, "ggml": 1.0},
+        256: {"sdpa:flash": 2.0, "ort:gqa": 1.0, "ggml": 1.0},
+    }
+    results = [case(name, time, seq) for seq, of_seq in times.items() for name, time in of_seq.items()]
+    results.append(case("naive", 1.0, problem=Problem(seq_q=64, dtype="bf16")))
+    assert of(*results).lead.startswith(
+        "For prefill: ort:gqa or ggml (fastest or tied in 2 of 3) in fp32, only naive in bf16."
+    )

@@ -86,7 +86,7 @@ def _choices(dtypes: Mapping[str, Sequence[Contest]]) -> Iterator[str]:
 
 
 def _choice(problems: Sequence[Contest]) -> str:
-    """`vllm-cpu`; `ort:gqa or ggml` of a tie; `ort:gqa (2 of 3)` where another one wins too; `none measured`."""
+    """`vllm-cpu`; `ort:gqa or ggml` of a tie; `ort:gqa (2 of 3)` where another one leads too; `none measured`."""
     of_group = ranking.verdict(problems)
     names = listed(of_group.arms, "or")
     match of_group.kind:
@@ -96,10 +96,11 @@ def _choice(problems: Sequence[Contest]) -> str:
             return f"only {names}"
         case AnswerKind.NOTHING:
             return "none measured"
-    first = of_group.arms[0]
-    if not (wins := of_group.wins.get(first, 0)):
-        return f"no difference found ({names})"
-    return f"{first} ({wins} of {of_group.contested})"
+    leads = Counter(row.arm_name for contest in problems if contest.contested for row in contest.leaders)
+    most = max(leads.values())
+    first = [arm for arm in leads if leads[arm] == most]
+    ties = "fastest or tied in " if any(of_group.wins.get(arm) != most for arm in first) else ""
+    return f"{listed(first, 'or')} ({ties}{most} of {of_group.contested})"
 
 
 def _tally(problems: Sequence[Contest]) -> str:
