@@ -312,7 +312,7 @@ def scratch_bytes(case: Case) -> int:
     widths = problem.head_dim + problem.head_dim_v
     pairs = sum(size.queries * size.keys for size in problem.sizes)
     mask = 0 if is_free_of_masks(problem) else pairs * number * (problem.heads if problem.bias else 1)
-    repeated = 1 if folds(problem) else problem.heads // problem.kv_heads
+    repeated = 1 if case.backend == "openvino:paged" or folds(problem) else problem.heads // problem.kv_heads
     keys = problem.kv_heads * problem.tokens_kv * widths * number
     return mask + keys * repeated + math.prod(problem.shape_q) * widths * number + 4 * 1024**2
 

@@ -52,6 +52,11 @@ def uses_mask(problem: Problem, name: str) -> bool:
     return not dense_masks.sees_all(problem) and not (words <= flagged and "causal" in words)
 
 
+def needs_rows(problem: Problem) -> bool:
+    """Whether GroupQueryAttention needs the number of new tokens: for several queries of a batch after a past."""
+    return problem.batch > 1 and 1 < problem.seq_q < problem.seq_kv
+
+
 def node(case: Case) -> Node:
     """The problem in the words of the operator."""
     problem, masked = case.problem, uses_mask(case.problem, case.backend)
@@ -68,15 +73,14 @@ def node(case: Case) -> Node:
     if case.backend == "ort:mha":
         options = {"num_heads": problem.heads, "scale": problem.scale, "unidirectional": causal}
         return Node("MultiHeadAttention", CONTRIBUTED, ("q", "k", "v", "", "", mask), ("out",), options)
+    causal |= needs_rows(problem)  # beside a mask too, which hides the same keys
     options = {"num_heads": problem.heads, "kv_num_heads": problem.kv_heads, "scale": problem.scale, "causal": causal}
     options |= {"softcap": problem.softcap} if problem.softcap else {}
     if problem.window and not masked:
         options["local_window_size"] = problem.window[0] + 1  # counts the diagonal key too
     inputs: tuple[str, ...] = ("q", "k", "v", "past_k", "past_v", "last", "total")
     inputs += ("", "", "", mask, "sinks" if problem.sinks else "")
-    # With several queries after a past, a batch needs the number of new tokens of each sequence.
-    several = problem.batch > 1 and 1 < problem.seq_q < problem.seq_kv
-    inputs += ("", "", "", "", "rows") if several else ()
+    inputs += ("", "", "", "", "rows") if needs_rows(problem) else ()
     return Node("GroupQueryAttention", CONTRIBUTED, inputs, ("out", "present_k", "present_v"), options)
 
 
@@ -310,6 +314,8 @@ def refusals(case: Case) -> list[str]:
             reasons.append(f"seq_q {problem.seq_q} is over seq_kv {problem.seq_kv}: new tokens are the last keys")
         if problem.window and not problem.causal:
             reasons.append(f"mask {problem.mask} unsupported: a window needs causal")
+        if needs_rows(problem) and not problem.causal:
+            reasons.append(f"mask {problem.mask} unsupported: several queries of a batch after a past need causal")
     return reasons
 
 
@@ -361,7 +367,7 @@ BACKENDS = {
         ),
         Layout.BSHD,
         (
-            "several queries of a batch after a past need query_seqlens",
+            "several queries of a batch after a past need query_seqlens, and a causal mask",
             "new keys and values are written into the memory of the past",
         ),
     ),

@@ -119,8 +119,8 @@ def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -
             print(text, file=sys.stderr)
     elif not as_json and any("trace" in result.facts or "log" in result.facts for result in verified.results):
         print(f"next: {shlex.join(['attnbench', *sys.argv[1:], '-v'])} prints the traces", file=sys.stderr)
-    if verified.ending.interrupted:
-        left = verified.planned - len(verified.results)
+    left = verified.planned - len(verified.results)
+    if verified.ending.interrupted and left:
         rest = f"{left} of {verified.planned} cases are not verified" if verified.planned else "verified what is shown"
         print(f"stopped: {rest}", file=sys.stderr)
     return code

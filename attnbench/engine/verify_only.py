@@ -119,14 +119,14 @@ def run(
 
 
 class _Drawn:
-    """The progress of drawn problems, without those that the time was too short for."""
+    """The progress of drawn problems, without those that the time was too short for or that a kernel refused."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self.phase, self.more, self.note = observer.phase, observer.more, observer.note
 
     def result(self, result: Result, remaining_s: float) -> None:
-        if result.status is Status.SKIPPED:
+        if result.status is Status.SKIPPED or (result.group and result.status is Status.UNSUPPORTED):
             self.more(-1)
         else:
             self._observer.result(result, remaining_s)

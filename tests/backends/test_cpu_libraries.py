@@ -75,6 +75,8 @@ def test_gqa_counts_the_diagonal_key_of_a_window():
 def test_gqa_gets_the_number_of_new_tokens_of_a_batch():
     assert node("ort:gqa", replace(CROSS, batch=2)).inputs[-1] == "rows"
     assert "rows" not in node("ort:gqa", CROSS).inputs
+    biased = node("ort:gqa", replace(CROSS, batch=2, score=Score(bias="alibi:dense")))
+    assert (biased.attributes["causal"], biased.inputs[10]) == (1, "mask")
     fixed = ort.constants(replace(CROSS, batch=2), ("last", "total", "rows"))
     assert fixed["last"].tolist() == [49, 49]
     assert fixed["rows"].tolist() == [20, 20]
@@ -94,6 +96,11 @@ def test_mha_is_causal_by_its_flag_only_where_lengths_agree():
         ("ort:gqa", {"head_dim": 20, "head_dim_v": 20}, "head_dim 20 is not a multiple of 8"),
         ("ort:gqa", {"mask": "window:7"}, "mask window:7 unsupported: a window needs causal"),
         ("ort:gqa", {"seq_kv": 32}, "seq_q 64 is over seq_kv 32: new tokens are the last keys"),
+        (
+            "ort:gqa",
+            {"batch": 2, "seq_kv": 128},
+            "mask none unsupported: several queries of a batch after a past need causal",
+        ),
         ("openvino", {"seq_kv": 32, "mask": "causal"}, "fully masked rows unsupported"),
         ("openvino:paged", {}, "mask none unsupported: causal only, as causal+window:128"),
         ("openvino:paged", {"mask": "causal", "page_size": 16}, "page_size=16 unsupported: use page_size=32"),
@@ -419,3 +426,14 @@ def test_the_memory_of_a_library_is_that_of_its_process_in_the_first_call_and_in
     memory = session.measure_memory(made)
     assert memory.facts["method"] == "high-water mark"
     assert 15 * MIB <= memory.peak <= 32 * MIB
+
+
+@pytest.mark.parametrize("name", [name for name in backends.BUILTIN if "cpu" in backends.load(name).limits])
+@pytest.mark.parametrize("page_size", [0, 32])
+def test_the_memory_of_a_batch_of_requests_is_predicted(name, page_size):
+    problem = Problem(
+        requests="2q1s21_q3s5", batch=3, seq_q=3, seq_kv=21, heads=4, kv_heads=2, mask="causal", page_size=page_size
+    )
+    case = Case(problem=problem, backend=name)
+    if not backends.load(name).objections(case, "cpu"):
+        assert backends.load(name).peak_bytes(case) > 0

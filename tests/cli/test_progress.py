@@ -92,6 +92,7 @@ def test_the_progress_of_random_problems_counts_what_was_drawn(
     def run(planned: Sweep, observer: Observer, *_: object) -> Verification:
         results = [*planned.plan.refusals, *(result([1e-3]) for group in planned.plan.groups for _ in group.arms)]
         results[-2] = result(status=Status.SKIPPED, reason="budget")
+        results[-3] = result(status=Status.UNSUPPORTED, reason="sliding window unsupported")  # found by its worker
         for each in results:
             observer.result(each, 0.0)
         stopped = Ending(interrupted=True)
@@ -103,3 +104,4 @@ def test_the_progress_of_random_problems_counts_what_was_drawn(
     shown = capsys.readouterr().err
     assert re.fullmatch(r"\[(\d+)/\1\] ok .*", shown.splitlines()[-1])
     assert "skipped" not in shown
+    assert "sliding window" not in shown

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from attnbench.attention import dense_masks
 from attnbench.attention.problem import Problem
+from attnbench.attention.scores import Score
 from attnbench.backends import CaseRefusedError, load
 from attnbench.machine.device import process_memory
 from attnbench.records.case import Case
@@ -56,6 +57,10 @@ def test_several_queries_of_a_batch_need_their_number(monkeypatch):
 
     problem = Problem(seq_q=5, seq_kv=77, heads=4, kv_heads=2, batch=2, mask="causal")
     assert off("ort:gqa", problem) < 1e-5
+    assert off("ort:gqa", replace(problem, mask="causal+window:9")) < 1e-5
+    biased = replace(problem, score=Score(bias="alibi:dense"))
+    outputs = [computed(name, biased)[0] for name in ("ort:gqa", "ort:attention")]
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-5
     made = ort.node(Case(problem=problem, backend="ort:gqa"))
     assert made.inputs[-1] == "rows"
     monkeypatch.setattr(ort, "node", lambda case: made._replace(inputs=made.inputs[:12]))
