@@ -19,7 +19,7 @@ STORED = Path(__file__).parent / "stored" / "0.1.0"
         (("show", "run-a", "--json"), "show.jsonl", 0),
         (("compare", "run-a", "run-b"), "compare.txt", 0),
         (("gate", "run-b", "--baseline", "run-a"), "gate-stored.txt", 3),
-        (("gate", "gate"), "gate-replayed.txt", 0),
+        (("gate", "gate"), "gate-replayed.txt", 3),
     ],
     ids=["show", "show-json", "compare", "gate-stored", "gate-replayed"],
 )

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int]] = {
     "export": (("export", RUN, "--to", "csv"), 0),
     "compare": (("compare", RUN, OTHER), 0),
     "fleet": (("fleet", RUN), 4),
-    "gate": (("gate", GATE), 0),
+    "gate": (("gate", GATE), 3),
     "bisect": (("bisect", "HEAD", "HEAD", *REFUSED), 2),
     "history": (("history", "missing.jsonl"), 2),
     "verify": (("verify", *REFUSED), 6),

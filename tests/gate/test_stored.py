@@ -55,6 +55,14 @@ def outcomes(
     return [verdict.outcome for verdict in judged.verdicts if verdict.metric in ("time_s", "status")]
 
 
+def test_a_largest_margin_holds_for_stored_runs_where_the_suite_has_one() -> None:
+    """A stored baseline has a margin of 12.5 % at least."""
+    runs = run("new", restarts_of(seed=1)), run("old", restarts_of())
+    assert outcomes(*runs) == [Outcome.SAME, Outcome.SAME]
+    assert outcomes(*runs, read_settings({"max_margin": "20%"}, "mine")) == [Outcome.SAME, Outcome.SAME]
+    assert outcomes(*runs, read_settings({"max_margin": "10%"}, "mine")) == [Outcome.INCONCLUSIVE] * 2
+
+
 def test_welch_equals_scipy() -> None:
     rng = np.random.default_rng(3)
     above, below = rng.normal(0.1, 0.02, 6), rng.normal(0.0, 0.05, 9)
