@@ -157,7 +157,9 @@ class CaseSource:
             options = {"rounds": paired.ROUNDS, **options}
         request = paired.on_device(api.request(*suites, **options))
         self.session = session
-        self.ready: Sweep = sweep.prepare(paired.request(request) if session.gates else request)
+        self.ready: Sweep = sweep.prepare(
+            paired.request(request, stored=bool(session.baseline)) if session.gates else request
+        )
         plan = self.ready.plan
         pairs = [(group.case(arm), arm) for group in plan.groups for arm in group.arms]
         pairs += [(refusal.case, refusal.arm) for refusal in plan.refusals]

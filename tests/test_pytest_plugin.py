@@ -48,9 +48,9 @@ def dead(q, k, v, causal=False, scale=None):
 
 # Enough for changes as large as these.
 FEW_RESTARTS = """
-from attnbench.gate import significance
+from attnbench.gate import paired, significance
 
-significance.LOOKS = {3: 0.3, 6: 0.7}
+significance.LOOKS, paired.STORED_RESTARTS = {3: 0.3, 6: 0.7}, 4
 """
 
 
@@ -262,7 +262,7 @@ def test_a_commit_judges_each_case_side_by_side(pytester: pytest.Pytester) -> No
 def test_a_gate_in_pytest_has_a_fixed_number_of_rounds_by_default(
     options: dict[str, str], rounds: tuple[int, int]
 ) -> None:
-    session = SimpleNamespace(gates=True)
+    session = SimpleNamespace(gates=True, baseline="")
     source = CaseSource(session, [], {"seq": "32", "backend": "naive", "device": "cpu", **options})  # type: ignore[arg-type]
     procedures = source.ready.settings.procedures.values()
     assert {(procedure.min_rounds, procedure.max_rounds) for procedure in procedures} == {rounds}

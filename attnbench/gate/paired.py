@@ -36,6 +36,7 @@ DEFAULT_SUITE = "ci"
 CONTROL_EVERY = 4  # cases of the most frequent backend, of which one has an A/A control: one more worker in all
 ROUNDS = "10"  # the fixed number that a gate measures unless its user chooses another
 BUDGET_S = 15 * 60.0
+STORED_RESTARTS = 6  # of a run that is compared with a stored baseline, and is not measured further
 SEEDS = 5  # an error counts as grown only if it grew on each of them
 
 EVERY_CASE = ChangedCases()
@@ -52,9 +53,9 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""  # what could not be stored besides the run
 
 
-def request(options: Request) -> Request:
-    """The request of a gate: on the default device of gates, with the restarts of the screen."""
-    return msgspec.structs.replace(on_device(options), restarts=min(significance.LOOKS))
+def request(options: Request, *, stored: bool = False) -> Request:
+    """The request of a gate: on the default device of gates, with the restarts of the first look, or of a stored run."""
+    return msgspec.structs.replace(on_device(options), restarts=STORED_RESTARTS if stored else min(significance.LOOKS))
 
 
 def on_device(options: Request) -> Request:

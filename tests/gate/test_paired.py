@@ -100,7 +100,7 @@ def test_head_against_itself_shows_the_resolution_of_the_machine(
     monkeypatch.setattr(significance, "LOOKS", {3: 1.0})
     code = cli.invoke(["-q", "gate", "--noop", "--seq", "256", "--mask", "none", "-b", "sdpa:flash", "--rounds", "5"])
     assert code in (0, 3)
-    assert "A slowdown of twice its margin" in capsys.readouterr().out
+    assert "A slowdown of 1.5 times its margin" in capsys.readouterr().out
     run = run_directory.read(run_directory.resolve("last", run_directory.results_root()))
     pairs = noise_floor.load(run.manifest.fingerprint, "cpu:threads=1")
     assert len(pairs) == 2  # the A/A control, and head: both are base again

@@ -255,6 +255,14 @@ def test_another_format_is_named(root: Path, version: int, message: str, capsys:
     assert message in capsys.readouterr().err
 
 
+def test_an_older_baseline_hinders_no_comparison_with_another(root: Path) -> None:
+    runs = [written(root, name, restarts_of()) for name in ("first", "second")]
+    path = baselines.save("old", runs[0]) / "run.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    assert cli.invoke(["gate", "first", "--baseline", "second"]) == 0
+    assert cli.invoke(["gate", "first", "--baseline", "old"]) == 2
+
+
 def test_suites_of_the_run_give_the_tolerances(root: Path, tmp_path: Path) -> None:
     suite = tmp_path / "mine.toml"
     suite.write_text('gate = { time = "60%" }\n[[problem]]\nseq = 64\n')
