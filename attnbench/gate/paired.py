@@ -54,7 +54,7 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def request(options: Request, *, stored: bool = False) -> Request:
-    """The request of a gate: on the default device of gates, with the restarts of the first look, or of a stored run."""
+    """The request of a gate: on the default device of gates, with the restarts of a first look, or of a stored run."""
     return msgspec.structs.replace(on_device(options), restarts=STORED_RESTARTS if stored else min(significance.LOOKS))
 
 

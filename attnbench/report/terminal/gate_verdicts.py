@@ -191,8 +191,8 @@ def reach(judged: GateVerdicts) -> str:
     median = margins[len(margins) // 2]
     return (
         f"equal arms differed by up to {units.margin(max(changes))}; margins from {units.margin(margins[0])} to "
-        f"{units.margin(margins[-1])}, median {units.margin(median)}. A slowdown of 1.5 times its margin is meant to be "
-        f"found in at least 8 of 10 runs (docs/gate.md): here {units.margin(1.5 * median)} in the median case."
+        f"{units.margin(margins[-1])}, median {units.margin(median)}. A slowdown of 1.5 times its margin is meant to "
+        f"be found in at least 8 of 10 runs (docs/gate.md): here {units.margin(1.5 * median)} in the median case."
     )
 
 
