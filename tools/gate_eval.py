@@ -65,7 +65,7 @@ import statistics
 import time
 from pathlib import Path
 
-TURNS, WARM_TURNS = 20, 4  # the first ones are not counted
+TURNS, WARM_TURNS = 30, 4  # the first ones are not counted
 compute, measured = attend, set()
 
 def attend(q, k, v, causal=False, scale=None):

@@ -25,7 +25,7 @@ def table(gates: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> I
     equal, slower = ([gate for gate in gates if gate.kind == kind] for kind in ("aa", "power"))
     yield from _alarms(equal)
     yield ""
-    yield from _power(slower, truth)
+    yield from power(slower, truth)
     yield ""
     yield from resampled_power(gates, RESAMPLED)
     yield ""
@@ -100,7 +100,8 @@ def _redrawn(rng: np.random.Generator, gate: Gate, runs: int) -> Floats:
     return np.stack(cases, axis=1)
 
 
-def _power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
+def power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> Iterator[str]:
+    """The share found of true slowdowns, by their size and by printed margins."""
     rows: dict[int, list[tuple[float, Verdict]]] = {more: [] for more in MORE}
     for gate in slower:
         for case, verdict in zip(gate.cases, gate.verdicts(), strict=True):
@@ -115,11 +116,19 @@ def _power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) ->
             off = 100 * float(np.median([abs((v.change or 0.0) - math.expm1(true)) for true, v in measured]))
             shares = f"{share(hit, len(measured))} | {share(sum(covered), len(covered))}"
             yield f"| {more} of {HEADS} | {slow:+.1f} % | {len(measured)} | {shares} | {off:.2f} % |"
+    if errors := [_error(case.truth) for gate in slower for case in gate.cases if len(case.truth) > 1]:
+        count = f"{len(errors)} of {sum(case.more > 0 for gate in slower for case in gate.cases)} slower cases"
+        yield f"\nIn {count} the slowdown was measured in the run: median error {100 * np.median(errors):.2f} %."
     yield "\n| slowdown, in printed margins | cases | `regressed` | 95 % interval of that share |\n|---|---:|---:|---:|"
     every = [(math.expm1(true) / v.margin, v) for measured in rows.values() for true, v in measured if v.margin]
     for low, high in BINS:
         hits = [v.outcome is Outcome.REGRESSED for times, v in every if low <= times < high]
         yield f"| {_bin(low, high)} | {len(hits)} | {share(sum(hits), len(hits))} | {wilson(sum(hits), len(hits))} |"
+
+
+def _error(truth: Sequence[float]) -> float:
+    """The standard error of the median of normal values."""
+    return float(1.25 * np.std(truth, ddof=1) / math.sqrt(len(truth)))
 
 
 def _bin(low: float, high: float) -> str:

@@ -80,9 +80,9 @@ def _speed(base: Restarts, effects: Mapping[int, float]) -> str:
 
 
 def _halves(values: Mapping[int, float]) -> Iterator[tuple[dict[int, float], dict[int, float]]]:
-    """The values before and after each restart that has at least two on both sides."""
+    """The values before and after each restart that has at least three on both sides."""
     pairs = list(values.items())
-    for split in range(2, len(pairs) - 1) if len(pairs) >= MIN_RESTARTS else ():
+    for split in range(3, len(pairs) - 2):
         yield dict(pairs[:split]), dict(pairs[split:])
 
 
