@@ -7,6 +7,7 @@ https://doi.org/10.1023/A:1018975909870). Their quantile is the interval: the ja
 (Barber et al., https://arxiv.org/abs/1905.02928).
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -224,4 +225,5 @@ def _summed(sizes: Floats, logs: Floats, tile: int) -> WorkSum:
 
 def rows_of(workloads: Sequence[Workload]) -> Floats:
     """Workloads as an array, one in a row."""
-    return np.array(workloads, dtype=np.float64).reshape(len(workloads), len(Workload._fields))
+    numbers = np.fromiter(itertools.chain.from_iterable(workloads), np.float64)
+    return numbers.reshape(len(workloads), len(Workload._fields))

@@ -31,14 +31,12 @@ class Workload(NamedTuple):
 
 
 @lru_cache(maxsize=64)  # the arms of a problem follow one another
-def workload(problem: Problem, mode: Mode, pads: bool = False) -> Workload:
-    """The sizes of a problem; `pads`: every request is computed at the lengths of the longest."""
-    if pads and problem.requests:
+def workload(problem: Problem, mode: Mode, padded: bool = False) -> Workload:
+    """The sizes of a problem; `padded`: every request is computed at the lengths of the longest."""
+    if padded and problem.requests:
         problem = replace(problem, requests="", shared_prefix="")
     read = cost.input_bytes(problem) * (_GATHERED if problem.page_size else 1)
     batch = problem.batch
-    ragged = bool(problem.requests or problem.lengths)
-    pairs = sum(q * kv for q, kv in problem.sizes) if ragged else batch * problem.seq_q * problem.seq_kv
     return Workload(
         sequences=batch * problem.heads,
         kv_sequences=batch * problem.kv_heads,
@@ -46,7 +44,7 @@ def workload(problem: Problem, mode: Mode, pads: bool = False) -> Workload:
         keys=problem.tokens_kv / batch,
         head_dim=problem.head_dim,
         head_dim_v=problem.head_dim_v,
-        pairs=problem.heads * pairs,
+        pairs=cost.dense_pairs(problem),
         bytes=read + cost.output_bytes(problem, mode),
         dense_flops=cost.flops_dense(problem, mode),
         flops=cost.flops(problem, mode),
@@ -55,11 +53,12 @@ def workload(problem: Problem, mode: Mode, pads: bool = False) -> Workload:
 
 def of_backend(problem: Problem, mode: Mode, backend: str) -> Workload:
     """The sizes of a problem as this backend computes it."""
-    return workload(problem, mode, bool(problem.requests) and _pads(backend))
+    return workload(problem, mode, bool(problem.requests) and pads(backend))
 
 
 @lru_cache(maxsize=256)
-def _pads(backend: str) -> bool:
+def pads(backend: str) -> bool:
+    """Whether a backend computes every request at the lengths of the longest."""
     return backend in backends.names() and backends.load(backend).pads
 
 

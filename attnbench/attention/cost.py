@@ -21,6 +21,9 @@ from attnbench.attention.kv_cache import stored_bytes
 from attnbench.attention.problem import Problem
 from attnbench.attention.scope_text import Scope
 
+# FLOPs of a visible pair: how many for each number of head_dim, and for each of head_dim_v.
+_PAIR_FLOPS = {Mode.FWD: (2, 2), Mode.BWD: (6, 4), Mode.FWD_BWD: (8, 6)}
+
 _once = lru_cache(maxsize=4096)  # the metrics of a case, and the arms of a problem, count the same
 
 
@@ -31,10 +34,19 @@ def pairs(problem: Problem) -> int:
     return problem.heads * sum(count * part.masking.pairs(part.grid) for part, count in parts.items())
 
 
+def dense_pairs(problem: Problem) -> int:
+    """All (query, key) pairs over batch and heads."""
+    if problem.requests or problem.lengths:
+        return problem.heads * sum(queries * keys for queries, keys in problem.sizes)
+    return problem.heads * problem.batch * problem.seq_q * problem.seq_kv
+
+
 @_once
 def flops(problem: Problem, mode: Mode) -> int:
     """FLOPs of one call, from the exact pairs; a block or layers add those of their matrices."""
     total = max(1, problem.scoped[1]) * _flops(pairs(problem), problem, mode)
+    if problem.scope == "core":
+        return total
     if inner := scopes.self_attention(problem):
         total += problem.scoped[1] * _flops(pairs(inner), inner, mode)
     # The backward pass of a product has two: the gradients of its input and of its matrix.
@@ -49,8 +61,7 @@ def exponentials(problem: Problem, mode: Mode) -> int:
 @_once
 def flops_dense(problem: Problem, mode: Mode) -> int:
     """FLOPs if every pair were visible."""
-    of_head = sum(queries * keys for queries, keys in problem.sizes)
-    return _flops(problem.heads * of_head, problem, mode)
+    return _flops(dense_pairs(problem), problem, mode)
 
 
 def flops_half_causal(problem: Problem, mode: Mode) -> int:
@@ -117,6 +128,13 @@ def merge_bytes(problem: Problem) -> int:
     return 4 * rows * problem.heads * (problem.head_dim_v * problem.dtype.out.bytes + 4)
 
 
+@_once
+def call_bytes(problem: Problem, mode: Mode) -> int:
+    """Bytes of the inputs and results of a call; with gradients also those of out and of its gradient."""
+    total = input_bytes(problem) + output_bytes(problem, Mode.FWD)
+    return total + output_bytes(problem, Mode.FWD_BWD) if mode.needs_grad else total
+
+
 def scope_bytes(problem: Problem, mode: Mode) -> int:
     """Bytes that a block or layers add to the peak of a call, predicted: weights and intermediate results."""
     weights = _weight_bytes(problem)
@@ -164,9 +182,8 @@ def _projections(problem: Problem) -> int:
 
 
 def _flops(pair_count: int, problem: Problem, mode: Mode) -> int:
-    forward = 2 * pair_count * (problem.head_dim + problem.head_dim_v)
-    backward = 2 * pair_count * (3 * problem.head_dim + 2 * problem.head_dim_v)
-    return {Mode.FWD: forward, Mode.BWD: backward, Mode.FWD_BWD: forward + backward}[mode]
+    of_width, of_width_v = _PAIR_FLOPS[mode]
+    return pair_count * (of_width * problem.head_dim + of_width_v * problem.head_dim_v)
 
 
 def _q_numbers(problem: Problem) -> int:

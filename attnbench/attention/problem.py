@@ -24,7 +24,9 @@ from attnbench.errors import ProblemError
 _CLOSED_SETS = {"dtype": Dtype, "returns": Returns, "positions": Positions, "kv_dtype": KvDtype, "autocast": Autocast}
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+class Problem(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False, cache_hash=True
+):
     """One attention problem. `kv_heads`, `seq_kv` and `head_dim_v` follow heads, seq_q and head_dim when left out.
 
     q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim];
@@ -61,11 +63,13 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     def __post_init__(self) -> None:
         fill = msgspec.structs.force_setattr
         for name, kind in _CLOSED_SETS.items():
-            if (value := getattr(self, name)) not in tuple(kind):
-                raise ProblemError(f"{name}={value!r}: must be one of {', '.join(kind)}")
-            fill(self, name, kind(value))
+            if type(value := getattr(self, name)) is not kind:
+                if value not in tuple(kind):
+                    raise ProblemError(f"{name}={value!r}: must be one of {', '.join(kind)}")
+                fill(self, name, kind(value))
         fill(self, "scope", parse_scope(self.scope)[0])
-        fill(self, "weighting", weightings.parse(self.weighting).text)
+        if self.weighting != "softmax":
+            fill(self, "weighting", weightings.parse(self.weighting).text)
         fill(self, "lengths", tuple(self.lengths))
         fill(self, "kv", cache.text if (cache := self.latent) else "")
         if cache and not self.kv_heads:
@@ -76,7 +80,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         for name in ("batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v"):
             if getattr(self, name) < 1:
                 raise ProblemError(f"{name}={getattr(self, name)}: must be at least 1")
-        fill(self, "mask", masks.parse(self.mask).text)
+        fill(self, "mask", masks.canonical(self.mask))
         if self.requests:
             fill(self, "requests", requests.spell(requests.parse(self.requests)))
         if self.shared_prefix:

@@ -38,7 +38,9 @@ class Similarity(StrEnum):
 DEFAULT_SCALES = {Similarity.COSINE: 10.0, Similarity.ADDITIVE: 1.0, Similarity.FILE: 1.0}
 
 
-class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+class Score(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False, cache_hash=True
+):
     """The parameters of the logit of a pair."""
 
     similarity: Similarity = Similarity.DOT

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -136,18 +136,22 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
     def objections(self, case: Case, kind: str, capability: tuple[int, int] = (0, 0)) -> list[str]:
         """Every reason against running `case` on a device of that kind; empty means that it runs."""
-        limits = self.limits.get(kind)
+        limits, problem = self.limits.get(kind), case.problem
         if limits is None:
-            return [f"runs on {', '.join(self.limits)}, not on {kind}"]
-        if case.problem.lengths:
+            return [self.lacks(kind)]
+        if problem.lengths:
             return ["a padded ragged batch is not measured any more: use --set lengths, which makes it requests"]
-        reasons = [*_objections_of_device(limits, case.problem.dtype, capability), *_objections_of_gradients(case)]
-        computed = dict.fromkeys(self._computed(case.problem))
-        for problem in filter(None, (*computed, scopes.self_attention(case.problem))):
-            reasons += _objections_of_shape(limits, msgspec.structs.replace(case, problem=problem))
-            reasons += _objections_of_features(limits, problem.core.features)
-            reasons += self.refuses(msgspec.structs.replace(case, problem=problem.core)) if self.refuses else []
+        reasons = [*_objections_of_device(limits, problem.dtype, capability), *_objections_of_gradients(case)]
+        for each in filter(None, (*dict.fromkeys(self._computed(problem)), scopes.self_attention(problem))):
+            core = each.core
+            reasons += _objections_of_shape(limits, each, case.mode)
+            reasons += _objections_of_features(limits, core.features)
+            reasons += self.refuses(_of(case, core)) if self.refuses else []
         return list(dict.fromkeys(reasons))
+
+    def lacks(self, kind: str) -> str:
+        """Why it runs on no device of that kind, which its limits do not have."""
+        return f"runs on {', '.join(self.limits)}, not on {kind}"
 
     def _computed(self, problem: Problem) -> tuple[Problem, ...]:
         """The problems that it computes: the core, or that of each request, from keys without pages."""
@@ -155,34 +159,36 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
             return (problem.core,)
         return tuple(msgspec.structs.replace(part.core, page_size=0) for part in problem.parts)
 
-    def _scratch(self, problems: tuple[Problem, ...], name: str, mode: Mode) -> list[int]:
-        of_size = {each: self.scratch_bytes(Case(problem=each, backend=name, mode=mode)) for each in set(problems)}
+    def _scratch(self, case: Case, problems: tuple[Problem, ...]) -> list[int]:
+        of_size = {each: self.scratch_bytes(_of(case, each)) for each in set(problems)}
         return [of_size[problem] for problem in problems]
 
     def extra_bytes(self, case: Case) -> int:
         """Predicted bytes beyond inputs and outputs at the peak of a call, with everything applied around the core."""
-        core = msgspec.structs.replace(case, problem=case.problem.core)
-        computed = self._computed(core.problem)
-        total = max(self._scratch(computed, case.backend, case.mode))
-        if case.mode.needs_grad:  # the other requests hold what their backward pass needs
-            total += sum(others := self._scratch(computed, case.backend, Mode.FWD)) - max(others)
-        if case.problem.requests and self.by_request:
-            total += cost.output_bytes(core.problem, case.mode)  # of each request, before they are joined
-            if case.problem.page_size:  # the keys of one request, gathered
+        problem, core = case.problem, case.problem.core
+        computed = self._computed(problem)
+        total = max(self._scratch(case, computed))
+        if case.mode.needs_grad and len(computed) > 1:  # the other requests hold what their backward pass needs
+            others = self._scratch(msgspec.structs.replace(case, mode=Mode.FWD), computed)
+            total += sum(others) - max(others)
+        if problem.requests and self.by_request:
+            total += cost.output_bytes(core, case.mode)  # of each request, before they are joined
+            if problem.page_size:  # the keys of one request, gathered
                 total += max(map(cost.kv_bytes, computed))
-        if core.problem != case.problem:  # q and k after positions and normalisation
-            total += cost.input_bytes(case.problem) * (2 if case.mode.needs_grad else 1)
-        if case.problem.scope != "core":
-            total += cost.scope_bytes(case.problem, case.mode)
+        if core != problem:  # q and k after positions and normalisation
+            total += cost.input_bytes(problem) * (2 if case.mode.needs_grad else 1)
+        if problem.scope != "core":
+            total += cost.scope_bytes(problem, case.mode)
         return total
 
     def peak_bytes(self, case: Case) -> int:
         """Predicted bytes at the peak of a call: inputs, outputs, the gradient of out, and `extra_bytes`."""
-        problem, mode = case.problem, case.mode
-        total = cost.input_bytes(problem) + cost.output_bytes(problem, Mode.FWD) + self.extra_bytes(case)
-        if mode.needs_grad:
-            total += cost.output_bytes(problem, Mode.FWD_BWD)
-        return total
+        return cost.call_bytes(case.problem, case.mode) + self.extra_bytes(case)
+
+
+def _of(case: Case, problem: Problem) -> Case:
+    """The case with another problem, or itself."""
+    return case if problem is case.problem else msgspec.structs.replace(case, problem=problem)
 
 
 def _objections_of_device(limits: Limits, dtype: Dtype, capability: tuple[int, int]) -> list[str]:
@@ -202,33 +208,34 @@ def _objections_of_device(limits: Limits, dtype: Dtype, capability: tuple[int, i
 
 def _objections_of_gradients(case: Case) -> list[str]:
     """Reasons of a whole batch: a backend that computes requests one by one sees neither pages nor sharing."""
+    if not case.mode.needs_grad:
+        return []
     problem = case.problem
     kinds = {
         "keys in pages": problem.page_size > 0, "keys that requests share": bool(problem.shared_prefix),
         "a batch with a request without queries": "empty" in problem.features,
     }  # fmt: skip
-    return [f"backward of {kind} unsupported" for kind, holds in kinds.items() if holds and case.mode.needs_grad]
+    return [f"backward of {kind} unsupported" for kind, holds in kinds.items() if holds]
 
 
-def _objections_of_shape(limits: Limits, case: Case) -> list[str]:
+def _objections_of_shape(limits: Limits, problem: Problem, mode: Mode) -> list[str]:
     reasons = []
-    problem = case.problem
-    dtypes = limits.dtypes | set(limits.forward_only)
-    if problem.dtype not in dtypes:
+    if problem.dtype not in limits.dtypes and problem.dtype not in limits.forward_only:
+        dtypes = {*limits.dtypes, *limits.forward_only}
         reasons.append(f"{problem.dtype} unsupported (supported: {', '.join(d for d in Dtype if d in dtypes)})")
-    if case.mode not in limits.modes:
-        forward_only = limits.modes == {Mode.FWD} and case.mode.needs_grad
-        reasons.append("backward unsupported" if forward_only else f"mode {case.mode} unsupported")
-    elif problem.dtype in limits.forward_only and case.mode.needs_grad:
+    if mode not in limits.modes:
+        forward_only = limits.modes == {Mode.FWD} and mode.needs_grad
+        reasons.append("backward unsupported" if forward_only else f"mode {mode} unsupported")
+    elif problem.dtype in limits.forward_only and mode.needs_grad:
         reasons.append(f"backward of {problem.dtype} unsupported")
-    if problem.kv and case.mode.needs_grad:
+    if problem.kv and mode.needs_grad:
         reasons.append("backward of a latent cache unsupported")
     for name, width in {"head_dim": problem.head_dim, "head_dim_v": problem.head_dim_v}.items():
         if limits.head_dim_most and width > limits.head_dim_most:
             reasons.append(f"{name} {width} is over {limits.head_dim_most}")
         if width % limits.head_dim_multiple:
             reasons.append(f"{name} {width} is not a multiple of {limits.head_dim_multiple}")
-    return list(dict.fromkeys(reasons))
+    return reasons
 
 
 def _objections_of_features(limits: Limits, needed: frozenset[str]) -> list[str]:
@@ -314,16 +321,21 @@ def load(name: str) -> Backend:
         return import_module("attnbench.backends.kernels_hub").load(name)  # type: ignore[no-any-return]
     if name in BUILTIN:
         return import_module(f"attnbench.backends.{BUILTIN[name]}").BACKENDS[name]  # type: ignore[no-any-return]
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name == name:
-            plugin = import_module("attnbench.backends.plugin")
-            return plugin.wrap(entry.load(), name)  # type: ignore[no-any-return]
+    if name in _entry_points():
+        plugin = import_module("attnbench.backends.plugin")
+        return plugin.wrap(_entry_points()[name].load(), name)  # type: ignore[no-any-return]
     raise UnknownNameError("backend", name, names(), where="--backend")
 
 
 def names() -> tuple[str, ...]:
     """Every name that `load` knows, files aside."""
-    return (*BUILTIN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)))
+    return (*BUILTIN, *_entry_points())
+
+
+@cache
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    """Those of installed packages. Cached: a look-up reads the metadata of each of them."""
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def is_file(name: str) -> bool:

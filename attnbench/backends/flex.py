@@ -233,7 +233,7 @@ def scratch_bytes(case: Case) -> int:
         mask += problem.heads * pairs * 4
     if problem.sinks:
         small += problem.batch * problem.heads * problem.seq_q * problem.head_dim_v * problem.dtype.bytes
-    packed = cost.kv_bytes(replace(problem, page_size=0))
+    packed = cost.kv_bytes(replace(problem, page_size=0) if problem.page_size else problem)
     gathered = packed if problem.page_size else 0
     if case.backend == "flex":
         return small + mask + gathered

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from attnbench import api, backends
@@ -15,12 +15,13 @@ from attnbench.analysis.rows import Row, rows_of
 from attnbench.api import StoredRun
 from attnbench.backends import installation
 from attnbench.engine import interpreters, plan
+from attnbench.engine.forecast import batched
 from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import labels
-from attnbench.records.case import Case
+from attnbench.records.case import Case, problem_label
 from attnbench.records.result import Cause
 from attnbench.records.run_directory import Run
 from attnbench.report import probe_outcomes, summary
@@ -29,6 +30,7 @@ from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import about, counted, seconds, size
 
+_LINES = 1000  # of a plan that are written at once
 _REASONS = 3  # of refused cases that are shown where nothing is measured
 
 
@@ -238,25 +240,31 @@ def _refusals(sweep: Sweep) -> str:
 def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
     """Print every case with its predicted time and memory, every refusal with its reason, then the totals."""
     as_json = format_ == "jsonl"
+    for chunk in batched(_plan_lines(sweep, as_json), _LINES):
+        print("\n".join(chunk))
+    _sums(sweep, as_json)
+    for name, origin in origins.items():
+        print(f"{name}: {origin}", file=sys.stderr)
+
+
+def _plan_lines(sweep: Sweep, as_json: bool) -> Iterator[str]:
     spent = 0.0
     for group in sweep.plan.groups:
         spent += group.seconds * sweep.settings.restarts
         late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
-        for arm, call_s in zip(group.arms, group.calls_s, strict=True):
-            case = group.case(arm)
-            peak, beyond = plan.peak_bytes(case), "  beyond the budget" if late else ""
-            text = f"{case.label}@{arm.device}  ~{about(call_s)}  {size(peak)}{beyond}"
-            print(_case(case, arm.id, "planned", "", call_s, peak) if as_json else text)
+        label, beyond = problem_label(group.problem, group.mode), "  beyond the budget" if late else ""
+        for arm, call_s, peak in zip(group.arms, group.calls_s, group.peaks_bytes, strict=True):
+            if as_json:
+                yield _case(group.case(arm), arm.id, "planned", "", call_s, peak)
+            else:
+                yield f"{label} {arm.backend}@{arm.device}  ~{about(call_s)}  {size(peak)}{beyond}"
     for refusal in sweep.plan.refusals:
         case, status, reason = refusal.case, refusal.status.value, refusal.reason
         text = f"{case.label}@{refusal.arm.device}  {status}: {reason}"
-        print(_case(case, refusal.arm.id, status, reason, None, None) if as_json else text)
+        yield _case(case, refusal.arm.id, status, reason, None, None) if as_json else text
     for cell, reason in sweep.plan.impossible:
         record = {"type": "impossible", "cell": cell, "reason": reason}
-        print(jsonl.line(record) if as_json else f"{cell}  skipped: {reason}")
-    _sums(sweep, as_json)
-    for name, origin in origins.items():
-        print(f"{name}: {origin}", file=sys.stderr)
+        yield jsonl.line(record) if as_json else f"{cell}  skipped: {reason}"
 
 
 def _sums(sweep: Sweep, as_json: bool) -> None:

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from attnbench.analysis import readings, warmup
-from attnbench.engine import plan
+from attnbench.engine.candidates import Refusal, scratch_bytes
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles
-from attnbench.engine.plan import Refusal
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.result import (
@@ -117,7 +116,7 @@ class ArmSession:
         self.samples["peak_memory"] = sample("B", [memory.peak])
         self.samples["total_memory"] = sample("B", [memory.total])
         self.facts |= {f"memory_{name}": value for name, value in memory.facts.items()}
-        if (predicted := plan.scratch_bytes(self.case)) is not None:
+        if (predicted := scratch_bytes(self.case)) is not None:
             self.facts["memory_predicted"] = predicted
         if "energy" in extras:
             self._energy()

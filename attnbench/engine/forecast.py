@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.analysis.cost_law import MIN_CASES, CostLaw, Floats, coordinates, rows_of
-from attnbench.analysis.workload import Workload, kind_of, of_backend
+from attnbench.analysis.workload import Workload, kind_of, of_backend, pads, workload
 from attnbench.attention import cost
 from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import Problem
@@ -129,7 +129,8 @@ class Forecast:
 
     def learn(self, arm: Arm, case: Case, call_s: float) -> None:
         """Record the seconds of a measured call."""
-        key, sizes = _key(arm, case), of_backend(case.problem, case.mode, case.backend)
+        key = _key(arm, case.problem.dtype, case.mode)
+        sizes = of_backend(case.problem, case.mode, case.backend)
         place = " ".join(f"{round(2 * octave)}" for octave in coordinates(rows_of([sizes]))[0])
         calls = self._calls.setdefault(key, {}).setdefault(kind_of(case.problem), {})
         calls.pop(place, None)  # the newest is last
@@ -150,24 +151,32 @@ class Forecast:
             self._predicted_s[place] += part_s
             self._taken_s[place] += part_s * taken_s / (parts.calls_s + parts.beside_s)
 
-    def calls_s(self, calls: Sequence[tuple[Arm, Case]]) -> list[float]:
-        """Predicted seconds of each call."""
-        sizes = rows_of([of_backend(case.problem, case.mode, case.backend) for _, case in calls])
-        places: dict[_Family, list[int]] = {}
-        for place, (arm, case) in enumerate(calls):
-            places.setdefault(_Family(_key(arm, case), kind_of(case.problem)), []).append(place)
-        predicted = np.empty(len(calls))
-        for family, of_family in places.items():
-            predicted[of_family] = self._of_family(family, calls[of_family[0]], sizes[of_family])
-        return [float(each) for each in predicted]
+    def _calls_s(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
+        """Predicted seconds of a call of each arm of each group, those of borrowed arms last."""
+        sizes = rows_of([workload(group.problem, group.mode) for group in groups])
+        alike: dict[tuple[tuple[Arm, ...], Dtype, Mode, str], list[int]] = {}
+        for place, group in enumerate(groups):
+            arms = group.arms + group.borrowed
+            alike.setdefault((arms, group.problem.dtype, group.mode, kind_of(group.problem)), []).append(place)
+        predicted: list[tuple[float, ...]] = [()] * len(groups)
+        for (arms, dtype, mode, kind), places in alike.items():
+            columns = []
+            for arm in arms:
+                of_arm = sizes[places]
+                if pads(arm.backend):
+                    of_arm = rows_of([workload(groups[place].problem, mode, padded=True) for place in places])
+                columns.append(self._of_family(_Family(_key(arm, dtype, mode), kind), arm, dtype, of_arm))
+            for place, calls in zip(places, np.column_stack(columns).tolist(), strict=True):
+                predicted[place] = tuple(calls)
+        return predicted
 
-    def _of_family(self, family: _Family, call: tuple[Arm, Case], sizes: Floats) -> Floats:
-        """Predicted seconds at the sizes; `call` is one of the family."""
+    def _of_family(self, family: _Family, arm: Arm, dtype: Dtype, sizes: Floats) -> Floats:
+        """Predicted seconds of calls of a family, by their sizes."""
         kinds = self._calls.get(family.arm, {})
         used = {family.kind: kinds[family.kind]} if family.kind in kinds else kinds
         self._used |= {_Family(family.arm, kind): len(calls) for kind, calls in used.items()}
         stored = [call for calls in used.values() for call in calls.values()]
-        rates = estimated_rates(call[0].parsed_device, call[1].problem.dtype, call[1].backend)
+        rates = estimated_rates(arm.parsed_device, dtype, arm.backend)
         estimated_s = _estimated_s(sizes, rates)
         if not stored:
             self._guessed += len(sizes)
@@ -199,33 +208,31 @@ class Forecast:
 
     def groups_s(self, groups: Iterable[Group]) -> list[float]:
         """Predicted seconds of each group, once its workers run."""
-        return [self._corrected_s(parts) for parts in self._parts(groups)]
+        of_calls, beside = self.ratios
+        return [of_calls * parts.calls_s + beside * parts.beside_s for parts in self._parts(groups)]
 
     def timed(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their predicted seconds, and those of a call of each arm."""
+        of_calls, beside = self.ratios
         return [
-            replace(group, seconds=self._corrected_s(parts), calls_s=parts.calls[: len(group.arms)])
+            replace(
+                group,
+                seconds=of_calls * parts.calls_s + beside * parts.beside_s,
+                calls_s=parts.calls[: len(group.arms)],
+            )
             for group, parts in zip(groups, self._parts(groups), strict=True)
         ]
-
-    def _corrected_s(self, parts: _GroupParts) -> float:
-        of_calls, beside = self.ratios
-        return of_calls * parts.calls_s + beside * parts.beside_s
 
     def _parts(self, groups: Iterable[Group]) -> Iterator[_GroupParts]:
         """Uncorrected seconds of each group."""
         for chunk in batched(groups, _CHUNK):
-            arms = [(*group.arms, *group.borrowed) for group in chunk]
-            pairs = zip(chunk, arms, strict=True)
-            seconds = iter(self.calls_s([(arm, group.case(arm)) for group, of_group in pairs for arm in of_group]))
-            for group, of_group in zip(chunk, arms, strict=True):
-                calls = tuple(itertools.islice(seconds, len(of_group)))
+            for group, calls in zip(chunk, self._calls_s(chunk), strict=True):
                 calls_s = MIN_CALLS * sum(calls) + PROBE_CALLS * group.probes * sum(calls[: len(group.arms)])
                 compiling = [arm for arm in group.arms if group.late]
                 compile_s = sum(self._compile_s.get(_compile_key(arm), COMPILE_S) for arm in compiling)
                 reference_s = oracle_s(group.problem, group.mode)
                 probes_s = len(group.arms) * group.probes * (PROBE_S + reference_s / 2)
-                yield _GroupParts(calls, calls_s, ARM_OVERHEAD_S * len(of_group) + compile_s + reference_s + probes_s)
+                yield _GroupParts(calls, calls_s, ARM_OVERHEAD_S * len(calls) + compile_s + reference_s + probes_s)
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
@@ -267,8 +274,8 @@ def _compile_key(arm: Arm) -> str:
     return f"{arm.backend}@{unpinned(arm.device)}"
 
 
-def _key(arm: Arm, case: Case) -> str:
-    return f"{_compile_key(arm)} {case.problem.dtype} {case.mode}"
+def _key(arm: Arm, dtype: Dtype, mode: Mode) -> str:
+    return f"{_compile_key(arm)} {dtype} {mode}"
 
 
 def estimated_rates(device: Device, dtype: Dtype, backend: str) -> Rates:

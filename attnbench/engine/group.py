@@ -1,6 +1,9 @@
 """A group: one problem in one mode, and the arms that measure it in common rounds."""
 
+from collections.abc import Collection
+
 import msgspec
+from msgspec.structs import replace
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
@@ -8,7 +11,7 @@ from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True):
+class Group(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One problem in one mode, and the arms that measure it in common rounds."""
 
     id: str
@@ -19,7 +22,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     late: bool = False  # in the second pass, for backends that compile
     probes: int = 0  # that each arm runs in the first restart, variants counted by themselves
     seconds: float = 0.0  # predicted, of the first restart
-    calls_s: tuple[float, ...] = ()  # predicted, of a call of each arm that the plan has
+    # Predicted, of a call of each of `arms`; the peak is None for a user's file.
+    calls_s: tuple[float, ...] = ()
+    peaks_bytes: tuple[int | None, ...] = ()
     layers: int = 0  # of the model that share the plan of a batch; 0: not stated
 
     @property
@@ -28,3 +33,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     def case(self, arm: Arm) -> Case:
         return Case(problem=self.problem, backend=arm.backend, mode=self.mode)
+
+    def only(self, arms: Collection[Arm]) -> "Group":
+        """The group with these of its arms."""
+        places = [place for place, arm in enumerate(self.arms) if arm in arms]
+        of_arms = {name: getattr(self, name) for name in ("arms", "calls_s", "peaks_bytes") if getattr(self, name)}
+        return replace(self, **{name: tuple(values[place] for place in places) for name, values in of_arms.items()})

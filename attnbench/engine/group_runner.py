@@ -21,10 +21,11 @@ from attnbench.analysis import readings, roofline
 from attnbench.attention import cost, inputs
 from attnbench.engine import expected_cache
 from attnbench.engine.arm_session import ArmSession, GroupSessions, secret_seed
+from attnbench.engine.candidates import Refusal
 from attnbench.engine.forecast import ROUNDS_S, Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
-from attnbench.engine.plan import Refusal, is_reference
+from attnbench.engine.plan import is_reference
 from attnbench.engine.rounds import RoundsEnd, run_rounds
 from attnbench.engine.verified_cache import VerifiedCases
 from attnbench.engine.worker_process import WorkerFailedError, Workers

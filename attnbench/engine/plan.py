@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import msgspec
@@ -13,19 +13,19 @@ from attnbench import backends
 from attnbench.attention import cost
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.backends import installation
 from attnbench.engine import interpreters
-from attnbench.engine.forecast import Forecast, start_s
+from attnbench.engine.candidates import ORACLE_BYTES, WORKER_BYTES, Candidate, PlanLimits
+from attnbench.engine.forecast import Forecast, batched, start_s
 from attnbench.engine.group import Group
 from attnbench.engine.interpreters import HERE, Pythons
 from attnbench.errors import UnknownNameError
 from attnbench.machine import resources
 from attnbench.records.arm import Arm, Device
 from attnbench.records.case import Case
-from attnbench.records.result import Cause, Key, Procedure, Result, Status
+from attnbench.records.result import Key, Result
 from attnbench.records.speeds import Speeds
 from attnbench.suite import Cell
-from attnbench.units import size, words
+from attnbench.units import words
 
 AUTO: dict[str, tuple[str, ...]] = {
     "cpu": ("naive", "sdpa:math", "sdpa:flash", "flex"),
@@ -51,34 +51,7 @@ SPECIALISED: dict[str, tuple[str, ...]] = {
     "cuda": ("sdpa:cascade", "mla:absorbed", "mla:expanded", "flashinfer:mla", "flashinfer:cascade", "triton:cascade"),
 }
 PREFERRED_REFERENCE = "naive"
-
-# Memory of a worker after its imports, and scratch of the oracle; a prediction adds both to the tensors.
-WORKER_BYTES = 400 * 1024**2
-ORACLE_BYTES = 600 * 1024**2
-
-
-class Refusal(NamedTuple):
-    """Why a case is not measured."""
-
-    status: Status
-    reason: str
-    cause: Cause | None = None
-    facts: Mapping[str, object] = {}
-
-    def result(self, case: Case, arm: Arm, procedure: Procedure, *, restart: int = 0, group: str = "") -> Result:
-        """The Result that is stored in place of a measurement."""
-        return Result(
-            case=case,
-            case_id=case.id,
-            arm=arm,
-            status=self.status,
-            reason=self.reason,
-            cause=self.cause,
-            restart=restart,
-            group=group,
-            procedure=procedure,
-            facts=dict(self.facts),
-        )
+_CHUNK = 1000  # cells that are planned and then predicted: what is counted of a problem is still known
 
 
 class Rest(NamedTuple):
@@ -118,17 +91,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             if len(arms) == len(group.arms):
                 groups.append(group)
             elif arms:
-                groups.append(replace(group, arms=tuple(arms), seconds=0.0))
+                groups.append(replace(group.only(arms), seconds=0.0))
         return groups
 
     def left(self, done: Collection[Key], restarts: Sequence[int]) -> Plan:
         """The plan of a run that continues where these keys are stored."""
+        if not done:
+            return self
         refusals = tuple(refusal for refusal in self.refusals if refusal.key not in done)
         return replace(self, groups=tuple(self.without(done, restarts)), refusals=refusals)
 
     def rest(self, done: Collection[Key], restarts: Sequence[int], speeds: Speeds) -> Rest:
         """What these restarts measure of this plan if these keys are stored."""
-        refusals = sum(refusal.key not in done for refusal in self.refusals)
+        refusals = sum(refusal.key not in done for refusal in self.refusals) if done else len(self.refusals)
         cases = refusals + sum(len(group.arms) for group in self.without(done, restarts))
         forecast, results, rest_s = Forecast(speeds), refusals, 0.0
         for restart in restarts:
@@ -146,18 +121,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def seconds(self) -> float:
         """Predicted, of everything in one restart."""
         return self.rest((), [0], Speeds()).seconds
-
-
-class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan depends on beside cells and arms."""
-
-    memory_bytes: int  # the limit for a group
-    procedures: dict[str, Procedure]  # by kind of device
-    reference: str = ""  # backend; empty: none
-    gpu_memory_bytes: dict[int, int] = {}  # by index
-    capability: dict[int, tuple[int, int]] = {}  # by index
-    speeds: Speeds = Speeds()  # what this machine measured before
-    probes: int = 0  # of each case
 
 
 def arms_of(
@@ -232,11 +195,18 @@ def _takes(name: str, kind: str, problem: Problem, mode: Mode) -> bool:
     return not backends.load(name).objections(Case(problem=problem, backend=name, mode=mode), kind)
 
 
+class Member(NamedTuple):
+    """An arm that measures a problem."""
+
+    candidate: Candidate
+    peak_bytes: int | None  # predicted, of one call; None for a user's file
+
+
 def make(
     cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits, impossible: Iterable[tuple[str, str]] = ()
 ) -> Plan:
     """Group the cells, refuse what cannot run, and order the groups cheapest first."""
-    plan = _planned(cells, limits, lambda cell, arms: _groups_of(cell, arms, limits))
+    plan = _planned(cells, limits, _groups_of)
     # The seconds of a group that compiles include the compilation, which puts it among groups as expensive.
     groups = sorted(plan.groups, key=lambda group: (group.seconds, group.late))
     return replace(plan, groups=_numbered(groups), impossible=tuple(impossible))
@@ -244,30 +214,39 @@ def make(
 
 def together(cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits) -> Plan:
     """One group for each cell with all its arms, in the given order: arms that must share rounds, as in a gate."""
-    plan = _planned(cells, limits, lambda cell, arms: [_group(cell, arms, late=any(map(_compiles, arms)))])
+
+    def groups_of(cell: Cell, members: Sequence[Member], limits: PlanLimits) -> list[Group]:
+        return [_group(cell, members, limits, late=any(member.candidate.compiles for member in members))]
+
+    plan = _planned(cells, limits, groups_of)
     return replace(plan, groups=_numbered(plan.groups))
 
 
 def _planned(
-    cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits, groups_of: Callable[[Cell, list[Arm]], list[Group]]
+    cells: Iterable[tuple[Cell, Sequence[Arm]]],
+    limits: PlanLimits,
+    groups_of: Callable[[Cell, Sequence[Member], PlanLimits], list[Group]],
 ) -> Plan:
     """The groups that `groups_of` makes of a cell and the arms that can run it, and the results of the other arms."""
     forecast = Forecast(limits.speeds)
-    groups: list[Group] = []
+    candidate_of = cache(partial(Candidate, limits=limits))
+    timed: list[Group] = []
     refusals: list[Result] = []
     arms: dict[str, Arm] = {}
-    for cell, arms_of_cell in cells:
-        runnable = []
-        for arm in arms_of_cell:
-            arms[arm.id] = arm
-            case = Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
-            if refusal := refuse(case, arm, limits):
-                refusals.append(refusal.result(case, arm, limits.procedures[arm.parsed_device.kind]))
-            else:
-                runnable.append(arm)
-        if runnable:
-            groups += groups_of(cell, runnable)
-    timed = forecast.timed([replace(group, probes=limits.probes) for group in groups])
+    for chunk in batched(cells, _CHUNK):
+        groups: list[Group] = []
+        for cell, arms_of_cell in chunk:
+            members = []
+            for arm in arms_of_cell:
+                arms[arm.id] = arm
+                case, candidate = Case(problem=cell.problem, backend=arm.backend, mode=cell.mode), candidate_of(arm)
+                refusal, peak_bytes = candidate.check(case)
+                if refusal:
+                    refusals.append(refusal.result(case, arm, limits.procedures[arm.parsed_device.kind]))
+                else:
+                    members.append(Member(candidate, peak_bytes))
+            groups += groups_of(cell, members, limits) if members else []
+        timed += forecast.timed(groups)
     return Plan(
         groups=tuple(timed), refusals=tuple(refusals), arms=tuple(arms.values()), times_from=forecast.basis.text
     )
@@ -275,35 +254,6 @@ def _planned(
 
 def _numbered(groups: Iterable[Group]) -> tuple[Group, ...]:
     return tuple(replace(group, id=f"g{number:05d}") for number, group in enumerate(groups))
-
-
-def refuse(case: Case, arm: Arm, limits: PlanLimits) -> Refusal | None:
-    """Why this case is not measured, as far as is known without opening the device; None if it is."""
-    if backends.is_file(arm.backend):
-        return None  # only the worker reads a user's file
-    backend = backends.load(arm.backend)
-    device = arm.parsed_device
-    capability = limits.capability.get(device.index, (0, 0)) if device.kind == "cuda" else (0, 0)
-    if device.kind not in backend.limits:
-        return Refusal(Status.UNAVAILABLE, "; ".join(backend.objections(case, device.kind)))
-    if absent := interpreters.missing(backend, arm):
-        where = f" in {arm.python}" if arm.python else ""
-        command = installation.install_command(backend, arm.python)
-        hint = f"; install: {command}" if command else ""
-        return Refusal(Status.UNAVAILABLE, f"not installed{where}: {', '.join(absent)}{hint}")
-    if wrong := interpreters.wrong_version(backend, arm):
-        return Refusal(Status.UNAVAILABLE, wrong)
-    interpreted = bool(backend.interpreter) and set(backend.interpreter) <= set(arm.env)
-    if device.kind == "cpu" and backend.untimed and not interpreted:
-        return Refusal(Status.UNAVAILABLE, backend.untimed)
-    if objections := backend.objections(case, device.kind, capability):
-        return Refusal(Status.UNSUPPORTED, "; ".join(objections))
-    needed, limit = peak_bytes(case) or 0, _limit(device, limits)
-    if device.kind == "cpu":
-        needed += WORKER_BYTES + ORACLE_BYTES + cost.input_bytes(case.problem)
-    if needed > limit:
-        return Refusal(Status.SKIPPED, f"needs {size(needed)}, limit {size(limit)}", Cause.MEMORY)
-    return None
 
 
 def is_reference(other: Arm, arm: Arm, reference: str) -> bool:
@@ -318,7 +268,7 @@ def missing_arms(groups: Iterable[Group], restart: int, done: Collection[Key], r
         if arms := tuple(arm for arm in group.arms if arm not in stored):
             partners = [other for other in stored if any(is_reference(other, arm, reference) for arm in arms)]
             of_restart = 0 if restart else group.probes
-            yield replace(group, arms=arms, borrowed=(*group.borrowed, *partners), probes=of_restart)
+            yield replace(group.only(arms), borrowed=(*group.borrowed, *partners), probes=of_restart)
 
 
 def reference_of(cells: Sequence[tuple[Cell, Sequence[Arm]]], limits: PlanLimits) -> str:
@@ -326,71 +276,63 @@ def reference_of(cells: Sequence[tuple[Cell, Sequence[Arm]]], limits: PlanLimits
 
     A backend can serve if it runs in the first pass, in which it shares rounds with others, and can run a case.
     """
-    names = dict.fromkeys(arm.backend for _, arms in cells for arm in arms if not _compiles(arm))
+    candidate_of = cache(partial(Candidate, limits=limits))
+    names = dict.fromkeys(arm.backend for _, arms in cells for arm in arms if not candidate_of(arm).compiles)
     for name in sorted(names, key=lambda name: name != PREFERRED_REFERENCE):
         for cell, arms in cells:
             case = Case(problem=cell.problem, backend=name, mode=cell.mode)
-            if any(arm.backend == name and refuse(case, arm, limits) is None for arm in arms):
+            if any(arm.backend == name and candidate_of(arm).check(case).refusal is None for arm in arms):
                 return name
     return ""
 
 
-def scratch_bytes(case: Case) -> int | None:
-    """Predicted bytes of one call beyond its inputs and outputs; None for a user's file."""
-    return None if backends.is_file(case.backend) else backends.load(case.backend).extra_bytes(case)
-
-
-@lru_cache(maxsize=200_000)
-def peak_bytes(case: Case) -> int | None:
-    """Predicted peak bytes of one call; None for a user's file, which only the worker reads."""
-    return None if backends.is_file(case.backend) else backends.load(case.backend).peak_bytes(case)
-
-
-def _groups_of(cell: Cell, arms: list[Arm], limits: PlanLimits) -> list[Group]:
+def _groups_of(cell: Cell, members: Sequence[Member], limits: PlanLimits) -> list[Group]:
     """Groups of the first pass, and a group of the second for each arm that compiles, with the reference arm."""
-    early = [arm for arm in arms if not _compiles(arm)]
-    parts: list[list[Arm]] = []  # one if all arms fit into memory at once, else several that do, filled in order
-    for arm in early:
-        if parts and group_bytes(cell.problem, cell.mode, [*parts[-1], arm]) <= _limit(arm.parsed_device, limits):
-            parts[-1].append(arm)
+    early = [member for member in members if not member.candidate.compiles]
+    parts: list[list[Member]] = []  # one if all arms fit into memory at once, else several that do, filled in order
+    for member in early:
+        if parts and _bytes(cell, [*parts[-1], member]) <= member.candidate.memory_bytes:
+            parts[-1].append(member)
         else:
-            parts.append([arm])
-    groups = [_group(cell, part, _partners(cell, part, early, limits)) for part in parts]
-    late = [[arm] for arm in arms if _compiles(arm)]
-    return groups + [_group(cell, part, _partners(cell, part, early, limits), late=True) for part in late]
+            parts.append([member])
+    groups = [_group(cell, part, limits, _partners(cell, part, early, limits)) for part in parts]
+    late = [[member] for member in members if member.candidate.compiles]
+    return groups + [_group(cell, part, limits, _partners(cell, part, early, limits), late=True) for part in late]
 
 
-def _partners(cell: Cell, part: Sequence[Arm], early: Sequence[Arm], limits: PlanLimits) -> list[Arm]:
+def _partners(cell: Cell, part: Sequence[Member], early: Sequence[Member], limits: PlanLimits) -> list[Member]:
     """The reference arms of other groups that join this one for its speed-ups, if they fit into memory as well."""
+    arms = [member.candidate.arm for member in part]
     partners = [
         other
         for other in early
-        if other not in part and any(is_reference(other, arm, limits.reference) for arm in part)
+        if other not in part and any(is_reference(other.candidate.arm, arm, limits.reference) for arm in arms)
     ]
-    fits = group_bytes(cell.problem, cell.mode, [*part, *partners]) <= _limit(part[0].parsed_device, limits)
+    fits = not partners or _bytes(cell, [*part, *partners]) <= part[0].candidate.memory_bytes
     return partners if fits else []
 
 
-def _group(cell: Cell, arms: Sequence[Arm], borrowed: Sequence[Arm] = (), late: bool = False) -> Group:
-    arms, borrowed = tuple(arms), tuple(borrowed)
+def _group(
+    cell: Cell, members: Sequence[Member], limits: PlanLimits, borrowed: Sequence[Member] = (), late: bool = False
+) -> Group:
     return Group(
-        id="", problem=cell.problem, mode=cell.mode, arms=arms, borrowed=borrowed, late=late, layers=cell.layers
+        id="",
+        problem=cell.problem,
+        mode=cell.mode,
+        arms=tuple(member.candidate.arm for member in members),
+        borrowed=tuple(member.candidate.arm for member in borrowed),
+        late=late,
+        probes=limits.probes,
+        peaks_bytes=tuple(member.peak_bytes for member in members),
+        layers=cell.layers,
     )
 
 
-def group_bytes(problem: Problem, mode: Mode, arms: Sequence[Arm]) -> int:
-    """Predicted bytes of a group with these arms: of its workers and its oracle."""
-    cases = [Case(problem=problem, backend=arm.backend, mode=mode) for arm in arms]
-    of_arm = WORKER_BYTES + cost.input_bytes(problem)
-    return ORACLE_BYTES + len(cases) * of_arm + sum(peak_bytes(case) or 0 for case in cases)
+def group_bytes(problem: Problem, peaks_bytes: Iterable[int | None]) -> int:
+    """Predicted bytes of a group whose calls have these peaks: of its workers and its oracle."""
+    of_worker = WORKER_BYTES + cost.input_bytes(problem)
+    return ORACLE_BYTES + sum(of_worker + (peak_bytes or 0) for peak_bytes in peaks_bytes)
 
 
-def _limit(device: Device, limits: PlanLimits) -> int:
-    if device.kind == "cuda":
-        return limits.gpu_memory_bytes.get(device.index, 1 << 62)
-    return limits.memory_bytes
-
-
-@lru_cache(maxsize=256)
-def _compiles(arm: Arm) -> bool:
-    return not backends.is_file(arm.backend) and backends.load(arm.backend).compiles
+def _bytes(cell: Cell, members: Iterable[Member]) -> int:
+    return group_bytes(cell.problem, (member.peak_bytes for member in members))

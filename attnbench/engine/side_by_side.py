@@ -16,6 +16,7 @@ from threading import Thread
 
 from msgspec.structs import replace
 
+from attnbench.engine.candidates import peak_bytes
 from attnbench.engine.disturbance import check
 from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
@@ -193,8 +194,8 @@ def _bytes_beside(plan: Plan) -> int:
     """Memory for the largest group of each device."""
     largest: dict[str, int] = defaultdict(int)
     for part in (part for group in plan.groups for part in by_device(group)):
-        device = part.arms[0].device
-        largest[device] = max(largest[device], group_bytes(part.problem, part.mode, (*part.arms, *part.borrowed)))
+        device, cases = part.arms[0].device, map(part.case, (*part.arms, *part.borrowed))
+        largest[device] = max(largest[device], group_bytes(part.problem, map(peak_bytes, cases)))
     return sum(largest.values())
 
 
@@ -235,4 +236,4 @@ def by_device(group: Group) -> Iterator[Group]:
     for device in dict.fromkeys(arm.device for arm in group.arms):
         arms = tuple(arm for arm in group.arms if arm.device == device)
         borrowed = tuple(arm for arm in group.borrowed if arm.device == device)
-        yield replace(group, id=f"{group.id}-{device}", arms=arms, borrowed=borrowed)
+        yield replace(group.only(arms), id=f"{group.id}-{device}", borrowed=borrowed)

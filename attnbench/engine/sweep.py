@@ -12,10 +12,11 @@ from attnbench._version import __version__
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
 from attnbench.engine import interpreters, plan
+from attnbench.engine.candidates import PlanLimits
 from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.interpreters import Pythons
-from attnbench.engine.plan import Plan, PlanLimits, Rest
+from attnbench.engine.plan import Plan, Rest
 from attnbench.engine.request import Request as Request
 from attnbench.engine.request import settings_of
 from attnbench.engine.request import shown_metrics as shown_metrics
@@ -285,8 +286,11 @@ def _cells(
             continue
         if isinstance(cell, Impossible):
             impossible.append((cell.text, cell.reason))
-        elif passing := [arm for arm in arms if _passes(cell, arm, only, skip)]:
-            cells.append((cell, passing))
+            continue
+        if only or skip:
+            arms = [arm for arm in arms if _passes(cell, arm, only, skip)]
+        if arms:
+            cells.append((cell, arms))
     interpreters.check_used(pythons, {arm.backend for _, arms in cells for arm in arms})
     return cells, impossible
 
@@ -312,10 +316,13 @@ def _distinct(
                 names = tuple(plan.backend_names(named or cell.backends or ("auto",), kind, cell, pythons))
                 if names not in arms_by_names:
                     arms_by_names[names] = plan.arms_of(names, of_kind, interpreted, pythons)
-                before = seen.setdefault((cell.problem, cell.mode), [])
-                new = [arm for arm in arms_by_names[names] if arm not in before]
-                before += new
-                yield cell, new
+                arms, key = arms_by_names[names], (cell.problem, cell.mode)
+                if before := seen.get(key):
+                    arms = [arm for arm in arms if arm not in before]
+                    seen[key] = [*before, *arms]
+                else:
+                    seen[key] = arms
+                yield cell, arms
 
 
 def _passes(cell: Cell, arm: Arm, only: Sequence[suite.Filter], skip: Sequence[suite.Filter]) -> bool:

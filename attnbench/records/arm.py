@@ -43,7 +43,9 @@ def _ranges(cores: tuple[int, ...]) -> str:
     return "+".join(f"{each[0]}-{each[-1]}" if len(each) > 1 else f"{each[0]}" for each in ranges.values())
 
 
-class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+class Arm(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False, cache_hash=True
+):
     """One way to run a problem. Copies of one arm, for an A/A control, differ in `copy`: `naive` and `naive#2`."""
 
     backend: str

@@ -11,8 +11,15 @@ from attnbench.attention import requests, shared_prefix
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 
+# Fields of a problem that a label shows without their names.
+_IN_LABEL = frozenset({
+    "batch", "heads", "kv_heads", "seq_q", "seq_kv", "head_dim", "head_dim_v", "dtype", "mask", "requests", "lengths",
+})  # fmt: skip
 
-class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+
+class Case(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False, cache_hash=True
+):
     """What is measured: the same problem on two backends is two cases."""
 
     problem: Problem
@@ -20,7 +27,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     mode: Mode = Mode.FWD
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "mode", Mode(self.mode))
+        if type(self.mode) is not Mode:
+            msgspec.structs.force_setattr(self, "mode", Mode(self.mode))
 
     @property
     def id(self) -> str:
@@ -41,24 +49,10 @@ def problem_label(problem: Problem, mode: Mode) -> str:
     parts = [f"b{problem.batch}", heads, *sizes, f"d{problem.head_dim}"]
     if problem.head_dim_v != problem.head_dim:
         parts.append(f"dv{problem.head_dim_v}")
-    parts += [problem.mask, problem.dtype.value, mode.value]
-    shown = {
-        "batch",
-        "heads",
-        "kv_heads",
-        "seq_q",
-        "seq_kv",
-        "head_dim",
-        "head_dim_v",
-        "dtype",
-        "mask",
-        "requests",
-        "lengths",
-    }
+    parts += [problem.mask, problem.dtype, mode]
     rest: dict[str, object] = {}
-    for name, value in canonical(problem).items():
-        if name not in shown:
-            rest |= value if isinstance(value, dict) else {name: value}
+    for name, value in canonical(problem, leave_out=_IN_LABEL).items():
+        rest |= value if isinstance(value, dict) else {name: value}
     if problem.lengths:
         rest["lengths"] = requests.short_lengths(problem.lengths)
     if problem.shared_prefix:
@@ -67,13 +61,13 @@ def problem_label(problem: Problem, mode: Mode) -> str:
     return " ".join(parts)
 
 
-def canonical(record: msgspec.Struct) -> dict[str, object]:
+def canonical(record: msgspec.Struct, leave_out: frozenset[str] = frozenset()) -> dict[str, object]:
     """A record as plain values, without fields equal to their default and without empty records, recursively.
 
     An encoder would not do: msgspec drops defaults by identity, so 30 and 30.0 would give two ids.
     """
     plain: dict[str, object] = {}
-    for name, default in _defaults(type(record)):
+    for name, default in _defaults(type(record), leave_out):
         value = getattr(record, name)
         if value == default:
             continue
@@ -86,9 +80,10 @@ def canonical(record: msgspec.Struct) -> dict[str, object]:
 
 
 @cache
-def _defaults(kind: type[msgspec.Struct]) -> tuple[tuple[str, object], ...]:
-    """Name and default of every field. Cached: msgspec evaluates the annotations of a class at every call."""
-    return tuple((field.name, field.default) for field in msgspec.structs.fields(kind))
+def _defaults(kind: type[msgspec.Struct], leave_out: frozenset[str]) -> tuple[tuple[str, object], ...]:
+    """Name and default of every other field. Cached: msgspec evaluates the annotations of a class at every call."""
+    fields = msgspec.structs.fields(kind)
+    return tuple((field.name, field.default) for field in fields if field.name not in leave_out)
 
 
 def _plain(value: object) -> object:

@@ -80,7 +80,7 @@ class RunWriter:
         if not results:
             return
         encoder = msgspec.json.Encoder()
-        data = b"".join(encoder.encode(_anonymous_result(result, self._mark)) + b"\n" for result in results)
+        data = b"".join(encoder.encode(_as_stored(result, self._mark)) + b"\n" for result in results)
         size = os.fstat(self._results).st_size
         try:
             _write(self._results, data)
@@ -122,8 +122,9 @@ def anonymous(text: str) -> str:
     return text
 
 
-def _anonymous_result(result: Result, mark: str) -> Result:
-    """The result without the user's paths in its texts, and without facts outside their range.
+def _as_stored(result: Result, mark: str) -> Result:
+    """The result as it is stored: with the id of its case, without the user's paths in its texts and without facts
+    outside their range.
 
     `mark`: the machine of a forced continuation, else empty.
     """
@@ -134,7 +135,9 @@ def _anonymous_result(result: Result, mark: str) -> Result:
     facts |= {name: anonymous(text) for name in ("trace", "log") if isinstance(text := facts.get(name), str)}
     if mark:
         facts["fingerprint"] = mark
-    return msgspec.structs.replace(result, reason=anonymous(result.reason), facts=facts, samples=samples)
+    return msgspec.structs.replace(
+        result, case_id=result.case.id, reason=anonymous(result.reason), facts=facts, samples=samples
+    )
 
 
 def _within_ranges(environment: Environment) -> Environment:

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.engine.candidates import WORKER_BYTES, Candidate, PlanLimits
 from attnbench.engine.group_runner import RunSettings
-from attnbench.engine.plan import WORKER_BYTES, PlanLimits, peak_bytes, refuse
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.machine import resources
 from attnbench.records.arm import Arm
@@ -59,17 +59,18 @@ def search(
     """The longest sequence of an arm; `base` is the problem, its length aside. `say` receives each label."""
     longest = Longest(arm=arm, problem=base)
     arm = replace(arm, env=(*arm.env, *PLAIN_MALLOC))
+    # Without the memory limit of the plan: the probe checks the prediction.
+    candidate = Candidate(arm, replace(limits, memory_bytes=1 << 62, gpu_memory_bytes={}))
 
     def fits(seq: int) -> bool:
         problem = replace(base, seq_q=seq, seq_kv=seq)
         case = Case(problem=problem, backend=arm.backend, mode=mode)
         longest.probes += 1
         say(case.label)
-        # Without the plan's memory limit: the probe checks the prediction.
-        refused = refuse(case, arm, replace(limits, memory_bytes=1 << 62, gpu_memory_bytes={}))
+        refused, predicted_bytes = candidate.check(case)
         status, reason, *_ = refused or probe(case, arm, settings)
         if status is Status.OK:
-            longest.seq, longest.problem, longest.predicted_bytes = seq, problem, peak_bytes(case)
+            longest.seq, longest.problem, longest.predicted_bytes = seq, problem, predicted_bytes
             return True
         longest.stopped_at, longest.status, longest.reason = seq, status, reason
         return False

@@ -206,11 +206,13 @@ def _products(table: ProblemTable, dtype: Dtype) -> Iterator[Fields]:
 
 def _of_rank(values: Fields) -> Fields:
     """The fields of one rank; where there are fewer key heads than ranks, each rank holds a copy of one."""
-    rest = {name: value for name, value in values.items() if name != "tp"}
-    heads, kv_heads, ranks = (cast("int", values[name]) for name in ("heads", "kv_heads", "tp"))
+    rest = dict(values)
+    ranks = cast("int", rest.pop("tp"))
+    heads, kv_heads = (cast("int", rest[name]) for name in ("heads", "kv_heads"))
     if heads % ranks:
         raise ProblemError(f"heads={heads} cannot be shared out among tp={ranks} ranks")
-    return rest | {"heads": heads // ranks, "kv_heads": max(1, kv_heads // ranks)}
+    rest["heads"], rest["kv_heads"] = heads // ranks, max(1, kv_heads // ranks)
+    return rest
 
 
 def _scores(table: ProblemTable) -> tuple[Score, ...]:

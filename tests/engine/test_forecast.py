@@ -10,6 +10,7 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
+from attnbench.engine.candidates import PlanLimits
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, ORACLE_MIN_S, PROBE_S, Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.sweep import Request
@@ -33,7 +34,8 @@ def case(seq: int, backend: str = "naive") -> Case:
 
 
 def call_s(forecast: Forecast, arm: Arm, case: Case) -> float:
-    return forecast.calls_s([(arm, case)])[0]
+    (timed,) = forecast.timed([Group(id="", problem=case.problem, mode=case.mode, arms=(arm,))])
+    return timed.calls_s[0]
 
 
 def test_a_call_is_predicted_from_the_nearest_measurement() -> None:
@@ -77,7 +79,7 @@ def test_calls_between_stored_ones_follow_their_law_and_the_plan_says_so() -> No
         forecast.learn(ARM, case(seq), taken_s(seq))
     assert call_s(forecast, ARM, case(700)) == pytest.approx(taken_s(700), rel=0.01)
     procedures = {"cpu": Procedure()}
-    limits = plan.PlanLimits(memory_bytes=1 << 40, procedures=procedures, speeds=forecast.speeds)
+    limits = PlanLimits(memory_bytes=1 << 40, procedures=procedures, speeds=forecast.speeds)
     cells = [(Cell(case(700).problem, Mode.FWD), plan.arms_of((name,), [DEVICE])) for name in ("naive", "sdpa:math")]
     assert plan.make(cells, limits).times_from == "from 6 stored cases, 1 guessed"
     assert plan.make(cells[1:], limits).times_from == "a rough guess"
@@ -159,5 +161,6 @@ def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
 def test_a_planned_group_holds_the_seconds_of_a_call_of_each_arm() -> None:
     forecast = Forecast()
     (timed,) = forecast.timed([group(1024)])
-    assert timed.calls_s == tuple(forecast.calls_s([(arm, timed.case(arm)) for arm in timed.arms]))
+    # By hand, at 1.5e10 FLOP/s and 1e10 bytes/s: 2.147e9 FLOPs, 8.39e6 bytes, and 50 us of overhead.
+    assert timed.calls_s == (pytest.approx(2.147e9 / 1.5e10 + 8.39e6 / 1e10 + 5e-5, rel=1e-3),)
     assert timed.seconds == forecast.group_s(group(1024))

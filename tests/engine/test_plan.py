@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from types import FrameType
 
 import msgspec
 import pytest
@@ -10,20 +12,23 @@ import pytest
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
+from attnbench.engine.candidates import PlanLimits, peak_bytes
 from attnbench.errors import UsageError
 from attnbench.records.arm import Device
+from attnbench.records.case import Case
 from attnbench.records.result import Cause, Procedure, Status
 from attnbench.records.speeds import Speeds
 from attnbench.suite import Cell
 
 CPU = Device(kind="cpu", threads=1)
 GIB = 1024**3
+LIMITS = PlanLimits(memory_bytes=16 * GIB, procedures={"cpu": Procedure()})
 
 
 def planned(
     *problems: Problem, names: tuple[str, ...], memory: int = 16 * GIB, mode: Mode = Mode.FWD, layers: int = 0
 ) -> plan.Plan:
-    limits = plan.PlanLimits(memory_bytes=memory, procedures={"cpu": Procedure()})
+    limits = msgspec.structs.replace(LIMITS, memory_bytes=memory)
     arms = plan.arms_of(names, [CPU])
     cells = [(Cell(problem=problem, mode=mode, layers=layers), arms) for problem in problems]
     return plan.make(cells, msgspec.structs.replace(limits, reference=plan.reference_of(cells, limits)))
@@ -77,7 +82,8 @@ def test_no_backend_serves_where_all_compile() -> None:
 
 def test_a_group_that_did_not_fit_beside_the_reference_borrows_it() -> None:
     cell = Cell(problem=Problem(seq_q=8192), mode=Mode.FWD)
-    two = plan.group_bytes(cell.problem, cell.mode, plan.arms_of(("naive", "sdpa:math"), [CPU]))
+    arms = plan.arms_of(("naive", "sdpa:math"), [CPU])
+    two = plan.group_bytes(cell.problem, [peak_bytes(Case(problem=cell.problem, backend=arm.backend)) for arm in arms])
     groups = planned(cell.problem, names=("naive", "naive", "sdpa:math"), memory=two).groups
     borrowed = {tuple(arm.name for arm in group.arms): [arm.name for arm in group.borrowed] for group in groups}
     assert borrowed == {("naive", "naive#2"): [], ("sdpa:math",): ["naive"]}
@@ -89,6 +95,7 @@ def test_what_is_left_of_a_plan_lacks_a_restart() -> None:
     assert whole.without(frozenset(keys), range(2)) == []
     (left,) = whole.without(frozenset(keys[:-1]), range(2))
     assert (left.problem, left.arms) == (whole.groups[1].problem, whole.groups[1].arms[1:])
+    assert (left.calls_s, left.peaks_bytes) == (whole.groups[1].calls_s[1:], whole.groups[1].peaks_bytes[1:])
 
 
 def test_the_time_of_a_continued_run_is_that_of_what_is_left() -> None:
@@ -129,7 +136,7 @@ def test_a_case_that_does_not_fit_is_refused_with_both_sizes():
 def test_arms_that_do_not_fit_together_are_in_separate_groups():
     result = planned(Problem(seq_q=8192), names=("naive", "sdpa:math"), memory=9 * GIB)
     assert [[arm.name for arm in group.arms] for group in result.groups] == [["naive"], ["sdpa:math"]]
-    assert all(plan.peak_bytes(group.case(arm)) < 9 * GIB for group in result.groups for arm in group.arms)
+    assert all(peak and peak < 9 * GIB for group in result.groups for peak in group.peaks_bytes)
 
 
 @pytest.mark.parametrize(
@@ -219,3 +226,40 @@ def test_planning_is_linear_in_the_number_of_problems() -> None:
     calls(10)  # imports, and what is computed once
     few, many = calls(100), calls(400)
     assert many < 4.4 * few
+
+
+def calls_of_planning(lengths: str, names: str) -> Counter[str]:
+    """How often each function is called while a sweep is planned."""
+    counted: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            counted[frame.f_code.co_qualname] += 1
+
+    request = sweep.Request(axes={"seq": lengths, "mask": "causal"}, backend=names, device="cpu:threads=1")
+    sys.setprofile(count)
+    try:
+        sweep.prepare(request)
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+def test_what_depends_on_the_problem_alone_is_computed_once_for_all_its_backends() -> None:
+    one, four = (calls_of_planning(lengths, names) for lengths, names in (
+        ("7001..7020:+1", "naive"), ("7101..7120:+1", "naive,sdpa,sdpa:math,sdpa:flash"),
+    ))  # fmt: skip
+    costly = ("Problem.__post_init__", "_features", "_totals", "input_bytes", "call_bytes", "workload", "kind_of")
+    assert {name: four[name] for name in costly} == {name: one[name] for name in costly} != dict.fromkeys(costly, 0)
+
+
+def test_what_depends_on_the_arm_alone_is_computed_once_for_all_problems() -> None:
+    few, many = (calls_of_planning(lengths, "naive,sdpa:cudnn") for lengths in ("64..67:+1", "64..99:+1"))
+    costly = ("load", "missing", "wrong_version", "Candidate.__init__", "parse_device", "Forecast._of_family")
+    assert {name: many[name] for name in costly} == {name: few[name] for name in costly}
+    assert few["Candidate.__init__"]
+
+
+def test_the_default_backends_are_found_without_reading_the_metadata_of_packages_for_each_problem() -> None:
+    calls_of_planning("64..65:+1", "")
+    assert "entry_points" not in calls_of_planning("64..67:+1", "")

@@ -76,6 +76,12 @@ def test_written_results_are_read(tmp_path: Path) -> None:
     assert (run.manifest, run.results, run.skipped_lines) == (manifest(tags={"who": "ci"}), results, 0)
 
 
+def test_a_stored_result_holds_the_id_of_its_case(tmp_path: Path) -> None:
+    made = msgspec.structs.replace(result(8), case_id="")
+    (read,) = run_directory.read(stored(tmp_path / "run", made)).results
+    assert read.case_id == made.case.id
+
+
 def test_last_line_of_a_key_counts_in_the_place_of_the_first(run: Path) -> None:
     again = result(8, status=Status.ERROR, reason="late")
     stored(run, again)

@@ -8,7 +8,7 @@ import pytest
 
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.engine import plan
+from attnbench.engine.candidates import PlanLimits
 from attnbench.engine.group_runner import RunSettings
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
@@ -18,7 +18,7 @@ from attnbench.studies import max_seq
 from attnbench.studies.max_seq import Longest
 
 TERMS = RunSettings(procedures={"cpu": Procedure()}, memory_bytes=4 * 2**30)
-PLAN = plan.PlanLimits(memory_bytes=4 * 2**30, procedures=TERMS.procedures)
+PLAN = PlanLimits(memory_bytes=4 * 2**30, procedures=TERMS.procedures)
 ARM = Arm(backend="naive", device="cpu:threads=1")
 
 

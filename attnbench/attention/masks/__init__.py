@@ -46,7 +46,7 @@ PATTERNS = frozenset(kind.word for kind in KINDS if issubclass(kind, Pattern))
 Kind = TypeVar("Kind", bound=Term)
 
 
-class Mask(msgspec.Struct, frozen=True):
+class Mask(msgspec.Struct, frozen=True, cache_hash=True):
     """Terms that all must allow a pair; without terms it is the mask `none`."""
 
     terms: tuple[Term, ...] = ()
@@ -184,6 +184,8 @@ def edges(length: int, cells: int, block: int) -> Indices:
 @lru_cache(maxsize=4096)
 def _totals(mask: Mask, grid: Grid) -> tuple[int, bool]:
     """The visible pairs of sequences that differ, or of one, and whether some row sees no key."""
+    if not mask.terms:
+        return grid.seq_q * grid.seq_kv, False
     counts = mask.counts(grid)
     return int(counts.sum()), not counts.all()
 
@@ -208,6 +210,12 @@ def parse(text: str) -> Mask:
         terms[type(term)] = term
     _check_together(tuple(terms.values()), text)
     return _canonical(terms)
+
+
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> str:
+    """The text that equal masks have in common. Raises as `parse` does."""
+    return parse(text).text
 
 
 def _check_together(terms: tuple[Term, ...], text: str) -> None:

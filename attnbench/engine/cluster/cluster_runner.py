@@ -10,13 +10,14 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from attnbench.engine.candidates import Refusal
 from attnbench.engine.cluster import nodes
 from attnbench.engine.cluster.nodes import CPU, ClusterDevice
 from attnbench.engine.cluster.processes import Cluster, Process, ProcessLostError, Reference
 from attnbench.engine.cluster.slot_process import Checked, Description, GroupMeasured, shifted
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import BEYOND_BUDGET, RunSettings
-from attnbench.engine.plan import Plan, Refusal, missing_arms
+from attnbench.engine.plan import Plan, missing_arms
 from attnbench.engine.runner import Ending, Observer, PlanRunner
 from attnbench.engine.scheduler import MAX_FAILED, GivenUp, Slot, Task, TaskScheduler
 from attnbench.errors import UsageError
