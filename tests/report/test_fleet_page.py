@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from attnbench.records.run_directory import Run
 from attnbench.report import pages
@@ -48,6 +49,9 @@ def test_a_slow_node_is_named_with_its_cause_and_drawn_beside_the_others() -> No
     dots = [mark for mark in figure.panels[0].marks if isinstance(mark, Dot)]
     assert len(dots) == 3
     assert dots[0].x_ends
+    axis = figure.panels[0].x
+    assert axis.low < min(dot.x_ends[0] for dot in dots if dot.x_ends)
+    assert {tick.text: tick.at for tick in axis.ticks}.items() >= {"0 %": 1.0, "+20 %": pytest.approx(1.2)}.items()
     assert 1.15 < dots[0].x_ends[0] < dots[0].x < dots[0].x_ends[1] < 1.25
 
 

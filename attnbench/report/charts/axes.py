@@ -51,6 +51,17 @@ def linear_axis(values: Iterable[float], unit: str, title: str, from_zero: bool 
     ))  # fmt: skip
 
 
+def percent_axis(ratios: Iterable[float], title: str) -> ChartAxis:
+    """A linear axis over ratios near 1, with ticks at their changes: -5 %, 0 %, +5 %."""
+    ratios = list(ratios)
+    room = max(0.08 * (max(ratios) - min(ratios)), 0.002)
+    low, high = min(ratios) - room, max(ratios) + room
+    step = _step((high - low) / (MAX_TICKS - 1))
+    places = range(math.ceil((low - 1) / step), math.floor((high - 1) / step) + 1)
+    ticks = tuple(Tick(1 + step * place, f"{100 * step * place:+.3g} %" if place else "0 %") for place in places)
+    return ChartAxis(low=low, high=high, title=title, ticks=ticks, grid=True)
+
+
 def length_axis(
     values: Sequence[float], title: str, width: float, show: Callable[[float], str] = units.short
 ) -> ChartAxis:

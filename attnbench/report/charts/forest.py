@@ -59,6 +59,7 @@ class Forest(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     sides: tuple[str, str]  # what left and right of the line mean
     shade: bool = True  # whether the right side is shaded
+    percent: bool = False  # whether the axis is linear, in percent: for values near 1
 
 
 def figure(
@@ -169,4 +170,5 @@ class _Drawing:
 
     def axis(self, forest: Forest) -> ChartAxis:
         values = [value for row in self.rows for item in row.items for value in (item.value, *(item.ends or ()))]
-        return axes.log_axis([*values, 1.0], "x", forest.title)
+        values.append(1.0)
+        return axes.percent_axis(values, forest.title) if forest.percent else axes.log_axis(values, "x", forest.title)

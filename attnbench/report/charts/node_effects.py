@@ -18,7 +18,7 @@ def figure(models: Sequence[HardwareModel], relative_to: str) -> Figure | None:
         for model in models
         for node in model.nodes
     ]
-    about = Forest(title=f"time over that of {relative_to}", sides=("faster", "slower"), shade=False)
+    about = Forest(title=f"time over that of {relative_to}", sides=("faster", "slower"), shade=False, percent=True)
     caption = f"time over that of {relative_to}; bars: 95 % intervals that hold for all nodes of a model at once"
     return forest.figure("nodes", rows, about, "Times of the nodes", caption)
 
