@@ -112,6 +112,18 @@ def test_distance_from_the_measured_sizes_by_hand(seq_q: int, seq_kv: int, octav
     assert outside == pytest.approx(octaves, abs=1e-6)
 
 
+@pytest.mark.parametrize(("seq", "window", "inside"), [(128, 100, True), (150, 100, True), (150, 10, False)])
+def test_a_visible_share_between_those_of_the_neighbours_is_inside(seq: int, window: int, inside: bool) -> None:
+    """The share bends where a window of 100 begins to cut, so that it lies beside the hull of the other lengths."""
+
+    def sizes(length: int, reach: int) -> Workload:
+        return workload(Problem(seq_q=length, mask=f"window:{reach}"), Mode.FWD)
+
+    measured = [sizes(2**power, 100) for power in (5, 6, 8, 9, 10)]
+    law = CostLaw(rows_of(measured), np.array([COSTS["compute"](each) for each in measured]))
+    assert (law.octaves_outside(sizes(seq, window)) == 0) is inside
+
+
 def test_few_cases_give_an_interval_of_less_confidence() -> None:
     sizes, times = rows_of(GRID), values(COSTS["compute"], 0.05)
     assert CostLaw(sizes, times).confidence == 0.9
