@@ -1,7 +1,7 @@
 """The trend of a project: one appended line per commit, and where the level of a case changed, at once or slowly."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from attnbench.analysis import parallel
 from attnbench.analysis.indexed_runs import FETCHED, IndexedRuns
 from attnbench.analysis.rows import rows_of
 from attnbench.errors import StoreError, writing
@@ -18,6 +19,7 @@ from attnbench.records.run_directory import Run
 FILE = "history.jsonl"
 MIN_POINTS = 3  # points of a stretch between two changes
 MIN_CREEP = 5  # commits of a slow change
+MIN_POOLED = 20_000  # points from which further processes pay off
 MAX_STARTS = 200  # commits at which a slow change may begin, spread evenly over a long history
 PENALTY = 3.0  # of a change, in units of variance times log n; the Bayesian information criterion needs a little over 2
 
@@ -37,6 +39,9 @@ class HistoryPoint(Record, frozen=True, kw_only=True):
     def name(self) -> str:
         """The short commit, or the run where there is no commit."""
         return f"{self.commit[:12] or self.run}{' with changes' if self.dirty else ''}"
+
+
+Trend = Sequence[tuple[HistoryPoint, float]]  # of one case, in seconds
 
 
 class LevelChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +137,14 @@ def series(points: Iterable[HistoryPoint], fingerprint: str) -> dict[str, list[t
     return by_case
 
 
-def changes(case: str, values: Sequence[tuple[HistoryPoint, float]]) -> list[LevelChange]:
+def level_changes(series: Mapping[str, Trend]) -> dict[str, list[LevelChange]]:
+    """The changes of level of each case; of many points on all cores."""
+    pooled = sum(map(len, series.values())) >= MIN_POOLED
+    changed = parallel.share(lambda case: changes(case, series[case]), list(series), pooled, pieces=10)
+    return dict(zip(series, changed, strict=True))
+
+
+def changes(case: str, values: Trend) -> list[LevelChange]:
     """Changes of level of the logarithms by PELT (Killick, Fearnhead and Eckley, https://arxiv.org/abs/1101.1438).
 
     The variance is estimated from differences of neighbours, which a change of level hardly affects. Where a level

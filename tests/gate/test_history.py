@@ -91,6 +91,16 @@ def test_noise_alone_hardly_ever_changes():
     assert alarms <= 20
 
 
+def test_changes_of_many_points_are_found_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {
+        f"case {n}": history.series(history_points([1.0] * 4 + [2.0] * (4 + n)), HERE)["case@cpu"] for n in range(3)
+    }
+    whole = history.level_changes(cases)
+    assert [(case, len(changes)) for case, changes in whole.items()] == [(case, 1) for case in cases]
+    monkeypatch.setattr(history, "MIN_POOLED", 1)
+    assert history.level_changes(cases) == whole
+
+
 def test_few_points_have_no_change():
     assert of(history_points([1.0, 1.0, 9.0, 9.0, 9.0])) == []
 

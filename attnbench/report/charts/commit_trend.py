@@ -4,19 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 
 from attnbench.gate import history
-from attnbench.gate.history import HistoryPoint, LevelChange
+from attnbench.gate.history import LevelChange
 from attnbench.report.charts import axes, series
 from attnbench.report.charts.figure import WIDE, Figure
 
 MAX_CASES = 40
 NO_CHANGE = "Commit by commit: no change"
 
-Commits = Mapping[str, Sequence[tuple[HistoryPoint, float]]]  # by case, in seconds
+Commits = Mapping[str, history.Trend]  # by case, in seconds
 
 
 def figure(commits: Commits) -> Figure | None:
     """Times over the first commit's, a line for each case, largest changes first; a ring where the level changes."""
-    changes = {case: history.changes(case, values) for case, values in commits.items() if len(values) > 1}
+    changes = history.level_changes({case: values for case, values in commits.items() if len(values) > 1})
     if not changes:
         return None
 
@@ -37,7 +37,7 @@ def figure(commits: Commits) -> Figure | None:
 
 
 def _line(
-    case: str, values: Sequence[tuple[HistoryPoint, float]], changes: Sequence[LevelChange], places: Mapping[str, int]
+    case: str, values: history.Trend, changes: Sequence[LevelChange], places: Mapping[str, int]
 ) -> series.Series:  # fmt: skip
     ratios = {change.at.name: change.ratio for change in changes}
     (_, first_s), *_ = values

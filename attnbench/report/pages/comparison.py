@@ -15,7 +15,6 @@ from attnbench.analysis.rows import Row
 from attnbench.analysis.stats import Estimate
 from attnbench.errors import NotComparableError
 from attnbench.gate import history
-from attnbench.gate.history import HistoryPoint
 from attnbench.report import quantities
 from attnbench.report.answer import Advice
 from attnbench.report.charts import commit_trend, panels, run_ratios, run_trend
@@ -142,7 +141,7 @@ def finding(data: ReportData, compared: Compared) -> str:
         return f"{against}: {listed(texts)}" if texts else against
     if compared.impossible:
         return "The runs cannot be compared"
-    changes = sum(len(history.changes(case, values)) for case, values in data.trend.items())
+    changes = sum(map(len, history.level_changes(data.trend).values()))
     return f"{counted(changes, 'change')} of level over the history" if changes else "No level changed over the history"
 
 
@@ -229,8 +228,8 @@ def _interval(pair: Pair) -> str:
     return f"{quantities.number(pair.ratio.low)}–{quantities.number(pair.ratio.high)}"
 
 
-def _changes(series: Mapping[str, Sequence[tuple[HistoryPoint, float]]]) -> PageTable:
-    changes = [change for case, values in series.items() for change in history.changes(case, values)]
+def _changes(series: Mapping[str, history.Trend]) -> PageTable:
+    changes = [change for of_case in history.level_changes(series).values() for change in of_case]
     commits = len({commit.name for values in series.values() for commit, _ in values})
     return PageTable(
         heading="Changes of level over the history",

@@ -163,7 +163,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     ceilings: CeilingsByDevice
     traffic: tuple[TrafficAnswer | None, ...]  # of each run that replays a trace
     fleet: tuple[HardwareModel, ...]  # nodes of several machines
-    trend: Mapping[str, Sequence[tuple[history.HistoryPoint, float]]]  # of the first run's machine, by case
+    trend: Mapping[str, history.Trend]  # of the first run's machine, by case
 
 
 def report_data(

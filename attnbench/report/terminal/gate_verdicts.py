@@ -271,10 +271,10 @@ def _with_base(run: Run, label: str, profile: str) -> Iterator[str]:
         yield f"bisect: {shlex.join(command)}"
 
 
-def level_changes(series: Mapping[str, Sequence[tuple[history.HistoryPoint, float]]], as_json: bool) -> Iterator[str]:
+def level_changes(series: Mapping[str, history.Trend], as_json: bool) -> Iterator[str]:
     """One line for each case with its first and last time, then its changes of level."""
-    for case, values in series.items():
-        changes = history.changes(case, values)
+    for case, changes in history.level_changes(series).items():
+        values = series[case]
         first_s, last_s = values[0][1], values[-1][1]
         if as_json:
             record = {
