@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from attnbench import suite
+from attnbench.gate import record
 from attnbench.records.result import Result
 from attnbench.records.run_directory import Manifest
 from attnbench.studies.dispatch_table import Dispatch
@@ -35,7 +35,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "run.json": _documented(msgspec.json.schema(Manifest)),
         "result.json": _documented(msgspec.json.schema(Result)),
         "dispatch.json": _documented(msgspec.json.schema(Dispatch)),
-        "suite.json": _documented(suite.schema()),
+        "suite.json": _documented(record.suite_schema()),
     }
 
 

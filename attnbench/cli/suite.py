@@ -52,12 +52,14 @@ def validate(
     from attnbench import suite
     from attnbench.attention.choices import Dtype
     from attnbench.errors import AttnbenchError, Exit
+    from attnbench.gate import record
     from attnbench.suite import Impossible
 
     wrong = 0
     for name in files:
         try:
             loaded = suite.load(name)
+            record.read_settings(loaded.gate, name)
             cells = [cell for kind in ("cpu", "cuda") for cell in suite.expand(loaded, kind=kind, dtype=Dtype.FP32)]
         except AttnbenchError as error:
             print(f"attnbench: {error}", file=sys.stderr)
@@ -76,9 +78,9 @@ def schema() -> None:
     """Print the JSON Schema of a suite file, for editors."""
     import json
 
-    from attnbench import suite
+    from attnbench.gate import record
 
-    print(json.dumps(suite.schema(), indent=2))
+    print(json.dumps(record.suite_schema(), indent=2))
 
 
 def from_config(

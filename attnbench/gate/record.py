@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from attnbench import suite
 from attnbench.analysis.noise_floor import DurationNoise
 from attnbench.errors import StoreError, SuiteError, UsageError
 from attnbench.gate.rule import TOLERANCE, Margins
@@ -69,6 +70,15 @@ def read_settings(table: Mapping[str, object], where: str) -> Settings:
         problem = f"{settings.max_margin!r} is below the tolerance {widest!r}, so no case could be called the same"
         raise SuiteError(f"{where}: [gate] max_margin: {problem}; use at least {widest}")
     return settings
+
+
+def suite_schema() -> dict[str, Any]:
+    """The JSON Schema of a suite file with that of its `[gate]` table."""
+    schema: dict[str, Any] = suite.schema()
+    (table,), tables = msgspec.json.schema_components([Settings], ref_template="#/$defs/{name}")
+    definitions = schema["$defs"]
+    definitions["SuiteFile"]["properties"]["gate"] = table
+    return schema | {"$defs": definitions | tables}
 
 
 DEFAULT_SETTINGS = Settings(time=f"{100 * TOLERANCE:g}%")

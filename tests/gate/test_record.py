@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attnbench import cli
 from attnbench.errors import SuiteError, UsageError
-from attnbench.gate.record import read_settings
+from attnbench.gate.record import Settings, read_settings, suite_schema
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,17 @@ def test_the_last_tolerance_that_matches_counts() -> None:
         0.05,
         0.09,
     )
+
+
+def test_the_schema_of_a_suite_describes_its_gate_table() -> None:
+    definitions = suite_schema()["$defs"]
+    name = definitions["SuiteFile"]["properties"]["gate"]["$ref"].removeprefix("#/$defs/")
+    assert tuple(definitions[name]["properties"]) == Settings.__struct_fields__
+    assert set(definitions["CaseTolerance"]["required"]) == {"match", "time", "reason"}
+
+
+def test_validating_a_suite_reads_its_gate_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[gate]\nmax_margin = "1%"\n[[problem]]\nseq = 64\n')
+    assert cli.invoke(["suite", "validate", str(file)]) == 2
+    assert "mine.toml: [gate] max_margin: '1%' is below the tolerance '2%'" in capsys.readouterr().err
