@@ -25,7 +25,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "attnbench")
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing of the user's shell reaches a test."""
-    foreign = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"}
+    foreign = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_BASE_REF", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"}
     for name in [name for name in os.environ if name.startswith("ATTNBENCH_") or name in foreign]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ATTNBENCH_RESULTS", str(tmp_path / "results"))

@@ -68,16 +68,19 @@ class Reports(OptionGroup, frozen=True, kw_only=True):
             check=one_of("choice", lambda: ("fail", "ok")),
         ),
     ] = "fail"
-    everything: Annotated[bool, option("--all", help="Also show unchanged cases.")] = False
+    everything: Annotated[
+        bool, option("--all", help="Also show unchanged cases; with -v also their memory and errors.")
+    ] = False
     json: options.Json = False
     markdown: Annotated[Path | None, option(help="Write a pull-request comment to this file.", metavar="FILE")] = None
     junit: Annotated[Path | None, option(help="Write JUnit XML to this file.", metavar="FILE")] = None
     gitlab: Annotated[Path | None, option(help="Write a GitLab code quality report to this file.", metavar="FILE")] = (
         None
     )
-    github: Annotated[bool, option("--github", help="Print GitHub annotations, and append to the step summary.")] = (
-        False
-    )
+    github: Annotated[
+        bool,
+        option("--github", help="Print GitHub annotations, append to the step summary, and set the output `verdict`."),
+    ] = False
     history: Annotated[
         Path | None, option("--history", help="Append the times of head to this history file.", metavar="FILE")
     ] = None
@@ -113,20 +116,19 @@ def gate(
     from attnbench.gate import history
     from attnbench.report.terminal import gate_verdicts as report
 
-    interrupted = False
+    interrupted, shared = False, options.global_options(context)
     if stored := _stored(request.suites):
         run, judged = _judged_again(stored, base)
     elif base.baseline:
         name = base.baseline
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
-        style = options.global_options(context).progress(progress)
-        ended = _measure(request, case, base, out, style)
+        ended = _measure(request, case, base, out, shared.progress(progress))
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
         if ended.note:
             print(ended.note, file=sys.stderr)
     code = stop_signals.current.exit_code if interrupted else report.exit_code(judged, reports.inconclusive == "ok")
-    _print(run, judged, code, as_json=reports.json, everything=reports.everything or base.noop)
+    _print(run, judged, code, reports.json, everything=reports.everything or base.noop, verbose=shared.verbose)
     _write(run, judged, reports)
     if reports.history:
         history.append(reports.history, history.point(run))
@@ -217,22 +219,22 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
             )  # fmt: skip
 
 
-def _print(run: Run, judged: GateVerdicts, code: int, *, as_json: bool, everything: bool) -> None:
+def _print(run: Run, judged: GateVerdicts, code: int, as_json: bool, *, everything: bool, verbose: bool) -> None:
     from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.report.terminal import gate_verdicts as report
     from attnbench.report.terminal.text_layout import terminal_width
 
     records = (*map(report.record, judged.verdicts), report.summary(run, judged, Exit(code)))
-    output.lines(records, report.text(run, judged, terminal_width(), everything), as_json)
+    output.lines(records, report.text(run, judged, terminal_width(), everything, verbose), as_json)
 
 
 def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
     from attnbench.errors import writing
     from attnbench.report.formats import gate_comment, github_annotations, gitlab_code_quality
     from attnbench.report.formats import junit as junit_format
+    from attnbench.report.terminal import gate_verdicts
 
-    summary = os.environ.get("GITHUB_STEP_SUMMARY") if reports.github else None
     texts = (
         (reports.markdown, gate_comment.markdown(run, judged)),
         (reports.junit, junit_format.xml(judged, run.manifest.suite)),
@@ -242,9 +244,17 @@ def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
         if path:
             with writing(path):
                 path.write_text(text, encoding="utf-8")
-    if summary:
-        with writing(Path(summary)), Path(summary).open("a", encoding="utf-8") as file:
-            file.write(gate_comment.markdown(run, judged, gate_comment.MAX_SUMMARY))
     if reports.github:
+        _append("GITHUB_STEP_SUMMARY", gate_comment.markdown(run, judged, gate_comment.MAX_SUMMARY))
+        _append("GITHUB_OUTPUT", f"verdict={gate_verdicts.verdict_word(judged)}\n")
         for line in github_annotations.commands(judged):
             print(line)
+
+
+def _append(variable: str, text: str) -> None:
+    """Append to the file that a variable of GitHub Actions names, if it is set."""
+    from attnbench.errors import writing
+
+    if name := os.environ.get(variable):
+        with writing(Path(name)), Path(name).open("a", encoding="utf-8") as file:
+            file.write(text)

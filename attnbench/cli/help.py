@@ -53,8 +53,8 @@ Output
       Set by GitLab: `gate --gitlab` names files relative to the first.
   CI
       Progress as plain lines, without a live display.
-  GITHUB_STEP_SUMMARY
-      File to which `attnbench gate --github` appends its table.
+  GITHUB_STEP_SUMMARY, GITHUB_OUTPUT
+      Files to which `attnbench gate --github` appends its table and verdict.
   WANDB_MODE
       `online` sends exports to W&B; by default they stay in a folder."""
 

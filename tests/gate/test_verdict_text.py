@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from attnbench.gate import judgement
-from attnbench.records.result import Outcome, Status, Verdict
+from attnbench.records.result import Outcome, Result, Status, Verdict
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import gate_comment
 from attnbench.report.terminal import gate_verdicts
@@ -71,13 +71,54 @@ def test_one_case_is_no_cases() -> None:
     assert text[-1] == "1 case: 1 same."
 
 
-def test_a_comment_counts_unchanged_figures_and_their_cases() -> None:
+def test_what_did_not_change_is_one_line_of_counts() -> None:
     run = gated(*lines(), *lines(n=128), *lines(n=256))
     judged = judgement.judge(run)
-    comment = gate_comment.markdown(run, judged)
-    assert "3 cases: 3 same." in comment.replace("\\", "")
-    assert f"<summary>{len(judged.verdicts)} unchanged figures of 3 cases</summary>" in comment
-    assert len(re.findall(r"^\| b1 ", comment, re.MULTILINE)) == len(judged.verdicts)
+    table = re.compile(r"^b1 |^q\d+ |peak_bytes", re.MULTILINE)
+    assert not table.search("\n".join(gate_verdicts.text(run, judged, 80)))
+    times = "\n".join(gate_verdicts.text(run, judged, 80, everything=True))
+    assert len(re.findall(r"  same$", times, re.MULTILINE)) == 3
+    figures = "\n".join(gate_verdicts.text(run, judged, 80, verbose=True))
+    assert len(re.findall(r"  same$", figures, re.MULTILINE)) == len(judged.verdicts)
+    comment = gate_comment.markdown(run, judged).replace("\\", "").splitlines()
+    assert comment[:3] == ["### attnbench gate: **passed**", "", "3 cases: 3 same."]
+    assert not [line for line in comment if line.startswith("|")]
+
+
+@pytest.mark.parametrize(
+    ("results", "word"),
+    [
+        (lines(head=1.5) + lines(n=128), "regressed"),
+        (lines(restarts=1) + lines(n=128), "inconclusive"),
+        (lines(head_fields={"status": Status.INCORRECT, "reason": "out: error 0.3"}), "failed"),
+        ([], "nothing measured"),
+    ],
+)
+def test_a_comment_begins_with_the_verdict_then_counts_then_changed_cases(results: list[Result], word: str) -> None:
+    run = gated(*results)
+    judged = judgement.judge(run)
+    first, _, counts, *rest = gate_comment.markdown(run, judged).replace("\\", "").splitlines()
+    assert first == f"### attnbench gate: **{word}**"
+    assert counts == gate_verdicts.sentence(judged)
+    cases = [line.split()[3] for line in rest if line.startswith("| b1 ")]
+    assert cases == (["q64"] if results else [])
+    assert gate_verdicts.summary(run, judged, gate_verdicts.exit_code(judged))["verdict"] == word
+
+
+def test_one_changed_case_is_one_row_with_its_backend() -> None:
+    run = gated(*lines(head=1.5, memory=(2**22, 2**23)), *lines(n=128))
+    _, common, empty, _, memory, time, *_ = gate_verdicts.text(run, judgement.judge(run), 120)
+    assert common == "b1 h8 q64 kv64 d64 none fp32 fwd cpu:threads=1"
+    assert empty == ""
+    assert (memory.split()[:2], time.split()[:2]) == (["naive", "peak_bytes"], ["naive", "1.00"])
+
+
+def test_the_margin_of_memory_is_a_number_of_bytes() -> None:
+    run = gated(*lines(memory=(2**22, 2**23)))
+    judged = judgement.judge(run)
+    (memory,) = [verdict for verdict in judged.verdicts if verdict.metric == "peak_bytes"]
+    assert gate_verdicts.cells(memory)[4] == "1.00 MiB"
+    assert "margin 1.00 MiB: regressed" in gate_verdicts.annotation(memory)
 
 
 def test_the_commands_of_a_case_repeat_the_interpreter_of_its_backend() -> None:

@@ -26,8 +26,13 @@ from attnbench.report.terminal.text_layout import WIDTH, aligned, shared_words, 
 HEADINGS = ("base", "head", "change", "95 %", "margin", "")
 SHOWN = (*RED, Outcome.INCONCLUSIVE, Outcome.IMPROVED, Outcome.NEW)  # without --all
 DETAILED = (Outcome.REGRESSED, Outcome.BROKEN)
+NAMELESS = ("time_s", "status")  # metrics that a row of the table does not name
 MAX_DETAILED = 3
 STRIP = 49  # columns
+WORDS = {
+    Exit.OK: "passed", Exit.REGRESSED: "regressed", Exit.INCONCLUSIVE: "inconclusive", Exit.FAILED: "failed",
+    Exit.NOTHING_MEASURED: "nothing measured",
+}  # fmt: skip
 MARK, NOISY = "^", "!"
 NOISY_MARGIN = 0.10
 NOISY_MEANING = f"noisy: slowdowns below its margin of over {100 * NOISY_MARGIN:.0f} % cannot be found"
@@ -48,6 +53,11 @@ def exit_code(judged: GateVerdicts, inconclusive_ok: bool = False) -> Exit:
     return Exit.OK
 
 
+def verdict_word(judged: GateVerdicts) -> str:
+    """The verdict on the whole run: `passed`, or the word of its exit code where inconclusive cases count."""
+    return WORDS[exit_code(judged)]
+
+
 def sentence(judged: GateVerdicts) -> str:
     """`20 cases: 1 regressed, 19 same.`, by the worst verdict of each case."""
     worst: dict[tuple[str, str], Outcome] = {}
@@ -61,16 +71,20 @@ def sentence(judged: GateVerdicts) -> str:
     return f"{units.counted(sum(counts.values()), 'case')}: {parts or nothing}{refused}{unchanged}."
 
 
-def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -> Iterator[str]:
-    """List what changed, with `everything` also what did not, then the commands that investigate the red cases."""
+def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False, verbose: bool = False) -> Iterator[str]:
+    """List what changed, then the commands that investigate the red cases.
+
+    With `everything` list also the times that did not change, with `verbose` every figure.
+    """
     yield from wrap(f"{judged.head} against {judged.base}", width, indent=2)
     for failure in failures(judged):
         yield from wrap(failure, width, indent=2)
-    times = [
-        verdict for verdict in judged.verdicts if verdict.metric in ("time_s", "status") or verdict.outcome in SHOWN
+    shown = [
+        verdict
+        for verdict in judged.verdicts
+        if verbose or verdict.outcome in SHOWN or (everything and verdict.metric in NAMELESS)
     ]
-    shown = [verdict for verdict in times if everything or verdict.outcome in SHOWN] or times
-    yield from _table(shown, width)
+    yield from _table(shown, width) if shown else ()
     yield ""
     for name, (ratio, low, high, count) in sorted(judged.geomeans.items()):
         interval = f", {low:.3f}..{high:.3f}" if count > 1 else ""
@@ -86,6 +100,9 @@ def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False) -
 
 def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
     common, labels = shared_words([f"{verdict.label} {verdict.device}" for verdict in verdicts])
+    if len(set(labels)) == 1:  # one case: its rows show the backend alone
+        common, labels = labels[0], [verdict.backend for verdict in verdicts]
+        common = " ".join(word for word in common.split(" ") if word != labels[0])
     yield from wrap(common, width) if common else ()
     yield ""
     rows = [
@@ -106,7 +123,7 @@ def failures(judged: GateVerdicts) -> list[str]:
 
 
 def _metric(verdict: Verdict) -> str:
-    return "" if verdict.metric in ("time_s", "status") else f" {verdict.metric}"
+    return "" if verdict.metric in NAMELESS else f" {verdict.metric}"
 
 
 def quotient_outside(verdict: Verdict) -> bool:
@@ -139,8 +156,15 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
     show = METRICS[verdict.metric].show if verdict.metric in METRICS else lambda value: "-"
     ends = verdict.interval
     interval = f"{units.change(ends[0])} .. {units.change(ends[1])}" if ends else "-"
-    change, margin = units.change(verdict.change), units.margin(verdict.margin)
+    change, margin = units.change(verdict.change), _margin(verdict)
     return show(verdict.base), show(verdict.head), change, interval, margin, verdict.outcome.value
+
+
+def _margin(verdict: Verdict) -> str:
+    """The allowed change; of memory in bytes, since a fixed number of them is a large share of a small allocation."""
+    if verdict.metric in evidence.MEMORY and verdict.margin is not None and verdict.base is not None:
+        return units.size(verdict.margin * verdict.base)
+    return units.margin(verdict.margin)
 
 
 def describe(verdict: Verdict) -> str:
@@ -156,7 +180,7 @@ def annotation(verdict: Verdict) -> str:
     interval = f" ({units.change(ends[0])} .. {units.change(ends[1])})" if ends else ""
     change = ""
     if verdict.change is not None:
-        change = f" {units.change(verdict.change)}{interval}, margin {units.margin(verdict.margin)}"
+        change = f" {units.change(verdict.change)}{interval}, margin {_margin(verdict)}"
     reason = f": {verdict.reason}" if verdict.reason else ""
     return f"{verdict.label}@{verdict.device}: {verdict.metric}{change}: {verdict.outcome.value}{reason}"
 
@@ -171,8 +195,8 @@ def summary(run: Run, judged: GateVerdicts, code: Exit) -> dict[str, object]:
     """The last line of `gate --json`."""
     counts = Counter(verdict.outcome.value for verdict in judged.verdicts)
     return {
-        "type": "summary", "verdicts": dict(counts), "skipped": {"unchanged": judged.unchanged},
-        "sentence": sentence(judged), "floor": judged.margin_source,
+        "type": "summary", "verdict": verdict_word(judged), "verdicts": dict(counts),
+        "skipped": {"unchanged": judged.unchanged}, "sentence": sentence(judged), "floor": judged.margin_source,
         "doubt": judged.doubt, "notes": list(judged.notes), "path": str(run.path), "exit_code": int(code),
         "geomeans": {
             name: dict(zip(("ratio", "low", "high", "cases"), values, strict=True))
