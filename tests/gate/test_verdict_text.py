@@ -81,6 +81,7 @@ def test_what_did_not_change_is_one_line_of_counts() -> None:
     figures = "\n".join(gate_verdicts.text(run, judged, 80, verbose=True))
     assert len(re.findall(r"  same$", figures, re.MULTILINE)) == len(judged.verdicts)
     comment = gate_comment.markdown(run, judged).replace("\\", "").splitlines()
+    assert f"- margins: {judged.margin_source}" in comment
     assert comment[:3] == ["### attnbench gate: **passed**", "", "3 cases: 3 same."]
     assert not [line for line in comment if line.startswith("|")]
 

@@ -23,36 +23,35 @@ def markdown(run: Run, judged: GateVerdicts, max_bytes: int = MAX_COMMENT) -> st
     """The verdict, the counts, and what changed as a table; cut to `max_bytes`, with a line that says so."""
     head = [
         f"### attnbench gate: **{verdict_word(judged)}**",
-        "",
         escape(sentence(judged)),
-        "",
         f"{escape(judged.head)} against {escape(judged.base)}.",
-        "",
-        *(f"- {escape(failure)}" for failure in failures(judged)),
-        "",
+        _list(failures(judged)),
     ]
     changed = [verdict for verdict in judged.verdicts if verdict.outcome in SHOWN]
     tail = _tail(run, judged, changed, max_bytes)
-    room = max_bytes - len("\n".join([*head, COLUMNS, *tail]).encode()) - 400
+    room = max_bytes - len("\n\n".join([*head, COLUMNS, *tail]).encode()) - 400
     lines: list[str] = []
     for verdict in changed:
         line = _line(verdict)
         room -= len(line.encode()) + 1
         if room < 0:
-            tail.insert(0, f"\n{len(changed) - len(lines)} more rows: attnbench gate {run.path.name}")
+            tail.insert(0, f"{len(changed) - len(lines)} more rows: attnbench gate {run.path.name}")
             break
         lines.append(line)
-    return "\n".join([*head, *([COLUMNS, *lines] if lines else []), *tail]) + "\n"
+    parts = [*head, "\n".join([COLUMNS, *lines]) if lines else "", *tail]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _tail(run: Run, judged: GateVerdicts, changed: list[Verdict], max_bytes: int) -> list[str]:
     """The red cases in detail if they take less than half of the room, the margins and the notes."""
     red_cases = list(details(run, judged.verdicts))
     fits = red_cases and sum(len(line.encode()) + 1 for line in red_cases) < max_bytes / 2
-    tail = ["", "~~~~text", *red_cases, "~~~~"] if fits else []
-    tail += ["", *(f"{escape(line)}  " for line in legend(changed))]
-    tail += [f"Margins: {escape(judged.margin_source)}."]
-    return tail + [escape(note) for note in (*judged.notes, judged.doubt) if note]
+    notes = [*legend(changed), f"margins: {judged.margin_source}", *judged.notes, *filter(None, [judged.doubt])]
+    return ["\n".join(["~~~~text", *red_cases, "~~~~"]) if fits else "", _list(notes)]
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
 
 
 def _line(verdict: Verdict) -> str:
