@@ -116,19 +116,20 @@ def gate(
     from attnbench.gate import history
     from attnbench.report.terminal import gate_verdicts as report
 
-    interrupted, shared = False, options.global_options(context)
+    interrupted = False
     if stored := _stored(request.suites):
         run, judged = _judged_again(stored, base)
     elif base.baseline:
         name = base.baseline
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
-        ended = _measure(request, case, base, out, shared.progress(progress))
+        style = options.global_options(context).progress(progress)
+        ended = _measure(request, case, base, out, style)
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
         if ended.note:
             print(ended.note, file=sys.stderr)
     code = stop_signals.current.exit_code if interrupted else report.exit_code(judged, reports.inconclusive == "ok")
-    _print(run, judged, code, reports.json, everything=reports.everything or base.noop, verbose=shared.verbose)
+    _print(run, judged, code, reports, noop=base.noop, verbose=options.global_options(context).verbose)
     _write(run, judged, reports)
     if reports.history:
         history.append(reports.history, history.point(run))
@@ -219,14 +220,15 @@ def _measure(request: Request, case: str, base: Base, out: Path | None, style: s
             )  # fmt: skip
 
 
-def _print(run: Run, judged: GateVerdicts, code: int, as_json: bool, *, everything: bool, verbose: bool) -> None:
+def _print(run: Run, judged: GateVerdicts, code: int, reports: Reports, *, noop: bool, verbose: bool) -> None:
     from attnbench.cli import output
     from attnbench.errors import Exit
     from attnbench.report.terminal import gate_verdicts as report
     from attnbench.report.terminal.text_layout import terminal_width
 
     records = (*map(report.record, judged.verdicts), report.summary(run, judged, Exit(code)))
-    output.lines(records, report.text(run, judged, terminal_width(), everything, verbose), as_json)
+    lines = report.text(run, judged, terminal_width(), reports.everything or noop, verbose)
+    output.lines(records, lines, reports.json)
 
 
 def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
