@@ -118,8 +118,8 @@ class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
     def verdicts(self) -> list[Verdict]:
         """The verdicts on time by the current rule."""
         margins = Margins(factor=self.factor, resolution_s=self.resolution_s)
-        doubt = rule.too_noisy({f"{control.label}@{control.device}": control for control in self.controls}, margins)
-        return rule.verdicts([case.evidence for case in self.cases], margins, doubt)
+        doubts = rule.doubts({f"{control.label}@{control.device}": control for control in self.controls}, margins)
+        return rule.verdicts([case.evidence for case in self.cases], margins, doubts)
 
 
 def levels(number: int) -> dict[tuple[int, bool], int]:

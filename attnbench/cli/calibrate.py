@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import engine_options, options
 from attnbench.cli.checks import duration
+from attnbench.cli.engine_options import EngineOptions
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
     from attnbench.records.arm import Device
 
 
-@options.with_options(options.DEVICE)
+@options.with_options(options.DEVICE, options.HARDWARE)
 def calibrate(
     context: typer.Context,
     request: Request,
+    how: EngineOptions,
     floor: Annotated[
         bool, typer.Option("--floor", help="Measure the noise floor instead: identical arms over worker restarts.")
     ] = False,
@@ -42,17 +44,21 @@ def calibrate(
 
     Peak rates are those of matrix products, memory, exp and kernel launches. `attnbench run` compares with them.
     """
-    from attnbench.studies import calibrate as study
+    from attnbench.engine import sweep
     from attnbench.units import parse_seconds
 
-    devices = study.devices(request.device)
-    quiet = options.global_options(context).quiet
+    quiet, budget_s = options.global_options(context).quiet, parse_seconds(budget, "--budget") or math.inf
+    if floor:
+        engine_options.refuse(how, "--floor", "measures the noise of this machine")
+    if how.engine != "local":
+        return _nodes(request, how, () if show else (budget_s, force), as_json=json, quiet=quiet)
+    engine_options.check_local(how, request)
+    devices = sweep.devices_to_calibrate(request.device)
     if floor:
         return _floor(devices[0][0], budget, show=show, as_json=json, quiet=quiet)
     if show:
         return _show(devices, as_json=json)
-    deadline = time.monotonic() + (parse_seconds(budget, "--budget") or math.inf)
-    return _ceilings(devices, deadline, force=force, as_json=json, quiet=quiet)
+    return _ceilings(devices, time.monotonic() + budget_s, force=force, as_json=json, quiet=quiet)
 
 
 def _show(devices: list[tuple[Device, tuple[str, ...]]], as_json: bool) -> int:
@@ -79,7 +85,6 @@ def _ceilings(
     from attnbench.errors import Exit
     from attnbench.machine import identity, resources
     from attnbench.report.terminal import ceilings as report
-    from attnbench.studies import calibrate as study
 
     def say(text: str) -> None:
         if not quiet:
@@ -98,8 +103,30 @@ def _ceilings(
         measured += 1
         # Printed first: rates that cannot be stored are not lost.
         output.lines((report.record(result),), (*report.text(result), ""), as_json)
-        say(study.save(fingerprint, result, force))
+        say(calibration.save(fingerprint, result, force))
     return Exit.OK if measured else Exit.NOTHING_MEASURED
+
+
+def _nodes(request: Request, how: EngineOptions, limits: tuple[object, ...], as_json: bool, quiet: bool) -> int:
+    """The nodes of a cluster; `limits` of the calibration, without which stored rates are shown."""
+    from attnbench.cli import output
+    from attnbench.engine.cluster import cluster_calibration
+    from attnbench.errors import Exit
+    from attnbench.report.terminal import ceilings as report
+
+    devices = 0
+    with engine_options.cluster(how, request) as cluster:
+        for node in cluster_calibration.calibrate(cluster, request, "calibrate" if limits else "calibrated", *limits):
+            if node.problem:
+                print(f"{node.name}: {node.problem}", file=sys.stderr)
+            for rates in node.rates:
+                if measured := rates.ceilings:
+                    devices += 1
+                    record = {**report.record(measured), "node": node.name, "hardware": node.hardware}
+                    output.lines((record,), (node.name, *report.text(measured), ""), as_json)
+                if rates.note and not (quiet and rates.ceilings):
+                    print(f"{node.name}: {rates.device}: {rates.note}", file=sys.stderr)
+    return Exit.OK if devices else Exit.NOTHING_MEASURED
 
 
 def _floor(device: Device, budget: str, show: bool, as_json: bool, quiet: bool) -> int:

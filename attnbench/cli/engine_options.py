@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from attnbench.cli import checks
@@ -13,6 +11,9 @@ from attnbench.cli.checks import one_of
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from attnbench.engine.cluster.ray_cluster import RayCluster
     from attnbench.engine.sweep import Request, StartRunner, Sweep
 
 
@@ -39,6 +40,30 @@ class EngineOptions(OptionGroup, frozen=True, kw_only=True):
 
 
 @contextmanager
+def cluster(
+    how: EngineOptions, request: Request, files: Callable[[Path], None] = lambda _: None
+) -> Iterator[RayCluster]:
+    """The cluster of an engine. The user's files travel to it, and what `files` puts into the folder that travels."""
+    from attnbench.engine.cluster import job_files, ray_cluster
+    from attnbench.machine.temporary_folders import owned_folder
+
+    with owned_folder("attnbench-job-") as folder:
+        job_files.collect(request, folder)
+        files(folder)
+        with ray_cluster.connected(how.address, folder) as connected:
+            yield connected
+
+
+def check_local(how: EngineOptions, request: Request) -> None:
+    """Raise UsageError for options that name a cluster."""
+    from attnbench.errors import UsageError
+
+    for flag, value in (("--address", how.address), ("--hardware", request.hardware)):
+        if value:
+            raise UsageError(f"{flag} {value}: names a cluster; add --engine ray")
+
+
+@contextmanager
 def prepared(
     how: EngineOptions,
     request: Request,
@@ -49,22 +74,18 @@ def prepared(
     """The sweep of a request on the engine, and what makes its runner. `step` is called with the state of a plan."""
     from attnbench.engine import sweep
     from attnbench.engine.side_by_side import local_runner
-    from attnbench.errors import UsageError
 
     suite = default_suite or sweep.DEFAULT_SUITE
     if how.engine == "local":
-        for flag, value in (("--address", how.address), ("--hardware", request.hardware)):
-            if value:
-                raise UsageError(f"{flag} {value}: names a cluster; add --engine ray")
+        check_local(how, request)
         yield sweep.prepare(request, interpreted=interpreted, default_suite=suite, step=step), local_runner
         return
-    from attnbench.engine.cluster import cluster_sweep, job_files, ray_cluster
+    from attnbench.engine.cluster import cluster_sweep
 
-    with tempfile.TemporaryDirectory(prefix="attnbench-") as folder:
-        job_files.collect(request, Path(folder))
-        with ray_cluster.connected(how.address, Path(folder)) as cluster:
-            step("planning on the cluster")
-            yield cluster_sweep.prepare(cluster, request, interpreted=interpreted, default_suite=suite)
+    with cluster(how, request) as connected:
+        step("planning on the cluster")
+        planned, engine = cluster_sweep.prepare(connected, request, interpreted=interpreted, default_suite=suite)
+        yield planned, engine.start
 
 
 def refuse(how: EngineOptions, flag: str, reason: str) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnbench.cli import options
+from attnbench.cli import engine_options, options
 from attnbench.cli.checks import one_of
+from attnbench.cli.engine_options import EngineOptions
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Reports(OptionGroup, frozen=True, kw_only=True):
         metavar="SUITE|RUN", help="Suites to measure, `ci` by default; or the run of a gate, to judge it again."
     ),
     options.PROBLEM, options.BACKEND, options.BACKEND_PYTHON,
-    options.DEVICE.but(help="Devices; by default cuda:0, or cpu:threads=1 without a GPU."),
+    options.DEVICE.but(help="Devices; by default cuda:0, or cpu:threads=1 without a GPU."), options.HARDWARE,
     options.BUDGET.but(default="15m", help="Time after which no further restart begins."),
     options.ROUNDS.but(default="10", help="Number of rounds per restart.", metavar="N"),
     options.TIMEOUT, options.SEED, options.ONLY, options.SKIP,
@@ -100,6 +101,7 @@ def gate(
     context: typer.Context,
     request: Request,
     base: Base,
+    how: EngineOptions,
     reports: Reports,
     case: Annotated[str, option("--case", help="Measure one case only: its label or id.", metavar="CASE")] = "",
     out: Annotated[Path | None, option("--out", "-o", help="Run directory.", metavar="DIR")] = None,
@@ -118,13 +120,14 @@ def gate(
 
     interrupted = False
     if stored := _stored(request.suites):
+        engine_options.refuse(how, stored, "is a stored run, which is judged here")
         run, judged = _judged_again(stored, base)
     elif base.baseline:
         name = base.baseline
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
         style = options.global_options(context).progress(progress)
-        ended = _measure(request, case, base, out, style)
+        ended = _measure(request, how, case, base, out, style)
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
         if ended.note:
             print(ended.note, file=sys.stderr)
@@ -196,27 +199,26 @@ def _side_of(arm: Arm) -> str:
     return f"{arm.backend} {({BASE: 'base', HEAD: 'head', CONTROL: 'control'})[arm.copy]}"
 
 
-def _measure(request: Request, case: str, base: Base, out: Path | None, style: str) -> GateRun:
+def _measure(request: Request, how: EngineOptions, case: str, base: Base, out: Path | None, style: str) -> GateRun:
     from datetime import UTC, datetime
 
     from attnbench.cli import running
-    from attnbench.gate import paired, trees
+    from attnbench.gate import paired
     from attnbench.records import run_directory
 
-    ready, budget_s = running.prepare_gate(request, case)
-    where = out or run_directory.new_directory(
-        run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
-    )
-    judged_later = running.named_at_once(where, f"attnbench gate {where}")
-    with _side(base) as side, judged_later:
-        head, cases = trees.head(), paired.EVERY_CASE
-        if base.changed:
-            ready, cases = paired.touched(ready, side, head)
-        total = paired.results_expected(ready) * ready.settings.restarts
-        with running.watched(style, total, _side_of) as (watcher, watch):
+    if base.base_python:
+        engine_options.refuse(how, f"--base-python {base.base_python}", "names an interpreter of this machine")
+    with _side(base) as side, running.prepared_gate(how, request, case, side, base.changed) as gate:
+        ready = gate.ready
+        where = out or run_directory.new_directory(
+            run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
+        )
+        total = paired.results_expected(ready, gate.engine.homes(ready)) * ready.settings.restarts
+        judged_later = running.named_at_once(where, f"attnbench gate {where}")
+        with judged_later, running.watched(style, total, _side_of) as (watcher, watch):
             return paired.measure(
-                ready, side, head, directory=where, observer=watcher, budget_s=budget_s, watch=watch,
-                command=running.command(), chosen_cases=cases,
+                ready, gate.base, gate.head, directory=where, observer=watcher, budget_s=gate.budget_s, watch=watch,
+                command=running.command(), chosen_cases=gate.cases, engine=gate.engine,
             )  # fmt: skip
 
 

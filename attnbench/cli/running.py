@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,13 +16,16 @@ from attnbench.analysis import rows
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.cli import engine_options, output, progress, stop_signals
+from attnbench.cli.engine_options import EngineOptions
 from attnbench.cli.options import GlobalOptions, typed
 from attnbench.cli.run_options import RunOptions
 from attnbench.engine import sweep
 from attnbench.engine.runner import Ending, PlanRunner, Runner
 from attnbench.engine.sweep import FinishedSweep, Request, StartRunner, Sweep
 from attnbench.errors import Exit, UsageError
-from attnbench.gate import paired
+from attnbench.gate import paired, trees
+from attnbench.gate.record import ChangedCases
+from attnbench.gate.trees import Revision
 from attnbench.machine import identity
 from attnbench.records import run_directory
 from attnbench.records.arm import Arm, labels
@@ -232,11 +236,62 @@ def command() -> list[str]:
 
 
 def prepare_gate(request: Request, case: str) -> tuple[Sweep, float]:
-    """The sweep of a gate, of one case if it is named, and the budget in seconds."""
-    budget_s = parse_seconds(request.budget, "--budget") or float("inf")
-    request = paired.request(msgspec.structs.replace(request, budget="0"))
-    ready = sweep.prepare(request, default_suite=paired.DEFAULT_SUITE)
-    return (paired.only(ready, case) if case else ready), budget_s
+    """The sweep of a gate on this machine, of one case if it is named, and the budget in seconds."""
+    gated = paired.on_device(_without_budget(request))
+    ready = sweep.prepare(gated, default_suite=paired.DEFAULT_SUITE)
+    return (paired.only(ready, case) if case else ready), _gate_budget_s(request)
+
+
+def _gate_budget_s(request: Request) -> float:
+    return parse_seconds(request.budget, "--budget") or math.inf
+
+
+def _without_budget(request: Request) -> Request:
+    """The request of a gate without its budget, which is that of all looks."""
+    return paired.request(msgspec.structs.replace(request, budget="0"))
+
+
+class PreparedGate(NamedTuple):
+    """What a gate measures, and where. Base and head are as the machines that measure find them."""
+
+    ready: Sweep
+    base: Revision
+    head: Revision
+    cases: ChangedCases
+    engine: paired.Engine
+    budget_s: float
+
+
+@contextmanager
+def prepared_gate(
+    how: EngineOptions, request: Request, case: str, base: Revision, changed: bool
+) -> Iterator[PreparedGate]:
+    """The sweep of a gate on the engine: of one case if it is named, and of those that changed if only they are wanted.
+
+    On a cluster, the files of both sides travel.
+    """
+    head = trees.head()
+    if how.engine == "local":
+        engine_options.check_local(how, request)
+        ready, budget_s = prepare_gate(request, case)
+        ready, cases = paired.touched(ready, base, head) if changed else (ready, paired.EVERY_CASE)
+        yield PreparedGate(ready, base, head, cases, paired.HERE, budget_s)
+        return
+    from attnbench.engine.cluster import cluster_sweep
+
+    there: dict[str, Revision] = {}
+
+    def send(folder: Path) -> None:
+        there["head"] = trees.sent(head, folder, "head")
+        there["base"] = there["head"] if base == head else trees.sent(base, folder, "base")
+
+    with engine_options.cluster(how, request, send) as cluster:
+        ready, engine = cluster_sweep.prepare(
+            cluster, _without_budget(request), default_suite=paired.DEFAULT_SUITE, cpu=paired.CPU
+        )
+        ready = paired.only(ready, case) if case else ready
+        ready, cases = paired.touched(ready, base, head) if changed else (ready, paired.EVERY_CASE)
+        yield PreparedGate(ready, there["base"], there["head"], cases, engine, _gate_budget_s(request))
 
 
 def find_max_seq(planned: Sweep, problem: Problem, mode: Mode, quiet: bool) -> list[Longest]:

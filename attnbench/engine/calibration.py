@@ -74,3 +74,10 @@ def measure_parts(
 
 def _excess(reply: DeviceCalibrated) -> float:
     return reply.foreign_load.excess if reply.foreign_load else 0.0
+
+
+def save(fingerprint: str, result: Ceilings, force: bool) -> str:
+    """Store the ceilings, unless they are disturbed and the stored ones are not; return what was done."""
+    if path := ceilings.save(fingerprint, result, force):
+        return f"saved: {path}"
+    return f"not saved: {result.device}: {result.disturbance}; those stored were not disturbed (--force replaces them)"

@@ -9,7 +9,6 @@ import contextlib
 import math
 import random
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from attnbench.engine.plan import is_reference
 from attnbench.engine.rounds import RoundsEnd, run_rounds
 from attnbench.engine.verified_cache import VerifiedCases
 from attnbench.engine.worker_process import WorkerFailedError, Workers
+from attnbench.machine.temporary_folders import owned_folder
 from attnbench.records.arm import Arm
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cause, Environment, Procedure, Result, Status
@@ -116,9 +116,9 @@ class GroupRunner:
 
     def __enter__(self) -> GroupRunner:
         settings = self.settings
-        folder = self._opened.enter_context(tempfile.TemporaryDirectory(prefix="attnbench-"))
+        folder = self._opened.enter_context(owned_folder("attnbench-group-"))
         expected_cache.make_room()
-        self._oracle = Oracle(Path(folder), settings.timeout_s, self.spent)
+        self._oracle = Oracle(folder, settings.timeout_s, self.spent)
         self._opened.callback(self._oracle.terminate)
         self._workers = Workers(
             settings.memory_bytes, settings.timeout_s, self._logs, self.spent, self._phase, settings.whole_restarts

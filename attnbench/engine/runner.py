@@ -76,6 +76,7 @@ class PlanRunner(ABC):
         self.environments: dict[str, Environment] = {}  # by arm id
         self.nodes: dict[str, Facts] = {}  # of a cluster, by name
         self.ceilings = settings.ceilings  # by device
+        self.call_s = dict(settings.call_s)  # seconds of a call, by case and arm
 
     @abstractmethod
     def run(self) -> Ending:

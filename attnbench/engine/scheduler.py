@@ -43,6 +43,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     group: Group
     restart: int = 0
     hardware: str = ""
+    home: str = ""  # the node that measures it while it is there; empty: any
     seconds: float = 0.0  # predicted
 
     @property
@@ -91,6 +92,7 @@ class TaskScheduler:
         self._running: dict[Slot, Task] = {}
         self._drained: dict[str, str] = {}
         self._given_up: list[GivenUp] = []
+        self.expected: Collection[str] = ()  # nodes that are there or start: tasks wait for their home among them
         for task in tasks:
             if task.key in self._keys:
                 raise ValueError(f"two tasks have the key {task.key}")
@@ -170,8 +172,9 @@ class TaskScheduler:
     def assign(self, slot: Slot) -> Task | None:
         """The next task for an idle slot; None if there is none for it now. Raises ValueError for a busy slot.
 
-        A task does not return to a node on which it failed while another node can take it. Restarts of a group go to
-        different nodes where they can: the nodes then have cases in common.
+        A task with a home goes there while that node is expected. Another one does not return to a node on which it
+        failed while another node can take it, and restarts of a group go to different nodes where they can: the
+        nodes then have cases in common.
         """
         self._check(slot, busy=False)
         queue = self._queues.get(slot.hardware)
@@ -226,7 +229,7 @@ class TaskScheduler:
             entry = heapq.heappop(queue)
             if self._avoids(entry[-1], slot):
                 passed.append(entry)
-            elif slot.node in self._measured_on.get((slot.hardware, entry[-1].group.id), ()):
+            elif not entry[-1].home and slot.node in self._measured_on.get((slot.hardware, entry[-1].group.id), ()):
                 repeated.append(entry)
             elif entry[0] == restart or not repeated:
                 chosen = entry
@@ -245,6 +248,8 @@ class TaskScheduler:
         heapq.heappush(self._queues.setdefault(task.hardware, []), entry)
 
     def _avoids(self, task: Task, slot: Slot) -> bool:
+        if task.home in self.expected:
+            return slot.node != task.home
         failed = {node for node, _ in self._failures.get(task.key, ())}
         usable = self._usable[slot.hardware]
         return slot.node in failed and len(usable & failed) < len(usable)

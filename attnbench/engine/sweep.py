@@ -12,6 +12,7 @@ from attnbench._version import __version__
 from attnbench.attention import inputs
 from attnbench.attention.choices import Dtype
 from attnbench.engine import interpreters, plan
+from attnbench.engine.calibration import PARTS
 from attnbench.engine.candidates import PlanLimits
 from attnbench.engine.forecast import smallest_budget_s
 from attnbench.engine.group_runner import RunSettings
@@ -40,6 +41,7 @@ StartRunner = Callable[
 ]
 COUNTED = 5000  # problems of a plan between two reports of its state
 DEFAULT_DTYPE = {"cpu": Dtype.FP32, "cuda": Dtype.BF16}
+OF_ISAS = ("matmul", "exp")  # bandwidth does not depend on the instruction set
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +252,14 @@ def devices_of(text: str) -> list[Device]:
             device = msgspec.structs.replace(device, threads=len(device.cores) or resources.default_threads())
         devices.append(device)
     return devices
+
+
+def devices_to_calibrate(text: str) -> list[tuple[Device, tuple[str, ...]]]:
+    """Devices and what to measure of each; by default those of `run`, and its CPU with each instruction set."""
+    chosen = devices_of(text)
+    isas = hardware.cpu_isas() if not text and chosen[0].kind == "cpu" else ()
+    of_isas = [(msgspec.structs.replace(chosen[0], isa=isa), OF_ISAS) for isa in isas]
+    return [*((device, tuple(PARTS)) for device in chosen), *of_isas]
 
 
 def _reference(request: Request, cells: Sequence[tuple[Cell, Sequence[Arm]]], settings: RunSettings) -> str:

@@ -320,7 +320,7 @@ def _environment(arm: Arm | None, threads: int, temporary: str) -> dict[str, str
     variables = {**os.environ, **worker_environment.arm_environment(device), **dict(arm.env if arm else ())}
     if variables.get("HOME") == user_folders.NO_HOME:
         del variables["HOME"]  # compilers cache their kernels
-    path = list(arm.path) if arm else []
+    path = list(map(os.path.abspath, arm.path)) if arm else []  # the worker has another working directory
     if not (arm and arm.python):
         path.append(str(Path(__file__).parents[2]))
     variables["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [variables.get("PYTHONPATH", "")])])

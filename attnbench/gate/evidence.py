@@ -1,6 +1,7 @@
 """Results of base and head -> what the rule decides on: effects by restart, memory, errors, support."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -18,6 +19,11 @@ BASE, HEAD, CONTROL = 1, 2, 3  # copy numbers of a case's arms; the A/A control 
 MEMORY = ("peak_bytes", "saved_bytes", "workspace_bytes")
 MEMORY_SHARE, MEMORY_BYTES = 0.01, 2**20
 ERROR_SHARE = 0.10
+# What ended before a case could be measured; such results say nothing of it.
+UNREACHED: dict[Cause | None, str] = {
+    Cause.BUDGET: "the budget ended before it was measured",
+    Cause.NODE_LOST: "its node was lost in every try",
+}
 
 
 class Pairing(msgspec.Struct, kw_only=True):
@@ -39,10 +45,17 @@ class Pairing(msgspec.Struct, kw_only=True):
         return self.either.case.id, self.either.arm.device
 
     @property
-    def cut(self) -> bool:
-        """Whether the budget ended before base or head was measured."""
-        sides = (side.results for side in (self.base, self.head) if side)
-        return any(all(result.cause is Cause.BUDGET for result in results) for results in sides)
+    def cut(self) -> str:
+        """Why base or head was never reached; empty if both were."""
+        for side in (self.base, self.head):
+            if side and all(result.cause in UNREACHED for result in side.results):
+                return UNREACHED[side.results[0].cause]
+        return ""
+
+    @property
+    def node(self) -> str:
+        """The node of a cluster that measured it; empty on one machine."""
+        return next(filter(None, map(_node, self.either.results)), "")
 
     @property
     def timed(self) -> bool:
@@ -51,7 +64,10 @@ class Pairing(msgspec.Struct, kw_only=True):
 
 
 def pairings(results: Iterable[Result], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[Pairing]:
-    """Results by case and device, in order; without what the budget cut, unless an arm has nothing else."""
+    """Results by case and device, in order; without what was not reached, unless an arm has nothing else.
+
+    On a cluster, those of the node that has most of the case: nodes differ, and so may the ratio of two kernels.
+    """
     cases: dict[tuple[str, str], dict[int, dict[int, Result]]] = {}
     for result in results:
         copies = cases.setdefault((result.case.id, result.arm.device), {})
@@ -60,7 +76,7 @@ def pairings(results: Iterable[Result], ceilings: CeilingsByDevice = NO_CEILINGS
     return [
         Pairing(
             **{
-                name: Restarts(_uncut(copies[copy].values()), ceilings=ceilings.get(device))
+                name: Restarts(_reached(copies[copy].values(), _main_node(copies)), ceilings=ceilings.get(device))
                 for copy, name in names.items()
                 if copy in copies
             }
@@ -69,8 +85,20 @@ def pairings(results: Iterable[Result], ceilings: CeilingsByDevice = NO_CEILINGS
     ]
 
 
-def _uncut(results: Collection[Result]) -> list[Result]:
-    return [result for result in results if result.cause is not Cause.BUDGET] or list(results)
+def _reached(results: Collection[Result], node: str) -> list[Result]:
+    of_node = [result for result in results if _node(result) in (node, "")]
+    return [result for result in of_node if result.cause not in UNREACHED] or of_node or list(results)
+
+
+def _main_node(copies: Mapping[int, Mapping[int, Result]]) -> str:
+    """The node of a cluster with the most results of a case; the first of several such, empty on one machine."""
+    nodes = Counter(_node(result) for restarts in copies.values() for result in restarts.values())
+    del nodes[""]
+    return max(nodes, key=lambda name: nodes[name], default="")
+
+
+def _node(result: Result) -> str:
+    return str(result.facts.get("node", ""))
 
 
 def _in_cycles(time: Sample) -> Sample | None:
@@ -108,13 +136,14 @@ def effects(above: Restarts, below: Restarts, *, cycles: bool = False) -> dict[i
 
 def controls(pairs: Iterable[Pairing]) -> dict[str, Evidence]:
     """The A/A controls against base, by label and device."""
-    evidence = (of_time(pair.base, pair.control) for pair in pairs)
+    evidence = (of_time(pair.base, pair.control, node=pair.node) for pair in pairs)
     return {f"{control.label}@{control.device}": control for control in evidence if control}
 
 
 def of_time(
-    base: Restarts | None, head: Restarts | None, tolerance: float = rule.TOLERANCE, max_margin: float | None = None
-) -> Evidence | None:
+    base: Restarts | None, head: Restarts | None, tolerance: float = rule.TOLERANCE, max_margin: float | None = None,
+    node: str = "",
+) -> Evidence | None:  # fmt: skip
     """Head against base; None unless both were measured."""
     if not (base and head and base.time and head.time and base.status is head.status is Status.OK):
         return None
@@ -126,6 +155,7 @@ def of_time(
         label=head.case.label,
         device=head.arm.device,
         backend=head.case.backend,
+        node=node,
         base_s=base.time.value,
         head_s=head.time.value,
         effects=tuple(by_restart.values()),
@@ -145,7 +175,7 @@ def impossible_time(base: Restarts, head: Restarts) -> str:
 def support(pair: Pairing) -> Verdict | None:
     """Broken, new, missing or not reached; None where base and head are both ok, and where neither ever was."""
     if pair.cut:
-        return verdict(pair, "status", Outcome.INCONCLUSIVE, "the budget ended before it was measured")
+        return verdict(pair, "status", Outcome.INCONCLUSIVE, pair.cut)
     base, head = (_status(restarts) for restarts in (pair.base, pair.head))
     if head and head.failed:
         return verdict(pair, "status", Outcome.BROKEN, f"{head.value}: {_reason(pair.head)}", head)

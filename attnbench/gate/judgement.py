@@ -24,7 +24,7 @@ class GateVerdicts(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...]  # the worst first
     geomeans: dict[str, tuple[float, float, float, int]]  # by backend: ratio, its interval, cases
     margin_source: str
-    doubt: str = ""  # why no case of the run can be judged
+    doubt: str = ""  # why no case of the run, or of a node, can be judged
     notes: tuple[str, ...] = ()
     refused: int = 0  # cases that neither base nor head can run
     unchanged: int = 0  # cases that the change cannot touch, which were not measured
@@ -41,8 +41,10 @@ def judge(run: Run) -> GateVerdicts:
         raise NotComparableError(f"{gate.base.name} runs none of the cases, so nothing can be compared: {reason}")
     cases = cases_of(pairs, gate)
     few_cores = steadiness.too_few_cores(run.manifest.machine, {case.device for case in cases})
-    doubt = few_cores or rule.too_noisy(evidence.controls(pairs), gate.margins)
-    verdicts = rule.verdicts(cases, gate.margins, doubt)
+    doubts = rule.doubts(evidence.controls(pairs), gate.margins)
+    if few_cores:
+        doubts = dict.fromkeys({case.node for case in cases}, few_cores)
+    verdicts = rule.verdicts(cases, gate.margins, doubts)
     timed = {(case.case_id, case.device) for case in cases}
     for pair in pairs:
         verdicts += _untested(pair, gate, timed=pair.key in timed)
@@ -52,7 +54,7 @@ def judge(run: Run) -> GateVerdicts:
         verdicts=in_order(verdicts),
         geomeans=geomeans((case.backend, significance.interval(case.effects).value) for case in cases),
         margin_source=_margin_source(gate),
-        doubt=doubt,
+        doubt="; ".join(dict.fromkeys(doubts.values())),
         notes=(
             *gate.settings.expired(gate.today),
             *_user_noise(cases, gate),
@@ -88,7 +90,9 @@ def in_order(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 def cases_of(pairs: Sequence[Pairing], gate: GateRecord) -> list[Evidence]:
     """The evidence on time of every case that has it, with the tolerance of the case."""
     cases = (
-        evidence.of_time(pair.base, pair.head, gate.tolerance(pair.either.case.label), gate.settings.largest_margin)
+        evidence.of_time(
+            pair.base, pair.head, gate.tolerance(pair.either.case.label), gate.settings.largest_margin, pair.node
+        )
         for pair in pairs
     )
     return [case for case in cases if case]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -15,8 +16,8 @@ from attnbench.attention import inputs
 from attnbench.engine import plan, sweep
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan
-from attnbench.engine.runner import Observer, Runner
-from attnbench.engine.sweep import Request, Sweep
+from attnbench.engine.runner import Observer, PlanRunner, Runner
+from attnbench.engine.sweep import Request, StartRunner, Sweep
 from attnbench.errors import StoreError, UsageError
 from attnbench.gate import changed, evidence, judgement, machine_lock, record, rule, significance
 from attnbench.gate.evidence import BASE, CONTROL, HEAD
@@ -27,12 +28,13 @@ from attnbench.machine import hardware, identity
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Environment, Result
+from attnbench.records.result import Environment, Facts, Result
 from attnbench.records.run_directory import Run
 from attnbench.records.run_writer import RunWriter
 from attnbench.suite import Cell
 
 DEFAULT_SUITE = "ci"
+CPU = "cpu:threads=1"  # a busy machine disturbs it least
 CONTROL_EVERY = 4  # cases of the most frequent backend, of which one has an A/A control: one more worker in all
 ROUNDS = "10"  # the fixed number that a gate measures unless its user chooses another
 BUDGET_S = 15 * 60.0
@@ -41,7 +43,7 @@ SEEDS = 5  # an error counts as grown only if it grew on each of them
 
 EVERY_CASE = ChangedCases()
 
-Watch = Callable[[Runner], None]  # called with each runner when it starts
+Watch = Callable[[PlanRunner], None]  # called with each runner when it starts
 
 
 class GateRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +55,48 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""  # what could not be stored besides the run
 
 
+class Engine(Protocol):
+    """Where a gate measures: on this machine, or on the nodes of a cluster."""
+
+    @property
+    def start(self) -> StartRunner:
+        """What makes the runner of a plan."""
+
+    def homes(self, ready: Sweep) -> Mapping[tuple[str, str], str]:
+        """The node that measures each case, known by its id and its device; empty: this machine measures all."""
+
+    def together(self, cells: Sequence[tuple[Cell, Sequence[Arm]]], settings: RunSettings) -> Plan:
+        """A plan of one group for each cell."""
+
+
+class LocalEngine:
+    """This machine."""
+
+    @property
+    def start(self) -> StartRunner:
+        """What makes the runner of a plan."""
+        return Runner
+
+    def homes(self, ready: Sweep) -> Mapping[tuple[str, str], str]:
+        """This machine measures all cases."""
+        return {}
+
+    def together(self, cells: Sequence[tuple[Cell, Sequence[Arm]]], settings: RunSettings) -> Plan:
+        """A plan of one group for each cell."""
+        return plan.together(cells, sweep.plan_limits(settings))
+
+
+HERE = LocalEngine()
+
+
 def request(options: Request, *, stored: bool = False) -> Request:
-    """The request of a gate: on the default device of gates, with the restarts of a first look, or of a stored run."""
-    return msgspec.structs.replace(on_device(options), restarts=STORED_RESTARTS if stored else min(significance.LOOKS))
+    """The request of a gate: with the restarts of a first look, or of a stored run."""
+    return msgspec.structs.replace(options, restarts=STORED_RESTARTS if stored else min(significance.LOOKS))
 
 
 def on_device(options: Request) -> Request:
-    """With a GPU as the default device, else a CPU with one thread, which a busy machine disturbs least."""
-    device = options.device or ("cuda:0" if hardware.gpus() else "cpu:threads=1")
+    """On a GPU by default, else on a CPU with one thread."""
+    device = options.device or ("cuda:0" if hardware.gpus() else CPU)
     return msgspec.structs.replace(options, device=device)
 
 
@@ -69,7 +105,7 @@ def only(ready: Sweep, case: str) -> Sweep:
 
     Raises UsageError, with the first labels, where no case matches.
     """
-    matching = chosen(ready, lambda each, _: each.label == case or each.id.startswith(case))
+    matching = _with_cases(ready, lambda each, _: each.label == case or each.id.startswith(case))
     if not matching.cells:
         labels = [_case(cell, arm).label for cell, arms in ready.cells for arm in arms]
         raise UsageError(f"--case {case!r}: no such case; there are {'; '.join(labels[:3])} ...")
@@ -78,8 +114,14 @@ def only(ready: Sweep, case: str) -> Sweep:
 
 def chosen(ready: Sweep, keep: Callable[[Case, Arm], bool]) -> Sweep:
     """The sweep with the cases that `keep` accepts."""
+    return sweep.replan(ready, _with_cases(ready, keep).cells)
+
+
+def _with_cases(ready: Sweep, keep: Callable[[Case, Arm], bool]) -> Sweep:
+    """The sweep with these cases and its plan of all cases: a gate makes plans of its own."""
     cells = [(cell, [arm for arm in arms if keep(_case(cell, arm), arm)]) for cell, arms in ready.cells]
-    return sweep.replan(ready, [(cell, arms) for cell, arms in cells if arms])
+    planned = msgspec.structs.replace(ready.plan, impossible=())
+    return msgspec.structs.replace(ready, cells=tuple((cell, arms) for cell, arms in cells if arms), plan=planned)
 
 
 def touched(ready: Sweep, base: Revision, head: Revision) -> tuple[Sweep, ChangedCases]:
@@ -94,7 +136,7 @@ def touched(ready: Sweep, base: Revision, head: Revision) -> tuple[Sweep, Change
             reason = f"not followed: --inputs {unfollowed}" if unfollowed else files.reason(case, arm)
             reasons[case.id, arm.id] = reason
             unchanged += [] if reason else [f"{case.label}@{arm.device}"]
-    left = chosen(ready, lambda case, arm: bool(reasons[case.id, arm.id]))
+    left = _with_cases(ready, lambda case, arm: bool(reasons[case.id, arm.id]))
     measured = changed.described(reason for reason in reasons.values() if reason)
     return left, ChangedCases(unchanged=tuple(unchanged), measured=measured)
 
@@ -103,22 +145,22 @@ def _case(cell: Cell, arm: Arm) -> Case:
     return Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
 
 
-def results_expected(ready: Sweep) -> int:
+def results_expected(ready: Sweep, homes: Mapping[tuple[str, str], str] = {}) -> int:
     """How many results one restart gives: base and head of each case, and the A/A controls."""
-    return sum(len(arms) for _, arms in _arms(ready, Revision(name=""), Revision(name="")))
+    return sum(len(arms) for _, arms in _arms(ready, Revision(name=""), Revision(name=""), homes))
 
 
 def measure(
     ready: Sweep, base: Revision, head: Revision, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
     watch: Watch = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
-    chosen_cases: ChangedCases = EVERY_CASE,
+    chosen_cases: ChangedCases = EVERY_CASE, engine: Engine = HERE,
 ) -> GateRun:  # fmt: skip
     """Measure until every case is decided, and judge; every result is stored as soon as it is there.
 
     Nothing is measured after `budget_s` seconds: cases that are open then are inconclusive, never regressed.
     """
     started = time.monotonic()
-    whole = plan.together(_arms(ready, base, head), sweep.plan_limits(ready.settings))
+    whole = engine.together(_arms(ready, base, head, engine.homes(ready)), ready.settings)
     manifest = sweep.manifest(ready, datetime.now(UTC), command)
     gate = GateRecord(
         base=_anonymous(base), head=_anonymous(head), settings=_settings(ready),
@@ -129,13 +171,13 @@ def measure(
     manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
     with machine_lock.alone(observer.note, budget_s), RunWriter(directory, manifest) as writer:
         deadline = time.monotonic() + budget_s
-        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch, deadline=deadline)
+        stages = _Stages(ready, whole, writer, observer, directory / "logs", watch, engine.start, deadline)
         stages.measure_until_decided(gate)
         if not stages.interrupted:
             gate = msgspec.structs.replace(gate, seeds=stages.further_seeds())
         writer.manifest = msgspec.structs.replace(writer.manifest, gate=gate.stored())
         seconds = {**stages.seconds, "total": time.monotonic() - started}
-        writer.update(environments=stages.stored_environments(), seconds=seconds)
+        writer.update(stages.stored_environments(), seconds, stages.nodes, stages.ceilings)
     run = run_directory.read(directory)
     verdicts = judgement.judge(run)
     note = ""
@@ -151,12 +193,14 @@ class _Stages:
 
     def __init__(
         self, ready: Sweep, whole: Plan, writer: RunWriter, observer: Observer, logs: Path, watch: Watch,
-        deadline: float,
+        start: StartRunner, deadline: float,
     ) -> None:  # fmt: skip
         self._ready, self._whole, self._writer, self._deadline = ready, whole, writer, deadline
         self._observer, self._logs, self._watch = observer, logs, watch
-        self._runners: list[Runner] = []
-        self._speeds, self._ceilings = ready.settings.speeds, dict(writer.manifest.ceilings)
+        self._start_runner = start
+        self._runners: list[PlanRunner] = []
+        self._speeds, self.ceilings = ready.settings.speeds, dict(writer.manifest.ceilings)
+        self.nodes: dict[str, Facts] = {}  # of a cluster, by name
         self._call_s: Mapping[str, float] = {}
         self._results: list[Result] = []
         self._environments: dict[str, Environment] = {}
@@ -172,7 +216,7 @@ class _Stages:
         restart = min(significance.LOOKS)
         self._run(self._whole, 0, restart)
         while restart < max(significance.LOOKS) and not self.interrupted and time.monotonic() < self._deadline:
-            cases = judgement.cases_of(evidence.pairings(self._results, self._ceilings), gate)
+            cases = judgement.cases_of(evidence.pairings(self._results, self.ceilings), gate)
             step = rule.next_step(cases, gate.margins)
             if not step.cases:
                 break
@@ -201,7 +245,7 @@ class _Stages:
 
     def _run(self, part: Plan, first: int, restarts: int) -> None:
         chosen = self._settings(first_restart=first, restarts=restarts)
-        runner = self._start(Runner(part, chosen, self._keep, self._observer, logs=self._logs))
+        runner = self._start(part, chosen, self._keep)
         self._environments |= runner.environments
         self.seconds.update(runner.spent)
 
@@ -211,7 +255,7 @@ class _Stages:
         procedures = {kind: replace(procedure, seed=seed) for kind, procedure in settings.procedures.items()}
         chosen = self._settings(procedures=procedures, restarts=1, verify_only=True)
         results: list[Result] = []
-        self._start(Runner(part, chosen, results.extend, self._observer, logs=self._logs))
+        self._start(part, chosen, results.extend)
         return results
 
     def _settings(self, **changes: object) -> RunSettings:
@@ -222,16 +266,20 @@ class _Stages:
             budget_s=None if math.isinf(left_s) else left_s,
             speeds=self._speeds,
             call_s=self._call_s,
-            ceilings=self._ceilings,
+            ceilings=self.ceilings,
             whole_restarts=True,
             **changes,
         )
 
-    def _start(self, runner: Runner) -> Runner:
+    def _start(self, part: Plan, settings: RunSettings, keep: Callable[[Sequence[Result]], None]) -> PlanRunner:
+        runner = self._start_runner(part, settings, keep, self._observer, frozenset(), self._logs)
         self._runners.append(runner)
         self._watch(runner)
         runner.run()
         self._speeds, self._call_s = runner.forecast.speeds, runner.call_s
+        self.ceilings = {**self.ceilings, **runner.ceilings}
+        for name, facts in runner.nodes.items():
+            self.nodes[name] = {**self.nodes.get(name, {}), **facts}
         return runner
 
     def _keep(self, results: Sequence[Result]) -> None:
@@ -246,19 +294,22 @@ def _part(whole: Plan, cases: Collection[tuple[str, str]]) -> Plan:
     return Plan(groups=tuple(groups), arms=whole.arms)
 
 
-def _arms(ready: Sweep, base: Revision, head: Revision) -> list[tuple[Cell, list[Arm]]]:
-    """A group per cell and backend: base, head, and in some groups an A/A control, which is base again."""
+def _arms(
+    ready: Sweep, base: Revision, head: Revision, homes: Mapping[tuple[str, str], str]
+) -> list[tuple[Cell, list[Arm]]]:
+    """A group per cell and backend: base, head, in some groups of each node an A/A control, which is base again."""
     groups: list[tuple[Cell, list[Arm]]] = []
     counts = Counter(arm.backend for _, arms in ready.cells for arm in arms)
-    controlled, seen = max(counts, key=lambda name: counts[name], default=""), 0
+    controlled, seen = max(counts, key=lambda name: counts[name], default=""), Counter[str]()  # by node
     for cell, arms in ready.cells:
         for arm in arms:
             if arm.copy > 1:
                 raise UsageError(f"--backend: {arm.backend} twice: a gate has one base and one head of each backend")
             group = [_arm(arm, base, BASE), _arm(arm, head, HEAD)]
             if arm.backend == controlled:
-                group += [_arm(arm, base, CONTROL)] if seen % CONTROL_EVERY == 0 else []
-                seen += 1
+                home = homes.get((_case(cell, arm).id, arm.device), "")
+                group += [_arm(arm, base, CONTROL)] if seen[home] % CONTROL_EVERY == 0 else []
+                seen[home] += 1
             groups.append((cell, group))
     return groups
 
@@ -304,7 +355,7 @@ def machine_noise(fingerprint: str, arms: Sequence[Arm]) -> MachineNoise:
 
 def add_to_noise_floor(run: Run, gate: GateRecord) -> None:
     """Add the A/A controls of this run, and head where it equals base, to what is known of the machine."""
-    torch, measured_at = identity.packages().get("torch", ""), run.manifest.created_at
+    torch, measured_at = _torch(run), run.manifest.created_at
     pairs: list[ControlPair] = []
     for pair in evidence.pairings(run.results):
         for control in (pair.control, pair.head if gate.base == gate.head else None):
@@ -313,3 +364,9 @@ def add_to_noise_floor(run: Run, gate: GateRecord) -> None:
                 pairs += filter(None, [noise_floor.of_effects(control, effects, measured_at, torch)])
     if pairs:
         noise_floor.add(run.manifest.fingerprint, pairs)
+
+
+def _torch(run: Run) -> str:
+    """The version of torch that the arms of a run had."""
+    versions = (environment.packages.get("torch") for environment in run.manifest.environments.values())
+    return next(filter(None, versions), "") or identity.packages().get("torch", "")

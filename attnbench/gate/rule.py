@@ -43,6 +43,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float = TOLERANCE
     max_margin: float | None = None  # a share; None: MAX_MARGIN tolerances
     unusable: str = ""  # why nothing can be decided from its times
+    node: str = ""  # of a cluster
 
     @property
     def key(self) -> str:
@@ -160,9 +161,9 @@ def _tested(cases: Sequence[Evidence], margins: Margins) -> list[_Tested]:
     ]  # fmt: skip
 
 
-def verdicts(cases: Sequence[Evidence], margins: Margins, doubt: str = "") -> list[Verdict]:
-    """One verdict per case, in their order. With `doubt`, the reason why no case can be judged, none is decided."""
-    return [_verdict(tested, doubt) for tested in _tested(cases, margins)]
+def verdicts(cases: Sequence[Evidence], margins: Margins, doubts: Mapping[str, str] = {}) -> list[Verdict]:
+    """One verdict per case, in their order. `doubts`: by node, why no case that it measured can be judged."""
+    return [_verdict(tested, doubts.get(tested.case.node, "")) for tested in _tested(cases, margins)]
 
 
 def _verdict(tested: _Tested, doubt: str) -> Verdict:
@@ -220,13 +221,22 @@ def _why_open(tested: _Tested) -> str:
     return f"after all {restarts} restarts a slowdown of up to {hidden} is possible, and the margin is {margin}"
 
 
-def too_noisy(controls: Mapping[str, Evidence], margins: Margins) -> str:
-    """Which A/A control differs significantly and beyond its tolerance: then no case of the run can be judged."""
+def doubts(controls: Mapping[str, Evidence], margins: Margins) -> dict[str, str]:
+    """By node, the A/A control that differs significantly and beyond its tolerance: no case of it can be judged."""
+    by_node: dict[str, dict[str, Evidence]] = {}
+    for name, control in controls.items():
+        by_node.setdefault(control.node, {})[name] = control
+    reasons = {node: _too_noisy(of_node, margins) for node, of_node in by_node.items()}
+    return {node: reason for node, reason in reasons.items() if reason}
+
+
+def _too_noisy(controls: Mapping[str, Evidence], margins: Margins) -> str:
     tested = dict(zip(controls, _tested(list(controls.values()), margins), strict=True))
     for name, control in tested.items():
         if control.decision in (Outcome.REGRESSED, Outcome.IMPROVED):
             change = units.change(math.expm1(control.change.value))
-            return f"the A/A control of {name} differs by {change}: this machine is too noisy to judge"
+            machine = f"node {control.case.node}" if control.case.node else "this machine"
+            return f"the A/A control of {name} differs by {change}: {machine} is too noisy to judge"
     return ""
 
 

@@ -10,19 +10,18 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
 from attnbench import units
 from attnbench.errors import UsageError
+from attnbench.machine.temporary_folders import owned_folder
 
 PREFIX = "attnbench-base-"
-LOCK = ".attnbench-gate"
 DEEPEN = "git fetch --unshallow --tags origin '+refs/heads/*:refs/remotes/origin/*'"
+MAX_SENT_BYTES = 200 * 2**20
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,17 +53,12 @@ def of_ref(ref: str, where: str = "--base-ref") -> Iterator[Revision]:
     if not root:
         raise UsageError(f"{where} {ref}: {_objection()}; or give --base-path DIR, which needs no git")
     commit = commit_of(ref, where)
-    _remove_abandoned()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    try:
-        with FileLock(folder / LOCK, timeout=0):  # while this process lives: a later gate removes unlocked folders
-            tree = folder / "tree"
-            tree.mkdir()
-            _unpack(root, commit, tree, f"{where} {ref}")
-            (tree / prefix).mkdir(parents=True, exist_ok=True)  # the folder may have been created after the commit
-            yield Revision(name=f"{ref} ({commit[:12]})", path=_import_path(tree, prefix), commit=commit)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with owned_folder(PREFIX) as folder:
+        tree = folder / "tree"
+        tree.mkdir()
+        _unpack(root, commit, tree, f"{where} {ref}")
+        (tree / prefix).mkdir(parents=True, exist_ok=True)  # the folder may have been created after the commit
+        yield Revision(name=f"{ref} ({commit[:12]})", path=_import_path(tree, prefix), commit=commit)
 
 
 @contextlib.contextmanager
@@ -183,6 +177,41 @@ def of_python(python: str) -> Revision:
     return msgspec.structs.replace(revision, name=python, python=str(Path(path).absolute()))
 
 
+def sent(revision: Revision, folder: Path, name: str) -> Revision:
+    """The revision with its files copied to a folder that travels to other machines; its paths are relative to it.
+
+    In a git repository these are the files that git does not ignore. Raises UsageError for more than MAX_SENT_BYTES.
+    """
+    root, size = Path(revision.path[-1]), 0
+    for path in _files(root):
+        size += path.stat().st_size
+        if size > MAX_SENT_BYTES:
+            raise UsageError(
+                f"--engine ray: {root} holds more than {MAX_SENT_BYTES // 2**20} MiB of files, which would travel to "
+                "every node; name what is not needed in a .gitignore of its git repository"
+            )
+        target = folder / name / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    sent_to = tuple(str(Path(name) / Path(each).relative_to(root)) for each in revision.path)
+    (folder / sent_to[0]).mkdir(parents=True, exist_ok=True)
+    return msgspec.structs.replace(revision, path=sent_to)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files of a tree: in a repository what git does not ignore, else all but hidden ones and caches."""
+    if (root / ".git").exists():
+        listed = _git("-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        paths = (root / name for name in listed.split("\0") if name)
+    else:
+        paths = (path for path in sorted(root.rglob("*")) if not _is_cache(path.relative_to(root)))
+    return (path for path in paths if path.is_file())
+
+
+def _is_cache(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
 def _repository() -> tuple[Path | None, Path]:
     """The root of the git repository, and the path from there to the working directory; None outside a repository."""
     root = _git("rev-parse", "--show-toplevel", fails=True).strip() if shutil.which("git") else ""
@@ -205,11 +234,3 @@ def _run_git(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run git without its optional locks, which would write to the repository."""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, env=variables)
-
-
-def _remove_abandoned() -> None:
-    """Remove the folders of killed gates: those that no process has locked."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if (folder / LOCK).is_file():  # otherwise its gate is about to lock it
-            with contextlib.suppress(OSError), FileLock(folder / LOCK, timeout=0):  # a Timeout is an OSError
-                shutil.rmtree(folder, ignore_errors=True)

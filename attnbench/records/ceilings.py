@@ -103,6 +103,7 @@ def folder(fingerprint: str) -> Path:
 
 
 def _file(fingerprint: str, device: str, torch: str) -> Path:
+    device = re.sub(r":hardware=[\w.-]+", "", device)  # a class of a cluster is no other device
     return folder(fingerprint) / (re.sub(r"[^\w.=+-]", "_", f"{device}-torch{torch}") + ".json")
 
 
@@ -127,6 +128,7 @@ def save(fingerprint: str, ceilings: Ceilings, force: bool = False) -> Path | No
 def load(fingerprint: str, device: str, torch: str) -> Ceilings | None:
     """The stored ceilings; None if the device was not calibrated, or in another version of this format."""
     try:
-        return msgspec.json.decode(_file(fingerprint, device, torch).read_bytes(), type=Ceilings)
+        stored = msgspec.json.decode(_file(fingerprint, device, torch).read_bytes(), type=Ceilings)
     except (OSError, StoreError, msgspec.MsgspecError):
         return None
+    return msgspec.structs.replace(stored, device=device)

@@ -42,12 +42,13 @@ class Status(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a case was skipped, for code to branch on; `reason` tells people."""
+    """Why a case was not measured, for code to branch on; `reason` tells people."""
 
     BUDGET = "budget"  # the time budget was spent: a resume measures the case
     NO_LARGER = "no_larger"  # a case with no more work timed out or ran out of memory
     MEMORY = "memory"  # predicted to need more than the limit
     NO_REFERENCE = "no_reference"  # the expected values could not be computed
+    NODE_LOST = "node_lost"  # a node of a cluster was lost in every try: crashed, not skipped
 
 
 class Timing(StrEnum):
@@ -143,7 +144,7 @@ class Result(Record, frozen=True, kw_only=True):
     status: Status
     restart: int = msgspec.field(default=0, name="launch")  # stored under its first name
     reason: str = ""
-    cause: Cause | None = None  # of a skipped case
+    cause: Cause | None = None  # of a case that was not measured
     group: str = ""  # results of one group were taken in the same rounds
     procedure: Procedure = Procedure()
     started_at: str = ""  # UTC, ISO 8601

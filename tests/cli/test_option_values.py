@@ -178,3 +178,28 @@ def test_a_plan_that_measures_nothing_says_why(capsys: pytest.CaptureFixture[str
     assert cli.invoke(words) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "nothing will be measured: 2 unavailable: runs on cuda, not on cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("calibrate", "--floor"), "--floor"),
+        (("gate", "--base-python", "python"), "--base-python python"),
+        (("verify", "--random", "1m"), "--random 1m"),
+        (("scaling", "--find-max-seq"), "--find-max-seq"),
+    ],
+)
+def test_what_needs_this_machine_is_refused_for_a_cluster(
+    words: tuple[str, ...], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke([*words, "--engine", "ray"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"attnbench: {flag}: ")
+    assert error.endswith(": leave --engine ray out")
+
+
+@pytest.mark.parametrize("command", ["run", "gate", "calibrate"])
+def test_a_cluster_without_the_engine_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [command, *(("--noop",) if command == "gate" else ())]
+    assert cli.invoke([*words, "--address", "127.0.0.9:1"]) == 2
+    assert "--address 127.0.0.9:1: names a cluster; add --engine ray" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -250,3 +251,22 @@ class Cluster(RuleBasedStateMachine):
 
 TestCluster = Cluster.TestCase
 TestCluster.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_restarts_stay_at_their_home_while_it_is_expected_and_go_elsewhere_when_it_is_gone():
+    tasks = [msgspec.structs.replace(task("a", restart=restart), home="n1") for restart in range(4)]
+    scheduler = TaskScheduler([*tasks, task("b", restart=4)])
+    scheduler.expected = {"n1", "n2"}
+    (home,), (other,) = slots("n1"), slots("n2")
+    scheduler.add_node("n2", [other])
+    assert order(scheduler, other) == ["4b"]  # the home has not joined yet
+    scheduler.add_node("n1", [home])
+    for _ in range(2):
+        assert scheduler.assign(home)
+        scheduler.finish(home)
+    assert scheduler.assign(home)
+    scheduler.fail(home, "its process died")
+    assert scheduler.assign(other) is None  # it returns to its home
+    scheduler.lose_node("n1")
+    scheduler.expected = {"n2"}
+    assert order(scheduler, other) == ["2a", "3a"]

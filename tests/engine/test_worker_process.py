@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import defaultdict
@@ -152,3 +153,12 @@ def test_workers_of_an_older_attnbench_are_not_shared(
         workers.open(arms)
         assert len({id(workers[arm]) for arm in arms}) == 4
     assert sum(event.startswith("start") for event in recorded.events) == 4
+
+
+def test_the_folders_of_an_arm_are_relative_to_the_process_that_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arm = Arm(backend="naive", device="cpu:threads=1", path=("base/kernels", "base"))
+    path = worker_process._environment(arm, 1, "temporary")["PYTHONPATH"].split(os.pathsep)
+    assert path[:2] == [str(tmp_path / "base" / "kernels"), str(tmp_path / "base")]

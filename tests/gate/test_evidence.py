@@ -10,7 +10,7 @@ import pytest
 from attnbench.analysis.restarts import Restarts
 from attnbench.errors import StoreError
 from attnbench.gate import evidence, judgement, record
-from attnbench.records.result import Outcome
+from attnbench.records.result import Cause, Outcome, Result, Status
 from tests.gate.test_verdicts import gated, lines, outcome
 from tests.samples import result
 
@@ -88,3 +88,29 @@ def test_a_noisy_case_is_the_same_only_with_a_larger_max_margin(table: dict[str,
 def test_what_may_be_hidden_is_said_of_cases_that_did_not_regress() -> None:
     assert "a slowdown of any size may be hidden" in judgement.judge(gated(*lines(restarts=1))).notes[-1]
     assert judgement.judge(gated(*lines(head=1.5))).notes == ()
+
+
+def at(node: str, head: float, restarts: int, first: int = 0) -> list[Result]:
+    """Results of one case on a node of a cluster."""
+    errors = {"errors": {"out": {"max_abs": 1e-6, "rms": 1e-7}}}
+    of_node = lines(head, restarts=restarts)
+    return [
+        msgspec.structs.replace(each, restart=each.restart + first, facts={**errors, "node": node}) for each in of_node
+    ]
+
+
+def test_a_case_is_judged_by_the_node_with_most_of_its_restarts() -> None:
+    assert outcome(gated(*at("a", 1.5, 5), *at("b", 1.0, 13, first=5))) is Outcome.SAME
+    assert outcome(gated(*at("a", 1.0, 5), *at("b", 1.5, 13, first=5))) is Outcome.REGRESSED
+    (pair,) = evidence.pairings([*at("a", 1.5, 5), *at("b", 1.0, 13, first=5)])
+    assert (pair.node, pair.either.count) == ("b", 13)
+
+
+def test_a_restart_whose_node_was_lost_breaks_no_case() -> None:
+    gone = {"status": Status.CRASHED, "cause": Cause.NODE_LOST, "reason": "its node was lost 3 times"}
+    measured = at("a", 1.0, 6)
+    kept = [each for each in measured if each.restart < 5]
+    lost = [msgspec.structs.replace(each, samples={}, facts={}, **gone) for each in measured]
+    assert outcome(gated(*kept, *lost[10:])) is Outcome.SAME
+    (verdict,) = judgement.judge(gated(*lost)).verdicts
+    assert (verdict.outcome, verdict.reason) == (Outcome.INCONCLUSIVE, "its node was lost in every try")

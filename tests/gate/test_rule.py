@@ -129,13 +129,21 @@ def test_a_case_has_more_restarts_until_it_is_decided(effects, step):
 
 
 def test_an_a_a_control_that_differs_makes_the_whole_run_inconclusive():
-    doubt = rule.too_noisy({"a": case(effects=shifted(0.1, restarts=18))}, NO_NOISE)
-    assert "the A/A control of a differs by +10" in doubt
-    assert "differs by -9" in rule.too_noisy({"a": case(effects=shifted(-0.1, restarts=18))}, NO_NOISE)
-    assert rule.too_noisy({"a": case(effects=shifted(0.01, restarts=18))}, NO_NOISE) == ""
+    doubts = rule.doubts({"a": case(effects=shifted(0.1, restarts=18))}, NO_NOISE)
+    assert "the A/A control of a differs by +10" in doubts[""]
+    assert "differs by -9" in rule.doubts({"a": case(effects=shifted(-0.1, restarts=18))}, NO_NOISE)[""]
+    assert rule.doubts({"a": case(effects=shifted(0.01, restarts=18))}, NO_NOISE) == {}
     red = case(effects=shifted(0.1, restarts=18))
-    (verdict,) = rule.verdicts([red], NO_NOISE, doubt)
-    assert (verdict.outcome, verdict.reason) == (Outcome.INCONCLUSIVE, doubt)
+    (verdict,) = rule.verdicts([red], NO_NOISE, doubts)
+    assert (verdict.outcome, verdict.reason) == (Outcome.INCONCLUSIVE, doubts[""])
+
+
+def test_an_a_a_control_that_differs_on_one_node_leaves_the_cases_of_others_decided():
+    slower, equal = shifted(0.1, restarts=18), shifted(0.0, restarts=18)
+    doubts = rule.doubts({"a": case(effects=slower, node="n1"), "b": case(effects=equal, node="n2")}, NO_NOISE)
+    assert {node: text.rpartition(": ")[2] for node, text in doubts.items()} == {"n1": "node n1 is too noisy to judge"}
+    verdicts = rule.verdicts([case(node, effects=slower, node=node) for node in ("n1", "n2")], NO_NOISE, doubts)
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.INCONCLUSIVE, Outcome.REGRESSED]
 
 
 def test_a_uniform_change_shows_in_the_geometric_mean():

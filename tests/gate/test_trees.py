@@ -217,3 +217,33 @@ def test_a_commit_that_gives_no_files_is_refused(
     with pytest.raises(UsageError, match=rf"^--base-ref HEAD: .*{message}"):
         trees.of_ref("HEAD").__enter__()
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
+
+
+def test_the_files_of_a_tree_travel_without_those_that_git_ignores(repository: Path, tmp_path: Path) -> None:
+    (repository / ".gitignore").write_text("build/\n")
+    for name in ("build/large", "kernels/new.py"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("new")
+    sent = trees.sent(trees.head(), tmp_path / "sent", "head")
+    assert sent.path == ("head/kernels", "head")
+    files = {str(path.relative_to(tmp_path / "sent")) for path in (tmp_path / "sent").rglob("*") if path.is_file()}
+    assert files == {"head/.gitignore", "head/kernels/kernel.py", "head/kernels/new.py"}
+    assert (tmp_path / "sent" / "head" / "kernels" / "kernel.py").read_text() == "three"
+    with trees.of_ref("HEAD~1") as base:
+        trees.sent(base, tmp_path / "sent", "base")
+    assert (tmp_path / "sent" / "base" / "kernels" / "kernel.py").read_text() == "one"
+
+
+def test_a_tree_without_git_travels_whole_unless_it_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kernel.py", "__pycache__/kernel.pyc", ".venv/lib.py", "data/table"):
+        (tmp_path / "tree" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "tree" / name).write_text("12345")
+    side = trees.of_path(tmp_path / "tree")
+    assert trees.sent(side, tmp_path / "sent", "base").path == ("base",)
+    sent = sorted(path.name for path in (tmp_path / "sent").rglob("*") if path.is_file())
+    assert sent == ["kernel.py", "table"]
+    monkeypatch.setattr(trees, "MAX_SENT_BYTES", 9)
+    with pytest.raises(UsageError, match=r"tree holds more than 0 MiB of files, .*\.gitignore"):
+        trees.sent(side, tmp_path / "sent", "base")

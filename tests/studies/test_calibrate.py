@@ -22,7 +22,7 @@ from attnbench.records.result import Environment
 from attnbench.report.pages import speed
 from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import ceilings as table
-from attnbench.studies import calibrate, doctor
+from attnbench.studies import doctor
 from attnbench.worker.protocol import DeviceCalibrated
 from tests.samples import ceilings, result, run
 
@@ -93,7 +93,7 @@ def test_disturbed_ceilings_are_marked_wherever_they_are_used(monkeypatch: pytes
     data = report_data([run(result([1e-3] * 5), ceilings=by_device)])
     assert MARK in " ".join(speed.page(data).text)
     here = msgspec.structs.replace(DISTURBED, torch=identity.packages()["torch"])
-    calibrate.save(identity.fingerprint()[0], here, force=False)
+    calibration.save(identity.fingerprint()[0], here, force=False)
     assert MARK in doctor.calibration_state("cpu:threads=1")
 
 

@@ -3,8 +3,9 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -15,24 +16,26 @@ from attnbench.engine.cluster import nodes
 from attnbench.engine.cluster.nodes import CPU, ClusterDevice
 from attnbench.engine.cluster.processes import Cluster, Process, ProcessLostError, Reference
 from attnbench.engine.cluster.slot_process import Checked, Description, GroupMeasured, shifted
-from attnbench.engine.group import Group
 from attnbench.engine.group_runner import BEYOND_BUDGET, RunSettings
 from attnbench.engine.plan import Plan, missing_arms
 from attnbench.engine.runner import Ending, Observer, PlanRunner
 from attnbench.engine.scheduler import MAX_FAILED, GivenUp, Slot, Task, TaskScheduler
 from attnbench.errors import UsageError
-from attnbench.records.result import Facts, Key, Result, Status
+from attnbench.records.result import Cause, Facts, Key, Result, Status
 
 POLL_S = 0.5  # between two looks at Ctrl-C
 LOOK_S = 2.0  # between two looks at the nodes
 PATIENCE_S = 60.0  # for a node with the hardware that groups wait for
 PAUSE_S = 5.0  # after each death of a device's process: Ray takes a while to see that a node is gone
+CLOSE_S = 5.0  # for processes that end, to remove their files
 LOST = "its node was lost"
+Homes = Mapping[tuple[str, str], str]  # devices of a cluster, by the id of a case and the text of its device
 
 
-def hardware_of(group: Group) -> str:
-    """The class of hardware that the devices of a group are marked with; empty for the only unmarked class."""
-    return group.arms[0].parsed_device.hardware
+def class_of(mark: str, classes: Iterable[str]) -> str:
+    """The class of hardware of a device with this mark: an empty one is that of CPUs, or the only one."""
+    names = list(classes)
+    return mark or (CPU if CPU in names else names[0])
 
 
 class _Station:
@@ -55,6 +58,7 @@ class ClusterRunner(PlanRunner):
     """Runs a plan on a cluster. A group goes to one device whole; a process owns its device until it ends.
 
     `classes` are the settings of each class of hardware, as its node made them. A lost group returns to the queue.
+    `homes`: devices on which all restarts of a case run while they are there. `checked`: devices that need no check.
     """
 
     stopping = "stopping: groups in progress end now, and a resume measures them again"
@@ -69,11 +73,13 @@ class ClusterRunner(PlanRunner):
         observer: Observer,
         done: frozenset[Key] = frozenset(),
         logs: Path | None = None,
+        homes: Homes = MappingProxyType({}),
+        checked: set[str] | None = None,
     ) -> None:
         super().__init__(settings, append, observer)
         self._cluster = cluster
         self._classes = {name: _for_run(each, settings) for name, each in classes.items()}
-        tasks = list(_tasks(plan, settings, done, self._class_of))
+        tasks = list(_tasks(plan, settings, done, self._classes, homes))
         self._tasks = TaskScheduler(tasks, cheapest_first=bool(settings.budget_s))
         self._rest_s: dict[str, float] = defaultdict(float)  # predicted for the tasks in the queue, by class
         self._of_class: dict[str, str] = {}  # by class: the device that is checked
@@ -85,14 +91,10 @@ class ClusterRunner(PlanRunner):
         # By the id of a device.
         self._deaths: dict[str, int] = defaultdict(int)  # of its processes, since a group ended there
         self._begins: dict[str, float] = {}  # when its next process may start; never, for one that is drained
-        self._checked: set[str] = set()
+        self._checked = set() if checked is None else checked
         self._end = math.inf  # the budget begins with the first group
         self._looked, self._seen = -math.inf, time.monotonic()  # at the nodes; with something to wait for
         self._failed_fast = False
-
-    def _class_of(self, group: Group) -> str:
-        unmarked = CPU if CPU in self._classes else next(iter(self._classes))
-        return hardware_of(group) or unmarked
 
     def run(self) -> Ending:
         """Measure everything that is not done. No process outlives this call."""
@@ -104,10 +106,20 @@ class ClusterRunner(PlanRunner):
                 self._check_progress()
                 self._wait()
         finally:
-            for station in self._stations.values():
-                self._cluster.end(station.process)
+            self._end_processes()
             self.spent["total"] += time.monotonic() - started
         return Ending(interrupted=self.stop_requested, stopped=self._failed_fast)
+
+    def _end_processes(self) -> None:
+        """End all processes; those that are idle first store what they learned and remove their files."""
+        idle = [each for each in self._stations.values() if each.ready and each.slot not in self._tasks.running]
+        closing = [self._cluster.call(station.process, "close") for station in idle]
+        until = time.monotonic() + CLOSE_S
+        while closing and time.monotonic() < until:
+            ended = self._cluster.ready(closing, POLL_S)
+            closing = [call for call in closing if call not in ended]
+        for station in self._stations.values():
+            self._cluster.end(station.process)
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -117,7 +129,9 @@ class ClusterRunner(PlanRunner):
             return
         self._looked = time.monotonic()
         there = [node for node in self._cluster.nodes() if node.hardware in self._of_class]
-        for device in nodes.devices(there):
+        present = nodes.devices(there)
+        self._tasks.expected = {each.name for each in present if not math.isinf(self._begins.get(each.id, 0.0))}
+        for device in present:
             if device.name not in self._stations and self._begins.get(device.id, 0.0) <= self._looked:
                 station = _Station(device, self._cluster.start(device))
                 self._stations[device.name] = station
@@ -141,10 +155,10 @@ class ClusterRunner(PlanRunner):
         elif isinstance(reply, Checked):
             self.nodes[name] |= {"noise": reply.noise, "ceilings": msgspec.to_builtins(reply.ceilings)}
             self.ceilings = reply.ceilings | self.ceilings
-            self._checked.add(station.device.id)
             if reply.objection:
                 self._drain(station, reply.objection)
             else:
+                self._checked.add(station.device.id)
                 self._call(station, "open", replace(settings, ceilings=self.ceilings))
         elif method == "open":
             station.ready = True
@@ -220,6 +234,9 @@ class ClusterRunner(PlanRunner):
         for phase, seconds in measured.spent.items():
             self.spent[phase] += seconds
         self.environments = measured.environments | self.environments
+        known = self.nodes.setdefault(station.device.name, {}).setdefault("device_facts", {})
+        for environment in measured.environments.values():
+            known |= environment.facts
         where: Facts = {"node": station.device.name}
         self._store(
             replace(shifted(result, station.ahead_s), facts=result.facts | where) for result in measured.results
@@ -237,7 +254,7 @@ class ClusterRunner(PlanRunner):
 
     def _store_given_up(self, given_up: Sequence[GivenUp]) -> None:
         for each in given_up:
-            self._store(self._refused(each.task, Refusal(Status.CRASHED, each.reason)))
+            self._store(self._refused(each.task, Refusal(Status.CRASHED, each.reason, Cause.NODE_LOST)))
 
     def _refused(self, task: Task, refusal: Refusal) -> Iterator[Result]:
         procedures = self._classes[task.hardware].procedures
@@ -269,17 +286,23 @@ class ClusterRunner(PlanRunner):
         return f"no usable node with {', '.join(stranded)} is left{why}; all results are stored: continue with --resume"
 
 
-def _tasks(plan: Plan, settings: RunSettings, done: frozenset[Key], class_of: Callable[[Group], str]) -> Iterator[Task]:
+def _tasks(
+    plan: Plan, settings: RunSettings, done: frozenset[Key], classes: Iterable[str], homes: Homes
+) -> Iterator[Task]:
     """What the plan lacks, a task for each group and restart."""
     for restart in range(settings.first_restart, settings.first_restart + settings.restarts):
         for group in missing_arms(plan.groups, restart, done, settings.reference):
-            yield Task(group=group, restart=restart, hardware=class_of(group), seconds=group.seconds)
+            arm = group.arms[0]
+            hardware = class_of(arm.parsed_device.hardware, classes)
+            home = homes.get((group.case(arm).id, arm.device), "")
+            yield Task(group=group, restart=restart, hardware=hardware, home=home, seconds=group.seconds)
 
 
 def _for_run(of_class: RunSettings, settings: RunSettings) -> RunSettings:
     """The settings that a class of hardware was planned with, as this run changed them since."""
     procedures = {
-        kind: replace(each, inputs=settings.procedures[kind].inputs) for kind, each in of_class.procedures.items()
+        kind: replace(each, inputs=settings.procedures[kind].inputs, seed=settings.procedures[kind].seed)
+        for kind, each in of_class.procedures.items()
     }
     return replace(of_class, procedures=procedures, verify_only=settings.verify_only, probes=settings.probes)
 

@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from attnbench.engine.cluster.nodes import ClusterDevice, ClusterNode
 from attnbench.engine.cluster.processes import Process, ProcessLostError, Reference
 from attnbench.engine.cluster.slot_process import SlotProcess
 from attnbench.errors import UsageError
+from attnbench.machine.temporary_folders import owned_folder
 
 INSTALL = "pip install -c constraints.txt '.[ray]'"
 CONNECT_S = 5.0
@@ -75,23 +75,30 @@ def connected(address: str, files: Path) -> Iterator[RayCluster]:
     ray = _import(address)
     package = Path(__file__).parents[2]
     runtime = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
-    with tempfile.TemporaryDirectory(prefix="attnbench-ray-", ignore_cleanup_errors=True) as folder:
-        where = _of_named(address) if address else _new_ray(folder)
-        log = Path(folder) / "connecting"
+    with owned_folder("attnbench-ray-") as folder:
+        where = _of_named(address) if address else _new_ray(str(folder))
+        log = folder / "connecting"
         try:
             with _stderr_to(log):
                 ray.init(
                     **where, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR,
                     configure_logging=False,
                 )  # fmt: skip
-            # Ray prints a page on stdout for a lost node, whatever `log_to_driver` says; the runner says it in a line.
-            ray._private.worker.print_to_stdstream = lambda *_, **__: None
+            _silence(ray)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
             raise UsageError(not_connected(address, error, log.read_text(errors="replace"))) from error
         try:
             yield RayCluster(ray)
         finally:
             ray.shutdown()
+
+
+def _silence(ray: Any) -> None:
+    """Keep the pages that Ray prints on stdout for a lost node from the output: the runner says it in a line.
+
+    No public option stops them: `log_to_driver` is for the output of workers. A test fails where Ray changes this.
+    """
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def not_connected(address: str, error: Exception, log: str) -> str:
@@ -134,7 +141,8 @@ def _import(address: str) -> Any:
 
 def environment(address: str) -> dict[str, str]:
     """Variables that Ray reads when it is imported and connects."""
-    usage = {"RAY_USAGE_STATS_ENABLED": "0"}
+    # Files that a .gitignore leaves out travel too: a kernel of the user may be one.
+    usage = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1"}
     if address:
         return usage | {"RAY_gcs_server_port_wait_time_s": f"{CONNECT_S:.0f}"}
     # Without a token in the environment, Ray writes one to the home directory, which later clusters then ask for.

@@ -16,16 +16,19 @@ from attnbench.analysis.restarts import join
 from attnbench.analysis.stats import Estimate
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.engine import calibration, sweep
+from attnbench.engine import calibration, plan, sweep
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
+from attnbench.engine.plan import Plan
 from attnbench.engine.request import Request
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import AttnbenchError
 from attnbench.machine import identity
 from attnbench.records import ceilings, speeds
-from attnbench.records.arm import Arm, parse_device
+from attnbench.records.arm import Arm, Device, parse_device
+from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Environment, Facts, Procedure, Result, Status
+from attnbench.suite import Cell
 from attnbench.units import percent
 
 PARTS = ("matmul", "bandwidth")  # of the short calibration
@@ -48,7 +51,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """The calibration and the noise check of a node."""
 
-    ceilings: dict[str, ceilings.Ceilings]  # by device; empty where they could not be measured
+    ceilings: dict[str, Ceilings]  # by device; empty where they could not be measured
     noise: Facts  # of the A/A control: difference and interval as shares
     objection: str = ""  # why the node is drained
 
@@ -60,6 +63,14 @@ class GroupMeasured(msgspec.Struct, frozen=True, kw_only=True):
     environments: dict[str, Environment]
     spent: dict[str, float]
     seconds: float  # of the call, without its way to the node and back
+
+
+class DeviceRates(msgspec.Struct, frozen=True, kw_only=True):
+    """The peak rates of one device of a node, and what became of them; or why there are none."""
+
+    device: str
+    ceilings: Ceilings | None = None
+    note: str = ""
 
 
 class SlotProcess:
@@ -84,6 +95,10 @@ class SlotProcess:
         except AttnbenchError as error:  # by its text: not every exception can be sent
             return str(error)
 
+    def together(self, cells: list[tuple[Cell, list[Arm]]], settings: RunSettings) -> Plan:
+        """A plan of this node with one group for each cell."""
+        return plan.together(cells, sweep.plan_limits(settings))
+
     def check(self, settings: RunSettings, device: str) -> Checked:
         """Calibrate the device shortly where it is not calibrated, and compare two equal arms."""
         known = self._calibrate(device)
@@ -96,7 +111,7 @@ class SlotProcess:
             noise |= {"difference": last.value - 1, "low": (last.low or 0.0) - 1, "high": (last.high or 0.0) - 1}
         return Checked(ceilings=known, noise=noise, objection=noise_objection(last))
 
-    def _calibrate(self, device: str) -> dict[str, ceilings.Ceilings]:
+    def _calibrate(self, device: str) -> dict[str, Ceilings]:
         fingerprint = identity.fingerprint()[0]
         if stored := sweep.calibrated([device], fingerprint):
             return stored
@@ -106,6 +121,26 @@ class SlotProcess:
         with contextlib.suppress(AttnbenchError):  # a cache that cannot be written
             ceilings.save(fingerprint, measured)
         return {device: measured}
+
+    def calibrate(self, device: str, budget_s: float, force: bool) -> list[DeviceRates] | str:
+        """Measure and store the peak rates of this node, of its default devices or of this one; or what is wrong."""
+        deadline = time.monotonic() + budget_s
+        try:
+            return [_measured(each, parts, deadline, force) for each, parts in sweep.devices_to_calibrate(device)]
+        except AttnbenchError as error:  # by its text: not every exception can be sent
+            return str(error)
+
+    def calibrated(self, device: str) -> list[DeviceRates] | str:
+        """The stored peak rates of the same devices."""
+        try:
+            devices = [each.text for each, _ in sweep.devices_to_calibrate(device)]
+        except AttnbenchError as error:
+            return str(error)
+        stored = sweep.calibrated(devices, identity.fingerprint()[0])
+        return [
+            DeviceRates(device=each, ceilings=stored.get(each), note="" if each in stored else "not calibrated yet")
+            for each in devices
+        ]
 
     def open(self, settings: RunSettings) -> None:
         """Be ready to measure groups with these settings."""
@@ -130,11 +165,23 @@ class SlotProcess:
         )
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, remove their files, and store what was learned of the speed of this machine."""
         if self._groups:
-            speeds.save(identity.fingerprint()[0], self._groups.forecast.speeds)
             self._groups.__exit__()
+            with contextlib.suppress(AttnbenchError):  # a cache that cannot be written
+                speeds.save(identity.fingerprint()[0], self._groups.forecast.speeds)
             self._groups = None
+
+
+def _measured(device: Device, parts: Sequence[str], deadline: float, force: bool) -> DeviceRates:
+    result = calibration.measure(device, parts, deadline)
+    if isinstance(result, str):
+        return DeviceRates(device=device.text, note=result)
+    try:
+        note = calibration.save(identity.fingerprint()[0], result, force)
+    except AttnbenchError as error:  # rates that cannot be stored are not lost
+        note = str(error)
+    return DeviceRates(device=device.text, ceilings=result, note=note)
 
 
 def _control(settings: RunSettings, device: str) -> Estimate | str:

@@ -10,7 +10,7 @@ from attnbench.engine.cluster.nodes import ClusterDevice, ClusterNode
 from attnbench.engine.cluster.processes import ProcessLostError
 from attnbench.engine.cluster.slot_process import Checked, Description, GroupMeasured
 from attnbench.engine.group import Group
-from attnbench.records.result import Environment, Result, Status
+from attnbench.records.result import Environment, Facts, Result, Status
 
 Measure = Callable[["ScriptedProcess", Group, int], None]
 
@@ -37,6 +37,8 @@ class ScriptedCluster:
         self.clock_ahead_s: dict[str, float] = {}  # by node
         self.measured: list[tuple[str, str, int]] = []  # device, group, restart
         self.checked: list[str] = []
+        self.closed: list[str] = []
+        self.device_facts: dict[str, Facts] = {}  # by node
         self.processes: list[ScriptedProcess] = []
         self._calls: dict[int, tuple[ScriptedProcess, str, tuple[Any, ...]]] = {}
         self._count = 0
@@ -53,6 +55,8 @@ class ScriptedCluster:
         assert not process.ended
         busy = [each for each, other, _ in self._calls.values() if other == method == "measure"]
         assert process not in busy, "two groups on one device"
+        if method == "close":
+            self.closed.append(process.device.name)
         self._count += 1
         self._calls[self._count] = process, method, arguments
         return self._count
@@ -90,7 +94,8 @@ class ScriptedCluster:
             Result(case=group.case(arm), arm=arm, status=Status.OK, restart=restart, group=group.id, started_at=started)
             for arm in group.arms
         ]
-        environments = {arm.id: Environment(device="CPU") for arm in group.arms}
+        facts = self.device_facts.get(process.device.node.name, {})
+        environments = {arm.id: Environment(device="CPU", facts=facts) for arm in group.arms}
         return GroupMeasured(results=results, environments=environments, spent={"time": 1.0}, seconds=0.0)
 
 

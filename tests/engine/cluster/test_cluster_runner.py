@@ -221,3 +221,54 @@ def test_each_gpu_of_a_node_is_a_device_of_its_own() -> None:
     settings = RunSettings(procedures=PROCEDURES, reference="naive")
     ClusterRunner(cluster, {"H100": settings}, plan(), settings, results.extend, SilentObserver()).run()
     assert {result.facts["node"] for result in results} == {"a#1", "a#2"}
+
+
+def test_idle_processes_are_closed_before_they_end() -> None:
+    cluster, results = ScriptedCluster(node("a"), node("b")), list[Result]()
+    runner(cluster, results).run()
+    assert cluster.closed == ["a", "b"]
+
+
+def test_the_facts_of_every_device_are_stored() -> None:
+    cluster, results = ScriptedCluster(node("a"), node("b")), list[Result]()
+    cluster.device_facts = {"a": {"power_limit_w": 700.0}, "b": {"power_limit_w": 500.0}}
+    run = runner(cluster, results)
+    run.run()
+    assert [run.nodes[name]["device_facts"]["power_limit_w"] for name in "ab"] == [700.0, 500.0]
+
+
+def homes_of(cases: Plan, *names: str) -> dict[tuple[str, str], str]:
+    """Each group at one of these nodes in turn."""
+    return {
+        (group.case(arm).id, arm.device): names[number % len(names)]
+        for number, group in enumerate(cases.groups)
+        for arm in group.arms
+    }
+
+
+def test_all_restarts_of_a_case_run_on_its_home() -> None:
+    cluster, results = ScriptedCluster(node("a"), node("b")), list[Result]()
+    settings, homes = RunSettings(procedures=PROCEDURES, restarts=3), homes_of(plan(), "a", "b")
+    ClusterRunner(cluster, {"cpu": settings}, plan(), settings, results.extend, SilentObserver(), homes=homes).run()
+    assert Counter(result.key for result in results) == Counter(keys(restarts=3))
+    assert all(result.facts["node"] == homes[result.case.id, result.arm.device] for result in results)
+
+
+def test_a_case_whose_home_is_gone_or_drained_runs_elsewhere() -> None:
+    cluster, results = ScriptedCluster(node("a"), node("b")), list[Result]()
+    cluster.objections = {"b": "two equal arms differ by 20%"}
+    settings, homes = RunSettings(procedures=PROCEDURES), homes_of(plan(), "b", "gone")
+    ClusterRunner(cluster, {"cpu": settings}, plan(), settings, results.extend, SilentObserver(), homes=homes).run()
+    assert Counter(result.key for result in results) == Counter(keys())
+    assert {result.facts["node"] for result in results} == {"a"}
+
+
+def test_a_device_that_passed_its_check_is_not_checked_by_a_later_runner() -> None:
+    cluster, checked = ScriptedCluster(node("a"), node("b")), set[str]()
+    cluster.objections = {"b": "two equal arms differ by 20%"}
+    settings = RunSettings(procedures=PROCEDURES)
+    for _ in range(2):
+        ClusterRunner(
+            cluster, {"cpu": settings}, plan(), settings, lambda _: None, SilentObserver(), checked=checked
+        ).run()
+    assert cluster.checked == ["a", "b", "b"]

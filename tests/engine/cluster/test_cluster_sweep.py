@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
 from attnbench.engine import sweep
 from attnbench.engine.cluster import cluster_sweep
 from attnbench.engine.cluster.slot_process import SlotProcess
+from attnbench.engine.group_runner import RunSettings
+from attnbench.engine.plan import Plan
 from attnbench.engine.request import Request
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
@@ -18,6 +22,9 @@ REQUEST = Request(axes={"seq": "64,128", "mask": "none"}, backend="naive,sdpa:ma
 
 class PlanningCluster(ScriptedCluster):
     """A cluster whose nodes plan as this machine does."""
+
+    def _together(self, _: ScriptedProcess, cells: Any, settings: RunSettings) -> Plan:
+        return SlotProcess().together(cells, settings)
 
     def _plan(self, _: ScriptedProcess, request: Request, interpreted: bool, default_suite: str) -> Sweep | str:
         return SlotProcess().plan(request, interpreted, default_suite)
@@ -58,3 +65,33 @@ def test_what_a_cluster_cannot_do_is_refused() -> None:
         cluster_sweep.prepare(cluster, replace(REQUEST, device="cuda:0"))
     with pytest.raises(UsageError, match="did you mean 'naive'"):
         cluster_sweep.prepare(cluster, replace(REQUEST, backend="naiv"))
+
+
+def test_the_homes_of_cases_share_the_work_of_a_class_among_its_devices() -> None:
+    cluster = PlanningCluster(node("a", "A"), node("b", "B"), node("c", "B"))
+    lengths = ",".join(map(str, range(64, 104, 8)))
+    request = replace(REQUEST, axes={"seq": lengths, "mask": "none"}, backend="naive", hardware="A,B")
+    planned, engine = cluster_sweep.prepare(cluster, request)
+    homes = engine.homes(planned)
+    assert {homes[key] for key in homes if "hardware=A" in key[1]} == {"a"}
+    loads = dict.fromkeys("bc", 0.0)
+    for group in planned.plan.groups:
+        (arm,) = group.arms
+        if "hardware=B" in arm.device:
+            loads[homes[group.case(arm).id, arm.device]] += group.seconds
+    assert max(loads.values()) <= 1.5 * min(loads.values())
+
+
+def test_cases_that_are_measured_together_are_planned_on_a_node_of_their_class() -> None:
+    cluster = PlanningCluster(node("a", "A"), node("b", "B"))
+    planned, engine = cluster_sweep.prepare(cluster, replace(REQUEST, hardware="A,B"))
+    before = len(cluster.processes)
+    together = engine.together(planned.cells, planned.settings)
+    assert [process.device.name for process in cluster.processes[before:]] == ["a", "b"]
+    assert len({group.id for group in together.groups}) == len(together.groups) == 2 * 2
+    assert all(len(group.arms) == 2 for group in together.groups)
+
+
+def test_a_node_without_gpu_has_the_default_device_of_the_command() -> None:
+    planned, _ = cluster_sweep.prepare(PlanningCluster(node("a")), replace(REQUEST, device=""), cpu="cpu:threads=1")
+    assert [device.text for device in planned.devices] == ["cpu:threads=1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,17 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from attnbench import cli
+from attnbench.gate import significance
 from attnbench.machine import identity
 from attnbench.records import ceilings, run_directory
 from attnbench.records.result import Status
 from attnbench.records.run_directory import Run
+from attnbench.studies.fleet import fleet
 from tests import samples
 from tests.engine.cluster.ray_nodes import HEAD, RayNodes, free_port, ray_nodes
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
 
-OTHER, LATE = "127.0.0.3", "127.0.0.4"
+OTHER, LATE, LABELLED, SLOW = "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.6"
 KERNEL = """
 import time, torch
 
@@ -148,3 +152,83 @@ def test_what_is_wrong_with_a_cluster_is_one_line(cluster: RayNodes, tmp_path: P
         )
         assert done.returncode == 2
         assert message in done.stderr.splitlines()[-1]
+
+
+def attnbench(nodes: RayNodes, folder: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command on the cluster."""
+    words = [sys.executable, "-m", "attnbench", command, "--engine", "ray", "--address", nodes.address, *arguments]
+    environment = {**nodes.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def labelled(cluster: RayNodes) -> Iterator[RayNodes]:
+    """The cluster with a node of another class."""
+    cluster.start(LABELLED, "B")
+    yield cluster
+    cluster.kill(LABELLED)
+
+
+def test_classes_of_hardware_are_an_axis_and_every_command_finds_its_nodes(labelled: RayNodes, tmp_path: Path) -> None:
+    shapes = ("--seq", "48,64", "--mask", "none", "-b", "naive")
+    run = Command(labelled, tmp_path, *shapes, "--hardware", "A,B").run()
+    assert once(run)
+    where = {(result.arm.device.rpartition("=")[2], result.facts["node"] == LABELLED) for result in run.results}
+    assert where == {("A", False), ("B", True)}
+
+    on_b = (*shapes, "--hardware", "B", "--device", "cpu:threads=1")
+    verified = attnbench(labelled, tmp_path, "verify", *on_b, "--json")
+    assert verified.returncode == 0, verified.stderr
+    assert [line for line in map(json.loads, verified.stdout.splitlines()) if line.get("status") == "ok"]
+
+    shown = attnbench(
+        labelled, tmp_path, "calibrate", "--show", "--hardware", "B", "--device", "cpu:threads=1", "--json"
+    )
+    assert shown.returncode == 0, shown.stderr
+    (line,) = map(json.loads, shown.stdout.splitlines())
+    assert (line["node"], line["hardware"], line["device"]) == (LABELLED, "B", "cpu:threads=1")
+
+    lengths = ("--seq", "32,48,64,96", *on_b[2:])
+    scaled = attnbench(labelled, tmp_path, "scaling", *lengths, "--rounds", "3", "--json")
+    assert scaled.returncode == 0, scaled.stderr
+    assert "time" in [json.loads(text).get("quantity") for text in scaled.stdout.splitlines()]
+
+
+def test_the_files_of_both_sides_of_a_gate_travel(
+    cluster: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    (tmp_path / "mine.py").write_text(KERNEL.replace("SECONDS", "0"))
+    git("init", "-q")
+    git("add", "mine.py")
+    git("commit", "-qm", "right")
+    (tmp_path / "mine.py").write_text(KERNEL.replace("SECONDS", "0").replace("return torch", "return 2 * torch"))
+    monkeypatch.chdir(tmp_path)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(significance, "LOOKS", {2: 1.0})  # each restart starts three workers
+    where = ("--engine", "ray", "--address", cluster.address, "--hardware", "A")
+    sides = ("--base-ref", "HEAD", "-b", "mine.py:attend", "--seq", "64", "--mask", "none", "--dtype", "fp32")
+    assert cli.invoke(["gate", *where, *sides, "--rounds", "3", "--budget", "0", "--out", "gate"]) == 5
+    run = run_directory.read(tmp_path / "gate")
+    statuses = {(result.arm.path, result.status) for result in run.results}
+    assert statuses == {(("base",), Status.OK), (("head",), Status.INCORRECT)}
+    assert len({result.facts["node"] for result in run.results}) == 1
+    assert {result.restart for result in run.results} == {0, 1}
+
+
+def test_a_slow_node_is_found_by_fleet(cluster: RayNodes, tmp_path: Path) -> None:
+    seconds = "0.01 * (2 if os.environ.get('SLOW_NODE') else 1)"
+    (tmp_path / "mine.py").write_text("import os\n" + KERNEL.replace("SECONDS", seconds))
+    cluster.environment["SLOW_NODE"] = "1"
+    cluster.start(SLOW, "A")
+    del cluster.environment["SLOW_NODE"]
+    shapes = ("--seq", "32..96:+8", "--mask", "none", "-b", "mine.py:attend", "--restarts", "3")
+    run = Command(cluster, tmp_path, *shapes, "--hardware", "A").run()
+    (model,) = fleet([run])
+    slowest = model.nodes[0]
+    assert (slowest.node, slowest.verdict) == (SLOW, "slow")
+    assert slowest.change == pytest.approx(1.0, abs=0.3)
+    assert all(other.verdict != "slow" for other in model.nodes[1:])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from attnbench.engine.cluster import ray_cluster
+from attnbench.errors import UsageError
 
 
 def test_a_ray_of_our_own_has_a_token_of_its_own_and_a_named_one_that_of_the_user() -> None:
@@ -32,3 +34,43 @@ def test_what_ray_writes_while_it_connects_goes_to_a_file(tmp_path: Path, capfd:
     print("ours", file=sys.stderr)
     assert (tmp_path / "log").read_text() == "raw line\n"
     assert capfd.readouterr().err == "ours\n"
+
+
+class OneError:
+    """What a driver's connection is to Ray's thread that prints errors: one arrives, then the thread ends."""
+
+    def __init__(self) -> None:
+        self.current_job_id, self.gcs_error_subscriber, self.stopped = self, self, Event()
+
+    def binary(self) -> bytes:
+        return b"job"
+
+    def subscribe(self) -> None:
+        """Nothing."""
+
+    def poll(self) -> tuple[None, dict[str, object]]:
+        self.stopped.set()
+        return None, {"job_id": b"job", "error_message": "The node with node id abc has been marked dead"}
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_ray_prints_no_page_for_a_lost_node(
+    silenced: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    worker = ray._private.worker
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # is restored afterwards
+    if silenced:
+        ray_cluster._silence(ray)
+    connection = OneError()
+    worker.listen_error_messages(connection, connection.stopped)
+    # Where this fails, Ray prints errors in another way: adapt `_silence`.
+    assert ("marked dead" in capsys.readouterr().out) is not silenced
+
+
+def test_without_ray_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ray_cluster.environment(""):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(UsageError, match=r"Ray is not installed; install: pip install .*\[ray\]"):
+        ray_cluster.connected("", tmp_path).__enter__()
