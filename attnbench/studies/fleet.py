@@ -181,7 +181,8 @@ def _recorded(run: Run, result: Result, node: str) -> tuple[Ceilings | None, Fac
         return run.manifest.ceilings.get(device), {**run.manifest.machine, **facts, "torch": packages.get("torch")}
     stored = there.get("ceilings", {}).get(device)
     measured = msgspec.convert(stored, Ceilings) if stored else None
-    return measured, {**there.get("machine", {}), "torch": there.get("packages", {}).get("torch")}
+    facts = {**there.get("machine", {}), **there.get("device_facts", {})}
+    return measured, {**facts, "torch": there.get("packages", {}).get("torch")}
 
 
 def _case(result: Result) -> str:

@@ -174,6 +174,13 @@ def test_a_lower_bandwidth_and_a_lower_power_limit_are_named_from_what_runs_of_s
     assert nodes["c"].not_recorded == ("temperature",)
 
 
+def test_a_lower_power_limit_is_named_from_what_a_run_on_a_cluster_holds() -> None:
+    limits: dict[str, Facts] = {name: {"device_facts": {"power_limit_w": 700.0}} for name in "ab"}
+    limits["c"] = {"device_facts": {"power_limit_w": 500.0}}
+    stored = on_cluster(*(measured(name, 0.2 if name == "c" else 0.0) for name in "abc"), **limits)
+    assert "power limit 500 W, of the others 700 W" in only(fleet([stored]))["c"].causes
+
+
 def test_heat_is_named_with_what_it_does() -> None:
     hot = measured("c", 0.15, tags=("throttled",), temperature_c=88.0)
     nodes = only(fleet([on_cluster(measured("a", temperature_c=60.0), measured("b", temperature_c=62.0), hot)]))
