@@ -116,6 +116,8 @@ def check_used(pythons: Pythons, measured: Collection[str]) -> None:
     """Raise UsageError for an interpreter of a backend that is not measured."""
     for name in pythons:
         if measured and not any(of(backend, {name: name}) for backend in measured):
+            if others := sorted(backend for backend in measured if of(backend, {f"{name}:*": name})):
+                raise UsageError(f"{OPTION} {name}: names one backend; {name}:* names {', '.join(others)} too")
             raise not_measured(f"{OPTION} {name}", sorted(measured))
 
 

@@ -437,3 +437,25 @@ def test_the_memory_of_a_batch_of_requests_is_predicted(name, page_size):
     case = Case(problem=problem, backend=name)
     if not backends.load(name).objections(case, "cpu"):
         assert backends.load(name).peak_bytes(case) > 0
+
+
+def test_jax_shares_the_memory_of_a_tensor_and_keeps_it(monkeypatch):
+    """An array does not keep the memory that it shares, and a copy would be timed and hold old values."""
+    made, shift = [], 0
+
+    def from_dlpack(tensor):
+        made.append(tensor.data_ptr())
+        return SimpleNamespace(unsafe_buffer_pointer=lambda: tensor.data_ptr() + shift)
+
+    package = SimpleNamespace(numpy=SimpleNamespace(from_dlpack=from_dlpack))
+    monkeypatch.setitem(sys.modules, "jax", package)
+    monkeypatch.setitem(sys.modules, "jax.numpy", package.numpy)
+    arrays, tensors = jax.Arrays(), [torch.zeros(4), torch.zeros(4)]
+    first = arrays.of("q", tensors[0])
+    assert arrays.of("q", tensors[0]) is first
+    assert arrays.of("k", tensors[1]) is not first
+    assert made == [tensor.data_ptr() for tensor in tensors]
+    shift = 64
+    with pytest.raises(CaseRefusedError, match="jax copies q: its memory is not aligned to 64 bytes"):
+        arrays.of("q", torch.zeros(4))
+    assert [tensor.data_ptr() for _, tensor, _ in arrays._kept.values()] == made[:2]

@@ -170,6 +170,14 @@ def test_an_interpreter_of_a_backend_that_is_not_measured_is_refused(script: Scr
         sweep.prepare(request)
 
 
+def test_an_interpreter_of_a_backend_whose_library_has_others_says_how_to_name_them(script: Script) -> None:
+    request = Request(
+        axes={"seq": "64"}, backend="naive,sdpa:flash,sdpa:math", device="cpu", backend_python=(f"sdpa={script()}",)
+    )
+    with pytest.raises(UsageError, match=r"sdpa: names one backend; sdpa:\* names sdpa:flash, sdpa:math too"):
+        sweep.prepare(request)
+
+
 def test_the_headline_names_the_packages_that_a_backend_has_in_another_interpreter(
     script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
