@@ -43,6 +43,8 @@ LONGEST = (
     "workers",
     "kernels/test_mutations.py",
     "kernels/test_triton_kernels.py",
+    "test_your_kernel.py",
+    "suite/test_shrink.py",
     "kernels/test_hopper_simulated.py",
     "backends/test_naive.py",
     "attention/test_mechanisms.py",

@@ -128,8 +128,7 @@ def test_fields_features_and_arguments_of_the_page_exist() -> None:
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(inspect.signature(plugin.backend).parameters)
 
 
-@pytest.mark.slow
-@pytest.mark.workers
+@pytest.mark.slow  # it judges no time, so it need not run alone
 @pytest.mark.usefixtures("folder")
 def test_every_command_of_the_page_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNBENCH_RUN_ROUNDS", "2")

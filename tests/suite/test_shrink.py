@@ -92,8 +92,7 @@ def test_every_cell_of_every_suite_has_a_small_form(name: str) -> None:
         assert any(isinstance(cell, Cell) for cell in suite.shrunk(whole, 0.25))
 
 
-@pytest.mark.slow
-@pytest.mark.workers
+@pytest.mark.slow  # it judges no time, so it need not run alone
 def test_every_suite_runs_at_a_small_share(tmp_path: Path) -> None:
     """All in one sweep, so that one worker starts; what `naive` refuses, nobody runs.
 

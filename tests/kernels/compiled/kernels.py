@@ -6,6 +6,7 @@ starts it, and no collection finds this file by itself.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ GRID = [_param(one) for one in (*QUICK, *(other for other in everything() if oth
 every_variant = pytest.mark.parametrize("variant", GRID, ids=lambda variant: variant.name.replace(" ", "-"))
 
 
+@cache
 def built(variant: Variant) -> Built:
     made = build(call_of(variant), variant.arch)
     assert not made.error
