@@ -111,3 +111,10 @@ def test_features_are_what_a_backend_must_know():
     assert Problem(seq_q=8).features == frozenset()
     odd = Problem(seq_q=9, seq_kv=8, heads=4, kv_heads=2, mask="causal", score=Score(scale=1, softcap=3))
     assert odd.features == {"causal", "cross", "gqa", "scale", "softcap", "blind_rows"}
+
+
+def test_the_mode_of_a_case_may_be_given_as_text() -> None:
+    case = Case(problem=Problem(seq_q=8), backend="naive", mode="bwd")
+    assert case.mode is Mode.BWD
+    with pytest.raises(ValueError, match="'sideways' is not a valid Mode"):
+        Case(problem=Problem(seq_q=8), backend="naive", mode="sideways")
