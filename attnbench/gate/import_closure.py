@@ -7,11 +7,14 @@ too few would hide a change.
 import ast
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,6 +35,7 @@ NOT_FOLLOWED = (
 BUILTINS = frozenset(
     {"open", "exec", "eval", "compile", "__import__", "__file__", "__path__", "__spec__", "__loader__"}
 )
+_NOT_FOLLOWED = re.compile("|".join(map(translate, NOT_FOLLOWED)))
 METHODS = frozenset({"read_text", "read_bytes", "open"})
 
 
@@ -40,6 +44,15 @@ class Closure(msgspec.Struct, frozen=True):
 
     files: Mapping[str, str] = {}
     obstacle: str = ""  # `kernel.py, line 3: importlib`: the first one; empty if every import was followed
+
+
+class Source(NamedTuple):
+    """What the text of a module says of other files."""
+
+    imports: tuple[tuple[int, int, tuple[str, ...]], ...] = ()  # line, level of a relative import, dotted name
+    hidden: tuple[tuple[int, str], ...] = ()  # line and name of what it imports, reads or runs in another way
+    bound: frozenset[str] = frozenset()  # names that it defines
+    error: str = ""  # why it cannot be parsed
 
 
 class SourceTree:
@@ -52,7 +65,7 @@ class SourceTree:
     def __init__(self, folders: Sequence[Path], elsewhere: frozenset[str], trusted: str = "") -> None:
         self.folders, self._elsewhere = tuple(folder.resolve() for folder in folders), elsewhere
         self._trusted = tuple(folder / trusted for folder in self.folders if trusted)
-        self._read: dict[tuple[Path, tuple[Path, ...]], tuple[list[Path], str]] = {}
+        self._chains: dict[tuple[Path | str, ...], list[Path]] = {}
 
     def name(self, file: Path) -> str:
         """The name of a file in both trees: relative to the working directory; a file outside keeps its path."""
@@ -61,7 +74,7 @@ class SourceTree:
 
     def module(self, name: str) -> list[Path]:
         """The files that importing the module runs, its packages included; empty if no folder has its first part."""
-        return [file for folder in self.folders for file in _chain(folder, name.split("."))]
+        return [file for folder in self.folders for file in self._chain(folder, name.split("."))]
 
     def hiding(self) -> list[Path]:
         """The modules of the tree that hide one of Python or of an installed package of the same name."""
@@ -78,45 +91,60 @@ class SourceTree:
             file = pending.pop()
             if (name := self.name(file)) in files:
                 continue
-            files[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            content = file.read_bytes()
+            files[name] = hashlib.sha256(content).hexdigest()
             if file.suffix == ".py":
-                imported, obstacle = self._imports_of(file, path)
+                imported, obstacle = self._followed(file, read_source(content), path)
                 pending += imported
                 obstacles += [f"{name}, {obstacle}"] if obstacle else []
             elif file.suffix in COMPILED:
                 obstacles.append(f"{name}: a compiled file")
         return Closure(files=files, obstacle=min(obstacles, default=""))
 
-    def _imports_of(self, file: Path, path: tuple[Path, ...]) -> tuple[list[Path], str]:
-        """The files that a file imports, and its first obstacle; each file is read once."""
-        if (file, path) not in self._read:
-            self._read[file, path] = self._imports_read(file, path)
-        return self._read[file, path]
-
-    def _imports_read(self, file: Path, path: tuple[Path, ...]) -> tuple[list[Path], str]:
+    def _followed(self, file: Path, source: Source, path: Sequence[Path]) -> tuple[list[Path], str]:
+        """The files that a file imports, and its first obstacle."""
         imported = list(_packages_of(file))
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError) as error:  # ValueError: a null byte
-            return imported, f"which cannot be parsed: {error}"
-        obstacles: dict[int, str] = {}
-        for node in _run(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                for parts, places in _modules_named(node, file, path):
-                    inside = [place for place in places if _level(node) or self._has(place, parts[:1])]
-                    imported += [each for place in inside for each in _chain(place, parts)]
-                    if inside and not any(_is_module(place, parts, file) for place in inside):
-                        obstacles.setdefault(node.lineno, f"import of {'.'.join(parts)}")
+        obstacles = dict(source.hidden)
+        for line, level, parts in source.imports:
+            places = [file.parents[min(level, len(file.parents)) - 1]] if level else path
+            inside = [place for place in places if level or self._has(place, parts[:1])]
+            imported += [each for place in inside for each in self._chain(place, parts)]
+            if inside and not any(self._is_module(place, parts, file) for place in inside):
+                obstacles.setdefault(line, f"import of {'.'.join(parts)}")
         if any(map(file.is_relative_to, self._trusted)):
             return imported + [data for data in file.parent.iterdir() if data.suffix in DATA], ""
-        obstacles |= dict(_hidden(tree))
         first = min(obstacles, default=0)
-        return imported, f"line {first}: {obstacles[first]}" if first else ""
+        return imported, source.error or (f"line {first}: {obstacles[first]}" if first else "")
 
     def _has(self, folder: Path, parts: Sequence[str]) -> bool:
         """Whether a module of that name comes from the folder; a folder without `__init__.py` hides no other module."""
         inside = parts[0] not in self._elsewhere and folder.joinpath(*parts).is_dir()
-        return inside or bool(_chain(folder, parts))
+        return inside or bool(self._chain(folder, parts))
+
+    def _chain(self, folder: Path, parts: Sequence[str]) -> list[Path]:
+        """The files of a dotted name below the folder, as far as they are there; `*` stands for every submodule."""
+        if (key := (folder, *parts)) not in self._chains:
+            files: list[Path] = []
+            for count in range(1, len(parts) + 1):
+                place = folder.joinpath(*parts[:count])
+                beside = place.parent.glob(f"{place.name}.*")
+                here = [file for file in beside if file.suffix == ".py" or file.suffix in COMPILED]
+                here += [place / INIT] if (place / INIT).is_file() else []
+                files += here
+                if not here and not place.is_dir():
+                    break
+            self._chains[key] = files
+        return self._chains[key]
+
+    def _is_module(self, folder: Path, parts: Sequence[str], user: Path) -> bool:
+        """Whether the folder holds the dotted name, as a module or as what a module other than `user` may define."""
+        place = folder.joinpath(*parts)
+        own = len(self._chain(folder, parts)) > len(self._chain(folder, parts[:-1]))
+        if own or parts[-1] == "*" or place.is_dir() or (place.parent.parent / f"{place.parent.name}.py").is_file():
+            return True
+        init = place.parent / INIT
+        bound = read_source(init.read_bytes()).bound if init != user and init.is_file() else frozenset()
+        return not bound.isdisjoint({parts[-1], "*", "__getattr__"})
 
 
 def modules_outside(folders: Iterable[Path]) -> frozenset[str]:
@@ -134,9 +162,21 @@ def _import_folders(root: Path) -> list[Path]:
         return [root.parent]
 
 
-def _level(node: ast.Import | ast.ImportFrom) -> int:
-    """How many folders a relative import goes up from its file, itself included; 0 for an absolute one."""
-    return node.level if isinstance(node, ast.ImportFrom) else 0
+@lru_cache(maxsize=4096)
+def read_source(content: bytes) -> Source:
+    """What the text of a module says of other files; base and head share most texts."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+        return Source(error=f"which cannot be parsed: {error}")
+    imports: list[tuple[int, int, tuple[str, ...]]] = []
+    for node in _run(tree):
+        if isinstance(node, ast.Import):
+            imports += [(node.lineno, 0, tuple(alias.name.split("."))) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            imports += [(node.lineno, node.level, (*module, alias.name)) for alias in node.names]
+    return Source(tuple(imports), tuple(_hidden(tree)), frozenset(user_files.bound_names(tree)))
 
 
 def _run(tree: ast.AST) -> Iterator[ast.AST]:
@@ -145,7 +185,7 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
     while pending:
         node = pending.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             pending += node.orelse
         else:
             pending += ast.iter_child_nodes(node)
@@ -154,52 +194,6 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
 def _packages_of(file: Path) -> Iterator[Path]:
     """The `__init__.py` of every package that the file is in."""
     return takewhile(Path.is_file, (folder / INIT for folder in file.parents))
-
-
-def _chain(folder: Path, parts: Sequence[str]) -> list[Path]:
-    """The files of a dotted name below the folder, as far as they are there; `*` stands for every submodule."""
-    files: list[Path] = []
-    for count in range(1, len(parts) + 1):
-        place = folder.joinpath(*parts[:count])
-        beside = place.parent.glob(f"{place.name}.*")
-        here = [file for file in beside if file.suffix == ".py" or file.suffix in COMPILED]
-        here += [place / INIT] if (place / INIT).is_file() else []
-        files += here
-        if not here and not place.is_dir():
-            break
-    return files
-
-
-def _is_module(folder: Path, parts: Sequence[str], user: Path) -> bool:
-    """Whether the folder holds the dotted name, as a module or as what a module other than `user` may define."""
-    place = folder.joinpath(*parts)
-    if parts[-1] == "*" or place.is_dir() or len(_chain(folder, parts)) > len(_chain(folder, parts[:-1])):
-        return True
-    init = place.parent / INIT
-    return place.parent.parent.joinpath(f"{place.parent.name}.py").is_file() or (
-        init != user and _defines(init, parts[-1])
-    )
-
-
-def _modules_named(
-    node: ast.Import | ast.ImportFrom, file: Path, path: Sequence[Path]
-) -> Iterator[tuple[list[str], Sequence[Path]]]:
-    """Dotted names of an import statement, with the folders that they may be in."""
-    if isinstance(node, ast.Import):
-        yield from ((alias.name.split("."), path) for alias in node.names)
-        return
-    places = [file.parents[min(node.level, len(file.parents)) - 1]] if node.level else path
-    module = node.module.split(".") if node.module else []
-    yield from (([*module, alias.name], places) for alias in node.names)
-
-
-def _defines(init: Path, name: str) -> bool:
-    """Whether the file of a package may bind the name."""
-    try:
-        names = user_files.bound_names(ast.parse(init.read_bytes()))
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return not names.keys().isdisjoint({name, "*", "__getattr__"})
 
 
 def _hidden(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -219,7 +213,7 @@ def _hidden(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def _not_followed(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in NOT_FOLLOWED)
+    return bool(name) and bool(_NOT_FOLLOWED.match(name))
 
 
 def _full_names(tree: ast.Module) -> dict[str, str]:

@@ -43,6 +43,7 @@ PACKAGE = {"pkg/__init__.py": "", "pkg/a.py": "def f(): ...", "pkg/sub/__init__.
         ("try:\n    import fast\nexcept ImportError:\n    import slow", {"fast.py", "slow.py"}),
         ("import first", {"first.py", "second.py"}),
         ("import typing\nif typing.TYPE_CHECKING:\n    import slow\nelse:\n    import fast", {"fast.py"}),
+        ("from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    import fast", {"fast.py"}),
     ],
 )
 def test_every_file_that_an_import_runs_is_in_the_closure(tmp_path: Path, source: str, files: set[str]) -> None:
