@@ -65,7 +65,7 @@ class SourceTree:
     def __init__(self, folders: Sequence[Path], elsewhere: frozenset[str], trusted: str = "") -> None:
         self.folders, self._elsewhere = tuple(folder.resolve() for folder in folders), elsewhere
         self._trusted = tuple(folder / trusted for folder in self.folders if trusted)
-        self._chains: dict[tuple[Path | str, ...], list[Path]] = {}
+        self._chains: dict[tuple[Path, tuple[str, ...]], list[Path]] = {}
 
     def name(self, file: Path) -> str:
         """The name of a file in both trees: relative to the working directory; a file outside keeps its path."""
@@ -123,7 +123,7 @@ class SourceTree:
 
     def _chain(self, folder: Path, parts: Sequence[str]) -> list[Path]:
         """The files of a dotted name below the folder, as far as they are there; `*` stands for every submodule."""
-        if (key := (folder, *parts)) not in self._chains:
+        if (key := (folder, tuple(parts))) not in self._chains:
             files: list[Path] = []
             for count in range(1, len(parts) + 1):
                 place = folder.joinpath(*parts[:count])
