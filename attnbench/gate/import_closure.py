@@ -46,7 +46,7 @@ class Closure(msgspec.Struct, frozen=True):
     obstacle: str = ""  # `kernel.py, line 3: importlib`: the first one; empty if every import was followed
 
 
-class Source(NamedTuple):
+class ModuleText(NamedTuple):
     """What the text of a module says of other files."""
 
     imports: tuple[tuple[int, int, tuple[str, ...]], ...] = ()  # line, level of a relative import, dotted name
@@ -101,7 +101,7 @@ class SourceTree:
                 obstacles.append(f"{name}: a compiled file")
         return Closure(files=files, obstacle=min(obstacles, default=""))
 
-    def _followed(self, file: Path, source: Source, path: Sequence[Path]) -> tuple[list[Path], str]:
+    def _followed(self, file: Path, source: ModuleText, path: Sequence[Path]) -> tuple[list[Path], str]:
         """The files that a file imports, and its first obstacle."""
         imported = list(_packages_of(file))
         obstacles = dict(source.hidden)
@@ -163,12 +163,12 @@ def _import_folders(root: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=4096)
-def read_source(content: bytes) -> Source:
+def read_source(content: bytes) -> ModuleText:
     """What the text of a module says of other files; base and head share most texts."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError) as error:  # ValueError: a null byte
-        return Source(error=f"which cannot be parsed: {error}")
+        return ModuleText(error=f"which cannot be parsed: {error}")
     imports: list[tuple[int, int, tuple[str, ...]]] = []
     for node in _run(tree):
         if isinstance(node, ast.Import):
@@ -176,7 +176,7 @@ def read_source(content: bytes) -> Source:
         elif isinstance(node, ast.ImportFrom):
             module = node.module.split(".") if node.module else []
             imports += [(node.lineno, node.level, (*module, alias.name)) for alias in node.names]
-    return Source(tuple(imports), tuple(_hidden(tree)), frozenset(user_files.bound_names(tree)))
+    return ModuleText(tuple(imports), tuple(_hidden(tree)), frozenset(user_files.bound_names(tree)))
 
 
 def _run(tree: ast.AST) -> Iterator[ast.AST]:
