@@ -213,11 +213,10 @@ class Session:
         source.ready = ready = msgspec.structs.replace(ready, settings=settings)
         judged = None
         base_run = stored.base_of(self.baseline, identity.fingerprint()[0]) if self.baseline else None
-        out = self.config.option.attnbench_out
-        root = Path(out) if out else temporary.mktemp("attnbench")
+        root = Path(self.config.option.attnbench_out or temporary.mktemp("attnbench"))
         where = run_directory.new_directory(root, f"pytest-{ready.name}", ready.devices[0].text, datetime.now(UTC))
         with trees.of_ref(self.base_ref, "--attnbench-base-ref") if self.base_ref else nullcontext() as base:
-            watcher = Watcher(self.config, ready, results_expected(ready, side_by_side=base is not None))
+            watcher = Watcher(self.config, ready, side_by_side=base is not None)
             if base:
                 ended = paired.measure(ready, base, trees.head(), directory=where, observer=watcher)
                 run, judged = ended.run, ended.judgement
@@ -230,25 +229,19 @@ class Session:
         return run, judged
 
 
-def results_expected(ready: Sweep, *, side_by_side: bool) -> int:
-    """How many results are expected at first; a gate asks for more while cases are open."""
-    from attnbench.engine import sweep
-    from attnbench.gate import paired
-
-    if side_by_side:
-        return paired.results_expected(ready) * ready.settings.restarts
-    return sweep.rest(ready).results
-
-
 class Watcher:
     """Print progress on pytest's terminal, because the first test of a source takes the time of all."""
 
-    def __init__(self, config: pytest.Config, ready: Sweep, total: int) -> None:
+    def __init__(self, config: pytest.Config, ready: Sweep, side_by_side: bool) -> None:
+        from attnbench.engine import sweep
+        from attnbench.gate import paired
+
         self._terminal = config.pluginmanager.get_plugin("terminalreporter")
         capture = config.pluginmanager.get_plugin("capturemanager")
         self._shown = capture.global_and_fixture_disabled if capture else nullcontext
         self._verbose = config.get_verbosity() > 0
-        self._count, self._total = 0, total
+        of_a_gate = paired.results_expected(ready) * ready.settings.restarts  # at first; it asks for more
+        self._count, self._total = 0, of_a_gate if side_by_side else sweep.rest(ready).results
         self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.settings.restarts} restarts")
 
     def phase(self, text: str) -> None:
