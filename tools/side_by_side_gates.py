@@ -272,7 +272,7 @@ def hyperfine(folder: Path) -> set[Cell]:
 
 def head_slower(output: str) -> bool:
     """Whether hyperfine's summary says that base ran faster, by more than the error that it prints."""
-    summary = re.search(r"base ran\s+([\d.]+) ± ([\d.]+) times faster than head", output)
+    summary = re.search(r"'?base'? ran\s+([\d.]+) ± ([\d.]+) times faster than '?head", output)
     return bool(summary) and float(summary[1]) - float(summary[2]) > 1
 
 

@@ -60,6 +60,7 @@ def test_asv_marks_what_is_worse() -> None:
     ("summary", "slower"),
     [
         ("  base ran\n    1.08 ± 0.03 times faster than head\n", True),
+        ("  'base' ran\n    1.08 ± 0.03 times faster than 'head'\n", True),  # 1.15
         ("  base ran\n    1.02 ± 0.03 times faster than head\n", False),
         ("  head ran\n    1.20 ± 0.03 times faster than base\n", False),
     ],
