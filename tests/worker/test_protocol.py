@@ -31,7 +31,7 @@ def test_tags_are_those_that_other_versions_read() -> None:
 
 def test_the_phase_of_a_message_is_its_tag() -> None:
     assert protocol.SettleCase().phase == "settle"
-    assert msgspec.to_builtins(protocol.SettleCase()) == {"type": "Settle"}
+    assert msgspec.to_builtins(protocol.SettleCase()) == {"type": "Settle", "call_s": 0.0}
 
 
 def test_messages_arrive_as_they_were_sent_until_the_other_end_closes() -> None:
