@@ -21,7 +21,7 @@ SPREAD := -n $(JOBS) --dist loadscope --no-loadscope-reorder --ignore tests/gpu
 # Tests of the layers that need no torch and no worker process.
 FAST   := $(addprefix tests/,analysis attention/masks attention/test_cost.py attention/test_dropout.py attention/test_problem.py records suite \
   engine/test_plan.py gate/test_rule.py gate/test_stored.py gate/test_verdicts.py report/test_report_table.py \
-  report/test_report_golden.py report/test_verification.py studies/test_scaling.py studies/test_claims.py \
+  report/test_report_golden.py report/test_verification.py studies/test_scaling.py studies/test_claims.py studies/test_fleet.py \
   cli/test_config.py test_units.py test_errors.py test_pairwise.py \
   test_repository.py test_stored_runs.py)
 

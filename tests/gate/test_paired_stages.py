@@ -206,6 +206,16 @@ def test_one_restart_gives_base_and_head_of_each_case_and_one_control(ready: Swe
     assert ready.settings.restarts == 4
 
 
+def test_only_cases_of_the_most_frequent_backend_have_a_control() -> None:
+    both = sweep.prepare(Request(axes={"seq": "64", "mask": "none"}, backend="naive,sdpa:math", device=DEVICE))
+    assert paired.results_expected(both) == 2 * 2 + 1
+
+
+def test_cases_are_chosen_by_what_they_are(ready: Sweep) -> None:
+    kept = paired.chosen(ready, lambda case, _: case.problem.seq_q == SLOW)
+    assert [cell.problem.seq_q for cell, _ in kept.cells] == [SLOW]
+
+
 def test_one_case_is_chosen_by_label_or_id(ready: Sweep) -> None:
     cell, _ = ready.cells[0]
     case = Case(problem=cell.problem, backend="naive", mode=cell.mode)

@@ -295,3 +295,8 @@ def test_classes_of_hardware_are_named_as_the_reason_that_no_case_is_shared(
     printed = " ".join(capsys.readouterr().out.split())
     assert "they were measured as hardware=A and hardware=B; only nodes of one class share cases" in printed
     assert "measure the same suite" not in printed
+
+
+def test_equal_times_have_an_interval_of_no_width() -> None:
+    times = {name: {f"case {number}": {"0": 1.0} for number in range(5)} for name in "ab"}
+    assert node_effects(times) == {name: (0.0, 0.0, 0.0, 5, 1) for name in "ab"}
