@@ -144,6 +144,13 @@ def run_action(tmp_path: Path, attnbench: str, variables: dict[str, str], **inpu
             {"suite": "ci mine.toml", "base-ref": "v1", "arguments": "--only\n*q64*;`id`\n"}, {},
             ["gate", "ci", "mine.toml", "--base-ref", "v1", "--github", "--only", "*q64*;`id`"],
         ),
+        ({"arguments": "--against 2"}, {"GITHUB_BASE_REF": "main"}, ["gate", "--github", "--against", "2"]),
+        ({"arguments": "--seq 1k\n--noop"}, {}, ["gate", "--github", "--seq", "1k", "--noop"]),
+        ({"arguments": "--base-path=old"}, {}, ["gate", "--github", "--base-path=old"]),
+        (
+            {"base-ref": "v1", "arguments": "--noop"}, {},
+            ["gate", "--base-ref", "v1", "--github", "--noop"],
+        ),
     ],
 )  # fmt: skip
 def test_the_action_passes_its_inputs_to_the_gate(

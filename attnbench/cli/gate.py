@@ -159,6 +159,20 @@ def _stored(names: tuple[str, ...]) -> str:
     return ""
 
 
+def _check_names(names: tuple[str, ...]) -> None:
+    """Raises UsageError for a name that is neither a suite nor a run."""
+    from attnbench.errors import UnknownNameError
+    from attnbench.suite import files
+
+    for name in names:
+        try:
+            files.load(name)
+        except UnknownNameError as error:
+            if error.name != name:  # a name inside a suite file
+                raise
+            raise UnknownNameError("run or suite", name, error.known) from None
+
+
 def _judged_again(name: str, base: Base) -> tuple[Run, GateVerdicts]:
     from attnbench.cli import output
     from attnbench.errors import UsageError
@@ -208,6 +222,8 @@ def _measure(request: Request, how: EngineOptions, case: str, base: Base, out: P
 
     if base.base_python:
         engine_options.refuse(how, f"--base-python {base.base_python}", "names an interpreter of this machine")
+    if not base.flags:
+        _check_names(request.suites)
     with _side(base) as side, running.prepared_gate(how, request, case, side, base.changed) as gate:
         ready = gate.ready
         where = out or run_directory.new_directory(

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from attnbench import backends, units
 from attnbench.gate import import_closure, trees
@@ -11,17 +11,20 @@ from attnbench.gate.import_closure import Closure, SourceTree
 from attnbench.gate.trees import Revision
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
+from attnbench.records.run_directory import MANIFEST, RESULTS
 
 OWN = "attnbench"  # where a tree holds this package, its workers run it
 MAX_REASONS = 3
 # Dependencies, builds and compiled sources: one that differs may change every case.
 BUILD_FILES = (
-    "pyproject.toml", "setup.py", "setup.cfg", "*requirements*.txt", "*requirements*.in", "constraints*.txt", "*.lock",
-    "pipfile*", "environment*.y*ml", "conda*.y*ml", "makefile*", "*.mk", "cmakelists.txt", "*.cmake", "meson*",
-    "build.ninja", "build", "build.bazel", "*.bzl", "workspace*", "manifest.in", "dockerfile*", "*.pth", "*.c", "*.cc",
-    "*.cpp", "*.cxx", "*.h", "*.hh", "*.hpp", "*.hxx", "*.inc", "*.inl", "*.cu", "*.cuh", "*.hip", "*.ptx", "*.cubin",
-    "*.fatbin", "*.s", "*.asm", "*.pyx", "*.pxd", "*.pxi", "*.rs", "*.f", "*.f90", "*.a", "*.o", "*.so", "*.so.*",
-    "*.pyd", "*.dll", "*.dylib",
+    "pyproject.toml", "setup.py", "setup.cfg", "*requirements*.txt", "*requirements*.in", "constraints*.txt", "uv.lock",
+    "poetry.lock", "pdm.lock", "pixi.lock", "pixi.toml", "pylock*.toml", "*requirements*.lock", "pipfile*",
+    "environment*.y*ml", "environment*.lock", "conda*.y*ml", "conda*.lock", "conan.lock", "flake.lock", "cargo.toml",
+    "cargo.lock", "package-lock.json", "yarn.lock", "makefile*", "*.mk", "cmakelists.txt", "*.cmake", "meson*",
+    "build.ninja", "build", "build.bazel", "module.bazel*", "*.bzl", "workspace*", "manifest.in", "dockerfile*",
+    "*.pth", "*.c", "*.cc", "*.cpp", "*.cxx", "*.h", "*.hh", "*.hpp", "*.hxx", "*.inc", "*.inl", "*.cu", "*.cuh",
+    "*.hip", "*.ptx", "*.cubin", "*.fatbin", "*.s", "*.asm", "*.pyx", "*.pxd", "*.pxi", "*.rs", "*.f", "*.f90", "*.a",
+    "*.o", "*.so", "*.so.*", "*.pyd", "*.dll", "*.dylib",
 )  # fmt: skip
 
 
@@ -81,12 +84,19 @@ def _build_difference(base: Path, head: Path) -> str:
     names = trees.files(base) | trees.files(head)
     if ".gitmodules" in names:
         return "not followed: the submodules of .gitmodules"
-    for name in sorted(names):
+    for name in sorted(names - _in_runs(names)):
         if any(fnmatchcase(Path(name).name.lower(), pattern) for pattern in BUILD_FILES):
             sides = [path.read_bytes() if (path := folder / name).is_file() else None for folder in (base, head)]
             if sides[0] != sides[1]:
                 return f"{name} differs"
     return ""
+
+
+def _in_runs(names: set[str]) -> set[str]:
+    """The files of run directories, which a gate writes itself; the root of the tree is none."""
+    runs = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == MANIFEST}
+    runs = {folder for folder in runs if folder.name and str(folder / RESULTS) in names}
+    return {name for name in names if not runs.isdisjoint(PurePosixPath(name).parents)}
 
 
 def described(reasons: Iterable[str]) -> str:

@@ -29,6 +29,11 @@ class GateVerdicts(msgspec.Struct, frozen=True, kw_only=True):
     refused: int = 0  # cases that neither base nor head can run
     unchanged: int = 0  # cases that the change cannot touch, which were not measured
 
+    @property
+    def sides(self) -> str:
+        """`the working tree against HEAD~1`."""
+        return f"{self.head} against {'itself (A/A)' if self.base == self.head else self.base}"
+
 
 def judge(run: Run) -> GateVerdicts:
     """The verdicts of a stored gate.
@@ -103,10 +108,10 @@ def _margin_source(gate: GateRecord) -> str:
     runs, factor = gate.noise.runs, gate.noise.factor
     normal = noise_floor.normal_factor(noise_floor.COMMON_RESTARTS)
     if factor > normal:
-        return f"{factor / normal:.1f} times normal noise, the 99th percentile of {runs} A/A runs of this machine"
+        return f"{factor / normal:.1f} times normal noise, the 99th percentile of {_aa_runs(runs)} of this machine"
     known = f", and {runs} A/A runs of this machine show no more"
     if not factor:
-        known = f" ({runs} A/A runs of this machine, {noise_floor.ENOUGH} are needed to know more)"
+        known = f" ({_aa_runs(runs)} of this machine, {noise_floor.ENOUGH} are needed to know more)"
     return f"the tolerance and normal noise with the spread of the case{known}"
 
 
@@ -131,11 +136,15 @@ def _user_noise(cases: Sequence[Evidence], gate: GateRecord) -> list[str]:
         entry = of_class.get(shortest)
         name = f"noise of users' kernels, calls {noise_floor.class_name(shortest)}"
         if entry and entry.factor:
-            notes.append(f"{name}: {entry.factor:.1f} standard errors, from {entry.runs} A/A runs of such kernels")
+            notes.append(f"{name}: {entry.factor:.1f} standard errors, from {_aa_runs(entry.runs)} of such kernels")
         else:
-            known = f"{entry.runs if entry else 0} A/A runs of such kernels, {noise_floor.ENOUGH} are needed"
+            known = f"{_aa_runs(entry.runs if entry else 0)} of such kernels, {noise_floor.ENOUGH} are needed"
             notes.append(f"{name}: {known}; the noise of the libraries' kernels is used")
     return notes
+
+
+def _aa_runs(number: int) -> str:
+    return units.counted(number, "A/A run")
 
 
 def geomeans(changes: Iterable[tuple[str, float]]) -> dict[str, tuple[float, float, float, int]]:

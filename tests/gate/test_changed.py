@@ -64,6 +64,7 @@ def reason(backend: str, score: str = "", python: str = "") -> str:
 
 BACKENDS = ("kernel.py:attend", "other.py:attend", "pkg.mod:attend", "naive")
 EVERY = set(BACKENDS)
+RUN = "results/20261130T080000Z-gate-ci-cpu"
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,10 @@ EVERY = set(BACKENDS)
         ({"pyproject.toml": "[project]"}, EVERY),
         ({"requirements-dev.txt": "torch"}, EVERY),
         ({"uv.lock": ""}, EVERY),
+        ({"sub/Cargo.lock": ""}, EVERY),
+        ({"results/.lock": "", "index.lock": ""}, set()),
+        ({f"{RUN}/{name}": "" for name in ("run.json", "results.jsonl", "setup.py", "dump/kernel.c")}, set()),
+        ({"run.json": "", "results.jsonl": "", "csrc/run.json": "", "csrc/kernel.cu": ""}, EVERY),
         ({"csrc/kernel.cu": "__global__"}, EVERY),
         ({"csrc/kernel.h": "int x;"}, EVERY),
         ({".gitmodules": ""}, EVERY),

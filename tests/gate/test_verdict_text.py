@@ -64,6 +64,24 @@ def test_broken_cases_are_one_line_above_the_table() -> None:
     assert gate_comment.markdown(run, judged).count("error| 5.2".replace("|", "\\|")) == 1
 
 
+def test_the_sensitivity_of_one_case_and_of_several() -> None:
+    judged = judgement.judge(gated(*lines()))
+    cases = [verdict(1.0, 1.0, 0.01, (0.0, 0.02), margin) for margin in (0.02, 0.04, 0.06)]
+    single, spread = (gate_verdicts.reach(replace(judged, verdicts=tuple(some))) for some in (cases[:1], cases))
+    start, end = "equal arms differed by up to 1.0 %; ", "at least 8 of 10 runs (docs/gate.md): here "
+    assert single.startswith(f"{start}margin 2.0 %. ")
+    assert single.endswith(f"{end}3.0 %.")
+    assert spread.startswith(f"{start}margins from 2.0 % to 6.0 %, median 4.0 %. ")
+    assert spread.endswith(f"{end}6.0 % in the median case.")
+
+
+def test_head_against_itself_is_said_once() -> None:
+    run = gated(*lines())
+    judged = replace(judgement.judge(run), base="the working tree")
+    assert next(gate_verdicts.text(run, judged, 80)) == "the working tree against itself (A/A)"
+    assert "the working tree against itself (A/A)." in gate_comment.markdown(run, judged)
+
+
 def test_one_case_is_no_cases() -> None:
     run = gated(*lines())
     text = list(gate_verdicts.text(run, judgement.judge(run), 80))

@@ -24,7 +24,7 @@ def markdown(run: Run, judged: GateVerdicts, max_bytes: int = MAX_COMMENT) -> st
     head = [
         f"### attnbench gate: **{verdict_word(judged)}**",
         escape(sentence(judged)),
-        f"{escape(judged.head)} against {escape(judged.base)}.",
+        f"{escape(judged.sides)}.",
         _list(failures(judged)),
     ]
     changed = [verdict for verdict in judged.verdicts if verdict.outcome in SHOWN]

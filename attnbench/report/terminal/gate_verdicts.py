@@ -76,7 +76,7 @@ def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False, v
 
     With `everything` list also the times that did not change, with `verbose` every figure.
     """
-    yield from wrap(f"{judged.head} against {judged.base}", width, indent=2)
+    yield from wrap(judged.sides, width, indent=2)
     for failure in failures(judged):
         yield from wrap(failure, width, indent=2)
     shown = [
@@ -213,10 +213,13 @@ def reach(judged: GateVerdicts) -> str:
     if not margins:
         return "nothing was measured: the sensitivity of this machine is unknown"
     median = margins[len(margins) // 2]
+    low, middle, high = (units.margin(value) for value in (margins[0], median, margins[-1]))
+    spread, which = f"margins from {low} to {high}, median {middle}", " in the median case"
+    if low == high:
+        spread, which = f"margin {low}", ""
     return (
-        f"equal arms differed by up to {units.margin(max(changes))}; margins from {units.margin(margins[0])} to "
-        f"{units.margin(margins[-1])}, median {units.margin(median)}. A slowdown of 1.5 times its margin is meant to "
-        f"be found in at least 8 of 10 runs (docs/gate.md): here {units.margin(1.5 * median)} in the median case."
+        f"equal arms differed by up to {units.margin(max(changes))}; {spread}. A slowdown of 1.5 times its margin "
+        f"is meant to be found in at least 8 of 10 runs (docs/gate.md): here {units.margin(1.5 * median)}{which}."
     )
 
 
