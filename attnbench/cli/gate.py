@@ -226,10 +226,10 @@ def _measure(request: Request, how: EngineOptions, case: str, base: Base, out: P
         _check_names(request.suites)
     with _side(base) as side, running.prepared_gate(how, request, case, side, base.changed) as gate:
         ready = gate.ready
+        total = paired.results_expected(ready, gate.engine.homes(ready)) * ready.settings.restarts
         where = out or run_directory.new_directory(
             run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
         )
-        total = paired.results_expected(ready, gate.engine.homes(ready)) * ready.settings.restarts
         judged_later = running.named_at_once(where, f"attnbench gate {where}")
         with judged_later, running.watched(style, total, _side_of) as (watcher, watch):
             return paired.measure(

@@ -59,7 +59,7 @@ def validate(
     for name in files:
         try:
             loaded = suite.load(name)
-            record.read_settings(loaded.gate, name)
+            record.read_settings(loaded.gate, loaded.gate_file)
             cells = [cell for kind in ("cpu", "cuda") for cell in suite.expand(loaded, kind=kind, dtype=Dtype.FP32)]
         except AttnbenchError as error:
             print(f"attnbench: {error}", file=sys.stderr)

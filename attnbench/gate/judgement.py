@@ -95,10 +95,8 @@ def in_order(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 def cases_of(pairs: Sequence[Pairing], gate: GateRecord) -> list[Evidence]:
     """The evidence on time of every case that has it, with the tolerance of the case."""
     cases = (
-        evidence.of_time(
-            pair.base, pair.head, gate.tolerance(pair.either.case.label), gate.settings.largest_margin, pair.node
-        )
-        for pair in pairs
+        evidence.of_time(pair.base, pair.head, gate.tolerance(label), gate.largest_margin(label), pair.node)
+        for label, pair in ((pair.either.case.label, pair) for pair in pairs)
     )
     return [case for case in cases if case]
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from attnbench import suite
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
 from attnbench.attention import inputs
@@ -90,7 +91,11 @@ HERE = LocalEngine()
 
 
 def request(options: Request, *, stored: bool = False) -> Request:
-    """The request of a gate: with the restarts of a first look, or of a stored run."""
+    """The request of a gate: with the restarts of a first look, or of a stored run.
+
+    Raises UsageError where a `[gate]` table of its suites is wrong: before anything is measured or stored.
+    """
+    _settings(options)
     return msgspec.structs.replace(options, restarts=STORED_RESTARTS if stored else min(significance.LOOKS))
 
 
@@ -163,7 +168,7 @@ def measure(
     whole = engine.together(_arms(ready, base, head, engine.homes(ready)), ready.settings)
     manifest = sweep.manifest(ready, datetime.now(UTC), command)
     gate = GateRecord(
-        base=_anonymous(base), head=_anonymous(head), settings=_settings(ready),
+        base=_anonymous(base), head=_anonymous(head), settings=_settings(ready.request),
         today=today or datetime.now(UTC).date(), noise=machine_noise(manifest.fingerprint, whole.arms), seeds={},
         changed=chosen_cases,
     )  # fmt: skip
@@ -329,10 +334,10 @@ def _anonymous(revision: Revision) -> Revision:
     return msgspec.structs.replace(revision, name=name, path=(), python=python)
 
 
-def _settings(ready: Sweep) -> Settings:
+def _settings(request: Request) -> Settings:
     """The last `[gate]` table among the suites of head."""
-    suites = [suite for suite in sweep.suites_of(ready.request) if suite.gate]
-    return [record.DEFAULT_SETTINGS, *(record.read_settings(suite.gate, suite.name) for suite in suites)][-1]
+    suites = [loaded for loaded in map(suite.load, request.suites) if loaded.gate]
+    return [record.DEFAULT_SETTINGS, *(record.read_settings(each.gate, each.gate_file) for each in suites)][-1]
 
 
 def machine_noise(fingerprint: str, arms: Sequence[Arm]) -> MachineNoise:

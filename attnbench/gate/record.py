@@ -10,9 +10,10 @@ import msgspec
 from attnbench import suite
 from attnbench.analysis.noise_floor import DurationNoise
 from attnbench.errors import StoreError, SuiteError, UsageError
-from attnbench.gate.rule import TOLERANCE, Margins
+from attnbench.gate.rule import MAX_MARGIN, TOLERANCE, Margins
 from attnbench.gate.trees import Revision
 from attnbench.records.run_directory import Run
+from attnbench.suite import files
 from attnbench.units import parse_share
 
 
@@ -32,20 +33,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The `[gate]` table of a suite."""
 
     time: str = "2%"
-    max_margin: str = ""  # a share; empty: three times the tolerance of a case
+    max_margin: str = ""  # a share; empty: MAX_MARGIN times the tolerance of a case
     tolerance: tuple[CaseTolerance, ...] = ()
     alias: dict[str, str] = {}  # label now -> label before
 
     def tolerance_of(self, label: str, today: date) -> float:
         """The tolerance of a case, a share: the last entry that matches and has not expired, else the general one."""
-        valid = [entry for entry in self.tolerance if not entry.expired(today)]
-        matching = [entry.time for entry in valid if fnmatchcase(label, entry.match)]
-        return parse_share([self.time, *matching][-1], "[gate] time")
+        return parse_share([self.time, *self._own_tolerances(label, today)][-1], "[gate] time")
 
-    @property
-    def largest_margin(self) -> float | None:
+    def largest_margin(self, label: str, today: date) -> float | None:
         """The widest margin with which a case may be called the same, a share; None where the table has none."""
-        return parse_share(self.max_margin, "[gate] max_margin") if self.max_margin else None
+        if not self.max_margin:
+            return None
+        general = parse_share(self.max_margin, "[gate] max_margin")
+        has_own = self._own_tolerances(label, today)
+        return max(general, MAX_MARGIN * self.tolerance_of(label, today)) if has_own else general
+
+    def _own_tolerances(self, label: str, today: date) -> list[str]:
+        """The tolerances of all entries that match the case and have not expired."""
+        valid = [entry for entry in self.tolerance if not entry.expired(today)]
+        return [entry.time for entry in valid if fnmatchcase(label, entry.match)]
 
     def expired(self, today: date) -> list[str]:
         """A note for each entry that has expired and is ignored."""
@@ -57,18 +64,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def read_settings(table: Mapping[str, object], where: str) -> Settings:
-    """The settings of a `[gate]` table in the file `where`. Raises SuiteError that names the key."""
-    try:
-        settings = msgspec.convert(dict(table), Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise SuiteError(f"{where}: [gate]: {error}") from None
-    texts = settings.time, *(entry.time for entry in settings.tolerance)
-    widest = max(texts, key=lambda text: parse_share(text, f"{where}: [gate] time"))
-    if settings.max_margin and parse_share(settings.max_margin, f"{where}: [gate] max_margin") < parse_share(
-        widest, ""
-    ):
-        problem = f"{settings.max_margin!r} is below the tolerance {widest!r}, so no case could be called the same"
-        raise SuiteError(f"{where}: [gate] max_margin: {problem}; use at least {widest}")
+    """The settings of a `[gate]` table in the file `where`. Raises UsageError that names the key."""
+    files.refuse_unknown(table, Settings, where, "[gate] ")
+    entries = table.get("tolerance", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SuiteError(f"{where}: [gate] tolerance: write [[gate.tolerance]], once for each tolerance")
+    for index, entry in enumerate(entries):
+        files.refuse_unknown(entry, CaseTolerance, where, f"[gate] tolerance[{index}].")
+    settings = files.convert(table, Settings, f"{where}: [gate] ")
+    for index, entry in enumerate(settings.tolerance):
+        parse_share(entry.time, f"{where}: [gate] tolerance[{index}].time")
+    general, name = parse_share(settings.time, f"{where}: [gate] time"), f"{where}: [gate] max_margin"
+    # Noise makes every margin larger than the tolerance.
+    if settings.max_margin and parse_share(settings.max_margin, name) <= general:
+        example = f"{200 * general:g}%"
+        raise SuiteError(f"{name}: {settings.max_margin!r} must be above the tolerance {settings.time}, as {example}")
     return settings
 
 
@@ -123,6 +133,10 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
     def tolerance(self, label: str) -> float:
         """The tolerance of a case on the day of the gate; a share."""
         return self.settings.tolerance_of(label, self.today)
+
+    def largest_margin(self, label: str) -> float | None:
+        """The widest margin with which a case may be called the same on the day of the gate."""
+        return self.settings.largest_margin(label, self.today)
 
     def stored(self) -> dict[str, Any]:
         """The plain values that the manifest holds."""

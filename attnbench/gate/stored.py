@@ -57,7 +57,7 @@ def _settings(head: Run) -> Settings:
             file = suite.load(name)
         except UsageError:  # the suite may have been deleted since
             continue
-        tables += [record.read_settings(file.gate, file.name)] if file.gate else []
+        tables += [record.read_settings(file.gate, file.gate_file)] if file.gate else []
     return tables[-1]
 
 
@@ -105,10 +105,12 @@ def judge(head: Run, base: Run, gate: Settings, today: date, others: Iterable[Ru
     if not any(pair.base and pair.head for pair in pairs):
         raise NotComparableError(f"{head.path.name} and {base.path.name} have no case in common")
     between, source = _between_days([base, *others])
-    largest = math.inf if gate.largest_margin is None else math.log1p(gate.largest_margin)
     cases = []
     for pair in filter(_timed, pairs):
-        tolerance = max(gate.tolerance_of(pair.either.case.label, today), NOISE_FACTOR * between)
+        label = pair.either.case.label
+        tolerance = max(gate.tolerance_of(label, today), NOISE_FACTOR * between)
+        share = gate.largest_margin(label, today)
+        largest = math.inf if share is None else math.log1p(share)
         cases.append(TimedCase(pair, math.log1p(tolerance), largest, _difference(pair)))
     verdicts = _verdicts(cases)
     for pair in pairs:

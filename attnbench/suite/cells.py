@@ -51,6 +51,7 @@ class Suite(Record, frozen=True, kw_only=True):
     source: str = ""
     budget: str = ""  # as typed; empty: the default of the command
     gate: dict[str, object] = {}  # as written; read by the gate
+    gate_file: str = ""  # which holds `gate`, for messages
     tables: tuple[ProblemTable, ...]
 
 

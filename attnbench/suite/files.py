@@ -1,12 +1,13 @@
 """Read suite files in TOML, with `extends`; list the shipped suites; apply options to a suite."""
 
+import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,6 +23,7 @@ from attnbench.suite.sources import SourceCheck, read_comparison
 from attnbench.units import parse_seconds
 
 KINDS = ("cpu", "cuda")
+Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 # The keys of a `[[problem]]` that are no axis, as they are written.
 _TABLE_KEYS = (
@@ -157,6 +159,7 @@ def _load(path: Path, chain: tuple[Path, ...]) -> Suite:
         source=written.source or parent.source,
         budget=str(written.budget) or parent.budget,
         gate=written.gate or parent.gate,
+        gate_file=place if written.gate else parent.gate_file,
         tables=(*parent.tables, *tables),
     )
 
@@ -185,22 +188,30 @@ def _toml(path: Path, place: str) -> dict[str, Any]:
 
 def _written(raw: dict[str, Any], place: str) -> SuiteKeys:
     """The file as a record, after a check of its keys that can name the nearest one."""
-    _refuse_unknown(raw, written_suite(), place, "")
+    refuse_unknown(raw, written_suite(), place, "")
     tables = raw.get("problem", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise SuiteError(f"{place}: problem: write [[problem]], once for each table")
     for index, table in enumerate(tables):
-        _refuse_unknown(table, written_table(), place, f"problem[{index}].")
+        refuse_unknown(table, written_table(), place, f"problem[{index}].")
+    return convert(raw, written_suite(), f"{place}: ")
+
+
+def convert(raw: Mapping[str, object], kind: type[Kind], where: str) -> Kind:
+    """A record of this kind from values as they are written. Raises SuiteError, which begins with `where`."""
     try:
-        return msgspec.convert(raw, written_suite())
+        return msgspec.convert(raw, kind)
     except msgspec.ValidationError as wrong:
         what, _, key = str(wrong).rstrip("`").partition(" - at `$.")
-        raise SuiteError(f"{place}: {key}: {what[:1].lower()}{what[1:]}") from None
+        if missing := re.fullmatch("Object missing required field `(.*?)`", what):
+            what = f"no key {missing[1]!r}, which is required"
+        raise SuiteError(f"{where}{key}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place: str, prefix: str) -> None:
+def refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place: str, prefix: str) -> None:
+    """Raise SuiteError, with the nearest known key, where a table has a key that its kind lacks."""
     for key in raw:
-        if key == "device" and prefix:
+        if key == "device" and prefix.startswith("problem"):
             raise SuiteError(f"{place}: {prefix}device: a suite names no device: use --device, or `on` for a kind")
         if key not in kind.__struct_fields__:
             unknown = UnknownNameError("key", key, kind.__struct_fields__, where=f"{place}: {prefix}{key}")

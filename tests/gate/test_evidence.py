@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -75,8 +76,19 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
         record.of(gated(base=3))
 
 
-@pytest.mark.parametrize(("table", "expected"), [({}, Outcome.INCONCLUSIVE), ({"max_margin": "90%"}, Outcome.SAME)])
-def test_a_noisy_case_is_the_same_only_with_a_larger_max_margin(table: dict[str, str], expected: Outcome) -> None:
+OF_FORWARD = {"match": "*fwd*", "time": "30%", "reason": "a"}
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({}, Outcome.INCONCLUSIVE),
+        ({"max_margin": "90%"}, Outcome.SAME),
+        ({"max_margin": "4%", "tolerance": [OF_FORWARD]}, Outcome.SAME),  # up to three tolerances of its own
+        ({"max_margin": "4%", "tolerance": [OF_FORWARD | {"expires": "2020-01-01"}]}, Outcome.INCONCLUSIVE),
+    ],
+)
+def test_a_noisy_case_is_the_same_only_with_a_larger_max_margin(table: dict[str, Any], expected: Outcome) -> None:
     noisy = lines(head=0.97, noise=60.0, restarts=26)
     judged = judgement.judge(gated(*noisy, settings=table))
     (verdict,) = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]

@@ -61,6 +61,8 @@ def test_a_largest_margin_holds_for_stored_runs_where_the_suite_has_one() -> Non
     assert outcomes(*runs) == [Outcome.SAME, Outcome.SAME]
     assert outcomes(*runs, read_settings({"max_margin": "20%"}, "mine")) == [Outcome.SAME, Outcome.SAME]
     assert outcomes(*runs, read_settings({"max_margin": "10%"}, "mine")) == [Outcome.INCONCLUSIVE] * 2
+    of_one = {"max_margin": "10%", "tolerance": [{"match": "*q128*", "time": "5%", "reason": "a"}]}  # 15 % for it
+    assert outcomes(*runs, read_settings(of_one, "mine")) == [Outcome.INCONCLUSIVE, Outcome.SAME]
 
 
 def test_welch_equals_scipy() -> None:
