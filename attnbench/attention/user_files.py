@@ -4,7 +4,7 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +88,16 @@ def bound_names(tree: ast.Module) -> dict[str, int | None]:
     return names
 
 
+def imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+    """Line, level of a relative import, and dotted name of all that these nodes import."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, 0, tuple(alias.name.split("."))) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            yield from ((node.lineno, node.level, (*module, alias.name)) for alias in node.names)
+
+
 def _positional(parameters: ast.arguments) -> int:
     return MAX_ARGUMENTS if parameters.vararg else len(parameters.posonlyargs) + len(parameters.args)
 
@@ -139,6 +149,14 @@ def module_name(path: Path) -> tuple[Path, str]:
         parts.insert(0, folder.name)
         folder, packages = folder.parent, packages + 1
     return folder, ".".join(parts)
+
+
+def import_folders(path: Path) -> list[Path]:
+    """The folders that come first on the import path while a file is imported."""
+    try:
+        return [module_name(path)[0], path.parent]
+    except (SyntaxError, ValueError):  # ValueError: a null byte
+        return [path.parent]
 
 
 def _import_from_package(path: Path, root: Path, name: str) -> ModuleType:

@@ -63,7 +63,8 @@ def _stored_request(directory: Path, request: Request, engine: str) -> Request:
     """The request of the run. Options that differ from it would be ignored without notice, so they are refused."""
     manifest = run_directory.read_manifest(directory)
     if replayed_steps.REPLAY_TAG in manifest.tags:
-        again = continuing(directory, shlex.split(manifest.command))
+        first = manifest.command.partition("\n")[0]  # each part of a continued run adds its command
+        again = continuing(directory, shlex.split(first))
         raise UsageError(f"--resume {directory}: it replays a trace; continue it with: {again}")
     stored = msgspec.convert(manifest.request, Request)
     if engine == "local" and (stored.hardware or manifest.nodes):

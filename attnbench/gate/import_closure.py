@@ -85,7 +85,9 @@ class SourceTree:
     def closure(self, roots: Iterable[Path]) -> Closure:
         """All files that importing these files runs, now or inside their functions."""
         pending = [root.resolve() for root in roots]
-        path = tuple(dict.fromkeys((*(folder for root in pending for folder in _import_folders(root)), *self.folders)))
+        path = tuple(
+            dict.fromkeys((*(folder for root in pending for folder in user_files.import_folders(root)), *self.folders))
+        )
         files, obstacles = dict[str, str](), list[str]()
         while pending:
             file = pending.pop()
@@ -154,14 +156,6 @@ def modules_outside(folders: Iterable[Path]) -> frozenset[str]:
     return sys.stdlib_module_names.union(each.name.partition(".")[0] for folder in outside for each in folder.iterdir())
 
 
-def _import_folders(root: Path) -> list[Path]:
-    """The folders that come first on the import path while a user's file is imported."""
-    try:
-        return [user_files.module_name(root)[0], root.parent]
-    except (SyntaxError, ValueError):  # ValueError: a null byte
-        return [root.parent]
-
-
 @lru_cache(maxsize=4096)
 def read_source(content: bytes) -> ModuleText:
     """What the text of a module says of other files; base and head share most texts."""
@@ -169,14 +163,9 @@ def read_source(content: bytes) -> ModuleText:
         tree = ast.parse(content)
     except (SyntaxError, ValueError) as error:  # ValueError: a null byte
         return ModuleText(error=f"which cannot be parsed: {error}")
-    imports: list[tuple[int, int, tuple[str, ...]]] = []
-    for node in _run(tree):
-        if isinstance(node, ast.Import):
-            imports += [(node.lineno, 0, tuple(alias.name.split("."))) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module.split(".") if node.module else []
-            imports += [(node.lineno, node.level, (*module, alias.name)) for alias in node.names]
-    return ModuleText(tuple(imports), tuple(_hidden(tree)), frozenset(user_files.bound_names(tree)))
+    return ModuleText(
+        tuple(user_files.imports(_run(tree))), tuple(_hidden(tree)), frozenset(user_files.bound_names(tree))
+    )
 
 
 def _run(tree: ast.AST) -> Iterator[ast.AST]:

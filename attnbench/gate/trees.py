@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 
 from attnbench import units
+from attnbench.engine.cluster.job_files import MAX_SENT_BYTES, is_cache
 from attnbench.errors import UsageError
 from attnbench.machine.temporary_folders import owned_folder
 
 PREFIX = "attnbench-base-"
 DEEPEN = "git fetch --unshallow --tags origin '+refs/heads/*:refs/remotes/origin/*'"
-MAX_SENT_BYTES = 200 * 2**20
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,12 +204,8 @@ def _files(root: Path) -> Iterator[Path]:
         listed = _git("-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         paths = (root / name for name in listed.split("\0") if name)
     else:
-        paths = (path for path in sorted(root.rglob("*")) if not _is_cache(path.relative_to(root)))
+        paths = (path for path in sorted(root.rglob("*")) if not is_cache(path.relative_to(root)))
     return (path for path in paths if path.is_file())
-
-
-def _is_cache(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
 def _repository() -> tuple[Path | None, Path]:

@@ -13,7 +13,7 @@ import msgspec
 
 from attnbench.errors import SchemaError, StoreError
 from attnbench.records import results_file
-from attnbench.records.arm import Arm
+from attnbench.records.arm import Arm, parse_device
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cause, Environment, Facts, Key, Procedure, Record, Result, Status
 
@@ -59,6 +59,19 @@ def problem_options(manifest: Manifest) -> list[str]:
         options += [flag, request[name]] if request.get(name) else []
     options += [part for text in request.get("backend_python", ()) for part in ("--backend-python", text)]
     return options
+
+
+def cluster_options(manifest: Manifest, device: str) -> list[str]:
+    """The options that measure again where a run on a cluster measured this device; empty for a run of one machine."""
+    if not manifest.nodes:
+        return []
+    address = re.search(r"--address[ =](\S+)", manifest.command)
+    hardware = parse_device(device).hardware
+    return [
+        *("--engine", "ray"),
+        *(("--address", address[1]) if address else ()),
+        *(("--hardware", hardware) if hardware else ()),
+    ]
 
 
 class Run(msgspec.Struct, kw_only=True):

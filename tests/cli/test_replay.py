@@ -91,9 +91,9 @@ def test_steps_share_the_prefixes_that_the_cache_holds_and_cascade_is_among_the_
 
 def test_a_replay_is_not_resumed_as_a_suite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tags, command = {replayed_steps.REPLAY_TAG: "r"}, "attnbench replay trace.jsonl --model config.json"
-    store(samples.run(tags=tags, command=command), folder)
+    store(samples.run(tags=tags, command=f"{command}\n{command} --out run"), folder)  # continued once
     assert cli.invoke(["run", "--resume", "run"]) == 2
-    assert f"--resume run: it replays a trace; continue it with: {command} --out run" in capsys.readouterr().err
+    assert f"--resume run: it replays a trace; continue it with: {command} --out run\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("folder")

@@ -318,6 +318,27 @@ def test_what_to_do_next_knows_where_base_came_from(base: Any, head: Any, expect
     assert bool(gates) is bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("device", "command", "expected"),
+    [
+        ("cpu:threads=1:hardware=A", "attnbench gate --engine ray --address h:1", "--address h:1 --hardware A"),
+        ("cpu:threads=1:hardware=B", "attnbench gate --engine=ray --address=h:2", "--address h:2 --hardware B"),
+        ("cpu:threads=1", "attnbench gate --engine ray", ""),
+    ],
+)
+def test_a_case_of_a_cluster_is_repeated_there(device: str, command: str, expected: str) -> None:
+    sides = {"base": {"name": "main", "commit": "aaa"}, "head": {"name": "the working tree", "commit": "bbb"}}
+    replace = msgspec.structs.replace
+    results = [replace(line, arm=replace(line.arm, device=device)) for line in lines(head=1.5)]
+    run = gated(*results, **sides)
+    run = replace(run, manifest=replace(run.manifest, command=command, nodes={"h": {}}, request={"suites": ["ci"]}))
+    text = list(gate_verdicts.details(run, judgement.judge(run).verdicts))
+    (repeat,) = [line.strip() for line in text if "repeat: " in line]
+    words = " ".join(filter(None, ("repeat: attnbench gate ci --engine ray", expected, "--base-ref aaa --case")))
+    assert repeat.startswith(words)
+    assert not any("bisect" in line for line in text)
+
+
 def test_json_has_every_verdict_and_a_summary() -> None:
     run, judged = mixed()
     records = [gate_verdicts.record(verdict) for verdict in judged.verdicts]

@@ -110,6 +110,8 @@ def not_connected(address: str, error: Exception, log: str) -> str:
             f"{where}: Ray refused the token; set RAY_AUTH_MODE (token or disabled) here as on the nodes of the "
             "cluster, and for token their token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"
         )
+    if "No node info found" in str(error.__cause__):
+        return f"{where}: Ray answers there, but no living node of its cluster is on this machine; start one: ray start --address {address}"
     return f"{where}: {text}"
 
 

@@ -10,7 +10,7 @@ import msgspec
 from attnbench import units
 from attnbench.analysis import stats
 from attnbench.analysis.metrics import METRICS
-from attnbench.analysis.rows import rows_of
+from attnbench.analysis.rows import Row, rows_of
 from attnbench.engine.sweep import Request
 from attnbench.errors import Exit
 from attnbench.gate import evidence, history
@@ -247,7 +247,7 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
         profile = repeat_command(row, "profile", run.manifest.request.get("backend_python", ()))
         yield f"  profile head: {profile}"
         if run.manifest.gate:
-            yield from (f"  {line}" for line in _with_base(run, row.label, profile))
+            yield from (f"  {line}" for line in _with_base(run, row, profile))
 
 
 def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
@@ -273,8 +273,11 @@ def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
     yield from (f"{'':10}{line}" for line in wrap(meaning, width - 10))
 
 
-def _with_base(run: Run, label: str, profile: str) -> Iterator[str]:
-    """The commands that need base, which is known for a gate that measured both sides."""
+def _with_base(run: Run, row: Row, profile: str) -> Iterator[str]:
+    """The commands that need base, which is known for a gate that measured both sides.
+
+    A bisection runs on this machine, so that a gate on a cluster names none.
+    """
     gate = gate_record.of(run)
     base, head = gate.base, gate.head
     request = msgspec.convert(run.manifest.request, Request)
@@ -291,10 +294,12 @@ def _with_base(run: Run, label: str, profile: str) -> Iterator[str]:
         yield f"profile base: (cd {shlex.quote(base.name)} && {profile})"
         option = ["--base-path", base.name]
     options = run_directory.problem_options(run.manifest)
-    yield f"repeat: {shlex.join(['attnbench', 'gate', *request.suites, *options, *option, '--case', label])}"
-    if base.commit and head.commit and base.commit != head.commit and not base.python:
+    there = run_directory.cluster_options(run.manifest, row.device)
+    command = ["attnbench", "gate", *request.suites, *options, *there, *option, "--case", row.label]
+    yield f"repeat: {shlex.join(command)}"
+    if base.commit and head.commit and base.commit != head.commit and not base.python and not there:
         suites = [part for name in request.suites for part in ("--suite", name)]
-        command = ["attnbench", "bisect", *suites, *options, "--case", label, base.commit, head.commit]
+        command = ["attnbench", "bisect", *suites, *options, "--case", row.label, base.commit, head.commit]
         yield f"bisect: {shlex.join(command)}"
 
 

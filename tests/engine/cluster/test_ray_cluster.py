@@ -28,6 +28,13 @@ def test_an_error_names_the_token_only_where_it_was_refused(log: str) -> None:
     assert text.startswith("--address 127.0.0.2:1: " + ("Ray refused the token" if log else "Failed to connect"))
 
 
+def test_a_cluster_without_a_living_node_is_said_to_have_none() -> None:
+    error = ConnectionError("Failed to connect to Ray cluster at 127.0.0.2:1")
+    error.__cause__ = RuntimeError("No node info found matching attributes: '' when trying to resolve node")
+    text = ray_cluster.not_connected("127.0.0.2:1", error, "")
+    assert text.startswith("--address 127.0.0.2:1: Ray answers there, but no living node of its cluster is on this")
+
+
 def test_what_ray_writes_while_it_connects_goes_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with ray_cluster._stderr_to(tmp_path / "log"):
         os.write(2, b"raw line\n")

@@ -52,6 +52,42 @@ def test_files_of_the_request_travel_with_the_python_files_beside_them(
     assert sent == {"kernels/mine.py", "kernels/helper.py", "mask.py", "suite.toml", "other.py"}
 
 
+def sent_with(kernel: str, files: dict[str, str]) -> set[str]:
+    """The files that travel with a kernel in the working directory, which then holds these files."""
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    job_files.collect(Request(backend=f"{kernel}:attend"), Path("sent"))
+    return {path.relative_to("sent").as_posix() for path in Path("sent").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("line", ["from lib.scale import FACTOR", "import lib.scale", "import helper"])
+def test_packages_that_a_kernel_imports_travel(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    travel = {
+        "kern.py": line, "helper.py": "from lib import scale", "lib/scale.py": "from deep import more",
+        "lib/table.json": "{}", "deep/more.py": "",
+    }  # fmt: skip
+    stay = {"lib/__pycache__/scale.pyc": "", "lib/.hidden/a.py": "", "other/b.py": "", "attnbench/c.py": ""}
+    assert sent_with("kern.py", travel | stay) == set(travel)
+
+
+def test_the_package_of_a_kernel_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    travel = {
+        "mine/kern.py": "from ..common import x\nfrom .lib.scale import y\nimport attnbench, broken, torch",
+        "mine/lib/scale.py": "", "common.py": "", "mine/broken.py": "not python",
+    }  # fmt: skip
+    assert sent_with("mine/kern.py", travel | {"torch/weights.bin": "", "attnbench/c.py": ""}) == set(travel)
+
+
+def test_packages_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job_files, "MAX_SENT_BYTES", 9)
+    with pytest.raises(UsageError, match=r"the packages that kern.py imports hold more than"):
+        sent_with("kern.py", {"kern.py": "import lib.scale", "lib/scale.py": "FACTOR = 2.0"})
+
+
 def test_a_file_outside_the_working_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").touch()
     (tmp_path / "here").mkdir()
