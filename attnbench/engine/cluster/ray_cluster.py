@@ -111,7 +111,10 @@ def not_connected(address: str, error: Exception, log: str) -> str:
             "cluster, and for token their token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"
         )
     if "No node info found" in str(error.__cause__):
-        return f"{where}: Ray answers there, but no living node of its cluster is on this machine; start one: ray start --address {address}"
+        return (
+            f"{where}: Ray answers there, but no living node of its cluster is on this machine; start one: "
+            f"ray start --address {address}"
+        )
     return f"{where}: {text}"
 
 
