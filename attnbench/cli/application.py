@@ -91,7 +91,9 @@ class DocumentedGroup(TyperGroup):
         """As for Typer; the error for an unknown name has the nearest one, or all."""
         if not ctx.resilient_parsing and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             names = [str(command.name) for _, command in self.visible(ctx)]
-            raise UnknownNameError("command", args[0], names, where=str(ctx.info_name) if ctx.parent else "")
+            group = str(ctx.info_name) if ctx.parent else ""
+            noun, where = ("list", "") if group == "list" else ("command", group)
+            raise UnknownNameError(noun, args[0], names, where=where)
         return super().resolve_command(ctx, args)
 
     def visible(self, ctx: Context) -> Iterator[tuple[str, ClickCommand]]:

@@ -115,7 +115,6 @@ def gate(
     """
     from attnbench.cli import output, stop_signals
     from attnbench.errors import UsageError
-    from attnbench.gate import history
     from attnbench.report.terminal import gate_verdicts as report
 
     interrupted = False
@@ -135,7 +134,7 @@ def gate(
     _print(run, judged, code, reports, noop=base.noop, verbose=options.global_options(context).verbose)
     _write(run, judged, reports)
     if reports.history:
-        history.append(reports.history, history.point(run))
+        output.append_run(reports.history, run)
     if base.noop and not reports.json:
         print(f"\n{report.reach(judged)}")
     print(f"run: {run.path}", file=sys.stderr)

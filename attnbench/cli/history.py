@@ -41,9 +41,9 @@ def history(
     if add and path.is_dir():
         raise UsageError(f"--add appends to a history file, and {path} is a folder of runs: leave out --add")
     if add:
-        trend.append(path, trend.point(output.load(add)))
+        output.append_run(path, output.load(add))
     fingerprint = machine or identity.fingerprint()[0]
-    points = _of_folder(path, machine, case) if path.is_dir() else _of_file(path, fingerprint)
+    points = _of_folder(path, machine, case) if path.is_dir() else _of_file(path, machine, fingerprint)
     fingerprint = points[0].fingerprint if path.is_dir() and points else fingerprint
     seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
     if case and not seen:
@@ -52,15 +52,20 @@ def history(
         print(line)
 
 
-def _of_file(path: Path, fingerprint: str) -> "list[HistoryPoint]":
+def _of_file(path: Path, machine: str, fingerprint: str) -> "list[HistoryPoint]":
     from attnbench import units
+    from attnbench.cli import stored_runs
+    from attnbench.errors import UnknownNameError
     from attnbench.gate import history as trend
 
     points, skipped = trend.load(path)
     if skipped:
         print(f"{path}: {units.counted(skipped, 'line')} could not be read", file=sys.stderr)
-    if others := len({point.fingerprint for point in points} - {fingerprint}):
-        print(f"{others} other machines are in {path}; a trend is of one machine", file=sys.stderr)
+    known = {point.fingerprint: None for point in points}
+    if machine and machine not in known:
+        raise UnknownNameError("machine", machine, known, where="--machine")
+    if others := len(known.keys() - {fingerprint}):
+        stored_runs.note_others(others, str(path))
     return points
 
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from attnbench import api, backends
@@ -49,6 +50,15 @@ def load(name: str) -> StoredRun:
     if run_writer.is_being_written(stored.path):
         print(f"{stored.path} is still being measured: its results so far are read", file=sys.stderr)
     return stored
+
+
+def append_run(path: Path, run: Run) -> None:
+    """Append the point of a run to a history file, or say that it is there."""
+    from attnbench.gate import history
+
+    added = history.point(run)
+    if not history.append(path, added):
+        print(f"{added.run} is in {path} already; not added again", file=sys.stderr)
 
 
 def width() -> int | None:

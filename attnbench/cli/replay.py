@@ -217,12 +217,15 @@ def _measure(
     from attnbench.cli import output, running
     from attnbench.report.terminal import traffic as report
     from attnbench.report.terminal.text_layout import terminal_width
-    from attnbench.studies import traffic_answer
+    from attnbench.studies import replayed_steps, traffic_answer
 
     outcome = running.measure_into(planned.sweep, out, style)
     answer = planned.answer(outcome.run.results, result, settings)
     traffic_answer.write(answer, outcome.run.path)
-    output.lines([msgspec.to_builtins(answer)], report.lines(answer, terminal_width()), as_json)
+    missing = replayed_steps.lacking(planned.steps, outcome.run.results, planned.sweep.plan.groups)
+    empty = bool(outcome.unmeasured) and bool(missing.all())
+    text = ["Stopped before the first step"] if empty else report.lines(answer, terminal_width())
+    output.lines([msgspec.to_builtins(answer)], text, as_json)
     if outcome.unmeasured:
         print(
             f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}",
@@ -230,7 +233,8 @@ def _measure(
         )
     if planned.sweep.request.shard:
         print("a shard has no answer for all steps: merge the runs of all with attnbench merge", file=sys.stderr)
-    print(f"run: {outcome.run.path}\nnext: attnbench report {outcome.run.path}", file=sys.stderr)
+    following = "" if empty else f"\nnext: attnbench report {outcome.run.path}"
+    print(f"run: {outcome.run.path}{following}", file=sys.stderr)
     return running.exit_code(outcome.run.results, outcome.ending)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attnbench.cli.progress import steps
 from attnbench.errors import StoreError, UnknownNameError, UsageError
 from attnbench.records import run_directory
+from attnbench.units import counted
 
 if TYPE_CHECKING:
     from attnbench.analysis.indexed_runs import IndexedRuns
@@ -30,6 +31,12 @@ def indexed(names: Sequence[str], command: str) -> Iterator["IndexedRuns"]:
         yield stored
 
 
+def note_others(count: int, where: str) -> None:
+    """Say how many machines are left out."""
+    verb = "is" if count == 1 else "are"
+    print(f"{counted(count, 'other machine')} {verb} in {where}; --machine selects one", file=sys.stderr)
+
+
 def machine(stored: "IndexedRuns", wanted: str) -> str:
     """The fingerprint of the machine whose results are read: the wanted one, this one, or the only one.
 
@@ -45,5 +52,5 @@ def machine(stored: "IndexedRuns", wanted: str) -> str:
         named = ", ".join(f"{fingerprint} ({name})" for fingerprint, name in known.items())
         raise UsageError(f"--machine is needed: the runs are of {len(known)} machines, none of them this one: {named}")
     if len(known) > 1:
-        print(f"{len(known) - 1} other machines are in these runs; --machine selects one", file=sys.stderr)
+        note_others(len(known) - 1, "these runs")
     return this if this in known else next(iter(known), this)

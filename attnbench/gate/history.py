@@ -103,12 +103,22 @@ def points_of(runs: IndexedRuns, machine: str, text: str = "") -> list[HistoryPo
     ]  # fmt: skip
 
 
-def append(path: Path, new: HistoryPoint) -> None:
-    """Append a point to the file. StoreError where it cannot be written."""
+def append(path: Path, new: HistoryPoint) -> bool:
+    """Append a point to the file unless its run is there; return whether it was added.
+
+    StoreError where it cannot be written.
+    """
+    if path.is_file() and any(_run_of(each) == _run_of(new) for each in load(path)[0]):
+        return False
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(msgspec.json.encode(new) + b"\n")
+    return True
+
+
+def _run_of(point: HistoryPoint) -> tuple[str, str, str]:
+    return point.run, point.measured_at, point.fingerprint
 
 
 def load(path: Path) -> tuple[list[HistoryPoint], int]:

@@ -132,6 +132,8 @@ def parse_device(text: str) -> Device:
         if len(options) > 1 or (options and not options[0].startswith("hardware=")):
             raise UsageError(f"--device: not a CUDA device: {text!r} (try cuda:0)")
         return Device(kind="cuda", index=int(index), hardware=_hardware(options[0], text) if options else "")
+    if re.fullmatch(r"\d+(-\d+)?", kind):  # what a comma cuts off a list of cores
+        raise UsageError(f"--device: no device {text!r}; for two cores: cpu:cores=0+1; for a GPU: cuda:0")
     if kind != "cpu":
         raise UnknownNameError("device", text, ("cpu", "cpu:threads=1", "cpu:isa=avx2", "cuda:0"), where="--device")
     threads, isa, hardware = 0, "", ""

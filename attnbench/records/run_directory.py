@@ -183,7 +183,7 @@ def resolve_all(names: Sequence[str], root: Path) -> list[Path]:
     for name in names:
         of_name = stored_in(Path(name)) if holds_runs(name, root) else [resolve(name, root)]
         if not of_name:
-            raise StoreError(f"{name} holds no run: give a run directory, or a folder of runs such as {root}/")
+            raise StoreError(_holds_none(name, f"a run directory, or a folder of runs such as {root}/"))
         runs |= dict.fromkeys(of_name)
     return list(runs)
 
@@ -199,7 +199,15 @@ def resolve(text: str, root: Path) -> Path:
         if (path / MANIFEST).is_file():
             return path
     newest = ", ".join(path.name for path in runs[-3:]) or "none"
+    if Path(text).is_dir():
+        if inside := stored_in(Path(text)):
+            raise StoreError(f"{text} is a folder of runs: give one of them, such as {inside[-1]}")
+        raise StoreError(_holds_none(text, f"a run directory, or a name in {root}/ (newest there: {newest})"))
     raise StoreError(f"no run {text!r}: neither a run directory nor a name in {root}/ (newest there: {newest})")
+
+
+def _holds_none(folder: str, instead: str) -> str:
+    return f"{folder} holds no run: give {instead}"
 
 
 def name_of(directory: Path, root: Path) -> str:

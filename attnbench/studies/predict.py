@@ -102,6 +102,10 @@ class Family:
                 return Source.FORMULA
         return CostLaw(rows_of([self.sizes[place] for place in known]), measured)
 
+    def measured(self, problem: Problem) -> Row | None:
+        """The measured case of this very problem."""
+        return next((row for row, each in zip(self.rows, self.problems, strict=True) if each == problem), None)
+
     def nearest(self, sizes: Workload, count: int) -> list[Row]:
         """The measured cases of the most similar sizes, the most similar first."""
         points, point = coordinates(rows_of(self.sizes)), coordinates(rows_of([sizes]))
@@ -133,6 +137,9 @@ class Predictor:
         if objections := _objections(case, device):
             return msgspec.structs.replace(empty, reason=f"unsupported: {objections}")
         family = self.families.get((arm.arm, problem.dtype.value, mode, kind_of(problem)))
+        measured = family.measured(problem) if family and not target else None
+        if family and measured:
+            return _shown(empty, family, case, measured)
         if reason := self._too_few(family, arm, problem, mode):
             return _refused(empty, cell, arm, reason)
         assert family is not None
@@ -143,7 +150,7 @@ class Predictor:
         if octaves > MAX_OCTAVES + _ROUNDING and not extrapolate:
             return _refused(known, cell, arm, _outside(family, sizes, octaves))
         if not target:
-            time = self._time(family, problem, mode, arm, sizes, octaves)
+            time = _from_law(family.time, sizes, octaves)
         elif (transferred := self._transferred(family, cell, arm, sizes, target)) is None:
             here = f"attnbench calibrate --device {arm.device}"
             reason = f"the roofline needs the ceilings of {arm.device} ({here}) and of {target.device}"
@@ -162,17 +169,6 @@ class Predictor:
         others = [f"{dtype} {mode} {kind}" for name, dtype, mode, kind in self.families if name == arm.arm]
         return f"no measured case of {what}: the run has {', '.join(others)}"
 
-    def _time(
-        self, family: Family, problem: Problem, mode: Mode, arm: Row, sizes: Workload, octaves: float
-    ) -> PredictedValue:
-        for row, measured in zip(family.rows, family.problems, strict=True):
-            if measured == problem and row.mode is mode and row.arm == arm.arm:
-                low, high = row.time_low_s or row.seconds, row.time_high_s or row.seconds
-                return PredictedValue(
-                    value=row.seconds, low=low, high=high, confidence=0.95, source=Source.MEASURED, cases=1
-                )
-        return _from_law(family.time, sizes, octaves)
-
     def _transferred(
         self, family: Family, cell: Cell, arm: Row, sizes: Workload, target: Ceilings
     ) -> PredictedValue | None:
@@ -189,6 +185,15 @@ class Predictor:
         return PredictedValue(
             value=value, low=low, high=high, confidence=0.0, source=Source.ROOFLINE, cases=len(shares)
         )
+
+
+def _shown(empty: Prediction, family: Family, case: Case, row: Row) -> Prediction:
+    """A measured case with its own interval, which needs no law."""
+    sizes = of_backend(case.problem, case.mode, case.backend)
+    low, high = row.time_low_s or row.seconds, row.time_high_s or row.seconds
+    time = PredictedValue(value=row.seconds, low=low, high=high, confidence=0.95, source=Source.MEASURED, cases=1)
+    near = tuple(_named(each) for each in family.nearest(sizes, NEAREST))
+    return msgspec.structs.replace(empty, time=time, memory=_memory(family, case, sizes, 0.0), nearest=near)
 
 
 def _from_law(law: CostLaw, sizes: Workload, octaves: float) -> PredictedValue:

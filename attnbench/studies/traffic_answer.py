@@ -71,7 +71,7 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
         split = phase.seconds and (not single.seconds or (over and over.low is not None and over.low > MIN_GAIN))
         policy = phase if split else single
         if policy.seconds is None:
-            return "No backend ran every drawn step"
+            return "Too few drawn steps are measured" if self.unsound else "No backend ran every drawn step"
         verb = "take" if " and " in policy.words else "takes"
         # Of one backend those of all rounds, as in the table of backends; of one per phase those it was scored with.
         each = {total.backend: total.seconds for total in self.totals.totals}

@@ -221,6 +221,8 @@ def test_new_backend_takes_a_python_name(capsys: pytest.CaptureFixture[str]) -> 
         (["help", "environmen"], "help: no topic 'environmen'; did you mean 'environment'?"),
         (["rnu"], "no command 'rnu'; did you mean 'run'?"),
         (["nosuch"], "no command 'nosuch'; there are run, verify, "),
+        (["list", "nosuch"], "no list 'nosuch'; there are backends, suites, "),
+        (["list", "suits"], "no list 'suits'; did you mean 'suites'?"),
         (["suite", "zzz"], "suite: no command 'zzz'; there are "),
         (["help", "suite", "zzz"], "suite: no command 'zzz'; there are "),
     ],

@@ -191,7 +191,7 @@ def test_recommend_and_history_read_one_machine_of_a_folder(
         done = attnbench_command(command, "results", "--machine", "elsewhere", "--json")
         found = json.loads(done.stdout)["choices"] if command == "recommend" else done.stdout.splitlines()
         assert len(found) == lines
-        assert "1 other machines are in these runs" in done.stderr
+        assert "1 other machine is in these runs; --machine selects one" in done.stderr
         assert "no machine 'x'" in attnbench_command(command, "results", "--machine", "x").stderr
     done = attnbench_command("history", "results", "--add", "run-a")
     assert "results is a folder of runs: leave out --add" in done.stderr

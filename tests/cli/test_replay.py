@@ -11,7 +11,9 @@ import pytest
 
 from attnbench import api, cli
 from attnbench.analysis.traffic_totals import PolicyName
-from attnbench.engine.sweep import Request
+from attnbench.cli import running
+from attnbench.engine.runner import Ending
+from attnbench.engine.sweep import FinishedSweep, Request, Sweep
 from attnbench.errors import UsageError
 from attnbench.records import speeds
 from attnbench.records.result import Result
@@ -137,7 +139,26 @@ def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.Monk
         planned("1s")
 
 
-def scripted(planned: replayed_steps.ReplayPlan, groups: int) -> list[Result]:
+@pytest.mark.parametrize("measured", [0, 1])
+def test_a_replay_that_is_stopped_before_its_first_step_has_no_tables(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measured: int
+) -> None:
+    def stopped(planned: Sweep, directory: Path, style: str) -> FinishedSweep:
+        directory.mkdir()
+        results = scripted(planned, measured)
+        run = msgspec.structs.replace(samples.run(*results), path=directory)
+        return FinishedSweep(run=run, ending=Ending(interrupted=True), unmeasured=6 - len(results))
+
+    monkeypatch.setattr(running, "measure_into", stopped)
+    assert cli.invoke(["replay", "trace.jsonl", "--model", "config.json", *MEASURED, "-o", "run"]) == 130
+    out, err = capsys.readouterr()
+    assert (out == "Stopped before the first step\n") is not bool(measured)
+    assert ("next: attnbench report run" in err) is bool(measured)
+    assert f"{6 - 2 * measured} cases are not measured; continue with: " in err
+    assert (folder / "run" / traffic_answer.FILE).exists()
+
+
+def scripted(sweep: Sweep, groups: int) -> list[Result]:
     """Results of the first groups in the order of measurement: sdpa takes half as long as naive."""
     return [
         msgspec.structs.replace(
@@ -146,7 +167,7 @@ def scripted(planned: replayed_steps.ReplayPlan, groups: int) -> list[Result]:
             ),
             arm=arm,
         )
-        for group in planned.sweep.plan.groups[:groups]
+        for group in sweep.plan.groups[:groups]
         for arm in group.arms
         for cost in (2.0 - (arm.backend == "sdpa"),)
     ]
@@ -161,11 +182,11 @@ def test_a_replay_whose_budget_ended_early_answers_from_the_steps_it_measured() 
     simulation = simulate(serving)
     planned = plan_of(serving, count=48, backend="naive,sdpa")
     answers = [
-        planned.answer(scripted(planned, groups), replay.summary(simulation, serving, settings), settings)
+        planned.answer(scripted(planned.sweep, groups), replay.summary(simulation, serving, settings), settings)
         for groups in (48, 45, 20, 0)
     ]
     whole, part, few, none = answers
-    assert none.headline == "No backend ran every drawn step"
+    assert none.headline == "Too few drawn steps are measured"
     assert none.cautions[0].startswith("48 drawn steps not measured yet, and the others cannot stand for them")
     assert "steps" not in whole.headline
     assert ", from 45 of 48 steps" in part.headline
@@ -176,7 +197,7 @@ def test_a_replay_whose_budget_ended_early_answers_from_the_steps_it_measured() 
     for each in wide[1:]:
         assert each.value == pytest.approx(wide[0].value, rel=0.3)
     # The steps that were measured since give the answer of the whole.
-    results, drawn = scripted(planned, 48), part.drawn
+    results, drawn = scripted(planned.sweep, 48), part.drawn
     measured = replayed_steps.times_of(planned.steps, results, drawn.draw, drawn.table)
     remade = traffic_answer.remade(part, drawn, measured, replayed_steps.lacking(planned.steps, results))
     assert (remade.totals, remade.unmeasured) == (whole.totals, 0)

@@ -137,7 +137,36 @@ def test_the_command_adds_a_run_and_tells_of_changes(
     assert record["changes"][0]["at"] == "005".ljust(40, "0")
 
 
-def test_a_gate_appends_what_head_took(tmp_path: Path) -> None:
+def test_a_run_is_added_once(stored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.jsonl"
+    assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
+    assert "already" not in capsys.readouterr().err
+    assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
+    out, err = capsys.readouterr()
+    assert "over 1 point" in out
+    assert f"{stored_run.name} is in {path} already; not added again" in err
+    (point,), _ = history.load(path)
+    later = msgspec.structs.replace(point, measured_at="2027-01-01T00:00:00+00:00")
+    assert history.append(path, later)
+    assert history.load(path) == ([point, later], 0)
+
+
+def test_an_unknown_machine_of_a_history_file_is_refused_with_those_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.jsonl"
+    for fingerprint in (HERE, "other"):
+        history.append(path, history_points([1.0], fingerprint)[0])
+    assert cli.invoke(["history", str(path), "--machine", "xx"]) == 2
+    assert capsys.readouterr().err == f"attnbench: --machine: no machine 'xx'; there are {HERE}, other\n"
+    assert cli.invoke(["history", str(path), "--machine", "other"]) == 0
+    assert f"1 other machine is in {path}; --machine selects one" in capsys.readouterr().err
+    history.append(path, history_points([1.0], "third")[0])
+    assert cli.invoke(["history", str(path)]) == 0
+    assert f"2 other machines are in {path}; " in capsys.readouterr().err
+
+
+def test_a_gate_appends_what_head_took_once(tmp_path: Path) -> None:
     stored = gated(*lines(head=1.5))
     with run_writer.RunWriter(tmp_path / "gate", stored.manifest) as writer:
         writer.append(stored.results)
@@ -145,8 +174,7 @@ def test_a_gate_appends_what_head_took(tmp_path: Path) -> None:
     for _ in range(2):
         assert cli.invoke(["gate", str(tmp_path / "gate"), "--history", str(file)]) == 1
     points, skipped = history.load(file)
-    assert (len(points), skipped) == (2, 0)
-    assert points[0] == points[1]
+    assert (len(points), skipped) == (1, 0)
     (seconds,) = points[0].seconds.values()
     assert seconds == pytest.approx(1.5e-3, rel=0.01)
 

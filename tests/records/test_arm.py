@@ -74,6 +74,8 @@ def test_text_of_a_device_reads_back_as_the_device(device: Device) -> None:
         ("cpu:threads", "--device: threads='' in 'cpu:threads': a number of at least 1"),
         ("cpu:cores=5-2", "--device: cores='5-2' in 'cpu:cores=5-2': not a list of CPUs (try cores=0-3 or cores=0+2)"),
         ("cpu:cores=0+", "--device: cores='0+' in 'cpu:cores=0+': not a list of CPUs (try cores=0-3 or cores=0+2)"),
+        ("1", "--device: no device '1'; for two cores: cpu:cores=0+1; for a GPU: cuda:0"),
+        ("2-3", "--device: no device '2-3'; for two cores: cpu:cores=0+1; for a GPU: cuda:0"),
         ("cpu:threads=3:cores=0-1", "--device: threads=3 in 'cpu:threads=3:cores=0-1': more than its 2 cores"),
     ],
 )

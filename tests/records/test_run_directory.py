@@ -327,6 +327,18 @@ def test_a_folder_without_runs_and_a_missing_name_are_refused(tmp_path: Path) ->
         run_directory.resolve_all(["gone"], tmp_path)
 
 
+def test_a_folder_that_is_no_run_is_refused_where_one_run_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError) as caught:
+        run_directory.resolve(str(tmp_path / "empty"), Path("results"))
+    expected = f"{tmp_path}/empty holds no run: give a run directory, or a name in results/ (newest there: none)"
+    assert str(caught.value) == expected
+    newest = stored(tmp_path / "runs" / "20261121T001500Z-quick-cpu")
+    with pytest.raises(StoreError) as caught:
+        run_directory.resolve(str(tmp_path / "runs"), Path("results"))
+    assert str(caught.value) == f"{tmp_path}/runs is a folder of runs: give one of them, such as {newest}"
+
+
 def test_a_name_under_the_root_is_a_run_where_a_folder_has_that_name_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

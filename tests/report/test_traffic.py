@@ -261,7 +261,7 @@ def test_an_answer_from_fewer_steps_than_intervals_need_has_none():
 
 def test_steps_that_stand_for_no_others_give_the_reason_in_place_of_an_answer():
     none = traffic(lacking=64)
-    assert none.headline == "No backend ran every drawn step"
+    assert none.headline == "Too few drawn steps are measured"
     assert none.cautions == (
         "64 drawn steps not measured yet, and the others cannot stand for them: the first one that is measured lacks a "
         "time; continue the run",

@@ -103,6 +103,17 @@ def test_another_mask_and_too_few_cases_are_refused(rows: list[Row]) -> None:
     assert reason == "4 measured cases of fp32 fwd plain: a law needs 5"
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_measured_case_is_shown_however_few_were_measured(rows: list[Row], count: int) -> None:
+    problem = Problem(seq_q=64, heads=1)
+    prediction = predict(problem, rows[:count])
+    assert (prediction.reason, prediction.measure) == ("", "")
+    assert prediction.time is not None
+    assert (prediction.time.source, prediction.time.value) == (Source.MEASURED, pytest.approx(seconds(problem)))
+    assert prediction.time.low <= prediction.time.value <= prediction.time.high
+    assert "q64 kv64" in prediction.nearest[0]
+
+
 def test_what_the_backend_refuses_is_not_predicted() -> None:
     rows = rows_of(list(results(backend="sdpa:flash")))
     assert predict(Problem(seq_q=700, returns="weights"), rows).reason.startswith("unsupported: ")
