@@ -178,10 +178,10 @@ def _recorded(run: Run, result: Result, node: str) -> tuple[Ceilings | None, Fac
         environment = run.manifest.environments.get(result.arm.id)
         packages = environment.packages if environment else {}
         facts = environment.facts if environment else {}
-        return run.manifest.ceilings.get(device), {**run.manifest.machine, **facts, "torch": packages.get("torch")}
+        return run.manifest.ceilings.get(device), {**facts, **run.manifest.machine, "torch": packages.get("torch")}
     stored = there.get("ceilings", {}).get(device)
     measured = msgspec.convert(stored, Ceilings) if stored else None
-    facts = {**there.get("machine", {}), **there.get("device_facts", {})}
+    facts = {**there.get("device_facts", {}), **there.get("machine", {})}
     return measured, {**facts, "torch": there.get("packages", {}).get("torch")}
 
 

@@ -181,6 +181,19 @@ def test_a_lower_power_limit_is_named_from_what_a_run_on_a_cluster_holds() -> No
     assert "power limit 500 W, of the others 700 W" in only(fleet([stored]))["c"].causes
 
 
+def test_the_cores_of_a_worker_are_not_taken_for_those_of_its_machine() -> None:
+    pinned: dict[str, Facts] = {
+        name: {"machine": {"cpu": CPU, "cores": 8}, "device_facts": {"cores": [7]}} for name in "abc"
+    }
+    results = [
+        measured(name, 0.2 * (name == "c"), seed=ord(name), device="cpu:threads=1", load=0.7 * (name == "c"))
+        for name in "abc"
+    ]
+    assert only(fleet([on_cluster(*results, **pinned)]))["c"].causes == ()
+    results[2] = measured("c", 0.2, seed=ord("c"), device="cpu:threads=1", load=1.0)
+    assert only(fleet([on_cluster(*results, **pinned)]))["c"].causes == ("load average 1.0, of the others 0.0",)
+
+
 def test_heat_is_named_with_what_it_does() -> None:
     hot = measured("c", 0.15, tags=("throttled",), temperature_c=88.0)
     nodes = only(fleet([on_cluster(measured("a", temperature_c=60.0), measured("b", temperature_c=62.0), hot)]))
