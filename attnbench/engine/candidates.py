@@ -57,7 +57,7 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     probes: int = 0  # of each case
 
 
-class Outlook(NamedTuple):
+class CheckedCase(NamedTuple):
     """What is known of a case before its device is opened."""
 
     refusal: Refusal | None  # None: it is measured
@@ -84,21 +84,21 @@ class Candidate:
         """Whether it is measured in the second pass."""
         return self._backend is not None and self._backend.compiles
 
-    def check(self, case: Case) -> Outlook:
+    def check(self, case: Case) -> CheckedCase:
         """Whether a case of this arm is measured, as far as is known without opening the device."""
         if self._backend is None:
-            return Outlook(None)
+            return CheckedCase(None)
         if self._unavailable:
-            return Outlook(self._unavailable)
+            return CheckedCase(self._unavailable)
         if objections := self._backend.objections(case, self._kind, self._capability):
-            return Outlook(Refusal(Status.UNSUPPORTED, "; ".join(objections)))
+            return CheckedCase(Refusal(Status.UNSUPPORTED, "; ".join(objections)))
         peak_bytes = needed = self._backend.peak_bytes(case)
         if self._kind == "cpu":
             needed += WORKER_BYTES + ORACLE_BYTES + cost.input_bytes(case.problem)
         if needed > self.memory_bytes:
             reason = f"needs {size(needed)}, limit {size(self.memory_bytes)}"
-            return Outlook(Refusal(Status.SKIPPED, reason, Cause.MEMORY))
-        return Outlook(None, peak_bytes)
+            return CheckedCase(Refusal(Status.SKIPPED, reason, Cause.MEMORY))
+        return CheckedCase(None, peak_bytes)
 
 
 def _unavailable(backend: Backend, arm: Arm) -> Refusal | None:

@@ -33,7 +33,7 @@ class Disturbance(NamedTuple):
     failure: str = ""
 
     @property
-    def none_found(self) -> bool:
+    def excluded(self) -> bool:
         """Whether the interval of every core set is within the noise floor."""
         return bool(self.ratios) and all(
             (ratio.low or 0.0) >= 1 / (1 + self.floors[device]) and ratio.high and ratio.high <= 1 + self.floors[device]
@@ -41,7 +41,7 @@ class Disturbance(NamedTuple):
         )
 
     @property
-    def found(self) -> bool:
+    def shown(self) -> bool:
         """Whether the interval of some core set lies beyond the noise floor."""
         return any(
             (ratio.low or 0.0) > 1 + self.floors[device] or (ratio.high or math.inf) < 1 / (1 + self.floors[device])
@@ -98,7 +98,7 @@ def _alike(group: Group, devices: set[str]) -> tuple[Arm, ...]:
 def compare(sessions: Sequence[ArmSession], fingerprint: str) -> Disturbance:
     """Blocks of each session alone and of all at once, in turn, until a difference is shown or excluded."""
     logs: dict[str, list[float]] = {session.arm.device: [] for session in sessions}
-    found = Disturbance({}, {})
+    result = Disturbance({}, {})
     with ThreadPoolExecutor(len(sessions)) as pool:
         for number in range(MAX_ROUNDS):
             steps = [[session] for session in sessions] + [list(sessions)]
@@ -109,10 +109,10 @@ def compare(sessions: Sequence[ArmSession], fingerprint: str) -> Disturbance:
                 if pair[0] and pair[1]:  # beside the others, and alone
                     logs[session.arm.device].append(math.log(pair[0] / pair[1]))
             if number + 1 >= MIN_ROUNDS:
-                found = _judged(sessions, logs, fingerprint)
-                if found.none_found or found.found:
+                result = _judged(sessions, logs, fingerprint)
+                if result.excluded or result.shown:
                     break
-    return found
+    return result
 
 
 def _judged(sessions: Sequence[ArmSession], logs: Mapping[str, Sequence[float]], fingerprint: str) -> Disturbance:

@@ -184,7 +184,7 @@ def _take_turns(plan: Plan, settings: RunSettings, count: int, observer: Observe
         return "side by side the run would hardly be shorter"
     observer.phase("checking whether core sets disturb each other")
     disturbance = check(plan, settings, identity.fingerprint()[0], observer.phase)
-    if not disturbance.none_found:
+    if not disturbance.excluded:
         return f"they may disturb each other; times beside the others over those alone: {disturbance.text}"
     observer.note(f"core sets run side by side; times beside the others over those alone: {disturbance.text}")
     return ""

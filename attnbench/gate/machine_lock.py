@@ -15,12 +15,12 @@ FILE = "gate.lock"  # in the user's cache folder
 
 
 @contextlib.contextmanager
-def alone(note: Callable[[str], None], patience_s: float) -> Iterator[None]:
-    """Wait until no other gate of this user measures here, and `note` that. LockedError after `patience_s` seconds.
+def alone(note: Callable[[str], None], timeout_s: float) -> Iterator[None]:
+    """Wait until no other gate of this user measures here, and `note` that. LockedError after `timeout_s` seconds.
 
     Without a cache folder that can be written nothing is locked.
     """
-    lock = _locked(note, patience_s)
+    lock = _locked(note, timeout_s)
     try:
         yield
     finally:
@@ -28,7 +28,7 @@ def alone(note: Callable[[str], None], patience_s: float) -> Iterator[None]:
             lock.release()
 
 
-def _locked(note: Callable[[str], None], patience_s: float) -> FileLock | None:
+def _locked(note: Callable[[str], None], timeout_s: float) -> FileLock | None:
     try:
         file = user_folders.cache() / FILE
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,9 @@ def _locked(note: Callable[[str], None], patience_s: float) -> FileLock | None:
     except Timeout:
         note(f"another gate, process {holder}, measures on this machine: this one waits for its end")
         try:
-            lock.acquire(timeout=-1 if math.isinf(patience_s) else patience_s)
+            lock.acquire(timeout=-1 if math.isinf(timeout_s) else timeout_s)
         except Timeout:
-            problem = f"another gate, process {holder}, has measured for {units.seconds(patience_s)}"
+            problem = f"another gate, process {holder}, has measured for {units.seconds(timeout_s)}"
             raise LockedError(f"{problem}: run one gate after the other, or wait longer with --budget") from None
     except (OSError, StoreError):
         return None

@@ -45,34 +45,34 @@ def rounds(disturbance: Disturbance) -> set[int]:
 
 
 def test_equal_times_are_found_equal_after_the_fewest_rounds() -> None:
-    found = compare(sessions((1.0, 1.0), noise=0.01), "machine")
-    assert found.none_found
-    assert not found.found
-    assert rounds(found) == {MIN_ROUNDS}
+    result = compare(sessions((1.0, 1.0), noise=0.01), "machine")
+    assert result.excluded
+    assert not result.shown
+    assert rounds(result) == {MIN_ROUNDS}
 
 
 @pytest.mark.parametrize("beside", [(1.0, 1.1), (1.1, 1.0), (0.9, 1.0)])
 def test_one_core_set_that_is_disturbed_is_enough(beside: tuple[float, float]) -> None:
-    found = compare(sessions(beside, noise=0.01), "machine")
-    assert found.found
-    assert not found.none_found
-    changes = [found.ratios[device].value for device in DEVICES]
+    result = compare(sessions(beside, noise=0.01), "machine")
+    assert result.shown
+    assert not result.excluded
+    changes = [result.ratios[device].value for device in DEVICES]
     assert changes == pytest.approx(beside, rel=0.02)
 
 
 def test_times_too_noisy_to_tell_are_not_found_equal() -> None:
-    found = compare(sessions((1.0, 1.0), noise=0.3), "machine")
-    assert not found.none_found
-    assert not found.found
-    assert rounds(found) == {MAX_ROUNDS}
+    result = compare(sessions((1.0, 1.0), noise=0.3), "machine")
+    assert not result.excluded
+    assert not result.shown
+    assert rounds(result) == {MAX_ROUNDS}
 
 
 def test_the_noise_floor_of_the_machine_counts_where_it_is_stored() -> None:
-    assert not compare(sessions((1.0, 1.06)), "machine").none_found
+    assert not compare(sessions((1.0, 1.06)), "machine").excluded
     noise_floor.add("machine", [replace(control(1e-3, 0.08), device="cpu:threads=1")])
-    found = compare(sessions((1.0, 1.06)), "machine")
-    assert found.none_found
-    assert "noise floor 8.3 %" in found.text
+    result = compare(sessions((1.0, 1.06)), "machine")
+    assert result.excluded
+    assert "noise floor 8.3 %" in result.text
 
 
 def group(name: str, call_s: float, *arms: Arm, late: bool = False) -> Group:

@@ -29,13 +29,13 @@ def lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FileLock:
 def test_a_second_gate_is_refused_when_it_has_waited_for_its_budget(lock: FileLock) -> None:
     notes: list[str] = []
     refused = pytest.raises(LockedError, match=r"another gate, process 123, has measured for .*: run one gate after")
-    with lock, refused, machine_lock.alone(notes.append, patience_s=0.01):
+    with lock, refused, machine_lock.alone(notes.append, timeout_s=0.01):
         pytest.fail("both measure at once")
     assert notes == ["another gate, process 123, measures on this machine: this one waits for its end"]
 
 
-@pytest.mark.parametrize("patience_s", [60.0, math.inf])
-def test_a_second_gate_waits_for_the_first(lock: FileLock, patience_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [60.0, math.inf])
+def test_a_second_gate_waits_for_the_first(lock: FileLock, timeout_s: float) -> None:
     holder = threading.Thread(target=lock.acquire)
     holder.start()
     holder.join()
@@ -44,7 +44,7 @@ def test_a_second_gate_waits_for_the_first(lock: FileLock, patience_s: float) ->
         assert "this one waits" in text
         threading.Timer(0.05, lock.release).start()
 
-    with machine_lock.alone(waits, patience_s):
+    with machine_lock.alone(waits, timeout_s):
         assert Path(lock.lock_file).read_text() == str(os.getpid())
     assert not lock.is_locked
 
