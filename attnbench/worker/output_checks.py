@@ -91,17 +91,18 @@ class OutputChecks:
     def check_settled(self, pace: Pace) -> None:
         """Check the last call before the rounds."""
         self._timed_s += pace.settle_s
-        if pace.settle_calls > 1:
-            self._in_a_row = 0
-        self.check_call("call before the rounds: ")
+        self._check_timed("call before the rounds: ", pace.settle_calls)
 
     def check_block(self, block: BlockReading) -> None:
         """Check the call of a timed block that was drawn."""
         self._timed_s += sum(block.values) * block.calls
         self.memory.add_block(block)
-        if block.calls * len(block.values) > 1:
+        self._check_timed("timed call: ", block.calls * len(block.values))
+
+    def _check_timed(self, place: str, calls: int) -> None:
+        self.check_call(place)
+        if calls > 1:  # the checked one may be any of them
             self._in_a_row = 0
-        self.check_call("timed call: ")
 
     def check_call(self, place: str) -> None:
         """Check the outputs of the last call; of outputs whose bits differ, as many as the time allows."""
