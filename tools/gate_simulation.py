@@ -90,7 +90,9 @@ def judged(effects: Floats) -> Judged:
         red = (significance.holm_adjusted(p_slower) < rule.ALPHA) & (mean > TOLERANCE)
         faster = (significance.holm_adjusted(p_faster) < rule.ALPHA) & (mean < -TOLERANCE)
         same = (mean - half <= TOLERANCE) & (mean + half < margin) & (margin <= LARGEST) & ~red & ~faster
-        undecided = ~(red | faster | same)
+        least = TOLERANCE + chance * significance.smallest_sd(seen)
+        hopeless = (least > LARGEST) & (significance.chance_beyond(seen, margin) < rule.SMALL_CHANCE)
+        undecided &= ~(red | faster | same | hopeless)
     return Judged(red, same, restarts, margin, mean - half, mean + half)
 
 

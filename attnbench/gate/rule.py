@@ -1,7 +1,8 @@
 """The decision of the gate: effects by restart -> verdicts. A pure function of what was stored.
 
-Cases are looked at after 4, 6, 9, 13, 18 and 26 restarts (`significance.LOOKS`). A case that is decided gets no more
-restarts, and every verdict uses all restarts of its case. The restart is the unit of all tests (docs/method.md).
+Cases are looked at after 4, 6, 9, 13, 18 and 26 restarts (`significance.LOOKS`). A case that is decided, or too noisy to
+be decided, gets no more restarts, and every verdict uses all restarts of its case. The restart is the unit of all tests
+(docs/method.md).
 """
 
 import math
@@ -26,6 +27,7 @@ ALPHA = 0.01  # of any false `regressed` in a run
 # Few restarts may by chance all be in one of two states of a machine that is in either with equal probability; of 13
 # they are with 1 in 4096. Before, only a large change is decided.
 MIN_RESTARTS, EARLY_TOLERANCE = 13, 0.10
+SMALL_CHANCE = 0.10  # of a change that the last look would find: a case that is too noisy gets no more restarts
 IMPLAUSIBLE_RATIO = 10  # base over head: more likely a base that did not run as intended than an improvement
 
 
@@ -71,12 +73,12 @@ class Margins(msgspec.Struct, frozen=True):
         """Tolerance, as a log ratio: a change below it is accepted, however precisely it was measured."""
         return math.log1p(max(case.tolerance, self.resolution_s / case.base_s if case.base_s > 0 else 0.0))
 
-    def of(self, case: Evidence, cases: int) -> float:
+    def of(self, case: Evidence, cases: int, sd: float | None = None) -> float:
         """The smallest effect that is called a change at the last look if the spread stays as it is; a log ratio.
 
-        `cases`: their number in the gate, for which the test is corrected.
+        `cases`: their number in the gate, for which the test is corrected. `sd`: a spread instead of that of the case.
         """
-        sd = interval(case.effects).sd
+        sd = interval(case.effects).sd if sd is None else sd
         noise = self.inflation(case) * significance.last_look(ALPHA / cases) * sd
         return self.tolerance(case) + (noise if math.isfinite(noise) else 0.0)
 
@@ -101,7 +103,7 @@ def next_step(cases: Sequence[Evidence], margins: Margins) -> NextStep:
     needed = {
         (tested.case.case_id, tested.case.device): significance.until_next_look(len(tested.case.effects))
         for tested in _tested(cases, margins)
-        if not tested.case.unusable and tested.decision is None
+        if not tested.case.unusable and tested.decision is None and not tested.is_too_noisy
     }
     left = {key: restarts for key, restarts in needed.items() if restarts}
     return NextStep(frozenset(left), min(left.values(), default=0))
@@ -128,7 +130,9 @@ class _Tested(NamedTuple):
     case: Evidence
     tolerance: float
     margin: float
+    least_margin: float  # with the smallest spread that the restarts allow
     largest: float
+    chance: float  # that the mean exceeds the margin at the last look, if the spread stays as it is
     change: Interval
     p_slower: float
     p_faster: float
@@ -143,6 +147,11 @@ class _Tested(NamedTuple):
         certain = self.change.low <= self.tolerance and self.change.high < self.margin <= self.largest
         return Outcome.SAME if certain else None
 
+    @property
+    def is_too_noisy(self) -> bool:
+        """Whether more restarts would hardly narrow the margin to the largest one, nor show a change beyond it."""
+        return self.decision is None and self.least_margin > self.largest and self.chance < SMALL_CHANCE
+
 
 def _tested(cases: Sequence[Evidence], margins: Margins) -> list[_Tested]:
     slower, faster = (
@@ -152,13 +161,22 @@ def _tested(cases: Sequence[Evidence], margins: Margins) -> list[_Tested]:
         })
         for sign in (1, -1)
     )  # fmt: skip
-    return [
-        _Tested(
-            case, margins.tolerance(case), margins.of(case, len(cases)), margins.largest(case),
-            interval(case.effects, margins.inflation(case)), slower[case.key], faster[case.key],
-        )
-        for case in cases
-    ]  # fmt: skip
+    return [_case_tested(case, margins, len(cases), slower[case.key], faster[case.key]) for case in cases]
+
+
+def _case_tested(case: Evidence, margins: Margins, cases: int, p_slower: float, p_faster: float) -> _Tested:
+    change, margin = interval(case.effects, margins.inflation(case)), margins.of(case, cases)
+    return _Tested(
+        case=case,
+        tolerance=margins.tolerance(case),
+        margin=margin,
+        least_margin=margins.of(case, cases, float(significance.smallest_sd(case.effects))),
+        largest=margins.largest(case),
+        chance=float(significance.chance_beyond(case.effects, margin, margins.inflation(case))),
+        change=change,
+        p_slower=p_slower,
+        p_faster=p_faster,
+    )
 
 
 def verdicts(cases: Sequence[Evidence], margins: Margins, doubts: Mapping[str, str] = {}) -> list[Verdict]:

@@ -18,6 +18,7 @@ from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import CONFIDENCE, t_quantile
 
 LOOKS = {4: 0.10, 6: 0.15, 9: 0.15, 13: 0.15, 18: 0.15, 26: 0.30}  # restarts of a look: its share of the allowed error
+SPREAD_CONFIDENCE = 0.9  # that a case is too noisy, before it gets no more restarts
 
 Key = TypeVar("Key")
 
@@ -75,6 +76,32 @@ def interval(effects: Sequence[float], inflation: float = 1.0, confidence: float
     sd = float(values.std(ddof=1))
     half = inflation * half_width(count, confidence) * sd
     return Interval(value=mean, low=mean - half, high=mean + half, sd=sd)
+
+
+def smallest_sd(effects: ArrayLike) -> Floats:
+    """The lower bound of the standard deviation between restarts at `SPREAD_CONFIDENCE`; over the last axis."""
+    from scipy.special import chdtri
+
+    values = np.asarray(effects, dtype=np.float64)
+    free = values.shape[-1] - 1
+    if free < 1:
+        return np.zeros(values.shape[:-1])
+    return values.std(axis=-1, ddof=1) * math.sqrt(free / chdtri(free, 1 - SPREAD_CONFIDENCE))
+
+
+def chance_beyond(effects: ArrayLike, bound: float | Floats, inflation: float = 1.0) -> Floats:
+    """The chance that the mean at the last look is further from 0 than the bound, over the last axis.
+
+    Predicted from the mean and the spread so far: means of further restarts of the same kind, with nothing else known.
+    """
+    from scipy.special import stdtr
+
+    values = np.asarray(effects, dtype=np.float64)
+    count, last = values.shape[-1], max(LOOKS)
+    if not 1 < count < last:
+        return np.ones(values.shape[:-1])
+    sd = np.maximum(inflation * values.std(axis=-1, ddof=1) * math.sqrt(1 / count - 1 / last), 1e-12)
+    return stdtr(count - 1, (np.abs(values.mean(axis=-1)) - bound) / sd)
 
 
 def p_above(effects: ArrayLike, bound: float, inflation: float = 1.0) -> Floats:

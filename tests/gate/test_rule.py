@@ -120,12 +120,44 @@ def test_the_margin_is_the_tolerance_or_the_timer_and_what_noise_may_add_over_al
         (shifted(0.05, restarts=13), 0),
         (shifted(0.03, sd=0.02, restarts=18), 8),
         (shifted(0.03, sd=0.02, restarts=26), 0),  # no further look
+        ((-0.1, 0.1) * 3, 0),  # a margin above max_margin, which would stay so
+        ((-0.065, 0.065) * 3, 3),  # above it, but the spread may turn out smaller
+        ((-0.02, 0.18) * 3, 3),  # above it, but perhaps slower by more than the margin
     ],
 )
 def test_a_case_has_more_restarts_until_it_is_decided(effects, step):
     asked = rule.next_step([case("a", effects), case("b", shifted(0.0, restarts=4))], NO_NOISE)
     assert asked == ((frozenset({("a", "cpu")}) if step else frozenset()), step)
     assert rule.next_step([case("a", effects, unusable="the clock jumped")], NO_NOISE).restarts == 0
+
+
+@given(effects)
+def test_the_smallest_spread_is_the_lower_end_of_the_interval_of_a_standard_deviation(values):
+    quantile = scipy_stats.chi2.ppf(0.9, len(values) - 1)
+    expected = math.sqrt(sum((value - np.mean(values)) ** 2 for value in values) / quantile)
+    assert float(significance.smallest_sd(values)) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert float(significance.smallest_sd(values[:1])) == 0.0
+
+
+def test_the_chance_of_a_change_at_the_last_look_is_that_of_simulated_restarts():
+    rng, seen = np.random.default_rng(4), np.array(shifted(0.02, sd=0.1, restarts=9))
+    # What is known after 9 restarts, with a flat prior: a spread of the chi-square law, then a mean around that seen.
+    sds = seen.std(ddof=1) * np.sqrt(8 / rng.chisquare(8, 100_000))
+    means = rng.normal(seen.mean(), sds / 3)
+    last = (9 * seen.mean() + 17 * rng.normal(means, sds / math.sqrt(17))) / 26
+    for bound in (0.03, 0.06, 0.10):
+        expected = (last > bound).mean()
+        assert float(significance.chance_beyond(seen, bound)) == pytest.approx(expected, abs=0.005)
+        assert significance.chance_beyond(-seen, bound) == significance.chance_beyond(seen, bound)
+    assert float(significance.chance_beyond((0.1,) * 26, 1.0)) == float(significance.chance_beyond((0.1,), 1.0)) == 1.0
+
+
+def test_a_case_that_is_too_noisy_gets_no_more_restarts_and_says_so():
+    noisy = case(effects=(-0.1, 0.1) * 3)
+    assert not rule.next_step([noisy], NO_NOISE).cases
+    (verdict,) = rule.verdicts([noisy], NO_NOISE)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.reason.startswith("too noisy: its margin is above max_margin, 6.0 %")
 
 
 def test_an_a_a_control_that_differs_makes_the_whole_run_inconclusive():
