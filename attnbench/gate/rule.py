@@ -1,7 +1,8 @@
 """The decision of the gate: effects by restart -> verdicts. A pure function of what was stored.
 
-Cases are looked at after 4, 6, 9, 13, 18 and 26 restarts (`significance.LOOKS`). A case that is decided or too noisy gets
-no more restarts, and every verdict uses all restarts of its case. The restart is the unit of all tests (docs/method.md).
+Cases are looked at after 4, 6, 9, 13, 18 and 26 restarts (`significance.LOOKS`). A case that is decided or too noisy
+gets no more restarts, and every verdict uses all restarts of its case. The restart is the unit of all tests
+(docs/method.md).
 """
 
 import math
