@@ -86,7 +86,8 @@ def smallest_sd(effects: ArrayLike) -> Floats:
     free = values.shape[-1] - 1
     if free < 1:
         return np.zeros(values.shape[:-1])
-    return values.std(axis=-1, ddof=1) * math.sqrt(free / chdtri(free, 1 - SPREAD_CONFIDENCE))
+    quantile = float(chdtri(free, 1 - SPREAD_CONFIDENCE))
+    return np.asarray(values.std(axis=-1, ddof=1)) * math.sqrt(free / quantile)
 
 
 def chance_beyond(effects: ArrayLike, bound: float | Floats, inflation: float = 1.0) -> Floats:
@@ -101,7 +102,7 @@ def chance_beyond(effects: ArrayLike, bound: float | Floats, inflation: float = 
     if not 1 < count < last:
         return np.ones(values.shape[:-1])
     sd = np.maximum(inflation * values.std(axis=-1, ddof=1) * math.sqrt(1 / count - 1 / last), 1e-12)
-    return stdtr(count - 1, (np.abs(values.mean(axis=-1)) - bound) / sd)
+    return np.asarray(stdtr(count - 1, (np.abs(values.mean(axis=-1)) - bound) / sd))
 
 
 def p_above(effects: ArrayLike, bound: float, inflation: float = 1.0) -> Floats:
