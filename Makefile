@@ -24,12 +24,14 @@ FAST   := $(addprefix tests/,analysis attention/masks attention/test_cost.py att
   report/test_report_golden.py report/test_verification.py studies/test_scaling.py studies/test_claims.py studies/test_fleet.py \
   cli/test_config.py test_units.py test_errors.py test_pairwise.py \
   test_repository.py test_stored_runs.py)
+# Those of the layers whose coverage is measured, and of what they rest on.
+COVERED := $(FAST) tests/attention tests/gate
 
 # Tests start hundreds of processes, which share what Python has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-cpu bench gate gate-eval readme test test-fast test-slow coverage lint format docs gpu hopper clean
+.PHONY: help venv venv-cpu bench gate gate-eval readme test test-fast test-rest test-slow coverage lint format docs gpu hopper clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +58,10 @@ test-fast: venv ## tests of the layers without torch, in seconds, for every save
 	$(PYTEST) $(SPREAD) -p tests.without_torch -m "not slow and not gpu and not workers" $(FAST) $(ARGS)
 
 coverage: venv ## fails where the tests of the layers without torch leave a line or a branch of them out
-	$(PYTEST) $(SPREAD) -m "not slow and not gpu and not workers" --cov --cov-report=term $(FAST) tests/attention tests/gate $(ARGS)
+	$(PYTEST) $(SPREAD) -m "not slow and not gpu" --cov --cov-report=term $(COVERED) $(ARGS)
+
+test-rest: venv ## what `make coverage` leaves of `make test`: together they run each test once
+	$(PYTEST) $(SPREAD) -m "not slow and not gpu" $(addprefix --ignore=,$(COVERED)) $(ARGS)
 
 # Where ARGS selects none of them, pytest ends with 5.
 test-slow: venv $(if $(filter system,$(TORCH)),,venv-cpu) ## the tests marked slow: together what only computes, one after another what times workers

@@ -1,20 +1,17 @@
 """Compile a launch of the Triton kernels ahead of time, for a GPU that is not here, and say what came of it.
 
-Launches are made from tensors without data, so that what is compiled is what would run. Results are kept in a folder,
-by the source of the kernels, the version of Triton and the launch: a second pass compiles only what has changed.
+Launches are made from tensors without data, so that what is compiled is what would run. A change of this file makes all
+stored results (`results.py`) out of date.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-import attnbench.kernels
 from attnbench.kernels.call import Call
 from attnbench.kernels.hopper import gluon
 
@@ -56,53 +52,30 @@ DTYPES = {
     torch.uint8: "u8",
 }
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SOURCES = Path(attnbench.kernels.__file__).parent
-FORM = 2  # of what is kept: another one for each change of how a launch is compiled
-KEPT = Path(os.environ.get("ATTNBENCH_COMPILED", Path(__file__).parents[3] / ".compiled"))
 
 
-class Built(msgspec.Struct, frozen=True, kw_only=True):
+class Built(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the compiler made of a launch."""
 
     shared_bytes: int
     registers: int
     threads: int
-    spilled_bytes: int
-    serialized: bool  # whether ptxas waits after each asynchronous product
-    products: dict[str, int]  # instructions, and how many of each stand in the code
-    copies: int  # bulk copies of the tensor memory accelerator
+    spilled_bytes: int = 0
+    serialized: bool = False  # whether ptxas waits after each asynchronous product
+    products: dict[str, int] = {}  # instructions, and how many of each stand in the code
+    copies: int = 0  # bulk copies of the tensor memory accelerator
     beside: int = 0  # exponentials of a kernel for Hopper where a product is under way
     alone: int = 0  # and where none is
-    error: str = ""
 
 
 def build(call: Call, arch: str) -> Built:
-    """Compile a launch for an architecture; an error of the compiler is a result too."""
-    path = KEPT / f"{_digest(call, arch)}.json"
-    if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=Built)
-    built = _build(call, arch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_bytes(msgspec.json.encode(built))
-    draft.replace(path)
-    return built
-
-
-def _build(call: Call, arch: str) -> Built:
+    """Compile a launch for an architecture."""
     threads = call.tiling.warps * TARGETS[arch].warp_size
-    options = {"num_warps": call.warps or call.tiling.warps, "num_stages": call.tiling.stages}
     remarks = io.StringIO()  # what ptxas says, which Triton calls with options of its own
-    try:
-        with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(remarks):
-            triton.knobs.nvidia.dump_ptxas_log = True
-            triton.knobs.compilation.always_compile = True  # what is in the cache of Triton has no remarks
-            compiled = triton.compile(source(call), target=TARGETS[arch], options=options)
-    except Exception as error:  # whatever the compiler says
-        return Built(
-            shared_bytes=0, registers=0, threads=threads, spilled_bytes=0, serialized=False, products={}, copies=0,
-            error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        )  # fmt: skip
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), redirect_stdout(remarks):
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.knobs.compilation.always_compile = True  # what is in the cache of Triton has no remarks
+        compiled = triton.compile(source(call), target=TARGETS[arch], options=options(call))
     if TARGETS[arch].backend == "hip":
         assembly = compiled.asm["amdgcn"]
         registers, spilled = (_number(rf"\.{name}: *(\d+)", assembly) for name in ("vgpr_count", "vgpr_spill_count"))
@@ -119,7 +92,7 @@ def _build(call: Call, arch: str) -> Built:
         threads=threads,
         spilled_bytes=spilled_bytes,
         serialized="serialized" in remarks.getvalue(),
-        products={name: found.count(name) for name in dict.fromkeys(found)},
+        products={name: found.count(name) for name in sorted(set(found))},
         copies=len(re.findall(r"cp\.async\.bulk\.tensor", assembly)),
         beside=beside,
         alone=alone,
@@ -135,6 +108,11 @@ def _exponentials(cubin: bytes) -> tuple[int, int]:
     parts = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", done.stdout)
     behind = [(int(left), text.count("MUFU.EX2")) for left, text in zip(parts[1::2], parts[2::2], strict=True)]
     return sum(count for left, count in behind if left), sum(count for left, count in behind if not left)
+
+
+def options(call: Call) -> dict[str, int]:
+    """What the launcher passes to the compiler."""
+    return {"num_warps": call.warps or call.tiling.warps, "num_stages": call.tiling.stages}
 
 
 def source(call: Call) -> ASTSource:
@@ -182,22 +160,3 @@ def _leaves(place: tuple[int, ...], value: Any, kind: Any) -> Iterator[tuple[tup
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     return int(found[1]) if found else 0
-
-
-def _digest(call: Call, arch: str) -> str:
-    launch = source(call)
-    said = (launch.signature, sorted(map(str, launch.constants.items())), sorted(launch.attrs), arch, call.tiling)
-    return hashlib.sha256(
-        f"{FORM} {_sources(call.kernel.fn.__module__)} {triton.__version__} {call.kernel.__name__} {said}".encode()
-    ).hexdigest()[:24]
-
-
-@cache
-def _sources(module: str) -> str:
-    """Of the file of a kernel, and those that it imports from."""
-    state = hashlib.sha256()
-    own = module.removeprefix("attnbench.kernels.").replace(".", "/")
-    more = ("hopper/gluon", "hopper/warps") if own.startswith("hopper/") else ("forward",) if own == "decoding" else ()
-    for name in ("tile", *more, own):
-        state.update((SOURCES / f"{name}.py").read_bytes())
-    return state.hexdigest()

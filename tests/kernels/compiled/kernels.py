@@ -6,15 +6,16 @@ starts it, and no collection finds this file by itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
 import pytest
 import triton
 
 from tests.kernels.compiled.build import Built, build
-from tests.kernels.compiled.grid import OF_REQUESTS, Variant, call_of, everything, shared_limit, tiling_of
-from tests.kernels.compiled.table import BEGIN, DOCUMENT, row
+from tests.kernels.compiled.grid import ARCHES, OF_REQUESTS, Variant, call_of, everything, shared_limit, tiling_of
+from tests.kernels.compiled.results import look_up, sample
+from tests.kernels.compiled.table import BEGIN, DOCUMENT, TITLE, row
 
 # Bytes of spill stores that are borne: features that the tiles were not chosen for. All else may spill none.
 SPILLS = {
@@ -83,18 +84,24 @@ QUICK = (
 
 
 def _param(variant: Variant) -> object:
-    return pytest.param(variant, marks=[] if variant in QUICK else pytest.mark.slow)
+    """What has to be compiled first is slow."""
+    return pytest.param(variant, marks=[] if variant in QUICK or look_up(variant) else pytest.mark.slow)
 
 
-GRID = [_param(one) for one in (*QUICK, *(other for other in everything() if other not in QUICK))]
+ALL = tuple(dict.fromkeys((*QUICK, *everything())))
+GRID = [_param(variant) for variant in ALL]
 every_variant = pytest.mark.parametrize("variant", GRID, ids=lambda variant: variant.name.replace(" ", "-"))
+
+
+@pytest.fixture(autouse=True)
+def surroundings() -> None:
+    """The process was started with those of a test; thousands of quick tests need no folders of their own."""
 
 
 @cache
 def built(variant: Variant) -> Built:
-    made = build(call_of(variant), variant.arch)
-    assert not made.error
-    return made
+    """What is stored, or what the compiler says now."""
+    return look_up(variant) or build(call_of(variant), variant.arch)
 
 
 def rows_of_a_product(variant: Variant) -> int:
@@ -163,10 +170,33 @@ def test_exponentials_are_computed_beside_a_product(variant: Variant) -> None:
     assert made.alone <= (2 * (moving * 64 // 128 + 4) if variant.kernel == "forward_hopper" else 0)
 
 
-@pytest.mark.skipif(
-    not triton.__version__.startswith(CHOSEN_WITH), reason="the document was written with another Triton"
-)
-@pytest.mark.parametrize("variant", QUICK, ids=lambda variant: variant.name.replace(" ", "-"))
+DOCUMENTED = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].splitlines()
+with_this_triton = pytest.mark.skipif(TITLE not in DOCUMENTED, reason="the results are those of another Triton")
+
+
+@with_this_triton
+@every_variant
 def test_the_document_tells_what_is_compiled(variant: Variant) -> None:
-    text = Path(DOCUMENT).read_text(encoding="utf-8").partition(BEGIN)[2]
-    assert row(variant, built(variant)) in text.splitlines()
+    assert row(variant, built(variant)) in DOCUMENTED
+
+
+@with_this_triton
+def test_every_result_is_stored() -> None:
+    outdated = [variant.name for variant in ALL if not look_up(variant)]
+    assert not outdated, "run `python -m tests.kernels.compiled.table`, which compiles them"
+
+
+def check_sample(variants: Iterable[Variant]) -> None:
+    if (variant := sample(variants)) is None:
+        pytest.skip("no result is stored for this Triton")
+    assert build(call_of(variant), variant.arch) == look_up(variant), variant.name
+
+
+def test_the_compiler_says_what_is_stored() -> None:
+    check_sample(QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHES)
+def test_the_compiler_says_what_is_stored_for_each_kind_of_gpu(arch: str) -> None:
+    check_sample(variant for variant in ALL if variant.arch == arch)
