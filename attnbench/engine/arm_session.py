@@ -28,6 +28,7 @@ from attnbench.worker import probes, protocol
 from attnbench.worker.protocol import ReplyT
 
 RETIMED_BLOCKS = 5
+MEMORY_RESTARTS = 2  # memory has no noise: later restarts would show the same
 MIN_ROUNDS_OVER_BUDGET = 3  # of a group that began to be timed
 
 
@@ -48,6 +49,11 @@ class ArmSession:
         self.call_s = self.settle_s = 0.0  # of a call, and of settling, before the rounds
         self.in_full = False  # whether the verification was not brief
         self.started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+    @property
+    def key(self) -> str:
+        """The case and the arm: the same in every restart."""
+        return f"{self.case.id}@{self.arm.id}"
 
     def _ask(self, message: protocol.WorkerRequest[ReplyT]) -> ReplyT:
         return self.worker.ask(message, self.procedure.timeout_s, self.deadline)
@@ -109,15 +115,11 @@ class ArmSession:
         self.medians.append(readings.location(reply.values))
 
     def finish(self, extras: Collection[str] = ()) -> None:
-        """Verify the last timed output; then measure memory and the extras, outside the timed rounds."""
+        """Verify the last timed output; outside the rounds measure memory, in the first restarts, and the extras."""
         self._check(self._ask(protocol.CheckOutput(seed=secret_seed(), brief=not self.in_full)))
         self._judge_warmup()
-        memory = self._ask(protocol.MeasureMemory())
-        self.samples["peak_memory"] = sample("B", [memory.peak])
-        self.samples["total_memory"] = sample("B", [memory.total])
-        self.facts |= {f"memory_{name}": value for name, value in memory.facts.items()}
-        if (predicted := scratch_bytes(self.case)) is not None:
-            self.facts["memory_predicted"] = predicted
+        if self.restart < MEMORY_RESTARTS:
+            self._memory()
         if "energy" in extras:
             self._energy()
         if "timers" in extras:
@@ -134,6 +136,14 @@ class ArmSession:
         """Profile the case. It runs slower meanwhile, so this comes after everything that is timed."""
         message = protocol.ProfileCase(directory=directory, bare=bare)
         self.facts["profile"] = self.worker.ask(message, 2 * self.procedure.timeout_s).figures
+
+    def _memory(self) -> None:
+        memory = self._ask(protocol.MeasureMemory())
+        self.samples["peak_memory"] = sample("B", [memory.peak])
+        self.samples["total_memory"] = sample("B", [memory.total])
+        self.facts |= {f"memory_{name}": value for name, value in memory.facts.items()}
+        if (predicted := scratch_bytes(self.case)) is not None:
+            self.facts["memory_predicted"] = predicted
 
     def _energy(self) -> None:
         reply = self._ask(protocol.MeasureEnergy())

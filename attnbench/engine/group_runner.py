@@ -54,6 +54,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     # the first restart none begins when the budget is spent.
     whole_restarts: bool = False
     call_s: Mapping[str, float] = {}  # of earlier restarts, by case@arm: shortens settling
+    right_on_new_inputs: frozenset[str] = frozenset()  # case@arm of earlier restarts: not checked again
     fail_fast: bool = False
     verify_only: bool = False  # nothing is timed
     probes: tuple[str, ...] = ()  # run for every case that is right
@@ -109,6 +110,7 @@ class GroupRunner:
         self.spent: dict[str, float] = defaultdict(float)  # seconds by phase
         self.environments: dict[str, Environment] = {}  # by arm id
         self.call_s = dict(settings.call_s)
+        self.right_on_new_inputs = set(settings.right_on_new_inputs)
         self._failed_sizes = FailedSizes()
         self._verified = VerifiedCases()
         self._random = random.Random(settings.seed)
@@ -250,9 +252,8 @@ class GroupRunner:
         if self.settings.verify_only:
             session.probe(self.settings.probes)
             return
-        place = f"{session.case.id}@{session.arm.id}"
-        self.call_s[place] = session.settle(self.call_s.get(place, 0.0))
-        self.forecast.learn(session.arm, session.case, self.call_s[place])
+        self.call_s[session.key] = session.settle(self.call_s.get(session.key, 0.0))
+        self.forecast.learn(session.arm, session.case, session.call_s)
         if session.group.late and (first := session.samples["first_call"].values[0]) is not None:
             self.forecast.learn_compile(session.arm, first)
 
@@ -290,6 +291,8 @@ class GroupRunner:
         problem, mode = session.group.problem, session.group.mode
         if not (ceilings and seconds and roofline.above_ceiling(ceilings, problem, mode, seconds)):
             return
+        if session.key in self.right_on_new_inputs:
+            return
         distribution, seed = session.procedure.inputs, secret_seed()
         if distribution.startswith(inputs.FILE):
             distribution = "normal"
@@ -302,6 +305,7 @@ class GroupRunner:
                 session.facts["new_inputs"] = f"not checked on new inputs: {failure.reason}"
             else:
                 session.check_new_inputs(expected, distribution, seed)
+                self.right_on_new_inputs.add(session.key)
 
     def _profile(self, session: ArmSession) -> None:
         """Profile into the directory, or with several cases into a subdirectory for each."""

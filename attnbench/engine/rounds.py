@@ -41,10 +41,13 @@ def run_rounds(
     number, round_s, begun = 0, 0.0, time.monotonic()
     most_warmup = 0
     while sessions.live:
+        started = time.monotonic()
+        is_over = started > deadline - round_s
+        if is_over or number >= sessions.live[0].procedure.min_rounds:  # before, another round follows in any case
+            _exclude_warmup(sessions.live, most_warmup)
         if stop_requested():
             return RoundsEnd.INTERRUPTED
-        started = time.monotonic()
-        if end := _end(sessions.live, deadline - round_s):
+        if end := _end(sessions.live, is_over):
             return end
         phase(f"{sessions.live[0].case.label}  round {number + 1}")
         if not orders or set(orders[-1]) != set(sessions.live):
@@ -55,7 +58,6 @@ def run_rounds(
         round_s = time.monotonic() - started
         if number <= MAX_WARMUP_ROUNDS and time.monotonic() - begun <= MAX_WARMUP_S * len(sessions.live):
             most_warmup = number
-        _exclude_warmup(sessions.live, most_warmup)
     return RoundsEnd.NO_ARM_LEFT
 
 
@@ -69,8 +71,6 @@ def _balanced_orders(sessions: Sequence[ArmSession], source: random.Random) -> l
 
 def _exclude_warmup(live: Sequence[ArmSession], most: int) -> None:
     """Exclude leading rounds in which any arm warms up, at most so many; the same for all arms, which stay paired."""
-    if not live:
-        return
     procedure, rounds = live[0].procedure, len(live[0].blocks)
     excluded = min(warmup_rounds(session.medians for session in live), most)
     # Later rounds may show that earlier ones were no warm-up; the number of rounds stays within its limit all the same.
@@ -83,10 +83,10 @@ def _fixed(procedure: Procedure) -> bool:
     return procedure.min_rounds == procedure.max_rounds
 
 
-def _end(live: Sequence[ArmSession], deadline: float) -> RoundsEnd | None:
-    """Why the rounds end now; None if another one follows."""
+def _end(live: Sequence[ArmSession], is_over: bool) -> RoundsEnd | None:
+    """Why the rounds end now; None if another one follows. `is_over`: no round is left of the budget."""
     procedure, rounds = live[0].procedure, live[0].rounds
-    if rounds >= MIN_ROUNDS_OVER_BUDGET and time.monotonic() > deadline:
+    if rounds >= MIN_ROUNDS_OVER_BUDGET and is_over:
         return RoundsEnd.BUDGET
     if rounds < procedure.min_rounds:
         return None

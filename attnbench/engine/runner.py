@@ -77,6 +77,7 @@ class PlanRunner(ABC):
         self.nodes: dict[str, Facts] = {}  # of a cluster, by name
         self.ceilings = settings.ceilings  # by device
         self.call_s = dict(settings.call_s)  # seconds of a call, by case and arm
+        self.right_on_new_inputs = set(settings.right_on_new_inputs)  # by case and arm
 
     @abstractmethod
     def run(self) -> Ending:
@@ -102,6 +103,7 @@ class Runner(PlanRunner):
         of_group = msgspec.structs.replace(settings, profile_apart=plan.cases > 1)
         self._groups = GroupRunner(of_group, observer.phase, lambda: self.stop_requested, logs, self._end)
         self.forecast, self.spent, self.call_s = self._groups.forecast, self._groups.spent, self._groups.call_s
+        self.right_on_new_inputs = self._groups.right_on_new_inputs
         self._first_ratio = self.forecast.ratio
 
     def run(self) -> Ending:

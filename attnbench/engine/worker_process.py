@@ -152,10 +152,14 @@ class Worker:
             self._report_death(message.phase)
         return cast("ReplyT", self._receive(timeout_s, message.phase, deadline))
 
-    def terminate(self) -> None:
-        """Kill the process and its children, and write its log. A second call does nothing more."""
+    def kill(self) -> None:
+        """Kill the process and its children, and do not wait for their end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Kill the process and its children, and write its log. A second call does nothing more."""
+        self.kill()
         self._process.wait()
         self._channel.close()
         self._temporary.cleanup()
@@ -223,8 +227,8 @@ class Worker:
 class Workers:
     """The running workers of a run by arm. `phase` is called with each step.
 
-    `shared`: arms that differ only in a backend of `backends.ONE_PROCESS` have one worker. They must not be measured in
-    one group.
+    `shared`: arms that differ only in a backend of `backends.ONE_PROCESS` have one worker, and must not be measured in
+    one group; and workers that would start last, on fewer than all cores, start with the first.
     """
 
     def __init__(
@@ -256,17 +260,19 @@ class Workers:
     def open(
         self, arms: Sequence[Arm], deadline: float = math.inf, on_free_core: Callable[[], object] = lambda: None
     ) -> None:
-        """Start the workers that do not run, at most one for each core at a time; none after the deadline.
+        """Start the workers that do not run, one for each core at a time; none after the deadline.
 
-        `on_free_core` is called once if the last ones start on fewer than all cores.
+        `on_free_core` is called once if they are no multiple of the cores.
         """
         cores = len(resources.available_cores())
+        missing = {self._name(arm) for arm in arms} - self._workers.keys()
+        at_once = cores + (len(missing) % cores if self._shared else 0)
         starting, running, started = deque[Arm](), list[Arm](), 0
         for arm in arms:
             if self._name(arm) in self._workers:
                 running.append(arm)
                 continue
-            if len(starting) == cores:
+            if len(starting) == at_once:
                 self._opened(starting.popleft(), deadline)
             self._start(arm)
             starting.append(arm)
@@ -306,6 +312,8 @@ class Workers:
             worker.terminate()
 
     def terminate_all(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()  # Linux frees the memory of all of them at once
         for worker in self._workers.values():
             worker.terminate()
         self._workers.clear()

@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from attnbench import backends, units
-from attnbench.gate import import_closure, trees
+from attnbench.gate import build_files, import_closure, trees
 from attnbench.gate.import_closure import Closure, SourceTree
 from attnbench.gate.trees import Revision
 from attnbench.records.arm import Arm
@@ -15,17 +14,6 @@ from attnbench.records.run_directory import MANIFEST, RESULTS
 
 OWN = "attnbench"  # where a tree holds this package, its workers run it
 MAX_REASONS = 3
-# Dependencies, builds and compiled sources: one that differs may change every case.
-BUILD_FILES = (
-    "pyproject.toml", "setup.py", "setup.cfg", "*requirements*.txt", "*requirements*.in", "constraints*.txt", "uv.lock",
-    "poetry.lock", "pdm.lock", "pixi.lock", "pixi.toml", "pylock*.toml", "*requirements*.lock", "pipfile*",
-    "environment*.y*ml", "environment*.lock", "conda*.y*ml", "conda*.lock", "conan.lock", "flake.lock", "cargo.toml",
-    "cargo.lock", "package-lock.json", "yarn.lock", "makefile*", "*.mk", "cmakelists.txt", "*.cmake", "meson*",
-    "build.ninja", "build", "build.bazel", "module.bazel*", "*.bzl", "workspace*", "manifest.in", "dockerfile*",
-    "*.pth", "*.c", "*.cc", "*.cpp", "*.cxx", "*.h", "*.hh", "*.hpp", "*.hxx", "*.inc", "*.inl", "*.cu", "*.cuh",
-    "*.hip", "*.ptx", "*.cubin", "*.fatbin", "*.s", "*.asm", "*.pyx", "*.pxd", "*.pxi", "*.rs", "*.f", "*.f90", "*.a",
-    "*.o", "*.so", "*.so.*", "*.pyd", "*.dll", "*.dylib",
-)  # fmt: skip
 
 
 class TreeComparison:
@@ -84,12 +72,8 @@ def _build_difference(base: Path, head: Path) -> str:
     names = trees.files(base) | trees.files(head)
     if ".gitmodules" in names:
         return "not followed: the submodules of .gitmodules"
-    for name in sorted(names - _in_runs(names)):
-        if any(fnmatchcase(Path(name).name.lower(), pattern) for pattern in BUILD_FILES):
-            sides = [path.read_bytes() if (path := folder / name).is_file() else None for folder in (base, head)]
-            if sides[0] != sides[1]:
-                return f"{name} differs"
-    return ""
+    name = build_files.differing(base, head, names - _in_runs(names))
+    return name and f"{name} differs"
 
 
 def _in_runs(names: set[str]) -> set[str]:

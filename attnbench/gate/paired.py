@@ -207,6 +207,7 @@ class _Stages:
         self._speeds, self.ceilings = ready.settings.speeds, dict(writer.manifest.ceilings)
         self.nodes: dict[str, Facts] = {}  # of a cluster, by name
         self._call_s: Mapping[str, float] = {}
+        self._right_on_new_inputs = frozenset[str]()
         self._results: list[Result] = []
         self._environments: dict[str, Environment] = {}
         self.seconds: Counter[str] = Counter()
@@ -271,6 +272,7 @@ class _Stages:
             budget_s=None if math.isinf(left_s) else left_s,
             speeds=self._speeds,
             call_s=self._call_s,
+            right_on_new_inputs=self._right_on_new_inputs,
             ceilings=self.ceilings,
             whole_restarts=True,
             **changes,
@@ -282,6 +284,7 @@ class _Stages:
         self._watch(runner)
         runner.run()
         self._speeds, self._call_s = runner.forecast.speeds, runner.call_s
+        self._right_on_new_inputs = frozenset(runner.right_on_new_inputs)
         self.ceilings = {**self.ceilings, **runner.ceilings}
         for name, facts in runner.nodes.items():
             self.nodes[name] = {**self.nodes.get(name, {}), **facts}

@@ -124,12 +124,14 @@ class OutputChecks:
         self._check_calls("further call: ", 0, MIN_IN_A_ROW, VERIFYING_S)
 
     def check_after_rounds(self, seed: int, brief: bool = False) -> None:
-        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times, or briefly; then look for a memory of inputs."""
+        """Call and check from MIN_IN_A_ROW to MAX_IN_A_ROW times, and look for a memory of inputs; in brief less."""
         counts = (BRIEF_IN_A_ROW, BRIEF_IN_A_ROW) if brief else (MIN_IN_A_ROW, MAX_IN_A_ROW)
         self._check_calls("call after the rounds: ", *counts, self._limit_s)
-        if not self.wrong and (reason := self.memory.objection(seed)):
+        if brief or self.wrong:
+            return
+        if reason := self.memory.objection(seed):
             self.wrong = OutputVerdict(ok=False, reason=reason)
-        if not self.wrong and not brief:
+        else:
             self._check_finished(seed)
 
     def _check_finished(self, seed: int) -> None:

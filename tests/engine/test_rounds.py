@@ -121,6 +121,15 @@ def test_at_the_end_of_the_budget_three_rounds_suffice() -> None:
     assert len(numbers(result, "time")) == 3
 
 
+def test_warm_up_is_looked_for_once_the_rounds_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(rounds, "warmup_rounds", lambda medians: looked.append(len(next(iter(medians)))) or 0)
+    measure(STEADY, least=8, most=8)
+    assert looked == [8]
+    measure(STEADY, least=8, most=8, deadline=0.0)
+    assert looked == [8, 0, 1, 2, 3]
+
+
 def test_an_arm_that_fails_has_no_say_in_what_the_others_lose() -> None:
     _, (steady, failed) = measure(STEADY, (1.3, 1.2, -1.0))
     assert failed.status is Status.CRASHED

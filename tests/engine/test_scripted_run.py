@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from attnbench.analysis.metrics import METRICS
+from attnbench.analysis.restarts import Restarts
 from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
@@ -18,11 +21,13 @@ from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Runner
 from attnbench.records.arm import Arm
+from attnbench.records.ceilings import Rate
 from attnbench.records.result import Cause, Key, Procedure, Result, Status
 from attnbench.worker import protocol
 from tests.engine.test_expected_cache import stored
 from tests.engine.test_plan import planned
 from tests.engine.test_rounds import STEADY, ScriptedWorker
+from tests.samples import ceilings
 
 PROCEDURE = Procedure(min_rounds=3, max_rounds=3)
 
@@ -35,6 +40,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class RecordedWorker(ScriptedWorker):
     """A scripted worker that records the verifications, and the times that it is told."""
 
+    opened = protocol.WorkerOpened(checks_new_inputs=True)
+
     def __init__(self, verified: list[bool], known_s: list[float]) -> None:
         super().__init__(STEADY)
         self._verified, self._known_s = verified, known_s
@@ -46,6 +53,8 @@ class RecordedWorker(ScriptedWorker):
                 return protocol.CasePrepared(seconds=planned, facts={})
             case protocol.VerifyCase():
                 self._verified.append(message.brief)
+                return protocol.CaseVerified(ok=True, reason="", errors={})
+            case protocol.CheckNewInputs():
                 return protocol.CaseVerified(ok=True, reason="", errors={})
             case protocol.CheckOutput():
                 assert message.brief == self._verified[-1]
@@ -79,6 +88,9 @@ class Scripted:
     def expect(self, *_: object) -> tuple[ExpectedFiles, dict[str, ExpectedFiles]]:
         files = ExpectedFiles(Path("expected"), 1.0)
         return files, {"peaked": files}
+
+    def expect_new(self, *_: object) -> ExpectedFiles:
+        return ExpectedFiles(Path("expected"), 1.0)
 
     def start(self) -> None:
         """No process."""
@@ -134,6 +146,33 @@ def test_a_case_is_verified_in_full_once_on_a_machine_and_in_brief_after_that(sc
     assert again.facts["verified_earlier"]
     measured(planned(Problem(seq_q=65), names=("naive",)))
     assert scripted.brief[-1] is False
+
+
+@pytest.mark.usefixtures("scripted")
+def test_memory_is_measured_in_the_first_two_restarts() -> None:
+    results, _ = measured(planned(Problem(seq_q=64), names=("naive", "sdpa:math")), restarts=4)
+    measured_in = {name: {each.restart for each in results if name in each.samples} for name in ("peak_memory", "time")}
+    assert measured_in == {"peak_memory": {0, 1}, "time": {0, 1, 2, 3}}
+    assert METRICS["peak_bytes"].compute(Restarts([each for each in results if each.case.backend == "naive"])) == 1
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_rate_above_a_ceiling_is_checked_on_new_inputs_once_and_again_until_it_is_right() -> None:
+    plan = planned(Problem(seq_q=64), names=("naive",))
+    low = {plan.arms[0].device: ceilings(matmul={"fp32": Rate(burst=1.0, sustained=1.0, size=8)})}
+    results: list[Result] = []
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, restarts=3, ceilings=low)
+    runner = Runner(plan, settings, results.extend, Recorded())
+    runner.run()
+    assert [result.facts.get("new_inputs") for result in results] == ["right", None, None]
+    assert runner.right_on_new_inputs == {f"{results[0].case.id}@{results[0].arm.id}"}
+    right = frozenset(runner.right_on_new_inputs)
+    Runner(plan, replace(settings, right_on_new_inputs=right), results.extend, Recorded()).run()
+    assert [result.facts.get("new_inputs") for result in results[3:]] == [None] * 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecordedWorker, "opened", protocol.WorkerOpened())  # of an older version
+        Runner(plan, settings, results.extend, Recorded()).run()
+    assert [result.facts.get("new_inputs") for result in results[6:]] == ["not checked on new inputs"] * 3
 
 
 def test_settling_is_told_the_time_of_a_call_in_the_restart_before(scripted: Scripted) -> None:

@@ -86,6 +86,9 @@ class RecordedWorker:
         self.events.append(f"open {self._name}")
         return self.opened
 
+    def kill(self) -> None:
+        self.events.append(f"kill {self._name}")
+
     def terminate(self) -> None:
         self.events.append(f"end {self._name}")
 
@@ -125,6 +128,28 @@ def test_a_worker_starts_as_soon_as_a_core_is_free(
     assert set(workers.environments) == {arm.id for arm in arms}
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("abc", ["start a", "start b", "start c", "free", "open a", "open b", "open c"]),
+        ("abcd", ["start a", "start b", "open a", "start c", "open b", "start d", "open c", "open d"]),
+        (
+            "abcde",
+            [
+                "start a", "start b", "start c", "open a", "start d", "open b", "start e", "free", "open c", "open d",
+                "open e",
+            ],
+        ),
+    ],
+)
+def test_in_a_gate_no_worker_starts_last_on_a_part_of_the_cores(
+    recorded: type[RecordedWorker], names: str, expected: list[str]
+) -> None:
+    workers = Workers(0, 60.0, None, defaultdict(float), lambda _: None, shared=True)
+    workers.open(of(*names), on_free_core=lambda: recorded.events.append("free"))
+    assert recorded.events == expected
+
+
 GATE = ("naive", "naive#2", "sdpa:flash", "sdpa:flash#2", "sdpa:flash#3", "kernel.py:f", "kernel.py:f#2")
 
 
@@ -162,3 +187,10 @@ def test_the_folders_of_an_arm_are_relative_to_the_process_that_starts_it(
     arm = Arm(backend="naive", device="cpu:threads=1", path=("base/kernels", "base"))
     path = worker_process._environment(arm, 1, "temporary")["PYTHONPATH"].split(os.pathsep)
     assert path[:2] == [str(tmp_path / "base" / "kernels"), str(tmp_path / "base")]
+
+
+def test_all_workers_are_killed_before_one_is_waited_for(recorded: type[RecordedWorker]) -> None:
+    workers = Workers(0, 60.0, None, defaultdict(float), lambda _: None)
+    workers.open(of(*"ab"))
+    workers.terminate_all()
+    assert recorded.events[-4:] == ["kill a", "kill b", "end a", "end b"]

@@ -124,15 +124,19 @@ def test_progress_counts_every_restart_and_seed(ready: Sweep, measured: Measure)
     assert observer.ended == paired.results_expected(ready) * ready.settings.restarts + observer.further
 
 
-def test_settling_is_told_the_times_of_earlier_stages(measured: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_is_told_what_earlier_ones_learnt(measured: Measure) -> None:
     told: list[dict[str, float]] = []
+    right: list[frozenset[str]] = []
 
     def run(runner: Runner) -> None:
         told.append(dict(runner.settings.call_s))
         runner.call_s["case@arm"] = 1e-3 * len(told)
+        right.append(runner.settings.right_on_new_inputs)
+        runner.right_on_new_inputs.add(f"case@{len(right)}")
 
     measured(watch=run)
     assert told[:3] == [{}, {"case@arm": 1e-3}, {"case@arm": 2e-3}]
+    assert right[:3] == [frozenset(), {"case@1"}, {"case@1", "case@2"}]
 
 
 def test_what_is_stored_names_sides_and_no_folders(measured: Measure) -> None:

@@ -220,19 +220,21 @@ def test_a_case_that_was_verified_in_full_before_has_fewer_calls_after_its_round
 ) -> None:
     monkeypatch.setattr(output_checks, "CHECKS_S", 60.0)  # enough on a busy machine
     driver = Driver("right", tmp_path)
-    calls = []
+    calls, looked = [], list[bool]()
     for brief in (False, True):
         driver.verify(brief=True)
         checks = driver.session._checks
         assert checks
         driver.session.answer(protocol.SettleCase())
         driver.session.answer(protocol.TimeBlock(seed=next(SEEDS)))
+        monkeypatch.setattr(checks.memory, "objection", lambda _, brief=brief: looked.append(brief) or "")
         before = checks.calls
         driver.checked(protocol.CheckOutput(brief=brief))
         calls.append(checks.calls - before)
     # The checked call of the block is the last of its calls or not.
     assert calls[0] >= output_checks.MAX_IN_A_ROW - 1
     assert output_checks.BRIEF_IN_A_ROW - 1 <= calls[1] <= output_checks.BRIEF_IN_A_ROW
+    assert looked == [False]  # for a memory of inputs
 
 
 def test_a_call_that_is_judged_again_counts_once(tmp_path: Path) -> None:
