@@ -136,7 +136,16 @@ def test_a_worker_starts_as_soon_as_a_core_is_free(
         (
             "abcde",
             [
-                "start a", "start b", "start c", "open a", "start d", "open b", "start e", "free", "open c", "open d",
+                "start a",
+                "start b",
+                "start c",
+                "open a",
+                "start d",
+                "open b",
+                "start e",
+                "free",
+                "open c",
+                "open d",
                 "open e",
             ],
         ),
