@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,7 +20,7 @@ from attnbench.errors import StoreError, UsageError
 from attnbench.records import results_file, run_directory
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Facts, Result, Status
 from attnbench.records.run_directory import RESULTS, Run
 from attnbench.units import counted
 
@@ -229,7 +229,7 @@ def _left_out(connection: Connection) -> Iterator[str]:
         yield f"{lines} left out, not readable as results: in {where}"
 
 
-def _head(values: dict[str, Any]) -> Result:
+def _head(values: Facts) -> Result:
     """A result of a row, without what was measured."""
     problem = problem_from(values)
     case = Case(problem=problem, backend=values["backend"], mode=Mode(values["mode"]))

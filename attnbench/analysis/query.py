@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -29,7 +29,7 @@ class QueryResult(msgspec.Struct, frozen=True):
     """The columns of a result, and its rows as they are fetched."""
 
     columns: tuple[str, ...]
-    rows: Iterator[Sequence[Any]]
+    rows: Iterator[Sequence[object]]
 
 
 def run(runs: IndexedRuns, sql: str) -> QueryResult:
@@ -60,7 +60,7 @@ def _name(sql: str, kind: str) -> str:
     return kind if match is None or match[1].upper() == "WITH" else match[1].upper()
 
 
-def _fetched(connection: Connection) -> Iterator[Sequence[Any]]:
+def _fetched(connection: Connection) -> Iterator[Sequence[object]]:
     import duckdb
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,7 +25,7 @@ from attnbench.attention.requests import parse
 from attnbench.attention.scores import Score
 from attnbench.records.arm import Arm
 from attnbench.records.case import problem_label
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Facts, Result, Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +202,7 @@ def problem_of(row: Row) -> Problem:
     return problem_from({name: row.value(name) for name in AXES})
 
 
-def problem_from(values: Mapping[str, Any]) -> Problem:
+def problem_from(values: Facts) -> Problem:
     """The problem of the values that `axes` flattened."""
     score = Score(**{name: values[name] for name in _field_names(Score)})
     rest = {name: values[name] for name in _field_names(Problem) if name not in ("score", "lengths")}
@@ -279,7 +279,7 @@ def _row(restarts: Restarts, place: Place | None) -> Row:
         restarts.faster_than_roofline, _disturbed_ceilings(restarts), timers_disagree(restarts), _missing(restarts),
         _changed_state(restarts),
     )  # fmt: skip
-    values: dict[str, Any] = {
+    values: Facts = {
         "case_id": case.id,
         "label": case.label,
         "problem": problem_label(case.problem, case.mode),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -16,8 +16,9 @@ from attnbench.errors import ProblemError
 Indices = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 Bound = int | Indices  # one bound for all rows, or one for each
-Predicate = Callable[[Any, Any, Any], Any]  # of indices of sequences, queries and keys, as arrays of some library
-Table = Callable[[NDArray[Any]], Any]
+Array: TypeAlias = Any  # of the library that evaluates a predicate: numbers, numpy, torch
+Predicate = Callable[[Array, Array, Array], Array]  # of indices of sequences, queries and keys
+Table = Callable[[NDArray[np.generic]], Array]
 Counter = Callable[[Indices, Indices, Indices], Indices]  # of row, low and high: how many of [low, high) it shows
 
 

@@ -7,9 +7,8 @@ a sum over these channels, of logits or of dout . v, and is exact otherwise. doc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,6 +24,7 @@ from attnbench.attention.weightings import GumbelMax
 if TYPE_CHECKING:
     from torch import Tensor
 
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 NAMES = ("q", "k", "v", "out", "dout", "dq", "dk", "dv")
 OF_QUERIES = frozenset({"q", "dout", "out", "lse", "weights", "dq"})  # tensors with a head for each query head
 MAX_CHANNELS = 4096  # of a batch whose sequences differ in their channels: a draw takes microseconds
@@ -72,9 +72,9 @@ class ChannelMap(NamedTuple):
         where = np.argsort(self.source, axis=-1)
         return ChannelMap(where, 1 / np.take_along_axis(self.factor, where, -1))
 
-    def moved(self, order: Callable[[NDArray[Any]], NDArray[Any]]) -> ChannelMap:
-        """With its sequences and kv heads in another order."""
-        return ChannelMap(None if self.source is None else order(self.source), order(self.factor))
+    def moved(self, by: Transformation) -> ChannelMap:
+        """With its sequences and kv heads in the order after a transformation."""
+        return ChannelMap(None if self.source is None else by.moved(self.source), by.moved(self.factor))
 
 
 class Transformation(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
 
     def after(self, first: Transformation) -> Transformation:
         """The composition: `first`, then this transformation."""
-        maps = {name: each.after(first.maps[name].moved(self._moved)) for name, each in self.maps.items()}
+        maps = {name: each.after(first.maps[name].moved(self)) for name, each in self.maps.items()}
         return Transformation(
             sequences=_joined(self.sequences, first.sequences),
             groups=_joined(self.groups, first.groups),
@@ -125,10 +125,10 @@ class Transformation(msgspec.Struct, frozen=True, kw_only=True):
             None if order is None else np.argsort(order) for order in (self.sequences, self.groups, self.heads)
         )
         back = Transformation(sequences=sequences, groups=groups, heads=heads, maps={})
-        maps = {name: each.inverse().moved(back._moved) for name, each in self.maps.items()}
+        maps = {name: each.inverse().moved(back) for name, each in self.maps.items()}
         return msgspec.structs.replace(back, maps=maps)
 
-    def _moved(self, of_groups: NDArray[Any]) -> NDArray[Any]:
+    def moved(self, of_groups: NDArray[ScalarT]) -> NDArray[ScalarT]:
         """An array by sequence and kv head, in the new order of both."""
         if self.sequences is not None and len(of_groups) > 1:
             of_groups = of_groups[self.sequences]
@@ -318,7 +318,7 @@ def _mapped(channels: ChannelMap, tensor: Tensor, head_axis: int) -> Tensor:
     return tensor * _laid_out(channels.factor, tensor, head_axis).to(tensor.dtype)
 
 
-def _laid_out(array: NDArray[Any], tensor: Tensor, head_axis: int) -> Tensor:
+def _laid_out(array: NDArray[np.generic], tensor: Tensor, head_axis: int) -> Tensor:
     """[sequences or 1, kv_heads, width] on the device of a tensor, to broadcast with it."""
     import torch
 

@@ -23,6 +23,7 @@ from attnbench.attention.choices import Dtype, Mode
 from attnbench.attention.problem import FEATURES, Problem
 from attnbench.errors import UnknownNameError
 from attnbench.records.case import Case
+from attnbench.records.result import Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,14 +97,14 @@ class Prepared(msgspec.Struct, kw_only=True):
 
     call: Callable[..., Any]
     seconds: dict[str, float] = {}  # untimed work done once: "mask_build", "plan", "transfer"
-    facts: dict[str, Any] = {}
+    facts: Facts = {}
     # [batch, kv_heads, seq_kv, width] -> k or v as the call takes them.
     stored: Callable[[Tensor], Tensor] | None = None
     stored_v: Callable[[Tensor], Tensor] | None = None  # the same of v, where it differs from that of k
     library_cache: bool = False  # they are stored in a form of the library's own, and not in pages of heads
     weights: tuple[Tensor, ...] = ()  # of projections or layers: their gradients are part of a backward pass
     hint: str = ""  # what to check where the output is wrong; added to the reason
-    late_facts: Callable[[], dict[str, Any]] | None = None  # known after the first call: "compile_s", kernels, tiling
+    late_facts: Callable[[], Facts] | None = None  # known after the first call: "compile_s", kernels, tiling
 
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -72,7 +72,7 @@ def prepare(case: Case, device: str) -> Prepared:
     )
 
 
-def kernel(device: str) -> tuple[Callable[..., Any], bool]:
+def kernel(device: str) -> tuple[Callable[..., tuple[Tensor, Tensor]], bool]:
     """A kernel of torch that returns out and lse, and whether its `is_causal` is aligned to the bottom right.
 
     On CUDA it is, as torch itself relies on (CausalVariant.LOWER_RIGHT in torch/nn/attention/bias.py).
@@ -82,8 +82,9 @@ def kernel(device: str) -> tuple[Callable[..., Any], bool]:
     if torch.device(device).type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, False
 
-    def attend(*qkv: Tensor, **options: Any) -> Any:
-        return torch.ops.aten._scaled_dot_product_flash_attention(*qkv, **options)[:2]
+    def attend(*qkv: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*qkv, **options)
+        return out, lse
 
     return attend, True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnbench.attention import cost, dense_masks
 from attnbench.attention.choices import Mode
@@ -50,8 +50,7 @@ def prepare(case: Case, _device: str) -> Prepared:
     torch._functorch.config.enable_autograd_cache = False
     torch._dynamo.config.suppress_errors = False  # a failed compilation must not fall back to eager silently
     counters.clear()
-    options: Any = {"pattern_matcher": rewrites}
-    run = torch.compile(formula(problem), dynamic=False, fullgraph=True, options=options)
+    run = torch.compile(formula(problem), dynamic=False, fullgraph=True, options={"pattern_matcher": rewrites})
     started = time.perf_counter()
     added: tuple[Tensor, ...] = ()
     if not (dense_masks.sees_all(problem) and problem.bias is None):

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -134,7 +134,7 @@ def _with_queries(problem: Problem) -> tuple[NDArray[np.bool_], NDArray[np.int32
     return with_queries, np.concatenate([[0], np.cumsum(queries[with_queries])]).astype(np.int32)
 
 
-def _pages(table: NDArray[np.int32], keys: NDArray[Any], size: int) -> _Pages:
+def _pages(table: NDArray[np.int32], keys: NDArray[np.integer], size: int) -> _Pages:
     """The pages of each row of a table that hold its first keys."""
     counts = -(-keys // size)
     indptr = np.array([0, *itertools.accumulate(counts)], np.int32)
@@ -142,15 +142,15 @@ def _pages(table: NDArray[np.int32], keys: NDArray[Any], size: int) -> _Pages:
     return _Pages(indptr, indices, ((keys - 1) % size + 1).astype(np.int32))
 
 
-def _planned(plan: _Plan, device: str) -> tuple[Any, Prepared]:
-    """The wrapper after two plans, the first of which compiles, and their times and facts."""
+def _planned(plan: _Plan, device: str) -> Prepared:
+    """The call of the wrapper after two plans, the first of which compiles, and their times and facts."""
     import flashinfer
     import torch
 
     workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
     # That of a latent cache has no such choice: its cache has one head.
     layout = {} if plan.wrapper == "BatchMLAPagedAttentionWrapper" else {"kv_layout": "NHD"}
-    wrapper: Any = getattr(flashinfer, plan.wrapper)(*plan.levels, workspace, **layout, **plan.options)
+    wrapper = getattr(flashinfer, plan.wrapper)(*plan.levels, workspace, **layout, **plan.options)
 
     def run() -> float:
         started = time.perf_counter()
@@ -161,7 +161,7 @@ def _planned(plan: _Plan, device: str) -> tuple[Any, Prepared]:
 
     first_s, plan_s = run(), run()
     seconds = {"compile": max(first_s - plan_s, 0.0), "plan": plan_s}
-    return wrapper, Prepared(call=wrapper.run, seconds=seconds, facts={"wrapper": plan.wrapper, **plan.options})
+    return Prepared(call=wrapper.run, seconds=seconds, facts={"wrapper": plan.wrapper, **plan.options})
 
 
 def _on_host(arguments: Keywords) -> Keywords:
@@ -177,13 +177,13 @@ def prepare(case: Case, device: str) -> Prepared:
     """Plan, and call `run` over packed tokens."""
     problem = case.problem
     is_cascade = case.backend == "flashinfer:cascade"
-    wrapper, prepared = _planned(cascade_plan(problem) if is_cascade else plan_of(problem), device)
+    prepared = _planned(cascade_plan(problem) if is_cascade else plan_of(problem), device)
     wants_lse = problem.returns is Returns.LSE
     options: Keywords = {} if is_cascade else {"return_lse": wants_lse}
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         keys = ((k, v),) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
-        result = wrapper.run(q.flatten(0, 1), *keys, **options)
+        result = prepared.call(q.flatten(0, 1), *keys, **options)
         packed, lse = (result[0], result[1].mT * math.log(2)) if wants_lse else (result, None)
         out, lse = unflattened(q.shape[0], q.shape[1], packed, lse)
         return (out, lse) if wants_lse else out
@@ -196,14 +196,14 @@ def prepare(case: Case, device: str) -> Prepared:
 def prepare_latent(case: Case, device: str) -> Prepared:
     """Plan, and call `run` with the products of q and out with the matrices around it."""
     problem = case.problem
-    wrapper, prepared = _planned(latent_plan(problem), device)
+    prepared = _planned(latent_plan(problem), device)
     weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
     rank = weights.of_values.shape[1]
 
     def call(q: Tensor, cache: Tensor, _: Tensor) -> Tensor:
         pages = cache[:, :, 0] if problem.page_size else cache.flatten(0, 1)
         rows = latent.absorb(weights, q.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        out = wrapper.run(rows[..., :rank], rows[..., rank:], pages[..., :rank], pages[..., rank:])
+        out = prepared.call(rows[..., :rank], rows[..., rank:], pages[..., :rank], pages[..., rank:])
         return latent.project(weights, out.view(*q.shape[:3], rank).transpose(1, 2)).transpose(1, 2)
 
     flops = cost.flops(latent.absorbed(problem), Mode.FWD) + latent.product_flops(problem, problem.tokens_q)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
@@ -89,8 +89,8 @@ def _attend(problem: Problem, device: str, block_mask: BlockMask | None) -> Call
     modify = score_mod(problem, device)
 
     # The compiled function closes over plain values only: dynamo cannot trace records.
-    def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Any:
-        result: Any = flex_attention(q, k, v, score_mod=modify(*tables) if modify else None, **arguments)
+    def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Output:
+        result = flex_attention(q, k, v, score_mod=modify(*tables) if modify else None, **arguments)
         if not wants_lse:
             return result
         out, lse = result[0], result[1].lse
@@ -106,7 +106,7 @@ def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
     """The mask as a predicate of (batch, head, query index, key index) as tensors; None for no mask."""
     import torch
 
-    def on_device(table: NDArray[Any]) -> Tensor:
+    def on_device(table: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(table).to(device)
 
     if problem.requests:
@@ -124,7 +124,7 @@ def mask_mod(problem: Problem, device: str) -> Callable[..., Tensor] | None:
     return visible
 
 
-def _mask_of_requests(problem: Problem, on_device: Callable[[NDArray[Any]], Tensor]) -> Callable[..., Tensor]:
+def _mask_of_requests(problem: Problem, on_device: Callable[[NDArray[np.generic]], Tensor]) -> Callable[..., Tensor]:
     """The mask over packed tokens: the same request, and the terms on rows and keys counted from the last ones.
 
     Counted so, all requests have the diagonal of the longest, and causal masks and windows depend on that alone.

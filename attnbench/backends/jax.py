@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnbench.attention import dense_masks
 from attnbench.attention.biases import Constant
@@ -17,8 +17,10 @@ from attnbench.attention.choices import Dtype, Mode, Returns
 from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, CaseRefusedError, Keywords, Layout, Limits, Output, Prepared, isa_objection
 from attnbench.records.case import Case
+from attnbench.records.result import Facts
 
 if TYPE_CHECKING:
+    from jax import Array
     from torch import Tensor
 
 THREAD_NAME = "tf_XLAEigen"  # of the threads that compute, in /proc
@@ -44,9 +46,9 @@ class Arrays:
     """Arrays in the memory of tensors, by name."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[int, Tensor, Any]] = {}
+        self._kept: dict[str, tuple[int, Tensor, Array]] = {}
 
-    def of(self, name: str, tensor: Tensor) -> Any:
+    def of(self, name: str, tensor: Tensor) -> Array:
         """The array of a tensor; a new one only where the address differs. Raises CaseRefusedError if jax copied it."""
         import jax.numpy as jnp
 
@@ -76,7 +78,7 @@ def prepare(case: Case, _device: str) -> Prepared:
     wants_lse = problem.returns is Returns.LSE
     options |= {"implementation": "xla", "return_residual": wants_lse}
 
-    def attend(q: Any, k: Any, v: Any, fixed: dict[str, Any]) -> Any:
+    def attend(q: Array, k: Array, v: Array, fixed: dict[str, Array]) -> Array | tuple[Array, Array]:
         return jax.nn.dot_product_attention(q, k, v, **fixed, **options)
 
     forward = jax.jit(attend)
@@ -99,7 +101,7 @@ def prepare(case: Case, _device: str) -> Prepared:
     )
 
 
-def _constants(problem: Problem, options: Keywords) -> dict[str, Any]:
+def _constants(problem: Problem, options: Keywords) -> dict[str, Array]:
     """The mask and the bias that are passed as arrays."""
     import jax.numpy as jnp
 
@@ -111,14 +113,14 @@ def _constants(problem: Problem, options: Keywords) -> dict[str, Any]:
     return {name: jnp.array(jnp.from_dlpack(tensor.contiguous())) for name, tensor in tensors.items()}
 
 
-def _tensor(array: Any) -> Tensor:
+def _tensor(array: Array) -> Tensor:
     import torch
 
     tensor: Tensor = torch.utils.dlpack.from_dlpack(array)
     return tensor
 
 
-def _differentiable(attend: Callable[..., Any], fixed: dict[str, Any], arrays: Arrays) -> Callable[..., Any]:
+def _differentiable(attend: Callable[..., Array], fixed: dict[str, Array], arrays: Arrays) -> Callable[..., Tensor]:
     """The call as a function of torch's autograd, with jax's own vector-Jacobian product as its backward pass."""
     import jax
     import torch
@@ -138,7 +140,7 @@ def _differentiable(attend: Callable[..., Any], fixed: dict[str, Any], arrays: A
             gradients = jax.block_until_ready(backward(ctx.pullback, arrays.of("dout", dout)))
             return tuple(map(_tensor, gradients))
 
-    apply: Callable[..., Any] = XlaAttention.apply
+    apply: Callable[..., Tensor] = XlaAttention.apply
     return apply
 
 
@@ -148,7 +150,7 @@ def computing_threads() -> int:
     return sum(name == THREAD_NAME for name in names)
 
 
-def _late_facts(first_s: list[float]) -> dict[str, Any]:
+def _late_facts(first_s: list[float]) -> Facts:
     """The threads that the first call started. Raises CaseRefusedError if they are not as many as those of the arm."""
     import torch
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from attnbench.attention import cost
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.backends import FLOATS, Backend, CaseRefusedError, Keywords, Limits, Prepared, isa_objection
+from attnbench.backends import FLOATS, Backend, CaseRefusedError, Keywords, Limits, Output, Prepared, isa_objection
 from attnbench.errors import UsageError
 from attnbench.records.case import Case
 
@@ -79,12 +80,11 @@ def arguments(parameters: Mapping[str, inspect.Parameter], problem: Problem) -> 
     return options
 
 
-def function_of(module: Any, name: str) -> Callable[..., Any]:
+def function_of(module: ModuleType, name: str) -> Callable[..., Output]:
     """The function of that name, or the first of FUNCTIONS that the kernel has."""
     for each in (name,) if name else FUNCTIONS:
         if callable(function := getattr(module, each, None)):
-            found: Callable[..., Any] = function
-            return found
+            return cast("Callable[..., Output]", function)
     public = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
     raise CaseRefusedError(f"the kernel has no function {name or ' or '.join(FUNCTIONS)}: it has {', '.join(public)}")
 

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnbench.attention import dense_masks, logits
 from attnbench.attention.biases import Alibi
@@ -36,26 +38,28 @@ from attnbench.backends import (
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
+    from openvino import CompiledModel, Model, Node
+    from openvino import Tensor as SharedTensor
     from torch import Tensor
 
 PAGE_SIZE = 32  # tokens, of the CPU plugin
-TELEMETRY: tuple[Any, ...] = ("openvino_telemetry",)
+TELEMETRY = "openvino_telemetry"
 FIRST_TABLE = 5  # the place of past_lens among the inputs of a paged model
 CACHE_PRECISIONS = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION")
 _TYPES = {Dtype.FP32: "f32", Dtype.FP16: "f16", Dtype.BF16: "bf16"}
 
 
 @lru_cache(maxsize=1)
-def library() -> Any:
+def library() -> ModuleType:
     """The package, without its telemetry: it would report every import, from a process of its own.
 
     Its own stub takes the place of what cannot be imported.
     """
-    sys.modules.update(dict.fromkeys(TELEMETRY))
+    vars(sys)["modules"][TELEMETRY] = None  # its import fails, as if it were not installed
     return import_module("openvino")
 
 
-def opset() -> Any:
+def opset() -> ModuleType:
     """The operators of the models."""
     library()
     return import_module("openvino.opset13")
@@ -66,7 +70,7 @@ def hint(dtype: Dtype, capabilities: tuple[str, ...]) -> str:
     return "bf16" if dtype is Dtype.BF16 and "BF16" in capabilities else "f32"
 
 
-def compiled(model: Any, problem: Problem, **more: object) -> tuple[Any, Keywords]:
+def compiled(model: Model, problem: Problem, **more: object) -> tuple[CompiledModel, Keywords]:
     """The compiled model, and the settings as they are read back. Raises CaseRefusedError where one is not kept."""
     ov = library()
     import torch
@@ -96,11 +100,11 @@ def compiled(model: Any, problem: Problem, **more: object) -> tuple[Any, Keyword
     }
 
 
-def _fact(node: Any, name: str) -> str:
+def _fact(node: Node, name: str) -> str:
     return str(node.get_rt_info()[name].astype(str))
 
 
-def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> Any:
+def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> SharedTensor:
     """An OpenVINO tensor in the memory of a contiguous one, which must outlive it."""
     ov = library()
     import torch
@@ -113,7 +117,7 @@ def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> Any:
 class Inference:
     """An inference request, and the tensors that it holds by address."""
 
-    def __init__(self, plan: Any, dtype: Dtype, tables: Sequence[Any] = ()) -> None:
+    def __init__(self, plan: CompiledModel, dtype: Dtype, tables: Sequence[NDArray[np.int32]] = ()) -> None:
         ov = library()
 
         self._request, self._dtype = plan.create_infer_request(), dtype
@@ -142,7 +146,7 @@ def folds(problem: Problem) -> bool:
 class SdpaModel(NamedTuple):
     """A model with one scaled_dot_product_attention, and the shapes of its q, k, v and out."""
 
-    model: Any
+    model: Model
     shapes: Sequence[tuple[int, ...]]
     mask: Tensor | None
 
@@ -193,7 +197,7 @@ def prepare(case: Case, _device: str) -> Prepared:
     return Prepared(call=call, facts=facts | {"dense_mask": made.mask is not None, "shared_heads": sharing})
 
 
-def _expanded(tensor: Any, problem: Problem) -> Any:
+def _expanded(tensor: Node, problem: Problem) -> Node:
     """Key heads repeated within the model."""
     ov, ops = library(), opset()
     b, heads, seq, width = tensor.get_output_shape(0)
@@ -215,7 +219,7 @@ _EMPTY: tuple[tuple[str, tuple[int, ...]], ...] = (
 _SINKS = 20
 
 
-def paged_model(problem: Problem) -> Any:
+def paged_model(problem: Problem) -> Model:
     """A model with one PagedAttentionExtension; its inputs that change are parameters, in the order of the operator."""
     ov, ops = library(), opset()
     kind, kv, d = getattr(ov.Type, _TYPES[problem.dtype]), problem.kv_heads, problem.head_dim
@@ -245,7 +249,7 @@ def paged_model(problem: Problem) -> Any:
     return ov.Model([node.output(0)], [*inputs, longest], "attention")
 
 
-def tables(problem: Problem, cache: WrittenPages) -> list[Any]:
+def tables(problem: Problem, cache: WrittenPages) -> list[NDArray[np.int32]]:
     """past_lens, subsequence_begins, block_indices, block_indices_begins and max_context_len of the batch."""
     queries, keys = (np.array(counts, np.int32) for counts in zip(*problem.sizes, strict=True))
     counts = -(-keys // PAGE_SIZE)

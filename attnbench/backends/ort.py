@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attnbench.attention import dense_masks, logits
 from attnbench.attention.choices import Dtype, Mode, Returns
@@ -20,6 +20,8 @@ from attnbench.backends import Backend, CaseRefusedError, Keywords, Layout, Limi
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
+    import numpy as np
+    from onnxruntime import InferenceSession
     from torch import Tensor
 
 OPSET, IR_VERSION = 24, 11
@@ -108,7 +110,7 @@ def constants(problem: Problem, names: tuple[str, ...]) -> dict[str, Tensor]:
 class Bindings:
     """A session and the addresses that are bound to its inputs and outputs."""
 
-    def __init__(self, session: Any, fixed: dict[str, Tensor]) -> None:
+    def __init__(self, session: InferenceSession, fixed: dict[str, Tensor]) -> None:
         self._session, self._binding = session, session.io_binding()
         self._bound: dict[str, tuple[int, Tensor]] = {}
         for name, tensor in fixed.items():
@@ -137,7 +139,7 @@ class Bindings:
         return outputs
 
 
-def _element_type(tensor: Tensor) -> Any:
+def _element_type(tensor: Tensor) -> type[np.number]:
     import numpy as np
     import torch
 
@@ -166,7 +168,7 @@ def model_of(made: Node, examples: dict[str, Tensor], out_shapes: dict[str, tupl
     return encoded
 
 
-def session_of(op: str, model: bytes) -> tuple[Any, Keywords]:
+def session_of(op: str, model: bytes) -> tuple[InferenceSession, Keywords]:
     """A session of a model with one node, and the settings as they are read back.
 
     The optimisers are off. A node without a kernel is decomposed all the same, so the nodes are read back as well.
@@ -195,7 +197,7 @@ def session_of(op: str, model: bytes) -> tuple[Any, Keywords]:
     return session, settings
 
 
-def _read_back(session: Any) -> Keywords:
+def _read_back(session: InferenceSession) -> Keywords:
     options = session.get_session_options()
     values: Keywords = {entry: options.get_session_config_entry(entry) for entry in ENTRIES}
     values["enable_cpu_mem_arena"] = options.enable_cpu_mem_arena

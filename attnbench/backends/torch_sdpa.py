@@ -6,7 +6,7 @@ SDPA's `is_causal` is aligned to the top left, ours to the bottom right: it is u
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnbench.attention import cost, dense_masks
 from attnbench.attention.biases import Constant, Relative
@@ -91,12 +91,16 @@ def dense_mask(problem: Problem, device: str) -> Tensor | None:
     return dense_masks.added(problem, torch_dtype(problem.dtype)).to(device)
 
 
-def _with_weights(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **arguments: Any) -> Any:
+def _with_weights(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **arguments: float
+) -> tuple[Tensor, Tensor]:
     """The unfused kernel, under the name that returns its weights too; its mask is added, never boolean."""
     import torch
 
     dropout, causal = arguments.pop("dropout_p", 0.0), arguments.pop("is_causal")
-    return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, dropout, causal, **arguments)
+    kernel = torch.ops.aten._scaled_dot_product_attention_math
+    out, weights = kernel(q, k, v, attn_mask, dropout, causal, **arguments)
+    return out, weights
 
 
 def chosen(problem: Problem, device: torch.device, mask: Tensor | None) -> str:

@@ -11,7 +11,7 @@ import inspect
 import math
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -85,8 +85,7 @@ def prepare(case: Case, device: str) -> Prepared:
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     problem = case.problem
-    attend: Any = varlen_attn
-    options = arguments(problem, frozenset(inspect.signature(attend).parameters))
+    options = arguments(problem, frozenset(inspect.signature(varlen_attn).parameters))
     if wants_lse := problem.returns is Returns.LSE:
         options["return_aux"] = AuxRequest(lse=True)
     moved, seconds = planned(partial(tables, problem), partial(tables_on, device), device)
@@ -94,7 +93,7 @@ def prepare(case: Case, device: str) -> Prepared:
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         keys = (k, v) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
-        result = attend(q.flatten(0, 1), *keys, **options)
+        result = varlen_attn(q.flatten(0, 1), *keys, **options)
         out, lse = result if isinstance(result, tuple) else (result, None)
         out, lse = unflattened(q.shape[0], q.shape[1], out, lse)
         return (out, lse) if wants_lse else out

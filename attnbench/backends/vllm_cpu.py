@@ -12,7 +12,7 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from attnbench.backends import FLOATS, Backend, Keywords, Layout, Limits, Prepar
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
     from torch import Tensor
 
@@ -63,7 +65,7 @@ def _load() -> str:
 class CpuKernels(NamedTuple):
     """The operators, and the layout of the pages that they are asked for."""
 
-    ops: Any
+    ops: ModuleType
     layout: str  # vLLM's word `isa`
 
     def schedule(self, problem: Problem, dtype: torch.dtype, tables: Keywords, options: Keywords) -> Tensor:

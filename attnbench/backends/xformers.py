@@ -16,7 +16,7 @@ import sys
 import time
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -33,6 +33,7 @@ from attnbench.records.case import Case
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from xformers.ops import AttentionBias, AttentionOp
 
 
 class AttnBias(StrEnum):
@@ -148,7 +149,7 @@ def lengths(kind: AttnBias, problem: Problem) -> Keywords:
     return options
 
 
-def build_for_requests(kind: AttnBias, problem: Problem) -> Any:
+def build_for_requests(kind: AttnBias, problem: Problem) -> AttentionBias:
     """The attn_bias argument for requests or keys in pages, on the host."""
     import torch
     from xformers.ops.fmha import attn_bias
@@ -162,7 +163,7 @@ def build_for_requests(kind: AttnBias, problem: Problem) -> Any:
     return getattr(attn_bias, kind.value).from_seqlens(**options)
 
 
-def build(kind: AttnBias, problem: Problem, device: str, dtype: torch.dtype) -> Any:
+def build(kind: AttnBias, problem: Problem, device: str, dtype: torch.dtype) -> AttentionBias | Tensor | None:
     """The attn_bias argument; a tensor is [batch, heads, seq_q, seq_kv], its rows aligned, its heads sharing memory."""
     if kind is AttnBias.NONE:
         return None
@@ -252,7 +253,7 @@ def prepare(case: Case, device: str) -> Prepared:
     return Prepared(call=call, seconds=seconds, facts=facts, stored=stored)
 
 
-def _operators(kernel: str) -> Any:
+def _operators(kernel: str) -> AttentionOp | None:
     """The pair of a forward and a backward operator; None leaves the choice to xformers."""
     from xformers.ops import fmha
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attnbench import backends
 from attnbench.attention import dense_masks
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.backends import CaseRefusedError, Layout, Output
+from attnbench.backends import CaseRefusedError, Keywords, Layout, Output
 from attnbench.backends.installation import version_objection
 from attnbench.records.case import Case
 
@@ -68,7 +68,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> 
     import torch.nn.functional as F
 
     (heads, seq_q), (kv_heads, seq_kv) = q.shape[1:3], k.shape[1:3]
-    options: dict[str, Any] = {"scale": scale, "enable_gqa": heads != kv_heads}
+    options: Keywords = {"scale": scale, "enable_gqa": heads != kv_heads}
     if causal and seq_q > 1 and seq_q != seq_kv:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=_visible(seq_q, seq_kv, q.device), **options)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal and seq_q > 1, **options)
@@ -96,7 +96,7 @@ def _math(site: Site) -> Call:
     import torch
 
     operator, causal = torch._scaled_dot_product_attention_math, site.top_left
-    options: dict[str, Any] = {"scale": site.scale, "enable_gqa": site.grouped}
+    options: Keywords = {"scale": site.scale, "enable_gqa": site.grouped}
     if not site.needs_mask:
         return lambda q, k, v: operator(q, k, v, None, 0.0, causal, **options)[0]
     mask = site.mask()
@@ -186,7 +186,7 @@ def _flex(site: Site) -> Call:
     _compiled.add(problem)
     predicate, lengths = flex.mask_mod(problem, device), (problem.seq_q, problem.seq_kv)
     mask = create_block_mask(predicate, None, None, *lengths, device=device) if predicate else None
-    options: dict[str, Any] = {"block_mask": mask, "scale": site.scale, "enable_gqa": site.grouped}
+    options: Keywords = {"block_mask": mask, "scale": site.scale, "enable_gqa": site.grouped}
     return partial(torch.compile(flex_attention, dynamic=False, fullgraph=True), **options)
 
 

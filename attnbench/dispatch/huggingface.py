@@ -7,7 +7,7 @@ integrations/sdpa_attention.py, whose function computes what a table cannot: mas
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attnbench.dispatch.call_site import attention
 from attnbench.dispatch.table import Table, load
@@ -35,7 +35,7 @@ def register(name: str = "attnbench", table: Table | str | Path | None = None) -
 
     def forward(
         module: Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-        dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **options: Any,
+        dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **options: object,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """q: [batch, heads, seq_q, head_dim]; out: [batch, seq_q, heads, head_dim]."""
         if refused := [option for option in REFUSED if options.get(option) is not None]:

@@ -44,14 +44,14 @@ def attention(
     cu_seqlens_q: Tensor | None = None, cu_seqlens_kv: Tensor | None = None,
     mask: str | Tensor | Rows | BlockMask | None = None, return_lse: bool = False,
     descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", path: str = "",
-    tilings: dict[Kernel, Tiling] | None = None, facts: dict[str, Any] | None = None, check: bool = True,
+    tilings: dict[Kernel, Tiling] | None = None, facts: dict[str, object] | None = None, check: bool = True,
     cuts: dict[Kernel, Tiling] | None = None,
 ) -> Any:  # fmt: skip
     """Exact attention: out [batch, heads, seq_q, head_dim_v], or (out, lse) with lse float32 [batch, heads, seq_q].
 
     q: [batch, heads, seq_q, head_dim]; k: [batch, kv_heads, seq_kv, head_dim]; v: [batch, kv_heads, seq_kv,
     head_dim_v]; packed: [tokens, heads, width] with cu_seqlens, out and lse [heads, tokens] alike. float32, float16,
-    bfloat16, or float8_e4m3fn (forward only, out in bfloat16, with `descale`). Any strides whose last is 1. kv_heads
+    bfloat16, or float8_e4m3fn (forward only, out in bfloat16, with `descale`). The last stride must be 1. kv_heads
     divides heads; head dims are 1 to 256. The options are explained at the top of the module.
 
     Gradients of q, k, v, bias, sinks, also through lse, are deterministic; the same graph can be walked again with
@@ -94,7 +94,7 @@ def decode(
     causal: bool = True, window: int | tuple[int, int] | None = None, scale: float | None = None,
     softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
     descale: tuple[Tensor, Tensor, Tensor] | None = None, precision: str = "ieee", return_lse: bool = False,
-    tiling: Tiling | None = None, facts: dict[str, Any] | None = None, check: bool = True, cut: Tiling | None = None,
+    tiling: Tiling | None = None, facts: dict[str, object] | None = None, check: bool = True, cut: Tiling | None = None,
 ) -> Any:  # fmt: skip
     """The newest 1 to 16 queries of each sequence against its cached keys: out [batch, heads, seq_q, head_dim_v].
 
@@ -220,7 +220,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _compute(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, options: CallOptions,
-    facts: dict[str, Any] | None, with_lse: bool,
+    facts: dict[str, object] | None, with_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     from attnbench.kernels.arguments import FP8
     from attnbench.kernels.launch import Attention, forward_pass

@@ -344,7 +344,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, options: CallOptions,
-        facts: dict[str, Any] | None,
+        facts: dict[str, object] | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Launch the kernel and save the tensors of the backward pass."""
         out, lse, launch_facts = forward_pass(q, k, v, bias, sinks, options, with_lse=True)

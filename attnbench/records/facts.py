@@ -1,9 +1,9 @@
 """The facts that have a range: a value outside it is a bug, and is not stored."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+Facts: TypeAlias = dict[str, Any]  # plain JSON values by name; each backend and device adds its own names
 STRICT = False  # tests set it: a fact outside its range raises FactRangeError
 
 _ANY = (0.0, math.inf)
@@ -52,9 +52,9 @@ class FactRangeError(Exception):
     """A fact outside its range: a bug of attnbench, or of the backend that reported it."""
 
 
-def within_ranges(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def within_ranges(facts: Facts) -> tuple[Facts, dict[str, str]]:
     """The facts within their ranges, and by name why the others are left out."""
-    accepted: dict[str, Any] = {}
+    accepted: Facts = {}
     dropped: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -7,15 +7,14 @@ Measured values are stored raw, in base units, in the order taken; everything th
 import math
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
+from attnbench.records.facts import Facts as Facts
 
 Key = tuple[str, str, int]  # case id, arm id, restart
-Facts = dict[str, Any]  # plain JSON values by name; each backend and device adds its own names
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):

@@ -1,9 +1,8 @@
 """What backends did with unusual inputs, in sentences: `layouts: wrong only for columns`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Facts, Result, Status
 from attnbench.report.quantities import listed
 
 # In the order in which they are told. Only the reason of the first case is told.
@@ -18,7 +17,7 @@ VERBS = {
     "takes": "takes",
     "right": "right",
 }
-Figures = Mapping[str, Any]  # of one probe on one case
+Figures = Facts  # of one probe on one case: docs/formats.md
 
 
 def has_outcomes(figures: Figures) -> bool:

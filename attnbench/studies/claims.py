@@ -6,11 +6,11 @@ disagree, the verdict is `it depends`, and each is named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attnbench.analysis.rows import Row
 from attnbench.attention.scores import Score
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Facts, Result, Status
 from attnbench.studies import scaling
 from attnbench.studies.max_seq import Longest
 from attnbench.studies.scaling import Claim, ClaimVerdict
@@ -275,7 +275,7 @@ def _pairs(rows: Sequence[Row], fields: Fields) -> float:
     return max((float(row.flops) for row in _at(rows, fields).values()), default=0.0)
 
 
-def _probed(results: Sequence[Result], name: str) -> list[tuple[Result, dict[str, Any]]]:
+def _probed(results: Sequence[Result], name: str) -> list[tuple[Result, Facts]]:
     """Correct results with the figures of this probe."""
     correct = [result for result in results if result.status is Status.OK]
     probed = [(result, result.facts.get("probes", {}).get(name, {})) for result in correct]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -23,6 +23,7 @@ from attnbench.suite.sources import SourceCheck, read_comparison
 from attnbench.units import parse_seconds
 
 KINDS = ("cpu", "cuda")
+Toml: TypeAlias = dict[str, Any]  # a table as it is written
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 # The keys of a `[[problem]]` that are no axis, as they are written.
@@ -48,7 +49,7 @@ class SuiteKeys(Record, frozen=True, kw_only=True):
     unchecked: str = ""
     extends: str = ""
     budget: float | str = ""
-    gate: dict[str, Any] = {}
+    gate: Toml = {}
 
 
 @cache
@@ -175,7 +176,7 @@ def _as_suite_error() -> Iterator[None]:
         raise SuiteError(str(wrong)) from None
 
 
-def _toml(path: Path, place: str) -> dict[str, Any]:
+def _toml(path: Path, place: str) -> Toml:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as wrong:
@@ -186,7 +187,7 @@ def _toml(path: Path, place: str) -> dict[str, Any]:
         raise SuiteError(f"{place}: {wrong.strerror}") from None
 
 
-def _written(raw: dict[str, Any], place: str) -> SuiteKeys:
+def _written(raw: Toml, place: str) -> SuiteKeys:
     """The file as a record, after a check of its keys that can name the nearest one."""
     refuse_unknown(raw, written_suite(), place, "")
     tables = raw.get("problem", [])
@@ -218,7 +219,7 @@ def refuse_unknown(raw: Mapping[str, object], kind: type[msgspec.Struct], place:
             raise SuiteError(str(unknown))
 
 
-def _table(raw: dict[str, Any], place: str, of_file: SourceCheck) -> ProblemTable:
+def _table(raw: Toml, place: str, of_file: SourceCheck) -> ProblemTable:
     excluded = raw.get("exclude", ())
     with _as_suite_error():
         of_table = read_comparison(raw, f"{place}.")

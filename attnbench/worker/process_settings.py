@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum, auto
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -43,6 +43,7 @@ ATTRIBUTES = (
     ("cuda.matmul", "allow_bf16_reduced_precision_reduction"),
 )  # fmt: skip  # of torch.backends
 
+Handlers: TypeAlias = "dict[int, signal._HANDLER]"
 _GUARDS: list[object] = []  # of inference mode: one that is dropped brings back what was before it
 
 
@@ -198,7 +199,7 @@ def _of_backends() -> list[Setting]:
     cuda = _part("cuda")
     flags = [Setting(name, getattr(cuda, read), getattr(cuda, write)) for name, read, write in CUDA_FLAGS]
 
-    def attribute(part: Any, name: str) -> Setting:
+    def attribute(part: object, name: str) -> Setting:
         return Setting(name, lambda: getattr(part, name), lambda value: setattr(part, name, value))
 
     attributes = [(path, _part(path), name) for path, name in ATTRIBUTES]
@@ -208,7 +209,7 @@ def _of_backends() -> list[Setting]:
 
 
 def _of_process() -> list[Setting]:
-    def write_filters(value: list[Any]) -> None:
+    def write_filters(value: list[object]) -> None:
         warnings.filters[:] = value  # type: ignore[index]
         with warnings.catch_warnings():  # drops what Python has cached of the filters
             pass
@@ -246,17 +247,17 @@ def _working_directory() -> str:
         return ""
 
 
-def _handlers() -> dict[int, Any]:
+def _handlers() -> Handlers:
     return {number: signal.getsignal(number) for number in SIGNALS}
 
 
-def _write_handlers(value: dict[int, Any]) -> None:
+def _write_handlers(value: Handlers) -> None:
     for number, handler in _handlers().items():
         if handler != value[number] and value[number] is not None:  # None: not set by Python
             signal.signal(number, value[number])
 
 
-def _changed_signals(ours: dict[int, Any], theirs: dict[int, Any]) -> str:
+def _changed_signals(ours: Handlers, theirs: Handlers) -> str:
     return ", ".join(signal.Signals(number).name for number in ours if ours[number] != theirs[number])
 
 

@@ -38,7 +38,7 @@ ReceivedT = TypeVar("ReceivedT")
 
 
 class WorkerRequest(Message, Generic[ReplyT], frozen=True, kw_only=True):
-    """Base of the messages to a worker, by the type of the reply. Any of them may be answered by `RequestFailed`."""
+    """Base of the messages to a worker, by the type of the reply. `RequestFailed` may answer each of them."""
 
 
 class WorkerStarted(Message, frozen=True, kw_only=True, tag="Started"):

@@ -6,11 +6,9 @@ blocks before it, a clean token the clean blocks up to its own. 2n x 2n with blo
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from attnbench.attention.terms import BlockPattern, Counter, Grid, Indices, Predicate, Table, overlap, scaled
+from attnbench.attention.terms import Array, BlockPattern, Counter, Grid, Indices, Predicate, Table, overlap, scaled
 
 
 class BlockDiffusion(BlockPattern, frozen=True):
@@ -29,7 +27,7 @@ class BlockDiffusion(BlockPattern, frozen=True):
     def predicate(self, grid: Grid, table: Table) -> Predicate:
         half, block = grid.seq_q // 2, self.block
 
-        def visible(_b: Any, i: Any, j: Any) -> Any:
+        def visible(_b: Array, i: Array, j: Array) -> Array:
             row, column = i % half // block, j % half // block
             in_block = (column == row) & ((i < half) == (j < half))
             return in_block | ((column < row) & (j >= half))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from attnbench.attention.grammar import Spec
-from attnbench.attention.terms import Grid, Indices, Pattern, Predicate, Table, scaled
+from attnbench.attention.terms import Array, Grid, Indices, Pattern, Predicate, Table, scaled
 
 Numbers = tuple[int, ...]  # one for each axis, or one for all
 
@@ -45,8 +45,8 @@ class Natten(Pattern, frozen=True):
     def predicate(self, grid: Grid, table: Table) -> Predicate:
         axes = [(len(axis.first), table(axis.first), int(axis.size[0]), axis.step) for axis in self._keys(grid)]
 
-        def visible(_b: Any, i: Any, j: Any) -> Any:
-            seen: Any = True
+        def visible(_b: Array, i: Array, j: Array) -> Array:
+            seen: Array = True
             for length, first, kernel, dilation in reversed(axes):
                 distance = j % length - first[i % length]
                 seen = seen & (distance >= 0) & (distance < kernel * dilation) & (distance % dilation == 0)

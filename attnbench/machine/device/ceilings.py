@@ -2,15 +2,16 @@
 
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from attnbench.machine.datasheet import GPU_EXP_PER_CLOCK
 from attnbench.machine.device.instrument import Call, collector_off
 from attnbench.records.ceilings import Point, Rate
+from attnbench.records.result import Facts
 
 SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # n of an n x n x n product
 MAX_PRODUCT_S = 0.25
@@ -89,7 +90,7 @@ class Calibration(NamedTuple):
     launch_s: float | None
 
 
-def calibrate(torch_device: str, facts: Mapping[str, Any], parts: Collection[str]) -> Calibration:
+def calibrate(torch_device: str, facts: Facts, parts: Collection[str]) -> Calibration:
     """Measure `parts` of: matmul, bandwidth, exp, launch. `facts` are those of the device's Environment."""
     timer = CallTimer(torch_device)
     matmul, refused = {}, {}

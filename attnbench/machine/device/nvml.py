@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, as nvml.h names them
 # (https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html).
@@ -17,7 +17,8 @@ _THROTTLED = HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | HW_POWER_BRAKE
 
 CLOCKS, CLOCKS_WITHIN = 5, 0.01
 
-Reader = Callable[[ModuleType, object], Any]  # NVML and the handle of a GPU -> a value of any type that NVML returns
+T = TypeVar("T")
+Reader: TypeAlias = Callable[[ModuleType, object], T]  # NVML and the handle of a GPU -> a value of it
 
 
 def tags(reasons: int) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ class Gauge:
 
     def read(self) -> dict[str, float]:
         """Figures in base units, and the clock-event reasons as bits."""
-        readings: dict[str, Reader] = {
+        readings: dict[str, Reader[float]] = {
             "sm_clock_hz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM) * 1e6,
             "memory_clock_hz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM) * 1e6,
             "power_w": lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
@@ -84,7 +85,7 @@ class Gauge:
         )
         return used.get("process") or used.get("device")
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, str | float]:
         """Constant facts: driver, power limit, VBIOS, MIG mode, the highest clock."""
         return self._query(
             {
@@ -96,8 +97,8 @@ class Gauge:
             }
         )
 
-    def _query(self, readings: dict[str, Reader]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def _query(self, readings: Mapping[str, Reader[T]]) -> dict[str, T]:
+        values: dict[str, T] = {}
         if self._nvml is not None:
             for name, read in readings.items():
                 with contextlib.suppress(self._nvml.NVMLError, AttributeError):

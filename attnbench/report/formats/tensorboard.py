@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
@@ -33,7 +33,7 @@ class EventFile:
         self._before = set(folder.iterdir())
         self._writer = EventFileWriter(str(folder))
 
-    def add(self, step: int, **fields: Any) -> None:
+    def add(self, step: int, **fields: object) -> None:
         """Add one value of a Summary: its `tag`, and `simple_value`, `image`, `histo` or `tensor`."""
         from tensorboard.compat.proto import summary_pb2
 

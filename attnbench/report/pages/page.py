@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,7 @@ from attnbench.errors import UsageError
 from attnbench.gate import history
 from attnbench.records import results_file
 from attnbench.records.ceilings import Ceilings
-from attnbench.records.result import Result, Sample
+from attnbench.records.result import Facts, Result, Sample
 from attnbench.records.run_directory import Run
 from attnbench.report.charts import panels
 from attnbench.report.charts.figure import Figure
@@ -146,7 +145,7 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
     noise: readings.NoiseStatistics
     blocks: tuple[float, ...]  # of the first restart: their medians over the median of the case
     clocks: str  # of a GPU, lowest and highest over the blocks, with temperature and power
-    kernels: tuple[dict[str, Any], ...]  # as the profile of the result has them
+    kernels: tuple[Facts, ...]  # as the profile of the result has them
     trace: str
 
 

@@ -1,11 +1,10 @@
 """The profile of one case as text."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from attnbench import units
 from attnbench.analysis.metrics import METRICS
-from attnbench.records.result import Result
+from attnbench.records.result import Facts, Result
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 
 MAX_NAME = 46
@@ -14,7 +13,7 @@ MAX_ROWS = 12
 FACTS = ("resolved", "dispatch", "compiled", "path", "layout", "block_q", "block_kv", "warps", "stages", "splits")
 HINTS = {"trace.json.gz": " (ui.perfetto.dev)", "memory_snapshot.pickle": " (pytorch.org/memory_viz)"}
 
-Profile = Mapping[str, Any]  # the `profile` fact of a result: docs/formats.md
+Profile = Facts  # the `profile` fact of a result: docs/formats.md
 
 
 def text(result: Result, folder: str, commands: Sequence[str]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -16,6 +15,7 @@ from attnbench.records.case import problem_label
 from attnbench.records.result import Result, Status
 from attnbench.report import probe_outcomes
 from attnbench.report.pivot import interval
+from attnbench.report.probe_outcomes import Figures
 from attnbench.report.reasons import similar, without_numbers
 from attnbench.report.terminal.text_layout import MIN_LABEL, labelled, terminal_width, wrap
 
@@ -35,7 +35,6 @@ PROBES = {
 }
 
 NO_NAMES: Mapping[str, str] = {}
-Figures = Mapping[str, Any]  # of one probe on one case: docs/formats.md
 Cases = Sequence[tuple[str, Figures]]  # each with the label of its case
 
 
