@@ -2,7 +2,7 @@
 
 Results stay in plain files, and the index is never trusted. Its name holds the digest of its content, so a damaged file
 is not opened. It holds size and time of the files that it was made from, so a run that changed is read again, and a
-digest of the code that computes rows, so another version makes it anew. Deleting it loses nothing.
+digest of the code that computes rows, so another version rebuilds it. Deleting it loses nothing.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _calibrated(rows: Sequence[Row], ceilings: CeilingsByDevice) -> Iterator[Axi
     for device, dtype in measured:
         of_device = ceilings.get(device)
         rates = of_device.matmul if of_device and "matmul" not in of_device.disturbed else {}
-        # Only dtypes that lose neither range nor precision: whoever measures fp32 knows that fp16 would be faster.
+        # Only dtypes that lose neither range nor precision: users of fp32 know that fp16 would be faster.
         safe = [
             name for name in rates if all(needed <= bits for needed, bits in zip(BITS[dtype], BITS[name], strict=True))
         ]

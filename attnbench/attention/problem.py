@@ -50,7 +50,7 @@ class Problem(
     returns: Returns = Returns.OUT  # besides the output
     weighting: str = "softmax"  # canonical text of a weightings.Weighting
     sinks: bool = False  # one more logit for each head in the denominator of softmax, without a value
-    dropout: float = 0.0  # probability that a weight is dropped, drawn anew by each call
+    dropout: float = 0.0  # probability that a weight is dropped, drawn again in each call
     positions: Positions = Positions.NONE  # embeddings of q and k
     scope: str = "core"  # canonical text of a scope: core, block or layer:N
     kv_dtype: KvDtype = KvDtype.SAME  # of k and v in the KV cache

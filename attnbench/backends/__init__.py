@@ -129,7 +129,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     refuses: Callable[[Case], list[str]] | None = None  # reasons that limits cannot express
     error_factor: float = 2.0  # multiple of the error of the same-dtype reference
     distributions: tuple[str, ...] = ()  # packages whose versions are facts of its results
-    # By package: the first version that it calls rightly, and the first that it does not; (): none is known.
+    # By package: the first supported version, and the first later one that is not; (): none is known.
     versions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     outside_torch: bool = False  # its memory is not torch's: measured by the high-water mark of the process
     sets: frozenset[str] = frozenset()  # settings of the process that its preparation changes on purpose

@@ -1,4 +1,4 @@
-"""Which versions of its packages a backend calls rightly, and the commands that install them."""
+"""Which versions of its packages a backend supports, and the commands that install them."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def install_command(backend: Backend, python: str = "") -> str:
 
 
 def shell_word(path: str) -> str:
-    """A path for a command line; a `~` stays where it may."""
+    """A path quoted for a command line. A `~` in front stays unless the rest needs quotes."""
     return (
         path
         if shlex.quote(path.removeprefix("~/")) == path.removeprefix("~/")

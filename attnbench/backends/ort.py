@@ -171,7 +171,7 @@ def model_of(made: Node, examples: dict[str, Tensor], out_shapes: dict[str, tupl
 def session_of(op: str, model: bytes) -> tuple[InferenceSession, Keywords]:
     """A session of a model with one node, and the settings as they are read back.
 
-    The optimisers are off. A node without a kernel is decomposed all the same, so the nodes are read back as well.
+    The optimisers are off. A node without a kernel is decomposed anyway, so the nodes are read back as well.
     Raises CaseRefusedError where a setting is not kept, or where another node runs.
     """
     import onnxruntime as ort
@@ -298,7 +298,7 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 
 def scratch_bytes(case: Case) -> int:
-    """A mask as numbers, keys that are written anew, and the logits of the rows that one thread computes at a time."""
+    """A mask as numbers, copied keys, and the logits of the rows that one thread computes at a time."""
     problem, number = case.problem, case.problem.dtype.bytes
     masked = uses_mask(problem, case.backend)
     mask = problem.seq_q * problem.seq_kv * problem.batch * number * (problem.heads if problem.bias else 1)
@@ -354,7 +354,7 @@ BACKENDS = {
         Layout.BHSD,
         (
             "without nonpad_kv_seqlen, a causal mask is aligned to the top left where seq_q differs from seq_kv",
-            "opset 25 has no kernel: it is decomposed into dozens of nodes without a word",
+            "opset 25 has no kernel: it is decomposed into dozens of nodes, without a warning",
             "its arena keeps freed memory, and later calls seem to need none: it is off",
         ),
     ),

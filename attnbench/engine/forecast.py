@@ -51,7 +51,7 @@ _CPU_RATE, _CUDA_RATE = 1.5e10, 5e13
 _CPU_BYTES_PER_S, _CUDA_BYTES_PER_S = 1e10, 1e12
 _CALL_OVERHEAD_S = 5e-5
 _MAX_CALLS = 200  # stored of one kind of problem
-_REFIT = 1.2  # how many times the calls of a law must have become before it is fitted anew
+_REFIT = 1.2  # growth of the number of stored calls after which a law is fitted again
 _CHUNK = 5000  # groups predicted at once
 _FLOPS, _BYTES = Workload._fields.index("dense_flops"), Workload._fields.index("bytes")
 # Earlier groups of the run outweigh what is stored from the runs before once they took this long.

@@ -138,7 +138,7 @@ class GroupRunner:
         self._workers.open(list(arms.values()), self.end)
 
     def end_restart(self) -> None:
-        """Terminate all workers: those of the next restart start anew."""
+        """Terminate all workers; the next restart starts new ones."""
         self._workers.terminate_all()
 
     def measure(self, group: Group, restart: int, rest_s: float = 0.0) -> list[Result]:

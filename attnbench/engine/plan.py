@@ -186,7 +186,7 @@ def libraries(kind: str, pythons: Pythons = HERE) -> tuple[str, ...]:
 
 
 def _missing(name: str, pythons: Pythons) -> bool:
-    """Whether a backend is not installed where its arms start, or in a version that it does not call rightly."""
+    """Whether a backend is not installed where its arms start, or is installed in an unsupported version."""
     backend, arm = backends.load(name), Arm(backend=name, device="cpu", python=interpreters.of(name, pythons))
     return bool(interpreters.missing(backend, arm) or interpreters.wrong_version(backend, arm))
 

@@ -73,7 +73,7 @@ def _exclude_warmup(live: Sequence[ArmSession], most: int) -> None:
     """Exclude leading rounds in which any arm warms up, at most so many; the same for all arms, which stay paired."""
     procedure, rounds = live[0].procedure, len(live[0].blocks)
     excluded = min(warmup_rounds(session.medians for session in live), most)
-    # Later rounds may show that earlier ones were no warm-up; the number of rounds stays within its limit all the same.
+    # Later rounds may show that earlier ones were no warm-up; the number of rounds stays within its limit anyway.
     excluded = max(excluded, rounds - procedure.max_rounds - (0 if _fixed(procedure) else MORE_ROUNDS_WHEN_NOISY))
     for session in live:
         session.warmup = excluded

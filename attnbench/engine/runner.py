@@ -1,6 +1,6 @@
 """A run: every group of a plan in every restart, within the budget; one Result for each (case, arm, restart).
 
-The outer loop is the restart: all workers start anew.
+The outer loop is the restart, which starts new workers.
 """
 
 import math

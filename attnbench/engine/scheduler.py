@@ -76,7 +76,7 @@ class _Node:
 class TaskScheduler:
     """The queue of a plan, and what runs where.
 
-    Restarts follow one another, since workers start anew for each; no task waits for others of its restart to end. In
+    Restarts follow one another, since each starts new workers; no task waits for others of its restart to end. In
     a restart the most expensive group is first, so that all slots end at about the same time. `cheapest_first` is for
     a budget that does not suffice for all.
     """

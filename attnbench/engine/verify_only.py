@@ -25,7 +25,7 @@ LONGEST = {"cpu": 256, "cuda": 4096}  # drawn length; an interpreter takes secon
 FIRST_ROUND_S = 10.0  # at least, for a busy machine takes seconds to start the processes
 FIRST_DRAWS = 16  # problems of the first round, whose pace decides on the size of the next
 GROWTH = 4  # a round is at most so many times as large as the one before
-ROUND_S = 60.0  # target of a round; then workers start anew
+ROUND_S = 60.0  # target of a round; then new workers start
 # Drawn axes that are dropped where the request fixes an axis that decides them.
 AXES_OVERRIDDEN_BY = {
     "seq": ("seq_q", "seq_kv"),

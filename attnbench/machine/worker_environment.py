@@ -35,7 +35,7 @@ def arm_environment(device: Device) -> dict[str, str]:
         "MALLOC_TOP_PAD_": str(256 * 1024**2),
         "MALLOC_ARENA_MAX": "1",  # other arenas live in heaps of 64 MiB, too small for what attention allocates
         "PYTHONHASHSEED": "0",
-        # No library reports its use, nor asks a hub for anything.
+        # No library sends usage statistics or contacts a model hub.
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -41,7 +41,7 @@ class Status(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a case was not measured, for code to branch on; `reason` tells people."""
+    """Why a case was not measured, for code to branch on; `reason` is for people."""
 
     BUDGET = "budget"  # the time budget was spent: a resume measures the case
     NO_LARGER = "no_larger"  # a case with no more work timed out or ran out of memory

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attnbench.records.result import Facts, Result, Status
 from attnbench.report.quantities import listed
 
-# In the order in which they are told. Only the reason of the first case is told.
-TOLD = ("wrong", "spreads", "nan", "flushes", "refuses", "copies", "takes", "right")
+# In the order of the sentences, which have the reason of the first case alone.
+OUTCOMES = ("wrong", "spreads", "nan", "flushes", "refuses", "copies", "takes", "right")
 VERBS = {
     "wrong": "wrong",
     "spreads": "NaN spreads",
@@ -62,7 +62,7 @@ def _parts(cases: Sequence[Figures]) -> Iterator[str]:
     applicable = [variant for variant in variants if any(figures[variant]["outcome"] != "absent" for figures in cases)]
     if not applicable:
         yield f"does not apply: {next(iter(places['absent'].values()))[0]}"
-    for outcome in TOLD:
+    for outcome in OUTCOMES:
         if outcome in places:
             only = "only " if outcome == "wrong" and len(places[outcome]) < len(applicable) else ""
             preposition = "" if outcome in ("takes", "copies", "refuses") else f"{only}for "
@@ -75,5 +75,5 @@ def _variants(places: Mapping[str, Sequence[str]], cases: int) -> Iterator[str]:
     for variant, reasons in places.items():
         count = f"{len(reasons)} of {cases} cases" if len(reasons) < cases else ""
         names.setdefault(", ".join(filter(None, (reasons[0], count))), []).append(variant)
-    for told, variants in names.items():
-        yield f"{listed(variants, limit=len(variants))} ({told})" if told else ", ".join(variants)
+    for reason, variants in names.items():
+        yield f"{listed(variants, limit=len(variants))} ({reason})" if reason else ", ".join(variants)

@@ -265,7 +265,7 @@ def _outside(family: Family, sizes: Workload, octaves: float) -> str:
         if not min(measured) / 2 <= value <= 2 * max(measured):
             texts.append(f"{name.replace('_', ' ')} {figure_of(value)}, measured {_range(measured)}")
     combined = f"no measured case has sizes like these together ({octaves:.1f} octaves away)"
-    return f"outside the measured range: {'; '.join(texts) or combined}; --extrapolate predicts it all the same"
+    return f"outside the measured range: {'; '.join(texts) or combined}; --extrapolate predicts it anyway"
 
 
 def _range(values: Sequence[float]) -> str:

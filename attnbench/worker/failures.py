@@ -50,7 +50,7 @@ def request_failed(error: BaseException, phase: str) -> RequestFailed:
 
 
 def of_death(number: int, printed: str, backend: str) -> str:
-    """What mends the death of a worker by this signal, after this output; empty where neither says so."""
+    """The remedy for a worker that ended by this signal and with this output; empty if none is known."""
     if number == signal.SIGILL:
         isas = ", ".join(sorted(hardware.cpu_isas())) or "no AVX2"
         return (

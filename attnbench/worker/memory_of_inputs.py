@@ -2,7 +2,7 @@
 
 All calls of a block have the same inputs, so a kernel that remembers computes in the first of them at most. First calls
 of blocks, or a call on wholly new inputs, make it suspicious. Then calls are made one by one: runs on inputs that were
-seen take turns with runs on new inputs, and both kinds of inputs are written anew before each call.
+seen take turns with runs on new inputs, and both kinds of inputs are written before each call.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def with_changed_state(
     if reply.ok and state.objection:
         return RequestFailed(status=Status.ERROR, reason=state.objection)
     reason = "" if reply.ok else reply.reason
-    if reason and backends.is_file(case.case.backend):  # libraries change settings that concern nobody
+    if reason and backends.is_file(case.case.backend):  # changes by libraries are not reported
         reason += f"; its code changed settings of the process: {'; '.join(state.changes)}"
     return replace(reply, reason=reason, changed_state=tuple(state.changes))
 

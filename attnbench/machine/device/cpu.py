@@ -178,7 +178,7 @@ def timer_resolution_s() -> float:
 def busy_threads(window_s: float = 0.05) -> float:
     """How many threads of this idle process want a core all the time, because a kernel left them spinning.
 
-    The CPU time that they get depends on what else runs. Linux also tells which threads are ready to run; a thread that
+    The CPU time that they get depends on what else runs. Linux also reports which threads are ready to run; a thread that
     waits for Python's lock is not among them, so the higher of both counts.
     """
     before, started, ready = time.process_time(), time.monotonic(), []

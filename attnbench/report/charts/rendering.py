@@ -1,4 +1,4 @@
-"""Figures as SVG, PNG and PDF; vl-convert makes the two last without a browser or the network."""
+"""Figures as SVG, PNG and PDF; vl-convert makes the last two without a browser or the network."""
 
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -67,7 +67,7 @@ def write(
     formats: Sequence[str] = ("svg", "png"),
     arms: Iterable[str] = (),
 ) -> list[Path]:
-    """Write every named figure in every format that can be had, and return the paths. `arms` are all of the run."""
+    """Write every named figure in every available format, and return the paths. `arms` are all of the run."""
     arms = tuple(arms)
     folder.mkdir(parents=True, exist_ok=True)
     written = []

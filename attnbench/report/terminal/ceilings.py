@@ -13,7 +13,7 @@ from attnbench.report.terminal.text_layout import terminal_width, wrap
 
 
 class Peak(NamedTuple):
-    """A peak that nobody measured."""
+    """A peak rate that is not measured here, and its source."""
 
     rate: float  # FLOP/s or B/s
     source: str

@@ -21,7 +21,7 @@ from attnbench.report.terminal.text_layout import MIN_LABEL, labelled, terminal_
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
 REFUSED = (Status.UNSUPPORTED, Status.UNAVAILABLE, Status.SKIPPED)
-MAX_REASONS = 3  # of refusals that are listed unasked
+MAX_REASONS = 3  # of refusals that are listed without -v
 MIN_LENGTHS = 3  # from which an exponent is fitted
 FIGURES = (("max_abs", "plain_max"), ("mean_abs", "plain_mean"), ("rms", "plain_rms"))  # with the reference's
 PROBES = {

@@ -15,7 +15,7 @@ PLAIN = Problem(seq_q=64, heads=4, head_dim=32, mask="causal")
 
 
 def drawn(problem: Problem, weights: Tensor) -> Tensor:
-    """1 where a weight is kept, else 0, drawn anew."""
+    """1 where a weight is kept, else 0, drawn in each call."""
     return torch.rand_like(weights).ge(problem.dropout).float()
 
 
