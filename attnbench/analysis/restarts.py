@@ -182,13 +182,7 @@ def map_problems(
     Results that are not in memory are read one problem at a time, and many of them on all cores.
     """
     heads = results.heads if isinstance(results, Lines) else results
-    problems: dict[tuple[Problem, Mode, str], Group] = {}
-    positions: dict[tuple[Problem, Mode, str], int] = {}
-    for index in {(head.case, head.arm.id, head.restart): index for index, head in enumerate(heads)}.values():
-        case, arm = heads[index].case, heads[index].arm
-        group = problems.setdefault((case.problem, case.mode, arm.device), {})
-        position = positions.setdefault((case.problem, case.mode, arm.id), len(positions))
-        group.setdefault(position, []).append(index)
+    groups = _groups(heads)
     references = {head.arm.device: str(head.facts["reference"]) for head in heads if "reference" in head.facts}
 
     names = distinct_names((*arms, *{head.arm.id: head.arm for head in heads}.values()))
@@ -207,10 +201,21 @@ def map_problems(
         joined = [Restarts(restarts, relative_to, of_device, names[restarts[0].arm.id]) for restarts in of_group]
         return list(compute(joined))
 
-    groups = list(problems.values())
     pooled = isinstance(results, Lines) and len(results) >= MIN_POOLED
     values = parallel.share(values_of, groups, pooled=pooled)
     by_position: dict[int, T] = {}
     for group, group_values in zip(groups, values, strict=True):
         by_position |= zip(group, group_values, strict=True)
-    return [by_position[position] for position in range(len(positions))]
+    return [by_position[position] for position in range(len(by_position))]
+
+
+def _groups(heads: Sequence[Result]) -> list[Group]:
+    """The results of each problem on each device. Of several with one key the last counts."""
+    problems: dict[tuple[Problem, Mode, str], Group] = {}
+    positions: dict[tuple[Problem, Mode, str], int] = {}
+    for index in {(head.case, head.arm.id, head.restart): index for index, head in enumerate(heads)}.values():
+        case, arm = heads[index].case, heads[index].arm
+        group = problems.setdefault((case.problem, case.mode, arm.device), {})
+        position = positions.setdefault((case.problem, case.mode, arm.id), len(positions))
+        group.setdefault(position, []).append(index)
+    return list(problems.values())

@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -88,6 +88,28 @@ def compute(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = tensors or inputs.make(problem, seed, distribution)
     selection = select(problem, mode, seed, budget_s)
+    tallies = _tallies(problem, mode, tensors, selection, directory)
+    expected = ExpectedValues(
+        problem=problem,
+        mode=mode,
+        seed=seed,
+        distribution=distribution,
+        digest=inputs.digest(tensors),
+        selection=selection,
+        tolerances=_tolerances(problem, tallies),
+        seconds=time.perf_counter() - start,
+    )
+    # Written last, and renamed into place: a reader finds a complete record, or none.
+    draft = directory / f"{EXPECTED_FILE}.{os.getpid()}"
+    draft.write_bytes(msgspec.json.encode(expected))
+    draft.replace(directory / EXPECTED_FILE)
+    return replace(expected, directory=str(directory))
+
+
+def _tallies(
+    problem: Problem, mode: Mode, tensors: inputs.Inputs, selection: Selection, directory: Path
+) -> dict[str, OutputTally]:
+    """Compute both references of the selected rows. Values in float64 are written, errors in the dtype are summed up."""
     tallies: dict[str, OutputTally] = {}
     for place, group in enumerate(selection.groups):
         for output in group_outputs(problem, mode, tensors, group, list(selection.spans) or None):
@@ -96,28 +118,18 @@ def compute(
                 tallies[output.name] = OutputTally(problem.working_dtype, directory, output.name, shape)
             tallies[output.name].add(place, output, with_mass=problem.dropout > 0 and output.name in DROPPED)
     sequence_outputs.cache_clear()
+    return tallies
+
+
+def _tolerances(problem: Problem, tallies: Mapping[str, OutputTally]) -> dict[str, OutputTolerance]:
     # Rounding error of two sums of head_dim terms, as random walks, in units of eps.
     size = tallies["lse"].largest if "lse" in tallies else LOGITS_WITHIN
     logits = max(1.0, math.sqrt(problem.head_dim) / 2) * size
     far = size if size > FAR_LOGITS else 0.0
-    expected = ExpectedValues(
-        problem=problem,
-        mode=mode,
-        seed=seed,
-        distribution=distribution,
-        digest=inputs.digest(tensors),
-        selection=selection,
-        tolerances={
-            name: tally.tolerance(logits if name in GRADIENTS else far, far, _terms(problem, name))
-            for name, tally in tallies.items()
-        },
-        seconds=time.perf_counter() - start,
-    )
-    # Written last, and renamed into place: a reader finds a complete record, or none.
-    draft = directory / f"{EXPECTED_FILE}.{os.getpid()}"
-    draft.write_bytes(msgspec.json.encode(expected))
-    draft.replace(directory / EXPECTED_FILE)
-    return replace(expected, directory=str(directory))
+    return {
+        name: tally.tolerance(logits if name in GRADIENTS else far, far, _terms(problem, name))
+        for name, tally in tallies.items()
+    }
 
 
 def _terms(problem: Problem, name: str) -> int:
