@@ -6,7 +6,8 @@ A check takes the value and the option, and raises an error that names both. Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from pkgutil import resolve_name
+from typing import NamedTuple, TypeVar
 
 import typer
 
@@ -29,28 +30,35 @@ def callback(check: Check) -> Callable[[typer.CallbackParam, T], T]:
     return call
 
 
-def one_of(noun: str, names: Names) -> Check:
-    """One word of a closed set."""
-
-    def check(text: str, flag: str) -> None:
-        known = tuple(names())
-        if text not in known:
-            raise UnknownNameError(noun, text, known, where=flag)
-
-    return check
+def names_in(place: str) -> Names:
+    """The names in `module:NAME` of attnbench, imported when they are needed."""
+    return lambda: resolve_name(f"attnbench.{place}")
 
 
-def some_of(noun: str, names: Names) -> Check:
-    """A comma list of words of a closed set."""
-    single = one_of(noun, names)
+class ClosedSet(NamedTuple):
+    """A check for words of a closed set, which the completion of a shell offers too."""
 
-    def check(text: str, flag: str) -> None:
+    noun: str
+    names: Names
+    several: bool = False  # a comma list
+
+    def __call__(self, text: str, flag: str) -> None:
         from attnbench.units import words
 
-        for word in words(text, flag):
-            single(word, flag)
+        known = tuple(self.names())
+        for word in words(text, flag) if self.several else (text,):
+            if word not in known:
+                raise UnknownNameError(self.noun, word, known, where=flag)
 
-    return check
+
+def one_of(noun: str, names: Names) -> ClosedSet:
+    """One word of a closed set."""
+    return ClosedSet(noun, names)
+
+
+def some_of(noun: str, names: Names) -> ClosedSet:
+    """A comma list of words of a closed set."""
+    return ClosedSet(noun, names, several=True)
 
 
 def at_least(minimum: int, maximum: int | None = None) -> Check:

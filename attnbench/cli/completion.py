@@ -37,13 +37,6 @@ def input_names() -> Sequence[str]:
     return (*DISTRIBUTIONS, FILE)
 
 
-def probe_names() -> Sequence[str]:
-    """Checks beyond the output of a case."""
-    from attnbench.worker.probes import PROBES
-
-    return PROBES
-
-
 def metric_names() -> Sequence[str]:
     """Metrics and their groups."""
     from attnbench.analysis.metrics import GROUPS, METRICS
@@ -56,13 +49,6 @@ def filter_names() -> Sequence[str]:
     from attnbench.suite import filters
 
     return tuple(f"{key}=" for key in filters.filter_keys())
-
-
-def format_names() -> Sequence[str]:
-    """Formats of a report."""
-    from attnbench.report.formats import FORMATS
-
-    return FORMATS
 
 
 def set_names() -> Sequence[str]:

@@ -12,12 +12,6 @@ from attnbench.cli import checks, options
 FORMATS = ("table", "md", "jsonl")
 
 
-def _rules() -> tuple[str, ...]:
-    from attnbench.studies.corpus.study import RULES
-
-    return RULES
-
-
 def corpus(
     context: typer.Context,
     sample: Annotated[
@@ -27,8 +21,8 @@ def corpus(
     rule: Annotated[
         str,
         options.option(
-            "--rule", help="Comma list of rules; all by default.", metavar="NAMES", names=_rules,
-            check=checks.some_of("rule", _rules),
+            "--rule", help="Comma list of rules; all by default.", metavar="NAMES",
+            check=checks.some_of("rule", checks.names_in("studies.corpus.study:RULES")),
         ),
     ] = "",
     format: Annotated[  # noqa: A002

@@ -27,7 +27,6 @@ class EngineOptions(OptionGroup, frozen=True, kw_only=True):
             help="Where to measure: local, or ray for the nodes of a Ray cluster.",
             metavar="ENGINE",
             check=one_of("engine", lambda: ("local", "ray")),
-            names=lambda: ("local", "ray"),
         ),
     ] = "local"
     address: Annotated[

@@ -1,18 +1,11 @@
 """`attnbench export`: a run in the format of another tool."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attnbench.cli import checks, options
-
-
-def _formats() -> Iterable[str]:
-    from attnbench.report.formats.export import FORMATS
-
-    return FORMATS
 
 
 def export(
@@ -24,8 +17,7 @@ def export(
             help="Format: csv, json, parquet, md, latex, github-action-benchmark, bencher, pytest-benchmark, asv, "
             "tensorboard or wandb.",
             metavar="FORMAT",
-            names=_formats,
-            check=checks.one_of("format", _formats),
+            check=checks.one_of("format", checks.names_in("report.formats.export:FORMATS")),
         ),
     ] = "json",
     out: Annotated[

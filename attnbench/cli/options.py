@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from attnbench.cli import checks, completion
-from attnbench.cli.checks import Check, callback
+from attnbench.cli.checks import Check, ClosedSet, callback
 from attnbench.errors import UsageError
 from attnbench.suite.keys import AXES
 
@@ -67,10 +67,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def option(
-    *flags: str, help: str, metavar: str | None = None, names: Callable[[], Iterable[str]] | None = None,  # noqa: A002
-    check: Check | None = None,
+    *flags: str, help: str, metavar: str | None = None,  # noqa: A002
+    names: Callable[[], Iterable[str]] | None = None, check: Check | None = None,
 ) -> object:  # fmt: skip
-    """The description of an option for Typer, used in `Annotated`."""
+    """The description of an option for Typer, used in `Annotated`. `names`: by default those of a closed set."""
+    names = check.names if isinstance(check, ClosedSet) else names
     return typer.Option(
         *flags, help=help, metavar=metavar, autocompletion=completion.of_list(names) if names else None,
         callback=callback(check) if check else None,
@@ -167,14 +168,13 @@ MEM_LIMIT = _text(
 )
 TIMING = _text(
     "timing", "MODE", "Timer: wall, events, graph, cupti or all; by default wall on a CPU, events on a GPU.",
-    checks.one_of("mode", lambda: TIMINGS), names=lambda: TIMINGS,
+    checks.one_of("mode", lambda: TIMINGS),
 )  # fmt: skip
 CACHE = _text(
     "cache",
     "STATE",
     "Caches before each call: cold or warm; by default warm on a CPU, cold on a GPU.",
     checks.one_of("state", lambda: CACHES),
-    names=lambda: CACHES,
 )
 REL_CI = _text(
     "rel_ci",
@@ -194,7 +194,7 @@ PROBE = _text(
     "probe", "LIST",
     "More checks: layouts, values, lengths, state, noise, adversarial, determinism, batch, double_backward, "
     "quantisation, soft.",
-    checks.some_of("probe", completion.probe_names), names=completion.probe_names,
+    checks.some_of("probe", checks.names_in("worker.probes:PROBES")),
 )  # fmt: skip
 PROFILE = Option(
     name="profile", help="Profile each case after its rounds, and store the traces in the run.", kind=bool,
@@ -221,7 +221,7 @@ Format = Annotated[
     str,
     option(
         "--format", help="Output format: table, md, csv or jsonl.", metavar="FORMAT",
-        check=checks.one_of("format", completion.format_names),
+        check=checks.one_of("format", checks.names_in("report.formats:FORMATS")),
     ),
 ]  # fmt: skip
 Progress = Annotated[

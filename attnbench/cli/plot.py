@@ -1,37 +1,12 @@
 """`attnbench plot`: one custom chart in the style of the report."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.checks import one_of, some_of
-
-
-def _axes() -> Iterable[str]:
-    from attnbench.api import PLOT_AXES
-
-    return PLOT_AXES
-
-
-def _metrics() -> Iterable[str]:
-    from attnbench.analysis.metrics import METRICS
-
-    return METRICS
-
-
-def _colors() -> Iterable[str]:
-    from attnbench.api import COLORS
-
-    return COLORS
-
-
-def _panels() -> Iterable[str]:
-    from attnbench.report.charts.panels import FACETS
-
-    return FACETS
+from attnbench.cli.checks import names_in, one_of, some_of
 
 
 def _size(text: str, flag: str) -> None:
@@ -47,7 +22,7 @@ X = Annotated[
         "--x",
         help="Column of the x axis: seq, batch, heads, head_dim, flops and others; by default what varies most.",
         metavar="AXIS",
-        check=one_of("column", _axes),
+        check=one_of("column", names_in("api:PLOT_AXES")),
     ),
 ]
 Y = Annotated[
@@ -56,7 +31,7 @@ Y = Annotated[
         "--y",
         help="Metric of the y axis; see `attnbench list metrics`.",
         metavar="METRIC",
-        check=one_of("metric", _metrics),
+        check=one_of("metric", names_in("analysis.metrics:METRICS")),
     ),
 ]
 Color = Annotated[
@@ -64,7 +39,7 @@ Color = Annotated[
     options.option(
         help="Column that sets the colours: backend, device, dtype, mask or mode.",
         metavar="COLUMN",
-        check=one_of("column", _colors),
+        check=one_of("column", names_in("api:COLORS")),
     ),
 ]
 Facet = Annotated[
@@ -72,7 +47,7 @@ Facet = Annotated[
     options.option(
         help="Columns with a panel per value; by default all that vary.",
         metavar="LIST",
-        check=some_of("column", _panels),
+        check=some_of("column", names_in("report.charts.panels:FACETS")),
     ),
 ]
 Size = Annotated[

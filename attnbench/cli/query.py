@@ -1,26 +1,18 @@
 """`attnbench query`: SQL over stored results."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.checks import one_of
-
-
-def _formats() -> Iterable[str]:
-    from attnbench.report.formats.query_result import FORMATS
-
-    return FORMATS
-
+from attnbench.cli.checks import names_in, one_of
 
 Format = Annotated[
     str | None,
     options.option(
         "--format", help="Output format: table, md, csv, jsonl or parquet; by default that of --out.", metavar="FORMAT",
-        names=_formats, check=one_of("format", _formats),
+        check=one_of("format", names_in("report.formats.query_result:FORMATS")),
     ),
 ]  # fmt: skip
 

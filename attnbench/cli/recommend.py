@@ -1,6 +1,5 @@
 """`attnbench recommend`: the best backend by shape, and the cost of one fixed choice."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +10,6 @@ from attnbench.cli import checks, options
 if TYPE_CHECKING:
     from attnbench.analysis.rows import Row
     from attnbench.records.run_directory import Manifest
-
-
-def _engines() -> Iterable[str]:
-    from attnbench.studies.engine_advice import ENGINES
-
-    return ENGINES
-
 
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Write the dispatch table as JSON to this file.", metavar="FILE")
@@ -37,8 +29,7 @@ Engine = Annotated[
         "--to",
         help="Print what selects the best backend in vllm, sglang or transformers, and why.",
         metavar="ENGINE",
-        names=_engines,
-        check=checks.one_of("engine", _engines),
+        check=checks.one_of("engine", checks.names_in("studies.engine_advice:ENGINES")),
     ),
 ]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attnbench.cli import options
-from attnbench.cli.checks import backend, one_of, some_of
+from attnbench.cli.checks import backend, names_in, one_of, some_of
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
@@ -21,30 +20,17 @@ if TYPE_CHECKING:
 FILES = ("index.html", "report.md", "data.csv", "data.json", "data.parquet")
 
 
-def _themes() -> Iterable[str]:
-    from attnbench.report.formats.html import THEMES
-
-    return THEMES
-
-
-def _pages() -> Iterable[str]:
-    from attnbench.report.pages import NAMES
-
-    return NAMES
-
-
-def _plots() -> Iterable[str]:
-    from attnbench.report.charts.rendering import FORMATS
-
-    return FORMATS
-
-
 class Content(OptionGroup, frozen=True, kw_only=True):
     """What the report shows, and how."""
 
     title: Annotated[str, option(help="Heading of the report.", metavar="TEXT")] = ""
     theme: Annotated[
-        str, option(help="Colours: auto, light, dark or print.", metavar="NAME", check=one_of("theme", _themes))
+        str,
+        option(
+            help="Colours: auto, light, dark or print.",
+            metavar="NAME",
+            check=one_of("theme", names_in("report.formats.html:THEMES")),
+        ),
     ] = "auto"
     reference: Annotated[
         str,
@@ -57,7 +43,7 @@ class Content(OptionGroup, frozen=True, kw_only=True):
         option(
             help="Sections to write: answer, speed and others; all by default.",
             metavar="LIST",
-            check=some_of("page", _pages),
+            check=some_of("page", names_in("report.pages:NAMES")),
         ),
     ] = ""
     only: options.Only = None
@@ -71,7 +57,12 @@ class Content(OptionGroup, frozen=True, kw_only=True):
     ] = None
     plots: Annotated[
         str,
-        option("--plots", help="Formats of the plots: svg, png, pdf.", metavar="LIST", check=some_of("format", _plots)),
+        option(
+            "--plots",
+            help="Formats of the plots: svg, png, pdf.",
+            metavar="LIST",
+            check=some_of("format", names_in("report.charts.rendering:FORMATS")),
+        ),
     ] = "svg,png"
 
     def checked(self) -> ReportOptions:

@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from attnbench.studies.tune import Finding, TuningTarget
 
 
-def _kernels() -> Sequence[str]:
-    from attnbench.kernels.tables import Kernel
-
-    return tuple(Kernel)
-
-
-def _masks() -> Sequence[str]:
-    from attnbench.studies.tune import MASKS
-
-    return tuple(MASKS)
-
-
 def _widths(text: str, flag: str) -> None:
     from attnbench.errors import UsageError
     from attnbench.studies.tune import WIDTHS
@@ -55,7 +43,7 @@ def tune(
         option(
             help="Kernels: forward, backward_kv, decode and others; all by default.",
             metavar="LIST",
-            check=checks.some_of("kernel", _kernels),
+            check=checks.some_of("kernel", checks.names_in("kernels.tables:Kernel")),
         ),
     ] = "",
     head_dim: Annotated[
@@ -63,7 +51,11 @@ def tune(
     ] = "",
     mask: Annotated[
         str,
-        option(help="Masking: some or none; both by default.", metavar="LIST", check=checks.some_of("masking", _masks)),
+        option(
+            help="Masking: some or none; both by default.",
+            metavar="LIST",
+            check=checks.some_of("masking", checks.names_in("studies.tune:MASKS")),
+        ),
     ] = "",
     device: Annotated[str, option(help="GPU to measure on.", metavar="DEVICE", check=checks.devices)] = "cuda:0",
     budget: Annotated[

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 TRACKERS = ("tensorboard", "wandb")
 
 
-def _trackers() -> tuple[str, ...]:
-    return TRACKERS
-
-
 class MaskShape(OptionGroup, frozen=True, kw_only=True):
     """The lengths on which a mask is drawn."""
 
@@ -79,7 +75,7 @@ class WeightOptions(OptionGroup, frozen=True, kw_only=True):
         option(
             help="Log to tensorboard or wandb, into the folder of --out.",
             metavar="TOOL",
-            check=checks.one_of("tool", _trackers),
+            check=checks.one_of("tool", lambda: TRACKERS),
         ),
     ] = ""
 
