@@ -87,6 +87,12 @@ def test_every_file_that_the_readme_links_to_is_there():
         assert path.startswith("http") or (ROOT / path).exists(), path
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    docs = ROOT / "docs"
+    listed = re.findall(r"- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
 def test_every_suite_key_and_json_key_is_documented():
     from attnbench.report.formats import jsonl
     from attnbench.suite import AXES
