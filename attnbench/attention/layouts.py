@@ -76,12 +76,12 @@ def page_table(problem: Problem) -> NDArray[np.int32]:
     Requests that share a prefix have the same pages for it.
     """
     counts = [-(-keys // problem.page_size) for _, keys in problem.sizes]
-    own = np.arange(max(counts)) < np.array(counts)[:, None]
+    used = np.arange(max(counts)) < np.array(counts)[:, None]
     shared = [(members, keys // problem.page_size) for keys, members in problem.prefix_groups]
     for members, pages in shared:
-        own[members[1:], :pages] = False
-    table = np.zeros(own.shape, dtype=np.int32)
-    table[own] = np.argsort(splitmix64(0, np.arange(own.sum())), kind="stable")
+        used[members[1:], :pages] = False
+    table = np.zeros(used.shape, dtype=np.int32)
+    table[used] = np.argsort(splitmix64(0, np.arange(used.sum())), kind="stable")
     for members, pages in shared:
         table[members[1:], :pages] = table[members[0], :pages]
     return table

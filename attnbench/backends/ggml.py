@@ -136,8 +136,8 @@ class Graph:
         if has_sinks:
             self.tensors["sinks"] = base.ggml_new_tensor(self._context, F32, 1, (c_int64 * 1)(heads))
             base.ggml_flash_attn_ext_add_sinks(node, self.tensors["sinks"])
-        if (kept := base.ggml_flash_attn_ext_get_prec(node)) != PRECISE:
-            raise CaseRefusedError(f"ggml does not keep the precision of products: {kept}")
+        if (precision := base.ggml_flash_attn_ext_get_prec(node)) != PRECISE:
+            raise CaseRefusedError(f"ggml does not keep the precision of products: {precision}")
         self.tensors["out"] = node
         self._graph = base.ggml_new_graph(self._context)
         base.ggml_build_forward_expand(self._graph, node)

@@ -46,7 +46,7 @@ class Arrays:
     """Arrays in the memory of tensors, by name."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[int, Tensor, Array]] = {}
+        self._arrays: dict[str, tuple[int, Tensor, Array]] = {}
 
     def of(self, name: str, tensor: Tensor) -> Array:
         """The array of a tensor; a new one only where the address differs. Raises CaseRefusedError if jax copied it."""
@@ -54,13 +54,13 @@ class Arrays:
 
         tensor = tensor.detach().contiguous()
         address = tensor.data_ptr()
-        kept = self._kept.get(name)
-        if kept and kept[0] == address:
-            return kept[2]
+        stored = self._arrays.get(name)
+        if stored and stored[0] == address:
+            return stored[2]
         array = jnp.from_dlpack(tensor)
         if array.unsafe_buffer_pointer() != address:
             raise CaseRefusedError(f"jax copies {name}: its memory is not aligned to 64 bytes")
-        self._kept[name] = address, tensor, array
+        self._arrays[name] = address, tensor, array
         return array
 
 

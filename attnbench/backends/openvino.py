@@ -87,8 +87,8 @@ def compiled(model: Model, problem: Problem, **more: object) -> tuple[CompiledMo
     }
     plan = core.compile_model(model, "CPU", settings)
     for name, value in settings.items():
-        if (kept := plan.get_property(name)) != value:
-            raise CaseRefusedError(f"openvino does not keep {name}={value}: it uses {kept}")
+        if (used := plan.get_property(name)) != value:
+            raise CaseRefusedError(f"openvino does not keep {name}={value}: it uses {used}")
     kinds = [_fact(node, "layerType") for node in plan.get_runtime_model().get_ops()]
     return plan, {
         "library_threads": settings["INFERENCE_NUM_THREADS"],

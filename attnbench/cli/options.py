@@ -332,18 +332,18 @@ def _request(options: Sequence[Option], context: typer.Context, values: Mapping[
     """The values of the options; what is not given has the default of Request."""
     from attnbench.engine.sweep import Request
 
-    given = {item.name: value for item in options if (value := _value(item, context, values)) is not None}
-    axes, of_set = {name: str(given.pop(name)) for name in AXES if name in given}, axes_of_set(given.pop("set", ()))
+    chosen = {item.name: value for item in options if (value := _value(item, context, values)) is not None}
+    axes, of_set = {name: str(chosen.pop(name)) for name in AXES if name in chosen}, axes_of_set(chosen.pop("set", ()))
     for name in axes.keys() & of_set:
         if axes[name] != of_set[name]:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} {axes[name]} and --set {name}={of_set[name]} give one key twice: use one of them")
     fields: dict[str, object] = {
         "axes": axes | of_set,
-        "suites": (*_list(given.pop("suites", ())), *_list(given.pop("suite", ()))),
-        "tags": pairs(given.pop("tag", ()), "--tag"),
+        "suites": (*_list(chosen.pop("suites", ())), *_list(chosen.pop("suite", ()))),
+        "tags": pairs(chosen.pop("tag", ()), "--tag"),
     }
-    fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     make: Callable[..., Request] = Request
     return make(**fields)
 

@@ -45,21 +45,21 @@ def _from_file(path: Path, place: str) -> tuple[int, ...]:
 
 
 def _lognormal(word: str, place: str) -> tuple[int, ...]:
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in word.split(":")[1:]:
         key, _, value = part.partition("=")
         if key not in _KEYS:
             raise UnknownNameError("key of lognormal", key, _KEYS, where=place)
-        given[key] = value
-    if missing := [key for key in _KEYS if key not in given]:
+        values[key] = value
+    if missing := [key for key in _KEYS if key not in values]:
         raise RangeError(f"{place}: {word!r} has no {missing[0]}: use {_EXAMPLE}")
-    mean, count = (units.integer(given[key], f"{place}: {key}") for key in ("mean", "n"))
+    mean, count = (units.integer(values[key], f"{place}: {key}") for key in ("mean", "n"))
     try:
-        cv = float(given["cv"])
+        cv = float(values["cv"])
     except ValueError:
         cv = math.nan
     if not 0 <= cv <= 100:
-        raise RangeError(f"{place}: cv={given['cv']}: a number from 0 to 100: use {_EXAMPLE}")
+        raise RangeError(f"{place}: cv={values['cv']}: a number from 0 to 100: use {_EXAMPLE}")
     if not (mean >= 1 and 1 <= count <= MAX_LENGTHS):
         raise RangeError(f"{place}: {word!r}: mean is at least 1, n from 1 to {MAX_LENGTHS:,}: use {_EXAMPLE}")
     deviation = math.sqrt(math.log1p(cv * cv))  # of the logarithm

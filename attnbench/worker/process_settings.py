@@ -315,13 +315,13 @@ def _functions() -> list[Setting]:
 
 def _own_namespaces() -> dict[str, Namespace]:
     """Modules of attnbench that time and judge, as far as they are imported, and their classes."""
-    own: dict[str, Namespace] = {}
+    spaces: dict[str, Namespace] = {}
     for name, module in list(sys.modules.items()):
         if name.startswith(OWN):
-            own[name] = module
+            spaces[name] = module
             classes = (value for value in vars(module).values() if isinstance(value, type) and value.__module__ == name)
-            own |= {f"{name}.{kind.__name__}": kind for kind in classes}
-    return own
+            spaces |= {f"{name}.{kind.__name__}": kind for kind in classes}
+    return spaces
 
 
 Namespace = ModuleType | type

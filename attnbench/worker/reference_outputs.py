@@ -72,10 +72,10 @@ def _plain_outputs(
             for order in orders
         ]
         for number, (name, right) in enumerate(zip(GRADIENTS, exact_gradients, strict=True)):
-            found = [gradients[number] for gradients, _ in rounded]
+            computed = [gradients[number] for gradients, _ in rounded]
             if name != "dv":
-                found = [gradient[..., order.argsort()] for gradient, order in zip(found, orders, strict=True)]
-            yield GroupOutput(name, right, _worst(right, found), rounded[0][1][number])
+                computed = [gradient[..., order.argsort()] for gradient, order in zip(computed, orders, strict=True)]
+            yield GroupOutput(name, right, _worst(right, computed), rounded[0][1][number])
 
 
 def _orders(problem: Problem, spans: list[Span] | None) -> list[Tensor]:
@@ -100,9 +100,9 @@ def _worst(exact: Tensor, plain: list[Tensor]) -> Tensor:
 
     if len(plain) == 1:
         return plain[0]
-    found = torch.stack(plain)
-    errors = (found.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
-    return found.gather(0, errors.argmax(0, keepdim=True))[0]
+    computed = torch.stack(plain)
+    errors = (computed.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    return computed.gather(0, errors.argmax(0, keepdim=True))[0]
 
 
 def _latent_outputs(problem: Problem, inputs: Inputs, group: Group, spans: list[Span] | None) -> Iterator[GroupOutput]:

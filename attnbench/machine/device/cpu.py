@@ -190,10 +190,10 @@ def busy_threads(window_s: float = 0.05) -> float:
 
 def _ready_threads() -> int:
     """How many other threads of this process run or are ready to; 0 where there is no /proc."""
-    own, ready = threading.get_native_id(), 0
+    this_thread, ready = threading.get_native_id(), 0
     for stat in Path("/proc/self/task").glob("*/stat"):
         with contextlib.suppress(OSError):  # the thread has ended
-            ready += int(stat.parent.name) != own and stat.read_text().rpartition(")")[2].split()[0] == "R"
+            ready += int(stat.parent.name) != this_thread and stat.read_text().rpartition(")")[2].split()[0] == "R"
     return ready
 
 

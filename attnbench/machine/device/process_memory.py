@@ -31,6 +31,6 @@ def grown(before: int) -> int:
 
 
 def _bytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    assert found, name
-    return 1024 * int(found[1])
+    match = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    assert match, name
+    return 1024 * int(match[1])

@@ -36,8 +36,8 @@ def open_trace(text: str, trace_format: str = "", options: TraceOptions | None =
             "--trace-format": bool(trace_format), "--jitter": options.jitter_s > 0,
             "--tokens-scale": options.tokens_scale != 1, "--trace-model": bool(options.model),
         }  # fmt: skip
-        if given := [option for option, is_given in of_files.items() if is_given]:
-            raise UsageError(f"{given[0]}: only for a trace in a file, not for {text!r}: leave it out")
+        if wrong := [option for option, is_given in of_files.items() if is_given]:
+            raise UsageError(f"{wrong[0]}: only for a trace in a file, not for {text!r}: leave it out")
         return GeneratedTrace(parse_traffic(text.removeprefix(GENERATED)), options.speed, options.seed)
     path = Path(text).expanduser()
     if not path.exists() and path.name == text and not path.suffix:

@@ -116,9 +116,9 @@ def work(layer: DecoderLayer, batch: Batch, number_bytes: int) -> tuple[float, f
     flops = float(pairs.sum()) * wide
     tokens = float(q.sum()) * wide
     if layer.latent:
-        one, shared = q == 1, sum(layer.latent)
-        flops += float(pairs[one].sum()) * (shared - wide)
-        tokens += float(np.count_nonzero(one)) * (shared - wide)
+        single, shared = q == 1, sum(layer.latent)
+        flops += float(pairs[single].sum()) * (shared - wide)
+        tokens += float(np.count_nonzero(single)) * (shared - wide)
     traffic = layer.heads * tokens + layer.cached_numbers * float(keys.sum())
     return 2 * layer.heads * flops, number_bytes * traffic
 

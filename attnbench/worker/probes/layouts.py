@@ -58,13 +58,13 @@ def _viewed(case: PreparedCase, view: Callable[[Tensor], Tensor]) -> Judged:
 def expanded(case: PreparedCase) -> Judged:
     """All key heads, or all sequences where there is one head, are one in memory: a stride of 0."""
     _tensors(case)
-    own = outcome.own_inputs(case)
-    axis = next((axis for axis in (1, 0) if own.k.shape[axis] > 1), None)
+    original = outcome.own_inputs(case)
+    axis = next((axis for axis in (1, 0) if original.k.shape[axis] > 1), None)
     if axis is None:
         raise NotApplicableError("one key head and one sequence")
-    keys = {name: getattr(own, name) for name in "kv"}
+    keys = {name: getattr(original, name) for name in "kv"}
     same = outcome.changed(
-        own, **{name: tensor.narrow(axis, 0, 1).expand_as(tensor).contiguous() for name, tensor in keys.items()}
+        original, **{name: tensor.narrow(axis, 0, 1).expand_as(tensor).contiguous() for name, tensor in keys.items()}
     )
     q, *contiguous = outcome.placed(case, same)
     placed_axis = 2 if axis and case.backend.layout is Layout.BSHD else axis

@@ -60,8 +60,8 @@ def _over_int32(case: PreparedCase) -> Judged:
         raise NotApplicableError("takes minutes on a CPU")
     if torch.cuda.mem_get_info(case.q.device)[0] < needed:
         raise NotApplicableError(f"needs {needed / 2**30:.0f} GiB of memory")
-    one = replace(_resized(problem, 1, length), batch=1, heads=1, kv_heads=1)
-    return _judge(case, one)
+    single = replace(_resized(problem, 1, length), batch=1, heads=1, kv_heads=1)
+    return _judge(case, single)
 
 
 def _resized(problem: Problem, queries: int, keys: int) -> Problem:

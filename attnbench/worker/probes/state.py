@@ -78,7 +78,7 @@ def autocast(case: PreparedCase) -> Judged:
     """Under torch.autocast to bf16, where the output may be bf16."""
     import torch
 
-    own, kind = outcome.own_inputs(case), case.q.device.type
+    original, kind = outcome.own_inputs(case), case.q.device.type
     outputs: list[Output] = []
 
     def around(call: Call) -> Output:
@@ -90,7 +90,8 @@ def autocast(case: PreparedCase) -> Judged:
     if judged.outcome is not Reaction.WRONG or first_output(outputs[0]).dtype is not torch.bfloat16:
         return judged
     lower = replace(case.problem, dtype=Dtype.BF16)
-    tensors = outcome.changed(own, **{name: getattr(own, name).to(torch_dtype(Dtype.BF16)) for name in "qkv"})
+    halves = {name: getattr(original, name).to(torch_dtype(Dtype.BF16)) for name in "qkv"}
+    tensors = outcome.changed(original, **halves)
     return outcome.judge_output(case, outputs[0], tensors, lower)
 
 

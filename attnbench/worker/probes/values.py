@@ -61,9 +61,9 @@ def denormal(case: PreparedCase) -> Judged:
     """Values are smaller than the smallest normal number of the dtype."""
     import torch
 
-    own = outcome.own_inputs(case)
+    original = outcome.own_inputs(case)
     smallest = torch.finfo(torch_dtype(case.problem.dtype)).smallest_normal
-    tensors = outcome.changed(own, v=(own.v.double().sign() * smallest / 2).to(own.v.dtype))
+    tensors = outcome.changed(original, v=(original.v.double().sign() * smallest / 2).to(original.v.dtype))
     if not tensors.v.count_nonzero():
         raise NotApplicableError("this CPU or dtype flushes denormals before the call")
     judged = outcome.judged(case, tensors, lambda: outcome.attend(case, outcome.placed(case, tensors)))
@@ -83,8 +83,8 @@ def nan_hidden(case: PreparedCase) -> Judged:
     rows = np.flatnonzero(hidden[:, key])
     if not len(rows):
         raise NotApplicableError("every row sees every key")
-    own = outcome.own_inputs(case)
-    filled = {value: _filled(own, key, value) for value in (0.0, float("nan"))}
+    original = outcome.own_inputs(case)
+    filled = {value: _filled(original, key, value) for value in (0.0, float("nan"))}
     clean, spoilt = (outcome.out(case, outcome.placed(case, tensors))[:, :, rows] for tensors in filled.values())
     return _unchanged(clean, spoilt, f"key {key} is NaN, and {len(rows)} rows do not see it")
 
