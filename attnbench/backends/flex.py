@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -89,8 +89,8 @@ def _attend(problem: Problem, device: str, block_mask: BlockMask | None) -> Call
     modify = score_mod(problem, device)
 
     # The compiled function closes over plain values only: dynamo cannot trace records.
-    def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Output:
-        result = flex_attention(q, k, v, score_mod=modify(*tables) if modify else None, **arguments)
+    def attend(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Any:
+        result: Any = flex_attention(q, k, v, score_mod=modify(*tables) if modify else None, **arguments)
         if not wants_lse:
             return result
         out, lse = result[0], result[1].lse

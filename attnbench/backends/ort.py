@@ -139,11 +139,11 @@ class Bindings:
         return outputs
 
 
-def _element_type(tensor: Tensor) -> type[np.number]:
+def _element_type(tensor: Tensor) -> type[np.generic]:
     import numpy as np
     import torch
 
-    kinds = {
+    kinds: dict[torch.dtype, type[np.generic]] = {
         torch.float32: np.float32, torch.float16: np.float16, torch.int32: np.int32, torch.int64: np.int64,
     }  # fmt: skip
     return kinds[tensor.dtype]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+import msgspec
 import typer
 
 from attnbench.errors import UnknownNameError, UsageError
@@ -35,7 +36,7 @@ def names_in(place: str) -> Names:
     return lambda: resolve_name(f"attnbench.{place}")
 
 
-class ClosedSet(NamedTuple):
+class ClosedSet(msgspec.Struct, frozen=True):
     """A check for words of a closed set, which the completion of a shell offers too."""
 
     noun: str

@@ -98,7 +98,7 @@ def of(backend: str, pythons: Pythons) -> str:
 
 
 def checked(texts: Iterable[str]) -> Pythons:
-    """`parse`, and UsageError where an interpreter cannot run this attnbench, with the command that installs what is missing."""
+    """`parse`, and UsageError where an interpreter cannot run this attnbench, with the command that helps."""
     pythons = parse(texts)
     for name, python in pythons.items():
         where = f"{OPTION} {name}={python}"

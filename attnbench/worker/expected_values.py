@@ -109,7 +109,7 @@ def compute(
 def _tallies(
     problem: Problem, mode: Mode, tensors: inputs.Inputs, selection: Selection, directory: Path
 ) -> dict[str, OutputTally]:
-    """Compute both references of the selected rows. Values in float64 are written, errors in the dtype are summed up."""
+    """Compute both references of the selected rows. Values in float64 are written, errors are summed up."""
     tallies: dict[str, OutputTally] = {}
     for place, group in enumerate(selection.groups):
         for output in group_outputs(problem, mode, tensors, group, list(selection.spans) or None):

@@ -178,8 +178,8 @@ def timer_resolution_s() -> float:
 def busy_threads(window_s: float = 0.05) -> float:
     """How many threads of this idle process want a core all the time, because a kernel left them spinning.
 
-    The CPU time that they get depends on what else runs. Linux also reports which threads are ready to run; a thread that
-    waits for Python's lock is not among them, so the higher of both counts.
+    The CPU time that they get depends on what else runs. Linux also reports which threads are ready to run; a
+    thread that waits for Python's lock is not among them, so the higher of both counts.
     """
     before, started, ready = time.process_time(), time.monotonic(), []
     for _ in range(READY_SAMPLES):

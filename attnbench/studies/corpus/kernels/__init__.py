@@ -1,1 +1,1 @@
-"""Kernels of the corpus, rewritten in plain torch: one file for each kind; `formula` holds the steps that they share."""
+"""Kernels of the corpus, rewritten in plain torch: one file for each kind; `formula` holds shared steps."""
