@@ -38,12 +38,10 @@ from attnbench.backends import (
 from attnbench.records.case import Case
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Model, Node
-    from openvino import Tensor as SharedTensor
+    import openvino
     from torch import Tensor
 
 PAGE_SIZE = 32  # tokens, of the CPU plugin
-TELEMETRY = "openvino_telemetry"
 FIRST_TABLE = 5  # the place of past_lens among the inputs of a paged model
 CACHE_PRECISIONS = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION")
 _TYPES = {Dtype.FP32: "f32", Dtype.FP16: "f16", Dtype.BF16: "bf16"}
@@ -51,11 +49,8 @@ _TYPES = {Dtype.FP32: "f32", Dtype.FP16: "f16", Dtype.BF16: "bf16"}
 
 @lru_cache(maxsize=1)
 def library() -> ModuleType:
-    """The package, without its telemetry: it would report every import, from a process of its own.
-
-    Its own stub takes the place of what cannot be imported.
-    """
-    vars(sys)["modules"][TELEMETRY] = None  # its import fails, as if it were not installed
+    """The package without its telemetry, which would report every import to a server; its own stub is in place of it."""
+    vars(sys)["modules"]["openvino_telemetry"] = None  # its import fails, as if it were not installed
     return import_module("openvino")
 
 
@@ -70,7 +65,7 @@ def hint(dtype: Dtype, capabilities: tuple[str, ...]) -> str:
     return "bf16" if dtype is Dtype.BF16 and "BF16" in capabilities else "f32"
 
 
-def compiled(model: Model, problem: Problem, **more: object) -> tuple[CompiledModel, Keywords]:
+def compiled(model: openvino.Model, problem: Problem, **more: object) -> tuple[openvino.CompiledModel, Keywords]:
     """The compiled model, and the settings as they are read back. Raises CaseRefusedError where one is not kept."""
     ov = library()
     import torch
@@ -100,11 +95,11 @@ def compiled(model: Model, problem: Problem, **more: object) -> tuple[CompiledMo
     }
 
 
-def _fact(node: Node, name: str) -> str:
+def _fact(node: openvino.Node, name: str) -> str:
     return str(node.get_rt_info()[name].astype(str))
 
 
-def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> SharedTensor:
+def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> openvino.Tensor:
     """An OpenVINO tensor in the memory of a contiguous one, which must outlive it."""
     ov = library()
     import torch
@@ -117,7 +112,7 @@ def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> SharedT
 class Inference:
     """An inference request, and the tensors that it holds by address."""
 
-    def __init__(self, plan: CompiledModel, dtype: Dtype, tables: Sequence[NDArray[np.int32]] = ()) -> None:
+    def __init__(self, plan: openvino.CompiledModel, dtype: Dtype, tables: Sequence[NDArray[np.int32]] = ()) -> None:
         ov = library()
 
         self._request, self._dtype = plan.create_infer_request(), dtype
@@ -146,7 +141,7 @@ def folds(problem: Problem) -> bool:
 class SdpaModel(NamedTuple):
     """A model with one scaled_dot_product_attention, and the shapes of its q, k, v and out."""
 
-    model: Model
+    model: openvino.Model
     shapes: Sequence[tuple[int, ...]]
     mask: Tensor | None
 
@@ -197,7 +192,7 @@ def prepare(case: Case, _device: str) -> Prepared:
     return Prepared(call=call, facts=facts | {"dense_mask": made.mask is not None, "shared_heads": sharing})
 
 
-def _expanded(tensor: Node, problem: Problem) -> Node:
+def _expanded(tensor: openvino.Node, problem: Problem) -> openvino.Node:
     """Key heads repeated within the model."""
     ov, ops = library(), opset()
     b, heads, seq, width = tensor.get_output_shape(0)
@@ -219,7 +214,7 @@ _EMPTY: tuple[tuple[str, tuple[int, ...]], ...] = (
 _SINKS = 20
 
 
-def paged_model(problem: Problem) -> Model:
+def paged_model(problem: Problem) -> openvino.Model:
     """A model with one PagedAttentionExtension; its inputs that change are parameters, in the order of the operator."""
     ov, ops = library(), opset()
     kind, kv, d = getattr(ov.Type, _TYPES[problem.dtype]), problem.kv_heads, problem.head_dim

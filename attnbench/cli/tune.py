@@ -36,27 +36,40 @@ def _architecture(text: str, flag: str) -> None:
         raise UsageError(f"{flag}: {unknown}") from None
 
 
+Kernels = Annotated[
+    str,
+    option(
+        help="Kernels: forward, backward_kv, decode and others; all by default.",
+        metavar="LIST",
+        check=checks.some_of("kernel", checks.names_in("kernels.tables:Kernel")),
+    ),
+]
+Widths = Annotated[
+    str, option(help="Head dimensions: 64, 128, 256, 512 (latent); all by default.", metavar="LIST", check=_widths)
+]
+Masks = Annotated[
+    str,
+    option(
+        help="Masking: some or none; both by default.",
+        metavar="LIST",
+        check=checks.some_of("masking", checks.names_in("studies.tune:MASKS")),
+    ),
+]
+Architecture = Annotated[
+    str,
+    option(
+        help="Architecture of another GPU, such as sm_90; only for --dry-run and --show.",
+        metavar="ARCH",
+        check=_architecture,
+    ),
+]
+
+
 def tune(
     context: typer.Context,
-    kernel: Annotated[
-        str,
-        option(
-            help="Kernels: forward, backward_kv, decode and others; all by default.",
-            metavar="LIST",
-            check=checks.some_of("kernel", checks.names_in("kernels.tables:Kernel")),
-        ),
-    ] = "",
-    head_dim: Annotated[
-        str, option(help="Head dimensions: 64, 128, 256, 512 (latent); all by default.", metavar="LIST", check=_widths)
-    ] = "",
-    mask: Annotated[
-        str,
-        option(
-            help="Masking: some or none; both by default.",
-            metavar="LIST",
-            check=checks.some_of("masking", checks.names_in("studies.tune:MASKS")),
-        ),
-    ] = "",
+    kernel: Kernels = "",
+    head_dim: Widths = "",
+    mask: Masks = "",
     device: Annotated[str, option(help="GPU to measure on.", metavar="DEVICE", check=checks.devices)] = "cuda:0",
     budget: Annotated[
         str, option(help="Time limit of the command: 30m; 0 for no limit.", metavar="TIME", check=checks.duration)
@@ -64,14 +77,7 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="File of the table; the user's table by default.", metavar="FILE")
     ] = None,
-    arch: Annotated[
-        str,
-        option(
-            help="Architecture of another GPU, such as sm_90; only for --dry-run and --show.",
-            metavar="ARCH",
-            check=_architecture,
-        ),
-    ] = "",
+    arch: Architecture = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the candidates without measuring.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the entries in use and their source.")] = False,
 ) -> int:
