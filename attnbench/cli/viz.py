@@ -75,7 +75,7 @@ class WeightOptions(OptionGroup, frozen=True, kw_only=True):
         option(
             help="Log to tensorboard or wandb, into the folder of --out.",
             metavar="TOOL",
-            check=checks.one_of("tool", lambda: TRACKERS),
+            check=checks.one_of("tool", checks.names_in("cli.viz:TRACKERS")),
         ),
     ] = ""
 
