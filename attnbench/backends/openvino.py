@@ -49,7 +49,7 @@ _TYPES = {Dtype.FP32: "f32", Dtype.FP16: "f16", Dtype.BF16: "bf16"}
 
 @lru_cache(maxsize=1)
 def library() -> ModuleType:
-    """The package without its telemetry, which would report every import to a server; its own stub is in place of it."""
+    """The package with its own stub in place of its telemetry, which would report every import to a server."""
     vars(sys)["modules"]["openvino_telemetry"] = None  # its import fails, as if it were not installed
     return import_module("openvino")
 
