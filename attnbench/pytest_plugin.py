@@ -58,9 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the mark, and store the state of this session."""
     config.addinivalue_line("markers", " ".join(MARK.split()))
-    if config.option.attnbench_gate and config.option.attnbench_base_ref:
+    config.stash[SESSION] = session = Session(config)
+    if session.baseline and session.base_ref:
         raise pytest.UsageError("--attnbench-gate and --attnbench-base-ref name the base twice: give one")
-    config.stash[SESSION] = Session(config)
+    if session.gates and config.getoption("dist", "no") != "no":  # of pytest-xdist
+        raise pytest.UsageError("pytest -n: a gate needs one process, for parallel ones disturb its times: add -n 0")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
@@ -86,8 +88,7 @@ class SuiteFile(pytest.Module):
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each case of the mark."""
-    mark = metafunc.definition.get_closest_marker("attnbench")
-    if mark is None:
+    if (mark := metafunc.definition.get_closest_marker("attnbench")) is None:
         return
     if "attnbench_case" not in metafunc.fixturenames:
         raise pytest.Collector.CollectError(f"{metafunc.function.__name__}: takes no fixture attnbench_case")
@@ -201,13 +202,10 @@ class Session:
         import msgspec
 
         from attnbench.engine import sweep
-        from attnbench.errors import UsageError
         from attnbench.gate import paired, stored, trees
         from attnbench.machine import identity
         from attnbench.records import results_file, run_directory
 
-        if self.gates and hasattr(self.config, "workerinput"):
-            raise UsageError("pytest -n: parallel processes disturb each other's times; run the gate without -n")
         ready = paired.chosen(source.ready, lambda case, arm: (case.id, arm.device) in source.selected)
         settings = msgspec.structs.replace(ready.settings, verify_only=verify_only and not self.gates)
         source.ready = ready = msgspec.structs.replace(ready, settings=settings)
@@ -322,6 +320,8 @@ class AttentionCase:
         try:
             return self._target.source.measured(self._benchmark.disabled, self._temporary)
         except AttnbenchError as wrong:
+            if hasattr(self._target.source.session.config, "workerinput"):  # the reason of an exit is lost there
+                pytest.fail(f"attnbench: {wrong}", pytrace=False)
             pytest.exit(f"attnbench: {wrong}", returncode=int(wrong.exit))
 
     def _report(self, joined: Restarts) -> None:

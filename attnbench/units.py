@@ -13,6 +13,7 @@ included. `k` and `m` are binary: 4k is 4096. Values are sorted and unique.
 """
 
 import re
+from collections.abc import Callable, Sequence
 
 from attnbench.errors import RangeError, UsageError
 
@@ -89,25 +90,53 @@ def short(value: float) -> str:
     return f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"
 
 
-def percent(value: float | None) -> str:
-    """Format a share, as 1.20%, and above 200 % as a factor, as 38x; None as a dash."""
+def percent(value: float | None, decimals: int | None = None) -> str:
+    """Format a share with three digits or so many decimals, as 1.20 %, and above 200 % as a factor, as 38x."""
     if value is None:
         return "-"
-    return factor(value) if value > MAX_PERCENT else f"{_three_digits(100 * value)}%"
+    if value > MAX_PERCENT:
+        return factor(value)
+    return f"{_three_digits(100 * value) if decimals is None else f'{100 * value:.{decimals}f}'} %"
 
 
 def whole_percent(value: float | None) -> str:
-    """Format a share without decimals, as 45%, and above 200 % as a factor; None as a dash."""
-    if value is None:
-        return "-"
-    return factor(value) if value > MAX_PERCENT else f"{value:.0%}"
+    """Format a share without decimals, as 45 %, and above 200 % as a factor; None as a dash."""
+    return percent(value, 0)
 
 
 def change(value: float | None) -> str:
     """Format a relative change, as +4.2 %, and one of more than 200 % as the ratio, as 38x; None as a dash."""
-    if value is None:
-        return "-"
-    return factor(1 + value) if value > MAX_PERCENT else f"{100 * value:+.1f} %"
+    return "-" if value is None else _shown_as(value)(value)
+
+
+def changes(values: Sequence[float]) -> list[str]:
+    """Format relative changes in one unit: that of the largest."""
+    return list(map(_shown_as(max(values)), values))
+
+
+def change_and_interval(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """Format a relative change and, in its unit, the interval, which is empty where an end is None."""
+    if value is None or low is None or high is None:
+        return change(value), ""
+    show = _shown_as(value)
+    return show(value), between(show(low), show(high))
+
+
+def _shown_as(value: float) -> Callable[[float], str]:
+    """How a relative change and others beside it are formatted: in percent, or as ratios."""
+    return (lambda other: factor(1 + other)) if value > MAX_PERCENT else _signed_percent
+
+
+def _signed_percent(value: float) -> str:
+    if value > MAX_PERCENT:
+        return f"{100 * value:+,.0f} %" if value < 1e4 else f"{100 * value:+.0e} %"
+    text = f"{100 * value:+.1f} %"
+    return "0.0 %" if text in ("+0.0 %", "-0.0 %") else text
+
+
+def between(low: str, high: str) -> str:
+    """Format an interval of formatted values, as 1.02..1.05, or +1.0 % .. +2.0 % where these contain spaces."""
+    return f"{low} .. {high}" if " " in low + high else f"{low}..{high}"
 
 
 def margin(value: float | None) -> str:

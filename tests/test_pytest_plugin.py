@@ -17,6 +17,7 @@ import torch  # noqa: F401  pytester drops the modules that a test imports; torc
 from attnbench import pytest_plugin
 from attnbench.analysis import readings
 from attnbench.engine import sweep
+from attnbench.errors import StoreError
 from attnbench.pytest_plugin import CaseSource
 from attnbench.records import run_directory, run_writer
 from tests import samples
@@ -201,6 +202,32 @@ def test_two_bases_are_one_too_many(pytester: pytest.Pytester) -> None:
     done = run_here(pytester, "small.toml", "--attnbench-gate", "main", "--attnbench-base-ref", "HEAD")
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     done.stderr.fnmatch_lines(["*name the base twice*"])
+
+
+@pytest.mark.parametrize("parallel", [("-n", "2"), ("--dist", "load", "--tx", "2*popen")])
+@pytest.mark.parametrize("option", ["--attnbench-gate", "--attnbench-base-ref"])
+def test_a_gate_in_several_processes_is_refused_before_they_start(
+    pytester: pytest.Pytester, option: str, parallel: tuple[str, ...]
+) -> None:
+    done = pytester.runpytest_inprocess(*parallel, option, "HEAD")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert [line for line in done.errlines if line] == [
+        "ERROR: pytest -n: a gate needs one process, for parallel ones disturb its times: add -n 0"
+    ]
+    assert pytester.runpytest_inprocess(*parallel, "-n", "0", option, "HEAD").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_an_error_in_a_worker_of_xdist_fails_its_tests_with_the_reason() -> None:
+    """An exit would end the worker, and pytest-xdist would report a crash without a reason."""
+
+    def measured(*_: object) -> None:
+        raise StoreError("cannot write to out: No space left on device")
+
+    session = SimpleNamespace(config=SimpleNamespace(workerinput={}))
+    target = SimpleNamespace(source=SimpleNamespace(session=session, measured=measured))
+    case = pytest_plugin.AttentionCase(target, SimpleNamespace(disabled=True), None)
+    with pytest.raises(pytest.fail.Exception, match=r"^attnbench: cannot write to out: No space left on device$"):
+        case._measured()
 
 
 @pytest.mark.parametrize(

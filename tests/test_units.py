@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -100,13 +101,13 @@ def test_rate_takes_decimal_prefixes(value: float | None, text: str) -> None:
     assert rate(value, "FLOP/s") == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.012, "1.20%"), (0.5, "50.0%"), (1.5, "150%")])
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.012, "1.20 %"), (0.5, "50.0 %"), (1.5, "150 %")])
 def test_share_is_printed_in_percent(value: float | None, text: str) -> None:
     assert percent(value) == text
 
 
 def test_a_share_above_two_hundred_percent_is_a_factor() -> None:
-    assert [percent(value) for value in (2.0, 2.01, 37.5)] == ["200%", "2.0x", "38x"]
+    assert [percent(value) for value in (2.0, 2.01, 37.5)] == ["200 %", "2.0x", "38x"]
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,30 @@ def test_a_factor_takes_few_characters_however_large_it_is(value: float, text: s
 
 
 def test_a_share_without_decimals_is_a_factor_above_two_hundred_percent_too() -> None:
-    assert [units.whole_percent(value) for value in (0.45, 2.0, 37.5, None)] == ["45%", "200%", "38x", "-"]
+    assert [units.whole_percent(value) for value in (0.45, 2.0, 37.5, None)] == ["45 %", "200 %", "38x", "-"]
 
 
 def test_a_change_above_two_hundred_percent_is_the_ratio_of_the_two_values() -> None:
     assert [units.change(value) for value in (-0.99, 2.0, 2.5, 36.248)] == ["-99.0 %", "+200.0 %", "3.5x", "37x"]
     assert [units.margin(value) for value in (0.02, 36.248, None)] == ["2.0 %", "37x", "-"]
+    assert [units.change(value) for value in (-0.0, -0.0004, 0.0004, 0.0006, None)] == ["0.0 %"] * 3 + ["+0.1 %", "-"]
+
+
+def test_changes_beside_one_another_have_one_unit() -> None:
+    assert units.changes([0.0, 36.248]) == ["1.0x", "37x"]
+    assert units.changes([-0.01, 0.5]) == ["-1.0 %", "+50.0 %"]
+    assert units.change_and_interval(0.376, -0.1, 2.1) == ("+37.6 %", "-10.0 % .. +210 %")
+    assert units.change_and_interval(2.1, 0.376, 3.0) == ("3.1x", "1.4x..4.0x")
+    assert units.change_and_interval(0.1, -0.5, 2e9) == ("+10.0 %", "-50.0 % .. +2e+11 %")
+    assert units.change_and_interval(0.1, None, 0.2) == ("+10.0 %", "")
+    assert units.change_and_interval(None, None, None) == ("-", "")
+
+
+def test_no_other_module_formats_a_percentage() -> None:
+    """`f"{share:.0%}"` has no space before the sign, and the rest of the package has one."""
+    package = Path(units.__file__).parent
+    formats = re.compile(r"\{[^{}]*:[^{}]*%\}|\{[^{}]*(?<!:g)\}%")  # `2%` is what options and files take
+    assert [path.name for path in package.rglob("*.py") if formats.search(path.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(

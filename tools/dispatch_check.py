@@ -65,7 +65,7 @@ def table(results: Sequence[Hidden]) -> Iterator[str]:
         mean = f"{math.exp(math.fsum(map(math.log, chosen)) / len(chosen)):.3f}x" if chosen else ""
         worst = max(members, key=lambda result: result.over)
         name = f"{worst.backend or 'no measured shape is near'} {worst.over:.2f}x {worst.best} at {worst.problem}"
-        yield f"| {group} | {len(members)} | {share(members):.1%} | {mean} | {name} |"
+        yield f"| {group} | {len(members)} | {100 * share(members):.1f} % | {mean} | {name} |"
 
 
 def share(results: Sequence[Hidden]) -> float:

@@ -95,11 +95,12 @@ def row(count: int, name: str, truth: Estimate | None, answers: Sequence[Estimat
     error = float(np.mean([abs(each.value - truth.value) for each in known])) / scale
     near = float(np.mean([abs(each.value - truth.value) <= 0.02 for each in known]))
     ends = [(each.low, each.high) for each in known if each.low is not None and each.high is not None]
-    held = f"{np.mean([low <= truth.value <= high for low, high in ends]):.1%} of {len(ends)}" if ends else "none"
+    share = np.mean([low <= truth.value <= high for low, high in ends]) if ends else 0.0
+    held = f"{100 * share:.1f} % of {len(ends)}" if ends else "none"
     value, unit = (
         (f"{truth.value:.3g} s", "%") if name.startswith("seconds") else (f"{100 * truth.value + 0.0:.2g} %", "points")
     )
-    within = "" if name.startswith("seconds") else f"; {near:.0%} within 2 points"
+    within = "" if name.startswith("seconds") else f"; {100 * near:.0f} % within 2 points"
     return f"| {count} | {name} | {value} | {100 * error:.2g} {unit} | {held}{within} |"
 
 

@@ -122,8 +122,8 @@ def main() -> None:
             seconds = time.perf_counter() - started
             alone = alone or outcome
             print(
-                f"| {nodes:,} | {outcome.losses:,} | {outcome.makespan_s / 60:,.0f} min | {outcome.idle:.2%} "
-                f"| {outcome.wasted:.2%} | {outcome.measured:,} | {outcome.given_up} | {seconds:.1f} s |"
+                f"| {nodes:,} | {outcome.losses:,} | {outcome.makespan_s / 60:,.0f} min | {100 * outcome.idle:.2f} % "
+                f"| {100 * outcome.wasted:.2f} % | {outcome.measured:,} | {outcome.given_up} | {seconds:.1f} s |"
             )
 
 

@@ -122,6 +122,7 @@ def gate(
         engine_options.refuse(how, stored, "is a stored run, which is judged here")
         run, judged = _judged_again(stored, base)
     elif base.baseline:
+        _check_names(request.suites)
         name = base.baseline
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
@@ -158,16 +159,21 @@ def _stored(names: tuple[str, ...]) -> str:
     return ""
 
 
-def _check_names(names: tuple[str, ...]) -> None:
-    """Raises UsageError for a name that is neither a suite nor a run."""
-    from attnbench.errors import UnknownNameError
+def _check_names(names: tuple[str, ...], *, runs: bool = True) -> None:
+    """Raises UsageError for a name that is neither a suite nor, where `runs` are taken, a run."""
+    from attnbench.errors import UnknownNameError, UsageError
+    from attnbench.records import run_directory
     from attnbench.suite import files
 
     for name in names:
+        if "/" in name and Path(name).suffix not in (".toml", ".json") and not Path(name).is_file():
+            newest = [str(path) for path in run_directory.stored_in(run_directory.results_root())[-1:]]
+            known = f"the newest run is {newest[0]}" if newest else f"{run_directory.results_root()}/ holds no run"
+            raise UsageError(f"no suite and no run of the name {name!r}; {known}; suites: attnbench list suites")
         try:
             files.load(name)
         except UnknownNameError as error:
-            if error.name != name:  # a name inside a suite file
+            if error.name != name or not runs:  # the first: a name inside a suite file
                 raise
             raise UnknownNameError("run or suite", name, error.known) from None
 
@@ -221,8 +227,7 @@ def _measure(request: Request, how: EngineOptions, case: str, base: Base, out: P
 
     if base.base_python:
         engine_options.refuse(how, f"--base-python {base.base_python}", "names an interpreter of this machine")
-    if not base.flags:
-        _check_names(request.suites)
+    _check_names(request.suites, runs=not base.flags)
     with _side(base) as side, running.prepared_gate(how, request, case, side, base.changed) as gate:
         ready = gate.ready
         total = paired.results_expected(ready, gate.engine.homes(ready)) * ready.settings.restarts

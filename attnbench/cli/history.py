@@ -35,7 +35,7 @@ def history(
     from attnbench.gate import history as trend
     from attnbench.machine import identity
     from attnbench.records import run_directory
-    from attnbench.report.terminal import gate_verdicts as report
+    from attnbench.report.terminal import history as report
 
     path = file or run_directory.results_root() / trend.FILE
     if add and path.is_dir():
@@ -48,7 +48,7 @@ def history(
     seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
     if case and not seen:
         raise UsageError(f"--case: no case contains {case!r}")
-    for line in report.level_changes(seen, json):
+    for line in report.lines(seen, json):
         print(line)
 
 

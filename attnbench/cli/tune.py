@@ -145,7 +145,7 @@ def lines(finding: Finding) -> list[str]:
     where = " ".join(finding.target.key)
     if best:
         ratio, low, high = next(figures for config, *figures in finding.measured if config == best)
-        result = f"{where}: {spelled(used)} -> {spelled(best)}  {ratio:.3f}x faster ({low:.3f} to {high:.3f})"
+        result = f"{where}: {spelled(used)} -> {spelled(best)}  {ratio:.3f}x faster ({low:.3f}..{high:.3f})"
     elif finding.measured:
         result = f"{where}: {spelled(used)} stays; none of {len(finding.measured)} candidates is significantly faster"
     else:

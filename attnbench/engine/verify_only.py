@@ -14,7 +14,8 @@ from attnbench import suite
 from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.engine import interpreters, sweep
+from attnbench.engine import sweep
+from attnbench.engine.case_command import case_command
 from attnbench.engine.runner import Ending, Observer, PlanRunner, Runner
 from attnbench.engine.sweep import Request, StartRunner, Sweep
 from attnbench.errors import UsageError
@@ -58,12 +59,11 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         options = self.options.get((result.case.problem, result.case.mode))
         if options is None:
             return ""
-        arm = f"-b {shlex.quote(result.arm.backend)} --device {shlex.quote(result.arm.device)}"
-        if result.arm.python:
-            arm += f" {interpreters.OPTION} {shlex.quote(f'{result.arm.backend}={result.arm.python}')}"
-        of_case = result.procedure.inputs
+        backend, python, of_case = result.arm.backend, result.arm.python, result.procedure.inputs
+        pythons = [f"{backend}={python}"] if python else []
+        command = case_command("verify", shlex.split(options), [backend], result.arm.device, pythons)
         more = "" if of_case == "normal" else f" --inputs {shlex.quote(of_case)}"
-        return f"attnbench verify {options} {arm} --seed {self.seed}{more}"
+        return f"{command} --seed {self.seed}{more}"
 
 
 def prepare(request: Request) -> Sweep:

@@ -178,7 +178,8 @@ def support(pair: Pairing) -> Verdict | None:
         return verdict(pair, "status", Outcome.INCONCLUSIVE, pair.cut)
     base, head = (_status(restarts) for restarts in (pair.base, pair.head))
     if head and head.failed:
-        return verdict(pair, "status", Outcome.BROKEN, f"{head.value}: {_reason(pair.head)}", head)
+        too = " (base too)" if head is base else f" (base: {base.value})" if base and base.failed else ""
+        return verdict(pair, "status", Outcome.BROKEN, f"{head.value}{too}: {_reason(pair.head)}", head)
     if base is Status.OK and head is not Status.OK:
         if head is None:
             return verdict(pair, "status", Outcome.MISSING, "in base alone")

@@ -96,6 +96,6 @@ def _drift(effects: Mapping[int, float], tolerance: float) -> str:
     line = linregress(order, list(effects.values()))
     first, last = float(line.intercept), float(line.intercept + line.slope * order[-1])
     if line.pvalue < DRIFT_P and abs(last - first) > max(math.log1p(tolerance), abs(first + last) / 4):
-        ends = " to ".join(units.change(math.expm1(value)) for value in (first, last))
+        ends = " to ".join(units.changes([math.expm1(value) for value in (first, last)]))
         return f"the difference drifts during the gate, from {ends}"
     return ""

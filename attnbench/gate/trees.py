@@ -39,7 +39,9 @@ def head() -> Revision:
     root, prefix = _repository()
     if not root:
         return Revision(name="the working tree", path=(os.getcwd(),))
-    commit, dirty = _git("rev-parse", "HEAD").strip(), bool(_git("status", "--porcelain").strip())
+    # Files that git does not track do not count, as in the manifest of a run: results and reports are such files.
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no").strip())
+    commit = _git("rev-parse", "HEAD").strip()
     return Revision(name="the working tree", path=_import_path(root, prefix), commit=commit, dirty=dirty)
 
 

@@ -19,7 +19,7 @@ class GridCell(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["best", "tied", "missing", "absent"]  # absent: the run has no such problem
     arms: tuple[str, ...] = ()  # the best, or all that are tied
-    figure: str = ""  # `1.9×`, or `tied: 0.93–4.0×`
+    figure: str = ""  # `1.9×`, or `tied: 0.93..4.0×`
     detail: str = ""  # `815 µs · noisy`, or the reason
     tip: str = ""  # the problem and its figures in a sentence
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attnbench.records.result import Facts, Result, Status
 from attnbench.report.quantities import listed
+from attnbench.report.reasons import similar, without_numbers
 
 # In the order of the sentences, which have the reason of the first case alone.
 OUTCOMES = ("wrong", "spreads", "nan", "flushes", "refuses", "copies", "takes", "right")
@@ -70,10 +71,12 @@ def _parts(cases: Sequence[Figures]) -> Iterator[str]:
 
 
 def _variants(places: Mapping[str, Sequence[str]], cases: int) -> Iterator[str]:
-    """`offset`, or `sliced and columns (reason)`: variants with the same reason together."""
-    names: dict[str, list[str]] = {}
-    for variant, reasons in places.items():
-        count = f"{len(reasons)} of {cases} cases" if len(reasons) < cases else ""
-        names.setdefault(", ".join(filter(None, (reasons[0], count))), []).append(variant)
-    for reason, variants in names.items():
-        yield f"{listed(variants, limit=len(variants))} ({reason})" if reason else ", ".join(variants)
+    """`offset`, or `sliced and columns (reason)`: together variants whose reasons differ in numbers alone."""
+    alike: dict[tuple[str, str], dict[str, str]] = {}  # reasons by variant
+    for variant, (reason, *others) in places.items():
+        count = f"{1 + len(others)} of {cases} cases" if 1 + len(others) < cases else ""
+        alike.setdefault((without_numbers(reason), count), {})[variant] = reason
+    for (_, count), variants in alike.items():
+        first, *_ = variants.values()
+        detail = ", ".join(filter(None, (f"{first}{similar(variants.values())}", count)))
+        yield f"{listed(list(variants), limit=len(variants))} ({detail})" if detail else ", ".join(variants)

@@ -1,4 +1,4 @@
-"""Numbers as a page shows them, with signs in place of letters: 815 µs, 1.9×, 0.93–4.0×; and the unit of a column."""
+"""Numbers as a page shows them, with signs in place of letters: 815 µs, 1.9×, 0.93..4.0×; and the unit of a column."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def times(value: float | None) -> str:
 
 
 def between(low: float, high: float) -> str:
-    """An interval of ratios: 0.93–4.0×."""
-    return f"{times(low).rstrip('×')}–{times(high)}"
+    """An interval of ratios: 0.93..4.0×."""
+    return units.between(times(low).rstrip("×"), times(high))
 
 
 def percent(value: float) -> str:

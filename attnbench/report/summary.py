@@ -1,7 +1,6 @@
 """The finding of a run in one sentence, the counts of its cases, and the command that measures one again."""
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 
@@ -10,7 +9,7 @@ from attnbench.analysis import stats
 from attnbench.analysis.preferences import preferences
 from attnbench.analysis.roofline import NO_CEILINGS, CeilingsByDevice
 from attnbench.analysis.rows import Place, Row, failing, leaders, phase, problem_of
-from attnbench.engine import interpreters
+from attnbench.engine.case_command import case_command
 from attnbench.records.result import Status
 from attnbench.report.pivot import factor, references
 from attnbench.report.reasons import shortened
@@ -123,7 +122,11 @@ def _failures(name: str, status: Status, kinds: Sequence[Sequence[Row]]) -> Iter
         cases = f"{name} {FAILED[status]} in {units.counted(len(rows), 'case')}"
         yield f"{cases} ({_error(rows)})" if _error(rows) else f"{cases}{_colon(rows[0].reason)}"
     if rest := sum(map(len, kinds[MAX_REASONS:])):
-        yield f"{name} {FAILED[status]} in {rest} more cases, for {len(kinds) - MAX_REASONS} other reasons"
+        yield f"{name} {FAILED[status]} in {_rest(rest, len(kinds))}"
+
+
+def _rest(cases: int, kinds: int) -> str:
+    return f"{units.counted(cases, 'more case')}, for {units.counted(kinds - MAX_REASONS, 'other reason')}"
 
 
 def _error(rows: Sequence[Row]) -> str:
@@ -136,15 +139,27 @@ def _error(rows: Sequence[Row]) -> str:
     return f"error {units.figure(row.max_abs_err)}, allowed {units.figure(row.err_allowed)}"
 
 
-def broken_lines(broken: Iterable[tuple[str, str]]) -> list[str]:
-    """One phrase for each name and kind of reason among the cases that were ok before: `naive is broken in 2 cases`."""
-    kinds: dict[tuple[str, str], list[str]] = {}
+def broken_lines(broken: Iterable[tuple[str, str]], whole: bool = False) -> list[str]:
+    """`naive is broken in 2 cases: ...`: phrases for each name, the most frequent kinds of reasons first.
+
+    With `whole` all reasons that differ, none of them cut.
+    """
+    kinds: dict[str, dict[str, list[str]]] = {}
     for name, reason in broken:
-        kinds.setdefault((name, without_numbers(reason)), []).append(reason)
+        kinds.setdefault(name, {}).setdefault(reason if whole else without_numbers(reason), []).append(reason)
     return [
-        f"{name} is broken in {units.counted(len(reasons), 'case')}{_colon(reasons[0])}"
-        for (name, _), reasons in sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+        line
+        for name, by_kind in kinds.items()
+        for line in _broken(name, sorted(by_kind.values(), key=len, reverse=True), whole)
     ]
+
+
+def _broken(name: str, kinds: Sequence[Sequence[str]], whole: bool) -> Iterator[str]:
+    for reasons in kinds if whole else kinds[:MAX_REASONS]:
+        reason = f": {reasons[0]}" if whole and reasons[0] else _colon(reasons[0])
+        yield f"{name} is broken in {units.counted(len(reasons), 'case')}{reason}"
+    if not whole and (rest := sum(map(len, kinds[MAX_REASONS:]))):
+        yield f"{name} is broken in {_rest(rest, len(kinds))}"
 
 
 def _colon(reason: str) -> str:
@@ -196,17 +211,9 @@ def record(
     return {"type": "summary", **figures, **texts, "path": path or None, "exit_code": int(code)}
 
 
-def repeat_command(row: Row, command: str = "run", backend_python: Iterable[str] = ()) -> str:
-    """`attnbench run --batch 1 ...`, or another command that takes one case, such as `profile`.
-
-    `backend_python`: NAME=PYTHON of the run; those of the backend are repeated.
-    """
-    problem = suite.options_of(problem_of(row), row.mode)
-    options = ["--device", row.device, "-b", row.backend]
-    for text in backend_python:
-        name, _, python = text.partition("=")
-        options += [interpreters.OPTION, text] if interpreters.of(row.backend, {name: python}) else []
-    return shlex.join(["attnbench", command, *problem, *options])
+def repeat_command(row: Row, pythons: Iterable[str], command: str = "run") -> str:
+    """`attnbench run --batch 1 ...`, or another command that takes one case; `pythons`: NAME=PYTHON of the run."""
+    return case_command(command, suite.options_of(problem_of(row), row.mode), [row.backend], row.device, pythons)
 
 
 def _reasons(reasons: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from attnbench import units
 from attnbench.records.result import Facts
+from attnbench.units import whole_percent
 
 MIN_SHARE = 0.25  # of the effect that a lower rate must explain
 MIN_CHANGE = 0.01  # of a rate or a limit
@@ -52,7 +53,7 @@ def causes_of(node: NodeCondition, others: Sequence[NodeCondition], effect: floa
         beside = [other.shares[tag] for other in others if tag in other.shares]
         share = node.shares.get(tag, 0.0)
         if beside and share >= median(beside) + MIN_POINTS:
-            yield f"{text} in {share:.0%} of its blocks, the others in {median(beside):.0%}"
+            yield f"{text} in {whole_percent(share)} of its blocks, the others in {whole_percent(median(beside))}"
     degrees = [other.temperature_c for other in others if other.temperature_c is not None]
     if node.temperature_c is not None and degrees and node.temperature_c >= median(degrees) + MIN_DEGREES:
         yield f"temperature {node.temperature_c:.0f} C, of the others {median(degrees):.0f} C"
@@ -69,14 +70,14 @@ def _load_and_noise(node: NodeCondition, others: Sequence[NodeCondition], effect
         beside = [other.lost[fact] for other in others if fact in other.lost]
         share, usual = node.lost.get(fact, 0.0), median(beside or [1.0])
         if share >= usual + MIN_CHANGE and _longer(share) - _longer(usual) >= MIN_SHARE * effect:
-            yield f"{text} {share:.0%} of the time, the others {usual:.0%}"
+            yield f"{text} {whole_percent(share)} of the time, the others {whole_percent(usual)}"
     loads = [other.load for other in others if other.load is not None]
     least = max(MIN_LOAD, MIN_LOAD_PER_CORE * float(node.facts.get("cores") or 0))
     if node.load is not None and loads and node.load >= median(loads) + least:
         yield f"load average {node.load:.1f}, of the others {median(loads):.1f}"
     noisy = [other.noisy for other in others if other.noisy is not None]
     if node.noisy is not None and noisy and node.noisy >= median(noisy) + MIN_POINTS:
-        yield f"{node.noisy:.0%} of its times noisy, of the others {median(noisy):.0%}"
+        yield f"{whole_percent(node.noisy)} of its times noisy, of the others {whole_percent(median(noisy))}"
 
 
 def _longer(lost: float) -> float:

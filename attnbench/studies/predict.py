@@ -20,6 +20,7 @@ from attnbench.analysis.workload import Workload, kind_of, of_backend
 from attnbench.attention import cost
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.engine.case_command import case_command
 from attnbench.records.case import Case, problem_label
 from attnbench.records.ceilings import Ceilings
 from attnbench.suite import Cell
@@ -238,22 +239,26 @@ def _refused(empty: Prediction, cell: Cell, arm: Row, reason: str) -> Prediction
     return msgspec.structs.replace(empty, reason=reason, measure=_measuring(cell, [arm]))
 
 
-def _measuring(cell: Cell, arms: Sequence[Row]) -> str:
+def _measuring(cell: Cell, arms: Sequence[Row], pythons: Iterable[str] = ()) -> str:
     """The command that measures a case on arms of one device."""
-    names = ",".join(dict.fromkeys(arm.backend for arm in arms))
-    options = options_of(cell.problem, cell.mode.value)
-    return " ".join(["attnbench run", *options, "-b", names, "--device", arms[0].device])
+    names = list(dict.fromkeys(arm.backend for arm in arms))
+    return case_command("run", options_of(cell.problem, cell.mode.value), names, arms[0].device, pythons)
 
 
-def with_common_commands(cell: Cell, predictions: Sequence[tuple[Prediction, Row]]) -> Iterator[Prediction]:
-    """The predictions of one case; those refused on one device for one reason have one command."""
+def with_common_commands(
+    cell: Cell, predictions: Sequence[tuple[Prediction, Row]], pythons: Iterable[str]
+) -> Iterator[Prediction]:
+    """The predictions of one case; those refused on one device for one reason have one command.
+
+    `pythons`: NAME=PYTHON of the run.
+    """
     for each, arm in predictions:
         alike = [
             row
             for other, row in predictions
             if (other.reason, row.device) == (each.reason, arm.device) and other.measure
         ]
-        yield msgspec.structs.replace(each, measure=_measuring(cell, alike)) if each.measure else each
+        yield msgspec.structs.replace(each, measure=_measuring(cell, alike, pythons)) if each.measure else each
 
 
 def _outside(family: Family, sizes: Workload, octaves: float) -> str:

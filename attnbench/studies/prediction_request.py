@@ -48,7 +48,7 @@ def predictions(run: Run, rows: Sequence[Row], request: Request, extrapolate: bo
             for arm, kind in zip(arms, kinds, strict=True)
             if cell in cells[kind]
         ]
-        predicted += with_common_commands(cell, of_cell)
+        predicted += with_common_commands(cell, of_cell, run.manifest.request.get("backend_python", ()))
     return predicted
 
 

@@ -138,7 +138,7 @@ def main(redraws: int) -> None:
                 [key for key in found if key.startswith(("over", "one backend"))], policies,
                 [key for key in found if key.startswith("regret")], [key for key in found if key.startswith("share")],
             )  # fmt: skip
-            lowest = [f"{min(found[key].share for key in each):.1%}" for each in groups]
+            lowest = [f"{100 * min(found[key].share for key in each):.1f} %" for each in groups]
             width = np.median(np.concatenate([found[key].widths for key in groups[3]]))
             print(
                 "|",

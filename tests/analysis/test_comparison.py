@@ -223,7 +223,7 @@ def test_every_format_holds_the_same_figures() -> None:
     table = "\n".join(report.text(comparisons, "table", 80))
     assert "1.250" in table
     assert "peak memory 1.00 MiB -> 16.0 MiB" in table
-    assert "naive@cpu:threads=1: 1.118x over 2 cases" in table
+    assert "naive@cpu:threads=1: new / old 1.118 over 2 cases" in table
     assert max(map(len, table.splitlines())) <= 80
     rows = list(reader.DictReader(io.StringIO("\n".join(report.text(comparisons, "csv", 80)))))
     lines = [json.loads(line) for line in report.text(comparisons, "jsonl", 80)]

@@ -43,8 +43,8 @@ def test_short_and_long_calls_have_separate_noise_floors() -> None:
     floors = noise_floor.classes([control(1e-4, 0.10), control(5e-2, 0.01), control(3.0, 0.02)])
     assert [floor.longest_s for floor in floors] == [1e-3, 1e-1, math.inf]
     lines = list(report.noise_floor("cpu", [control(1e-4, 0.10), control(3.0, 0.02)]))
-    assert any("under 1.00 ms" in line and "10.5%" in line for line in lines)
-    assert any("2.02%" in line for line in lines)
+    assert any("under 1.00 ms" in line and "10.5 %" in line for line in lines)
+    assert any("2.02 %" in line for line in lines)
 
 
 def test_a_a_controls_of_a_run_are_distinguished_from_other_arms() -> None:

@@ -26,7 +26,7 @@ def test_a_table_with_intervals_grounds_and_refused_cases(
     assert "law of 44" in printed
     assert "nearest: b1 h" in printed
     assert "queries 102400, measured 64..2048" in printed
-    assert "intervals of laws: 90%, from the errors of hidden measured cases" in printed
+    assert "intervals of laws: 90 %, from the errors of hidden measured cases" in printed
     assert max(map(len, printed.splitlines())) <= 100
 
 

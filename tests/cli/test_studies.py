@@ -45,8 +45,8 @@ def test_a_stored_calibration_is_shown_with_its_peaks(capsys: pytest.CaptureFixt
     assert cli.invoke(["calibrate", "--show", "--device", "cpu:threads=1"]) == 0
     output = capsys.readouterr().out
     assert "760 TFLOP/s" in output
-    assert "77%" in output  # of the 989 of the data sheet
-    assert "94% was measured" in output
+    assert "77 %" in output  # of the 989 of the data sheet
+    assert "94 % was measured" in output
     assert "(derived: special function units x clock)" in output
     assert "no matmul fp8_e4m3: not on this device" in output
     assert max(map(len, output.splitlines())) <= 100

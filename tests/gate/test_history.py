@@ -83,6 +83,17 @@ def test_a_creep_of_one_per_cent_over_ten_commits_is_in_the_history(
     assert change["ratio_each"] == pytest.approx(1.01, abs=0.002)
 
 
+def test_times_with_uncommitted_changes_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = history_points([1e-3, 1.2e-3, 1.1e-3])
+    for place, point in enumerate(points):
+        history.append(tmp_path / "history.jsonl", msgspec.structs.replace(point, dirty=place > 0))
+    assert cli.invoke(["history", str(tmp_path / "history.jsonl")]) == 0
+    line = "case@cpu: 1.00 ms -> 1.10 ms* over 3 points (* with uncommitted changes: 2)"
+    assert capsys.readouterr().out.splitlines() == [line]
+    assert cli.invoke(["history", str(tmp_path / "history.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dirty"] == 2
+
+
 def test_noise_alone_hardly_ever_changes():
     alarms = 0
     for seed in range(100):

@@ -7,6 +7,7 @@ import re
 import pytest
 from msgspec.structs import replace
 
+from attnbench import units
 from attnbench.gate import judgement
 from attnbench.records.result import Outcome, Result, Status, Verdict
 from attnbench.records.run_directory import Run
@@ -41,10 +42,12 @@ def test_a_change_is_marked_where_the_two_times_divide_to_something_outside_its_
     assert "paired by round" in meaning
 
 
-def test_a_margin_above_two_hundred_percent_is_a_factor() -> None:
+def test_an_interval_has_the_unit_of_its_change_and_a_margin_above_two_hundred_percent_is_a_factor() -> None:
     noisy = verdict(1e-3, 1.2e-3, 0.2, (-0.5, 52.226), margin=36.248)
-    assert gate_verdicts.cells(noisy)[3:5] == ("-50.0 % .. 53x", "37x")
-    assert "margin 37x" in gate_verdicts.annotation(noisy)
+    assert gate_verdicts.cells(noisy)[2:5] == ("+20.0 %", "-50.0 % .. +5,223 %", "37x")
+    assert " +20.0 % (-50.0 % .. +5,223 %), margin 37x: same" in gate_verdicts.annotation(noisy)
+    slower = verdict(1e-3, 3.1e-3, 2.1, (0.4, 3.2))
+    assert gate_verdicts.cells(slower)[2:4] == ("3.1x", "1.4x..4.2x")
 
 
 def test_a_case_whose_margin_hides_large_slowdowns_is_marked() -> None:
@@ -85,8 +88,68 @@ def test_head_against_itself_is_said_once() -> None:
 def test_one_case_is_no_cases() -> None:
     run = gated(*lines())
     text = list(gate_verdicts.text(run, judgement.judge(run), 80))
-    assert "naive: 1.001x over 1 case, geometric mean" in text
+    assert "naive: +0.1 % over 1 case, geometric mean" in text
     assert text[-1] == "1 case: 1 same."
+
+
+def test_the_geometric_mean_is_a_change_as_in_the_table() -> None:
+    run = gated(*lines(head=1.944), *lines(n=128, head=1.944))
+    text = list(gate_verdicts.text(run, judgement.judge(run), 120))
+    assert "naive: +94.5 % over 2 cases, geometric mean (+94.5 % .. +94.5 %)" in text
+
+
+def test_where_no_time_was_judged_no_margins_are_told() -> None:
+    run = gated(*lines(head_fields={"status": Status.INCORRECT, "reason": "out: error 0.3"}))
+    judged = judgement.judge(run)
+    assert "margins: " not in "\n".join(gate_verdicts.text(run, judged, 80))
+    assert "margins: " not in gate_comment.markdown(run, judged)
+
+
+def test_a_number_is_never_apart_from_its_unit() -> None:
+    run = gated(*lines(noise=60.0, restarts=26), *lines(n=128, noise=30.0), *lines(n=256, head=1.5, noise=3.0))
+    judged = judgement.judge(run)
+    for width in range(40, 120):
+        text = list(gate_verdicts.text(run, judged, width))
+        assert not [line for line in text if re.match(r"\s*(%|ms|s|us|MiB)\b", line)]
+
+
+def test_each_reason_of_broken_cases_is_told_once_and_in_full_with_verbose() -> None:
+    long = "out: max |error| 5.2 at [b0 h3 q17 d5] is over 1.5e-05, 2 x the error of the plain formula and rounding"
+    reasons = [long, long, long.replace("5.2", "6.3"), "out is on meta", "a", "b"]
+    results = [
+        line
+        for n, reason in enumerate(reasons, 1)
+        for line in lines(n=64 * n, head_fields={"status": Status.INCORRECT, "reason": reason})
+    ]
+    run = gated(*results)
+    judged = judgement.judge(run)
+    name = "naive@cpu:threads=1 is broken in"
+    whole = [line for line in gate_verdicts.text(run, judged, 1000, verbose=True) if name in line]
+    assert whole == [
+        f"{name} 2 cases: incorrect: {long}", *(f"{name} 1 case: incorrect: {reason}" for reason in reasons[2:])
+    ]  # fmt: skip
+    short = list(gate_verdicts.text(run, judged, 1000))
+    told = [line for line in short if name in line]
+    assert [line.partition(" is broken in ")[2].partition(":")[0] for line in told] == [
+        "3 cases", "1 case", "1 case", "1 more case, for 1 other reason"
+    ]  # fmt: skip
+    assert told[0].endswith(" ...")
+    assert "  reasons in full: attnbench gate -v gate" in short
+    assert len(told[0]) < len(whole[0])
+
+
+def test_one_case_has_one_figure_of_what_may_be_hidden() -> None:
+    judged = judgement.judge(gated(*lines(head=0.97, noise=60.0, restarts=26)))
+    (time,) = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]
+    assert time.interval is not None
+    figure = units.margin(time.interval[1])
+    assert f"a slowdown of up to {figure} may be hidden" in time.reason
+    assert judged.notes[-1].startswith(
+        f"the largest slowdown that may be hidden, the upper end of its 95 % interval: {figure} ("
+    )
+    several = judgement.judge(gated(*lines(head=0.97, noise=60.0, restarts=26), *lines(n=128), *lines(n=256)))
+    assert "with 95 % confidence for all cases: " in several.notes[-1]
+    assert f": {figure} (" not in several.notes[-1]
 
 
 def test_what_did_not_change_is_one_line_of_counts() -> None:
@@ -147,5 +210,5 @@ def test_the_commands_of_a_case_repeat_the_interpreter_of_its_backend() -> None:
     text = list(gate_verdicts.text(run, judgement.judge(run), 80))
     (profile,) = [line for line in text if "profile head: " in line]
     (repeat,) = [line for line in text if "repeat: " in line]
-    assert profile.endswith("-b naive --backend-python naive=/opt/python")
+    assert profile.endswith("-b naive --device cpu:threads=1 --backend-python naive=/opt/python")
     assert "--backend-python naive=/opt/python --backend-python jax=/opt/jax" in repeat

@@ -104,7 +104,7 @@ def test_other_processes_disturb_from_a_share_on(load: ForeignLoad, disturbs: bo
 
 def test_the_disturbed_parts_are_named_with_their_load() -> None:
     assert ceilings(foreign_load=LOADED).disturbance == (
-        "disturbed by other processes (matmul: 50.0% of its cores), rates may be too low"
+        "disturbed by other processes (matmul: 50.0 % of its cores), rates may be too low"
     )
 
 

@@ -264,7 +264,7 @@ def test_a_tie_shows_the_interval_of_the_backend_that_is_less_sure() -> None:
     assert screen.grid
     (cell,) = screen.grid.rows[0][1]
     assert set(cell.arms) == {"flex", "sdpa:math"}
-    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("–")
+    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("..")
     assert float(low) < 1.5 < 2 < float(high)
 
 
@@ -273,7 +273,7 @@ def test_a_tie_with_the_reference_never_reads_as_a_win() -> None:
     assert screen.grid
     (cell,) = screen.grid.rows[0][1]
     assert cell.kind == "tied"
-    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("–")
+    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("..")
     assert float(low) <= 1 <= float(high)
 
 

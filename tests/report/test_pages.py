@@ -210,7 +210,7 @@ def test_the_table_of_times_pivots_backends_into_columns() -> None:
     ]
     first = table.rows[0]
     assert str(first[3]) == "1×", "the reference"
-    assert str(first[9]) == "3.0× 3.0–3.0"
+    assert str(first[9]) == "3.0× 3.0..3.0"
     assert isinstance(first[8], PageCell)
     assert first[8].bold
     assert first[8].detail.startswith("±")

@@ -82,7 +82,7 @@ def test_the_command_of_a_row_is_that_case(problem: Problem, capsys: pytest.Capt
     case = Case(problem=problem, backend="naive", mode=Mode.BWD)
     (row,) = rows_of([replace(result(), case=case, case_id=case.id)])
     assert problem_of(row) == problem
-    words = shlex.split(repeat_command(row))
+    words = shlex.split(repeat_command(row, ()))
     assert cli.invoke([*words[1:], "--dry-run", "--json"]) == 0, capsys.readouterr().err
     planned = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["case_id"] for each in planned if each["type"] == "case"] == [case.id]
@@ -93,9 +93,11 @@ def test_a_padded_batch_of_an_earlier_version_is_a_row_and_repeated_as_requests(
     case = Case(problem=problem, backend="naive")
     (row,) = rows_of([replace(result(), case=case, case_id=case.id)])
     assert problem_of(row) == problem
-    assert "--requests q70_2q12 " in repeat_command(row)
+    assert "--requests q70_2q12 " in repeat_command(row, ())
 
 
 def test_the_interpreter_of_the_backend_is_repeated() -> None:
     (row,) = rows_of([result([1.0], backend="ort:gqa")])
-    assert repeat_command(row, "profile", ("jax=/a", "ort:*=/b")).endswith("-b ort:gqa --backend-python 'ort:*=/b'")
+    command = repeat_command(row, ("jax=/a", "ort:*=/b"), "profile")
+    assert command.startswith("attnbench profile --seq-q ")
+    assert command.endswith("-b ort:gqa --device cpu:threads=1 --backend-python 'ort:*=/b'")

@@ -128,9 +128,9 @@ def test_every_number_of_a_policy_has_its_interval(answer):
     single, phase, step = section(answer).tables[0].rows
     for row, policy in zip((single, phase, step), answer.totals.policies, strict=True):
         seconds = answer.totals.per_hour(policy.seconds)
-        assert str(row[2]) == f"{seconds.value:.2f} {seconds.low:.2f}–{seconds.high:.2f}"
-    assert str(single[3]) == "10 % 9.7 % to 12 %"
-    assert str(phase[3]) == "0.15 % 0 % to 1.3 %"
+        assert str(row[2]) == f"{seconds.value:.2f} {seconds.low:.2f}..{seconds.high:.2f}"
+    assert str(single[3]) == "10 % 9.7 % .. 12 %"
+    assert str(phase[3]) == "0.15 % 0 % .. 1.3 %"
     assert step[3] == "–"
 
 
@@ -295,6 +295,6 @@ def test_the_mix_shows_draws_and_the_interval_of_a_share(answer):
 def test_planning_is_shown_for_a_layer_of_the_backends_that_plan(answer):
     (line,) = (line for line in terminal.lines(answer, 200) if line.startswith("planning"))
     flex = next(total for total in answer.totals.totals if total.backend == "flex")
-    assert line == f"planning a step, for each layer: flex 2.00 us ({flex.planning:.1%} of its time)"
+    assert line == f"planning a step, for each layer: flex 2.00 us ({100 * flex.planning:.1f} % of its time)"
     table = next(table for table in section(answer).tables if table.heading == "One backend for all steps")
     assert [row[3] for row in table.rows] == ["–", "2.00 µs"]

@@ -168,6 +168,10 @@ def sentences(*of_cases: dict[str, Any]) -> list[str]:
         ({"sliced": WRONG, "offset": TAKES}, "x, layouts: wrong only for sliced (out: off); takes offset"),
         ({"sliced": WRONG, "offset": WRONG}, "x, layouts: wrong for sliced and offset (out: off)"),
         ({"sliced": WRONG, "offset": ABSENT}, "x, layouts: wrong for sliced (out: off)"),
+        (
+            {name: {"outcome": "wrong", "reason": f"out: off by {name}"} for name in "012"},
+            "x, layouts: wrong for 0, 1 and 2 (out: off by 0 (and 2 similar))",
+        ),
         ({"sliced": ABSENT}, "x, layouts: does not apply: no streams"),
         ({"sliced": {"outcome": "refuses", "reason": "E"}}, "x, layouts: refuses sliced (E)"),
         (

@@ -48,7 +48,7 @@ def test_only_disturbed_parts_are_measured_again_until_they_are_calm() -> None:
     replies = calibration.measure_parts(ask, ("matmul", "exp", "launch"), math.inf, lines.append, pause_s=0.0)
     assert requested == ["matmul", "exp", "launch", "matmul", "matmul"]
     assert replies["matmul"].exp_per_s == 5.0  # the last one
-    assert lines[0] == "other processes are running (matmul: 50.0% of its cores): measuring again in 0 s"
+    assert lines[0] == "other processes are running (matmul: 50.0 % of its cores): measuring again in 0 s"
 
 
 def test_under_constant_load_the_least_disturbed_measurement_counts() -> None:
@@ -81,7 +81,7 @@ def test_after_the_deadline_nothing_is_measured_again() -> None:
 
 RATES = {dtype: Rate(burst=rate, sustained=rate, size=256) for dtype, rate in (("fp32", 1e11), ("bf16", 1e9))}
 DISTURBED = ceilings(matmul=RATES, foreign_load={"matmul": ForeignLoad(cores=0.5, machine=0.5)})
-MARK = "disturbed by other processes (matmul: 50.0% of its cores), rates may be too low"
+MARK = "disturbed by other processes (matmul: 50.0 % of its cores), rates may be too low"
 
 
 def test_disturbed_ceilings_are_marked_wherever_they_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

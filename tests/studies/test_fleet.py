@@ -198,7 +198,7 @@ def test_heat_is_named_with_what_it_does() -> None:
     hot = measured("c", 0.15, tags=("throttled",), temperature_c=88.0)
     nodes = only(fleet([on_cluster(measured("a", temperature_c=60.0), measured("b", temperature_c=62.0), hot)]))
     assert nodes["c"].causes == (
-        "slowed by heat or by the hardware in 100% of its blocks, the others in 0%",
+        "slowed by heat or by the hardware in 100 % of its blocks, the others in 0 %",
         "temperature 88 C, of the others 61 C",
     )
 
@@ -213,9 +213,9 @@ def test_load_steal_and_noise_of_the_machine_are_named_from_what_runs_of_one_mac
         for name in "abc"
     ]  # fmt: skip
     assert only(fleet(runs))["c"].causes == (
-        "waited for a core 16% of the time, the others 0%",
+        "waited for a core 16 % of the time, the others 0 %",
         "load average 3.2, of the others 1.1",
-        "100% of its times noisy, of the others 0%",
+        "100 % of its times noisy, of the others 0 %",
     )
 
 

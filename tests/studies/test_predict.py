@@ -193,6 +193,16 @@ def test_axes_on_which_the_whole_run_agrees_are_taken_from_it() -> None:
     }  # fmt: skip
 
 
+def test_the_command_that_measures_repeats_the_interpreters_of_its_backends() -> None:
+    measured = [*results(), *results(backend="ort:gqa")]
+    run = samples.run(*measured, request={"backend_python": ["ort=/a b", "naive=~/env/bin/python", "jax=/c"]})
+    far = predictions(run, rows_of(run.results), Request(axes={"seq": "100k", "mask": "none"}), extrapolate=False)
+    (command,) = {each.measure for each in far}
+    assert command.endswith(
+        "-b naive,ort:gqa --device cpu:threads=1 --backend-python 'ort=/a b' --backend-python 'naive=~/env/bin/python'"
+    )
+
+
 def test_requests_are_read_against_the_run() -> None:
     run = samples.run(*results(), *results(backend="sdpa:flash"))
     rows = rows_of(run.results)

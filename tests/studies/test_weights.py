@@ -64,7 +64,7 @@ def test_weights_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "head 0"
     assert lines[1].rstrip() == "██"
     assert sum(line.startswith(("0  ", "1  ")) for line in lines) == 2
-    assert "100.0%" in lines[-2]
+    assert "100.0 %" in lines[-2]
 
 
 @pytest.mark.parametrize("format_", rendering.FORMATS)

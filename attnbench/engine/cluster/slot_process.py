@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from msgspec.structs import replace
 
+from attnbench import units
 from attnbench.analysis.restarts import join
 from attnbench.analysis.stats import Estimate
 from attnbench.attention.choices import Mode
@@ -29,7 +30,6 @@ from attnbench.records.arm import Arm, Device, parse_device
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Environment, Facts, Procedure, Result, Status
 from attnbench.suite import Cell
-from attnbench.units import percent
 
 PARTS = ("matmul", "bandwidth")  # of the short calibration
 CONTROL = "naive"  # its copies are the A/A control: it runs on every device
@@ -215,8 +215,8 @@ def noise_objection(ratio: Estimate | str) -> str:
     low, high = ratio.low or 0.0, ratio.high or float("inf")
     if low <= 1 + MAX_DIFFERENCE and high >= 1 / (1 + MAX_DIFFERENCE):
         return ""
-    interval = f"{percent(low - 1)} to {percent(high - 1)}"
-    return f"two equal arms differ by {percent(abs(ratio.value - 1))} (95 % interval {interval})"
+    change, interval = units.change_and_interval(ratio.value - 1, low - 1, high - 1)
+    return f"two equal arms differ by {change.lstrip('+-')} (95 % interval {interval})"
 
 
 def shifted(result: Result, seconds: float) -> Result:

@@ -20,11 +20,11 @@ def figure(seen: Seen) -> Figure:
     }
     largest = float(max(weights.max() for weights in pooled.values()))
     left_out = f"the first {len(figures)} of {len(seen.weights)} heads" if len(figures) < len(seen.weights) else ""
-    caption = f"{title(seen)}; {heat_map.scale(largest, '.2g')}"
+    caption = f"{title(seen)}; {heat_map.scale(largest, '{:.2g}'.format)}"
     lengths = (seen.problem.seq_q, seen.problem.seq_kv)
     return Figure(
         name="weights", heading="Weights by head", caption=caption, left_out=left_out,
-        panels=heat_map.panels(pooled, lengths, SIDE, largest, ".2g"),
+        panels=heat_map.panels(pooled, lengths, SIDE, largest, "{:.2g}".format),
     )  # fmt: skip
 
 

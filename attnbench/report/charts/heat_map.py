@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,11 @@ PALE, STRONG = (219, 233, 244), (0, 114, 178)  # red, green, blue of the ends of
 
 
 def panels(
-    rasters: Mapping[str, NDArray[np.float64]], lengths: tuple[int, int], side: float, most: float, number_format: str
+    rasters: Mapping[str, NDArray[np.float64]],
+    lengths: tuple[int, int],
+    side: float,
+    most: float,
+    show: Callable[[float], str],
 ) -> tuple[Panel, ...]:
     """One panel for each raster of shape [rows, columns], under its name; all cover `lengths` = (seq_q, seq_kv) tokens.
 
@@ -30,15 +34,15 @@ def panels(
         Panel(
             heading=name, width=width + margins.left + margins.right, height=height + margins.top + margins.bottom,
             margins=margins, x=_axis(seq_kv, "key", down=False), y=_axis(seq_q, "query", down=True),
-            marks=tuple(_cells(raster, seq_q, seq_kv, most, number_format)),
+            marks=tuple(_cells(raster, seq_q, seq_kv, most, show)),
         )
         for name, raster in rasters.items()
     )  # fmt: skip
 
 
-def scale(most: float, number_format: str) -> str:
+def scale(most: float, show: Callable[[float], str]) -> str:
     """What the colours mean, for a caption."""
-    return f"white: 0; full colour: {format(most, number_format)}"
+    return f"white: 0; full colour: {show(most)}"
 
 
 def _axis(tokens: int, title: str, down: bool) -> ChartAxis:
@@ -46,7 +50,9 @@ def _axis(tokens: int, title: str, down: bool) -> ChartAxis:
     return ChartAxis(low=0, high=tokens, title=title, down=down, ticks=ticks)
 
 
-def _cells(raster: NDArray[np.float64], seq_q: int, seq_kv: int, most: float, number_format: str) -> Iterator[Box]:
+def _cells(
+    raster: NDArray[np.float64], seq_q: int, seq_kv: int, most: float, show: Callable[[float], str]
+) -> Iterator[Box]:
     """Neighbours of one colour in a row are one box."""
     height, width = seq_q / raster.shape[0], seq_kv / raster.shape[1]
     shares = np.clip(raster / most if most else raster, 0, 1)
@@ -55,7 +61,7 @@ def _cells(raster: NDArray[np.float64], seq_q: int, seq_kv: int, most: float, nu
         starts = [0, *(np.flatnonzero(np.diff(line)) + 1)]
         for start, end in zip(starts, [*starts[1:], len(line)], strict=True):
             if line[start]:
-                value = format(float(raster[row, start:end].mean()), number_format)
+                value = show(float(raster[row, start:end].mean()))
                 yield Box(
                     x=(start * width, end * width), y=(row * height, (row + 1) * height),
                     color=_color((line[start] - 1) / (STEPS - 1)),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 from msgspec.structs import replace
 
+from attnbench import units
 from attnbench.analysis.rows import Row
 from attnbench.records.result import Status
 from attnbench.report.charts import axes, panels
@@ -199,10 +200,10 @@ def _segment(rows: Sequence[Row], arm: str, quantity: Quantity, axis: str, shift
 
 
 def tip(row: Row, value: float, ends: Ends | None, unit: str) -> str:
-    """A sentence on one point: `sdpa:flash, causal 512: 815 µs (95 %: 800 µs to 830 µs), 16 rounds`."""
+    """A sentence on one point: `sdpa:flash, causal 512: 815 µs (95 %: 800 µs .. 830 µs), 16 rounds`."""
     text = f"{row.arm_name}, {row.problem}: {axes.shown(value, unit)}"
     if ends:
-        text += f" (95 %: {axes.shown(ends[0], unit)} to {axes.shown(ends[1], unit)})"
+        text += f" (95 %: {units.between(*(axes.shown(end, unit) for end in ends))})"
     return text + (f", {row.rounds:.0f} rounds" if row.rounds else "") + (", noisy" if row.noisy else "")
 
 

@@ -21,10 +21,15 @@ SIDE = 420  # pixels
 def figure(mask: Mask, grids: Sequence[Grid], block: int) -> Figure:
     """The share of visible pairs in each cell: queries downwards, keys to the right; a grid for each request."""
     queries, keys = _tokens(grids)
-    panels = heat_map.panels({"": shares(mask, grids, CELLS)}, (queries, keys), SIDE, 1.0, ".0%")
+    panels = heat_map.panels({"": shares(mask, grids, CELLS)}, (queries, keys), SIDE, 1.0, units.whole_percent)
     _, *below = facts(mask, grids, block)
     heading = f"{mask.text}: {_batch(grids)}{units.short(queries)} queries over {units.short(keys)} keys"
-    return Figure(name="mask", heading=heading, caption="; ".join((*below, heat_map.scale(1.0, ".0%"))), panels=panels)
+    return Figure(
+        name="mask",
+        heading=heading,
+        caption="; ".join((*below, heat_map.scale(1.0, units.whole_percent))),
+        panels=panels,
+    )
 
 
 def shares(mask: Mask, grids: Sequence[Grid], cells: int) -> NDArray[np.float64]:

@@ -24,9 +24,8 @@ def figure(models: Sequence[HardwareModel], relative_to: str) -> Figure | None:
 
 
 def _item(node: NodeReport) -> Item:
-    text, ends, interval = units.change(node.change), None, "too few cases for an interval"
-    if node.low is not None and node.high is not None:
-        ends = (1 + node.low, 1 + node.high)
-        interval = f"95 % interval {units.change(node.low)} to {units.change(node.high)}"
-    tip = f"{node.node}: {text}, {interval}, {units.counted(node.cases, 'case')}"
+    text, interval = units.change_and_interval(node.change, node.low, node.high)
+    ends = None if node.low is None or node.high is None else (1 + node.low, 1 + node.high)
+    known = f"95 % interval {interval}" if interval else "too few cases for an interval"
+    tip = f"{node.node}: {text}, {known}, {units.counted(node.cases, 'case')}"
     return Item(arm=VALUE, value=1 + node.change, ends=ends, text=text, unsure=not node.verdict, tip=tip)

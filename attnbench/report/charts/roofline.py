@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attnbench import units
 from attnbench.analysis.roofline import CeilingsByDevice
 from attnbench.analysis.rows import Row
 from attnbench.records.ceilings import Ceilings
@@ -63,7 +64,7 @@ def _trails(rows: Sequence[Row]) -> list[Mark]:
 
 
 def _tip(row: Row) -> str:
-    share = f"{row.roofline_share or 0:.0%} of its bound ({row.bound})"
+    share = f"{units.whole_percent(row.roofline_share or 0.0)} of its bound ({row.bound})"
     text = f"{lines.tip(row, row.flop_per_s or 0.0, None, 'FLOP/s')}, {share}"
     return f"{text}; {row.notes}" if row.notes else text
 

@@ -151,4 +151,4 @@ def _footer(pairs: Comparison) -> Iterator[str]:
     yield from pairs.notes
     for arm, mean in sorted(pairs.geomeans.items()):
         ends = f" ({interval(mean, 3)})" if mean.low is not None and mean.high is not None else ""
-        yield f"{arm}: {mean.value:.3f}x over {units.counted(mean.count, 'case')}, geometric mean{ends}"
+        yield f"{arm}: new / old {mean.value:.3f} over {units.counted(mean.count, 'case')}, geometric mean{ends}"

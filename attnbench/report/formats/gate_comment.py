@@ -8,8 +8,8 @@ from attnbench.report.terminal.gate_verdicts import (
     SHOWN,
     details,
     failures,
-    legend,
     marked_cells,
+    notes,
     sentence,
     verdict_word,
 )
@@ -46,8 +46,7 @@ def _tail(run: Run, judged: GateVerdicts, changed: list[Verdict], max_bytes: int
     """The red cases in detail if they take less than half of the room, the margins and the notes."""
     red_cases = list(details(run, judged.verdicts))
     fits = red_cases and sum(len(line.encode()) + 1 for line in red_cases) < max_bytes / 2
-    notes = [*legend(changed), f"margins: {judged.margin_source}", *judged.notes, *filter(None, [judged.doubt])]
-    return ["\n".join(["~~~~text", *red_cases, "~~~~"]) if fits else "", _list(notes)]
+    return ["\n".join(["~~~~text", *red_cases, "~~~~"]) if fits else "", _list(notes(judged, changed))]
 
 
 def _list(lines: list[str]) -> str:

@@ -181,7 +181,7 @@ def _text(data: ReportData, compared: Compared) -> Iterator[str]:
 def _ends(mean: Estimate) -> str:
     if mean.low is None or mean.high is None or mean.count < 3:
         return ""
-    return f" ({mean.low:.2f}–{mean.high:.2f})"
+    return f" ({units.between(f'{mean.low:.2f}', f'{mean.high:.2f}')})"
 
 
 def _trend(comparisons: Sequence[Comparison]) -> Figure | None:
@@ -225,7 +225,7 @@ def _table(pairs: Comparison, data: ReportData) -> PageTable:
 def _interval(pair: Pair) -> str:
     if pair.ratio is None or pair.ratio.low is None or pair.ratio.high is None:
         return ""
-    return f"{quantities.number(pair.ratio.low)}–{quantities.number(pair.ratio.high)}"
+    return units.between(quantities.number(pair.ratio.low), quantities.number(pair.ratio.high))
 
 
 def _changes(series: Mapping[str, history.Trend]) -> PageTable:

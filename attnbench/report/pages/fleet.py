@@ -55,6 +55,6 @@ def _table(models: Sequence[HardwareModel]) -> PageTable:
 
 
 def _cells(node: NodeReport) -> tuple[str | PageCell, ...]:
-    interval = "" if node.low is None else f"{units.change(node.low)} to {units.change(node.high)}"
-    time = PageCell(text=units.change(node.change), detail=interval, bold=bool(node.verdict))
+    change, interval = units.change_and_interval(node.change, node.low, node.high)
+    time = PageCell(text=change, detail=interval, bold=bool(node.verdict))
     return node.node, time, str(node.cases), str(node.restarts), node.verdict, "; ".join(node.causes)

@@ -226,7 +226,7 @@ def _of_side(side: Side) -> str:
 
 
 def _speed(problems: Sequence[Contest], arm: str, layout: PanelLayout, tied: Sequence[str] = ()) -> str:
-    """`Over all 7 it is 1.7× as fast as naive (95 % interval 1.4× to 2.1×) and takes 25× less memory at length 1k.`
+    """`Over all 7 it is 1.7× as fast as naive (95 % interval 1.4..2.1×) and takes 25× less memory at length 1k.`
 
     Of backends that are tied the first is named, and compared with a reference that is none of them.
     """
@@ -271,8 +271,9 @@ def _interval(mean: Estimate) -> str:
     """Over fewer than three problems the mean has no useful interval."""
     if mean.low is None or mean.high is None or (mean.count == 2 and mean.over is stats.Over.CASES):
         return ""
-    low, high = times(mean.low), times(mean.high)
-    return "" if low == high == times(mean.value) else f" (95 % interval {low} to {high})"
+    if times(mean.low) == times(mean.high) == times(mean.value):
+        return ""
+    return f" (95 % interval {quantities.between(mean.low, mean.high)})"
 
 
 def _means(problems: Sequence[Contest], arm: str) -> Iterator[tuple[str, str, Estimate]]:

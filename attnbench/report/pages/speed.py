@@ -214,7 +214,7 @@ def _kernels(data: ReportData) -> PageTable:
         rows=[
             (
                 detail.label, str(row["name"]), str(row["calls"]), quantities.seconds(row["self_s"]),
-                f"{row['share']:.1%}",
+                quantities.percent(row["share"]),
             )
             for detail in data.details
             for row in detail.kernels

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic_mix import MIN_STEPS, MixPart
 from attnbench.analysis.traffic_totals import Policy
+from attnbench.report import quantities
 from attnbench.report.charts import context_shares
 from attnbench.report.charts.figure import Figure
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
 from attnbench.report.quantities import DASH, SECONDS, Unit, number, percent, seconds, times, unit
 from attnbench.studies.traffic_answer import TrafficAnswer
-from attnbench.units import counted
+from attnbench.units import between, counted
 
 
 def page(data: ReportData) -> Page:
@@ -58,17 +59,15 @@ def _seconds(answer: TrafficAnswer, seconds: Estimate | None, per_hour: Unit) ->
     if seconds is None:
         return DASH
     scaled = answer.totals.per_hour(seconds)
-    ends = (
-        "" if scaled.low is None or scaled.high is None else f"{per_hour.show(scaled.low)}–{per_hour.show(scaled.high)}"
-    )
+    ends = "" if scaled.low is None or scaled.high is None else between(*map(per_hour.show, (scaled.low, scaled.high)))
     return PageCell(text=per_hour.show(scaled.value), detail=ends)
 
 
 def _share(share: Estimate | None) -> PageCell | str:
-    """`12 % 9.1 % to 15 %`: a relative change with its interval."""
+    """`12 % 9.1 % .. 15 %`: a relative change with its interval."""
     if share is None:
         return DASH
-    ends = "" if share.low is None or share.high is None else f"{_percent(share.low)} to {_percent(share.high)}"
+    ends = "" if share.low is None or share.high is None else between(_percent(share.low), _percent(share.high))
     return PageCell(text=_percent(share.value), detail=ends)
 
 
@@ -106,7 +105,7 @@ def _totals(answer: TrafficAnswer, per_hour: Unit, heading: str) -> PageTable:
     def over(ratio: Estimate | None) -> PageCell | str:
         if ratio is None:
             return DASH
-        ends = "" if ratio.low is None or ratio.high is None else f"{times(ratio.low)} to {times(ratio.high)}"
+        ends = "" if ratio.low is None or ratio.high is None else quantities.between(ratio.low, ratio.high)
         return PageCell(text=times(ratio.value), detail=ends)
 
     return PageTable(

@@ -110,7 +110,7 @@ def _cells(detail: Detail) -> tuple[str, ...]:
     return (
         detail.label, str(detail.rounds), str(detail.restarts), _percent(detail.half_width),
         _percent(noise.relative_iqr), "" if noise.trend is None else f"{noise.trend:+.2f}",
-        "" if noise.position_effect is None else f"{noise.position_effect:+.1%}", "noisy" if detail.noisy else "",
+        "" if noise.position_effect is None else units.change(noise.position_effect), "noisy" if detail.noisy else "",
         detail.clocks, ", ".join(f"{tag} {units.percent(share)}" for tag, share in noise.tagged.items()),
     )  # fmt: skip
 

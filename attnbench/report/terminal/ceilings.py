@@ -83,7 +83,7 @@ def _products(ceilings: Ceilings) -> Iterator[str]:
         cells = [units.rate(rate.burst, "FLOP/s"), units.rate(rate.sustained, "FLOP/s"), f"n {rate.size}"]
         if dtype in known:
             peak = known[dtype].rate
-            cells += [units.rate(peak, "FLOP/s"), f"{rate.burst / peak:.0%}"]
+            cells += [units.rate(peak, "FLOP/s"), units.whole_percent(rate.burst / peak)]
         yield f"{dtype:<8}" + "".join(cell.rjust(14) for cell in cells)
     for source in dict.fromkeys(peak.source for peak in known.values()):
         yield from wrap(f"peak: {source}", terminal_width(), indent=6)
@@ -99,7 +99,7 @@ def _traffic(ceilings: Ceilings) -> Iterator[str]:
         rates = "".join(units.rate(point.rate, "B/s").rjust(14) for point in points)
         yield units.size(operand).rjust(10) + rates + f"  {_cache(ceilings, max(point.bytes for point in points))}"
     if (peak := peaks(ceilings).get("memory")) and ceilings.memory:
-        share = f"{ceilings.memory / peak.rate:.0%}"
+        share = units.whole_percent(ceilings.memory / peak.rate)
         line = f"peak: {units.rate(peak.rate, 'B/s')}, of which {share} was measured; {peak.source}"
         yield from wrap(line, terminal_width(), indent=6)
 

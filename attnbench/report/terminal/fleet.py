@@ -63,5 +63,5 @@ def _headline(model: HardwareModel) -> str:
 
 
 def _cells(node: NodeReport) -> tuple[str, ...]:
-    interval = f"{units.change(node.low)} .. {units.change(node.high)}" if node.low is not None else "too few cases"
-    return units.change(node.change), interval, str(node.cases), str(node.restarts), node.verdict
+    change, interval = units.change_and_interval(node.change, node.low, node.high)
+    return change, interval or "too few cases", str(node.cases), str(node.restarts), node.verdict

@@ -1,9 +1,9 @@
-"""The verdicts of a gate as a table and as records, its red cases in detail, and the history of a project."""
+"""The verdicts of a gate as a table and as records, and its red cases in detail."""
 
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -11,10 +11,12 @@ from attnbench import units
 from attnbench.analysis import stats
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import Row, rows_of
+from attnbench.backends.installation import shell_word
 from attnbench.engine.sweep import Request
 from attnbench.errors import Exit
-from attnbench.gate import evidence, history
+from attnbench.gate import evidence
 from attnbench.gate import record as gate_record
+from attnbench.gate.evidence import Pairing
 from attnbench.gate.judgement import RED, GateVerdicts, cases_of
 from attnbench.gate.rule import Evidence
 from attnbench.records import run_directory
@@ -77,8 +79,7 @@ def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False, v
     With `everything` list also the times that did not change, with `verbose` every figure.
     """
     yield from wrap(judged.sides, width, indent=2)
-    for failure in failures(judged):
-        yield from wrap(failure, width, indent=2)
+    yield from _failures(run, judged, width, verbose)
     shown = [
         verdict
         for verdict in judged.verdicts
@@ -87,13 +88,12 @@ def text(run: Run, judged: GateVerdicts, width: int, everything: bool = False, v
     yield from _table(shown, width) if shown else ()
     yield ""
     for name, (ratio, low, high, count) in sorted(judged.geomeans.items()):
-        interval = f", {low:.3f}..{high:.3f}" if count > 1 else ""
-        yield from wrap(
-            f"{name}: {ratio:.3f}x over {units.counted(count, 'case')}, geometric mean{interval}", width, indent=2
-        )
-    notes = (*legend(shown), f"margins: {judged.margin_source}", *judged.notes, judged.doubt)
-    for note in notes:
-        yield from wrap(note, width, indent=2) if note else ()
+        ends = (low - 1, high - 1) if count > 1 else (None, None)
+        change, interval = units.change_and_interval(ratio - 1, *ends)
+        mean = f"geometric mean ({interval})" if interval else "geometric mean"
+        yield from wrap(f"{name}: {change} over {units.counted(count, 'case')}, {mean}", width, indent=2)
+    for note in notes(judged, shown):
+        yield from wrap(note, width, indent=2)
     yield from details(run, judged.verdicts, width)
     yield from wrap(sentence(judged), width, indent=2)
 
@@ -116,10 +116,25 @@ def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
             yield from (f"    {piece}" for piece in wrap(verdict.reason, width - 4))
 
 
-def failures(judged: GateVerdicts) -> list[str]:
-    """One phrase for each backend and kind of failure."""
+def failures(judged: GateVerdicts, whole: bool = False) -> list[str]:
+    """One phrase for each backend and kind of failure; with `whole` one for each reason, which is not cut."""
     broken = (verdict for verdict in judged.verdicts if verdict.outcome is Outcome.BROKEN)
-    return broken_lines((f"{verdict.backend}@{verdict.device}", verdict.reason) for verdict in broken)
+    return broken_lines(((f"{verdict.backend}@{verdict.device}", verdict.reason) for verdict in broken), whole)
+
+
+def _failures(run: Run, judged: GateVerdicts, width: int, whole: bool) -> Iterator[str]:
+    """The failures, and the command that prints all of their reasons where some are cut or left out."""
+    shown = failures(judged, whole)
+    for failure in shown:
+        yield from wrap(failure, width, indent=2)
+    if run.manifest.gate and shown != failures(judged, whole=True):
+        yield f"  reasons in full: attnbench gate -v {shlex.quote(str(run.path))}"
+
+
+def notes(judged: GateVerdicts, shown: Sequence[Verdict]) -> list[str]:
+    """What the marks of the verdicts that are shown mean, the margins if a time was judged, and what else to know."""
+    margins = [f"margins: {judged.margin_source}"] if judged.geomeans else []
+    return [*legend(shown), *margins, *judged.notes, *filter(None, [judged.doubt])]
 
 
 def _metric(verdict: Verdict) -> str:
@@ -154,10 +169,13 @@ def marked_cells(verdict: Verdict) -> tuple[str, ...]:
 def cells(verdict: Verdict) -> tuple[str, ...]:
     """One cell for each of HEADINGS."""
     show = METRICS[verdict.metric].show if verdict.metric in METRICS else lambda value: "-"
-    ends = verdict.interval
-    interval = f"{units.change(ends[0])} .. {units.change(ends[1])}" if ends else "-"
-    change, margin = units.change(verdict.change), _margin(verdict)
-    return show(verdict.base), show(verdict.head), change, interval, margin, verdict.outcome.value
+    change, interval = _change(verdict)
+    return show(verdict.base), show(verdict.head), change, interval or "-", _margin(verdict), verdict.outcome.value
+
+
+def _change(verdict: Verdict) -> tuple[str, str]:
+    """The change and its interval."""
+    return units.change_and_interval(verdict.change, *(verdict.interval or (None, None)))
 
 
 def _margin(verdict: Verdict) -> str:
@@ -176,13 +194,12 @@ def describe(verdict: Verdict) -> str:
 
 def annotation(verdict: Verdict) -> str:
     """`b1 h8 ... naive@cpu: time_s +12.3 % (+11.0 % .. +13.6 %), margin 5.0 %: regressed`."""
-    ends = verdict.interval
-    interval = f" ({units.change(ends[0])} .. {units.change(ends[1])})" if ends else ""
-    change = ""
+    figures = ""
     if verdict.change is not None:
-        change = f" {units.change(verdict.change)}{interval}, margin {_margin(verdict)}"
+        change, interval = _change(verdict)
+        figures = f" {change}{f' ({interval})' if interval else ''}, margin {_margin(verdict)}"
     reason = f": {verdict.reason}" if verdict.reason else ""
-    return f"{verdict.label}@{verdict.device}: {verdict.metric}{change}: {verdict.outcome.value}{reason}"
+    return f"{verdict.label}@{verdict.device}: {verdict.metric}{figures}: {verdict.outcome.value}{reason}"
 
 
 def record(verdict: Verdict) -> dict[str, object]:
@@ -232,9 +249,14 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
     if not red:
         return
     evidences: dict[tuple[str, str], Evidence] = {}
+    pairs: dict[tuple[str, str], Pairing] = {}
+    has_base = False  # that can be measured again, and is not head itself
     if run.manifest.gate:
-        pairs = evidence.pairings(run.results)
-        evidences = {(case.case_id, case.device): case for case in cases_of(pairs, gate_record.of(run))}
+        gate = gate_record.of(run)
+        has_base = gate.base != gate.head
+        pairs = {pair.key: pair for pair in evidence.pairings(run.results)}
+        cases = cases_of(list(pairs.values()), gate)
+        evidences = {(case.case_id, case.device): case for case in cases}
     rows = {(row.case_id, row.device): row for row in rows_of(run.results)}
     margins = {(verdict.case_id, verdict.device): verdict.margin for verdict in verdicts if verdict.metric == "time_s"}
     for key in list(red)[:MAX_DETAILED]:
@@ -244,10 +266,11 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
         yield from wrap(f"{row.label}@{row.device}", width, indent=2)
         if key in evidences and margin is not None:
             yield from (f"  {line}" for line in strip(evidences[key], margin, width - 2))
-        profile = repeat_command(row, "profile", run.manifest.request.get("backend_python", ()))
+        profile = repeat_command(row, run.manifest.request.get("backend_python", ()), "profile")
         yield f"  profile head: {profile}"
-        if run.manifest.gate:
+        if has_base:
             yield from (f"  {line}" for line in _with_base(run, row, profile))
+            yield from (f"  {line}" for line in _bisect(run, row, pairs[key], width - 2))
 
 
 def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
@@ -258,7 +281,7 @@ def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
     """
     edge = math.log1p(margin)
     low, high = min(0.0, *case.effects), max(edge, *case.effects)
-    ends = [units.change(math.expm1(value)) for value in (low, high)]
+    ends = units.changes([math.expm1(value) for value in (low, high)])
     columns = min(STRIP, width - len(f"restarts: {ends[0]} [] {ends[1]}"))
 
     def column(value: float) -> int:
@@ -273,55 +296,55 @@ def strip(case: Evidence, margin: float, width: int = WIDTH) -> Iterator[str]:
     yield from (f"{'':10}{line}" for line in wrap(meaning, width - 10))
 
 
-def _with_base(run: Run, row: Row, profile: str) -> Iterator[str]:
-    """The commands that need base, which is known for a gate that measured both sides.
+# Unpacks a commit with all folders of its repository, and goes to the one where the shell is.
+UNPACK = (
+    'd=$(mktemp -d) && git -C "./$(git rev-parse --show-cdup)" archive {commit} | tar -x -C "$d" && '
+    '(p=$d/$(git rev-parse --show-prefix) && mkdir -p "$p" && cd "$p" && PYTHONPATH=$p:$d {command})'
+)
 
-    A bisection runs on this machine, so that a gate on a cluster names none.
-    """
-    gate = gate_record.of(run)
-    base, head = gate.base, gate.head
-    request = msgspec.convert(run.manifest.request, Request)
-    if base == head:
-        return
+
+def _with_base(run: Run, row: Row, profile: str) -> Iterator[str]:
+    """The commands that need base, which is known for a gate that measured both sides."""
+    base = gate_record.of(run).base
     if base.python:
-        yield f"profile base: {shlex.quote(base.python)} -m {profile}"
-        option = ["--base-python", base.python]
+        yield f"profile base: {shell_word(base.python)} -m {profile}"
+        option = f"--base-python {shell_word(base.python)}"
     elif base.commit:
-        unpack = f"d=$(mktemp -d) && git archive {base.commit} | tar -x -C $d"
-        yield f"profile base: {unpack} && (cd $d && PYTHONPATH=$d {profile})"
-        option = ["--base-ref", base.commit]
+        yield f"profile base: {UNPACK.format(commit=base.commit, command=profile)}"
+        option = f"--base-ref {base.commit}"
     else:
-        yield f"profile base: (cd {shlex.quote(base.name)} && {profile})"
-        option = ["--base-path", base.name]
+        yield f"profile base: (cd {shell_word(base.name)} && PYTHONPATH=$PWD {profile})"
+        option = f"--base-path {shell_word(base.name)}"
+    yield f"repeat: {_gate_of_case(run, row, option)}"
+
+
+def _gate_of_case(run: Run, row: Row, option: str) -> str:
+    """The command that gates one case; `option` names its base."""
     options = run_directory.problem_options(run.manifest)
     there = run_directory.cluster_options(run.manifest, row.device)
-    command = ["attnbench", "gate", *request.suites, *options, *there, *option, "--case", row.label]
-    yield f"repeat: {shlex.join(command)}"
-    if base.commit and head.commit and base.commit != head.commit and not base.python and not there:
-        suites = [part for name in request.suites for part in ("--suite", name)]
-        command = ["attnbench", "bisect", *suites, *options, "--case", row.label, base.commit, head.commit]
-        yield f"bisect: {shlex.join(command)}"
+    words = [*_suites(run), *options, *there]
+    return " ".join(["attnbench gate", *map(shlex.quote, words), option, "--case", shlex.quote(row.label)])
 
 
-def level_changes(series: Mapping[str, history.Trend], as_json: bool) -> Iterator[str]:
-    """One line for each case with its first and last time, then its changes of level."""
-    for case, changes in history.level_changes(series).items():
-        values = series[case]
-        first_s, last_s = values[0][1], values[-1][1]
-        if as_json:
-            record = {
-                "type": "trend", "case": case, "points": len(values), "first_s": first_s, "last_s": last_s,
-                "changes": [
-                    msgspec.to_builtins(change)
-                    | {"at": change.at.commit, "ratio": change.ratio, "ratio_each": change.ratio_each}
-                    for change in changes
-                ],
-            }  # fmt: skip
-            yield msgspec.json.encode(record).decode()
-            continue
-        yield f"{case}: {units.seconds(first_s)} -> {units.seconds(last_s)} over {units.counted(len(values), 'point')}"
-        for change in changes:
-            times = f"{units.seconds(change.before_s)} -> {units.seconds(change.after_s)}"
-            slowly = f", {units.change(change.ratio_each - 1)} at each of {change.commits} commits"
-            where = f"{'from' if change.commits > 1 else 'at'} {change.at.name}, {change.at.measured_at}"
-            yield f"    {units.change(change.ratio - 1)} {where}: {times}{slowly if change.commits > 1 else ''}"
+def _bisect(run: Run, row: Row, pair: Pairing, width: int) -> Iterator[str]:
+    """The command that finds the commit, or why it would find none. A bisection runs on this machine."""
+    base, head = gate_record.of(run).base, gate_record.of(run).head
+    if not base.commit or not head.commit or base.python or run.manifest.nodes:
+        return
+    if pair.base and pair.base.status.failed:
+        why = f"base fails in this case too ({pair.base.status.value}): the fault is older"
+        yield from wrap(f"no bisect: {why}", width, indent=2)
+    elif head.dirty and base.commit == head.commit:
+        yield from wrap("no bisect: only the uncommitted changes of the working tree differ", width, indent=2)
+    elif head.dirty:
+        yield from wrap("no bisect: it compares commits, and the working tree has uncommitted changes", width, indent=2)
+        yield f"uncommitted changes alone: {_gate_of_case(run, row, f'--base-ref {head.commit}')}"
+    elif base.commit != head.commit:
+        suites = [part for name in _suites(run) for part in ("--suite", name)]
+        options = run_directory.problem_options(run.manifest)
+        words = ["attnbench", "bisect", *suites, *options, "--case", row.label, base.commit, head.commit]
+        yield f"bisect: {shlex.join(words)}"
+
+
+def _suites(run: Run) -> Sequence[str]:
+    return msgspec.convert(run.manifest.request, Request).suites

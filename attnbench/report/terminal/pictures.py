@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from attnbench import units
 from attnbench.attention.masks import Mask
 from attnbench.attention.terms import Grid
 from attnbench.report.charts import mask as mask_chart
@@ -43,8 +44,8 @@ def weights_picture(seen: Seen, heads: Sequence[int]) -> Iterator[str]:
     yield f"weights of {title(seen)}; shade: root of the mean weight"
     yield f"{'head':<6}" + "".join(name.rjust(10) for name in FIGURES)
     for head in seen.heads():
-        entropies, distance = f"{head.entropy:10.2f}{head.most:10.2f}", f"{head.distance:10.1f}"
-        yield f"{head.head:<6}{entropies}{head.first:10.1%}{head.top:10.1%}{head.sink:10.1%}{distance}"
+        weights = "".join(units.percent(share, 1).rjust(10) for share in (head.first, head.top, head.sink))
+        yield f"{head.head:<6}{head.entropy:10.2f}{head.most:10.2f}{weights}{head.distance:10.1f}"
     yield f"means over rows: entropy and its maximum, in nats; weight of the largest key, of {TOP}, of key 0; distance"
 
 

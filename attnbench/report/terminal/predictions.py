@@ -40,7 +40,7 @@ def _cells(each: Prediction) -> tuple[str, ...]:
     if each.time is None:
         return each.arm, "-", "-", "-", "-"
     memory = units.size(each.memory.value) if each.memory else "-"
-    between = f"{units.seconds(each.time.low)}..{units.seconds(each.time.high)}"
+    between = units.between(units.seconds(each.time.low), units.seconds(each.time.high))
     return each.arm, units.seconds(each.time.value), between, memory, _from(each.time)
 
 
@@ -66,9 +66,11 @@ def _legend(predictions: Sequence[Prediction]) -> str:
     times = [each.time for each in predictions if each.time]
     texts = []
     if confidences := {time.confidence for time in times if time.source is Source.LAW and time.confidence}:
-        texts.append(f"intervals of laws: {min(confidences):.0%}, from the errors of hidden measured cases")
+        texts.append(
+            f"intervals of laws: {units.whole_percent(min(confidences))}, from the errors of hidden measured cases"
+        )
     if any(time.source is Source.MEASURED for time in times):
-        texts.append("measured: its own interval of 95%")
+        texts.append("measured: its own interval of 95 %")
     if any(time.source is Source.LAW and not time.confidence for time in times):
         texts.append("outside the measured range intervals widen with the distance and claim no share")
     if any(time.source is Source.ROOFLINE for time in times):

@@ -67,7 +67,8 @@ def _kernels(profile: Profile) -> Iterator[str]:
     yield f"{heading:<{MAX_NAME}}   calls       self   share"
     for row in rows[:MAX_ROWS]:
         first, *rest = wrap(row["name"], MAX_NAME)
-        yield f"{first:<{MAX_NAME}}{row['calls']:>8}{units.seconds(row['self_s']):>11}{row['share']:>8.1%}"
+        share = units.percent(row["share"], 1)
+        yield f"{first:<{MAX_NAME}}{row['calls']:>8}{units.seconds(row['self_s']):>11}{share:>8}"
         yield from (f"  {piece}" for piece in rest[:1])
     if len(rows) > MAX_ROWS:
         yield f"{len(rows) - MAX_ROWS} more in the trace"

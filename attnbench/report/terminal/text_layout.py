@@ -9,7 +9,9 @@ WIDTH = 80  # where stdout is no terminal
 MIN_WIDTH = 40  # narrower than that, not even one backend fits beside its row labels
 MIN_LABEL = 14  # of a column of labels; with less room, the cells of a row go below its label
 GAP = 2
-_PUNCTUATION = re.compile(r"(?<=[@:/=,_+-])")
+_PUNCTUATION = re.compile(r"(?<=[@:/=,_+-])(?<!\d[eE][+-])")  # 1e-05 stays whole
+_UNIT = r"(?:%|[num]?s|min|h|B|[KMGTPE]iB|[kMGTPE]?(?:FLOP|B)/s|[kMG]?Hz|W|J|C)(?!\w)"
+_SPACE = re.compile(rf"(?<!\d) | (?!{_UNIT})")  # but not the one between a number and its unit
 
 
 def terminal_width() -> int:
@@ -28,9 +30,12 @@ def cell_width(text: str) -> int:
 
 
 def wrap(text: str, width: int, indent: int = 0) -> list[str]:
-    """Split into lines of at most `width` terminal cells: at spaces, and inside words that are too long."""
+    """Split into lines of at most `width` terminal cells: at spaces, and inside words that are too long.
+
+    A number and its unit stay together.
+    """
     lines = [""]
-    for word in text.split(" "):
+    for word in _SPACE.split(text):
         room = width if len(lines) == 1 else width - indent
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if cell_width(joined) <= room:

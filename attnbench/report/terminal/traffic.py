@@ -1,6 +1,6 @@
 """What the traffic of a trace costs by policy and backend, its mix, and what to set, in a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attnbench import units
 from attnbench.analysis.stats import Estimate
@@ -25,7 +25,7 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
         yield ""
     yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
     if plans := [
-        f"{total.backend} {units.seconds(total.plan_layer_s)} ({total.planning:.1%} of its time)"
+        f"{total.backend} {units.seconds(total.plan_layer_s)} ({units.percent(total.planning, 1)} of its time)"
         for total in answer.totals.totals
         if total.planning
     ]:
@@ -62,24 +62,34 @@ def _table(heading: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence
         yield from row
 
 
-def _ends(estimate: Estimate | None, show: str) -> tuple[str, str]:
+def _ends(estimate: Estimate | None, show: Callable[[float], str]) -> tuple[str, str]:
     """The value and its interval, `12.1` and `11.5..12.8`."""
     if estimate is None:
         return "-", ""
-    ends = [show.format(end) for end in (estimate.low, estimate.high) if end is not None]
-    return show.format(estimate.value), "..".join(ends) if len(ends) == 2 else ""
+    ends = [show(end) for end in (estimate.low, estimate.high) if end is not None]
+    return show(estimate.value), units.between(*ends) if len(ends) == 2 else ""
+
+
+def _tenths(share: float) -> str:
+    return units.percent(share, 1)
 
 
 def _policies(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
     return [
-        (policy.name.value, (*_ends(_per_hour(answer, policy.seconds), "{:.4g}"), *_ends(policy.regret, "{:.1%}")))
+        (
+            policy.name.value,
+            (*_ends(_per_hour(answer, policy.seconds), "{:.4g}".format), *_ends(policy.regret, _tenths)),
+        )
         for policy in answer.totals.policies
     ]
 
 
 def _totals(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
     return [
-        (total.backend, (*_ends(_per_hour(answer, total.seconds), "{:.4g}"), *_ends(total.over_fastest, "{:.3g}x")))
+        (
+            total.backend,
+            (*_ends(_per_hour(answer, total.seconds), "{:.4g}".format), *_ends(total.over_fastest, "{:.3g}x".format)),
+        )
         for total in answer.totals.totals
     ]
 
@@ -93,5 +103,6 @@ def _parts(parts: Sequence[MixPart]) -> Iterator[tuple[str, Sequence[str]]]:
     for part in parts:
         yield part.name, (
             f"{part.steps:,}", units.whole_percent(part.steps / steps),
-            units.whole_percent(part.predicted_s / predicted), f"{part.drawn:,}", *_ends(part.share, "{:.0%}"),
+            units.whole_percent(part.predicted_s / predicted), f"{part.drawn:,}",
+            *_ends(part.share, units.whole_percent),
         )  # fmt: skip

@@ -248,7 +248,7 @@ _CELLS: dict[str, Callable[[Figures], dict[str, str]]] = {
     "quantisation": lambda figures: {
         name: f"{number(error, '.2g')} {units.size(figures['bytes'][name])}" for name, error in figures["error"].items()
     },
-    "soft": lambda figures: {"error": number(figures["error"], ".2g"), "kept": f"{figures['kept']:.1%}"},
+    "soft": lambda figures: {"error": number(figures["error"], ".2g"), "kept": units.percent(figures["kept"], 1)},
 }
 
 
@@ -293,7 +293,7 @@ def _cells(result: Result, outputs: Sequence[str], notes: Mapping[str, Sequence[
     if result.status is not Status.OK:
         verdict = f"{result.status.value} [{list(notes).index(without_numbers(result.reason)) + 1}]"
     if result.status is Status.OK and (share := result.facts.get("verified_share", 1.0)) < 1:
-        verdict += f" ({share:.0%} of rows)"
+        verdict += f" ({units.whole_percent(share)} of rows)"
     out = errors.get("out", {}).get("max_abs")
     shares = [_share(errors.get(name, {})) for name in outputs]
     cells = map(units.whole_percent, shares)

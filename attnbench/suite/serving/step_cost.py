@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from attnbench import units
 from attnbench.errors import UsageError
 from attnbench.suite.models.decoder import Decoder, DecoderLayer
 from attnbench.suite.serving.scheduler import Batch, Tokens
@@ -77,7 +78,7 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True):
         if blocks < 1:
             raise UsageError(
                 f"--tp {self.gpus}: {of_weights / 1e9:.0f} GB of weights on each GPU leave no room for "
-                f"{block_size} tokens in {MEMORY_SHARE:.0%} of {self.memory_bytes / 1e9:.0f} GB: "
+                f"{block_size} tokens in {units.whole_percent(MEMORY_SHARE)} of {self.memory_bytes / 1e9:.0f} GB: "
                 "use a larger --tp, or another --gpu"
             )
         return blocks
