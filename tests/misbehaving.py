@@ -99,6 +99,14 @@ def last_output(q, k, v, *, causal, scale):
     return _cache[key].clone()
 
 
+_first_v: dict[tuple[int, ...], torch.Tensor] = {}
+
+
+def keeps_first_v(q, k, v, *, causal, scale):
+    """Reads the first v of each shape, whose numbers are right as long as the caller writes into the same tensor."""
+    return _right(q, k, _first_v.setdefault(v.shape, v), causal, scale)
+
+
 def view_of_input(q, k, v, *, causal, scale):
     q.copy_(_right(q, k, v, causal, scale))
     return q

@@ -31,16 +31,18 @@ from attnbench.units import counted
 
 T = TypeVar("T")
 
-# Calls of one arm in the shortest measurement: first, four sets of inputs, transformed inputs, settling, and rounds.
-MIN_CALLS = 7 + 3
+# Calls of one arm in the shortest measurement: first, four sets of inputs, transformed inputs, settling, three rounds,
+# two more in a row, one that has just returned, and memory.
+MIN_CALLS = 7 + 3 + 4
 # Beside its calls: settling, checks of outputs, memory. Medians of the suite `quick` on a 2-core CPU.
 ARM_OVERHEAD_S = 0.5
 # Of a probe beside half a float64 reference. Means over all probes of a busy 2-core CPU, at lengths of 64 to 2048.
 PROBE_S, PROBE_CALLS = 0.25, 4
-# Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention, 27 s for the first one with a cold cache.
-COMPILE_S = 8.0
-ROUNDS_S = 1.0  # for the rounds of a group, however small the budget
-BUDGET_MARGIN = 1.25  # of a suggested budget, over the prediction
+# Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention; 13 to 27 s for the first one of a process with a
+# cold cache, most of them to start the compiler.
+COMPILE_S, COMPILER_S = 6.0, 12.0
+ROUNDS_S = 0.3  # for the rounds of an arm, if the budget is too short for all groups
+MARGIN = 1.25  # times a prediction, that what it predicts may take
 START_S = 1.5  # of a worker: Python and torch
 # The oracle computes in float64, up to its limit for each of four sets of inputs.
 ORACLE_FLOP_PER_S, ORACLE_MIN_S, ORACLE_MAX_S = 2.5e9, 0.1, 2.6
@@ -83,7 +85,12 @@ class _GroupParts(NamedTuple):
 
     calls: tuple[float, ...]  # of a call of each arm, borrowed ones last
     calls_s: float  # of all calls
-    beside_s: float
+    beside_s: float  # of the rest, without compiling
+    compile_s: float
+
+    def corrected_s(self, ratios: tuple[float, float]) -> float:
+        """The sum; `ratios`: seconds taken over predicted ones, of calls and of the rest. Compiling is predicted as measured."""
+        return ratios[0] * self.calls_s + ratios[1] * self.beside_s + self.compile_s
 
 
 class Forecast:
@@ -140,12 +147,34 @@ class Forecast:
         if backends.is_file(arm.backend):
             self._of_files.add(key)
 
-    def learn_compile(self, arm: Arm, seconds: float) -> None:
-        """Record how long the first call of a compiling backend took. The last record counts, as caches fill."""
-        self._compile_s[_compile_key(arm)] = seconds
+    def learn_compile(self, arm: Arm, seconds: float, starts: bool) -> None:
+        """Record how long the first call of a compiling backend took. The last record counts, as caches fill.
+
+        `starts`: it started the compiler in its process as well.
+        """
+        self._compile_s[_compile_key(arm, starts)] = seconds
+
+    def _graph_s(self, arm: Arm) -> float:
+        """Predicted seconds to compile a case, where the compiler runs."""
+        first_s = self._compile_s.get(_compile_key(arm, starts=True), COMPILE_S)
+        return self._compile_s.get(_compile_key(arm), min(COMPILE_S, first_s))
+
+    def _compiler_s(self, arm: Arm) -> float:
+        """Predicted seconds to start the compiler of an arm, beside those of the first graph."""
+        first_s = self._compile_s.get(_compile_key(arm, starts=True))
+        return COMPILER_S if first_s is None else max(first_s - self._graph_s(arm), 0.0)
+
+    def start_s(self, arms: Iterable[Arm], cores: int) -> float:
+        """Predicted seconds until the workers of all arms run, as many at a time as there are cores, and compilers."""
+        arms = list(arms)
+        compilers_s = sum(self._compiler_s(arm) for arm in arms if compiles(arm))
+        return START_S * -(-len(arms) // max(cores, 1)) + compilers_s
 
     def learn_group(self, group: Group, taken_s: float) -> None:
-        """Record how long a group took whose calls were measured: what takes most of it is corrected most."""
+        """Record how long a group took whose calls were measured, without compiling.
+
+        What takes most of it is corrected most.
+        """
         (parts,) = self._parts([group])
         for place, part_s in enumerate((parts.calls_s, parts.beside_s)):
             self._predicted_s[place] += part_s
@@ -208,18 +237,14 @@ class Forecast:
 
     def groups_s(self, groups: Iterable[Group]) -> list[float]:
         """Predicted seconds of each group, once its workers run."""
-        of_calls, beside = self.ratios
-        return [of_calls * parts.calls_s + beside * parts.beside_s for parts in self._parts(groups)]
+        ratios = self.ratios
+        return [parts.corrected_s(ratios) for parts in self._parts(groups)]
 
     def timed(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their predicted seconds, and those of a call of each arm."""
-        of_calls, beside = self.ratios
+        ratios = self.ratios
         return [
-            replace(
-                group,
-                seconds=of_calls * parts.calls_s + beside * parts.beside_s,
-                calls_s=parts.calls[: len(group.arms)],
-            )
+            replace(group, seconds=parts.corrected_s(ratios), calls_s=parts.calls[: len(group.arms)])
             for group, parts in zip(groups, self._parts(groups), strict=True)
         ]
 
@@ -228,11 +253,12 @@ class Forecast:
         for chunk in batched(groups, _CHUNK):
             for group, calls in zip(chunk, self._calls_s(chunk), strict=True):
                 calls_s = MIN_CALLS * sum(calls) + PROBE_CALLS * group.probes * sum(calls[: len(group.arms)])
-                compiling = [arm for arm in group.arms if group.late]
-                compile_s = sum(self._compile_s.get(_compile_key(arm), COMPILE_S) for arm in compiling)
+                compile_s = sum(self._graph_s(arm) for arm in group.arms if group.late and compiles(arm))
                 reference_s = oracle_s(group.problem, group.mode)
                 probes_s = len(group.arms) * group.probes * (PROBE_S + reference_s / 2)
-                yield _GroupParts(calls, calls_s, ARM_OVERHEAD_S * len(calls) + compile_s + reference_s + probes_s)
+                # Expected values are computed in the group that borrowed arms come from.
+                beside_s = ARM_OVERHEAD_S * len(calls) + probes_s + (0.0 if group.borrowed else reference_s)
+                yield _GroupParts(calls, calls_s, beside_s, compile_s)
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
@@ -245,9 +271,14 @@ def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
 def smallest_budget_s(groups: Iterable[Group], forecast: Forecast, cores: int) -> float:
     """A budget within which one of these groups is measured."""
     groups = list(groups)
-    starts = (start_s((*group.arms, *group.borrowed), cores) for group in groups)
+    starts = (forecast.start_s((*group.arms, *group.borrowed), cores) + rounds_s(group) for group in groups)
     needed = map(operator.add, starts, forecast.groups_s(groups))
-    return BUDGET_MARGIN * (START_S + ROUNDS_S + min(needed, default=0.0))  # the oracle starts too
+    return MARGIN * (START_S + min(needed, default=0.0))  # the oracle starts too
+
+
+def rounds_s(group: Group) -> float:
+    """Seconds for the rounds of a group, if the budget is too short for all groups."""
+    return ROUNDS_S * (len(group.arms) + len(group.borrowed))
 
 
 def oracle_s(problem: Problem, mode: Mode) -> float:
@@ -256,9 +287,9 @@ def oracle_s(problem: Problem, mode: Mode) -> float:
     return min(max(flops / ORACLE_FLOP_PER_S, ORACLE_MIN_S), ORACLE_MAX_S)
 
 
-def start_s(arms: Iterable[Arm], cores: int) -> float:
-    """Predicted seconds until the workers of all arms run, as many at a time as there are cores."""
-    return START_S * -(-len(list(arms)) // max(cores, 1))
+def compiles(arm: Arm) -> bool:
+    """Whether the backend compiles in the first call of a case."""
+    return not backends.is_file(arm.backend) and backends.load(arm.backend).compiles
 
 
 def _estimated_s(sizes: Floats, rates: Rates) -> Floats:
@@ -270,8 +301,8 @@ def _estimated_s(sizes: Floats, rates: Rates) -> Floats:
     return estimated
 
 
-def _compile_key(arm: Arm) -> str:
-    return f"{arm.backend}@{unpinned(arm.device)}"
+def _compile_key(arm: Arm, starts: bool = False) -> str:
+    return f"{arm.backend}@{unpinned(arm.device)}" + (" start" if starts else "")
 
 
 def _key(arm: Arm, dtype: Dtype, mode: Mode) -> str:

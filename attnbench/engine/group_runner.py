@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 import msgspec
 
@@ -21,13 +22,14 @@ from attnbench.attention import cost, inputs
 from attnbench.engine import expected_cache
 from attnbench.engine.arm_session import ArmSession, GroupSessions, secret_seed
 from attnbench.engine.candidates import Refusal
-from attnbench.engine.forecast import ROUNDS_S, Forecast
+from attnbench.engine.forecast import MARGIN, Forecast, compiles, rounds_s
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import is_reference
 from attnbench.engine.rounds import RoundsEnd, run_rounds
 from attnbench.engine.verified_cache import VerifiedCases
-from attnbench.engine.worker_process import WorkerFailedError, Workers
+from attnbench.engine.worker_process import Worker, WorkerFailedError, Workers
+from attnbench.machine import resources
 from attnbench.machine.temporary_folders import owned_folder
 from attnbench.records.arm import Arm
 from attnbench.records.ceilings import Ceilings
@@ -112,6 +114,7 @@ class GroupRunner:
         self.call_s = dict(settings.call_s)
         self.right_on_new_inputs = set(settings.right_on_new_inputs)
         self._failed_sizes = FailedSizes()
+        self._compilers: WeakSet[Worker] = WeakSet()  # workers that have compiled
         self._verified = VerifiedCases()
         self._random = random.Random(settings.seed)
         self._opened = contextlib.ExitStack()
@@ -142,7 +145,7 @@ class GroupRunner:
         self._workers.terminate_all()
 
     def measure(self, group: Group, restart: int, rest_s: float = 0.0) -> list[Result]:
-        """The results of a group, within its share of the budget. `rest_s`: predicted for all later groups."""
+        """The results of a group, within its share of the budget. `rest_s`: of the budget, for later groups."""
         sessions = GroupSessions(group, restart, self.settings.procedures, self._retire)
         share_s = self._share(group, rest_s)
         if share_s is None:
@@ -154,7 +157,8 @@ class GroupRunner:
         if sessions.live:
             started = time.monotonic()
             self._run_sessions(sessions, deadline)
-            self.forecast.learn_group(group, time.monotonic() - started)
+            compiling_s = sum(map(_compiling_s, sessions.live))
+            self.forecast.learn_group(group, time.monotonic() - started - compiling_s)
         results: list[Result] = []
         for result in sessions.results:
             if result.status is Status.OOM and not group.alone:
@@ -175,18 +179,35 @@ class GroupRunner:
         if are_ready:
             self._release(sessions)
 
+    def needed_s(self, groups: Sequence[Group]) -> list[float]:
+        """Predicted seconds of each group with the fewest rounds, and of the workers that it is the first to need."""
+        cores, started = len(resources.available_cores()), set[str]()
+        seconds = self.forecast.groups_s(groups)
+        for place, group in enumerate(groups):
+            lacking = self._workers.lacking((*group.arms, *group.borrowed))
+            if new := [arm for arm in lacking if arm.id not in started]:
+                seconds[place] += self.forecast.start_s(new, cores)
+                started.update(arm.id for arm in new)
+        return seconds
+
     def _share(self, group: Group, rest_s: float) -> float | None:
-        """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer."""
+        """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer.
+
+        Predictions may be off by MARGIN: a group that may fit is tried, and later groups get that much more.
+        """
         if math.isinf(self.end):
             return math.inf
         left_s = self.end - time.monotonic()
-        group_s = self.forecast.group_s(group)
-        if group_s > left_s:
+        (needed_s,) = self.needed_s([group])
+        if needed_s > MARGIN * left_s:
             return None
         if all(each.min_rounds == each.max_rounds for each in self.settings.procedures.values()):
             return left_s  # a fixed number of rounds is cut only at the end of the budget
-        # Groups that compile come last and may be skipped: they must not leave the others with too few rounds.
-        return min(left_s, max(left_s * group_s / (group_s + rest_s), group_s + ROUNDS_S))
+        for_rounds_s, after_s = rounds_s(group), left_s - needed_s
+        if rest_s <= MARGIN * after_s:  # all may be measured: later groups get their time, if need be from these rounds
+            part = needed_s / (needed_s + rest_s)
+            for_rounds_s = max(min(for_rounds_s, after_s - rest_s), part * (after_s - MARGIN * rest_s), 0.0)
+        return min(left_s, needed_s + for_rounds_s)
 
     def _open(self, sessions: GroupSessions) -> None:
         """A session for every arm whose worker runs."""
@@ -254,8 +275,9 @@ class GroupRunner:
             return
         self.call_s[session.key] = session.settle(self.call_s.get(session.key, 0.0))
         self.forecast.learn(session.arm, session.case, session.call_s)
-        if session.group.late and (first := session.samples["first_call"].values[0]) is not None:
-            self.forecast.learn_compile(session.arm, first)
+        if seconds := _compiling_s(session):
+            self.forecast.learn_compile(session.arm, seconds, starts=session.worker not in self._compilers)
+            self._compilers.add(session.worker)
 
     def _time(self, sessions: GroupSessions, deadline: float) -> None:
         """Rounds, then what is measured outside them. Records nothing if an interruption left too few rounds."""
@@ -325,3 +347,9 @@ class GroupRunner:
 
     def _is_reference(self, other: Arm, arm: Arm) -> bool:
         return is_reference(other, arm, self.settings.reference)
+
+
+def _compiling_s(session: ArmSession) -> float:
+    """Seconds of the first call of a backend that compiles in it; 0 for others."""
+    first_call = session.samples.get("first_call") if compiles(session.arm) else None
+    return (first_call.values[0] or 0.0) if first_call else 0.0

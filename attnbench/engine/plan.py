@@ -15,7 +15,7 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import interpreters
 from attnbench.engine.candidates import ORACLE_BYTES, WORKER_BYTES, Candidate, PlanLimits
-from attnbench.engine.forecast import Forecast, batched, start_s
+from attnbench.engine.forecast import Forecast, batched
 from attnbench.engine.group import Group
 from attnbench.engine.interpreters import HERE, Pythons
 from attnbench.errors import UnknownNameError
@@ -114,7 +114,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 groups = [replace(group, probes=0, seconds=0.0) if group.probes else group for group in groups]
             rest_s += sum(group.seconds for group in groups)
             rest_s += sum(forecast.groups_s(group for group in groups if not group.seconds))
-            rest_s += start_s(arms.values(), len(resources.available_cores()))
+            rest_s += forecast.start_s(arms.values(), len(resources.available_cores()))
         return Rest(cases, results, rest_s)
 
     @property

@@ -17,6 +17,7 @@ import msgspec
 from attnbench.engine.forecast import Forecast
 from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
+from attnbench.engine.later_groups import LaterGroups
 from attnbench.engine.plan import Plan, missing_arms
 from attnbench.records.result import Environment, Facts, Key, Result
 
@@ -128,19 +129,18 @@ class Runner(PlanRunner):
         if self.settings.whole_restarts:
             self._groups.start([group for group in groups if not group.late])
         later = range(restart + 1, self.settings.first_restart + self.settings.restarts)
-        later_s = self.plan.rest(self._done, later, self.settings.speeds).seconds
-        rest_s = 0.0
-        for index, group in enumerate(groups):
+        restart_s = self.plan.rest(self._done, later, self.settings.speeds).seconds / max(len(later), 1)
+        rest = LaterGroups(groups, self._groups.needed_s)
+        for group in rest:
             if self.stop_requested:
                 return False
-            if index % max(1, len(groups) // 20) == 0:  # a full sum for each group would be quadratic
-                rest_s = sum(self.forecast.groups_s(groups[index:]))
-            rest_s = max(rest_s - self.forecast.group_s(group), 0.0)
-            results = self._groups.measure(group, restart, rest_s)
+            restarts_s = [restart_s * self.forecast.ratio / self._first_ratio] * len(later)
+            reserved_s = rest.reserved_s(self._end - time.monotonic(), restarts_s)
+            results = self._groups.measure(group, restart, reserved_s)
             started = time.monotonic()
             self._append(results)
             self.spent["store"] += time.monotonic() - started
-            left_s = rest_s + later_s * self.forecast.ratio / self._first_ratio
+            left_s = rest.seconds + sum(restarts_s)
             for result in results:
                 self._observer.result(result, min(left_s, max(self._end - time.monotonic(), 0.0)))
             if self.settings.fail_fast and any(result.status.failed for result in results):

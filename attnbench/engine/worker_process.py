@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -249,6 +249,10 @@ class Workers:
 
     def __getitem__(self, arm: Arm) -> Worker:
         return self._workers[self._name(arm)]
+
+    def lacking(self, arms: Iterable[Arm]) -> list[Arm]:
+        """Those of the arms whose worker does not run and may start."""
+        return [arm for arm in arms if self._name(arm) not in self._workers and arm.id not in self.failures]
 
     def _name(self, arm: Arm) -> str:
         """The worker of the arm."""

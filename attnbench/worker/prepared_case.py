@@ -163,6 +163,14 @@ class PreparedCase:
         self._inputs_changed()
         return values
 
+    def renew_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Put the inputs into new tensors; return the old q, k and v, which the backend may have kept."""
+        old = self.qkv
+        self.q, self.k, self.v, self.dout = (_copy(getattr(self, name)) for name in ("q", "k", "v", "dout"))
+        self.qkv = self.q, self.k, self.v
+        self.call = self._timed_call()
+        return old
+
     def change(self, seed: int, moves: bool, reorder: bool) -> None:
         """Transform the inputs in place, by a draw from the seed: outputs of earlier calls become wrong.
 
@@ -251,6 +259,14 @@ class PreparedCase:
             heads_last = name not in ("lse", "weights") and self.backend.layout is Layout.BSHD and tensor.ndim == 4
             tensors[name] = tensor.transpose(1, 2) if heads_last else tensor
         return tensors
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A tensor with the same numbers at the same places of a new memory."""
+    import torch
+
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor.detach()).requires_grad_(tensor.requires_grad)
 
 
 def ordered(backend: Backend, problem: Problem, tensor: Tensor) -> Tensor:

@@ -4,15 +4,18 @@ Outputs are compared with expected values. Faults that a correct output can hide
 elements, aliased or changed inputs, threads left spinning.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import asdict, replace
 
-from attnbench.attention import inputs
+from attnbench.attention import cost, inputs
 from attnbench.records.result import Status
 from attnbench.worker import expected_values
 from attnbench.worker.correctness import OutputVerdict
@@ -22,7 +25,12 @@ from attnbench.worker.prepared_case import PreparedCase
 from attnbench.worker.protocol import CaseVerified, CheckNewInputs, CheckOutput, RequestFailed, VerifyCase
 from attnbench.worker.unfinished_outputs import call_and_judge
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
+MAX_RENEWED_BYTES = 1024**3  # of inputs: a kernel that keeps tensors does so for smaller ones too
+KEPT = "the kernel reads those of an earlier call, which it has kept"
 SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturbs the other arms
 
 
@@ -43,6 +51,8 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
     peaked = {"peaked": request.peaked_directory} if request.peaked_directory else {}
     stressing = peaked | request.further_directories
     earlier = EarlierOutputs(case)
+    renews = bool(stressing) and cost.input_bytes(case.problem) <= MAX_RENEWED_BYTES
+    old = case.renew_inputs() if renews else ()
 
     def judge(distribution: str) -> OutputVerdict:
         case.fill(distribution)
@@ -58,16 +68,28 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
         return objection, None
     checks = OutputChecks(case, expected, earlier)
     judgement = _judge_call(case, checks.judge)
-    if judgement.ok and stressed:
-        checks.transform_inputs(request.seed)  # values that no earlier call has seen: a cache then repeats its output
-        _judge_call(case, checks.judge)
-        stressed = earlier.explained(stressed)
-        depends_on_calls = REPEATED not in stressed.reason and judge(failing).ok
-        some = "some calls, as one on {} inputs that is right when it is repeated: "
-        return _verdict(stressed, (some if depends_on_calls else "{} inputs: ").format(failing)), None
-    if judgement.ok and not request.brief:
-        return _verify_further(case, checks, judgement, request.seed), checks
-    return _verdict(judgement), checks
+    if judgement.ok and not stressed:
+        brief = request.brief
+        return _verdict(judgement) if brief else _verify_further(case, checks, judgement, request.seed), checks
+    checks.transform_inputs(request.seed)  # values that no earlier call has seen: a cache then repeats its output
+    _judge_call(case, checks.judge)
+    if not judgement.ok or not stressed:
+        return _verdict(earlier.explained(judgement)), checks
+    stressed = earlier.explained(stressed)
+    return _verdict(stressed, _on_inputs(failing, stressed, lambda: judge(failing).ok, case, old)), None
+
+
+def _on_inputs(
+    failing: str, stressed: OutputVerdict, is_right: Callable[[], bool], case: PreparedCase, old: Sequence[Tensor]
+) -> str:
+    """The beginning of the reason of a call that was wrong on these inputs alone; `is_right`: whether another one is."""
+    if REPEATED in stressed.reason:
+        return f"{failing} inputs: "
+    if is_right():
+        return f"some calls, as one on {failing} inputs that is right when it is repeated: "
+    for tensor, new in zip(old, case.qkv, strict=False):
+        tensor.data.copy_(new.data)
+    return f"new tensors ({KEPT}): " if old and is_right() else f"{failing} inputs: "
 
 
 def _verify_further(

@@ -11,7 +11,17 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import plan, sweep
 from attnbench.engine.candidates import PlanLimits
-from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, ORACLE_MIN_S, PROBE_S, Forecast
+from attnbench.engine.forecast import (
+    ARM_OVERHEAD_S,
+    COMPILE_S,
+    COMPILER_S,
+    MIN_CALLS,
+    ORACLE_MAX_S,
+    ORACLE_MIN_S,
+    PROBE_S,
+    START_S,
+    Forecast,
+)
 from attnbench.engine.group import Group
 from attnbench.engine.sweep import Request
 from attnbench.records import speeds
@@ -22,7 +32,8 @@ from attnbench.suite import Cell
 from attnbench.worker import probes
 
 DEVICE = Device(kind="cpu", threads=1)
-(ARM,) = plan.arms_of(("naive",), [DEVICE])
+ARM, FLEX = plan.arms_of(("naive", "flex"), [DEVICE])
+COMPILING = Group(id="", problem=Problem(seq_q=64), mode=Mode.FWD, arms=(FLEX,), borrowed=(ARM,), late=True)
 
 
 def group(seq: int) -> Group:
@@ -146,7 +157,7 @@ def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forecast = Forecast()
     forecast.learn(ARM, case(512), 0.010)
-    forecast.learn_compile(ARM, 40.0)
+    forecast.learn_compile(FLEX, 40.0, starts=True)
     (own,) = plan.arms_of(("kernel.py:attend",), [Device(kind="cpu", threads=1)])
     forecast.learn(own, case(512, own.backend), 0.5)
     forecast.learn_group(group(512), 100.0)
@@ -155,6 +166,7 @@ def test_the_next_run_knows_what_this_one_measured_but_for_files_of_users(
     assert call_s(later, ARM, case(512)) == 0.010
     assert call_s(later, own, case(512, own.backend)) == call_s(Forecast(), own, case(512, own.backend))
     assert later.ratios == pytest.approx(forecast.ratios)
+    assert later.start_s([FLEX], 1) == forecast.start_s([FLEX], 1)
     assert speeds.load("another-machine") == speeds.Speeds()
 
 
@@ -164,3 +176,40 @@ def test_a_planned_group_holds_the_seconds_of_a_call_of_each_arm() -> None:
     # By hand, at 1.5e10 FLOP/s and 1e10 bytes/s: 2.147e9 FLOPs, 8.39e6 bytes, and 50 us of overhead.
     assert timed.calls_s == (pytest.approx(2.147e9 / 1.5e10 + 8.39e6 / 1e10 + 5e-5, rel=1e-3),)
     assert timed.seconds == forecast.group_s(group(1024))
+
+
+def test_the_first_case_that_a_process_compiles_predicts_no_later_one() -> None:
+    """The first one takes 30 s, most of them to start the compiler; the second one 4 s."""
+    forecast = Forecast()
+    short_s = forecast.group_s(COMPILING) - COMPILE_S
+    assert forecast.start_s([ARM, FLEX], cores=2) == START_S + COMPILER_S
+    forecast.learn_compile(FLEX, 30.0, starts=True)
+    assert forecast.group_s(COMPILING) == pytest.approx(COMPILE_S + short_s)
+    forecast.learn_compile(FLEX, 4.0, starts=False)
+    assert forecast.group_s(COMPILING) == pytest.approx(4.0 + short_s)
+    assert forecast.start_s([FLEX], cores=2) == pytest.approx(START_S + 26.0)
+
+
+def test_a_first_case_that_compiles_fast_predicts_the_others() -> None:
+    forecast = Forecast()
+    cold_s = forecast.group_s(COMPILING)
+    forecast.learn_compile(FLEX, 1.0, starts=True)
+    assert forecast.group_s(COMPILING) == pytest.approx(cold_s - COMPILE_S + 1.0)
+    assert forecast.start_s([FLEX], cores=2) == START_S
+
+
+def test_compiling_is_predicted_as_measured_however_far_the_rest_is_off() -> None:
+    forecast = Forecast()
+    forecast.learn_compile(FLEX, 4.0, starts=False)
+    rest_s = forecast.group_s(COMPILING) - 4.0
+    for _ in range(1000):
+        forecast.learn_group(COMPILING, 2 * rest_s)
+    assert forecast.group_s(COMPILING) == pytest.approx(4.0 + 2 * rest_s, rel=0.1)
+
+
+def test_only_backends_that_compile_are_predicted_to_compile_and_expected_values_are_computed_once() -> None:
+    """A gate has all arms in one group; in a run the reference arm, which is borrowed, has had its values."""
+    gate = Group(id="", problem=Problem(seq_q=64), mode=Mode.FWD, arms=(ARM, FLEX), late=True)
+    calls_s = MIN_CALLS * sum(Forecast().timed([gate])[0].calls_s)
+    assert Forecast().group_s(gate) == pytest.approx(calls_s + 2 * ARM_OVERHEAD_S + ORACLE_MIN_S + COMPILE_S)
+    assert Forecast().group_s(COMPILING) == pytest.approx(calls_s + 2 * ARM_OVERHEAD_S + COMPILE_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,9 @@ class Scripted:
 
     def expect_new(self, *_: object) -> ExpectedFiles:
         return ExpectedFiles(Path("expected"), 1.0)
+
+    def lacking(self, _arms: Iterable[Arm]) -> list[Arm]:
+        return []
 
     def start(self) -> None:
         """No process."""

@@ -310,6 +310,7 @@ TRANSFORMED, REMEMBERS = "second call, with transformed inputs: out: ", "remembe
 BENT = "every call changes a setting that belongs to the arm: functions of the measurement: "
 REMEMBERING = {
     "last_output": (Status.INCORRECT, REPEATS),
+    "keeps_first_v": (Status.INCORRECT, "new tensors (the kernel reads those of an earlier call, which it has kept)"),
     "remembers_shape": (Status.INCORRECT, REPEATS),
     "remembers_version": (Status.INCORRECT, REPEATS),
     "remembers_sign": (Status.INCORRECT, TRANSFORMED),
