@@ -236,7 +236,8 @@ def predicted(sweep: Sweep, needed: float) -> str:
     if not needed:
         return "nothing to measure"
     if sweep.settings.budget_s is not None and needed > sweep.settings.budget_s:
-        return f"more than the budget of {seconds(sweep.settings.budget_s)} ({sweep.plan.times_from})"
+        budget = f"up to {about(sweep.settings.budget_s)}, the budget"
+        return f"{budget}; all would take about {about(needed)} ({sweep.plan.times_from})"
     return f"about {about(needed)} ({sweep.plan.times_from})"
 
 

@@ -120,13 +120,20 @@ def _failures(name: str, status: Status, kinds: Sequence[Sequence[Row]]) -> Iter
     """One phrase for each of the most frequent kinds of one status of a backend, and one for the others."""
     for rows in kinds[:MAX_REASONS]:
         cases = f"{name} {FAILED[status]} in {units.counted(len(rows), 'case')}"
-        yield f"{cases} ({_error(rows)})" if _error(rows) else f"{cases}{_colon(rows[0].reason)}"
+        error = _error(rows)
+        yield f"{cases} ({error}){_colon(_hint(rows))}" if error else f"{cases}{_colon(rows[0].reason)}"
     if rest := sum(map(len, kinds[MAX_REASONS:])):
         yield f"{name} {FAILED[status]} in {_rest(rest, len(kinds))}"
 
 
 def _rest(cases: int, kinds: int) -> str:
     return f"{units.counted(cases, 'more case')}, for {units.counted(kinds - MAX_REASONS, 'other reason')}"
+
+
+def _hint(rows: Sequence[Row]) -> str:
+    """What the reasons of all these rows say after the error; empty if they differ."""
+    hints = {row.reason.partition("; ")[2] for row in rows}
+    return hints.pop() if len(hints) == 1 else ""
 
 
 def _error(rows: Sequence[Row]) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 POISONED_COPIES, POISONED_BYTES = 8, 64 * 1024**2
 MAX_RENEWED_BYTES = 1024**3  # of inputs: a kernel that keeps tensors does so for smaller ones too
-KEPT = "the kernel reads those of an earlier call, which it has kept"
+KEPT = "the kernel reads tensors of an earlier call, which it has kept"
 SPINNING_CORES = 0.5  # an idle worker that uses more CPU time than this disturbs the other arms
 
 
@@ -75,21 +75,21 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
     _judge_call(case, checks.judge)
     if not judgement.ok or not stressed:
         return _verdict(earlier.explained(judgement)), checks
-    stressed = earlier.explained(stressed)
-    return _verdict(stressed, _on_inputs(failing, stressed, lambda: judge(failing).ok, case, old)), None
+    return _judged_again(earlier.explained(stressed), failing, lambda: judge(failing).ok, case, old), None
 
 
-def _on_inputs(
-    failing: str, stressed: OutputVerdict, is_right: Callable[[], bool], case: PreparedCase, old: Sequence[Tensor]
-) -> str:
-    """The beginning of the reason of a call that was wrong on these inputs alone; `is_right`: whether another one is."""
-    if REPEATED in stressed.reason:
-        return f"{failing} inputs: "
-    if is_right():
-        return f"some calls, as one on {failing} inputs that is right when it is repeated: "
-    for tensor, new in zip(old, case.qkv, strict=False):
-        tensor.data.copy_(new.data)
-    return f"new tensors ({KEPT}): " if old and is_right() else f"{failing} inputs: "
+def _judged_again(
+    stressed: OutputVerdict, failing: str, is_right: Callable[[], bool], case: PreparedCase, old: Sequence[Tensor]
+) -> CaseVerified:
+    """The verdict on a kernel that is wrong on these inputs alone; `is_right`: whether another call on them is right."""
+    if REPEATED not in stressed.reason:
+        if is_right():
+            return _verdict(stressed, f"some calls, as one on {failing} inputs that is right when it is repeated: ")
+        for tensor, new in zip(old, case.qkv, strict=False):
+            tensor.data.copy_(new.data)
+        if old and is_right():
+            return _verdict(replace(stressed, reason=f"{stressed.reason}; {KEPT}"), "new tensors: ")
+    return _verdict(stressed, f"{failing} inputs: ")
 
 
 def _verify_further(

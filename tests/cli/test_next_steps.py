@@ -168,6 +168,15 @@ def test_the_headline_of_a_continued_run_counts_and_predicts_what_is_left(
     assert rest.seconds < sweep.rest(ready).seconds / 2
 
 
+def test_the_headline_says_what_all_cases_would_take_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
+    request = Request(axes={"seq": "8192", "mask": "none"}, backend="naive", device="cpu:threads=1", budget="2s")
+    ready = sweep.prepare(request)
+    needed_s = sweep.rest(ready).seconds
+    expected = f"up to 2 s, the budget; all would take about {about(needed_s)} (a rough guess)"
+    assert output.predicted(ready, needed_s) == expected
+
+
 def test_the_headline_counts_what_progress_counts(capsys: pytest.CaptureFixture[str]) -> None:
     request = Request(axes={"seq": "64,96"}, backend="naive,sdpa:flash", device="cpu:threads=1", restarts=3)
     ready = sweep.prepare(request)

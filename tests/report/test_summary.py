@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Problem
 from attnbench.records.result import Result, Status, sample
@@ -26,6 +28,15 @@ def rows(*results: Result) -> list[Row]:
 def test_wrong_cases_of_a_backend_are_one_line_with_the_worst_error() -> None:
     several = [wrong(seq, error) for seq, error in ((64, 0.1), (128, 5.2), (256, 3.0))]
     assert summary.failure_lines(rows(*several)) == ["my.py:f is wrong in 3 cases (error 5.2, allowed 1.5e-5)"]
+
+
+def test_what_the_reasons_of_wrong_cases_say_beside_the_error_is_told() -> None:
+    """A cache is named in a run as it is in `verify`, and so is a file that expects another layout."""
+    hint = "the output equals that of an earlier call on other inputs: the kernel may cache by address"
+    cached = [replace(each, reason=f"{each.reason}; {hint}") for each in (wrong(64, 5.2), wrong(128, 0.1))]
+    error = "my.py:f is wrong in 2 cases (error 5.2, allowed 1.5e-5)"
+    assert summary.failure_lines(rows(*cached)) == [f"{error}: {hint}"]
+    assert summary.failure_lines(rows(cached[0], wrong(128, 0.1))) == [error]
 
 
 def test_the_worst_error_is_the_one_that_exceeds_its_limit_by_most() -> None:

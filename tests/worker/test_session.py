@@ -15,7 +15,7 @@ from attnbench.backends import torch_sdpa
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
 from attnbench.suite.readers import parse_score
-from attnbench.worker import memory_of_inputs, output_checks, process_settings, protocol
+from attnbench.worker import memory_of_inputs, output_checks, process_settings, protocol, verification
 from attnbench.worker.session import WorkerSession
 
 
@@ -310,7 +310,7 @@ TRANSFORMED, REMEMBERS = "second call, with transformed inputs: out: ", "remembe
 BENT = "every call changes a setting that belongs to the arm: functions of the measurement: "
 REMEMBERING = {
     "last_output": (Status.INCORRECT, REPEATS),
-    "keeps_first_v": (Status.INCORRECT, "new tensors (the kernel reads those of an earlier call, which it has kept)"),
+    "keeps_first_v": (Status.INCORRECT, verification.KEPT),
     "remembers_shape": (Status.INCORRECT, REPEATS),
     "remembers_version": (Status.INCORRECT, REPEATS),
     "remembers_sign": (Status.INCORRECT, TRANSFORMED),
