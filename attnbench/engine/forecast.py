@@ -41,7 +41,8 @@ PROBE_S, PROBE_CALLS = 0.25, 4
 # Measured on a 2-core CPU: 3.7 to 7.7 s for a graph of flex_attention; 13 to 27 s for the first one of a process with a
 # cold cache, most of them to start the compiler.
 COMPILE_S, COMPILER_S = 6.0, 12.0
-ROUNDS_S = 0.3  # for the rounds of an arm, if the budget is too short for all groups
+# For the rounds of an arm: where the budget is too short for all groups, and where all fit with that few.
+ROUNDS_S, FEW_ROUNDS_S = 0.3, 0.1
 MARGIN = 1.25  # times a prediction, that what it predicts may take
 START_S = 1.5  # of a worker: Python and torch
 # The oracle computes in float64, up to its limit for each of four sets of inputs.
@@ -89,7 +90,7 @@ class _GroupParts(NamedTuple):
     compile_s: float
 
     def corrected_s(self, ratios: tuple[float, float]) -> float:
-        """The sum; `ratios`: seconds taken over predicted ones, of calls and of the rest. Compiling is predicted as measured."""
+        """The sum. `ratios`: seconds taken over predicted ones, of calls and of the rest; compiling is well known."""
         return ratios[0] * self.calls_s + ratios[1] * self.beside_s + self.compile_s
 
 
@@ -276,9 +277,9 @@ def smallest_budget_s(groups: Iterable[Group], forecast: Forecast, cores: int) -
     return MARGIN * (START_S + min(needed, default=0.0))  # the oracle starts too
 
 
-def rounds_s(group: Group) -> float:
-    """Seconds for the rounds of a group, if the budget is too short for all groups."""
-    return ROUNDS_S * (len(group.arms) + len(group.borrowed))
+def rounds_s(group: Group, of_arm: float = ROUNDS_S) -> float:
+    """Seconds for the rounds of a group; `of_arm`: those of one arm."""
+    return of_arm * (len(group.arms) + len(group.borrowed))
 
 
 def oracle_s(problem: Problem, mode: Mode) -> float:

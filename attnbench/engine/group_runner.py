@@ -22,7 +22,7 @@ from attnbench.attention import cost, inputs
 from attnbench.engine import expected_cache
 from attnbench.engine.arm_session import ArmSession, GroupSessions, secret_seed
 from attnbench.engine.candidates import Refusal
-from attnbench.engine.forecast import MARGIN, Forecast, compiles, rounds_s
+from attnbench.engine.forecast import FEW_ROUNDS_S, MARGIN, Forecast, compiles, rounds_s
 from attnbench.engine.group import Group
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import is_reference
@@ -147,16 +147,14 @@ class GroupRunner:
     def measure(self, group: Group, restart: int, rest_s: float = 0.0) -> list[Result]:
         """The results of a group, within its share of the budget. `rest_s`: of the budget, for later groups."""
         sessions = GroupSessions(group, restart, self.settings.procedures, self._retire)
-        share_s = self._share(group, rest_s)
-        if share_s is None:
+        if not self._may_fit(group):
             for arm in group.arms:
                 sessions.refuse(arm, BEYOND_BUDGET)
             return sessions.results
-        deadline = time.monotonic() + share_s
         self._open(sessions)
         if sessions.live:
             started = time.monotonic()
-            self._run_sessions(sessions, deadline)
+            self._run_sessions(sessions, rest_s)
             compiling_s = sum(map(_compiling_s, sessions.live))
             self.forecast.learn_group(group, time.monotonic() - started - compiling_s)
         results: list[Result] = []
@@ -190,24 +188,26 @@ class GroupRunner:
                 started.update(arm.id for arm in new)
         return seconds
 
-    def _share(self, group: Group, rest_s: float) -> float | None:
-        """Seconds for this group from what the budget leaves; None if its shortest measurement takes longer.
+    def _may_fit(self, group: Group) -> bool:
+        """Whether the budget may be long enough for the group: its prediction may be off by MARGIN."""
+        return self.needed_s([group])[0] <= MARGIN * (self.end - time.monotonic())
 
-        Predictions may be off by MARGIN: a group that may fit is tried, and later groups get that much more.
+    def _end_of_rounds(self, sessions: GroupSessions, needed_s: float, rest_s: float) -> float:
+        """When rounds are ended, on the clock of time.monotonic(). `needed_s`: predicted for the group.
+
+        Later groups get their time, and MARGIN times as much where there is enough, if need be from these rounds.
         """
-        if math.isinf(self.end):
-            return math.inf
-        left_s = self.end - time.monotonic()
-        (needed_s,) = self.needed_s([group])
-        if needed_s > MARGIN * left_s:
-            return None
-        if all(each.min_rounds == each.max_rounds for each in self.settings.procedures.values()):
-            return left_s  # a fixed number of rounds is cut only at the end of the budget
-        for_rounds_s, after_s = rounds_s(group), left_s - needed_s
-        if rest_s <= MARGIN * after_s:  # all may be measured: later groups get their time, if need be from these rounds
+        if math.isinf(self.end) or all(
+            each.min_rounds == each.max_rounds for each in self.settings.procedures.values()
+        ):
+            return self.end  # a fixed number of rounds is cut only at the end of the budget
+        now, least_s = time.monotonic(), sum(session.least_s for session in sessions.live)
+        for_rounds_s, after_s = rounds_s(sessions.group), self.end - now - least_s
+        if rest_s <= MARGIN * after_s:  # else not all can be measured
+            few_s = min(rounds_s(sessions.group, FEW_ROUNDS_S), after_s - rest_s)
             part = needed_s / (needed_s + rest_s)
-            for_rounds_s = max(min(for_rounds_s, after_s - rest_s), part * (after_s - MARGIN * rest_s), 0.0)
-        return min(left_s, needed_s + for_rounds_s)
+            for_rounds_s = max(few_s, part * (after_s - MARGIN * rest_s), 0.0)
+        return min(now + least_s + for_rounds_s, self.end)
 
     def _open(self, sessions: GroupSessions) -> None:
         """A session for every arm whose worker runs."""
@@ -228,14 +228,14 @@ class GroupRunner:
             else:
                 sessions.add(arm, self._workers[arm])
 
-    def _run_sessions(self, sessions: GroupSessions, deadline: float) -> None:
+    def _run_sessions(self, sessions: GroupSessions, rest_s: float) -> None:
         """Verify the live sessions, time them, and record their results."""
         if not self._make_all_ready(sessions):
             return
         if self.settings.verify_only:
             sessions.complete()
         else:
-            self._time(sessions, deadline)
+            self._time(sessions, rest_s)
         self._release(sessions)
 
     def _make_all_ready(self, sessions: GroupSessions) -> bool:
@@ -279,13 +279,14 @@ class GroupRunner:
             self.forecast.learn_compile(session.arm, seconds, starts=session.worker not in self._compilers)
             self._compilers.add(session.worker)
 
-    def _time(self, sessions: GroupSessions, deadline: float) -> None:
+    def _time(self, sessions: GroupSessions, rest_s: float) -> None:
         """Rounds, then what is measured outside them. Records nothing if an interruption left too few rounds."""
         if time.monotonic() + sum(session.least_s for session in sessions.live) > self.end:
             sessions.refuse_live(BEYOND_BUDGET)
             return
         for session in sessions.live:
             session.deadline = math.inf  # what is timed is not lost
+        deadline = self._end_of_rounds(sessions, self.forecast.group_s(sessions.group), rest_s)
         end = run_rounds(sessions, deadline, self._random, self._stop_requested, self._phase)
         if end is RoundsEnd.INTERRUPTED and any(
             session.rounds < session.procedure.min_rounds for session in sessions.live

@@ -205,10 +205,10 @@ class Member(NamedTuple):
 def make(
     cells: Iterable[tuple[Cell, Sequence[Arm]]], limits: PlanLimits, impossible: Iterable[tuple[str, str]] = ()
 ) -> Plan:
-    """Group the cells, refuse what cannot run, and order the groups cheapest first."""
+    """Group the cells, refuse what cannot run, and order the groups by the seconds of a case, the cheapest first."""
     plan = _planned(cells, limits, _groups_of)
-    # The seconds of a group that compiles include the compilation, which puts it among groups as expensive.
-    groups = sorted(plan.groups, key=lambda group: (group.seconds, group.late))
+    # The seconds of a group that compiles include the compilation, which puts it among cases as expensive.
+    groups = sorted(plan.groups, key=lambda group: (group.seconds / len(group.arms), group.late))
     return replace(plan, groups=_numbered(groups), impossible=tuple(impossible))
 
 

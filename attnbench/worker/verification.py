@@ -69,8 +69,9 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
     checks = OutputChecks(case, expected, earlier)
     judgement = _judge_call(case, checks.judge)
     if judgement.ok and not stressed:
-        brief = request.brief
-        return _verdict(judgement) if brief else _verify_further(case, checks, judgement, request.seed), checks
+        if request.brief:
+            return _verdict(judgement), checks
+        return _verify_further(case, checks, judgement, request.seed, old), checks
     checks.transform_inputs(request.seed)  # values that no earlier call has seen: a cache then repeats its output
     _judge_call(case, checks.judge)
     if not judgement.ok or not stressed:
@@ -81,19 +82,25 @@ def _verify(case: PreparedCase, request: VerifyCase) -> tuple[CaseVerified | Req
 def _judged_again(
     stressed: OutputVerdict, failing: str, is_right: Callable[[], bool], case: PreparedCase, old: Sequence[Tensor]
 ) -> CaseVerified:
-    """The verdict on a kernel that is wrong on these inputs alone; `is_right`: whether another call on them is right."""
+    """The verdict on a kernel that is wrong on these inputs alone; `is_right`: whether another call on them is."""
     if REPEATED not in stressed.reason:
         if is_right():
             return _verdict(stressed, f"some calls, as one on {failing} inputs that is right when it is repeated: ")
-        for tensor, new in zip(old, case.qkv, strict=False):
-            tensor.data.copy_(new.data)
-        if old and is_right():
-            return _verdict(replace(stressed, reason=f"{stressed.reason}; {KEPT}"), "new tensors: ")
+        stressed = _explained(stressed, is_right, case, old)
     return _verdict(stressed, f"{failing} inputs: ")
 
 
+def _explained(
+    wrong: OutputVerdict, is_right: Callable[[], bool], case: PreparedCase, old: Sequence[Tensor]
+) -> OutputVerdict:
+    """The verdict, which says if another call is right once the old tensors hold the present numbers."""
+    for tensor, new in zip(old, case.qkv, strict=False):
+        tensor.data.copy_(new.data)
+    return replace(wrong, reason=f"{wrong.reason}; {KEPT}") if old and is_right() else wrong
+
+
 def _verify_further(
-    case: PreparedCase, checks: OutputChecks, judgement: OutputVerdict, seed: int
+    case: PreparedCase, checks: OutputChecks, judgement: OutputVerdict, seed: int, old: Sequence[Tensor]
 ) -> CaseVerified | RequestFailed:
     """Look for faults that the right output of one call can hide."""
     from attnbench.machine.device.cpu import busy_threads
@@ -103,6 +110,8 @@ def _verify_further(
     checks.transform_inputs(seed)
     transformed = _judge_call(case, checks.judge)
     if not transformed.ok:
+        if REPEATED not in transformed.reason:
+            transformed = _explained(transformed, lambda: _judge_call(case, checks.judge).ok, case, old)
         return _verdict(transformed, "second call, with transformed inputs: ")
     checks.check_after_verification()
     if checks.wrong:
