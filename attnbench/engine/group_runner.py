@@ -137,6 +137,7 @@ class GroupRunner:
 
     def start(self, groups: Sequence[Group]) -> None:
         """Start the workers of all these groups while nothing is timed."""
+        self._workers.gradients = any(group.mode.needs_grad for group in groups)
         arms = {arm.id: arm for group in groups for arm in group.arms if arm.id not in self._workers.failures}
         self._workers.open(list(arms.values()), self.end)
 

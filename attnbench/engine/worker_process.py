@@ -91,15 +91,15 @@ class Worker:
         memory_bytes: int,
         log_path: Path | None = None,
         spent: dict[str, float] | None = None,
+        gradients: bool = False,
     ) -> None:
         self._log_path = log_path
         self._temporary = tempfile.TemporaryDirectory(prefix="attnbench-", ignore_cleanup_errors=True)
         self.spent = defaultdict(float) if spent is None else spent  # seconds until replies, by phase
         self.started = time.monotonic()
         self.import_s: float | None = None
-        self._backend = arm.backend if arm else ""
         self.opened: protocol.WorkerOpened | None = None
-        self._kills = _system_oom_kills()
+        self._backend, self._kills = arm.backend if arm else "", _system_oom_kills()
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
         out_read, out_write = os.pipe()
@@ -121,7 +121,7 @@ class Worker:
         self._channel = protocol.to_worker(up_read, down_write)
         message = protocol.OpenWorker(memory_bytes=memory_bytes, cpus=tuple(cpus), report_start=True)
         if arm:
-            message = replace(message, backend=arm.backend, device=arm.device, python=arm.python)
+            message = replace(message, backend=arm.backend, device=arm.device, python=arm.python, gradients=gradients)
         with contextlib.suppress(protocol.ChannelClosedError):  # `open` reports it
             self._channel.send(message)
 
@@ -242,6 +242,7 @@ class Workers:
     ) -> None:
         self._memory_bytes, self._timeout_s, self._logs, self._spent = memory_bytes, timeout_s, logs, spent
         self._phase, self._shared = phase, shared
+        self.gradients = False  # whether those that start from now on make a first backward pass at once
         self._apart: set[str] = set()  # names of workers whose attnbench cannot change its backend
         self._workers: dict[str, Worker] = {}
         self.environments: dict[str, Environment] = {}  # by arm id
@@ -292,7 +293,7 @@ class Workers:
             self._phase(f"starting {arm.name}")
             log = self._logs / f"{name.replace('/', '_')}.log" if self._logs else None
             cpus = resources.cores_for(arm.parsed_device)
-            self._workers[name] = Worker(arm, cpus, self._memory_bytes, log, self._spent)
+            self._workers[name] = Worker(arm, cpus, self._memory_bytes, log, self._spent, self.gradients)
 
     def _opened(self, arm: Arm, deadline: float) -> None:
         """Wait until the worker has started, or note why it did not."""

@@ -67,6 +67,7 @@ class OpenWorker(WorkerRequest[WorkerOpened], frozen=True, kw_only=True, tag="Op
     cpus: tuple[int, ...] = ()  # CPUs to run on; empty: any
     python: str = ""  # the interpreter of the worker, where it is not that of the main process
     report_start: bool = False  # send `WorkerStarted` first; workers of older versions do not
+    gradients: bool = False  # cases need them: make a first backward pass, for which torch imports more
 
 
 class ExpectedComputed(Message, frozen=True, kw_only=True, tag="Expected"):

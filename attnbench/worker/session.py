@@ -104,9 +104,7 @@ class WorkerSession:
             self._state.intended = self._backend.sets if self._backend else frozenset()
         except UnknownNameError as error:  # another version of attnbench may lack a backend of this one
             return WorkerOpened(unavailable=str(error))
-        started = time.perf_counter()
-        self._instrument.warm()
-        warm_s = time.perf_counter() - started
+        warm_s = _warm(self._instrument, request.gradients)
         process.pin(request.cpus)  # not earlier: workers that start together import on all cores
         self._state.imported()
         return WorkerOpened(
@@ -168,6 +166,18 @@ class WorkerSession:
         if self._case is None:
             raise RuntimeError("no case is prepared")
         return self._case
+
+
+def _warm(instrument: Instrument, gradients: bool) -> float:
+    """Do one-time work; return its seconds. `gradients`: import what torch needs for a first backward pass."""
+    import torch
+
+    started = time.perf_counter()
+    if gradients:
+        x = torch.ones(1, requires_grad=True)
+        torch.autograd.grad(x * x, x, torch.ones(1))
+    instrument.warm()
+    return time.perf_counter() - started
 
 
 def _unavailable(backend: Backend, request: protocol.OpenWorker, instrument: Instrument) -> str:

@@ -75,6 +75,7 @@ class Scripted:
         self.known_s: list[float] = []  # that each settling was told
         self.environments: dict[str, object] = {}
         self.failures: dict[str, Exception] = {}
+        self.gradients = False
 
     def __call__(self, *_: object) -> Scripted:
         return self
@@ -189,6 +190,14 @@ def test_settling_is_told_the_time_of_a_call_in_the_restart_before(scripted: Scr
     runner.run()
     assert scripted.known_s[-2:] == [0.5, 0.0]
     assert set(runner.call_s.values()) == {1e-3}
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_workers_of_a_gate_are_told_whether_cases_need_gradients(scripted: Scripted, mode: Mode) -> None:
+    plan = planned(Problem(seq_q=64), names=("naive",), mode=mode)
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, whole_restarts=True)
+    Runner(plan, settings, lambda _: None, Recorded()).run()
+    assert scripted.gradients is mode.needs_grad
 
 
 def test_a_gate_starts_the_workers_of_a_restart_before_it_times_anything(scripted: Scripted) -> None:

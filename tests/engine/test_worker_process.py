@@ -78,7 +78,8 @@ class RecordedWorker:
 
     changes_backend: ClassVar[bool] = True
 
-    def __init__(self, arm: Arm, *_: object) -> None:
+    def __init__(self, arm: Arm, *rest: object) -> None:
+        self.gradients = rest[-1]
         self._name, self.opened = arm.name, protocol.WorkerOpened(changes_backend=self.changes_backend)
         self.events.append(f"start {arm.name}")
 
@@ -203,3 +204,11 @@ def test_all_workers_are_killed_before_one_is_waited_for(recorded: type[Recorded
     workers.open(of(*"ab"))
     workers.terminate_all()
     assert recorded.events[-4:] == ["kill a", "kill b", "end a", "end b"]
+
+
+def test_a_worker_that_will_need_gradients_is_told_so(recorded: type[RecordedWorker]) -> None:
+    workers, (a, b) = Workers(0, 60.0, None, defaultdict(float), lambda _: None), of(*"ab")
+    workers.open([a])
+    workers.gradients = True
+    workers.open([a, b])
+    assert [cast("Any", workers[arm]).gradients for arm in (a, b)] == [False, True]

@@ -39,6 +39,19 @@ def test_a_request_about_a_case_needs_a_prepared_case() -> None:
         WorkerSession().answer(protocol.SettleCase())
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_worker_that_will_need_gradients_makes_a_first_backward_pass_when_it_opens(
+    gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    grad, passes = torch.autograd.grad, list[object]()
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args: passes.append(grad(*args)))
+    opened = WorkerSession().answer(protocol.OpenWorker(backend="naive", device="cpu:threads=1", gradients=gradients))
+    assert not opened.unavailable
+    assert passes == ([(torch.ones(1) * 2,)] if gradients else [])
+
+
 def test_plain_backends_follow_one_another_in_one_process(tmp_path: Path) -> None:
     driver = Driver("naive", tmp_path)
     assert driver.opened.changes_backend
