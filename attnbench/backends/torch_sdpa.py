@@ -1,6 +1,7 @@
 """The call of torch's scaled_dot_product_attention, for the backends that compute with it.
 
 SDPA's `is_causal` is aligned to the top left, ours to the bottom right: it is used only where the two agree.
+https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from attnbench.records.case import Case
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-DOCS = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html"
 
 MASKS = dense_masks.MASKS | {"blind_rows"}
 

@@ -36,6 +36,19 @@ def names_in(place: str) -> Names:
     return lambda: resolve_name(f"attnbench.{place}")
 
 
+def parsed(place: str, several: bool = False) -> Check:
+    """A value, or each item of a comma list, that the parser `module:function` of attnbench accepts."""
+
+    def check(text: str, flag: str) -> None:
+        from attnbench.units import words
+
+        parse = resolve_name(f"attnbench.{place}")
+        for item in words(text, flag) if several else (text,):
+            parse(item, flag)
+
+    return check
+
+
 class ClosedSet(msgspec.Struct, frozen=True):
     """A check for words of a closed set, which the completion of a shell offers too."""
 
@@ -123,11 +136,7 @@ def suite(text: str, flag: str) -> None:
         raise UsageError(f"{flag}: {error}") from error
 
 
-def backends(text: str, flag: str) -> None:
-    """A comma list of backends."""
-    from attnbench.engine.plan import named_backends
-
-    named_backends(text, flag)
+backends = parsed("engine.plan:named_backends")
 
 
 def backend_python(text: str, _flag: str) -> None:
@@ -157,13 +166,7 @@ def devices(text: str, flag: str) -> None:
         parse_device(word)
 
 
-def hardware(text: str, flag: str) -> None:
-    """A comma list of classes of hardware."""
-    from attnbench.records.arm import check_hardware
-    from attnbench.units import words
-
-    for word in words(text, flag):
-        check_hardware(word, flag)
+hardware = parsed("records.arm:check_hardware", several=True)
 
 
 def address(text: str, _flag: str) -> None:
@@ -186,64 +189,23 @@ def devices_or_sheets(text: str, flag: str) -> None:
             raise UnknownNameError("device", word, ("cpu", "cuda:0", *(sheet.name for sheet in SHEETS)), where=flag)
 
 
-def duration(text: str, flag: str) -> None:
-    """A time; 0 lifts the limit."""
-    from attnbench.units import parse_seconds
-
-    parse_seconds(text, flag)
-
-
-def age(text: str, flag: str) -> None:
-    """An age above 0."""
-    from attnbench.units import parse_age
-
-    parse_age(text, flag)
-
-
-def limit(text: str, flag: str) -> None:
-    """A time above 0."""
-    from attnbench.units import parse_limit
-
-    parse_limit(text, flag)
-
-
-def share(text: str, flag: str) -> None:
-    """A share above 0 and at most 1."""
-    from attnbench.units import parse_share
-
-    parse_share(text, flag)
-
-
-def size(text: str, flag: str) -> None:
-    """Bytes, or a share of the free memory."""
-    from attnbench.units import parse_bytes
-
-    parse_bytes(text, flag)
-
-
-def rounds(text: str, flag: str) -> None:
-    """A range of rounds, or one number."""
-    from attnbench.units import parse_rounds
-
-    parse_rounds(text, flag)
-
-
-def inputs(text: str, flag: str) -> None:
-    """A comma list of distributions."""
-    from attnbench.attention.inputs import check
-    from attnbench.units import words
-
-    for word in words(text, flag):
-        check(word, flag)
+duration = parsed("units:parse_seconds")  # 0 lifts the limit
+age = parsed("units:parse_age")
+limit = parsed("units:parse_limit")  # a time above 0
+share = parsed("units:parse_share")
+size = parsed("units:parse_bytes")
+rounds = parsed("units:parse_rounds")
+metrics = parsed("analysis.metrics:named")
+inputs = parsed("attention.inputs:check", several=True)
 
 
 def case_filter(text: str, flag: str) -> None:
     """KEY=VALUES of `--only` and `--skip`."""
     from attnbench.suite.filters import parse_filter
 
-    parsed = parse_filter(text, flag)
-    if parsed.key == "backend":
-        for word in parsed.words:
+    condition = parse_filter(text, flag)
+    if condition.key == "backend":
+        for word in condition.words:
             backends(word, flag)
 
 
@@ -259,10 +221,3 @@ def shard(text: str, _flag: str) -> None:
     from attnbench.suite import parse_shard
 
     parse_shard(text)
-
-
-def metrics(text: str, flag: str) -> None:
-    """A comma list of metrics and groups of them."""
-    from attnbench.analysis.metrics import named
-
-    named(text, flag)

@@ -84,16 +84,14 @@ class Oracle:
             self._files[key] = ExpectedFiles(directory, share)
         return self._files[key]
 
-    def expect_new(
-        self, problem: Problem, mode: Mode, inputs: str, seed: int, deadline: float = math.inf
-    ) -> ExpectedFiles:
+    def expect_new(self, problem: Problem, mode: Mode, inputs: str, seed: int) -> ExpectedFiles:
         """Expected values for inputs of another seed, which are used once. Raises WorkerFailedError."""
         mode = mode if mode is Mode.FWD else Mode.FWD_BWD
         directory = self._new_directory("new")
         request = ComputeExpected(
             problem=problem, mode=mode, seed=seed, inputs=inputs, directory=str(directory), budget_s=BUDGET_S
         )
-        return ExpectedFiles(directory, self._compute(request, deadline))
+        return ExpectedFiles(directory, self._compute(request, math.inf))
 
     def _new_directory(self, inputs: str) -> Path:
         self._count += 1

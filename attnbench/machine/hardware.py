@@ -42,10 +42,10 @@ def cpu_clock_hz() -> float | None:
     return None
 
 
-def cache_bytes(root: Path = ROOT) -> dict[str, int]:
+def cache_bytes() -> dict[str, int]:
     """Size of each data cache of the first core: L1, L2, L3."""
     sizes = {}
-    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for folder in sorted((ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         size = re.fullmatch(r"(\d+)([KM])", first_line(folder / "size") or "")
         if size and first_line(folder / "type") != "Instruction":
             sizes[f"L{first_line(folder / 'level')}"] = int(size[1]) * {"K": 1024, "M": 1024**2}[size[2]]

@@ -21,10 +21,10 @@ BUDGET_S = 60.0  # of a reference, so that it covers the whole output
 class Verifier:
     """Verifies backends on one thread; the expected values of a problem are computed once."""
 
-    def __init__(self, directory: Path, procedure: Procedure | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         from attnbench.machine.device import open_instrument
 
-        self._directory, self._procedure = directory, procedure or Procedure()
+        self._directory, self._procedure = directory, Procedure()
         self._instrument = open_instrument(Device(kind="cpu", threads=1))
         self._expected: dict[tuple[Problem, Mode, str], str] = {}
 

@@ -16,9 +16,9 @@ MASK_CELLS, WEIGHT_CELLS = 48, 32  # along a side
 FIGURES = ("entropy", "of", "largest", f"top {TOP}", "key 0", "distance")
 
 
-def mask_picture(mask: Mask, grids: Sequence[Grid], block: int, cells: int = MASK_CELLS) -> Iterator[str]:
+def mask_picture(mask: Mask, grids: Sequence[Grid], block: int) -> Iterator[str]:
     """A picture of shades, two columns to a cell, rows being queries; then the facts of the mask."""
-    for row in mask_chart.shares(mask, grids, cells):
+    for row in mask_chart.shares(mask, grids, MASK_CELLS):
         yield "".join(2 * SHADES[shade(share)] for share in row).rstrip()
     yield from mask_chart.facts(mask, grids, block)
 
