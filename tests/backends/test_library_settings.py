@@ -122,4 +122,4 @@ def test_jax_shares_the_memory_of_a_tensor_and_keeps_it(monkeypatch):
     shift = 64
     with pytest.raises(CaseRefusedError, match="jax copies q: its memory is not aligned to 64 bytes"):
         arrays.of("q", torch.zeros(4))
-    assert [tensor.data_ptr() for _, tensor, _ in arrays._kept.values()] == made[:2]
+    assert [tensor.data_ptr() for _, tensor, _ in arrays._arrays.values()] == made[:2]
