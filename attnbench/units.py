@@ -81,8 +81,17 @@ def figure(value: float | None) -> str:
     """Format a number without a unit with three digits, as 5.2, 340 or 1.75e-5; None as a dash."""
     if value is None:
         return "-"
-    text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}"
-    return re.sub(r"e([+-])0*", lambda match: f"e{match[1].strip('+')}", text)
+    return _short_exponent(f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}")
+
+
+def exponential(value: float, digits: int = 1) -> str:
+    """Format a number with an exponent and so many decimals, as 1.7e-5."""
+    return _short_exponent(f"{value:.{digits}e}")
+
+
+def _short_exponent(text: str) -> str:
+    text = re.sub(r"e[+-]00$", "", text)
+    return re.sub(r"e([+-])0*(?=\d)", lambda match: f"e{match[1].strip('+')}", text)
 
 
 def short(value: float) -> str:

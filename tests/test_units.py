@@ -152,6 +152,13 @@ def test_a_number_without_a_unit_has_two_digits(value: float | None, text: str) 
     assert units.figure(value) == text
 
 
+def test_a_number_with_an_exponent_has_no_zeros_in_it() -> None:
+    assert [units.exponential(value) for value in (1.74e-5, 0.5, 1.2, 0.0, 2.0e12)] == [
+        "1.7e-5", "5.0e-1", "1.2", "0.0", "2.0e12",
+    ]  # fmt: skip
+    assert units.exponential(1.746e-10, 2) == "1.75e-10"
+
+
 @given(st.floats(1e-9, 119))
 def test_printed_time_is_within_half_a_digit(value: float) -> None:
     number, unit = seconds(value).split()

@@ -45,7 +45,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
             return units.size(value)
         if self.unit:
             return units.rate(value, self.unit)
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return units.figure(value) if isinstance(value, float) else str(value)
 
 
 def _count(count: Callable[[Problem, Mode], int]) -> Compute:

@@ -41,6 +41,10 @@ class TrafficSteps(msgspec.Struct, frozen=True, kw_only=True):
             if not (np.isfinite(values).all() and values.min() > 0):
                 raise ValueError(f"{name} of a step must be positive and finite")
 
+    def at(self, places: Integers) -> "TrafficSteps":
+        """These steps alone, in the order of their numbers in `places`."""
+        return TrafficSteps(**{name: getattr(self, name)[places] for name in self.__struct_fields__})
+
 
 class Draw(msgspec.Struct, frozen=True, kw_only=True):
     """The steps to measure: the sum of weight times measured seconds estimates the seconds of all steps."""

@@ -1,73 +1,81 @@
 """Drawn steps of which only a part is measured, since the budget ended or the run was interrupted.
 
-Steps are measured in an order in which every leading part has a simple random sample of the draws of each stratum. Such
-a sample of n draws of N stands for all with N/n times their weights (Cochran, Sampling Techniques, 1977, chapter 2).
+From a draw a smaller one is drawn as the first was from the trace, each step by the predicted seconds that it stands
+for, and so on down to MIN_STEPS. The smallest is measured first: whatever there is time for, the largest of these draws
+that is complete is a sample of the trace (multi-phase sampling: Cochran, Sampling Techniques, 1977, chapter 12).
 """
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from attnbench.analysis.traffic import Draw, Integers
+from attnbench.analysis import traffic
+from attnbench.analysis.traffic import Draw, Integers, TrafficSteps
 
 Booleans = npt.NDArray[np.bool_]
+
+MIN_STEPS = 4  # measured steps of an answer, unless the draw has fewer
+FINENESS = 64  # a draw has one step more than the next smaller one, or this part of its own more
 
 
 class MeasuredPart(msgspec.Struct, frozen=True, kw_only=True):
     """The drawn steps from which totals are estimated."""
 
-    places: Integers  # in the draw, ascending
+    places: Integers  # in the draw, in the order of `drawn`
     drawn: Draw  # these steps, with weights that stand for all
-    unmeasured: int = 0  # drawn steps without all their times
+    unmeasured: int = 0  # drawn steps that the totals lack
     reason: str = ""  # why the steps with times give no answer
 
 
-def order(drawn: Draw, seed: int) -> Integers:
-    """Places in the draw, in the order of measurement: the certain steps, then the others, all strata at equal pace."""
+class NestedDraws(msgspec.Struct, frozen=True, kw_only=True):
+    """A draw, and smaller ones within it."""
+
+    parts: tuple[MeasuredPart, ...]  # the whole draw first, the smallest last
+    order: Integers  # places in the draw, in the order of measurement: those of each part before all others
+
+    def measured(self, lacking: Booleans) -> MeasuredPart:
+        """The largest part before the first step that lacks a time, in the order of measurement.
+
+        lacking: [drawn steps]. Later steps are left out: that there was time for them depends on how long they take.
+        """
+        whole, count = self.parts[0], int(np.append(lacking[self.order], True).argmax())
+        part = next((part for part in self.parts if len(part.places) <= count), None)
+        if part is None:
+            reason = f"an answer needs {len(self.parts[-1].places)} that are measured"
+            return msgspec.structs.replace(whole, unmeasured=len(whole.places) - count, reason=reason)
+        return msgspec.structs.replace(part, unmeasured=len(whole.places) - len(part.places))
+
+
+def nested(drawn: Draw, steps: TrafficSteps, seed: int) -> NestedDraws:
+    """The smaller draws within a draw. steps: those that were drawn, in its order."""
     rng = np.random.default_rng([seed, 1])  # not the numbers that drew the steps
-    pace, ties = np.zeros(len(drawn.strata)), rng.random(len(drawn.strata))
-    for stratum in np.unique(drawn.strata):
-        inside = np.flatnonzero(drawn.strata == stratum)
-        pace[rng.permutation(inside)] = np.arange(len(inside)) / len(inside)
-    return np.concatenate([rng.permutation(drawn.certain), drawn.certain + np.lexsort((ties, pace))])
+    parts = [MeasuredPart(places=np.arange(len(drawn.steps)), drawn=drawn)]
+    while (count := len(parts[-1].places)) > MIN_STEPS:
+        parts.append(_within(parts[-1], steps, max(count - max(count // FINENESS, 1), MIN_STEPS), rng))
+    order: dict[int, None] = {}
+    for part in reversed(parts):
+        order |= dict.fromkeys(rng.permutation(part.places).tolist())
+    return NestedDraws(parts=tuple(parts), order=np.array(list(order), int))
 
 
-def measured_part(drawn: Draw, seed: int, lacking: Booleans) -> MeasuredPart:
-    """The steps before the first that lacks a time, in the order of measurement.
+def _within(part: MeasuredPart, steps: TrafficSteps, count: int, rng: np.random.Generator) -> MeasuredPart:
+    """A draw of so many of the steps of a part.
 
-    lacking: [drawn steps]. Later steps are left out: that there was time for them depends on how long they take.
+    Certain in it are the steps that were certain in every draw so far. Others that are certain to be in this one keep
+    their weights, and count as sampled.
     """
-    places = order(drawn, seed)
-    if not lacking.any():
-        return MeasuredPart(places=np.arange(len(places)), drawn=drawn)
-    leading = np.sort(places[: int(lacking[places].argmax())])
-    reason = _objection(drawn, leading)
+    drawn, among = part.drawn, steps.at(part.places)
+    frame = traffic.frame(msgspec.structs.replace(among, predicted_s=drawn.weights * among.predicted_s), count)
+    again = frame.draw(rng)
+    of_certain = np.repeat(np.arange(len(frame.strata)), [len(stratum.certain) for stratum in frame.strata])
+    strata = np.concatenate([of_certain, again.strata])
+    sampled = (again.steps >= drawn.certain) | (np.arange(len(again.steps)) >= again.certain)
+    order = np.lexsort((again.steps, strata, sampled))
+    chosen = again.steps[order]
     return MeasuredPart(
-        places=np.arange(len(places)) if reason else leading, drawn=drawn if reason else _part(drawn, leading),
-        unmeasured=len(places) - len(leading), reason=reason,
+        places=part.places[chosen],
+        drawn=Draw(
+            steps=drawn.steps[chosen], weights=drawn.weights[chosen] * again.weights[order],
+            strata=strata[order][np.count_nonzero(~sampled) :],
+        ),
     )  # fmt: skip
-
-
-def _objection(drawn: Draw, places: Integers) -> str:
-    """Why these steps cannot stand for all; empty if they can."""
-    if not len(places):
-        return "the first one that is measured lacks a time"
-    if not len(drawn.strata):
-        return ""
-    if certain := drawn.certain - int((places < drawn.certain).sum()):
-        return f"{certain} of them are in every draw, so that no other step stands for them"
-    strata = len(np.unique(drawn.strata))
-    without = strata - len(np.unique(drawn.strata[places[places >= drawn.certain] - drawn.certain]))
-    return f"of {without} of {strata} groups of similar steps none is measured" if without else ""
-
-
-def _part(drawn: Draw, places: Integers) -> Draw:
-    """These steps with the weights of all. Where all were certain, they are a sample of them."""
-    every = np.zeros(len(drawn.steps), int) if not len(drawn.strata) else drawn.strata
-    certain = drawn.certain if len(drawn.strata) else 0
-    sampled = places[certain:] - certain
-    strata = every[sampled]
-    share = np.bincount(every) / np.maximum(np.bincount(strata, minlength=int(every.max()) + 1), 1)
-    weights = drawn.weights[places].copy()
-    weights[certain:] *= share[strata]
-    return Draw(steps=drawn.steps[places], weights=weights, strata=strata)

@@ -47,6 +47,13 @@ class _Plan(NamedTuple):
     options: Keywords = {}  # of the wrapper
 
 
+class _Part(NamedTuple):
+    """Requests that one wrapper computes."""
+
+    plan: _Plan
+    rows: NDArray[np.intp] | None = None  # of the packed queries; None: all
+
+
 class _Pages(NamedTuple):
     """Pages of some requests, as flashinfer lists them."""
 
@@ -67,20 +74,32 @@ def arguments(problem: Problem) -> Keywords:
     } | ({"page_size": problem.page_size} if problem.page_size else {})
 
 
-def plan_of(problem: Problem) -> _Plan:
-    """Of prefills, or of decodes where every request has one query and keys are in pages."""
+def parts_of(problem: Problem) -> list[_Part]:
+    """Packed keys as prefills; of keys in pages, requests with one query as decodes and the others as prefills.
+
+    vLLM splits a step that has both in the same way: v1/attention/backends/flashinfer.py, split_decodes_and_prefills.
+    """
     starts_q, starts_kv = _starts(problem)
     if not problem.page_size:
         places: Keywords = {"qo_indptr": starts_q, "kv_indptr": starts_kv}
-        return _Plan("BatchPrefillWithRaggedKVCacheWrapper", places | _of_prefill(problem))
-    with_queries, starts_q = _with_queries(problem)
-    pages = _pages(page_table(problem)[with_queries], np.diff(starts_kv)[with_queries], problem.page_size)
-    if problem.seq_q == 1:
-        places = pages._asdict() | {"head_dim": problem.head_dim}
-        tensor_cores = problem.heads // problem.kv_heads >= MIN_TENSOR_CORE_GROUP
-        options = {"use_tensor_cores": tensor_cores}
-        return _Plan("BatchDecodeWithPagedKVCacheWrapper", places | arguments(problem), options=options)
-    places = {"qo_indptr": starts_q, **{f"paged_kv_{name}": value for name, value in pages._asdict().items()}}
+        return [_Part(_Plan("BatchPrefillWithRaggedKVCacheWrapper", places | _of_prefill(problem)))]
+    queries, parts = np.diff(starts_q), []
+    for members, plan in ((queries == 1, _decodes), (queries > 1, _prefills)):
+        if members.any():
+            pages = _pages(page_table(problem)[members], np.diff(starts_kv)[members], problem.page_size)
+            parts.append(_Part(plan(problem, queries[members], pages), np.repeat(members, queries).nonzero()[0]))
+    return parts if len(parts) > 1 else [parts[0]._replace(rows=None)]
+
+
+def _decodes(problem: Problem, _: NDArray[np.int32], pages: _Pages) -> _Plan:
+    places = pages._asdict() | {"head_dim": problem.head_dim}
+    options = {"use_tensor_cores": problem.heads // problem.kv_heads >= MIN_TENSOR_CORE_GROUP}
+    return _Plan("BatchDecodeWithPagedKVCacheWrapper", places | arguments(problem), options=options)
+
+
+def _prefills(problem: Problem, queries: NDArray[np.int32], pages: _Pages) -> _Plan:
+    starts = np.array([0, *itertools.accumulate(queries)], np.int32)
+    places = {"qo_indptr": starts, **{f"paged_kv_{name}": value for name, value in pages._asdict().items()}}
     return _Plan("BatchPrefillWithPagedKVCacheWrapper", places | _of_prefill(problem))
 
 
@@ -142,12 +161,18 @@ def _pages(table: NDArray[np.int32], keys: NDArray[np.integer], size: int) -> _P
     return _Pages(indptr, indices, ((keys - 1) % size + 1).astype(np.int32))
 
 
-def _planned(plan: _Plan, device: str) -> Prepared:
+def _workspace(device: str) -> Tensor:
+    """The memory of all wrappers of a case, which run one after the other."""
+    import torch
+
+    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+
+
+def _planned(plan: _Plan, workspace: Tensor) -> Prepared:
     """The call of the wrapper after two plans, the first of which compiles, and their times and facts."""
     import flashinfer
     import torch
 
-    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
     # That of a latent cache has no such choice: its cache has one head.
     layout = {} if plan.wrapper == "BatchMLAPagedAttentionWrapper" else {"kv_layout": "NHD"}
     wrapper = getattr(flashinfer, plan.wrapper)(*plan.levels, workspace, **layout, **plan.options)
@@ -156,7 +181,7 @@ def _planned(plan: _Plan, device: str) -> Prepared:
         started = time.perf_counter()
         wrapper.plan(**_on_host(plan.arguments))
         if workspace.is_cuda:
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(workspace.device)
         return time.perf_counter() - started
 
     first_s, plan_s = run(), run()
@@ -177,14 +202,14 @@ def prepare(case: Case, device: str) -> Prepared:
     """Plan, and call `run` over packed tokens."""
     problem = case.problem
     is_cascade = case.backend == "flashinfer:cascade"
-    prepared = _planned(cascade_plan(problem) if is_cascade else plan_of(problem), device)
+    prepared = _run_parts([_Part(cascade_plan(problem))] if is_cascade else parts_of(problem), device)
     wants_lse = problem.returns is Returns.LSE
     options: Keywords = {} if is_cascade else {"return_lse": wants_lse}
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Output:
         keys = ((k, v),) if problem.page_size else (k.flatten(0, 1), v.flatten(0, 1))
         result = prepared.call(q.flatten(0, 1), *keys, **options)
-        packed, lse = (result[0], result[1].mT * math.log(2)) if wants_lse else (result, None)
+        packed, lse = (result[0], result[1].mT * math.log(2)) if wants_lse else (result[0], None)
         out, lse = unflattened(q.shape[0], q.shape[1], packed, lse)
         return (out, lse) if wants_lse else out
 
@@ -193,10 +218,43 @@ def prepare(case: Case, device: str) -> Prepared:
     return replace(prepared, call=call, facts=prepared.facts | groups, stored=stored)
 
 
+def _run_parts(parts: list[_Part], device: str) -> Prepared:
+    """The call of all parts, whose results are [tokens, ...], the sums of their times, and their facts."""
+    workspace = _workspace(device)
+    planned = [_planned(part.plan, workspace) for part in parts]
+    places = [None if part.rows is None else _place(part.rows, device) for part in parts]
+
+    def run(q: Tensor, *keys: object, **options: object) -> list[Tensor]:
+        whole: list[Tensor] = []
+        for part, place in zip(planned, places, strict=True):
+            result = part.call(q if place is None else q[place], *keys, **options)
+            several = list(result) if isinstance(result, tuple) else [result]
+            if place is None:
+                return several
+            whole = whole or [each.new_empty(len(q), *each.shape[1:]) for each in several]
+            for to, each in zip(whole, several, strict=True):
+                to[place] = each
+        return whole
+
+    seconds = {name: sum(prepared.seconds[name] for prepared in planned) for name in ("compile", "plan")}
+    facts = {name: value for prepared in planned for name, value in prepared.facts.items()}
+    names = " and ".join(part.plan.wrapper for part in parts)
+    return Prepared(call=run, seconds=seconds, facts=facts | {"wrapper": names})
+
+
+def _place(rows: NDArray[np.intp], device: str) -> slice | Tensor:
+    """Rows that follow each other are a view, others are gathered."""
+    import torch
+
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows).to(device)
+
+
 def prepare_latent(case: Case, device: str) -> Prepared:
     """Plan, and call `run` with the products of q and out with the matrices around it."""
     problem = case.problem
-    prepared = _planned(latent_plan(problem), device)
+    prepared = _planned(latent_plan(problem), _workspace(device))
     weights = latent.Matrices(*(matrix.to(device) for matrix in latent.matrices(problem)))
     rank = weights.of_values.shape[1]
 
@@ -214,13 +272,14 @@ def prepare_latent(case: Case, device: str) -> Prepared:
 def scratch_bytes(case: Case) -> int:
     """The workspace, the tables of the plans, two lse; out of the second level; q and out in the latent space."""
     problem = case.problem
-    total = WORKSPACE_BYTES + PLAN_BYTES * (2 if case.backend == "flashinfer:cascade" else 1)
-    total += 8 * problem.heads * problem.tokens_q
+    total = WORKSPACE_BYTES + 2 * PLAN_BYTES + 8 * problem.heads * problem.tokens_q
     if problem.kv:
         inner = latent.absorbed(problem)
         width = 2 * inner.head_dim + inner.head_dim_v
         return total + problem.tokens_q * problem.heads * width * problem.dtype.bytes + latent.matrix_bytes(problem)
-    return total + (cost.output_bytes(problem, Mode.FWD) if case.backend == "flashinfer:cascade" else 0)
+    mixed = problem.page_size and problem.seq_q > 1 and any(size.queries == 1 for size in problem.sizes)
+    parts = case.backend == "flashinfer:cascade" or mixed  # outputs of one part beside those of all
+    return total + (cost.output_bytes(problem, Mode.FWD) if parts else 0)
 
 
 def _refuses(case: Case) -> list[str]:

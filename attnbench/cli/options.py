@@ -112,12 +112,20 @@ PROBLEM = (
     SET,
 )
 DTYPE = next(each for each in PROBLEM if each.name == "dtype")
-BACKEND = Option(
-    name="backend", flags=("--backend", "-b"), metavar="LIST", names=completion.backend_names, check=checks.backends,
-    help="Backends: names, auto, libraries (those of a CPU that are installed), all, my_kernel.py:attend, "
-    "package.module:attend or kernels:FOLDER (Hugging Face); by default those of the suite, or auto. "
-    "A name that is given twice is two arms.",
-)  # fmt: skip
+
+
+def backend_option(default: str) -> Option:
+    """Which backends, and in words those by default."""
+    return Option(
+        name="backend", flags=("--backend", "-b"), metavar="LIST", names=completion.backend_names,
+        check=checks.backends,
+        help="Backends: names, auto, libraries (those of a CPU that are installed), all, my_kernel.py:attend, "
+        f"package.module:attend or kernels:FOLDER (Hugging Face); by default {default}. "
+        "A name that is given twice is two arms.",
+    )  # fmt: skip
+
+
+BACKEND = backend_option("those of the suite, or auto")
 DEVICE = Option(
     name="device",
     help="Devices: cpu, cpu:threads=1, cpu:isa=avx2, cpu:cores=0-3, cuda:0; by default the first GPU, or the CPU.",

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from attnbench.records.result import Result
 
 
-@options.with_options(options.PROBLEM, options.ARMS, options.TIMEOUT, options.MEM_LIMIT)
+@options.with_options(
+    options.PROBLEM, options.backend_option("sdpa"), options.DEVICE, options.BACKEND_PYTHON, options.TIMEOUT,
+    options.MEM_LIMIT,
+)  # fmt: skip
 def profile(
     request: Request,
     bare: Annotated[

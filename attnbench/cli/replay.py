@@ -14,6 +14,7 @@ from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request
+    from attnbench.records.run_directory import Run
     from attnbench.studies.replay import Replay, ReplaySettings
     from attnbench.studies.replayed_steps import ReplayPlan
 
@@ -127,7 +128,7 @@ class Sampling(OptionGroup, frozen=True, kw_only=True):
     steps: Annotated[
         int,
         option(
-            help="Steps to draw and measure; fewer where the budget is too short for so many.", metavar="N",
+            help="Steps to draw, of which as many are measured as the budget leaves time for.", metavar="N",
             check=checks.at_least(1),
         ),
     ] = 64  # fmt: skip
@@ -143,8 +144,11 @@ class Sampling(OptionGroup, frozen=True, kw_only=True):
 
 
 @options.with_options(
-    options.ARMS, options.DTYPE, options.BUDGET, options.ROUNDS.but(default="5..10"), options.TIMEOUT,
-    options.MEM_LIMIT, options.SHARD,
+    options.backend_option("auto on a GPU, and on a CPU those that compile nothing for each batch"),
+    options.DEVICE, options.BACKEND_PYTHON,
+    options.DTYPE.but(help="Dtype: fp32, tf32, fp16, bf16 or fp8_e4m3; by default fp32 on a CPU, else the model's."),
+    options.BUDGET.but(help="Time limit of the measurement: 45s or 5m, 0 for no limit; 5m by default."),
+    options.ROUNDS.but(default="5..10"), options.TIMEOUT, options.MEM_LIMIT, options.SHARD,
     options.SEED.but(help="Random seed of arrivals, of the steps that are drawn, and of inputs."),
 )  # fmt: skip
 def replay(
@@ -178,7 +182,7 @@ def replay(
     from attnbench.report.terminal import replay as report
     from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies import replay as study
-    from attnbench.studies import replayed_steps
+    from attnbench.studies import replay_budget, replayed_steps
     from attnbench.suite.serving.simulation import simulate
 
     settings = study.ReplaySettings(trace=trace, model=model, seed=request.seed, **_values(arrivals, server))
@@ -202,6 +206,7 @@ def replay(
             serving, study.traffic_steps(simulation.steps), request, count=sampling.steps, settings=settings,
             out=sampling.out,
         )  # fmt: skip
+        replay_budget.check(planned, sampling.out)
     shared = options.global_options(context)
     if not shared.quiet:
         _say_what_is_measured(planned, sampling, result)
@@ -233,16 +238,43 @@ def _measure(
         )
     if planned.sweep.request.shard:
         print("a shard has no answer for all steps: merge the runs of all with attnbench merge", file=sys.stderr)
+    elif more := _for_intervals(planned, outcome.run, len(missing) - answer.unmeasured):
+        print(more, file=sys.stderr)
     following = "" if empty else f"\nnext: attnbench report {outcome.run.path}"
     print(f"run: {outcome.run.path}{following}", file=sys.stderr)
     return running.exit_code(outcome.run.results, outcome.ending)
 
 
+def _for_intervals(planned: ReplayPlan, run: Run, measured: int) -> str:
+    """The command that measures as many steps as intervals need; empty where as many are measured."""
+    import shlex
+
+    from attnbench.analysis.traffic_interval import MIN_STEPS
+    from attnbench.cli import running
+    from attnbench.studies import replay_budget
+    from attnbench.units import about
+
+    drawn, needed = len(planned.steps), min(MIN_STEPS, len(planned.table.kinds))
+    if measured >= needed:
+        return ""
+    words = shlex.split(running.continuing(run.path))
+    left_s = replay_budget.left_s(planned, run, needed)
+    if drawn < needed:  # other steps, in a run of their own
+        words = running.with_value(running.with_value(words, ("--out", "-o")), ("--steps",), str(needed))
+    if planned.sweep.settings.budget_s is not None:
+        words = running.with_value(words, ("--budget",), replay_budget.with_margin(left_s))
+    return (
+        f"{measured} of {drawn} drawn steps are measured, and intervals need {needed}; that takes about "
+        f"{about(left_s)}{' more' if drawn >= needed else ''}: {shlex.join(words)}"
+    )
+
+
 def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Replay) -> None:
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
-    from attnbench.analysis.traffic_interval import missing
+    from attnbench.analysis.traffic_interval import MIN_STEPS
     from attnbench.cli.output import case_counts, predicted
     from attnbench.engine import sweep
+    from attnbench.studies import replay_budget
     from attnbench.studies.replayed_steps import shares
     from attnbench.units import counted, whole_percent
 
@@ -262,16 +294,16 @@ def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Repla
             "measured as shared: where prefixes are nested in each other, a request has one of them",
             file=sys.stderr,
         )
-    drawn, asked = len(planned.drawn.steps), sampling.steps
+    drawn, all_steps = len(planned.steps), len(planned.table.kinds)
     of_shared = sum(map(shares, planned.steps))
     shared = f", {of_shared} of them with shared prefixes" if of_shared else ""
-    fewer = f", not {asked}, for the budget" if drawn < min(asked, len(planned.table.kinds)) else ""
-    if few := missing(planned.drawn):
-        fewer += f", and intervals need {few} more"
     rest = sweep.rest(planned.sweep, sampling.out)
+    within, needed = replay_budget.within(planned, sampling.out), min(MIN_STEPS, all_steps)
+    limits = [f"the budget suffices for about {within}"] if within < drawn else []
+    limits += [f"intervals need {needed}"] if within < needed else []
     print(
-        f"{counted(drawn, 'step')} of {len(planned.table.kinds):,} drawn{fewer}{shared} · "
-        f"{case_counts(planned.sweep, rest)} · {predicted(planned.sweep, rest.seconds)}",
+        f"{counted(drawn, 'step')} of {all_steps:,} drawn{shared} · {case_counts(planned.sweep, rest)} · "
+        f"{predicted(planned.sweep, rest.seconds)}{''.join(f'; {text}' for text in limits)}",
         file=sys.stderr,
     )
 

@@ -231,6 +231,17 @@ def continuing(path: Path, words: Sequence[str] = ()) -> str:
     return shlex.join(words if named else [*words, "--out", str(path)])
 
 
+def with_value(words: Iterable[str], flags: Sequence[str], value: str = "") -> list[str]:
+    """A command with this value of an option that takes one, whatever it had before; empty: without the option."""
+    left, rest = [], iter(words)
+    for word in rest:
+        if word in flags:
+            next(rest, "")
+        elif not word.startswith(tuple(flag if len(flag) == 2 else f"{flag}=" for flag in flags)):
+            left.append(word)
+    return [*left, flags[0], value] if value else left
+
+
 def command() -> list[str]:
     """The command line, as it is stored with a run."""
     return ["attnbench", *sys.argv[1:]]

@@ -48,6 +48,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     timeout_s: float = 60.0  # for each phase
     budget_s: float | None = None  # None: no limit
+    in_order: bool = False  # groups are measured in the order of the plan up to the first that the budget leaves out
     memory_bytes: int = 0
     reference: str = ""
     ceilings: dict[str, Ceilings] = {}  # by device: a rate above one is checked on new inputs
@@ -148,7 +149,11 @@ class GroupRunner:
     def measure(self, group: Group, restart: int, rest_s: float = 0.0) -> list[Result]:
         """The results of a group, within its share of the budget. `rest_s`: of the budget, for later groups."""
         sessions = GroupSessions(group, restart, self.settings.procedures, self._retire)
-        if not self._may_fit(group):
+        fits = self._may_fit(group)
+        if not fits and self.settings.in_order:
+            self.end = 0.0  # whatever a later group takes
+            return []
+        if not fits:
             for arm in group.arms:
                 sessions.refuse(arm, BEYOND_BUDGET)
             return sessions.results

@@ -45,6 +45,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     hardware: str = ""
     home: str = ""  # the node that measures it while it is there; empty: any
     seconds: float = 0.0  # predicted
+    place: int = 0  # in a plan that is measured in its order: smaller ones come first
 
     @property
     def key(self) -> TaskKey:
@@ -64,7 +65,7 @@ class GivenUp(NamedTuple):
         return ", ".join(reason + (f" {count} times" if count > 1 else "") for reason, count in counts.items())
 
 
-_Entry = tuple[int, float, bool, str, Task]  # of a queue, in its order
+_Entry = tuple[int, int, float, bool, str, Task]  # of a queue, in its order
 
 
 class _Node:
@@ -244,7 +245,7 @@ class TaskScheduler:
 
     def _push(self, task: Task) -> None:
         # The key makes the order total, so that entries with equal predictions never compare tasks.
-        entry = task.restart, self._sign * task.seconds, task.group.late, task.group.id, task
+        entry = task.restart, task.place, self._sign * task.seconds, task.group.late, task.group.id, task
         heapq.heappush(self._queues.setdefault(task.hardware, []), entry)
 
     def _avoids(self, task: Task, slot: Slot) -> bool:

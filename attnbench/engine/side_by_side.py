@@ -227,8 +227,11 @@ def _tasks(plan: Plan, settings: RunSettings, done: frozenset[Key]) -> Iterator[
     forecast = Forecast(settings.speeds)
     groups = [part for group in plan.groups for part in by_device(group)]
     for restart in range(settings.first_restart, settings.first_restart + settings.restarts):
-        for group in missing_arms(groups, restart, done, settings.reference):
-            yield Task(group=group, restart=restart, hardware=group.arms[0].device, seconds=forecast.group_s(group))
+        for place, group in enumerate(missing_arms(groups, restart, done, settings.reference)):
+            yield Task(
+                group=group, restart=restart, hardware=group.arms[0].device, seconds=forecast.group_s(group),
+                place=place if settings.in_order else 0,
+            )  # fmt: skip
 
 
 def by_device(group: Group) -> Iterator[Group]:

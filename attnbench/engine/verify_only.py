@@ -119,14 +119,17 @@ def run(
 
 
 class _Drawn:
-    """The progress of drawn problems, without those that the time was too short for or that a kernel refused."""
+    """The progress of drawn problems, without those that the time was too short for or that a backend refused.
+
+    The tally of each backend counts them.
+    """
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self.phase, self.more, self.note = observer.phase, observer.more, observer.note
 
     def result(self, result: Result, remaining_s: float) -> None:
-        if result.status is Status.SKIPPED or (result.group and result.status is Status.UNSUPPORTED):
+        if result.status in (Status.SKIPPED, Status.UNSUPPORTED, Status.UNAVAILABLE):
             self.more(-1)
         else:
             self._observer.result(result, remaining_s)

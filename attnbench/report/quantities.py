@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from attnbench import units
+from attnbench.analysis.traffic_totals import TrafficTotals
 from attnbench.report import pivot
 
 SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+LONG = ((7199.5, 3600.0, "h"), (119.5, 60.0, "min"))  # from how many seconds on, as units.seconds has it
 BYTES = tuple((1024.0**power, name) for power, name in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB"), (0, "B")))
 RATES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 MIN_PRINTED = 1e-6  # smaller numbers have an exponent
@@ -35,12 +37,22 @@ def unit(values: Iterable[float | None], table: Sequence[tuple[float, str]], nam
     return Unit(scale, prefix + name)
 
 
+def per_hour_unit(totals: TrafficTotals) -> Unit:
+    """The unit of attention time per hour of traffic, in every table."""
+    every = (*(total.seconds for total in totals.totals), *(policy.seconds for policy in totals.policies))
+    values = [totals.per_hour(seconds).value for seconds in every if seconds]
+    for least, scale, name in LONG:
+        if max(values, default=0.0) >= least:
+            return Unit(scale, f"{name} per hour")
+    return unit(values, SECONDS, " per hour")
+
+
 def number(value: float) -> str:
     """Three significant digits: 0.815, 8.28, 111, 1536."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) < MIN_PRINTED:
-        return f"{value:.2e}"
+        return units.exponential(value, 2)
     digits = 2 - math.floor(math.log10(abs(value)))
     return f"{value:.{max(digits, 0)}f}"
 

@@ -14,7 +14,7 @@ from attnbench.records.result import Facts, Result, Status
 from attnbench.studies import scaling
 from attnbench.studies.max_seq import Longest
 from attnbench.studies.scaling import Claim, ClaimVerdict
-from attnbench.units import size, whole_percent
+from attnbench.units import figure, size, whole_percent
 
 SUITE = "claims"
 Fields = Mapping[str, object]  # columns of a row and their values
@@ -122,7 +122,7 @@ def _quantisation(results: Sequence[Result]) -> Iterator[Claim]:
         return
     errors_of = [figures["error"] for _, figures in probed]
     sizes = probed[0][1]["bytes"]
-    errors = ", ".join(f"{name} {max(of[name] for of in errors_of):.2g}" for name in errors_of[0])
+    errors = ", ".join(f"{name} {figure(max(of[name] for of in errors_of))}" for name in errors_of[0])
     wide, narrow = next(iter(sizes.values())), min(sizes.values())
     measured = f"{size(wide)} to {size(narrow)}, counted; relative error of out {errors}; no time: read back before"
     yield _stated("C10", measured, ClaimVerdict.CONFIRMED if narrow < wide else ClaimVerdict.REFUTED)
@@ -130,7 +130,7 @@ def _quantisation(results: Sequence[Result]) -> Iterator[Claim]:
 
 def _robust(results: Sequence[Result]) -> Iterator[Claim]:
     gains = [
-        f"{_spelled(result.case.problem.score)} {gain:.2g}"
+        f"{_spelled(result.case.problem.score)} {figure(gain)}"
         for result, figures in _probed(results, "noise")
         if (gain := figures["gain"].get(NOISE)) is not None
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,13 +38,9 @@ from attnbench.suite.serving import step_requests
 from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
 from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
-from attnbench.units import about, seconds
 
-# Draws that are tried, where the predicted time of the cases is above a share of the budget: shares of `--steps`.
-DRAWS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
-BUDGET_SHARE = 0.5  # the rest is for cases that take longer than predicted: without them, the answer is of fewer steps
-MIN_DRAWS = 4
-REPLAY_TAG, DRAWS_TAG = "replay", "draws"  # of the run: which replay it measures, and how many steps were drawn
+REPLAY_TAG = "replay"  # of the run: which replay it measures
+DRAW_VERSION = 2  # of what is drawn and of its order: shards and parts of a run have the same
 FASTEST_ON_CPU = "sdpa:flash"
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
 LATENT_BACKENDS = "naive,mla:absorbed,mla:expanded"
@@ -141,6 +136,7 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     table: TrafficSteps  # every step
     drawn: Draw
+    order: tuple[int, ...]  # places in the draw, in the order of measurement
     steps: tuple[StepProblems, ...]
     sweep: Sweep
 
@@ -183,9 +179,9 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def merged(runs: Sequence[Run]) -> TrafficAnswer | None:
     """The answer of shards of one replay, from the results of all; None unless they are, with the same draws."""
-    replays = {tuple(map(run.manifest.tags.get, (REPLAY_TAG, DRAWS_TAG))) for run in runs}
+    replays = {run.manifest.tags.get(REPLAY_TAG) for run in runs}
     answer = traffic_answer.read(runs[0].path)
-    if answer is None or answer.drawn is None or len(replays) > 1:
+    if answer is None or answer.drawn is None or not answer.drawn.predicted_s or len(replays) > 1:
         return None
     results: dict[Key, Result] = {}
     for result in (result for run in runs for result in run.results):
@@ -210,68 +206,57 @@ def in_order(planned: Sweep, steps: Sequence[StepProblems], places: Iterable[int
     each = enumerate(problem for place in places for problem, _ in steps[place].layers)
     first = {problem: number for number, problem in reversed(list(each))}
     groups = sorted(planned.plan.groups, key=lambda group: (first[group.problem], group.late))
-    return msgspec.structs.replace(planned, plan=msgspec.structs.replace(planned.plan, groups=tuple(groups)))
+    return msgspec.structs.replace(
+        planned,
+        plan=msgspec.structs.replace(planned.plan, groups=tuple(groups)),
+        settings=msgspec.structs.replace(planned.settings, in_order=True),
+    )
 
 
 def plan_replay(
     serving: Serving, table: TrafficSteps, request: sweep.Request, *, count: int, settings: ReplaySettings,
     out: Path | None = None,
 ) -> ReplayPlan:  # fmt: skip
-    """Draw steps and plan their cases: `count` draws, or fewer where those would take longer than the budget.
+    """Draw steps, and plan their cases in an order of which any part that the budget leaves time for gives an answer.
 
-    A run of the same replay in `out` is continued with its draws. Raises UsageError for a run of another replay there,
-    and for layers or blocks that cannot be measured.
+    A run of the same replay in `out` is continued. Raises UsageError for a run of another replay there, for layers or
+    blocks that cannot be measured.
     """
     size = serving.options.block_size
     if size & (size - 1):
         raise UsageError(f"--block-size {size}: only powers of two can be measured, as 16; or use --simulate-only")
     dtype = Dtype(request.axes.get("dtype") or _dtype(request, serving.cost.decoder))
     tag = _tag(settings, request, dtype, count)
-    stored = _stored_draws(out, tag)
-    # Shards draw the same steps, whatever each of them takes.
-    counts = [stored or count] if stored or request.shard else _counts(count)
-    draws = [(each, traffic.draw(table, each, settings.seed)) for each in counts]
-    batches = requests_in(serving, {int(step) for _, drawn in draws for step in drawn.steps})
-    for number, drawn in draws:
-        steps = tuple(
-            problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
-        )
-        tags = request.tags | {REPLAY_TAG: tag, DRAWS_TAG: str(number)}
-        names = _backends(request, serving.cost.decoder, steps)
-        planned = plan(msgspec.structs.replace(request, backend=names, tags=tags), steps)
-        budget_s = planned.settings.budget_s
-        if budget_s is None or planned.plan.seconds <= BUDGET_SHARE * budget_s:
-            break
-    if not (stored or request.shard) and budget_s is not None and planned.plan.seconds > budget_s:
-        needed = f"{number} drawn steps take about {about(planned.plan.seconds)}, and fewer are no answer"
-        least = math.ceil(planned.plan.seconds / BUDGET_SHARE)
-        raise UsageError(f"--budget {seconds(budget_s)}: {needed}: use --budget {least}s, or a smaller model")
-    planned = in_order(planned, steps, traffic_part.order(drawn, settings.seed).tolist())
-    return ReplayPlan(table=table, drawn=drawn, steps=steps, sweep=planned)
-
-
-def _counts(count: int) -> list[int]:
-    """Numbers of draws to try, the most first."""
-    shares = (max(min(count, MIN_DRAWS), round(count * share)) for share in DRAWS)
-    return list(dict.fromkeys((*shares, min(count, MIN_DRAWS))))
+    _check_run(out, tag)
+    drawn = traffic.draw(table, count, settings.seed)
+    batches = requests_in(serving, {int(step) for step in drawn.steps})
+    steps = tuple(
+        problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
+    )
+    names = _backends(request, serving.cost.decoder, steps)
+    tagged = msgspec.structs.replace(request, backend=names, tags=request.tags | {REPLAY_TAG: tag})
+    order = tuple(traffic_part.nested(drawn, table.at(drawn.steps), settings.seed).order.tolist())
+    planned = in_order(plan(tagged, steps), steps, order)
+    return ReplayPlan(table=table, drawn=drawn, order=order, steps=steps, sweep=planned)
 
 
 def _tag(settings: ReplaySettings, request: sweep.Request, dtype: Dtype, count: int) -> str:
     """What two runs of one replay share: the trace, the model, and a hash of everything that decides the steps."""
-    decides = [msgspec.to_builtins(settings, enc_hook=str), request.backend, request.device, dtype.value, count]
+    decides = [
+        DRAW_VERSION, msgspec.to_builtins(settings, enc_hook=str), request.backend, request.device, dtype.value, count
+    ]  # fmt: skip
     digest = hashlib.sha256(msgspec.json.encode(decides)).hexdigest()[:8]
     return f"{settings.trace}, {settings.model.name}, {digest}"
 
 
-def _stored_draws(out: Path | None, tag: str) -> int | None:
-    """The draws of the run in that directory; None where there is no run. Raises UsageError for another replay."""
+def _check_run(out: Path | None, tag: str) -> None:
+    """Raise UsageError where the directory has a run, but not of this replay."""
     if out is None or not (out / run_directory.MANIFEST).exists():
-        return None
+        return
     tags = run_directory.read_manifest(out).tags
     if tags.get(REPLAY_TAG) != tag:
         held = f"the replay of {tags[REPLAY_TAG]}" if REPLAY_TAG in tags else "a run that is no replay"
         raise UsageError(f"--out {out}: it holds {held}, and this one is {tag}: use another --out, or the same options")
-    return int(tags[DRAWS_TAG])
 
 
 def _backends(request: sweep.Request, decoder: Decoder, steps: Sequence[StepProblems]) -> str:

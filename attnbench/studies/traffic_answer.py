@@ -33,6 +33,9 @@ class DrawnSteps(Record, frozen=True, kw_only=True):
     context: tuple[float, ...]  # keys per request
     weights: tuple[float, ...]  # of the draw
     strata: tuple[int, ...]  # of the last ones, which are not in every draw
+    requests: tuple[int, ...] = ()  # with the next two, what smaller draws need; empty in older files
+    max_q: tuple[int, ...] = ()
+    predicted_s: tuple[float, ...] = ()
 
     @property
     def draw(self) -> Draw:
@@ -41,10 +44,8 @@ class DrawnSteps(Record, frozen=True, kw_only=True):
 
     @property
     def table(self) -> TrafficSteps:
-        """The steps without what only a draw needs."""
-        kinds, context = np.array(self.kinds), np.array(self.context)
-        ones = np.ones_like(kinds)
-        return TrafficSteps(kinds=kinds, requests=ones, max_q=ones, context=context, predicted_s=np.ones_like(context))
+        """The steps, in the order of the draw."""
+        return TrafficSteps(**{name: np.array(getattr(self, name)) for name in TrafficSteps.__struct_fields__})
 
 
 class TrafficAnswer(Record, frozen=True, kw_only=True):
@@ -139,12 +140,12 @@ def make(
 
     lacking: [drawn steps], those that are not measured yet.
     """
+    of_draw = steps.at(drawn.steps)
     stored = DrawnSteps(
-        layers=tuple(map(tuple, layers)), kinds=tuple(steps.kinds[drawn.steps].tolist()),
-        context=tuple(steps.context[drawn.steps].tolist()), weights=tuple(drawn.weights.tolist()),
-        strata=tuple(drawn.strata.tolist()),
+        layers=tuple(map(tuple, layers)), weights=tuple(drawn.weights.tolist()), strata=tuple(drawn.strata.tolist()),
+        **{name: tuple(getattr(of_draw, name).tolist()) for name in TrafficSteps.__struct_fields__},
     )  # fmt: skip
-    part = _part(drawn, seed, lacking)
+    part = _part(drawn, of_draw, seed, lacking)
     measured = measured.at(part.places)
     totals = traffic_totals.estimate(part.drawn, measured, hours)
     return TrafficAnswer(
@@ -154,13 +155,14 @@ def make(
     )  # fmt: skip
 
 
-def _part(drawn: Draw, seed: int, lacking: Booleans | None) -> MeasuredPart:
-    return traffic_part.measured_part(drawn, seed, np.zeros(len(drawn.steps), bool) if lacking is None else lacking)
+def _part(drawn: Draw, of_draw: TrafficSteps, seed: int, lacking: Booleans | None) -> MeasuredPart:
+    nested = traffic_part.nested(drawn, of_draw, seed)
+    return nested.measured(np.zeros(len(drawn.steps), bool) if lacking is None else lacking)
 
 
 def remade(answer: TrafficAnswer, drawn: DrawnSteps, measured: Measured, lacking: Booleans) -> TrafficAnswer:
     """The answer for other measurements of its drawn steps."""
-    part = _part(drawn.draw, answer.seed, lacking)
+    part = _part(drawn.draw, drawn.table, answer.seed, lacking)
     measured = measured.at(part.places)
     totals = traffic_totals.estimate(part.drawn, measured, answer.totals.hours)
     of_drawn = traffic_mix.mix(drawn.table, part.drawn, _fastest(measured, totals))

@@ -250,6 +250,20 @@ def test_decodes_in_pages_are_given_to_the_decode_kernels_of_flashinfer(label: s
     assert libraries.prepared_batch("flashinfer", problem)[0].facts["wrapper"] == "BatchDecodeWithPagedKVCacheWrapper"
 
 
+@pytest.mark.parametrize("label", FIELDS)
+@pytest.mark.parametrize("sizes", [MIXED, (*DECODES, RequestSize(3, 300), RequestSize(2, 2)), WAITING], ids=str)
+def test_decodes_and_prefills_of_a_step_are_given_to_flashinfer_apart(
+    label: str, sizes: tuple[RequestSize, ...]
+) -> None:
+    """Interleaved, one after the other, and beside requests without queries."""
+    problem = batch_of(sizes, "flashinfer", page_size=16, **FIELDS[label])
+    assert_right("flashinfer", problem)
+    prepared = libraries.prepared_batch("flashinfer", problem)[0]
+    assert prepared.facts["wrapper"] == "BatchDecodeWithPagedKVCacheWrapper and BatchPrefillWithPagedKVCacheWrapper"
+    assert prepared.facts["use_tensor_cores"] is False
+    assert prepared.seconds.keys() == {"plan", "compile"}
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "tensor_cores"), [(32, 8, True), (12, 4, False), (7, 1, True)])
 def test_decodes_of_large_groups_of_heads_are_given_tensor_cores(heads: int, kv_heads: int, tensor_cores: bool) -> None:
     problem = batch_of(DECODES, "flashinfer", page_size=16, heads=heads, kv_heads=kv_heads)

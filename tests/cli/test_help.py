@@ -68,6 +68,13 @@ def test_every_text_of_help_follows_the_style(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", EVERY)
+def test_only_commands_with_suites_have_defaults_of_a_suite(path: str) -> None:
+    shown = {str(item.name): str(item.help) for item in EVERY[path].command.get_params(EVERY[path])}
+    of_suite = [name for name, text in shown.items() if re.search(r"by default (those|that) of the suite", text)]
+    assert not of_suite or shown.keys() & {"suites", "suite"}, of_suite
+
+
+@pytest.mark.parametrize("path", EVERY)
 def test_every_value_has_a_metavar_and_no_name_ends_in_an_underscore(path: str) -> None:
     for item in EVERY[path].command.get_params(EVERY[path]):
         assert not str(item.name).endswith("_")

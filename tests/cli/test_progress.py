@@ -104,4 +104,5 @@ def test_the_progress_of_random_problems_counts_what_was_drawn(
     shown = capsys.readouterr().err
     assert re.fullmatch(r"\[(\d+)/\1\] ok .*", shown.splitlines()[-1])
     assert "skipped" not in shown
+    assert "refused" not in shown
     assert "sliding window" not in shown

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from attnbench.engine.sweep import FinishedSweep, Request, Sweep
 from attnbench.errors import UsageError
 from attnbench.records import speeds
 from attnbench.records.result import Result
-from attnbench.studies import replay, replayed_steps, traffic_answer
+from attnbench.studies import replay, replay_budget, replayed_steps, traffic_answer
 from attnbench.suite.serving.simulation import Serving, simulate
 from tests import samples
 from tests.report.canned import store
@@ -115,8 +118,9 @@ def test_what_cannot_be_measured_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By estimated speeds, not by those that other tests measured."""
+@pytest.fixture
+def with_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], replayed_steps.ReplayPlan]:
+    """Plans of one replay by budget, by estimated speeds, not by those that other tests measured."""
     monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
     (folder / "oss.json").write_text(json.dumps(GPT_OSS_20B))
     settings = replay.ReplaySettings(trace="chat", model=Path("oss.json"))
@@ -127,16 +131,94 @@ def test_a_short_budget_draws_fewer_steps(folder: Path, monkeypatch: pytest.Monk
         request = Request(backend="naive", device="cpu:threads=1", budget=budget)
         return replayed_steps.plan_replay(serving, table, request, count=16, settings=settings)
 
-    whole = planned("0")
-    assert len(whole.drawn.steps) == 16
-    # A share of the budget is kept for cases that take longer than predicted.
-    shorter = planned(f"{whole.sweep.plan.seconds:.0f}s")
-    assert replayed_steps.MIN_DRAWS <= len(shorter.drawn.steps) < 16
-    assert shorter.sweep.plan.seconds <= replayed_steps.BUDGET_SHARE * whole.sweep.plan.seconds + 1
-    with pytest.raises(
-        UsageError, match=r"--budget 1.00 s: 4 drawn steps take about .* use --budget \d+s, or a smaller"
-    ):
-        planned("1s")
+    return planned
+
+
+def test_the_budget_decides_how_many_of_the_drawn_steps_are_measured_and_not_which_are_drawn(
+    with_budget: Callable[[str], replayed_steps.ReplayPlan],
+) -> None:
+    whole = with_budget("0")
+    assert replay_budget.within(whole) == len(whole.steps) == 16
+    seconds = [replay_budget.predicted_s(whole, count, (), speeds.Speeds()) for count in range(1, 17)]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(whole.sweep.plan.seconds)
+    part = with_budget(f"{seconds[7] + 0.01:.2f}s")
+    assert replay_budget.within(part) == sum(each <= seconds[7] + 0.01 for each in seconds) >= 8
+    assert part.drawn.steps.tolist() == whole.drawn.steps.tolist()
+    assert (part.order, part.steps) == (whole.order, whole.steps)
+    replay_budget.check(part)
+
+
+def test_a_budget_that_is_too_short_for_an_answer_names_one_that_suffices(
+    with_budget: Callable[[str], replayed_steps.ReplayPlan], tmp_path: Path
+) -> None:
+    short = with_budget("1s")
+    with pytest.raises(UsageError, match=r"--budget 1.00 s: 4 drawn steps take about .*, or a smaller model") as caught:
+        replay_budget.check(short)
+    suggested = str(caught.value).partition("use --budget ")[2].partition(",")[0]
+    replay_budget.check(with_budget(suggested))
+    # A run that is continued has measured some already.
+    replay_budget.check(short, store(samples.run(), tmp_path))
+
+
+def stubbed(monkeypatch: pytest.MonkeyPatch, command: Sequence[str], groups: int) -> None:
+    """Invoke a replay whose run has the results of the first groups."""
+
+    def measured(planned: Sweep, directory: Path | None, style: str) -> FinishedSweep:
+        results = scripted(planned, groups)
+        path = directory or Path("new")
+        path.mkdir()
+        unmeasured = 2 * len(planned.plan.groups) - len(results)
+        run = msgspec.structs.replace(samples.run(*results), path=path)
+        return FinishedSweep(run=run, ending=Ending(), unmeasured=unmeasured)
+
+    monkeypatch.setattr(running, "measure_into", measured)
+    monkeypatch.setattr(sys, "argv", ["attnbench", *command])
+    monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
+    cli.invoke(command)
+
+
+TRAFFIC = "generated:requests=30:output_tokens=20:input_tokens=200"
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_command_that_measures_as_many_steps_as_intervals_need_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "48", "-b", "naive,sdpa", "--device", "cpu:threads=1", "--budget=2m", "--out", "run"]
+    stubbed(monkeypatch, ["replay", TRAFFIC, "--model", "config.json", *options], groups=20)
+    err = capsys.readouterr().err
+    (line,) = (line for line in err.splitlines() if line.startswith("20 of 48 drawn steps are measured"))
+    assert line.startswith("20 of 48 drawn steps are measured, and intervals need 40; that takes about ")
+    text, _, command = line.partition(": attnbench ")
+    assert text.endswith(" more")
+    words = shlex.split(command)
+    assert words[:-2] == ["replay", TRAFFIC, "--model", "config.json", *options[:6], "--out", "run"]
+    assert words[-2] == "--budget"
+    assert 1 < float(words[-1].removesuffix("s")) < 300
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_draw_that_is_too_small_for_intervals_is_repeated_with_more_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-b", "naive,sdpa", "--device", "cpu:threads=1", "--budget", "0"]
+    command = ["replay", TRAFFIC, "--model", "config.json", *options]
+    stubbed(monkeypatch, [*command, "--steps=16", "-o", "run"], groups=16)
+    err = capsys.readouterr().err
+    (line,) = (line for line in err.splitlines() if line.startswith("16 of 16 drawn steps are measured"))
+    assert line.endswith(f": {shlex.join(['attnbench', *command, '--steps', '40'])}")
+
+
+@pytest.mark.usefixtures("folder")
+def test_nothing_more_is_suggested_where_intervals_have_enough_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "48", "-b", "naive,sdpa", "--device", "cpu:threads=1", "--budget", "2m", "--out", "run"]
+    stubbed(monkeypatch, ["replay", TRAFFIC, "--model", "config.json", *options], groups=40)
+    err = capsys.readouterr().err
+    assert "drawn steps are measured, and intervals need" not in err
+    assert "16 cases are not measured; continue with: attnbench replay" in err
 
 
 @pytest.mark.parametrize("measured", [0, 1])

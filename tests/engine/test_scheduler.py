@@ -50,6 +50,15 @@ def test_with_a_budget_the_cheapest_group_is_first():
     assert order(scheduler, slot) == ["0a", "0c", "0b"]
 
 
+def test_tasks_with_places_follow_them_whatever_they_cost():
+    places = {"a": 2, "b": 0, "c": 1}
+    tasks = [msgspec.structs.replace(task(name, 3 - place), place=place) for name, place in places.items()]
+    scheduler = TaskScheduler(tasks, cheapest_first=True)
+    (slot,) = slots("n")
+    scheduler.add_node("n", [slot])
+    assert order(scheduler, slot) == ["0b", "0c", "0a"]
+
+
 def test_a_slot_gets_tasks_of_its_hardware_alone():
     scheduler = TaskScheduler([task("a", hardware="H100"), task("a", hardware="cpu")])
     (slot,) = slots("n")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -16,10 +17,10 @@ from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import group_runner, oracle
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
-from attnbench.engine.group_runner import RunSettings
+from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan
-from attnbench.engine.runner import Runner
+from attnbench.engine.runner import Ending, Runner
 from attnbench.records.arm import Arm
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Cause, Key, Procedure, Result, Status
@@ -220,6 +221,25 @@ def test_no_worker_starts_for_what_the_budget_is_too_short_for(scripted: Scripte
     results, _ = measured(planned(Problem(seq_q=64), Problem(seq_q=128), names=("naive",)), budget_s=0.01)
     assert {(result.status, result.cause) for result in results} == {(Status.SKIPPED, Cause.BUDGET)}
     assert scripted.opened == []
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize(("in_order", "lengths"), [(True, {64}), (False, {64, 128, 65})])
+def test_a_plan_in_order_ends_at_the_first_group_that_the_budget_is_too_short_for(
+    monkeypatch: pytest.MonkeyPatch, in_order: bool, lengths: set[int]
+) -> None:
+    """The last group would fit, but groups that are short enough are no sample of a plan."""
+    monkeypatch.setattr(
+        GroupRunner, "needed_s", lambda _, groups: [1e6 * (group.problem.seq_q == 128) for group in groups]
+    )
+    plan = planned(*(Problem(seq_q=seq) for seq in (64, 65, 128)), names=("naive",))
+    groups = {group.problem.seq_q: group for group in plan.groups}
+    plan = msgspec.structs.replace(plan, groups=tuple(groups[seq] for seq in (64, 128, 65)))
+    results: list[Result] = []
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, budget_s=600.0, in_order=in_order)
+    assert Runner(plan, settings, results.extend, Recorded()).run() == Ending()
+    assert {result.case.problem.seq_q for result in results} == lengths
+    assert {result.case.problem.seq_q for result in results if result.status is Status.OK} == lengths - {128}
 
 
 @pytest.mark.usefixtures("scripted")

@@ -107,6 +107,15 @@ def test_both_devices_measure_at_the_same_time_each_with_cores_of_its_own(script
     assert os.sched_getaffinity(0) == before
 
 
+def test_a_plan_in_order_is_measured_in_its_order_on_each_device(scripted: ScriptedGpus) -> None:
+    for in_order in (True, False):
+        results: list[Result] = []
+        runner(results, in_order=in_order).run()
+        for device in GPUS:
+            seqs = [result.case.problem.seq_q for result in results if result.arm.device == device]
+            assert (seqs == sorted(seqs)) is in_order  # else the most expensive group is first
+
+
 def test_what_is_stored_is_not_measured_again(scripted: ScriptedGpus) -> None:
     first: list[Result] = []
     runner(first).run()

@@ -128,7 +128,7 @@ def traffic(seed: int = 1, draws: int = 64, lacking: int = 0) -> TrafficAnswer:
         refusals={(len(times) - 1, "sdpa:padded"): "out of memory: needs 18 GiB, limit 9.6 GiB"},
         plan_s=plan_s, layers=32,
     )  # fmt: skip
-    places = traffic_part.order(drawn, seed)
+    places = traffic_part.nested(drawn, steps.at(drawn.steps), seed).order
     missing = np.zeros(len(places), bool)
     missing[places[len(places) - lacking :]] = True
     times[missing] = np.nan

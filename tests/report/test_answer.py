@@ -375,6 +375,20 @@ def test_backticks_of_a_kernels_message_stay() -> None:
     assert r"ValueError: \`scale\` and \`causal\` are needed" in markdown.page(answer, sections)
 
 
+def test_backticks_of_a_reason_in_the_counts_stay() -> None:
+    """The counts stand below the headline where there is nothing to compare."""
+    reason = "`scale` is needed"
+    refusal = refused(Problem(seq_q=64), "my.py:f", Status.UNSUPPORTED, reason)
+    answer, sections = pages.contents(report_data([run(measured(Problem(seq_q=64), "naive", 1e-3), refusal)]))
+    assert "1 unsupported (`scale` is needed)" in html.page(answer, sections)
+    assert r"1 unsupported (\`scale\` is needed)" in markdown.page(answer, sections)
+
+
+def test_code_with_a_backtick_is_quoted_as_it_is() -> None:
+    assert markdown._code("attnbench show 'a`b' | c") == r"`` attnbench show 'a`b' \| c ``"
+    assert markdown._code("attnbench show") == "`attnbench show`"
+
+
 def test_a_run_of_libraries_says_which_to_use_for_each_phase_and_dtype() -> None:
     """Decode has another winner in each dtype and a tie; prefill has two winners in fp32, and one backend in bf16."""
     decode = {

@@ -358,6 +358,19 @@ def test_decoding_is_shown_in_tokens_and_bytes_a_second() -> None:
     assert list(map(str, section.tables[0].rows[0])) == ["1", "1024", "sdpa:flash", "4.00", "250", "1.05"]
 
 
+def test_decoding_of_two_runs_counts_the_problems_of_each() -> None:
+    (run,) = CANNED["decode_only"]()
+    again = msgspec.structs.replace(run, path=run.path.with_name("again"))
+    section = contents(*(
+        msgspec.structs.replace(each, manifest=msgspec.structs.replace(each.manifest, suite="custom"))
+        for each in (run, again)
+    ))[1]["applications"]  # fmt: skip
+    first, second = section.finding.split("; ")
+    assert first != second
+    assert all(text.endswith("sdpa:flash is fastest in all 6 shapes") for text in (first, second))
+    assert len({table.heading for table in section.tables}) == 2
+
+
 def test_the_worst_error_is_named_with_its_problem() -> None:
     results = [
         result([1e-3] * 5, problem=Problem(seq_q=seq), facts={"errors": {"out": {"max_abs": error, "plain_max": 1e-7}}})

@@ -263,8 +263,8 @@ def test_steps_that_stand_for_no_others_give_the_reason_in_place_of_an_answer():
     none = traffic(lacking=64)
     assert none.headline == "Too few drawn steps are measured"
     assert none.cautions == (
-        "64 drawn steps not measured yet, and the others cannot stand for them: the first one that is measured lacks a "
-        "time; continue the run",
+        "64 drawn steps not measured yet, and the others cannot stand for them: an answer needs 4 that are measured; "
+        "continue the run",
     )
 
 
@@ -279,6 +279,20 @@ def test_one_backend_has_one_total_in_the_headline_and_in_the_table_of_backends(
     words = "one backend: sdpa; its seconds are of sdpa in half of the rounds and of flex in the others"
     assert words in " ".join(" ".join(terminal.lines(changed, 80)).split())
     assert words.replace(": sdpa;", ":") in section(changed).tables[0].note
+
+
+@pytest.mark.parametrize(
+    ("hours", "words", "unit", "value"),
+    [(2, "take 5.00 s", "s", "4.998"), (0.02, "take 8 min 20 s", "min", "8.329"), (2e-4, "take 13.9 h", "h", "13.88")],
+)
+def test_times_per_hour_have_the_unit_of_the_headline_in_every_table(answer, hours, words, unit, value):
+    long = msgspec.structs.replace(answer, totals=msgspec.structs.replace(answer.totals, hours=hours))
+    assert words in long.headline
+    policies, backends = section(long).tables[:2]
+    assert (policies.head[2], backends.head[1]) == (f"{unit} per hour",) * 2
+    shown = [line.split() for line in terminal.lines(long, 120)]
+    assert [line[1:4] for line in shown if line[:1] in (["policy"], ["backend"])] == [[unit, "per", "hour"]] * 2
+    assert next(line[3] for line in shown if line[:3] == ["one", "per", "phase"]) == value
 
 
 def test_the_mix_shows_draws_and_the_interval_of_a_share(answer):
@@ -297,4 +311,5 @@ def test_planning_is_shown_for_a_layer_of_the_backends_that_plan(answer):
     flex = next(total for total in answer.totals.totals if total.backend == "flex")
     assert line == f"planning a step, for each layer: flex 2.00 us ({100 * flex.planning:.1f} % of its time)"
     table = next(table for table in section(answer).tables if table.heading == "One backend for all steps")
-    assert [row[3] for row in table.rows] == ["–", "2.00 µs"]
+    assert table.head[3] == "plan a layer, µs"
+    assert [row[3] for row in table.rows] == ["–", "2.00"]

@@ -41,7 +41,7 @@ def test_reasons_that_differ_in_numbers_alone_are_one_note() -> None:
 
 def test_errors_are_shown_beside_those_of_the_same_dtype_reference() -> None:
     lines = list(verification.error_figures([verified()]))
-    assert lines[2].split() == ["out", "2.0e-06", "2.0e-07", "4.0e-07", "2.00", "2.00", "4.00", "0"]
+    assert lines[2].split() == ["out", "2.0e-6", "2.0e-7", "4.0e-7", "2.00", "2.00", "4.00", "0"]
     assert max(map(len, lines)) <= 80
 
 

@@ -8,6 +8,7 @@ from attnbench.report.charts import axes
 from attnbench.report.charts.figure import BAD, NARROW, WIDE, ChartAxis, Dot, Edges, Figure, Note, Panel, Rule
 from attnbench.report.charts.style import in_order
 from attnbench.report.charts.svg import FONT, fit, text_width
+from attnbench.units import exponential
 
 LIMIT = 2.0  # of the ratio; see worker.correctness
 ROW = 26.0
@@ -68,4 +69,4 @@ def _axis(values: Sequence[float]) -> ChartAxis:
 
 def _tip(row: Row) -> str:
     text = f"{row.arm_name}, {row.problem}: {row.err_vs_plain or 0:.2g}× the error of the same-dtype reference"
-    return f"{text}, {row.max_abs_err:.1e} at most" if row.max_abs_err is not None else text
+    return f"{text}, {exponential(row.max_abs_err)} at most" if row.max_abs_err is not None else text

@@ -22,7 +22,7 @@ def shown(value: float | None, unit: str) -> str:
     simple = {"s": quantities.seconds, "B": quantities.size, "x": quantities.times}
     if unit in simple:
         return simple[unit](value)
-    return quantities.DASH if value is None else units.rate(value, unit) if unit else f"{value:.3g}"
+    return quantities.DASH if value is None else units.rate(value, unit) if unit else units.figure(value)
 
 
 def log_axis(values: Iterable[float], unit: str, title: str, pad: float = 0.06) -> ChartAxis:
@@ -112,7 +112,7 @@ def tick_text(value: float, unit: str) -> str:
         return _scaled(value, quantities.BYTES)
     if unit:
         return f"{_scaled(value, quantities.RATES)}{unit}"
-    return f"{value:g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+    return f"{value:g}" if 1e-3 <= abs(value) < 1e5 else units.figure(value)
 
 
 def _scaled(value: float, table: Sequence[tuple[float, str]]) -> str:

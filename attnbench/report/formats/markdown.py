@@ -128,7 +128,9 @@ def _cell_text(cell: object) -> str:
 
 def _code(text: str) -> str:
     """Code within a line. Its text can neither end it nor the cell of a table."""
-    return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+    text = " ".join(text.split()).replace("|", "\\|")
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if len(ticks) > 1 else f"`{text}`"
 
 
 def _sentence(text: str) -> str:

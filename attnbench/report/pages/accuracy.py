@@ -14,7 +14,7 @@ from attnbench.report.pages import places, ranking, tables
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks, half
 from attnbench.report.quantities import listed
 from attnbench.report.reasons import literal
-from attnbench.units import counted
+from attnbench.units import counted, exponential
 
 
 def page(data: ReportData) -> Page:
@@ -74,5 +74,5 @@ def _ratio(row: Row) -> PageCell:
 
 
 def error(value: float | None) -> str:
-    """`2.0e-06`; a dash where nothing was checked."""
-    return quantities.DASH if value is None else f"{value:.1e}"
+    """`2.0e-6`; a dash where nothing was checked."""
+    return quantities.DASH if value is None else exponential(value)

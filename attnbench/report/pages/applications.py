@@ -23,9 +23,10 @@ def page(data: ReportData) -> Page:
         for run, rows in zip(data.runs, data.by_run, strict=True)
         if run.manifest.suite not in NO_MODEL and any(contest.contested for contest in ranking.contests(rows))
     ]
-    decode = [row for row in data.rows if phase(row) == "decode" and row.place]
-    if decode and not models:
-        models = [("decoding", decode)]
+    if not models:  # each run compares the backends of a problem once
+        of_runs = [[row for row in rows if phase(row) == "decode" and row.place] for rows in data.by_run]
+        names = [f"decoding in {name}" if len(data.runs) > 1 else "decoding" for name in data.names]
+        models = [(name, rows) for name, rows in zip(names, of_runs, strict=True) if rows]
     if not models:
         return Page(finding="the shapes of a model", hint="`attnbench run llama3-8b`")
     return Page(

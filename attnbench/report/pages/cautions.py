@@ -50,7 +50,7 @@ def cautions(
 def _of_run(run: Run, rows: Sequence[Row]) -> Iterator[Advice]:
     if load := busy(run):
         yield Advice(f"The machine was busy: {load}. Other processes make times longer and less sure.")
-    yield from map(Advice, cluster_nodes.notes(run.manifest.nodes))
+    yield from (Advice(literal(note)) for note in cluster_nodes.notes(run.manifest.nodes))
     timed = [row for row in rows if row.time_s is not None]
     noisy = sum(bool(row.noisy) for row in timed)
     ties = sum(contest.contested and not contest.winner for contest in ranking.contests(rows))

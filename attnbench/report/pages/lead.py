@@ -15,6 +15,7 @@ from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import places, ranking
 from attnbench.report.pages.ranking import AnswerKind, Contest, Recommendation, Side
 from attnbench.report.quantities import listed, sentence, times, whole
+from attnbench.report.reasons import literal
 from attnbench.units import counted
 
 MAX_MEANS = 4  # in one sentence
@@ -105,7 +106,7 @@ def _choice(problems: Sequence[Contest]) -> str:
 
 def _tally(problems: Sequence[Contest]) -> str:
     rows = [row for contest in problems for row in contest.rows]
-    return summary.tally(rows) if any(row.status is not Status.OK for row in rows) else ""
+    return literal(summary.tally(rows)) if any(row.status is not Status.OK for row in rows) else ""
 
 
 def _any(of_all: Recommendation) -> str:

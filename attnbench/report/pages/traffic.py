@@ -9,7 +9,7 @@ from attnbench.report import quantities
 from attnbench.report.charts import context_shares
 from attnbench.report.charts.figure import Figure
 from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, blocks
-from attnbench.report.quantities import DASH, SECONDS, Unit, number, percent, seconds, times, unit
+from attnbench.report.quantities import DASH, SECONDS, Unit, number, per_hour_unit, percent, times, unit
 from attnbench.studies.traffic_answer import TrafficAnswer
 from attnbench.units import between, counted
 
@@ -43,9 +43,7 @@ def _text(answer: TrafficAnswer) -> Iterator[str]:
 
 
 def _blocks(answer: TrafficAnswer, prefix: str) -> Iterator[Figure | PageTable | None]:
-    per_hour = unit(
-        (answer.totals.per_hour(total.seconds).value for total in answer.totals.totals), SECONDS, " per hour"
-    )
+    per_hour = per_hour_unit(answer.totals)
     yield _policies(answer, per_hour, f"{prefix}Policies")
     yield _totals(answer, per_hour, f"{prefix}One backend for all steps")
     yield _settings(answer, f"{prefix}What to set")
@@ -108,13 +106,14 @@ def _totals(answer: TrafficAnswer, per_hour: Unit, heading: str) -> PageTable:
         ends = "" if ratio.low is None or ratio.high is None else quantities.between(ratio.low, ratio.high)
         return PageCell(text=times(ratio.value), detail=ends)
 
+    plan = unit((total.plan_layer_s for total in answer.totals.totals if total.planning), SECONDS)
     return PageTable(
         heading=heading,
-        head=("backend", per_hour.name, "over the fastest", "plan a layer", "of its time"),
+        head=("backend", per_hour.name, "over the fastest", f"plan a layer, {plan.name}", "of its time"),
         rows=[
             (
                 PageCell(text=total.backend, arm=total.backend), _seconds(answer, total.seconds, per_hour),
-                over(total.over_fastest), seconds(total.plan_layer_s) if total.planning else DASH,
+                over(total.over_fastest), plan.show(total.plan_layer_s) if total.planning else DASH,
                 percent(total.planning),
             )
             for total in answer.totals.totals

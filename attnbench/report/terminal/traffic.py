@@ -6,6 +6,8 @@ from attnbench import units
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic_mix import Mix, MixPart
 from attnbench.analysis.traffic_totals import PolicyName
+from attnbench.report import quantities
+from attnbench.report.quantities import Unit
 from attnbench.report.terminal.text_layout import aligned, wrap
 from attnbench.studies.traffic_answer import TrafficAnswer
 
@@ -16,14 +18,16 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     for caution in answer.cautions:
         yield from wrap(f"note: {caution}", width, indent=2)
     yield ""
-    yield from _table("policy", ("s per hour", "95 %", "regret", "95 %"), _policies(answer), width)
+    per_hour = quantities.per_hour_unit(answer.totals)
+    unit = per_hour.name.replace("µ", "u")
+    yield from _table("policy", (unit, "95 %", "regret", "95 %"), _policies(answer, per_hour), width)
     for policy in answer.totals.policies:
         if policy.words:
             scored = f"; {policy.scored}" if policy.scored else ""
             yield from wrap(f"  {policy.name.value}: {policy.words}{scored}", width, indent=4)
     if answer.totals.totals:
         yield ""
-    yield from _table("backend", ("s per hour", "95 %", "over fastest", "95 %"), _totals(answer), width)
+    yield from _table("backend", (unit, "95 %", "over fastest", "95 %"), _totals(answer, per_hour), width)
     if plans := [
         f"{total.backend} {units.seconds(total.plan_layer_s)} ({units.percent(total.planning, 1)} of its time)"
         for total in answer.totals.totals
@@ -74,28 +78,25 @@ def _tenths(share: float) -> str:
     return units.percent(share, 1)
 
 
-def _policies(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
+def _per_hour(answer: TrafficAnswer, seconds: Estimate | None, per_hour: Unit) -> tuple[str, str]:
+    return _ends(seconds and answer.totals.per_hour(seconds), lambda value: f"{value / per_hour.scale:.4g}")
+
+
+def _policies(answer: TrafficAnswer, per_hour: Unit) -> list[tuple[str, Sequence[str]]]:
     return [
-        (
-            policy.name.value,
-            (*_ends(_per_hour(answer, policy.seconds), "{:.4g}".format), *_ends(policy.regret, _tenths)),
-        )
+        (policy.name.value, (*_per_hour(answer, policy.seconds, per_hour), *_ends(policy.regret, _tenths)))
         for policy in answer.totals.policies
     ]
 
 
-def _totals(answer: TrafficAnswer) -> list[tuple[str, Sequence[str]]]:
+def _totals(answer: TrafficAnswer, per_hour: Unit) -> list[tuple[str, Sequence[str]]]:
     return [
         (
             total.backend,
-            (*_ends(_per_hour(answer, total.seconds), "{:.4g}".format), *_ends(total.over_fastest, "{:.3g}x".format)),
+            (*_per_hour(answer, total.seconds, per_hour), *_ends(total.over_fastest, "{:.3g}x".format)),
         )
         for total in answer.totals.totals
     ]
-
-
-def _per_hour(answer: TrafficAnswer, seconds: Estimate | None) -> Estimate | None:
-    return seconds and answer.totals.per_hour(seconds)
 
 
 def _parts(parts: Sequence[MixPart]) -> Iterator[tuple[str, Sequence[str]]]:

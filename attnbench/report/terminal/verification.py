@@ -197,7 +197,7 @@ def growth(results: Sequence[Result]) -> Iterator[str]:
 
 def number(value: float | None, form: str = ".1e") -> str:
     """A figure of an error, or a dash."""
-    return "-" if value is None else format(value, form)
+    return "-" if value is None else units.exponential(value) if form == ".1e" else format(value, form)
 
 
 def probe_tables(results: Sequence[Result]) -> Iterator[str]:
@@ -232,7 +232,7 @@ def _equal_bits(cases: Cases) -> Iterator[str]:
     yield f"  equal in {equal} of {len(cases)} cases"
     for case, figures in cases:
         if not figures["equal"]:
-            yield from wrap(f"  differ by up to {figures['largest']:.2g}: {case}", terminal_width(), indent=4)
+            yield from wrap(f"  differ by up to {units.figure(figures['largest'])}: {case}", terminal_width(), indent=4)
 
 
 # The cells of a case by their headings; the other probes compare bits.
@@ -297,7 +297,7 @@ def _cells(result: Result, outputs: Sequence[str], notes: Mapping[str, Sequence[
     out = errors.get("out", {}).get("max_abs")
     shares = [_share(errors.get(name, {})) for name in outputs]
     cells = map(units.whole_percent, shares)
-    return ["-" if out is None else f"{out:.1e}", *cells, verdict]
+    return ["-" if out is None else units.exponential(out), *cells, verdict]
 
 
 def _largest_share(result: Result) -> float:

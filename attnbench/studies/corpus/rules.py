@@ -19,6 +19,7 @@ from attnbench.attention.problem import Problem
 from attnbench.backends import Backend, scope
 from attnbench.records.case import Case
 from attnbench.studies.corpus.registry import CorpusKernel
+from attnbench.units import figure
 from attnbench.worker.prepared_case import ordered
 
 if TYPE_CHECKING:
@@ -127,8 +128,10 @@ def _allclose(call: KernelCall, atol: float, rtol: float) -> None:
 
     for name, expected in _plain(call).items():
         actual = call.outputs[name]
-        difference = (actual.double() - expected.double()).abs().nan_to_num(float("inf"), float("inf")).max()
-        assert torch.allclose(actual, expected, atol=atol, rtol=rtol), f"{name}: not allclose, off by {difference:.3g}"
+        difference = float((actual.double() - expected.double()).abs().nan_to_num(float("inf"), float("inf")).max())
+        assert torch.allclose(actual, expected, atol=atol, rtol=rtol), (
+            f"{name}: not allclose, off by {figure(difference)}"
+        )
 
 
 def _assert_close(call: KernelCall) -> None:
@@ -164,7 +167,7 @@ def _flash_attention(call: KernelCall) -> None:
         atol = 2 * _largest(reference + 0.3 - 0.3, reference) + (0.0 if name in ("out", "lse") else more)
         allowed = factor * _largest(plain[name], reference) + atol
         error = _largest(call.outputs[name], reference)
-        assert error <= allowed, f"{name}: error {error:.3g} is over {allowed:.3g}"
+        assert error <= allowed, f"{name}: error {figure(error)} is over {figure(allowed)}"
 
 
 def _largest(actual: Tensor, expected: Tensor) -> float:
