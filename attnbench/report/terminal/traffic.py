@@ -91,10 +91,7 @@ def _policies(answer: TrafficAnswer, per_hour: Unit) -> list[tuple[str, Sequence
 
 def _totals(answer: TrafficAnswer, per_hour: Unit) -> list[tuple[str, Sequence[str]]]:
     return [
-        (
-            total.backend,
-            (*_per_hour(answer, total.seconds, per_hour), *_ends(total.over_fastest, "{:.3g}x".format)),
-        )
+        (total.backend, (*_per_hour(answer, total.seconds, per_hour), *_ends(total.over_fastest, "{:.3g}x".format)))
         for total in answer.totals.totals
     ]
 
