@@ -77,7 +77,7 @@ class UnknownNameError(UsageError):
     """An unknown name; the message gives the nearest known one, or all."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
-        self.kind, self.name, self.known = kind, name, tuple(map(str, known))
+        self.kind, self.name, self.known = kind, name, tuple(dict.fromkeys(map(str, known)))
         near = nearest(name, self.known)
         hint = f"did you mean {str(near)!r}?" if near else f"there are {', '.join(self.known) or 'none'}"
         super().__init__(f"{where + ': ' if where else ''}no {kind} {name!r}; {hint}")

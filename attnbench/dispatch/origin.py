@@ -38,8 +38,13 @@ def current(kind: str, index: int) -> DeviceOrigin:
     return DeviceOrigin(model=torch.cuda.get_device_name(index), versions=versions | drivers)
 
 
-def match(origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = None) -> Match:
-    """The device of the table for a device of that kind: of the same model, and of CPUs with the nearest threads."""
+def match(
+    origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = None, fingerprint: str = ""
+) -> Match:
+    """The device of the table for a device of that kind: of the same model, and of CPUs with the nearest threads.
+
+    `fingerprint`: of this machine; an empty one, here or in the table, is not compared.
+    """
     of_kind = {name: there for name, there in origin.devices.items() if parse_device(name).kind == kind}
     if not of_kind:
         return Match("", f"the table has no measurements on {kind}, but on {', '.join(origin.devices) or 'no device'}")
@@ -49,7 +54,9 @@ def match(origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = 
         return Match("", f"the table was measured on {models}, and this {kind} is {here.model or 'unknown'}")
     device = min(of_model, key=lambda name: _difference(of_model[name], here))
     there = of_model[device]
-    changes = tuple(_changes(origin, there, here, now or datetime.now(UTC)))
+    changes = (
+        *_other_machine(origin.fingerprint, fingerprint), *_changes(origin, there, here, now or datetime.now(UTC))
+    )  # fmt: skip
     if not here.threads or there.threads in (None, here.threads):
         return Match(device, changes=changes)
     again = f"measure again with attnbench run --device {kind}:threads={here.threads}, and attnbench recommend -o"
@@ -59,6 +66,14 @@ def match(origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = 
 
 def _difference(there: DeviceOrigin, here: DeviceOrigin) -> tuple[bool, float]:
     return there.isa != here.isa, abs(math.log2((there.threads or 1) / (here.threads or 1)))
+
+
+def _other_machine(there: str, here: str) -> Iterator[str]:
+    if there and here and there != here:
+        yield (
+            f"it was measured on machine {there}, this is {here} "
+            "(fingerprint of CPU, usable cores, instruction sets, memory and GPUs)"
+        )
 
 
 def _changes(origin: Origin, there: DeviceOrigin, here: DeviceOrigin, now: datetime) -> Iterator[str]:

@@ -13,6 +13,7 @@ from attnbench.attention.choices import Mode
 from attnbench.dispatch import calls, nearest, origin
 from attnbench.dispatch.nearest import CallKind, Ranking
 from attnbench.dispatch.origin import Match, StaleTableWarning
+from attnbench.machine import identity
 from attnbench.records.case import Case
 from attnbench.studies.dispatch_table import Dispatch, read
 
@@ -131,7 +132,8 @@ class Table:
             return Match("", "the table does not say where it was measured")
         if device.type not in ("cpu", "cuda"):
             return Match("", f"attnbench does not measure on {device.type}")
-        return origin.match(source, device.type, origin.current(device.type, device.index or 0))
+        here = origin.current(device.type, device.index or 0)
+        return origin.match(source, device.type, here, fingerprint=identity.fingerprint()[0])
 
 
 def _modes(case: Case) -> tuple[Mode, ...]:

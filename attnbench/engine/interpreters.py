@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
@@ -22,7 +23,9 @@ from attnbench.worker import protocol
 OPTION = "--backend-python"
 MIN_PYTHON, MAX_PYTHON = (3, 11), (3, 13)
 PROBE_LIMIT_S = 30.0
-MAX_DETAIL = 100  # characters of what a program that is no interpreter prints
+MAX_DETAIL = 100  # characters of an error of Python that is shown
+_OF_PYTHON = re.compile(r"(Fatal Python error|[\w.]+(Error|Exception|Exit)):? ")
+_FURTHER = re.compile(r",([^,=]+=)")  # where a text continues with another NAME=PYTHON
 REMEDY = "name the bin/python of a virtual environment"
 Pythons = Mapping[str, str]  # interpreters by backend, or by library as `ort` or `ort:*`
 HERE: Pythons = MappingProxyType({})  # this interpreter for all
@@ -71,6 +74,9 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
             raise UnknownNameError("backend", name, (*backends.names(), *sorted(libraries)), where=OPTION)
         if name in pythons:
             raise UsageError(f"{OPTION}: {name} twice, {pythons[name]} and {python}: give one of them")
+        if _FURTHER.search(python) and not os.path.exists(os.path.expanduser(python)):
+            each = _FURTHER.sub(rf" {OPTION} \1", text)
+            raise UsageError(f"{OPTION} {text}: not a list: give the option once for each: {OPTION} {each}")
         pythons[name] = _program(python, f"{OPTION} {text}")
     return pythons
 
@@ -204,8 +210,8 @@ def _answer(python: str, path: tuple[str, ...], modules: tuple[str, ...]) -> Int
     try:
         return msgspec.convert(json.loads(lines[-1]), Interpreter)
     except (ValueError, msgspec.ValidationError):
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        return last[0] if last and len(last[0]) <= MAX_DETAIL else f"exit code {done.returncode}"
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return last if _OF_PYTHON.match(last) and len(last) <= MAX_DETAIL else f"exit code {done.returncode}"
 
 
 def _package(module: str) -> str:

@@ -71,7 +71,7 @@ class Origin(TableRecord, frozen=True, kw_only=True):
     attnbench: str
     created_at: str  # of the run, UTC, ISO 8601
     expires: str  # UTC, ISO 8601
-    fingerprint: str
+    fingerprint: str  # of the machine; empty: of several
     devices: dict[str, DeviceOrigin]
 
 
@@ -108,8 +108,16 @@ def origin(manifest: Manifest, valid_s: float = VALID_S) -> Origin:
         )  # fmt: skip
     return Origin(
         attnbench=manifest.attnbench, created_at=manifest.created_at, expires=expires.isoformat(),
-        fingerprint=manifest.fingerprint, devices=devices,
+        fingerprint=_fingerprint(manifest), devices=devices,
     )  # fmt: skip
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    """That of the machine; of the nodes of a cluster if all have the same."""
+    of_nodes = {str(facts.get("fingerprint", "")) for facts in manifest.nodes.values()}
+    if len(of_nodes) > 1:
+        return ""
+    return next(iter(of_nodes), manifest.fingerprint)
 
 
 class _Versioned(msgspec.Struct):

@@ -94,6 +94,11 @@ def test_a_device_is_one_of_the_run_or_has_a_data_sheet(run: str, capsys: pytest
     assert "the roofline needs the ceilings of cpu:threads=1" in capsys.readouterr().out
 
 
+def test_a_comma_in_a_list_of_cores_names_what_to_write(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["predict", run, "--seq", "700", "--mask", "none", "--device", "cpu:cores=0,1"]) == 2
+    assert "--device: no device '1'; for two cores: cpu:cores=0+1; for a GPU: cuda:0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["predict", "bisect"])
 def test_the_help_names_no_argument_that_the_command_lacks(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke([command, "--help"]) == 0

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.dispatch import Table, origin
+from attnbench.machine import identity
 from attnbench.records.case import problem_label
 from attnbench.studies.dispatch_table import Choice, DeviceOrigin, Dispatch, Origin, Ranked
 
@@ -25,8 +26,8 @@ def here() -> DeviceOrigin:
 
 def measured_on(device: DeviceOrigin, name: str = "cpu", expires: str = "2999-01-01T00:00:00+00:00") -> Origin:
     return Origin(
-        attnbench="0.1.0", created_at="2026-01-02T03:04:05+00:00", expires=expires, fingerprint="abc",
-        devices={name: device},
+        attnbench="0.1.0", created_at="2026-01-02T03:04:05+00:00", expires=expires,
+        fingerprint=identity.fingerprint()[0], devices={name: device},
     )  # fmt: skip
 
 

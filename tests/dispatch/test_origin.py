@@ -1,5 +1,6 @@
 """Which measurements hold on a device, and what has changed since."""
 
+import warnings
 from datetime import UTC, datetime
 
 import pytest
@@ -8,7 +9,9 @@ from msgspec.structs import replace
 
 from attnbench.attention.problem import Problem
 from attnbench.dispatch import StaleTableWarning, attention, origin
+from attnbench.records.run_directory import Manifest
 from attnbench.studies.dispatch_table import DeviceOrigin, Origin
+from attnbench.studies.dispatch_table import origin as table_origin
 from tests.dispatch.tables import choice, here, measured_on, table
 
 H100 = DeviceOrigin(model="NVIDIA H100", versions={"torch": "2.13.0", "driver": "580.1", "numpy": "2.4"})
@@ -91,6 +94,42 @@ def test_a_stale_table_warns_once_and_is_used(caplog: pytest.LogCaptureFixture) 
     assert len(record) == 1
     assert record[0].filename == __file__
     assert [": naive, " in message for message in caplog.messages] == [True, True]
+
+
+def test_another_machine_is_named_unless_a_fingerprint_is_unknown() -> None:
+    source = replace(measured_on(H100, "cuda:0"), fingerprint="0123456789ab")
+    (text,) = origin.match(source, "cuda", H100, NOW, "ba9876543210").changes
+    assert text.startswith("it was measured on machine 0123456789ab, this is ba9876543210 (fingerprint of CPU, ")
+    assert origin.match(source, "cuda", H100, NOW, "0123456789ab").changes == ()
+    assert origin.match(replace(source, fingerprint=""), "cuda", H100, NOW, "ba9876543210").changes == ()
+
+
+def test_a_table_of_another_machine_warns_once_and_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    text = r"dispatch table made\.json is stale: it was measured on machine 0123456789ab, this is .*;"
+    with pytest.warns(StaleTableWarning, match=f"{text} measure again with attnbench run, and attnbench") as record:
+        called(replace(measured_on(here()), fingerprint="0123456789ab"))
+    assert len(record) == 1
+    assert [": naive, " in message for message in caplog.messages] == [True, True]
+
+
+def test_a_warning_made_an_error_refuses_the_table() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StaleTableWarning)
+        with pytest.raises(StaleTableWarning, match="measured on machine 0123456789ab"):
+            called(replace(measured_on(here()), fingerprint="0123456789ab"))
+
+
+def test_a_table_of_a_cluster_has_the_fingerprint_of_its_nodes_if_they_are_alike() -> None:
+    def stored(*fingerprints: str) -> str:
+        nodes = {f"n{number}": {"fingerprint": each} for number, each in enumerate(fingerprints)}
+        created_at = "2026-01-02T03:04:05+00:00"
+        manifest = Manifest(
+            schema_version=1, attnbench="0", created_at=created_at, suite="s", fingerprint="whole", nodes=nodes
+        )
+        return table_origin(manifest).fingerprint
+
+    assert [stored(), stored("a", "a"), stored("a", "b")] == ["whole", "a", ""]
 
 
 def test_a_table_of_another_cpu_warns_once_and_is_not_used(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from attnbench._version import __version__
 from attnbench.cli import output
 from attnbench.engine import interpreters, plan, sweep
 from attnbench.engine.sweep import Request
-from attnbench.errors import UsageError
+from attnbench.errors import UnknownNameError, UsageError
 from attnbench.records.arm import Arm
 from attnbench.records.result import Environment, Status
 from attnbench.report.pages import machine
@@ -76,6 +76,11 @@ def test_an_interpreter_that_cannot_run_this_attnbench_is_refused_with_what_mend
         ("=/bin/sh", "not NAME=PYTHON: '=/bin/sh' (try jax=/path/to/venv/bin/python)"),
         ("jaxx=/bin/sh", "no backend 'jaxx'; did you mean 'jax'?"),
         ("jax=/none/such", "jax=/none/such: no such file: name the bin/python of a virtual environment"),
+        (
+            "jax=/a/python,ort:*=/b/python",
+            "jax=/a/python,ort:*=/b/python: not a list: give the option once for each: --backend-python jax=/a/python "
+            "--backend-python ort:*=/b/python",
+        ),
         ("jax=/bin", "jax=/bin: a folder: it has no bin/python: name the bin/python of a virtual environment"),
         ("jax=/etc/passwd", "jax=/etc/passwd: not executable: name the bin/python of a virtual environment"),
     ],
@@ -88,8 +93,9 @@ def test_a_name_or_a_path_that_is_wrong_is_refused(text: str, message: str) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("#!/bin/sh\necho 'usage: ls'\nexit 2\n", "usage: ls"),
-        (f"#!/bin/sh\necho '{'no such option ' * 20}'\nexit 3\n", "exit code 3"),
+        ("#!/bin/sh\necho \"Try 'ls --help' for more information.\" >&2\nexit 2\n", "exit code 2"),
+        ("#!/bin/sh\necho \"ImportError: no module named 'x'\" >&2\nexit 1\n", "ImportError: no module named 'x'"),
+        (f"#!/bin/sh\necho 'ImportError: {'no such module ' * 20}' >&2\nexit 3\n", "exit code 3"),
         ("#!/bin/sh\nexit 3\n", "exit code 3"),
         ("\x7fELF", "Exec format error"),
     ],
@@ -118,6 +124,14 @@ def test_a_backend_has_the_interpreter_of_its_own_name_before_that_of_its_librar
     names = ("ort:gqa", "ort:mha", "openvino", "openvino:paged", "jax", "naive")
     assert [interpreters.of(name, pythons) for name in names] == ["b", "a", "c", "", "d", ""]
     assert [interpreters.of(name, {"ort": "a", "openvino:*": "b"}) for name in names[:4]] == ["a", "a", "b", "b"]
+
+
+def test_an_unknown_name_lists_each_known_one_once() -> None:
+    with pytest.raises(UnknownNameError) as raised:
+        interpreters.parse(["quadrature=/bin/sh"])
+    named = str(raised.value).partition("there are ")[2].split(", ")
+    assert {"jax", "ort", "ort:gqa"} <= set(named)
+    assert len(named) == len(set(named))
 
 
 def test_one_name_has_one_interpreter() -> None:

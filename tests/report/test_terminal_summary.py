@@ -94,6 +94,13 @@ def test_a_tie_is_named_as_good_by_recommend_and_marked_by_the_table() -> None:
     assert pivot_table.text(rows("tie"), 80).count("x~") == 6
 
 
+def test_one_backend_has_no_speed_up_and_no_regret() -> None:
+    text = "\n".join(dispatch_table.lines(dispatch(rows("one_case")), 80))
+    assert "backend" in text
+    assert "speed-up" not in text
+    assert "over" not in text
+
+
 def test_findings_on_two_devices_are_apart() -> None:
     cpu = rows("one_winner")
     gpu = [row.__class__(**{**_fields(row), "device": "cuda:0"}) for row in rows("decode_only")]

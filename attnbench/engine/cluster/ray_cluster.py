@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from attnbench.machine.temporary_folders import owned_folder
 INSTALL = "pip install -c constraints.txt '.[ray]'"
 CONNECT_S = 5.0
 STORE_BYTES = 100_000_000  # of the object store of a Ray of our own: plans and results are small
-LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by an address of the network
+REPLACED = "127.0.0.1"  # by Ray, with an address of the network
+LOOPBACK = "127.0.0.2"
+MAX_NAMED = 5  # living nodes, in an error
 
 
 class RayCluster:
@@ -77,6 +80,7 @@ def connected(address: str, files: Path) -> Iterator[RayCluster]:
     runtime = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
     with owned_folder("attnbench-ray-") as folder:
         where = _of_named(address) if address else _new_ray(str(folder))
+        _look_shortly()
         log = folder / "connecting"
         try:
             with _stderr_to(log):
@@ -101,8 +105,31 @@ def _silence(ray: Any) -> None:
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
-def not_connected(address: str, error: Exception, log: str) -> str:
-    """Why Ray did not connect, from its exception and what it wrote."""
+def _look_shortly() -> None:
+    """Let Ray look for its node on this machine for CONNECT_S; it is a minute by default.
+
+    No public option changes it: the variable for it also bounds every later request. A test fails where Ray changes this.
+    """
+    from ray._private import services
+
+    shortly = partial(services.get_node_to_connect_for_driver, timeout_seconds=int(CONNECT_S))
+    vars(services)["get_node_to_connect_for_driver"] = shortly
+
+
+def living_nodes(address: str) -> list[str]:
+    """The addresses of the living nodes of the cluster at HOST:PORT, that of its head first."""
+    from ray._private.services import GcsNodeInfo
+    from ray._raylet import GcsClient
+
+    alive = GcsNodeInfo.GcsNodeState.ALIVE
+    nodes = GcsClient(address=address).get_all_node_info(timeout=CONNECT_S, state_filter=alive).values()
+    return [str(node.node_manager_address) for node in sorted(nodes, key=lambda node: not node.is_head_node)]
+
+
+def not_connected(
+    address: str, error: Exception, log: str, living: Callable[[str], Sequence[str]] = living_nodes
+) -> str:
+    """Why Ray did not connect, from its exception, what it wrote, and the living nodes of the cluster."""
     where = f"--address {address}" if address else "--engine ray"
     text = " ".join(str(error).split())[:400]
     if type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in log or "Unauthenticated" in log:
@@ -111,11 +138,21 @@ def not_connected(address: str, error: Exception, log: str) -> str:
             "cluster, and for token their token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"
         )
     if "No node info found" in str(error.__cause__):
-        return (
-            f"{where}: Ray answers there, but no living node of its cluster is on this machine; start one: "
-            f"ray start --address {address}"
-        )
+        return f"{where}: Ray answers there, but {_without_node(address, living(address))}"
     return f"{where}: {text}"
+
+
+def _without_node(address: str, living: Sequence[str]) -> str:
+    """What is wrong with an address whose cluster has no node for this process, and what to use."""
+    host, port = nodes.parse_address(address)
+    start = f"start one here: ray start --address {address}"
+    if not living:
+        return f"its cluster has no living node; {start}"
+    if host.startswith("127.") and host not in living:
+        return f"no living node of its cluster has this address; name its head: --address {living[0]}:{port}"
+    others = f" and {len(living) - MAX_NAMED} more" if len(living) > MAX_NAMED else ""
+    named = ", ".join(living[:MAX_NAMED]) + others
+    return f"no living node of its cluster is on this machine; run the command on one of {named}, or {start}"
 
 
 @contextlib.contextmanager
@@ -175,4 +212,6 @@ def _of_named(address: str) -> dict[str, object]:
             f"--address {address}: cannot be reached within {CONNECT_S:g} s ({reason}); "
             "start Ray there: ray start --head --port PORT"
         ) from error
-    return {"address": address, **({"_node_ip_address": host} if host.startswith("127.") else {})}
+    # Of the other loopback addresses the driver must take the same one as its node.
+    own = host.startswith("127.") and host != REPLACED
+    return {"address": address, **({"_node_ip_address": host} if own else {})}

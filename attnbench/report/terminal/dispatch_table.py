@@ -17,8 +17,9 @@ def lines(dispatch: Dispatch, width: int) -> Iterator[str]:
     for device in dict.fromkeys(choice.device for choice in dispatch.choices):
         yield from _choices(device, [choice for choice in dispatch.choices if choice.device == device], width)
     for device, regrets in dispatch.by_device.items():
-        yield ""
-        yield from _regrets(device, regrets, width)
+        if len(regrets) > 1:
+            yield ""
+            yield from _regrets(device, regrets, width)
     if dispatch.preferences:
         yield ""
     for preference in dispatch.preferences:
@@ -48,13 +49,16 @@ def _choices(device: str, choices: Sequence[Choice], width: int) -> Iterator[str
         else (label, (choice.backend, units.seconds(choice.time_s), "", ""))
         for label, choice in zip(labels, choices, strict=True)
     ]
-    head, *table = aligned("problem", HEADINGS, rows, width)
+    columns = len(HEADINGS) if any(choice.gain for choice in choices) else HEADINGS.index("speed-up")
+    shown = [(label, cells[:columns]) for label, cells in rows]
+    head, *table = aligned("problem", HEADINGS[:columns], shown, width)
     yield from head
     for choice, row in zip(choices, table, strict=True):
         yield from row
         yield from (f"    {line}" for line in wrap(f"as good: {', '.join(choice.tied)}", width - 4) if choice.tied)
-    yield ""
-    yield from wrap("speed-up over the next slower backend that is not tied, paired by round", width, indent=2)
+    if columns == len(HEADINGS):
+        yield ""
+        yield from wrap("speed-up over the next slower backend that is not tied, paired by round", width, indent=2)
 
 
 def _regrets(device: str, regrets: Sequence[Regret], width: int) -> Iterator[str]:

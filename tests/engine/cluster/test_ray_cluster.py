@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from threading import Event
@@ -28,11 +29,63 @@ def test_an_error_names_the_token_only_where_it_was_refused(log: str) -> None:
     assert text.startswith("--address 127.0.0.2:1: " + ("Ray refused the token" if log else "Failed to connect"))
 
 
-def test_a_cluster_without_a_living_node_is_said_to_have_none() -> None:
-    error = ConnectionError("Failed to connect to Ray cluster at 127.0.0.2:1")
+@pytest.mark.parametrize(
+    ("address", "living", "message"),
+    [
+        ("127.0.0.2:1", [], "its cluster has no living node; start one here: ray start --address 127.0.0.2:1"),
+        ("127.0.0.2:1", ["10.0.0.5"], "no living node of its cluster has this address; name its head: --address 10.0.0.5:1"),
+        (
+            "10.0.0.5:1", ["10.0.0.5", "10.0.0.6"],
+            "no living node of its cluster is on this machine; run the command on one of 10.0.0.5, 10.0.0.6, or start one "
+            "here: ray start --address 10.0.0.5:1",
+        ),
+        ("10.0.0.1:1", [f"10.0.0.{number}" for number in range(1, 9)], "10.0.0.5 and 3 more, or start one here"),
+    ],
+)  # fmt: skip
+def test_a_cluster_without_a_node_for_the_driver_says_what_to_use(
+    address: str, living: list[str], message: str
+) -> None:
+    error = ConnectionError(f"Failed to connect to Ray cluster at {address}")
     error.__cause__ = RuntimeError("No node info found matching attributes: '' when trying to resolve node")
-    text = ray_cluster.not_connected("127.0.0.2:1", error, "")
-    assert text.startswith("--address 127.0.0.2:1: Ray answers there, but no living node of its cluster is on this")
+    text = ray_cluster.not_connected(address, error, "", lambda _: living)
+    assert text.startswith(f"--address {address}: Ray answers there, but ")
+    assert message in text
+
+
+class FakeTime:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_ray_looks_for_its_node_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from ray._private import services
+
+    clock = FakeTime()
+    monkeypatch.setattr(services, "time", clock)
+    monkeypatch.setattr(services, "find_node_ids", set)
+    monkeypatch.setattr(services, "get_node_to_connect_for_driver", services.get_node_to_connect_for_driver)
+    ray_cluster._look_shortly()
+    # Where this fails, Ray finds its node in another way: adapt `_look_shortly` and `not_connected`.
+    with pytest.raises(RuntimeError, match="No node info found"):
+        services.get_node_to_connect_for_driver(None)
+    assert clock.now_s <= 2 * ray_cluster.CONNECT_S
+
+
+def test_the_driver_takes_the_loopback_address_of_its_node_unless_ray_replaces_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_: socket.socket())
+    assert ray_cluster._of_named("127.0.0.1:1") == {"address": "127.0.0.1:1"}
+    assert ray_cluster._of_named("127.0.0.2:1") == {"address": "127.0.0.2:1", "_node_ip_address": "127.0.0.2"}
 
 
 def test_what_ray_writes_while_it_connects_goes_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
