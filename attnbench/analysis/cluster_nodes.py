@@ -32,12 +32,12 @@ def _differences(hardware: str, nodes: Mapping[str, Facts]) -> Iterator[str]:
             by_value.setdefault(properties.get(key, "none"), []).append(name)
         if len(by_value) > 1:
             values = "; ".join(f"{value} ({', '.join(names)})" for value, names in by_value.items())
-            yield f"Nodes with {hardware} differ in {key}: {values}."
+            yield f"Nodes{' with ' * bool(hardware)}{hardware} differ in {key}: {values}."
 
 
 def _properties(facts: Facts) -> Iterator[tuple[str, str]]:
     """What should be equal, by name, as text."""
-    machine = facts.get("machine", {})
+    machine = facts.get("machine") or {}
     yield from ((key.replace("_gib", ""), str(machine.get(key))) for key in OF_MACHINE if key in machine)
     for gpu in machine.get("gpu_details") or ():
         yield "driver", str(gpu.get("driver"))

@@ -108,9 +108,9 @@ def compare(
     where the runs have no case in common.
     """
     names = f"{old.path.name} and {new.path.name}"
-    crossed = old.manifest.fingerprint != new.manifest.fingerprint
+    crossed = not old.manifest.same_machine(new.manifest)
     if crossed and not cross_machine:
-        machines = ", ".join(f"{run.manifest.machine_name} ({run.manifest.fingerprint})" for run in (old, new))
+        machines = ", ".join(f"{run.manifest.machine_name} ({run.manifest.machine_id})" for run in (old, new))
         raise NotComparableError(f"{names} are of two machines: {machines}; --cross-machine")
     if differences := procedure_differences(old.manifest.procedures, new.manifest.procedures, across_machines=crossed):
         raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")

@@ -21,7 +21,7 @@ from attnbench.records import results_file, run_directory
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.result import Facts, Result, Status
-from attnbench.records.run_directory import RESULTS, Run
+from attnbench.records.run_directory import NODE_TAG, RESULTS, Run
 from attnbench.units import counted
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ MEMORY = "3GB"
 MAX_IN_MEMORY = 20_000  # selected results; more are read one by one
 FETCHED = 2000  # rows at a time
 MAX_NAMED = 3  # runs of a note
+MACHINE_ID = f"fingerprint || coalesce('/' || nullif(tags['{NODE_TAG}'], ''), '')"  # `Manifest.machine_id` in SQL
 # What a row has beside COLUMNS.
 OF_RUN = {
     "run": RUN_COLUMNS["run"],
@@ -68,7 +69,7 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         """
         measured = (
             "SELECT path, problem, device, created_at, position, count(*) FILTER (place <> 'alone') AS arms "
-            "FROM internal.located WHERE fingerprint = ? AND NOT gate GROUP BY ALL"
+            f"FROM internal.located WHERE {MACHINE_ID} = ? AND NOT gate GROUP BY ALL"
         )
         order = "(arms, coalesce(created_at, 'epoch'::TIMESTAMP), position)"
         best = f"SELECT problem, device, arg_max(path, {order}) FROM ({measured}) GROUP BY problem, device"
@@ -79,8 +80,8 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         return [row for _, row in rows], Path(newest_path[0]) if newest_path else None
 
     def machines(self) -> dict[str, str]:
-        """The machines of the runs: their names by fingerprint."""
-        known = "SELECT DISTINCT ON (fingerprint) fingerprint, machine FROM runs WHERE unreadable IS NULL ORDER BY ALL"
+        """The machines of the runs: their names by `Manifest.machine_id`."""
+        known = f"SELECT DISTINCT ON (id) {MACHINE_ID} AS id, machine FROM runs WHERE unreadable IS NULL ORDER BY ALL"
         return dict(self.connection.execute(known).fetchall())
 
     def select(self, keep: Callable[[Result], bool] | None, limit: int) -> list[Run]:
@@ -99,7 +100,7 @@ class IndexedRuns(msgspec.Struct, frozen=True):
         self.connection.execute(f"SELECT path, line.start, line.size FROM {located} ORDER BY position, line.place")
         places = groupby(self.connection.fetchall(), itemgetter(0))
         return [
-            _run(Path(path), [(start, size) for _, start, size in lines], in_memory=count <= MAX_IN_MEMORY)
+            _run(Path(path), [(start, size) for _, start, size in lines], count <= MAX_IN_MEMORY, keep is not None)
             for path, lines in places
         ]
 
@@ -236,6 +237,6 @@ def _head(values: Facts) -> Result:
     return Result(case=case, arm=Arm(backend=values["backend"], device=values["device"]), status=Status.OK)
 
 
-def _run(path: Path, places: Sequence[tuple[int, int]], in_memory: bool) -> Run:
+def _run(path: Path, places: Sequence[tuple[int, int]], in_memory: bool, partial: bool) -> Run:
     results = results_file.read_lines(path / RESULTS, places, in_memory)
-    return Run(path=path, manifest=run_directory.read_manifest(path), results=results)
+    return Run(path=path, manifest=run_directory.read_manifest(path), results=results, partial=partial)

@@ -6,7 +6,7 @@ finite are left out, and a ratio uses positive times only; nothing else is ever 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 
@@ -136,16 +136,29 @@ def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
-def t_estimate(values: Floats, over: Over) -> Estimate:
+def looks(shares: Mapping[int, float], count: int) -> Iterator[tuple[int, float]]:
+    """The looks at so many values: the values counted at each, and its share of the allowed error.
+
+    `shares` are those of the planned looks, by number of values, and add up to 1: by Boole's inequality all looks
+    together err no more often than allowed, whatever the rule that stops them (alpha spending, Lan and DeMets 1983,
+    https://doi.org/10.1093/biomet/70.3.659). The last one takes place early where there are fewer values than planned.
+    """
+    for look, share in shares.items():
+        yield min(look, count), share
+        if look >= count:
+            return
+
+
+def t_estimate(values: Floats, over: Over, confidence: float = CONFIDENCE) -> Estimate:
     """The mean and its t interval."""
     count = len(values)
     value = float(values.sum()) / count
     if count < 2:
         return Estimate(value=value, over=over, count=count)
     centred = values - value
-    half = t_quantile(count - 1) * math.sqrt(float(centred @ centred) / (count - 1) / count)
+    half = t_quantile(count - 1, confidence) * math.sqrt(float(centred @ centred) / (count - 1) / count)
     ends = {"low": value - half, "high": value + half}
-    return Estimate(value=value, **ends, method=Method.T, confidence=CONFIDENCE, over=over, count=count)
+    return Estimate(value=value, **ends, method=Method.T, confidence=confidence, over=over, count=count)
 
 
 def geometric_mean(values: Iterable[float | None]) -> Estimate | None:

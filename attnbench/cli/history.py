@@ -33,7 +33,6 @@ def history(
     from attnbench.cli import output
     from attnbench.errors import UsageError
     from attnbench.gate import history as trend
-    from attnbench.machine import identity
     from attnbench.records import run_directory
     from attnbench.report.terminal import history as report
 
@@ -42,36 +41,34 @@ def history(
         raise UsageError(f"--add appends to a history file, and {path} is a folder of runs: leave out --add")
     if add:
         output.append_run(path, output.load(add))
-    fingerprint = machine or identity.fingerprint()[0]
-    points = _of_folder(path, machine, case) if path.is_dir() else _of_file(path, machine, fingerprint)
-    fingerprint = points[0].fingerprint if path.is_dir() and points else fingerprint
-    seen = {name: values for name, values in trend.series(points, fingerprint).items() if case in name}
+    points, chosen = _of_folder(path, machine, case) if path.is_dir() else _of_file(path, machine)
+    seen = {name: values for name, values in trend.series(points, chosen).items() if case in name}
     if case and not seen:
         raise UsageError(f"--case: no case contains {case!r}")
     for line in report.lines(seen, json):
         print(line)
 
 
-def _of_file(path: Path, machine: str, fingerprint: str) -> "list[HistoryPoint]":
+def _of_file(path: Path, machine: str) -> "tuple[list[HistoryPoint], str]":
+    """The points of a history file, and the machine whose trend is shown."""
     from attnbench import units
     from attnbench.cli import stored_runs
-    from attnbench.errors import UnknownNameError
     from attnbench.gate import history as trend
 
     points, skipped = trend.load(path)
     if skipped:
         print(f"{path}: {units.counted(skipped, 'line')} could not be read", file=sys.stderr)
-    known = {point.fingerprint: None for point in points}
-    if machine and machine not in known:
-        raise UnknownNameError("machine", machine, known, where="--machine")
-    if others := len(known.keys() - {fingerprint}):
+    known = {point.machine_id: None for point in points}
+    chosen = stored_runs.one_of(known, machine)
+    if others := len(known.keys() - {chosen}):
         stored_runs.note_others(others, str(path))
-    return points
+    return points, chosen
 
 
-def _of_folder(path: Path, machine: str, case: str) -> "list[HistoryPoint]":
+def _of_folder(path: Path, machine: str, case: str) -> "tuple[list[HistoryPoint], str]":
     from attnbench.cli import stored_runs
     from attnbench.gate import history as trend
 
     with stored_runs.indexed([str(path)], "a history of a folder of runs") as stored:
-        return trend.points_of(stored, stored_runs.machine(stored, machine), case)
+        chosen = stored_runs.machine(stored, machine)
+        return trend.points_of(stored, chosen, case), chosen

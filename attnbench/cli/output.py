@@ -72,8 +72,10 @@ def show(
 ) -> None:  # fmt: skip
     """Print the run. `printed` are the case ids and arms that were already printed as JSON Lines.
 
-    `following` is the command that continues an interrupted run, `unmeasured` the number of cases that it lacks.
+    `following` is the command that continues an interrupted run, `unmeasured` the number of cases that it lacks, by
+    default those that the stored run lacks.
     """
+    unmeasured = unmeasured or run.unmeasured
     ceilings = ceilings_by_device(run.manifest)
     rows = rows_of(run.results, ceilings=ceilings, arms=run.manifest.arms)
     stream = sys.stdout if format_ == "table" else sys.stderr
@@ -170,8 +172,8 @@ def next_command(run: Run) -> str:
     command = ["report"]
     if any(result.status.failed for result in run.results):
         command = ["show", "--failed"]
-    elif any(result.cause is Cause.BUDGET for result in run.results):
-        command = ["run", "--resume"]
+    elif run.unmeasured or any(result.cause is Cause.BUDGET for result in run.results):
+        return shlex.join(["attnbench", "run", "--resume", name, *run_directory.engine_options(run.manifest)])
     return shlex.join(["attnbench", *command, name])
 
 

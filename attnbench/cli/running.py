@@ -67,7 +67,7 @@ def _stored_request(directory: Path, request: Request, engine: str) -> Request:
         again = continuing(directory, shlex.split(first))
         raise UsageError(f"--resume {directory}: it replays a trace; continue it with: {again}")
     stored = msgspec.convert(manifest.request, Request)
-    if engine == "local" and (stored.hardware or manifest.nodes):
+    if engine == "local" and (stored.hardware or manifest.on_cluster):
         raise UsageError(f"--resume {directory}: measured on a Ray cluster; add --engine ray --address HOST:PORT")
     changed = [
         field.name

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from attnbench.cli.progress import steps
@@ -38,19 +38,35 @@ def note_others(count: int, where: str) -> None:
 
 
 def machine(stored: "IndexedRuns", wanted: str) -> str:
-    """The fingerprint of the machine whose results are read: the wanted one, this one, or the only one.
+    """The id of the machine whose results are read: the wanted one, this one, or the only one.
 
     Raises UsageError where there are several others.
     """
     from attnbench.machine import identity
 
     known = stored.machines()
-    if wanted and wanted not in known:
-        raise UnknownNameError("machine", wanted, known, where="--machine")
-    this = wanted or identity.fingerprint()[0]
-    if this not in known and len(known) > 1:
-        named = ", ".join(f"{fingerprint} ({name})" for fingerprint, name in known.items())
+    this = one_of(known, wanted)
+    if not this and len(known) > 1:
+        named = ", ".join(f"{machine} ({name})" for machine, name in known.items())
         raise UsageError(f"--machine is needed: the runs are of {len(known)} machines, none of them this one: {named}")
     if len(known) > 1:
         note_others(len(known) - 1, "these runs")
-    return this if this in known else next(iter(known), this)
+    return this or next(iter(known), identity.fingerprint()[0])
+
+
+def one_of(known: Collection[str], wanted: str) -> str:
+    """The machine with the wanted id or fingerprint, by default that of this machine; empty where it is not known.
+
+    Raises UsageError for a wanted one that is not known, and for a fingerprint that several nodes have.
+    """
+    from attnbench.machine import identity
+
+    text = wanted or identity.fingerprint()[0]
+    nodes = [machine for machine in known if machine.partition("/")[0] == text]
+    if text in known:
+        return text
+    if wanted and not nodes:
+        raise UnknownNameError("machine", wanted, known, where="--machine")
+    if len(nodes) > 1:
+        raise UsageError(f"--machine is needed: {len(nodes)} nodes have fingerprint {text}: {', '.join(nodes)}")
+    return next(iter(nodes), "")

@@ -19,7 +19,7 @@ from attnbench.engine.worker_process import WorkerFailedError
 from attnbench.records.arm import Arm, unpinned
 from attnbench.units import change, margin
 
-MIN_ROUNDS, MAX_ROUNDS = 12, 36
+LOOKS = {12: 0.3, 18: 0.2, 26: 0.2, 36: 0.3}  # rounds of a look: its share of the allowed error, as `stats.looks` has it
 BLOCK_S = 0.1  # long enough that blocks which start together overlap
 MAX_CALL_S = 0.1  # of the problem
 ASSUMED = 0.03  # the noise floor, where no A/A controls of this machine are stored
@@ -96,11 +96,12 @@ def _alike(group: Group, devices: set[str]) -> tuple[Arm, ...]:
 
 
 def compare(sessions: Sequence[ArmSession], fingerprint: str) -> Disturbance:
-    """Blocks of each session alone and of all at once, in turn, until a difference is shown or excluded."""
+    """Blocks of each session alone and of all at once, in turn, until a look shows or excludes a difference."""
     logs: dict[str, list[float]] = {session.arm.device: [] for session in sessions}
+    floors = {session.arm.device: _floor(fingerprint, session.arm.device, session.call_s) for session in sessions}
     result = Disturbance({}, {})
     with ThreadPoolExecutor(len(sessions)) as pool:
-        for number in range(MAX_ROUNDS):
+        for number in range(max(LOOKS)):
             steps = [[session] for session in sessions] + [list(sessions)]
             for position, step in enumerate(reversed(steps) if number % 2 else steps):
                 list(pool.map(partial(ArmSession.time, number=number, position=position), step))
@@ -108,18 +109,20 @@ def compare(sessions: Sequence[ArmSession], fingerprint: str) -> Disturbance:
                 pair = session.medians[-1 - number % 2], session.medians[-2 + number % 2]
                 if pair[0] and pair[1]:  # beside the others, and alone
                     logs[session.arm.device].append(math.log(pair[0] / pair[1]))
-            if number + 1 >= MIN_ROUNDS:
-                result = _judged(sessions, logs, fingerprint)
+            if share := LOOKS.get(number + 1):
+                result = at_look(logs, floors, share)
                 if result.excluded or result.shown:
                     break
     return result
 
 
-def _judged(sessions: Sequence[ArmSession], logs: Mapping[str, Sequence[float]], fingerprint: str) -> Disturbance:
+def at_look(logs: Mapping[str, Sequence[float]], floors: Mapping[str, float], share: float) -> Disturbance:
+    """What one look shows. The intervals of all core sets at all looks hold at once with 95 %."""
+    confidence = 1 - (1 - stats.CONFIDENCE) * share / len(logs)
     ratios = {
-        device: stats.exponential(stats.t_estimate(np.array(values), Over.ROUNDS)) for device, values in logs.items()
+        device: stats.exponential(stats.t_estimate(np.array(values), Over.ROUNDS, confidence))
+        for device, values in logs.items()
     }
-    floors = {session.arm.device: _floor(fingerprint, session.arm.device, session.call_s) for session in sessions}
     return Disturbance(ratios, floors)
 
 

@@ -76,9 +76,15 @@ class PlanRunner(ABC):
         self.spent: dict[str, float] = defaultdict(float)  # seconds by phase, and in total
         self.environments: dict[str, Environment] = {}  # by arm id
         self.nodes: dict[str, Facts] = {}  # of a cluster, by name
+        self.node_changes = 0  # of `nodes`
         self.ceilings = settings.ceilings  # by device
         self.call_s = dict(settings.call_s)  # seconds of a call, by case and arm
         self.right_on_new_inputs = set(settings.right_on_new_inputs)  # by case and arm
+
+    @property
+    def known(self) -> tuple[int, int]:
+        """Changes when more is known of arms or nodes."""
+        return len(self.environments), self.node_changes
 
     @abstractmethod
     def run(self) -> Ending:

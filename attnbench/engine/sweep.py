@@ -175,7 +175,8 @@ def run(
         writer.append(refusals)
         for refusal in refusals:
             observer.result(refusal, left.seconds)
-        runner = start(planned, settings, writer.append, observer, done, path / "logs")
+        store = _Store(writer)
+        store.runner = runner = start(planned, settings, store.append, observer, done, path / "logs")
         if watch:
             watch(runner)
         try:
@@ -186,6 +187,20 @@ def run(
                 speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
     finished = FinishedSweep(run=run_directory.read(path), ending=ending, already_measured=already_measured)
     return _with_rest(finished, sweep.plan, runner)
+
+
+class _Store:
+    """Stores results as they come, after what became known of their arms and nodes: a run that is killed has both."""
+
+    def __init__(self, writer: run_writer.RunWriter) -> None:
+        self._writer, self._known = writer, (0, 0)
+        self.runner: PlanRunner | None = None
+
+    def append(self, results: Sequence[Result]) -> None:
+        if self.runner and self.runner.known != self._known:
+            self._known = self.runner.known
+            self._writer.update(self.runner.environments, {}, self.runner.nodes, self.runner.ceilings)
+        self._writer.append(results)
 
 
 def _with_rest(finished: FinishedSweep, planned: Plan, runner: PlanRunner) -> FinishedSweep:

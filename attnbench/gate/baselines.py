@@ -80,6 +80,8 @@ def objections(run: Run) -> str:
     noisy = [row for row in measured if row.noisy]
     few = min(row.restarts for row in measured)
     reasons = [f"{failed[0].label} {failed[0].status}"] if failed else []
+    if unmeasured := run.unmeasured:
+        reasons.append(f"{unmeasured} of {counted(run.manifest.planned, 'case')} not measured")
     reasons += [f"{counted(len(cut), 'case')} skipped ({cut[0].reason})"] if cut else []
     reasons += [f"{len(noisy)} of {len(measured)} cases are noisy"] if noisy else []
     if few < MIN_RESTARTS:

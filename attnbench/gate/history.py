@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attnbench.analysis import parallel
-from attnbench.analysis.indexed_runs import FETCHED, IndexedRuns
+from attnbench.analysis.indexed_runs import FETCHED, MACHINE_ID, IndexedRuns
 from attnbench.analysis.rows import rows_of
 from attnbench.errors import StoreError, writing
 from attnbench.records.result import Record
@@ -32,8 +32,14 @@ class HistoryPoint(Record, frozen=True, kw_only=True):
     fingerprint: str
     suite: str
     run: str
+    node: str = ""  # the tag `node` of the run
     dirty: bool = False
     seconds: dict[str, float]  # of a call, by case, arm and device
+
+    @property
+    def machine_id(self) -> str:
+        """The fingerprint, with the node where it has one, as `Manifest.machine_id`."""
+        return "/".join(filter(None, (self.fingerprint, self.node)))
 
     @property
     def name(self) -> str:
@@ -75,7 +81,7 @@ def point(run: Run) -> HistoryPoint:
     return HistoryPoint(
         commit=str(commit.get("commit", "")), dirty=bool(commit.get("dirty")), measured_at=run.manifest.created_at,
         fingerprint=run.manifest.fingerprint, suite=run.manifest.suite, run=run.path.name,
-        seconds=seconds,
+        seconds=seconds, node=run.manifest.node,
     )  # fmt: skip
 
 
@@ -85,7 +91,7 @@ def points_of(runs: IndexedRuns, machine: str, text: str = "") -> list[HistoryPo
     name = "CASE WHEN gate THEN label ELSE problem || ' ' || arm_name END || '@' || device"
     runs.connection.execute(
         f"SELECT path, {name} AS name, time_s FROM internal.located WHERE time_s IS NOT NULL AND "
-        "fingerprint = ? AND contains(name, ?) AND (NOT gate OR list_contains(string_split(arm, '@'), 'head')) "
+        f"{MACHINE_ID} = ? AND contains(name, ?) AND (NOT gate OR list_contains(string_split(arm, '@'), 'head')) "
         "ORDER BY position, lines[1].place",
         [machine, text],
     )
@@ -93,11 +99,12 @@ def points_of(runs: IndexedRuns, machine: str, text: str = "") -> list[HistoryPo
         for path, case, time_s in batch:
             seconds.setdefault(path, {})[case] = time_s
     columns = "path, run, created_at, suite, coalesce(commit, ''), coalesce(dirty, false)"
-    described = runs.connection.execute(f"SELECT {columns} FROM runs WHERE fingerprint = ?", [machine]).fetchall()
+    described = runs.connection.execute(f"SELECT {columns} FROM runs WHERE {MACHINE_ID} = ?", [machine]).fetchall()
+    fingerprint, _, node = machine.partition("/")
     return [
         HistoryPoint(
             commit=commit, dirty=dirty, measured_at=created.replace(tzinfo=UTC).isoformat() if created else "",
-            fingerprint=machine, suite=suite, run=run, seconds=seconds.get(path, {}),
+            fingerprint=fingerprint, node=node, suite=suite, run=run, seconds=seconds.get(path, {}),
         )
         for path, run, created, suite, commit, dirty in described
     ]  # fmt: skip
@@ -118,7 +125,7 @@ def append(path: Path, new: HistoryPoint) -> bool:
 
 
 def _run_of(point: HistoryPoint) -> tuple[str, str, str]:
-    return point.run, point.measured_at, point.fingerprint
+    return point.run, point.measured_at, point.machine_id
 
 
 def load(path: Path) -> tuple[list[HistoryPoint], int]:
@@ -137,11 +144,11 @@ def load(path: Path) -> tuple[list[HistoryPoint], int]:
     return points, skipped
 
 
-def series(points: Iterable[HistoryPoint], fingerprint: str) -> dict[str, list[tuple[HistoryPoint, float]]]:
+def series(points: Iterable[HistoryPoint], machine: str) -> dict[str, list[tuple[HistoryPoint, float]]]:
     """The points of one machine by case, in order of time. Two machines never form one trend."""
     by_case: dict[str, list[tuple[HistoryPoint, float]]] = {}
     for point in sorted(points, key=lambda point: point.measured_at):
-        if point.fingerprint == fingerprint:
+        if point.machine_id == machine:
             for case, seconds in point.seconds.items():
                 by_case.setdefault(case, []).append((point, seconds))
     return by_case

@@ -1,9 +1,8 @@
 """Intervals and tests over restarts that may be repeated as restarts are added, Holm's correction, and a bootstrap.
 
-Effects are logarithms of head over base, one per restart. A case is looked at several times. Each look has a share of
-the allowed error, and the shares add up to 1, so that by Boole's inequality all looks together err no more often than
-allowed, whatever the rule that stops them: alpha spending (Lan and DeMets 1983, https://doi.org/10.1093/biomet/70.3.659)
-and repeated confidence intervals (Jennison and Turnbull 1989, https://doi.org/10.1111/j.2517-6161.1989.tb01433.x).
+Effects are logarithms of head over base, one per restart. A case is looked at several times. The looks share the
+allowed error (`stats.looks`), and the intervals are repeated confidence intervals (Jennison and Turnbull 1989,
+https://doi.org/10.1111/j.2517-6161.1989.tb01433.x).
 """
 
 import math
@@ -14,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
+from attnbench.analysis import stats
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import CONFIDENCE, t_quantile
 
@@ -40,14 +40,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def looks(restarts: int) -> Iterator[tuple[int, float]]:
-    """The looks at so many restarts: the restarts counted at each, and its share of the error.
-
-    The last one takes place early where a case has fewer restarts than it asks for: the budget ended.
-    """
-    for look, share in LOOKS.items():
-        yield min(look, restarts), share
-        if look >= restarts:
-            return
+    """The looks at so many restarts; the last one takes place early where the budget ended."""
+    return stats.looks(LOOKS, restarts)
 
 
 def until_next_look(restarts: int) -> int:

@@ -215,8 +215,8 @@ def _key(restarts: Restarts) -> tuple[str, str, str]:
 def _check_comparable(head: Run, base: Run) -> None:
     now, then = head.manifest, base.manifest
     names = f"{head.path.name} and {base.path.name}"
-    if now.fingerprint != then.fingerprint:
-        raise NotComparableError(f"{names} are of two machines ({now.fingerprint}, {then.fingerprint})")
+    if not now.same_machine(then):
+        raise NotComparableError(f"{names} are of two machines ({now.machine_id}, {then.machine_id})")
     if differences := procedure_differences(then.procedures, now.procedures):
         raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")
 
@@ -241,5 +241,5 @@ def _same_code(run: Run, other: Run) -> bool:
     return bool(
         first.commit and second.commit and first.commit.get("commit") == second.commit.get("commit")
         and not first.commit.get("dirty") and not second.commit.get("dirty")
-        and first.fingerprint == second.fingerprint and first.created_at[:10] != second.created_at[:10]
+        and first.same_machine(second) and first.created_at[:10] != second.created_at[:10]
     )  # fmt: skip

@@ -14,12 +14,14 @@ import msgspec
 from attnbench.errors import SchemaError, StoreError
 from attnbench.records import results_file
 from attnbench.records.arm import Arm, parse_device
+from attnbench.records.case import Case
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cause, Environment, Facts, Key, Procedure, Record, Result, Status
 
 VERSION = 1
 OLDEST = 1  # version that is still read
 MANIFEST, RESULTS = "run.json", "results.jsonl"
+NODE_TAG = "node"  # of a run on a single machine: its name
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -50,6 +52,25 @@ class Manifest(Record, frozen=True, kw_only=True):
         """The GPUs, or the CPU."""
         return ", ".join(self.machine.get("gpus") or [str(self.machine.get("cpu"))])
 
+    @property
+    def node(self) -> str:
+        """The tag that names the machine among those of a fleet; empty: none."""
+        return self.tags.get(NODE_TAG, "")
+
+    @property
+    def machine_id(self) -> str:
+        """What tells its machine from others: the fingerprint, with the tag `node` where it has one."""
+        return "/".join(filter(None, (self.fingerprint, self.node)))
+
+    def same_machine(self, other: "Manifest") -> bool:
+        """Whether both are of one machine: fingerprints are equal, and so are the tags `node` where both have one."""
+        return self.fingerprint == other.fingerprint and (not (self.node and other.node) or self.node == other.node)
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether a cluster measured it: its nodes have classes of hardware."""
+        return any(facts.get("hardware") for facts in self.nodes.values())
+
 
 def problem_options(manifest: Manifest) -> list[str]:
     """The options that choose the problems and arms of a run beside its suites, as they are typed."""
@@ -63,15 +84,17 @@ def problem_options(manifest: Manifest) -> list[str]:
 
 def cluster_options(manifest: Manifest, device: str) -> list[str]:
     """The options that measure again where a run on a cluster measured this device; empty for a run of one machine."""
-    if not manifest.nodes:
+    hardware = parse_device(device).hardware
+    options = engine_options(manifest)
+    return [*options, "--hardware", hardware] if options and hardware else options
+
+
+def engine_options(manifest: Manifest) -> list[str]:
+    """The options that name the cluster of a run; empty for a run of one machine."""
+    if not manifest.on_cluster:
         return []
     address = re.search(r"--address[ =](\S+)", manifest.command)
-    hardware = parse_device(device).hardware
-    return [
-        *("--engine", "ray"),
-        *(("--address", address[1]) if address else ()),
-        *(("--hardware", hardware) if hardware else ()),
-    ]
+    return ["--engine", "ray", *(("--address", address[1]) if address else ())]
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -81,6 +104,25 @@ class Run(msgspec.Struct, kw_only=True):
     manifest: Manifest
     results: Sequence[Result]
     skipped_lines: int = 0  # lines that hold no result: cut off, or foreign
+    partial: bool = False  # whether the results are a selection of those that are stored
+
+    @property
+    def unmeasured(self) -> int:
+        """How many planned cases lack a result in some restart, since the run was stopped or goes on; 0 for a gate."""
+        if self.partial or self.manifest.gate:
+            return 0
+        heads = self.results.heads if isinstance(self.results, results_file.Lines) else None
+        stored: dict[tuple[Case, str], list[Result]] = {}
+        for result in heads or self.results:
+            stored.setdefault((result.case, result.arm.id), []).append(result)
+        of_kind = {kind: procedure.restarts for kind, procedure in self.manifest.procedures.items()}
+        short = 0  # cases that were timed, but not in every restart
+        for results in stored.values():
+            first = results[0]
+            # The head of a result has no procedure.
+            restarts = of_kind.get(first.arm.parsed_device.kind, 1) if heads else first.procedure.restarts
+            short += len(results) < restarts and any(result.status is Status.OK for result in results)
+        return max(self.manifest.planned - len(self.manifest.impossible) - len(stored), 0) + short
 
 
 def read(directory: Path) -> Run:

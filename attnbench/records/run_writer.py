@@ -16,7 +16,7 @@ from attnbench.records import results_file
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.facts import within_ranges
 from attnbench.records.result import Environment, Facts, Result, Sample, procedure_differences
-from attnbench.records.run_directory import MANIFEST, RESULTS, Manifest, Run, read, read_manifest
+from attnbench.records.run_directory import MANIFEST, NODE_TAG, RESULTS, Manifest, Run, read, read_manifest
 
 LOCK, DRAFT = ".lock", "run.tmp"
 
@@ -25,7 +25,7 @@ class RunWriter:
     """Opens or creates a run directory and appends to it, under a lock that ends with the process.
 
     A run continues only on the machine and with the procedure that it was started with. `force` continues anyway, and
-    marks each result with the fingerprint of its machine. Raises LockedError, NotComparableError or StoreError.
+    marks each result with the fingerprint or the node of its machine. Raises LockedError, NotComparableError or StoreError.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, force: bool = False) -> None:
@@ -42,13 +42,13 @@ class RunWriter:
 
     def _begin(self, manifest: Manifest, force: bool) -> None:
         path = self.directory
-        self._mark = ""
+        self._mark: Facts = {}
         if (path / MANIFEST).exists():
             before = read_manifest(path)
             if not force:
                 _check_comparable(before, manifest, path)
-            elif before.fingerprint != manifest.fingerprint:
-                self._mark = manifest.fingerprint
+            else:
+                self._mark = machine_facts(manifest, before)
             manifest = _continued(before, manifest)
         elif foreign := sorted(item.name for item in path.iterdir() if item.name not in (LOCK, DRAFT)):
             raise StoreError(f"{path} holds {foreign[0]!r} and is not a run directory: use another --out")
@@ -122,19 +122,26 @@ def anonymous(text: str) -> str:
     return text
 
 
-def _as_stored(result: Result, mark: str) -> Result:
+def machine_facts(manifest: Manifest, other: Manifest) -> Facts:
+    """The facts that tell results of one machine from those of another; none if it is the same."""
+    if manifest.same_machine(other):
+        return {}
+    fingerprint = {"fingerprint": manifest.fingerprint} if manifest.fingerprint != other.fingerprint else {}
+    return fingerprint | ({"node": manifest.node} if manifest.node else {})
+
+
+def _as_stored(result: Result, mark: Facts) -> Result:
     """The result as it is stored: with the id of its case, without the user's paths in its texts and without facts
     outside their range.
 
-    `mark`: the machine of a forced continuation, else empty.
+    `mark`: facts of the machine of a forced continuation, else empty.
     """
     facts, dropped = within_ranges(result.facts)
     samples = {name: _checked(sample, dropped) for name, sample in result.samples.items()}
     if dropped:
         facts["absent"] = {**facts.get("absent", {}), **dropped}
     facts |= {name: anonymous(text) for name in ("trace", "log") if isinstance(text := facts.get(name), str)}
-    if mark:
-        facts["fingerprint"] = mark
+    facts = mark | facts
     return msgspec.structs.replace(
         result, case_id=result.case.id, reason=anonymous(result.reason), facts=facts, samples=samples
     )
@@ -172,15 +179,25 @@ def _continued(before: Manifest, now: Manifest) -> Manifest:
         nodes=before.nodes | now.nodes,
         machine=before.machine,
         fingerprint=before.fingerprint,
-        tags=before.tags | now.tags,
+        tags=_continued_tags(before, now),
+    )
+
+
+def _continued_tags(before: Manifest, now: Manifest) -> dict[str, str]:
+    """The tags of both; the node is that of the machine which began."""
+    tags = before.tags | now.tags
+    if before.same_machine(now):
+        return tags
+    return {name: value for name, value in tags.items() if name != NODE_TAG or before.node} | (
+        {NODE_TAG: before.node} if before.node else {}
     )
 
 
 def _check_comparable(before: Manifest, now: Manifest, path: Path) -> None:
     """Raise NotComparableError with every difference of machine and procedure."""
     changed = procedure_differences(before.procedures, now.procedures)
-    if before.fingerprint != now.fingerprint:
-        changed += [f"machine: {before.fingerprint} then, {now.fingerprint} now"]
+    if not before.same_machine(now):
+        changed += [f"machine: {before.machine_id} then, {now.machine_id} now"]
         changed += [
             f"{name}: {before.machine.get(name)} then, {value} now"
             for name, value in now.machine.items()

@@ -20,7 +20,6 @@ from attnbench.records.run_directory import Run
 from attnbench.studies.fleet_causes import LOST, SHARES, NodeCondition, causes_of, not_recorded
 
 MARGIN = 0.03  # by which nodes may differ
-NODE_TAG = "node"  # of a run on a single machine: its name
 RATES = ("sm_clock_hz", "frequency_hz", "memory_clock_hz", "temperature_c")  # facts of timed blocks
 
 
@@ -139,7 +138,7 @@ def _units(runs: Iterable[Run], by_fingerprint: bool) -> Iterable[_Unit]:
     paths: dict[str, Path] = {}  # of the first run of each node without a name, by a mark that stands for the name
     for number, run in enumerate(runs):
         mark = "\0" + (run.manifest.fingerprint if by_fingerprint else str(run.path))
-        of_run = run.manifest.tags.get(NODE_TAG) or mark
+        of_run = run.manifest.node or mark
         for result in run.results:
             node = str(result.facts.get("node") or result.facts.get("fingerprint") or of_run)
             if node == mark:

@@ -192,6 +192,9 @@ def test_two_machines_are_compared_only_when_asked_to() -> None:
         comparison.compare(old, new)
     crossed = comparison.compare(old, new, cross_machine=True)
     assert crossed.cross_machine
+    nodes = [run(name, *at(1e-3), tags={"node": name}) for name in ("a", "b")]
+    with pytest.raises(NotComparableError, match=r"of two machines: .*/a\), .*/b\)"):
+        comparison.compare(*nodes)
     assert "two machines" in "\n".join(report.text([crossed], "table", 80))
 
 

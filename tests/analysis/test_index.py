@@ -353,6 +353,25 @@ def test_newest_run_that_ranks_most_arms_counts(tmp_path: Path) -> None:
     assert path == runs[1]
 
 
+def test_nodes_with_one_fingerprint_are_machines_of_their_own(tmp_path: Path) -> None:
+    runs = [
+        store(
+            tmp_path / "runs" / name, pair(64, seconds), created_at=f"2026-01-0{day}T00:00:00+00:00", fingerprint="f",
+            tags={"node": name} if name != "plain" else {},
+        )
+        for name, seconds, day in (("a", 0.5, 1), ("b", 0.7, 2), ("plain", 0.9, 3))
+    ]  # fmt: skip
+    with indexed_runs.opened(runs, lambda _: None, "a test") as stored:
+        assert list(stored.machines()) == ["f", "f/a", "f/b"]
+        newest = {machine: stored.newest(machine)[1] for machine in stored.machines()}
+        points = {machine: history.points_of(stored, machine) for machine in stored.machines()}
+    assert newest == {"f/a": runs[0], "f/b": runs[1], "f": runs[2]}
+    assert {machine: [each.run for each in of] for machine, of in points.items()} == {
+        "f/a": ["a"], "f/b": ["b"], "f": ["plain"]
+    }  # fmt: skip
+    assert points["f/a"] == [history.point(run_directory.read(runs[0]))]
+
+
 def test_points_of_a_history_are_those_of_the_runs() -> None:
     runs = run_directory.stored_in(STORED)
     with indexed_runs.opened(runs, lambda _: None, "a test") as stored:

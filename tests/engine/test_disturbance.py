@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -13,7 +14,7 @@ from attnbench.analysis import noise_floor
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine.arm_session import ArmSession
-from attnbench.engine.disturbance import MAX_ROUNDS, MIN_ROUNDS, Disturbance, checked_group, compare
+from attnbench.engine.disturbance import LOOKS, Disturbance, at_look, checked_group, compare
 from attnbench.engine.group import Group
 from attnbench.engine.plan import Plan
 from attnbench.engine.worker_process import Worker
@@ -32,7 +33,7 @@ def sessions(beside: Sequence[float], noise: float = 0.0) -> list[ArmSession]:
     made = []
     for device, factor in zip(DEVICES, beside, strict=True):
         draw = random.Random(device)
-        steps = (1.0, factor, factor, 1.0) * MAX_ROUNDS  # alone and beside, then beside and alone
+        steps = (1.0, factor, factor, 1.0) * max(LOOKS)  # alone and beside, then beside and alone
         worker = ScriptedWorker([step * draw.lognormvariate(0, noise) for step in steps])
         group = Group(id="g", problem=Problem(seq_q=64), mode=Mode.FWD, arms=(Arm(backend="naive", device=device),))
         made.append(ArmSession(group, group.arms[0], cast("Worker", worker), 0, Procedure()))
@@ -48,7 +49,7 @@ def test_equal_times_are_found_equal_after_the_fewest_rounds() -> None:
     result = compare(sessions((1.0, 1.0), noise=0.01), "machine")
     assert result.excluded
     assert not result.shown
-    assert rounds(result) == {MIN_ROUNDS}
+    assert rounds(result) == {min(LOOKS)}
 
 
 @pytest.mark.parametrize("beside", [(1.0, 1.1), (1.1, 1.0), (0.9, 1.0)])
@@ -64,7 +65,27 @@ def test_times_too_noisy_to_tell_are_not_found_equal() -> None:
     result = compare(sessions((1.0, 1.0), noise=0.3), "machine")
     assert not result.excluded
     assert not result.shown
-    assert rounds(result) == {MAX_ROUNDS}
+    assert rounds(result) == {max(LOOKS)}
+
+
+@pytest.mark.parametrize("beside", [(1.03, 1.03), (1.03, 1.0), (1 / 1.03, 1.0)])
+def test_all_looks_together_err_no_more_often_than_allowed(beside: tuple[float, float]) -> None:
+    """At the noise floor itself, to show a difference beyond it and to exclude one are both errors."""
+    logs = np.random.default_rng(0).normal(0.0, 0.01, (2000, len(DEVICES), max(LOOKS))) + np.log(beside)[:, None]
+    errors = 0
+    for drawn in logs:
+        for rounds_of_look, share in LOOKS.items():
+            values = dict(zip(DEVICES, drawn[:, :rounds_of_look], strict=True))
+            result = at_look(values, dict.fromkeys(DEVICES, 0.03), share)
+            if result.excluded or result.shown:
+                errors += 1
+                break
+    assert 0 < errors / len(logs) <= 0.05  # a 95 % interval at every round of 12 to 36: 0.17
+
+
+def test_the_shares_of_all_looks_are_the_whole_error() -> None:
+    assert sum(LOOKS.values()) == pytest.approx(1)
+    assert list(LOOKS) == sorted(LOOKS)
 
 
 def test_the_noise_floor_of_the_machine_counts_where_it_is_stored() -> None:

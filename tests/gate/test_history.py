@@ -121,6 +121,23 @@ def test_two_machines_form_no_trend():
     assert [seconds for _, seconds in history.series(points, HERE)["case@cpu"]] == [1.0] * 4
 
 
+def test_nodes_with_one_fingerprint_have_trends_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.jsonl"
+    for node, seconds in (("a", 1.0), ("b", 2.0)):
+        for each in history_points([seconds] * 4):
+            assert history.append(path, msgspec.structs.replace(each, node=node))
+    points, _ = history.load(path)
+    assert [seconds for _, seconds in history.series(points, f"{HERE}/b")["case@cpu"]] == [2.0] * 4
+    assert cli.invoke(["history", str(path)]) == 2
+    assert f"--machine is needed: 2 nodes have fingerprint {HERE}: {HERE}/a, {HERE}/b" in capsys.readouterr().err
+    assert cli.invoke(["history", str(path), "--machine", f"{HERE}/a"]) == 0
+    out, err = capsys.readouterr()
+    assert "over 4 points" in out
+    assert "1 other machine is in" in err
+
+
 def test_what_was_appended_is_read_back_and_garbage_is_counted(tmp_path: Path):
     path = tmp_path / "deep" / "history.jsonl"
     points = history_points([1.0, 2.0])

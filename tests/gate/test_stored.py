@@ -128,12 +128,14 @@ def test_a_renamed_case_is_paired_by_its_earlier_label() -> None:
     ("fields", "message"),
     [
         ({"fingerprint": "other"}, "two machines"),
+        ({"tags": {"node": "b"}}, "two machines .*/a, .*/b"),
         ({"procedures": {"cpu": Procedure(allocator="musl")}}, "cpu allocator: musl then,  now"),
     ],
 )
 def test_what_is_not_comparable_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(NotComparableError, match=message):
-        stored.judge(run("a", restarts_of()), run("b", restarts_of(), **fields), DEFAULT_SETTINGS, TODAY)
+        head = run("a", restarts_of(), tags={"node": "a"})
+        stored.judge(head, run("b", restarts_of(), **fields), DEFAULT_SETTINGS, TODAY)
 
 
 def test_no_case_in_common_is_refused() -> None:

@@ -15,6 +15,7 @@ from attnbench.records import merge, run_directory, run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.result import Result
 from attnbench.records.run_directory import Manifest, Run
+from attnbench.studies.fleet import fleet
 from tests.samples import result
 
 
@@ -63,6 +64,58 @@ def test_results_of_another_machine_are_marked(tmp_path: Path) -> None:
     merge.merge([first, second], tmp_path / "both")
     marks = {r.arm.device: r.facts.get("fingerprint") for r in run_directory.read(tmp_path / "both").results}
     assert marks == {"cpu:threads=1": None, "cuda:0": "xyz"}
+
+
+def on_node(tmp_path: Path, name: str, *results: Result, cpu: str = "EPYC", **fields: Any) -> Run:
+    """A run of a machine that the tag `node` names; all have one fingerprint."""
+    return run(tmp_path, name, *results, tags={"node": name, "who": "ci"}, machine={"cpu": cpu}, **fields)
+
+
+def test_nodes_with_one_fingerprint_keep_their_results_as_restarts(tmp_path: Path) -> None:
+    times = {"gpu-7": (1e-3, 2e-3), "gpu-8": (3e-3, 4e-3), "gpu-9": (5e-3, 6e-3)}
+    runs = [
+        on_node(tmp_path, name, *(msgspec.structs.replace(at(16, time), restart=n) for n, time in enumerate(of_node)))
+        for name, of_node in times.items()
+    ]
+    assert merge.merge(runs, tmp_path / "all") == []
+    whole = run_directory.read(tmp_path / "all")
+    stored = [(r.restart, r.facts["node"], r.samples["time"].values[0]) for r in whole.results]
+    assert stored == [
+        (0, "gpu-7", 1e-3), (1, "gpu-7", 2e-3), (2, "gpu-8", 3e-3), (3, "gpu-8", 4e-3), (4, "gpu-9", 5e-3),
+        (5, "gpu-9", 6e-3),
+    ]  # fmt: skip
+    assert whole.manifest.tags == {"who": "ci"}
+    assert {name: facts["machine"] for name, facts in whole.manifest.nodes.items()} == dict.fromkeys(
+        times, {"cpu": "EPYC"}
+    )
+    assert not whole.manifest.on_cluster
+
+
+def test_shards_of_several_nodes_keep_their_restarts(tmp_path: Path) -> None:
+    runs = [on_node(tmp_path, name, at(seq)) for name, seq in (("a", 16), ("b", 32))]
+    untagged = run(tmp_path, "c", at(64))
+    assert merge.merge([*runs, untagged], tmp_path / "all") == []
+    stored = [(r.restart, r.facts.get("node")) for r in run_directory.read(tmp_path / "all").results]
+    assert stored == [(0, "a"), (0, "b"), (0, None)]
+
+
+def test_nodes_of_two_models_and_runs_of_one_node_conflict(tmp_path: Path) -> None:
+    first, other = on_node(tmp_path, "a", at(16)), on_node(tmp_path, "b", at(16), cpu="Xeon")
+    assert len(merge.merge([first, other], tmp_path / "models")) == 1
+    again = on_node(tmp_path / "again", "a", at(16))
+    assert len(merge.merge([first, again], tmp_path / "node")) == 1
+    assert run_directory.read(tmp_path / "node").manifest.tags["node"] == "a"
+    second = on_node(tmp_path, "c", at(16))
+    (conflict,) = merge.merge([first, second, on_node(tmp_path / "again", "c", at(16))], tmp_path / "three")
+    assert "in c and c; the first stays" in conflict
+
+
+def test_a_merged_fleet_shows_its_slow_node(tmp_path: Path) -> None:
+    lengths = [16 * number for number in range(1, 25)]
+    runs = [on_node(tmp_path, name, *(at(seq, s) for seq in lengths)) for name, s in (("a", 1e-3), ("b", 1.2e-3))]
+    merge.merge(runs, tmp_path / "all")
+    (model,) = fleet([run_directory.read(tmp_path / "all")])
+    assert {node.node: (node.cases, node.verdict) for node in model.nodes} == {"a": (24, ""), "b": (24, "slow")}
 
 
 def test_a_run_is_never_merged_over_another(tmp_path: Path) -> None:

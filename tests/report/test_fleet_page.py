@@ -76,6 +76,18 @@ def test_runs_of_single_machines_are_nodes_by_their_tag_or_fingerprint() -> None
     assert {str(row[0]) for row in section(*apart).tables[0].rows} == {"run-a", "run-b"}
 
 
+def test_a_run_whose_manifest_lacks_its_nodes_has_the_section() -> None:
+    """The driver was killed before it stored them, by an earlier version."""
+    stored = on_cluster(measured("a", 0.2), measured("b"))
+    manifest = msgspec.structs.replace(stored.manifest, nodes={}, machine={"gpus": [GPU]})
+    assert section(msgspec.structs.replace(stored, manifest=manifest)).finding.startswith("a is slow: +2")
+
+
+def test_runs_of_two_nodes_with_one_fingerprint_have_the_names_of_the_nodes() -> None:
+    assert report_data([tagged("a"), tagged("b")]).names == ("a", "b")
+    assert report_data([tagged("a"), tagged("a")]).names == ("old", "new")
+
+
 def test_runs_of_one_machine_and_of_two_models_have_no_section() -> None:
     for runs in (one_winner(), two_commits(), two_machines(), [tagged("a", tag=False), tagged("b", tag=False)]):
         page = section(*runs)

@@ -144,16 +144,15 @@ class ClusterRunner(PlanRunner):
         """The next step of a device: describe, check, open; a device that was checked before is not checked again."""
         name, settings = station.device.name, self._classes[station.device.node.hardware]
         if isinstance(reply, Description):
-            known = self.nodes.setdefault(name, {})
-            known.pop("drained", None)  # of an earlier node with this name
-            known |= _facts(station, reply)
+            self.nodes.get(name, {}).pop("drained", None)  # of an earlier node with this name
+            self._learn(name, _facts(station, reply))
             if station.device.id in self._checked or settings.verify_only:
                 self._call(station, "open", replace(settings, ceilings=self.ceilings))
             else:
                 self._observer.phase(f"{name}  calibration and noise check")
                 self._call(station, "check", settings, self._of_class[station.device.node.hardware])
         elif isinstance(reply, Checked):
-            self.nodes[name] |= {"noise": reply.noise, "ceilings": msgspec.to_builtins(reply.ceilings)}
+            self._learn(name, {"noise": reply.noise, "ceilings": msgspec.to_builtins(reply.ceilings)})
             self.ceilings = reply.ceilings | self.ceilings
             if reply.objection:
                 self._drain(station, reply.objection)
@@ -166,9 +165,14 @@ class ClusterRunner(PlanRunner):
             if math.isinf(self._end) and self.settings.budget_s:
                 self._end = time.monotonic() + self.settings.budget_s
 
+    def _learn(self, name: str, facts: Facts) -> None:
+        """Add facts of a device."""
+        self.nodes.setdefault(name, {}).update(facts)
+        self.node_changes += 1
+
     def _drain(self, station: _Station, reason: str) -> None:
         """Give a device no more groups, for this reason, which is stored."""
-        self.nodes.setdefault(station.device.name, {})["drained"] = reason
+        self._learn(station.device.name, {"drained": reason})
         self._begins[station.device.id] = math.inf
         self._remove(station)
 
@@ -183,7 +187,7 @@ class ClusterRunner(PlanRunner):
         self._remove(station)
         self._deaths[device.id] += 1
         self._begins[device.id] = time.monotonic() + PAUSE_S
-        self.nodes.setdefault(device.name, {})["lost"] = True
+        self._learn(device.name, {"lost": True})
         busy = station.slot in self._tasks.running
         given_up = self._tasks.lose_node(device.name, LOST) if station.ready else []
         of_group = "; its group is given up" if given_up else "; its group goes back to the queue" if busy else ""
@@ -234,9 +238,12 @@ class ClusterRunner(PlanRunner):
         for phase, seconds in measured.spent.items():
             self.spent[phase] += seconds
         self.environments = measured.environments | self.environments
-        known = self.nodes.setdefault(station.device.name, {}).setdefault("device_facts", {})
+        known = self.nodes.get(station.device.name, {}).get("device_facts", {})
+        facts = dict(known)
         for environment in measured.environments.values():
-            known |= environment.facts
+            facts |= environment.facts
+        if facts != known:
+            self._learn(station.device.name, {"device_facts": facts})
         where: Facts = {"node": station.device.name}
         self._store(
             replace(shifted(result, station.ahead_s), facts=result.facts | where) for result in measured.results

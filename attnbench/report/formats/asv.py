@@ -17,7 +17,7 @@ def write(exported: ExportedRun, folder: Path) -> None:
         raise UsageError(f"{exported.run.path.name} was measured outside a git repository, and asv orders by commit")
     card = manifest.machine
     machine = {
-        "machine": manifest.fingerprint, "os": str(card.get("system")), "arch": str(card.get("arch", "")),
+        "machine": manifest.machine_id.replace("/", "-"), "os": str(card.get("system")), "arch": str(card.get("arch", "")),
         "cpu": str(card.get("cpu")), "num_cpu": str(card.get("cores")), "ram": f"{card.get('memory_gib')} GiB",
     }  # fmt: skip
     started_ms = int(1000 * exported.created_s)
@@ -28,7 +28,7 @@ def write(exported: ExportedRun, folder: Path) -> None:
         "requirements": exported.packages, "python": str(card.get("python", "")), "env_vars": {},
         "result_columns": COLUMNS, "results": results, "durations": {}, "version": 2,
     }  # fmt: skip
-    machine_folder = folder / manifest.fingerprint
+    machine_folder = folder / machine["machine"]
     machine_folder.mkdir(exist_ok=True)
     for path, value in (
         (machine_folder / "machine.json", {**machine, "version": 1}),

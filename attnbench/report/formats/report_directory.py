@@ -12,7 +12,7 @@ from attnbench.analysis.rows import COLUMNS, as_frame
 from attnbench.errors import StoreError
 from attnbench.gate.history import HistoryPoint
 from attnbench.records.result import Result
-from attnbench.records.run_directory import Run
+from attnbench.records.run_directory import NODE_TAG, Run
 from attnbench.report import pages
 from attnbench.report.answer import Answer
 from attnbench.report.charts import rendering
@@ -20,7 +20,6 @@ from attnbench.report.charts.figure import Figure
 from attnbench.report.formats import csv, html, latex, markdown
 from attnbench.report.pages.page import MAX_ROWS, Page, PageTable, ReportData, report_data
 from attnbench.studies import traffic_answer
-from attnbench.studies.fleet import NODE_TAG
 
 MARKER, MARKER_TEXT = ".attnbench-report", "made by attnbench report\n"  # only a marked folder is overwritten
 ANSWER = "answer"  # name of the first screen among those of the pages
@@ -95,13 +94,13 @@ def _check(folder: Path) -> None:
 
 def _numbered_nodes(runs: Sequence[Run]) -> dict[str, str]:
     """The nodes of clusters and of the tag `node`, each with a name in place of its own."""
-    names = [name for run in runs for name in (*run.manifest.nodes, run.manifest.tags.get(NODE_TAG)) if name]
+    names = [name for run in runs for name in (*run.manifest.nodes, run.manifest.node) if name]
     return {name: f"node {number}" for number, name in enumerate(dict.fromkeys(names), start=1)}
 
 
 def _anonymous(run: Run, number: int, nodes: Mapping[str, str]) -> Run:
     """The run without the names of folders, commands, tags and commits, which may name a user or a project."""
-    tag, of_cluster = run.manifest.tags.get(NODE_TAG), run.manifest.nodes
+    tag, of_cluster = run.manifest.node, run.manifest.nodes
     manifest = msgspec.structs.replace(
         run.manifest, command="", tags={NODE_TAG: nodes[tag]} if tag else {}, commit=None,
         nodes={nodes[name]: facts for name, facts in of_cluster.items()},

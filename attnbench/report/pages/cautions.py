@@ -61,10 +61,14 @@ def _of_run(run: Run, rows: Sequence[Row]) -> Iterator[Advice]:
         text = f"{noisy} of {counted(len(timed), 'time')} {verb} noisy. Measure again on an idle machine{decided}."
         yield Advice(text, _with_restarts(run))
     cut = sum(map(missing.cut, rows))
+    resume = shlex.join(["attnbench", "run", "--resume", spelled(run), *run_directory.engine_options(run.manifest)])
+    if unmeasured := run.unmeasured:
+        verb = "is" if unmeasured == 1 else "are"
+        text = f"{unmeasured} of {counted(run.manifest.planned, 'case')} {verb} not measured: the run has not ended."
+        yield Advice(text, resume)
     if cut:
         budget = " ".join(filter(None, ("the budget", str(run.manifest.request.get("budget") or ""))))
         verb = "was" if cut == 1 else "were"
-        resume = shlex.join(["attnbench", "run", "--resume", spelled(run)])
         yield Advice(f"{counted(cut, 'case')} {verb} not measured: {budget} was spent.", resume)
     if apart := unranked(rows):
         verb = "is" if len(apart) == 1 else "are"

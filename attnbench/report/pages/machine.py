@@ -44,7 +44,7 @@ def _shown(data: ReportData) -> list[tuple[Run, str]]:
     named = list(zip(data.runs, data.names, strict=True))
     if len(named) <= MAX_RUNS:
         return named
-    return list({run.manifest.fingerprint: (run, name) for run, name in named}.values())[-MAX_RUNS:]
+    return list({run.manifest.machine_id: (run, name) for run, name in named}.values())[-MAX_RUNS:]
 
 
 def _left_out(data: ReportData, shown: Sequence[tuple[Run, str]]) -> Iterator[str]:
@@ -96,7 +96,10 @@ def _facts(run: Run) -> dict[str, str]:
         "graphics": ", ".join(machine.get("gpus") or ()),
         "processor": ", ".join(filter(None, (processor, counted(cores, "core") if isinstance(cores, int) else ""))),
         "memory": f"{machine['memory_gib']} GiB" if machine.get("memory_gib") else "",
-        "nodes": ", ".join(f"{name} ({facts.get('hardware')})" for name, facts in manifest.nodes.items()),
+        "nodes": ", ".join(
+            f"{name} ({hardware})" if (hardware := facts.get("hardware")) else name
+            for name, facts in manifest.nodes.items()
+        ),
         "load at start": f"{load:.1f}{busy}" if isinstance(load, int | float) else "",
         "system": ", ".join(filter(None, (system, f"Python {machine['python']}" if machine.get("python") else ""))),
         "attnbench": manifest.attnbench,

@@ -203,7 +203,7 @@ def report_data(
         by_run=tuple(by_run), laws=tuple(_laws(by_run)), ceilings=ceilings,
         traffic=tuple(traffic_answer.read(run.path) for run in runs) if traffic is None else tuple(traffic),
         fleet=tuple(_fleet(runs, selected)),
-        trend=history.series(points_of_history, runs[0].manifest.fingerprint),
+        trend=history.series(points_of_history, runs[0].manifest.machine_id),
     )  # fmt: skip
 
 
@@ -215,23 +215,29 @@ def _laws(by_run: Sequence[Sequence[Row]]) -> Iterator[Law]:
 
 def _fleet(runs: Sequence[Run], selected: Sequence[Sequence[Result]]) -> list[HardwareModel]:
     """The nodes of runs of several machines; none of very many cases."""
-    several = len(runs) > 1 or any(run.manifest.nodes for run in runs)
-    if not several or sum(map(len, selected)) > MAX_FITTED:
+    if sum(map(len, selected)) > MAX_FITTED:
+        return []
+    several = len(runs) > 1 or any(
+        "node" in result.facts or "fingerprint" in result.facts for results in selected for result in results
+    )
+    if not several:
         return []
     chosen = (msgspec.structs.replace(run, results=results) for run, results in zip(runs, selected, strict=True))
     return fleet(chosen, by_fingerprint=True)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Short and distinct names: `old` and `new` for two runs of one machine, else devices or folders, if need numbered.
+    """Short and distinct names: `old` and `new` for two runs of one machine, else devices, nodes or folders, if need
+    numbered.
 
     The context of the answer names the folders.
     """
-    if len(runs) == 2 and runs[0].manifest.fingerprint == runs[1].manifest.fingerprint:
+    if len(runs) == 2 and runs[0].manifest.same_machine(runs[1].manifest):
         return list(panels.OLD_AND_NEW)
+    nodes = [run.manifest.node or run.manifest.machine_name for run in runs]
     devices = [run.manifest.machine_name for run in runs]
     folders = [run.path.name for run in runs]
-    for names in (devices, folders) if len(runs) > 1 else (folders,):
+    for names in (devices, nodes, folders) if len(runs) > 1 else (folders,):
         if len(set(names)) == len(runs):
             return names
     return [f"{name} ({number})" for number, name in enumerate(folders, start=1)]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from attnbench.cli import output
 from attnbench.engine import sweep
 from attnbench.engine.cluster import cluster_sweep
 from attnbench.engine.cluster.slot_process import SlotProcess
 from attnbench.engine.group_runner import RunSettings
 from attnbench.engine.plan import Plan
 from attnbench.engine.request import Request
+from attnbench.engine.runner import SilentObserver
 from attnbench.engine.sweep import Sweep
 from attnbench.errors import UsageError
+from attnbench.records import run_directory
+from attnbench.records.result import Result
+from attnbench.records.run_directory import Run
+from attnbench.report import pages
+from attnbench.report.pages.page import report_data
 from tests.engine.cluster.scripted_cluster import ScriptedCluster, ScriptedProcess, node
 
 REQUEST = Request(axes={"seq": "64,128", "mask": "none"}, backend="naive,sdpa:math", device="cpu:threads=1")
@@ -90,6 +98,47 @@ def test_cases_that_are_measured_together_are_planned_on_a_node_of_their_class()
     assert [process.device.name for process in cluster.processes[before:]] == ["a", "b"]
     assert len({group.id for group in together.groups}) == len(together.groups) == 2 * 2
     assert all(len(group.arms) == 2 for group in together.groups)
+
+
+class Killed(Exception):
+    """Stands for the end of the process: nothing that runs afterwards is part of it."""
+
+
+class KilledObserver(SilentObserver):
+    """Reads what is stored when the first result is."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.run: Run | None = None
+
+    def result(self, result: Result, remaining_s: float) -> None:
+        """The driver is killed here."""
+        self.run = run_directory.read(self._directory)
+        raise Killed
+
+
+def test_a_run_whose_driver_was_killed_has_its_nodes_and_is_not_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = PlanningCluster(node("a", "A"), node("b", "A"))
+    ready, engine = cluster_sweep.prepare(cluster, replace(REQUEST, restarts=2))
+    killed = KilledObserver(tmp_path / "run")
+    command = ["attnbench", "run", "--engine", "ray", "--address", "127.0.0.2:6379"]
+    with pytest.raises(Killed):
+        sweep.run(ready, killed, directory=tmp_path / "run", start=engine.start, command=command)
+    run = killed.run
+    assert run is not None
+    assert set(run.manifest.nodes) >= {str(result.facts["node"]) for result in run.results}
+    assert all(facts["machine"] and facts["noise"] for facts in run.manifest.nodes.values())
+    assert run.manifest.environments
+    assert run.unmeasured == 4  # two restarts of two problems with two backends, of which one group was measured once
+    output.show(run, "table", color="never")
+    shown = capsys.readouterr().out
+    assert "4 of 4 cases not measured" in shown
+    assert f"next: attnbench run --resume {tmp_path / 'run'} --engine ray --address 127.0.0.2:6379" in shown
+    answer, _ = pages.contents(report_data([run]))
+    assert answer.cautions[0].text == "4 of 4 cases are not measured: the run has not ended."
+    assert answer.cautions[0].command.endswith("--engine ray --address 127.0.0.2:6379")
 
 
 def test_a_node_without_gpu_has_the_default_device_of_the_command() -> None:
