@@ -37,7 +37,7 @@ def _differences(hardware: str, nodes: Mapping[str, Facts]) -> Iterator[str]:
 
 def _properties(facts: Facts) -> Iterator[tuple[str, str]]:
     """What should be equal, by name, as text."""
-    machine = facts.get("machine") or {}
+    machine = facts.get("machine", {})
     yield from ((key.replace("_gib", ""), str(machine.get(key))) for key in OF_MACHINE if key in machine)
     for gpu in machine.get("gpu_details") or ():
         yield "driver", str(gpu.get("driver"))

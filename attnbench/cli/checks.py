@@ -183,7 +183,8 @@ def devices_or_sheets(text: str, flag: str) -> None:
     from attnbench.units import words
 
     for word in words(text, flag):
-        if word.startswith(("cpu", "cuda")):
+        # A comma that cuts a list of cores leaves a number.
+        if word.startswith(("cpu", "cuda")) or word.replace("-", "").isdecimal():
             devices(word, flag)
         elif not sheets_named(word):
             raise UnknownNameError("device", word, ("cpu", "cuda:0", *(sheet.name for sheet in SHEETS)), where=flag)

@@ -241,7 +241,10 @@ Progress = Annotated[
 ]  # fmt: skip
 RunName = Annotated[str, typer.Argument(help="Run directory, its name, or `last`.", metavar="RUN")]
 Machine = Annotated[
-    str, option("--machine", help="Fingerprint of the machine, or FINGERPRINT/NODE; this one by default.", metavar="MACHINE")
+    str,
+    option(
+        "--machine", help="Fingerprint of the machine, or FINGERPRINT/NODE; this one by default.", metavar="MACHINE"
+    ),
 ]
 Only = Annotated[list[str] | None, ONLY.info()]
 Skip = Annotated[list[str] | None, SKIP.info()]

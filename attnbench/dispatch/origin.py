@@ -38,9 +38,7 @@ def current(kind: str, index: int) -> DeviceOrigin:
     return DeviceOrigin(model=torch.cuda.get_device_name(index), versions=versions | drivers)
 
 
-def match(
-    origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = None, fingerprint: str = ""
-) -> Match:
+def match(origin: Origin, kind: str, here: DeviceOrigin, now: datetime | None = None, fingerprint: str = "") -> Match:
     """The device of the table for a device of that kind: of the same model, and of CPUs with the nearest threads.
 
     `fingerprint`: of this machine; an empty one, here or in the table, is not compared.

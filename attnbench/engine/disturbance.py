@@ -19,7 +19,12 @@ from attnbench.engine.worker_process import WorkerFailedError
 from attnbench.records.arm import Arm, unpinned
 from attnbench.units import change, margin
 
-LOOKS = {12: 0.3, 18: 0.2, 26: 0.2, 36: 0.3}  # rounds of a look: its share of the allowed error, as `stats.looks` has it
+LOOKS = {
+    12: 0.3,
+    18: 0.2,
+    26: 0.2,
+    36: 0.3,
+}  # rounds of a look: its share of the allowed error, as `stats.looks` has it
 BLOCK_S = 0.1  # long enough that blocks which start together overlap
 MAX_CALL_S = 0.1  # of the problem
 ASSUMED = 0.03  # the noise floor, where no A/A controls of this machine are stored

@@ -25,7 +25,7 @@ class RunWriter:
     """Opens or creates a run directory and appends to it, under a lock that ends with the process.
 
     A run continues only on the machine and with the procedure that it was started with. `force` continues anyway, and
-    marks each result with the fingerprint or the node of its machine. Raises LockedError, NotComparableError or StoreError.
+    marks each result with the fingerprint or node of its machine. Raises LockedError, NotComparableError or StoreError.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, force: bool = False) -> None:

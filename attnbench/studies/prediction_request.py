@@ -1,7 +1,6 @@
 """From the options of `attnbench predict` to cells, arms and devices."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -15,7 +14,6 @@ from attnbench.engine import plan, sweep
 from attnbench.engine.sweep import LENGTHS, Request
 from attnbench.errors import UnknownNameError, UsageError
 from attnbench.machine import datasheet, identity
-from attnbench.records.arm import parse_device
 from attnbench.records.ceilings import Ceilings, Point, Rate
 from attnbench.records.run_directory import Run
 from attnbench.studies.predict import Prediction, Predictor, with_common_commands
@@ -75,11 +73,7 @@ def _arms(known: Sequence[Row], run: Run, request: Request) -> list[_Measured]:
     if not request.device:
         return [_Measured(row) for row in rows]
     arms: list[_Measured] = []
-    names = words(request.device, "--device")
-    for before, name in pairwise(names):
-        if "cores=" in before and name.replace("-", "").isdecimal():
-            parse_device(name)  # raises: the comma cut a list of cores
-    for name in names:
+    for name in words(request.device, "--device"):
         here = [row for row in rows if row.device == name or row.device.startswith(f"{name}:")]
         if here:
             arms += [_Measured(row) for row in here]

@@ -42,3 +42,8 @@ def test_a_drained_node_and_a_wrong_clock_are_noted() -> None:
         "Node a was given no more cases: two equal arms differ by 20%.",
         "The clock of node a is 3600 s behind; starts are stored on that of the driver.",
     ]
+
+
+def test_machines_of_a_merged_run_have_no_class() -> None:
+    nodes = {name: {"machine": {"kernel": name * 2}} for name in ("a", "b")}
+    assert list(notes(nodes)) == ["Nodes differ in kernel: aa (a); bb (b)."]

@@ -243,3 +243,19 @@ def test_tags_are_counted_and_their_blocks_are_not_dropped():
     tagged = sample("s", [9.0, 1.0, 1.0, 1.0], blocks)
     assert readings.noise(tagged).tagged == {"stolen": 0.25}
     assert stats.estimate([tagged]).high == 9.0
+
+
+def test_looks_share_the_error_and_the_last_one_may_be_early() -> None:
+    shares = {4: 0.2, 9: 0.8}
+    assert list(stats.looks(shares, 3)) == [(3, 0.2)]
+    assert list(stats.looks(shares, 4)) == [(4, 0.2)]
+    assert list(stats.looks(shares, 7)) == [(4, 0.2), (7, 0.8)]
+    assert list(stats.looks(shares, 20)) == [(4, 0.2), (9, 0.8)]
+
+
+def test_a_t_interval_has_the_confidence_that_is_asked_for() -> None:
+    """Of four values with standard error 1: Student's t of three degrees of freedom."""
+    values = np.array([-1.0, -1.0, 1.0, 1.0]) * math.sqrt(3)
+    usual, wide = stats.t_estimate(values, stats.Over.ROUNDS), stats.t_estimate(values, stats.Over.ROUNDS, 0.99)
+    assert (usual.high, usual.confidence) == (pytest.approx(3.182, abs=1e-3), 0.95)
+    assert (wide.high, wide.confidence) == (pytest.approx(5.841, abs=1e-3), 0.99)

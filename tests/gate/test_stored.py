@@ -133,9 +133,9 @@ def test_a_renamed_case_is_paired_by_its_earlier_label() -> None:
     ],
 )
 def test_what_is_not_comparable_is_refused(fields: dict[str, Any], message: str) -> None:
+    head, base = run("a", restarts_of(), tags={"node": "a"}), run("b", restarts_of(), **fields)
     with pytest.raises(NotComparableError, match=message):
-        head = run("a", restarts_of(), tags={"node": "a"})
-        stored.judge(head, run("b", restarts_of(), **fields), DEFAULT_SETTINGS, TODAY)
+        stored.judge(head, base, DEFAULT_SETTINGS, TODAY)
 
 
 def test_no_case_in_common_is_refused() -> None:

@@ -201,7 +201,8 @@ def test_a_machine_is_its_fingerprint_and_its_node() -> None:
     plain, a, b = manifest(), manifest(tags={"node": "a"}), manifest(tags={"node": "b"})
     assert [each.machine_id for each in (plain, a, b)] == ["abc", "abc/a", "abc/b"]
     assert not a.same_machine(b)
-    assert a.same_machine(plain) and plain.same_machine(b)  # where only one is named, fingerprints decide
+    assert a.same_machine(plain)  # where only one is named, fingerprints decide
+    assert plain.same_machine(b)
     assert not a.same_machine(manifest(tags={"node": "a"}, fingerprint="def"))
 
 

@@ -108,7 +108,7 @@ def _silence(ray: Any) -> None:
 def _look_shortly() -> None:
     """Let Ray look for its node on this machine for CONNECT_S; it is a minute by default.
 
-    No public option changes it: the variable for it also bounds every later request. A test fails where Ray changes this.
+    No public option changes it: the variable for it bounds later requests too. A test fails where Ray changes this.
     """
     from ray._private import services
 
@@ -118,12 +118,12 @@ def _look_shortly() -> None:
 
 def living_nodes(address: str) -> list[str]:
     """The addresses of the living nodes of the cluster at HOST:PORT, that of its head first."""
-    from ray._private.services import GcsNodeInfo
-    from ray._raylet import GcsClient
+    import ray._raylet
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
-    alive = GcsNodeInfo.GcsNodeState.ALIVE
-    nodes = GcsClient(address=address).get_all_node_info(timeout=CONNECT_S, state_filter=alive).values()
-    return [str(node.node_manager_address) for node in sorted(nodes, key=lambda node: not node.is_head_node)]
+    client = vars(ray._raylet)["GcsClient"](address=address)
+    there = client.get_all_node_info(timeout=CONNECT_S, state_filter=GcsNodeInfo.GcsNodeState.ALIVE).values()
+    return [str(node.node_manager_address) for node in sorted(there, key=lambda node: not node.is_head_node)]
 
 
 def not_connected(

@@ -17,8 +17,9 @@ def write(exported: ExportedRun, folder: Path) -> None:
         raise UsageError(f"{exported.run.path.name} was measured outside a git repository, and asv orders by commit")
     card = manifest.machine
     machine = {
-        "machine": manifest.machine_id.replace("/", "-"), "os": str(card.get("system")), "arch": str(card.get("arch", "")),
-        "cpu": str(card.get("cpu")), "num_cpu": str(card.get("cores")), "ram": f"{card.get('memory_gib')} GiB",
+        "machine": manifest.machine_id.replace("/", "-"), "os": str(card.get("system")),
+        "arch": str(card.get("arch", "")), "cpu": str(card.get("cpu")), "num_cpu": str(card.get("cores")),
+        "ram": f"{card.get('memory_gib')} GiB",
     }  # fmt: skip
     started_ms = int(1000 * exported.created_s)
     environment = f"attnbench-torch{exported.packages.get('torch', '')}"

@@ -10,7 +10,8 @@ from attnbench.engine.cluster.nodes import ClusterDevice, ClusterNode
 from attnbench.engine.cluster.processes import ProcessLostError
 from attnbench.engine.cluster.slot_process import Checked, Description, GroupMeasured
 from attnbench.engine.group import Group
-from attnbench.records.result import Environment, Facts, Result, Status
+from attnbench.engine.group_runner import RunSettings
+from attnbench.records.result import Environment, Facts, Procedure, Result, Status
 
 Measure = Callable[["ScriptedProcess", Group, int], None]
 
@@ -42,6 +43,7 @@ class ScriptedCluster:
         self.processes: list[ScriptedProcess] = []
         self._calls: dict[int, tuple[ScriptedProcess, str, tuple[Any, ...]]] = {}
         self._count = 0
+        self._procedures: dict[str, Procedure] = {}
 
     def nodes(self) -> list[ClusterNode]:
         return list(self.alive)
@@ -83,15 +85,23 @@ class ScriptedCluster:
         self.checked.append(process.device.name)
         return Checked(ceilings={}, noise={"tries": 1}, objection=self.objections.get(process.device.name, ""))
 
-    def _open(self, *_: object) -> None:
-        """Ready."""
+    def _open(self, _: ScriptedProcess, settings: RunSettings) -> None:
+        self._procedures = settings.procedures
 
     def _measure(self, process: ScriptedProcess, group: Group, restart: int, *_: float) -> GroupMeasured:
         self.measure(process, group, restart)
         self.measured.append((process.device.name, group.id, restart))
         started = "2026-11-21T00:00:10.000+00:00"
         results = [
-            Result(case=group.case(arm), arm=arm, status=Status.OK, restart=restart, group=group.id, started_at=started)
+            Result(
+                case=group.case(arm),
+                arm=arm,
+                status=Status.OK,
+                restart=restart,
+                group=group.id,
+                started_at=started,
+                procedure=self._procedures[arm.parsed_device.kind],
+            )
             for arm in group.arms
         ]
         facts = self.device_facts.get(process.device.node.name, {})

@@ -100,11 +100,11 @@ def test_cases_that_are_measured_together_are_planned_on_a_node_of_their_class()
     assert all(len(group.arms) == 2 for group in together.groups)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of the process: nothing that runs afterwards is part of it."""
 
 
-class KilledObserver(SilentObserver):
+class ObserverOfKilled(SilentObserver):
     """Reads what is stored when the first result is."""
 
     def __init__(self, directory: Path) -> None:
@@ -114,7 +114,7 @@ class KilledObserver(SilentObserver):
     def result(self, result: Result, remaining_s: float) -> None:
         """The driver is killed here."""
         self.run = run_directory.read(self._directory)
-        raise Killed
+        raise KilledError
 
 
 def test_a_run_whose_driver_was_killed_has_its_nodes_and_is_not_complete(
@@ -122,9 +122,9 @@ def test_a_run_whose_driver_was_killed_has_its_nodes_and_is_not_complete(
 ) -> None:
     cluster = PlanningCluster(node("a", "A"), node("b", "A"))
     ready, engine = cluster_sweep.prepare(cluster, replace(REQUEST, restarts=2))
-    killed = KilledObserver(tmp_path / "run")
+    killed = ObserverOfKilled(tmp_path / "run")
     command = ["attnbench", "run", "--engine", "ray", "--address", "127.0.0.2:6379"]
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         sweep.run(ready, killed, directory=tmp_path / "run", start=engine.start, command=command)
     run = killed.run
     assert run is not None

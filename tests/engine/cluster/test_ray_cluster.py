@@ -33,11 +33,14 @@ def test_an_error_names_the_token_only_where_it_was_refused(log: str) -> None:
     ("address", "living", "message"),
     [
         ("127.0.0.2:1", [], "its cluster has no living node; start one here: ray start --address 127.0.0.2:1"),
-        ("127.0.0.2:1", ["10.0.0.5"], "no living node of its cluster has this address; name its head: --address 10.0.0.5:1"),
+        (
+            "127.0.0.2:1", ["10.0.0.5"],
+            "no living node of its cluster has this address; name its head: --address 10.0.0.5:1",
+        ),
         (
             "10.0.0.5:1", ["10.0.0.5", "10.0.0.6"],
-            "no living node of its cluster is on this machine; run the command on one of 10.0.0.5, 10.0.0.6, or start one "
-            "here: ray start --address 10.0.0.5:1",
+            "no living node of its cluster is on this machine; run the command on one of 10.0.0.5, 10.0.0.6, or start "
+            "one here: ray start --address 10.0.0.5:1",
         ),
         ("10.0.0.1:1", [f"10.0.0.{number}" for number in range(1, 9)], "10.0.0.5 and 3 more, or start one here"),
     ],
