@@ -23,6 +23,7 @@ from attnbench.suite.sources import SourceCheck, read_comparison
 from attnbench.units import parse_seconds
 
 KINDS = ("cpu", "cuda")
+SHIPPED_SUITES = "shipped_suites"  # the folder of an installed package
 Toml: TypeAlias = dict[str, Any]  # a table as it is written
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -108,7 +109,7 @@ def schema() -> dict[str, object]:
 def shipped_folder() -> Path:
     """The folder of the shipped suites: in an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
-    installed = package / "shipped_suites"
+    installed = package / SHIPPED_SUITES
     return installed if installed.is_dir() else package.parent / "suites"
 
 

@@ -11,6 +11,7 @@ import msgspec
 from attnbench.attention import user_files
 from attnbench.engine.request import Request
 from attnbench.errors import UsageError
+from attnbench.suite.files import SHIPPED_SUITES, shipped_folder
 
 MAX_SENT_BYTES = 200 * 2**20
 PACKAGE = __name__.partition(".")[0]  # travels itself
@@ -40,6 +41,17 @@ def collect(request: Request, folder: Path) -> None:
             _copy(path, folder)
         if name.endswith(".toml"):
             waiting |= _named(Path(name).read_text(encoding="utf-8"))
+
+
+def package(folder: Path) -> Path:
+    """This package with its suites: a copy in the folder, where they stand beside it, as in a checkout."""
+    here = Path(__file__).parents[2]
+    if (here / SHIPPED_SUITES).is_dir():
+        return here
+    copy = folder / here.name
+    shutil.copytree(here, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(shipped_folder(), copy / SHIPPED_SUITES)
+    return copy
 
 
 def _copy(file: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnbench.engine.cluster import nodes
+from attnbench.engine.cluster import job_files, nodes
 from attnbench.engine.cluster.nodes import ClusterDevice, ClusterNode
 from attnbench.engine.cluster.processes import Process, ProcessLostError, Reference
 from attnbench.engine.cluster.slot_process import SlotProcess
@@ -76,9 +76,9 @@ def connected(address: str, files: Path) -> Iterator[RayCluster]:
     This package and the folder `files` travel to every node. Raises UsageError.
     """
     ray = _import(address)
-    package = Path(__file__).parents[2]
-    runtime = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
     with owned_folder("attnbench-ray-") as folder:
+        package = job_files.package(folder / "sent")
+        runtime = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
         where = _of_named(address) if address else _new_ray(str(folder))
         _look_shortly()
         log = folder / "connecting"
@@ -119,10 +119,11 @@ def _look_shortly() -> None:
 def living_nodes(address: str) -> list[str]:
     """The addresses of the living nodes of the cluster at HOST:PORT, that of its head first."""
     import ray._raylet
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+    from ray._private import services
 
     client = vars(ray._raylet)["GcsClient"](address=address)
-    there = client.get_all_node_info(timeout=CONNECT_S, state_filter=GcsNodeInfo.GcsNodeState.ALIVE).values()
+    alive = vars(services)["GcsNodeInfo"].GcsNodeState.ALIVE
+    there = client.get_all_node_info(timeout=CONNECT_S, state_filter=alive).values()
     return [str(node.node_manager_address) for node in sorted(there, key=lambda node: not node.is_head_node)]
 
 

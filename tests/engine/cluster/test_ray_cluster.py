@@ -10,8 +10,9 @@ from threading import Event
 
 import pytest
 
-from attnbench.engine.cluster import ray_cluster
+from attnbench.engine.cluster import job_files, ray_cluster
 from attnbench.errors import UsageError
+from attnbench.suite.files import SHIPPED_SUITES, shipped
 
 
 def test_a_ray_of_our_own_has_a_token_of_its_own_and_a_named_one_that_of_the_user() -> None:
@@ -89,6 +90,13 @@ def test_the_driver_takes_the_loopback_address_of_its_node_unless_ray_replaces_i
     monkeypatch.setattr(socket, "create_connection", lambda *_: socket.socket())
     assert ray_cluster._of_named("127.0.0.1:1") == {"address": "127.0.0.1:1"}
     assert ray_cluster._of_named("127.0.0.2:1") == {"address": "127.0.0.2:1", "_node_ip_address": "127.0.0.2"}
+
+
+def test_the_package_that_travels_holds_the_shipped_suites(tmp_path: Path) -> None:
+    package = job_files.package(tmp_path)
+    assert package.name == "attnbench"
+    assert {path.stem for path in (package / SHIPPED_SUITES).glob("*.toml")} == set(shipped())
+    assert (package / "engine" / "cluster" / "slot_process.py").is_file()
 
 
 def test_what_ray_writes_while_it_connects_goes_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
