@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.errors import NotComparableError, SchemaError, StoreError
-from attnbench.records import results_file, run_directory, run_writer
+from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
 from attnbench.records.result import Cause, Environment, Procedure, Result, Sample, Status, TimedBlock, Timing, sample
@@ -195,47 +195,6 @@ def test_other_machine_is_refused_with_both_values(tmp_path: Path) -> None:
         RunWriter(run, manifest(fingerprint="def", machine={"cpu": "Epyc", "load": 0.9}))
     changes = "machine: abc then, def now; cpu: Xeon then, Epyc now"
     assert str(caught.value) == f"{run} was started differently ({changes}); --force continues anyway"
-
-
-def test_a_machine_is_its_fingerprint_and_its_node() -> None:
-    plain, a, b = manifest(), manifest(tags={"node": "a"}), manifest(tags={"node": "b"})
-    assert [each.machine_id for each in (plain, a, b)] == ["abc", "abc/a", "abc/b"]
-    assert not a.same_machine(b)
-    assert a.same_machine(plain)  # where only one is named, fingerprints decide
-    assert plain.same_machine(b)
-    assert not a.same_machine(manifest(tags={"node": "a"}, fingerprint="def"))
-
-
-def test_another_node_with_the_same_fingerprint_is_refused_or_marked(tmp_path: Path) -> None:
-    run = stored(tmp_path / "run", result(8), tags={"node": "a"})
-    other = manifest(tags={"node": "b", "who": "ci"})
-    with pytest.raises(NotComparableError, match="machine: abc/a then, abc/b now"):
-        RunWriter(run, other)
-    with RunWriter(run, other, force=True) as writer:
-        writer.append([result(16)])
-    now = run_directory.read(run)
-    assert now.manifest.tags == {"node": "a", "who": "ci"}
-    assert [result.facts for result in now.results] == [{}, {"node": "b"}]
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_a_run_that_was_stopped_lacks_cases_and_restarts(
-    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results_file, "MAX_IN_MEMORY", 0 if large else 2**20)
-    twice = Procedure(restarts=2)
-    results = [
-        *(result(8, restart=number, procedure=twice) for number in range(2)), result(16, procedure=twice),
-        result(32, "flex", Status.UNSUPPORTED, procedure=twice),
-    ]  # fmt: skip
-    fields: dict[str, Any] = {"procedures": {"cpu": twice}, "impossible": (("a cell", "why"),)}
-    run = run_directory.read(stored(tmp_path / "run", *results, planned=9, **fields))
-    assert run.unmeasured == 5 + 1  # 9 less one impossible and three stored; one lacks a restart
-    assert msgspec.structs.replace(run, partial=True).unmeasured == 0
-    gate = msgspec.structs.replace(run.manifest, gate={"base": "x"})
-    assert msgspec.structs.replace(run, manifest=gate).unmeasured == 0
-    complete = [*results, result(16, restart=1, procedure=twice)]
-    assert run_directory.read(stored(tmp_path / "whole", *complete, planned=4, **fields)).unmeasured == 0
 
 
 def test_other_timing_is_refused(tmp_path: Path) -> None:
