@@ -45,10 +45,11 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
 # pytest-xdist end together.
 LONGEST = (
     "workers",
+    "suite/test_shrink.py",
+    "studies/test_claims.py",
     "kernels/test_mutations.py",
     "kernels/test_triton_kernels.py",
     "test_your_kernel.py",
-    "suite/test_shrink.py",
     "kernels/test_hopper_simulated.py",
     "backends/test_naive.py",
     "attention/test_mechanisms.py",

@@ -44,8 +44,7 @@ def test_a_plot_names_what_it_does_not_know(stored_run: Path) -> None:
     assert picture._repr_svg_().startswith("<svg")
 
 
-@pytest.mark.slow
-@pytest.mark.workers
+@pytest.mark.slow  # it judges no time, so it need not run alone
 def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")

@@ -179,8 +179,7 @@ def git(folder: Path, *commands: str) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command.split()], cwd=folder, check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.workers
+@pytest.mark.slow  # it judges no time, so it need not run alone
 def test_the_hook_verifies_kernels_whose_files_change(tmp_path: Path) -> None:
     hooks, project, bin_folder = (tmp_path / name for name in ("hooks", "project", "bin"))
     for folder in (hooks, project, bin_folder):

@@ -170,8 +170,7 @@ def test_the_suite_has_a_case_for_every_claim() -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.workers
+@pytest.mark.slow  # it judges no time, so it need not run alone
 def test_the_command_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
