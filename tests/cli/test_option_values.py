@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.core import TyperOption
@@ -53,6 +53,23 @@ def message(path: tuple[str, ...], option: str, value: str) -> str:
     wrong = refused.value
     assert (wrong.exit_code if isinstance(wrong, TyperException) else wrong.exit) == 2
     return wrong.format_message() if isinstance(wrong, TyperException) else str(wrong)
+
+
+@pytest.mark.parametrize(
+    ("path", "option", "text", "expected"),
+    [
+        (("report",), "--theme", "d", ["dark"]),
+        (("plot",), "--facet", "mask,dty", ["mask,dtype"]),
+        (("run",), "--format", "jso", ["jsonl"]),
+        (("run",), "--probe", "layouts,valu", ["layouts,values"]),
+    ],
+)
+def test_a_shell_completes_the_words_of_a_closed_set(
+    path: tuple[str, ...], option: str, text: str, expected: list[str]
+) -> None:
+    parameter = next(each for at, each in options(TREE) if at == path and option in each.opts)
+    offered = parameter.shell_complete(cast("Any", None), text)
+    assert [item.value for item in offered] == expected
 
 
 def refused(path: tuple[str, ...], option: str, value: str, capsys: pytest.CaptureFixture[str]) -> str:
