@@ -149,11 +149,11 @@ def _error(rows: Sequence[Row]) -> str:
 def broken_lines(broken: Iterable[tuple[str, str]], whole: bool = False) -> list[str]:
     """`naive is broken in 2 cases: ...`: phrases for each name, the most frequent kinds of reasons first.
 
-    With `whole` all reasons that differ, none of them cut.
+    Reasons that differ in numbers alone are one kind. With `whole` all kinds are there, and no reason is cut.
     """
     kinds: dict[str, dict[str, list[str]]] = {}
     for name, reason in broken:
-        kinds.setdefault(name, {}).setdefault(reason if whole else without_numbers(reason), []).append(reason)
+        kinds.setdefault(name, {}).setdefault(without_numbers(reason), []).append(reason)
     return [
         line
         for name, by_kind in kinds.items()

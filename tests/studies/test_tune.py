@@ -92,7 +92,7 @@ def test_what_is_faster_is_written_beside_what_was_there(tmp_path: Path) -> None
     table = tables.read(file)
     assert table[("decode", "sm_90", "half", "64", "any")] == USED
     assert table[FORWARD.key].source.startswith("measured: NVIDIA H200, triton 3.6.0, 20")
-    assert lines(finding)[0].endswith("-> 64x64 w4 s1  1.200x faster (1.100 to 1.300)")
+    assert lines(finding)[0].endswith("-> 64x64 w4 s1  1.200x faster (1.100..1.300)")
 
 
 def test_nothing_is_written_where_nothing_is_faster(tmp_path: Path) -> None:

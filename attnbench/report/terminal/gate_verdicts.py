@@ -117,7 +117,7 @@ def _table(verdicts: Sequence[Verdict], width: int) -> Iterator[str]:
 
 
 def failures(judged: GateVerdicts, whole: bool = False) -> list[str]:
-    """One phrase for each backend and kind of failure; with `whole` one for each reason, which is not cut."""
+    """One phrase for each backend and kind of failure; with `whole` no reason is cut or left out."""
     broken = (verdict for verdict in judged.verdicts if verdict.outcome is Outcome.BROKEN)
     return broken_lines(((f"{verdict.backend}@{verdict.device}", verdict.reason) for verdict in broken), whole)
 
