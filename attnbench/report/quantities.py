@@ -42,7 +42,7 @@ def per_hour_unit(totals: TrafficTotals) -> Unit:
     every = (*(total.seconds for total in totals.totals), *(policy.seconds for policy in totals.policies))
     values = [totals.per_hour(seconds).value for seconds in every if seconds]
     for least, scale, name in LONG:
-        if max(values, default=0.0) >= least:
+        if min(values, default=0.0) >= least:  # the headline has the fastest
             return Unit(scale, f"{name} per hour")
     return unit(values, SECONDS, " per hour")
 

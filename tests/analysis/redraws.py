@@ -7,7 +7,7 @@ from functools import cache
 import msgspec
 import numpy as np
 
-from attnbench.analysis import traffic, traffic_interval, traffic_mix, traffic_totals
+from attnbench.analysis import traffic, traffic_interval, traffic_mix, traffic_part, traffic_totals
 from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic_totals import Measured, PolicyName, TrafficTotals
 from attnbench.suite.serving.simulation import KINDS, StepKind
@@ -63,14 +63,20 @@ class Coverage(msgspec.Struct):
         return float(np.mean(self.holds))
 
 
-def coverage(name: str, draws: int, redraws: int, seed: int = 1) -> dict[str, Coverage]:
-    """By quantity: totals, ratios, seconds and regrets of policies, and shares of the mix."""
+def coverage(name: str, draws: int, redraws: int, seed: int = 1, measured_steps: int = 0) -> dict[str, Coverage]:
+    """By quantity: totals, ratios, seconds and regrets of policies, and shares of the mix.
+
+    `measured_steps`: of the drawn ones; 0 for all.
+    """
     steps, functions = cost_functions()
     costs = functions[name]
     every = np.stack(list(costs.values()), axis=1)
     frame, rng, found = traffic.frame(steps, draws), np.random.default_rng(seed), {}
     for _ in range(redraws):
         drawn = frame.draw(rng)
+        if measured_steps:
+            parts = traffic_part.nested(drawn, steps.at(drawn.steps), int(rng.integers(1 << 30))).parts
+            drawn = next(part.drawn for part in parts if len(part.places) == measured_steps)
         noise = rng.lognormal(0, NOISE, (len(drawn.steps), every.shape[1], ROUNDS))
         measured = Measured(
             backends=tuple(costs), kinds=steps.kinds[drawn.steps], times_s=every[drawn.steps][:, :, None] * noise
@@ -131,8 +137,10 @@ def main(redraws: int) -> None:
     print("| cost of a step | draws | totals | ratios | policies | regrets | width of a regret | shares |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in NAMES:
-        for draws in DRAWS:
-            found = {key: each for key, each in coverage(name, draws, redraws).items() if each.holds}
+        for draws, measured_steps in (*((draws, 0) for draws in DRAWS), (max(DRAWS), min(DRAWS))):
+            every = coverage(name, draws, redraws, measured_steps=measured_steps)
+            found = {key: each for key, each in every.items() if each.holds}
+            number = f"{measured_steps} of {draws}" if measured_steps else str(draws)
             groups = (
                 [key for key in found if key.startswith("seconds of ") and key not in policies],
                 [key for key in found if key.startswith(("over", "one backend"))], policies,
@@ -140,12 +148,7 @@ def main(redraws: int) -> None:
             )  # fmt: skip
             lowest = [f"{100 * min(found[key].share for key in each):.1f} %" for each in groups]
             width = np.median(np.concatenate([found[key].widths for key in groups[3]]))
-            print(
-                "|",
-                " | ".join([name, str(draws), *lowest[:4], f"{100 * width:.1f} points", lowest[4]]),
-                "|",
-                flush=True,
-            )
+            print("|", " | ".join([name, number, *lowest[:4], f"{100 * width:.1f} points", lowest[4]]), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,12 @@ def test_one_backend_has_one_total_in_the_headline_and_in_the_table_of_backends(
 
 @pytest.mark.parametrize(
     ("hours", "words", "unit", "value"),
-    [(2, "take 5.00 s", "s", "4.998"), (0.02, "take 8 min 20 s", "min", "8.329"), (2e-4, "take 13.9 h", "h", "13.88")],
+    [
+        (2, "take 5.00 s", "s", "4.998"),
+        (0.02, "take 8 min 20 s", "min", "8.329"),
+        (0.001428, "take 116 min 40 s", "min", "116.7"),
+        (2e-4, "take 13.9 h", "h", "13.88"),
+    ],
 )
 def test_times_per_hour_have_the_unit_of_the_headline_in_every_table(answer, hours, words, unit, value):
     long = msgspec.structs.replace(answer, totals=msgspec.structs.replace(answer.totals, hours=hours))
