@@ -118,7 +118,7 @@ def _show(verified: Verification, as_json: bool, figures: bool, verbose: bool) -
         for text in failures.text(verified.results):
             print(text, file=sys.stderr)
     elif not as_json and any("trace" in result.facts or "log" in result.facts for result in verified.results):
-        print(f"next: {shlex.join(['attnbench', *sys.argv[1:], '-v'])} prints the traces", file=sys.stderr)
+        print(f"next: {shlex.join(['attnbench', *sys.argv[1:], '-v'])}  # prints the traces", file=sys.stderr)
     left = verified.planned - len(verified.results)
     if verified.ending.interrupted and left:
         rest = f"{left} of {verified.planned} cases are not verified" if verified.planned else "verified what is shown"

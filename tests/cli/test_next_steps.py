@@ -122,7 +122,7 @@ def test_verify_names_the_command_that_prints_the_traces(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["attnbench", "verify", "--set", "returns=out lse"])
     for results, shown in (
-        ([BAD], "next: attnbench verify --set 'returns=out lse' -v prints the traces\n"),
+        ([BAD], "next: attnbench verify --set 'returns=out lse' -v  # prints the traces\n"),
         ([OK], ""),
     ):
         verify._show(Verification(results=results, impossible=(), ending=Ending()), False, False, False)

@@ -44,6 +44,17 @@ def test_groups_go_from_the_cheapest_to_the_most_expensive():
     assert [group.problem.seq_q for group in groups] == [64, 512, 2048]
 
 
+def test_the_cheapest_cases_are_first_however_many_backends_share_their_group() -> None:
+    """Nine backends at a length of 512 take longer together than one at 1024: a budget cuts as few cases as it can."""
+    cells = [
+        (Cell(problem=Problem(seq_q=seq), mode=Mode.FWD), plan.arms_of(names, [CPU]))
+        for seq, names in ((1024, ("naive",)), (512, ("sdpa:math",) * 9))
+    ]
+    many, one = plan.make(cells, LIMITS).groups
+    assert (many.problem.seq_q, one.problem.seq_q) == (512, 1024)
+    assert many.seconds > one.seconds
+
+
 def test_a_backend_that_compiles_is_in_the_second_pass_with_the_reference():
     early, late = planned(Problem(seq_q=64), names=("flex", "naive")).groups
     assert ([arm.name for arm in early.arms], early.late) == (["naive"], False)
