@@ -147,7 +147,9 @@ def line(result: Result, arm: str) -> str:
     if result.reason:
         return f"{name}: {result.reason}"
     restarts = Restarts([result])
-    time_s, low_s, high_s = (METRICS[key].compute(restarts) for key in ("time_s", "time_low_s", "time_high_s"))
+    time_s, low_s, high_s, peak = (
+        METRICS[key].compute(restarts) for key in ("time_s", "time_low_s", "time_high_s", "peak_bytes")
+    )
     if time_s is None:
         return name
     spread = (high_s - low_s) / (2 * time_s) if time_s and low_s is not None and high_s is not None else None
@@ -156,6 +158,6 @@ def line(result: Result, arm: str) -> str:
         seconds(time_s),
         f"+-{percent(spread)}",
         rate(METRICS["flop_per_s"].compute(restarts), "FLOP/s"),
-        size(METRICS["peak_bytes"].compute(restarts)),
+        *([] if peak is None else [size(peak)]),  # it is measured in the first restarts alone
     ]
     return " ".join(parts)

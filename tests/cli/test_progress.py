@@ -17,7 +17,7 @@ from attnbench.engine.runner import Ending, Observer
 from attnbench.engine.sweep import Sweep
 from attnbench.engine.verify_only import Verification
 from attnbench.records.arm import Arm
-from attnbench.records.result import Result, Status
+from attnbench.records.result import Result, Status, sample
 from tests.samples import result
 
 
@@ -56,6 +56,13 @@ def test_a_line_of_a_gate_names_the_side(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split(" 1.00 ms")[0].rpartition("fwd ")[2] for line in shown] == [
         "naive base", "naive head", "naive control",
     ]  # fmt: skip
+
+
+def test_a_line_has_the_memory_where_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    timed = result([1e-3])
+    measured = replace(timed, samples={"time": timed.samples["time"], "peak_memory": sample("B", [2.0**20])})
+    shown = lines([replace(timed, samples={"time": timed.samples["time"]}), measured], attrgetter("name"), capsys)
+    assert [line.rpartition("FLOP/s")[2] for line in shown] == ["", " 1.00 MiB"]
 
 
 def test_refusals_of_the_plan_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
