@@ -165,7 +165,9 @@ def test_a_case_of_a_cluster_is_repeated_there(device: str, command: str, expect
     replace = msgspec.structs.replace
     results = [replace(line, arm=replace(line.arm, device=device)) for line in lines(head=1.5)]
     run = gated(*results, **sides)
-    run = replace(run, manifest=replace(run.manifest, command=command, nodes={"h": {}}, request={"suites": ["ci"]}))
+    run = replace(
+        run, manifest=replace(run.manifest, command=command, nodes={"h": {"hardware": "A"}}, request={"suites": ["ci"]})
+    )
     text = list(gate_verdicts.details(run, judgement.judge(run).verdicts))
     (repeat,) = [line.strip() for line in text if "repeat: " in line]
     words = " ".join(filter(None, ("repeat: attnbench gate ci --engine ray", expected, "--base-ref aaa --case")))
