@@ -203,10 +203,11 @@ def with_changed_state(
     """The reply with what the backend's code changed in this process; a failure if the times cannot be compared."""
     state = case.state
     state.take_back()
+    if state.objection and (isinstance(reply, RequestFailed) or reply.ok):  # it may be the cause of a failure
+        failure = f"; {reply.reason}" if isinstance(reply, RequestFailed) else ""
+        return RequestFailed(status=Status.ERROR, reason=state.objection + failure)
     if isinstance(reply, RequestFailed) or not state.changes:
         return reply
-    if reply.ok and state.objection:
-        return RequestFailed(status=Status.ERROR, reason=state.objection)
     reason = "" if reply.ok else reply.reason
     if reason and backends.is_file(case.case.backend):  # changes by libraries are not reported
         reason += f"; its code changed settings of the process: {'; '.join(state.changes)}"

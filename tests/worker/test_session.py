@@ -15,7 +15,7 @@ from attnbench.backends import torch_sdpa
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
 from attnbench.suite.readers import parse_score
-from attnbench.worker import memory_of_inputs, output_checks, process_settings, protocol, verification
+from attnbench.worker import memory_of_inputs, output_checks, process_settings, protocol, session, verification
 from attnbench.worker.session import WorkerSession
 
 
@@ -174,6 +174,16 @@ def test_a_kernel_that_sets_the_threads_in_every_call_is_an_error(tmp_path: Path
     driver = Driver(f"{tmp_path}/sets_threads.py:sets_threads", tmp_path)
     with pytest.raises(AssertionError, match="every call changes a setting that belongs to the arm: threads: 1 -> 2"):
         driver.verify()
+
+
+def test_a_setting_that_every_call_changes_is_named_with_the_failure_that_it_may_have_caused(tmp_path: Path) -> None:
+    driver = Driver("naive", tmp_path)
+    assert driver.verify().ok
+    case = driver.session._prepared_case()
+    case.state.objection = "every call changes a setting: threads"
+    failed = protocol.RequestFailed(status=Status.ERROR, reason="keeps 1.0 cores busy while idle")
+    reply = session.with_changed_state(failed, case)
+    assert reply.reason == "every call changes a setting: threads; keeps 1.0 cores busy while idle"
 
 
 def test_a_score_function_whose_file_sets_state_changes_no_reference(tmp_path: Path) -> None:
