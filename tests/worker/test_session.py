@@ -180,10 +180,11 @@ def test_a_setting_that_every_call_changes_is_named_with_the_failure_that_it_may
     driver = Driver("naive", tmp_path)
     assert driver.verify().ok
     case = driver.session._prepared_case()
-    case.state.objection = "every call changes a setting: threads"
+    case.state._changes_of_arm["threads"] = "1 -> 2"
     failed = protocol.RequestFailed(status=Status.ERROR, reason="keeps 1.0 cores busy while idle")
     reply = session.with_changed_state(failed, case)
-    assert reply.reason == "every call changes a setting: threads; keeps 1.0 cores busy while idle"
+    assert isinstance(reply, protocol.RequestFailed)
+    assert reply.reason.endswith("belongs to the arm: threads: 1 -> 2; keeps 1.0 cores busy while idle")
 
 
 def test_a_score_function_whose_file_sets_state_changes_no_reference(tmp_path: Path) -> None:
