@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from attnbench.machine import temporary_folders
 from attnbench.machine.temporary_folders import LOCK, owned_folder
 
 
@@ -30,3 +32,18 @@ def test_what_a_killed_process_left_is_removed_and_what_others_use_stays(tempora
         (temporary / name / LOCK).touch()
     with owned_folder("mine-") as first, owned_folder("mine-") as second:
         assert {path.name for path in temporary.iterdir()} == {first.name, second.name, "mine-begun", "other-left"}
+
+
+def test_another_process_takes_no_lock_that_the_owner_is_about_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(FileLock):
+        """Another process looks for abandoned folders when the file of the lock is there, but not yet locked."""
+
+        def _acquire(self) -> None:
+            monkeypatch.setattr(temporary_folders, "FileLock", FileLock)
+            Path(self.lock_file).touch()
+            with owned_folder("mine-"):
+                super()._acquire()
+
+    monkeypatch.setattr(temporary_folders, "FileLock", Interrupted)
+    with owned_folder("mine-") as folder:
+        assert (folder / LOCK).is_file()
