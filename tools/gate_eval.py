@@ -117,9 +117,17 @@ class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def verdicts(self) -> list[Verdict]:
         """The verdicts on time by the current rule."""
-        margins = Margins(factor=self.factor, resolution_s=self.resolution_s)
-        doubts = rule.doubts({f"{control.label}@{control.device}": control for control in self.controls}, margins)
-        return rule.verdicts([case.evidence for case in self.cases], margins, doubts)
+        doubts = rule.doubts({f"{control.label}@{control.device}": control for control in self.controls}, self._margins)
+        return rule.verdicts([case.evidence for case in self.cases], self._margins, doubts)
+
+    @property
+    def unfinished(self) -> int:
+        """How many cases have fewer restarts than the current rule asks for."""
+        return len(rule.next_step([case.evidence for case in self.cases], self._margins).cases)
+
+    @property
+    def _margins(self) -> Margins:
+        return Margins(factor=self.factor, resolution_s=self.resolution_s)
 
 
 def levels(number: int) -> dict[tuple[int, bool], int]:

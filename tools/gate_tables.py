@@ -10,13 +10,13 @@ import numpy as np
 from attnbench.analysis import stats
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import Over
-from attnbench.gate.significance import until_next_look
 from attnbench.records.result import Outcome, Verdict
 from tools import gate_simulation
 from tools.gate_eval import HEADS, MORE, Case, Gate
 from tools.rates import at_most, share, wilson
 
 RESAMPLED = 2000  # runs
+LOADED = 2.0  # on two cores
 BINS = ((0, 0.5), (0.5, 1), (1, 1.25), (1.25, 1.75), (1.75, 2.25), (2.25, 3), (3, math.inf))  # printed margins
 
 
@@ -44,17 +44,18 @@ def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
     restarts = [case.evidence.effects for gate in equal for case in gate.cases]
     plain = [stats.t_estimate(np.array(effects), Over.RESTARTS) for effects in restarts]
     plain_held = [each.low <= 0 <= each.high for each in plain if each.low is not None and each.high is not None]
-    cut = sum(v.outcome is Outcome.INCONCLUSIVE and bool(until_next_look(v.restarts)) for v in every)
+    cut, loaded = sum(gate.unfinished for gate in equal), sum(gate.load > LOADED for gate in equal)
     seconds = [gate.seconds for gate in equal]
     yield "| A/A: `attnbench gate ci --noop` | |\n|---|---:|"
     yield f"| real gate runs | {len(equal)} |"
+    yield f"| of them on a loaded machine (load average above {LOADED:g} when they began) | {loaded} |"
     yield f"| with any `regressed` | {red} ({at_most(red, len(equal))}) |"
     yield f"| resampled from them, signs of restarts at random: with any `regressed` | {again} of {RESAMPLED} |"
     yield f"| 95 % interval holds the truth, 0 | {share(sum(held), len(held))} |"
     yield f"| 95 % t interval without regard to looks holds it | {share(sum(plain_held), len(plain_held))} |"
     yield f"| restarts of a case | {min(map(len, restarts))} to {max(map(len, restarts))} |"
     yield f"| inconclusive cases | {loose} of {len(every)} ({wilson(loose, len(every))}) |"
-    yield f"| of them measured with fewer restarts than the rule asks for | {cut} |"
+    yield f"| cases with fewer restarts than the rule asks for | {cut} |"
     yield f"| margins | {100 * margins[0]:.1f} to {widest:.1f} %, median {middle:.1f} % |"
     yield f"| wall time of a run | median {np.median(seconds):.0f} s, longest {max(seconds):.0f} s |"
 
