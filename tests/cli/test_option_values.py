@@ -16,7 +16,7 @@ from attnbench.cli import app
 from attnbench.errors import AttnbenchError
 
 # What these hold is free text, or a name that only a later step can look up.
-FREE = {"TEXT", "CASE", "RUN", "RUN|NAME", "REF", "FINGERPRINT", "PYTHON", "FILE", "DIR", "PATH"}
+FREE = {"TEXT", "CASE", "RUN", "RUN|NAME", "REF", "MACHINE", "PYTHON", "FILE", "DIR", "PATH"}
 COUNTS = {"--seq", "--seq-q", "--seq-kv", "--batch", "--tokens", "--heads", "--kv-heads", "--head-dim", "--head-dim-v"}
 COUNTS |= {
     "--rounds",

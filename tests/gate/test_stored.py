@@ -203,6 +203,11 @@ def test_a_run_that_is_no_basis_is_refused(root: Path, results: list[Result], me
     assert baselines.save("main", stored_run, force=True).is_dir()
 
 
+def test_a_run_that_was_stopped_is_refused(root: Path) -> None:
+    with pytest.raises(UsageError, match="2 of 4 cases not measured"):
+        baselines.save("main", written(root, "first", restarts_of(), planned=4))
+
+
 def test_a_baseline_of_another_machine_stays_and_one_without_provenance_is_none(root: Path) -> None:
     baselines.save("main", written(root, "first", restarts_of()))
     other = baselines.save("main", written(root, "second", restarts_of(), fingerprint="other"))
