@@ -1,8 +1,12 @@
 """The user's files that a request names, copied into the folder that travels to the nodes."""
 
 import ast
+import io
+import os
 import re
 import shutil
+import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,6 +56,23 @@ def package(folder: Path) -> Path:
     shutil.copytree(here, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(shipped_folder(), copy / SHIPPED_SUITES)
     return copy
+
+
+def packed(folder: Path) -> bytes:
+    """The files of a folder as a zip archive."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder))
+    return archive.getvalue()
+
+
+def unpack(files: bytes, folder: Path) -> None:
+    """Unpack them into a folder; make it the working directory, from which this process and its workers import."""
+    zipfile.ZipFile(io.BytesIO(files)).extractall(folder)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def _copy(file: Path, folder: Path) -> None:

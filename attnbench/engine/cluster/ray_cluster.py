@@ -28,11 +28,23 @@ LOOPBACK = "127.0.0.2"
 MAX_NAMED = 5  # living nodes, in an error
 
 
-class RayCluster:
-    """The cluster that this process is connected to."""
+class RayProcess(SlotProcess):
+    """A slot process whose working directory holds its own copy of the files that travelled.
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    Ray unpacks a `working_dir` anew for each node, and takes it from the processes of other nodes on the same machine.
+    """
+
+    def __init__(self, files: bytes) -> None:
+        super().__init__()
+        self._folder = contextlib.ExitStack()
+        job_files.unpack(files, self._folder.enter_context(owned_folder("attnbench-node-")))
+
+
+class RayCluster:
+    """The cluster that this process is connected to. `files`: that travel, packed."""
+
+    def __init__(self, ray: Any, files: bytes) -> None:
+        self._ray, self._files = ray, ray.put(files)
 
     def nodes(self) -> list[ClusterNode]:
         return nodes.of_ray(self._ray.nodes())
@@ -44,7 +56,9 @@ class RayCluster:
         resources = {"num_gpus": 1, "num_cpus": max(1, int(node.cpus // node.gpus))} if node.gpus else {}
         options: dict[str, object] = {"num_cpus": int(node.cpus), "max_restarts": 0, "max_task_retries": 0, **resources}
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        process: Process = self._ray.remote(SlotProcess).options(scheduling_strategy=there, **options).remote()
+        process: Process = (
+            self._ray.remote(RayProcess).options(scheduling_strategy=there, **options).remote(self._files)
+        )
         return process
 
     def call(self, process: Process, method: str, *arguments: object) -> Reference:
@@ -78,7 +92,7 @@ def connected(address: str, files: Path) -> Iterator[RayCluster]:
     ray = _import(address)
     with owned_folder("attnbench-ray-") as folder:
         package = job_files.package(folder / "sent")
-        runtime = {"working_dir": str(files), "py_modules": [str(package)], "excludes": ["__pycache__"]}
+        runtime = {"py_modules": [str(package)], "excludes": ["__pycache__"]}
         where = _of_named(address) if address else _new_ray(str(folder))
         _look_shortly()
         log = folder / "connecting"
@@ -92,7 +106,7 @@ def connected(address: str, files: Path) -> Iterator[RayCluster]:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
             raise UsageError(not_connected(address, error, log.read_text(errors="replace"))) from error
         try:
-            yield RayCluster(ray)
+            yield RayCluster(ray, job_files.packed(files))
         finally:
             ray.shutdown()
 

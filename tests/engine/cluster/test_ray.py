@@ -30,7 +30,9 @@ pytestmark = [pytest.mark.workers, pytest.mark.slow]
 
 OTHER, LATE, LABELLED, SLOW = "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.6"
 KERNEL = """
-import time, torch
+import time
+from pathlib import Path
+import torch
 
 def attend(q, k, v, *, causal=False, scale=None):
     time.sleep(SECONDS)
@@ -113,14 +115,14 @@ def test_a_run_on_two_nodes_has_the_cases_of_a_local_run_and_a_kernel_that_only_
 def test_cases_of_a_killed_node_are_measured_by_others_and_a_node_that_joins_late_takes_some(
     cluster: RayNodes, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine.py").write_text(
-        KERNEL.replace("SECONDS", "0.05")
-    )  # so that the run outlasts the new node's start
-    command = Command(cluster, tmp_path, "--seq", "64..512:n20", "--mask", "none", "-b", "mine.py:attend")
+    there = tmp_path / "the late node has a result"  # until then calls take so long that the run goes on
+    (tmp_path / "mine.py").write_text(KERNEL.replace("SECONDS", f"0 if Path({str(there)!r}).exists() else 0.1"))
+    command = Command(cluster, tmp_path, "--seq", "64..512:n30", "--mask", "none", "-b", "mine.py:attend")
     command.wait_for_result(OTHER)
     cluster.kill(OTHER)
     cluster.start(LATE, "A")
     command.wait_for_result(LATE)
+    there.touch()
     run = command.run()
     assert once(run)
     assert {result.status for result in run.results} == {Status.OK}

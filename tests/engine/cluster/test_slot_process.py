@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,19 @@ def test_a_file_outside_the_working_directory_is_refused(tmp_path: Path, monkeyp
     for name in ("../mine.py", str(tmp_path / "mine.py")):
         with pytest.raises(UsageError, match="is named from outside the working directory"):
             job_files.collect(Request(backend=f"{name}:attend"), tmp_path / "here")
+
+
+def test_files_that_travel_are_the_working_directory_of_the_process_and_of_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sent" / "kernels").mkdir(parents=True)
+    (tmp_path / "sent" / "kernels" / "mine.py").write_text("NAME = 'mine'")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    job_files.unpack(job_files.packed(tmp_path / "sent"), tmp_path / "there")
+    assert Path("kernels/mine.py").read_text() == "NAME = 'mine'"
+    assert Path.cwd() == tmp_path / "there"
+    assert sys.path[0] == str(tmp_path / "there")
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(tmp_path / "there"), "elsewhere"]
