@@ -327,7 +327,10 @@ def test_a_folder_without_runs_and_a_missing_name_are_refused(tmp_path: Path) ->
         run_directory.resolve_all(["gone"], tmp_path)
 
 
-def test_a_folder_that_is_no_run_is_refused_where_one_run_is_needed(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused_where_one_run_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without results
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError) as caught:
         run_directory.resolve(str(tmp_path / "empty"), Path("results"))
