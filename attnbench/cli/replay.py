@@ -188,7 +188,7 @@ def replay(
     settings = study.ReplaySettings(trace=trace, model=model, seed=request.seed, **_values(arrivals, server))
     serving = study.serving_of(settings)
     if not sampling.simulate_only:
-        serving = replayed_steps.measured_with(serving, request)
+        serving = replayed_steps.measured_with(serving, request, sampling.out)
     for note in serving.cost.decoder.notes:
         print(f"attnbench: note: {note}", file=sys.stderr)
     with steps("simulating") as step:

@@ -33,7 +33,7 @@ from attnbench.records.result import Result, Status
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import jsonl
 from attnbench.report.terminal import failures
-from attnbench.studies import max_seq, replayed_steps
+from attnbench.studies import max_seq
 from attnbench.studies.max_seq import Longest
 from attnbench.units import parse_seconds, seconds
 
@@ -62,9 +62,8 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
 def _stored_request(directory: Path, request: Request, engine: str) -> Request:
     """The request of the run. Options that differ from it would be ignored without notice, so they are refused."""
     manifest = run_directory.read_manifest(directory)
-    if replayed_steps.REPLAY_TAG in manifest.tags:
-        first = manifest.command.partition("\n")[0]  # each part of a continued run adds its command
-        again = continuing(directory, shlex.split(first))
+    if run_directory.REPLAY_TAG in manifest.tags:
+        again = run_directory.continuing(manifest, directory)
         raise UsageError(f"--resume {directory}: it replays a trace; continue it with: {again}")
     stored = msgspec.convert(manifest.request, Request)
     if engine == "local" and (stored.hardware or manifest.on_cluster):
@@ -224,11 +223,9 @@ def measure_into(planned: Sweep, directory: Path | None, style: str) -> Finished
         return sweep.run(planned, watcher, directory=path, watch=watch, command=command())
 
 
-def continuing(path: Path, words: Sequence[str] = ()) -> str:
-    """The same command, or the one of these words, with the run directory."""
-    words = words or command()
-    named = any(word == "-o" or word.startswith("--out") for word in words)
-    return shlex.join(words if named else [*words, "--out", str(path)])
+def continuing(path: Path) -> str:
+    """The same command with the run directory."""
+    return run_directory.with_directory(command(), path)
 
 
 def with_value(words: Iterable[str], flags: Sequence[str], value: str = "") -> list[str]:

@@ -94,7 +94,7 @@ def files(folder: Path) -> set[str]:
 def _unpack(root: Path, commit: str, tree: Path, where: str) -> None:
     """Unpack the files of a commit. Raises UsageError where there are none, and where git cannot read them."""
     # Some versions of git write an archive of no files that tarfile cannot open.
-    if not _git("ls-tree", "--name-only", commit).strip():
+    if not _git("ls-tree", "--full-tree", "--name-only", commit).strip():
         raise UsageError(f"{where}: commit {commit[:12]} has no files; choose a commit with the code to compare with")
     archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=False)
     if archive.returncode:

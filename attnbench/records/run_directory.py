@@ -5,6 +5,7 @@ The version of the format is read before anything else is decoded. docs/formats.
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ VERSION = 1
 OLDEST = 1  # version that is still read
 MANIFEST, RESULTS = "run.json", "results.jsonl"
 NODE_TAG = "node"  # of a run on a single machine: its name
+REPLAY_TAG = "replay"  # of a run that measures steps of a trace: which replay it is
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -95,6 +97,20 @@ def engine_options(manifest: Manifest) -> list[str]:
         return []
     address = re.search(r"--address[ =](\S+)", manifest.command)
     return ["--engine", "ray", *(("--address", address[1]) if address else ())]
+
+
+def with_directory(words: Sequence[str], path: Path) -> str:
+    """A command with the run directory as --out, unless it names one."""
+    named = any(word == "-o" or word.startswith("--out") for word in words)
+    return shlex.join(words if named else [*words, "--out", str(path)])
+
+
+def continuing(manifest: Manifest, path: Path, name: str = "") -> str:
+    """The command that measures what a stopped run lacks. `name`: by which `run --resume` finds it."""
+    if REPLAY_TAG in manifest.tags:
+        first = manifest.command.partition("\n")[0]  # each part of a continued run adds its command
+        return with_directory(shlex.split(first), path)
+    return shlex.join(["attnbench", "run", "--resume", name or str(path), *engine_options(manifest)])
 
 
 class Run(msgspec.Struct, kw_only=True):

@@ -39,7 +39,7 @@ from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
 from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
 
-REPLAY_TAG = "replay"  # of the run: which replay it measures
+RATES_TAG = "replay rates"  # of the run: by which its steps were drawn
 DRAW_VERSION = 2  # of what is drawn and of its order: shards and parts of a run have the same
 FASTEST_ON_CPU = "sdpa:flash"
 CPU_BACKENDS = "naive,sdpa:math,sdpa:flash"  # that compile nothing for each batch
@@ -61,9 +61,15 @@ FIELDS = (
 )
 
 
-def measured_with(serving: Serving, request: sweep.Request) -> Serving:
-    """The same servers, with steps weighed by their time on the device and with the backends of the request."""
-    rates, once = measuring_rates(request), reads_prefix_once(request, serving.cost.decoder)
+def measured_with(serving: Serving, request: sweep.Request, out: Path | None = None) -> Serving:
+    """The same servers, with steps weighed by their time on the device and with the backends of the request.
+
+    A run in `out` keeps its rates: a calibration in the meantime would draw other steps.
+    """
+    manifest = run_directory.read_manifest(out) if out and (out / run_directory.MANIFEST).exists() else None
+    stored = manifest.tags.get(RATES_TAG) if manifest else None
+    rates = msgspec.json.decode(stored, type=Rates | None) if stored else measuring_rates(request)
+    once = reads_prefix_once(request, serving.cost.decoder)
     cost = msgspec.structs.replace(serving.cost, measuring=rates, prefix_once=once)
     return msgspec.structs.replace(serving, cost=cost)
 
@@ -179,7 +185,8 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def merged(runs: Sequence[Run]) -> TrafficAnswer | None:
     """The answer of shards of one replay, from the results of all; None unless they are, with the same draws."""
-    replays = {run.manifest.tags.get(REPLAY_TAG) for run in runs}
+    tags = (run.manifest.tags for run in runs)
+    replays = {(each.get(run_directory.REPLAY_TAG), each.get(RATES_TAG)) for each in tags}
     answer = traffic_answer.read(runs[0].path)
     if answer is None or answer.drawn is None or not answer.drawn.predicted_s or len(replays) > 1:
         return None
@@ -234,7 +241,8 @@ def plan_replay(
         problems_of(batches[int(step)], serving.cost.decoder, dtype=dtype, page_size=size) for step in drawn.steps
     )
     names = _backends(request, serving.cost.decoder, steps)
-    tagged = msgspec.structs.replace(request, backend=names, tags=request.tags | {REPLAY_TAG: tag})
+    tags = {run_directory.REPLAY_TAG: tag, RATES_TAG: msgspec.json.encode(serving.cost.measuring).decode()}
+    tagged = msgspec.structs.replace(request, backend=names, tags=request.tags | tags)
     order = tuple(traffic_part.nested(drawn, table.at(drawn.steps), settings.seed).order.tolist())
     planned = in_order(plan(tagged, steps), steps, order)
     return ReplayPlan(table=table, drawn=drawn, order=order, steps=steps, sweep=planned)
@@ -254,8 +262,12 @@ def _check_run(out: Path | None, tag: str) -> None:
     if out is None or not (out / run_directory.MANIFEST).exists():
         return
     tags = run_directory.read_manifest(out).tags
-    if tags.get(REPLAY_TAG) != tag:
-        held = f"the replay of {tags[REPLAY_TAG]}" if REPLAY_TAG in tags else "a run that is no replay"
+    if tags.get(run_directory.REPLAY_TAG) != tag:
+        held = (
+            f"the replay of {tags[run_directory.REPLAY_TAG]}"
+            if run_directory.REPLAY_TAG in tags
+            else "a run that is no replay"
+        )
         raise UsageError(f"--out {out}: it holds {held}, and this one is {tag}: use another --out, or the same options")
 
 

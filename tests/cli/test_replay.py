@@ -18,10 +18,11 @@ from attnbench.cli import running
 from attnbench.engine.runner import Ending
 from attnbench.engine.sweep import FinishedSweep, Request, Sweep
 from attnbench.errors import UsageError
-from attnbench.records import speeds
+from attnbench.records import run_directory, speeds
 from attnbench.records.result import Result
 from attnbench.studies import replay, replay_budget, replayed_steps, traffic_answer
 from attnbench.suite.serving.simulation import Serving, simulate
+from attnbench.suite.serving.step_cost import Rates
 from tests import samples
 from tests.report.canned import store
 from tests.suite.test_decoder_models import GPT_OSS_20B
@@ -95,10 +96,40 @@ def test_steps_share_the_prefixes_that_the_cache_holds_and_cascade_is_among_the_
 
 
 def test_a_replay_is_not_resumed_as_a_suite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tags, command = {replayed_steps.REPLAY_TAG: "r"}, "attnbench replay trace.jsonl --model config.json"
+    tags, command = {run_directory.REPLAY_TAG: "r"}, "attnbench replay trace.jsonl --model config.json"
     store(samples.run(tags=tags, command=f"{command}\n{command} --out run"), folder)  # continued once
     assert cli.invoke(["run", "--resume", "run"]) == 2
     assert f"--resume run: it replays a trace; continue it with: {command} --out run\n" in capsys.readouterr().err
+
+
+def test_a_replay_that_was_stopped_names_its_own_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "attnbench replay trace.jsonl --model config.json"
+    store(
+        samples.run(
+            samples.result([1.0] * 4, "naive"), planned=5, tags={run_directory.REPLAY_TAG: "r"}, command=command
+        ),
+        folder,
+    )
+    assert cli.invoke(["show", "run"]) == 0
+    assert f"next: {command} --out run\n" in capsys.readouterr().out
+    assert cli.invoke(["report", "run"]) == 0
+    report = (folder / "run" / "report" / "report.md").read_text()
+    assert f"{command} --out run" in report
+    assert "--resume" not in report
+
+
+def test_a_run_that_is_continued_draws_its_steps_by_the_rates_that_it_began_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, calibrated = (Rates(flop_per_s=1e11 / n, bytes_per_s=1e10 / 3) for n in (1, 7))
+    serving = replay.serving_of(replay.ReplaySettings(trace="chat", model=Path("config.json")))
+    monkeypatch.setattr(replayed_steps, "measuring_rates", lambda _: begun)
+    first = replayed_steps.measured_with(serving, Request())
+    tags = plan_of(first, count=4).sweep.request.tags
+    store(samples.run(tags=tags), folder)
+    monkeypatch.setattr(replayed_steps, "measuring_rates", lambda _: calibrated)
+    assert replayed_steps.measured_with(serving, Request(), Path("run")).cost.measuring == begun
+    assert replayed_steps.measured_with(serving, Request(), Path("new")).cost.measuring == calibrated
 
 
 @pytest.mark.usefixtures("folder")
@@ -157,6 +188,10 @@ def test_a_budget_that_is_too_short_for_an_answer_names_one_that_suffices(
         replay_budget.check(short)
     suggested = str(caught.value).partition("use --budget ")[2].partition(",")[0]
     replay_budget.check(with_budget(suggested))
+    needed_s = replay_budget.predicted_s(short, 4, (), speeds.Speeds())
+    replay_budget.check(with_budget(f"{0.51 * needed_s:.2f}s"))  # a prediction may be too high
+    with pytest.raises(UsageError, match="fewer are no answer"):
+        replay_budget.check(with_budget(f"{0.49 * needed_s:.2f}s"))
     # A run that is continued has measured some already.
     replay_budget.check(short, store(samples.run(), tmp_path))
 

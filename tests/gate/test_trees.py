@@ -219,6 +219,14 @@ def test_a_commit_that_gives_no_files_is_refused(
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
 
 
+def test_a_folder_that_the_commit_lacks_is_empty_there(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "new").mkdir()
+    monkeypatch.chdir(repository / "new")
+    with trees.of_ref("HEAD") as side:
+        here, root = map(Path, side.path)
+        assert (list(here.iterdir()), (root / "kernels" / "kernel.py").read_text()) == ([], "two")
+
+
 def test_the_files_of_a_tree_travel_without_those_that_git_ignores(repository: Path, tmp_path: Path) -> None:
     (repository / ".gitignore").write_text("build/\n")
     for name in ("build/large", "kernels/new.py"):

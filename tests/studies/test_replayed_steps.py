@@ -18,6 +18,7 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.requests import RequestSize
 from attnbench.engine.sweep import Request
 from attnbench.errors import UsageError
+from attnbench.records import run_directory
 from attnbench.records.result import Cause, Result, Status, sample
 from attnbench.records.run_directory import Run
 from attnbench.studies import replayed_steps, traffic_answer
@@ -275,7 +276,7 @@ def shards(folder: Path, **tags: str) -> tuple[traffic_answer.TrafficAnswer, lis
 
     runs = []
     for name, part in (("a", results[:4]), ("b", results[4:])):
-        run = samples.run(*part, tags={replayed_steps.REPLAY_TAG: "r"} | tags)
+        run = samples.run(*part, tags={run_directory.REPLAY_TAG: "r"} | tags)
         runs.append(msgspec.structs.replace(run, path=folder / name))
         store(runs[-1], folder)
         traffic_answer.write(answer(part), folder / name)

@@ -61,7 +61,7 @@ def _of_run(run: Run, rows: Sequence[Row]) -> Iterator[Advice]:
         text = f"{noisy} of {counted(len(timed), 'time')} {verb} noisy. Measure again on an idle machine{decided}."
         yield Advice(text, _with_restarts(run))
     cut = sum(map(missing.cut, rows))
-    resume = shlex.join(["attnbench", "run", "--resume", spelled(run), *run_directory.engine_options(run.manifest)])
+    resume = run_directory.continuing(run.manifest, run.path, spelled(run))
     if unmeasured := run.unmeasured:
         verb = "is" if unmeasured == 1 else "are"
         text = f"{unmeasured} of {counted(run.manifest.planned, 'case')} {verb} not measured: the run has not ended."

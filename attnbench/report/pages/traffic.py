@@ -31,6 +31,8 @@ def _text(answer: TrafficAnswer) -> Iterator[str]:
     options = ", ".join(f"{name} {value}" for name, value in answer.options.items())
     source = " and ".join(filter(None, (answer.trace, answer.model)))
     measured = f"measured, and {answer.unmeasured} more drawn" if answer.partial else "drawn and measured"
+    if answer.unsound:
+        measured = f"drawn, and {answer.totals.drawn - answer.unmeasured} measured"
     yield (
         f"{source + ': ' if source else ''}{counted(answer.steps, 'step')} in {number(answer.totals.hours)} h of "
         f"traffic, of which {answer.totals.drawn} were {measured} (seed {answer.seed}). {options}".strip()
