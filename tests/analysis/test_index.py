@@ -280,8 +280,9 @@ def test_full_disk_leaves_an_index_in_memory_and_no_draft(two: tuple[Path, Path]
         "sys.exit(invoke(['query', 'SELECT count(*) AS n FROM results', sys.argv[1], '--json']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(two[0].parent)], capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, "-B", "-c", program, str(two[0].parent)],  # -B: Python would store modules cut off at the limit
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == '{"n":4}\n'
     assert "the index is in memory, because it cannot be stored: " in done.stderr

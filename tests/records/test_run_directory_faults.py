@@ -25,7 +25,7 @@ def script(body: str, *arguments: object, **options: Any) -> subprocess.Popen[st
     text = "import os, resource, sys\nfrom tests.records.test_run_directory import *\n" + textwrap.dedent(body)
     surroundings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
-        [sys.executable, "-c", text, *map(str, arguments)],
+        [sys.executable, "-B", "-c", text, *map(str, arguments)],  # -B: a limit of file sizes would cut modules off
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -175,7 +175,10 @@ def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
         RunWriter(tmp_path, manifest())
 
 
-def test_a_disk_without_room_for_the_lock_leaves_the_directory_unlocked(tmp_path: Path) -> None:
+def test_a_disk_without_room_for_the_lock_leaves_the_directory_unlocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a module that is imported meanwhile
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
