@@ -280,7 +280,7 @@ def test_full_disk_leaves_an_index_in_memory_and_no_draft(two: tuple[Path, Path]
         "sys.exit(invoke(['query', 'SELECT count(*) AS n FROM results', sys.argv[1], '--json']))"
     )
     done = subprocess.run(
-        [sys.executable, "-B", "-c", program, str(two[0].parent)],  # -B: Python would store modules cut off at the limit
+        [sys.executable, "-B", "-c", program, str(two[0].parent)],  # -B: modules would be stored cut off
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
