@@ -162,7 +162,8 @@ def test_environment_page_names_every_variable_of_the_package(capsys: pytest.Cap
     assert max(map(len, text.splitlines())) <= 80
     sources = "".join(file.read_text() for file in PACKAGE.rglob("*.py"))
     read = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', sources)) | set(re.findall(r'"(ATTNBENCH_\w+)"', sources))
-    outside = {"LD_PRELOAD", "OMP_WAIT_POLICY", "ATEN_CPU_CAPABILITY"}  # of other programs, stored with a run
+    # Of other programs: stored with a run, or passed on to workers.
+    outside = {"LD_PRELOAD", "OMP_WAIT_POLICY", "ATEN_CPU_CAPABILITY", "PYTHONPATH"}
     assert {"NO_COLOR", "CI", "ATTNBENCH_RESULTS"} <= read
     assert not {name for name in read - outside if name not in text}
 
