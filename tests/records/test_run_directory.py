@@ -443,15 +443,3 @@ def test_a_directory_without_a_run_holds_no_keys(tmp_path: Path) -> None:
     directory = stored(tmp_path / "run", result(64), result(128, status=Status.CRASHED))
     assert run_directory.stored_keys(directory, retry_failed=False) == {result(64).key, result(128).key}
     assert run_directory.stored_keys(directory, retry_failed=True) == {result(64).key}
-
-
-def test_a_replay_is_continued_by_its_first_command_and_other_runs_by_their_name() -> None:
-    first = "attnbench replay 'a trace' --model config.json"
-    tags = {run_directory.REPLAY_TAG: "which"}
-    path = Path("results/run")
-    for command in (first, f"{first}\n{first} --out results/run", f"{first} --out results/run"):
-        assert run_directory.continuing(manifest(tags=tags, command=command), path) == f"{first} --out results/run"
-    named = manifest(tags=tags, command=f"{first} -o elsewhere")
-    assert run_directory.continuing(named, path) == f"{first} -o elsewhere"
-    assert run_directory.continuing(manifest(), path) == "attnbench run --resume results/run"
-    assert run_directory.continuing(manifest(), path, "last") == "attnbench run --resume last"

@@ -10,7 +10,7 @@ import pytest
 
 from attnbench.records import results_file, run_directory
 from attnbench.records.result import Procedure, Status
-from tests.records.test_run_directory import result, stored
+from tests.records.test_run_directory import manifest, result, stored
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -31,3 +31,15 @@ def test_a_run_that_was_stopped_lacks_cases_and_restarts(
     assert msgspec.structs.replace(run, manifest=gate).unmeasured == 0
     complete = [*results, result(16, restart=1, procedure=twice)]
     assert run_directory.read(stored(tmp_path / "whole", *complete, planned=4, **fields)).unmeasured == 0
+
+
+def test_a_replay_is_continued_by_its_first_command_and_other_runs_by_their_name() -> None:
+    first = "attnbench replay 'a trace' --model config.json"
+    tags = {run_directory.REPLAY_TAG: "which"}
+    path = Path("results/run")
+    for command in (first, f"{first}\n{first} --out results/run", f"{first} --out results/run"):
+        assert run_directory.continuing(manifest(tags=tags, command=command), path) == f"{first} --out results/run"
+    named = manifest(tags=tags, command=f"{first} -o elsewhere")
+    assert run_directory.continuing(named, path) == f"{first} -o elsewhere"
+    assert run_directory.continuing(manifest(), path) == "attnbench run --resume results/run"
+    assert run_directory.continuing(manifest(), path, "last") == "attnbench run --resume last"
