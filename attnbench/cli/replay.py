@@ -147,7 +147,7 @@ class Sampling(OptionGroup, frozen=True, kw_only=True):
     options.backend_option("auto on a GPU, and on a CPU those that compile nothing for each batch"),
     options.DEVICE, options.BACKEND_PYTHON,
     options.DTYPE.but(help="Dtype: fp32, tf32, fp16, bf16 or fp8_e4m3; by default fp32 on a CPU, else the model's."),
-    options.BUDGET.but(help="Time limit of the measurement: 45s or 5m, 0 for no limit; 5m by default."),
+    options.BUDGET.but(default="4m", help="Time limit of the measurement: 45s or 5m, 0 for no limit."),
     options.ROUNDS.but(default="5..10"), options.TIMEOUT, options.MEM_LIMIT, options.SHARD,
     options.SEED.but(help="Random seed of arrivals, of the steps that are drawn, and of inputs."),
 )  # fmt: skip
