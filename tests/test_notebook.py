@@ -44,6 +44,13 @@ def test_a_plot_names_what_it_does_not_know(stored_run: Path) -> None:
     assert picture._repr_svg_().startswith("<svg")
 
 
+def test_a_plot_is_saved_by_a_path_or_its_text(stored_run: Path, tmp_path: Path) -> None:
+    picture = attnbench.load(stored_run).plot()
+    for file in (tmp_path / "path.svg", tmp_path / "text.svg"):
+        picture.save(str(file) if file.stem == "text" else file)
+        assert file.read_text() == picture._repr_svg_()
+
+
 @pytest.mark.slow  # it judges no time, so it need not run alone
 def test_the_example_runs_from_top_to_bottom(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")

@@ -109,7 +109,7 @@ def gate(
 ) -> int:
     """Compare two versions of a project: what regressed.
 
-    Measures base and head side by side over worker restarts, and confirms apparent changes on fresh restarts.
+    Measures base and head side by side over worker restarts, until every case is decided or too noisy.
 
     Exit codes: 0 ok, 1 regressed, 3 inconclusive, 4 not comparable, 5 wrong, failed or vanished, 6 nothing measured.
     """

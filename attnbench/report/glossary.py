@@ -38,7 +38,7 @@ TERMS: dict[str, str] = {
         "same-dtype reference, or in a gate of a time from that of base, for example 2 %."
     ),
     "margin": (
-        "The slowdown from which a gate calls a case regressed: the largest of the tolerance, the resolution of the "
-        "timer and 1.25 times the noise floor of the case, for example 2.8 %."
+        "The smallest slowdown that a gate would call a change after all its restarts: the tolerance, or the "
+        "resolution of the timer if that is larger, plus what the noise of the case may add, for example 2.8 %."
     ),
 }

@@ -72,8 +72,8 @@ _AXES = (
         name="seq", summary="Sequence lengths of self-attention: 512,1k or 512..16384.", read=integers, option=True,
         replaces=("seq_q", "seq_kv", "lengths", "requests"), value=_longest,
         values=(
-            "integers: the lengths of self-attention, both `seq_q` and `seq_kv`; beside one of these two it sets "
-            "the other"
+            "integers: the lengths of self-attention, both `seq_q` and `seq_kv`; if one of these two is given too, "
+            "the other one"
         ),
         default="one of `seq`, `seq_q`, `lengths`, `requests` is needed",
     ),
@@ -142,8 +142,8 @@ _AXES = (
         read=readers.texts(readers.score), written=Words, option=True, usual="dot", names=readers.score_names,
         value=lambda problem: readers.spell_score(problem.score),
         values=(
-            "words: `dot`, `dot:softcap=30`, `dot:scale=1:softcap=30`, `dot:temperature=2`; `cosine`, `bilinear`, "
-            "`additive`, or `file.py:function`, with the same keys"
+            "words: `dot`, `cosine`, `bilinear`, `additive`, or `file.py:function`, each with optional keys: "
+            "`dot:softcap=30`, `dot:scale=1:softcap=30`, `dot:temperature=2`"
         ),
     ),
     *(
@@ -162,8 +162,8 @@ _AXES = (
         read=readers.grammar("biases"), written=Words, option=True,
         names=readers.examples("biases", "BIASES", "none"), value=attrgetter("score.bias"),
         values=(
-            "words: `none`, `alibi`, `t5`, `xl`, `shaw:CLIP`, `span:SIZE:RAMP`, `edge:TYPES`; with the suffix "
-            "`:dense` it is passed as a tensor"
+            "words: `none`, `alibi`, `t5`, `xl`, `shaw:CLIP`, `span:SIZE:RAMP`, `edge:TYPES`; the suffix `:dense` "
+            "passes the bias as a tensor"
         ),
         default="`none`",
     ),
@@ -209,17 +209,17 @@ _AXES = (
         read=member("KvDtype", "format of keys and values"), written=Words, usual="same",
         names=lambda: problem_enum("KvDtype"),
         values=(
-            "words: `same`; `int8`, `fp8_e4m3`, with one scale for each token and head; `int8:tensor`, "
-            "`fp8_e4m3:tensor`, with one for k and one for v; `nvfp4`, 4 bits with a scale for 16 numbers: the format "
-            "of a cache of k and v; simulated: the call gets the values after the round trip"
+            "words, the format of the cache of k and v: `same` as q; `int8`, `fp8_e4m3`, with one scale for each token "
+            "and head; `int8:tensor`, `fp8_e4m3:tensor`, with one for k and one for v; `nvfp4`, 4 bits with a scale "
+            "for 16 numbers. Simulated: the call gets values that were quantised and dequantised"
         ),
     ),
     Axis(
         name="kv", summary="Kinds of KV cache: none for separate k and v, latent:512+64.",
         read=readers.texts(readers.kv), written=Words, usual="none", names=lambda: ("none", "latent:512+64"),
         values=(
-            "words: `none`, separate k and v; `latent:512+64`, one vector for each token, of which 512 numbers make "
-            "the keys and values of all heads, and 64 are the part of every key with RoPE"
+            "words: `none`, separate k and v; `latent:512+64`, one vector for each token: 512 numbers from which the "
+            "keys and values of all heads are computed, and 64 that are the part of every key with RoPE"
         ),
     ),
     Axis(
@@ -241,8 +241,9 @@ _AXES = (
         read=readers.ragged, written=Words, value=_requests,
         replaces=("seq", "seq_q", "seq_kv", "batch", "tokens", "requests"),
         values=(
-            'words: the lengths of one ragged batch joined by `-`, as `"300-200-12"`; `lognormal:mean=1k:cv=1:n=64`; '
-            "`file:lengths.txt`, one in each line: `requests` with as many queries as keys; the mask is as without them"
+            'words, the lengths of one ragged batch: `"300-200-12"`; `lognormal:mean=1k:cv=1:n=64`; '
+            "`file:lengths.txt`, with one in each line. They are `requests` with as many queries as keys; the default "
+            "of `mask` stays"
         ),
         default="no ragged batch",
     ),
@@ -251,8 +252,9 @@ _AXES = (
         read=readers.texts(readers.requests), written=Words, option=True, value=_requests,
         replaces=("seq", "seq_q", "seq_kv", "batch", "tokens", "lengths"),
         values=(
-            "words: segments joined by `_`, each an optional count, `q` and the queries of a request, and `s` and all "
-            "its keys unless they are as many: `2q2k_32q1s1k`; `k` is 1024; the mask is causal unless it is given"
+            "words, batches of requests: segments joined by `_`, each with an optional number of requests, `q` with "
+            "their queries, and `s` with their keys, if these are not as many: `2q2k_32q1s1k`; `k` is 1024 "
+            "(docs/serving.md). The default of `mask` is `causal`"
         ),
         default="no requests",
     ),
@@ -260,9 +262,9 @@ _AXES = (
         name="shared_prefix", summary="First keys that requests share: 2k:8.",
         read=readers.texts(readers.shared_prefix), written=Words, usual="none",
         values=(
-            "words: `none`; `2k:8`: the first 2048 keys of every 8 consecutive `requests` are the same, of those with "
-            "as many keys before their queries; `2k:8_0:2_512:3`: groups of consecutive requests; with `page_size` "
-            "they are in the same pages, whole ones alone"
+            "words: `none`; `2k:8`: every 8 consecutive `requests` with 2048 keys before their queries have these keys "
+            "in common; `2k:8_0:2_512:3`: the groups one by one. With `page_size` they share whole pages "
+            "(docs/serving.md)"
         ),
     ),
     Axis(

@@ -50,8 +50,9 @@ class Picture:
     def _repr_svg_(self) -> str:
         return self.text
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write .svg, .png or .pdf. Raises UsageError for another ending, StoreError if the file cannot be written."""
+        path = Path(path)
         format_ = path.suffix.removeprefix(".")
         if format_ not in FORMATS:
             raise UsageError(f"{path}: ends with none of .{', .'.join(FORMATS)}")

@@ -46,7 +46,7 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 
 def offset(tensor: Tensor) -> Tensor:
-    """The first number is one place behind an aligned address."""
+    """The tensor starts one number after an aligned address."""
     return tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
 
 
@@ -56,7 +56,7 @@ def _viewed(case: PreparedCase, view: Callable[[Tensor], Tensor]) -> Judged:
 
 
 def expanded(case: PreparedCase) -> Judged:
-    """All key heads, or all sequences where there is one head, are one in memory: a stride of 0."""
+    """All key heads (with one head, all sequences) are the same memory: a stride of 0."""
     _tensors(case)
     original = outcome.own_inputs(case)
     axis = next((axis for axis in (1, 0) if original.k.shape[axis] > 1), None)
