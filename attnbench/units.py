@@ -115,25 +115,25 @@ def whole_percent(value: float | None) -> str:
 
 def change(value: float | None) -> str:
     """Format a relative change, as +4.2 %, and one of more than 200 % as the ratio, as 38x; None as a dash."""
-    return "-" if value is None else _shown_as(value)(value)
+    return "-" if value is None else changes_format(value)(value)
 
 
 def changes(values: Sequence[float]) -> list[str]:
     """Format relative changes in one unit: that of the largest."""
-    return list(map(_shown_as(max(values)), values))
+    return list(map(changes_format(max(values)), values))
 
 
 def change_and_interval(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
     """Format a relative change and, in its unit, the interval, which is empty where an end is None."""
     if value is None or low is None or high is None:
         return change(value), ""
-    show = _shown_as(value)
+    show = changes_format(value)
     return show(value), between(show(low), show(high))
 
 
-def _shown_as(value: float) -> Callable[[float], str]:
-    """How a relative change and others beside it are formatted: in percent, or as ratios."""
-    return (lambda other: factor(1 + other)) if value > MAX_PERCENT else _signed_percent
+def changes_format(largest: float) -> Callable[[float], str]:
+    """How relative changes beside each other are formatted: in percent, or as ratios."""
+    return (lambda other: factor(1 + other)) if largest > MAX_PERCENT else _signed_percent
 
 
 def _signed_percent(value: float) -> str:

@@ -30,14 +30,16 @@ class Condition(NamedTuple):
 
 
 def sentence(results: Sequence[Result]) -> str:
-    """`all 6 failures have seq_kv > 128; no case of this backend that is ok has`; empty if nothing separates them."""
+    """`all 6 failures have seq_kv > 128, and no right case of this backend has it`; empty if nothing separates them."""
     failed = [values(result) for result in results if result.status.failed]
     passed = [values(result) for result in results if result.status is Status.OK]
     conditions = separating(failed, passed) if len(failed) >= MIN_FAILED and passed else []
     if not conditions:
         return ""
-    shown = " and ".join(condition.text for condition in conditions[:MAX_SHOWN])
-    return f"all {len(failed)} failures have {shown}; no case of this backend that is ok has"
+    shown = conditions[:MAX_SHOWN]
+    both = " and ".join(condition.text for condition in shown)
+    it = "it" if len(shown) == 1 else "any of these"
+    return f"all {len(failed)} failures have {both}, and no right case of this backend has {it}"
 
 
 def values(result: Result) -> dict[str, object]:

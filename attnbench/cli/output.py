@@ -31,6 +31,7 @@ from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width, wrap
 from attnbench.units import about, counted, seconds, size
 
+_BEYOND = "beyond the budget"
 _LINES = 1000  # of a plan that are written at once
 _REASONS = 3  # of refused cases that are shown where nothing is measured
 
@@ -184,8 +185,9 @@ def headline(sweep: Sweep, rest: Rest) -> None:
     """
     print(" · ".join([f"attnbench {__version__}", *_machine(sweep)]), file=sys.stderr)
     devices = ", ".join(device.text for device in sweep.devices)
+    fitting = "" if rest.within is None else f"; about {counted(rest.within, 'case')} fit"
     print(
-        f"suite {sweep.name} · {case_counts(sweep, rest)} · {devices} · {predicted(sweep, rest.seconds)}",
+        f"suite {sweep.name} · {case_counts(sweep, rest)} · {devices} · {predicted(sweep, rest.seconds)}{fitting}",
         file=sys.stderr,
     )
     for python in dict.fromkeys(filter(None, (arm.python for arm in sweep.plan.arms))):
@@ -253,24 +255,23 @@ def _refusals(sweep: Sweep) -> str:
 def show_plan(sweep: Sweep, format_: str, origins: Mapping[str, str]) -> None:
     """Print every case with its predicted time and memory, every refusal with its reason, then the totals."""
     as_json = format_ == "jsonl"
-    for chunk in batched(_plan_lines(sweep, as_json), _LINES):
+    fitting = {group.id for group in sweep.plan.within(sweep.settings.budget_s, sweep.settings.speeds)}
+    for chunk in batched(_plan_lines(sweep, fitting, as_json), _LINES):
         print("\n".join(chunk))
-    _sums(sweep, as_json)
+    _sums(sweep, fitting, as_json)
     for name, origin in origins.items():
         print(f"{name}: {origin}", file=sys.stderr)
 
 
-def _plan_lines(sweep: Sweep, as_json: bool) -> Iterator[str]:
-    spent = 0.0
+def _plan_lines(sweep: Sweep, fitting: Collection[str], as_json: bool) -> Iterator[str]:
     for group in sweep.plan.groups:
-        spent += group.seconds * sweep.settings.restarts
-        late = sweep.settings.budget_s is not None and spent > sweep.settings.budget_s
-        label, beyond = problem_label(group.problem, group.mode), "  beyond the budget" if late else ""
+        label, beyond = problem_label(group.problem, group.mode), "" if group.id in fitting else _BEYOND
+        end = f"  {beyond}" if beyond else ""
         for arm, call_s, peak in zip(group.arms, group.calls_s, group.peaks_bytes, strict=True):
             if as_json:
-                yield _case(group.case(arm), arm.id, "planned", "", call_s, peak)
+                yield _case(group.case(arm), arm.id, "planned", beyond, call_s, peak)
             else:
-                yield f"{label} {arm.backend}@{arm.device}  ~{about(call_s)}  {size(peak)}{beyond}"
+                yield f"{label} {arm.backend}@{arm.device}  ~{about(call_s)}  peak {size(peak)}{end}"
     for refusal in sweep.plan.refusals:
         case, status, reason = refusal.case, refusal.status.value, refusal.reason
         text = f"{case.label}@{refusal.arm.device}  {status}: {reason}"
@@ -280,18 +281,23 @@ def _plan_lines(sweep: Sweep, as_json: bool) -> Iterator[str]:
         yield jsonl.line(record) if as_json else f"{cell}  skipped: {reason}"
 
 
-def _sums(sweep: Sweep, as_json: bool) -> None:
+def _sums(sweep: Sweep, fitting: Collection[str], as_json: bool) -> None:
     counts = Counter(refusal.status.value for refusal in sweep.plan.refusals)
     planned = sum(len(group.arms) for group in sweep.plan.groups)
+    within = sum(len(group.arms) for group in sweep.plan.groups if group.id in fitting)
     counts["skipped"] += len(sweep.plan.impossible)
     needed = sweep.plan.seconds * sweep.settings.restarts
     if as_json:
-        totals = {"type": "summary", "cases": sweep.plan.cases, "planned": planned, "refused": dict(counts)}
+        cases = {"cases": sweep.plan.cases, "planned": planned, "within_budget": within, "refused": dict(counts)}
         budget_s, times_from = sweep.settings.budget_s, sweep.plan.times_from
-        print(jsonl.line({**totals, "least_s": needed, "budget_s": budget_s, "times_from": times_from}))
+        times = {"least_s": needed, "budget_s": budget_s, "times_from": times_from}
+        print(jsonl.line({"type": "summary", **cases, **times}))
         return
     refused = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
-    print(f"{planned} of {sweep.plan.cases} cases to measure, refused: {refused}")
+    counted_cases = f"{planned} of {sweep.plan.cases} cases to measure"
+    if within < planned:
+        counted_cases += f", about {within} of them within the budget"
+    print(f"{counted_cases}; refused: {refused}")
     if not planned:
         print(predicted(sweep, needed))
         return

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from attnbench.units import counted
+
 if TYPE_CHECKING:
     from attnbench.records.arm import Arm
     from attnbench.records.result import Result
@@ -65,28 +67,39 @@ class Silent:
 
 
 class Plain(Silent):
-    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s 5.2 MiB`.
+    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s peak 5.2 MiB`.
 
-    The refusals of the plan are one line: tables show their reasons.
+    The refusals of the plan are one line: tables show their reasons. Cases that were skipped have a line for each
+    reason, at the end.
     """
 
-    _refused = 0  # without a line yet
+    def __init__(self, total: int, name_of: NameOf | None = None) -> None:
+        super().__init__(total, name_of)
+        self._refused = 0  # without a line yet
+        self._skipped: dict[str, set[tuple[str, str]]] = {}  # case and arm, by reason
 
     def __exit__(self, *_: object) -> None:
         self._print_refused()
+        for reason, cases in self._skipped.items():
+            self._print(f"{counted(len(cases), 'case')} skipped: {reason}")
 
     def result(self, result: Result, remaining_s: float) -> None:
+        from attnbench.records.result import Status
+
         if not result.group:  # of the plan
             super().result(result, remaining_s)
             self._refused += 1
             return
         self._print_refused()
         super().result(result, remaining_s)
-        self._print(line(result, self.name_of(result.arm)))
+        if result.status is Status.SKIPPED:
+            self._skipped.setdefault(result.reason, set()).add((result.case.id, result.arm.id))
+        else:
+            self._print(line(result, self.name_of(result.arm)))
 
     def _print_refused(self) -> None:
         if self._refused:
-            self._print("1 case refused" if self._refused == 1 else f"{self._refused} cases refused")
+            self._print(f"{counted(self._refused, 'case')} refused")
         self._refused = 0
 
     def _print(self, text: str) -> None:
@@ -148,16 +161,17 @@ def line(result: Result, arm: str) -> str:
         return f"{name}: {result.reason}"
     restarts = Restarts([result])
     time_s, low_s, high_s, peak = (
-        METRICS[key].compute(restarts) for key in ("time_s", "time_low_s", "time_high_s", "peak_bytes")
+        METRICS[key].compute(restarts) for key in ("time_s", "time_low_s", "time_high_s", "total_bytes")
     )
     if time_s is None:
         return name
+    of_process = " of the process" if "memory_method" in result.facts else ""  # else of torch's allocator
     spread = (high_s - low_s) / (2 * time_s) if time_s and low_s is not None and high_s is not None else None
     parts = [
         name,
         seconds(time_s),
         f"+-{percent(spread)}",
         rate(METRICS["flop_per_s"].compute(restarts), "FLOP/s"),
-        *([] if peak is None else [size(peak)]),  # it is measured in the first restarts alone
+        *([] if peak is None else [f"peak {size(peak)}{of_process}"]),  # it is measured in the first restarts alone
     ]
     return " ".join(parts)

@@ -1,5 +1,6 @@
 """`attnbench recommend`: the best backend by shape, and the cost of one fixed choice."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +65,8 @@ def recommend(
     valid_s = units.parse_age(expires, "--expires")
     rows, manifest = _rows(runs or ["last"], machine)
     table = dispatch(rows, ceilings_by_device(manifest), dispatch_table.origin(manifest, valid_s))
+    if left_out := (every := len({(row.device, row.mode, row.problem) for row in rows})) - len(table.choices):
+        print(f"{left_out} of {units.counted(every, 'problem')} left out: no time to compare", file=sys.stderr)
     text = msgspec.json.format(msgspec.json.encode(table), indent=2)
     if out:
         with writing(out):

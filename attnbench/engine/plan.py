@@ -60,6 +60,7 @@ class Rest(NamedTuple):
     cases: int
     results: int  # one for each case and restart; a refusal has one for all restarts
     seconds: float  # predicted
+    within: int | None = None  # cases that the budget suffices for, by prediction; None where it does for all
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +117,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             rest_s += sum(forecast.groups_s(group for group in groups if not group.seconds))
             rest_s += forecast.start_s(arms.values(), len(resources.available_cores()))
         return Rest(cases, results, rest_s)
+
+    def within(self, budget_s: float | None, speeds: Speeds) -> list[Group]:
+        """The groups that a budget suffices for in one restart, by prediction; workers start for their first group."""
+        if budget_s is None:
+            return list(self.groups)
+        forecast, cores = Forecast(speeds), len(resources.available_cores())
+        started: dict[str, Arm] = {}
+        fitting, start_s, spent_s = [], 0.0, 0.0
+        for group in self.groups:
+            arms = {arm.id: arm for arm in (*group.arms, *group.borrowed)}
+            needed = started | arms if arms.keys() - started.keys() else started
+            needed_s = start_s if needed is started else forecast.start_s(needed.values(), cores)
+            group_s = group.seconds or forecast.group_s(group)
+            if spent_s + group_s + needed_s <= budget_s:
+                started, start_s, spent_s = needed, needed_s, spent_s + group_s
+                fitting.append(group)
+        return fitting
 
     @property
     def seconds(self) -> float:

@@ -144,8 +144,17 @@ def plan_limits(settings: RunSettings) -> PlanLimits:
 
 def rest(sweep: Sweep, directory: Path | None = None, retry_failed: bool = False) -> Rest:
     """What a run of the sweep into this directory measures."""
+    settings = sweep.settings
     done = run_directory.stored_keys(directory, retry_failed) if directory else frozenset()
-    return sweep.plan.rest(done, range(sweep.settings.restarts), sweep.settings.speeds)
+    left = sweep.plan.rest(done, range(settings.restarts), settings.speeds)
+    if settings.budget_s is None or left.seconds <= settings.budget_s:
+        return left
+    planned = sweep.plan.left(done, range(settings.restarts))
+    fitting, every = (
+        sum(len(group.arms) for group in groups)
+        for groups in (planned.within(settings.budget_s, settings.speeds), planned.groups)
+    )
+    return left._replace(within=fitting if fitting < every else None)
 
 
 def run(

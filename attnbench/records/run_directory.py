@@ -108,7 +108,7 @@ def with_directory(words: Sequence[str], path: Path) -> str:
 def continuing(manifest: Manifest, path: Path, name: str = "") -> str:
     """The command that measures what a stopped run lacks. `name`: by which `run --resume` finds it."""
     if REPLAY_TAG in manifest.tags:
-        first = manifest.command.partition("\n")[0]  # each part of a continued run adds its command
+        first = re.split(r"\n| && ", manifest.command)[0]  # parts of a continued run, and merged runs, add theirs
         return with_directory(shlex.split(first), path)
     return shlex.join(["attnbench", "run", "--resume", name or str(path), *engine_options(manifest)])
 

@@ -1,6 +1,7 @@
 """The layout that tables of results share: one axis makes the lines, the arms make the columns."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, product
 from statistics import median
 from string import ascii_lowercase
@@ -8,7 +9,7 @@ from string import ascii_lowercase
 import msgspec
 
 from attnbench import units
-from attnbench.analysis.rows import AXES, Place, Row, axes
+from attnbench.analysis.rows import AXES, Place, Row, axes, leaders
 from attnbench.analysis.stats import Estimate
 from attnbench.attention import requests
 from attnbench.attention.problem import Problem
@@ -35,6 +36,10 @@ MARKS = {
     "?": "impossible, not ranked",
 }
 
+WIDE_TIE = 1.05  # from which ratio of two speed-ups the interval of a tie is given
+MAX_TIES = 3  # of such intervals
+MAX_HEADINGS = 3  # of tables without any time that are named
+
 Words = dict[str, str]  # of one row: each axis as text
 WordsOf = dict[int, Words]  # by the identity of the row
 
@@ -52,6 +57,15 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     heading: str
     lines: list[tuple[str, dict[str, Row]]]  # the label of a line, and its rows by arm
 
+    @property
+    def rows(self) -> list[Row]:
+        return [row for _, cells in self.lines for row in cells.values()]
+
+    @property
+    def timed(self) -> bool:
+        """Whether any of its cells has a time."""
+        return any(row.time_s is not None for row in self.rows)
+
 
 class Pivot(msgspec.Struct, frozen=True, kw_only=True):
     """Results laid out: the lines are lengths, or the axis that varies most; the columns are arms."""
@@ -60,7 +74,12 @@ class Pivot(msgspec.Struct, frozen=True, kw_only=True):
     axis: str  # the heading of the lines
     columns: list[Column]
     sections: list[Section]
-    absent: list[tuple[str, str]]  # arms without any time, and the reasons
+    absent: list[tuple[str, str]]  # sections and arms without any time, and the reasons
+
+    @property
+    def of_times(self) -> "Pivot":
+        """Without the sections that have no time."""
+        return msgspec.structs.replace(self, sections=[section for section in self.sections if section.timed])
 
 
 def pivot(rows: Sequence[Row]) -> Pivot:
@@ -74,12 +93,14 @@ def pivot(rows: Sequence[Row]) -> Pivot:
     constant = [words[id(rows[0])][name] for name in names if name not in varying and name != axis] if rows else []
     devices = list(dict.fromkeys(row.device for row in rows))
     measured = [row for row in rows if row.time_s is not None]
+    arms = {row.arm for row in measured}
+    sections = _sections(rows, words, axis, beside, across)
     return Pivot(
         constant=_join([*constant, *(devices if len(devices) == 1 else ())]),
         axis="requests" if axis == "seq" and rows and all(row.requests for row in rows) else axis,
         columns=_columns(measured),
-        sections=_sections(rows, words, axis, beside, across),
-        absent=_absent(rows, {row.arm for row in measured}),
+        sections=sections,
+        absent=[*_untimed(sections, arms), *_absent(rows, arms)],
     )
 
 
@@ -135,12 +156,30 @@ def mark(row: Row) -> str:
 def legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The marks of these rows, each with its meaning."""
     marks = {symbol for row in rows for symbol in mark(row)}
-    reasons = "; ".join(dict.fromkeys(row.impossible for row in rows if row.impossible))
+    impossible = dict.fromkeys(row.impossible for row in rows if row.impossible)
+    details = {"?": "; ".join(impossible), "~": _wide_ties(rows)}
     return [
-        (symbol, f"{meaning}: {reasons}" if symbol == "?" else meaning)
+        (symbol, ": ".join(filter(None, (meaning, details.get(symbol)))))
         for symbol, meaning in MARKS.items()
         if symbol in marks
     ]
+
+
+def _wide_ties(rows: Sequence[Row]) -> str:
+    """`0.50x..1.1x for flex 0.73x`: the interval that makes a tie where the two speed-ups are far apart."""
+    texts: dict[str, None] = {}
+    for fastest, *others in leaders(rows):
+        for row in others:
+            if (fastest.speedup or 0.0) > WIDE_TIE * (row.speedup or math.inf):
+                unsure = max((row, fastest), key=_width)
+                low, high = factor(unsure.speedup_low), factor(unsure.speedup_high)
+                ends = units.between(low, high) if low and high else "no interval from one round"
+                texts[f"{ends} for {unsure.arm_name} {factor(unsure.speedup)}"] = None
+    return ", ".join(list(texts)[:MAX_TIES]) + (f" and {len(texts) - MAX_TIES} more" if len(texts) > MAX_TIES else "")
+
+
+def _width(row: Row) -> float:
+    return row.speedup_high / row.speedup_low if row.speedup_low and row.speedup_high else math.inf
 
 
 def planning(rows: Sequence[Row]) -> str:
@@ -252,6 +291,20 @@ def _order(rows: Sequence[Row], words: WordsOf, axis: str, across: list[str]) ->
         ]
 
     return key
+
+
+def _untimed(sections: Sequence[Section], measured: set[str]) -> Iterator[tuple[str, str]]:
+    """The sections without any time, with each reason and its number of cases, of arms that have times elsewhere."""
+    left_out = [section for section in sections if not section.timed]
+    rows = [row for section in left_out for row in section.rows if row.arm in measured]
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        kinds.setdefault(without_numbers(why_briefly(row)), []).append(why_briefly(row))
+    if kinds:
+        headings = [section.heading for section in left_out]
+        more = [f"{len(headings) - MAX_HEADINGS} more tables"] if len(headings) > MAX_HEADINGS else []
+        counts = (f"{units.counted(len(reasons), 'case')} {_first(reasons)}" for reasons in kinds.values())
+        yield ", ".join([*headings[:MAX_HEADINGS], *more]), "; ".join(counts)
 
 
 def _absent(rows: Sequence[Row], measured: set[str]) -> list[tuple[str, str]]:

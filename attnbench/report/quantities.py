@@ -47,14 +47,14 @@ def per_hour_unit(totals: TrafficTotals) -> Unit:
     return unit(values, SECONDS, " per hour")
 
 
-def number(value: float) -> str:
-    """Three significant digits: 0.815, 8.28, 111, 1536."""
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits, or so many: 0.815, 8.28, 111, 1536."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) < MIN_PRINTED:
         return units.exponential(value, 2)
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{value:.{max(digits, 0)}f}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(decimals, 0)}f}"
 
 
 def seconds(value: float | None) -> str:

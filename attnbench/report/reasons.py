@@ -30,11 +30,16 @@ def similar(reasons: Collection[str]) -> str:
 
 
 def different_words(reason: str, other: str) -> str:
-    """The words from the first to the last in which a reason differs from another one; empty if in none."""
+    """The words from the first to the last in which a reason differs from another one; empty if in none.
+
+    Dots stand for the words beside several such ones, which would read as a sentence that is cut.
+    """
     words, others = reason.split(), other.split()
     first = _alike(words, others)
     last = _alike(words[first:][::-1], others[first:][::-1])
-    return " ".join(words[first : len(words) - last])
+    own = words[first : len(words) - last]
+    before, after = (["..."] if len(own) > 1 and shared else [] for shared in (first, last))
+    return " ".join([*before, *own, *after])
 
 
 def _alike(words: Sequence[str], others: Sequence[str]) -> int:

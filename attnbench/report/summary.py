@@ -35,11 +35,12 @@ def sentence(rows: Sequence[Row]) -> str:
     ranked = [row for row in rows if row.place]
     if not ranked:
         return "nothing was measured."
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in ranked:
-        groups.setdefault((phase(row), row.device, row.run), []).append(row)
     if all(row.place is Place.ALONE for row in ranked):
-        return "one backend was measured for each problem: nothing to compare."
+        part = _of_all(_problems(ranked), rows)
+        return f"one backend was measured for each problem{part}: nothing to compare."
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((phase(row), row.device, row.run), []).append(row)
     phases, devices, runs = (len(set(values)) > 1 for values in zip(*groups, strict=True))
     findings = (
         _finding(group, failing(rows), kind if phases else "", f" on {device}" * devices + f" in {run}" * runs)
@@ -48,30 +49,45 @@ def sentence(rows: Sequence[Row]) -> str:
     return f"{'; '.join(findings)}."
 
 
+def _problems(rows: Iterable[Row]) -> int:
+    return len({(row.problem, row.device, row.run) for row in rows})
+
+
+def _of_all(compared: int, rows: Sequence[Row]) -> str:
+    """` measured (of 9)`, which follows the number of problems that were compared, where others have no time."""
+    every, timed = _problems(rows), _problems(row for row in rows if row.place)
+    if timed == every:
+        return ""
+    return f" {'compared' if compared < timed else 'measured'} (of {every:,})"
+
+
 def _finding(rows: Sequence[Row], failed: Container[str], kind: str, where: str) -> str:
     """The backend that is fastest most often in one group, those that are tied in all of it, or neither.
 
     `kind` and `where` distinguish the problems of the group from those of others.
     """
-    contested = len({(row.problem, row.device, row.run) for row in rows if row.place is not Place.ALONE})
+    contested = _problems(row for row in rows if row.place and row.place is not Place.ALONE)
     noun = "problem" if contested == 1 else "problems"
     problems = f"{noun} of {kind}{where}" if " " in kind else f"{kind} {noun}{where}".lstrip()
     if not contested:
-        return f"nothing to compare among {problems}"
+        if any(row.place for row in rows):
+            return f"nothing to compare among {problems}"
+        return f"no {problems} measured (of {_problems(rows):,})"
+    compared = f"{contested} {problems}{_of_all(contested, rows)}"
     wins = Counter(row.arm_name for row in rows if row.place is Place.FASTEST).most_common()
     if not wins:
         tied = {frozenset(row.arm_name for row in leading) for leading in leaders(rows)}
         if len(tied) > 1:
-            return f"no backend is significantly fastest in any of {contested} {problems}"
+            return f"no backend is significantly fastest in any of {compared}"
         tied_rows = (row.arm_name for row in rows if row.place is Place.TIED)
         names = sorted(dict.fromkeys(tied_rows), key=lambda name: name in failed)
-        return f"{' or '.join(names)}: no difference found in {contested} {problems}"
+        return f"{' or '.join(names)}: no difference found in {compared}"
     (name, count), *others = wins
     reference = references(rows)
     mean = stats.geometric_mean([row.speedup for row in rows if row.arm_name == name and row.speedup is not None])
     speedup = f", {factor(mean.value)} {reference} by geomean" if mean and reference and reference != name else ""
     rest = "".join(f"; {other} in {number}" for other, number in others[:MAX_OTHERS])
-    return f"{name} is fastest in {count} of {contested} {problems}{speedup}{rest}"
+    return f"{name} is fastest in {count} of {compared}{speedup}{rest}"
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """Why a backend can or cannot run a case: by its declared limits first, then in a worker."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
+from attnbench import units
 from attnbench.engine import plan, sweep
 from attnbench.engine.group import Group
 from attnbench.engine.sweep import Request, Sweep
@@ -17,8 +18,20 @@ from attnbench.records.facts import within_ranges
 from attnbench.records.result import Procedure, Status
 from attnbench.worker import protocol
 
+MEMORY = ("outputs", "saved", "workspace", "predicted", "requested", "reserved", "outside", "first_kept", "first_call")
 FACTS = ("resolved", "dense_mask", "kv_heads_repeated", "block_sparsity", "path", "tiling", "changed_state")
 DEFAULT_AXES = {"seq": "512", "mask": "causal"}  # where no length is given
+# How numbers are shown, by the end of the name of a fact; the first counts.
+UNITS: dict[str, Callable[[float], str]] = {
+    "flop_per_s": lambda value: units.rate(value, "FLOP/s"),
+    "bytes_per_s": lambda value: units.rate(value, "B/s"),
+    **dict.fromkeys(("_s", "seconds"), units.seconds),
+    **dict.fromkeys(("_bytes", *(f"memory_{part}" for part in MEMORY)), units.size),
+    "_flops": lambda value: units.rate(value, "FLOP"),
+    "_hz": lambda value: units.rate(value, "Hz"),
+    "_share": units.percent,
+    "block_sparsity": lambda value: f"{units.figure(value)} %",
+}
 
 
 def prepare(request: Request) -> tuple[Sweep, tuple[str, ...]]:
@@ -83,9 +96,7 @@ def _attempt(group: Group, arm: Arm, workers: Workers, procedure: Procedure) -> 
         return f"{failure.status.value}: {failure.reason}"
     facts, dropped = within_ranges(reply.facts)
     known = {name: facts[name] for name in FACTS if name in facts}
-    texts = (
-        f"{name} {'; '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in known.items()
-    )
+    texts = (f"{name} {_shown(name, value)}" for name, value in known.items())
     shown = ", ".join([*texts, *dropped.values()])
     return "runs" + (f": {shown}" if shown else "")
 
@@ -101,7 +112,35 @@ def of_stored(text: str, run: str) -> Iterator[str]:
     if len(cases := {result.case.id for result in results}) > 1:
         raise UsageError(f"{text!r} names {len(cases)} cases of {stored.path}; give more of the label, or an id")
     for result in results:
-        yield f"{result.case.label} ({result.case.id}), restart {result.restart}: {result.status.value} {result.reason}"
+        reason = f": {result.reason}" if result.reason else ""
+        yield f"{result.case.label} ({result.case.id}), restart {result.restart}: {result.status.value}{reason}"
         for name, value in result.facts.items():
-            plain = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-            yield from (f"  {name}: {line}" for line in plain.splitlines())
+            yield from _lines(name, value)
+
+
+def _shown(name: str, value: object) -> str:
+    """A fact as text: what is in base units with its unit, other numbers with three digits."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int() | float():
+            plain = units.figure(value) if isinstance(value, float) else str(value)
+            return next((show(value) for ending, show in UNITS.items() if name.endswith(ending)), plain)
+        case dict():
+            return ", ".join(f"{key} {_shown(key, each)}" for key, each in value.items())
+        case list() | tuple():
+            return "; ".join(_shown(name, each) for each in value)
+    return str(value)
+
+
+def _lines(name: str, value: object) -> Iterator[str]:
+    """A fact by its name; of a table of tables, such as `errors`, a line for each."""
+    if isinstance(value, dict) and all(isinstance(each, dict) for each in value.values()):
+        for key, each in value.items():
+            yield from _lines(f"{name} of {key}", each)
+    else:
+        first, *rest = _shown(name, value).splitlines() or [""]
+        yield f"  {name}: {first}"
+        yield from (f"    {line}" for line in rest)

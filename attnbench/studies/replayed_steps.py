@@ -39,6 +39,7 @@ from attnbench.suite.serving.simulation import Serving, requests_in
 from attnbench.suite.serving.step_cost import Rates
 from attnbench.suite.serving.step_requests import Grouped, Sharing, StepRequest
 
+NAME = "replay"  # of the suite: run directories are named after it
 RATES_TAG = "replay rates"  # of the run: by which its steps were drawn
 DRAW_VERSION = 2  # of what is drawn and of its order: shards and parts of a run have the same
 FASTEST_ON_CPU = "sdpa:flash"
@@ -297,7 +298,7 @@ def plan(request: sweep.Request, steps: Iterable[StepProblems]) -> Sweep:
     values = ({name: spell(_value(problem, name)) for name in FIELDS} for problem in problems)
     each = [suite.from_flags({name: text for name, text in of_problem.items() if text}) for of_problem in values]
     tables = tuple(table for of_problem in each for table in of_problem.tables)
-    return sweep.prepare(request, suites=[msgspec.structs.replace(each[0], tables=tables)])
+    return sweep.prepare(request, suites=[msgspec.structs.replace(each[0], name=NAME, tables=tables)])
 
 
 def _value(problem: Problem, name: str) -> object:

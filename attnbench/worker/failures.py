@@ -68,13 +68,18 @@ def of_death(number: int, printed: str, backend: str) -> str:
 def one_line(error: BaseException) -> str:
     """Type and text of an exception, or the first error of the compiler that it quotes, without line breaks.
 
-    Texts of attnbench are whole; others have at most MAX_REASON characters, without the prefix of glog.
+    Texts of attnbench are whole; others have at most MAX_REASON characters and dots, without the prefix of glog.
     """
     if isinstance(error, AttnbenchError | CaseRefusedError):
         return " ".join(str(error).split())
     name = type(error).__name__
-    text = _LOG_PREFIX.sub("", " ".join((_compile_error(error) or text_of(error)).split()))[:MAX_REASON]
-    return f"{name}: {text}" if text else name
+    text = _LOG_PREFIX.sub("", " ".join((_compile_error(error) or text_of(error)).split()))
+    return f"{name}: {_shortened(text, MAX_REASON)}" if text else name
+
+
+def _shortened(text: str, limit: int) -> str:
+    """At most `limit` characters, and then dots where there are more; no word is cut but the only one."""
+    return text if len(text) <= limit else f"{text[:limit].rpartition(' ')[0] or text[:limit]} ..."
 
 
 def text_of(error: BaseException) -> str:
@@ -98,7 +103,7 @@ def _compile_error(error: BaseException) -> str:
     if not line or (triton and _triton_error(error)):
         return line
     heading = "".join(text_of(error).splitlines()[:1]).partition(": ")[0]
-    return f"{heading[:MAX_HEADING]}: {line}"
+    return f"{_shortened(heading, MAX_HEADING)}: {line}"
 
 
 def _triton_error(error: BaseException) -> str:

@@ -100,7 +100,7 @@ def test_the_shared_condition_is_one_sentence(results: list[Result], shared: str
     failures = sum(result.status.failed for result in results)
     assert (
         common_axes.sentence(results)
-        == f"all {failures} failures have {shared}; no case of this backend that is ok has"
+        == f"all {failures} failures have {shared}, and no right case of this backend has it"
     )
 
 

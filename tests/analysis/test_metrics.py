@@ -272,6 +272,18 @@ def test_the_reference_is_ranked_by_the_rounds_that_a_late_arm_shares_with_it():
     assert frame.rows_of([naive, late], reference="compile")[0].speedup == pytest.approx(4.2 / 3.8)
 
 
+def test_a_late_arm_is_ranked_by_speed_ups_where_its_times_are_of_other_minutes():
+    """The machine was slower while the first pass ran: by their times the two would be tied."""
+    naive = with_reference(result([4e-3, 4.1e-3] * 4))
+    flash = with_reference(result([4e-3, 4.1e-3] * 4, backend="sdpa:flash"))
+    late = with_reference(result([4e-3, 4.1e-3] * 4, backend="flex", group="late"))
+    late = msgspec.structs.replace(late, samples={**late.samples, "reference_time": timed([2.92e-3, 2.993e-3] * 4)})
+    rows = frame.rows_of([naive, flash, late])
+    assert [row.place for row in rows] == ["tied", "tied", "behind"]
+    assert rows[2].speedup == pytest.approx(0.73)
+    assert rows[2].quotient_outside
+
+
 def test_another_reference_can_be_asked_for():
     results = [with_reference(result([4e-3] * 5)), with_reference(result([2e-3] * 5, backend="flex"))]
     assert [row.speedup for row in frame.rows_of(results, reference="flex")] == pytest.approx([0.5, 1.0])

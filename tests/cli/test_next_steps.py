@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -230,3 +231,32 @@ def test_what_the_budget_cut_is_measured_next_unless_something_failed(tmp_path: 
     run, failed = stored(tmp_path / "run", OK, cut), stored(tmp_path / "failed", OK, cut, BAD)
     assert output.next_command(run_directory.read(run)) == f"attnbench run --resume {run}"
     assert output.next_command(run_directory.read(failed)) == f"attnbench show --failed {failed}"
+
+
+def test_the_headline_and_the_plan_say_how_many_cases_fit_into_the_budget(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
+    axes = {"seq": "64,128,2048", "mask": "none"}
+    request = Request(axes=axes, backend="naive", device="cpu:threads=1", budget="6s")
+    ready = sweep.prepare(request)
+    fitting = ready.plan.within(6.0, speeds.Speeds())
+    assert [group.problem.seq_q for group in fitting] == [64, 128]
+    output.headline(ready, sweep.rest(ready))
+    assert capsys.readouterr().err.splitlines()[1].endswith("; about 2 cases fit")
+    output.show_plan(ready, "table", {})
+    printed = capsys.readouterr().out
+    assert printed.count("beyond the budget\n") == 1
+    assert "\n3 of 3 cases to measure, about 2 of them within the budget; refused: none\n" in printed
+    output.show_plan(ready, "jsonl", {})
+    *_, last, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (last["status"], last["reason"], summary["within_budget"]) == ("planned", "beyond the budget", 2)
+
+
+def test_all_cases_fit_without_a_budget_and_within_a_long_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for budget in ("0", "24h"):
+        request = Request(axes={"seq": "64"}, backend="naive", device="cpu:threads=1", budget=budget)
+        ready = sweep.prepare(request)
+        assert sweep.rest(ready).within is None
+        output.show_plan(ready, "table", {})
+        assert "2 of 2 cases to measure; refused: none\n" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from attnbench import api
+from attnbench.attention.problem import Problem
 from attnbench.cli import progress, running
 from attnbench.cli.gate import _side_of
 from attnbench.engine import verify_only
@@ -60,17 +61,33 @@ def test_a_line_of_a_gate_names_the_side(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_line_has_the_memory_where_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     timed = result([1e-3])
-    measured = replace(timed, samples={"time": timed.samples["time"], "peak_memory": sample("B", [2.0**20])})
-    shown = lines([replace(timed, samples={"time": timed.samples["time"]}), measured], attrgetter("name"), capsys)
-    assert [line.rpartition("FLOP/s")[2] for line in shown] == ["", " 1.00 MiB"]
+    measured = replace(timed, samples={"time": timed.samples["time"], "total_memory": sample("B", [2.0**20])})
+    by_mark = replace(measured, facts={"memory_method": "high-water mark"})
+    shown = lines([timed, measured, by_mark], attrgetter("name"), capsys)
+    assert [line.rpartition("FLOP/s")[2] for line in shown] == [
+        "", " peak 1.00 MiB", " peak 1.00 MiB of the process",
+    ]  # fmt: skip
 
 
 def test_refusals_of_the_plan_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     refused = result(reason="sinks unsupported", status=Status.UNSUPPORTED, group="")
-    measured, failed = result([1e-3]), result(reason="skipped later", status=Status.SKIPPED)
+    measured, failed = result([1e-3]), result(reason="look")
     shown = lines([refused, refused, measured, failed], attrgetter("name"), capsys)
-    assert [each.partition(" b1")[0] for each in shown] == ["[2/4] 2 cases refused", "[3/4] ok", "[4/4] skipped"]
+    assert [each.partition(" b1")[0] for each in shown] == ["[2/4] 2 cases refused", "[3/4] ok", "[4/4] error"]
     assert lines([refused], Arm.name.fget, capsys) == ["[1/1] 1 case refused"]  # type: ignore[arg-type]
+
+
+def test_cases_that_were_skipped_are_one_line_for_each_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """A case counts once, whatever the number of its restarts."""
+    skipped = [
+        result(problem=Problem(seq_q=seq), restart=restart, reason=reason, status=Status.SKIPPED)
+        for restart in range(2)
+        for seq, reason in ((64, "budget"), (128, "budget"), (256, "a case no larger timed out"))
+    ]
+    shown = lines([skipped[0], result([1e-3]), *skipped[1:]], attrgetter("name"), capsys)
+    assert [each.partition(" b1")[0] for each in shown] == [
+        "[2/7] ok", "[7/7] 2 cases skipped: budget", "[7/7] 1 case skipped: a case no larger timed out",
+    ]  # fmt: skip
 
 
 def test_a_case_that_was_verified_alone_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:

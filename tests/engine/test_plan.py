@@ -118,10 +118,11 @@ def test_the_time_of_a_continued_run_is_that_of_what_is_left() -> None:
     first = {(groups[0].case(arm).id, arm.id, each) for arm in groups[0].arms for each in range(2)}
     left = whole.rest(refused | first, range(2), speeds)
     alone = planned(Problem(seq_q=1024), names=("naive", "sdpa:flash"))
-    assert left == (2, 4, pytest.approx(2 * alone.seconds))
+    assert left[:3] == (2, 4, pytest.approx(2 * alone.seconds))
     naive = {(groups[1].case(arm).id, arm.id, 0) for arm in groups[1].arms[:1]}
     flash = planned(Problem(seq_q=1024), names=("sdpa:flash",))
-    assert whole.rest(refused | first | naive, range(2), speeds) == (2, 3, pytest.approx(alone.seconds + flash.seconds))
+    part = whole.rest(refused | first | naive, range(2), speeds)
+    assert part[:3] == (2, 3, pytest.approx(alone.seconds + flash.seconds))
 
 
 def test_groups_of_a_continued_run_have_other_names() -> None:

@@ -37,7 +37,8 @@ def test_a_replay_is_continued_by_its_first_command_and_other_runs_by_their_name
     first = "attnbench replay 'a trace' --model config.json"
     tags = {run_directory.REPLAY_TAG: "which"}
     path = Path("results/run")
-    for command in (first, f"{first}\n{first} --out results/run", f"{first} --out results/run"):
+    parts = (f"{first}\n{first} --out results/run", f"{first} --out results/run", f"{first} && {first} -o b")
+    for command in (first, *parts):
         assert run_directory.continuing(manifest(tags=tags, command=command), path) == f"{first} --out results/run"
     named = manifest(tags=tags, command=f"{first} -o elsewhere")
     assert run_directory.continuing(named, path) == f"{first} -o elsewhere"

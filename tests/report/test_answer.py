@@ -226,6 +226,16 @@ def test_noise_names_the_command_that_measures_again_without_the_folder() -> Non
     assert caution.command == "attnbench run --seq 64 --restarts 6 --budget 0"
 
 
+def test_each_command_of_a_merged_run_gets_the_restarts() -> None:
+    noisy = result([1e-3, 2e-3, 2e-3, 2e-3, 2e-3, 2e-3])
+    merged = "attnbench run --seq 64 --shard 1/2 -o a && attnbench run --seq 64 --shard 2/2 -o b"
+    (caution,) = pages.contents(report_data([run(noisy, command=merged)]))[0].cautions
+    assert caution.command == (
+        "attnbench run --seq 64 --shard 1/2 --restarts 6 --budget 0 && "
+        "attnbench run --seq 64 --shard 2/2 --restarts 6 --budget 0"
+    )
+
+
 NOT_HERE: dict[str, Any] = {"status": Status.UNAVAILABLE, "reason": "runs on cuda, not on cpu"}
 
 
@@ -259,12 +269,15 @@ def noisy_case(backend: str, milliseconds: float, seq: int = 64) -> Result:
     return msgspec.structs.replace(result, samples={"time": timed(values)})
 
 
-def test_a_tie_shows_the_interval_of_the_backend_that_is_less_sure() -> None:
+def test_a_tie_shows_the_interval_of_the_backend_that_it_names_first_and_its_tip_the_others() -> None:
     screen = of(case("naive", 2), case("flex", 1), noisy_case("sdpa:math", 1.1))
     assert screen.grid
     (cell,) = screen.grid.rows[0][1]
     assert set(cell.arms) == {"flex", "sdpa:math"}
-    low, high = cell.figure.removeprefix("tied: ").removesuffix("×").split("..")
+    intervals = dict(text.rsplit(" ", 1) for text in cell.tip.partition("the first are tied: ")[2].split(", "))
+    assert set(intervals) == {"flex", "sdpa:math"}
+    assert cell.figure in (f"tied: {intervals[cell.arms[0]]}", f"tied at {intervals[cell.arms[0]]}")
+    low, high = intervals["sdpa:math"].removesuffix("×").split("..")
     assert float(low) < 1.5 < 2 < float(high)
 
 

@@ -138,6 +138,8 @@ def test_batches_of_requests_are_drawn_over_the_keys_of_all() -> None:
     assert tables.problem(rows[0], layout) == ("decode", "8q1s512")
     assert tables.head(rows, layout) == ["phase", "requests"]
     assert places.at(rows[3], layout) == "for requests q512_4q1s512"
+    assert places.of(rows[3], layout) == "requests q512_4q1s512"
+    assert places.of(rows[0], layout) == "decode, requests 8q1s512"
     # Batches with as many keys need panels of their own, and so does one beside equal lengths.
     assert panels.layout(served("8q1s512", "4q1s1k")).columns == ("requests",)
     assert panels.layout([*rows, *rows_of([result([1e-3] * 5)])]).axis != "tokens_kv"

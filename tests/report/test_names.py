@@ -22,7 +22,7 @@ from attnbench.records.case import Case
 from attnbench.records.result import Result
 from attnbench.records.run_directory import VERSION, Manifest, Run
 from attnbench.report import pivot
-from attnbench.report.charts import latency
+from attnbench.report.charts import latency, panels
 from attnbench.report.charts.figure import Dot
 from attnbench.report.formats import asv, export, tensorboard
 from attnbench.report.formats.exported_run import exported
@@ -134,3 +134,13 @@ def test_a_name_says_what_distinguishes_the_arm_and_no_more() -> None:
     control, other = msgspec.structs.replace(base, copy=3), Arm(backend="sdpa", device="cpu", python="/bin/python")
     names = distinct_names([base, head, control, other])
     assert list(names.values()) == ["naive@base", "naive@head", "naive#3@base", "sdpa"]
+
+
+def test_one_of_a_thing_is_singular() -> None:
+    counted = {
+        name: (panels.words(name, 1), panels.words(name, 2)) for name in ("heads", "kv_heads", "seq_q", "seq_kv")
+    }
+    assert counted == {
+        "heads": ("1 head", "2 heads"), "kv_heads": ("1 key head", "2 key heads"), "seq_q": ("1 query", "2 queries"),
+        "seq_kv": ("1 key", "2 keys"),
+    }  # fmt: skip

@@ -15,10 +15,11 @@ from attnbench.attention.problem import Problem
 from attnbench.records.result import Status, sample
 from attnbench.report import summary
 from attnbench.report.formats import markdown
-from attnbench.report.pivot import MARKS, Footnotes, factor, mark, pivot
+from attnbench.report.pivot import MARKS, Footnotes, factor, legend, mark, pivot
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width
 from tests.golden.made import measured, refused, results
+from tests.report.test_answer import case, noisy_case
 
 
 def rows_of(*measurements):
@@ -280,3 +281,14 @@ def test_keys_of_a_row_are_those_of_the_batch():
     assert row.tokens_kv == 256
     (row,) = rows_of(measured(served("q1s9_q1s64", 2, 64), "naive", 1e-3))
     assert row.tokens_kv == 73
+
+
+def test_a_tie_far_behind_the_fastest_has_its_interval_in_the_legend():
+    """A reader would not expect a tie of 2.0x and 1.4x."""
+    near = frame.rows_of([case("naive", 2), case("flex", 1), case("sdpa:math", 1.001)])
+    assert dict(legend(near))["~"] == MARKS["~"]
+    far = frame.rows_of([case("naive", 2), case("flex", 1), noisy_case("sdpa:math", 1.4)])
+    assert [row.place for row in far] == ["behind", "tied", "tied"]
+    speedup = far[2].speedup
+    low, high = factor(far[2].speedup_low), factor(far[2].speedup_high)
+    assert dict(legend(far))["~"] == f"{MARKS['~']}: {low}..{high} for sdpa:math {factor(speedup)}"

@@ -9,7 +9,7 @@ from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic_mix import mix
 from attnbench.analysis.traffic_totals import Policy, PolicyName
 from attnbench.errors import SchemaError, StoreError
-from attnbench.report import pages
+from attnbench.report import pages, quantities
 from attnbench.report.formats import markdown, report_directory
 from attnbench.report.formats.report_directory import ReportOptions
 from attnbench.report.pages.page import report_data
@@ -318,3 +318,20 @@ def test_planning_is_shown_for_a_layer_of_the_backends_that_plan(answer):
     table = next(table for table in section(answer).tables if table.heading == "One backend for all steps")
     assert table.head[3] == "plan a layer, µs"
     assert [row[3] for row in table.rows] == ["–", "2.00"]
+
+
+def test_a_column_of_regrets_has_one_unit_and_ratios_have_three_digits(answer):
+    small, large = Estimate(value=0.015, low=0.0, high=0.02), Estimate(value=2.4, low=2.1, high=2.8)
+    text = "\n".join(terminal.lines(with_single(answer, regret=large), 100))
+    (single,) = (line for line in text.splitlines() if line.startswith("one backend "))
+    assert single.endswith("3.4x  3.1x..3.8x")
+    (phase,) = (line for line in text.splitlines() if line.startswith("one per phase "))
+    assert "%" not in phase
+    assert "1.5 %" in "\n".join(terminal.lines(with_single(answer, regret=small), 100))
+    assert "regret: how much longer than the best backend of each step" in " ".join(text.split())
+
+
+def test_a_number_has_as_many_digits_as_asked_for():
+    assert [quantities.number(value, 4) for value in (60.0, 382.64, 1234.5, 0.9754)] == [
+        "60.00", "382.6", "1234", "0.9754",
+    ]  # fmt: skip

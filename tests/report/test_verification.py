@@ -89,7 +89,7 @@ def test_failures_come_first_with_what_they_have_in_common() -> None:
     assert [("q256" in line, "q512" in line, "q64" in line, "q128" in line).index(True) for line in lines[2:6]] == [
         0, 1, 2, 3,
     ]  # fmt: skip
-    assert "all 2 failures have seq > 128; no case of this backend that is ok has" in lines
+    assert "all 2 failures have seq > 128, and no right case of this backend has it" in lines
     assert lines.index("sdpa:flash on cpu:threads=1") > 5
 
 
@@ -150,7 +150,7 @@ def test_failures_among_random_problems_come_first_and_the_counts_of_all_last() 
     ]
     lines = list(verification.random_problems(results))
     assert "q256" in lines[2]
-    assert "  all 2 failures have seq > 128; no case of this backend that is ok has" in lines
+    assert "  all 2 failures have seq > 128, and no right case of this backend has it" in lines
     assert lines[-1] == "4 cases: 2 ok, 2 incorrect."
 
 

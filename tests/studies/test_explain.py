@@ -86,3 +86,19 @@ def test_a_backend_has_one_worker_for_all_problems(monkeypatch: pytest.MonkeyPat
         "b1 h8 q32 kv32 d64 none fp32 fwd", refused, runs, "b1 h8 q48 kv48 d64 none fp32 fwd", refused, runs,
     ]  # fmt: skip
     assert len(started) == 1
+
+
+def test_stored_facts_have_units_and_three_digits() -> None:
+    facts = {
+        "memory_workspace": 625152, "settle_s": 0.1586418679999042, "verified_share": 1 / 3, "block_sparsity": 43.75,
+        "executed_flops": 134217728.0, "layers": 32, "settled": True, "resolved": "flash",
+        "errors": {"out": {"max_abs": 3.831786726804509e-7, "nan": 0.0}, "lse": {"rms": None}},
+        "log": "first\nsecond", "changed_state": ["a", "b"],
+    }  # fmt: skip
+    lines = [line for name, value in facts.items() for line in explain._lines(name, value)]
+    assert lines == [
+        "  memory_workspace: 610 KiB", "  settle_s: 159 ms", "  verified_share: 33.3 %", "  block_sparsity: 43.8 %",
+        "  executed_flops: 134 MFLOP", "  layers: 32", "  settled: yes", "  resolved: flash",
+        "  errors of out: max_abs 3.83e-7, nan 0", "  errors of lse: rms -",
+        "  log: first", "    second", "  changed_state: a; b",
+    ]  # fmt: skip

@@ -55,7 +55,7 @@ def test_search_starts_at_the_first_length_whatever_the_memory_limit(monkeypatch
 def test_time_is_distinguished_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = search(monkeypatch, lambda seq: Status.OK if seq <= 3000 else Status.TIMEOUT)
     assert limit.stopped_by == "time"
-    (_, _, line) = report.longest([limit], "x", 80)
+    (_, _, line, _) = report.longest([limit], "x", 80)
     assert "time at" in line
 
 

@@ -161,6 +161,7 @@ def test_the_plan_has_each_problem_once_and_no_other():
     assert len(wanted) == 4
     assert {group.problem for group in planned.plan.groups} == wanted
     assert planned.plan.cases == 2 * 4
+    assert planned.name == "replay"  # and not that of a suite of options
 
 
 def drawn(count: int) -> tuple[Draw, TrafficSteps]:

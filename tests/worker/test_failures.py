@@ -309,3 +309,10 @@ def test_the_openmp_runtimes_of_a_process_are_those_of_its_files(tmp_path: Path)
     )
     assert process.openmp_runtimes(maps) == ["libgomp-a34b3233.so.1", "libgomp.so.1", "libiomp5.so"]
     assert process.openmp_runtimes(tmp_path / "none") == []
+
+
+def test_a_long_text_ends_after_a_whole_word_with_dots() -> None:
+    text = failures.one_line(RuntimeError("heads " * 200))
+    assert text.endswith(" heads ...")
+    assert len(text) <= len("RuntimeError: ") + failures.MAX_REASON + len(" ...")
+    assert failures.one_line(RuntimeError("x" * 400)) == f"RuntimeError: {'x' * failures.MAX_REASON} ..."

@@ -34,6 +34,13 @@ OF_LENGTHS = (*_LENGTHS, TOKENS)  # axes in tokens, at which a problem is named 
 COLUMNS = (*_FIRST, *_LENGTHS, *(name for name in AXES if name not in (*_FIRST, *_LENGTHS)))
 FACETS = ("backend", *COLUMNS)  # that a user can choose
 OLD_AND_NEW = ("old", "new")  # names of two runs of one machine
+_NOUNS = {  # of one and of several
+    "heads": ("{} head", "{} heads"),
+    "kv_heads": ("{} key head", "{} key heads"),
+    "seq_q": ("{} query", "{} queries"),
+    "seq_kv": ("{} key", "{} keys"),
+    TOKENS: ("{} key in the batch", "{} keys in the batch"),
+}
 MODES = {"fwd": "forward", "bwd": "backward", "fwd_bwd": "forward and backward"}
 
 
@@ -139,10 +146,10 @@ def words(name: str, value: Value) -> str:
         return f"requests {requests.short(str(value))}" if value else "no requests"
     if name == "mask":
         return "no mask" if value == "none" else f"{value} mask"
-    templates = {"heads": "{} heads", "kv_heads": "{} key heads", "seq_q": "{} queries", "seq_kv": "{} keys"}
-    templates[TOKENS] = "{} keys in the batch"
     text = axis_value(name, value) if name in OF_LENGTHS else str(value)
-    return templates.get(name, name.replace("_", " ") + " {}").format(text)
+    if name in _NOUNS:
+        return _NOUNS[name][value != 1].format(text)
+    return f"{name.replace('_', ' ')} {text}"
 
 
 def shared(rows: Sequence[Row], names: Sequence[str] = _FIRST) -> list[str]:

@@ -146,7 +146,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _pivot_tables(rows: Sequence[Row]) -> Iterator[str]:
-    layout, notes = pivot.pivot(rows), pivot.Footnotes()
+    layout, notes = pivot.pivot(rows).of_times, pivot.Footnotes()
     if layout.constant:
         yield f"Common to all: {escape(layout.constant)}."
     head = [escape(layout.axis), *(escape(" ".join(column.heading)) for column in layout.columns)]

@@ -12,7 +12,17 @@ from attnbench.report.pages.page import Page, PageCell, PageTable, ReportData, b
 from attnbench.report.quantities import listed, whole
 from attnbench.units import counted
 
-NO_MODEL = ("", "quick", "custom", "ci", "scaling", "claims", "verify", "kernels")  # suites about no application
+NO_MODEL = (
+    "",
+    "quick",
+    "custom",
+    "replay",
+    "ci",
+    "scaling",
+    "claims",
+    "verify",
+    "kernels",
+)  # suites about no application
 MAX_BEST = 4  # of tied backends in one cell
 
 
@@ -38,18 +48,20 @@ def page(data: ReportData) -> Page:
 
 def _finding(name: str, rows: Sequence[Row]) -> str:
     """`llama3-8b: naive is fastest in 4 of 4 shapes`."""
-    contested = [contest for contest in ranking.contests(rows) if contest.contested]
+    problems = ranking.contests(rows)
+    contested = [contest for contest in problems if contest.contested]
+    part = ranking.part(problems, "shape")
     wins = Counter(contest.winner.arm_name for contest in contested if contest.winner)
     if not contested:
         return f"{name}: {listed(list(dict.fromkeys(row.arm_name for row in rows if row.place)))}"
     if not wins:
-        return f"{name}: no backend is fastest in any of {counted(len(contested), 'shape')}"
+        return f"{name}: no backend is fastest in any of {part or counted(len(contested), 'shape')}"
     counts = [f"{arm} {count}" for arm, count in wins.most_common()[1:]]
     (arm, count), *_ = wins.most_common(1)
     rest = f", {listed(counts)}" if counts else ""
     if count == len(contested):
-        return f"{name}: {arm} is fastest in {whole(count, 'shape')}"
-    return f"{name}: {arm} is fastest in {count} of {counted(len(contested), 'shape')}{rest}"
+        return f"{name}: {arm} is fastest in {part or whole(count, 'shape')}"
+    return f"{name}: {arm} is fastest in {count} of {part or counted(len(contested), 'shape')}{rest}"
 
 
 def _table(name: str, rows: Sequence[Row], data: ReportData) -> PageTable:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnbench.analysis.ranking import TIE_MARGIN
-from attnbench.analysis.rows import Row, Value, tied_first
+from attnbench.analysis.rows import Row, Value
 from attnbench.report import missing, pivot, quantities
 from attnbench.report.answer import AnswerGrid, GridCell
 from attnbench.report.charts import panels
@@ -95,7 +94,7 @@ def _cell(contest: Contest | None, layout: PanelLayout) -> GridCell:
     return GridCell(
         kind="tied" if tied else "best",
         arms=names,
-        figure=_tied(contest) if tied else _speedup(best) if contest.contested else "",
+        figure=_tied(best) if tied else _speedup(best) if contest.contested else "",
         detail=time,
         tip=_tip(contest, place),
     )
@@ -107,26 +106,20 @@ def _speedup(row: Row) -> str:
     return quantities.times(row.speedup) if row.speedup else ""
 
 
-def _tied(contest: Contest) -> str:
-    """The interval over the reference that shows the tie, of the least certain backend; `tied` without one.
+def _tied(first: Row) -> str:
+    """The interval of the speed-up of the backend that is named first; the tip of the cell has those of the others."""
+    if first.arm == first.reference:
+        return "tied at 1×"
+    interval = _interval(first)
+    return f"tied{':' if '..' in interval else ' at'} {interval}" if interval else "tied"
 
-    The fastest can be far from the reference for certain: what makes the tie is another one that is less sure. Where
-    the reference is tied too, an interval beyond 1× would contradict that.
-    """
-    fastest = tied_first(contest.ranked)[0]
-    with_reference = any(row.arm == row.reference for row in contest.leaders)
-    spans = [
-        (row.speedup_low, row.speedup_high)
-        for row in contest.leaders
-        if row.arm != row.reference and row.speedup_low and row.speedup_high and (with_reference or row is not fastest)
-    ]
-    if with_reference:
-        spans = [(low, high) for low, high in spans if low <= 1 + TIE_MARGIN and high >= 1 / (1 + TIE_MARGIN)]
-    low, high = max(spans, key=lambda span: span[1] / span[0], default=(0.0, 0.0))
-    if not low:
-        return "tied"
-    same = quantities.times(low) == quantities.times(high)
-    return f"tied at {quantities.times(low)}" if same else f"tied: {quantities.between(low, high)}"
+
+def _interval(row: Row) -> str:
+    """`0.93..4.0×`; one number where both ends read the same, and nothing without an interval."""
+    if not row.speedup_low or not row.speedup_high:
+        return ""
+    low, high = map(quantities.times, (row.speedup_low, row.speedup_high))
+    return low if low == high else quantities.between(row.speedup_low, row.speedup_high)
 
 
 def _tip(contest: Contest, place: str) -> str:
@@ -134,9 +127,17 @@ def _tip(contest: Contest, place: str) -> str:
     behind = [row for row in contest.ranked if row not in contest.leaders]
     compared = [*contest.leaders, *sorted(behind, key=lambda row: row.seconds)]
     apart = [row for row in contest.rows if row.place and row not in compared]
-    tied = "; the first are tied" if len(contest.leaders) > 1 else ""
     others = f"; in other rounds {_times(apart)}" if apart else ""
-    return f"{place}: {_times(compared)}{tied}{others}"
+    return f"{place}: {_times(compared)}{_ties(contest.leaders)}{others}"
+
+
+def _ties(leaders: Sequence[Row]) -> str:
+    """`; the first are tied: flex 2.0×, sdpa:math 0.93..4.0×`, with the intervals that make the tie."""
+    if len(leaders) < 2:
+        return ""
+    others = [row for row in leaders[:MAX_TIP] if row.arm != row.reference]
+    intervals = ", ".join(f"{row.arm_name} {_interval(row)}" for row in others if _interval(row))
+    return "; the first are tied" + (f": {intervals}" if intervals else "")
 
 
 def _times(rows: Sequence[Row]) -> str:

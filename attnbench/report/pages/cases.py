@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnbench.analysis.rows import Row
 from attnbench.records.result import Status
-from attnbench.report import pivot, quantities, summary
+from attnbench.report import memory_method, pivot, quantities, summary
 from attnbench.report.pages import accuracy, ranking, tables, trust
 from attnbench.report.pages.page import MAX_LISTED, Page, PageCell, PageTable, ReportData, blocks, without_empty_columns
 from attnbench.report.reasons import without_numbers
@@ -41,6 +41,8 @@ def _every(data: ReportData) -> PageTable:
     time = quantities.unit((row.time_s for row in rows), quantities.SECONDS)
     memory = quantities.unit((row.total_bytes for row in rows), quantities.BYTES)
     devices = len({row.device for row in rows}) > 1 and "device" not in layout.columns
+    method = memory_method.words(rows)
+    peak = f" Peak memory is of a call with its outputs, by {method}." if method else ""
     table = PageTable(
         heading=counted(len(rows), "case"),
         head=(
@@ -58,7 +60,7 @@ def _every(data: ReportData) -> PageTable:
         numbers=(
             *tables.numeric(rows, layout), False, *((False,) if devices else ()), False, True, True, True, True, False,
         ),
-        note="`attnbench explain ID` explains a case.",
+        note="`attnbench explain ID` explains a case." + peak,
         search=True,
         folded=True,
     )  # fmt: skip

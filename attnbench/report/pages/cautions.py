@@ -94,8 +94,11 @@ def spelled(run: Run) -> str:
 
 
 def _with_restarts(run: Run) -> str:
-    """The command of the run for a new run with restarts; empty if it is unknown or has them."""
-    command = run.manifest.command
-    if not command.startswith("attnbench run ") or "--restarts" in command or "\n" in command:
+    """The command of the run, or those of runs that were merged, for new runs with restarts.
+
+    Empty if one is unknown or has them.
+    """
+    commands = run.manifest.command.split(" && ")
+    if any(not text.startswith("attnbench run ") or "--restarts" in text or "\n" in text for text in commands):
         return ""
-    return f"{_OF_FIRST_RUN.sub('', command)} {RESTARTS}"
+    return " && ".join(f"{_OF_FIRST_RUN.sub('', text)} {RESTARTS}" for text in commands)

@@ -9,7 +9,7 @@ from attnbench.analysis import stats
 from attnbench.analysis.rows import Row, failing, phase
 from attnbench.analysis.stats import Estimate
 from attnbench.records.result import Status
-from attnbench.report import missing, quantities, summary
+from attnbench.report import memory_method, missing, quantities, summary
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.pages import places, ranking
@@ -26,12 +26,13 @@ def headline(problems: Sequence[Contest], of_all: Recommendation, sides: Sequenc
     """What to use, in one sentence."""
     if sides:
         text = ", ".join(f"{side.arm} {side.phrase}" for side in sides)
-        return f"{text}."
+        return f"{text}{_of_part(of_all)}."
     match of_all.kind:
         case AnswerKind.USE:
-            return f"Use {of_all.arms[0]} {ranking.covered(problems) or 'here'}."
+            measured = f"for {of_all.part}" if of_all.part else "here"
+            return f"Use {of_all.arms[0]} {ranking.covered(problems) or measured}."
         case AnswerKind.TIED:
-            return f"{listed(of_all.arms, 'or')}: no difference found."
+            return f"{listed(of_all.arms, 'or')}: no difference found{_in_part(of_all)}."
         case AnswerKind.MIXED:
             return _mixed(of_all)
         case AnswerKind.ALONE:
@@ -92,7 +93,7 @@ def _choice(problems: Sequence[Contest]) -> str:
     names = listed(of_group.arms, "or")
     match of_group.kind:
         case AnswerKind.USE | AnswerKind.TIED:
-            return names
+            return f"{names}{_of_part(of_group)}"
         case AnswerKind.ALONE:
             return f"only {names}"
         case AnswerKind.NOTHING:
@@ -110,17 +111,25 @@ def _tally(problems: Sequence[Contest]) -> str:
 
 
 def _any(of_all: Recommendation) -> str:
-    return f"any of {problems_of(of_all)}" if of_all.contested > 1 else "the only problem"
+    return f"any of {problems_of(of_all)}" if of_all.part or of_all.contested > 1 else "the only problem"
 
 
 def problems_of(of_all: Recommendation) -> str:
-    """`8 problems`, or `8 comparisons of 4 problems` where several runs measured them."""
-    return _compared(of_all, counted)
+    """`8 problems`, or `8 comparisons of 4 problems` where several runs measured them, or `Recommendation.part`."""
+    return of_all.part or _compared(of_all, counted)
 
 
 def all_problems(of_all: Recommendation) -> str:
-    """`all 8 problems`, or `all 8 comparisons of 4 problems`."""
-    return _compared(of_all, whole)
+    """`all 8 problems`, or `all 8 comparisons of 4 problems`, or `Recommendation.part`."""
+    return of_all.part or _compared(of_all, whole)
+
+
+def _in_part(of_all: Recommendation) -> str:
+    return f" in {of_all.part}" if of_all.part else ""
+
+
+def _of_part(of_all: Recommendation) -> str:
+    return f" ({of_all.part})" if of_all.part else ""
 
 
 def _compared(of_all: Recommendation, number: Callable[[int, str], str]) -> str:
@@ -136,7 +145,8 @@ def _problems(count: int) -> str:
 def _mixed(of_all: Recommendation) -> str:
     first = of_all.arms[0]
     if of_all.fails:
-        return f"{first} is fastest or tied wherever it runs, and has no time in {_problems(of_all.fails)}."
+        where = f"wherever it runs{_in_part(of_all)}"
+        return f"{first} is fastest or tied {where}, and has no time in {_problems(of_all.fails)}."
     if not of_all.wins:
         return f"No backend wins: the fastest are tied in {all_problems(of_all)}."
     others = [f"{arm} {count}" for arm, count in of_all.wins.items()][1:]
@@ -154,8 +164,8 @@ def _alone(problems: Sequence[Contest], of_all: Recommendation) -> str:
     if len(of_all.arms) > 1:
         return f"{listed(of_all.arms)}: measured, but not in the same rounds, so not compared."
     if any(row.status.failed for contest in problems for row in contest.rows if row.arm_name not in of_all.arms):
-        return f"Only {of_all.arms[0]} gives right outputs: {range_of_times(problems)}."
-    return f"{of_all.arms[0]} takes {range_of_times(problems)}: there is nothing to compare it with."
+        return f"Only {of_all.arms[0]} gives right outputs: {range_of_times(problems)}{_in_part(of_all)}."
+    return f"{of_all.arms[0]} takes {range_of_times(problems)}{_in_part(of_all)}: there is nothing to compare it with."
 
 
 def _nothing(rows: Sequence[Row]) -> str:
@@ -198,10 +208,10 @@ def _wins(problems: Sequence[Contest], of_all: Recommendation) -> str:
     rest += _without_time([contest for contest in problems if not contest.ranked])
     number = f"{count - wins:,}" if count - wins > 1 else "one"
     if wins == count:
-        return f"Fastest in {all_problems(of_all)}.{rest}"
+        return f"Fastest in {_compared(of_all, whole)}.{rest}"
     if not wins:
-        return f"Tied with {others} in {all_problems(of_all)}.{rest}"
-    return f"Fastest in {wins} of {problems_of(of_all)}, tied with {others} in the other {number}.{rest}"
+        return f"Tied with {others} in {_compared(of_all, whole)}.{rest}"
+    return f"Fastest in {wins} of {_compared(of_all, counted)}, tied with {others} in the other {number}.{rest}"
 
 
 def _without_time(problems: Sequence[Contest]) -> str:
@@ -338,7 +348,8 @@ def _memory(problems: Sequence[Contest], arm: str, layout: PanelLayout) -> str:
         by_arm = {row.arm: row for row in contest.rows if row.place and row.total_bytes}
         mine = next((row for row in by_arm.values() if row.arm_name == arm), None)
         reference = by_arm.get(str(mine.reference)) if mine else None
-        if mine and reference and reference.arm_name != arm:
+        alike = mine and reference and memory_method.of_process(mine) is memory_method.of_process(reference)
+        if mine and reference and alike and reference.arm_name != arm:
             pairs.append((mine, reference))
     if not pairs:
         return ""

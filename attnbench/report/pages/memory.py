@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from attnbench.analysis.rows import Row
 from attnbench.attention.choices import Mode
 from attnbench.records.result import Status
-from attnbench.report import missing, quantities
+from attnbench.report import memory_method, missing, quantities
 from attnbench.report.charts import memory, panels
 from attnbench.report.charts.figure import Figure
 from attnbench.report.pages import places, ranking, tables
@@ -88,7 +88,8 @@ def _table(problems: Sequence[Contest], data: ReportData) -> PageTable | None:
     figure = tables.ArmColumn(unit.name, cell, lambda row: bool(row.total_bytes))
     return tables.by_backend(
         "Peak memory", problems, data.layout, [figure],
-        note="Outputs included, inputs not; and how many times the least. Bold: least.",
+        note="Outputs included, inputs not; and how many times the least. Bold: least. "
+        f"Measured by {memory_method.words(data.rows)}.",
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from attnbench.analysis.rows import Row, phase
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
@@ -19,8 +21,7 @@ def at(row: Row, layout: PanelLayout) -> str:
         return f"for {panels.words('requests', row.requests)}"
     if phase(row) == "prefill":
         return f"at length {text}"
-    queries = "1 query" if row.seq_q == 1 else panels.words("seq_q", row.seq_q)
-    return f"for {queries} over {panels.words('seq_kv', row.seq_kv)}"
+    return f"for {panels.words('seq_q', row.seq_q)} over {panels.words('seq_kv', row.seq_kv)}"
 
 
 def of(row: Row, layout: PanelLayout) -> str:
@@ -28,4 +29,6 @@ def of(row: Row, layout: PanelLayout) -> str:
     text = ranking.axis_words(layout.axis, row.value(layout.axis))
     if row.requests and layout.axis in panels.OF_LENGTHS:
         text = "" if "requests" in layout.columns else panels.words("requests", row.requests)
+        if phase(row) == "requests":  # as the text says
+            layout = replace(layout, columns=tuple(name for name in layout.columns if name != panels.PHASE))
     return ", ".join(filter(None, (layout.heading(row), text)))

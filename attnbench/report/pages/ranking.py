@@ -14,6 +14,7 @@ from attnbench.report import missing
 from attnbench.report.charts import panels
 from attnbench.report.charts.panels import PanelLayout
 from attnbench.report.quantities import listed
+from attnbench.units import counted
 
 SPLITS = (panels.PHASE, "dtype", "mode", "mask", "device", "run")  # tried in this order
 MAX_SIDES = 6  # values of a column that may split the answer
@@ -62,6 +63,7 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     problems: int = 0  # that were compared
     ties: int = 0
     fails: int = 0  # problems in which the first of `arms` failed or was refused
+    part: str = ""  # `the 3 of 9 problems measured`; empty where every problem was
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,15 +98,17 @@ def verdict(problems: Sequence[Contest]) -> Recommendation:
     contested = [contest for contest in problems if contest.contested]
     if not contested:
         arms = dict.fromkeys(row.arm_name for contest in problems for row in contest.rows if row.place)
-        return Recommendation(kind=AnswerKind.ALONE if arms else AnswerKind.NOTHING, arms=tuple(arms))
+        kind = AnswerKind.ALONE if arms else AnswerKind.NOTHING
+        return Recommendation(kind=kind, arms=tuple(arms), part=part(problems))
     wins = Counter(contest.winner.arm_name for contest in contested if contest.winner)
     leads = Counter(row.arm_name for contest in contested for row in contest.leaders)
     everywhere = [arm for arm, count in leads.most_common() if count == len(contested)]
     ties = sum(not contest.winner for contest in contested)
     different = len({(contest.first.problem, contest.first.device) for contest in contested})
     common = Recommendation(
-        kind=AnswerKind.MIXED, wins=dict(wins.most_common()), contested=len(contested), problems=different, ties=ties
-    )
+        kind=AnswerKind.MIXED, wins=dict(wins.most_common()), contested=len(contested), problems=different, ties=ties,
+        part=part(problems),
+    )  # fmt: skip
     failures = {arm: _fails(problems, arm) for arm in everywhere}
     sound = [arm for arm in everywhere if not failures[arm]]
     if len(sound) > 1:
@@ -113,6 +117,20 @@ def verdict(problems: Sequence[Contest]) -> Recommendation:
         return replace(common, kind=AnswerKind.USE, arms=tuple(sound))
     first = everywhere or list(common.wins) or [arm for arm, _ in leads.most_common()]
     return replace(common, arms=tuple(first), fails=_fails(problems, first[0]) if everywhere else 0)
+
+
+def part(problems: Sequence[Contest], noun: str = "problem") -> str:
+    """`the 3 of 9 problems measured`: what an answer is about where some problems have no time; else empty."""
+    untimed = [contest for contest in problems if not any(row.place for row in contest.rows)]
+    if not untimed:
+        return ""
+    timed = len(problems) - len(untimed)
+    compared = sum(contest.contested for contest in problems) or timed
+    failures = any(row.status.failed for contest in untimed for row in contest.rows)
+    word = "compared" if compared < timed else "timed" if failures else "measured"
+    different = len({(contest.first.problem, contest.first.device) for contest in problems})
+    noun = noun if different == len(problems) else "comparison"
+    return f"the {compared:,} of {counted(len(problems), noun)} {word}"
 
 
 def split(problems: Sequence[Contest], layout: PanelLayout) -> list[Side]:
@@ -127,11 +145,12 @@ def split(problems: Sequence[Contest], layout: PanelLayout) -> list[Side]:
 
 
 def covered(problems: Sequence[Contest]) -> str:
-    """`for decode`, where the problems that were compared are all of decode, and others were not compared."""
+    """`for decode`, where the problems that were compared are all those of decode, and others were not compared."""
     for name in SPLITS:
         every = {panels.column_value(contest.first, name): contest.first for contest in problems}
         compared = {panels.column_value(contest.first, name) for contest in problems if contest.contested}
-        if compared and len(compared) < len(every) <= MAX_SIDES:
+        inside = [contest for contest in problems if panels.column_value(contest.first, name) in compared]
+        if compared and len(compared) < len(every) <= MAX_SIDES and not part(inside):
             words = [panels.words(name, value) for value in every if value in compared]
             return f"for {listed(words, limit=MAX_SIDES)}"
     return ""

@@ -11,6 +11,7 @@ from attnbench import units
 from attnbench.analysis.metrics import METRICS
 from attnbench.analysis.rows import Row, unranked
 from attnbench.records.result import Status
+from attnbench.report import memory_method
 from attnbench.report.pivot import (
     Column,
     Footnotes,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_HEADING = 24  # a longer heading or label continues on the next line
 MAX_METRIC_LABEL = 28
+MEMORY = {"peak_bytes", "total_bytes", "saved_bytes", "workspace_bytes"}  # by one of two methods
 GAP = 2
 
 T = TypeVar("T")
@@ -78,7 +80,7 @@ def lines(rows: Sequence[Row], width: int) -> Iterator[Line]:
     if not rows:
         yield _plain("no results")
         return
-    layout, notes = pivot(rows), Footnotes()
+    layout, notes = pivot(rows).of_times, Footnotes()
     cells = _cells(layout, notes)
     labels = [layout.axis, *(label for section in layout.sections for label, _ in section.lines)]
     label_width = max(cell_width(piece) for label in labels for piece in wrap(label, MAX_HEADING))
@@ -120,6 +122,8 @@ def metric_lines(rows: Sequence[Row], names: Sequence[str], width: int) -> Itera
             yield from labelled(label, label_width, line) if row else [label]
     for number, note in enumerate(notes, start=1):
         yield from wrap(f"[{number}] {note}", width, indent=4)
+    if any(name in MEMORY for name in measured):
+        yield from wrap(f"memory: {memory_method.words(rows)}", width, indent=2)
     if absent := [name for name in names if name not in measured]:
         yield from wrap(f"not measured here: {', '.join(absent)}", width, indent=2)
 

@@ -64,5 +64,6 @@ def _clock(replay: Replay) -> str:
 def _layer(layer: DecoderLayer) -> str:
     reach = f" of {layer.window or layer.chunk}" if layer.window or layer.chunk else ""
     widths = f"head_dim {layer.head_dim}" + (f" and {layer.head_dim_v}" if layer.head_dim_v != layer.head_dim else "")
-    shape = "a latent cache" if layer.latent else f"{layer.kv_heads} key-value heads"
-    return f"{units.counted(layer.count, 'layer')} of {layer.kind}{reach} ({layer.heads} heads, {shape}, {widths})"
+    shape = "a latent cache" if layer.latent else units.counted(layer.kv_heads, "key-value head")
+    heads = units.counted(layer.heads, "head")
+    return f"{units.counted(layer.count, 'layer')} of {layer.kind}{reach} ({heads}, {shape}, {widths})"

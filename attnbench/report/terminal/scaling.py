@@ -12,6 +12,7 @@ from attnbench.studies.max_seq import Longest
 from attnbench.studies.scaling import Claim, Law
 
 HEADINGS = ("quantity", "axis", "predicted", "measured", "95 %", "local slopes", "verdict")
+PEAKS = "peak: measured, beside inputs and outputs; predicted: with them"
 
 
 def laws(laws: Sequence[Law], width: int | None) -> Iterator[str]:
@@ -66,6 +67,7 @@ def longest(results: Sequence[Longest], limit: str, width: int | None) -> Iterat
         yield f"{result.arm.name:<14}{seq:>9}  {sizes}  {stop}"
         if result.reason and result.stopped_by not in ("memory", "time"):
             yield from wrap(f"  {result.reason}", width or terminal_width(), indent=4)
+    yield from wrap(PEAKS, width or terminal_width(), indent=2)
 
 
 def longest_record(result: Longest) -> dict[str, object]:

@@ -11,6 +11,11 @@ from attnbench.report.quantities import Unit
 from attnbench.report.terminal.text_layout import aligned, wrap
 from attnbench.studies.traffic_answer import TrafficAnswer
 
+DIGITS = 4  # of attention time
+PER_HOUR = "attention of all layers in an hour of traffic"
+REGRET = "how much longer than the best backend of each step"
+SHARES = "of steps: share of all steps; predicted, measured: shares of attention time; drawn: steps that are measured"
+
 
 def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     """The headline, then policies, backends, the mix, settings, and backends that cannot run every step."""
@@ -21,6 +26,8 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     per_hour = quantities.per_hour_unit(answer.totals)
     unit = per_hour.name.replace("µ", "u")
     yield from _table("policy", (unit, "95 %", "regret", "95 %"), _policies(answer, per_hour), width)
+    regret = f"; regret: {REGRET}" if any(policy.regret for policy in answer.totals.policies) else ""
+    yield from wrap(f"{unit}: {PER_HOUR}{regret}", width, indent=2)
     for policy in answer.totals.policies:
         if policy.words:
             scored = f"; {policy.scored}" if policy.scored else ""
@@ -36,6 +43,7 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
         yield from wrap(f"planning a step, for each layer: {', '.join(plans)}", width, indent=2)
     yield ""
     yield from mix(answer.mix, width)
+    yield from wrap(SHARES, width, indent=2)
     if answer.settings:
         yield ""
     for each in answer.settings:
@@ -74,24 +82,32 @@ def _ends(estimate: Estimate | None, show: Callable[[float], str]) -> tuple[str,
     return show(estimate.value), units.between(*ends) if len(ends) == 2 else ""
 
 
-def _tenths(share: float) -> str:
-    return units.percent(share, 1)
+def _regret(answer: TrafficAnswer) -> Callable[[float], str]:
+    """How regrets are shown: all in percent, or all as ratios."""
+    regrets = [policy.regret for policy in answer.totals.policies if policy.regret]
+    show = units.changes_format(max((each.high or each.value for each in regrets), default=0.0))
+    return lambda regret: show(regret).lstrip("+")
 
 
 def _per_hour(answer: TrafficAnswer, seconds: Estimate | None, per_hour: Unit) -> tuple[str, str]:
-    return _ends(seconds and answer.totals.per_hour(seconds), lambda value: f"{value / per_hour.scale:.4g}")
+    scaled = seconds and answer.totals.per_hour(seconds)
+    return _ends(scaled, lambda value: quantities.number(value / per_hour.scale, DIGITS))
 
 
 def _policies(answer: TrafficAnswer, per_hour: Unit) -> list[tuple[str, Sequence[str]]]:
+    show = _regret(answer)
     return [
-        (policy.name.value, (*_per_hour(answer, policy.seconds, per_hour), *_ends(policy.regret, _tenths)))
+        (policy.name.value, (*_per_hour(answer, policy.seconds, per_hour), *_ends(policy.regret, show)))
         for policy in answer.totals.policies
     ]
 
 
 def _totals(answer: TrafficAnswer, per_hour: Unit) -> list[tuple[str, Sequence[str]]]:
+    def times(ratio: float) -> str:
+        return f"{quantities.number(ratio)}x"
+
     return [
-        (total.backend, (*_per_hour(answer, total.seconds, per_hour), *_ends(total.over_fastest, "{:.3g}x".format)))
+        (total.backend, (*_per_hour(answer, total.seconds, per_hour), *_ends(total.over_fastest, times)))
         for total in answer.totals.totals
     ]
 
