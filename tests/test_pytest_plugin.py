@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
+import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
 import pytest
-import torch  # noqa: F401  pytester drops the modules that a test imports; torch cannot be imported again
+import scipy.special  # noqa: F401  pytester drops the modules that a test imports; these two cannot be imported again
+import torch  # noqa: F401
 
-from attnbench import pytest_plugin
+from attnbench import api, pytest_plugin
 from attnbench.analysis import readings
-from attnbench.engine import sweep
+from attnbench.engine import side_by_side, sweep
 from attnbench.errors import StoreError
+from attnbench.gate import paired
 from attnbench.pytest_plugin import CaseSource
-from attnbench.records import run_directory, run_writer
+from attnbench.records import run_directory
+from attnbench.records.arm import Arm
+from attnbench.records.case import Case
 from tests import samples
+from tests.simulated_runner import SimulatedRunner
 
 pytest_plugins = ["pytester"]
 
@@ -58,27 +63,17 @@ backend = ["kernel.py:changed", "kernel.py:unchanged"]
 [gate]
 time = "50%"
 """
-SLEEPING_KERNELS = """
-import time
+TIMED_KERNELS = """
 import torch.nn.functional as F
 
-WORK_S = 0.02
+SECONDS = {{"changed": {changed_s}, "unchanged": 0.02}}
 
 def changed(q, k, v, causal=False, scale=None):
-    time.sleep(WORK_S)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
 
-def unchanged(q, k, v, causal=False, scale=None):
-    time.sleep(0.02)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+unchanged = changed
 """
-
-# Enough for changes as large as these.
-FEW_RESTARTS = """
-from attnbench.gate import paired, significance
-
-significance.LOOKS, paired.STORED_RESTARTS = {3: 0.3, 6: 0.7}, 4
-"""
+DEVICE = "cpu:threads=1"
 
 
 @pytest.fixture(autouse=True)
@@ -251,61 +246,61 @@ def test_pytest_loads_nothing_of_ours_at_its_start() -> None:
     assert not done.stdout.split()
 
 
-@pytest.mark.slow
-@pytest.mark.workers
-def test_a_stored_baseline_judges_each_case(pytester: pytest.Pytester) -> None:
-    """Base is what was just measured, with one case four times as fast and one that nobody can run any more.
+def simulate(monkeypatch: pytest.MonkeyPatch, folder: Path, time_s: Callable[[Case, Arm], float]) -> None:
+    """No worker starts; each call takes the seconds of its case and arm."""
 
-    The other cases of base are three times as slow: the second measurement may be disturbed.
-    """
-    pytester.makeconftest(FEW_RESTARTS)
+    class Simulated(SimulatedRunner):
+        def time_s(self, case: Case, arm: Arm) -> float:
+            return time_s(case, arm)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    for module in (side_by_side, paired):
+        monkeypatch.setattr(module, "Runner", Simulated)
+
+
+def test_a_stored_baseline_judges_each_case(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In base one case was four times as fast, and a backend ran that the suite has no more."""
     pytester.makefile(".toml", small=SUITE)
-    first = run(pytester, "small.toml", "--attnbench-gate", "first", "--attnbench-out", "kept")
-    assert first.ret == 4
-    plain = run(pytester, "small.toml", "--attnbench-out", "kept")
-    plain.assert_outcomes(passed=4)
-    base = the_run(pytester.path / "kept")
-    restarts = []
-    for restart in range(6):
-        for result in base.results:
-            factor = 0.25 if result.case.backend == "naive" and result.case.problem.seq_q == 64 else 3.0
-            values = tuple(factor * v if v else v for v in result.samples["time"].values)
-            time = msgspec.structs.replace(result.samples["time"], values=values)
-            samples = {**result.samples, "time": time}
-            restarts.append(msgspec.structs.replace(result, restart=restart, samples=samples))
-    gone = msgspec.structs.replace(restarts[0].case, backend="sdpa:math")
-    arm = msgspec.structs.replace(restarts[0].arm, backend="sdpa:math")
-    restarts.append(msgspec.structs.replace(restarts[0], case=gone, case_id=gone.id, arm=arm))
-    (folder,) = (pytester.path / "kept").iterdir()
-    shutil.rmtree(folder)
-    with run_writer.RunWriter(pytester.path / "base", base.manifest) as writer:
-        writer.append(restarts)
-    done = run(pytester, "small.toml", "--attnbench-gate", "base", "-rA", "--attnbench-out", "kept")
-    done.stdout.fnmatch_lines([f"*FAILED*{case('naive', 64)}*"])
-    assert done.parseoutcomes()["failed"] == 1
+    changed = case("naive", 64)
+    simulate(monkeypatch, tmp_path, lambda timed, _: 1e-3 if timed.label == changed else 2e-3)
+    api.run("small.toml", backend="naive,sdpa:flash,sdpa:math", device=DEVICE, restarts=6, out="base")
+    simulate(monkeypatch, tmp_path, lambda timed, _: 4e-3 if timed.label == changed else 2e-3)
+    gate = ("small.toml", "--attnbench-gate", "base", "--attnbench-device", DEVICE)
+    done = run_here(pytester, *gate, "-rA")
+    done.assert_outcomes(passed=3, failed=1)
+    done.stdout.fnmatch_lines([f"*FAILED*{changed}*"])
     done.stdout.fnmatch_lines(["*time_s regressed: *, was *margin 12.5 %*"])
-    done.stdout.fnmatch_lines(["*attnbench gate*", "*in base alone*", "*cases: 1 missing, 1 regressed*"])
+    done.stdout.fnmatch_lines(["*attnbench gate*", "*in base alone*", "*cases: 2 missing, 1 regressed*"])
     # What was deselected is not missing; what only base has still is, and fails the session without a test.
-    less = run(pytester, "small.toml", "--attnbench-gate", "base", "-k", "flash")
+    less = run_here(pytester, *gate, "-k", "flash")
     assert less.ret == pytest.ExitCode.TESTS_FAILED
-    assert "failed" not in less.parseoutcomes()
-    less.stdout.fnmatch_lines(["*1 missing*"])
+    less.assert_outcomes(passed=2, deselected=2)
+    less.stdout.fnmatch_lines(["*2 missing*"])
 
 
-@pytest.mark.slow
-@pytest.mark.workers
-def test_a_commit_judges_each_case_side_by_side(pytester: pytest.Pytester) -> None:
-    """One kernel takes more than twice the time of base and is red; the other is unchanged and green."""
-    pytester.makeconftest(FEW_RESTARTS)
+def test_a_commit_judges_each_case_side_by_side(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each arm takes the time that the file of its side states: in head, one kernel takes more than twice that of base.
+
+    tests/gate/test_paired.py has such a gate with real workers.
+    """
     pytester.makefile(".toml", small=GATED_SUITE)
     kernel = pytester.path / "kernel.py"
-    # Calls that need no core, and a wide tolerance: a busy machine changes no verdict.
-    kernel.write_text(SLEEPING_KERNELS)
+    kernel.write_text(TIMED_KERNELS.format(changed_s=0.02))
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    kernel.write_text(SLEEPING_KERNELS.replace("WORK_S = 0.02", "WORK_S = 0.05"))
-    done = run(pytester, "small.toml", "--attnbench-base-ref", "HEAD", "-v")
+    kernel.write_text(TIMED_KERNELS.format(changed_s=0.05))
+
+    def stated_s(timed: Case, arm: Arm) -> float:
+        seconds = runpy.run_path(str(Path(arm.path[0], "kernel.py")))["SECONDS"]
+        return float(seconds[timed.backend.partition(":")[2]])
+
+    simulate(monkeypatch, tmp_path, stated_s)
+    done = run_here(pytester, "small.toml", "--attnbench-base-ref", "HEAD", "--attnbench-device", DEVICE, "-v")
     done.assert_outcomes(passed=1, failed=1)
     done.stdout.fnmatch_lines([f"*{case('kernel.py:unchanged')}*PASSED*"])
     done.stdout.fnmatch_lines(["*time_s regressed: *", "*2 cases: 1 regressed, 1 same.*"])

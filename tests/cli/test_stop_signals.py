@@ -15,6 +15,7 @@ import pytest
 from attnbench.cli import stop_signals
 from attnbench.cli.running import named_at_once
 from attnbench.cli.stop_signals import StopSignals
+from tests.cli.test_cli import wait_for_lines
 from tests.records.test_run_directory import stored
 
 ROOT = Path(__file__).parents[2]
@@ -36,17 +37,11 @@ class Command:
         )  # fmt: skip
 
     def wait_for_lines(self, count: int) -> None:
-        results, until = self.run / "results.jsonl", time.monotonic() + 90
-        while time.monotonic() < until and self.process.poll() is None:
-            if results.is_file() and results.read_bytes().count(b"\n") >= count:
-                return
-            time.sleep(0.02)
-        self.process.kill()
-        raise AssertionError(f"no {count} results: {self.process.communicate()}")
+        wait_for_lines(self.run / "results.jsonl", count, self.process)
 
     def end(self) -> tuple[int, str, str]:
         """The exit code, what was printed; no temporary folder and no child may be left."""
-        stdout, stderr = self.process.communicate(timeout=60)
+        stdout, stderr = self.process.communicate(timeout=300)
         assert [path.name for path in self.temporary.iterdir() if path.name.startswith("attnbench")] == []
         assert "Traceback" not in stderr
         return self.process.returncode, stdout, stderr
@@ -78,7 +73,7 @@ def test_a_second_sigterm_stops_at_once(tmp_path):
     code, stdout, stderr = command.end()
     assert code in (143, -signal.SIGTERM)  # the second may come when the process has printed all and ends
     assert f"attnbench run --resume {command.run}" in stdout + stderr
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert (command.run / "results.jsonl").read_bytes().count(b"\n") >= 2
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,16 +104,25 @@ def test_profile_takes_one_case(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.workers
-def test_two_calibrations_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    def measured() -> dict[str, float]:
-        assert cli.invoke(["calibrate", "--device", "cpu:threads=1", "--json", "--budget", "1s"]) == 0
-        record = json.loads(capsys.readouterr().out)
-        return {dtype: rate["burst"] for dtype, rate in record["matmul"].items()} | {"exp": record["exp_per_s"]}
+def test_a_calibration_has_the_rates_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """Compared with the best of many calls in this process; neighbours of a shared machine slow either down."""
+    import torch
 
-    def agree() -> bool:
-        first, second = measured(), measured()
-        assert first.keys() == second.keys() >= {"fp32", "bf16"}
-        return all(0.5 < first[name] / second[name] < 2 for name in first)
+    assert cli.invoke(["calibrate", "--device", "cpu:threads=1", "--json", "--budget", "1s"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["matmul"].keys() >= {"fp32", "bf16"}
+    numbers = torch.randn(512, 512)
+    products_per_s = 1 / best_s(partial(torch.mm, numbers, numbers))
+    exponentials_per_s = numbers.numel() / best_s(partial(torch.exp, numbers))
+    assert 1 / 30 < record["matmul"]["fp32"]["burst"] / (2 * 512**3 * products_per_s) < 30
+    assert 1 / 30 < record["exp_per_s"] / exponentials_per_s < 30
 
-    # Neighbours of a shared machine may slow one of the two down; docs/benchmarks.md has the figures of a quiet one.
-    assert any(agree() for _ in range(4))
+
+def best_s(call: Callable[[], object]) -> float:
+    """The seconds of the fastest of 20 calls."""
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)

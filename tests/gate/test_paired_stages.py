@@ -2,58 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from attnbench.analysis import noise_floor
 from attnbench.engine import sweep
 from attnbench.engine.group import Group
-from attnbench.engine.runner import Ending, Runner, SilentObserver
+from attnbench.engine.runner import Runner, SilentObserver
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
-from attnbench.gate import paired, record, significance
+from attnbench.gate import evidence, judgement, paired, record, significance
 from attnbench.gate.paired import GateRun
 from attnbench.gate.trees import Revision
 from attnbench.machine import hardware
+from attnbench.records import run_directory
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Environment, Outcome, Result, Status, sample
-from tests.gate.test_verdicts import WOBBLE, gated, lines
-from tests.samples import ceilings, timed
+from attnbench.records.result import Outcome, Result
+from tests.conftest import Command
+from tests.gate.test_verdicts import gated, lines
+from tests.samples import ceilings
+from tests.simulated_runner import SimulatedRunner
 
 BASE, HEAD = Revision(name="HEAD~1", path=("/old",)), Revision(name="the working tree", path=("/new",))
 SLOW, EQUAL = 64, 128  # the lengths of two cases; head is slower in the first
 DEVICE = "cpu:threads=1"
+ONE_CASE = ("--seq", "64", "--mask", "none", "-b", "naive", "--device", DEVICE)
 
 
-class SimulatedRunner(Runner):
-    """A runner that starts no worker: in the first case head takes 5 % longer, with twice the error."""
+class SlowerHead(SimulatedRunner):
+    """In the first case head takes 5 % longer, with twice the error; errors depend on the seed."""
 
-    def run(self) -> Ending:
-        first = self.settings.first_restart
-        for restart in range(first, first + self.settings.restarts):
-            for group in self.plan.groups:
-                results = [self._result(group, arm, restart) for arm in group.arms]
-                self._append(results)
-                for result in results:
-                    self._observer.result(result, 0.0)
-        self.environments |= {arm.id: Environment(device="CPU") for arm in self.plan.arms}
-        self.spent["rounds"] += 1.0
-        return Ending()
+    def time_s(self, case: Case, arm: Arm) -> float:
+        return super().time_s(case, arm) * (1.05 if _is_slow(case, arm) else 1.0)
 
-    def _result(self, group: Group, arm: Arm, restart: int) -> Result:
-        case, head = group.case(arm), arm.copy == 2
-        slow = head and case.problem.seq_q == SLOW
-        seconds = 1e-3 * (1.05 if slow else 1.0) * math.exp(head * WOBBLE[restart % len(WOBBLE)])
-        error = 1e-7 * (1 + self.settings.procedures["cpu"].seed) * (2 if slow else 1)
-        return Result(
-            case=case, case_id=case.id, arm=arm, restart=restart, group=group.id, status=Status.OK,
-            samples={"time": timed([seconds] * 5), "peak_memory": sample("B", [2.0**20])},
-            facts={"errors": {"out": {"max_abs": error, "rms": error}}},
-        )  # fmt: skip
+    def rms_error(self, case: Case, arm: Arm) -> float:
+        seed = self.settings.procedures["cpu"].seed
+        return super().rms_error(case, arm) * (1 + seed) * (2 if _is_slow(case, arm) else 1)
+
+
+def _is_slow(case: Case, arm: Arm) -> bool:
+    return arm.copy == evidence.HEAD and case.problem.seq_q == SLOW
 
 
 class Counted(SilentObserver):
@@ -72,7 +64,7 @@ class Counted(SilentObserver):
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweep:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(paired, "Runner", SimulatedRunner)
+    monkeypatch.setattr(paired, "Runner", SlowerHead)
     axes = {"seq": f"{SLOW},{EQUAL}", "mask": "none"}
     return sweep.prepare(paired.request(Request(axes=axes, backend="naive", device=DEVICE, rounds="5")))
 
@@ -153,13 +145,13 @@ def test_no_restart_follows_the_last_look(measured: Measure, monkeypatch: pytest
 
 
 def test_a_seed_without_the_error_of_one_side_is_left_out(measured: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_seed = SimulatedRunner._result
+    of_seed = SlowerHead._result
 
-    def failing(runner: SimulatedRunner, group: Group, arm: Arm, restart: int) -> Result:
+    def failing(runner: SlowerHead, group: Group, arm: Arm, restart: int) -> Result:
         measured = of_seed(runner, group, arm, restart)
         return msgspec.structs.replace(measured, facts={}) if runner.settings.procedures["cpu"].seed == 3 else measured
 
-    monkeypatch.setattr(SimulatedRunner, "_result", failing)
+    monkeypatch.setattr(SlowerHead, "_result", failing)
     (errors,) = measured().run.manifest.gate["seeds"].values()
     assert errors == [pytest.approx([seed * 1e-7, seed * 2e-7]) for seed in (2, 3, 5)]
 
@@ -179,12 +171,31 @@ def test_an_interrupted_gate_says_so_and_verifies_no_further_seeds(measured: Mea
     assert (ended.interrupted, len(runners), ended.run.manifest.gate["seeds"]) == (True, 1, {})
 
 
-def test_a_noise_floor_that_cannot_be_stored_is_noted(
-    measured: Measure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_noise_floor_that_cannot_be_stored_changes_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attnbench_command: Command
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert measured().note.startswith("the noise floor of this machine is not updated: cannot write to")
+    monkeypatch.setattr(paired, "Runner", SimulatedRunner)
+    done = attnbench_command("gate", "--noop", *ONE_CASE)
+    assert done.returncode == 0
+    assert "naive" in done.stdout
+    assert "the noise floor of this machine is not updated: cannot write to" in done.stderr
+
+
+def test_head_against_itself_shows_the_resolution_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attnbench_command: Command
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(paired, "Runner", SimulatedRunner)
+    done = attnbench_command("gate", "--noop", *ONE_CASE)
+    assert done.returncode == 0
+    assert "A slowdown of 1.5 times its margin" in done.stdout
+    run = run_directory.read(run_directory.resolve("last", run_directory.results_root()))
+    pairs = noise_floor.load(run.manifest.fingerprint, DEVICE)
+    assert len(pairs) == 2  # the A/A control, and head: both are base again
+    outcomes = [verdict.outcome for verdict in judgement.judge(run).verdicts if verdict.metric == "time_s"]
+    assert outcomes == [Outcome.SAME]
 
 
 def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
