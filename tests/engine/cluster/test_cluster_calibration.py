@@ -11,6 +11,7 @@ import pytest
 from attnbench.engine import calibration, sweep
 from attnbench.engine.cluster import cluster_calibration
 from attnbench.engine.cluster.cluster_calibration import calibrate
+from attnbench.engine.cluster.nodes import ClusterNode
 from attnbench.engine.cluster.slot_process import DeviceRates, SlotProcess
 from attnbench.engine.request import Request
 from attnbench.errors import UsageError
@@ -25,11 +26,22 @@ ANY = Request()
 
 
 class CalibratedCluster(ScriptedCluster):
-    """A cluster whose nodes have rates, but for node `c`, which is lost, and node `busy`, which does not answer."""
+    """A cluster whose nodes have rates, but for node `c`, which is lost, and node `busy`, which does not answer.
 
-    def ready(self, references: Sequence[int], _timeout_s: float) -> list[int]:
-        waiting = [each for each in references if self._calls[each][0].device.name != "busy"]
-        return waiting[:1]
+    Its clock moves when nothing else answers.
+    """
+
+    def __init__(self, *nodes: ClusterNode) -> None:
+        super().__init__(*nodes)
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def ready(self, references: Sequence[int], timeout_s: float) -> list[int]:
+        answers = [each for each in references if self._calls[each][0].device.name != "busy"]
+        self.now_s += 0.0 if answers else timeout_s
+        return answers[:1]
 
     def _calibrate(self, process: ScriptedProcess, device: str, *_: object) -> list[DeviceRates] | str:
         if process.device.name == "c":
@@ -38,8 +50,8 @@ class CalibratedCluster(ScriptedCluster):
 
 
 def test_every_node_is_calibrated_whatever_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_calibration, "ANSWER_S", 0.05)
     cluster = CalibratedCluster(node("a", "H100", gpus=2), node("b"), node("c"), node("busy"))
+    monkeypatch.setattr(cluster_calibration, "time", cluster)
     rates = {each.name: each for each in calibrate(cluster, ANY, "calibrate", 60.0, False)}
     assert [(name, [of.device for of in rates[name].rates]) for name in ("a#1", "a#2", "b")] == [
         ("a#1", ["cuda:0"]), ("a#2", ["cuda:0"]), ("b", [""])

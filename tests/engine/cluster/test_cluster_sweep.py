@@ -28,6 +28,12 @@ from tests.engine.cluster.scripted_cluster import ScriptedCluster, ScriptedProce
 REQUEST = Request(axes={"seq": "64,128", "mask": "none"}, backend="naive,sdpa:math", device="cpu:threads=1")
 
 
+@pytest.fixture(autouse=True)
+def nothing_measured_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Predictions follow from no other test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 class PlanningCluster(ScriptedCluster):
     """A cluster whose nodes plan as this machine does."""
 
