@@ -232,21 +232,21 @@ class Watcher:
 
     def __init__(self, config: pytest.Config, ready: Sweep, side_by_side: bool) -> None:
         from attnbench.engine import sweep
-        from attnbench.gate import paired
 
         self._terminal = config.pluginmanager.get_plugin("terminalreporter")
         capture = config.pluginmanager.get_plugin("capturemanager")
         self._shown = capture.global_and_fixture_disabled if capture else nullcontext
         self._verbose = config.get_verbosity() > 0
-        of_a_gate = paired.results_expected(ready) * ready.settings.restarts  # at first; it asks for more
-        self._count, self._total = 0, of_a_gate if side_by_side else sweep.rest(ready).results
+        self._count, self._total = 0, 0 if side_by_side else sweep.rest(ready).results  # a gate adds its results
         self._write(f"attnbench measures {ready.plan.cases} cases of {ready.name}, {ready.settings.restarts} restarts")
 
     def phase(self, text: str) -> None:
         """Print nothing: phases change too often for a log."""
 
-    def more(self, count: int) -> None:
+    def more(self, count: int, why: str = "") -> None:
         self._total += count
+        if why and self._verbose:
+            self._write(f"  {count:+} results: {why}")
 
     def note(self, text: str) -> None:
         self._write(text)

@@ -153,6 +153,11 @@ def margin(value: float | None) -> str:
     return change(value).removeprefix("+")
 
 
+def in_percent(value: float) -> str:
+    """Format a relative change without a sign, in percent however large it is: for several in one sentence."""
+    return _signed_percent(value).removeprefix("+")
+
+
 def factor(value: float) -> str:
     """Format a ratio with two digits: 5.8x, 12x, 0.83x; of 100,000 or more in thousands or millions: 123kx."""
     if value >= 99_999.5:

@@ -125,6 +125,7 @@ def test_a_share_without_decimals_is_a_factor_above_two_hundred_percent_too() ->
 def test_a_change_above_two_hundred_percent_is_the_ratio_of_the_two_values() -> None:
     assert [units.change(value) for value in (-0.99, 2.0, 2.5, 36.248)] == ["-99.0 %", "+200.0 %", "3.5x", "37x"]
     assert [units.margin(value) for value in (0.02, 36.248, None)] == ["2.0 %", "37x", "-"]
+    assert [units.in_percent(value) for value in (0.02, 36.248, -0.01)] == ["2.0 %", "3,625 %", "-1.0 %"]
     assert [units.change(value) for value in (-0.0, -0.0004, 0.0004, 0.0006, None)] == ["0.0 %"] * 3 + ["+0.1 %", "-"]
 
 

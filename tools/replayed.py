@@ -19,6 +19,7 @@ from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Draw, TrafficSteps, draw
 from attnbench.analysis.traffic_totals import PolicyName, TrafficTotals
 from attnbench.engine import sweep
+from attnbench.engine.runner import SilentObserver
 from attnbench.engine.sweep import Request
 from attnbench.records.result import Result
 from attnbench.studies import replay, replayed_steps
@@ -33,16 +34,6 @@ DRAWS = (16, 40)
 SEEDS = 500
 
 
-class Silent:
-    """Show nothing."""
-
-    def phase(self, text: str) -> None: ...
-
-    def result(self, result: Result, remaining_s: float) -> None: ...
-
-    def more(self, count: int) -> None: ...
-
-
 def main(directory: Path) -> None:
     """Measure every step, then print errors and coverage of the draws."""
     (directory / "config.json").write_text(json.dumps(MODEL))
@@ -52,7 +43,7 @@ def main(directory: Path) -> None:
     request = Request(device="cpu:threads=1", rounds="10", budget="0")
     every = replayed_steps.plan_replay(serving, table, request, count=len(table.kinds), settings=settings)
     print(f"{len(every.drawn.steps)} steps, {every.sweep.plan.cases} cases", flush=True)
-    results = sweep.run(every.sweep, Silent(), directory=directory / "run").run.results
+    results = sweep.run(every.sweep, SilentObserver(), directory=directory / "run").run.results
     steps = dict(zip(every.drawn.steps.tolist(), every.steps, strict=True))
     truth = totals(every.drawn, steps, results, table)
     print(

@@ -111,7 +111,7 @@ def compare(
     crossed = not old.manifest.same_machine(new.manifest)
     if crossed and not cross_machine:
         machines = ", ".join(f"{run.manifest.machine_name} ({run.manifest.machine_id})" for run in (old, new))
-        raise NotComparableError(f"{names} are of two machines: {machines}; --cross-machine")
+        raise NotComparableError(f"{names} are of two machines: {machines}; --cross-machine compares them anyway")
     if differences := procedure_differences(old.manifest.procedures, new.manifest.procedures, across_machines=crossed):
         raise NotComparableError(f"{names} were measured differently ({'; '.join(differences)})")
     before, after = arms or _arms(old, new)

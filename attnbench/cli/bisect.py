@@ -13,7 +13,7 @@ from attnbench.cli import options
 
 if TYPE_CHECKING:
     from attnbench.engine.sweep import Request, Sweep
-    from attnbench.gate.bisect import StepOutcome
+    from attnbench.gate.judgement import GateVerdicts
 
 
 @options.with_options(
@@ -35,7 +35,7 @@ def bisect(
 ) -> int:
     """Find the commit that made a case slower.
 
-    Compares GOOD with the commits after it. A commit that cannot be judged is skipped.
+    Compares GOOD with the commits after it. A commit that cannot be judged is skipped, with the reason.
     """
     from attnbench.cli import running
     from attnbench.errors import Exit
@@ -47,14 +47,17 @@ def bisect(
     ready, budget_s = running.prepare_gate(request, case)
     quiet = options.global_options(context).quiet
 
-    def judge(commit: str) -> StepOutcome:
+    def judge(commit: str) -> GateVerdicts:
         return _judge(ready, good, commit, budget_s, quiet)
 
     last = judge(commits[-1])
-    if last is not StepOutcome.BAD:
-        print(f"{bad} is not slower than {good}: {last.value}; nothing to look for")
-        return Exit.INCONCLUSIVE if last is StepOutcome.SKIP else Exit.OK
-    result = study.search(commits, judge)
+    if why := study.why_skipped(last):
+        print(f"{bad} cannot be judged against {good}, so no commit is searched for: {why}")
+        return Exit.INCONCLUSIVE
+    if study.step_outcome(last) is StepOutcome.GOOD:
+        print(f"{bad} is not slower than {good}: nothing to look for")
+        return Exit.OK
+    result = study.search(commits, lambda commit: study.step_outcome(judge(commit)))
     if result.first_bad:
         print(f"first bad: {trees.subject(result.first_bad)}")
         return Exit.OK
@@ -63,7 +66,7 @@ def bisect(
     return Exit.INCONCLUSIVE
 
 
-def _judge(ready: Sweep, good: str, commit: str, budget_s: float, quiet: bool) -> StepOutcome:
+def _judge(ready: Sweep, good: str, commit: str, budget_s: float, quiet: bool) -> GateVerdicts:
     from attnbench.cli import progress
     from attnbench.gate import bisect as study
     from attnbench.gate import paired, trees
@@ -76,7 +79,7 @@ def _judge(ready: Sweep, good: str, commit: str, budget_s: float, quiet: bool) -
             ready, base, head, directory=Path(folder) / "run", observer=watcher, budget_s=budget_s,
             watch=lambda _: None,
         )  # fmt: skip
-    word = study.step_outcome(ended.judgement)
     if not quiet:
-        print(f"{word.value:<5} {trees.subject(commit)}", file=sys.stderr, flush=True)
-    return word
+        words = [f"{study.step_outcome(ended.judgement).value:<5} {trees.subject(commit)}"]
+        print(": ".join([*words, *filter(None, [study.why_skipped(ended.judgement)])]), file=sys.stderr, flush=True)
+    return ended.judgement

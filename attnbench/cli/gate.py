@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,9 +14,11 @@ import typer
 from attnbench.cli import engine_options, options
 from attnbench.cli.checks import one_of
 from attnbench.cli.engine_options import EngineOptions
-from attnbench.cli.options import OptionGroup, option
+from attnbench.cli.options import GlobalOptions, OptionGroup, option
 
 if TYPE_CHECKING:
+    from attnbench.cli.running import PreparedGate
+    from attnbench.engine.plan import Plan
     from attnbench.engine.sweep import Request
     from attnbench.gate.judgement import GateVerdicts
     from attnbench.gate.paired import GateRun
@@ -126,8 +129,8 @@ def gate(
         name = base.baseline
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
-        style = options.global_options(context).progress(progress)
-        ended = _measure(request, how, case, base, out, style)
+        shared = options.global_options(context)
+        ended = _measure(request, how, case, base, out, shared, progress)
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
         if ended.note:
             print(ended.note, file=sys.stderr)
@@ -147,16 +150,25 @@ def gate(
 
 
 def _stored(names: tuple[str, ...]) -> str:
-    """The name of a run, where a run was given and no suite."""
+    """The name of a run, where a run was given and no suite. Raises UsageError for a run beside another name."""
+    from attnbench.errors import UsageError
     from attnbench.records import run_directory
 
-    if len(names) == 1:
-        for path in (Path(names[0]), run_directory.results_root() / names[0]):
-            if (path / run_directory.MANIFEST).is_file():
-                return names[0]
-        if names[0] == "last":
-            return "last"
-    return ""
+    root = run_directory.results_root()
+    stored = [
+        name
+        for name in names
+        if name == "last" or any((path / run_directory.MANIFEST).is_file() for path in (Path(name), root / name))
+    ]
+    if not stored or len(names) == 1:
+        return "".join(stored)
+    if len(stored) == len(names) == 2:
+        old, new = map(shlex.quote, stored)
+        raise UsageError(
+            f"gate judges one stored run; to compare two: attnbench compare {old} {new}, or with verdicts: "
+            f"attnbench gate {new} --baseline {old}"
+        )
+    raise UsageError(f"{stored[0]} is a stored run, which gate takes alone, to judge it again")
 
 
 def _check_names(names: tuple[str, ...], *, runs: bool = True) -> None:
@@ -218,7 +230,10 @@ def _side_of(arm: Arm) -> str:
     return f"{arm.backend} {({BASE: 'base', HEAD: 'head', CONTROL: 'control'})[arm.copy]}"
 
 
-def _measure(request: Request, how: EngineOptions, case: str, base: Base, out: Path | None, style: str) -> GateRun:
+def _measure(
+    request: Request, how: EngineOptions, case: str, base: Base, out: Path | None, shared: GlobalOptions, progress: str
+) -> GateRun:  # fmt: skip
+    """Measure base and head, and say before what is compared."""
     from datetime import UTC, datetime
 
     from attnbench.cli import running
@@ -230,16 +245,44 @@ def _measure(request: Request, how: EngineOptions, case: str, base: Base, out: P
     _check_names(request.suites, runs=not base.flags)
     with _side(base) as side, running.prepared_gate(how, request, case, side, base.changed) as gate:
         ready = gate.ready
-        total = paired.results_expected(ready, gate.engine.homes(ready)) * ready.settings.restarts
+        paired.check(ready)
         where = out or run_directory.new_directory(
             run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
         )
         judged_later = running.named_at_once(where, f"attnbench gate {where}")
-        with judged_later, running.watched(style, total, _side_of) as (watcher, watch):
+
+        def announce(plan: Plan) -> None:
+            if not shared.quiet:
+                print(_headline(gate, plan), file=sys.stderr)
+
+        with judged_later, running.watched(shared.progress(progress), 0, _side_of) as (watcher, watch):
             return paired.measure(
                 ready, gate.base, gate.head, directory=where, observer=watcher, budget_s=gate.budget_s, watch=watch,
-                command=running.command(), chosen_cases=gate.cases, engine=gate.engine,
+                announce=announce, command=running.command(), chosen_cases=gate.cases, engine=gate.engine,
             )  # fmt: skip
+
+
+def _headline(gate: PreparedGate, plan: Plan) -> str:
+    """What is compared, and how long it takes: the first look by prediction, the further ones by the budget."""
+    import math
+
+    from attnbench.cli import output
+    from attnbench.gate import judgement, significance
+    from attnbench.units import about, counted
+
+    ready, most = gate.ready, max(significance.LOOKS)
+    looked_at = ready.settings.restarts
+    needed_s = plan.rest(frozenset(), range(looked_at), ready.settings.speeds).seconds
+    limit = "" if math.isinf(gate.budget_s) else f", within {about(gate.budget_s)}"
+    times = f"about {about(needed_s)} for {looked_at} restarts ({plan.times_from}), up to {most} where undecided{limit}"
+    parts = [
+        f"gate {ready.name}",
+        judgement.sides(gate.base.name, gate.head.name),
+        counted(len(plan.groups), "case"),
+        ", ".join(device.text for device in ready.devices),
+        times if plan.groups else "nothing to measure",
+    ]
+    return "\n".join([output.machine(ready), " · ".join(parts)])
 
 
 def _print(run: Run, judged: GateVerdicts, code: int, reports: Reports, *, noop: bool, verbose: bool) -> None:
@@ -268,6 +311,7 @@ def _write(run: Run, judged: GateVerdicts, reports: Reports) -> None:
         if path:
             with writing(path):
                 path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}", file=sys.stderr)
     if reports.github:
         _append("GITHUB_STEP_SUMMARY", gate_comment.markdown(run, judged, gate_comment.MAX_SUMMARY))
         _append("GITHUB_OUTPUT", f"verdict={gate_verdicts.verdict_word(judged)}\n")

@@ -28,7 +28,8 @@ def history(
 ) -> None:
     """Show how times changed from commit to commit.
 
-    Prints one line per case of a machine: its first and last time, then each change of level with its commit.
+    Prints one line per case of a machine: its first and last time, then each change of level with its commit. Cases
+    that were measured once are counted, and shown with --case.
     """
     from attnbench.cli import output
     from attnbench.errors import UsageError
@@ -45,7 +46,7 @@ def history(
     seen = {name: values for name, values in trend.series(points, chosen).items() if case in name}
     if case and not seen:
         raise UsageError(f"--case: no case contains {case!r}")
-    for line in report.lines(seen, json):
+    for line in report.lines(seen, json, single=bool(case)):
         print(line)
 
 
@@ -58,6 +59,8 @@ def _of_file(path: Path, machine: str) -> "tuple[list[HistoryPoint], str]":
     points, skipped = trend.load(path)
     if skipped:
         print(f"{path}: {units.counted(skipped, 'line')} could not be read", file=sys.stderr)
+    if not points:
+        print(f"{path} is empty: {trend.adding(path)} adds a run", file=sys.stderr)
     known = {point.machine_id: None for point in points}
     chosen = stored_runs.one_of(known, machine)
     if others := len(known.keys() - {chosen}):

@@ -23,6 +23,9 @@ def merge(
     if len(runs) < 2:
         raise UsageError(f"merge: {len(runs)} run given ({runs[0]}): at least two are needed")
     loaded = [output.load(name) for name in runs]
+    paths = [run.path.resolve() for run in loaded]
+    if twice := [name for place, name in enumerate(runs) if paths[place] in paths[:place]]:
+        raise UsageError(f"merge: {twice[0]} is given twice: each run counts once")
     for conflict in merging.merge(loaded, out):
         print(f"conflict: {conflict}", file=sys.stderr)
     if answer := replayed_steps.merged(loaded):

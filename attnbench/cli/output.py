@@ -58,8 +58,10 @@ def append_run(path: Path, run: Run) -> None:
     from attnbench.gate import history
 
     added = history.point(run)
-    if not history.append(path, added):
-        print(f"{added.run} is in {path} already; not added again", file=sys.stderr)
+    text = f"{added.run} is in {path} already; not added again"
+    if history.append(path, added):
+        text = f"added {added.run} to {path}: {counted(len(added.seconds), 'case')}"
+    print(text, file=sys.stderr)
 
 
 def width() -> int | None:
@@ -183,7 +185,7 @@ def headline(sweep: Sweep, rest: Rest) -> None:
 
     That is the packages of other interpreters, and the libraries that are not installed.
     """
-    print(" · ".join([f"attnbench {__version__}", *_machine(sweep)]), file=sys.stderr)
+    print(machine(sweep), file=sys.stderr)
     devices = ", ".join(device.text for device in sweep.devices)
     fitting = "" if rest.within is None else f"; about {counted(rest.within, 'case')} fit"
     print(
@@ -219,6 +221,11 @@ def _absent(sweep: Sweep) -> list[str]:
         return []
     installed = plan.libraries("cpu", interpreters.parse(sweep.request.backend_python))
     return [name for name in plan.all_libraries("cpu") if name not in installed]
+
+
+def machine(sweep: Sweep) -> str:
+    """`attnbench 0.1.0 · torch 2.9.0 · Xeon, 2 cores · load 0.9, busy`."""
+    return " · ".join([f"attnbench {__version__}", *_machine(sweep)])
 
 
 def _machine(sweep: Sweep) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,5 +67,6 @@ def predict(
     if out:
         with writing(out):
             out.write_text("".join(f"{jsonl.line(record)}\n" for record in records))
+        print(f"wrote {out}", file=sys.stderr)
     output.lines(records, text, json)
     return Exit.OK if predicted else Exit.NOTHING_MEASURED

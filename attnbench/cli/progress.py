@@ -58,8 +58,14 @@ class Silent:
     def result(self, result: Result, remaining_s: float) -> None:
         self.count += 1
 
-    def more(self, count: int) -> None:
+    def more(self, count: int, why: str = "") -> None:
+        """Change the total, and show why where the progress is shown."""
         self.total += count
+        if why:
+            self._show(f"{count:+,} results: {why}")
+
+    def _show(self, text: str) -> None:
+        """Print a line of the progress."""
 
     def note(self, text: str) -> None:
         """Print a line, as errors are, in every style."""
@@ -96,6 +102,10 @@ class Plain(Silent):
             self._skipped.setdefault(result.reason, set()).add((result.case.id, result.arm.id))
         else:
             self._print(line(result, self.name_of(result.arm)))
+
+    def _show(self, text: str) -> None:
+        self._print_refused()
+        self._print(text)
 
     def _print_refused(self) -> None:
         if self._refused:
@@ -138,6 +148,9 @@ class Bar(Silent):
         if time.monotonic() - self._drawn > 0.1:
             self._drawn = time.monotonic()
             self._progress.update(self._task, refresh=True, description=text[:60])
+
+    def _show(self, text: str) -> None:
+        self.note(text)
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, markup=False)

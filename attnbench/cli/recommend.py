@@ -71,6 +71,7 @@ def recommend(
     if out:
         with writing(out):
             out.write_bytes(text + b"\n")
+        print(f"wrote {out}", file=sys.stderr)
     if to:
         advice = engine_advice.advise(table, to)
         output.lines(msgspec.to_builtins(advice), report.advice_lines(advice, terminal_width()), json)

@@ -220,6 +220,7 @@ def _measure(
     import msgspec
 
     from attnbench.cli import output, running
+    from attnbench.errors import Exit
     from attnbench.report.terminal import traffic as report
     from attnbench.report.terminal.text_layout import terminal_width
     from attnbench.studies import replayed_steps, traffic_answer
@@ -236,13 +237,17 @@ def _measure(
             f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}",
             file=sys.stderr,
         )
-    if planned.sweep.request.shard:
+    is_shard = bool(planned.sweep.request.shard)
+    if is_shard:
         print("a shard has no answer for all steps: merge the runs of all with attnbench merge", file=sys.stderr)
     elif more := _for_intervals(planned, outcome.run, len(missing) - answer.unmeasured):
         print(more, file=sys.stderr)
     following = "" if empty else f"\nnext: attnbench report {outcome.run.path}"
     print(f"run: {outcome.run.path}{following}", file=sys.stderr)
-    return running.exit_code(outcome.run.results, outcome.ending)
+    code = running.exit_code(outcome.run.results, outcome.ending)
+    if code == Exit.OK and not (answer.policy or is_shard):
+        return Exit.NOTHING_MEASURED
+    return code
 
 
 def _for_intervals(planned: ReplayPlan, run: Run, measured: int) -> str:

@@ -337,8 +337,8 @@ class Streaming:
         if len(restarts) == self._restarts or not result.group:  # a refusal of the plan has one line for all restarts
             self._print(restarts)
 
-    def more(self, count: int) -> None:
-        self._watcher.more(count)
+    def more(self, count: int, why: str = "") -> None:
+        self._watcher.more(count, why)
 
     def note(self, text: str) -> None:
         self._watcher.note(text)

@@ -56,6 +56,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     # As a gate measures: all workers start before anything is timed, groups of several backends share them, and after
     # the first restart none begins when the budget is spent.
     whole_restarts: bool = False
+    # Copy number of the arm whose failure decides a case: no later restart measures its group. 0: of none.
+    deciding_copy: int = 0
     call_s: Mapping[str, float] = {}  # of earlier restarts, by case@arm: shortens settling
     right_on_new_inputs: frozenset[str] = frozenset()  # case@arm of earlier restarts: not checked again
     fail_fast: bool = False

@@ -19,7 +19,7 @@ from attnbench.engine.group import Group
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.later_groups import LaterGroups
 from attnbench.engine.plan import Plan, missing_arms
-from attnbench.records.result import Environment, Facts, Key, Result
+from attnbench.records.result import Environment, Facts, Key, Result, Status
 
 
 class Observer(Protocol):
@@ -31,8 +31,8 @@ class Observer(Protocol):
     def result(self, result: Result, remaining_s: float) -> None:
         """A case ended."""
 
-    def more(self, count: int) -> None:
-        """So many results follow beyond those that were planned."""
+    def more(self, count: int, why: str = "") -> None:
+        """So many results follow beyond those that were planned, or fewer; `why`: for people."""
 
     def note(self, text: str) -> None:
         """Something happened that a user must know at once."""
@@ -47,8 +47,8 @@ class SilentObserver:
     def result(self, result: Result, remaining_s: float) -> None:
         """Ignore the result."""
 
-    def more(self, count: int) -> None:
-        """Ignore the number."""
+    def more(self, count: int, why: str = "") -> None:
+        """Ignore the number and its reason."""
 
     def note(self, text: str) -> None:
         """Ignore the note."""
@@ -89,6 +89,20 @@ class PlanRunner(ABC):
     @abstractmethod
     def run(self) -> Ending:
         """Measure everything that is not done. No worker outlives this call."""
+
+    def _decisive(self, results: Sequence[Result]) -> Result | None:
+        """The result that decides its case, whatever further restarts would show; None if there is none."""
+        copy, undecided = self.settings.deciding_copy, (Status.OK, Status.SKIPPED)
+        return next(
+            (result for result in results if copy and result.arm.copy == copy and result.status not in undecided), None
+        )
+
+    def _left_out(self, decisive: Result, count: int) -> None:
+        """Report that so many results of later restarts are left out."""
+        if count:
+            self._observer.more(
+                -count, f"{decisive.case.label} is {decisive.status.value}, which no later restart changes"
+            )
 
 
 class Runner(PlanRunner):
@@ -149,6 +163,10 @@ class Runner(PlanRunner):
             left_s = rest.seconds + sum(restarts_s)
             for result in results:
                 self._observer.result(result, min(left_s, max(self._end - time.monotonic(), 0.0)))
+            if decisive := self._decisive(results):
+                groups_left = tuple(each for each in self.plan.groups if each.id != group.id)
+                self.plan = msgspec.structs.replace(self.plan, groups=groups_left)
+                self._left_out(decisive, len(later) * len(group.arms))
             if self.settings.fail_fast and any(result.status.failed for result in results):
                 return False
         return not self.stop_requested

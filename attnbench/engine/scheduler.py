@@ -215,6 +215,13 @@ class TaskScheduler:
                 queue.clear()
         return given_up
 
+    def drop(self, task: Task) -> list[Task]:
+        """Remove the further restarts of the group of a task from the queue, and return them."""
+        queue = self._queues.get(task.hardware, [])
+        dropped = [entry for entry in queue if entry[-1].group.id == task.group.id]
+        queue[:] = sorted(entry for entry in queue if entry[-1].group.id != task.group.id)
+        return [entry[-1] for entry in dropped]
+
     def _check(self, slot: Slot, busy: bool) -> None:
         if slot.node not in self._nodes or slot not in self._nodes[slot.node].slots:
             raise ValueError(f"no slot {slot}: its node was not added, or is lost")

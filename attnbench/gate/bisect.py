@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
+from attnbench import units
 from attnbench.errors import UsageError
 from attnbench.gate import trees
 from attnbench.gate.judgement import RED, GateVerdicts
@@ -70,3 +71,17 @@ def step_outcome(judgement: GateVerdicts) -> StepOutcome:
     if outcomes.intersection(RED):
         return StepOutcome.BAD
     return StepOutcome.SKIP if not outcomes or Outcome.INCONCLUSIVE in outcomes else StepOutcome.GOOD
+
+
+def why_skipped(judgement: GateVerdicts) -> str:
+    """Why a step is neither good nor bad, for people; empty for one that is."""
+    if step_outcome(judgement) is not StepOutcome.SKIP:
+        return ""
+    for verdict in judgement.verdicts:
+        if verdict.head_status is Status.UNAVAILABLE:
+            return f"it does not run: {verdict.reason}"
+    unclear = [verdict for verdict in judgement.verdicts if verdict.outcome is Outcome.INCONCLUSIVE]
+    if not unclear:
+        return "nothing was measured"
+    cases = len({(verdict.case_id, verdict.device) for verdict in judgement.verdicts})
+    return f"undecided in {len(unclear)} of {units.counted(cases, 'case')}: {unclear[0].label}: {unclear[0].reason}"

@@ -185,9 +185,16 @@ def support(pair: Pairing) -> Verdict | None:
             return verdict(pair, "status", Outcome.MISSING, "in base alone")
         return verdict(pair, "status", Outcome.BROKEN, f"was ok, now {head.value}: {_reason(pair.head)}", head)
     if head is Status.OK and base is not Status.OK:
-        reason = "in head alone" if base is None else f"base: {base.value}: {_reason(pair.base)}"
-        return verdict(pair, "status", Outcome.NEW, reason)
+        return _new(pair, "in head alone" if base is None else f"base: {base.value}: {_reason(pair.base)}")
     return None
+
+
+def _new(pair: Pairing, reason: str) -> Verdict:
+    """New, with the time of head where it was measured."""
+    time = pair.head.time if pair.head else None
+    if time is None:
+        return verdict(pair, "status", Outcome.NEW, reason)
+    return msgspec.structs.replace(verdict(pair, "time_s", Outcome.NEW, reason), head=time.value)
 
 
 def base_fails(pairs: Sequence[Pairing]) -> str:

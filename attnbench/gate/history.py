@@ -1,6 +1,7 @@
 """The trend of a project: one appended line per commit, and where the level of a case changed, at once or slowly."""
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
@@ -129,19 +130,28 @@ def _run_of(point: HistoryPoint) -> tuple[str, str, str]:
 
 
 def load(path: Path) -> tuple[list[HistoryPoint], int]:
-    """All points, and the number of lines that are not points. StoreError for a file that cannot be read."""
+    """All points, and the number of lines that are not points.
+
+    StoreError for a file that cannot be read, and for one of other lines.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        hint = "create it with attnbench history --add RUN"
-        raise StoreError(f"{path} cannot be read: {error.strerror}: {hint}") from error
+        raise StoreError(f"{path} cannot be read: {error.strerror}: {adding(path)} creates it") from error
     points, skipped = [], 0
     for line in lines:
         try:
             points.append(msgspec.json.decode(line, type=HistoryPoint))
         except msgspec.MsgspecError:
             skipped += 1
+    if skipped and not points:
+        raise StoreError(f"{path} is no history: none of its lines is a point; {adding('FILE')} creates one")
     return points, skipped
+
+
+def adding(path: Path | str) -> str:
+    """The command that adds a run to a history file."""
+    return f"attnbench history {shlex.quote(str(path))} --add RUN"
 
 
 def series(points: Iterable[HistoryPoint], machine: str) -> dict[str, list[tuple[HistoryPoint, float]]]:

@@ -32,7 +32,12 @@ class GateVerdicts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sides(self) -> str:
         """`the working tree against HEAD~1`."""
-        return f"{self.head} against {'itself (A/A)' if self.base == self.head else self.base}"
+        return sides(self.base, self.head)
+
+
+def sides(base: str, head: str) -> str:
+    """`the working tree against HEAD~1`, from the names of both."""
+    return f"{head} against {'itself (A/A)' if base == head else base}"
 
 
 def judge(run: Run) -> GateVerdicts:
@@ -58,7 +63,7 @@ def judge(run: Run) -> GateVerdicts:
         head=gate.head.name,
         verdicts=in_order(verdicts),
         geomeans=geomeans((case.backend, significance.interval(case.effects).value) for case in cases),
-        margin_source=_margin_source(gate),
+        margin_source=_margin_source(cases, gate),
         doubt="; ".join(dict.fromkeys(doubts.values())),
         notes=(
             *gate.settings.expired(gate.today),
@@ -101,16 +106,29 @@ def cases_of(pairs: Sequence[Pairing], gate: GateRecord) -> list[Evidence]:
     return [case for case in cases if case]
 
 
-def _margin_source(gate: GateRecord) -> str:
-    """Where the margins come from, for people."""
-    runs, factor = gate.noise.runs, gate.noise.factor
-    normal = noise_floor.normal_factor(noise_floor.COMMON_RESTARTS)
-    if factor > normal:
-        return f"{factor / normal:.1f} times normal noise, the 99th percentile of {_aa_runs(runs)} of this machine"
-    known = f", and {runs} A/A runs of this machine show no more"
+def _margin_source(cases: Sequence[Evidence], gate: GateRecord) -> str:
+    """Where the margins come from, for people; `_user_noise` has those of users' kernels."""
+    of_users = {case.backend in gate.noise.user_backends for case in cases}
+    if of_users == {True}:
+        return "the tolerance and the noise of users' kernels on this machine"
+    kernels = "the libraries' kernels on this machine" if True in of_users else "this machine"
+    return f"the tolerance and {_noise(gate.noise.factor, gate.noise.runs, kernels)}"
+
+
+def _noise(factor: float, runs: int, kernels: str) -> str:
+    """The noise that `runs` A/A runs of these kernels show."""
+    times = _times_normal(factor)
+    if times > 1:
+        return f"{times:.1f} times normal noise, the 99th percentile of {_aa_runs(runs)} of {kernels}"
+    known = f", and {runs} A/A runs of {kernels} show no more"
     if not factor:
-        known = f" ({_aa_runs(runs)} of this machine, {noise_floor.ENOUGH} are needed to know more)"
-    return f"the tolerance and normal noise with the spread of the case{known}"
+        known = f" ({_aa_runs(runs)} of {kernels}, {noise_floor.ENOUGH} are needed to know more)"
+    return f"normal noise with the spread of the case{known}"
+
+
+def _times_normal(factor: float) -> float:
+    """How many times normal noise so many standard errors are."""
+    return factor / noise_floor.normal_factor(noise_floor.COMMON_RESTARTS)
 
 
 def _hidden(cases: Sequence[Evidence], verdicts: Sequence[Verdict], gate: GateRecord) -> list[str]:
@@ -124,9 +142,9 @@ def _hidden(cases: Sequence[Evidence], verdicts: Sequence[Verdict], gate: GateRe
         return [f"a slowdown of any size may be hidden: {hidden[1]} has a single restart"]
     if len(left) == 1:  # its interval says it: one case has one figure
         ends = {f"{each.case_id}@{each.device}": each.interval for each in verdicts if each.interval}
-        largest = units.margin(max(ends[left[0].key][1], 0.0))
+        largest = units.in_percent(max(ends[left[0].key][1], 0.0))
         return [f"the largest slowdown that may be hidden, the upper end of its 95 % interval: {largest} ({hidden[1]})"]
-    largest = units.margin(max(hidden[0], 0.0))
+    largest = units.in_percent(max(hidden[0], 0.0))
     return [f"the largest slowdown that may be hidden, with 95 % confidence for all cases: {largest} ({hidden[1]})"]
 
 
@@ -139,10 +157,12 @@ def _user_noise(cases: Sequence[Evidence], gate: GateRecord) -> list[str]:
         entry = of_class.get(shortest)
         name = f"noise of users' kernels, calls {noise_floor.class_name(shortest)}"
         if entry and entry.factor:
-            notes.append(f"{name}: {entry.factor:.1f} standard errors, from {_aa_runs(entry.runs)} of such kernels")
+            notes.append(f"{name}: {_noise(entry.factor, entry.runs, 'such kernels')}")
         else:
+            times = _times_normal(gate.noise.factor)
+            used = f"that of the libraries' kernels is used, {times:.1f} times" if times > 1 else "it is taken as"
             known = f"{_aa_runs(entry.runs if entry else 0)} of such kernels, {noise_floor.ENOUGH} are needed"
-            notes.append(f"{name}: {known}; the noise of the libraries' kernels is used")
+            notes.append(f"{name}: {known}; {used} normal")
     return notes
 
 

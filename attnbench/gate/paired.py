@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from attnbench import suite
+from attnbench import suite, units
 from attnbench.analysis import noise_floor
 from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
 from attnbench.attention import inputs
@@ -45,6 +45,7 @@ SEEDS = 5  # an error counts as grown only if it grew on each of them
 EVERY_CASE = ChangedCases()
 
 Watch = Callable[[PlanRunner], None]  # called with each runner when it starts
+Announce = Callable[[Plan], None]  # called with what each restart of the first look measures
 
 
 class GateRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,22 +151,28 @@ def _case(cell: Cell, arm: Arm) -> Case:
     return Case(problem=cell.problem, backend=arm.backend, mode=cell.mode)
 
 
-def results_expected(ready: Sweep, homes: Mapping[tuple[str, str], str] = {}) -> int:
-    """How many results one restart gives: base and head of each case, and the A/A controls."""
-    return sum(len(arms) for _, arms in _arms(ready, Revision(name=""), Revision(name=""), homes))
+def check(ready: Sweep) -> None:
+    """Raise UsageError where a backend is named twice."""
+    for _, arms in ready.cells:
+        for arm in arms:
+            if arm.copy > 1:
+                raise UsageError(f"--backend: {arm.backend} twice: a gate has one base and one head of each backend")
 
 
 def measure(
     ready: Sweep, base: Revision, head: Revision, *, directory: Path, observer: Observer, budget_s: float = BUDGET_S,
-    watch: Watch = lambda runner: None, command: Sequence[str] = (), today: date | None = None,
-    chosen_cases: ChangedCases = EVERY_CASE, engine: Engine = HERE,
+    watch: Watch = lambda runner: None, announce: Announce = lambda plan: None, command: Sequence[str] = (),
+    today: date | None = None, chosen_cases: ChangedCases = EVERY_CASE, engine: Engine = HERE,
 ) -> GateRun:  # fmt: skip
     """Measure until every case is decided, and judge; every result is stored as soon as it is there.
 
     Nothing is measured after `budget_s` seconds: cases that are open then are inconclusive, never regressed.
     """
     started = time.monotonic()
+    check(ready)
     whole = engine.together(_arms(ready, base, head, engine.homes(ready)), ready.settings)
+    announce(whole)
+    observer.more((whole.cases - len(whole.refusals)) * ready.settings.restarts)
     manifest = sweep.manifest(ready, datetime.now(UTC), command)
     gate = GateRecord(
         base=_anonymous(base), head=_anonymous(head), settings=_settings(ready.request),
@@ -227,22 +234,32 @@ class _Stages:
             if not step.cases:
                 break
             part = _part(self._whole, step.cases)
-            self._observer.more(part.cases * step.restarts)
+            of_which = f"{units.counted(step.restarts, 'more restart')} of {self._name(part)}"
+            self._observer.more(part.cases * step.restarts, f"{of_which}, undecided after {restart}")
             self._run(part, restart, step.restarts)
             restart += step.restarts
 
     def further_seeds(self) -> dict[str, list[tuple[float, float]]]:
         """(base, head) errors on further seeds, for the cases whose error grew on the first."""
-        suspects = {pair.key for pair in evidence.pairings(self._results) if evidence.error_grew(pair)}
+        pairs = evidence.pairings(self._results)
+        suspects = {pair.key for pair in pairs if pair.timed and evidence.error_grew(pair)}  # a wrong one is broken
         errors: dict[str, list[tuple[float, float]]] = {}
         part = _part(self._whole, suspects)
-        for seed in range(1, SEEDS) if suspects else ():
-            self._observer.more(part.cases)
+        if not suspects:
+            return errors
+        why = f"{SEEDS - 1} further seeds of {self._name(part)}, where the error of head is larger than that of base"
+        self._observer.more(part.cases * (SEEDS - 1), why)
+        for seed in range(1, SEEDS):
             for pair in evidence.pairings(self._verify(part, seed)):
                 base, head = evidence.rms_error(pair.base), evidence.rms_error(pair.head)
                 if base is not None and head is not None:
                     errors.setdefault("@".join(pair.key), []).append((base, head))
         return errors
+
+    def _name(self, part: Plan) -> str:
+        """The only case of a part, else `2 of 8 cases`."""
+        labels = [group.case(group.arms[0]).label for group in part.groups]
+        return labels[0] if len(labels) == 1 else f"{len(labels)} of {units.counted(len(self._whole.groups), 'case')}"
 
     def stored_environments(self) -> dict[str, Environment]:
         """The environments of all arms, under the ids that are stored."""
@@ -275,6 +292,7 @@ class _Stages:
             right_on_new_inputs=self._right_on_new_inputs,
             ceilings=self.ceilings,
             whole_restarts=True,
+            deciding_copy=HEAD,
             **changes,
         )
 
@@ -311,8 +329,6 @@ def _arms(
     controlled, seen = max(counts, key=lambda name: counts[name], default=""), Counter[str]()  # by node
     for cell, arms in ready.cells:
         for arm in arms:
-            if arm.copy > 1:
-                raise UsageError(f"--backend: {arm.backend} twice: a gate has one base and one head of each backend")
             group = [_arm(arm, base, BASE), _arm(arm, head, HEAD)]
             if arm.backend == controlled:
                 home = homes.get((_case(cell, arm).id, arm.device), "")

@@ -147,7 +147,7 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
 def of(run: Run) -> GateRecord:
     """The record of a gate run. UsageError for another run, StoreError for a record that cannot be read."""
     if not run.manifest.gate:
-        raise UsageError(f"{run.path.name} is not a gate run: create one with attnbench gate")
+        raise UsageError(f"{run.path.name} is not a gate run: judge it against a stored run with --baseline RUN")
     try:
         return msgspec.convert(run.manifest.gate, GateRecord)
     except msgspec.ValidationError as error:

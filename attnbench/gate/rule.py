@@ -227,7 +227,7 @@ def _why_open(tested: _Tested) -> str:
     if not math.isfinite(change.high):
         return "the spread between restarts is not known from one restart: at least 2 are needed"
     tolerance, margin, largest, hidden = (
-        units.margin(math.expm1(value)) for value in (tested.tolerance, tested.margin, tested.largest, change.high)
+        units.in_percent(math.expm1(value)) for value in (tested.tolerance, tested.margin, tested.largest, change.high)
     )
     if tested.margin > tested.largest:
         return f"too noisy: its margin is above max_margin, {largest}, and a slowdown of up to {hidden} may be hidden"

@@ -186,7 +186,9 @@ def _broken(name: str, kinds: Sequence[Sequence[str]], whole: bool) -> Iterator[
 
 
 def _colon(reason: str) -> str:
-    return f": {shortened(reason)}" if reason else ""
+    """The reason, shortened; what it says after its first part, as that a kernel may cache, is not cut off."""
+    first, semicolon, hint = reason.partition("; ")
+    return f": {shortened(first)}{semicolon}{shortened(hint)}" if reason else ""
 
 
 def notes(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:

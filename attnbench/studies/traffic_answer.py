@@ -15,7 +15,7 @@ from attnbench.analysis.stats import Estimate
 from attnbench.analysis.traffic import Draw, TrafficSteps
 from attnbench.analysis.traffic_mix import Mix
 from attnbench.analysis.traffic_part import Booleans, MeasuredPart
-from attnbench.analysis.traffic_totals import Measured, PolicyName, TrafficTotals
+from attnbench.analysis.traffic_totals import Measured, Policy, PolicyName, TrafficTotals
 from attnbench.attention.problem import Problem
 from attnbench.errors import SchemaError, StoreError, writing
 from attnbench.records.result import Record
@@ -65,21 +65,27 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
     unsound: str = ""  # why the steps that are measured give no totals
 
     @property
-    def headline(self) -> str:
-        """`flex for decode and naive for prefill and mixed take 10.1 s of attention per hour of traffic`."""
+    def policy(self) -> Policy | None:
+        """The choice of backends that the headline names: one for all, or one for each phase; None: no answer."""
         single, phase = self.totals.policy(PolicyName.SINGLE), self.totals.policy(PolicyName.PHASE)
         over = single.over_phase
         split = phase.seconds and (not single.seconds or (over and over.low is not None and over.low > MIN_GAIN))
         policy = phase if split else single
-        if policy.seconds is None:
+        return policy if policy.seconds else None
+
+    @property
+    def headline(self) -> str:
+        """`flex for decode and naive for prefill and mixed take 10.1 s of attention per hour of traffic`."""
+        policy, single = self.policy, self.totals.policy(PolicyName.SINGLE)
+        if policy is None or policy.seconds is None:
             return "Too few drawn steps are measured" if self.unsound else "No backend ran every drawn step"
         verb = "take" if " and " in policy.words else "takes"
         # Of one backend those of all rounds, as in the table of backends; of one per phase those it was scored with.
         each = {total.backend: total.seconds for total in self.totals.totals}
         per_hour = units.seconds(self.totals.per_hour(each.get(policy.words, policy.seconds)).value)
         text = f"{policy.words} {verb} {per_hour} of attention per hour of traffic{self._part}"
-        if split and over:
-            return f"{text}; {single.words} alone takes {units.change(over.value).lstrip('+')} more"
+        if policy.name is PolicyName.PHASE and single.over_phase:
+            return f"{text}; {single.words} alone takes {units.change(single.over_phase.value).lstrip('+')} more"
         tied = [
             total.backend for total in self.totals.totals if total.over_fastest and _contains_one(total.over_fastest)
         ]

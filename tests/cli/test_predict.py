@@ -34,8 +34,9 @@ def test_json_on_stdout_and_in_a_file(run: str, capsys: pytest.CaptureFixture[st
     file = tmp_path / "predicted.jsonl"
     command = ["predict", run, "--seq", "700", "--mask", "none", "-b", "naive", "--json", "-o", str(file)]
     assert cli.invoke(command) == 0
-    printed = capsys.readouterr().out
+    printed, err = capsys.readouterr()
     assert file.read_text() == printed
+    assert f"wrote {file}" in err
     record = json.loads(printed)
     assert (record["type"], record["arm"], record["time"]["source"]) == ("prediction", "naive", "law")
     assert record["time"]["low"] < record["time"]["value"] < record["time"]["high"]

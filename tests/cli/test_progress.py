@@ -100,9 +100,14 @@ def test_a_case_that_was_verified_alone_has_no_figures(capsys: pytest.CaptureFix
 def test_the_total_grows_with_what_a_gate_adds(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.observer("lines", 1) as observer:
         observer.result(result([1e-3]), 0.0)
-        observer.more(2)
+        observer.more(3, "3 more restarts of 1 of 8 cases, undecided after 6")
         observer.result(result([1e-3]), 0.0)
-    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["[1/1]", "[2/3]"]
+        observer.more(-1)
+        observer.more(-1, "it is decided")
+    first, why, second, fewer = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in (first, second)] == ["[1/1]", "[2/4]"]
+    assert why == "[1/4] +3 results: 3 more restarts of 1 of 8 cases, undecided after 6"
+    assert fewer == "[2/2] -1 results: it is decided"
 
 
 def test_the_progress_of_random_problems_counts_what_was_drawn(

@@ -196,7 +196,7 @@ def test_a_budget_that_is_too_short_for_an_answer_names_one_that_suffices(
     replay_budget.check(short, store(samples.run(), tmp_path))
 
 
-def stubbed(monkeypatch: pytest.MonkeyPatch, command: Sequence[str], groups: int) -> None:
+def stubbed(monkeypatch: pytest.MonkeyPatch, command: Sequence[str], groups: int) -> int:
     """Invoke a replay whose run has the results of the first groups."""
 
     def measured(planned: Sweep, directory: Path | None, style: str) -> FinishedSweep:
@@ -210,7 +210,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, command: Sequence[str], groups: int
     monkeypatch.setattr(running, "measure_into", measured)
     monkeypatch.setattr(sys, "argv", ["attnbench", *command])
     monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
-    cli.invoke(command)
+    return cli.invoke(command)
 
 
 TRAFFIC = "generated:requests=30:output_tokens=20:input_tokens=200"
@@ -243,6 +243,17 @@ def test_a_draw_that_is_too_small_for_intervals_is_repeated_with_more_steps(
     err = capsys.readouterr().err
     (line,) = (line for line in err.splitlines() if line.startswith("16 of 16 drawn steps are measured"))
     assert line.endswith(f": {shlex.join(['attnbench', *command, '--steps', '40'])}")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("options", "code"), [([], 6), (["--shard", "1/2"], 0)])
+def test_a_replay_without_an_answer_does_not_exit_with_0_unless_it_is_a_shard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], code: int
+) -> None:
+    command = ["replay", TRAFFIC, "--model", "config.json", "-b", "naive,sdpa", "--device", "cpu:threads=1"]
+    assert stubbed(monkeypatch, [*command, "--steps", "48", "--budget", "0", "-o", "run", *options], groups=1) == code
+    assert capsys.readouterr().out.startswith("Too few drawn steps are measured")
+    assert stubbed(monkeypatch, [*command, "--steps", "48", "--budget", "0", "-o", "run2", *options], groups=20) == 0
 
 
 @pytest.mark.usefixtures("folder")

@@ -16,11 +16,13 @@ from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.engine import group_runner, oracle
+from attnbench.engine.arm_session import ArmSession
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Ending, Runner
+from attnbench.engine.worker_process import WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Cause, Key, Procedure, Result, Status
@@ -97,23 +99,24 @@ class Scripted:
     def lacking(self, _arms: Iterable[Arm]) -> list[Arm]:
         return []
 
-    def start(self) -> None:
+    def start(self, *_: object) -> None:
         """No process."""
 
     terminate = terminate_all = start
 
 
 class Recorded:
-    """An observer that keeps the results and the time that was left after each."""
+    """An observer that keeps the time that was left after each result, and the changes of their number."""
 
     def __init__(self) -> None:
         self.left_s: list[float] = []
+        self.changes: list[tuple[int, str]] = []
 
     def phase(self, text: str) -> None:
         """Ignore the phase."""
 
-    def more(self, count: int) -> None:
-        """Ignore the number."""
+    def more(self, count: int, why: str = "") -> None:
+        self.changes.append((count, why))
 
     def note(self, text: str) -> None:
         """Ignore the note."""
@@ -208,6 +211,31 @@ def test_a_gate_starts_the_workers_of_a_restart_before_it_times_anything(scripte
     Runner(plan, settings, lambda _: counts.append(len(scripted.opened)), Recorded()).run()
     assert scripted.opened[:2] == ["naive", "sdpa:math"]
     assert counts == [4, 6]  # two at first, and those of each group, which run then
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_case_of_a_gate_whose_head_is_wrong_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first verification decides it; every restart would say the same."""
+    verify = ArmSession.verify
+
+    def verify_head(session: ArmSession, expected: ExpectedFiles, stressing: dict[str, ExpectedFiles]) -> None:
+        if session.arm.copy == 2 and session.case.problem.seq_q == 64:
+            raise WorkerFailedError(Status.INCORRECT, "out: error 0.3")
+        verify(session, expected, stressing)
+
+    monkeypatch.setattr(ArmSession, "verify", verify_head)
+    plan = planned(Problem(seq_q=64), Problem(seq_q=65), names=("naive", "naive"))
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, restarts=4, whole_restarts=True, deciding_copy=2)
+    results, observer = list[Result](), Recorded()
+    assert Runner(plan, settings, results.extend, observer).run() == Ending()
+    restarts = {seq: [each.restart for each in results if each.case.problem.seq_q == seq] for seq in (64, 65)}
+    assert restarts == {64: [0, 0], 65: [0, 0, 1, 1, 2, 2, 3, 3]}
+    ((count, why),) = observer.changes
+    assert count == -6
+    assert why == "b1 h8 q64 kv64 d64 none fp32 fwd naive is incorrect, which no later restart changes"
+    results.clear()
+    Runner(plan, replace(settings, deciding_copy=0), results.extend, observer).run()
+    assert len(results) == 16
 
 
 @pytest.mark.usefixtures("scripted")

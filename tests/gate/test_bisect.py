@@ -118,9 +118,30 @@ def test_the_commit_that_made_it_slow_is_named(
     assert "number 2" in captured.out
     assert "good " in captured.err
     assert cli.invoke(["bisect", repository[0], repository[1], *options]) == 0
-    assert "nothing to look for" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{repository[1]} is not slower than {repository[0]}: nothing to look for\n"
     assert cli.invoke(["bisect", repository[0], "HEAD", *options, "--case", "nothing"]) == 2
     assert "no such case; there are b1 h8 q256" in capsys.readouterr().err
+
+
+def test_a_bad_commit_that_cannot_be_judged_is_not_called_as_fast(
+    repository: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = {"device": "cpu", "backend": "b", "metric": "time_s"}
+    verdicts = (
+        Verdict(**case, case_id="a", label="a", outcome=Outcome.INCONCLUSIVE, reason="too noisy"),
+        Verdict(**case, case_id="b", label="b", outcome=Outcome.SAME),
+    )
+    judged = GateVerdicts(base="", head="", verdicts=verdicts, geomeans={}, margin_source="")
+    monkeypatch.setattr(paired, "measure", lambda *_, **__: SimpleNamespace(judgement=judged))
+    options = ["--seq", "256", "--mask", "none", "-b", "my_kernel.py:attend"]
+    assert cli.invoke(["bisect", repository[0], "HEAD", *options]) == 3
+    out, err = capsys.readouterr()
+    why = "undecided in 1 of 2 cases: a: too noisy"
+    assert out == f"HEAD cannot be judged against {repository[0]}, so no commit is searched for: {why}\n"
+    assert err.startswith("skip ")
+    assert err.endswith(f" number 3: {why}\n")
+    nothing = GateVerdicts(base="", head="", verdicts=(), geomeans={}, margin_source="")
+    assert bisect.why_skipped(nothing) == "nothing was measured"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ NORMAL = "the tolerance and normal noise with the spread of the case"
     ("factor", "source"),
     [
         # 4.03 standard errors hold 99 of 100 means of six normal restarts.
-        (8.07, "2.0 times normal noise, the 99th percentile of 25 A/A runs of this machine"),
+        (8.07, "the tolerance and 2.0 times normal noise, the 99th percentile of 25 A/A runs of this machine"),
         (1.0, f"{NORMAL}, and 25 A/A runs of this machine show no more"),
         (0.0, f"{NORMAL} (25 A/A runs of this machine, 20 are needed to know more)"),
     ],

@@ -145,8 +145,22 @@ def test_what_was_appended_is_read_back_and_garbage_is_counted(tmp_path: Path):
         history.append(path, point)
     path.write_bytes(path.read_bytes() + b"garbage\n")
     assert history.load(path) == (points, 1)
-    with pytest.raises(StoreError, match="create it with attnbench history --add RUN"):
+    with pytest.raises(StoreError, match=r"none cannot be read: .*: attnbench history .*/none --add RUN creates it$"):
         history.load(tmp_path / "none")
+
+
+def test_a_file_that_is_no_history_is_refused_and_left_as_it_is(
+    stored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# Title\n")
+    for options in ([], ["--add", str(stored_run)]):
+        assert cli.invoke(["history", str(path), *options]) == 2
+        assert f"{path} is no history: none of its lines is a point; " in capsys.readouterr().err
+    assert path.read_text() == "# Title\n"
+    path.write_text("")
+    assert cli.invoke(["history", str(path)]) == 0
+    assert f"{path} is empty: attnbench history {path} --add RUN adds a run" in capsys.readouterr().err
 
 
 def test_the_command_adds_a_run_and_tells_of_changes(
@@ -154,6 +168,11 @@ def test_the_command_adds_a_run_and_tells_of_changes(
 ):
     path = tmp_path / "history.jsonl"
     assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    assert line.endswith("cases with one point, no trend yet; --case TEXT shows the times")
+    assert f"added {stored_run.name} to {path}: {line.split()[0]} cases" in err
+    assert cli.invoke(["history", str(path), "--case", "naive"]) == 0
     assert "over 1 point" in capsys.readouterr().out
     for point in history_points([1.0] * 5 + [2.0] * 5):
         history.append(path, point)
@@ -171,7 +190,7 @@ def test_a_run_is_added_once(stored_run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "already" not in capsys.readouterr().err
     assert cli.invoke(["history", str(path), "--add", str(stored_run)]) == 0
     out, err = capsys.readouterr()
-    assert "over 1 point" in out
+    assert "with one point" in out
     assert f"{stored_run.name} is in {path} already; not added again" in err
     (point,), _ = history.load(path)
     later = msgspec.structs.replace(point, measured_at="2027-01-01T00:00:00+00:00")

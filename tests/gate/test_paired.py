@@ -96,7 +96,7 @@ def test_regressed_cases_are_named_and_others_pass(
     for result in run.results:
         restarts.setdefault(result.case.problem.seq_q, set()).add(result.restart)
     assert restarts[HEAVIER] in (set(range(2)), set(range(4)))  # until it was decided
-    assert restarts[WRONG] == set(range(2))
+    assert restarts[WRONG] == {0}  # its first verification decides
     assert run.manifest.gate["head"]["dirty"]
     assert str(tmp_path) not in (folder / "run.json").read_text() + (folder / "results.jsonl").read_text()
     assert subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True).stdout == before

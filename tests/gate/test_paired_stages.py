@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import msgspec
 import pytest
 
 from attnbench.analysis import noise_floor
+from attnbench.cli.gate import _headline
+from attnbench.cli.running import PreparedGate
 from attnbench.engine import sweep
 from attnbench.engine.group import Group
+from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Runner, SilentObserver
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
@@ -21,7 +25,7 @@ from attnbench.machine import hardware
 from attnbench.records import run_directory
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Outcome, Result
+from attnbench.records.result import Outcome, Result, Status
 from tests.conftest import Command
 from tests.gate.test_verdicts import gated, lines
 from tests.samples import ceilings
@@ -49,16 +53,18 @@ def _is_slow(case: Case, arm: Arm) -> bool:
 
 
 class Counted(SilentObserver):
-    """An observer that adds up the results, and those beyond what was planned."""
+    """An observer that adds up the results that are announced, and those that end."""
 
     def __init__(self) -> None:
-        self.further = self.ended = 0
+        self.announced = self.ended = 0
+        self.reasons: list[str] = []
 
     def result(self, result: Result, remaining_s: float) -> None:
         self.ended += 1
 
-    def more(self, count: int) -> None:
-        self.further += count
+    def more(self, count: int, why: str = "") -> None:
+        self.announced += count
+        self.reasons.append(why)
 
 
 @pytest.fixture
@@ -70,6 +76,7 @@ def ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweep:
 
 
 Measure = Callable[..., GateRun]
+Announced = Callable[[Sweep], Plan]
 
 
 @pytest.fixture
@@ -98,8 +105,16 @@ def test_undecided_cases_have_more_restarts_and_errors_that_grew_further_seeds(m
     ended = measured(observer=observer)
     # Four looks: after 4, 6 and 9 restarts only a larger change is decided.
     assert restarts(ended) == {SLOW: set(range(13)), EQUAL: set(range(4))}
-    # Restarts, arms: the first case has an A/A control. Then the further seeds.
-    assert observer.further == (13 - 4) * 3 + 4 * 3
+    # Restarts, arms: the first case has an A/A control. The first look, the others, then the further seeds.
+    assert observer.announced == observer.ended == 4 * (3 + 2) + (13 - 4) * 3 + 4 * 3
+    slow = f"b1 h8 q{SLOW} kv{SLOW} d64 none fp32 fwd naive"
+    assert observer.reasons == [
+        "",
+        f"2 more restarts of {slow}, undecided after 4",
+        f"3 more restarts of {slow}, undecided after 6",
+        f"4 more restarts of {slow}, undecided after 9",
+        f"4 further seeds of {slow}, where the error of head is larger than that of base",
+    ]
     assert outcomes(ended) == {
         ("time_s", f"q{SLOW}"): Outcome.REGRESSED, ("rms_err", f"q{SLOW}"): Outcome.REGRESSED,
         ("peak_bytes", f"q{SLOW}"): Outcome.SAME, ("time_s", f"q{EQUAL}"): Outcome.SAME,
@@ -108,12 +123,6 @@ def test_undecided_cases_have_more_restarts_and_errors_that_grew_further_seeds(m
     (errors,) = ended.run.manifest.gate["seeds"].values()
     assert errors == [pytest.approx([seed * 1e-7, seed * 2e-7]) for seed in (2, 3, 4, 5)]
     assert (ended.interrupted, ended.note) == (False, "")
-
-
-def test_progress_counts_every_restart_and_seed(ready: Sweep, measured: Measure) -> None:
-    observer = Counted()
-    measured(observer=observer)
-    assert observer.ended == paired.results_expected(ready) * ready.settings.restarts + observer.further
 
 
 def test_a_stage_is_told_what_earlier_ones_learnt(measured: Measure) -> None:
@@ -216,14 +225,36 @@ def test_a_gate_checks_rates_above_the_ceilings_of_this_machine(
     assert all(runner.settings.ceilings == known for runner in (first, *others))
 
 
-def test_one_restart_gives_base_and_head_of_each_case_and_one_control(ready: Sweep) -> None:
-    assert paired.results_expected(ready) == 2 * 2 + 1
+@pytest.fixture
+def announced(ready: Sweep, tmp_path: Path) -> Announced:
+    def announced(swept: Sweep) -> Plan:
+        plans: list[Plan] = []
+        paired.measure(swept, BASE, HEAD, directory=tmp_path / "gate", observer=SilentObserver(), announce=plans.append)
+        (plan,) = plans
+        return plan
+
+    return announced
+
+
+def test_one_restart_gives_base_and_head_of_each_case_and_one_control(ready: Sweep, announced: Announced) -> None:
+    assert announced(ready).cases == 2 * 2 + 1
     assert ready.settings.restarts == 4
 
 
-def test_only_cases_of_the_most_frequent_backend_have_a_control() -> None:
+def test_a_gate_says_first_what_it_compares_and_how_long_it_takes(ready: Sweep, announced: Announced) -> None:
+    gate = PreparedGate(ready, BASE, HEAD, paired.EVERY_CASE, paired.HERE, 900.0)
+    plan = announced(ready)
+    machine, what = _headline(gate, plan).splitlines()
+    assert machine.startswith("attnbench ")
+    begin = f"gate custom · the working tree against HEAD~1 · 2 cases · {DEVICE} · about "
+    assert re.fullmatch(re.escape(begin) + r".* for 4 restarts \(.*\), up to 26 where undecided, within 15 min", what)
+    nothing = msgspec.structs.replace(plan, groups=())
+    assert _headline(gate, nothing).endswith(f" · 0 cases · {DEVICE} · nothing to measure")
+
+
+def test_only_cases_of_the_most_frequent_backend_have_a_control(announced: Announced) -> None:
     both = sweep.prepare(Request(axes={"seq": "64", "mask": "none"}, backend="naive,sdpa:math", device=DEVICE))
-    assert paired.results_expected(both) == 2 * 2 + 1
+    assert announced(both).cases == 2 * 2 + 1
 
 
 def test_cases_are_chosen_by_what_they_are(ready: Sweep) -> None:
@@ -243,7 +274,7 @@ def test_one_case_is_chosen_by_label_or_id(ready: Sweep) -> None:
 def test_a_backend_that_is_named_twice_is_refused() -> None:
     twice = sweep.prepare(Request(axes={"seq": "64", "mask": "none"}, backend="naive,naive", device=DEVICE))
     with pytest.raises(UsageError, match="--backend: naive twice: a gate has one base and one head"):
-        paired.results_expected(twice)
+        paired.check(twice)
 
 
 @pytest.mark.parametrize(("gpus", "device"), [([], "cpu:threads=1"), (["H200"], "cuda:0")])
@@ -251,3 +282,17 @@ def test_a_gate_runs_on_the_gpu_or_on_one_thread(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hardware, "gpus", lambda: gpus)
     assert paired.on_device(Request()).device == device
     assert paired.on_device(Request(device="cpu")).device == "cpu"
+
+
+def test_a_wrong_head_is_verified_on_no_further_seeds(measured: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = SimulatedRunner._result
+
+    def wrong(runner: SimulatedRunner, group: Group, arm: Arm, restart: int) -> Result:
+        result = simulated(runner, group, arm, restart)
+        failed = arm.copy == 2 and group.problem.seq_q == SLOW
+        return msgspec.structs.replace(result, status=Status.INCORRECT, reason="out: error 0.3") if failed else result
+
+    monkeypatch.setattr(SimulatedRunner, "_result", wrong)
+    observer = Counted()
+    assert measured(observer=observer).run.manifest.gate["seeds"] == {}
+    assert observer.reasons == [""]

@@ -160,6 +160,13 @@ def test_a_case_that_is_too_noisy_gets_no_more_restarts_and_says_so():
     assert verdict.reason.startswith("too noisy: its margin is above max_margin, 6.0 %")
 
 
+def test_a_reason_has_one_unit_for_all_of_its_figures() -> None:
+    (verdict,) = rule.verdicts([case(effects=shifted(0.05, sd=3.0, restarts=26))], NO_NOISE)
+    assert verdict.interval
+    assert verdict.interval[1] > 2  # which a table shows as a factor
+    assert re.search(r"max_margin, 6\.0 %, and a slowdown of up to [\d,]+ % may be hidden$", verdict.reason)
+
+
 def test_an_a_a_control_that_differs_makes_the_whole_run_inconclusive():
     doubts = rule.doubts({"a": case(effects=shifted(0.1, restarts=18))}, NO_NOISE)
     assert "the A/A control of a differs by +10" in doubts[""]

@@ -13,6 +13,7 @@ from attnbench.records.result import Outcome, Result, Status, Verdict
 from attnbench.records.run_directory import Run
 from attnbench.report.formats import gate_comment
 from attnbench.report.terminal import gate_verdicts
+from attnbench.worker.output_checks import REPEATED
 from tests.gate.test_verdicts import gated, lines
 
 
@@ -142,7 +143,7 @@ def test_one_case_has_one_figure_of_what_may_be_hidden() -> None:
     judged = judgement.judge(gated(*lines(head=0.97, noise=60.0, restarts=26)))
     (time,) = [verdict for verdict in judged.verdicts if verdict.metric == "time_s"]
     assert time.interval is not None
-    figure = units.margin(time.interval[1])
+    figure = units.in_percent(time.interval[1])
     assert f"a slowdown of up to {figure} may be hidden" in time.reason
     assert judged.notes[-1].startswith(
         f"the largest slowdown that may be hidden, the upper end of its 95 % interval: {figure} ("
@@ -212,3 +213,12 @@ def test_the_commands_of_a_case_repeat_the_interpreter_of_its_backend() -> None:
     (repeat,) = [line for line in text if "repeat: " in line]
     assert profile.endswith("-b naive --device cpu:threads=1 --backend-python naive=/opt/python")
     assert "--backend-python naive=/opt/python --backend-python jax=/opt/jax" in repeat
+
+
+def test_what_a_kernel_may_do_wrong_is_told_after_a_long_error() -> None:
+    """As `run` and `verify` tell it."""
+    error = "out: max |error| 5.2 at [b0 h3 q17 d5] is over 1.5e-05, 2 x the error of the plain formula and rounding"
+    run = gated(*lines(head_fields={"status": Status.INCORRECT, "reason": f"{error}; {REPEATED}"}))
+    judged = judgement.judge(run)
+    assert f" ...; {REPEATED}" in "\n".join(gate_verdicts.text(run, judged, 1000))
+    assert f"; {REPEATED}" in gate_comment.markdown(run, judged)

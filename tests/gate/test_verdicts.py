@@ -133,7 +133,10 @@ def test_an_open_case_may_be_let_pass() -> None:
 
 
 def test_a_new_backend_that_base_lacks_is_new_and_one_that_head_lost_is_broken() -> None:
-    assert outcome(gated(*lines(base_fields=REFUSED)), "status") is Outcome.NEW
+    new = judgement.judge(gated(*lines(base_fields=REFUSED))).verdicts
+    assert [(each.metric, each.outcome, gate_verdicts.cells(each)[:3]) for each in new] == [
+        ("time_s", Outcome.NEW, ("-", "1.00 ms", "-"))
+    ]
     assert outcome(gated(*lines(head_fields=REFUSED)), "status") is Outcome.BROKEN
     assert outcome(gated(*[line for line in lines() if line.arm.copy == 1]), "status") is Outcome.MISSING
 
@@ -177,7 +180,10 @@ def test_users_kernels_are_judged_by_the_noise_of_such_kernels_of_that_duration(
     times = {verdict.backend: verdict for verdict in judged.verdicts if verdict.metric == "time_s"}
     assert times["naive"].outcome is Outcome.REGRESSED
     assert times["k.py:attend"].outcome is not Outcome.REGRESSED
-    assert "noise of users' kernels, calls under 10.0 ms: 200.0 standard errors, from 20 A/A runs" in judged.notes[0]
+    noise = "49.6 times normal noise, the 99th percentile of 20 A/A runs of such kernels"
+    assert judged.notes[0] == f"noise of users' kernels, calls under 10.0 ms: {noise}"
+    assert "(0 A/A runs of the libraries' kernels on this machine, 20 are needed" in judged.margin_source
+    assert "normal" not in judgement.judge(gated(*slower, floor={**WIDE, "user": [OWN]})).margin_source
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,12 @@ def test_users_kernels_are_judged_by_the_noise_of_such_kernels_of_that_duration(
 def test_without_enough_runs_users_kernels_are_judged_by_the_shared_noise(user: list[dict[str, Any]]) -> None:
     judged = judgement.judge(gated(*lines(head=1.08, backend="k.py:attend"), floor={**WIDE, "user": user}))
     assert [verdict.outcome for verdict in judged.verdicts if verdict.metric == "time_s"] == [Outcome.REGRESSED]
-    assert re.search(r": (0 A/A runs|1 A/A run) of such kernels, 20 are needed; the noise of the", judged.notes[0])
+    few = r": (0 A/A runs|1 A/A run) of such kernels, 20 are needed; "
+    assert re.search(f"{few}it is taken as normal$", judged.notes[0])  # that of the libraries' is not known either
+    known = {**WIDE, "user": user, "factor": 8.07, "runs": 25}
+    judged = judgement.judge(gated(*lines(head=1.08, backend="k.py:attend"), floor=known))
+    assert re.search(f"{few}that of the libraries' kernels is used, 2.0 times normal$", judged.notes[0])
+    assert "2.0 times normal noise" not in judged.margin_source
 
 
 def test_a_gate_adds_its_controls_to_the_noise_of_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +316,8 @@ def test_markdown_is_escaped_and_cut() -> None:
     text = gate_comment.markdown(run, judged)
     assert "<b>" not in text
     assert "q128" not in text
+    folded = text.partition("<details>")[2].partition("</details>")[0]
+    assert 0 < text.count("attnbench profile ") == folded.count("attnbench profile ")
     short = gate_comment.markdown(run, judged, max_bytes=1200)
     assert len(short.encode()) <= 1200
     assert "more rows: attnbench gate gate\n" in short
@@ -352,11 +365,29 @@ def test_a_stored_gate_is_judged_again_by_the_command(tmp_path: Path, capsys: py
         str(files["gitlab.json"]),
     ]
     assert cli.invoke(["gate", str(tmp_path / "gate"), *options]) == 5
-    assert "1 regressed" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "1 regressed" in out
     assert all(path.stat().st_size > 100 for path in files.values())
+    assert all(f"wrote {path}\n" in err for path in files.values())
     assert cli.invoke(["gate", str(tmp_path / "gate"), "--json"]) == 5
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert records[-1]["type"] == "summary"
+
+
+def test_two_stored_runs_are_for_another_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = mixed()
+    old, new = (tmp_path / name for name in ("old", "new"))
+    for path in (old, new):
+        with run_writer.RunWriter(path, msgspec.structs.replace(run.manifest, gate={})) as writer:
+            writer.append(run.results)
+    assert cli.invoke(["gate", str(old), str(new)]) == 2
+    err = capsys.readouterr().err
+    assert f"to compare two: attnbench compare {old} {new}, or with verdicts: " in err
+    assert err.endswith(f"attnbench gate {new} --baseline {old}\n")
+    assert cli.invoke(["gate", "ci", str(new)]) == 2
+    assert f"{new} is a stored run, which gate takes alone" in capsys.readouterr().err
+    assert cli.invoke(["gate", str(new)]) == 2
+    assert "new is not a gate run: judge it against a stored run with --baseline RUN" in capsys.readouterr().err
 
 
 def test_the_step_summary_the_output_and_annotations_on_github(

@@ -130,3 +130,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.invoke(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "c")]) == 0
     assert "conflict: b1 h8 q16" in capsys.readouterr().err
     assert cli.invoke(["merge", str(tmp_path / "a"), "-o", str(tmp_path / "d")]) == 2
+    assert cli.invoke(["merge", str(tmp_path / "a"), f"{tmp_path}/b/../a", "-o", str(tmp_path / "d")]) == 2
+    assert f"merge: {tmp_path}/b/../a is given twice" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()

@@ -108,8 +108,9 @@ def test_the_command_writes_the_table(tmp_path: Path, monkeypatch: Any, capsys: 
     assert cli.invoke(["run", *options, "--heads", "1"]) == 0
     capsys.readouterr()
     assert cli.invoke(["recommend", "-o", "dispatch.json"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "one backend for everything" in out
+    assert err == "wrote dispatch.json\n"
     held = json.loads(Path("dispatch.json").read_text())
     assert [choice["shape"]["seq_q"] for choice in held["choices"]] == [32, 64]
     assert {regret["backend"] for regret in held["regrets"]} == {"naive", "sdpa:math"}

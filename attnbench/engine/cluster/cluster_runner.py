@@ -233,7 +233,7 @@ class ClusterRunner(PlanRunner):
                 self._prepare(station, method, reply)
 
     def _finish(self, station: _Station, measured: GroupMeasured) -> None:
-        self._tasks.finish(station.slot)
+        task = self._tasks.finish(station.slot)
         self._deaths[station.device.id] = 0
         for phase, seconds in measured.spent.items():
             self.spent[phase] += seconds
@@ -248,6 +248,10 @@ class ClusterRunner(PlanRunner):
         self._store(
             replace(shifted(result, station.ahead_s), facts=result.facts | where) for result in measured.results
         )
+        if decisive := self._decisive(measured.results):
+            dropped = self._tasks.drop(task)
+            self._rest_s[task.hardware] -= sum(each.seconds for each in dropped)
+            self._left_out(decisive, len(dropped) * len(task.group.arms))
 
     def _store(self, results: Iterator[Result]) -> None:
         stored = list(results)

@@ -43,10 +43,15 @@ def markdown(run: Run, judged: GateVerdicts, max_bytes: int = MAX_COMMENT) -> st
 
 
 def _tail(run: Run, judged: GateVerdicts, changed: list[Verdict], max_bytes: int) -> list[str]:
-    """The red cases in detail if they take less than half of the room, the margins and the notes."""
+    """The red cases in detail, folded, if they take less than half of the room; the margins and the notes."""
     red_cases = list(details(run, judged.verdicts))
     fits = red_cases and sum(len(line.encode()) + 1 for line in red_cases) < max_bytes / 2
-    return ["\n".join(["~~~~text", *red_cases, "~~~~"]) if fits else "", _list(notes(judged, changed))]
+    return [_folded(red_cases) if fits else "", _list(notes(judged, changed))]
+
+
+def _folded(lines: list[str]) -> str:
+    summary = "<summary>Restarts of the red cases, and commands that repeat, profile and bisect them</summary>"
+    return "\n".join([f"<details>{summary}", "", "~~~~text", *lines, "~~~~", "", "</details>"])
 
 
 def _list(lines: list[str]) -> str:

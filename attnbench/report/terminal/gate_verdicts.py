@@ -230,13 +230,13 @@ def reach(judged: GateVerdicts) -> str:
     if not margins:
         return "nothing was measured: the sensitivity of this machine is unknown"
     median = margins[len(margins) // 2]
-    low, middle, high = (units.margin(value) for value in (margins[0], median, margins[-1]))
+    low, middle, high = (units.in_percent(value) for value in (margins[0], median, margins[-1]))
     spread, which = f"margins from {low} to {high}, median {middle}", " in the median case"
     if low == high:
         spread, which = f"margin {low}", ""
     return (
-        f"equal arms differed by up to {units.margin(max(changes))}; {spread}. A slowdown of 1.5 times its margin "
-        f"is meant to be found in at least 8 of 10 runs (docs/gate.md): here {units.margin(1.5 * median)}{which}."
+        f"equal arms differed by up to {units.in_percent(max(changes))}; {spread}. A slowdown of 1.5 times its margin "
+        f"is meant to be found in at least 8 of 10 runs (docs/gate.md): here {units.in_percent(1.5 * median)}{which}."
     )
 
 

@@ -11,11 +11,17 @@ from attnbench.gate.history import LevelChange, Trend
 MARK = "*"  # after a time that was measured with uncommitted changes
 
 
-def lines(series: Mapping[str, Trend], as_json: bool) -> Iterator[str]:
-    """One line for each case with its first and last time, then its changes of level."""
+def lines(series: Mapping[str, Trend], as_json: bool, single: bool = False) -> Iterator[str]:
+    """One line for each case with its first and last time, then its changes of level.
+
+    Without `single`, cases of one point, which have no trend, are counted in one line of the text.
+    """
+    once = {case for case, values in series.items() if len(values) == 1 and not (single or as_json)}
     for case, changes in history.level_changes(series).items():
         if as_json:
             yield msgspec.json.encode(_record(case, series[case], changes)).decode()
+            continue
+        if case in once:
             continue
         yield _summary(case, series[case])
         for change in changes:
@@ -23,6 +29,8 @@ def lines(series: Mapping[str, Trend], as_json: bool) -> Iterator[str]:
             slowly = f", {units.change(change.ratio_each - 1)} at each of {change.commits} commits"
             where = f"{'from' if change.commits > 1 else 'at'} {change.at.name}, {change.at.measured_at}"
             yield f"    {units.change(change.ratio - 1)} {where}: {times}{slowly if change.commits > 1 else ''}"
+    if once:
+        yield f"{units.counted(len(once), 'case')} with one point, no trend yet; --case TEXT shows the times"
 
 
 def _summary(case: str, values: Trend) -> str:

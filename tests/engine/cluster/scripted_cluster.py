@@ -40,6 +40,7 @@ class ScriptedCluster:
         self.checked: list[str] = []
         self.closed: list[str] = []
         self.device_facts: dict[str, Facts] = {}  # by node
+        self.status = Status.OK  # of every result
         self.processes: list[ScriptedProcess] = []
         self._calls: dict[int, tuple[ScriptedProcess, str, tuple[Any, ...]]] = {}
         self._count = 0
@@ -96,7 +97,7 @@ class ScriptedCluster:
             Result(
                 case=group.case(arm),
                 arm=arm,
-                status=Status.OK,
+                status=self.status,
                 restart=restart,
                 group=group.id,
                 started_at=started,

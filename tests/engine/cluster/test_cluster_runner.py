@@ -218,6 +218,14 @@ def test_fail_fast_ends_the_run() -> None:
     assert {result.status for result in results} == {Status.CRASHED}
 
 
+@pytest.mark.parametrize(("deciding_copy", "restarts"), [(0, 3), (1, 1)])
+def test_a_case_of_a_gate_whose_head_is_wrong_is_not_measured_again(deciding_copy: int, restarts: int) -> None:
+    cluster, results = ScriptedCluster(node("a")), list[Result]()
+    cluster.status = Status.INCORRECT
+    assert runner(cluster, results, restarts=3, deciding_copy=deciding_copy).run() == Ending()
+    assert Counter(result.key for result in results) == Counter(keys(restarts))
+
+
 def test_each_gpu_of_a_node_is_a_device_of_its_own() -> None:
     cluster, results = ScriptedCluster(node("a", "H100", gpus=2)), list[Result]()
     settings = RunSettings(procedures=PROCEDURES, reference="naive")
