@@ -37,7 +37,7 @@ sys.exit(code)
 
 def light(*arguments: str, blocked: tuple[str, ...] = BLOCKED) -> subprocess.CompletedProcess[str]:
     program = PROGRAM.format(blocked=set(blocked), arguments=list(arguments), watched=set(SLOW_TO_LOAD))
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize(

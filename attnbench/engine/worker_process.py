@@ -31,8 +31,8 @@ from attnbench.worker.protocol import ReplyT
 START_LIMIT_S = 120.0  # for Python and torch, which run before any code of the user
 LOG_BYTES = 1024**2  # of the end of a worker's output
 MAX_LOG = 4_000  # characters of it that are stored with a failure
-STACK_LIMIT_S = 0.5  # for the stack of a worker that does not answer
-FATAL, STACK = "Fatal Python error:", "(most recent call first):"  # as faulthandler prints them
+STACK_LIMIT_S = 5.0  # for the stack of a worker that does not answer
+FATAL = "Fatal Python error:"  # as faulthandler prints it
 _CHUNK = 1 << 16
 
 
@@ -67,7 +67,7 @@ class Log:
 
     def text(self) -> str:
         """The end of the output of a process that ended."""
-        self._thread.join(timeout=1.0)  # no longer: a grandchild may hold the pipe open
+        self._thread.join(timeout=5.0)  # no longer: a grandchild may hold the pipe open
         return self.text_so_far()
 
     def text_so_far(self) -> str:
@@ -196,10 +196,13 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGUSR1)
         until = time.monotonic() + STACK_LIMIT_S
-        while STACK not in (stack := self._log.text_so_far()[len(before) :]) and time.monotonic() < until:
+        while not (where := self._place_since(len(before))) and time.monotonic() < until:
             time.sleep(0.01)
-        where = failures.place_in_text(stack)
         self._fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s{where and f' ({where})'}")
+
+    def _place_since(self, printed: int) -> str:
+        """The place in the user's code that whole lines name after so many characters of the output."""
+        return failures.place_in_text(self._log.text_so_far()[printed:].rpartition("\n")[0])
 
     def _report_death(self, phase: str) -> NoReturn:
         try:

@@ -281,7 +281,7 @@ def test_full_disk_leaves_an_index_in_memory_and_no_draft(two: tuple[Path, Path]
     )
     done = subprocess.run(
         [sys.executable, "-B", "-c", program, str(two[0].parent)],  # -B: modules would be stored cut off
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == '{"n":4}\n'
@@ -296,7 +296,7 @@ def test_two_processes_at_once_make_one_index(two: tuple[Path, Path], own_cache:
         for _ in range(2)
     ]
     for process in processes:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=300)
         assert (process.returncode, out) == (0, '{"n":4}\n'), error
     assert len(list(own_cache.glob(f"*{index.SUFFIX}"))) == 1
 

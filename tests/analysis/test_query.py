@@ -123,9 +123,13 @@ def test_query_does_not_see_variables_of_the_process(stored: IndexedRuns, monkey
 
 def test_interrupt_ends_a_long_query(stored: IndexedRuns) -> None:
     timer = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
+        timer.start()
         query.run(stored, "SELECT count(*) FROM range(1_000_000_000_000_000) AS n WHERE n.range % 7 = 3")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def test_missing_duckdb_is_named_with_what_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_one_entry_adds_an_axis_everywhere(arguments: list[str], expected: str, 
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,72 +11,79 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from attnbench.cli import stop_signals
 from attnbench.cli.running import named_at_once
 from attnbench.cli.stop_signals import StopSignals
-from tests.cli.test_cli import wait_for_lines
+from tests.cli.started import HELD, LONG, Started
 from tests.records.test_run_directory import stored
+from tests.waiting import wait_for_end
 
 ROOT = Path(__file__).parents[2]
-LONG = ("--seq", "64,128", "--heads", "8", "-b", "naive,sdpa:flash", "--budget", "0")
-
-
-class Command:
-    """A command that measures into `run`, with a folder of its own for temporary files."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.run, self.temporary = folder / "run", folder / "temporary"
-        self.temporary.mkdir()
-        variables = os.environ | {"TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)}
-        # Compiled kernels are not temporary files of attnbench.
-        variables["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "attnbench", *arguments, "-o", str(self.run)], cwd=folder, env=variables,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def wait_for_lines(self, count: int) -> None:
-        wait_for_lines(self.run / "results.jsonl", count, self.process)
-
-    def end(self) -> tuple[int, str, str]:
-        """The exit code, what was printed; no temporary folder and no child may be left."""
-        stdout, stderr = self.process.communicate(timeout=300)
-        assert [path.name for path in self.temporary.iterdir() if path.name.startswith("attnbench")] == []
-        assert "Traceback" not in stderr
-        return self.process.returncode, stdout, stderr
 
 
 @pytest.mark.workers
-def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
-    command = Command(tmp_path, "run", *LONG)
-    command.wait_for_lines(2)
-    assert list(command.temporary.glob("attnbench-*"))
-    command.process.send_signal(signal.SIGTERM)
-    code, stdout, _ = command.end()
+def test_what_a_kill_and_a_sigterm_leave_is_completed_by_a_resume(tmp_path, monkeypatch, attnbench_command):
+    first = Started(tmp_path, "run", *HELD)
+    first.wait_until_held()
+    monkeypatch.chdir(tmp_path)
+    refused = attnbench_command("run", *HELD, "-o", str(first.run))
+    assert refused.returncode == 2
+    assert f"process {first.process.pid}" in refused.stderr
+    first.kill()
+    assert (before := first.stored).count(b"\n") == 4
+    with (first.run / "results.jsonl").open("ab") as file:
+        file.write(b'{"case": {"problem": {"seq_q": 64')
+    second = Started(tmp_path, "run", *HELD)
+    second.wait_until_held()
+    assert list(second.temporary.glob("attnbench-*"))
+    second.interrupt(signal.SIGTERM)
+    second.go_on()
+    code, stdout, _ = second.end()
     assert code == 143
     assert "naive" in stdout
-    assert re.search(rf"\d of 8 cases not measured\nrun: .*\nnext: attnbench run --resume {command.run}\n", stdout)
+    assert re.search(rf"4 of 8 cases not measured\nrun: .*\nnext: attnbench run --resume {first.run}\n", stdout)
+    assert second.stored == before
+    done = attnbench_command("run", "--resume", str(first.run))
+    assert done.returncode == 0, done.stderr
+    assert second.stored.startswith(before)
+    keys = {(record["case_id"], record["arm"]["backend"]) for record in map(json.loads, second.stored.splitlines())}
+    assert second.stored.count(b"\n") == len(keys) == 8
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_a_second_signal_stops_at_once_and_leaves_no_child(tmp_path, number, code):
+    command = Started(tmp_path, "run", *HELD)
+    command.wait_until_held()
+    children = [child.pid for child in psutil.Process(command.process.pid).children(recursive=True)]
+    assert len(children) >= 2
+    command.interrupt(number)
+    time.sleep(2 * stop_signals.REPEAT_S)  # a repeated SIGTERM counts once
+    command.process.send_signal(number)
+    ended, _, stderr = command.end()
+    assert ended == code
+    assert f"attnbench run --resume {command.run}" in stderr
+    wait_for_end(children)
+    assert command.stored.count(b"\n") == 4
 
 
 @pytest.mark.workers
 @pytest.mark.slow
-def test_a_second_sigterm_stops_at_once(tmp_path):
-    import psutil
-
-    command = Command(tmp_path, "run", *LONG)
-    command.wait_for_lines(2)
-    children = psutil.Process(command.process.pid).children(recursive=True)
-    command.process.send_signal(signal.SIGTERM)
-    time.sleep(2 * stop_signals.REPEAT_S)
-    command.process.send_signal(signal.SIGTERM)
-    code, stdout, stderr = command.end()
-    assert code in (143, -signal.SIGTERM)  # the second may come when the process has printed all and ends
-    assert f"attnbench run --resume {command.run}" in stdout + stderr
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
-    assert (command.run / "results.jsonl").read_bytes().count(b"\n") >= 2
+@pytest.mark.parametrize("lines", [0, 2, 5])
+def test_kill_9_at_any_moment_loses_nothing_and_leaves_no_child(tmp_path, lines, attnbench_command):
+    command = Started(tmp_path, "run", *LONG)
+    command.wait_for_lines(lines)
+    command.kill()
+    before = command.stored
+    done = attnbench_command("run", *LONG, "-o", str(command.run))
+    assert done.returncode == 0, done.stderr
+    assert command.stored.startswith(before)
+    assert command.stored.count(b"\n") == 8
 
 
 @pytest.mark.workers
@@ -88,7 +96,7 @@ def test_sigterm_ends_a_gate_and_removes_the_files_of_base(tmp_path):
         ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
     ):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
-    command = Command(tmp_path, "gate", "--base-ref", "HEAD", *LONG)
+    command = Started(tmp_path, "gate", "--base-ref", "HEAD", *LONG)
     command.wait_for_lines(2)
     assert list(command.temporary.glob("attnbench-base-*"))
     command.process.send_signal(signal.SIGTERM)

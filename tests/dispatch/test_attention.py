@@ -347,5 +347,5 @@ def test_halves_are_dispatched(caplog) -> None:
 def test_importing_it_loads_neither_torch_nor_the_command_line() -> None:
     heavy = {"torch", "triton", "typer", "rich", "transformers", "pandas"}
     program = f"import sys, attnbench.dispatch; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "[]\n"

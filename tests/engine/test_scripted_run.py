@@ -15,12 +15,13 @@ from attnbench.analysis.restarts import Restarts
 from attnbench.attention import inputs
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
-from attnbench.engine import group_runner, oracle
+from attnbench.engine import group_runner, oracle, sweep
 from attnbench.engine.arm_session import ArmSession
 from attnbench.engine.forecast import ARM_OVERHEAD_S, ORACLE_MAX_S, Forecast
 from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.oracle import ExpectedFiles, Oracle
 from attnbench.engine.plan import Plan
+from attnbench.engine.request import Request
 from attnbench.engine.runner import Ending, Runner
 from attnbench.engine.worker_process import WorkerFailedError
 from attnbench.records.arm import Arm
@@ -29,9 +30,10 @@ from attnbench.records.result import Cause, Key, Procedure, Result, Status
 from attnbench.worker import protocol
 from tests.engine.test_expected_cache import stored
 from tests.engine.test_plan import planned
-from tests.engine.test_rounds import STEADY, ScriptedWorker
+from tests.engine.test_rounds import STEADY, ScriptedWorker, clock
 from tests.samples import ceilings
 
+__all__ = ["clock"]  # a fixture for every test here
 PROCEDURE = Procedure(min_rounds=3, max_rounds=3)
 
 
@@ -202,6 +204,26 @@ def test_workers_of_a_gate_are_told_whether_cases_need_gradients(scripted: Scrip
     settings = RunSettings(procedures={"cpu": PROCEDURE}, whole_restarts=True)
     Runner(plan, settings, lambda _: None, Recorded()).run()
     assert scripted.gradients is mode.needs_grad
+
+
+def test_every_arm_takes_every_position_equally_often_in_every_restart(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference too: it is timed in rounds like everyone. Each restart has results and workers of its own."""
+    ended: list[int] = []
+    monkeypatch.setattr(scripted, "terminate_all", lambda *_: ended.append(len(results)))
+    request = Request(axes={"seq": "64", "mask": "none"}, backend="naive,sdpa:flash,sdpa:flash", device="cpu:threads=1")
+    settings = RunSettings(procedures={"cpu": Procedure(min_rounds=6, max_rounds=6)}, restarts=2)
+    results: list[Result] = []
+    Runner(sweep.prepare(request).plan, settings, results.extend, Recorded()).run()
+    assert ended[:2] == [3, 6]
+    arms = sorted((result.arm.backend, result.arm.copy, result.restart) for result in results)
+    names = ("naive", 1), ("sdpa:flash", 1), ("sdpa:flash", 2)
+    assert arms == [(*name, restart) for name in names for restart in (0, 1)]
+    for result in results:
+        samples = (result.samples[name] for name in ("warmup_time", "time") if name in result.samples)
+        positions = [block.position for sample in samples for block in sample.blocks]
+        assert sorted(positions[:6]) == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_gate_starts_the_workers_of_a_restart_before_it_times_anything(scripted: Scripted) -> None:

@@ -60,7 +60,7 @@ class ScriptedGpus(Scripted):
         (device,) = {arm.device for arm in arms}
         self.cores[device] = os.sched_getaffinity(0)
         if self.both:
-            self.both.wait(30)
+            self.both.wait(300)
 
     def __getitem__(self, arm: Arm) -> RecordedWorker:
         return RecordedWorker(self.verified[arm.device], [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
 import time
@@ -15,7 +17,7 @@ import pytest
 from attnbench.engine import worker_process
 from attnbench.engine.worker_process import START_LIMIT_S, Worker, WorkerFailedError, Workers
 from attnbench.records.arm import Arm
-from attnbench.records.result import Status
+from attnbench.records.result import Cause, Status
 from attnbench.worker import protocol
 
 OPENED = protocol.WorkerOpened()
@@ -29,7 +31,7 @@ def test_a_killed_worker_leaves_no_temporary_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     worker = Worker(Arm(backend=f"{tmp_path}/kernel.py:attend", device="cpu:threads=1"), (), 0, tmp_path / "a" / "log")
     try:
-        worker.open(timeout_s=60)
+        worker.open(timeout_s=600)
     finally:
         worker.terminate()
     assert str(tmp_path / "temporary") in (tmp_path / "a" / "log").read_text()
@@ -48,15 +50,56 @@ class ScriptedChannel:
         return self._replies.pop(0)
 
 
-def test_the_timeout_does_not_include_the_start_of_python() -> None:
+def test_the_timeout_does_not_include_the_start_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 130.0)
     worker = Worker.__new__(Worker)
-    worker.opened, worker.started, worker.spent = None, time.monotonic() - 30, defaultdict(float)
+    worker.opened, worker.started, worker.spent = None, 100.0, defaultdict(float)
     channel = ScriptedChannel()
     cast("Any", worker)._channel = channel
     assert worker.open(timeout_s=0.5) is OPENED
-    start_s, import_s = channel.limits
-    assert start_s == pytest.approx(START_LIMIT_S - 30, abs=5)
-    assert import_s == pytest.approx(0.5)
+    assert channel.limits == [START_LIMIT_S - 30.0, 0.5]
+
+
+PRINTED = (
+    "tuning\nCurrent thread 0x00007f (most recent call first):\n",
+    '  File "/usr/lib/python3.11/threading.py", line 9 in wait\n  File "/a/kernel.py", li',
+    "ne 12 in att",
+    'end\n  File "/a/kernel.py", line 7 in call\n',
+)
+
+
+def test_the_place_of_a_hang_is_read_when_its_line_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = cast("Any", Worker.__new__(Worker))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    texts = itertools.accumulate(PRINTED, initial="tuning\n")
+    worker._log = SimpleNamespace(text_so_far=lambda: next(texts), end=lambda: "")
+    worker._process, worker.terminate = SimpleNamespace(send_signal=lambda _: None), lambda: None
+    with pytest.raises(WorkerFailedError) as failure:
+        worker._report_hang("prepare", 60.0)
+    assert failure.value.reason == "prepare: no answer within 60 s (kernel.py:12 in attend)"
+
+
+@pytest.mark.parametrize(("deadline", "status"), [(math.inf, Status.TIMEOUT), (7.0, Status.SKIPPED)])
+def test_a_request_ends_at_the_timeout_or_at_the_end_of_the_budget(
+    deadline: float, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that never comes moves the clock to where waiting for it ends."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def receive(timeout_s: float) -> object:
+        now[0] += timeout_s
+        raise protocol.NoAnswerError
+
+    worker = cast("Any", Worker.__new__(Worker))
+    worker.spent, worker.terminate = defaultdict(float), lambda: None
+    worker._channel = SimpleNamespace(send=lambda _: None, receive=receive)
+    worker._report_hang = lambda phase, timeout_s: worker._fail(Status.TIMEOUT, f"{phase}: {timeout_s:g} s")
+    worker._log = SimpleNamespace(end=lambda: "")
+    with pytest.raises(WorkerFailedError) as failure:
+        worker.ask(protocol.SettleCase(), 60.0, deadline)
+    assert (failure.value.status, failure.value.cause) == (status, Cause.BUDGET if deadline == 7.0 else None)
+    assert now == [min(60.0, deadline)]
 
 
 @pytest.mark.parametrize(("backend", "status"), [("zentorch", Status.UNAVAILABLE), ("my.py:f", Status.CRASHED)])

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from attnbench.machine.device import counters
 from attnbench.machine.device.counters import FAULTS_A_CALL, Counters, frequency, stolen, tags, waiting
 
 QUIET = {"seconds": 0.010, "minor_faults": 3, "involuntary_switches": 1, "waiting_s": 1e-5, "stolen_s": 0.0}
@@ -46,7 +49,8 @@ def test_a_missing_counter_is_no_disturbance() -> None:
 
 
 @LINUX
-def test_pages_touched_for_the_first_time_are_faults() -> None:
+def test_pages_touched_for_the_first_time_are_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "MAX_COST_S", 60.0)  # a busy machine is slow
     finish = Counters((0,)).start()
     pages = 500
     with mmap.mmap(-1, pages * mmap.PAGESIZE) as memory:
@@ -62,25 +66,25 @@ def test_pages_touched_for_the_first_time_are_faults() -> None:
 def test_steal_is_that_of_the_requested_cores() -> None:
     import psutil
 
-    each = [core.steal for core in psutil.cpu_times(percpu=True)]
-    assert stolen((0,))["stolen_s"] == pytest.approx(each[0], abs=0.5)
-    assert stolen(tuple(range(len(each))))["stolen_s"] == pytest.approx(sum(each), abs=0.5)
+    before = [core.steal for core in psutil.cpu_times(percpu=True)]
+    first, all_cores = stolen((0,))["stolen_s"], stolen(tuple(range(len(before))))["stolen_s"]
+    after = [core.steal for core in psutil.cpu_times(percpu=True)]
+    assert before[0] <= first <= after[0]
+    assert sum(before) - 1e-6 <= all_cores <= sum(after) + 1e-6
 
 
 CONTENDED = """
 import os, time
+from attnbench.machine.device.counters import Counters, tags, watch_others
 core = max(os.sched_getaffinity(0))
 os.sched_setaffinity(0, {core})
-child = os.fork()
+counters = Counters((core,))
+parent, child = os.getpid(), os.fork()
 if not child:
-    ended = time.monotonic() + 5
-    while time.monotonic() < ended: pass
+    while os.getppid() == parent: pass
     os._exit(0)
-from attnbench.machine.device.counters import Counters, tags, watch_others
-time.sleep(0.1)
-finish, others = Counters((core,)).start(), watch_others((core,))
-used, began = time.process_time(), time.monotonic()
-while time.monotonic() < began + 0.5: pass
+finish, others, used, began = counters.start(), watch_others((core,)), time.process_time(), time.monotonic()
+while time.process_time() < used + 0.3: pass  # however long it takes
 facts, load, used = finish(), others(), time.process_time() - used
 elapsed = time.monotonic() - began
 os.kill(child, 9)
@@ -95,15 +99,13 @@ def test_a_thread_that_shares_its_core_is_preempted() -> None:
         pytest.skip("this kernel has no schedstat")
     done = subprocess.run([sys.executable, "-c", CONTENDED], capture_output=True, text=True, check=True)
     foreign, own, waited_s, *disturbances = done.stdout.split()
-    assert float(waited_s) > 0.1  # two busy processes share a core for half a second; others may have some of it
+    assert float(waited_s) > 0.1  # two busy processes share a core, until one has had it for 0.3 s
     assert float(foreign) > 0.2
     assert float(foreign) < 1.0 - float(own) / 2  # what this process uses is not foreign
     assert "preempted" in disturbances
 
 
 def test_a_source_that_takes_too_long_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
     plain = os.getloadavg
 
     def slow() -> tuple[float, float, float]:
@@ -111,9 +113,15 @@ def test_a_source_that_takes_too_long_is_left_out_and_named(monkeypatch: pytest.
         return plain()
 
     monkeypatch.setattr(os, "getloadavg", slow)
-    counters = Counters((0,))
-    assert "load" in counters.left_out
-    assert "load" not in counters.start()()
+    read = Counters((0,))
+    assert "load" in read.left_out
+    assert "load" not in read.start()()
+
+
+def test_a_source_that_is_delayed_now_and_then_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = itertools.cycle([1.0, 1.0, 1e-6])
+    monkeypatch.setattr(counters, "_cost_s", lambda _: next(costs))
+    assert Counters((0,)).left_out == []
 
 
 def test_a_core_without_a_clock_to_read_has_no_frequency() -> None:

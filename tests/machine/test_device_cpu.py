@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import platform
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import msgspec
@@ -74,8 +74,10 @@ def test_a_block_of_middling_calls_has_no_more_of_them_than_it_needs() -> None:
     assert block_shape(0.003, 50e-9, 0.010) == (1, 4)
 
 
-def test_the_clock_resolves_well_under_a_microsecond_here() -> None:
-    assert 0 < timer_resolution_s() < 20e-6
+def test_the_resolution_is_the_median_step_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.accumulate(itertools.cycle([0, 0, 60, 0, 60, 0, 9000]))  # the last is a disturbance
+    monkeypatch.setattr(device_cpu, "_clock", lambda: next(readings))
+    assert timer_resolution_s() == pytest.approx(60e-9)
 
 
 def test_the_device_decides_the_instrument(cpu: CpuInstrument) -> None:
@@ -127,19 +129,12 @@ def test_the_collector_works_again_after_a_call_that_raises(cpu: CpuInstrument) 
     assert gc.isenabled()
 
 
-def test_reading_the_counters_costs_far_less_than_a_block(cpu: CpuInstrument) -> None:
-    costs = []
-    for _ in range(50):
-        started = time.perf_counter()
-        cpu.counters.start()()
-        costs.append(time.perf_counter() - started)
-    assert min(costs) < 2e-3  # the least: others may hold the core
+def test_one_long_call_settles(cpu: CpuInstrument, clock: list[int]) -> None:
+    def call() -> None:
+        clock[0] += 410_000_000
 
-
-def test_one_long_call_settles(cpu: CpuInstrument) -> None:
-    calls = []
-    pace = cpu.settle(lambda: calls.append(time.sleep(0.41)), PROCEDURE)
-    assert (len(calls), pace.calls, pace.readings, pace.settled) == (1, 1, 1, True)
+    pace = cpu.settle(call, PROCEDURE)
+    assert (pace.settle_calls, pace.calls, pace.readings, pace.settled) == (1, 1, 1, True)
 
 
 def test_a_steady_call_settles_in_two_blocks(cpu: CpuInstrument, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,11 +305,11 @@ def test_an_idle_process_keeps_no_core_busy() -> None:
     assert busy_threads(0.2) < 0.2
 
 
-@pytest.mark.parametrize(("in_c", "least"), [(True, 1.0), (False, 0.1)], ids=["in C", "in Python"])
+@pytest.mark.parametrize(("in_c", "least"), [(True, 1.0), (False, 0.02)], ids=["in C", "in Python"])
 def test_a_spinning_thread_is_seen(in_c: bool, least: float) -> None:
     """In C whatever else runs here; a thread that waits for Python's lock is seen by the CPU time that it gets."""
     stop = threading.Event()
-    matrix = torch.ones(256, 256)
+    matrix = torch.ones(2048, 2048)  # so large that the thread hardly ever waits for Python's lock
 
     def spin() -> None:
         while not stop.is_set():

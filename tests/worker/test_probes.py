@@ -101,7 +101,7 @@ def test_a_batch_of_different_sequences_is_not_asked(fields: dict[str, Any], rea
 def test_the_gradient_of_the_gradient_of_the_plain_formula() -> None:
     figures = probes.run(["double_backward"], prepared("naive"))["double_backward"]
     assert figures["finite"] is True
-    assert 0 < figures["seconds"] < 10
+    assert figures["seconds"] > 0
 
 
 def test_probes_leave_the_inputs_as_they_were() -> None:

@@ -65,6 +65,13 @@ def test_plain_backends_follow_one_another_in_one_process(tmp_path: Path) -> Non
 SEEDS = itertools.count(1)
 
 
+@pytest.fixture(autouse=True)
+def time_for_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough on a busy machine."""
+    monkeypatch.setattr(output_checks, "VERIFYING_S", 60.0)
+    monkeypatch.setattr(output_checks, "CHECKS_S", 60.0)
+
+
 class Driver:
     """A session with a kernel of tests/misbehaving.py or of a file, driven as the engine drives a worker."""
 
@@ -95,7 +102,7 @@ class Driver:
                 seed=0,
                 inputs=name,
                 directory=str(directory),
-                budget_s=1,
+                budget_s=60,
             )
             oracle.answer(request)
         self.prepared = self.session.answer(protocol.PrepareCase(case=self.case, procedure=self.procedure))
@@ -221,11 +228,10 @@ def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(
 
 @pytest.mark.parametrize("phase", range(0, 8, 3))
 def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found_by_its_verification_alone(
-    phase: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phase: int, tmp_path: Path
 ) -> None:
     from tests import misbehaving
 
-    monkeypatch.setattr(output_checks, "VERIFYING_S", 60.0)  # enough on a busy machine
     driver = Driver("wrong_in_eighth", tmp_path)
     misbehaving._calls = itertools.count(phase)
     assert not driver.verify().ok
@@ -242,7 +248,6 @@ def test_a_call_that_is_wrong_by_chance_on_stressing_inputs_is_not_blamed_on_the
 def test_a_case_that_was_verified_in_full_before_has_fewer_calls_after_its_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_checks, "CHECKS_S", 60.0)  # enough on a busy machine
     driver = Driver("right", tmp_path)
     calls, looked = [], list[bool]()
     for brief in (False, True):
@@ -387,7 +392,7 @@ def test_a_check_on_new_inputs_finds_what_single_calls_hide(
     oracle = WorkerSession()
     oracle.answer(protocol.OpenWorker())
     fields = {"seed": 77, "inputs": "normal", "directory": str(tmp_path / "new")}
-    oracle.answer(protocol.ComputeExpected(problem=driver.case.problem, mode=Mode.FWD, budget_s=1, **fields))
+    oracle.answer(protocol.ComputeExpected(problem=driver.case.problem, mode=Mode.FWD, budget_s=60, **fields))
     reply = driver.session.answer(protocol.CheckNewInputs(**fields))
     assert isinstance(reply, protocol.CaseVerified)
     assert (reply.ok, words in reply.reason) == (ok, True)

@@ -16,6 +16,7 @@ from attnbench.machine import resources
 from attnbench.records.ceilings import ForeignLoad
 
 MAX_COST_S = 0.5e-3
+TRIES = 5  # of a reading that is to take no longer: another process may have the core meanwhile
 FAULTS_A_CALL = 64  # after settling there are none, unless the allocator returns memory and requests it again
 STOLEN_SHARE = 0.01
 WAITING_SHARE = 0.05
@@ -37,10 +38,8 @@ class Counters:
         self._now = [source for source in now if self._is_cheap(source)]
 
     def _is_cheap(self, source: Source) -> bool:
-        source()  # the first reading opens files for the later ones
-        started = time.perf_counter()
-        names = source()
-        is_cheap = time.perf_counter() - started < MAX_COST_S
+        names = source()  # the first reading opens files for the later ones
+        is_cheap = any(_cost_s(source) < MAX_COST_S for _ in range(TRIES))
         self.left_out += [] if is_cheap else names
         return is_cheap
 
@@ -56,6 +55,12 @@ class Counters:
             return {"seconds": seconds, **grown, **_read(self._now)}
 
         return finish
+
+
+def _cost_s(source: Source) -> float:
+    started = time.perf_counter()
+    source()
+    return time.perf_counter() - started
 
 
 def tags(facts: Mapping[str, float], calls: int, threads: int) -> tuple[str, ...]:
