@@ -7,8 +7,8 @@ noise.
 
 A slowdown is real work: under the same label head computes more heads than base (40 against 41, 42, 44). Its true size
 is measured in the same run: in the first restarts, the first call of a case in head's process, which is not timed by
-the gate, calls both kernels in turn. Gates of before have it measured apart (`python -m tools.gate_eval realised FILE`).
-`python -m tools.gate_eval spreads RUN` compares locations of a restart on a stored A/A gate.
+the gate, calls both kernels in turn. Gates of before have it measured apart (`python -m tools.gate_eval realised
+FILE`). `python -m tools.gate_eval spreads RUN` compares locations of a restart on a stored A/A gate.
 """
 
 from __future__ import annotations
