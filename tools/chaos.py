@@ -6,6 +6,7 @@ The cluster has a head and nodes on loopback addresses. A killed node joins agai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -27,9 +28,22 @@ from attnbench.records.result import Key
 HEAD, NODES = "127.0.0.2", ("127.0.0.3", "127.0.0.4")  # Ray replaces 127.0.0.1
 VICTIMS = ("node", "worker", "driver")
 GROUPS_A_KILL = 4
-START_S, AWAY_S, POLL_S = 60.0, 1.0, 0.2
-MAX_S = 120.0  # for each kill, and for the run without any
+START_S, AWAY_S, POLL_S = 300.0, 1.0, 0.2
+MAX_S = 300.0  # for each kill, and for the run without any
 STORE = "80000000"  # bytes of an object store
+SHORTEST, STEP = 16, 2  # lengths; the shortest case is the last one
+# The run does not end before the last kill.
+KERNEL = """
+import time
+from pathlib import Path
+
+import torch
+
+def attend(q, k, v, *, causal=False, scale=None):
+    while q.shape[-2] == SHORTEST and not Path("DONE").exists():
+        time.sleep(0.05)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+"""
 
 
 class Outcome(NamedTuple):
@@ -140,16 +154,20 @@ class LoopbackCluster:
 def chaos(kills: int, folder: Path, seed: int = 0) -> Outcome:
     """Measure a small plan on a cluster while so many processes are killed, and count what is stored."""
     draw, killed, drivers = random.Random(seed), Counter[str](), 0
-    lengths = ",".join(str(16 + 2 * number) for number in range(GROUPS_A_KILL * (kills + 1)))
-    request = Request(axes={"seq": lengths, "mask": "none"}, backend="naive", device="cpu:threads=1", rounds="2..2")
-    expected = {(group.case(arm).id, arm.id, 0) for group in sweep.prepare(request).plan.groups for arm in group.arms}
-    run, started = folder / "run", time.monotonic()
+    done, run, started = folder / "done", folder / "run", time.monotonic()
+    (folder / "mine.py").write_text(KERNEL.replace("SHORTEST", str(SHORTEST)).replace("DONE", str(done)))
+    request = _request(kills)
+    with contextlib.chdir(folder):
+        groups = sweep.prepare(request).plan.groups
+    expected = {(group.case(arm).id, arm.id, 0) for group in groups for arm in group.arms}
     with LoopbackCluster(folder) as cluster:
         driver = _driver(request, run, cluster.address, folder)
         drivers += 1
         while time.monotonic() < started + MAX_S * (kills + 1):
             time.sleep(POLL_S)
             cluster.revive()
+            if killed.total() >= kills:
+                done.touch()
             stored = len(_stored(run))
             if driver.poll() is not None:
                 if stored >= len(expected):
@@ -166,6 +184,14 @@ def chaos(kills: int, folder: Path, seed: int = 0) -> Outcome:
     statuses = Counter(": ".join(filter(None, (result.status.value, result.reason))) for result in results)
     repeated = {key for key, count in counts.items() if count > 1}
     return Outcome(killed, drivers, expected - set(counts), repeated, statuses, time.monotonic() - started)
+
+
+def _request(kills: int) -> Request:
+    lengths = ",".join(str(SHORTEST + STEP * number) for number in range(GROUPS_A_KILL * (kills + 1)))
+    return Request(
+        axes={"seq": lengths, "mask": "none"}, backend="mine.py:attend", device="cpu:threads=1", rounds="2..2",
+        timeout=f"{MAX_S * (kills + 1):.0f}s",
+    )  # fmt: skip
 
 
 def _hit(victim: str, cluster: LoopbackCluster, driver: subprocess.Popen[bytes], node: str) -> bool:
@@ -187,11 +213,13 @@ def _hit(victim: str, cluster: LoopbackCluster, driver: subprocess.Popen[bytes],
 def _driver(request: Request, run: Path, address: str, folder: Path) -> subprocess.Popen[bytes]:
     """Start the command, or continue it."""
     options = [part for key, value in request.axes.items() for part in (f"--{key}", value)]
-    options += ["-b", request.backend, "--device", request.device, "--rounds", request.rounds, "--budget", "0"]
+    options += ["-b", request.backend, "--device", request.device, "--rounds", request.rounds]
+    options += ["--timeout", request.timeout, "--budget", "0"]
     where = ["--resume", str(run)] if (run / run_directory.MANIFEST).exists() else ["--out", str(run), *options]
     command = [sys.executable, "-m", "attnbench", "run", "--engine", "ray", "--address", address, *where]
     with (folder / "driver.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=_environment(folder))
+        environment = {**_environment(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
 
 
 def _stored(run: Path) -> list[Key]:
