@@ -189,8 +189,9 @@ def test_the_headline_counts_what_progress_counts(capsys: pytest.CaptureFixture[
 
 
 def test_a_budget_that_is_too_short_for_each_case_names_one_that_is_not(
-    tmp_path: Path, attnbench_command: Command
+    tmp_path: Path, attnbench_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
     options = ("run", "--seq", "64", "--mask", "none", "-b", "naive", "--budget", "10ms")
     stored_run = attnbench_command(*options, "-o", str(tmp_path / "run"))
     assert stored_run.returncode == 6

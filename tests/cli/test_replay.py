@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from attnbench import api, cli
+from attnbench.analysis.traffic import TrafficSteps
 from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.cli import running
 from attnbench.engine.runner import Ending
@@ -149,14 +150,23 @@ def test_what_cannot_be_measured_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[replay.ReplaySettings, Serving, TrafficSteps]:
+    """A replay of the shipped trace, simulated once."""
+    model = tmp_path_factory.mktemp("chat") / "oss.json"
+    model.write_text(json.dumps(GPT_OSS_20B))
+    settings = replay.ReplaySettings(trace="chat", model=model)
+    serving = replay.serving_of(settings)
+    return settings, serving, replay.traffic_steps(simulate(serving).steps)
+
+
 @pytest.fixture
-def with_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], replayed_steps.ReplayPlan]:
+def with_budget(
+    chat: tuple[replay.ReplaySettings, Serving, TrafficSteps], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], replayed_steps.ReplayPlan]:
     """Plans of one replay by budget, by estimated speeds, not by those that other tests measured."""
     monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
-    (folder / "oss.json").write_text(json.dumps(GPT_OSS_20B))
-    settings = replay.ReplaySettings(trace="chat", model=Path("oss.json"))
-    serving = replay.serving_of(settings)
-    table = replay.traffic_steps(simulate(serving).steps)
+    settings, serving, table = chat
 
     def planned(budget: str) -> replayed_steps.ReplayPlan:
         request = Request(backend="naive", device="cpu:threads=1", budget=budget)

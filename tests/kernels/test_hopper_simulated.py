@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from tests.kernels.simulated.bugs import BUGS  # noqa: E402
 from tests.kernels.simulated.checks import FAR, WHEN, Shape, check, check_gradients, drawn, notices, packed  # noqa: E402
-from tests.kernels.simulated.kernel import load  # noqa: E402
+from tests.kernels.simulated.kernel import changed, load  # noqa: E402
 from tests.pairwise import Row, cover  # noqa: E402
 
 EIGHT = torch.float8_e4m3fn
@@ -161,4 +161,5 @@ def test_the_document_counts_the_bugs() -> None:
 
 @pytest.mark.parametrize("name", BUGS)
 def test_a_seeded_bug_is_noticed(name: str) -> None:
-    assert notices(load(*BUGS[name])) != ""
+    right, wrong = BUGS[name]
+    assert notices(load(right, wrong), changed(right)) != ""

@@ -13,11 +13,18 @@ from attnbench.backends import CaseRefusedError
 from attnbench.errors import UnknownNameError
 from attnbench.worker import probes
 from attnbench.worker.prepared_case import PreparedCase
+from attnbench.worker.probes import state
 from attnbench.worker.probes.outcome import LASTING
 
 from .test_probes import prepared
 
 torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True)
+def time_for_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough on a busy machine."""
+    monkeypatch.setattr(state, "FORK_S", 300.0)
 
 
 def attend(q: Any, k: Any, v: Any, causal: bool = True) -> Any:

@@ -18,7 +18,14 @@ from tests.kernels.simulated.gluon import Descriptor, Int, Launch, Pointer
 
 PACKAGE = "attnbench.kernels.hopper"
 FOLDER = Path(__file__).parents[3] / "attnbench" / "kernels" / "hopper"
-MODULES = ("warps", "forward", "backward")
+PASSES = ("forward", "backward")
+MODULES = ("warps", *PASSES)  # the first serves both passes
+
+
+def changed(right: str) -> tuple[str, ...]:
+    """The passes that change where something takes the place of `right`."""
+    modules = [name for name in MODULES if right in (FOLDER / f"{name}.py").read_text(encoding="utf-8")]
+    return PASSES if "warps" in modules else tuple(modules)
 
 
 def load(right: str = "", wrong: str = "") -> Any:
