@@ -157,7 +157,9 @@ def test_a_bad_commit_that_cannot_be_judged_is_not_called_as_fast(
 def test_the_outcome_of_a_step(outcomes: list[Outcome], word: StepOutcome) -> None:
     case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "time_s"}
     verdicts = tuple(Verdict(**case, outcome=outcome) for outcome in outcomes)
-    assert bisect.step_outcome(GateVerdicts(base="", head="", verdicts=verdicts, geomeans={}, margin_source="")) is word
+    judgement = GateVerdicts(base="", head="", verdicts=verdicts, geomeans={}, margin_source="")
+    assert bisect.step_outcome(judgement) is word
+    assert bool(bisect.why_skipped(judgement)) == (word is StepOutcome.SKIP)
 
 
 def test_a_commit_without_the_backend_is_skipped() -> None:

@@ -137,6 +137,8 @@ def test_a_new_backend_that_base_lacks_is_new_and_one_that_head_lost_is_broken()
     assert [(each.metric, each.outcome, gate_verdicts.cells(each)[:3]) for each in new] == [
         ("time_s", Outcome.NEW, ("-", "1.00 ms", "-"))
     ]
+    verified_alone = judgement.judge(gated(*lines(base_fields=REFUSED, head_fields={"samples": {}}))).verdicts
+    assert [(each.metric, each.outcome) for each in verified_alone] == [("status", Outcome.NEW)]
     assert outcome(gated(*lines(head_fields=REFUSED)), "status") is Outcome.BROKEN
     assert outcome(gated(*[line for line in lines() if line.arm.copy == 1]), "status") is Outcome.MISSING
 
