@@ -174,6 +174,8 @@ def _spin():
 def wrong_later(q, k, v, *, causal, scale):
     """Correct for 20 calls, then wrong: like a race, or a kernel that cheats after verification."""
     wrong_later.calls = getattr(wrong_later, "calls", 0) + 1
+    if wrong_later.calls == 21:
+        print("wrong from here")
     out = _right(q, k, v, causal, scale)
     return out if wrong_later.calls <= 20 else out * 1.01
 

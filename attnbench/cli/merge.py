@@ -13,7 +13,7 @@ def merge(
 ) -> int:
     """Merge shards, or runs of several machines, into one run.
 
-    Duplicates are reported; the first wins. Shards of a replay give its answer.
+    Duplicates are reported; the first wins, unless the budget skipped it. Shards of a replay give its answer.
     """
     from attnbench.cli import output
     from attnbench.errors import Exit, UsageError

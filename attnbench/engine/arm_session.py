@@ -212,7 +212,7 @@ class ArmSession:
         if reply.changed_state:
             self.facts["changed_state"] = list(reply.changed_state)
         if not reply.ok:
-            raise WorkerFailedError(Status.INCORRECT, reply.reason)
+            self.worker.fail(Status.INCORRECT, reply.reason)
 
 
 class GroupSessions:

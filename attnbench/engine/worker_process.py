@@ -104,7 +104,8 @@ class Worker:
         up_read, up_write = os.pipe()
         out_read, out_write = os.pipe()
         executable = os.path.expanduser(arm.python if arm else "") or sys.executable
-        command = [executable, "-P", "-m", "attnbench.worker", str(down_read), str(up_write)]
+        # -u: what a kernel prints just before it crashes, or is found wrong, reaches the log.
+        command = [executable, "-P", "-u", "-m", "attnbench.worker", str(down_read), str(up_write)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL,
             stdout=out_write, stderr=out_write,
@@ -138,10 +139,10 @@ class Worker:
             self.import_s = time.monotonic() - self.started - reply.warm_s
             if reply.version != protocol.VERSION:
                 reason = f"its attnbench speaks protocol {reply.version}, this one {protocol.VERSION}: not comparable"
-                self._fail(Status.UNAVAILABLE, reason)
+                self.fail(Status.UNAVAILABLE, reason)
             self.opened = reply
             if reply.unavailable:
-                self._fail(Status.UNAVAILABLE, reply.unavailable)
+                self.fail(Status.UNAVAILABLE, reply.unavailable)
         return self.opened
 
     def ask(self, message: protocol.WorkerRequest[ReplyT], timeout_s: float, deadline: float = math.inf) -> ReplyT:
@@ -187,7 +188,7 @@ class Worker:
         if isinstance(reply, protocol.RequestFailed):
             if reply.status is Status.UNSUPPORTED:
                 raise WorkerFailedError(reply.status, reply.reason)
-            self._fail(reply.status, reply.reason, reply.trace)
+            self.fail(reply.status, reply.reason, reply.trace)
         return reply
 
     def _report_hang(self, phase: str, timeout_s: float) -> NoReturn:
@@ -198,7 +199,7 @@ class Worker:
         until = time.monotonic() + STACK_LIMIT_S
         while not (where := self._place_since(len(before))) and time.monotonic() < until:
             time.sleep(0.01)
-        self._fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s{where and f' ({where})'}")
+        self.fail(Status.TIMEOUT, f"{phase}: no answer within {timeout_s:g} s{where and f' ({where})'}")
 
     def _place_since(self, printed: int) -> str:
         """The place in the user's code that whole lines name after so many characters of the output."""
@@ -208,9 +209,9 @@ class Worker:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._fail(Status.CRASHED, f"{phase}: closed its pipe and lives on")
+            self.fail(Status.CRASHED, f"{phase}: closed its pipe and lives on")
         if code == -signal.SIGKILL and _system_oom_kills() > self._kills:
-            self._fail(Status.OOM, f"{phase}: the system ran out of memory and killed the worker")
+            self.fail(Status.OOM, f"{phase}: the system ran out of memory and killed the worker")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         printed, _, stack = self._log.end().partition(FATAL)
         lines = printed.strip().splitlines()
@@ -219,9 +220,10 @@ class Worker:
         # A library that was built for other CPUs is not available on this one; a kernel may have a bug.
         built_otherwise = code == -signal.SIGILL and self._backend in backends.BUILTIN
         status = Status.UNAVAILABLE if built_otherwise else Status.CRASHED
-        self._fail(status, f"{phase}: {how}{where and f' ({where})'}{last and f': {last}'}")
+        self.fail(status, f"{phase}: {how}{where and f' ({where})'}{last and f': {last}'}")
 
-    def _fail(self, status: Status, reason: str, trace: str = "") -> NoReturn:
+    def fail(self, status: Status, reason: str, trace: str = "") -> NoReturn:
+        """Terminate the worker and raise WorkerFailedError with the end of its output."""
         self.terminate()
         log = "" if status is Status.UNAVAILABLE else self._log.end()
         raise WorkerFailedError(status, reason, trace, log)

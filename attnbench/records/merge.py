@@ -16,15 +16,16 @@ from attnbench.records.run_writer import RunWriter, machine_facts
 def merge(runs: Sequence[Run], directory: Path) -> list[str]:
     """Write one run with the results of all; return the conflicts.
 
-    A conflict is a (case, arm, restart) in several runs, of which the first is written. A result from another machine
-    than that of the first run is marked with its fingerprint. Where the tag `node` names several machines, each result
-    is marked with its node, and restarts of one case on several nodes of one model follow each other. Raises StoreError
-    if the directory holds a run already.
+    A conflict is a (case, arm, restart) in several runs, of which the first is written. What a resume would measure
+    again, since the budget cut it, counts only where no run has another result. A result from another machine than that
+    of the first run is marked with its fingerprint. Where the tag `node` names several machines, each result is marked
+    with its node, and restarts of one case on several nodes of one model follow each other. Raises StoreError if the
+    directory holds a run already.
     """
     if (directory / run_directory.MANIFEST).exists():
         raise StoreError(f"{directory} holds a run already: use another --out")
     merged: dict[Key, Result] = {}
-    sources: dict[Key, Run] = {}
+    sources: dict[Key, Run] = {}  # of the results that the budget did not cut
     conflicts = []
     of_fleet = _of_fleet(runs)
     firsts: dict[str, int] = {}  # restarts, by node
@@ -32,15 +33,18 @@ def merge(runs: Sequence[Run], directory: Path) -> list[str]:
         mark = machine_facts(run.manifest, runs[0].manifest)
         if of_fleet and run.manifest.node:
             mark = {"node": run.manifest.node}
-        first = firsts.setdefault(run.manifest.node, _first_restart(run, sources))
+        done = run_directory.done_keys(run, retry_failed=False)
+        first = firsts.setdefault(run.manifest.node, _first_restart(run, done, sources))
         for result in run.results:
             moved = replace(result, restart=first + result.restart, facts=mark | result.facts)
-            if source := sources.get(moved.key):
+            if result.key not in done:
+                merged.setdefault(moved.key, moved)
+            elif source := sources.get(moved.key):
                 where = f"{result.case.label}@{result.arm.device}, restart {result.restart}"
                 conflicts.append(f"{where}: in {source.path.name} and {run.path.name}; the first stays")
-                continue
-            merged[moved.key] = moved
-            sources[moved.key] = run
+            else:
+                merged[moved.key] = moved
+                sources[moved.key] = run
     with RunWriter(directory, _manifest(runs)) as writer:
         writer.append(list(merged.values()))
     return conflicts
@@ -51,10 +55,13 @@ def _of_fleet(runs: Sequence[Run]) -> bool:
     return len({run.manifest.node for run in runs}) > 1
 
 
-def _first_restart(run: Run, sources: Mapping[Key, Run]) -> int:
-    """The number of the first restart of a run: 0, unless other nodes of its model have some of its results."""
+def _first_restart(run: Run, done: Set[Key], sources: Mapping[Key, Run]) -> int:
+    """The number of the first restart of a run: 0, unless other nodes of its model have some of its results.
+
+    `done`: the keys of its results that the budget did not cut.
+    """
     manifest = run.manifest
-    others = [sources[result.key].manifest for result in run.results if result.key in sources]
+    others = [sources[key].manifest for key in done & sources.keys()]
     apart = [other for other in others if manifest.node and other.node not in ("", manifest.node)]
     if not apart or any(other.machine_name != manifest.machine_name for other in apart):
         return 0

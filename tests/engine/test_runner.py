@@ -88,6 +88,7 @@ def results(shared: Path) -> Results:
     failing = f"{MISBEHAVING}:raises"
     names = ("right", "naive", "raises", *FAILING, f"{HERE}/broken/import_fails.py:attend")
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONUNBUFFERED", raising=False)
         patch.setattr(group_runner, "VerifiedCases", Remembered)
         patch.setattr(sweep, "calibrated", lambda *_: {"cpu:threads=1": LOW})
         return run(shared / "run", *names, reference=failing, mem_limit="1500MiB")
@@ -151,6 +152,7 @@ def test_a_kernel_that_goes_wrong_while_it_is_timed_is_incorrect(results: Result
     assert results["wrong_later"].status is Status.INCORRECT
     assert results["wrong_later"].reason.startswith("call before the rounds: ")
     assert not results["wrong_later"].samples
+    assert results["wrong_later"].facts["log"] == "wrong from here"
 
 
 # The reason of each that gives no answer, with the place that it has reached.

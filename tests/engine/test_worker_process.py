@@ -94,7 +94,7 @@ def test_a_request_ends_at_the_timeout_or_at_the_end_of_the_budget(
     worker = cast("Any", Worker.__new__(Worker))
     worker.spent, worker.terminate = defaultdict(float), lambda: None
     worker._channel = SimpleNamespace(send=lambda _: None, receive=receive)
-    worker._report_hang = lambda phase, timeout_s: worker._fail(Status.TIMEOUT, f"{phase}: {timeout_s:g} s")
+    worker._report_hang = lambda phase, timeout_s: worker.fail(Status.TIMEOUT, f"{phase}: {timeout_s:g} s")
     worker._log = SimpleNamespace(end=lambda: "")
     with pytest.raises(WorkerFailedError) as failure:
         worker.ask(protocol.SettleCase(), 60.0, deadline)

@@ -13,7 +13,7 @@ from attnbench.attention.problem import Problem
 from attnbench.errors import StoreError
 from attnbench.records import merge, run_directory, run_writer
 from attnbench.records.arm import Arm
-from attnbench.records.result import Result
+from attnbench.records.result import Cause, Result, Status
 from attnbench.records.run_directory import Manifest, Run
 from attnbench.studies.fleet import fleet
 from tests.samples import result
@@ -56,6 +56,26 @@ def test_a_result_in_two_runs_is_reported_and_the_first_is_stored(tmp_path: Path
     assert "in a and b; the first stays" in conflict
     (stored,) = run_directory.read(tmp_path / "both").results
     assert stored.samples["time"].values[0] == 1e-3
+
+
+def cut(seq: int) -> Result:
+    return msgspec.structs.replace(at(seq), status=Status.SKIPPED, cause=Cause.BUDGET, reason="budget", samples={})
+
+
+@pytest.mark.parametrize("first_is_cut", [True, False])
+def test_a_case_that_the_budget_cut_in_one_run_is_that_of_the_other(tmp_path: Path, first_is_cut: bool) -> None:
+    measured, skipped = run(tmp_path, "a", at(16)), run(tmp_path, "b", cut(16), cut(32))
+    runs = [skipped, measured] if first_is_cut else [measured, skipped]
+    assert merge.merge(runs, tmp_path / "both") == []
+    stored = {r.case.problem.seq_q: r.status for r in run_directory.read(tmp_path / "both").results}
+    assert stored == {16: Status.OK, 32: Status.SKIPPED}
+
+
+def test_what_the_budget_cut_in_several_runs_is_stored_once_and_adds_no_restart(tmp_path: Path) -> None:
+    runs = [on_node(tmp_path, name, cut(16)) for name in ("a", "b")] + [on_node(tmp_path, "c", at(16))]
+    assert merge.merge(runs, tmp_path / "all") == []
+    (stored,) = run_directory.read(tmp_path / "all").results
+    assert (stored.status, stored.restart, stored.facts["node"]) == (Status.OK, 0, "c")
 
 
 def test_results_of_another_machine_are_marked(tmp_path: Path) -> None:
