@@ -63,6 +63,7 @@ class Setting(NamedTuple):
     write: Callable[[Any], object]
     owner: Owner = Owner.BACKEND
     describe: Callable[[Any, Any], str] = lambda ours, theirs: f"{_plain(ours)} -> {_plain(theirs)}"
+    scoped: bool = False  # torch has a `with` block for it, which attnbench may have around code of the backend
 
 
 def settings() -> list[Setting]:
@@ -133,8 +134,8 @@ def _of_torch() -> list[Setting]:
         ),
         Setting("anomaly detection", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
         *(_autocast(kind) for kind in ("cpu", "cuda")),
-        Setting("inference mode", torch.is_inference_mode_enabled, write_inference, Owner.WORKER),
-        Setting("grad mode", torch.is_grad_enabled, torch.set_grad_enabled, Owner.WORKER),
+        Setting("inference mode", torch.is_inference_mode_enabled, write_inference, Owner.WORKER, scoped=True),
+        Setting("grad mode", torch.is_grad_enabled, torch.set_grad_enabled, Owner.WORKER, scoped=True),
     ]
 
 
@@ -150,6 +151,7 @@ def _autocast(kind: str) -> Setting:
         lambda: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
         write,
         describe=_switched,
+        scoped=True,
     )
 
 

@@ -1,6 +1,6 @@
 """Keeps state that code of a backend sets for the whole process away from inputs, references, judgements and times."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from attnbench.worker.process_settings import Owner, Setting, inter_op_threads_kept, settings
@@ -15,6 +15,7 @@ class ProcessState:
 
     def __init__(self) -> None:
         self._settings = settings()
+        self._scoped = [setting for setting in self._settings if setting.scoped]
         self._ours = {setting.name: setting.read() for setting in self._settings}
         self.intended: frozenset[str] = frozenset()  # changes that are not noted: a backend of attnbench makes them
         self._theirs: dict[str, object] = {}  # settings of Owner.BACKEND that differ
@@ -47,13 +48,24 @@ class ProcessState:
     @contextmanager
     def backend_code(self) -> Iterator[None]:
         """Code of the backend runs inside. What it changes is noted, and undone for attnbench's own steps."""
-        self._apply(self._theirs)
+        with self._surrounded():
+            self._apply(self._theirs)
+            try:
+                with inter_op_threads_kept(self._changes):
+                    yield
+            finally:
+                self._theirs = {}
+                self.take_back()
+
+    @contextmanager
+    def _surrounded(self) -> Iterator[None]:
+        """Inside, values set by a `with` block of attnbench that is open count as attnbench's."""
+        ours = self._ours
+        self._ours = ours | {setting.name: setting.read() for setting in self._scoped}
         try:
-            with inter_op_threads_kept(self._changes):
-                yield
+            yield
         finally:
-            self._theirs = {}
-            self.take_back()
+            self._ours = ours
 
     @contextmanager
     def other_code(self) -> Iterator[None]:
@@ -66,14 +78,16 @@ class ProcessState:
     @contextmanager
     def timed_calls(self) -> Iterator[None]:
         """Calls run inside. What they change is noted by the next `take_back`, which takes a millisecond."""
-        self._apply(self._theirs)
-        try:
-            yield
-        finally:
-            for setting in self._settings:
-                if setting.name in self._theirs:
-                    self._theirs[setting.name] = setting.read()
-            self._apply({name: self._ours[name] for name in self._theirs})
+        with self._surrounded():
+            self._apply(self._theirs)
+            try:
+                yield
+            finally:
+                for setting in self._settings:
+                    if setting.name in self._theirs:
+                        self._theirs[setting.name] = setting.read()
+                self._apply({name: self._ours[name] for name in self._theirs})
+                self._take_back(self._scoped)  # the next code of the backend takes them for attnbench's
 
     def _apply(self, values: dict[str, object]) -> None:
         # Functions come first in the list, and must be in force last: the others are written with the original ones.
@@ -83,7 +97,10 @@ class ProcessState:
 
     def take_back(self) -> None:
         """Note what code of the backend has changed, and undo it. What it set before stays its own."""
-        for setting in self._settings:
+        self._take_back(self._settings)
+
+    def _take_back(self, among: Iterable[Setting]) -> None:
+        for setting in among:
             ours, now = self._ours[setting.name], setting.read()
             if now == ours:
                 continue

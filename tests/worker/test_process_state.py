@@ -12,6 +12,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib import import_module
 
 import numpy as np
@@ -123,6 +124,48 @@ def test_inference_mode_that_is_left_open_ends() -> None:
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
     guard.__exit__(None, None, None)
+
+
+SURROUNDING: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "grad mode": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "autocast on cpu": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("run", ["backend_code", "timed_calls"])
+@pytest.mark.parametrize("name", SURROUNDING)
+def test_a_with_block_around_code_of_the_backend_is_no_change_of_it_and_stays_in_force(name: str, run: str) -> None:
+    def read() -> tuple[bool, ...]:
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+
+    state = ProcessState()
+    with SURROUNDING[name]():
+        before = read()
+        with getattr(state, run)():
+            assert read() == before
+        assert read() == before
+    state.take_back()
+    assert state.changes == []
+
+
+@pytest.mark.parametrize("run", ["backend_code", "timed_calls"])
+def test_grad_mode_that_code_of_the_backend_changes_inside_a_with_block_is_noted(run: str) -> None:
+    state = ProcessState()
+    with torch.no_grad():
+        with getattr(state, run)():
+            torch.set_grad_enabled(True)
+        assert not torch.is_grad_enabled()
+    assert state.changes == ["grad mode: False -> True"]
+
+
+def test_grad_mode_that_timed_calls_change_is_not_taken_for_a_with_block() -> None:
+    state = ProcessState()
+    with state.timed_calls():
+        torch.set_grad_enabled(False)
+    with state.backend_code():
+        assert torch.is_grad_enabled()
+    assert state.changes == ["grad mode: True -> False"]
 
 
 @pytest.mark.parametrize(("space", "name"), FUNCTIONS, ids=lambda value: getattr(value, "__name__", value))

@@ -176,6 +176,28 @@ def test_a_wrong_kernel_that_sets_state_is_told_what_it_set(tmp_path: Path) -> N
     assert "settings of the process: default dtype: float32 -> bfloat16" in reply.reason
 
 
+WRONG_IN_PAGES = """
+import attnbench, torch
+
+@attnbench.backend(features={"paged", "scale"}, modes={"fwd"})
+def attend(q, k, v, problem, page_table=None):
+    if page_table is not None:
+        k, v = (pages[page_table].flatten(1, 2)[:, : problem.seq_kv].transpose(1, 2) for pages in (k, v))
+    return (q @ k.mT * problem.scale).softmax(-1) @ v * 1.1
+"""
+
+
+@pytest.mark.parametrize(("file", "line"), [("paged.py", ""), ("paged_and_sets.py", "torch.set_grad_enabled(False)")])
+def test_a_wrong_kernel_with_pages_is_told_what_it_set_and_not_what_attnbench_set(
+    file: str, line: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(WRONG_IN_PAGES + line)
+    reply = Driver(f"{tmp_path}/{file}:attend", tmp_path, page_size=16).verify()
+    assert not reply.ok
+    assert reply.changed_state == (("grad mode: True -> False",) if line else ())
+    assert reply.reason.endswith("settings of the process: grad mode: True -> False") == bool(line)
+
+
 def test_a_kernel_that_sets_the_threads_in_every_call_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sets_threads.py").write_text(RIGHT)
     driver = Driver(f"{tmp_path}/sets_threads.py:sets_threads", tmp_path)
