@@ -2,7 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -105,7 +106,7 @@ def compare(
     """Compare two runs case by case. `arms`: those of the two runs, where they are known already.
 
     Raises NotComparableError where the procedures differ, where the machines differ and `cross_machine` is not set, and
-    where the runs have no case in common.
+    where no case has a result in both runs.
     """
     names = f"{old.path.name} and {new.path.name}"
     crossed = not old.manifest.same_machine(new.manifest)
@@ -117,8 +118,7 @@ def compare(
     before, after = arms or _arms(old, new)
     noise = BetweenRuns(new.manifest.fingerprint)
     pairs = [_pair(before.get(key), after.get(key), noise) for key in dict.fromkeys((*before, *after))]
-    if not any(pair.ratio for pair in pairs) and not set(before) & set(after):
-        raise NotComparableError(f"{names} have no case in common")
+    _check_common(names, pairs, before.keys() & after.keys())
     ratios: dict[str, list[float]] = {}
     for pair in pairs:
         if pair.ratio:
@@ -135,6 +135,17 @@ def compare(
         commands=commands,
         advice=BOTH if any(command.startswith("attnbench run") for command in commands) else "",
     )
+
+
+def _check_common(names: str, pairs: Sequence[Pair], common: Collection[tuple[str, str]]) -> None:
+    """Raise NotComparableError if no case was measured in one run and tried in the other. `common`: keys in both."""
+    counts = Counter(pair.change for pair in pairs)
+    if counts.keys() - {Change.NEW, Change.MISSING, Change.NOTHING}:
+        return
+    if not common:
+        raise NotComparableError(f"{names} have no case in common")
+    alone = f"{counts[Change.MISSING]} in the earlier run alone, {counts[Change.NEW]} in the later run alone"
+    raise NotComparableError(f"{names} have no measured case in common ({alone})")
 
 
 def _arms(old: Run, new: Run) -> tuple[ArmsByKey, ArmsByKey]:

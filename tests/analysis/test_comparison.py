@@ -219,6 +219,16 @@ def test_runs_without_a_common_case_are_refused() -> None:
         comparison.compare(run("old", *at(1e-3, 16)), run("new", *at(1e-3, 32)))
 
 
+def test_runs_whose_common_cases_are_measured_in_one_alone_are_refused() -> None:
+    cut = {"status": Status.SKIPPED, "reason": "budget", "cause": Cause.BUDGET}
+    old, new = run("old", *at(1e-3, 16), *at(0, 32, **cut)), run("new", *at(0, 16, **cut), *at(1e-3, 32), *at(1e-3))
+    words = r"no measured case in common \(1 in the earlier run alone, 2 in the later run alone\)"
+    with pytest.raises(NotComparableError, match=words):
+        comparison.compare(old, new)
+    crashed = run("crashed", *at(0, 16, status=Status.CRASHED))
+    assert changes(old, crashed)["q16"] is Change.BROKEN
+
+
 def test_every_format_holds_the_same_figures() -> None:
     old = run("old", *at(1e-3, peak=2**20), *at(1e-3, 32, peak=2**20))
     new = run("new", *at(1.25e-3, peak=2**24), *at(1e-3, 32, peak=2**20))
