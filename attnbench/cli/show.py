@@ -1,5 +1,6 @@
 """`attnbench show`: print a stored run."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -28,6 +29,9 @@ def show(
     from attnbench.report.pivot import why
     from attnbench.report.terminal import failures
 
+    others = {"json": json, "format": format != "table", "metrics": bool(metrics), "skipped": failed and skipped}
+    if failed or skipped:
+        _refuse_beside("--failed" if failed else "--skipped", others, context)
     stored = api.load(run)
     if failed:
         for text in failures.text(stored.results):
@@ -42,3 +46,16 @@ def show(
         return
     names = named(metrics or str(stored.manifest.request.get("metrics", "")))
     output.show(stored, "jsonl" if json else format, color=options.global_options(context).color, metrics=names)
+
+
+def _refuse_beside(listing: str, others: Mapping[str, bool], context: typer.Context) -> None:
+    """Raise UsageError if the command line has another option, which the list would ignore."""
+    from attnbench.errors import UsageError
+
+    for name, chosen in others.items():
+        source = context.get_parameter_source(name)
+        if chosen and source and source.name == "COMMANDLINE":  # a configuration file sets what the table needs
+            raise UsageError(
+                f"show {listing} lists cases as text and takes no --{name}; "
+                f"without {listing}, --json and --format csv have the status and the reason of every case"
+            )
