@@ -51,7 +51,7 @@ class StoredRun(run_directory.Run, kw_only=True):
     @property
     def sentence(self) -> str:
         """The finding: `sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`"""
-        return summary.sentence(self._rows())
+        return summary.sentence(self._rows(), self.left)
 
     def plot(
         self, x: str = "", y: str = "time_s", color: str = "backend", facet: Sequence[str] | None = None,
@@ -85,7 +85,7 @@ class StoredRun(run_directory.Run, kw_only=True):
              "speed-up": pivot.factor(row.speedup), "place": row.place or pivot.why(row)}
             for row in rows[:MAX_HTML_ROWS]
         ]  # fmt: skip
-        sentences = [*summary.failure_lines(rows), summary.sentence(rows)]
+        sentences = [*summary.failure_lines(rows), summary.sentence(rows, self.left)]
         sentences += [summary.tally(rows, len(self.manifest.impossible))]
         sentences += [f"The first {MAX_HTML_ROWS}; .frame() has all."] if len(rows) > MAX_HTML_ROWS else []
         return html.fragment(sentences, table)

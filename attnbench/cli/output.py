@@ -93,7 +93,7 @@ def show(
         for text, reason in run.manifest.impossible:
             print(jsonl.line(jsonl.impossible(text, reason)))
         path = str(run.path) if saved else ""
-        print(jsonl.line(summary.record(rows, run.manifest.planned, path, code, ceilings)))
+        print(jsonl.line(summary.record(rows, run.manifest.planned, path, code, ceilings, run.left)))
     elif format_ == "md":
         print(markdown.tables(_by_arm(run, rows)), end="")
     elif format_ == "csv":
@@ -157,7 +157,7 @@ def _styled(color: str) -> bool:
 def _after(run: Run, rows: Sequence[Row], ceilings: CeilingsByDevice, stream: TextIO) -> None:
     # Above a table its failures were printed already.
     texts = summary.findings if stream is sys.stdout else summary.text
-    _wrapped(texts(rows, len(run.manifest.impossible), ceilings), stream)
+    _wrapped(texts(rows, len(run.manifest.impossible), ceilings, run.left), stream)
     _wrapped(probe_outcomes.sentences(run.results, labels(result.arm for result in run.results)), stream)
     _wrapped(cluster_nodes.notes(run.manifest.nodes), stream)
     if run.skipped_lines:

@@ -13,10 +13,11 @@ from attnbench.cli import checks, options
 from attnbench.cli.options import OptionGroup, option
 
 if TYPE_CHECKING:
-    from attnbench.engine.sweep import Request
+    from attnbench.engine.sweep import FinishedSweep, Request
     from attnbench.records.run_directory import Run
     from attnbench.studies.replay import Replay, ReplaySettings
     from attnbench.studies.replayed_steps import ReplayPlan
+    from attnbench.studies.traffic_answer import TrafficAnswer
 
 MAX_BLOCKS = 1 << 24  # above any cache; a simulation holds about 30 bytes for each
 
@@ -232,16 +233,11 @@ def _measure(
     empty = bool(outcome.unmeasured) and bool(missing.all())
     text = ["Stopped before the first step"] if empty else report.lines(answer, terminal_width())
     output.lines([msgspec.to_builtins(answer)], text, as_json)
-    if outcome.unmeasured:
-        print(
-            f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}",
-            file=sys.stderr,
-        )
     is_shard = bool(planned.sweep.request.shard)
     if is_shard:
         print("a shard has no answer for all steps: merge the runs of all with attnbench merge", file=sys.stderr)
-    elif more := _for_intervals(planned, outcome.run, len(missing) - answer.unmeasured):
-        print(more, file=sys.stderr)
+    if advice := _advice(planned, outcome, answer):
+        print(advice, file=sys.stderr)
     following = "" if empty else f"\nnext: attnbench report {outcome.run.path}"
     print(f"run: {outcome.run.path}{following}", file=sys.stderr)
     code = running.exit_code(outcome.run.results, outcome.ending)
@@ -250,16 +246,34 @@ def _measure(
     return code
 
 
+def _advice(planned: ReplayPlan, outcome: FinishedSweep, answer: TrafficAnswer) -> str:
+    """The one command that helps: it measures what intervals need, or else the rest; empty where none does."""
+    from attnbench.cli import running
+
+    more = ""
+    if not (planned.sweep.request.shard or answer.hopeless):
+        more = _for_intervals(planned, outcome.run, len(planned.steps) - answer.unmeasured)
+    if not outcome.unmeasured or (more and len(planned.steps) >= _needed(planned)):
+        return more
+    return f"{outcome.unmeasured} cases are not measured; continue with: {running.continuing(outcome.run.path)}"
+
+
+def _needed(planned: ReplayPlan) -> int:
+    """How many drawn steps intervals need."""
+    from attnbench.analysis.traffic_interval import MIN_STEPS
+
+    return min(MIN_STEPS, len(planned.table.kinds))
+
+
 def _for_intervals(planned: ReplayPlan, run: Run, measured: int) -> str:
     """The command that measures as many steps as intervals need; empty where as many are measured."""
     import shlex
 
-    from attnbench.analysis.traffic_interval import MIN_STEPS
     from attnbench.cli import running
     from attnbench.studies import replay_budget
     from attnbench.units import about
 
-    drawn, needed = len(planned.steps), min(MIN_STEPS, len(planned.table.kinds))
+    drawn, needed = len(planned.steps), _needed(planned)
     if measured >= needed:
         return ""
     words = shlex.split(running.continuing(run.path))
@@ -276,7 +290,6 @@ def _for_intervals(planned: ReplayPlan, run: Run, measured: int) -> str:
 
 def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Replay) -> None:
     """What was drawn, and what differs from the model, from the simulated server, or from what was asked for."""
-    from attnbench.analysis.traffic_interval import MIN_STEPS
     from attnbench.cli.output import case_counts, predicted
     from attnbench.engine import sweep
     from attnbench.studies import replay_budget
@@ -303,7 +316,7 @@ def _say_what_is_measured(planned: ReplayPlan, sampling: Sampling, result: Repla
     of_shared = sum(map(shares, planned.steps))
     shared = f", {of_shared} of them with shared prefixes" if of_shared else ""
     rest = sweep.rest(planned.sweep, sampling.out)
-    within, needed = replay_budget.within(planned, sampling.out), min(MIN_STEPS, all_steps)
+    within, needed = replay_budget.within(planned, sampling.out), _needed(planned)
     limits = [f"the budget suffices for about {within}"] if within < drawn else []
     limits += [f"intervals need {needed}"] if within < needed else []
     print(

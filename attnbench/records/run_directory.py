@@ -6,7 +6,7 @@ The version of the format is read before anything else is decoded. docs/formats.
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from attnbench.records.arm import Arm, parse_device
 from attnbench.records.case import Case
 from attnbench.records.ceilings import Ceilings
 from attnbench.records.result import Cause, Environment, Facts, Key, Procedure, Record, Result, Status
+from attnbench.units import counted
 
 VERSION = 1
 OLDEST = 1  # version that is still read
@@ -127,10 +128,7 @@ class Run(msgspec.Struct, kw_only=True):
         """How many planned cases lack a result in some restart, since the run was stopped or goes on; 0 for a gate."""
         if self.partial or self.manifest.gate:
             return 0
-        heads = self.results.heads if isinstance(self.results, results_file.Lines) else None
-        stored: dict[tuple[Case, str], list[Result]] = {}
-        for result in heads or self.results:
-            stored.setdefault((result.case, result.arm.id), []).append(result)
+        heads, stored = self._heads, self._stored()
         of_kind = {kind: procedure.restarts for kind, procedure in self.manifest.procedures.items()}
         short = 0  # cases that were timed, but not in every restart
         for results in stored.values():
@@ -138,7 +136,28 @@ class Run(msgspec.Struct, kw_only=True):
             # The head of a result has no procedure.
             restarts = of_kind.get(first.arm.parsed_device.kind, 1) if heads else first.procedure.restarts
             short += len(results) < restarts and any(result.status is Status.OK for result in results)
-        return max(self.manifest.planned - len(self.manifest.impossible) - len(stored), 0) + short
+        return self._without_result(stored) + short
+
+    @property
+    def left(self) -> str:
+        """`6 of 12 cases were not measured`: those without any result, since the run was stopped or goes on."""
+        count = 0 if self.partial or self.manifest.gate else self._without_result(self._stored())
+        verb = "was" if count == 1 else "were"
+        return f"{count} of {counted(self.manifest.planned, 'case')} {verb} not measured" if count else ""
+
+    @property
+    def _heads(self) -> Sequence[Result] | None:
+        return self.results.heads if isinstance(self.results, results_file.Lines) else None
+
+    def _stored(self) -> dict[tuple[Case, str], list[Result]]:
+        """The results of each case, by its arm too."""
+        stored: dict[tuple[Case, str], list[Result]] = {}
+        for result in self._heads or self.results:
+            stored.setdefault((result.case, result.arm.id), []).append(result)
+        return stored
+
+    def _without_result(self, stored: Collection[object]) -> int:
+        return max(self.manifest.planned - len(self.manifest.impossible) - len(stored), 0)
 
 
 def read(directory: Path) -> Run:

@@ -36,8 +36,8 @@ MARKS = {
     "?": "impossible, not ranked",
 }
 
-WIDE_TIE = 1.05  # from which ratio of two speed-ups the interval of a tie is given
-MAX_TIES = 3  # of such intervals
+WIDE_TIE = 1.05  # from which ratio of two speed-ups a tie is explained
+MAX_TIES = 3  # that are explained
 MAX_HEADINGS = 3  # of tables without any time that are named
 
 Words = dict[str, str]  # of one row: each axis as text
@@ -157,7 +157,7 @@ def legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The marks of these rows, each with its meaning."""
     marks = {symbol for row in rows for symbol in mark(row)}
     impossible = dict.fromkeys(row.impossible for row in rows if row.impossible)
-    details = {"?": "; ".join(impossible), "~": _wide_ties(rows)}
+    details = {"?": "; ".join(impossible)}
     return [
         (symbol, ": ".join(filter(None, (meaning, details.get(symbol)))))
         for symbol, meaning in MARKS.items()
@@ -165,17 +165,26 @@ def legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
     ]
 
 
-def _wide_ties(rows: Sequence[Row]) -> str:
-    """`0.50x..1.1x for flex 0.73x`: the interval that makes a tie where the two speed-ups are far apart."""
-    texts: dict[str, None] = {}
+def wide_ties(rows: Sequence[Row]) -> list[str]:
+    """`q64 kv64: flex with sdpa, whose speed-up over naive is 0.50x..1.1x`: each tie of speed-ups that are far apart.
+
+    The interval is the wider one of the two, which makes the tie.
+    """
+    words = {id(row): _words(row) | {"device": row.device, "run": row.run} for row in rows}
+    names = {row.arm: row.arm_name for row in rows}
+    varying = [name for name in next(iter(words.values()), {}) if len({each[name] for each in words.values()}) > 1]
+    texts = []
     for fastest, *others in leaders(rows):
+        where = _join(words[id(fastest)][name] for name in varying)
         for row in others:
             if (fastest.speedup or 0.0) > WIDE_TIE * (row.speedup or math.inf):
-                unsure = max((row, fastest), key=_width)
+                unsure, other = sorted((fastest, row), key=_width, reverse=True)
                 low, high = factor(unsure.speedup_low), factor(unsure.speedup_high)
-                ends = units.between(low, high) if low and high else "no interval from one round"
-                texts[f"{ends} for {unsure.arm_name} {factor(unsure.speedup)}"] = None
-    return ", ".join(list(texts)[:MAX_TIES]) + (f" and {len(texts) - MAX_TIES} more" if len(texts) > MAX_TIES else "")
+                ends = f"is {units.between(low, high)}" if low and high else "has no interval from one round"
+                over = names.get(unsure.reference or "", "the reference")
+                tie = f"{other.arm_name} with {unsure.arm_name}, whose speed-up over {over} {ends}"
+                texts.append(f"{where}: {tie}" if where else tie)
+    return texts[:MAX_TIES] + ([f"and {len(texts) - MAX_TIES} more ties"] if len(texts) > MAX_TIES else [])
 
 
 def _width(row: Row) -> float:

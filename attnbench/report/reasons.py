@@ -29,6 +29,14 @@ def similar(reasons: Collection[str]) -> str:
     return f" (and {others} similar)" if others > 0 else ""
 
 
+def kinds(reasons: Sequence[str]) -> list[str]:
+    """The first reason of each kind, with the number of those that differ from it in numbers alone."""
+    groups: dict[str, list[str]] = {}
+    for reason in reasons:
+        groups.setdefault(without_numbers(reason), []).append(reason)
+    return [f"{group[0]}{similar(group)}" for group in groups.values()]
+
+
 def different_words(reason: str, other: str) -> str:
     """The words from the first to the last in which a reason differs from another one; empty if in none.
 

@@ -27,11 +27,16 @@ FAILED = {
 }
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Sequence[Row], left: str = "") -> str:
     """`sdpa:flash is fastest in 8 of 8 problems, 5.9x naive by geomean.`; a tie is not a win.
 
-    Phases, devices, and runs are apart where there are several: no mean is over all of them.
+    Phases, devices, and runs are apart where there are several: no mean is over all of them. `left`: `Run.left`.
     """
+    text = _sentence(rows)
+    return f"{text.removesuffix('.')}; {left}." if left else text
+
+
+def _sentence(rows: Sequence[Row]) -> str:
     ranked = [row for row in rows if row.place]
     if not ranked:
         return "nothing was measured."
@@ -216,23 +221,27 @@ def _packed(rows: Sequence[Row]) -> Iterator[str]:
         yield f"the cache was written before the call; with all keys written in it: {arms}"
 
 
-def text(rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
+def text(
+    rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS, left: str = ""
+) -> list[str]:
     """Failures, then `findings`."""
-    return [*failure_lines(rows), *findings(rows, impossible, ceilings)]
+    return [*failure_lines(rows), *findings(rows, impossible, ceilings, left)]
 
 
-def findings(rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS) -> list[str]:
+def findings(
+    rows: Sequence[Row], impossible: int = 0, ceilings: CeilingsByDevice = NO_CEILINGS, left: str = ""
+) -> list[str]:
     """The finding, advice, and the counts: each one or several sentences."""
-    return [sentence(rows), *notes(rows, ceilings), tally(rows, impossible)]
+    return [sentence(rows, left), *notes(rows, ceilings), tally(rows, impossible)]
 
 
 def record(
-    rows: Sequence[Row], planned: int, path: str, code: int, ceilings: CeilingsByDevice = NO_CEILINGS
+    rows: Sequence[Row], planned: int, path: str, code: int, ceilings: CeilingsByDevice = NO_CEILINGS, left: str = ""
 ) -> dict[str, object]:
     """The last line of `--json`."""
     noisy = sum(bool(row.noisy) for row in rows)
     figures = {"planned": planned, "cases": len(rows), "status": counts(rows), "noisy": noisy}
-    texts = {"failures": failure_lines(rows), "verdict": sentence(rows), "notes": notes(rows, ceilings)}
+    texts = {"failures": failure_lines(rows), "verdict": sentence(rows, left), "notes": notes(rows, ceilings)}
     return {"type": "summary", **figures, **texts, "path": path or None, "exit_code": int(code)}
 
 

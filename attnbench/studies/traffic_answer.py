@@ -74,6 +74,11 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
         return policy if policy.seconds else None
 
     @property
+    def hopeless(self) -> bool:
+        """Whether more steps give no answer: every drawn step is measured, and no choice of backends ran them all."""
+        return not (self.policy or self.unmeasured)
+
+    @property
     def headline(self) -> str:
         """`flex for decode and naive for prefill and mixed take 10.1 s of attention per hour of traffic`."""
         policy, single = self.policy, self.totals.policy(PolicyName.SINGLE)
@@ -118,7 +123,7 @@ class TrafficAnswer(Record, frozen=True, kw_only=True):
 
     def _few(self) -> str:
         missing = self.totals.missing if self.totals.totals or not self.unsound else 0
-        if not missing:
+        if not missing or self.hopeless:
             return ""
         few = f"{units.counted(self.totals.drawn, 'drawn step')}: intervals need {missing} more"
         if self.partial and self.unmeasured >= missing:

@@ -20,7 +20,7 @@ from attnbench.engine.runner import Ending
 from attnbench.engine.sweep import FinishedSweep, Request, Sweep
 from attnbench.errors import UsageError
 from attnbench.records import run_directory, speeds
-from attnbench.records.result import Result
+from attnbench.records.result import Result, Status
 from attnbench.studies import replay, replay_budget, replayed_steps, traffic_answer
 from attnbench.suite.serving.simulation import Serving, simulate
 from attnbench.suite.serving.step_cost import Rates
@@ -235,6 +235,7 @@ def test_the_command_that_measures_as_many_steps_as_intervals_need_is_printed(
     err = capsys.readouterr().err
     (line,) = (line for line in err.splitlines() if line.startswith("20 of 48 drawn steps are measured"))
     assert line.startswith("20 of 48 drawn steps are measured, and intervals need 40; that takes about ")
+    assert "continue with" not in err  # one command, which suffices
     text, _, command = line.partition(": attnbench ")
     assert text.endswith(" more")
     words = shlex.split(command)
@@ -253,6 +254,27 @@ def test_a_draw_that_is_too_small_for_intervals_is_repeated_with_more_steps(
     err = capsys.readouterr().err
     (line,) = (line for line in err.splitlines() if line.startswith("16 of 16 drawn steps are measured"))
     assert line.endswith(f": {shlex.join(['attnbench', *command, '--steps', '40'])}")
+
+
+@pytest.mark.usefixtures("folder")
+def test_nothing_is_suggested_where_no_backend_runs_any_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = scripted
+
+    def wrong(sweep: Sweep, groups: int) -> list[Result]:
+        failed = {"status": Status.INCORRECT, "reason": "error 1", "samples": {}}
+        return [msgspec.structs.replace(result, **failed) for result in right(sweep, groups)]
+
+    monkeypatch.setattr(sys.modules[__name__], "scripted", wrong)
+    options = ["-b", "naive,sdpa", "--device", "cpu:threads=1", "--budget", "1m", "--steps", "4", "-o", "run"]
+    assert stubbed(monkeypatch, ["replay", TRAFFIC, "--model", "config.json", *options], groups=4)
+    out, err = capsys.readouterr()
+    assert "intervals need" not in out
+    assert "drawn steps are measured" not in err
+    assert "--steps 40" not in err
+    (reason,) = (line for line in out.splitlines() if "error 1" in line)
+    assert "have no time for 4 of 4 drawn steps: incorrect: error 1" in reason
 
 
 @pytest.mark.usefixtures("folder")

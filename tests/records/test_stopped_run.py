@@ -26,7 +26,9 @@ def test_a_run_that_was_stopped_lacks_cases_and_restarts(
     fields: dict[str, Any] = {"procedures": {"cpu": twice}, "impossible": (("a cell", "why"),)}
     run = run_directory.read(stored(tmp_path / "run", *results, planned=9, **fields))
     assert run.unmeasured == 5 + 1  # 9 less one impossible and three stored; one lacks a restart
+    assert run.left == "5 of 9 cases were not measured"  # a case that lacks a restart was
     assert msgspec.structs.replace(run, partial=True).unmeasured == 0
+    assert not msgspec.structs.replace(run, partial=True).left
     gate = msgspec.structs.replace(run.manifest, gate={"base": "x"})
     assert msgspec.structs.replace(run, manifest=gate).unmeasured == 0
     complete = [*results, result(16, restart=1, procedure=twice)]

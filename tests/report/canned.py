@@ -162,7 +162,8 @@ def _run(name: str, results: Sequence[Result], **manifest: Any) -> Run:
     fields: dict[str, Any] = {
         "schema_version": 1, "attnbench": "0.1.0", "created_at": "2026-01-02T03:04:05Z", "suite": name,
         "command": "attnbench run", "fingerprint": "aaaaaaaaaaaa", "machine": {"cpu": "Abacus", "cores": 2},
-        "procedures": {"cpu": results[0].procedure} if results[0].procedure else {}, "planned": len(results),
+        "procedures": {"cpu": results[0].procedure} if results[0].procedure else {},
+        "planned": len({(each.case, each.arm.id) for each in results}),
     }  # fmt: skip
     return Run(
         path=Path("results") / name,

@@ -1,18 +1,24 @@
-"""The answer of a run whose budget ended before the last problems."""
+"""The answer of a run whose budget ended before the last problems, and of one that was interrupted there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from attnbench import cli
 from attnbench.analysis.rows import Row, rows_of
 from attnbench.attention.problem import Problem
-from attnbench.report import summary
+from attnbench.cli import output
+from attnbench.records.result import Result
+from attnbench.records.run_directory import Run
+from attnbench.report import pages, summary
 from attnbench.report.answer import Answer
 from attnbench.report.formats import markdown
+from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import pivot_table
+from tests import samples
 from tests.records.test_run_directory import stored
 from tests.report.test_answer import BUDGET, WRONG, case, of
 
@@ -92,3 +98,69 @@ def test_recommend_says_how_many_problems_it_leaves_out(tmp_path: Path, capsys: 
     results = [case("naive", 2), case("flex", 1), *(case(name, None, 128, **BUDGET) for name in ("naive", "flex"))]
     assert cli.invoke(["recommend", str(stored(tmp_path / "run", *results))]) == 0
     assert capsys.readouterr().err == "1 of 2 problems left out: no time to compare\n"
+
+
+STOPPED = "6 of 12 cases were not measured"
+
+
+def interrupted(*results: Result) -> Run:
+    """A run of twelve cases, of which these have a result."""
+    whole = samples.run(*results)
+    return msgspec.structs.replace(whole, manifest=msgspec.structs.replace(whole.manifest, planned=12))
+
+
+def report_of(*runs: Run) -> Answer:
+    return pages.contents(report_data(runs))[0]
+
+
+def won(*winners: str) -> list[Result]:
+    """Two backends in three lengths, of which these win; a tie where it is empty."""
+    times = {"naive": (1.0, 2.0), "flex": (2.0, 1.0), "": (1.0, 1.001)}
+    return [
+        case(name, time, 64 * 2**place)
+        for place, winner in enumerate(winners)
+        for name, time in zip(("naive", "flex"), times[winner], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("winners", "headline", "lead"),
+    [
+        (("flex",) * 3, "Use flex for the 3 problems measured so far", "Fastest in 3 problems. Over the 3 measured"),
+        (("flex", "flex", ""), "Use flex for the 3 problems measured so far", "Fastest in 2 of 3 problems, tied"),
+        (("",) * 3, "naive or flex: no difference found in the 3 problems measured so far", "in any of the 3 problems"),
+        (
+            ("naive", "flex", "flex"), "naive below 128, flex from 128 on (the 3 problems measured so far)",
+            "is fastest in the 2 problems measured so far",
+        ),
+    ],
+)  # fmt: skip
+def test_an_interrupted_run_says_in_its_answer_what_it_lacks(
+    winners: tuple[str, ...], headline: str, lead: str
+) -> None:
+    screen = report_of(interrupted(*won(*winners)))
+    assert screen.headline == f"{headline}; {STOPPED}."
+    assert lead in screen.lead
+    assert "all" not in f"{screen.headline} {screen.lead}".split()
+
+
+def test_an_interrupted_run_does_not_speak_for_a_phase() -> None:
+    """The other decode problems have no result."""
+    decode = [case(name, time, problem=Problem(seq_q=1, seq_kv=64)) for name, time in (("naive", 2), ("flex", 1))]
+    run = interrupted(*decode, *(case("naive", 1, seq) for seq in (64, 128, 256, 512)))
+    assert report_of(run).headline == f"Use flex for the 1 problem compared so far; {STOPPED}."
+
+
+def test_of_several_runs_the_interrupted_one_is_named() -> None:
+    whole = interrupted(*won(*["flex"] * 6))
+    assert not whole.left
+    first = msgspec.structs.replace(interrupted(*won(*["flex"] * 3)), path=Path("results/first"))
+    assert f"; {STOPPED} in " in report_of(first, whole).headline
+
+
+def test_the_finding_of_an_interrupted_run_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    run = interrupted(*won(*["flex"] * 3))
+    output.show(run, "table")
+    finding = f"flex is fastest in 3 of 3 problems, 2.0x naive by geomean; {STOPPED}."
+    assert finding in " ".join(capsys.readouterr().out.split())
+    assert summary.sentence(rows_of(run.results), run.left) == finding

@@ -15,7 +15,7 @@ from attnbench.attention.problem import Problem
 from attnbench.records.result import Status, sample
 from attnbench.report import summary
 from attnbench.report.formats import markdown
-from attnbench.report.pivot import MARKS, Footnotes, factor, legend, mark, pivot
+from attnbench.report.pivot import MARKS, Footnotes, factor, legend, mark, pivot, wide_ties
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width
 from tests.golden.made import measured, refused, results
@@ -286,9 +286,25 @@ def test_keys_of_a_row_are_those_of_the_batch():
 def test_a_tie_far_behind_the_fastest_has_its_interval_in_the_legend():
     """A reader would not expect a tie of 2.0x and 1.4x."""
     near = frame.rows_of([case("naive", 2), case("flex", 1), case("sdpa:math", 1.001)])
-    assert dict(legend(near))["~"] == MARKS["~"]
+    assert wide_ties(near) == []
     far = frame.rows_of([case("naive", 2), case("flex", 1), noisy_case("sdpa:math", 1.4)])
     assert [row.place for row in far] == ["behind", "tied", "tied"]
-    speedup = far[2].speedup
-    low, high = factor(far[2].speedup_low), factor(far[2].speedup_high)
-    assert dict(legend(far))["~"] == f"{MARKS['~']}: {low}..{high} for sdpa:math {factor(speedup)}"
+    ends = f"{factor(far[2].speedup_low)}..{factor(far[2].speedup_high)}"
+    tie = f"flex with sdpa:math, whose speed-up over naive is {ends}"
+    assert wide_ties(far) == [tie]
+    assert dict(legend(far))["~"] == MARKS["~"]
+    assert f"\n~  {MARKS['~']}\n   {tie}\n" in pivot_table.text(far, 200)
+    assert f"\n- {tie}\n" in markdown.tables(far)
+
+
+def test_the_legend_names_the_problems_of_ties_and_the_backend_with_the_wide_interval():
+    """It may be the fastest itself."""
+    lengths = (64, 128, 256, 512)
+    cases = [
+        each
+        for seq in lengths
+        for each in (case("naive", 2, seq), noisy_case("flex", 1, seq), case("sdpa:math", 1.2, seq))
+    ]
+    first, *_, last = wide_ties(frame.rows_of(cases))
+    assert first.startswith("q64 kv64: sdpa:math with flex, whose speed-up over naive is ")
+    assert last == "and 1 more ties"

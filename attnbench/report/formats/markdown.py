@@ -34,7 +34,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[
 
 def tables(rows: Sequence[Row]) -> str:
     """The pivot tables alone, with what their cells and marks mean."""
-    legend = "\n".join(f"- {escape(symbol)} {escape(meaning)}" for symbol, meaning in pivot.legend(rows))
+    items = [*(f"{symbol} {meaning}" for symbol, meaning in pivot.legend(rows)), *pivot.wide_ties(rows)]
+    legend = "\n".join(f"- {escape(item)}" for item in items)
     parts = [*_pivot_tables(rows), escape(pivot.caption(rows)), legend]
     return "\n\n".join(part for part in parts if part) + "\n"
 

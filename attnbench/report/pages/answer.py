@@ -25,7 +25,7 @@ MAX_RUNS = 4  # runs that the lead is about
 def answer(data: ReportData, compared: Sequence[str] = (), undecided: Sequence[Advice] = ()) -> Answer:
     """The first screen; `compared` and `undecided` are what several runs show beside each other."""
     problems = ranking.contests(data.rows, data.layout)
-    of_all = ranking.verdict(problems)
+    of_all = ranking.verdict(problems, data.left)
     sides = ranking.split(problems, data.layout) if of_all.kind is AnswerKind.MIXED else []
     choices = "" if sides or of_all.kind is not AnswerKind.MIXED else lead.by_phase(problems)
     texts = [*compared, choices, lead.lead(problems, of_all, sides, data.layout)]

@@ -29,28 +29,28 @@ MAX_BEST = 4  # of tied backends in one cell
 def page(data: ReportData) -> Page:
     """The fastest backends of each model's shapes, and decoding in tokens and bytes a second."""
     models = [
-        (run.manifest.suite, rows)
+        (run.manifest.suite, rows, run.left)
         for run, rows in zip(data.runs, data.by_run, strict=True)
         if run.manifest.suite not in NO_MODEL and any(contest.contested for contest in ranking.contests(rows))
     ]
     if not models:  # each run compares the backends of a problem once
         of_runs = [[row for row in rows if phase(row) == "decode" and row.place] for rows in data.by_run]
         names = [f"decoding in {name}" if len(data.runs) > 1 else "decoding" for name in data.names]
-        models = [(name, rows) for name, rows in zip(names, of_runs, strict=True) if rows]
+        models = [(name, rows, run.left) for name, rows, run in zip(names, of_runs, data.runs, strict=True) if rows]
     if not models:
         return Page(finding="the shapes of a model", hint="`attnbench run llama3-8b`")
     return Page(
-        finding="; ".join(dict.fromkeys(_finding(name, rows) for name, rows in models)),
+        finding="; ".join(dict.fromkeys(_finding(*model) for model in models)),
         text=("Attention alone: tokens a second are of one layer's attention, not of a model.",),
-        blocks=blocks(*(_table(name, rows, data) for name, rows in models)),
+        blocks=blocks(*(_table(name, rows, data) for name, rows, _ in models)),
     )
 
 
-def _finding(name: str, rows: Sequence[Row]) -> str:
+def _finding(name: str, rows: Sequence[Row], left: str) -> str:
     """`llama3-8b: naive is fastest in 4 of 4 shapes`."""
     problems = ranking.contests(rows)
     contested = [contest for contest in problems if contest.contested]
-    part = ranking.part(problems, "shape")
+    part = ranking.part(problems, left, "shape")
     wins = Counter(contest.winner.arm_name for contest in contested if contest.winner)
     if not contested:
         return f"{name}: {listed(list(dict.fromkeys(row.arm_name for row in rows if row.place)))}"

@@ -164,6 +164,14 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     fleet: tuple[HardwareModel, ...]  # nodes of several machines
     trend: Mapping[str, history.Trend]  # of the first run's machine, by case
 
+    @property
+    def left(self) -> str:
+        """What runs that were stopped did not measure, each by its name where there are several."""
+        if len(self.runs) == 1:
+            return self.runs[0].left
+        named = zip(self.runs, self.names, strict=True)
+        return "; ".join(f"{run.left} in {name}" for run, name in named if run.left)
+
 
 def report_data(
     runs: Sequence[Run],

@@ -64,6 +64,7 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     ties: int = 0
     fails: int = 0  # problems in which the first of `arms` failed or was refused
     part: str = ""  # `the 3 of 9 problems measured`; empty where every problem was
+    left: str = ""  # `6 of 12 cases were not measured`, of a run that was stopped
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,13 +94,13 @@ def _contest(rows: Sequence[Row], failed: Container[str]) -> Contest:
     return Contest(rows=tuple(rows), ranked=tuple(compared), leaders=tuple(leaders))
 
 
-def verdict(problems: Sequence[Contest]) -> Recommendation:
+def verdict(problems: Sequence[Contest], left: str = "") -> Recommendation:
     """A backend is to be used if it leads every problem that was compared and fails in none."""
     contested = [contest for contest in problems if contest.contested]
     if not contested:
         arms = dict.fromkeys(row.arm_name for contest in problems for row in contest.rows if row.place)
         kind = AnswerKind.ALONE if arms else AnswerKind.NOTHING
-        return Recommendation(kind=kind, arms=tuple(arms), part=part(problems))
+        return Recommendation(kind=kind, arms=tuple(arms), part=part(problems, left), left=left)
     wins = Counter(contest.winner.arm_name for contest in contested if contest.winner)
     leads = Counter(row.arm_name for contest in contested for row in contest.leaders)
     everywhere = [arm for arm, count in leads.most_common() if count == len(contested)]
@@ -107,7 +108,7 @@ def verdict(problems: Sequence[Contest]) -> Recommendation:
     different = len({(contest.first.problem, contest.first.device) for contest in contested})
     common = Recommendation(
         kind=AnswerKind.MIXED, wins=dict(wins.most_common()), contested=len(contested), problems=different, ties=ties,
-        part=part(problems),
+        part=part(problems, left), left=left,
     )  # fmt: skip
     failures = {arm: _fails(problems, arm) for arm in everywhere}
     sound = [arm for arm in everywhere if not failures[arm]]
@@ -119,10 +120,13 @@ def verdict(problems: Sequence[Contest]) -> Recommendation:
     return replace(common, arms=tuple(first), fails=_fails(problems, first[0]) if everywhere else 0)
 
 
-def part(problems: Sequence[Contest], noun: str = "problem") -> str:
-    """`the 3 of 9 problems measured`: what an answer is about where some problems have no time; else empty."""
+def part(problems: Sequence[Contest], left: str = "", noun: str = "problem") -> str:
+    """`the 3 of 9 problems measured`: what an answer is about where some problems have no time; else empty.
+
+    `the 3 problems measured so far` of a run that was stopped: which problems have no result is not known.
+    """
     untimed = [contest for contest in problems if not any(row.place for row in contest.rows)]
-    if not untimed:
+    if not (untimed or left):
         return ""
     timed = len(problems) - len(untimed)
     compared = sum(contest.contested for contest in problems) or timed
@@ -130,6 +134,8 @@ def part(problems: Sequence[Contest], noun: str = "problem") -> str:
     word = "compared" if compared < timed else "timed" if failures else "measured"
     different = len({(contest.first.problem, contest.first.device) for contest in problems})
     noun = noun if different == len(problems) else "comparison"
+    if left:
+        return f"the {counted(compared, noun)} {word} so far"
     return f"the {compared:,} of {counted(len(problems), noun)} {word}"
 
 

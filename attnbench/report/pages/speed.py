@@ -31,7 +31,7 @@ def page(data: ReportData) -> Page:
     if not timed:
         return Page()
     return Page(
-        finding=finding(problems, data.layout),
+        finding=finding(problems, data.layout, data.left),
         text=tuple(disturbances(data.ceilings)),
         blocks=blocks(
             *beside(latency.figure(data.rows), speedup.figure(data.rows)),
@@ -47,9 +47,9 @@ def page(data: ReportData) -> Page:
     )
 
 
-def finding(problems: Sequence[Contest], layout: PanelLayout) -> str:
+def finding(problems: Sequence[Contest], layout: PanelLayout, left: str = "") -> str:
     """`sdpa:flash is fastest or tied in all 7 problems; sdpa:math gains nothing over naive`."""
-    of_all = ranking.verdict(problems)
+    of_all = ranking.verdict(problems, left)
     if of_all.kind is AnswerKind.ALONE:
         takes = "takes" if len(of_all.arms) == 1 else "take"
         return f"{listed(of_all.arms)} {takes} {lead.range_of_times(problems)}"

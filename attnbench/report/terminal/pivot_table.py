@@ -24,6 +24,7 @@ from attnbench.report.pivot import (
     pivot,
     planning,
     why_briefly,
+    wide_ties,
 )
 from attnbench.report.reasons import MAX_FOOTNOTE, shortened
 from attnbench.report.terminal.text_layout import cell_width, labelled, terminal_width, wrap
@@ -224,6 +225,8 @@ def _legend(rows: Sequence[Row], width: int) -> list[str]:
     lines = wrap(caption(rows), width)
     for symbol, meaning in legend(rows):
         lines += wrap(f"{symbol}  {meaning}", width, indent=3)
+        for tie in wide_ties(rows) if symbol == "~" else ():
+            lines += [f"   {line}" for line in wrap(tie, width - 3, indent=2)]
     if plans := planning(rows):
         lines += wrap(f"planned once for a batch, for all its layers, and not in its time: {plans}", width, indent=3)
     if names := unranked(rows):

@@ -16,8 +16,10 @@ def lines(replay: Replay, width: int) -> Iterator[str]:
     for text in _facts(replay):
         yield from wrap(text, width, indent=2)
     yield ""
-    yield from traffic.mix(replay.mix, width)
-    yield from wrap("predicted: attention of all layers, by the roofline of the data sheet", width, indent=2)
+    yield from traffic.mix(replay.mix, width, "data sheet")
+    yield from wrap(
+        "of steps: share of all steps; data sheet: share of attention time, by its roofline", width, indent=2
+    )
     yield from wrap(_clock(replay), width, indent=2)
 
 

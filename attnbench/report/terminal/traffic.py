@@ -8,13 +8,15 @@ from attnbench.analysis.traffic_mix import Mix, MixPart
 from attnbench.analysis.traffic_totals import PolicyName
 from attnbench.report import quantities
 from attnbench.report.quantities import Unit
+from attnbench.report.reasons import kinds
 from attnbench.report.terminal.text_layout import aligned, wrap
 from attnbench.studies.traffic_answer import TrafficAnswer
 
 DIGITS = 4  # of attention time
 PER_HOUR = "attention of all layers in an hour of traffic"
 REGRET = "how much longer than the best backend of each step"
-SHARES = "of steps: share of all steps; predicted, measured: shares of attention time; drawn: steps that are measured"
+SHARES = "of steps: share of all steps; predicted: share of the attention time of all steps, by the rates of the device"
+MEASURED = "; drawn: steps that are measured; measured: share of attention time, estimated from these"
 
 
 def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
@@ -43,23 +45,26 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
         yield from wrap(f"planning a step, for each layer: {', '.join(plans)}", width, indent=2)
     yield ""
     yield from mix(answer.mix, width)
-    yield from wrap(SHARES, width, indent=2)
+    parts = (*answer.mix.by_kind, *answer.mix.by_context)
+    yield from wrap(SHARES + MEASURED * any(part.measured_s for part in parts), width, indent=2)
     if answer.settings:
         yield ""
     for each in answer.settings:
         yield from wrap(f"{each.engine}: {each.setting}", width, indent=2) if each.setting else ()
         yield from wrap(each.note, width, indent=2) if each.note else ()
+    together: dict[tuple[int, int, str], list[str]] = {}
     for left_out in answer.totals.policy(PolicyName.SINGLE).excluded:  # those of a phase are among them
-        yield from wrap(
-            f"{left_out.backend} has no time for {left_out.steps} of {units.counted(left_out.of, 'drawn step')}: "
-            f"{'; '.join(left_out.reasons)}",
-            width, indent=2,
-        )  # fmt: skip
+        key = (left_out.steps, left_out.of, "; ".join(kinds(left_out.reasons)))
+        together.setdefault(key, []).append(left_out.backend)
+    for (steps, of, reasons), names in together.items():
+        verb = "has" if len(names) == 1 else "have"
+        text = f"{quantities.listed(names)} {verb} no time for {steps} of {units.counted(of, 'drawn step')}: {reasons}"
+        yield from wrap(text, width, indent=2)
 
 
-def mix(mix: Mix, width: int) -> Iterator[str]:
+def mix(mix: Mix, width: int, predicted: str = "predicted") -> Iterator[str]:
     """Steps and time by kind and by context length; measured time only where there is some."""
-    head = ("steps", "of steps", "predicted", "drawn", "measured", "95 %")
+    head = ("steps", "of steps", predicted, "drawn", "measured", "95 %")
     for heading, parts in (("kind", mix.by_kind), ("keys per request", mix.by_context)):
         columns = 6 if any(part.measured_s for part in parts) else 3
         rows = [(name, cells[:columns]) for name, cells in _parts(parts)]
