@@ -67,6 +67,8 @@ def texts(name: str, width: int) -> Iterator[str]:
     yield from pivot_table.text(rows(name), width).splitlines()
     yield from dispatch_table.lines(dispatch(rows(name)), width)
     runs = CANNED[name]()
+    if not any(row.place for row in rows(name)):
+        return  # nothing to compare
     for line in comparison_formats.text([comparison.compare(runs[0], runs[-1], cross_machine=True)], "table", width):
         if "attnbench " not in line:  # a command is one line of any length, so that it can be copied
             yield line
