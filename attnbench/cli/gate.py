@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -117,10 +118,10 @@ def gate(
     Exit codes: 0 ok, 1 regressed, 3 inconclusive, 4 not comparable, 5 wrong, failed or vanished, 6 nothing measured.
     """
     from attnbench.cli import output, stop_signals
-    from attnbench.errors import UsageError
+    from attnbench.errors import Exit, UsageError
     from attnbench.report.terminal import gate_verdicts as report
 
-    interrupted = False
+    interrupted, larger = False, ""
     if stored := _stored(request.suites):
         engine_options.refuse(how, stored, "is a stored run, which is judged here")
         run, judged = _judged_again(stored, base)
@@ -130,7 +131,7 @@ def gate(
         raise UsageError(f"--baseline {name}: the run to compare is missing: attnbench gate RUN --baseline {name}")
     else:
         shared = options.global_options(context)
-        ended = _measure(request, how, case, base, out, shared, progress)
+        ended, larger = _measure(request, how, case, base, out, shared, progress)
         run, judged, interrupted = ended.run, ended.judgement, ended.interrupted
         if ended.note:
             print(ended.note, file=sys.stderr)
@@ -146,6 +147,8 @@ def gate(
         print(f"stopped; judge again what was measured: attnbench gate {run.path}", file=sys.stderr)
     elif any(result.status.failed for result in run.results):
         print(f"next: {output.next_command(run)}", file=sys.stderr)
+    elif larger and code is Exit.NOTHING_MEASURED:
+        print(f"next: {larger}", file=sys.stderr)
     return code
 
 
@@ -232,8 +235,8 @@ def _side_of(arm: Arm) -> str:
 
 def _measure(
     request: Request, how: EngineOptions, case: str, base: Base, out: Path | None, shared: GlobalOptions, progress: str
-) -> GateRun:  # fmt: skip
-    """Measure base and head, and say before what is compared."""
+) -> tuple[GateRun, str]:  # fmt: skip
+    """Measure base and head, and say before what is compared; and the command with a budget for a first look."""
     from datetime import UTC, datetime
 
     from attnbench.cli import running
@@ -250,31 +253,50 @@ def _measure(
             run_directory.results_root(), f"gate-{ready.name}", ready.devices[0].text, datetime.now(UTC)
         )
         judged_later = running.named_at_once(where, f"attnbench gate {where}")
+        larger: list[str] = []
 
         def announce(plan: Plan) -> None:
+            if plan.groups and not math.isinf(gate.budget_s):
+                budget = _sufficient_budget(_first_look_s(gate, plan), gate.budget_s)
+                larger.append(shlex.join(running.with_value(running.command(), ("--budget",), budget)))
             if not shared.quiet:
                 print(_headline(gate, plan), file=sys.stderr)
 
         with judged_later, running.watched(shared.progress(progress), 0, _side_of) as (watcher, watch):
-            return paired.measure(
+            ended = paired.measure(
                 ready, gate.base, gate.head, directory=where, observer=watcher, budget_s=gate.budget_s, watch=watch,
                 announce=announce, command=running.command(), chosen_cases=gate.cases, engine=gate.engine,
             )  # fmt: skip
+    return ended, "".join(larger)
+
+
+def _first_look_s(gate: PreparedGate, plan: Plan) -> float:
+    """Predicted seconds of the first look."""
+    settings = gate.ready.settings
+    return plan.rest(frozenset(), range(settings.restarts), settings.speeds).seconds
+
+
+def _sufficient_budget(needed_s: float, budget_s: float) -> str:
+    """A budget for so long, as typed; twice the one that was given if that should have sufficed."""
+    wanted_s = 1.05 * needed_s if needed_s > budget_s else 2 * budget_s
+    return f"{5 * math.ceil(wanted_s / 5)}s"
 
 
 def _headline(gate: PreparedGate, plan: Plan) -> str:
     """What is compared, and how long it takes: the first look by prediction, the further ones by the budget."""
-    import math
-
     from attnbench.cli import output
     from attnbench.gate import judgement, significance
     from attnbench.units import about, counted
 
     ready, most = gate.ready, max(significance.LOOKS)
     looked_at = ready.settings.restarts
-    needed_s = plan.rest(frozenset(), range(looked_at), ready.settings.speeds).seconds
-    limit = "" if math.isinf(gate.budget_s) else f", within {about(gate.budget_s)}"
-    times = f"about {about(needed_s)} for {looked_at} restarts ({plan.times_from}), up to {most} where undecided{limit}"
+    needed_s = _first_look_s(gate, plan)
+    within = "" if math.isinf(gate.budget_s) else f", within {about(gate.budget_s)}"
+    limit = f"up to {most} where undecided{within}"
+    if needed_s > gate.budget_s:
+        budget = _sufficient_budget(needed_s, gate.budget_s)
+        limit = f"more than the budget of {about(gate.budget_s)}: try --budget {budget}"
+    times = f"about {about(needed_s)} for {looked_at} restarts ({plan.times_from}), {limit}"
     parts = [
         f"gate {ready.name}",
         judgement.sides(gate.base.name, gate.head.name),

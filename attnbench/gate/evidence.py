@@ -179,14 +179,21 @@ def support(pair: Pairing) -> Verdict | None:
     base, head = (_status(restarts) for restarts in (pair.base, pair.head))
     if head and head.failed:
         too = " (base too)" if head is base else f" (base: {base.value})" if base and base.failed else ""
-        return verdict(pair, "status", Outcome.BROKEN, f"{head.value}{too}: {_reason(pair.head)}", head)
+        return _lost(pair, Outcome.BROKEN, f"{head.value}{too}: {_reason(pair.head)}", head)
     if base is Status.OK and head is not Status.OK:
         if head is None:
-            return verdict(pair, "status", Outcome.MISSING, "in base alone")
-        return verdict(pair, "status", Outcome.BROKEN, f"was ok, now {head.value}: {_reason(pair.head)}", head)
+            return _lost(pair, Outcome.MISSING, "in base alone")
+        return _lost(pair, Outcome.BROKEN, f"was ok, now {head.value}: {_reason(pair.head)}", head)
     if head is Status.OK and base is not Status.OK:
         return _new(pair, "in head alone" if base is None else f"base: {base.value}: {_reason(pair.base)}")
     return None
+
+
+def _lost(pair: Pairing, outcome: Outcome, reason: str, head: Status | None = None) -> Verdict:
+    """Broken or missing, with the time of base where it was measured."""
+    time = pair.base.time if pair.base else None
+    without = verdict(pair, "status", outcome, reason, head)
+    return msgspec.structs.replace(without, base=time.value if time else None)
 
 
 def _new(pair: Pairing, reason: str) -> Verdict:

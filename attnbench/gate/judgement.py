@@ -132,9 +132,14 @@ def _times_normal(factor: float) -> float:
 
 
 def _hidden(cases: Sequence[Evidence], verdicts: Sequence[Verdict], gate: GateRecord) -> list[str]:
-    """A note on the largest slowdown that the cases that did not regress may hide."""
-    red = {(verdict.case_id, verdict.device) for verdict in verdicts if verdict.outcome is Outcome.REGRESSED}
-    left = [case for case in cases if (case.case_id, case.device) not in red]
+    """A note on the largest slowdown that the cases may hide that neither regressed nor are plainly slower."""
+    shown = {
+        (verdict.case_id, verdict.device)
+        for verdict in verdicts
+        if verdict.outcome is Outcome.REGRESSED
+        or (verdict.interval and verdict.interval[0] > gate.tolerance(verdict.label))
+    }
+    left = [case for case in cases if (case.case_id, case.device) not in shown]
     hidden = rule.hidden(left, gate.margins)
     if hidden is None:
         return []

@@ -29,7 +29,7 @@ from attnbench.machine import hardware, identity
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Environment, Facts, Result
+from attnbench.records.result import Cause, Environment, Facts, Result
 from attnbench.records.run_directory import Run
 from attnbench.records.run_writer import RunWriter
 from attnbench.suite import Cell
@@ -114,7 +114,8 @@ def only(ready: Sweep, case: str) -> Sweep:
     matching = _with_cases(ready, lambda each, _: each.label == case or each.id.startswith(case))
     if not matching.cells:
         labels = [_case(cell, arm).label for cell, arms in ready.cells for arm in arms]
-        raise UsageError(f"--case {case!r}: no such case; there are {'; '.join(labels[:3])} ...")
+        more = " ..." if len(labels) > 3 else ""
+        raise UsageError(f"--case {case!r}: no such case; there are {'; '.join(labels[:3])}{more}")
     return matching
 
 
@@ -226,18 +227,23 @@ class _Stages:
     def measure_until_decided(self, gate: GateRecord) -> None:
         """Run the restarts of the first look, then those of each further look for the cases that are not decided."""
         self._keep(self._whole.refusals)
-        restart = min(significance.LOOKS)
+        restart, spent = min(significance.LOOKS), False
         self._run(self._whole, 0, restart)
-        while restart < max(significance.LOOKS) and not self.interrupted and time.monotonic() < self._deadline:
+        while restart < max(significance.LOOKS) and not self.interrupted:
             cases = judgement.cases_of(evidence.pairings(self._results, self.ceilings), gate)
             step = rule.next_step(cases, gate.margins)
             if not step.cases:
                 break
             part = _part(self._whole, step.cases)
             of_which = f"{units.counted(step.restarts, 'more restart')} of {self._name(part)}"
+            if spent or time.monotonic() >= self._deadline:
+                self._observer.note(f"the budget ended before {of_which}")
+                break
             self._observer.more(part.cases * step.restarts, f"{of_which}, undecided after {restart}")
+            before = len(self._results)
             self._run(part, restart, step.restarts)
             restart += step.restarts
+            spent = all(result.cause is Cause.BUDGET for result in self._results[before:])
 
     def further_seeds(self) -> dict[str, list[tuple[float, float]]]:
         """(base, head) errors on further seeds, for the cases whose error grew on the first."""

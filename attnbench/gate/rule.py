@@ -226,16 +226,18 @@ def _why_open(tested: _Tested) -> str:
     change, restarts = tested.change, len(tested.case.effects)
     if not math.isfinite(change.high):
         return "the spread between restarts is not known from one restart: at least 2 are needed"
-    tolerance, margin, largest, hidden = (
-        units.in_percent(math.expm1(value)) for value in (tested.tolerance, tested.margin, tested.largest, change.high)
+    margin, largest, low, hidden = (
+        units.in_percent(math.expm1(value)) for value in (tested.margin, tested.largest, change.low, change.high)
     )
-    if tested.margin > tested.largest:
-        return f"too noisy: its margin is above max_margin, {largest}, and a slowdown of up to {hidden} may be hidden"
-    if left := significance.until_next_look(restarts):
+    left = significance.until_next_look(restarts)
+    if left and not tested.is_too_noisy:
         so_far = units.change(math.expm1(change.value))
         return f"{so_far} so far, after {restarts} restarts: {left} more may settle it, with a longer --budget"
     if change.low > tested.tolerance:
-        return f"slower by more than {tolerance}, but by too little for a test of all cases: repeat it with --case"
+        too = "imprecise" if tested.margin > tested.largest else "little"
+        return f"slower by {low} to {hidden}, too {too} for a test of all cases: repeat it with --case"
+    if tested.margin > tested.largest:
+        return f"too noisy: its margin is above max_margin, {largest}, and a slowdown of up to {hidden} may be hidden"
     return f"after all {restarts} restarts a slowdown of up to {hidden} is possible, and the margin is {margin}"
 
 

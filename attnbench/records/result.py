@@ -179,7 +179,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     metric: str
     outcome: Outcome
     head_status: Status | None = None  # of a broken case: how head ended
-    base: float | None = None  # in the metric's unit
+    base: float | None = None  # in the metric's unit; of the metric `status` the time of base in seconds
     head: float | None = None
     change: float | None = None  # relative, 0.05 is 5 % more
     interval: tuple[float, float] | None = None  # 95 %, of the change

@@ -87,6 +87,11 @@ def test_uncommitted_changes_are_gated_alone_before_commits_are_searched(reposit
     told = commands(of(*lines(**kind), base=base, head=head, backend="kernel.py:f"), width=200)
     assert "bisect" not in told
     assert told["no bisect"] == "it compares commits, and the working tree has uncommitted changes"
+    broken = "head_fields" in kind
+    assert {name for name in told if name.endswith((" head", " base"))} == (
+        {"verify head"} if broken else {"profile head", "profile base"}
+    )
+    assert not broken or told["verify head"].startswith("attnbench verify --seq-q 64 ")
     alone = told["uncommitted changes alone"]
     assert alone.startswith(f"attnbench gate -b kernel.py:f --base-ref {head.commit} --case 'b1 ")
     told = commands(of(*lines(**kind), base=replace(base, commit=head.commit), head=head), width=200)

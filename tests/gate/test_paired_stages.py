@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from attnbench.analysis import noise_floor
-from attnbench.cli.gate import _headline
+from attnbench.cli.gate import _headline, _sufficient_budget
 from attnbench.cli.running import PreparedGate
 from attnbench.engine import sweep
 from attnbench.engine.group import Group
@@ -25,7 +26,7 @@ from attnbench.machine import hardware
 from attnbench.records import run_directory
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
-from attnbench.records.result import Outcome, Result, Status
+from attnbench.records.result import Cause, Outcome, Result, Status
 from tests.conftest import Command
 from tests.gate.test_verdicts import gated, lines
 from tests.samples import ceilings
@@ -58,6 +59,7 @@ class Counted(SilentObserver):
     def __init__(self) -> None:
         self.announced = self.ended = 0
         self.reasons: list[str] = []
+        self.notes: list[str] = []
 
     def result(self, result: Result, remaining_s: float) -> None:
         self.ended += 1
@@ -65,6 +67,24 @@ class Counted(SilentObserver):
     def more(self, count: int, why: str = "") -> None:
         self.announced += count
         self.reasons.append(why)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Cut(SimulatedRunner):
+    """The budget ends before anything is measured."""
+
+    def _result(self, group: Group, arm: Arm, restart: int) -> Result:
+        cut = super()._result(group, arm, restart)
+        return msgspec.structs.replace(cut, status=Status.SKIPPED, reason="budget", cause=Cause.BUDGET, samples={})
+
+
+class CutLater(SlowerHead, Cut):
+    """The budget ends after the first look."""
+
+    def _result(self, group: Group, arm: Arm, restart: int) -> Result:
+        return (SlowerHead if restart < 4 else Cut)._result(self, group, arm, restart)
 
 
 @pytest.fixture
@@ -166,7 +186,39 @@ def test_a_seed_without_the_error_of_one_side_is_left_out(measured: Measure, mon
 
 
 def test_no_further_look_is_taken_when_the_budget_is_spent(measured: Measure) -> None:
-    assert restarts(measured(budget_s=0.0)) == {SLOW: set(range(4)), EQUAL: set(range(4))}
+    observer = Counted()
+    assert restarts(measured(budget_s=0.0, observer=observer)) == {SLOW: set(range(4)), EQUAL: set(range(4))}
+    slow = f"b1 h8 q{SLOW} kv{SLOW} d64 none fp32 fwd naive"
+    assert observer.notes == [f"the budget ended before 2 more restarts of {slow}"]
+
+
+def test_no_further_restart_is_announced_once_the_budget_cut_all_of_a_look(
+    measured: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "Runner", CutLater)
+    observer = Counted()
+    ended = measured(observer=observer)
+    slow = f"b1 h8 q{SLOW} kv{SLOW} d64 none fp32 fwd naive"
+    assert observer.reasons[:2] == ["", f"2 more restarts of {slow}, undecided after 4"]
+    assert observer.notes == [f"the budget ended before 2 more restarts of {slow}"]
+    (reason,) = [each.reason for each in ended.judgement.verdicts if (each.metric, each.label) == ("time_s", slow)]
+    assert reason.endswith(" so far, after 4 restarts: 2 more may settle it, with a longer --budget")
+
+
+def test_a_gate_that_measured_nothing_names_a_budget_that_suffices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attnbench_command: Command
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(paired, "Runner", Cut)
+    words = ["gate", "--noop", *ONE_CASE, "--budget", "1s", "--inconclusive", "ok"]
+    monkeypatch.setattr(sys, "argv", ["attnbench", *words])
+    done = attnbench_command(*words)
+    assert done.returncode == 6
+    assert re.search(r", more than the budget of 1 s: try --budget \d+s$", done.stderr, re.MULTILINE)
+    (line,) = re.findall(r"^next: (attnbench gate --noop .*)$", done.stderr, re.MULTILINE)
+    assert re.search(r" --inconclusive ok --budget \d*[05]s$", line)
+    assert "--budget 1s" not in line
+    assert [_sufficient_budget(needed_s, 30.0) for needed_s in (41.0, 4.0)] == ["45s", "60s"]
 
 
 def test_an_interrupted_gate_says_so_and_verifies_no_further_seeds(measured: Measure) -> None:
@@ -267,7 +319,7 @@ def test_one_case_is_chosen_by_label_or_id(ready: Sweep) -> None:
     case = Case(problem=cell.problem, backend="naive", mode=cell.mode)
     for name in (case.label, case.id[:12]):
         assert [chosen for chosen, _ in paired.only(ready, name).cells] == [cell]
-    with pytest.raises(UsageError, match=r"--case 'nothing': no such case; there are .*q64.*; .*q128"):
+    with pytest.raises(UsageError, match=r"--case 'nothing': no such case; there are .*q64.*; .*q128[^.]*$"):
         paired.only(ready, "nothing")
 
 

@@ -245,7 +245,17 @@ def test_a_slowdown_that_is_certain_alone_may_be_too_small_for_a_test_of_all_cas
     (alone,) = rule.verdicts([case(effects=barely)], NO_NOISE)
     verdict, *_ = rule.verdicts([case(effects=barely), *others], NO_NOISE)
     assert (alone.outcome, verdict.outcome) == (Outcome.REGRESSED, Outcome.INCONCLUSIVE)
-    assert "slower by more than 2.0 %, but by too little for a test of all cases" in verdict.reason
+    assert "slower by 2.0 % to 2.1 %, too little for a test of all cases" in verdict.reason
+    wide = shifted(0.6, sd=0.6, restarts=26)
+    crowd = [case(str(number), shifted(0.0, restarts=26)) for number in range(999)]
+    verdict, *_ = rule.verdicts([case(effects=wide), *crowd], NO_NOISE)
+    assert re.match(r"slower by \d.* % to \d.* %, too imprecise for a test of all cases", verdict.reason)
+
+
+def test_a_case_whose_restarts_the_budget_cut_is_not_called_too_noisy():
+    (verdict,) = rule.verdicts([case(effects=(0.6, 1.2, 1.9, 2.6))], NO_NOISE)
+    assert rule.next_step([case(effects=(0.6, 1.2, 1.9, 2.6))], NO_NOISE).restarts == 2
+    assert verdict.reason.endswith(" so far, after 4 restarts: 2 more may settle it, with a longer --budget")
 
 
 def test_a_large_slowdown_is_found_however_wide_the_margin():

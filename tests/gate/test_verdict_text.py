@@ -39,6 +39,10 @@ def test_a_change_is_marked_where_the_two_times_divide_to_something_outside_its_
     assert gate_verdicts.marked_cells(contradicting)[2] == "+0.7 %^"
     assert gate_verdicts.marked_cells(agreeing)[2] == "+0.7 %"
     assert gate_verdicts.legend([agreeing]) == []
+    other_sign, too_small = (verdict(1.35e-3, 1.38e-3, change, (-0.1, 0.08)) for change in (-0.02, -0.0004))
+    assert gate_verdicts.marked_cells(other_sign)[2] == "-2.0 %^"
+    assert gate_verdicts.marked_cells(verdict(1.38e-3, 1.35e-3, 0.02, (-0.1, 0.08)))[2] == "+2.0 %^"
+    assert gate_verdicts.marked_cells(too_small)[2] == "0.0 %"
     (meaning,) = gate_verdicts.legend([agreeing, contradicting])
     assert "paired by round" in meaning
 
@@ -64,6 +68,10 @@ def test_broken_cases_are_one_line_above_the_table() -> None:
     failure = "naive@cpu:threads=1 is broken in 2 cases: incorrect: out: max |error| 5.2 is over 1.5e-05"
     text = list(gate_verdicts.text(run, judged, 120))
     assert text[1] == failure
+    of_base = [line for line in text if line.endswith(" broken")]
+    assert [line.split()[-7:] for line in of_base] == [["1.00", "ms", "-", "-", "-", "-", "broken"]] * 2
+    broken = [each for each in judged.verdicts if each.outcome is Outcome.BROKEN]
+    assert gate_verdicts.describe(broken[0]) == f"status broken: {failure.partition(': ')[2]}"
     assert "\n".join(text).count("error| 5.2") == 1
     assert gate_comment.markdown(run, judged).count("error| 5.2".replace("|", "\\|")) == 1
 
@@ -145,6 +153,9 @@ def test_one_case_has_one_figure_of_what_may_be_hidden() -> None:
     assert time.interval is not None
     figure = units.in_percent(time.interval[1])
     assert f"a slowdown of up to {figure} may be hidden" in time.reason
+    plain = judgement.judge(gated(*lines(head=3.0, noise=130.0, restarts=4)))
+    assert {each.outcome for each in plain.verdicts if each.metric == "time_s"} == {Outcome.INCONCLUSIVE}
+    assert not [note for note in plain.notes if "hidden" in note]
     assert judged.notes[-1].startswith(
         f"the largest slowdown that may be hidden, the upper end of its 95 % interval: {figure} ("
     )

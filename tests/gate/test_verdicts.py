@@ -106,12 +106,16 @@ WRONG = {"status": Status.INCORRECT, "reason": "out: error 0.3"}
         (lines(head=1.5) + lines(n=128, restarts=1), Exit.REGRESSED),
         (lines(head_fields=CUT) + lines(n=128), Exit.INCONCLUSIVE),
         (lines(head_fields=CUT, base_fields=CUT) + lines(n=128), Exit.INCONCLUSIVE),
+        (lines(head_fields=CUT) + lines(n=128, head_fields=CUT, base_fields=CUT), Exit.NOTHING_MEASURED),
         (lines() + lines(restarts=20, head_fields=CUT)[-2:] + lines(n=128), Exit.OK),  # only its last restart was cut
         ([], Exit.NOTHING_MEASURED),
     ],
 )
 def test_the_exit_code_is_that_of_the_worst(results: list[Result], code: Exit) -> None:
-    assert gate_verdicts.exit_code(judgement.judge(gated(*results))) is code
+    judged = judgement.judge(gated(*results))
+    assert gate_verdicts.exit_code(judged) is code
+    accepted = Exit.OK if code is Exit.INCONCLUSIVE else code
+    assert gate_verdicts.exit_code(judged, inconclusive_ok=True) is accepted
 
 
 def test_a_base_that_runs_nothing_is_not_comparable() -> None:

@@ -44,6 +44,8 @@ MEANING = "head and base divide to another change: they are of all rounds, and t
 def exit_code(judged: GateVerdicts, inconclusive_ok: bool = False) -> Exit:
     """Return the exit code of a gate: the first that applies of 6, 5, 1 and 3, else 0."""
     outcomes = {verdict.outcome for verdict in judged.verdicts}
+    if outcomes == {Outcome.INCONCLUSIVE} and {verdict.metric for verdict in judged.verdicts} == {"status"}:
+        return Exit.NOTHING_MEASURED  # no case was reached
     if not outcomes or outcomes <= {Outcome.NEW}:
         return Exit.OK if outcomes or judged.unchanged else Exit.NOTHING_MEASURED
     if outcomes & {Outcome.BROKEN, Outcome.MISSING}:
@@ -142,11 +144,16 @@ def _metric(verdict: Verdict) -> str:
 
 
 def quotient_outside(verdict: Verdict) -> bool:
-    """Whether the times of head and base divide to a value outside the interval of their paired ratio."""
+    """Whether the times of head and base divide to a value outside the interval of their paired ratio.
+
+    Or to a change of the other sign than the one that is printed, which a wide interval may include.
+    """
     if verdict.metric != "time_s" or not verdict.base or verdict.head is None or verdict.interval is None:
         return False
-    low, high = verdict.interval
-    return stats.quotient_outside(verdict.head, verdict.base, 1 + low, 1 + high, digits=3)
+    low, high = (1 + end for end in verdict.interval)
+    if printed := round(verdict.change or 0.0, 3):
+        low, high = (low, min(high, 1.0)) if printed < 0 else (max(low, 1.0), high)
+    return stats.quotient_outside(verdict.head, verdict.base, low, high, digits=3)
 
 
 def legend(verdicts: Sequence[Verdict]) -> list[str]:
@@ -168,7 +175,7 @@ def marked_cells(verdict: Verdict) -> tuple[str, ...]:
 
 def cells(verdict: Verdict) -> tuple[str, ...]:
     """One cell for each of HEADINGS."""
-    show = METRICS[verdict.metric].show if verdict.metric in METRICS else lambda value: "-"
+    show = METRICS.get(verdict.metric, METRICS["time_s"]).show  # `status` has the time of base
     change, interval = _change(verdict)
     return show(verdict.base), show(verdict.head), change, interval or "-", _margin(verdict), verdict.outcome.value
 
@@ -188,7 +195,8 @@ def _margin(verdict: Verdict) -> str:
 def describe(verdict: Verdict) -> str:
     """`time_s regressed: 1.20 ms, was 1.00 ms (+20.0 %, 95 % +18.1 % .. +22.0 %, margin 2.0 %)`."""
     base, head, change, interval, margin, outcome = cells(verdict)
-    figures = f": {head}, was {base} ({change}, 95 % {interval}, margin {margin})" if verdict.base is not None else ""
+    has_both = verdict.base is not None and verdict.head is not None
+    figures = f": {head}, was {base} ({change}, 95 % {interval}, margin {margin})" if has_both else ""
     return f"{verdict.metric} {outcome}{figures}{f': {verdict.reason}' if verdict.reason else ''}"
 
 
@@ -243,9 +251,11 @@ def reach(judged: GateVerdicts) -> str:
 def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterator[str]:
     """For each of the worst cases its restarts, and the commands that repeat it, profile both sides, and bisect.
 
+    A broken case is verified and not profiled.
     A command is one line of any length, so that it can be copied.
     """
     red = dict.fromkeys((verdict.case_id, verdict.device) for verdict in verdicts if verdict.outcome in DETAILED)
+    broken = {(verdict.case_id, verdict.device) for verdict in verdicts if verdict.outcome is Outcome.BROKEN}
     if not red:
         return
     evidences: dict[tuple[str, str], Evidence] = {}
@@ -266,10 +276,11 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
         yield from wrap(f"{row.label}@{row.device}", width, indent=2)
         if key in evidences and margin is not None:
             yield from (f"  {line}" for line in strip(evidences[key], margin, width - 2))
-        profile = repeat_command(row, run.manifest.request.get("backend_python", ()), "profile")
-        yield f"  profile head: {profile}"
+        name = "verify" if key in broken else "profile"
+        command = repeat_command(row, run.manifest.request.get("backend_python", ()), name)
+        yield f"  {name} head: {command}"
         if has_base:
-            yield from (f"  {line}" for line in _with_base(run, row, profile))
+            yield from (f"  {line}" for line in _with_base(run, row, "" if key in broken else command))
             yield from (f"  {line}" for line in _bisect(run, row, pairs[key], width - 2))
 
 
@@ -304,17 +315,17 @@ UNPACK = (
 
 
 def _with_base(run: Run, row: Row, profile: str) -> Iterator[str]:
-    """The commands that need base, which is known for a gate that measured both sides."""
+    """The commands that need base, which is known for a gate that measured both sides; `profile` may be empty."""
     base = gate_record.of(run).base
     if base.python:
-        yield f"profile base: {shell_word(base.python)} -m {profile}"
-        option = f"--base-python {shell_word(base.python)}"
+        in_base, option = f"{shell_word(base.python)} -m {profile}", f"--base-python {shell_word(base.python)}"
     elif base.commit:
-        yield f"profile base: {UNPACK.format(commit=base.commit, command=profile)}"
-        option = f"--base-ref {base.commit}"
+        in_base, option = UNPACK.format(commit=base.commit, command=profile), f"--base-ref {base.commit}"
     else:
-        yield f"profile base: (cd {shell_word(base.name)} && PYTHONPATH=$PWD {profile})"
-        option = f"--base-path {shell_word(base.name)}"
+        name = shell_word(base.name)
+        in_base, option = f"(cd {name} && PYTHONPATH=$PWD {profile})", f"--base-path {name}"
+    if profile:
+        yield f"profile base: {in_base}"
     yield f"repeat: {_gate_of_case(run, row, option)}"
 
 
