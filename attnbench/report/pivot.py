@@ -1,6 +1,7 @@
 """The layout that tables of results share: one axis makes the lines, the arms make the columns."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, product
 from statistics import median
@@ -208,8 +209,12 @@ def caption(rows: Sequence[Row]) -> str:
     """What a cell holds, and what its interval is over."""
     reference = references(rows)
     content = "time of a call" + (f" and speed-up over {reference}, paired by round" if reference else "")
-    intervals = dict.fromkeys(row.interval for row in rows if row.interval)
-    return content + (f"; 95 % intervals are {', '.join(intervals)}" if intervals else "")
+    intervals = Counter(row.interval for row in rows if row.interval)
+    if len(intervals) < 2:
+        return content + "".join(f"; 95 % intervals are {interval}" for interval in intervals)
+    (most, _), *others = intervals.most_common()
+    parts = [most, *(f"of {units.counted(count, 'case')} {interval}" for interval, count in others)]
+    return f"{content}; 95 % intervals are {'; '.join(parts)}"
 
 
 def references(rows: Sequence[Row]) -> str:

@@ -194,7 +194,10 @@ def _shown(empty: Prediction, family: Family, case: Case, row: Row) -> Predictio
     low, high = row.time_low_s or row.seconds, row.time_high_s or row.seconds
     time = PredictedValue(value=row.seconds, low=low, high=high, confidence=0.95, source=Source.MEASURED, cases=1)
     near = tuple(_named(each) for each in family.nearest(sizes, NEAREST))
-    return msgspec.structs.replace(empty, time=time, memory=_memory(family, case, sizes, 0.0), nearest=near)
+    peak = float(row.total_bytes or 0)
+    known = PredictedValue(value=peak, low=peak, high=peak, confidence=0.0, source=Source.MEASURED, cases=1)
+    memory = known if peak else _memory(family, case, sizes, 0.0)
+    return msgspec.structs.replace(empty, time=time, memory=memory, nearest=near)
 
 
 def _from_law(law: CostLaw, sizes: Workload, octaves: float) -> PredictedValue:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from attnbench import cli
+from attnbench.records.result import Result
 from tests.records.test_run_directory import stored
-from tests.studies.test_predict import results
+from tests.studies.test_predict import results, with_memory
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,25 @@ def test_a_table_with_intervals_grounds_and_refused_cases(
     assert "queries 102400, measured 64..2048" in printed
     assert "intervals of laws: 90 %, from the errors of hidden measured cases" in printed
     assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("seq", "cases", "sources", "legend"),
+    [
+        ("512", results(), "measured, unchecked", "with too few measured cases to check it"),
+        ("512", with_memory(1.5), "measured", "memory of a call beyond its inputs, with its outputs"),
+        ("700", with_memory(1.0), "law of 44, formula", "exact in every measured case"),
+        ("700", with_memory(1.5), "law of 44", "and that of the memory where it is another"),
+    ],
+)
+def test_the_sources_of_time_and_memory_are_named_once_where_they_agree(
+    seq: str, cases: Iterator[Result], sources: str, legend: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:  # fmt: skip
+    directory = str(stored(tmp_path / "run", *cases))
+    assert cli.invoke(["predict", directory, "--seq", seq, "--heads", "4", "--mask", "none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.search(rf"[KM]iB +{sources}$", line) for line in lines)
+    assert legend in " ".join(" ".join(lines).split())
 
 
 def test_json_on_stdout_and_in_a_file(run: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from attnbench.attention.problem import Problem
 from attnbench.records.result import Status, sample
 from attnbench.report import summary
 from attnbench.report.formats import markdown
-from attnbench.report.pivot import MARKS, Footnotes, factor, legend, mark, pivot, wide_ties
+from attnbench.report.pivot import MARKS, Footnotes, caption, factor, legend, mark, pivot, wide_ties
 from attnbench.report.terminal import pivot_table
 from attnbench.report.terminal.text_layout import terminal_width
 from tests.golden.made import measured, refused, results
@@ -308,3 +308,16 @@ def test_the_legend_names_the_problems_of_ties_and_the_backend_with_the_wide_int
     first, *_, last = wide_ties(frame.rows_of(cases))
     assert first.startswith("q64 kv64: sdpa:math with flex, whose speed-up over naive is ")
     assert last == "and 1 more ties"
+
+
+def test_intervals_over_restarts_and_within_one_are_counted():
+    """As after a budget that cut the second restart."""
+    lengths = ((64, 2), (128, 2), (256, 2), (512, 1), (1024, 1))
+    measurements = [
+        measured(Problem(seq_q=seq), "naive", 1e-3, restart=restart)
+        for seq, count in lengths
+        for restart in range(count)
+    ]
+    end = "95 % intervals are over 2 restarts"
+    assert caption(rows_of(*measurements)).endswith(f"{end}; of 2 cases within one restart")
+    assert caption(rows_of(*measurements[:6])).endswith(end)

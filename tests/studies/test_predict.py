@@ -125,16 +125,32 @@ def bytes_of(problem: Problem, backend: str = "naive") -> float:
     return backends.load(backend).peak_bytes(case) - cost.input_bytes(problem)
 
 
-@pytest.mark.parametrize(("factor", "source"), [(1.0, Source.FORMULA), (1.5, Source.LAW)])
-def test_memory_is_that_of_the_formula_where_it_was_exact_and_else_of_a_law(factor: float, source: Source) -> None:
-    measured = []
+def with_memory(factor: float) -> Iterator[Result]:
+    """Cases whose memory is this factor times that of the formula."""
     for result in results():
         memory = sample("B", [factor * bytes_of(result.case.problem)])
-        measured.append(samples.result([1e-3] * 3, problem=result.case.problem, samples={
-            "time": result.samples["time"], "total_memory": memory,
-        }))  # fmt: skip
+        fields = {"time": result.samples["time"], "total_memory": memory}
+        yield samples.result([1e-3] * 3, problem=result.case.problem, samples=fields)
+
+
+@pytest.mark.parametrize("count", [1, len(LENGTHS)])
+def test_the_memory_of_a_measured_case_is_what_was_measured(count: int) -> None:
+    problem = Problem(seq_q=64, heads=1)
+    memory = predict(problem, rows_of(list(with_memory(1.5))[:count])).memory
+    assert memory is not None
+    assert (memory.source, memory.value) == (Source.MEASURED, pytest.approx(1.5 * bytes_of(problem)))
+
+
+def test_the_memory_of_a_case_measured_without_it_is_an_unchecked_formula(rows: list[Row]) -> None:
+    memory = predict(Problem(seq_q=64, heads=1), rows).memory
+    assert memory is not None
+    assert memory.source is Source.UNCHECKED
+
+
+@pytest.mark.parametrize(("factor", "source"), [(1.0, Source.FORMULA), (1.5, Source.LAW)])
+def test_memory_is_that_of_the_formula_where_it_was_exact_and_else_of_a_law(factor: float, source: Source) -> None:
     problem = Problem(seq_q=700, heads=3)
-    memory = predict(problem, rows_of(measured)).memory
+    memory = predict(problem, rows_of(list(with_memory(factor)))).memory
     assert memory is not None
     assert memory.source is source
     assert memory.value == pytest.approx(factor * bytes_of(problem), rel=0.02)

@@ -8,6 +8,11 @@ from attnbench.studies.predict import PredictedValue, Prediction, Source
 from attnbench.studies.prediction_check import HeldOut
 
 HEADINGS = ("backend", "time", "interval", "memory", "from")
+SHORT = {Source.ROOFLINE: "roofline", Source.UNCHECKED: "unchecked"}  # longer names break the table
+OF_MEMORY = {
+    Source.FORMULA: "formula: that of the backend, exact in every measured case",
+    Source.UNCHECKED: "unchecked: the formula of the backend, with too few measured cases to check it",
+}
 CHECKED = ("median error", "in the interval", "half-width", "hidden")
 
 
@@ -38,16 +43,16 @@ def _refused_alike(first: Prediction, other: Prediction) -> bool:
 
 def _cells(each: Prediction) -> tuple[str, ...]:
     if each.time is None:
-        return each.arm, "-", "-", "-", "-"
+        return each.arm, *"----"
     memory = units.size(each.memory.value) if each.memory else "-"
     between = units.between(units.seconds(each.time.low), units.seconds(each.time.high))
-    return each.arm, units.seconds(each.time.value), between, memory, _from(each.time)
+    sources = dict.fromkeys(_from(value) for value in (each.time, each.memory) if value)
+    return each.arm, units.seconds(each.time.value), between, memory, ", ".join(sources)
 
 
-def _from(time: PredictedValue) -> str:
-    if time.source is Source.LAW:
-        return f"{time.source.value} of {time.cases}"
-    return "roofline" if time.source is Source.ROOFLINE else time.source.value  # a longer name breaks the table
+def _from(predicted: PredictedValue) -> str:
+    source = predicted.source
+    return f"{source.value} of {predicted.cases}" if source is Source.LAW else SHORT.get(source, source.value)
 
 
 def _below(each: Prediction, width: int) -> Iterator[str]:
@@ -76,8 +81,10 @@ def _legend(predictions: Sequence[Prediction]) -> str:
     if any(time.source is Source.ROOFLINE for time in times):
         texts.append("from the roofline alone: at the share of the roofline that similar cases reach on the measured "
                      "device; the interval goes from the bound to the least of these shares")  # fmt: skip
-    if any(each.memory for each in predictions):
-        texts.append("memory of a call beyond its inputs")
+    if sources := {each.memory.source for each in predictions if each.memory}:
+        texts.append("memory of a call beyond its inputs, with its outputs; from: the source of the time, and that of "
+                     "the memory where it is another")  # fmt: skip
+    texts += [text for source, text in OF_MEMORY.items() if source in sources]
     return "; ".join(texts)
 
 

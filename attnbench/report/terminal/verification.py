@@ -65,7 +65,7 @@ def _tables(tried: Sequence[Result], figures: bool = False) -> Iterator[str]:
             yield from wrap(sentence, terminal_width(), indent=2)
             yield ""
     if tried:
-        yield "error: the largest of out; percentages: largest errors as a share of their bound"
+        yield "error: the largest of out; % and x: the largest errors over their bounds"
         yield ""
 
 
