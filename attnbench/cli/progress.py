@@ -76,18 +76,21 @@ class Plain(Silent):
     """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s peak 5.2 MiB`.
 
     The refusals of the plan are one line: tables show their reasons. Cases that were skipped have a line for each
-    reason, at the end.
+    reason, at the end. Of cases that a backend refuses for one reason the first has a line.
     """
 
     def __init__(self, total: int, name_of: NameOf | None = None) -> None:
         super().__init__(total, name_of)
         self._refused = 0  # without a line yet
         self._skipped: dict[str, set[tuple[str, str]]] = {}  # case and arm, by reason
+        self._unsupported: dict[tuple[str, str], set[str]] = {}  # cases, by arm and reason
 
     def __exit__(self, *_: object) -> None:
         self._print_refused()
         for reason, cases in self._skipped.items():
             self._print(f"{counted(len(cases), 'case')} skipped: {reason}")
+        if more := sum(len(cases) - 1 for cases in self._unsupported.values()):
+            self._print(f"{counted(more, 'more case')} unsupported, for the same reasons")
 
     def result(self, result: Result, remaining_s: float) -> None:
         from attnbench.records.result import Status
@@ -100,8 +103,13 @@ class Plain(Silent):
         super().result(result, remaining_s)
         if result.status is Status.SKIPPED:
             self._skipped.setdefault(result.reason, set()).add((result.case.id, result.arm.id))
-        else:
-            self._print(line(result, self.name_of(result.arm)))
+            return
+        if result.status is Status.UNSUPPORTED:
+            cases = self._unsupported.setdefault((result.arm.id, result.reason), set())
+            cases.add(result.case.id)
+            if len(cases) > 1:
+                return
+        self._print(line(result, self.name_of(result.arm)))
 
     def _show(self, text: str) -> None:
         self._print_refused()

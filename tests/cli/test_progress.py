@@ -90,6 +90,19 @@ def test_cases_that_were_skipped_are_one_line_for_each_reason(capsys: pytest.Cap
     ]  # fmt: skip
 
 
+def test_cases_that_a_backend_refuses_for_one_reason_are_a_line_and_their_number(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refused = [
+        result(problem=Problem(seq_q=seq), reason="sinks unsupported", status=Status.UNSUPPORTED)
+        for seq in (64, 128, 256)
+    ]
+    shown = lines([*refused, result([1e-3])], attrgetter("name"), capsys)
+    assert [each.partition(" b1")[0] for each in shown] == [
+        "[1/4] unsupported", "[4/4] ok", "[4/4] 2 more cases unsupported, for the same reasons",
+    ]  # fmt: skip
+
+
 def test_a_case_that_was_verified_alone_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
     verified = replace(result([1e-3]), samples={})
     (line,) = lines([verified], attrgetter("name"), capsys)
