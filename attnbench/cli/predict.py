@@ -49,10 +49,8 @@ def predict(
     from attnbench.studies import prediction_check, prediction_request
 
     if check and (request.axes or request.suites or request.backend or request.device or extrapolate):
-        raise UsageError(
-            "predict: --check predicts every measured case of the run: leave out shapes, "
-            "--backend, --device and --extrapolate"
-        )
+        rest = "leave out shapes, --backend, --device and --extrapolate"
+        raise UsageError(f"predict: --check predicts every measured case of the run: {rest}")
     stored = output.load(run)
     rows = rows_of(stored.results, arms=stored.manifest.arms)
     measured = prediction_request.measured_rows(stored, rows)

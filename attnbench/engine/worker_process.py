@@ -107,8 +107,7 @@ class Worker:
         # -u: what a kernel prints just before it crashes, or is found wrong, reaches the log.
         command = [executable, "-P", "-u", "-m", "attnbench.worker", str(down_read), str(up_write)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL,
-            stdout=out_write, stderr=out_write,
+            command, stdin=subprocess.DEVNULL, stdout=out_write, stderr=out_write,
             pass_fds=(down_read, up_write),
             env=_environment(arm, len(cpus), self._temporary.name),
             # A relative `file.py:callable` is looked up in the arm's source tree.

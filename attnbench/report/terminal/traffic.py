@@ -52,14 +52,19 @@ def lines(answer: TrafficAnswer, width: int) -> Iterator[str]:
     for each in answer.settings:
         yield from wrap(f"{each.engine}: {each.setting}", width, indent=2) if each.setting else ()
         yield from wrap(each.note, width, indent=2) if each.note else ()
+    for text in _left_out(answer):
+        yield from wrap(text, width, indent=2)
+
+
+def _left_out(answer: TrafficAnswer) -> Iterator[str]:
+    """The backends that did not run every drawn step, those with the same reasons together."""
     together: dict[tuple[int, int, str], list[str]] = {}
     for left_out in answer.totals.policy(PolicyName.SINGLE).excluded:  # those of a phase are among them
         key = (left_out.steps, left_out.of, "; ".join(kinds(left_out.reasons)))
         together.setdefault(key, []).append(left_out.backend)
     for (steps, of, reasons), names in together.items():
         verb = "has" if len(names) == 1 else "have"
-        text = f"{quantities.listed(names)} {verb} no time for {steps} of {units.counted(of, 'drawn step')}: {reasons}"
-        yield from wrap(text, width, indent=2)
+        yield f"{quantities.listed(names)} {verb} no time for {steps} of {units.counted(of, 'drawn step')}: {reasons}"
 
 
 def mix(mix: Mix, width: int, predicted: str = "predicted") -> Iterator[str]:
