@@ -164,11 +164,10 @@ def test_the_outcome_of_a_step(outcomes: list[Outcome], word: StepOutcome) -> No
 
 def test_a_commit_without_the_backend_is_skipped() -> None:
     case = {"case_id": "a", "label": "a", "device": "cpu", "backend": "b", "metric": "status"}
-    broken = Verdict(**case, outcome=Outcome.BROKEN, head_status=Status.UNAVAILABLE)
-    assert (
-        bisect.step_outcome(GateVerdicts(base="", head="", verdicts=(broken,), geomeans={}, margin_source=""))
-        is StepOutcome.SKIP
-    )
+    broken = Verdict(**case, outcome=Outcome.BROKEN, head_status=Status.UNAVAILABLE, reason="no module 'x'")
+    judgement = GateVerdicts(base="", head="", verdicts=(broken,), geomeans={}, margin_source="")
+    assert bisect.step_outcome(judgement) is StepOutcome.SKIP
+    assert bisect.why_skipped(judgement) == "it does not run: no module 'x'"
     broken = Verdict(**case, outcome=Outcome.BROKEN, head_status=Status.ERROR, reason="unavailable in the text")
     assert (
         bisect.step_outcome(GateVerdicts(base="", head="", verdicts=(broken,), geomeans={}, margin_source=""))

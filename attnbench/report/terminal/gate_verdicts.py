@@ -146,14 +146,14 @@ def _metric(verdict: Verdict) -> str:
 def quotient_outside(verdict: Verdict) -> bool:
     """Whether the times of head and base divide to a value outside the interval of their paired ratio.
 
-    Or to a change of the other sign than the one that is printed, which a wide interval may include.
+    Or whether, as printed, they differ in the other direction than the change, which a wide interval may include.
     """
     if verdict.metric != "time_s" or not verdict.base or verdict.head is None or verdict.interval is None:
         return False
+    base, head = (float(f"{value:.3g}") for value in (verdict.base, verdict.head))
     low, high = (1 + end for end in verdict.interval)
-    if printed := round(verdict.change or 0.0, 3):
-        low, high = (low, min(high, 1.0)) if printed < 0 else (max(low, 1.0), high)
-    return stats.quotient_outside(verdict.head, verdict.base, low, high, digits=3)
+    is_opposite = (head - base) * round(verdict.change or 0.0, 3) < 0
+    return is_opposite or stats.quotient_outside(verdict.head, verdict.base, low, high, digits=3)
 
 
 def legend(verdicts: Sequence[Verdict]) -> list[str]:
