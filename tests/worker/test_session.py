@@ -187,7 +187,9 @@ def attend(q, k, v, problem, page_table=None):
 """
 
 
-@pytest.mark.parametrize(("file", "line"), [("paged.py", ""), ("paged_and_sets.py", "torch.set_grad_enabled(False)")])
+@pytest.mark.parametrize(
+    ("file", "line"), [("wrong_in_pages.py", ""), ("wrong_in_pages_and_sets.py", "torch.set_grad_enabled(False)")]
+)
 def test_a_wrong_kernel_with_pages_is_told_what_it_set_and_not_what_attnbench_set(
     file: str, line: str, tmp_path: Path
 ) -> None:
