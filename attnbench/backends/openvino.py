@@ -60,6 +60,11 @@ def opset() -> ModuleType:
     return import_module("openvino.opset13")
 
 
+def capabilities() -> tuple[str, ...]:
+    """What this CPU computes in, as OpenVINO names it: FP32, BF16, ..."""
+    return tuple(library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 def hint(dtype: Dtype, capabilities: tuple[str, ...]) -> str:
     """The precision to ask for: that of the tensors if the CPU has it, else fp32, never a lower one."""
     return "bf16" if dtype is Dtype.BF16 and "BF16" in capabilities else "f32"
@@ -71,7 +76,7 @@ def compiled(model: openvino.Model, problem: Problem, **more: object) -> tuple[o
     import torch
 
     core = ov.Core()
-    precision = hint(problem.dtype, tuple(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+    precision = hint(problem.dtype, capabilities())
     settings: Keywords = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
@@ -272,6 +277,8 @@ def prepare_paged(case: Case, _device: str) -> Prepared:
     from attnbench.attention.inputs import torch_dtype
 
     problem = case.problem
+    if problem.dtype is Dtype.BF16 and "BF16" not in capabilities():
+        raise CaseRefusedError("openvino has no bf16 cache on this CPU, which lacks bf16 instructions: use fp32")
     dtype, kind = torch_dtype(problem.dtype), getattr(ov.Type, _TYPES[problem.dtype])
     cache = cache_of(problem, PAGE_SIZE)
     plan, facts = compiled(paged_model(problem), problem, **dict.fromkeys(CACHE_PRECISIONS, kind))
@@ -393,6 +400,7 @@ BACKENDS = {
             "with a number as window of the aggregated scores, no output is written, or the call fails",
             "a decode can miss the tolerance on `large` inputs (3.3e-5 against 1.0e-5), which is not widened",
             "fp16: the whole cache is converted at every call, and new keys are lost",
+            "bf16 fails on a CPU without bf16 instructions: the cache must be fp32 there",
         ),
         **_COMMON,
     ),

@@ -92,7 +92,7 @@ BACKENDS = {
         traps=(
             "is_causal is aligned to the top left: where seq_q differs from seq_kv the mask is a tensor",
             "the lse that it returns is not always written: it is refused",
-            "in fp16 a last dimension that is not contiguous gives a wrong output; other dtypes are refused",
+            "a last dimension that is not contiguous gives a wrong output, or by CPU and dtype an error",
             "each version belongs to one version of torch: unpinned, pip takes one for another",
         ),
     )

@@ -113,21 +113,25 @@ def test_the_lse_of_zentorch_is_refused():
     assert load("zentorch").objections(case, "cpu") == ["log-sum-exp besides the output unsupported"]
 
 
-@trap("zentorch", "in fp16 a last dimension")
+@trap("zentorch", "a last dimension")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_last_dimension_that_is_not_contiguous_is_read_wrong_in_fp16(dtype):
+def test_a_last_dimension_that_is_not_contiguous_is_read_wrong_or_fails(dtype):
     """Its kernel reads beyond such a tensor: q, k and v are parts of larger ones."""
     import zentorch  # noqa: F401
 
     memory = torch.zeros(3, 1, 2, 64 * 80, 64, dtype=dtype)
     q, k, v = memory[:, :, :, :64].normal_().transpose(-1, -2)
-    attend = torch.ops.zentorch.zentorch_sdpa
-    if dtype is not torch.float16:
-        with pytest.raises(RuntimeError, match="sdpa_direct failed"):
-            attend(q, k, v)
-        return
     right = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    assert not torch.allclose(attend(q, k, v)[0].float(), right, atol=0.1)
+    out, failure = None, ""
+    try:
+        out = torch.ops.zentorch.zentorch_sdpa(q, k, v)[0]
+    except RuntimeError as wrong:  # in bf16 and fp32 on some CPUs
+        failure = str(wrong)
+    if out is None:
+        assert "sdpa_direct failed" in failure
+        assert dtype is not torch.float16
+    else:
+        assert not torch.allclose(out.float(), right, atol=0.1)
 
 
 @trap("zentorch", "each version belongs")

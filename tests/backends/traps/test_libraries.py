@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.attention.problem import Problem
-from attnbench.backends import load
+from attnbench.backends import CaseRefusedError, load
 from attnbench.records.case import Case
 from tests import oracle
 from tests.backends.traps import CROSS, DECODE, SQUARE, TESTED, computed, missing
@@ -45,7 +45,12 @@ def test_a_library_computes_what_it_does_not_refuse(name, dtype):
     for problem in (replace(problem, dtype=dtype) for problem in PROBLEMS):
         if load(name).objections(Case(problem=problem, backend=name), "cpu"):
             continue
-        out, expected = computed(name, problem, oracle.DTYPES[dtype])
+        try:
+            out, expected = computed(name, problem, oracle.DTYPES[dtype])
+        except CaseRefusedError as refusal:
+            if "on this CPU" not in str(refusal):
+                raise
+            pytest.skip(str(refusal))
         assert (out.double() - expected).abs().max() <= oracle.WITHIN[dtype], problem
         computed_problems += 1
     assert computed_problems >= 3 or dtype not in load(name).limits["cpu"].dtypes

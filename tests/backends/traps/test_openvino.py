@@ -151,3 +151,13 @@ def test_a_cache_that_is_converted_at_every_call_is_refused():
     assert load("openvino:paged").objections(Case(problem=problem, backend="openvino:paged"), "cpu")
     with pytest.raises(CaseRefusedError, match="converts the whole cache"):
         computed("openvino:paged", problem, torch.float16)
+
+
+@trap("openvino:paged", "bf16 fails on a CPU")
+def test_a_bf16_cache_is_refused_where_the_cpu_lacks_bf16(monkeypatch):
+    from attnbench.backends import openvino
+
+    monkeypatch.setattr(openvino, "capabilities", lambda: ("FP32", "INT8"))
+    case = Case(problem=replace(DECODE, dtype="bf16"), backend="openvino:paged")
+    with pytest.raises(CaseRefusedError, match="no bf16 cache on this CPU"):
+        load("openvino:paged").prepare(case, "cpu")
