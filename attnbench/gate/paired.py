@@ -11,8 +11,6 @@ from typing import Protocol
 import msgspec
 
 from attnbench import suite, units
-from attnbench.analysis import noise_floor
-from attnbench.analysis.noise_floor import ControlPair, DurationNoise, KernelKind
 from attnbench.attention import inputs
 from attnbench.engine import plan, sweep
 from attnbench.engine.group_runner import RunSettings
@@ -20,12 +18,12 @@ from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Observer, PlanRunner, Runner
 from attnbench.engine.sweep import Request, StartRunner, Sweep
 from attnbench.errors import StoreError, UsageError
-from attnbench.gate import changed, evidence, judgement, machine_lock, record, rule, significance
+from attnbench.gate import changed, evidence, judgement, known_noise, machine_lock, record, rule, significance
 from attnbench.gate.evidence import BASE, CONTROL, HEAD
 from attnbench.gate.judgement import GateVerdicts
-from attnbench.gate.record import ChangedCases, GateRecord, MachineNoise, Settings
+from attnbench.gate.record import ChangedCases, GateRecord, Settings
 from attnbench.gate.trees import Revision
-from attnbench.machine import hardware, identity
+from attnbench.machine import hardware
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import Arm
 from attnbench.records.case import Case
@@ -177,8 +175,8 @@ def measure(
     manifest = sweep.manifest(ready, datetime.now(UTC), command)
     gate = GateRecord(
         base=_anonymous(base), head=_anonymous(head), settings=_settings(ready.request),
-        today=today or datetime.now(UTC).date(), noise=machine_noise(manifest.fingerprint, whole.arms), seeds={},
-        changed=chosen_cases,
+        today=today or datetime.now(UTC).date(), noise=known_noise.machine_noise(manifest.fingerprint, whole.arms),
+        seeds={}, changed=chosen_cases,
     )  # fmt: skip
     arms = tuple(map(_symbolic, whole.arms))
     manifest = msgspec.structs.replace(manifest, arms=arms, planned=whole.cases, gate=gate.stored())
@@ -195,7 +193,7 @@ def measure(
     verdicts = judgement.judge(run)
     note = ""
     try:
-        add_to_noise_floor(run, gate)
+        known_noise.add(run, gate)
     except StoreError as wrong:  # a read-only home directory, as containers have, changes no verdict
         note = f"the noise floor of this machine is not updated: {wrong}"
     return GateRun(run=run, judgement=verdicts, interrupted=stages.interrupted, note=note)
@@ -363,40 +361,3 @@ def _settings(request: Request) -> Settings:
     """The last `[gate]` table among the suites of head."""
     suites = [loaded for loaded in map(suite.load, request.suites) if loaded.gate]
     return [record.DEFAULT_SETTINGS, *(record.read_settings(each.gate, each.gate_file) for each in suites)][-1]
-
-
-def machine_noise(fingerprint: str, arms: Sequence[Arm]) -> MachineNoise:
-    """What is known of the noise of this machine, on the devices of these arms and for the kinds of their kernels."""
-    devices = dict.fromkeys(arm.device for arm in arms)
-    factors = [noise_floor.factor(noise_floor.load(fingerprint, device)) for device in devices]
-    factor, runs = max(factors, default=(0.0, 0))
-    names = dict.fromkeys(arm.backend for arm in arms)
-    user_backends = tuple(name for name in names if noise_floor.kernel_kind(name) is KernelKind.USER)
-    user: dict[float, DurationNoise] = {}  # the noisiest device counts, as for the machine
-    for device in devices if user_backends else ():
-        for entry in noise_floor.factors(noise_floor.load(fingerprint, device, KernelKind.USER)):
-            before = user.setdefault(entry.shortest_s, entry)
-            user[entry.shortest_s] = max(before, entry, key=lambda noise: (noise.factor, noise.runs))
-    return MachineNoise(
-        factor=factor, runs=runs, resolution_s=time.get_clock_info("perf_counter").resolution,
-        user_backends=user_backends, user=tuple(user.values()),
-    )  # fmt: skip
-
-
-def add_to_noise_floor(run: Run, gate: GateRecord) -> None:
-    """Add the A/A controls of this run, and head where it equals base, to what is known of the machine."""
-    torch, measured_at = _torch(run), run.manifest.created_at
-    pairs: list[ControlPair] = []
-    for pair in evidence.pairings(run.results):
-        for control in (pair.control, pair.head if gate.base == gate.head else None):
-            if control and pair.base:
-                effects = evidence.effects(control, pair.base)
-                pairs += filter(None, [noise_floor.of_effects(control, effects, measured_at, torch)])
-    if pairs:
-        noise_floor.add(run.manifest.fingerprint, pairs)
-
-
-def _torch(run: Run) -> str:
-    """The version of torch that the arms of a run had."""
-    versions = (environment.packages.get("torch") for environment in run.manifest.environments.values())
-    return next(filter(None, versions), "") or identity.packages().get("torch", "")

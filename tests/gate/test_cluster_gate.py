@@ -15,7 +15,7 @@ from attnbench.engine.cluster.slot_process import GroupMeasured
 from attnbench.engine.group import Group
 from attnbench.engine.runner import SilentObserver
 from attnbench.engine.sweep import Request
-from attnbench.gate import evidence, paired
+from attnbench.gate import evidence, known_noise, paired
 from attnbench.gate.paired import GateRun
 from attnbench.gate.trees import Revision
 from attnbench.records.result import Environment, Outcome, Result, Status, sample
@@ -112,5 +112,5 @@ def test_the_cases_of_a_node_that_is_lost_are_judged_on_another(tmp_path: Path) 
 def test_a_gate_of_head_against_itself_is_kept_for_the_classes_of_the_cluster(tmp_path: Path) -> None:
     same = replace(HEAD)
     ended = measured(GateCluster(node("a")), tmp_path, base=same)
-    floor = paired.machine_noise(ended.run.manifest.fingerprint, ended.run.manifest.arms)
+    floor = known_noise.machine_noise(ended.run.manifest.fingerprint, ended.run.manifest.arms)
     assert floor.runs > 0

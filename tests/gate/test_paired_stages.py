@@ -19,7 +19,7 @@ from attnbench.engine.plan import Plan
 from attnbench.engine.runner import Runner, SilentObserver
 from attnbench.engine.sweep import Request, Sweep
 from attnbench.errors import UsageError
-from attnbench.gate import evidence, judgement, paired, record, significance
+from attnbench.gate import evidence, judgement, known_noise, paired, record, significance
 from attnbench.gate.paired import GateRun
 from attnbench.gate.trees import Revision
 from attnbench.machine import hardware
@@ -262,7 +262,7 @@ def test_head_against_itself_shows_the_resolution_of_the_machine(
 def test_a_gate_without_controls_says_nothing_of_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run = gated(*lines())
-    paired.add_to_noise_floor(run, record.of(run))
+    known_noise.add(run, record.of(run))
     assert list(tmp_path.iterdir()) == []
 
 

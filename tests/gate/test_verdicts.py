@@ -16,7 +16,7 @@ import pytest
 from attnbench import cli
 from attnbench.attention.problem import Problem
 from attnbench.errors import Exit, NotComparableError, UsageError
-from attnbench.gate import judgement, paired
+from attnbench.gate import judgement, known_noise
 from attnbench.gate import record as gate_record
 from attnbench.gate.record import DEFAULT_SETTINGS
 from attnbench.records import run_writer
@@ -209,13 +209,13 @@ def test_without_enough_runs_users_kernels_are_judged_by_the_shared_noise(user: 
 def test_a_gate_adds_its_controls_to_the_noise_of_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run = gated(*lines(backend="k.py:attend", twin=1.5), *lines(twin=1.01))
-    paired.add_to_noise_floor(run, gate_record.of(run))
+    known_noise.add(run, gate_record.of(run))
     arms = [Arm(backend=name, device="cpu:threads=1") for name in ("k.py:attend", "naive")]
-    noise = paired.machine_noise("f", arms)
+    noise = known_noise.machine_noise("f", arms)
     assert noise.runs == 1
     assert noise.user_backends == ("k.py:attend",)
     assert [(entry.shortest_s, entry.runs) for entry in noise.user] == [(1e-3, 1)]
-    assert paired.machine_noise("f", arms[1:]).user == ()
+    assert known_noise.machine_noise("f", arms[1:]).user == ()
 
 
 def test_a_time_that_cannot_be_computed_with_leaves_the_case_open() -> None:
