@@ -185,7 +185,9 @@ def wide_ties(rows: Sequence[Row]) -> list[str]:
                 over = names.get(unsure.reference or "", "the reference")
                 tie = f"{other.arm_name} with {unsure.arm_name}, whose speed-up over {over} {ends}"
                 texts.append(f"{where}: {tie}" if where else tie)
-    return texts[:MAX_TIES] + ([f"and {len(texts) - MAX_TIES} more ties"] if len(texts) > MAX_TIES else [])
+    return texts[:MAX_TIES] + (
+        [f"and {units.counted(len(texts) - MAX_TIES, 'more tie')}"] if len(texts) > MAX_TIES else []
+    )
 
 
 def _width(row: Row) -> float:

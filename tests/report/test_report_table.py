@@ -307,7 +307,7 @@ def test_the_legend_names_the_problems_of_ties_and_the_backend_with_the_wide_int
     ]
     first, *_, last = wide_ties(frame.rows_of(cases))
     assert first.startswith("q64 kv64: sdpa:math with flex, whose speed-up over naive is ")
-    assert last == "and 1 more ties"
+    assert last == "and 1 more tie"
 
 
 def test_intervals_over_restarts_and_within_one_are_counted():
