@@ -34,10 +34,12 @@ def lines(series: Mapping[str, Trend], as_json: bool, single: bool = False) -> I
 
 
 def _summary(case: str, values: Trend) -> str:
-    """`naive@cpu: 10.0 ms -> 11.0 ms* over 9 points (* with uncommitted changes: 2)`."""
+    """`naive@cpu: 10.0 ms -> 11.0 ms* over 9 points (* with uncommitted changes: 2)`; of one point its time."""
     first, last = (f"{units.seconds(seconds)}{MARK * point.dirty}" for point, seconds in (values[0], values[-1]))
     dirty = _dirty(values)
     note = f" ({MARK} with uncommitted changes: {dirty})" if dirty else ""
+    if len(values) == 1:
+        return f"{case}: {first} in the only run, no trend yet{note}"
     return f"{case}: {first} -> {last} over {units.counted(len(values), 'point')}{note}"
 
 
