@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ from attnbench.units import counted
 
 if TYPE_CHECKING:
     from attnbench.records.arm import Arm
-    from attnbench.records.result import Result
+    from attnbench.records.result import Result, Status
 
 
 NameOf = Callable[["Arm"], str]  # the name of an arm beside the others that are measured
+AS_BEFORE = "as in an earlier restart"
 
 
 def observer(style: str, total: int, name_of: NameOf | None = None) -> Plain | Bar | Silent:
@@ -73,26 +75,33 @@ class Silent:
 
 
 class Plain(Silent):
-    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1% 245 GFLOP/s peak 5.2 MiB`.
+    """`[27/40] ok b1 h8 q1024 kv1024 d64 causal fp32 fwd sdpa:flash 8.78 ms +-1.00 % 245 GFLOP/s peak 5.2 MiB`.
 
     The refusals of the plan are one line: tables show their reasons. Cases that were skipped have a line for each
-    reason, at the end. Of cases that a backend refuses for one reason the first has a line.
+    reason, at the end. Of cases that a backend refuses for one reason the first has a line. What fails in further
+    restarts for the same reason refers to the first.
     """
 
     def __init__(self, total: int, name_of: NameOf | None = None) -> None:
         super().__init__(total, name_of)
         self._refused = 0  # without a line yet
         self._skipped: dict[str, set[tuple[str, str]]] = {}  # case and arm, by reason
-        self._unsupported: dict[tuple[str, str], set[str]] = {}  # cases, by arm and reason
+        self._unfit: dict[tuple[Status, str, str], set[tuple[str, str]]] = {}  # case and device, by backend and reason
+        self._failed: set[tuple[str, str, str]] = set()  # case, arm and reason
 
     def __exit__(self, *_: object) -> None:
         self._print_refused()
         for reason, cases in self._skipped.items():
             self._print(f"{counted(len(cases), 'case')} skipped: {reason}")
-        if more := sum(len(cases) - 1 for cases in self._unsupported.values()):
-            self._print(f"{counted(more, 'more case')} unsupported, for the same reasons")
+        more: Counter[str] = Counter()
+        for (status, _backend, _reason), cases in self._unfit.items():
+            more[status.value] += len(cases) - 1
+        for word, count in (+more).items():
+            self._print(f"{counted(count, 'more case')} {word}, for the same reasons")
 
     def result(self, result: Result, remaining_s: float) -> None:
+        from msgspec.structs import replace
+
         from attnbench.records.result import Status
 
         if not result.group:  # of the plan
@@ -104,11 +113,16 @@ class Plain(Silent):
         if result.status is Status.SKIPPED:
             self._skipped.setdefault(result.reason, set()).add((result.case.id, result.arm.id))
             return
-        if result.status is Status.UNSUPPORTED:
-            cases = self._unsupported.setdefault((result.arm.id, result.reason), set())
-            cases.add(result.case.id)
-            if len(cases) > 1:
+        if result.status in (Status.UNSUPPORTED, Status.UNAVAILABLE):
+            cases = self._unfit.setdefault((result.status, result.arm.backend, result.reason), set())
+            is_first = not cases
+            cases.add((result.case.id, result.arm.device))
+            if not is_first:
                 return
+        elif result.reason:
+            failure = result.case.id, result.arm.id, result.reason
+            result = replace(result, reason=AS_BEFORE) if failure in self._failed else result
+            self._failed.add(failure)
         self._print(line(result, self.name_of(result.arm)))
 
     def _show(self, text: str) -> None:

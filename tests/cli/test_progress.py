@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,6 +21,8 @@ from attnbench.engine.verify_only import Verification
 from attnbench.records.arm import Arm
 from attnbench.records.result import Result, Status, sample
 from tests.samples import result
+
+ABSENT: dict[str, Any] = {"status": Status.UNAVAILABLE, "reason": "no file 'k.py'"}
 
 
 def lines(results: list[Result], name_of: progress.NameOf, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -100,6 +103,35 @@ def test_cases_that_a_backend_refuses_for_one_reason_are_a_line_and_their_number
     shown = lines([*refused, result([1e-3])], attrgetter("name"), capsys)
     assert [each.partition(" b1")[0] for each in shown] == [
         "[1/4] unsupported", "[4/4] ok", "[4/4] 2 more cases unsupported, for the same reasons",
+    ]  # fmt: skip
+
+
+def test_the_reason_of_a_side_that_is_unavailable_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A gate measures base, its control and head in every restart, where base lacks the kernel."""
+    results = [
+        replace(result(**fields), arm=Arm(backend="k.py:f", device="cpu", copy=copy), restart=restart)
+        for restart in range(3)
+        for copy, fields in ((1, ABSENT), (2, {"values": [1e-3]}), (3, ABSENT))
+    ]
+    shown = lines(results, _side_of, capsys)
+    assert [each.partition(" b1")[0] for each in shown] == ["[1/9] unavailable", "[2/9] ok", "[5/9] ok", "[8/9] ok"]
+    assert shown[0].endswith(" k.py:f base: no file 'k.py'")
+
+
+def test_a_backend_that_is_unavailable_is_a_line_and_the_number_of_its_further_cases(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = [result(problem=Problem(seq_q=seq), restart=restart, **ABSENT) for seq in (64, 128) for restart in (0, 1)]
+    first, more = lines(results, attrgetter("name"), capsys)
+    assert first.endswith(": no file 'k.py'")
+    assert more == "[4/4] 1 more case unavailable, for the same reasons"
+
+
+def test_a_failure_of_every_restart_has_its_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
+    restarts = [result(reason=reason, restart=n) for n, reason in enumerate(("out: 0.3", "out: 0.3", "out: 0.4"))]
+    shown = lines([*restarts, result(backend="other", reason="out: 0.3")], attrgetter("name"), capsys)
+    assert [each.partition(" fwd ")[2] for each in shown] == [
+        "naive: out: 0.3", "naive: as in an earlier restart", "naive: out: 0.4", "other: out: 0.3",
     ]  # fmt: skip
 
 
