@@ -75,6 +75,20 @@ def test_show_failed_lists_the_traces(tmp_path: Path, attnbench_command: Command
     assert "Traceback: look" in shown
 
 
+def test_show_failed_and_skipped_are_json_lines_too(tmp_path: Path, attnbench_command: Command) -> None:
+    refused = result(reason="no sinks", status=Status.UNSUPPORTED, problem=Problem(seq_q=48))
+    again = result(
+        backend="mine.py:f", problem=BAD.case.problem, restart=1, reason="again", facts={"log": "last words"}
+    )
+    path = stored(tmp_path / "run", OK, BAD, again, refused, impossible=(("seq=0", "no rows"),))
+    (record,) = map(json.loads, attnbench_command("show", "--failed", "--json", str(path)).stdout.splitlines())
+    assert (record["status"], record["reason"], record["backend"]) == ("error", "prepare: look", "mine.py:f")
+    assert (record["trace"], record["log"], record["type"]) == ("Traceback: look", "last words", "case")
+    skipped = attnbench_command("show", "--skipped", "--json", str(path)).stdout.splitlines()
+    assert [json.loads(line)["reason"] for line in skipped] == ["prepare: look", "no sinks", "no rows"]
+    assert attnbench_command("show", "--failed", "--json", str(stored(tmp_path / "ok", OK))).stdout == ""
+
+
 def test_the_report_repeats_the_command_that_started_the_run(tmp_path: Path) -> None:
     path = stored(tmp_path / "run", OK, command="attnbench run --seq 64")
     stored(path, command="")  # a resume

@@ -1,12 +1,14 @@
 """JSON Lines: one object for each (case, arm), then one summary; docs/formats.md lists the keys, which are stable."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from attnbench.analysis.rows import Row, Value
+from attnbench.records.result import Facts, Result
+from attnbench.report.terminal.failures import DETAILS, is_listed
 
 T = TypeVar("T")
 KEYS = (
@@ -25,6 +27,19 @@ def record(row: Row, metrics: Sequence[str] = ()) -> dict[str, Value]:
 def impossible(text: str, reason: str) -> dict[str, Value]:
     """A cell of the suite that makes no valid problem: planned, and skipped."""
     return {"type": "case", **dict.fromkeys(KEYS), "label": text, "status": "skipped", "reason": reason}
+
+
+def failures(rows: Iterable[Row], results: Iterable[Result]) -> Iterator[Mapping[str, object]]:
+    """The failed cases, each with the first trace and log of its restarts where there is one."""
+    failed: dict[tuple[str, str], Facts] = {}
+    for result in results:
+        if is_listed(result):
+            details = {name: result.facts[name] for name in DETAILS if name in result.facts}
+            key = result.case.id, result.arm.id
+            failed[key] = details | failed.get(key, {})
+    for row in rows:
+        if (row.case_id, row.arm) in failed:
+            yield record(row) | failed[row.case_id, row.arm]
 
 
 def line(value: Mapping[str, object]) -> str:

@@ -18,7 +18,7 @@ def text(results: Sequence[Result]) -> Iterator[str]:
     """The groups of failures, each with its cases, and the trace and log of the first."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        if result.status.failed or "trace" in result.facts:
+        if is_listed(result):
             key = result.arm.id, result.status.value, without_numbers(result.reason)
             groups.setdefault(key, []).append(result)
     names = distinct_names(result.arm for result in results)
@@ -28,6 +28,11 @@ def text(results: Sequence[Result]) -> Iterator[str]:
         yield from _group(failed, arm_name(failed[0], names), shared)
     if not groups:
         yield NONE
+
+
+def is_listed(result: Result) -> bool:
+    """Whether it failed, or has the trace of an exception."""
+    return result.status.failed or "trace" in result.facts
 
 
 def _all_failures(failed: Sequence[Result], beside: Sequence[Result]) -> bool:
