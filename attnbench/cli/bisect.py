@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +48,8 @@ def bisect(
     commits = study.commits(good, bad)
     ready, budget_s = running.prepare_gate(request, case)
     quiet = options.global_options(context).quiet
+    if not quiet:
+        print(_headline(ready, good, bad, commits, budget_s), file=sys.stderr)
 
     def judge(commit: str) -> GateVerdicts:
         return _judge(ready, good, commit, budget_s, quiet)
@@ -64,6 +68,24 @@ def bisect(
     print(f"the first bad commit is one of {len(result.suspects)}; all but the last cannot be judged:")
     print(*(f"  {trees.subject(commit)}" for commit in result.suspects), sep="\n")
     return Exit.INCONCLUSIVE
+
+
+def _headline(ready: Sweep, good: str, bad: str, commits: Sequence[str], budget_s: float) -> str:
+    """What is compared, and in how many steps: one for BAD, then each halves the commits that are left."""
+    from attnbench.cli import output
+    from attnbench.gate import judgement
+    from attnbench.units import about, counted
+
+    steps = 1 + math.ceil(math.log2(len(commits)))
+    within = "" if math.isinf(budget_s) else f", each within {about(budget_s)}"
+    parts = [
+        f"bisect {ready.name}",
+        judgement.sides(good, bad),
+        f"{counted(len(commits), 'commit')} in about {counted(steps, 'step')}{within}",
+        counted(ready.plan.cases, "case"),
+        ", ".join(device.text for device in ready.devices),
+    ]
+    return "\n".join([output.machine(ready), " · ".join(parts)])
 
 
 def _judge(ready: Sweep, good: str, commit: str, budget_s: float, quiet: bool) -> GateVerdicts:

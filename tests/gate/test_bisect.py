@@ -116,7 +116,14 @@ def test_the_commit_that_made_it_slow_is_named(
     captured = capsys.readouterr()
     assert "first bad: " in captured.out
     assert "number 2" in captured.out
+    machine, headline, first, *_ = captured.err.splitlines()
+    assert machine.startswith("attnbench ")
+    compared = f"bisect custom · HEAD against {repository[0]} · 3 commits in about 3 steps, each within 5 min"
+    assert headline.startswith(f"{compared} · 1 case · ")
+    assert first.startswith("bad ")
     assert "good " in captured.err
+    assert cli.invoke(["-q", "bisect", repository[0], "HEAD", *options]) == 0
+    assert capsys.readouterr().err == ""
     assert cli.invoke(["bisect", repository[0], repository[1], *options]) == 0
     assert capsys.readouterr().out == f"{repository[1]} is not slower than {repository[0]}: nothing to look for\n"
     assert cli.invoke(["bisect", repository[0], "HEAD", *options, "--case", "nothing"]) == 2
@@ -138,7 +145,7 @@ def test_a_bad_commit_that_cannot_be_judged_is_not_called_as_fast(
     out, err = capsys.readouterr()
     why = "undecided in 1 of 2 cases: a: too noisy"
     assert out == f"HEAD cannot be judged against {repository[0]}, so no commit is searched for: {why}\n"
-    assert err.startswith("skip ")
+    assert err.splitlines()[2].startswith("skip ")
     assert err.endswith(f" number 3: {why}\n")
     nothing = GateVerdicts(base="", head="", verdicts=(), geomeans={}, margin_source="")
     assert bisect.why_skipped(nothing) == "nothing was measured"
