@@ -172,12 +172,11 @@ def _wrapped(texts: Iterable[str], stream: TextIO) -> None:
 def next_command(run: Run) -> str:
     """The command to type after a run: `show --failed` after failures, what continues it after a cut, else `report`."""
     name = run_directory.name_of(run.path, run_directory.results_root())
-    command = ["report"]
     if any(result.status.failed for result in run.results):
-        command = ["show", "--failed"]
-    elif run.unmeasured or any(result.cause is Cause.BUDGET for result in run.results):
-        return run_directory.continuing(run.manifest, run.path, name)
-    return shlex.join(["attnbench", *command, name])
+        return shlex.join(["attnbench", "show", "--failed", name])
+    lacks_cases = run.unmeasured or any(result.cause is Cause.BUDGET for result in run.results)
+    continuing = run_directory.continuing(run.manifest, run.path, name) if lacks_cases else ""
+    return continuing or shlex.join(["attnbench", "report", name])
 
 
 def headline(sweep: Sweep, rest: Rest) -> None:

@@ -70,6 +70,11 @@ class Manifest(Record, frozen=True, kw_only=True):
         return self.fingerprint == other.fingerprint and (not (self.node and other.node) or self.node == other.node)
 
     @property
+    def is_merged(self) -> bool:
+        """Whether `merge` made it of several runs. Its request is that of the first, its command joins theirs."""
+        return " && " in self.command
+
+    @property
     def on_cluster(self) -> bool:
         """Whether a cluster measured it: its nodes have classes of hardware."""
         return any(facts.get("hardware") for facts in self.nodes.values())
@@ -107,9 +112,14 @@ def with_directory(words: Sequence[str], path: Path) -> str:
 
 
 def continuing(manifest: Manifest, path: Path, name: str = "") -> str:
-    """The command that measures what a stopped run lacks. `name`: by which `run --resume` finds it."""
+    """The command that measures what a stopped run lacks; empty for a merged one, which none continues.
+
+    `name`: by which `run --resume` finds it.
+    """
+    if manifest.is_merged:
+        return ""
     if REPLAY_TAG in manifest.tags:
-        first = re.split(r"\n| && ", manifest.command)[0]  # parts of a continued run, and merged runs, add theirs
+        first = manifest.command.partition("\n")[0]  # parts of a continued run add theirs
         return with_directory(shlex.split(first), path)
     return shlex.join(["attnbench", "run", "--resume", name or str(path), *engine_options(manifest)])
 

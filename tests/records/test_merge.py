@@ -86,6 +86,23 @@ def test_results_of_another_machine_are_marked(tmp_path: Path) -> None:
     assert marks == {"cpu:threads=1": None, "cuda:0": "xyz"}
 
 
+def test_a_merged_run_is_not_resumed_by_the_request_of_its_first_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [
+        run(tmp_path, name, result, command=f"attnbench run --seq {seq}", request={"axes": {"seq": str(seq)}})
+        for name, seq, result in (("a", 16, at(16)), ("b", 32, cut(32)))
+    ]
+    merge.merge(parts, tmp_path / "both")
+    assert cli.invoke(["run", "--resume", str(tmp_path / "both")]) == 2
+    refused = "merged from several runs, each with its own options: resume those, and merge again"
+    assert refused in capsys.readouterr().err
+    assert cli.invoke(["show", str(tmp_path / "both")]) == 0
+    assert f"next: attnbench report {tmp_path / 'both'}\n" in capsys.readouterr().out
+    assert cli.invoke(["show", str(tmp_path / "b")]) == 0
+    assert f"next: attnbench run --resume {tmp_path / 'b'}\n" in capsys.readouterr().out
+
+
 def on_node(tmp_path: Path, name: str, *results: Result, cpu: str = "EPYC", **fields: Any) -> Run:
     """A run of a machine that the tag `node` names; all have one fingerprint."""
     return run(tmp_path, name, *results, tags={"node": name, "who": "ci"}, machine={"cpu": cpu}, **fields)

@@ -39,10 +39,12 @@ def test_a_replay_is_continued_by_its_first_command_and_other_runs_by_their_name
     first = "attnbench replay 'a trace' --model config.json"
     tags = {run_directory.REPLAY_TAG: "which"}
     path = Path("results/run")
-    parts = (f"{first}\n{first} --out results/run", f"{first} --out results/run", f"{first} && {first} -o b")
+    parts = (f"{first}\n{first} --out results/run", f"{first} --out results/run")
     for command in (first, *parts):
         assert run_directory.continuing(manifest(tags=tags, command=command), path) == f"{first} --out results/run"
     named = manifest(tags=tags, command=f"{first} -o elsewhere")
     assert run_directory.continuing(named, path) == f"{first} -o elsewhere"
     assert run_directory.continuing(manifest(), path) == "attnbench run --resume results/run"
     assert run_directory.continuing(manifest(), path, "last") == "attnbench run --resume last"
+    for of_parts in ({}, tags):
+        assert run_directory.continuing(manifest(tags=of_parts, command=f"{first} && {first} -o b"), path) == ""
