@@ -62,6 +62,10 @@ def main(request: Request, how: RunOptions, shared: GlobalOptions, origins: Mapp
 def _stored_request(directory: Path, request: Request, engine: str) -> Request:
     """The request of the run. Options that differ from it would be ignored without notice, so they are refused."""
     manifest = run_directory.read_manifest(directory)
+    if manifest.is_merged:
+        raise UsageError(
+            f"--resume {directory}: merged from several runs, each with its own options: resume those, and merge again"
+        )
     if run_directory.REPLAY_TAG in manifest.tags:
         again = run_directory.continuing(manifest, directory)
         raise UsageError(f"--resume {directory}: it replays a trace; continue it with: {again}")
@@ -128,7 +132,7 @@ def _already_measured(run: Run) -> str:
 def _larger_budget(ready: Sweep, outcome: FinishedSweep, how: RunOptions) -> str:
     """Where the budget is too short for every case that is left: say so; the command with one that is not."""
     needed_s, budget_s = outcome.smallest_budget_s, ready.settings.budget_s
-    if not outcome.unmeasured or budget_s is None or needed_s <= budget_s:
+    if not outcome.unmeasured or budget_s is None or (needed_s <= budget_s and not outcome.idle):
         return ""
     note, options = larger_budget(budget_s, needed_s)
     again = command() if how.no_save else shlex.split(resume_command(outcome.run.path, how))

@@ -1,7 +1,7 @@
 """One sweep from request to stored run: what `attnbench run` does, callable from Python."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,7 +70,8 @@ class FinishedSweep(msgspec.Struct, frozen=True, kw_only=True):
     run: run_directory.Run
     ending: Ending
     unmeasured: int = 0  # cases that a resume would measure
-    smallest_budget_s: float = 0.0  # within which it measures one of them
+    smallest_budget_s: float = 0.0  # within which it measures one of them, by prediction
+    idle: bool = False  # nothing was measured, though cases were left
     already_measured: bool = False  # the run held every case before
 
 
@@ -195,7 +196,7 @@ def run(
             if sweep.machine is None:
                 speeds.save(writer.manifest.fingerprint, runner.forecast.speeds)
     finished = FinishedSweep(run=run_directory.read(path), ending=ending, already_measured=already_measured)
-    return _with_rest(finished, sweep.plan, runner)
+    return _with_rest(finished, sweep.plan, runner, done | {refusal.key for refusal in refusals})
 
 
 class _Store:
@@ -212,13 +213,16 @@ class _Store:
         self._writer.append(results)
 
 
-def _with_rest(finished: FinishedSweep, planned: Plan, runner: PlanRunner) -> FinishedSweep:
-    """With what a resume would measure."""
+def _with_rest(
+    finished: FinishedSweep, planned: Plan, runner: PlanRunner, done_before: Collection[Key]
+) -> FinishedSweep:
+    """With what a resume would measure. `done_before`: the keys that were not to be measured."""
     done = run_directory.done_keys(finished.run, retry_failed=False)
     groups = planned.without(done, range(runner.settings.restarts))
     budget_s = smallest_budget_s(groups, runner.forecast, len(resources.available_cores()))
     unmeasured = sum(len(group.arms) for group in groups)
-    return msgspec.structs.replace(finished, unmeasured=unmeasured, smallest_budget_s=budget_s)
+    idle = bool(unmeasured) and done <= frozenset(done_before)
+    return msgspec.structs.replace(finished, unmeasured=unmeasured, smallest_budget_s=budget_s, idle=idle)
 
 
 def new_directory(sweep: Sweep, now: datetime) -> Path:

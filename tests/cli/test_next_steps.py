@@ -8,16 +8,19 @@ import shlex
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from attnbench.attention.problem import Problem
 from attnbench.cli import output, running, verify
 from attnbench.cli.run_options import RunOptions
 from attnbench.cli.running import resume_command
 from attnbench.engine import sweep
-from attnbench.engine.runner import Ending
+from attnbench.engine.group import Group
+from attnbench.engine.runner import Ending, SilentObserver
 from attnbench.engine.sweep import Request
 from attnbench.engine.verify_only import Verification
 from attnbench.records import run_directory, speeds
+from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Result, Status
 from attnbench.report import pages
 from attnbench.report.formats import markdown
@@ -26,6 +29,7 @@ from attnbench.units import about
 from tests.conftest import Command
 from tests.records.test_run_directory import stored
 from tests.samples import result
+from tests.simulated_runner import SimulatedRunner
 
 OK = result([1.0])
 BAD = result(backend="mine.py:f", problem=Problem(seq_q=32), reason="prepare: look", facts={"trace": "Traceback: look"})
@@ -230,6 +234,29 @@ def test_a_suggested_budget_says_where_it_is_from(needed_s: float, words: str) -
     note, options = running.larger_budget(3.0, needed_s)
     assert note == f"the budget of 3.00 s is too short for each case that is left; {words}"
     assert " ".join(options) in note
+
+
+class CutLonger(SimulatedRunner):
+    """The budget ends before the second length, whatever was predicted."""
+
+    def _result(self, group: Group, arm: Arm, restart: int) -> Result:
+        measured = super()._result(group, arm, restart)
+        cut = {"status": Status.SKIPPED, "reason": "budget", "cause": Cause.BUDGET, "samples": {}}
+        return replace(measured, **cut) if group.problem.seq_q == 96 else measured
+
+
+def test_a_resume_that_measures_nothing_names_a_larger_budget_though_the_prediction_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    axes = {"seq": "64,96", "mask": "none"}
+    ready = sweep.prepare(Request(axes=axes, backend="naive", device="cpu:threads=1", budget="1h"))
+    following = []
+    for _ in range(2):
+        ended = sweep.run(ready, SilentObserver(), directory=tmp_path / "run", start=CutLonger)
+        following.append(running._larger_budget(ready, ended, RunOptions()))
+    assert following == ["", f"attnbench run --resume {tmp_path / 'run'} --budget 7200s"]
+    assert "try --budget 7200s, twice as much, since a case took longer than was predicted\n" in capsys.readouterr().err
 
 
 def test_a_gate_with_a_failed_case_leads_to_its_trace(tmp_path: Path, attnbench_command: Command) -> None:
