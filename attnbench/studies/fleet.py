@@ -59,6 +59,7 @@ class HardwareModel(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeReport, ...]  # the slowest first
     alone: tuple[str, ...] = ()  # nodes that share no case with another one
     classes: tuple[str, ...] = ()  # of hardware in a cluster, as --hardware names them
+    alike: int = 0  # nodes that are runs without a tag, with one fingerprint: they may be one machine
 
     @property
     def spread(self) -> float | None:
@@ -79,6 +80,7 @@ class _Unit:
 
     def __init__(self, node: str, model: str, index: int) -> None:
         self.node, self.model, self.index = node, model, index
+        self.fingerprint = ""  # where nothing else identifies the machine
         self.hardware: set[str] = set()
         self.times: dict[str, dict[str, float]] = {}
         self.rates: dict[str, dict[str, dict[str, float]]] = {name: {} for name in RATES}
@@ -124,7 +126,8 @@ def fleet(runs: Iterable[Run], margin: float = MARGIN, *, by_fingerprint: bool =
     """The nodes of the runs by hardware model. A node is flagged if its interval lies beyond the margin.
 
     A run on a cluster names the node of each result. Any other run is of the machine that its tag `node` names, else of
-    one of its own; `by_fingerprint`: of the one with its fingerprint, as runs of two versions of a kernel are.
+    the one with its GPUs, else of one of its own; `by_fingerprint`: of the one with its fingerprint, as runs of two
+    versions of a kernel are.
     """
     models: dict[str, list[_Unit]] = {}
     for unit in _units(runs, by_fingerprint):
@@ -137,7 +140,8 @@ def _units(runs: Iterable[Run], by_fingerprint: bool) -> Iterable[_Unit]:
     devices: dict[tuple[str, str, int], _Unit] = {}
     paths: dict[str, Path] = {}  # of the first run of each node without a name, by a mark that stands for the name
     for number, run in enumerate(runs):
-        mark = "\0" + (run.manifest.fingerprint if by_fingerprint else str(run.path))
+        gpus = _gpus(run)
+        mark = "\0" + (run.manifest.fingerprint if by_fingerprint else gpus or str(run.path))
         of_run = run.manifest.node or mark
         for result in run.results:
             node = str(result.facts.get("node") or result.facts.get("fingerprint") or of_run)
@@ -148,12 +152,25 @@ def _units(runs: Iterable[Run], by_fingerprint: bool) -> Iterable[_Unit]:
             if key not in devices:
                 devices[key] = _Unit(node, _model(run, result, node), device.index)
                 devices[key].ceilings, devices[key].facts = _recorded(run, result, node)
+                devices[key].fingerprint = run.manifest.fingerprint if node == mark and not gpus else ""
             devices[key].add(result, f"{number}/{result.restart}")
     names = Counter(path.name for path in paths.values())
     for unit in devices.values():
         if path := paths.get(unit.node):
             unit.node = path.name if names[path.name] == 1 else str(path)
     return devices.values()
+
+
+def _gpus(run: Run) -> str:
+    """What identifies the GPUs of its machine; empty where that is not stored, and without a GPU."""
+    hashes = [str(gpu.get("uuid_hash", "")) for gpu in run.manifest.machine.get("gpu_details") or ()]
+    return ",".join(hashes) if all(hashes) else ""
+
+
+def _alike(devices: Iterable[_Unit]) -> int:
+    """How many machines are told apart by their runs alone, and have the fingerprint of another such machine."""
+    fingerprints = {unit.node: unit.fingerprint for unit in devices if unit.fingerprint}
+    return sum(count for count in Counter(fingerprints.values()).values() if count > 1)
 
 
 def _model(run: Run, result: Result, node: str) -> str:
@@ -227,6 +244,7 @@ def _judged(model: str, devices: Mapping[str, _Unit], margin: float) -> Hardware
         nodes=tuple(reports),
         alone=tuple(name for name in devices if name not in effects),
         classes=tuple(sorted({name for unit in devices.values() for name in unit.hardware})),
+        alike=_alike(devices.values()),
     )
 
 

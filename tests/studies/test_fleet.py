@@ -4,6 +4,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -318,3 +319,33 @@ def test_equal_times_have_an_interval_of_no_width() -> None:
 def test_few_cases_give_no_interval() -> None:
     times = {name: {f"case {number}": {"0": 1.0} for number in range(4)} for name in "ab"}
     assert node_effects(times) == dict.fromkeys("ab", (0.0, -math.inf, math.inf, 4, 1))
+
+
+def of_machine(name: str, number: int, **fields: Any) -> Run:
+    """A run without the tag `node`."""
+    stored = alone(name, measured("", 0.2 * number, seed=number))
+    return msgspec.structs.replace(stored, manifest=msgspec.structs.replace(stored.manifest, **fields))
+
+
+def test_runs_without_a_name_on_the_same_gpu_are_of_one_node() -> None:
+    cards = [{"gpu_details": [{"uuid_hash": each}]} for each in ("one", "one", "other")]
+    first, second, other = (of_machine(name, n, machine=cards[n]) for n, name in enumerate("abc"))
+    (model,) = fleet([first, second])
+    assert (model.nodes, model.alone, model.alike) == ((), ("a",), 0)
+    assert set(only(fleet([first, second, other]))) == {"a", "c"}
+    assert fleet([first, second, other])[0].alike == 0
+
+
+def test_runs_without_a_name_that_may_be_of_one_machine_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    equal, elsewhere = [of_machine(name, n) for n, name in enumerate("ab")], of_machine("c", 2, fingerprint="g")
+    named = [of_machine(name, n, tags={"node": name}) for n, name in enumerate("ab")]
+    assert fleet([*equal, elsewhere])[0].alike == 2
+    assert fleet(named)[0].alike == fleet([equal[0], elsewhere])[0].alike == 0
+    for stored in equal:
+        with RunWriter(tmp_path / stored.path, stored.manifest) as writer:
+            writer.append(stored.results)
+    assert cli.invoke(["fleet", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 of these nodes are runs without the tag node, with one fingerprint: equal machines, or one" in printed

@@ -28,6 +28,8 @@ def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
             yield from (f"  {line}" for text in rest for line in wrap(text, width - 2, indent=2))
         if model.alone:
             yield from wrap(f"no case in common with another node: {', '.join(model.alone)}", width, indent=2)
+        if model.alike:
+            yield from wrap(_alike(model), width, indent=2)
         yield ""
     if any(model.nodes for model in models):
         yield from wrap(
@@ -39,6 +41,13 @@ def lines(models: Sequence[HardwareModel], width: int) -> Iterator[str]:
             )
     else:
         yield from wrap(f"no two nodes of one hardware model share a case: {_remedy(models)}", width, indent=2)
+
+
+def _alike(model: HardwareModel) -> str:
+    return (
+        f"{model.alike} of these nodes are runs without the tag node, with one fingerprint: equal machines, or one "
+        "machine that counts several times; run --tag node=NAME tells them apart"
+    )
 
 
 def _remedy(models: Sequence[HardwareModel]) -> str:
