@@ -46,7 +46,7 @@ def claims(
     if run:
         return _show(output.load(run), [], [], [], json)
     request = msgspec.structs.replace(request, suites=(study.SUITE,))
-    stored, interrupted = running.measure(prepare(request), shared.progress(progress), "claims")
+    stored, interrupted = running.measure(prepare(request), shared, progress, "claims")
     if interrupted:
         return stop_signals.current.exit_code
     robust = _probed(study.ROBUST, "noise", request.device)

@@ -197,19 +197,23 @@ def named_at_once(directory: Path, continuing: str) -> Iterator[None]:
 
 
 def measure(
-    planned: Sweep, style: str, study: str, start: StartRunner = Runner, engine: Sequence[str] = ()
-) -> tuple[Run, bool]:
+    planned: Sweep, shared: GlobalOptions, style: str, study: str, start: StartRunner = Runner,
+    engine: Sequence[str] = (),
+) -> tuple[Run, bool]:  # fmt: skip
     """Measure and store a sweep for the command of a study: the run, and whether it was interrupted.
 
     `start` makes the runner; `engine` are the options by which a resume finds it.
     """
+    rest = sweep.rest(planned)
+    if not shared.quiet:
+        output.headline(planned, rest)
     path = sweep.new_directory(planned, datetime.now(UTC))
     continuing = (
         f"{shlex.join(['attnbench', 'run', '--resume', str(path), *engine])}, then: attnbench {study} --run {path}"
     )
     with (
         named_at_once(path, continuing),
-        watched(style, sweep.rest(planned).results, names_beside(planned.plan.arms)) as (watcher, watch),
+        watched(shared.progress(style), rest.results, names_beside(planned.plan.arms)) as (watcher, watch),
     ):
         outcome = sweep.run(planned, watcher, directory=path, watch=watch, command=command(), start=start)
     if outcome.ending.interrupted:

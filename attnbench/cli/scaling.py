@@ -57,8 +57,7 @@ def scaling(
     if run:
         return _show(output.load(run), json)
     with engine_options.prepared(how, request, DEFAULT_SUITE) as (planned, start):
-        style, engine = shared.progress(progress), options.typed(how)
-        stored, interrupted = running.measure(planned, style, "scaling", start, engine)
+        stored, interrupted = running.measure(planned, shared, progress, "scaling", start, options.typed(how))
     code = _show(stored, json)
     print(f"run: {stored.path}", file=sys.stderr)
     return stop_signals.current.exit_code if interrupted else code

@@ -13,6 +13,7 @@ from attnbench.cli.engine_options import EngineOptions
 from attnbench.cli.options import option
 
 if TYPE_CHECKING:
+    from attnbench.cli.options import GlobalOptions
     from attnbench.engine.sweep import Request, Sweep
     from attnbench.engine.verify_only import Verification
 
@@ -46,14 +47,14 @@ def verify(
     from attnbench.report import probe_outcomes
 
     shared = options.global_options(context)
-    verified = _measure(request, how, random, shared.progress(progress))
+    verified = _measure(request, how, random, shared, progress)
     code = _show(verified, json, figures, shared.verbose)
     if note := probe_outcomes.not_run(verified.results, request.probe):
         print(note, file=sys.stderr)
     return code
 
 
-def _measure(request: Request, how: EngineOptions, random: str, style: str) -> Verification:
+def _measure(request: Request, how: EngineOptions, random: str, shared: GlobalOptions, style: str) -> Verification:
     import msgspec
 
     from attnbench.attention.inputs import check
@@ -70,17 +71,30 @@ def _measure(request: Request, how: EngineOptions, random: str, style: str) -> V
         engine_options.refuse(how, f"--random {random}", "draws its problems on this machine")
         if request.suites or request.budget:
             raise UsageError(f"--random {random}: draws problems for this long; leave suites and --budget out")
-        with running.watched(style, 0) as (watcher, watch):
+        with running.watched(shared.progress(style), 0) as (watcher, watch):
             seconds = parse_seconds(random, "--random")
             return verify_only.soak(request, seconds, watcher, watch, distributions)
     request = verify_only.without_budget(request)
     with engine_options.prepared(how, request, verify_only.DEFAULT_SUITE, interpreted=True) as (timed, start):
         planned = verify_only.untimed(timed)
         names = running.names_beside(planned.plan.arms)
-        with running.watched(style, verify_only.count(planned, distributions), names) as (watcher, watch):
+        results = verify_only.count(planned, distributions)
+        if not shared.quiet:
+            print(_headline(planned, results), file=sys.stderr)
+        with running.watched(shared.progress(style), results, names) as (watcher, watch):
             verified = verify_only.run(planned, watcher, watch, distributions, start)
     _suggest_budget(planned, verified)
     return verified
+
+
+def _headline(planned: Sweep, results: int) -> str:
+    """What is verified, and where."""
+    from attnbench.cli import output
+    from attnbench.units import counted
+
+    cases, devices = planned.plan.cases, ", ".join(device.text for device in planned.devices)
+    more = f", {counted(results, 'result')}" if results > cases else ""
+    return f"{output.machine(planned)}\nverify {planned.name} · {counted(cases, 'case')}{more} · {devices}"
 
 
 def _suggest_budget(planned: Sweep, verified: Verification) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from attnbench import cli
+from attnbench.engine import sweep, verify_only
+from attnbench.engine.runner import Ending
+from attnbench.engine.sweep import FinishedSweep
+from attnbench.engine.verify_only import Verification
 from attnbench.machine import identity
 from attnbench.records import ceilings as roofs
 from attnbench.records.ceilings import Point, Rate
-from tests.samples import ceilings
+from tests.samples import ceilings, run
 
 pytest.importorskip("torch")
 
@@ -126,3 +130,27 @@ def best_s(call: Callable[[], object]) -> float:
         call()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+@pytest.mark.parametrize(
+    ("command", "headline"),
+    [
+        ("scaling", "suite custom · 2 cases · cpu:threads=1 · about "),
+        ("verify", "verify custom · 2 cases, 4 results · cpu:threads=1"),
+    ],
+)
+def test_what_is_measured_is_said_first(
+    command: str, headline: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured here."""
+    stopped = Ending(interrupted=True)
+    monkeypatch.setattr(sweep, "run", lambda *_, **__: FinishedSweep(run=run(), ending=stopped))
+    monkeypatch.setattr(verify_only, "run", lambda *_, **__: Verification(results=[], impossible=(), ending=stopped))
+    inputs = ["--inputs", "normal,uniform"] if command == "verify" else []
+    words = [command, "--seq", "64,96", "--mask", "none", "-b", "naive", "--device", "cpu:threads=1", *inputs]
+    cli.invoke(words)
+    machine, second, *_ = capsys.readouterr().err.splitlines()
+    assert machine.startswith("attnbench ")
+    assert second.startswith(headline)
+    cli.invoke(["-q", *words])
+    assert headline not in capsys.readouterr().err
