@@ -89,7 +89,7 @@ def compiled(model: openvino.Model, problem: Problem, **more: object) -> tuple[o
     for name, value in settings.items():
         if (used := plan.get_property(name)) != value:
             raise CaseRefusedError(f"openvino does not keep {name}={value}: it uses {used}")
-    kinds = [_fact(node, "layerType") for node in plan.get_runtime_model().get_ops()]
+    kinds = [str(node.get_rt_info()["layerType"].astype(str)) for node in plan.get_runtime_model().get_ops()]
     return plan, {
         "library_threads": settings["INFERENCE_NUM_THREADS"],
         "precision": precision,
@@ -100,18 +100,14 @@ def compiled(model: openvino.Model, problem: Problem, **more: object) -> tuple[o
     }
 
 
-def _fact(node: openvino.Node, name: str) -> str:
-    return str(node.get_rt_info()[name].astype(str))
-
-
-def shared(tensor: Tensor, dtype: Dtype, shape: tuple[int, ...] = ()) -> openvino.Tensor:
+def shared(tensor: Tensor, dtype: Dtype) -> openvino.Tensor:
     """An OpenVINO tensor in the memory of a contiguous one, which must outlive it."""
     ov = library()
     import torch
 
     kind = getattr(ov.Type, _TYPES[dtype])
     bits = tensor.view(torch.int16) if dtype is not Dtype.FP32 else tensor
-    return ov.Tensor(bits.numpy(), ov.Shape(list(shape or tensor.shape)), kind)
+    return ov.Tensor(bits.numpy(), ov.Shape(list(tensor.shape)), kind)
 
 
 class Inference:
@@ -169,7 +165,7 @@ def sdpa_model(problem: Problem) -> SdpaModel:
     q, k, v, *rest = inputs
     if group == 1 and problem.kv_heads < problem.heads:
         k, v = (_expanded(tensor, problem) for tensor in (k, v))
-    scale = ops.constant(np.array(problem.scale, np.float32), ov.Type.f32)
+    scale = ops.constant(problem.scale, ov.Type.f32)
     scale = scale if kind == ov.Type.f32 else ops.convert(scale, _TYPES[problem.dtype])
     causal = mask is None and not dense_masks.sees_all(problem)
     node = ops.scaled_dot_product_attention(q, k, v, *(rest or [None]), scale, causal)
@@ -224,23 +220,19 @@ def paged_model(problem: Problem) -> openvino.Model:
     ov, ops = library(), opset()
     kind, kv, d = getattr(ov.Type, _TYPES[problem.dtype]), problem.kv_heads, problem.head_dim
     dv = problem.head_dim_v
-    places = {name: place for place, name in enumerate(_PAGED_INPUTS)}
     shapes: list[list[int]] = [[-1, problem.heads * d], [-1, kv * d], [-1, kv * dv],
                                [-1, kv, PAGE_SIZE, d], [-1, kv, PAGE_SIZE, dv]]  # fmt: skip
     inputs = [ops.parameter(shape, kind, name) for shape, name in zip(shapes, _PAGED_INPUTS, strict=False)]
     inputs += [ops.parameter([-1], ov.Type.i32, name) for name in _PAGED_INPUTS[5:9]]
     window = problem.window[0] + 1 if problem.window else 0  # counts the diagonal key too
     slopes = problem.bias.slopes(problem).numpy() if isinstance(problem.bias, Alibi) else np.zeros(0)
-    fixed = [
-        ops.constant(np.array(problem.scale, np.float32), ov.Type.f32),
-        ops.constant(np.array(window, np.int32), ov.Type.i32),
-        ops.constant(np.asarray(slopes, np.float32), ov.Type.f32),
-    ]
+    constants = ((problem.scale, ov.Type.f32), (window, ov.Type.i32), (slopes, ov.Type.f32))
+    fixed = [ops.constant(value, of_constant) for value, of_constant in constants]
     longest = ops.parameter([], ov.Type.i32, "max_context_len")
     rest = [ops.constant(np.zeros(shape), getattr(ov.Type, name)) for name, shape in _EMPTY]
     if problem.sinks:
         sinks = logits.sink_logits(problem).float().numpy().reshape(1, -1, 1, 1)
-        rest[_SINKS - len(places)] = ops.constant(sinks, ov.Type.f32)
+        rest[_SINKS - len(_PAGED_INPUTS)] = ops.constant(sinks, ov.Type.f32)
     arguments = [node.output(0) for node in (*inputs, *fixed, longest, *rest)]
     node = ov.op._PagedAttentionExtension(arguments)
     sizes = {"num_k_heads": kv, "k_head_size": d, "num_v_heads": kv, "v_head_size": dv}
