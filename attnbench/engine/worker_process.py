@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from attnbench import backends
 from attnbench.attention import user_folders
+from attnbench.engine import worker_start
 from attnbench.machine import resources, worker_environment
 from attnbench.records.arm import Arm, Device
 from attnbench.records.result import Cause, Environment, Status
@@ -34,6 +35,7 @@ MAX_LOG = 4_000  # characters of it that are stored with a failure
 STACK_LIMIT_S = 5.0  # for the stack of a worker that does not answer
 FATAL = "Fatal Python error:"  # as faulthandler prints it
 _CHUNK = 1 << 16
+ROOT = str(Path(__file__).parents[2])  # of this attnbench
 
 
 class WorkerFailedError(Exception):
@@ -103,18 +105,19 @@ class Worker:
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
         out_read, out_write = os.pipe()
-        executable = os.path.expanduser(arm.python if arm else "") or sys.executable
-        # -u: what a kernel prints just before it crashes, or is found wrong, reaches the log.
-        command = [executable, "-P", "-u", "-m", "attnbench.worker", str(down_read), str(up_write)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out_write, stderr=out_write,
-            pass_fds=(down_read, up_write),
-            env=_environment(arm, len(cpus), self._temporary.name),
-            # A relative `file.py:callable` is looked up in the arm's source tree.
-            cwd=arm.path[0] if arm and arm.path else None,
-            # Ctrl-C of the terminal does not reach workers, and the whole session can be killed.
-            start_new_session=True,
-        )  # fmt: skip
+        self._process = worker_start.start(
+            worker_start.Start(
+                executable=os.path.expanduser(arm.python if arm else "") or sys.executable,
+                descriptors=(down_read, up_write, out_write),
+                environment=_environment(arm, len(cpus), self._temporary.name),
+                path=_path(arm),
+                root=_own_root(arm),
+                # A relative `file.py:callable` is looked up in the arm's source tree.
+                cwd=os.path.abspath(arm.path[0]) if arm and arm.path else None,
+                forks=arm is None or arm.parsed_device.kind == "cpu",
+                gradients=gradients,
+            )
+        )
         for descriptor in (down_read, up_write, out_write):
             os.close(descriptor)
         self._log = Log(out_read)
@@ -135,7 +138,7 @@ class Worker:
             if isinstance(reply, protocol.WorkerStarted):
                 reply = self._receive(timeout_s, "import", deadline)
             assert isinstance(reply, protocol.WorkerOpened)
-            self.import_s = time.monotonic() - self.started - reply.warm_s
+            self.import_s = time.monotonic() - self.started - reply.warm_s + worker_start.shared_s(self._process)
             if reply.version != protocol.VERSION:
                 reason = f"its attnbench speaks protocol {reply.version}, this one {protocol.VERSION}: not comparable"
                 self.fail(Status.UNAVAILABLE, reason)
@@ -337,15 +340,24 @@ def _environment(arm: Arm | None, threads: int, temporary: str) -> dict[str, str
     variables = {**os.environ, **worker_environment.arm_environment(device), **dict(arm.env if arm else ())}
     if variables.get("HOME") == user_folders.NO_HOME:
         del variables["HOME"]  # compilers cache their kernels
-    path = list(map(os.path.abspath, arm.path)) if arm else []  # the worker has another working directory
-    if not (arm and arm.python):
-        path.append(str(Path(__file__).parents[2]))
-    variables["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [variables.get("PYTHONPATH", "")])])
+    variables["PYTHONPATH"] = os.pathsep.join([*_path(arm), *filter(None, [variables.get("PYTHONPATH", "")])])
     variables.setdefault("TORCHINDUCTOR_CACHE_DIR", _inductor_cache())
     variables["TMPDIR"] = temporary
     # Inductor compiles in the worker itself: its pool of processes would outlive a kill and disturb the other arms.
     variables.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     return variables
+
+
+def _path(arm: Arm | None) -> tuple[str, ...]:
+    """The folders of the arm, and the one of this attnbench unless the arm has another interpreter."""
+    folders = map(os.path.abspath, arm.path) if arm else ()  # the worker has another working directory
+    return (*folders, *(() if arm and arm.python else (ROOT,)))
+
+
+def _own_root(arm: Arm | None) -> str:
+    """The folder of this attnbench, if the worker imports this one."""
+    other = arm and (arm.python or any((Path(folder) / "attnbench").exists() for folder in arm.path))
+    return "" if other else ROOT
 
 
 def _inductor_cache() -> str:

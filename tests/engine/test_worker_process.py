@@ -55,7 +55,7 @@ def test_the_timeout_does_not_include_the_start_of_python(monkeypatch: pytest.Mo
     worker = Worker.__new__(Worker)
     worker.opened, worker.started, worker.spent = None, 100.0, defaultdict(float)
     channel = ScriptedChannel()
-    cast("Any", worker)._channel = channel
+    cast("Any", worker)._channel, cast("Any", worker)._process = channel, None
     assert worker.open(timeout_s=0.5) is OPENED
     assert channel.limits == [START_LIMIT_S - 30.0, 0.5]
 

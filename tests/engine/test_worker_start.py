@@ -1,0 +1,172 @@
+"""Workers that are forks of a process with torch are like those that Python starts anew."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attnbench.engine import worker_start
+from attnbench.engine.worker_process import Worker, WorkerFailedError
+from attnbench.records.arm import Arm
+from attnbench.records.result import Status
+
+pytestmark = [
+    pytest.mark.workers,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has fork servers"),
+]
+
+TOLD = "its process: "
+KERNEL = f"""
+import json, os, resource, sys, torch, numpy
+links = [f"/proc/self/fd/{{name}}" for name in os.listdir("/proc/self/fd")]
+open_files = sorted(os.readlink(link).partition(":")[0] for link in links if os.path.lexists(link))
+facts = dict(path=sys.path, cwd=os.getcwd(), environment=dict(os.environ), argv=sys.argv[0], flags=str(sys.flags),
+             stdin=os.readlink("/proc/self/fd/0"), session=os.getsid(0) == os.getpid(), group=os.getpgid(0) == os.getpid(), files=open_files,
+             threads=torch.get_num_threads(), numpy=numpy.__file__, parent=os.getppid(), pid=os.getpid(),
+             handlers=[str(signal) for signal in map(__import__("signal").getsignal, (1, 2, 15))],
+             limits=resource.getrlimit(resource.RLIMIT_DATA), address=torch.empty(1 << 20).data_ptr(),
+             seed=torch.initial_seed(), numpy_seed=int(numpy.random.get_state()[1][1]), score=open("/proc/self/oom_score_adj").read())
+print({TOLD!r} + json.dumps(facts))
+
+def attend(q, k, v, *, causal, scale): ...
+"""
+OF_EACH = ("pid", "seed", "numpy_seed")  # what differs between any two processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers_end() -> Iterator[None]:
+    yield
+    worker_start.end_all()
+
+
+def told(folder: Path, arm: Arm) -> dict[str, object]:
+    """What the kernel found in its worker, without the worker's own temporary folder."""
+    worker = Worker(arm, (), 1 << 40, folder / "log")
+    try:
+        worker.open(timeout_s=600)
+    finally:
+        worker.terminate()
+    line = next(line for line in (folder / "log").read_text().splitlines() if line.startswith(TOLD))
+    facts: dict[str, object] = json.loads(line.removeprefix(TOLD))
+    environment = facts["environment"]
+    assert isinstance(environment, dict)
+    assert environment.pop("TMPDIR").startswith("/")
+    return facts
+
+
+@pytest.fixture
+def arm(tmp_path: Path) -> Arm:
+    """A kernel in a source tree of its own."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "kernel.py").write_text(KERNEL)
+    return Arm(backend="kernel.py:attend", device="cpu:threads=1", path=(str(tmp_path / "tree"),))
+
+
+def test_a_fork_is_like_a_process_that_python_starts(
+    tmp_path: Path, arm: Arm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    forked, other = told(tmp_path, arm), told(tmp_path, arm)
+    monkeypatch.setattr(sys, "platform", "linux without fork servers")
+    started = told(tmp_path, arm)
+    assert started["parent"] == os.getpid() != forked["parent"] == other["parent"]
+    assert all(len({forked[name], other[name], started[name]}) == 3 for name in OF_EACH)
+    for name in (*OF_EACH, "parent", "address"):
+        del forked[name], started[name]
+    assert forked == started
+
+
+def test_a_tree_with_a_module_of_the_same_name_gets_its_own(tmp_path: Path, arm: Arm) -> None:
+    tree = Path(arm.path[0])
+    (tree / "torchgen").mkdir()  # a folder without __init__.py is no module
+    assert told(tmp_path, arm)["cwd"] == str(tree)
+    (tree / "sympy.py").write_text("raise SystemExit('a sympy of the tree')")
+    kernel = (tree / "kernel.py").read_text()
+    (tree / "kernel.py").write_text(f"try:\n    import sympy\nexcept SystemExit as error:\n    print(error)\n{kernel}")
+    told(tmp_path, arm)
+    assert "a sympy of the tree" in (tmp_path / "log").read_text()
+
+
+def test_forks_do_not_have_equal_addresses(tmp_path: Path, arm: Arm) -> None:
+    assert len({told(tmp_path, arm)["address"] for _ in range(3)}) > 1
+
+
+def opened() -> Worker:
+    worker = Worker(Arm(backend="naive", device="cpu:threads=1"), (), 0)
+    worker.open(timeout_s=600)
+    return worker
+
+
+def test_what_ended_a_fork_is_known() -> None:
+    for sent in (signal.SIGKILL, signal.SIGSEGV):
+        worker = opened()
+        os.kill(worker._process.pid, sent)
+        with pytest.raises(WorkerFailedError, match=f"died of {sent.name}"):
+            worker._receive(60.0, "import", math.inf)
+        assert worker._process.wait() == -sent
+        with pytest.raises(ProcessLookupError):
+            _ = worker._process.pid  # it may be that of another process now
+
+
+def test_waiting_for_a_fork_has_a_limit() -> None:
+    worker = opened()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker._process.wait(timeout=0.01)
+    worker.terminate()
+    assert worker._process.wait() == -signal.SIGKILL
+
+
+def test_workers_end_with_their_server_and_the_next_one_has_another() -> None:
+    worker = opened()
+    process = worker._process
+    assert isinstance(process, worker_start.ForkedProcess)
+    server = process._server
+    os.kill(server._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerFailedError, match="died of SIGKILL") as failure:
+        worker._receive(60.0, "import", math.inf)
+    assert failure.value.status is Status.CRASHED
+    after = opened()
+    assert isinstance(after._process, worker_start.ForkedProcess)
+    assert after._process._server is not server
+    after.terminate()
+
+
+def test_a_worker_is_killed_while_its_server_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_THIS_TEST", "1")  # variables of its own: another server
+    worker = Worker(Arm(backend="naive", device="cpu:threads=1"), (), 0)
+    worker.terminate()
+    assert worker._process.wait() == -signal.SIGKILL
+
+
+def test_idle_servers_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_start, "OWN_MODULES", ())
+    worker_start.end_all()
+    used = opened()
+    for number in range(worker_start.MAX_SERVERS + 2):
+        monkeypatch.setenv("OF_THIS_TEST", str(number))
+        Worker(Arm(backend="naive", device="cpu:threads=1"), (), 0).terminate()
+    assert len(worker_start._servers) <= worker_start.MAX_SERVERS
+    assert isinstance(used._process, worker_start.ForkedProcess)
+    assert used._process._server.runs
+    used.terminate()
+    worker_start.end_all()
+    assert not worker_start._servers
+
+
+def test_the_imports_of_the_server_count_for_each_of_its_workers() -> None:
+    first = opened()
+    second = opened()
+    first.terminate()
+    second.terminate()
+    assert first.import_s is not None
+    assert second.import_s is not None
+    assert isinstance(second._process, worker_start.ForkedProcess)
+    assert second.import_s > second._process.shared_s > 0.0
