@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import attnbench
-from attnbench.engine import group_runner, interpreters, sweep, worker_process
+from attnbench.engine import group_runner, interpreters, sweep, worker_process, worker_start
 from attnbench.records.case import Case
 from attnbench.records.ceilings import Rate
 from attnbench.records.result import Cause, Result, Status
@@ -55,7 +55,9 @@ def stored(folder: Path, *functions: str, **options: str | int) -> list[Result]:
 
 
 def processes() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    """The processes that this one has started, without those that fork workers."""
+    servers = {server._process.pid for server in worker_start._servers.values()}
+    return {child.pid for child in psutil.Process().children(recursive=True)} - servers
 
 
 # Wrong outputs are judged in one process, by tests/worker/test_verification.py; exceptions and crashes are those of
