@@ -18,22 +18,20 @@ from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.result import Status
 
-pytestmark = [
-    pytest.mark.workers,
-    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has fork servers"),
-]
+pytestmark = [pytest.mark.workers, pytest.mark.skipif(sys.platform != "linux", reason="only Linux has fork servers")]
 
 TOLD = "its process: "
 KERNEL = f"""
-import json, os, resource, sys, torch, numpy
+import json, os, resource, signal, sys, torch, numpy
 links = [f"/proc/self/fd/{{name}}" for name in os.listdir("/proc/self/fd")]
 open_files = sorted(os.readlink(link).partition(":")[0] for link in links if os.path.lexists(link))
 facts = dict(path=sys.path, cwd=os.getcwd(), environment=dict(os.environ), argv=sys.argv[0], flags=str(sys.flags),
-             stdin=os.readlink("/proc/self/fd/0"), session=os.getsid(0) == os.getpid(), group=os.getpgid(0) == os.getpid(), files=open_files,
-             threads=torch.get_num_threads(), numpy=numpy.__file__, parent=os.getppid(), pid=os.getpid(),
-             handlers=[str(signal) for signal in map(__import__("signal").getsignal, (1, 2, 15))],
-             limits=resource.getrlimit(resource.RLIMIT_DATA), address=torch.empty(1 << 20).data_ptr(),
-             seed=torch.initial_seed(), numpy_seed=int(numpy.random.get_state()[1][1]), score=open("/proc/self/oom_score_adj").read())
+             stdin=os.readlink("/proc/self/fd/0"), files=open_files, pid=os.getpid(), parent=os.getppid(),
+             session=os.getsid(0) == os.getpid(), group=os.getpgid(0) == os.getpid(),
+             threads=torch.get_num_threads(), numpy=numpy.__file__, limits=resource.getrlimit(resource.RLIMIT_DATA),
+             handlers=[str(signal.getsignal(number)) for number in (1, 2, 15)],
+             address=torch.empty(1 << 20).data_ptr(), score=open("/proc/self/oom_score_adj").read(),
+             seed=torch.initial_seed(), numpy_seed=int(numpy.random.get_state()[1][1]))
 print({TOLD!r} + json.dumps(facts))
 
 def attend(q, k, v, *, causal, scale): ...
@@ -70,9 +68,7 @@ def arm(tmp_path: Path) -> Arm:
     return Arm(backend="kernel.py:attend", device="cpu:threads=1", path=(str(tmp_path / "tree"),))
 
 
-def test_a_fork_is_like_a_process_that_python_starts(
-    tmp_path: Path, arm: Arm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fork_is_like_a_process_that_python_starts(tmp_path: Path, arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forked, other = told(tmp_path, arm), told(tmp_path, arm)
     monkeypatch.setattr(sys, "platform", "linux without fork servers")
