@@ -1,5 +1,7 @@
 """Smaller draws within a draw: their order and weights, and that what is measured estimates all without bias."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,6 +119,13 @@ def test_fewer_steps_than_an_answer_needs_give_none_and_the_reason(draws, count,
     assert part.unmeasured == draws - count
 
 
+@cache
+def many_draws():
+    """From the steps of `made_steps(3000)`; the backend does not matter for them."""
+    steps, _ = made_steps(3000)
+    return [nested_of(steps, 64, seed) for seed in range(120)]
+
+
 # The step that the budget ends in does not count, and takes longer than others: half a percent of many steps.
 @pytest.mark.parametrize(
     ("backend", "share", "cut"), [("loop", 0.8, 0.005), ("padded", 0.8, 0.005), ("loop", 0.25, 0.02)]
@@ -125,8 +134,7 @@ def test_what_is_measured_within_a_budget_estimates_all_steps_without_bias(backe
     """Measuring takes as long as the steps do, so that a budget ends sooner where long ones come first."""
     steps, costs = made_steps(3000)
     true_s, rng, totals, holds = costs[backend], np.random.default_rng(0), [], []
-    for seed in range(120):
-        drawn, nested = nested_of(steps, 64, seed)
+    for drawn, nested in many_draws():
         times = true_s[drawn.steps]
         lacking = np.ones(len(times), bool)
         lacking[nested.order[np.cumsum(times[nested.order]) < share * times.sum()]] = False
