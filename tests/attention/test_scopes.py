@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -122,17 +123,28 @@ PROBLEMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def expected_of(tmp_path_factory):
+    """The expected values of a problem, computed once for all backends."""
+
+    @cache
+    def compute(problem):
+        return expected_values.compute(problem, Mode.FWD_BWD, 0, "normal", tmp_path_factory.mktemp("expected"), 30.0)
+
+    return compute
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("backend", ["naive", "sdpa:math", "sdpa:flash"])
-def test_backends_are_judged_within_scopes(tmp_path, name, dtype, backend):
+def test_backends_are_judged_within_scopes(expected_of, name, dtype, backend):
     problem = Problem(**{**SHAPE, **PROBLEMS[name], "dtype": dtype})
     case = Case(problem=problem, backend=backend, mode=Mode.FWD_BWD)
     chosen = backends.load(backend)
     if chosen.objections(case, "cpu"):
         assert "xl" in name or "draws" in name
         return
-    expected = expected_values.compute(problem, Mode.FWD_BWD, 0, "normal", tmp_path, 30.0)
+    expected = expected_of(problem)
     drawn = inputs.make(problem, 0)
     leaves = [tensor.requires_grad_() for tensor in (drawn.q, drawn.k, drawn.v)]
     out = scope.prepare(chosen, case, "cpu").call(*leaves)
