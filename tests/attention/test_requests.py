@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from attnbench.machine.device.cpu import CpuInstrument
 from attnbench.records.arm import Device
 from attnbench.records.case import Case, problem_label
 from attnbench.worker import correctness, expected_values
+from tests import oracle
 
 SIZES = st.lists(
     st.tuples(st.integers(1, 5), st.integers(0, 9)).map(lambda n: RequestSize(n[0], n[0] + n[1])),
@@ -159,9 +161,10 @@ def test_a_request_without_queries_changes_nothing(name, waiting, sizes, mask, p
     mixed = [*waiting, *sizes]
     random.shuffle(mixed)
     problem = problem_of(mixed, mask=mask, page_size=page_size)
-    check_output(name, problem)
     alone, tensors = without_waiting(problem, inputs.make(problem, 7))
-    torch.testing.assert_close(computed(name, problem, inputs.make(problem, 7)), computed(name, alone, tensors))
+    with oracle.traced(False):
+        check_output(name, problem)
+        torch.testing.assert_close(computed(name, problem, inputs.make(problem, 7)), computed(name, alone, tensors))
     for count in (cost.pairs, cost.seen_keys):
         assert count(problem) == count(alone)
     for count in (cost.flops, cost.traffic_bytes, cost.output_bytes):
@@ -270,9 +273,22 @@ def test_the_reference_computes_each_request(sizes, mask):
 
 @settings(deadline=None, max_examples=25)
 @given(SIZES, st.sampled_from(["none", "causal", "causal+window:2"]), st.sampled_from([0, 4]))
-@pytest.mark.parametrize("name", ["naive", "sdpa", "sdpa:math", "sdpa:flash", "sdpa:padded", "flex:eager"])
-def test_every_backend_computes_the_requests(name, sizes, mask, page_size):
-    check_output(name, problem_of(sizes, mask=mask, page_size=page_size))
+@pytest.mark.parametrize(
+    ("name", "traced"),
+    [
+        *((name, False) for name in ("naive", "sdpa", "sdpa:math", "sdpa:flash", "sdpa:padded", "flex:eager")),
+        pytest.param("flex:eager", True, marks=pytest.mark.slow),
+    ],
+)
+def test_every_backend_computes_the_requests(name, traced, sizes, mask, page_size):
+    with oracle.traced(traced):
+        check_output(name, problem_of(sizes, mask=mask, page_size=page_size))
+
+
+@pytest.mark.parametrize(("mask", "page_size"), [("none", 4), ("causal", 0), ("causal+window:2", 4)])
+def test_flex_is_traced_with_the_masks_of_requests(mask, page_size):
+    check_output("flex:eager", problem_of([RequestSize(3, 5), RequestSize(0, 2), RequestSize(1, 9)], mask=mask,
+                                          page_size=page_size))  # fmt: skip
 
 
 @settings(deadline=None, max_examples=20)
@@ -306,15 +322,26 @@ MECHANISMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def expected_of(tmp_path_factory):
+    """The expected values of a problem, computed once for all backends."""
+
+    @cache
+    def compute(problem):
+        return expected_values.compute(problem, Mode.FWD_BWD, 0, "normal", tmp_path_factory.mktemp("expected"), 30.0)
+
+    return compute
+
+
 @pytest.mark.parametrize("label", MECHANISMS)
 @pytest.mark.parametrize("name", ["naive", "sdpa:math"])
-def test_mechanisms_over_requests_are_judged_and_a_wrong_request_is_found(name, label, tmp_path):
+def test_mechanisms_over_requests_are_judged_and_a_wrong_request_is_found(name, label, expected_of):
     problem = problem_of([RequestSize(4, 9), RequestSize(40, 40), RequestSize(5, 5)], **MECHANISMS[label])
     case, backend = Case(problem=problem, backend=name, mode=Mode.FWD_BWD), backends.load(name)
     if backend.objections(case, "cpu"):
         assert (name, label) == ("sdpa:math", "sinks")
         return
-    values = expected_values.compute(problem, Mode.FWD_BWD, 0, "normal", tmp_path, 30.0)
+    values = expected_of(problem)
     tensors = inputs.make(problem, 0)
     leaves = [getattr(tensors, letter).requires_grad_() for letter in "qkv"]
     result = scope.prepare(backend, case, "cpu").call(*leaves)
