@@ -7,6 +7,7 @@ https://doi.org/10.1214/aoms/1177729988), in an order that places steps of simil
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -46,7 +47,7 @@ class TrafficSteps(msgspec.Struct, frozen=True, kw_only=True):
         return TrafficSteps(**{name: getattr(self, name)[places] for name in self.__struct_fields__})
 
 
-class Draw(msgspec.Struct, frozen=True, kw_only=True):
+class Draw(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The steps to measure: the sum of weight times measured seconds estimates the seconds of all steps."""
 
     steps: Integers  # their numbers, each once: first the certain ones, then the others by stratum
@@ -57,6 +58,12 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     def certain(self) -> int:
         """How many steps are in every draw."""
         return len(self.steps) - len(self.strata)
+
+    @cached_property
+    def by_stratum(self) -> list[Integers]:
+        """Places of the steps of each stratum, among those that are not certain."""
+        places = np.arange(len(self.strata))
+        return np.split(places, np.flatnonzero(np.diff(self.strata)) + 1) if len(places) else []
 
 
 class Stratum(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,9 +111,11 @@ def frame(steps: TrafficSteps, draws: int) -> Frame:
     if draws < 1:
         raise ValueError(f"cannot draw {draws} steps")
     octaves = np.floor(np.log2(steps.context)).astype(int)
-    (kinds, _), cells = np.unique(np.stack([steps.kinds, octaves]), axis=1, return_inverse=True)
-    cells = cells.ravel()
-    groups = _groups(np.bincount(cells, steps.predicted_s).astype(float), np.bincount(cells), kinds, draws)
+    octaves -= octaves.min()
+    span = int(octaves.max()) + 1
+    numbers, cells = np.unique(steps.kinds * span + octaves, return_inverse=True)
+    seconds = np.bincount(cells, steps.predicted_s).astype(float)
+    groups = _groups(seconds, np.bincount(cells), numbers // span, draws)
     counts = _allocation(groups, draws)
     return Frame(
         strata=tuple(

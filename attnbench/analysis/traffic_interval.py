@@ -10,6 +10,8 @@ https://doi.org/10.1001/jama.1983.03330370053031), 3/n of a stratum of n draws m
 interval contains at least the case that these are as the most extreme step that was drawn there.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -63,8 +65,8 @@ def interval(drawn: Draw, value: float, influences: Floats, noise: Floats, unsee
 def _extremes(drawn: Draw, influences: Floats) -> tuple[float, float]:
     """How far the lowest and the highest influence of a stratum are from its mean, at most over strata."""
     sampled, down, up = influences[drawn.certain :], 0.0, 0.0
-    for stratum in np.unique(drawn.strata):
-        of_stratum = sampled[drawn.strata == stratum]
+    for places in drawn.by_stratum:
+        of_stratum = sampled[places]
         middle = float(of_stratum.mean())
         down, up = max(down, middle - float(of_stratum.min())), max(up, float(of_stratum.max()) - middle)
     return down, up
@@ -78,7 +80,7 @@ def _spread(drawn: Draw, influences: Floats, noise: Floats) -> tuple[float, floa
         return None
     of_rounds = np.nanvar(certain, axis=1, ddof=1) / rounds if drawn.certain else np.empty(0)
     variance, doubt = float(of_rounds.sum()), float((of_rounds**2 / (rounds - 1)).sum())
-    for group in _pooled(drawn.strata):
+    for group in _pooled(drawn.by_stratum):
         squares = (sampled[group] - sampled[group].mean()) ** 2
         between = float(squares.sum()) * len(group) / (len(group) - 1)
         if between:
@@ -87,9 +89,9 @@ def _spread(drawn: Draw, influences: Floats, noise: Floats) -> tuple[float, floa
     return (variance, max(variance**2 / doubt, 1.0)) if variance else (0.0, 1.0)
 
 
-def _pooled(strata: Integers) -> list[Integers]:
+def _pooled(by_stratum: Sequence[Integers]) -> list[Integers]:
     """Places of the drawn steps of each stratum; as long as one is small, it is joined to its smaller neighbour."""
-    groups: list[Integers] = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    groups = list(by_stratum)
     while len(groups) > 1 and min(map(len, groups)) < MIN_POOLED:
         place = min(range(len(groups)), key=lambda each: len(groups[each]))
         beside = [each for each in (place - 1, place + 1) if 0 <= each < len(groups)]
