@@ -88,7 +88,7 @@ SHAPES = st.builds(
 )
 
 
-few_and_many = pytest.mark.parametrize("examples", [25, pytest.param(200, marks=pytest.mark.slow)])
+few_and_many = pytest.mark.parametrize("examples", [8, pytest.param(200, marks=pytest.mark.slow)])
 drawn_shapes = given(shape=SHAPES, seed=st.integers(0, 2**16), when=st.sampled_from(WHEN))
 
 
@@ -113,35 +113,47 @@ def test_gradients_of_any_shape_and_schedule(kernel: Any, examples: int) -> None
     check_one()
 
 
-@settings(deadline=None, max_examples=30)
-@given(
+drawn_packs = given(
     lengths=st.lists(st.integers(0, 150), min_size=1, max_size=4),
     spare=st.integers(0, 40),
     seed=st.integers(0, 2**16),
     when=st.sampled_from(WHEN),
     stages=st.integers(1, 3),
 )
-def test_packed_sequences_and_nan_in_padding(
-    kernel: Any, lengths: list[int], spare: int, seed: int, when: str, stages: int
-) -> None:
-    tokens = sum(lengths) + spare
-    if tokens == 0:
-        return
-    shape = Shape(seq_q=tokens, seq_kv=tokens, stages=stages)
-    q, k, v = drawn(shape, seed)
-    k[:, :, sum(lengths) :], v[:, :, sum(lengths) :] = torch.nan, torch.nan
-    check(kernel, shape, listed=packed(lengths, spare), seed=seed, async_when=when, tensors=(q, k, v))
 
 
-@settings(deadline=None, max_examples=30)
-@given(
+@few_and_many
+def test_packed_sequences_and_nan_in_padding(kernel: Any, examples: int) -> None:
+    @settings(deadline=None, max_examples=examples)
+    @drawn_packs
+    def check_one(lengths: list[int], spare: int, seed: int, when: str, stages: int) -> None:
+        tokens = sum(lengths) + spare
+        if tokens == 0:
+            return
+        shape = Shape(seq_q=tokens, seq_kv=tokens, stages=stages)
+        q, k, v = drawn(shape, seed)
+        k[:, :, sum(lengths) :], v[:, :, sum(lengths) :] = torch.nan, torch.nan
+        check(kernel, shape, listed=packed(lengths, spare), seed=seed, async_when=when, tensors=(q, k, v))
+
+    check_one()
+
+
+drawn_bounds = given(
     bounds=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), min_size=130, max_size=130),
     seed=st.integers(0, 2**16),
 )
-def test_any_intervals(kernel: Any, bounds: list[tuple[int, int]], seed: int) -> None:
-    low, high = (torch.tensor(side, dtype=torch.int32) for side in zip(*bounds, strict=True))
-    listed = torch.stack([low, high, high])[:, None].contiguous()
-    check(kernel, Shape(seq_q=130, seq_kv=90), listed=listed, seed=seed)
+
+
+@few_and_many
+def test_any_intervals(kernel: Any, examples: int) -> None:
+    @settings(deadline=None, max_examples=examples)
+    @drawn_bounds
+    def check_one(bounds: list[tuple[int, int]], seed: int) -> None:
+        low, high = (torch.tensor(side, dtype=torch.int32) for side in zip(*bounds, strict=True))
+        listed = torch.stack([low, high, high])[:, None].contiguous()
+        check(kernel, Shape(seq_q=130, seq_kv=90), listed=listed, seed=seed)
+
+    check_one()
 
 
 def test_batches_have_intervals_of_their_own(kernel: Any) -> None:

@@ -26,7 +26,7 @@ from tests.kernels.interpreted.formula import (  # fmt: skip
     slow,
 )
 
-LENGTHS = (200, 3, 77)
+LENGTHS = (200, 3, 77)  # the first is that of the cache
 
 
 def decode_tiling(splits: int = 1, block_q: int = 16, block_kv: int = 16) -> Tiling:
@@ -78,7 +78,7 @@ HEADS = [(1, 4, 4), (3, 8, 2), (16, 8, 1), (5, 6, 2), (1, 40, 1)]
 @pytest.mark.parametrize(("seq_q", "heads", "kv_heads"), HEADS)
 @pytest.mark.parametrize("splits", [1, 3, 7])
 def test_splits_and_packed_heads(seq_q: int, heads: int, kv_heads: int, splits: int) -> None:
-    made = inputs(Shape(3, heads, kv_heads, seq_q, 200, 24, 40))
+    made = inputs(Shape(3, heads, kv_heads, seq_q, LENGTHS[0], 24, 40))
     q, k, v = made[0], poisoned(made[1], LENGTHS), poisoned(made[2], LENGTHS)
     lengths = torch.tensor(LENGTHS, dtype=torch.int32)
     found = kernels.decode(q, k, v, kv_lengths=lengths, return_lse=True, tiling=decode_tiling(splits))
@@ -87,7 +87,7 @@ def test_splits_and_packed_heads(seq_q: int, heads: int, kv_heads: int, splits: 
 
 @pytest.mark.parametrize(("page", "splits"), [(32, 4), (64, 1), *(slow(*row) for row in PAGES)])
 def test_pages_of_any_size(page: int, splits: int) -> None:
-    made = inputs(Shape(3, 4, 2, 2, 200, 16, 24))
+    made = inputs(Shape(3, 4, 2, 2, LENGTHS[0], 16, 24))
     lengths = torch.tensor(LENGTHS, dtype=torch.int32)
     (k, table), (v, _) = paged(poisoned(made[1], LENGTHS), page), paged(poisoned(made[2], LENGTHS), page)
     found = kernels.decode(
@@ -128,7 +128,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 )
 @pytest.mark.parametrize("splits", [slow(1), 5])
 def test_features(options: dict[str, Any], splits: int) -> None:
-    made = inputs(Shape(3, 4, 2, 4, 200, 16, 16))
+    made = inputs(Shape(3, 4, 2, 4, LENGTHS[0], 16, 16))
     found = kernels.decode(
         *made,
         kv_lengths=torch.tensor(LENGTHS, dtype=torch.int32),
@@ -181,9 +181,12 @@ def test_attention_of_few_queries_is_decoded(options: dict[str, Any]) -> None:
     torch.testing.assert_close(out, kernels.attention(*given_, path="portable", **options), rtol=1e-5, atol=2e-6)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.data())
-def test_any_split_of_any_lengths(data: st.DataObject) -> None:
+@pytest.mark.parametrize("examples", [6, slow(20)])
+def test_any_split_of_any_lengths(examples: int) -> None:
+    settings(max_examples=examples, deadline=None)(given(st.data())(assert_any_split))()
+
+
+def assert_any_split(data: st.DataObject) -> None:
     seq_q, heads = data.draw(st.integers(1, 16)), data.draw(st.sampled_from([1, 2, 6]))
     lengths = tuple(data.draw(st.lists(st.integers(0, 90), min_size=2, max_size=2)))
     made = inputs(Shape(2, heads, heads if heads == 1 else heads // 2, seq_q, 90))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +13,10 @@ from tests.kernels.interpreted.speed import patch_once
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_interpreter() -> None:
-    """No look at overflow, but where a test asks for it."""
+    """No look at overflow, but where a test asks for it; objects of the imports are no garbage to look for."""
     look_for_overflow(False)
     patch_once()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ class Misuse(Fault):
 def join(mine: Clock, other: Clock) -> None:
     """All that is in the past of `other` is in the past of `mine`."""
     for agent, tick in other.items():
-        mine[agent] = max(mine.get(agent, 0), tick)
+        if mine.get(agent, 0) < tick:
+            mine[agent] = tick
 
 
 @dataclass
