@@ -68,6 +68,11 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     profile_apart: bool = False  # each case has a folder of its own in it
     bare: bool = False  # a profile holds nothing but the calls
 
+    @property
+    def forks(self) -> bool:
+        """Whether workers may be forks: not where restarts must differ as new processes do (docs/decisions/12)."""
+        return self.restarts == 1 and not self.whole_restarts
+
 
 class FailedSizes:
     """Cases that timed out or ran out of memory: no case of the same arm, dtype and mode with as much work is tried."""
@@ -131,6 +136,7 @@ class GroupRunner:
         self._workers = Workers(
             settings.memory_bytes, settings.timeout_s, self._logs, self.spent, self._phase, settings.whole_restarts
         )
+        self._workers.forks = settings.forks
         self.environments = self._workers.environments
         self._opened.callback(self._workers.terminate_all)
         return self

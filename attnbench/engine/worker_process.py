@@ -94,6 +94,7 @@ class Worker:
         log_path: Path | None = None,
         spent: dict[str, float] | None = None,
         gradients: bool = False,
+        forks: bool = True,
     ) -> None:
         self._log_path = log_path
         self._temporary = tempfile.TemporaryDirectory(prefix="attnbench-", ignore_cleanup_errors=True)
@@ -114,7 +115,7 @@ class Worker:
                 root=_own_root(arm),
                 # A relative `file.py:callable` is looked up in the arm's source tree.
                 cwd=os.path.abspath(arm.path[0]) if arm and arm.path else None,
-                forks=arm is None or arm.parsed_device.kind == "cpu",
+                forks=forks and (arm is None or arm.parsed_device.kind == "cpu"),
                 gradients=gradients,
             )
         )
@@ -250,6 +251,7 @@ class Workers:
         self._memory_bytes, self._timeout_s, self._logs, self._spent = memory_bytes, timeout_s, logs, spent
         self._phase, self._shared = phase, shared
         self.gradients = False  # whether those that start from now on make a first backward pass at once
+        self.forks = True  # whether they may be forks
         self._apart: set[str] = set()  # names of workers whose attnbench cannot change its backend
         self._workers: dict[str, Worker] = {}
         self.environments: dict[str, Environment] = {}  # by arm id
@@ -300,7 +302,7 @@ class Workers:
             self._phase(f"starting {arm.name}")
             log = self._logs / f"{name.replace('/', '_')}.log" if self._logs else None
             cpus = resources.cores_for(arm.parsed_device)
-            self._workers[name] = Worker(arm, cpus, self._memory_bytes, log, self._spent, self.gradients)
+            self._workers[name] = Worker(arm, cpus, self._memory_bytes, log, self._spent, self.gradients, self.forks)
 
     def _opened(self, arm: Arm, deadline: float) -> None:
         """Wait until the worker has started, or note why it did not."""

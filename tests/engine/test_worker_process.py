@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from attnbench.engine import worker_process
+from attnbench.engine.group_runner import GroupRunner, RunSettings
 from attnbench.engine.worker_process import START_LIMIT_S, Worker, WorkerFailedError, Workers
 from attnbench.records.arm import Arm
 from attnbench.records.result import Cause, Status
@@ -122,7 +123,7 @@ class RecordedWorker:
     changes_backend: ClassVar[bool] = True
 
     def __init__(self, arm: Arm, *rest: object) -> None:
-        self.gradients = rest[-1]
+        self.gradients, self.forks = rest[-2:]
         self._name, self.opened = arm.name, protocol.WorkerOpened(changes_backend=self.changes_backend)
         self.events.append(f"start {arm.name}")
 
@@ -255,3 +256,21 @@ def test_a_worker_that_will_need_gradients_is_told_so(recorded: type[RecordedWor
     workers.gradients = True
     workers.open([a, b])
     assert [cast("Any", workers[arm]).gradients for arm in (a, b)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "forks"),
+    [
+        (RunSettings(procedures={}), True),
+        (RunSettings(procedures={}, restarts=2), False),
+        (RunSettings(procedures={}, whole_restarts=True), False),
+    ],
+)
+def test_workers_of_several_restarts_are_no_forks(
+    recorded: type[RecordedWorker], settings: RunSettings, forks: bool
+) -> None:
+    (arm,) = of("a")
+    with GroupRunner(settings, lambda _: None) as groups:
+        groups._workers.open([arm])
+        assert cast("Any", groups._workers[arm]).forks is forks
+    assert recorded.events == ["start a", "open a", "kill a", "end a"]
