@@ -15,7 +15,8 @@ HOURS  ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed-$(TORCH)
 # The tests take the cores; inside each of them one thread is enough.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# CI prints the slowest tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(CI),--durations=40 --durations-min=2)
 # tests/conftest.py orders the units of work.
 SPREAD := -n $(JOBS) --dist loadscope --no-loadscope-reorder --ignore tests/gpu
 # Tests of the layers that need no torch and no worker process.

@@ -114,6 +114,7 @@ class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
     machine: str
     seconds: float
     load: float  # average over a minute, when it began
+    forks: bool = False  # whether its workers were forks, which gates do not use (docs/decisions/12)
     factor: float
     resolution_s: float
     cases: list[Case]

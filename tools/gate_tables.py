@@ -49,6 +49,7 @@ def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
     yield "| A/A: `attnbench gate ci --noop` | |\n|---|---:|"
     yield f"| real gate runs | {len(equal)} |"
     yield f"| of them on a loaded machine (load average above {LOADED:g} when they began) | {loaded} |"
+    yield f"| of them with forked workers, for decision 12 | {sum(gate.forks for gate in equal)} |"
     yield f"| with any `regressed` | {red} ({at_most(red, len(equal))}) |"
     yield f"| resampled from them, signs of restarts at random: with any `regressed` | {again} of {RESAMPLED} |"
     yield f"| 95 % interval holds the truth, 0 | {share(sum(held), len(held))} |"

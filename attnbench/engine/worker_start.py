@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -111,8 +111,9 @@ class ForkServer:
         while worker in self._pending:
             if not (answer := self._receive(seconds)):
                 return False
-            self._pending.popleft().began(answer["pid"], answer["ready_at"])
-            self.imports = False
+            if "pid" in answer:  # another one is of a wait that was interrupted
+                self._pending.popleft().began(answer["pid"], answer["ready_at"])
+                self.imports = False
         return True
 
     def exit_code(self, pid: int, seconds: float | None) -> int | None:
@@ -121,8 +122,10 @@ class ForkServer:
             pass
         with contextlib.suppress(OSError):
             self._control.send(json.dumps({"wait": pid, "seconds": seconds}).encode())
-        answer = self._receive(None)
-        return answer["code"] if answer else self.death()
+        while answer := self._receive(None):
+            if answer.get("waited") == pid:
+                return cast("int | None", answer["code"])
+        return self.death()
 
     def death(self) -> int:
         """The exit code of the server, which its workers share."""
@@ -130,7 +133,7 @@ class ForkServer:
 
     def end(self) -> None:
         """Kill it and its workers."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.runs:  # else its number may be that of another process
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._control.close()
@@ -157,6 +160,9 @@ class ForkedProcess:
     def began(self, pid: int, ready_at: float) -> None:
         """Note what the server answered; `ready_at`: when its imports ended, on time.monotonic()."""
         self._pid, self._ready_at = pid, ready_at
+        if pid == fork_server.NO_PROCESS:
+            self._pid, self._code = None, 1
+            self._server.workers -= 1
 
     @property
     def shared_s(self) -> float:
@@ -169,23 +175,28 @@ class ForkedProcess:
         """The number of the process, and of its group. Raises ProcessLookupError where it never began."""
         if not self._server.wait_for(self, START_S if self._server.imports else None):
             self._server.end()  # it has ended, or it imports and no worker of it runs
-        if self._pid is None or self._code is not None:
+        if self._pid is None:
             raise ProcessLookupError
         return self._pid
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, negative for a signal. Raises subprocess.TimeoutExpired."""
+        imports = not self._server.wait_for(self, timeout) and timeout is not None and self._server.runs
         if self._code is None:
-            self._server.wait_for(self, timeout)
-            code = self._server.death() if self._pid is None else self._server.exit_code(self._pid, timeout)
+            code = None if imports else self._exit_code(timeout)
             if code is None:
                 raise subprocess.TimeoutExpired(fork_server.MODULE, timeout or 0.0)
             self._code = code
             self._server.workers -= 1
         return self._code
 
+    def _exit_code(self, timeout: float | None) -> int | None:
+        return self._server.death() if self._pid is None else self._server.exit_code(self._pid, timeout)
+
     def send_signal(self, sig: int, /) -> None:
         """Send a signal. Raises ProcessLookupError."""
+        if self._code is not None:  # its number may be that of another process
+            raise ProcessLookupError
         os.kill(self.pid, sig)
 
 

@@ -33,6 +33,7 @@ FLAGS = (
 )  # of its Python; -u: what a kernel prints just before it crashes, or is found wrong, reaches the log
 AT_START = frozenset(("sitecustomize", "usercustomize"))  # imported by Python itself
 MAX_SHIFT_PAGES = 4096
+NO_PROCESS = -1  # in place of a pid: the system allows no fork
 
 
 def import_all(modules: Iterable[str]) -> None:
@@ -54,9 +55,13 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
             return None
         request = json.loads(message)
         if "wait" in request:
-            control.send(json.dumps({"code": exit_code(request["wait"], request["seconds"])}).encode())
+            code = exit_code(request["wait"], request["seconds"])
+            control.send(json.dumps({"waited": request["wait"], "code": code}).encode())
             continue
-        pid = fork(descriptors)
+        try:
+            pid = fork(descriptors)
+        except OSError:  # no memory, or too many processes
+            pid = NO_PROCESS
         if not pid:
             return {**request, "descriptors": descriptors}
         for descriptor in descriptors:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from attnbench.engine import worker_start
 from attnbench.engine.worker_process import Worker, WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.result import Status
+from attnbench.worker import fork_server
+from tests.waiting import wait_for_end
 
 pytestmark = [pytest.mark.workers, pytest.mark.skipif(sys.platform != "linux", reason="only Linux has fork servers")]
 
@@ -109,7 +114,76 @@ def test_what_ended_a_fork_is_known() -> None:
             worker._receive(60.0, "import", math.inf)
         assert worker._process.wait() == -sent
         with pytest.raises(ProcessLookupError):
-            _ = worker._process.pid  # it may be that of another process now
+            worker._process.send_signal(signal.SIGUSR1)  # its number may be that of another process now
+
+
+def test_what_a_crashed_fork_has_started_is_killed(tmp_path: Path) -> None:
+    kernel = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+
+def attend(q, k, v, *, causal, scale): ...
+"""
+    (tmp_path / "kernel.py").write_text(kernel)
+    worker = Worker(Arm(backend=f"{tmp_path}/kernel.py:attend", device="cpu:threads=1"), (), 0, tmp_path / "log")
+    with pytest.raises(WorkerFailedError, match="died of SIGKILL"):
+        worker.open(timeout_s=600)
+    child = next(line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("child"))
+    wait_for_end([int(child.split()[1])])
+
+
+class Scripted(worker_start.ForkServer):
+    """A fork server whose answers are made here; it has no process."""
+
+    def __init__(self, *answers: dict[str, object]) -> None:
+        self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pending = deque[worker_start.ForkedProcess]()
+        self.workers, self.imports, self.started = 0, True, 0.0
+        with other:
+            for answer in answers:
+                other.send(json.dumps(answer).encode())
+
+    @property
+    def runs(self) -> bool:
+        return False
+
+    def asked(self) -> worker_start.ForkedProcess:
+        """A worker that waits for its answer."""
+        self._pending.append(worker := worker_start.ForkedProcess(self))
+        self.workers += 1
+        return worker
+
+
+def test_the_answer_of_an_interrupted_wait_is_that_of_no_other_worker() -> None:
+    stale: dict[str, object] = {"waited": 7, "code": 0}
+    server = Scripted(stale, {"pid": 8, "ready_at": 1.0}, stale, {"waited": 8, "code": -9})
+    worker = server.asked()
+    assert (worker.pid, worker.wait()) == (8, -9)
+    assert not server.workers
+
+
+def test_where_the_system_allows_no_fork_the_worker_has_ended() -> None:
+    server = Scripted({"pid": fork_server.NO_PROCESS, "ready_at": 1.0})
+    worker = server.asked()
+    assert worker.wait() == 1
+    assert not server.workers
+    with pytest.raises(ProcessLookupError):
+        _ = worker.pid
+
+
+def test_a_server_that_cannot_fork_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptors: list[int]) -> int:
+        raise OSError(errno.EAGAIN, "too many processes")
+
+    monkeypatch.setattr(fork_server, "fork", refuse)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        socket.send_fds(ours, [b"{}"], [0])
+        ours.shutdown(socket.SHUT_WR)
+        assert fork_server.serve(theirs) is None
+        assert json.loads(ours.recv(1000))["pid"] == fork_server.NO_PROCESS
 
 
 def test_waiting_for_a_fork_has_a_limit() -> None:
