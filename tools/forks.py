@@ -29,9 +29,7 @@ KINDS = ("forks", "new processes")
 
 def effects(folder: Path) -> dict[str, float]:
     """log(second copy / first) of each case, in one restart."""
-    stored = attnbench.run(
-        **CASES, backend=BACKENDS, device="cpu:threads=1", rounds="10", budget="0", out=str(folder)
-    )  # fmt: skip
+    stored = attnbench.run(**CASES, backend=BACKENDS, device="cpu:threads=1", rounds="10", budget="0", out=str(folder))
     copies: dict[str, dict[int, Result]] = defaultdict(dict)
     for result in stored.results:
         copies[result.case.label][result.arm.copy] = result

@@ -31,6 +31,15 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def alone(self) -> bool:
         return len(self.arms) + len(self.borrowed) == 1
 
+    def in_turn(self, restart: int) -> list[Arm]:
+        """All arms in the order in which they start and prepare, which may influence their times.
+
+        In as many restarts as there are arms, each is in each place once.
+        """
+        arms = [*self.arms, *self.borrowed]
+        first = restart % len(arms)
+        return arms[first:] + arms[:first]
+
     def case(self, arm: Arm) -> Case:
         return Case(problem=self.problem, backend=arm.backend, mode=self.mode)
 

@@ -144,11 +144,11 @@ class GroupRunner:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def start(self, groups: Sequence[Group]) -> None:
+    def start(self, groups: Sequence[Group], restart: int) -> None:
         """Start the workers of all these groups while nothing is timed."""
         self._workers.gradients = any(group.mode.needs_grad for group in groups)
-        arms = {arm.id: arm for group in groups for arm in group.arms if arm.id not in self._workers.failures}
-        self._workers.open(list(arms.values()), self.end)
+        arms = {arm.id: arm for group in groups for arm in group.in_turn(restart)}
+        self._workers.open([arm for arm in arms.values() if arm.id not in self._workers.failures], self.end)
 
     def end_restart(self) -> None:
         """Terminate all workers; the next restart starts new ones."""
@@ -227,7 +227,7 @@ class GroupRunner:
         """A session for every arm whose worker runs."""
         group, failures = sessions.group, self._workers.failures
         arms = []
-        for arm in (*group.arms, *group.borrowed):
+        for arm in group.in_turn(sessions.restart):
             if failure := failures.get(arm.id):
                 sessions.refuse(arm, Refusal(failure.status, failure.reason, failure.cause))
             elif refusal := self._failed_sizes.refusal(group, arm):

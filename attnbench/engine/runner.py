@@ -147,7 +147,7 @@ class Runner(PlanRunner):
         """Measure all groups once; False if the run ends here."""
         groups = list(missing_arms(self._order(restart), restart, self._done, self.settings.reference))
         if self.settings.whole_restarts:
-            self._groups.start([group for group in groups if not group.late])
+            self._groups.start([group for group in groups if not group.late], restart)
         later = range(restart + 1, self.settings.first_restart + self.settings.restarts)
         restart_s = self.plan.rest(self._done, later, self.settings.speeds).seconds / max(len(later), 1)
         rest = LaterGroups(groups, self._groups.needed_s)

@@ -27,10 +27,8 @@ from typing import Any
 
 MAX_BYTES, MAX_FDS = 1 << 20, 3  # of a message
 MODULE = "attnbench.worker"  # what a worker runs
-FLAGS = (
-    "-P",
-    "-u",
-)  # of its Python; -u: what a kernel prints just before it crashes, or is found wrong, reaches the log
+# Of its Python; -u: what a kernel prints just before it crashes, or is found wrong, reaches the log.
+FLAGS = ("-P", "-u")
 AT_START = frozenset(("sitecustomize", "usercustomize"))  # imported by Python itself
 MAX_SHIFT_PAGES = 4096
 NO_PROCESS = -1  # in place of a pid: the system allows no fork

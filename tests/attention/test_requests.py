@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -320,17 +319,6 @@ MECHANISMS = {
     "block": {"scope": "block"},
     "int8": {"kv_dtype": "int8"},
 }
-
-
-@pytest.fixture(scope="module")
-def expected_of(tmp_path_factory):
-    """The expected values of a problem, computed once for all backends."""
-
-    @cache
-    def compute(problem):
-        return expected_values.compute(problem, Mode.FWD_BWD, 0, "normal", tmp_path_factory.mktemp("expected"), 30.0)
-
-    return compute
 
 
 @pytest.mark.parametrize("label", MECHANISMS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from attnbench.attention.scores import Score
 from attnbench.backends import scope
 from attnbench.errors import ProblemError, UnknownNameError
 from attnbench.records.case import Case
-from attnbench.worker import correctness, expected_values
+from attnbench.worker import correctness
 from attnbench.worker.expected_values import select
 from attnbench.worker.reference_outputs import differentiable
 
@@ -121,17 +120,6 @@ PROBLEMS = {
     "layer": {"scope": "layer:2", "mask": "causal", "kv_heads": 2},
     "decoder": {"scope": "layer", "seq_kv": 13},
 }
-
-
-@pytest.fixture(scope="module")
-def expected_of(tmp_path_factory):
-    """The expected values of a problem, computed once for all backends."""
-
-    @cache
-    def compute(problem):
-        return expected_values.compute(problem, Mode.FWD_BWD, 0, "normal", tmp_path_factory.mktemp("expected"), 30.0)
-
-    return compute
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -47,13 +47,14 @@ class RecordedWorker(ScriptedWorker):
 
     opened = protocol.WorkerOpened(checks_new_inputs=True)
 
-    def __init__(self, verified: list[bool], known_s: list[float]) -> None:
+    def __init__(self, verified: list[bool], known_s: list[float], prepared: list[str]) -> None:
         super().__init__(STEADY)
-        self._verified, self._known_s = verified, known_s
+        self._verified, self._known_s, self._prepared = verified, known_s, prepared
 
     def ask(self, message: object, *rest: object) -> Any:
         match message:
             case protocol.PrepareCase():
+                self._prepared.append(message.case.backend)
                 planned = {"plan": 0.5} if message.case.problem.requests else {}
                 return protocol.CasePrepared(seconds=planned, facts={})
             case protocol.VerifyCase():
@@ -76,6 +77,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.opened: list[str] = []
+        self.prepared: list[str] = []
         self.brief: list[bool] = []  # of each verification
         self.known_s: list[float] = []  # that each settling was told
         self.environments: dict[str, object] = {}
@@ -89,7 +91,7 @@ class Scripted:
         self.opened += [arm.name for arm in arms]
 
     def __getitem__(self, arm: Arm) -> RecordedWorker:
-        return RecordedWorker(self.brief, self.known_s)
+        return RecordedWorker(self.brief, self.known_s, self.prepared)
 
     def expect(self, *_: object) -> tuple[ExpectedFiles, dict[str, ExpectedFiles]]:
         files = ExpectedFiles(Path("expected"), 1.0)
@@ -156,6 +158,20 @@ def test_a_case_is_verified_in_full_once_on_a_machine_and_in_brief_after_that(sc
     assert again.facts["verified_earlier"]
     measured(planned(Problem(seq_q=65), names=("naive",)))
     assert scripted.brief[-1] is False
+
+
+@pytest.mark.parametrize("whole_restarts", [False, True])
+def test_each_arm_is_first_to_start_and_to_prepare_in_as_many_restarts(
+    scripted: Scripted, whole_restarts: bool
+) -> None:
+    names = ("naive", "sdpa:math", "sdpa:flash")
+    results: list[Result] = []
+    settings = RunSettings(procedures={"cpu": PROCEDURE}, restarts=3, whole_restarts=whole_restarts)
+    Runner(planned(Problem(seq_q=64), names=names), settings, results.extend, Recorded()).run()
+    starts = scripted.opened[:: len(names)]
+    assert starts[:: 1 + whole_restarts] == list(names)  # whole restarts open all workers, then those of each group
+    assert scripted.prepared[:: len(names)] == list(names)
+    assert [result.arm.name for result in results] == list(names) * 3  # stored in the order of the plan
 
 
 @pytest.mark.usefixtures("scripted")

@@ -63,7 +63,7 @@ class ScriptedGpus(Scripted):
             self.both.wait(300)
 
     def __getitem__(self, arm: Arm) -> RecordedWorker:
-        return RecordedWorker(self.verified[arm.device], [])
+        return RecordedWorker(self.verified[arm.device], [], [])
 
 
 @pytest.fixture
