@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,8 +51,7 @@ def claims(
     robust = _probed(study.ROBUST, "noise", request.device)
     quantised = _probed(study.QUANTISED, "quantisation", request.device)
     code = _show(stored, robust, quantised, _longest(request.device, shared.quiet), json)
-    print(f"run: {stored.path}", file=sys.stderr)
-    return code
+    return output.after_study(stored, code)
 
 
 def _probed(axes: dict[str, str], probe: str, device: str) -> list[Result]:

@@ -19,6 +19,7 @@ from attnbench.engine import interpreters, plan
 from attnbench.engine.forecast import batched
 from attnbench.engine.plan import Rest
 from attnbench.engine.sweep import Sweep
+from attnbench.errors import Exit
 from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import labels
@@ -177,6 +178,13 @@ def next_command(run: Run) -> str:
     lacks_cases = run.unmeasured or any(result.cause is Cause.BUDGET for result in run.results)
     continuing = run_directory.continuing(run.manifest, run.path, name) if lacks_cases else ""
     return continuing or shlex.join(["attnbench", "report", name])
+
+
+def after_study(run: Run, code: int) -> int:
+    """Name on stderr the run that a study measured and the next command; the exit code, 5 where a case failed."""
+    _names(run, "", True, sys.stderr)
+    failed = any(result.status.failed for result in run.results)
+    return Exit.FAILED if failed and code == Exit.OK else code
 
 
 def headline(sweep: Sweep, rest: Rest) -> None:

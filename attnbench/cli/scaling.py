@@ -58,8 +58,7 @@ def scaling(
         return _show(output.load(run), json)
     with engine_options.prepared(how, request, DEFAULT_SUITE) as (planned, start):
         stored, interrupted = running.measure(planned, shared, progress, "scaling", start, options.typed(how))
-    code = _show(stored, json)
-    print(f"run: {stored.path}", file=sys.stderr)
+    code = output.after_study(stored, _show(stored, json))
     return stop_signals.current.exit_code if interrupted else code
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from attnbench import cli
+from attnbench.attention.problem import Problem
 from attnbench.engine import sweep, verify_only
 from attnbench.engine.runner import Ending
 from attnbench.engine.sweep import FinishedSweep
@@ -18,7 +19,7 @@ from attnbench.engine.verify_only import Verification
 from attnbench.machine import identity
 from attnbench.records import ceilings as roofs
 from attnbench.records.ceilings import Point, Rate
-from tests.samples import ceilings, run
+from tests.samples import ceilings, result, run
 
 pytest.importorskip("torch")
 
@@ -154,3 +155,18 @@ def test_what_is_measured_is_said_first(
     assert second.startswith(headline)
     cli.invoke(["-q", *words])
     assert headline not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scaling", "claims"])
+def test_a_failed_case_is_named_and_is_exit_code_5(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured here."""
+    right = [result([1e-3, 1.1e-3], problem=Problem(seq_q=n, seq_kv=n)) for n in (128, 256, 512, 1024)]
+    wrong = result(backend="sdpa:flash", problem=Problem(seq_q=128, seq_kv=128))
+    measured = FinishedSweep(run=run(*right, wrong), ending=Ending())
+    monkeypatch.setattr(sweep, "run", lambda *_, **__: measured)
+    monkeypatch.setattr(verify_only, "run", lambda *_, **__: Verification(results=[], impossible=(), ending=Ending()))
+    monkeypatch.setattr("attnbench.cli.running.find_max_seq", lambda *_: [])
+    assert cli.invoke([command, "--device", "cpu:threads=1"]) == 5
+    assert "next: attnbench show --failed" in capsys.readouterr().err
