@@ -32,7 +32,7 @@ COVERED := $(FAST) tests/attention tests/gate
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-cpu bench gate gate-eval readme test test-fast test-rest test-slow coverage lint format docs gpu hopper clean
+.PHONY: help venv venv-cpu bench gate gate-eval readme test test-fast test-rest test-slow coverage lint style types layers structure format docs gpu hopper clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,11 +79,20 @@ gate-eval: venv ## how often the gate errs here: A/A runs and real slowdowns, ad
 readme: venv ## runs the commands of README.md, checks their times, stores the result
 	$(BIN)/python -m tools.readme
 
-lint: venv ## format, lint, types, layers
+lint: style types layers ## format, lint, types, layers; -j2 runs them side by side
+
+style: venv
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
+
+types: venv
 	$(BIN)/python -m mypy
+
+layers: venv
 	$(BIN)/lint-imports --no-logo
+
+structure: venv ## the table of sizes, cycles and names in docs/design.md; fails beyond its limits
+	$(BIN)/python -m tools.structure
 
 format: venv ## formats the code and mends what can be mended
 	$(BIN)/python -m ruff format .

@@ -48,14 +48,23 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
 LONGEST = (
     "workers",
     "suite/test_shrink.py",
-    "studies/test_claims.py",
+    "kernels/test_hopper_simulated.py",
+    "test_your_kernel.py",
     "kernels/test_mutations.py",
     "kernels/test_triton_kernels.py",
-    "test_your_kernel.py",
-    "kernels/test_hopper_simulated.py",
+    "studies/test_corpus.py",
+    "attention/test_requests.py",
     "backends/test_naive.py",
     "attention/test_mechanisms.py",
+    "analysis/test_redraws.py",
+    "analysis/test_traffic_part.py",
+    "gate/test_verdict_text.py",
+    "backends/test_flex.py",
     "report/test_report_html.py",
+    "report/test_report_browser.py",
+    "studies/test_claims.py",
+    "test_notebook.py",
+    "cli/test_streams.py",
 )
 
 

@@ -36,5 +36,7 @@ case $torch in
 esac
 
 # By the environment and not by -c, so that it holds for the build requirements too.
-PIP_CONSTRAINT=$constraints "$venv/bin/python" -m pip install --disable-pip-version-check -e ".[$extras]"
+PIP_CONSTRAINT=$constraints "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile -e ".[$extras]"
+# On all cores, which pip does not do. A file that cannot be compiled is one of another version of Python.
+"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null || true
 touch "$venv/installed-$torch"

