@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -114,11 +115,14 @@ def attend(problem: Problem, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
     out = np.zeros((p.batch, p.heads, p.seq_q, p.head_dim_v))
     sharing = p.heads // p.kv_heads
     sinks = sink_logits(p).numpy() if p.sinks else None
+    keys = np.zeros(k.shape)
+    for b, h, j in np.ndindex(p.batch, p.kv_heads, p.seq_kv):
+        keys[b, h, j] = positioned(p, k[b, h, j], j, False)
     for b, h, i in np.ndindex(p.batch, p.heads, p.seq_q):
         query = positioned(p, q[b, h, i], i + p.seq_kv - p.seq_q, True)
         logits = np.full(p.seq_kv, -np.inf)
         for j in np.flatnonzero(visible[b, 0, i]):
-            key = positioned(p, k[b, h // sharing, j], j, False)
+            key = keys[b, h // sharing, j]
             x = p.scale * p.temperature * similarity(p, query, key)
             x = p.score.softcap * math.tanh(x / p.score.softcap) if p.score.softcap else x
             x += bias(p, h, i, j, query, key) if p.score.bias != "none" else 0.0
@@ -155,6 +159,7 @@ def positioned(problem: Problem, vector: np.ndarray, place: int, is_query: bool)
     return vector
 
 
+@cache
 def sinusoid(place: int, width: int) -> np.ndarray:
     """The sinusoidal embedding of https://arxiv.org/abs/1706.03762, section 3.5."""
     angles = [place / 10000 ** (2 * (c // 2) / width) for c in range(width)]

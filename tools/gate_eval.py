@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -105,7 +106,7 @@ class Case(msgspec.Struct, kw_only=True, omit_defaults=True):
     head: tuple[float, ...] = ()
 
 
-class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Gate(msgspec.Struct, kw_only=True, omit_defaults=True, dict=True):
     """One gate: a line of the file."""
 
     kind: str  # aa or power
@@ -120,6 +121,7 @@ class Gate(msgspec.Struct, kw_only=True, omit_defaults=True):
     cases: list[Case]
     controls: list[Evidence] = msgspec.field(name="sentinels")  # stored under its first name
 
+    @cached_property
     def verdicts(self) -> list[Verdict]:
         """The verdicts on time by the current rule."""
         doubts = rule.doubts({f"{control.label}@{control.device}": control for control in self.controls}, self._margins)
@@ -156,7 +158,7 @@ def run(file: Path, hours: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as lines:
             lines.write(msgspec.json.encode(gate) + b"\n")
-        outcomes = Counter(verdict.outcome.value for verdict in gate.verdicts())
+        outcomes = Counter(verdict.outcome.value for verdict in gate.verdicts)
         print(number, gate.kind, f"{gate.seconds:.0f} s", dict(outcomes), flush=True)
         number += 1
 

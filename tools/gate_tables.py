@@ -33,7 +33,7 @@ def table(gates: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> I
 
 
 def _alarms(equal: Sequence[Gate]) -> Iterator[str]:
-    verdicts = [gate.verdicts() for gate in equal]
+    verdicts = [gate.verdicts for gate in equal]
     every = [v for of_gate in verdicts for v in of_gate]
     red = sum(any(v.outcome is Outcome.REGRESSED for v in of_gate) for of_gate in verdicts)
     loose = sum(v.outcome is Outcome.INCONCLUSIVE for v in every)
@@ -106,7 +106,7 @@ def power(slower: Sequence[Gate], truth: dict[tuple[int, bool, int], float]) -> 
     """The share found of true slowdowns, by their size and by printed margins."""
     rows: dict[int, list[tuple[float, Verdict]]] = {more: [] for more in MORE}
     for gate in slower:
-        for case, verdict in zip(gate.cases, gate.verdicts(), strict=True):
+        for case, verdict in zip(gate.cases, gate.verdicts, strict=True):
             rows[case.more].append((_true(case, truth), verdict))
     yield "| more heads | slowdown, measured apart | cases | `regressed` | 95 % interval holds it | error, median |"
     yield "|---|---:|---:|---:|---:|---:|"
@@ -154,7 +154,7 @@ def _others(equal: Sequence[Gate], slower: Sequence[Gate]) -> Iterator[str]:
     yield "| rule, on the same samples | A/A cases red | A/A runs with any | found of +2.5 % | of +5 % | of +10 % |"
     yield "|---|---:|---:|---:|---:|---:|"
     gates = (*equal, *slower)
-    by_rule = {"attnbench gate": [[v.outcome is Outcome.REGRESSED for v in gate.verdicts()] for gate in gates]}
+    by_rule = {"attnbench gate": [[v.outcome is Outcome.REGRESSED for v in gate.verdicts] for gate in gates]}
     for name, red in RULES.items():
         by_rule[name] = [[red(case.base, case.head) for case in gate.cases] for gate in gates]
     for name, hits in by_rule.items():
@@ -183,9 +183,10 @@ def _asv(base: Sequence[float], head: Sequence[float]) -> bool:
     from asv._stats import is_different
     from asv_runner.statistics import compute_stats
 
+    if np.median(head) <= 1.1 * np.median(base):
+        return False
     statistics = [compute_stats(list(times), 1)[1] for times in (base, head)]
-    different = is_different(list(base), list(head), *statistics)
-    return bool(np.median(head) > 1.1 * np.median(base)) and bool(different)
+    return bool(is_different(list(base), list(head), *statistics))
 
 
 def _mann_whitney(base: Sequence[float], head: Sequence[float]) -> bool:

@@ -60,10 +60,9 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return len(self.steps) - len(self.strata)
 
     @cached_property
-    def by_stratum(self) -> list[Integers]:
-        """Places of the steps of each stratum, among those that are not certain."""
-        places = np.arange(len(self.strata))
-        return np.split(places, np.flatnonzero(np.diff(self.strata)) + 1) if len(places) else []
+    def sizes(self) -> tuple[int, ...]:
+        """The steps of each stratum that are not certain: how many are drawn."""
+        return tuple(np.unique(self.strata, return_counts=True)[1].tolist())
 
 
 class Stratum(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,9 +116,12 @@ def frame(steps: TrafficSteps, draws: int) -> Frame:
     seconds = np.bincount(cells, steps.predicted_s).astype(float)
     groups = _groups(seconds, np.bincount(cells), numbers // span, draws)
     counts = _allocation(groups, draws)
+    shape = [np.floor(np.log2(values)) for values in (steps.max_q, steps.requests, steps.context)]
+    order = np.lexsort((steps.predicted_s, *shape))
+    cells = cells[order]
     return Frame(
         strata=tuple(
-            _stratum(steps, np.flatnonzero((cells >= group.first) & (cells < group.end)), count)
+            _stratum(steps, order[(cells >= group.first) & (cells < group.end)], count)
             for group, count in zip(groups, counts, strict=True)
         )
     )
@@ -162,27 +164,25 @@ def _groups(predicted_s: Floats, counts: Integers, kinds: Integers, draws: int) 
     return groups
 
 
-def _shares(groups: Sequence[_Group], draws: int) -> Floats:
+def _shares(groups: Sequence[_Group], draws: int) -> list[float]:
     """Draws of each group before rounding: by the square root of predicted time, and at most its steps."""
-    roots, steps = (
-        np.array(each, float) for each in zip(*((g.predicted_s**0.5, g.steps) for g in groups), strict=True)
-    )
-    shares, left = np.zeros(len(groups)), float(draws)
-    free = np.ones(len(groups), bool)
-    while free.any():
-        shares[free] = left * roots[free] / roots[free].sum()
-        full = free & (shares >= steps)
-        if not full.any():
+    roots = [group.predicted_s**0.5 for group in groups]
+    shares, left, free = [0.0] * len(groups), draws, list(range(len(groups)))
+    while free:
+        total = sum(roots[place] for place in free)
+        for place in free:
+            shares[place] = min(left * roots[place] / total, float(groups[place].steps))
+        full = {place for place in free if shares[place] == groups[place].steps}
+        if not full:
             break
-        shares[full] = steps[full]
-        left = max(left - float(steps[full].sum()), 0.0)
-        free &= ~full
+        left = max(left - sum(groups[place].steps for place in full), 0)
+        free = [place for place in free if place not in full]
     return shares
 
 
 def _allocation(groups: Sequence[_Group], draws: int) -> list[int]:
     """Whole numbers of draws by largest remainders."""
-    shares = _shares(groups, draws)
+    shares = np.array(_shares(groups, draws))
     counts = np.floor(shares + ROUNDING).astype(int)
     total = min(draws, sum(group.steps for group in groups))
     for place in np.argsort(-(shares - counts), kind="stable")[: total - int(counts.sum())]:
@@ -191,23 +191,25 @@ def _allocation(groups: Sequence[_Group], draws: int) -> list[int]:
 
 
 def _stratum(steps: TrafficSteps, members: Integers, draws: int) -> Stratum:
+    """The stratum of these steps, which are in the order of `Stratum.others`."""
     predicted = steps.predicted_s[members]
-    certain = np.argsort(-predicted, kind="stable")[: _certain(predicted, draws)]
     is_certain = np.zeros(len(members), dtype=bool)
-    is_certain[certain] = True
-    octaves = [np.floor(np.log2(values[members])) for values in (steps.max_q, steps.requests, steps.context)]
-    order = np.lexsort((predicted, *octaves))
-    others = members[order[~is_certain[order]]]
-    predicted_s = steps.predicted_s[others]
+    certain = _certain(predicted, draws)
+    if certain:
+        is_certain[np.lexsort((members, -predicted))[:certain]] = True
+    others, predicted_s = members[~is_certain], predicted[~is_certain]
     return Stratum(
-        certain=members[is_certain], others=others, predicted_s=predicted_s, ends_s=np.cumsum(predicted_s),
-        draws=draws - len(certain) if len(others) else 0,
+        certain=np.sort(members[is_certain]), others=others, predicted_s=predicted_s, ends_s=np.cumsum(predicted_s),
+        draws=draws - certain if len(others) else 0,
     )  # fmt: skip
 
 
 def _certain(predicted_s: Floats, draws: int) -> int:
     """How many of the longest steps are certain: each takes an interval of what is left when longer ones are taken."""
+    total_s = predicted_s.sum()
+    if predicted_s.max() * draws < total_s * (1 - ROUNDING):
+        return 0  # as for most strata
     longest = -np.sort(-predicted_s)[:draws]
-    left = predicted_s.sum() - np.concatenate([[0.0], np.cumsum(longest)[:-1]])
+    left = total_s - np.concatenate([[0.0], np.cumsum(longest)[:-1]])
     covers = longest * (draws - np.arange(len(longest))) >= left * (1 - 1e-12)
     return len(longest) if covers.all() else int(np.argmin(covers))

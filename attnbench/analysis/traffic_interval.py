@@ -10,7 +10,7 @@ https://doi.org/10.1001/jama.1983.03330370053031), 3/n of a stratum of n draws m
 interval contains at least the case that these are as the most extreme step that was drawn there.
 """
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -62,14 +62,27 @@ def interval(drawn: Draw, value: float, influences: Floats, noise: Floats, unsee
     return stats.exponential(msgspec.structs.replace(log, **ends, method=Method.T, confidence=stats.CONFIDENCE))
 
 
+class _Groups(msgspec.Struct, frozen=True):
+    """Drawn steps in groups, each of neighbours."""
+
+    sizes: Integers
+    starts: Integers
+
+    def sums(self, values: Floats) -> Floats:
+        """Of the values of each group."""
+        sums: Floats = np.add.reduceat(values, self.starts)
+        return sums
+
+
 def _extremes(drawn: Draw, influences: Floats) -> tuple[float, float]:
     """How far the lowest and the highest influence of a stratum are from its mean, at most over strata."""
-    sampled, down, up = influences[drawn.certain :], 0.0, 0.0
-    for places in drawn.by_stratum:
-        of_stratum = sampled[places]
-        middle = float(of_stratum.mean())
-        down, up = max(down, middle - float(of_stratum.min())), max(up, float(of_stratum.max()) - middle)
-    return down, up
+    if not drawn.sizes:
+        return 0.0, 0.0
+    sampled, strata = influences[drawn.certain :], _groups(drawn.sizes)
+    means = strata.sums(sampled) / strata.sizes
+    down = means - np.minimum.reduceat(sampled, strata.starts)
+    up = np.maximum.reduceat(sampled, strata.starts) - means
+    return max(float(down.max()), 0.0), max(float(up.max()), 0.0)
 
 
 def _spread(drawn: Draw, influences: Floats, noise: Floats) -> tuple[float, float] | None:
@@ -78,23 +91,28 @@ def _spread(drawn: Draw, influences: Floats, noise: Floats) -> tuple[float, floa
     rounds = np.isfinite(certain).sum(axis=1)
     if len(sampled) == 1 or (rounds < 2).any():
         return None
-    of_rounds = np.nanvar(certain, axis=1, ddof=1) / rounds if drawn.certain else np.empty(0)
+    squares = np.where(np.isfinite(certain), certain - mean(certain)[:, None], 0.0) ** 2
+    of_rounds = squares.sum(axis=1) / (rounds - 1) / rounds
     variance, doubt = float(of_rounds.sum()), float((of_rounds**2 / (rounds - 1)).sum())
-    for group in _pooled(drawn.by_stratum):
-        squares = (sampled[group] - sampled[group].mean()) ** 2
-        between = float(squares.sum()) * len(group) / (len(group) - 1)
-        if between:
-            freedom = min(float(squares.sum()) ** 2 / float((squares**2).sum()), len(group) - 1)
-            variance, doubt = variance + between, doubt + between**2 / freedom
+    if drawn.sizes:
+        pooled = _groups(drawn.sizes, MIN_POOLED)
+        squares = (sampled - np.repeat(pooled.sums(sampled) / pooled.sizes, pooled.sizes)) ** 2
+        sums, fourths = pooled.sums(squares), pooled.sums(squares**2)
+        varied = sums > 0
+        between = (sums * pooled.sizes / (pooled.sizes - 1))[varied]
+        freedom = np.minimum(sums[varied] ** 2 / fourths[varied], pooled.sizes[varied] - 1)
+        variance, doubt = variance + float(between.sum()), doubt + float((between**2 / freedom).sum())
     return (variance, max(variance**2 / doubt, 1.0)) if variance else (0.0, 1.0)
 
 
-def _pooled(by_stratum: Sequence[Integers]) -> list[Integers]:
-    """Places of the drawn steps of each stratum; as long as one is small, it is joined to its smaller neighbour."""
-    groups = list(by_stratum)
-    while len(groups) > 1 and min(map(len, groups)) < MIN_POOLED:
-        place = min(range(len(groups)), key=lambda each: len(groups[each]))
-        beside = [each for each in (place - 1, place + 1) if 0 <= each < len(groups)]
-        left = min(place, min(beside, key=lambda each: len(groups[each])))
-        groups[left : left + 2] = [np.concatenate(groups[left : left + 2])]
-    return groups
+@lru_cache(maxsize=64)  # each interval of a draw needs the same ones
+def _groups(strata: tuple[int, ...], least: int = 1) -> _Groups:
+    """The drawn steps by stratum; as long as one has fewer than `least`, it is joined to its smaller neighbour."""
+    sizes = list(strata)
+    while len(sizes) > 1 and min(sizes) < least:
+        place = sizes.index(min(sizes))
+        beside = [each for each in (place - 1, place + 1) if 0 <= each < len(sizes)]
+        left = min(place, min(beside, key=sizes.__getitem__))
+        sizes[left : left + 2] = [sizes[left] + sizes[left + 1]]
+    counts = np.array(sizes)
+    return _Groups(counts, np.cumsum(counts) - counts)

@@ -1,12 +1,14 @@
 """Where the steps of a trace and their attention time go: by kind of step, and by context length."""
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 
 from attnbench import units
 from attnbench.analysis.readings import Floats
 from attnbench.analysis.stats import Estimate
-from attnbench.analysis.traffic import Draw, TrafficSteps
+from attnbench.analysis.traffic import Draw, Integers, TrafficSteps
 from attnbench.analysis.traffic_interval import interval, logarithms, mean
 from attnbench.analysis.traffic_part import Booleans
 from attnbench.suite.serving.simulation import KINDS, StepKind
@@ -42,17 +44,19 @@ def mix(steps: TrafficSteps, drawn: Draw | None = None, times_s: Floats | None =
     """The mix by predicted seconds of all steps; with a draw also by its measured seconds, [drawn steps, rounds]."""
     octaves = np.floor(np.log2(np.maximum(steps.context, 1))).astype(int)
 
-    def part(inside: Booleans, kind: StepKind | None = None, context: tuple[int, int] | None = None) -> MixPart:
-        blank = MixPart(
-            kind=kind, context=context, steps=int(inside.sum()), predicted_s=float(steps.predicted_s[inside].sum())
-        )
-        if drawn is None or times_s is None or not inside[drawn.steps].any():
-            return blank
-        return _measured(blank, inside[drawn.steps], drawn, times_s)
+    def parts(places: Integers) -> Iterator[tuple[int, MixPart]]:
+        """The steps of each place, in order."""
+        counts, predicted_s = np.bincount(places), np.bincount(places, steps.predicted_s)
+        for place in np.flatnonzero(counts).tolist():
+            part = MixPart(steps=int(counts[place]), predicted_s=float(predicted_s[place]))
+            if drawn is not None and times_s is not None and (inside := places[drawn.steps] == place).any():
+                part = _measured(part, inside, drawn, times_s)
+            yield place, part
 
+    replace = msgspec.structs.replace
     return Mix(
-        by_kind=tuple(part(steps.kinds == kind, kind=KINDS[kind]) for kind in np.unique(steps.kinds)),
-        by_context=tuple(part(octaves == at, context=(2 ** int(at), 2 ** int(at + 1))) for at in np.unique(octaves)),
+        by_kind=tuple(replace(part, kind=KINDS[kind]) for kind, part in parts(steps.kinds)),
+        by_context=tuple(replace(part, context=(2**octave, 2 ** (octave + 1))) for octave, part in parts(octaves)),
     )
 
 

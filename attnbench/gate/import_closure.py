@@ -5,6 +5,7 @@ too few would hide a change.
 """
 
 import ast
+import contextlib
 import hashlib
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ class SourceTree:
         self.folders, self._elsewhere = tuple(folder.resolve() for folder in folders), elsewhere
         self._trusted = tuple(folder / trusted for folder in self.folders if trusted)
         self._chains: dict[tuple[Path, tuple[str, ...]], list[Path]] = {}
+        self._modules: dict[Path, dict[str, list[Path]]] = {}  # of a folder, by name
 
     def name(self, file: Path) -> str:
         """The name of a file in both trees: relative to the working directory; a file outside keeps its path."""
@@ -88,12 +90,13 @@ class SourceTree:
         path = tuple(
             dict.fromkeys((*(folder for root in pending for folder in user_files.import_folders(root)), *self.folders))
         )
-        files, obstacles = dict[str, str](), list[str]()
+        files, obstacles, seen = dict[str, str](), list[str](), set[Path]()
         while pending:
             file = pending.pop()
-            if (name := self.name(file)) in files:
+            if file in seen:
                 continue
-            content = file.read_bytes()
+            seen.add(file)
+            name, content = self.name(file), file.read_bytes()
             files[name] = hashlib.sha256(content).hexdigest()
             if file.suffix == ".py":
                 imported, obstacle = self._followed(file, read_source(content), path)
@@ -106,14 +109,15 @@ class SourceTree:
     def _followed(self, file: Path, source: ModuleText, path: Sequence[Path]) -> tuple[list[Path], str]:
         """The files that a file imports, and its first obstacle."""
         imported = list(_packages_of(file))
+        trusted = any(map(file.is_relative_to, self._trusted))
         obstacles = dict(source.hidden)
         for line, level, parts in source.imports:
             places = [file.parents[min(level, len(file.parents)) - 1]] if level else path
             inside = [place for place in places if level or self._has(place, parts[:1])]
             imported += [each for place in inside for each in self._chain(place, parts)]
-            if inside and not any(self._is_module(place, parts, file) for place in inside):
+            if inside and not trusted and not any(self._is_module(place, parts, file) for place in inside):
                 obstacles.setdefault(line, f"import of {'.'.join(parts)}")
-        if any(map(file.is_relative_to, self._trusted)):
+        if trusted:
             return imported + [data for data in file.parent.iterdir() if data.suffix in DATA], ""
         first = min(obstacles, default=0)
         return imported, source.error or (f"line {first}: {obstacles[first]}" if first else "")
@@ -125,18 +129,25 @@ class SourceTree:
 
     def _chain(self, folder: Path, parts: Sequence[str]) -> list[Path]:
         """The files of a dotted name below the folder, as far as they are there; `*` stands for every submodule."""
+        if not parts:
+            return []
         if (key := (folder, tuple(parts))) not in self._chains:
-            files: list[Path] = []
-            for count in range(1, len(parts) + 1):
-                place = folder.joinpath(*parts[:count])
-                beside = place.parent.glob(f"{place.name}.*")
-                here = [file for file in beside if file.suffix == ".py" or file.suffix in COMPILED]
-                here += [place / INIT] if (place / INIT).is_file() else []
-                files += here
-                if not here and not place.is_dir():
-                    break
-            self._chains[key] = files
+            place = folder.joinpath(*parts)
+            modules = self._modules_in(place.parent)
+            here = chain.from_iterable(modules.values()) if parts[-1] == "*" else modules.get(parts[-1], ())
+            init = [place / INIT] if (place / INIT).is_file() else []
+            self._chains[key] = [*self._chain(folder, parts[:-1]), *here, *init]
         return self._chains[key]
+
+    def _modules_in(self, folder: Path) -> dict[str, list[Path]]:
+        """The files of the modules in a folder, by their names; none where there is no such folder."""
+        if folder not in self._modules:
+            modules = self._modules[folder] = {}
+            with contextlib.suppress(OSError):
+                for file in folder.iterdir():
+                    if file.suffix == ".py" or file.suffix in COMPILED:
+                        modules.setdefault(file.name.partition(".")[0], []).append(file)
+        return self._modules[folder]
 
     def _is_module(self, folder: Path, parts: Sequence[str], user: Path) -> bool:
         """Whether the folder holds the dotted name, as a module or as what a module other than `user` may define."""
@@ -163,8 +174,11 @@ def read_source(content: bytes) -> ModuleText:
         tree = ast.parse(content)
     except (SyntaxError, ValueError) as error:  # ValueError: a null byte
         return ModuleText(error=f"which cannot be parsed: {error}")
+    nodes = list(_run(tree))
     return ModuleText(
-        tuple(user_files.imports(_run(tree))), tuple(_hidden(tree)), frozenset(user_files.bound_names(tree))
+        imports=tuple(user_files.imports(nodes)),
+        hidden=tuple(_hidden(nodes, _full_names(tree))),
+        bound=frozenset(user_files.bound_names(tree)),
     )
 
 
@@ -174,7 +188,7 @@ def _run(tree: ast.AST) -> Iterator[ast.AST]:
     while pending:
         node = pending.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        if isinstance(node, ast.If) and _dotted(node.test, {}) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             pending += node.orelse
         else:
             pending += ast.iter_child_nodes(node)
@@ -185,10 +199,9 @@ def _packages_of(file: Path) -> Iterator[Path]:
     return takewhile(Path.is_file, (folder / INIT for folder in file.parents))
 
 
-def _hidden(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _hidden(nodes: Iterable[ast.AST], names: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Each line that imports, reads or runs something in a way that the source does not show, with its name."""
-    names = _full_names(tree)
-    for node in _run(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if _not_followed(alias.name))
         elif isinstance(node, ast.Name):
@@ -201,6 +214,7 @@ def _hidden(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, full or node.attr
 
 
+@lru_cache(maxsize=4096)
 def _not_followed(name: str) -> bool:
     return bool(name) and bool(_NOT_FOLLOWED.match(name))
 

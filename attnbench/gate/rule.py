@@ -109,7 +109,7 @@ def next_step(cases: Sequence[Evidence], margins: Margins) -> NextStep:
     return NextStep(frozenset(left), min(left.values(), default=0))
 
 
-def p_slower(effects: ArrayLike, tolerance: float, inflation: float = 1.0) -> Floats:
+def p_slower(effects: ArrayLike, tolerance: float | Floats, inflation: float | Floats = 1.0) -> Floats:
     """The p-value of H0: the mean effect is at most the tolerance, over all looks at the restarts on the last axis."""
     values = np.asarray(effects, dtype=np.float64)
     p = np.ones(values.shape[:-1])
@@ -118,10 +118,12 @@ def p_slower(effects: ArrayLike, tolerance: float, inflation: float = 1.0) -> Fl
     return p
 
 
-def p_at_look(effects: Floats, share: float, tolerance: float, inflation: float = 1.0) -> Floats:
+def p_at_look(effects: Floats, share: float, tolerance: float | Floats, inflation: float | Floats = 1.0) -> Floats:
     """`p_slower` of one look with this share of the error; it may exceed 1."""
     early = effects.shape[-1] < MIN_RESTARTS
-    return p_above(effects, max(tolerance, math.log1p(EARLY_TOLERANCE)) if early else tolerance, inflation) / share
+    return (
+        p_above(effects, np.maximum(tolerance, math.log1p(EARLY_TOLERANCE)) if early else tolerance, inflation) / share
+    )
 
 
 class _Tested(NamedTuple):
@@ -154,14 +156,24 @@ class _Tested(NamedTuple):
 
 
 def _tested(cases: Sequence[Evidence], margins: Margins) -> list[_Tested]:
-    slower, faster = (
-        holm({
-            case.key: float(p_slower(sign * np.array(case.effects), margins.tolerance(case), margins.inflation(case)))
-            for case in cases
-        })
-        for sign in (1, -1)
-    )  # fmt: skip
+    slower, faster = (holm(_p_slower(cases, margins, sign)) for sign in (1, -1))
     return [_case_tested(case, margins, len(cases), slower[case.key], faster[case.key]) for case in cases]
+
+
+def _p_slower(cases: Sequence[Evidence], margins: Margins, sign: int) -> dict[str, float]:
+    """`p_slower` of each case, with a sign of -1 that base is slower; cases with equally many restarts together."""
+    by_restarts: dict[int, list[Evidence]] = {}
+    for case in cases:
+        by_restarts.setdefault(len(case.effects), []).append(case)
+    p_values: dict[str, float] = {}
+    for group in by_restarts.values():
+        effects = sign * np.array([case.effects for case in group], dtype=np.float64)
+        tolerances, inflations = (
+            np.array([of_case(case) for case in group]) for of_case in (margins.tolerance, margins.inflation)
+        )
+        of_group = p_slower(effects, tolerances, inflations).tolist()
+        p_values |= zip((case.key for case in group), of_group, strict=True)
+    return {case.key: p_values[case.key] for case in cases}
 
 
 def _case_tested(case: Evidence, margins: Margins, cases: int, p_slower: float, p_faster: float) -> _Tested:

@@ -99,7 +99,7 @@ def chance_beyond(effects: ArrayLike, bound: float | Floats, inflation: float = 
     return np.asarray(stdtr(count - 1, (np.abs(values.mean(axis=-1)) - bound) / sd))
 
 
-def p_above(effects: ArrayLike, bound: float, inflation: float = 1.0) -> Floats:
+def p_above(effects: ArrayLike, bound: float | Floats, inflation: float | Floats = 1.0) -> Floats:
     """The p-value of H0: the mean effect is at most the bound. One-sided t over the last axis; 1 for one restart."""
     from scipy.special import stdtr
 

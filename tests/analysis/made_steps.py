@@ -1,5 +1,7 @@
 """Steps of made-up traffic with their seconds by a roofline, and made-up costs: fused, loop, padded and decode."""
 
+from functools import cache
+
 import numpy as np
 
 from attnbench.analysis.traffic import TrafficSteps
@@ -8,6 +10,7 @@ from attnbench.suite.serving.simulation import KINDS, StepKind
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, BYTES = 32, 32, 8, 128, 2
 
 
+@cache  # several tests need the same ones
 def made_steps(count: int = 20_000, seed: int = 0, kinds: tuple[float, float, float] = (0.9, 0.02, 0.08)):
     """The steps, and seconds of every step by backend: `fused`, `loop` (overhead per request), `padded` (B max).
 

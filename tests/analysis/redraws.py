@@ -45,6 +45,37 @@ def cost_functions():
     return steps, dict(zip(NAMES, functions, strict=True))
 
 
+class Truth(msgspec.Struct, frozen=True):
+    """Seconds of all steps."""
+
+    best: float  # each step with its fastest backend
+    total: dict[str, float]  # by backend
+    by_scope: dict[tuple[str, str], float]  # by scope and backend
+    by_kind: dict[tuple[StepKind, str], float]
+    by_context: dict[tuple[tuple[int, int], str], float]
+
+
+@cache
+def truth_of(name: str) -> Truth:
+    """The seconds of a cost function, which are the same for each redraw."""
+    steps, functions = cost_functions()
+    costs, decode = functions[name], steps.kinds == DECODE
+    ranges = [(1 << octave, 2 << octave) for octave in range(20)]
+    of_scope = {traffic_totals.ALL_STEPS: decode | True, traffic_totals.DECODE: decode, traffic_totals.PREFILL: ~decode}
+    of_kind = {kind: steps.kinds == place for place, kind in enumerate(KINDS)}
+    of_context = {each: (steps.context >= each[0]) & (steps.context < each[1]) for each in ranges}
+    by_scope, by_kind, by_context = (
+        {(key, backend): float(seconds[inside].sum()) for key, inside in masks.items()
+         for backend, seconds in costs.items()}
+        for masks in (of_scope, of_kind, of_context)
+    )  # fmt: skip
+    return Truth(
+        best=float(np.min(list(costs.values()), axis=0).sum()),
+        total={backend: float(seconds.sum()) for backend, seconds in costs.items()},
+        by_scope=by_scope, by_kind=by_kind, by_context=by_context,
+    )  # fmt: skip
+
+
 class Coverage(msgspec.Struct):
     """What one quantity was in all redraws."""
 
@@ -69,7 +100,7 @@ def coverage(name: str, draws: int, redraws: int, seed: int = 1, measured_steps:
     `measured_steps`: of the drawn ones; 0 for all.
     """
     steps, functions = cost_functions()
-    costs = functions[name]
+    costs, truth = functions[name], truth_of(name)
     every = np.stack(list(costs.values()), axis=1)
     frame, rng, found = traffic.frame(steps, draws), np.random.default_rng(seed), {}
     for _ in range(redraws):
@@ -84,51 +115,43 @@ def coverage(name: str, draws: int, redraws: int, seed: int = 1, measured_steps:
         totals = traffic_totals.estimate(drawn, measured, hours=1)
         fastest = totals.totals[0].backend
         mix = traffic_mix.mix(steps, drawn, measured.of(fastest))
-        pairs = (*of_totals(totals, costs), *of_policies(totals, costs, steps), *of_mix(mix, costs[fastest], steps))
-        for quantity, estimate, truth in pairs:
-            found.setdefault(quantity, Coverage()).add(estimate, truth)
+        for quantity, estimate, right in (
+            *of_totals(totals, truth), *of_policies(totals, truth), *of_mix(mix, truth, fastest)
+        ):  # fmt: skip
+            found.setdefault(quantity, Coverage()).add(estimate, right)
     return found
 
 
-def of_totals(totals: TrafficTotals, costs) -> Iterator[tuple[str, Estimate, float]]:
+def of_totals(totals: TrafficTotals, truth: Truth) -> Iterator[tuple[str, Estimate, float]]:
     """Estimates of backends with the truth."""
-    fastest = costs[totals.totals[0].backend].sum()
+    fastest = truth.total[totals.totals[0].backend]
     for total in totals.totals:
-        yield f"seconds of {total.backend}", total.seconds, costs[total.backend].sum()
+        yield f"seconds of {total.backend}", total.seconds, truth.total[total.backend]
         if total.over_fastest:
-            yield "over fastest", total.over_fastest, costs[total.backend].sum() / fastest
+            yield "over fastest", total.over_fastest, truth.total[total.backend] / fastest
 
 
-def of_policies(totals: TrafficTotals, costs, steps) -> Iterator[tuple[str, Estimate, float]]:
+def of_policies(totals: TrafficTotals, truth: Truth) -> Iterator[tuple[str, Estimate, float]]:
     """Estimates of the choices that were made, with the truth."""
-    decode = steps.kinds == DECODE
-    inside = {traffic_totals.ALL_STEPS: decode | True, traffic_totals.DECODE: decode, traffic_totals.PREFILL: ~decode}
-    best = np.min(list(costs.values()), axis=0).sum()
-    true_s = {PolicyName.STEP: best}
+    true_s = {PolicyName.STEP: truth.best}
     for name in (PolicyName.SINGLE, PolicyName.PHASE):
-        choices = totals.policy(name).choices
-        true_s[name] = sum(costs[choice.backend][inside[choice.scope]].sum() for choice in choices)
-    for name, truth in true_s.items():
+        true_s[name] = sum(truth.by_scope[choice.scope, choice.backend] for choice in totals.policy(name).choices)
+    for name, seconds in true_s.items():
         policy = totals.policy(name)
-        yield f"seconds of {name}", policy.seconds, truth
+        yield f"seconds of {name}", policy.seconds, seconds
         if policy.regret:
-            yield f"regret of {name}", policy.regret, truth / best - 1
+            yield f"regret of {name}", policy.regret, seconds / truth.best - 1
         if policy.over_phase:
-            yield "one backend over one per phase", policy.over_phase, truth / true_s[PolicyName.PHASE] - 1
+            yield "one backend over one per phase", policy.over_phase, seconds / true_s[PolicyName.PHASE] - 1
 
 
-def of_mix(mix: traffic_mix.Mix, costs, steps) -> Iterator[tuple[str, Estimate, float]]:
+def of_mix(mix: traffic_mix.Mix, truth: Truth, backend: str) -> Iterator[tuple[str, Estimate, float]]:
     """Shares with the truth."""
-    for part in (*mix.by_kind, *mix.by_context):
-        inside = steps.kinds == KINDS.index(part.kind) if part.kind else True
-        if part.context:
-            inside = (steps.context >= part.context[0]) & (steps.context < part.context[1])
-        if part.share:
-            yield (
-                "share of a kind" if part.kind else "share of a context length",
-                part.share,
-                float(costs[inside].sum() / costs.sum()),
-            )
+    shares = [("share of a kind", part.share, truth.by_kind[part.kind, backend]) for part in mix.by_kind]
+    shares += [
+        ("share of a context length", part.share, truth.by_context[part.context, backend]) for part in mix.by_context
+    ]
+    yield from ((name, share, seconds / truth.total[backend]) for name, share, seconds in shares if share)
 
 
 def main(redraws: int) -> None:

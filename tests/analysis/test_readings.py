@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,3 +27,8 @@ def test_the_median_of_each_block_is_that_of_its_finite_readings(blocks: list[li
     assert list(readings.block_medians(sample)) == [
         pytest.approx(statistics.median(values)) if values else None for values in finite
     ]
+
+
+@given(st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=30))
+def test_the_lower_quartile_is_that_of_numpy(values: list[float]) -> None:
+    assert readings.location(values, "lower_quartile") == np.quantile(values, 0.25)

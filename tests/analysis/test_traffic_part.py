@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnbench.analysis import traffic, traffic_part, traffic_totals
@@ -33,6 +33,7 @@ def lacking_after(nested, count):
     return lacking
 
 
+@settings(max_examples=30)
 @given(st.integers(5, 70), st.integers(0, 5))
 def test_any_number_of_steps_in_the_order_of_measurement_is_a_draw(draws, seed):
     steps, _ = made_steps(300)
@@ -120,21 +121,22 @@ def test_fewer_steps_than_an_answer_needs_give_none_and_the_reason(draws, count,
 
 
 @cache
-def many_draws():
+def many_draws(seeds):
     """From the steps of `made_steps(3000)`; the backend does not matter for them."""
     steps, _ = made_steps(3000)
-    return [nested_of(steps, 64, seed) for seed in range(120)]
+    return [nested_of(steps, 64, seed) for seed in range(seeds)]
 
 
 # The step that the budget ends in does not count, and takes longer than others: half a percent of many steps.
+@pytest.mark.parametrize("seeds", [60, pytest.param(240, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("backend", "share", "cut"), [("loop", 0.8, 0.005), ("padded", 0.8, 0.005), ("loop", 0.25, 0.02)]
 )
-def test_what_is_measured_within_a_budget_estimates_all_steps_without_bias(backend, share, cut):
+def test_what_is_measured_within_a_budget_estimates_all_steps_without_bias(backend, share, cut, seeds):
     """Measuring takes as long as the steps do, so that a budget ends sooner where long ones come first."""
     steps, costs = made_steps(3000)
     true_s, rng, totals, holds = costs[backend], np.random.default_rng(0), [], []
-    for drawn, nested in many_draws():
+    for drawn, nested in many_draws(seeds):
         times = true_s[drawn.steps]
         lacking = np.ones(len(times), bool)
         lacking[nested.order[np.cumsum(times[nested.order]) < share * times.sum()]] = False
@@ -148,7 +150,7 @@ def test_what_is_measured_within_a_budget_estimates_all_steps_without_bias(backe
         if total.low is not None:
             holds.append(total.low <= true_s.sum() <= total.high)
     assert abs(np.mean(totals) - 1) < 3 * np.std(totals) / np.sqrt(len(totals)) + cut
-    assert share < 0.5 or len(holds) > 80
+    assert share < 0.5 or len(holds) > 0.6 * seeds
     assert not holds or np.mean(holds) >= 0.93
 
 

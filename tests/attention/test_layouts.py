@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,31 +40,6 @@ def test_naive_attention_over_pages() -> None:
     prepared = backends.load("naive").prepare(Case(problem=problem, backend="naive"), "cpu")
     out = prepared.call(qkv[0], *map(prepared.stored, qkv[1:]))
     torch.testing.assert_close(out.double(), reference.attend(problem, *qkv).out, rtol=0, atol=2e-5)
-
-
-KERNEL = """
-import torch
-from tests.attention.test_layouts import SHAPE
-from attnbench import backends
-from attnbench.attention.problem import Problem
-from attnbench.attention.scores import Score
-from attnbench.records.case import Case
-from tests import oracle, reference
-for more in ({}, {"mask": "causal+window:9", "sinks": True}, {"score": Score(bias="alibi", softcap=3.0)}):
-    problem = Problem(**{**SHAPE, "page_size": 16, **more})
-    case = Case(problem=problem, backend="triton")
-    assert not backends.load("triton").objections(case, "cpu")
-    qkv, _ = oracle.drawn(problem)
-    prepared = backends.load("triton").prepare(case, "cpu")
-    out = prepared.call(qkv[0], *map(prepared.stored, qkv[1:]))
-    torch.testing.assert_close(out.double(), reference.attend(problem, *qkv).out, rtol=0, atol=2e-5)
-"""
-
-
-def test_the_decode_kernel_over_pages_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", KERNEL], cwd=Path(__file__).parents[2], env=environment, check=True)
 
 
 @pytest.mark.parametrize(

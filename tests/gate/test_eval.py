@@ -33,7 +33,7 @@ def test_the_tables_of_the_documentation_are_what_the_recorded_gates_give(gates:
 def test_no_recorded_gate_of_equal_sides_is_red(gates: list[Gate]) -> None:
     equal = [gate for gate in gates if gate.kind == "aa"]
     assert len(equal) >= 10
-    assert not any(v.outcome is Outcome.REGRESSED for gate in equal for v in gate.verdicts())
+    assert not any(v.outcome is Outcome.REGRESSED for gate in equal for v in gate.verdicts)
 
 
 def swapped(evidence: Evidence) -> Evidence:

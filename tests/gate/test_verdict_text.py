@@ -115,7 +115,9 @@ def test_where_no_time_was_judged_no_margins_are_told() -> None:
 
 
 def test_a_number_is_never_apart_from_its_unit() -> None:
-    run = gated(*lines(noise=60.0, restarts=26), *lines(n=128, noise=30.0), *lines(n=256, head=1.5, noise=3.0))
+    run = gated(
+        *lines(noise=60.0, restarts=26), *lines(n=128, noise=30.0), *lines(n=256, head=1.5, noise=3.0, restarts=4)
+    )
     judged = judgement.judge(run)
     for width in range(40, 120):
         text = list(gate_verdicts.text(run, judged, width))

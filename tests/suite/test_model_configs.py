@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -185,11 +187,14 @@ def test_every_known_model_type_makes_a_valid_suite_or_is_refused(tmp_path: Path
     assert {"llama", "bert", "clip_vision_model", "t5", "qwen2_vl"}.isdisjoint(refused)
 
 
+@cache
 def published_configs() -> dict[str, Any]:
     """The config of each known model type with attention, as transformers makes it without any field."""
     mapping = pytest.importorskip("transformers").CONFIG_MAPPING
     known = (name for name, entry in types.table().items() if entry.kind is not types.Kind.REFUSED)
-    return {name: mapping[name]() for name in known if name in mapping}
+    # Making the docstrings of the classes takes most of the time of their imports.
+    with patch("transformers.utils.auto_docstring", lambda kind=None, **_: kind or (lambda each: each)):
+        return {name: mapping[name]() for name in known if name in mapping}
 
 
 def test_the_defaults_are_those_of_transformers() -> None:

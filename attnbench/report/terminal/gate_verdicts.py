@@ -19,7 +19,7 @@ from attnbench.gate import record as gate_record
 from attnbench.gate.evidence import Pairing
 from attnbench.gate.judgement import RED, GateVerdicts, cases_of
 from attnbench.gate.rule import Evidence
-from attnbench.records import run_directory
+from attnbench.records import results_file, run_directory
 from attnbench.records.result import Outcome, Verdict
 from attnbench.records.run_directory import Run
 from attnbench.report.summary import broken_lines, repeat_command
@@ -258,18 +258,20 @@ def details(run: Run, verdicts: Sequence[Verdict], width: int = WIDTH) -> Iterat
     broken = {(verdict.case_id, verdict.device) for verdict in verdicts if verdict.outcome is Outcome.BROKEN}
     if not red:
         return
+    keys = list(red)[:MAX_DETAILED]
+    results = results_file.chosen(run.results, lambda result: (result.case.id, result.arm.device) in keys)
     evidences: dict[tuple[str, str], Evidence] = {}
     pairs: dict[tuple[str, str], Pairing] = {}
     has_base = False  # that can be measured again, and is not head itself
     if run.manifest.gate:
         gate = gate_record.of(run)
         has_base = gate.base != gate.head
-        pairs = {pair.key: pair for pair in evidence.pairings(run.results)}
+        pairs = {pair.key: pair for pair in evidence.pairings(results)}
         cases = cases_of(list(pairs.values()), gate)
         evidences = {(case.case_id, case.device): case for case in cases}
-    rows = {(row.case_id, row.device): row for row in rows_of(run.results)}
+    rows = {(row.case_id, row.device): row for row in rows_of(results)}
     margins = {(verdict.case_id, verdict.device): verdict.margin for verdict in verdicts if verdict.metric == "time_s"}
-    for key in list(red)[:MAX_DETAILED]:
+    for key in keys:
         row, margin = rows.get(key), margins.get(key)
         if row is None:
             continue

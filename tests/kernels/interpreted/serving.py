@@ -19,9 +19,10 @@ from attnbench.attention import latent
 from attnbench.attention.choices import Returns
 from attnbench.attention.inputs import make
 from attnbench.attention.problem import Problem
+from attnbench.attention.scores import Score
 from attnbench.records.case import Case
 from attnbench.suite import cells
-from tests import oracle
+from tests import oracle, reference
 from tests.kernels.interpreted.cached import LENGTHS, assert_decoded, decode_tiling, paged, poisoned
 from tests.kernels.interpreted.formula import DTYPES, Shape, inputs, normal, slow
 
@@ -276,3 +277,20 @@ def test_the_backend_tells_the_kernels_a_pattern(mask: str) -> None:
     qkv, _ = oracle.drawn(problem)
     out = backends.load("triton").prepare(Case(problem=problem, backend="triton"), "cpu").call(*qkv)
     torch.testing.assert_close(out.double(), oracle.attend(problem, *qkv)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"mask": "causal+window:9", "sinks": True}, {"score": Score(bias="alibi", softcap=3.0)}],
+    ids=["causal", "window and sinks", "bias and softcap"],
+)
+def test_the_backend_reads_keys_in_pages(fields: dict[str, Any]) -> None:
+    shape = {"batch": 3, "seq_q": 2, "seq_kv": 37, "heads": 4, "kv_heads": 2, "head_dim": 16, "mask": "causal"}
+    problem = Problem(**{**shape, "page_size": 16, **fields})
+    case, backend = Case(problem=problem, backend="triton"), backends.load("triton")
+    assert backend.objections(case, "cpu") == []
+    qkv, _ = oracle.drawn(problem)
+    prepared = backend.prepare(case, "cpu")
+    assert prepared.stored is not None
+    out = prepared.call(qkv[0], *map(prepared.stored, qkv[1:]))
+    torch.testing.assert_close(out.double(), reference.attend(problem, *qkv).out, rtol=0, atol=2e-5)
