@@ -124,11 +124,12 @@ def of_group(problem: Problem, group: Group, q: Tensor, k: Tensor, v: Tensor, *d
     return [q[sequence, heads], k[sequence, kv_head], v[sequence, kv_head], *(d[sequence, heads] for d in dout)]
 
 
-def empty_result(problem: Problem, like: Tensor, spans: list[Span] | None) -> Forward:
+def empty_result(problem: Problem, like: Tensor, spans: list[Span] | None, leading: tuple[int, ...] = ()) -> Forward:
     """out and lse of rows that see no key, 0 and -inf, to be overwritten for the other rows."""
     heads = problem.heads // problem.kv_heads
     rows = sum(stop - first for first, stop in spans or [(0, problem.seq_q)])
-    return Forward(like.new_zeros(heads, rows, problem.head_dim_v), like.new_full((heads, rows), float("-inf")))
+    shape = (*leading, heads, rows)
+    return Forward(like.new_zeros(*shape, problem.head_dim_v), like.new_full(shape, float("-inf")))
 
 
 class Steps(msgspec.Struct, frozen=True, kw_only=True):

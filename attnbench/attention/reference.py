@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnbench.attention import autograd_reference, blocks
-from attnbench.attention.blocks import Forward, Gradients, Group, Span, Steps
+from attnbench.attention.blocks import EXACT, Forward, Gradients, Group, Span, Steps
 from attnbench.attention.problem import Problem
 from attnbench.attention.weightings import finite
 
@@ -91,20 +91,29 @@ def attend_group_same_dtype(
         steps = autograd_reference.steps_for(problem)
         forward = autograd_reference.forward_group(problem, q, k, v, group, spans, steps)
         return Forward(forward.out, forward.lse), forward.mass
+    return plain_forward(problem, group[0], *blocks.of_group(problem, group, q, k, v), spans=spans)
+
+
+def plain_forward(
+    problem: Problem, sequence: int, q: Tensor, k: Tensor, v: Tensor, *, spans: list[Span] | None = None
+) -> tuple[Forward, Tensor]:
+    """The same-dtype reference of the tensors of one group, and its mass.
+
+    q: [..., heads, seq_q, head_dim]; k: [..., seq_kv, head_dim]; v: [seq_kv, head_dim_v].
+    """
     step = blocks.steps_of(problem.dtype)
-    queries, keys, values = blocks.of_group(problem, group, q, k, v)
-    scaled, values = step.rounded(keys.float() * problem.scale), values.float()
-    out, lse = blocks.empty_result(problem, values, spans)
+    scaled, values = step.rounded(k.float() * problem.scale), v.float()
+    out, lse = blocks.empty_result(problem, values, spans, q.shape[:-3])
     mass = out[..., :1].clone()
-    for block in blocks.row_blocks(problem, group[0], spans):
-        hidden = blocks.hidden_keys(problem, group[0], block)
+    for block in blocks.row_blocks(problem, sequence, spans):
+        hidden = blocks.hidden_keys(problem, sequence, block)
         for heads in blocks.head_blocks(problem):
-            part = queries[heads, block.rows].float()
-            logits, _ = _plain_logits(problem, step, part, scaled[block.keys], hidden)
+            part = q[..., heads, block.rows, :].float()
+            logits, _ = _plain_logits(problem, step, part, scaled[..., block.keys, :], hidden)
             weights = step.softmax(logits)
-            out[heads, block.out_rows] = step.product(weights, values[block.keys])
-            lse[heads, block.out_rows] = logits.logsumexp(-1)
-            mass[heads, block.out_rows] = weights.square() @ blocks.mean_square(values[block.keys])
+            out[..., heads, block.out_rows, :] = step.product(weights, values[block.keys])
+            lse[..., heads, block.out_rows] = logits.logsumexp(-1)
+            mass[..., heads, block.out_rows, :] = weights.square() @ blocks.mean_square(values[block.keys])
     return Forward(out, lse), mass.sqrt()
 
 
@@ -119,32 +128,45 @@ def gradients_group_same_dtype(
     if not autograd_reference.is_plain(problem):
         steps = autograd_reference.steps_for(problem)
         return autograd_reference.gradients_group(problem, q, k, v, dout, group, steps)[:2]
+    return plain_gradients(problem, group[0], *blocks.of_group(problem, group, q, k, v, dout))
+
+
+def plain_gradients(
+    problem: Problem, sequence: int, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
+) -> tuple[Gradients, Gradients]:
+    """Gradients of the same-dtype reference of the tensors of one group, and their masses.
+
+    q: [..., heads, seq_q, head_dim]; k: [..., seq_kv, head_dim]; v: [seq_kv, head_dim_v]; dout as the output.
+    """
     step = blocks.steps_of(problem.dtype)
-    queries, keys, values, douts = (tensor.float() for tensor in blocks.of_group(problem, group, q, k, v, dout))
+    queries, keys, values, douts = (tensor.float() for tensor in (q, k, v, dout))
+    lead = queries.shape[:-3]
     scaled = step.rounded(keys * problem.scale)
-    total = Gradients(*(tensor.new_zeros(tensor.shape) for tensor in (queries, keys, values)))
+    total = Gradients(
+        queries.new_zeros(queries.shape), keys.new_zeros(keys.shape), values.new_zeros(*lead, *values.shape)
+    )
     mass = Gradients(*(tensor[..., :1].clone() for tensor in total))
     for heads in blocks.head_blocks(problem):
-        dk, dv = (tensor.new_zeros(heads.stop - heads.start, *tensor.shape) for tensor in (keys, values))
-        for block in blocks.row_blocks(problem, group[0]):
-            part, dout_part, seen = queries[heads, block.rows], douts[heads, block.rows], block.keys
+        dk, dv = (tensor.new_zeros(*lead, heads.stop - heads.start, *tensor.shape[-2:]) for tensor in (keys, values))
+        for block in blocks.row_blocks(problem, sequence):
+            part, dout_part, seen = queries[..., heads, block.rows, :], douts[heads, block.rows], block.keys
             logits, tanh = _plain_logits(
-                problem, step, part, scaled[seen], blocks.hidden_keys(problem, group[0], block)
+                problem, step, part, scaled[..., seen, :], blocks.hidden_keys(problem, sequence, block)
             )
             weights = step.softmax(logits)
             dweights = step.product(dout_part, values[seen].T)
             dlogits, squares = _plain_dlogits(step, weights, dweights, tanh, problem.softcap)
-            total.dq[heads, block.rows] = step.product(dlogits, scaled[seen])
-            dk[:, seen] += step.exact_product(dlogits.mT, part)
-            dv[:, seen] += step.exact_product(weights.mT, dout_part)
-            mass.dq[heads, block.rows] = squares @ blocks.mean_square(scaled[seen])
-            mass.dk[seen] += (squares.mT @ blocks.mean_square(part)).sum(0).mul_(problem.scale**2)
-            mass.dv[seen] += (weights.square().mT @ blocks.mean_square(dout_part)).sum(0)
-        total.dk.add_(step.rounded(step.rounded(dk) * problem.scale).sum(0))
-        total.dv.add_(step.rounded(dv).sum(0))
+            total.dq[..., heads, block.rows, :] = step.rounded(_product(step, dlogits, scaled[..., seen, :]))
+            dk[..., seen, :] += step.exact_product(dlogits.mT, part)
+            dv[..., seen, :] += step.exact_product(weights.mT, dout_part)
+            mass.dq[..., heads, block.rows, :] = _product(EXACT, squares, blocks.mean_square(scaled[..., seen, :]))
+            mass.dk[..., seen, :] += (squares.mT @ blocks.mean_square(part)).sum(-3).mul_(problem.scale**2)
+            mass.dv[..., seen, :] += (weights.square().mT @ blocks.mean_square(dout_part)).sum(-3)
+        total.dk.add_(step.rounded(step.rounded(dk) * problem.scale).sum(-3))
+        total.dv.add_(step.rounded(dv).sum(-3))
     return (
-        Gradients(total.dq, step.rounded(total.dk)[None], step.rounded(total.dv)[None]),
-        Gradients(mass.dq.sqrt(), mass.dk.sqrt()[None], mass.dv.sqrt()[None]),
+        Gradients(total.dq, step.rounded(total.dk)[..., None, :, :], step.rounded(total.dv)[..., None, :, :]),
+        Gradients(mass.dq.sqrt(), mass.dk.sqrt()[..., None, :, :], mass.dv.sqrt()[..., None, :, :]),
     )
 
 
@@ -152,12 +174,18 @@ def _plain_logits(
     problem: Problem, step: Steps, queries: Tensor, scaled_keys: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Logits with the rounding of a plain implementation, and the tanh of the soft cap if there is one."""
-    logits = step.product(queries, scaled_keys.T)
+    logits = step.rounded(_product(step, queries, scaled_keys.mT))
     tanh = None
     if cap := problem.softcap:
         tanh = step.rounded(step.rounded(logits / cap).tanh())
         logits = step.rounded(tanh * cap)
     return logits.masked_fill(hidden, float("-inf")), tanh
+
+
+def _product(step: Steps, heads: Tensor, shared: Tensor) -> Tensor:
+    """A product of each head with the matrix that they share, as one product: [..., heads, rows, n] @ [..., n, m]."""
+    products: Tensor = step.exact_product(heads.flatten(-3, -2), shared).unflatten(-2, heads.shape[-3:-1])
+    return products
 
 
 def _plain_dlogits(

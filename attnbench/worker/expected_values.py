@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -205,8 +206,12 @@ def _row_runs(seq_q: int, seed: int, budget_s: float, seconds: Callable[[Span], 
     return tuple(sorted(drawn))
 
 
+@lru_cache(maxsize=4)
 def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None], float]:
-    """Predicted seconds of one group of a sequence, from the time of a small problem of the same kind here."""
+    """Predicted seconds of one group of a sequence, from the time of a small problem of the same kind here.
+
+    Measured once for all distributions of the inputs of a problem, which follow each other.
+    """
     sharing = problem.heads // problem.kv_heads
     rows = min(problem.seq_q, 128)
     keys = min(problem.seq_kv, 2**16 // rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec.structs import replace
 
 from attnbench.attention import autograd_reference, latent_reference, reference, scopes
-from attnbench.attention.blocks import Gradients, Group, Span, of_part, query_heads
+from attnbench.attention.blocks import Gradients, Group, Span, of_group, of_part, query_heads
 from attnbench.attention.choices import Mode
 from attnbench.attention.inputs import Inputs, torch_dtype
 from attnbench.attention.problem import Problem
@@ -53,32 +53,24 @@ def group_outputs(
 def _plain_outputs(
     problem: Problem, mode: Mode, inputs: Inputs, group: Group, spans: list[Span] | None
 ) -> Iterator[GroupOutput]:
-    q, k, v = inputs.q, inputs.k, inputs.v
-    exact, orders = reference.attend_group(problem, q, k, v, group, spans), _orders(problem, spans)
-    plain = [
-        reference.attend_group_same_dtype(
-            problem, *_divided(q[..., order], k[..., order], number / len(orders)), v, group, spans
-        )
-        for number, order in enumerate(orders)
-    ]
-    mass = plain[0][1]
-    yield GroupOutput("out", exact.out, _worst(exact.out, [forward.out for forward, _ in plain]), mass)
-    lse = _worst(exact.lse, [forward.lse for forward, _ in plain])
-    yield GroupOutput("lse", exact.lse[..., None], lse[..., None], mass.new_zeros(mass.shape))
+    qkv = inputs.q, inputs.k, inputs.v
+    exact, orders = reference.attend_group(problem, *qkv, group, spans), _orders(problem, spans)
+    q, k, v, dout = of_group(problem, group, *qkv, inputs.dout)
+    queries, keys = q[..., orders].movedim(-2, 0), k[..., orders].movedim(-2, 0)  # one after the other
+    plain, masses = reference.plain_forward(problem, group[0], *_divided(queries, keys), v, spans=spans)
+    mass = masses[0]
+    yield GroupOutput("out", exact.out, _worst(exact.out, plain.out), mass)
+    yield GroupOutput("lse", exact.lse[..., None], _worst(exact.lse, plain.lse)[..., None], mass.new_zeros(mass.shape))
     if mode.needs_grad:
-        exact_gradients = reference.gradients_group(problem, q, k, v, inputs.dout, group)
-        rounded = [
-            reference.gradients_group_same_dtype(problem, q[..., order], k[..., order], v, inputs.dout, group)
-            for order in orders
-        ]
-        for number, (name, right) in enumerate(zip(GRADIENTS, exact_gradients, strict=True)):
-            computed = [gradients[number] for gradients, _ in rounded]
-            if name != "dv":
-                computed = [gradient[..., order.argsort()] for gradient, order in zip(computed, orders, strict=True)]
-            yield GroupOutput(name, right, _worst(right, computed), rounded[0][1][number])
+        exact_gradients = reference.gradients_group(problem, *qkv, inputs.dout, group)
+        (dq, dk, dv), gradient_masses = reference.plain_gradients(problem, group[0], queries, keys, v, dout)
+        inverse = orders.argsort(-1)[:, None, None]
+        rounded = dq.take_along_dim(inverse, -1), dk.take_along_dim(inverse, -1), dv
+        for name, right, computed, each in zip(GRADIENTS, exact_gradients, rounded, gradient_masses, strict=True):
+            yield GroupOutput(name, right, _worst(right, computed), each[0])
 
 
-def _orders(problem: Problem, spans: list[Span] | None) -> list[Tensor]:
+def _orders(problem: Problem, spans: list[Span] | None) -> Tensor:
     """Orders of the channels of q and k, each as right as any other: several where the logits of a group are few."""
     import torch
 
@@ -86,23 +78,28 @@ def _orders(problem: Problem, spans: list[Span] | None) -> list[Tensor]:
     few = rows * problem.heads // problem.kv_heads * problem.seq_kv <= FEW_LOGITS
     chance = torch.Generator().manual_seed(0)
     others = [torch.randperm(problem.head_dim, generator=chance) for _ in range(ORDERS - 1 if few else 0)]
-    return [torch.arange(problem.head_dim), *others]
+    return torch.stack([torch.arange(problem.head_dim), *others])
 
 
-def _divided(q: Tensor, k: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """float32 q and k with a factor moved from k to q, as a kernel divides the scale between them; others as given."""
-    return (q * (1 + share), k / (1 + share)) if q.element_size() == 4 else (q, k)
+def _divided(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 q and k with factors moved from k to q, as a kernel divides the scale between them; others as given.
 
-
-def _worst(exact: Tensor, plain: list[Tensor]) -> Tensor:
-    """The plain result that is furthest from the exact one, number by number."""
+    q: [orders, heads, rows, head_dim]; k: [orders, keys, head_dim]. The first is as given.
+    """
     import torch
 
+    if q.element_size() != 4:
+        return q, k
+    factors = (1 + torch.arange(len(q)) / len(q))[:, None, None]
+    return q * factors[..., None], k / factors
+
+
+def _worst(exact: Tensor, plain: Tensor) -> Tensor:
+    """The plain result that is furthest from the exact one, number by number; `plain` has one more dimension."""
     if len(plain) == 1:
         return plain[0]
-    computed = torch.stack(plain)
-    errors = (computed.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
-    return computed.gather(0, errors.argmax(0, keepdim=True))[0]
+    errors = (plain.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    return plain.gather(0, errors.argmax(0, keepdim=True))[0]
 
 
 def _latent_outputs(problem: Problem, inputs: Inputs, group: Group, spans: list[Span] | None) -> Iterator[GroupOutput]:

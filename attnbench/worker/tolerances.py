@@ -75,6 +75,8 @@ class OutputTally:
 
     def add(self, place: int, output: GroupOutput, with_mass: bool) -> None:
         """Add one output of the group at `place`; with its mass by row, the scale of the errors from dropout."""
+        import torch
+
         reference, mass = output.reference, output.mass
         finite = reference.isfinite()
         known = reference.where(finite, 0.0)
@@ -92,10 +94,11 @@ class OutputTally:
         stored = known.to(torch_dtype(Dtype.FP32 if self.name == "lse" else self.dtype.out))
         self.rounding = max(self.rounding, float((stored + 0.3 - 0.3 - stored).abs().max()))
         width = reference.shape[-1]
-        self.squares += [float(part.square().mean(-1).sum()) * width for part in (known, error, mass, loose)]
-        size = tile_rms(known).maximum(tile_rms(mass))
+        rows = torch.stack([part.square().mean(-1) for part in (known, error, mass, loose)])
+        self.squares += rows.sum((1, 2)).numpy() * width
+        of_known, of_error, of_mass, of_loose = _root_mean(rows)
         self._write(place, self.name, reference, exact=self.dtype.bytes == 4 or self.name == "lse")
-        limit = (size * self._half_cap).maximum(tile_rms(error)) * TILE_SLACK + tile_rms(loose)
+        limit = (of_known.maximum(of_mass) * self._half_cap).maximum(of_error) * TILE_SLACK + of_loose
         self._write(place, f"{self.name}.tiles", limit, exact=True, most=tiles_of(self.most_rows))
         if with_mass:
             self._write(place, f"{self.name}.mass", output.mass, exact=True)
@@ -145,10 +148,15 @@ def tiles_of(rows: int) -> int:
 
 def tile_rms(numbers: Tensor) -> Tensor:
     """Root mean square of every tile of TILE rows: [heads, rows, width] -> [heads, tiles]."""
+    return _root_mean(numbers.square().mean(-1))
+
+
+def _root_mean(squares: Tensor) -> Tensor:
+    """Root of the mean of every TILE rows: [..., rows] -> [..., tiles]."""
     import torch
 
-    rows = numbers.square().mean(-1)
-    padding = -rows.shape[1] % TILE
-    padded = torch.nn.functional.pad(torch.stack([rows, torch.ones_like(rows)]), (0, padding))
-    sums, counts = padded.unflatten(-1, (-1, TILE)).sum(-1)
-    return (sums / counts).sqrt()  # type: ignore[no-any-return]
+    rows = squares.shape[-1]
+    sums = torch.nn.functional.pad(squares, (0, -rows % TILE)).unflatten(-1, (-1, TILE)).sum(-1)
+    counts = sums.new_full((tiles_of(rows),), TILE)
+    counts[-1:] -= -rows % TILE
+    return (sums / counts).sqrt()

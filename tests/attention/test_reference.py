@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from attnbench.attention import cost, inputs
+from attnbench.attention.blocks import of_group
 from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
+from attnbench.attention.reference import plain_forward, plain_gradients
 from attnbench.attention.scores import Score
 from tests import reference
 
@@ -116,3 +119,22 @@ def test_softmax_is_not_in_flops():
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         torch.nn.functional.scaled_dot_product_attention(q, k, k)
     assert counter.get_total_flops() == cost.flops_dense(problem, Mode.FWD)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_several_orders_of_the_channels_are_computed_together_as_one_by_one(dtype, softcap):
+    problem = Problem(seq_q=7, seq_kv=13, heads=4, kv_heads=2, head_dim=8, mask="causal", dtype=dtype)
+    problem = replace(problem, score=Score(softcap=softcap))
+    made = inputs.make(problem, 3)
+    q, k, v, dout = of_group(problem, (0, 1), made.q, made.k, made.v, made.dout)
+    orders = torch.stack([torch.arange(8), torch.randperm(8, generator=torch.Generator().manual_seed(0))])
+    several_q, several_k = (tensor[..., orders].movedim(-2, 0) for tensor in (q, k))
+    assert not several_q[0].equal(several_q[1])
+    for compute, last in ((plain_forward, ()), (plain_gradients, (dout,))):
+        together = compute(problem, 0, several_q, several_k, v, *last)
+        for number, order in enumerate(orders):
+            alone = compute(problem, 0, q[..., order], k[..., order], v, *last)
+            ours = [tensor[number] for part in together for tensor in (part if isinstance(part, tuple) else (part,))]
+            theirs = [tensor for part in alone for tensor in (part if isinstance(part, tuple) else (part,))]
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-2 if dtype == "bf16" else 1e-5)
