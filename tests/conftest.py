@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -41,6 +42,9 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(facts, "STRICT", True)
+    # assert_close need not import torch.distributed to learn that no tensor of a test is distributed.
+    if comparison := sys.modules.get("torch.testing._comparison"):
+        monkeypatch.setattr(comparison, "_HAS_DTENSOR", False, raising=False)
 
 
 # The longest units of work, longest first: they are handed out in the order of the collection, so that the processes of

@@ -5,17 +5,36 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+Command = tuple[str, ...]
+Outcomes = dict[Command, "subprocess.CompletedProcess[str]"]
+
 BLOCKED = ("torch", "triton", "ray", "xformers", "flash_attn", "flashinfer")
 SLOW_TO_LOAD = ("pandas", "scipy", "rich", "jinja2", "pynvml", "psutil")
+HELP: tuple[Command, ...] = (("--help",), ("run", "--help"), ("help", "environment"))
+DRY_RUN: Command = ("run", "--dry-run", "--json", "--seq", "64..256", "-b", "naive,sdpa:flash")
+COMMANDS: tuple[Command, ...] = (
+    (),
+    *HELP,
+    ("list", "backends"),
+    ("list", "suites", "--json"),
+    ("list", "masks"),
+    ("list", "devices"),
+    ("doctor", "--quick"),
+    ("run", "--dry-run", "--seq", "512..16384"),
+    DRY_RUN,
+)
 
 PROGRAM = """
-import sys
-
+import contextlib
 import importlib.machinery
+import io
+import json
+import sys
 
 class Blocker:
     # Found, so that it counts as installed; but whoever runs it fails.
@@ -29,55 +48,51 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 from attnbench.cli import invoke
-code = invoke({arguments!r})
-print("LOADED", sorted(set(sys.modules) & {watched!r}), file=sys.stderr)
-sys.exit(code)
+
+outcomes = []
+for arguments in {commands!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = invoke(list(arguments))
+    outcomes.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(outcomes))
 """
 
 
-def light(*arguments: str, blocked: tuple[str, ...] = BLOCKED) -> subprocess.CompletedProcess[str]:
-    program = PROGRAM.format(blocked=set(blocked), arguments=list(arguments), watched=set(SLOW_TO_LOAD))
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+@cache
+def light(commands: tuple[Command, ...], blocked: tuple[str, ...] = BLOCKED) -> Outcomes:
+    """Run command lines one after the other, in a fresh process that can import none of the blocked packages."""
+    program = PROGRAM.format(blocked=set(blocked), commands=commands)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    return {
+        command: subprocess.CompletedProcess(command, *outcome)
+        for command, outcome in zip(commands, outcomes, strict=True)
+    }
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        ("--help",),
-        ("help", "environment"),
-        ("run", "--help"),
-        ("list", "backends"),
-        ("list", "suites", "--json"),
-        ("list", "masks"),
-        ("list", "devices"),
-        ("doctor", "--quick"),
-        ("run", "--dry-run", "--seq", "512..16384"),
-    ],
-    ids=" ".join,
-)
-def test_the_command_runs_without_torch(arguments):
-    done = light(*arguments)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_command_runs_without_torch(command):
+    done = light(COMMANDS)[command]
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("help", "environment")], ids=" ".join)
-def test_help_loads_nothing_that_is_slow(arguments):
-    assert light(*arguments, blocked=(*BLOCKED, *SLOW_TO_LOAD)).returncode == 0
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_help_loads_nothing_that_is_slow(command):
+    assert light(HELP, (*BLOCKED, *SLOW_TO_LOAD))[command].returncode == 0
 
 
-def test_a_stored_run_is_shown_and_reported_without_torch(tmp_path, stored_run):
-    for arguments in (("show", str(stored_run)), ("show", str(stored_run), "--json"), ("report", str(stored_run))):
-        done = light(*arguments)
+def test_a_stored_run_is_shown_and_reported_without_torch(stored_run):
+    commands = (("show", str(stored_run)), ("show", str(stored_run), "--json"), ("report", str(stored_run)))
+    for done in light(commands).values():
         assert done.returncode == 0, done.stderr
         assert done.stdout
     assert (Path(stored_run) / "report" / "report.md").is_file()
 
 
-def test_a_dry_run_plans_every_cell_once(tmp_path):
-    done = light("run", "--dry-run", "--json", "--seq", "64..256", "-b", "naive,sdpa:flash")
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+def test_a_dry_run_plans_every_cell_once():
+    lines = [json.loads(line) for line in light(COMMANDS)[DRY_RUN].stdout.splitlines()]
     assert len([line for line in lines if line["type"] == "case"]) == 3 * 2 * 2
     assert lines[-1]["type"] == "summary"
     assert lines[-1]["cases"] == 12

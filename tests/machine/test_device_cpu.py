@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import platform
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import msgspec
 import pytest
@@ -48,10 +51,29 @@ def cpu() -> Iterator[CpuInstrument]:
     torch.set_num_threads(threads)
 
 
-def in_worker(code: str, device: str) -> subprocess.CompletedProcess[str]:
-    """Run code with the environment of a worker on that device."""
+ISA = "avx2" if "avx2" in hardware.cpu_flags() else ""
+IN_A_WORKER = """
+import json, os, torch
+from attnbench.records.arm import parse_device
+from attnbench.machine.device.cpu import CpuInstrument
+cpu = CpuInstrument(parse_device({device!r}))
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+torch.ones(25_000_000)
+before = resident()
+cpu.release()
+print(json.dumps(dict(released=before - resident(), isa=cpu.environment().facts["isa"])))
+"""
+
+
+@cache
+def of_a_worker() -> dict[str, Any]:
+    """Bytes that it returns to the system, and its instruction set, in a process with the environment of a worker."""
+    device = "cpu:threads=1" + (f":isa={ISA}" if ISA else "")
     env = {**os.environ, **worker_environment.arm_environment(parse_device(device))}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    code = IN_A_WORKER.format(device=device)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 durations = st.floats(1e-9, 100.0)
@@ -332,34 +354,17 @@ def test_warming_excludes_imports_from_later_collections(cpu: CpuInstrument) -> 
     assert frozen > 10_000
 
 
-@pytest.mark.skipif("avx2" not in hardware.cpu_flags(), reason="this CPU has no AVX2")
+@pytest.mark.skipif(not ISA, reason="this CPU has no AVX2")
 def test_a_worker_uses_the_instruction_set_of_its_arm() -> None:
-    code = (
-        "from attnbench.machine.device.cpu import CpuInstrument; from attnbench.records.arm import parse_device;"
-        "print(CpuInstrument(parse_device('cpu:threads=1:isa=avx2')).environment().facts['isa'])"
-    )
-    assert in_worker(code, "cpu:threads=1:isa=avx2").stdout.strip() == "AVX2"
+    assert of_a_worker()["isa"] == "AVX2"
 
 
-@pytest.mark.skipif("avx2" not in hardware.cpu_flags(), reason="this CPU has no AVX2")
+@pytest.mark.skipif(not ISA, reason="this CPU has no AVX2")
 def test_an_instruction_set_that_is_set_too_late_is_refused() -> None:
     with pytest.raises(RuntimeError, match="ATEN_CPU_CAPABILITY=DEFAULT"):
         CpuInstrument(parse_device("cpu:threads=1:isa=default"))
 
 
-RELEASED = """
-import os, torch
-from attnbench.records.arm import parse_device
-from attnbench.machine.device.cpu import CpuInstrument
-cpu = CpuInstrument(parse_device("cpu:threads=1"))
-resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-torch.ones(25_000_000)
-before = resident()
-cpu.release()
-print(before - resident())
-"""
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has malloc_trim")
 def test_release_returns_the_allocators_memory() -> None:
-    assert int(in_worker(RELEASED, "cpu:threads=1").stdout) > 90_000_000
+    assert of_a_worker()["released"] > 90_000_000

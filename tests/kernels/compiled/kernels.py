@@ -6,7 +6,7 @@ starts it, and no collection finds this file by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import pytest
@@ -83,19 +83,9 @@ QUICK = (
 )
 
 
-def _param(variant: Variant) -> object:
-    """What has to be compiled first is slow."""
-    return pytest.param(variant, marks=[] if variant in QUICK or look_up(variant) else pytest.mark.slow)
-
-
 ALL = tuple(dict.fromkeys((*QUICK, *everything())))
-GRID = [_param(variant) for variant in ALL]
-every_variant = pytest.mark.parametrize("variant", GRID, ids=lambda variant: variant.name.replace(" ", "-"))
-
-
-@pytest.fixture(autouse=True)
-def surroundings() -> None:
-    """The process was started with those of a test; thousands of quick tests need no folders of their own."""
+STORED = [variant for variant in ALL if variant in QUICK or look_up(variant)]
+COMPILED = [variant for variant in ALL if variant not in STORED]  # which takes seconds each
 
 
 @cache
@@ -112,33 +102,26 @@ def rows_of_a_product(variant: Variant) -> int:
     return chosen.block_kv if variant.kernel.startswith("backward_kv") else chosen.block_q
 
 
-@every_variant
-def test_shared_memory_fits(variant: Variant) -> None:
+def shared_memory_fits(variant: Variant) -> None:
     assert built(variant).shared_bytes <= shared_limit(variant.arch)
 
 
-@every_variant
-def test_a_block_has_the_registers_it_needs(variant: Variant) -> None:
+def a_block_has_the_registers_it_needs(variant: Variant) -> None:
     made = built(variant)
     file = 2**16 if variant.arch.startswith("sm") else 4 * 512 * 64
     assert made.registers * made.threads <= file
 
 
-@pytest.mark.skipif(
-    not triton.__version__.startswith(CHOSEN_WITH), reason=f"the tables were chosen with Triton {CHOSEN_WITH}"
-)
-@every_variant
-def test_nothing_spills_but_what_is_listed(variant: Variant) -> None:
-    assert built(variant).spilled_bytes <= SPILLS.get(variant.name, 0)
+def nothing_spills_but_what_is_listed(variant: Variant) -> None:
+    if triton.__version__.startswith(CHOSEN_WITH):
+        assert built(variant).spilled_bytes <= SPILLS.get(variant.name, 0)
 
 
-@every_variant
-def test_asynchronous_products_are_not_serialised(variant: Variant) -> None:
+def asynchronous_products_are_not_serialised(variant: Variant) -> None:
     assert built(variant).serialized is (variant.name in SERIALIZED)
 
 
-@every_variant
-def test_products_run_on_tensor_cores(variant: Variant) -> None:
+def products_run_on_tensor_cores(variant: Variant) -> None:
     made = built(variant)
     if variant.dtype == "fp32" or variant.feature in ("combine", "delta"):
         assert not any("f16" in name or "bf16" in name for name in made.products)
@@ -154,14 +137,14 @@ def test_products_run_on_tensor_cores(variant: Variant) -> None:
         assert "wgmma" in names
 
 
-@every_variant
-def test_descriptors_are_read_in_bulk(variant: Variant) -> None:
+def descriptors_are_read_in_bulk(variant: Variant) -> None:
     copies = built(variant).copies
     assert copies > 0 if variant.kernel.endswith(("tma", "hopper")) else copies == 0
 
 
-@pytest.mark.parametrize("variant", [param for param in GRID if "hopper" in param.values[0].kernel])
-def test_exponentials_are_computed_beside_a_product(variant: Variant) -> None:
+def exponentials_are_computed_beside_a_product(variant: Variant) -> None:
+    if "hopper" not in variant.kernel:
+        return
     made, chosen = built(variant), tiling_of(variant)
     moving = chosen.block_q if variant.kernel.startswith("backward_kv") else chosen.block_kv
     loops = 2 * (1 if variant.mask == "none" else 2)  # of two consumers, without a mask and with one
@@ -171,16 +154,47 @@ def test_exponentials_are_computed_beside_a_product(variant: Variant) -> None:
 
 
 DOCUMENTED = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].splitlines()
-with_this_triton = pytest.mark.skipif(TITLE not in DOCUMENTED, reason="the results are those of another Triton")
 
 
-@with_this_triton
-@every_variant
-def test_the_document_tells_what_is_compiled(variant: Variant) -> None:
-    assert row(variant, built(variant)) in DOCUMENTED
+def the_document_tells_what_is_compiled(variant: Variant) -> None:
+    if TITLE in DOCUMENTED:
+        assert row(variant, built(variant)) in DOCUMENTED
 
 
-@with_this_triton
+LIMITS = (
+    shared_memory_fits,
+    a_block_has_the_registers_it_needs,
+    nothing_spills_but_what_is_listed,
+    asynchronous_products_are_not_serialised,
+    products_run_on_tensor_cores,
+    descriptors_are_read_in_bulk,
+    exponentials_are_computed_beside_a_product,
+    the_document_tells_what_is_compiled,
+)
+
+
+def broken(limit: Callable[[Variant], None], variant: Variant) -> str:
+    """The variant and its figures, if it breaks the limit."""
+    try:
+        limit(variant)
+    except AssertionError as error:
+        return f"{variant.name}: {str(error).splitlines()[0]}"
+    return ""
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.__name__)
+def test_every_stored_result_keeps_the_limit(limit: Callable[[Variant], None]) -> None:
+    """All in one test: thousands of tests would take longer than what they check."""
+    assert [text for variant in STORED if (text := broken(limit, variant))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", COMPILED, ids=lambda variant: variant.name.replace(" ", "-"))
+def test_what_is_not_stored_keeps_all_limits(variant: Variant) -> None:
+    assert [text for limit in LIMITS if (text := broken(limit, variant))] == []
+
+
+@pytest.mark.skipif(TITLE not in DOCUMENTED, reason="the results are those of another Triton")
 def test_every_result_is_stored() -> None:
     outdated = [variant.name for variant in ALL if not look_up(variant)]
     assert not outdated, "run `python -m tests.kernels.compiled.table`, which compiles them"

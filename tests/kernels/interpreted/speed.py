@@ -6,12 +6,15 @@ What is computed stays the same: types, constants, casts and patched functions a
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.language import core, random, semantic
 from triton.runtime import interpreter
+
+from tests.kernels.interpreted.operators import cast_by_plan, known_by, planned
 
 
 def patch_once() -> None:
@@ -51,6 +54,8 @@ def patch_once() -> None:
     _compare_by_identity()
     _match_operands_once()
     _draw_once()
+    _check_sizes_quickly()
+    cast_by_plan()
 
 
 def _patch_attr(place: Any, name: str, member: Any, _builder: Any, scope: Any) -> None:
@@ -60,7 +65,21 @@ def _patch_attr(place: Any, name: str, member: Any, _builder: Any, scope: Any) -
         named["_semantic"] = interpreter.interpreter_semantic
         return member(*arguments, **named)
 
-    scope.set_attr(place, name, call)
+    scope.set_attr(place, name, planned(place, name, call))
+
+
+def _check_sizes_quickly() -> None:
+    """An array has no wider numbers than its type; how wide these are is looked up."""
+    most: dict[str, float] = {}
+
+    def initialise(handle: Any, data: Any, dtype: Any, attr: Any = None) -> None:
+        if dtype.name not in most:
+            most[dtype.name] = math.inf if dtype.is_ptr() else max(8, dtype.primitive_bitwidth) // 8
+        if data.itemsize > most[dtype.name]:
+            raise ValueError(f"numbers of {data.itemsize} bytes in a tile of {dtype.name}")
+        handle.data, handle.dtype, handle.attr = data, dtype, attr or {}
+
+    interpreter.TensorHandle.__init__ = initialise
 
 
 def _make_types_once() -> None:
@@ -128,7 +147,7 @@ def _match_operands_once() -> None:
         return tl.tensor(interpreter.TensorHandle(data, operand.handle.dtype.scalar), wanted)
 
     def match_once(self: Any, lhs: Any, rhs: Any, *flags: Any) -> Any:
-        key = (_known_by(lhs), _known_by(rhs), flags)
+        key = (known_by(lhs), known_by(rhs), flags)
         if key in matches:
             left, right = matches[key]
             return fit(self, lhs, left), fit(self, rhs, right)
@@ -146,11 +165,6 @@ def _match_operands_once() -> None:
         return left, right
 
     kind.binary_op_type_checking_impl, kind.broadcast_impl_value = match_once, broadcast_once
-
-
-def _known_by(operand: Any) -> Any:
-    """The name of a tensor's type; of a number its type and value."""
-    return operand.type.name if type(operand) is tl.tensor else (type(operand), operand)
 
 
 def _draw_once() -> None:
