@@ -134,11 +134,11 @@ def _refreshed(folder: Path, stem: str, runs: Sequence[Path], step: Step) -> Pat
     try:
         if file and stored:
             shutil.copyfile(file, draft)
-        else:
-            with _opened(draft) as connection:
-                create_tables(connection)
         with _opened(draft) as connection:
-            _remove(connection, [*gone, *(run.name for run in stale)])
+            if file and stored:
+                _remove(connection, [*gone, *(run.name for run in stale)])
+            else:
+                create_tables(connection)
         try:
             add(stale, lambda: _opened(draft), step)
         except KeyboardInterrupt:  # what is complete is kept

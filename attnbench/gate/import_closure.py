@@ -177,7 +177,7 @@ def read_source(content: bytes) -> ModuleText:
     nodes = list(_run(tree))
     return ModuleText(
         imports=tuple(user_files.imports(nodes)),
-        hidden=tuple(_hidden(nodes, _full_names(tree))),
+        hidden=tuple(_hidden(nodes, _full_names(nodes))),
         bound=frozenset(user_files.bound_names(tree)),
     )
 
@@ -219,10 +219,10 @@ def _not_followed(name: str) -> bool:
     return bool(name) and bool(_NOT_FOLLOWED.match(name))
 
 
-def _full_names(tree: ast.Module) -> dict[str, str]:
+def _full_names(nodes: Sequence[ast.AST]) -> dict[str, str]:
     """What each imported name stands for: `np` for numpy, `load` for torch.load."""
     names: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in reversed(nodes):  # in the order of the source, where one name stands for two
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -162,8 +162,7 @@ def test_a_request_without_queries_changes_nothing(name, waiting, sizes, mask, p
     problem = problem_of(mixed, mask=mask, page_size=page_size)
     alone, tensors = without_waiting(problem, inputs.make(problem, 7))
     with oracle.traced(False):
-        check_output(name, problem)
-        torch.testing.assert_close(computed(name, problem, inputs.make(problem, 7)), computed(name, alone, tensors))
+        torch.testing.assert_close(check_output(name, problem), computed(name, alone, tensors))
     for count in (cost.pairs, cost.seen_keys):
         assert count(problem) == count(alone)
     for count in (cost.flops, cost.traffic_bytes, cost.output_bytes):
@@ -250,11 +249,12 @@ def computed(name: str, problem: Problem, tensors: inputs.Inputs) -> torch.Tenso
     return prepared.call(tensors.q, k, v)
 
 
-def check_output(name: str, problem: Problem) -> None:
-    """Compare a backend with `expected`."""
+def check_output(name: str, problem: Problem) -> torch.Tensor:
+    """The output of a backend, which is compared with `expected`."""
     tensors = inputs.make(problem, 7)
     out = computed(name, problem, tensors)
     torch.testing.assert_close(out.double(), expected(problem, tensors), rtol=0, atol=1e-5)
+    return out
 
 
 @settings(deadline=None, max_examples=30)

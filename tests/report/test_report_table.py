@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -237,6 +237,7 @@ CONTROL = st.sampled_from([chr(code) for code in (*range(0x20), *range(0x7F, 0xA
     mask=st.sampled_from(("none", "causal+window:511", "document:" + "-".join(["8"] * 64))),
     width=st.integers(80, 120),
 )
+@example(reason="\u6f22 " * 150, name="\u6f22" * 60, mask="none", width=80)
 def test_no_line_is_wider_than_the_given_width(reason, name, mask, width):
     measurements = [
         measured(Problem(seq_q=512, mask=mask), name, 1e-3),
