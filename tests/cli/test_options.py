@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,9 @@ def test_help_shows_the_new_name_alone(capsys: pytest.CaptureFixture[str]) -> No
 
 # An axis needs one entry of AXES, and a field of Problem: here a subclass adds the field.
 NEW_AXIS = """
+import contextlib
+import io
+import json
 import sys
 import msgspec
 from attnbench.suite.keys import AXES, Axis
@@ -75,42 +80,55 @@ def run(planned, *_):
     sys.exit(0)
 
 verify_only.run = run
-sys.exit(invoke(sys.argv[1:]))
+outcomes = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            code = invoke(arguments)
+        except SystemExit as leaving:
+            code = leaving.code
+    outcomes.append((code, out.getvalue()))
+print(json.dumps(outcomes))
 """
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["run", "--help"], "--knob LIST"),
-        (["gate", "--help"], "--knob LIST"),
-        (["verify", "--help"], "Turn the knob."),
-        (["explain", "--help"], "--knob LIST"),
-        (
-            ["verify", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "2", "--set", "latch=3"],
-            "verify (2, 3)\n",
-        ),
-        (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "1,2", "--dry-run"], "2 of 2 cases"),
-        (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--set", "latch=1,2,3", "--dry-run"], "3 of 3 cases"),
-        (["run", "new.toml", "--dry-run", "--only", "knob=2.."], "3 of 3 cases"),
-        (["run", "new.toml", "--dry-run", "--knob", "4"], "1 of 1 cases"),
-        (["suite", "schema"], '"knob": {'),
-        (["suite", "schema"], '"latch": {'),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+OF_THE_NEW_AXIS = (
+    (["run", "--help"], "--knob LIST"),
+    (["gate", "--help"], "--knob LIST"),
+    (["verify", "--help"], "Turn the knob."),
+    (["explain", "--help"], "--knob LIST"),
+    (["verify", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "2", "--set", "latch=3"], "verify (2, 3)\n"),
+    (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--knob", "1,2", "--dry-run"], "2 of 2 cases"),
+    (["run", "--seq", "32", "--mask", "none", "-b", "naive", "--set", "latch=1,2,3", "--dry-run"], "3 of 3 cases"),
+    (["run", "new.toml", "--dry-run", "--only", "knob=2.."], "3 of 3 cases"),
+    (["run", "new.toml", "--dry-run", "--knob", "4"], "1 of 1 cases"),
+    (["suite", "schema"], '"knob": {'),
+    (["suite", "schema"], '"latch": {'),
 )
-def test_one_entry_adds_an_axis_everywhere(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    (tmp_path / "new.toml").write_text('[[problem]]\nseq = 32\nmask = "none"\nbackend = "naive"\nknob = "1..8"\n')
+
+
+@pytest.fixture(scope="module")
+def with_new_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a suite of the new axis."""
+    folder = tmp_path_factory.mktemp("new")
+    (folder / "new.toml").write_text('[[problem]]\nseq = 32\nmask = "none"\nbackend = "naive"\nknob = "1..8"\n')
+    return folder
+
+
+@cache
+def outcomes(folder: Path) -> list[tuple[int, str]]:
+    """The exit code of each of these command lines, and what it prints, in one process that has the new axis."""
+    commands = json.dumps([arguments for arguments, _ in OF_THE_NEW_AXIS])
     done = subprocess.run(
-        [sys.executable, "-c", NEW_AXIS, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-        check=False,
+        [sys.executable, "-c", NEW_AXIS, commands], capture_output=True, text=True, cwd=folder, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert expected in done.stdout
+    return [(code, out) for code, out in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("place", range(len(OF_THE_NEW_AXIS)), ids=lambda place: " ".join(OF_THE_NEW_AXIS[place][0]))
+def test_one_entry_adds_an_axis_everywhere(place: int, with_new_suite: Path) -> None:
+    code, out = outcomes(with_new_suite)[place]
+    assert code == 0, out
+    assert OF_THE_NEW_AXIS[place][1] in out
 
 
 def completed(name: str, text: str) -> list[str]:

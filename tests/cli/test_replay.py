@@ -31,6 +31,8 @@ from tests.suite.test_decoder_models import GPT_OSS_20B
 MODEL = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 256, "vocab_size": 100}
 MEASURED = ("--steps", "3", "-b", "naive,sdpa", "--rounds", "3..3", "--device", "cpu:threads=1", "--budget", "0")
 
+TRAFFIC = "generated:requests=30:output_tokens=20:input_tokens=200"
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -72,7 +74,7 @@ def test_a_trace_is_simulated_measured_and_answered(folder: Path, capsys: pytest
 
 
 def plan_of(serving: Serving, *, count: int, **request: Any) -> replayed_steps.ReplayPlan:
-    settings = replay.ReplaySettings(trace="chat", model=Path("config.json"))
+    settings = replay.ReplaySettings(trace=TRAFFIC, model=Path("config.json"))
     table = replay.traffic_steps(simulate(serving).steps)
     asked = Request(device="cpu:threads=1", budget="0", **request)
     return replayed_steps.plan_replay(serving, table, asked, count=count, settings=settings)
@@ -123,7 +125,7 @@ def test_a_run_that_is_continued_draws_its_steps_by_the_rates_that_it_began_with
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, calibrated = (Rates(flop_per_s=1e11 / n, bytes_per_s=1e10 / 3) for n in (1, 7))
-    serving = replay.serving_of(replay.ReplaySettings(trace="chat", model=Path("config.json")))
+    serving = replay.serving_of(replay.ReplaySettings(trace=TRAFFIC, model=Path("config.json")))
     monkeypatch.setattr(replayed_steps, "measuring_rates", lambda _: begun)
     first = replayed_steps.measured_with(serving, Request())
     tags = plan_of(first, count=4).sweep.request.tags
@@ -151,22 +153,22 @@ def test_what_cannot_be_measured_is_refused(
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[replay.ReplaySettings, Serving, TrafficSteps]:
-    """A replay of the shipped trace, simulated once."""
-    model = tmp_path_factory.mktemp("chat") / "oss.json"
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[replay.ReplaySettings, Serving, TrafficSteps]:
+    """A replay of a published model, simulated once; each plan simulates again, up to its last step."""
+    model = tmp_path_factory.mktemp("model") / "oss.json"
     model.write_text(json.dumps(GPT_OSS_20B))
-    settings = replay.ReplaySettings(trace="chat", model=model)
+    settings = replay.ReplaySettings(trace="generated:requests=60:input_tokens=1000:output_tokens=60", model=model)
     serving = replay.serving_of(settings)
     return settings, serving, replay.traffic_steps(simulate(serving).steps)
 
 
 @pytest.fixture
 def with_budget(
-    chat: tuple[replay.ReplaySettings, Serving, TrafficSteps], monkeypatch: pytest.MonkeyPatch
+    simulated: tuple[replay.ReplaySettings, Serving, TrafficSteps], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], replayed_steps.ReplayPlan]:
     """Plans of one replay by budget, by estimated speeds, not by those that other tests measured."""
     monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
-    settings, serving, table = chat
+    settings, serving, table = simulated
 
     def planned(budget: str) -> replayed_steps.ReplayPlan:
         request = Request(backend="naive", device="cpu:threads=1", budget=budget)
@@ -221,9 +223,6 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, command: Sequence[str], groups: int
     monkeypatch.setattr(sys, "argv", ["attnbench", *command])
     monkeypatch.setattr(speeds, "load", lambda _: speeds.Speeds())
     return cli.invoke(command)
-
-
-TRAFFIC = "generated:requests=30:output_tokens=20:input_tokens=200"
 
 
 @pytest.mark.usefixtures("folder")

@@ -183,6 +183,7 @@ def problems() -> Iterator[tuple[Shape, Tensor | None, tuple[Tensor, Tensor, Ten
     yield Shape(), None, None
     yield Shape(right=0, long_first=True, stages=1), None, None
     yield Shape(left=20, right=30, pingpong=False), None, None
+    yield Shape(left=50), None, None
     yield Shape(seq_q=260, seq_kv=260, right=0, programs=1, stages=3, resident=2), None, None
     listed = packed([70, 3, 120], 20)
     shape = Shape(seq_q=213, seq_kv=213, programs=1, block_kv=32)
