@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Annotated
 
@@ -105,10 +107,18 @@ def invoke(arguments: list[str]) -> int:
         return _complain(f"cannot write to stdout: {out.error}", code or Code.USAGE) if out.error else code
 
 
+@cache  # Typer inspects every option of every command: a tenth of a second
+def _command() -> Callable[..., object]:
+    """The function that runs a command line."""
+    return typer.main.get_command(app)
+
+
 def _run(arguments: list[str], signals: StopSignals) -> int:
     try:
         check_platform()
-        result = app(arguments, standalone_mode=False, default_map=_configuration(arguments), prog_name="attnbench")
+        result = _command()(
+            arguments, standalone_mode=False, default_map=_configuration(arguments), prog_name="attnbench"
+        )
     except Exit as leaving:
         return leaving.exit_code
     except TyperException as wrong:

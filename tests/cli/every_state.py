@@ -16,10 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-
-import typer.main
 
 from attnbench import cli
 
@@ -185,7 +182,6 @@ def in_fork(arguments: tuple[str, ...], prepare: Callable[[], None], folder: Pat
 
 def import_all(names: Sequence[str], folder: Path) -> None:
     """Run the command lines here, so that no fork has to import anything or to build the parser."""
-    typer.main.get_command = cache(typer.main.get_command)
     out = sys.stdout
     for name in names:
         (folder / "imports" / name).mkdir(parents=True)
