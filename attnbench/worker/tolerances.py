@@ -159,4 +159,5 @@ def _root_mean(squares: Tensor) -> Tensor:
     sums = torch.nn.functional.pad(squares, (0, -rows % TILE)).unflatten(-1, (-1, TILE)).sum(-1)
     counts = sums.new_full((tiles_of(rows),), TILE)
     counts[-1:] -= -rows % TILE
-    return (sums / counts).sqrt()
+    roots: Tensor = (sums / counts).sqrt()
+    return roots
