@@ -30,7 +30,7 @@ class GroupOutput(NamedTuple):
 
     name: str
     reference: Tensor
-    plain: Tensor  # by the plain formula in the same dtype
+    plain: Tensor  # as far from it as the plain formula in the same dtype
     mass: Tensor  # root of the summed squares of the terms of each number
     loose: Tensor | None = None  # the error from another choice of keys, where a rounding decides the choice
 
@@ -95,11 +95,10 @@ def _divided(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _worst(exact: Tensor, plain: Tensor) -> Tensor:
-    """The plain result that is furthest from the exact one, number by number; `plain` has one more dimension."""
+    """A result as far from the exact one as the furthest of `plain`, number by number; `plain`: [orders, ...]."""
     if len(plain) == 1:
         return plain[0]
-    errors = (plain.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
-    return plain.gather(0, errors.argmax(0, keepdim=True))[0]
+    return exact + (plain.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
 
 
 def _latent_outputs(problem: Problem, inputs: Inputs, group: Group, spans: list[Span] | None) -> Iterator[GroupOutput]:
