@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[3]
 class Mutation(NamedTuple):
     """Text of a file of attnbench/kernels, and the bug that takes its place wherever it stands."""
 
+    check: str  # of `quick`, which runs first: it is known to notice the bug
     file: str
     right: str
     wrong: str
@@ -29,95 +30,114 @@ class Mutation(NamedTuple):
 
 MUTATIONS = {
     "diagonal off by one": Mutation(
-        "tile.py", "tl.minimum(diagonal_Q + right + 1, seq_kv)", "tl.minimum(diagonal_Q + right, seq_kv)"
+        "scores", "tile.py", "tl.minimum(diagonal_Q + right + 1, seq_kv)", "tl.minimum(diagonal_Q + right, seq_kv)"
     ),
     "window off by one": Mutation(
-        "tile.py", "tl.maximum(diagonal_Q - left, 0)", "tl.maximum(diagonal_Q - left + 1, 0)"
+        "masks", "tile.py", "tl.maximum(diagonal_Q - left, 0)", "tl.maximum(diagonal_Q - left + 1, 0)"
     ),
-    "causal aligned to the top left": Mutation("tile.py", "rows_Q + (seq_kv - seq_q)", "rows_Q"),
-    "accumulator not rescaled": Mutation("forward.py", "acc_QE * decay_Q[:, None]", "acc_QE"),
-    "sum not rescaled": Mutation("forward.py", "total_Q * decay_Q", "total_Q"),
+    "causal aligned to the top left": Mutation("scores", "tile.py", "rows_Q + (seq_kv - seq_q)", "rows_Q"),
+    "accumulator not rescaled": Mutation("blocks", "forward.py", "acc_QE * decay_Q[:, None]", "acc_QE"),
+    "sum not rescaled": Mutation("blocks", "forward.py", "total_Q * decay_Q", "total_Q"),
     "lse without the highest logit": Mutation(
-        "forward.py", "(peak_Q + tl.log2(total_Q)) * LN2", "tl.log2(total_Q) * LN2"
+        "blocks", "forward.py", "(peak_Q + tl.log2(total_Q)) * LN2", "tl.log2(total_Q) * LN2"
     ),
-    "wrong key head": Mutation("forward.py", "kv_head = head // GROUP", "kv_head = head % (heads // GROUP)"),
+    "wrong key head": Mutation("masks", "forward.py", "kv_head = head // GROUP", "kv_head = head % (heads // GROUP)"),
     "swapped strides": Mutation(
+        "an_empty_cache",
         "call.py",
         "return Operand(tensor, *tensor.stride()[:3])",
         "return Operand(tensor, tensor.stride(0), tensor.stride(2), tensor.stride(1))",
     ),
     "whole tiles reach too far": Mutation(
+        "scores",
         "tile.py",
         "tl.where(seeing_Q, seen.high, last), 0) // BLOCK_KV",
         "tl.where(seeing_Q, seen.high, last) + BLOCK_KV - 1, 0) // BLOCK_KV",
     ),
-    "end of the keys not masked": Mutation("launch.py", "or seq_kv % tiling.block_kv != 0,", ","),
-    "softcap without its derivative": Mutation("backward.py", "ds = ds * (1.0 - capped * capped)", "ds = ds"),
-    "delta not subtracted": Mutation("backward.py", "p * (dp - delta)", "p * dp"),
-    "dk without the scale": Mutation("backward.py", "dk_KD * scale", "dk_KD"),
+    "end of the keys not masked": Mutation("masks", "launch.py", "or seq_kv % tiling.block_kv != 0,", ","),
+    "softcap without its derivative": Mutation("scores", "backward.py", "ds = ds * (1.0 - capped * capped)", "ds = ds"),
+    "delta not subtracted": Mutation("blocks", "backward.py", "p * (dp - delta)", "p * dp"),
+    "dk without the scale": Mutation("blocks", "backward.py", "dk_KD * scale", "dk_KD"),
     "dropout of backward for other pairs": Mutation(
-        "backward.py", "survives(rule, row + row_in, key + key_in)", "survives(rule, key + key_in, row + row_in)"
+        "scores",
+        "backward.py",
+        "survives(rule, row + row_in, key + key_in)",
+        "survives(rule, key + key_in, row + row_in)",
     ),
     "dropout of backward not amplified": Mutation(
-        "backward.py", "dp = tl.where(keep, dp * rule.amplify, 0.0)", "dp = tl.where(keep, dp, 0.0)"
+        "scores", "backward.py", "dp = tl.where(keep, dp * rule.amplify, 0.0)", "dp = tl.where(keep, dp, 0.0)"
     ),
-    "slope of the wrong sign": Mutation("tile.py", "s -= rule.slope * LOG2E", "s += rule.slope * LOG2E"),
-    "bias in base e": Mutation("tile.py", "s += biases.to(tl.float32) * LOG2E", "s += biases.to(tl.float32)"),
+    "slope of the wrong sign": Mutation("scores", "tile.py", "s -= rule.slope * LOG2E", "s += rule.slope * LOG2E"),
+    "bias in base e": Mutation("listed", "tile.py", "s += biases.to(tl.float32) * LOG2E", "s += biases.to(tl.float32)"),
     "blind rows read as any": Mutation(
-        "backward.py", 'tl.where(lse_Q == float("-inf"), float("inf"), lse_Q * LOG2E)', "lse_Q * LOG2E"
+        "masks", "backward.py", 'tl.where(lse_Q == float("-inf"), float("inf"), lse_Q * LOG2E)', "lse_Q * LOG2E"
     ),
     "gradient of the lse forgotten": Mutation(
-        "backward.py", "delta_Q -= tl.load(dlse_ptr", "delta_Q += 0.0 * tl.load(dlse_ptr"
+        "masks", "backward.py", "delta_Q -= tl.load(dlse_ptr", "delta_Q += 0.0 * tl.load(dlse_ptr"
     ),
-    "sink in every split": Mutation("decoding.py", "split == 0", "split >= 0"),
+    "sink in every split": Mutation("decoding", "decoding.py", "split == 0", "split >= 0"),
     "splits weigh alike": Mutation(
-        "decoding.py", "weight_S = tl.exp2((lse_S - pivot) * LOG2E)", "weight_S = tl.where(lse_S > -1e30, 1.0, 0.0)"
+        "an_empty_cache",
+        "decoding.py",
+        "weight_S = tl.exp2((lse_S - pivot) * LOG2E)",
+        "weight_S = tl.where(lse_S > -1e30, 1.0, 0.0)",
     ),
     "a split without keys weighs": Mutation(
+        "an_empty_cache",
         "decoding.py",
         'tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, float("-inf"))',
         "tl.where(filled_R, (peak_R + tl.log2(total_R)) * LN2, 0.0)",
     ),
-    "page of the next key": Mutation("decoding.py", "table + keys_K // PAGE", "table + (keys_K + 1) // PAGE"),
-    "packed rows of the wrong head": Mutation("decoding.py", "packed_R // each", "packed_R % GROUP"),
+    "page of the next key": Mutation(
+        "decoding", "decoding.py", "table + keys_K // PAGE", "table + (keys_K + 1) // PAGE"
+    ),
+    "packed rows of the wrong head": Mutation("decoding", "decoding.py", "packed_R // each", "packed_R % GROUP"),
     "tiles of a request begin with its rows": Mutation(
-        "decoding.py", "tl.int64) * GROUP // BLOCK_R + request", "tl.int64) * GROUP // BLOCK_R"
+        "requests", "decoding.py", "tl.int64) * GROUP // BLOCK_R + request", "tl.int64) * GROUP // BLOCK_R"
     ),
     "queries of the first request": Mutation(
+        "requests",
         "decoding.py",
         "first_query = tl.cast(tl.load(starts_q_ptr + batch)",
         "first_query = tl.cast(tl.load(starts_q_ptr)",
     ),
     "keys of the next request": Mutation(
+        "requests",
         "decoding.py",
         "tl.cast(tl.load(starts_ptr + batch), tl.int64) * cache.row",
         "tl.cast(tl.load(starts_ptr + batch + 1), tl.int64) * cache.row",
     ),
     "queries of all requests are new ones": Mutation(
+        "requests",
         "decoding.py",
         "_visible_keys(rows, length, queries, left, right)",
         "_visible_keys(rows, length, seq_q, left, right)",
     ),
-    "tail of the first columns": Mutation("decoding.py", "_cached(k, k_base + HEAD_DIM,", "_cached(k, k_base,"),
-    "the keys behind a shared prefix are its own": Mutation(
-        "launch.py", "table=cache.table[:, prefix.table.shape[1] :]", "table=cache.table"
+    "tail of the first columns": Mutation(
+        "requests", "decoding.py", "_cached(k, k_base + HEAD_DIM,", "_cached(k, k_base,"
     ),
-    "wrong key head in the backward pass": Mutation("backward.py", "kv_head = share // parts", "kv_head = 0"),
+    "the keys behind a shared prefix are its own": Mutation(
+        "requests", "launch.py", "table=cache.table[:, prefix.table.shape[1] :]", "table=cache.table"
+    ),
+    "wrong key head in the backward pass": Mutation("masks", "backward.py", "kv_head = share // parts", "kv_head = 0"),
     "rows that see a key cut short": Mutation(
-        "backward.py", "tl.where(seeing, rows + 1, 0)", "tl.where(seeing, rows, 0)"
+        "listed", "backward.py", "tl.where(seeing, rows + 1, 0)", "tl.where(seeing, rows, 0)"
     ),
     "intervals of the first sequence for all": Mutation(
-        "tile.py", "listed.pointer + batch * listed.batch", "listed.pointer"
+        "listed", "tile.py", "listed.pointer + batch * listed.batch", "listed.pointer"
     ),
     "bias of one head given one head's gradient": Mutation(
-        "bias_gradient.py", "batches // bias_batches * sharing_heads", "batches // bias_batches"
+        "listed", "bias_gradient.py", "batches // bias_batches * sharing_heads", "batches // bias_batches"
     ),
     "booleans of the first head for all": Mutation(
-        "call.py", "Pairs(booleans, *_shared_strides(booleans))", "Pairs(booleans, *_shared_strides(booleans[:, :1]))"
+        "listed",
+        "call.py",
+        "Pairs(booleans, *_shared_strides(booleans))",
+        "Pairs(booleans, *_shared_strides(booleans[:, :1]))",
     ),
-    "dropout without its amplification": Mutation("forward.py", "acc_QE *= amplify", "acc_QE *= 1.0"),
+    "dropout without its amplification": Mutation("scores", "forward.py", "acc_QE *= amplify", "acc_QE *= 1.0"),
     "blocks of a key tile from the list of rows": Mutation(
-        "call.py", "from_keys = kernel is Kernel.BACKWARD_KV", "from_keys = False"
+        "blocks", "call.py", "from_keys = kernel is Kernel.BACKWARD_KV", "from_keys = False"
     ),
 }
 
@@ -153,20 +173,21 @@ def _tried(mutation: Mutation | None) -> str:
             path.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
         child = os.fork()
         if child == 0:
-            os._exit(_checked(folder))
+            os._exit(_checked(folder, mutation.check if mutation else ""))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return "crash" if code < 0 else {0: "right", 1: "mismatch"}.get(code, f"exit code {code}")
 
 
-def _checked(folder: Path) -> int:
-    """In the child: the quick checks, on the copy."""
+def _checked(folder: Path, first: str) -> int:
+    """In the child: the quick checks, on the copy; the check `first` before the others."""
     try:
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("attnbench", "tests")]:
             del sys.modules[name]
-        checks = sys.argv[1] if len(sys.argv) > 1 else "quick"
-        return int(importlib.import_module(f"tests.kernels.interpreted.{checks}").main())
+        if len(sys.argv) > 1:
+            return int(importlib.import_module(f"tests.kernels.interpreted.{sys.argv[1]}").main())
+        return int(importlib.import_module("tests.kernels.interpreted.quick").main(first))
     except Exception:
         traceback.print_exc()
         return 2
