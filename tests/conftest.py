@@ -45,14 +45,6 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_facto
     # assert_close need not import torch.distributed to learn that no tensor of a test is distributed.
     if comparison := sys.modules.get("torch.testing._comparison"):
         monkeypatch.setattr(comparison, "_HAS_DTENSOR", False, raising=False)
-    _build_commands_once()
-
-
-def _build_commands_once() -> None:
-    """Typer builds the parsers of all commands for each command line, which takes longer than most of them run."""
-    typer_main = sys.modules.get("typer.main")
-    if typer_main and not hasattr(typer_main.get_command, "cache_info"):
-        typer_main.get_command = cache(typer_main.get_command)
 
 
 # The longest units of work, longest first: they are handed out in the order of the collection, so that the processes of
