@@ -182,9 +182,11 @@ def next_command(run: Run) -> str:
 
 def after_study(run: Run, code: int) -> int:
     """Name on stderr the run that a study measured and the next command; the exit code, 5 where a case failed."""
+    failed = sum(result.status.failed for result in run.results)
+    if failed:
+        print(f"{failed} of {counted(len(run.results), 'case')} failed", file=sys.stderr)
     _names(run, "", True, sys.stderr)
-    failed = any(result.status.failed for result in run.results)
-    return Exit.FAILED if failed and code == Exit.OK else code
+    return Exit.FAILED if failed and code in (Exit.OK, Exit.NOTHING_MEASURED) else code
 
 
 def headline(sweep: Sweep, rest: Rest) -> None:

@@ -103,6 +103,7 @@ def report(
     chosen, names = content.checked(), runs or ["last"]
     folders = [name for name in names if run_directory.holds_runs(name, run_directory.results_root())]
     stored = _of_folders(names, chosen) if folders else _loaded(names)
+    _check_left(stored, names, chosen)
     with steps("reading results") as begin:
         where = write(stored, out or (Path(folders[0]) / "report" if folders else None), chosen, begin)
     if not rendering.available():
@@ -126,14 +127,19 @@ def _loaded(names: list[str]) -> list[Run]:
 def _of_folders(names: list[str], chosen: ReportOptions) -> list[Run]:
     """The runs that have results of the report, with these results alone."""
     from attnbench.cli.stored_runs import indexed
-    from attnbench.errors import UsageError
     from attnbench.report.pages.page import MAX_CASES
 
     with indexed(names, "a report of a folder of runs") as stored:
-        runs = stored.select(chosen.keep, MAX_CASES)
-    if not runs:
+        return stored.select(chosen.keep, MAX_CASES)
+
+
+def _check_left(runs: list[Run], names: list[str], chosen: ReportOptions) -> None:
+    """Raise UsageError if `--only` and `--skip` leave no result of runs that have some."""
+    from attnbench.errors import UsageError
+
+    results = [result for run in runs for result in run.results]
+    if not runs or (results and chosen.keep and not any(map(chosen.keep, results))):
         raise UsageError(f"--only, --skip: no result of {', '.join(names)} is left")
-    return runs
 
 
 def _trend(file: Path | None) -> list[HistoryPoint]:

@@ -220,3 +220,8 @@ def test_a_cluster_without_the_engine_is_refused(command: str, capsys: pytest.Ca
     words = [command, *(("--noop",) if command == "gate" else ())]
     assert cli.invoke([*words, "--address", "127.0.0.9:1"]) == 2
     assert "--address 127.0.0.9:1: names a cluster; add --engine ray" in capsys.readouterr().err
+
+
+def test_a_report_of_no_result_is_refused(stored_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["report", str(stored_run), "--only", "seq=9999"]) == 2
+    assert "--only, --skip: no result of" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from attnbench import cli
@@ -19,6 +20,7 @@ from attnbench.engine.verify_only import Verification
 from attnbench.machine import identity
 from attnbench.records import ceilings as roofs
 from attnbench.records.ceilings import Point, Rate
+from attnbench.records.result import Status
 from tests.samples import ceilings, result, run
 
 pytest.importorskip("torch")
@@ -169,4 +171,19 @@ def test_a_failed_case_is_named_and_is_exit_code_5(
     monkeypatch.setattr(verify_only, "run", lambda *_, **__: Verification(results=[], impossible=(), ending=Ending()))
     monkeypatch.setattr("attnbench.cli.running.find_max_seq", lambda *_: [])
     assert cli.invoke([command, "--device", "cpu:threads=1"]) == 5
-    assert "next: attnbench show --failed" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "1 of 5 cases failed" in printed
+    assert "next: attnbench show --failed" in printed
+    monkeypatch.setattr(sweep, "run", lambda *_, **__: FinishedSweep(run=run(wrong), ending=Ending()))
+    assert cli.invoke([command, "--device", "cpu:threads=1"]) == 5  # where nothing is right, too
+    skipped = msgspec.structs.replace(wrong, status=Status.SKIPPED)
+    monkeypatch.setattr(sweep, "run", lambda *_, **__: FinishedSweep(run=run(skipped), ending=Ending()))
+    assert cli.invoke([command, "--device", "cpu:threads=1"]) == 6
+
+
+def test_claims_that_lack_cases_are_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = result([1e-3, 1.1e-3], problem=Problem(seq_q=128, seq_kv=128))
+    skipped = result(problem=Problem(seq_q=256, seq_kv=256), status=Status.SKIPPED)
+    monkeypatch.setattr("attnbench.cli.output.load", lambda _: run(right, skipped))
+    assert cli.invoke(["claims", "--run", "last"]) == 0
+    assert "1 of 2 cases not measured" in capsys.readouterr().err

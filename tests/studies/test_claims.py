@@ -16,7 +16,7 @@ from attnbench.attention.problem import Problem
 from attnbench.attention.scores import Score
 from attnbench.engine import request
 from attnbench.records.case import Case
-from attnbench.records.result import Result
+from attnbench.records.result import Result, Status
 from attnbench.studies import claims as study
 from attnbench.studies import max_seq
 from attnbench.studies.claims import Ratio
@@ -130,6 +130,10 @@ def test_a_case_that_is_wrong_refutes_unequal_lengths() -> None:
     assert told([right])["C13"][0].verdict is ClaimVerdict.CONFIRMED
     wrong = result(backend="sdpa:flash", problem=Problem(seq_q=3, seq_kv=5))
     assert told([right, wrong])["C13"][0].verdict is ClaimVerdict.REFUTED
+    skipped = result(backend="sdpa:flash", problem=Problem(seq_q=3, seq_kv=5), status=Status.SKIPPED)
+    (unequal,) = told([right, skipped])["C13"]
+    assert unequal.measured == "1 of 1 cases right against float64"
+    assert unequal.verdict is ClaimVerdict.CONFIRMED
 
 
 def test_figures_of_probes_are_told() -> None:
