@@ -86,14 +86,14 @@ def _show(stored: Run, robust: list[Result], quantised: list[Result], longest: l
     from attnbench.records.result import Status
     from attnbench.report.terminal import scaling as report
     from attnbench.studies import claims as study
-    from attnbench.units import counted
 
-    if not any(result.status is Status.OK for result in stored.results):
+    beside = robust or quantised or longest
+    if not beside and not any(result.status is Status.OK for result in stored.results):
         print(f"no claim: nothing was measured in {stored.path}", file=sys.stderr)
         return Exit.NOTHING_MEASURED
     verdicts = list(study.judged(rows.rows_of(stored.results), robust, quantised, longest))
     records = ({"type": "claim", **msgspec.to_builtins(verdict)} for verdict in verdicts)
     output.lines(records, (*report.claims(verdicts, output.width()), report.tally(verdicts)), as_json)
-    if left := sum(result.status is Status.SKIPPED for result in stored.results):
-        print(f"{left} of {counted(len(stored.results), 'case')} not measured: some claims lack them", file=sys.stderr)
+    if left := output.share_of_cases(stored, lambda status: status is Status.SKIPPED):
+        print(f"{left} not measured: some claims lack them", file=sys.stderr)
     return Exit.OK

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -24,7 +24,7 @@ from attnbench.machine import hardware, identity, resources
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import labels
 from attnbench.records.case import Case, problem_label
-from attnbench.records.result import Cause
+from attnbench.records.result import Cause, Status
 from attnbench.records.run_directory import Run
 from attnbench.report import probe_outcomes, summary
 from attnbench.report.formats import csv, jsonl, markdown
@@ -180,11 +180,17 @@ def next_command(run: Run) -> str:
     return continuing or shlex.join(["attnbench", "report", name])
 
 
+def share_of_cases(run: Run, chosen: Callable[[Status], bool]) -> str:
+    """`3 of 75 cases`: those with such a status in some restart; empty if there are none."""
+    cases = {(result.case_id, result.arm.id) for result in run.results}
+    those = {(result.case_id, result.arm.id) for result in run.results if chosen(result.status)}
+    return f"{len(those)} of {counted(len(cases), 'case')}" if those else ""
+
+
 def after_study(run: Run, code: int) -> int:
     """Name on stderr the run that a study measured and the next command; the exit code, 5 where a case failed."""
-    failed = sum(result.status.failed for result in run.results)
-    if failed:
-        print(f"{failed} of {counted(len(run.results), 'case')} failed", file=sys.stderr)
+    if failed := share_of_cases(run, lambda status: status.failed):
+        print(f"{failed} failed", file=sys.stderr)
     _names(run, "", True, sys.stderr)
     return Exit.FAILED if failed and code in (Exit.OK, Exit.NOTHING_MEASURED) else code
 

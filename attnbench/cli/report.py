@@ -137,8 +137,8 @@ def _check_left(runs: list[Run], names: list[str], chosen: ReportOptions) -> Non
     """Raise UsageError if `--only` and `--skip` leave no result of runs that have some."""
     from attnbench.errors import UsageError
 
-    results = [result for run in runs for result in run.results]
-    if not runs or (results and chosen.keep and not any(map(chosen.keep, results))):
+    keep, filled = chosen.keep, [run for run in runs if run.results]
+    if not runs or (keep and filled and not any(any(map(keep, run.results)) for run in filled)):
         raise UsageError(f"--only, --skip: no result of {', '.join(names)} is left")
 
 

@@ -183,7 +183,23 @@ def test_a_failed_case_is_named_and_is_exit_code_5(
 
 def test_claims_that_lack_cases_are_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = result([1e-3, 1.1e-3], problem=Problem(seq_q=128, seq_kv=128))
-    skipped = result(problem=Problem(seq_q=256, seq_kv=256), status=Status.SKIPPED)
-    monkeypatch.setattr("attnbench.cli.output.load", lambda _: run(right, skipped))
+    skipped = [
+        result(problem=Problem(seq_q=256, seq_kv=256), status=Status.SKIPPED, restart=restart) for restart in (0, 1)
+    ]
+    monkeypatch.setattr("attnbench.cli.output.load", lambda _: run(right, *skipped))
     assert cli.invoke(["claims", "--run", "last"]) == 0
     assert "1 of 2 cases not measured" in capsys.readouterr().err
+
+
+def test_what_claims_measures_beside_its_suite_is_kept_where_the_suite_has_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipped = run(result(problem=Problem(seq_q=256, seq_kv=256), status=Status.SKIPPED))
+    figures = {"error": {"int8": 0.008}, "bytes": {"fp32": 4096, "int8": 1152}}
+    probed = result([1e-3], problem=Problem(seq_q=8), facts={"probes": {"quantisation": figures}})
+    monkeypatch.setattr(sweep, "run", lambda *_, **__: FinishedSweep(run=skipped, ending=Ending()))
+    verified = Verification(results=[probed], impossible=(), ending=Ending())
+    monkeypatch.setattr(verify_only, "run", lambda *_, **__: verified)
+    monkeypatch.setattr("attnbench.cli.running.find_max_seq", lambda *_: [])
+    assert cli.invoke(["claims", "--device", "cpu:threads=1"]) == 0
+    assert "C10" in capsys.readouterr().out
