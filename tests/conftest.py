@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -24,21 +25,27 @@ settings.register_profile(
 )
 settings.register_profile("random", settings.get_profile("attnbench"), derandomize=False)
 settings.load_profile("attnbench")
+NUMBERS = itertools.count()
 # A shell starts background jobs with SIGINT ignored, and so would be the Ctrl-C of a test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing of the user's shell reaches a test."""
+def surroundings(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nothing of the user's shell reaches a test. A folder is made only for a test that asks for one."""
+    base = tmp_path_factory.getbasetemp()
+    own = "tmp_path" in request.fixturenames
+    folder = request.getfixturevalue("tmp_path") if own else base / f"untouched-{next(NUMBERS)}"
     foreign = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_BASE_REF", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"}
     for name in [name for name in os.environ if name.startswith("ATTNBENCH_") or name in foreign]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("ATTNBENCH_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("ATTNBENCH_RESULTS", str(folder / "results"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     # One cache for the whole session: what one test compiled, another need not compile again.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(facts, "STRICT", True)

@@ -71,9 +71,18 @@ def light(commands: tuple[Command, ...], blocked: tuple[str, ...] = BLOCKED) -> 
     }
 
 
+def of_run(folder: Path) -> tuple[Command, ...]:
+    return ("show", str(folder)), ("show", str(folder), "--json"), ("report", str(folder))
+
+
+def without_torch(folder: Path) -> Outcomes:
+    """The outcomes of all light commands, in one process."""
+    return light((*COMMANDS, *of_run(folder)))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_the_command_runs_without_torch(command):
-    done = light(COMMANDS)[command]
+def test_the_command_runs_without_torch(command, stored_run):
+    done = without_torch(stored_run)[command]
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -84,15 +93,15 @@ def test_help_loads_nothing_that_is_slow(command):
 
 
 def test_a_stored_run_is_shown_and_reported_without_torch(stored_run):
-    commands = (("show", str(stored_run)), ("show", str(stored_run), "--json"), ("report", str(stored_run)))
-    for done in light(commands).values():
+    outcomes = without_torch(stored_run)
+    for done in map(outcomes.__getitem__, of_run(stored_run)):
         assert done.returncode == 0, done.stderr
         assert done.stdout
     assert (Path(stored_run) / "report" / "report.md").is_file()
 
 
-def test_a_dry_run_plans_every_cell_once():
-    lines = [json.loads(line) for line in light(COMMANDS)[DRY_RUN].stdout.splitlines()]
+def test_a_dry_run_plans_every_cell_once(stored_run):
+    lines = [json.loads(line) for line in without_torch(stored_run)[DRY_RUN].stdout.splitlines()]
     assert len([line for line in lines if line["type"] == "case"]) == 3 * 2 * 2
     assert lines[-1]["type"] == "summary"
     assert lines[-1]["cases"] == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -74,25 +75,29 @@ def changed(q, k, v, causal=False, scale=None):
 unchanged = changed
 """
 DEVICE = "cpu:threads=1"
+HOME = os.environ.get("HOME", "")
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
     """The tests that are started here run in no worker of pytest-xdist, wherever they are started from."""
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+    for name in (
+        "PYTEST_XDIST_WORKER",
+        "PYTEST_XDIST_WORKER_COUNT",
+        "PYTEST_XDIST_TESTRUNUID",
+        "USERPROFILE",
+        "PY_COLORS",
+    ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", HOME)  # workers with the variables of other tests are forks of the same process
 
 
 def case(backend: str, seq: int = 32) -> str:
     return f"b1 h2 q{seq} kv{seq} d64 causal fp32 fwd {backend}"
 
 
-def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-p", "no:xdist", *arguments)
-
-
 def run_here(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """In this process, which takes a fifth of the time; for sessions that end before anything is measured."""
+    """In this process, which takes a fifth of the time, and whose workers are forks of one process."""
     return pytester.runpytest_inprocess("-p", "no:xdist", *arguments)
 
 
@@ -104,7 +109,9 @@ def the_run(folder: Path) -> run_directory.Run:
 @pytest.mark.workers
 def test_a_suite_is_measured_and_told_to_pytest_benchmark(pytester: pytest.Pytester) -> None:
     pytester.makefile(".toml", small=SUITE)
-    done = run(pytester, "small.toml", "-k", "q64", "--attnbench-out", "kept", "--benchmark-json", "told.json", "-v")
+    done = run_here(
+        pytester, "small.toml", "-k", "q64", "--attnbench-out", "kept", "--benchmark-json", "told.json", "-v"
+    )
     done.assert_outcomes(passed=2, deselected=2)
     done.stdout.fnmatch_lines(["*attnbench measures 2 cases of small, 1 restarts*", f"*{case('naive', 64)}*PASSED*"])
     measured = {result.case.backend: result for result in the_run(pytester.path / "kept").results}
@@ -136,7 +143,7 @@ def test_a_marked_test_runs_for_each_case_of_ones_own_kernels(pytester: pytest.P
             assert "my_kernel.py:attend" in attnbench_case.label
         """,
     )
-    done = run(pytester, "test_mine.py", "--benchmark-disable")
+    done = run_here(pytester, "test_mine.py", "--benchmark-disable")
     done.assert_outcomes(passed=1, failed=2, skipped=1)
     done.stdout.fnmatch_lines(["*incorrect: *max |error|*", "*crashed: *exited with code 3: giving up*"])
     done.stdout.fnmatch_lines(["the worker's last lines:", "  giving up"])

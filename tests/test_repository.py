@@ -44,7 +44,8 @@ def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
 
 def test_every_module_opens_with_a_sentence() -> None:
     def opening(path: Path) -> str:
-        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
+        text = re.match(r'(?:#.*\n|\s)*"""(.*?)"""', path.read_text(), re.DOTALL)
+        return text[1].strip().partition("\n\n")[0] if text else ""
 
     package = [path for path in files(".py") if path.is_relative_to(ROOT / "attnbench")]
     assert names([path for path in package if not opening(path).endswith((".", ":", "`"))]) == []

@@ -27,7 +27,7 @@ from attnbench.report.formats import markdown
 from attnbench.report.pages.page import report_data
 from attnbench.units import about
 from tests.conftest import Command
-from tests.records.test_run_directory import stored
+from tests.records.samples import stored
 from tests.samples import result
 from tests.simulated_runner import SimulatedRunner
 

@@ -12,7 +12,7 @@ from attnbench.records import run_directory
 from attnbench.records.result import Status
 from tests.conftest import Command
 from tests.golden.made import measured, refused
-from tests.records.test_run_directory import stored
+from tests.records.samples import stored
 from tests.samples import result
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from attnbench import cli
 from attnbench.records.result import Result
-from tests.records.test_run_directory import stored
+from tests.records.samples import stored
 from tests.studies.test_predict import results, with_memory
 
 

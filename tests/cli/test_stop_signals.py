@@ -18,7 +18,7 @@ from attnbench.cli import stop_signals
 from attnbench.cli.running import named_at_once
 from attnbench.cli.stop_signals import StopSignals
 from tests.cli.started import HELD, LONG, Started
-from tests.records.test_run_directory import stored
+from tests.records.samples import stored
 from tests.waiting import wait_for_end
 
 ROOT = Path(__file__).parents[2]

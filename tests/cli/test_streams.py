@@ -72,11 +72,11 @@ def test_the_exit_code_holds_in_every_state(name, state, folder):
 
 @pytest.mark.parametrize(("redirection", "code"), [(">&-", 2), (">/dev/full", 2), ("2>&-", 0), ("| true", 0)])
 def test_a_process_has_these_codes_too(redirection, code):
-    command = f"{sys.executable} -m attnbench show {RUN} {redirection}; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m attnbench list masks {redirection}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code
     assert done.stderr.count("\n") == (code == 2)
-    assert "run:" in done.stdout or redirection != "2>&-"
+    assert "causal" in done.stdout or redirection != "2>&-"
 
 
 def test_pictures_have_other_shades_where_the_encoding_lacks_them(attnbench_command):

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench.attention.choices import Mode
 from attnbench.attention.problem import Problem
 from attnbench.errors import NotComparableError, SchemaError, StoreError
 from attnbench.records import run_directory, run_writer
 from attnbench.records.arm import Arm
-from attnbench.records.case import Case
-from attnbench.records.result import Cause, Environment, Procedure, Result, Sample, Status, TimedBlock, Timing, sample
+from attnbench.records.result import Cause, Environment, Procedure, Result, Sample, Status, TimedBlock, Timing
 from attnbench.records.run_directory import Manifest
 from attnbench.records.run_writer import RunWriter
 from attnbench.studies.dispatch_table import Dispatch
+from tests.records.samples import NOW, lengths, manifest, result, stored
 from tools.schemas import schemas, write
 
 ROOT = Path(__file__).parents[2]
-NOW = datetime(2026, 11, 21, 0, 15, tzinfo=UTC)
-
-
-def manifest(**fields: Any) -> Manifest:
-    usual = {
-        "schema_version": run_directory.VERSION,
-        "attnbench": "0.1.0",
-        "created_at": NOW.isoformat(),
-        "suite": "quick",
-    }
-    return Manifest(**(usual | {"fingerprint": "abc"} | fields))
-
-
-def result(seq: int, backend: str = "naive", status: Status = Status.OK, **fields: Any) -> Result:
-    case = Case(problem=Problem(seq_q=seq, mask="causal"), backend=backend, mode=Mode.FWD)
-    arm = Arm(backend=backend, device="cpu:threads=1")
-    samples = (
-        {"time": sample("s", [1e-3, 1.1e-3], (TimedBlock(round=0, position=1, readings=2),))} if status == "ok" else {}
-    )
-    return Result(case=case, case_id=case.id, arm=arm, status=status, samples=samples, **fields)
-
-
-def stored(directory: Path, *results: Result, **fields: Any) -> Path:
-    with RunWriter(directory, manifest(**fields)) as writer:
-        writer.append(results)
-    return directory
-
-
-def lengths(directory: Path) -> list[int]:
-    return [result.case.problem.seq_q for result in run_directory.read(directory).results]
 
 
 @pytest.fixture

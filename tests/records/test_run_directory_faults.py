@@ -17,12 +17,19 @@ import pytest
 from attnbench.errors import LockedError, StoreError
 from attnbench.records import run_directory, run_writer
 from attnbench.records.run_writer import RunWriter
-from tests.records.test_run_directory import lengths, manifest, result, stored
+from tests.records.samples import lengths, manifest, result, stored
+
+IMPORTS = """
+import os, resource, sys
+from attnbench.errors import StoreError
+from attnbench.records.result import Environment
+from tests.records.samples import *
+"""
 
 
 def script(body: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """A separate process that can use the functions of this file."""
-    text = "import os, resource, sys\nfrom tests.records.test_run_directory import *\n" + textwrap.dedent(body)
+    text = IMPORTS + textwrap.dedent(body)
     surroundings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
         [sys.executable, "-B", "-c", text, *map(str, arguments)],  # -B: a limit of file sizes would cut modules off

@@ -9,7 +9,7 @@ import pytest
 from attnbench.errors import NotComparableError
 from attnbench.records import run_directory
 from attnbench.records.run_writer import RunWriter
-from tests.records.test_run_directory import manifest, result, stored
+from tests.records.samples import manifest, result, stored
 
 
 def test_a_machine_is_its_fingerprint_and_its_node() -> None:

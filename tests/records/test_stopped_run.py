@@ -10,7 +10,7 @@ import pytest
 
 from attnbench.records import results_file, run_directory
 from attnbench.records.result import Procedure, Status
-from tests.records.test_run_directory import manifest, result, stored
+from tests.records.samples import manifest, result, stored
 
 
 @pytest.mark.parametrize("large", [False, True])

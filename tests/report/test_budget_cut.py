@@ -19,7 +19,7 @@ from attnbench.report.formats import markdown
 from attnbench.report.pages.page import report_data
 from attnbench.report.terminal import pivot_table
 from tests import samples
-from tests.records.test_run_directory import stored
+from tests.records.samples import stored
 from tests.report.test_answer import BUDGET, WRONG, case, of
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from attnbench.report.pages.page import Page, PageCell, PageTable
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from jinja2.runtime import Context
 
 CASES = "cases"  # name of the page that print leaves out
 THEMES = ("auto", "light", "dark", "print")
@@ -102,8 +104,9 @@ def page(
     sections = _sections(pages, known)
     tables = [block for section in sections for block in section.blocks if isinstance(block, html_table.TableView)]
     figures = [block for section in sections for block in section.blocks if isinstance(block, FigureView)]
-    return _template(known).render(
+    return _template().render(
         answer=answer, sections=sections, title=title, theme=theme, files=files,
+        mark_up=_sentence(known), color=_color(known), key=lambda arm: _key(known[arm]),
         used_colors=sorted({look.color.name for look in known.values()}),
         suggestions=[page for page in pages if page.empty and page.hint],
         table_css=Markup("\n").join(table.css for table in tables),
@@ -119,19 +122,21 @@ def fragment(sentences: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str
     return "".join(f"<p>{escape(line)}</p>" for line in sentences) + f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _template(known: Mapping[str, Look]) -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+@cache
+def _template() -> Template:
+    """Compiled once; what depends on the arms of a page is passed to it."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 
     environment = Environment(
         loader=PackageLoader("attnbench.report.formats", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"sentence": _sentence(known), "times": _times, "breakable": _breakable}
+    environment.filters |= {"sentence": pass_context(_in_sentence), "times": _times, "breakable": _breakable}
     environment.globals |= {
         "version": __version__, "terms": TERMS, "max_lines": MAX_LINES, "max_grid_rows": MAX_GRID_ROWS,
         "max_open_rows": MAX_OPEN_ROWS, "max_entries": MAX_ENTRIES, "max_text": html_table.CLIP,
-        "whole": quantities.whole, "color": _color(known), "bar_width": _bar_width, "grid_arms": _grid_arms,
-        "key": lambda arm: _key(known[arm]), "light_colors": light_colors(), "dark_colors": dark_colors(),
+        "whole": quantities.whole, "bar_width": _bar_width, "grid_arms": _grid_arms,
+        "light_colors": light_colors(), "dark_colors": dark_colors(),
     }  # fmt: skip
     return environment.get_template("report.html.j2")
 
@@ -260,6 +265,11 @@ def _sentence(arms: Iterable[str]) -> Callable[[str], Markup]:
         return f"<code>{match[1]}</code>" if match[1] else f"<bdi>{match[0]}</bdi>"
 
     return sentence
+
+
+def _in_sentence(context: Context, text: str) -> Markup:
+    """The filter of the page that is being written."""
+    return Markup(context["mark_up"](text))
 
 
 def _breakable(name: str) -> Markup:
