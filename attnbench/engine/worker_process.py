@@ -33,6 +33,7 @@ START_LIMIT_S = 120.0  # for Python and torch, which run before any code of the 
 LOG_BYTES = 1024**2  # of the end of a worker's output
 MAX_LOG = 4_000  # characters of it that are stored with a failure
 STACK_LIMIT_S = 5.0  # for the stack of a worker that does not answer
+LOG_LIMIT_S = 5.0  # for the rest of the output of a process that ended: a grandchild may hold the pipe open
 FATAL = "Fatal Python error:"  # as faulthandler prints it
 _CHUNK = 1 << 16
 ROOT = str(Path(__file__).parents[2])  # of this attnbench
@@ -69,7 +70,7 @@ class Log:
 
     def text(self) -> str:
         """The end of the output of a process that ended."""
-        self._thread.join(timeout=5.0)  # no longer: a grandchild may hold the pipe open
+        self._thread.join(timeout=LOG_LIMIT_S)
         return self.text_so_far()
 
     def text_so_far(self) -> str:
@@ -213,6 +214,7 @@ class Worker:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self.fail(Status.CRASHED, f"{phase}: closed its pipe and lives on")
+        self.kill()  # what it has started may hold the pipe of its output open
         if code == -signal.SIGKILL and _system_oom_kills() > self._kills:
             self.fail(Status.OOM, f"{phase}: the system ran out of memory and killed the worker")
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

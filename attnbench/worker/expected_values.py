@@ -206,27 +206,15 @@ def _row_runs(seq_q: int, seed: int, budget_s: float, seconds: Callable[[Span], 
     return tuple(sorted(drawn))
 
 
-@lru_cache(maxsize=4)
 def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None], float]:
-    """Predicted seconds of one group of a sequence, from the time of a small problem of the same kind here.
-
-    Measured once for all distributions of the inputs of a problem, which follow each other.
-    """
+    """Predicted seconds of one group of a sequence, from the time of a small problem of the same kind here."""
     sharing = problem.heads // problem.kv_heads
     rows = min(problem.seq_q, 128)
     keys = min(problem.seq_kv, 2**16 // rows)
 
     def probe(seq_q: int, seq_kv: int) -> float:
         shape = {"batch": 1, "heads": min(sharing, 4), "kv_heads": 1, "seq_q": seq_q, "seq_kv": seq_kv}
-        small = replace(problem, **shape, mask="none", lengths=(), requests="", shared_prefix="")
-        tensors = inputs.make(small, 0)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            for _ in group_outputs(small, mode, tensors, (0, 0), None):
-                pass
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return _probed_s(replace(problem, **shape, mask="none", lengths=(), requests="", shared_prefix=""), mode)
 
     fixed = probe(1, 1)
     per_logit = probe(rows, keys) / (rows * keys * min(sharing, 4))
@@ -235,3 +223,16 @@ def _predictor(problem: Problem, mode: Mode) -> Callable[[int, list[Span] | None
         return fixed + sharing * per_logit * computed_logits(problem, sequence, spans)
 
     return seconds
+
+
+@lru_cache(maxsize=16)
+def _probed_s(small: Problem, mode: Mode) -> float:
+    """Seconds of a group of a small problem here: measured once for all problems of the same kind and size."""
+    tensors = inputs.make(small, 0)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in group_outputs(small, mode, tensors, (0, 0), None):
+            pass
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -106,7 +106,7 @@ def test_a_request_ends_at_the_timeout_or_at_the_end_of_the_budget(
 @pytest.mark.parametrize(("backend", "status"), [("zentorch", Status.UNAVAILABLE), ("my.py:f", Status.CRASHED)])
 def test_a_library_that_was_built_for_other_cpus_is_unavailable(backend: str, status: Status) -> None:
     worker = cast("Any", Worker.__new__(Worker))
-    worker._backend, worker._kills, worker.terminate = backend, 0, lambda: None
+    worker._backend, worker._kills, worker.kill, worker.terminate = backend, 0, lambda: None, lambda: None
     worker._process = SimpleNamespace(wait=lambda timeout: -signal.SIGILL)
     worker._log = SimpleNamespace(end=lambda: "")
     with pytest.raises(WorkerFailedError) as failure:

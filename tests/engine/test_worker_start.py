@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from attnbench.engine import worker_start
-from attnbench.engine.worker_process import Worker, WorkerFailedError
+from attnbench.engine import worker_process, worker_start
+from attnbench.engine.worker_process import Log, Worker, WorkerFailedError
 from attnbench.records.arm import Arm
 from attnbench.records.result import Status
 from attnbench.worker import fork_server
@@ -117,7 +117,18 @@ def test_what_ended_a_fork_is_known() -> None:
             worker._process.send_signal(signal.SIGUSR1)  # its number may be that of another process now
 
 
-def test_what_a_crashed_fork_has_started_is_killed(tmp_path: Path) -> None:
+def test_what_a_crashed_fork_has_started_is_killed_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, complete = Log.text, list[bool]()
+
+    def end(log: Log) -> str:
+        written = text(log)
+        complete.append(not log._thread.is_alive())
+        return written
+
+    monkeypatch.setattr(Log, "text", end)
+    monkeypatch.setattr(worker_process, "LOG_LIMIT_S", 60.0)  # a busy machine is slow
     kernel = """
 import os, signal, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -130,6 +141,8 @@ def attend(q, k, v, *, causal, scale): ...
     worker = Worker(Arm(backend=f"{tmp_path}/kernel.py:attend", device="cpu:threads=1"), (), 0, tmp_path / "log")
     with pytest.raises(WorkerFailedError, match="died of SIGKILL"):
         worker.open(timeout_s=600)
+    assert complete
+    assert all(complete)  # its child did not hold the pipe open
     child = next(line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("child"))
     wait_for_end([int(child.split()[1])])
 
@@ -216,9 +229,19 @@ def test_a_worker_is_killed_while_its_server_imports(monkeypatch: pytest.MonkeyP
     assert worker._process.wait() == -signal.SIGKILL
 
 
+def test_the_imports_of_the_server_count_for_each_of_its_workers() -> None:
+    first = opened()
+    second = opened()
+    first.terminate()
+    second.terminate()
+    assert first.import_s is not None
+    assert second.import_s is not None
+    assert isinstance(second._process, worker_start.ForkedProcess)
+    assert second.import_s > second._process.shared_s > 0.0
+
+
 def test_idle_servers_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_start, "OWN_MODULES", ())
-    worker_start.end_all()
+    monkeypatch.setattr(worker_start, "START_S", 0.01)  # they are killed while they import, as after 0.2 s
     used = opened()
     for number in range(worker_start.MAX_SERVERS + 2):
         monkeypatch.setenv("OF_THIS_TEST", str(number))
@@ -229,14 +252,3 @@ def test_idle_servers_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     used.terminate()
     worker_start.end_all()
     assert not worker_start._servers
-
-
-def test_the_imports_of_the_server_count_for_each_of_its_workers() -> None:
-    first = opened()
-    second = opened()
-    first.terminate()
-    second.terminate()
-    assert first.import_s is not None
-    assert second.import_s is not None
-    assert isinstance(second._process, worker_start.ForkedProcess)
-    assert second.import_s > second._process.shared_s > 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 
 import msgspec
 import pytest
@@ -27,6 +28,14 @@ SHAPES = ({"seq_q": 96}, {"seq_q": 40, "seq_kv": 88}, {"seq_q": 33, "seq_kv": 1}
 MASKS = ("none", "causal", "causal+window:20")
 
 
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory):
+    """Expected values of both passes by problem and distribution, computed once for all kernels."""
+    return cache(
+        lambda problem, distribution: expected(problem, tmp_path_factory.mktemp("truth"), distribution=distribution)
+    )
+
+
 def expected(problem, folder, mode=Mode.FWD_BWD, distribution="normal", budget_s=60.0):
     expected_values.compute(problem, mode, 5, distribution, folder, budget_s)
     return expected_values.load(folder)
@@ -48,11 +57,11 @@ def sdpa(problem, q, k, v, scale=None, mask=None):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("distribution", ["normal", "peaked"])
-def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribution, tmp_path):
-    for number, mask in enumerate(MASKS):
+def test_right_kernels_pass_forward_and_backward(kernel, dtype, shape, distribution, truths):
+    for mask in MASKS:
         problem = Problem(heads=4, kv_heads=2, head_dim=32, dtype=dtype, mask=mask, **shape)
         tensors = inputs.make(problem, 5, distribution)
-        truth = expected(problem, tmp_path / str(number), distribution=distribution)
+        truth = truths(problem, distribution)
         nothing = transformations.identity(problem, gradients=True)
         allowed = transformations.freedom(problem, gradients=True)
         for change in (nothing, *(transformations.step(problem, allowed, seed, nothing) for seed in range(2))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def test_a_worker_that_will_need_gradients_makes_a_first_backward_pass_when_it_o
     assert passes == ([(torch.ones(1) * 2,)] if gradients else [])
 
 
-def test_plain_backends_follow_one_another_in_one_process(tmp_path: Path) -> None:
-    driver = Driver("naive", tmp_path)
+def test_plain_backends_follow_one_another_in_one_process() -> None:
+    driver = Driver("naive")
     assert driver.opened.changes_backend
     for name in ("sdpa:math", "naive", "sdpa:flash"):
         driver.case = Case(problem=driver.case.problem, backend=name)
@@ -72,10 +73,34 @@ def time_for_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_checks, "CHECKS_S", 60.0)
 
 
+FOLDERS: list[Path] = []  # of the expected values of this module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folder_of_expected_values(tmp_path_factory: pytest.TempPathFactory) -> None:
+    FOLDERS[:] = [tmp_path_factory.mktemp("expected")]
+
+
+@cache
+def expected(problem: Problem, mode: Mode) -> dict[str, str]:
+    """The folders of expected values by inputs, which an oracle computes once for all tests."""
+    oracle = WorkerSession()
+    oracle.answer(protocol.OpenWorker())
+    folders = {}
+    for name in ("normal", "peaked"):
+        folders[name] = str(FOLDERS[0] / f"{len(list(FOLDERS[0].iterdir()))}")
+        oracle.answer(
+            protocol.ComputeExpected(
+                problem=problem, mode=mode, seed=0, inputs=name, directory=folders[name], budget_s=60
+            )
+        )
+    return folders
+
+
 class Driver:
     """A session with a kernel of tests/misbehaving.py or of a file, driven as the engine drives a worker."""
 
-    def __init__(self, function: str, folder: Path, mode: Mode = Mode.FWD, **fields: Any) -> None:
+    def __init__(self, function: str, mode: Mode = Mode.FWD, **fields: Any) -> None:
         backend = (
             function
             if function == "naive" or ":" in function
@@ -83,7 +108,7 @@ class Driver:
         )
         problem = Problem(**{"seq_q": 16, "heads": 2, "head_dim": 16, **fields})
         self.case, self.procedure = Case(problem=problem, backend=backend, mode=mode), Procedure(block_s=1e-3)
-        self.folder, self.session = folder, WorkerSession()
+        self.session = WorkerSession()
         self.opened = self.session.answer(protocol.OpenWorker(backend=backend, device="cpu:threads=1"))
 
     def verify(self, brief: bool = False) -> protocol.CaseVerified:
@@ -92,23 +117,11 @@ class Driver:
         return reply
 
     def verify_or_fail(self, brief: bool = False) -> protocol.AnyReply:
-        inputs = {"normal": self.folder / "normal", "peaked": self.folder / "peaked"}
-        oracle = WorkerSession()
-        oracle.answer(protocol.OpenWorker())
-        for name, directory in inputs.items():
-            request = protocol.ComputeExpected(
-                problem=self.case.problem,
-                mode=self.case.mode,
-                seed=0,
-                inputs=name,
-                directory=str(directory),
-                budget_s=60,
-            )
-            oracle.answer(request)
+        inputs = expected(self.case.problem, self.case.mode)
         self.prepared = self.session.answer(protocol.PrepareCase(case=self.case, procedure=self.procedure))
-        peaked = "" if brief else str(inputs["peaked"])
+        peaked = "" if brief else inputs["peaked"]
         return self.session.answer(
-            protocol.VerifyCase(directory=str(inputs["normal"]), peaked_directory=peaked, brief=brief, seed=next(SEEDS))
+            protocol.VerifyCase(directory=inputs["normal"], peaked_directory=peaked, brief=brief, seed=next(SEEDS))
         )
 
     def time(self, blocks: int = 5) -> protocol.CaseVerified:
@@ -159,7 +172,7 @@ def test_state_that_a_file_sets_for_its_process_makes_no_right_kernel_wrong(
     line: str, change: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sets_state.py").write_text(RIGHT + line)
-    driver = Driver(f"{tmp_path}/sets_state.py:attend", tmp_path, Mode.FWD_BWD)
+    driver = Driver(f"{tmp_path}/sets_state.py:attend", Mode.FWD_BWD)
     reply = driver.verify()
     assert reply.ok, reply.reason
     assert change in reply.changed_state
@@ -171,7 +184,7 @@ def test_state_that_a_file_sets_for_its_process_makes_no_right_kernel_wrong(
 def test_a_wrong_kernel_that_sets_state_is_told_what_it_set(tmp_path: Path) -> None:
     source = RIGHT.replace("    return F.", "    return 2 * F.") + "torch.set_default_dtype(torch.bfloat16)"
     (tmp_path / "wrong_and_sets.py").write_text(source)
-    reply = Driver(f"{tmp_path}/wrong_and_sets.py:attend", tmp_path).verify()
+    reply = Driver(f"{tmp_path}/wrong_and_sets.py:attend").verify()
     assert not reply.ok
     assert "settings of the process: default dtype: float32 -> bfloat16" in reply.reason
 
@@ -194,7 +207,7 @@ def test_a_wrong_kernel_with_pages_is_told_what_it_set_and_not_what_attnbench_se
     file: str, line: str, tmp_path: Path
 ) -> None:
     (tmp_path / file).write_text(WRONG_IN_PAGES + line)
-    reply = Driver(f"{tmp_path}/{file}:attend", tmp_path, page_size=16).verify()
+    reply = Driver(f"{tmp_path}/{file}:attend", page_size=16).verify()
     assert not reply.ok
     assert reply.changed_state == (("grad mode: True -> False",) if line else ())
     assert reply.reason.endswith("settings of the process: grad mode: True -> False") == bool(line)
@@ -202,13 +215,13 @@ def test_a_wrong_kernel_with_pages_is_told_what_it_set_and_not_what_attnbench_se
 
 def test_a_kernel_that_sets_the_threads_in_every_call_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sets_threads.py").write_text(RIGHT)
-    driver = Driver(f"{tmp_path}/sets_threads.py:sets_threads", tmp_path)
+    driver = Driver(f"{tmp_path}/sets_threads.py:sets_threads")
     with pytest.raises(AssertionError, match="every call changes a setting that belongs to the arm: threads: 1 -> 2"):
         driver.verify()
 
 
-def test_a_setting_that_every_call_changes_is_named_with_the_failure_that_it_may_have_caused(tmp_path: Path) -> None:
-    driver = Driver("naive", tmp_path)
+def test_a_setting_that_every_call_changes_is_named_with_the_failure_that_it_may_have_caused() -> None:
+    driver = Driver("naive")
     assert driver.verify().ok
     case = driver.session._prepared_case()
     case.state._changes_of_arm["threads"] = "1 -> 2"
@@ -223,17 +236,15 @@ def test_a_score_function_whose_file_sets_state_changes_no_reference(tmp_path: P
         "import torch\ntorch.set_default_dtype(torch.bfloat16)\ndef dot(q, k): return q @ k.mT\n"
     )
     score = parse_score(f"{tmp_path}/score_sets.py:dot")
-    reply = Driver("naive", tmp_path, score=score).verify()
+    reply = Driver("naive", score=score).verify()
     assert reply.ok, reply.reason
 
 
 @pytest.mark.parametrize("phase", range(8))
-def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(
-    phase: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(phase: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests import misbehaving
 
-    driver = Driver("wrong_in_eighth", tmp_path)
+    driver = Driver("wrong_in_eighth")
     misbehaving._calls = itertools.count(1, 8)  # right so far
     assert driver.verify(brief=True).ok
     for request in (protocol.SettleCase(), *[protocol.TimeBlock()] * 5):
@@ -251,28 +262,26 @@ def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found(
 
 
 @pytest.mark.parametrize("phase", range(0, 8, 3))
-def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found_by_its_verification_alone(
-    phase: int, tmp_path: Path
-) -> None:
+def test_a_kernel_that_is_wrong_in_every_eighth_call_is_found_by_its_verification_alone(phase: int) -> None:
     from tests import misbehaving
 
-    driver = Driver("wrong_in_eighth", tmp_path)
+    driver = Driver("wrong_in_eighth")
     misbehaving._calls = itertools.count(phase)
     assert not driver.verify().ok
 
 
-def test_a_call_that_is_wrong_by_chance_on_stressing_inputs_is_not_blamed_on_their_values(tmp_path: Path) -> None:
+def test_a_call_that_is_wrong_by_chance_on_stressing_inputs_is_not_blamed_on_their_values() -> None:
     from tests import misbehaving
 
     misbehaving._calls = itertools.count(7)  # preparation, then peaked inputs
-    reply = Driver("wrong_in_eighth", tmp_path).verify()
+    reply = Driver("wrong_in_eighth").verify()
     assert reply.reason.startswith("some calls, as one on peaked inputs that is right when it is repeated: out: ")
 
 
 def test_a_case_that_was_verified_in_full_before_has_fewer_calls_after_its_rounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    driver = Driver("right", tmp_path)
+    driver = Driver("right")
     calls, looked = [], list[bool]()
     for brief in (False, True):
         driver.verify(brief=True)
@@ -290,8 +299,8 @@ def test_a_case_that_was_verified_in_full_before_has_fewer_calls_after_its_round
     assert looked == [False]  # for a memory of inputs
 
 
-def test_a_call_that_is_judged_again_counts_once(tmp_path: Path) -> None:
-    driver = Driver("right", tmp_path)
+def test_a_call_that_is_judged_again_counts_once() -> None:
+    driver = Driver("right")
     driver.verify(brief=True)
     checks = driver.session._checks
     assert checks
@@ -299,16 +308,16 @@ def test_a_call_that_is_judged_again_counts_once(tmp_path: Path) -> None:
     assert checks.calls == 1
 
 
-def test_a_kernel_that_is_wrong_in_one_call_of_eight_at_random_is_found(tmp_path: Path) -> None:
-    driver = Driver("wrong_at_random", tmp_path)
+def test_a_kernel_that_is_wrong_in_one_call_of_eight_at_random_is_found() -> None:
+    driver = Driver("wrong_at_random")
     reply = driver.verify(brief=True)
     assert not (reply.ok and driver.time(blocks=100).ok)  # a miss has a probability of 1e-6
 
 
-def test_a_wrong_output_of_one_block_is_found_though_all_later_ones_are_right(tmp_path: Path) -> None:
+def test_a_wrong_output_of_one_block_is_found_though_all_later_ones_are_right() -> None:
     from tests import misbehaving
 
-    driver = Driver("wrong_while_set", tmp_path)
+    driver = Driver("wrong_while_set")
     assert driver.verify().ok
     driver.session.answer(protocol.SettleCase())
     misbehaving.wrong_now.set()
@@ -320,8 +329,8 @@ def test_a_wrong_output_of_one_block_is_found_though_all_later_ones_are_right(tm
 
 
 @pytest.mark.parametrize("function", ["right", "rounds_differently"])
-def test_right_kernels_pass_the_checks_of_further_calls(function: str, tmp_path: Path) -> None:
-    driver = Driver(function, tmp_path, seq_q=13, dtype="fp32")
+def test_right_kernels_pass_the_checks_of_further_calls(function: str) -> None:
+    driver = Driver(function, seq_q=13, dtype="fp32")
     assert driver.verify().ok
     assert driver.time().ok
     checks = driver.session._checks
@@ -329,11 +338,11 @@ def test_right_kernels_pass_the_checks_of_further_calls(function: str, tmp_path:
     assert checks.calls >= output_checks.MIN_IN_A_ROW
 
 
-def test_the_kernel_of_sdpa_is_the_named_one_in_every_step(tmp_path: Path) -> None:
+def test_the_kernel_of_sdpa_is_the_named_one_in_every_step() -> None:
     """Which kernel runs is a setting of the process. The math kernel has scores and weights in memory."""
     peaks = {}
     for name in ("math", "flash"):
-        driver = Driver(f"sdpa:{name}", tmp_path / name, seq_q=128)
+        driver = Driver(f"sdpa:{name}", seq_q=128)
         assert driver.verify().ok
         assert driver.time().ok
         memory = driver.session.answer(protocol.MeasureMemory())
@@ -347,8 +356,8 @@ REPEATS = f"; {output_checks.REPEATED}"
 
 
 @pytest.mark.parametrize("kernel", ["math", "flash"])
-def test_the_switches_by_which_sdpa_chooses_a_kernel_are_no_change_of_a_setting(kernel: str, tmp_path: Path) -> None:
-    driver = Driver(f"sdpa:{kernel}", tmp_path)
+def test_the_switches_by_which_sdpa_chooses_a_kernel_are_no_change_of_a_setting(kernel: str) -> None:
+    driver = Driver(f"sdpa:{kernel}")
     reply = driver.verify(brief=True)
     assert (reply.ok, reply.changed_state) == (True, ())
     assert isinstance(driver.prepared, protocol.CasePrepared)
@@ -380,9 +389,9 @@ REMEMBERING = {
 
 
 @pytest.mark.parametrize("function", REMEMBERING)
-def test_a_kernel_that_remembers_or_leaves_work_out_is_not_timed(function: str, tmp_path: Path) -> None:
+def test_a_kernel_that_remembers_or_leaves_work_out_is_not_timed(function: str) -> None:
     status, words = REMEMBERING[function]
-    driver = Driver(function, tmp_path, seq_q=64)  # so many tokens can be shifted in many ways
+    driver = Driver(function, seq_q=64)  # so many tokens can be shifted in many ways
     reply = driver.verify_or_fail()
     if isinstance(reply, protocol.CaseVerified) and reply.ok:
         reply = driver.time()
@@ -390,15 +399,15 @@ def test_a_kernel_that_remembers_or_leaves_work_out_is_not_timed(function: str, 
     assert (reply.status if isinstance(reply, protocol.RequestFailed) else Status.INCORRECT) is status
 
 
-def test_a_cached_output_is_named_in_the_rounds_too(tmp_path: Path) -> None:
-    driver = Driver("last_output", tmp_path)
+def test_a_cached_output_is_named_in_the_rounds_too() -> None:
+    driver = Driver("last_output")
     assert driver.verify(brief=True).ok  # as in a restart: a single call
     assert driver.time().reason.endswith(REPEATS)
 
 
 @pytest.mark.parametrize("function", ["zeros", "mean_of_v", "wrong_later"])
-def test_other_wrong_outputs_are_not_called_cached(function: str, tmp_path: Path) -> None:
-    driver = Driver(function, tmp_path)
+def test_other_wrong_outputs_are_not_called_cached(function: str) -> None:
+    driver = Driver(function)
     reply = driver.verify()
     assert "cache" not in (driver.time() if reply.ok else reply).reason
 
@@ -410,7 +419,7 @@ def test_other_wrong_outputs_are_not_called_cached(function: str, tmp_path: Path
 def test_a_check_on_new_inputs_finds_what_single_calls_hide(
     function: str, ok: bool, words: str, tmp_path: Path
 ) -> None:
-    driver = Driver(function, tmp_path, seq_q=64)
+    driver = Driver(function, seq_q=64)
     assert driver.verify().ok
     assert driver.time().ok
     oracle = WorkerSession()
