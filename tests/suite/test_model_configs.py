@@ -187,19 +187,31 @@ def test_every_known_model_type_makes_a_valid_suite_or_is_refused(tmp_path: Path
     assert {"llama", "bert", "clip_vision_model", "t5", "qwen2_vl"}.isdisjoint(refused)
 
 
+LAYERED = (LayerRule.PERIOD, LayerRule.PERIOD_FIRST, LayerRule.MAX_WINDOW_LAYERS, LayerRule.OFFSET, LayerRule.CYCLE)
+
+
 @cache
-def published_configs() -> dict[str, Any]:
-    """The config of each known model type with attention, as transformers makes it without any field."""
+def published_configs(layered: bool) -> dict[str, Any]:
+    """The config of each known model type with attention, as transformers makes it without any field.
+
+    `layered`: only of those whose kinds of layers follow a rule. The import of all takes seconds.
+    """
     mapping = pytest.importorskip("transformers").CONFIG_MAPPING
-    known = (name for name, entry in types.table().items() if entry.kind is not types.Kind.REFUSED)
+    table = types.table()
+    known = (name for name, entry in table.items() if entry.kind is not types.Kind.REFUSED)
     # Making the docstrings of the classes takes most of the time of their imports.
     with patch("transformers.utils.auto_docstring", lambda kind=None, **_: kind or (lambda each: each)):
-        return {name: mapping[name]() for name in known if name in mapping}
+        return {
+            name: mapping[name]()
+            for name in known
+            if name in mapping and (not layered or table[name].layers in LAYERED)
+        }
 
 
-def test_the_defaults_are_those_of_transformers() -> None:
-    configs = published_configs()
-    assert len(configs) > 150
+@pytest.mark.parametrize(("layered", "fewest"), [(True, 20), pytest.param(False, 150, marks=pytest.mark.slow)])
+def test_the_defaults_are_those_of_transformers(layered: bool, fewest: int) -> None:
+    configs = published_configs(layered=layered)
+    assert len(configs) > fewest
     for name, config in configs.items():
         values = type(config).default_config_fields()
         for field, value in types.table()[name].defaults.items():
@@ -209,12 +221,10 @@ def test_the_defaults_are_those_of_transformers() -> None:
 
 
 def test_the_kinds_of_layers_are_those_of_transformers() -> None:
-    rules = (LayerRule.PERIOD, LayerRule.PERIOD_FIRST, LayerRule.MAX_WINDOW_LAYERS, LayerRule.OFFSET, LayerRule.CYCLE)
-    configs = published_configs()
-    names = [name for name in configs if types.table()[name].layers in rules]
-    assert len(names) > 20
-    for name in names:
-        published, model_type = configs[name].layer_types, types.table()[name]
+    configs = published_configs(layered=True)
+    assert len(configs) > 20
+    for name, config in configs.items():
+        published, model_type = config.layer_types, types.table()[name]
         layers = layers_of(Fields({"num_hidden_layers": len(published)}, model_type.defaults, ""), model_type)
         kinds = dict.fromkeys(LAYER_OF[layer] for layer in published)
         assert (name, layers) == (name, [layer for layer in kinds if layer is not Layer.NONE])
