@@ -88,12 +88,17 @@ def _extremes(drawn: Draw, influences: Floats) -> tuple[float, float]:
 def _spread(drawn: Draw, influences: Floats, noise: Floats) -> tuple[float, float] | None:
     """The variance and its degrees of freedom; None where one drawn step or one round gives none."""
     sampled, certain = influences[drawn.certain :], noise[: drawn.certain]
-    rounds = np.isfinite(certain).sum(axis=1)
-    if len(sampled) == 1 or (rounds < 2).any():
+    if len(sampled) == 1:
         return None
-    squares = np.where(np.isfinite(certain), certain - mean(certain)[:, None], 0.0) ** 2
-    of_rounds = squares.sum(axis=1) / (rounds - 1) / rounds
-    variance, doubt = float(of_rounds.sum()), float((of_rounds**2 / (rounds - 1)).sum())
+    variance = doubt = 0.0
+    if len(certain):
+        finite = np.isfinite(certain)
+        rounds = finite.sum(axis=1)
+        if (rounds < 2).any():
+            return None
+        squares = np.where(finite, certain - mean(certain)[:, None], 0.0) ** 2
+        of_rounds = squares.sum(axis=1) / (rounds - 1) / rounds
+        variance, doubt = float(of_rounds.sum()), float((of_rounds**2 / (rounds - 1)).sum())
     if drawn.sizes:
         pooled = _groups(drawn.sizes, MIN_POOLED)
         squares = (sampled - np.repeat(pooled.sums(sampled) / pooled.sizes, pooled.sizes)) ** 2

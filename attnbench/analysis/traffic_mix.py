@@ -43,14 +43,15 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
 def mix(steps: TrafficSteps, drawn: Draw | None = None, times_s: Floats | None = None) -> Mix:
     """The mix by predicted seconds of all steps; with a draw also by its measured seconds, [drawn steps, rounds]."""
     octaves = np.floor(np.log2(np.maximum(steps.context, 1))).astype(int)
+    measured = None if drawn is None or times_s is None else _measured(drawn, times_s)
 
     def parts(places: Integers) -> Iterator[tuple[int, MixPart]]:
         """The steps of each place, in order."""
         counts, predicted_s = np.bincount(places), np.bincount(places, steps.predicted_s)
         for place in np.flatnonzero(counts).tolist():
             part = MixPart(steps=int(counts[place]), predicted_s=float(predicted_s[place]))
-            if drawn is not None and times_s is not None and (inside := places[drawn.steps] == place).any():
-                part = _measured(part, inside, drawn, times_s)
+            if measured is not None and (inside := places[measured.drawn.steps] == place).any():
+                part = measured.fill(part, inside)
             yield place, part
 
     replace = msgspec.structs.replace
@@ -67,15 +68,28 @@ def measured_as(part: MixPart, other: MixPart | None) -> MixPart:
     return msgspec.structs.replace(part, drawn=other.drawn, measured_s=other.measured_s, share=other.share)
 
 
-def _measured(part: MixPart, inside: Booleans, drawn: Draw, times_s: Floats) -> MixPart:
-    """The part with its measured seconds and share. inside: [drawn steps], whether they are of this part."""
+class _Measured(msgspec.Struct, frozen=True):
+    """The drawn steps with their times."""
+
+    drawn: Draw
+    logs: Floats  # [drawn steps, rounds]
+    seconds: Floats  # [drawn steps], of the trace
+    total_s: float
+
+    def fill(self, part: MixPart, inside: Booleans) -> MixPart:
+        """The part with its measured seconds and share. inside: [drawn steps], whether they are of this part."""
+        of_part, count = np.where(inside, self.seconds, 0.0), int(np.count_nonzero(inside))
+        measured_s = float(of_part.sum())
+        influences = of_part / measured_s - self.seconds / self.total_s
+        share = interval(self.drawn, measured_s / self.total_s, influences, influences[:, None] * self.logs)
+        if (len(self.drawn.strata) and count < MIN_STEPS) or share.high is None:
+            share = msgspec.structs.replace(share, low=None, high=None)
+        else:
+            share = msgspec.structs.replace(share, high=min(share.high, 1.0))
+        return msgspec.structs.replace(part, drawn=count, measured_s=measured_s, share=share)
+
+
+def _measured(drawn: Draw, times_s: Floats) -> _Measured:
     logs = logarithms(times_s)
     seconds = drawn.weights * np.exp(mean(logs))
-    of_part, count = np.where(inside, seconds, 0.0), int(inside.sum())
-    influences = of_part / of_part.sum() - seconds / seconds.sum()
-    share = interval(drawn, float(of_part.sum() / seconds.sum()), influences, influences[:, None] * logs)
-    if (len(drawn.strata) and count < MIN_STEPS) or share.high is None:
-        share = msgspec.structs.replace(share, low=None, high=None)
-    else:
-        share = msgspec.structs.replace(share, high=min(share.high, 1.0))
-    return msgspec.structs.replace(part, drawn=count, measured_s=float(of_part.sum()), share=share)
+    return _Measured(drawn, logs, seconds, float(seconds.sum()))

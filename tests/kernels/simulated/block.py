@@ -37,8 +37,9 @@ class Misuse(Fault):
 
 def join(mine: Clock, other: Clock) -> None:
     """All that is in the past of `other` is in the past of `mine`."""
+    get = mine.get
     for agent, tick in other.items():
-        if mine.get(agent, 0) < tick:
+        if get(agent, 0) < tick:
             mine[agent] = tick
 
 
@@ -74,7 +75,6 @@ class Operation:
     agent: Agent
     perform: Callable[[], None]
     queue: Queue | None = None
-    done: bool = False
 
 
 @dataclass
@@ -82,6 +82,12 @@ class Queue:
     """Operations that end in the order in which they began, and that one waits for by their number."""
 
     begun: list[Operation] = field(default_factory=list)  # and not waited for
+    ended: int = 0  # how many of these
+
+    @property
+    def next(self) -> Operation:
+        """That which ends next."""
+        return self.begun[self.ended]
 
 
 @dataclass
@@ -113,7 +119,7 @@ class Partition:
     thread: Any = None
     products: Queue = field(default_factory=Queue)
     sends: Queue = field(default_factory=Queue)
-    awaits: Callable[[], bool] = lambda: True
+    awaits: Callable[[], bool] | None = None  # None: it can go on
     what: str = ""
 
 
@@ -143,7 +149,7 @@ class Block:
         self.under_way.append(operation)
         if queue is not None:
             queue.begun.append(operation)
-        self.until(lambda: True, "")
+        self.until(None, "")
         return operation
 
     def run(self, functions: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
@@ -153,8 +159,8 @@ class Block:
             agent = self.agent(f"{function.__name__} {place}", self.main.agent.clock)
             partitions.append(Partition(agent, greenlet(partial(function, *arguments))))
         while True:
-            able = [one for one in partitions if not one.thread.dead and one.awaits()]
-            ready = [one for one in self.under_way if one.queue is None or self._next(one.queue) is one]
+            able = [one for one in partitions if (one.awaits is None or one.awaits()) and not one.thread.dead]
+            ready = [one for one in self.under_way if one.queue is None or one.queue.next is one]
             if not able and not ready:
                 break
             if ready and (not able or self.async_when == "early" or (self.async_when == "random" and self._coin())):
@@ -171,28 +177,26 @@ class Block:
                 raise Misuse(f"{one.agent.name} ended before its copies or products did")
             join(self.main.agent.clock, one.agent.clock)
 
-    @staticmethod
-    def _next(queue: Queue) -> Operation:
-        return next(one for one in queue.begun if not one.done)
-
     def _coin(self) -> bool:
         return self.random.random() < 0.4
 
     def _finish(self, operation: Operation) -> None:
         operation.perform()
-        operation.done = True
+        if operation.queue is not None:
+            operation.queue.ended += 1
         self.under_way.remove(operation)
 
     def finish(self, queue: Queue, pending: int, what: str) -> None:
         """Wait for all of a queue but the last `pending`; what they did comes before what this partition does next."""
-        over = queue.begun[: max(0, len(queue.begun) - pending)]
-        self.until(lambda: all(one.done for one in over), what)
-        for one in over:
+        count = max(0, len(queue.begun) - pending)
+        self.until(lambda: queue.ended >= count, what)
+        for one in queue.begun[:count]:
             join(self.current.agent.clock, one.agent.clock)
-        del queue.begun[: len(over)]
+        del queue.begun[:count]
+        queue.ended -= count
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Let others run until the condition holds; they may run in any case."""
+    def until(self, condition: Callable[[], bool] | None, what: str) -> None:
+        """Let others run until the condition holds, if there is one; they may run in any case."""
         self.current.awaits, self.current.what = condition, what
         getcurrent().parent.switch()
 

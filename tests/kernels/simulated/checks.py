@@ -179,18 +179,18 @@ def packed(lengths: list[int], spare: int) -> Tensor:
 
 
 def problems() -> Iterator[tuple[Shape, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
-    """Those that every seeded bug must be noticed by."""
-    yield Shape(), None, None
-    yield Shape(right=0, long_first=True, stages=1), None, None
-    yield Shape(left=20, right=30, pingpong=False), None, None
-    yield Shape(left=50), None, None
-    yield Shape(seq_q=260, seq_kv=260, right=0, programs=1, stages=3, resident=2), None, None
+    """Those that every seeded bug must be noticed by; first the short ones that few other problems stand in for."""
+    yield Shape(dtype=torch.float8_e4m3fn, right=0), None, None
     listed = packed([70, 3, 120], 20)
     shape = Shape(seq_q=213, seq_kv=213, programs=1, block_kv=32)
     q, k, v = drawn(shape)
     k[:, :, 193:], v[:, :, 193:] = torch.nan, torch.nan
     yield shape, listed, (q, k, v)
-    yield Shape(dtype=torch.float8_e4m3fn, right=0), None, None
+    yield Shape(left=20, right=30, pingpong=False), None, None
+    yield Shape(left=50), None, None
+    yield Shape(), None, None
+    yield Shape(right=0, long_first=True, stages=1), None, None
+    yield Shape(seq_q=260, seq_kv=260, right=0, programs=1, stages=3, resident=2), None, None
 
 
 def notices(module: Any, passes: Collection[str] = PASSES, seeds: int = 3) -> str:

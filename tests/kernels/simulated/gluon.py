@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,31 +18,27 @@ class Int(int):
 
 
 def _arithmetic(name: str) -> None:
-    compute = getattr(operator, name)
+    """As `int` computes it, which has no answer where the other is no integer."""
+    compute, divides, reflected = getattr(int, name), name.endswith(("floordiv__", "mod__")), name.startswith("__r")
 
     def method(self: Int, other: Any) -> Any:
-        return _checked(name, compute, self, other)
-
-    def reflected(self: Int, other: Any) -> Any:
-        return _checked(name, compute, other, self)
+        if divides and isinstance(other, int):
+            left, right = (other, self) if reflected else (self, other)
+            if left < 0 or right <= 0:
+                raise Misuse(f"{left} and {right} divide otherwise on a GPU")
+        found = compute(self, other)
+        if found is NotImplemented:
+            return found
+        if -(2**31) < found < 2**31:
+            return Int(found)
+        raise Misuse(f"{self} and {other}: beyond 32 bits")
 
     setattr(Int, name, method)
-    setattr(Int, name.replace("__", "__r", 1), reflected)
 
 
-def _checked(name: str, compute: Any, left: Any, right: Any) -> Any:
-    if not isinstance(left, int) or not isinstance(right, int):
-        return NotImplemented
-    if name in ("__floordiv__", "__mod__") and (left < 0 or right <= 0):
-        raise Misuse(f"{left} and {right} divide otherwise on a GPU")
-    found = compute(int(left), int(right))
-    if abs(found) >= 2**31:
-        raise Misuse(f"{left} and {right}: beyond 32 bits")
-    return Int(found)
-
-
-for _name in ("__add__", "__sub__", "__mul__", "__floordiv__", "__mod__", "__and__", "__xor__"):
-    _arithmetic(_name)
+for _name in ("add", "sub", "mul", "floordiv", "mod", "and", "xor"):
+    _arithmetic(f"__{_name}__")
+    _arithmetic(f"__r{_name}__")
 
 
 class Launch:
@@ -191,7 +186,7 @@ def arrive(barriers: Barriers, count: int = 1) -> None:
     agent.tick()
     barrier.pending -= count
     barrier.settle()
-    Launch.now.block.until(lambda: True, "")
+    Launch.now.block.until(None, "")
 
 
 def expect(barriers: Barriers, size: int) -> None:
