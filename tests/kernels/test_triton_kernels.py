@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 INTERPRETED = HERE / "interpreted"
-QUICK = (("pairs", "cached"), ("memory", "packed", "serving", "ragged"))  # two processes of nearly the same length
+QUICK = ("pairs", "cached", "memory", "packed", "serving", "ragged")
 SLOW = (
     ("attention",),
     ("pairs", "cached", "together"),
@@ -34,9 +34,8 @@ def run_apart(tmp_path: Path, *arguments: object, interpreted: bool) -> str:
     return "" if done.returncode == 0 else done.stdout[-8000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("names", QUICK, ids=lambda names: names[0])
-def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path, names: tuple[str, ...]) -> None:
-    files = [INTERPRETED / f"{name}.py" for name in names]
+def test_the_kernels_are_right_in_the_interpreter(tmp_path: Path) -> None:
+    files = [INTERPRETED / f"{name}.py" for name in QUICK]  # in one process, for its start takes seconds
     assert not run_apart(tmp_path, *files, "-m", "not slow", interpreted=True)
 
 
