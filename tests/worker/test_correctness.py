@@ -227,9 +227,16 @@ def test_the_keys_of_expected_values_are_those_that_other_versions_read(tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    ("rate", "inputs_"),
+    [
+        (0.1, "peaked"),
+        (0.5, "normal"),
+        pytest.param(0.1, "normal", marks=pytest.mark.slow),
+        pytest.param(0.5, "peaked", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ["naive", "sdpa:math"])
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-@pytest.mark.parametrize("inputs_", ["normal", "peaked"])
 def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs_):
     problem = Problem(batch=2, heads=8, seq_q=240, seq_kv=256, head_dim=16, mask="causal", dropout=rate)
     expected = expected_values.compute(problem, Mode.FWD_BWD, 0, inputs_, tmp_path, 30.0)

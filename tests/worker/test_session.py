@@ -171,8 +171,10 @@ def sets_threads(q, k, v, *, causal, scale):
 def test_state_that_a_file_sets_for_its_process_makes_no_right_kernel_wrong(
     line: str, change: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "sets_state.py").write_text(RIGHT + line)
-    driver = Driver(f"{tmp_path}/sets_state.py:attend", Mode.FWD_BWD)
+    # A module by the name of an earlier one would count as replaced, and be put back around each call.
+    file = tmp_path / f"{tmp_path.name}.py"
+    file.write_text(RIGHT + line)
+    driver = Driver(f"{file}:attend", Mode.FWD_BWD)
     reply = driver.verify()
     assert reply.ok, reply.reason
     assert change in reply.changed_state
