@@ -237,10 +237,10 @@ def test_the_keys_of_expected_values_are_those_that_other_versions_read(tmp_path
     ],
 )
 @pytest.mark.parametrize("name", ["naive", "sdpa:math"])
-def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs_):
+def test_dropout_is_judged_by_its_mean_and_variance(truths, name, rate, inputs_):
     problem = Problem(batch=2, heads=8, seq_q=240, seq_kv=256, head_dim=16, mask="causal", dropout=rate)
-    expected = expected_values.compute(problem, Mode.FWD_BWD, 0, inputs_, tmp_path, 30.0)
-    tensors = inputs.make(problem, 0, inputs_)
+    truth = truths(problem, inputs_)
+    tensors = inputs.make(problem, 5, inputs_)
     leaves = [tensor.requires_grad_() for tensor in (tensors.q, tensors.k, tensors.v)]
 
     def outputs(of):
@@ -251,7 +251,7 @@ def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs
 
     torch.manual_seed(0)
     for _ in range(20):
-        judged = correctness.judge(expected, outputs(problem))
+        judged = correctness.judge(truth, outputs(problem))
         assert judged.ok, judged.reason
     wrong = {
         "none at all": (replace(problem, dropout=0.0), 1.0, "variance"),
@@ -261,12 +261,12 @@ def test_dropout_is_judged_by_its_mean_and_variance(tmp_path, name, rate, inputs
     }
     for of, factor, hint in wrong.values():
         scaled = {key: tensor * factor for key, tensor in outputs(of).items()}
-        judged = correctness.judge(expected, scaled)
+        judged = correctness.judge(truth, scaled)
         assert not judged.ok
         assert re.search(hint, judged.reason)
     broken = outputs(problem)
     broken["out"][1, 2, 5] = 30.0
-    assert "a row is off" in correctness.judge(expected, broken).reason
+    assert "a row is off" in correctness.judge(truth, broken).reason
 
 
 def of_requests(**changes):
