@@ -240,10 +240,21 @@ def test_backends_that_compute_requests_read_shared_pages(name: str, problem: Pr
     check_output(name, problem)
 
 
-@settings(deadline=None)
-@given(problems(masks=("none", "causal")))
-def test_cascade_computes_what_the_formula_says(problem: Problem) -> None:
-    check_output("sdpa:cascade", problem)
+def check_cascade(examples: int) -> None:
+    @settings(deadline=None, max_examples=examples)
+    @given(problems(masks=("none", "causal")))
+    def check_one(problem: Problem) -> None:
+        check_output("sdpa:cascade", problem)
+
+    check_one()
+
+
+few_and_many = pytest.mark.parametrize("examples", [40, pytest.param(100, marks=pytest.mark.slow)])
+
+
+@few_and_many
+def test_cascade_computes_what_the_formula_says(examples: int) -> None:
+    check_cascade(examples)
 
 
 def bottom_right(
@@ -260,14 +271,14 @@ def bottom_right(
     return (out, logits.logsumexp(-1).flatten(1, 2).float(), *[None] * 7)
 
 
-@settings(deadline=None)
-@given(problem=problems(masks=("none", "causal")))
-def test_cascade_by_the_kernel_for_cuda_computes_what_the_formula_says(problem: Problem) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", bottom_right)
-        of_cuda = cascade.kernel("cuda")
-        patch.setattr(cascade, "kernel", lambda _: of_cuda)
-        check_output("sdpa:cascade", problem)
+@few_and_many
+def test_cascade_by_the_kernel_for_cuda_computes_what_the_formula_says(
+    examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", bottom_right)
+    of_cuda = cascade.kernel("cuda")
+    monkeypatch.setattr(cascade, "kernel", lambda _: of_cuda)
+    check_cascade(examples)
 
 
 def test_the_merge_of_two_parts_is_attention_to_both() -> None:
