@@ -25,17 +25,32 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.workers
-def test_what_a_kill_and_a_sigterm_leave_is_completed_by_a_resume(tmp_path, monkeypatch, attnbench_command):
+def test_what_a_kill_leaves_is_completed_by_a_resume(tmp_path, monkeypatch, attnbench_command):
+    command = Started(tmp_path, "run", *HELD)
+    command.wait_until_held()
+    monkeypatch.chdir(tmp_path)
+    refused = attnbench_command("run", *HELD, "-o", str(command.run))
+    assert refused.returncode == 2
+    assert f"process {command.process.pid}" in refused.stderr
+    command.kill()
+    assert (before := command.stored).count(b"\n") == 4
+    with (command.run / "results.jsonl").open("ab") as file:
+        file.write(b'{"case": {"problem": {"seq_q": 64')
+    command.go_on()
+    done = attnbench_command("run", "--resume", str(command.run))
+    assert done.returncode == 0, done.stderr
+    assert command.stored.startswith(before)
+    keys = {(record["case_id"], record["arm"]["backend"]) for record in map(json.loads, command.stored.splitlines())}
+    assert command.stored.count(b"\n") == len(keys) == 8
+
+
+@pytest.mark.workers
+@pytest.mark.slow
+def test_a_run_that_was_killed_and_continued_stops_at_a_sigterm(tmp_path):
     first = Started(tmp_path, "run", *HELD)
     first.wait_until_held()
-    monkeypatch.chdir(tmp_path)
-    refused = attnbench_command("run", *HELD, "-o", str(first.run))
-    assert refused.returncode == 2
-    assert f"process {first.process.pid}" in refused.stderr
     first.kill()
-    assert (before := first.stored).count(b"\n") == 4
-    with (first.run / "results.jsonl").open("ab") as file:
-        file.write(b'{"case": {"problem": {"seq_q": 64')
+    before = first.stored
     second = Started(tmp_path, "run", *HELD)
     second.wait_until_held()
     assert list(second.temporary.glob("attnbench-*"))
@@ -46,11 +61,6 @@ def test_what_a_kill_and_a_sigterm_leave_is_completed_by_a_resume(tmp_path, monk
     assert "naive" in stdout
     assert re.search(rf"4 of 8 cases not measured\nrun: .*\nnext: attnbench run --resume {first.run}\n", stdout)
     assert second.stored == before
-    done = attnbench_command("run", "--resume", str(first.run))
-    assert done.returncode == 0, done.stderr
-    assert second.stored.startswith(before)
-    keys = {(record["case_id"], record["arm"]["backend"]) for record in map(json.loads, second.stored.splitlines())}
-    assert second.stored.count(b"\n") == len(keys) == 8
 
 
 @pytest.mark.workers

@@ -16,7 +16,15 @@ from attnbench.backends import torch_sdpa
 from attnbench.records.case import Case
 from attnbench.records.result import Procedure, Status
 from attnbench.suite.readers import parse_score
-from attnbench.worker import memory_of_inputs, output_checks, process_settings, protocol, session, verification
+from attnbench.worker import (
+    memory_of_inputs,
+    output_checks,
+    process_settings,
+    protocol,
+    session,
+    unfinished_outputs,
+    verification,
+)
 from attnbench.worker.session import WorkerSession
 
 
@@ -68,9 +76,10 @@ SEEDS = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def time_for_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough on a busy machine."""
+    """Enough on a busy machine. No kernel here finishes a wrong output later."""
     monkeypatch.setattr(output_checks, "VERIFYING_S", 60.0)
     monkeypatch.setattr(output_checks, "CHECKS_S", 60.0)
+    monkeypatch.setattr(unfinished_outputs, "LATE_S", 0.0)
 
 
 FOLDERS: list[Path] = []  # of the expected values of this module
