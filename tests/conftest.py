@@ -25,7 +25,7 @@ settings.register_profile(
 )
 settings.register_profile("random", settings.get_profile("attnbench"), derandomize=False)
 settings.load_profile("attnbench")
-NUMBERS = itertools.count()
+UNUSED = itertools.count()  # numbers of folders that are never made
 # A shell starts background jobs with SIGINT ignored, and so would be the Ctrl-C of a test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,7 +38,7 @@ def surroundings(
     """Nothing of the user's shell reaches a test. A folder is made only for a test that asks for one."""
     base = tmp_path_factory.getbasetemp()
     own = "tmp_path" in request.fixturenames
-    folder = request.getfixturevalue("tmp_path") if own else base / f"untouched-{next(NUMBERS)}"
+    folder = request.getfixturevalue("tmp_path") if own else base / f"unused-{next(UNUSED)}"
     foreign = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_BASE_REF", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"}
     for name in [name for name in os.environ if name.startswith("ATTNBENCH_") or name in foreign]:
         monkeypatch.delenv(name)

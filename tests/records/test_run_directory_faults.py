@@ -28,7 +28,7 @@ from tests.records.samples import *
 
 
 def script(body: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """A separate process that can use the functions of this file."""
+    """A separate process that can use the functions of tests/records/samples.py."""
     text = IMPORTS + textwrap.dedent(body)
     surroundings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
