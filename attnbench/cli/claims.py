@@ -44,6 +44,7 @@ def claims(
 
     shared = options.global_options(context)
     if run:
+        options.refuse_beside(context, f"claims --run {run}", ("run", "progress", "json"))
         return _show(output.load(run), [], [], [], json)
     request = msgspec.structs.replace(request, suites=(study.SUITE,))
     stored, interrupted = running.measure(prepare(request), shared, progress, "claims")

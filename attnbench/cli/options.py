@@ -270,6 +270,15 @@ def typed(group: OptionGroup, leave_out: Collection[str] = ()) -> list[str]:
     return words
 
 
+def refuse_beside(context: typer.Context, reader: str, taken: Collection[str]) -> None:
+    """Raise UsageError if the command line has an option that a command which only reads would ignore."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE" and name not in taken:
+            raise UsageError(f"{reader} reads a stored run, and takes no {max(parameter.opts, key=len)}: leave it out")
+
+
 class GlobalOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options before the command, and the application that parsed them."""
 

@@ -50,12 +50,13 @@ def scaling(
     from attnbench.studies.scaling import DEFAULT_SUITE
 
     shared = options.global_options(context)
+    if run:
+        options.refuse_beside(context, f"scaling --run {run}", ("run", "progress", "json"))
+        return _show(output.load(run), json)
     request = msgspec.structs.replace(request, timeout=request.timeout or ("20s" if find_max_seq else "60s"))
     if find_max_seq:
         engine_options.refuse(how, "--find-max-seq", "probes the memory of this machine")
         return _max_seq(request, json, quiet=shared.quiet)
-    if run:
-        return _show(output.load(run), json)
     with engine_options.prepared(how, request, DEFAULT_SUITE) as (planned, start):
         stored, interrupted = running.measure(planned, shared, progress, "scaling", start, options.typed(how))
     code = output.after_study(stored, _show(stored, json))

@@ -101,7 +101,8 @@ def prepare(
     if not planned.cases:
         filters = [name for name in ("only", "skip", "shard") if getattr(request, name)]
         if filters:
-            raise UsageError(f"nothing is left to run: --{', --'.join(filters)} exclude every case")
+            named, verb = " and ".join(f"--{name}" for name in filters), "excludes" if len(filters) == 1 else "exclude"
+            raise UsageError(f"nothing is left to run: {named} {verb} every case")
         if request.backend == "libraries":
             raise UsageError(f"--backend libraries: none is installed for {', '.join(kinds)}: see attnbench doctor")
         raise UsageError(f"suite {suites[0].name} has no table for {', '.join(kinds)}")

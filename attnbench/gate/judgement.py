@@ -154,20 +154,24 @@ def _hidden(cases: Sequence[Evidence], verdicts: Sequence[Verdict], gate: GateRe
 
 
 def _user_noise(cases: Sequence[Evidence], gate: GateRecord) -> list[str]:
-    """A note for each class of duration of users' kernels: the runs behind its noise floor, and what is used."""
+    """Notes on users' kernels by class of duration: the runs behind its noise floor, and what is used without enough."""
     of_class = {entry.shortest_s: entry for entry in gate.noise.user}
     measured = [case for case in cases if case.backend in gate.noise.user_backends]
-    notes = []
+    notes, few = [], {}
     for shortest in sorted({noise_floor.class_of(case.base_s) for case in measured}):
-        entry = of_class.get(shortest)
-        name = f"noise of users' kernels, calls {noise_floor.class_name(shortest)}"
+        entry, name = of_class.get(shortest), noise_floor.class_name(shortest)
         if entry and entry.factor:
-            notes.append(f"{name}: {_noise(entry.factor, entry.runs, 'such kernels')}")
+            noise = _noise(entry.factor, entry.runs, "such kernels")
+            notes.append(f"noise of users' kernels, calls {name}: {noise}")
         else:
-            times = _times_normal(gate.noise.factor)
-            used = f"that of the libraries' kernels is used, {times:.1f} times" if times > 1 else "it is taken as"
-            known = f"{_aa_runs(entry.runs if entry else 0)} of such kernels, {noise_floor.ENOUGH} are needed"
-            notes.append(f"{name}: {known}; {used} normal")
+            few[name] = entry.runs if entry else 0
+    if few:
+        times = _times_normal(gate.noise.factor)
+        used = f"that of the libraries' kernels is used, {times:.1f} times" if times > 1 else "it is taken as"
+        *others, last = few.values()
+        known = "".join(f"{number}, " for number in others) + _aa_runs(last)
+        needed = f"{known} of such kernels, {noise_floor.ENOUGH} are needed"
+        notes.append(f"noise of users' kernels, calls {', '.join(few)}: {needed}; {used} normal")
     return notes
 
 

@@ -243,8 +243,8 @@ def _why_open(tested: _Tested) -> str:
     )
     left = significance.until_next_look(restarts)
     if left and not tested.is_too_noisy:
-        so_far = units.change(math.expm1(change.value))
-        return f"{so_far} so far, after {restarts} restarts: {left} more may settle it, with a longer --budget"
+        so_far = f"{units.change(math.expm1(change.value))} so far, after {restarts} restarts"
+        return f"{so_far}: {left} more may settle it, in a gate with more time (--budget)"
     if change.low > tested.tolerance:
         too = "imprecise" if tested.margin > tested.largest else "little"
         return f"slower by {low} to {hidden}, too {too} for a test of all cases: repeat it with --case"

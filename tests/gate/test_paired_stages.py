@@ -202,7 +202,7 @@ def test_no_further_restart_is_announced_once_the_budget_cut_all_of_a_look(
     assert observer.reasons[:2] == ["", f"2 more restarts of {slow}, undecided after 4"]
     assert observer.notes == [f"the budget ended before 2 more restarts of {slow}"]
     (reason,) = [each.reason for each in ended.judgement.verdicts if (each.metric, each.label) == ("time_s", slow)]
-    assert reason.endswith(" so far, after 4 restarts: 2 more may settle it, with a longer --budget")
+    assert reason.endswith(" so far, after 4 restarts: 2 more may settle it, in a gate with more time (--budget)")
 
 
 def test_a_gate_that_measured_nothing_names_a_budget_that_suffices(

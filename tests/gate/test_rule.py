@@ -255,7 +255,9 @@ def test_a_slowdown_that_is_certain_alone_may_be_too_small_for_a_test_of_all_cas
 def test_a_case_whose_restarts_the_budget_cut_is_not_called_too_noisy():
     (verdict,) = rule.verdicts([case(effects=(0.6, 1.2, 1.9, 2.6))], NO_NOISE)
     assert rule.next_step([case(effects=(0.6, 1.2, 1.9, 2.6))], NO_NOISE).restarts == 2
-    assert verdict.reason.endswith(" so far, after 4 restarts: 2 more may settle it, with a longer --budget")
+    assert verdict.reason.endswith(
+        " so far, after 4 restarts: 2 more may settle it, in a gate with more time (--budget)"
+    )
 
 
 def test_a_large_slowdown_is_found_however_wide_the_margin():

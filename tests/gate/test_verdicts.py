@@ -206,6 +206,22 @@ def test_without_enough_runs_users_kernels_are_judged_by_the_shared_noise(user: 
     assert "2.0 times normal noise" not in judged.margin_source
 
 
+def test_classes_of_duration_without_enough_runs_share_a_note() -> None:
+    cases = []
+    for place, seconds in enumerate((1e-4, 2e-3, 2e-2, 0.5)):
+        of_time = {"samples": {"time": timed([seconds] * 5)}}
+        of_case = {"n": 64 + place, "backend": "k.py:attend", "base_fields": of_time, "head_fields": of_time}
+        cases += lines(**of_case)
+    user = [{**OWN, "factor": 0.0, "runs": 1}, {**OWN, "shortest_s": 1e-2}]
+    notes = judgement.judge(gated(*cases, floor={**WIDE, "user": user})).notes
+    assert [note for note in notes if note.startswith("noise")] == [
+        "noise of users' kernels, calls under 100 ms: 49.6 times normal noise, the 99th percentile of 20 A/A runs of "
+        "such kernels",
+        "noise of users' kernels, calls under 1.00 ms, under 10.0 ms, over 100 ms: 0, 1, 0 A/A runs of such kernels, "
+        "20 are needed; it is taken as normal",
+    ]
+
+
 def test_a_gate_adds_its_controls_to_the_noise_of_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run = gated(*lines(backend="k.py:attend", twin=1.5), *lines(twin=1.01))

@@ -320,5 +320,5 @@ def test_shards_of_a_plan_are_its_cases() -> None:
 
     parts = [planned(f"{number}/4") for number in range(1, 5)]
     assert sorted(map(str, planned(""))) == sorted(str(each) for part in parts for each in part)
-    with pytest.raises(UsageError, match="nothing is left to run: --shard exclude every case"):
+    with pytest.raises(UsageError, match="nothing is left to run: --shard excludes every case"):
         planned("7/7")
