@@ -154,7 +154,7 @@ def _hidden(cases: Sequence[Evidence], verdicts: Sequence[Verdict], gate: GateRe
 
 
 def _user_noise(cases: Sequence[Evidence], gate: GateRecord) -> list[str]:
-    """Notes on users' kernels by class of duration: the runs behind its noise floor, and what is used without enough."""
+    """Notes on users' kernels by class of duration: runs behind its noise floor, and what is used without it."""
     of_class = {entry.shortest_s: entry for entry in gate.noise.user}
     measured = [case for case in cases if case.backend in gate.noise.user_backends]
     notes, few = [], {}

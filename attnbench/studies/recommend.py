@@ -30,9 +30,15 @@ def dispatch(rows: Sequence[Row], ceilings: CeilingsByDevice = NO_CEILINGS, orig
     wins = Counter(relative_times(group)[0][0].arm_name for group in problems.values())
     failed = failing(rows)
     unsafe = {(*_kind(row), row.backend) for row in rows if row.status.failed or row.impossible}
-    choices = tuple(_choice(group, varied, wins, failed, unsafe) for group in problems.values())
+    choices = sorted((_choice(group, varied, wins, failed, unsafe) for group in problems.values()), key=_order)
     preferred = tuple(preferences(rows, ceilings))
-    return Dispatch(origin=origin, choices=choices, regrets=tuple(_regrets(problems)), preferences=preferred)
+    return Dispatch(origin=origin, choices=tuple(choices), regrets=tuple(_regrets(problems)), preferences=preferred)
+
+
+def _order(choice: Choice) -> list[tuple[float, str]]:
+    """By the axes that vary, numbers by size: a run with several restarts measures in a random order."""
+    values = choice.shape.values()
+    return [(value, "") if isinstance(value, int | float) else (0.0, str(value)) for value in values]
 
 
 def _kind(row: Row) -> tuple[str, ...]:

@@ -97,6 +97,12 @@ def test_regret_is_the_geometric_mean_over_what_runs() -> None:
     assert (by_backend["sdpa:flash"].runs, by_backend["sdpa:flash"].of) == (2, 3)
 
 
+def test_shapes_are_in_order_of_size_whatever_the_order_of_the_run() -> None:
+    shapes = [choice.shape for choice in dispatch(rows(TIMES)[::-1]).choices]
+    assert shapes == [choice.shape for choice in dispatch(rows(TIMES)).choices]
+    assert [shape["seq_q"] for shape in shapes] == sorted(shape["seq_q"] for shape in shapes)
+
+
 def test_whoever_runs_everything_comes_first() -> None:
     (device,) = dispatch(rows(TIMES)).by_device.values()
     assert [regret.backend for regret in device] == ["flex", "naive", "sdpa:flash"]
